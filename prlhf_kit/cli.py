@@ -1,0 +1,112 @@
+"""The command line: a thin door to `runs`, `report` and `figures`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+from prlhf_kit import report, runs
+from prlhf_kit.figures import FIGURES
+from prlhf_kit.record import StageError
+
+RUNS = Path("papermill_runs")
+EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+
+
+def run(args: argparse.Namespace) -> int:
+    """`prlhf run`: every notebook in turn, then the run's index page."""
+    run_dir = args.out / args.run
+    given = dict(args.parameter or [])
+    known = {notebook: runs.defaults(notebook) for notebook in args.notebooks}
+    everything = {name: value for values in known.values() for name, value in values.items()}
+    for name in given:
+        if name not in everything or name == "run_dir":
+            hint = " The run's folder is set with --run and --out." if name == "run_dir" else ""
+            raise runs.RunError(
+                str(runs.unknown_parameter(name, everything, " / ".join(map(str, args.notebooks)))) + hint
+            )
+    plans = {n: {k: v for k, v in given.items() if k in known[n]} for n in args.notebooks}
+    for notebook, parameters in plans.items():  # all of them are checked before any of them runs
+        runs.resolve(notebook, parameters)
+    for notebook, parameters in plans.items():
+        print(f"{notebook.stem} ...", flush=True)
+        record = runs.run_notebook(notebook, run_dir, parameters, args.force)
+        if record["status"] != "completed":
+            report.write_index(run_dir)
+            print(
+                f"{notebook.stem} FAILED: {record['error']}\nrecord: {run_dir / notebook.stem / 'run.json'}",
+                file=sys.stderr,
+            )
+            return EXIT_FAILED
+        how = "unchanged, skipped" if record.get("skipped") else f"{record['seconds']:.0f} s"
+        print(f"{notebook.stem} completed ({how})", flush=True)
+    page = report.write_index(run_dir)
+    for caption, table in report.tables(run_dir, "headline"):
+        print(f"\n{caption}\n{table.to_string(index=False)}")
+    print(f"\nreport: {page.resolve()}")
+    return 0
+
+
+def figures(args: argparse.Namespace) -> int:
+    """`prlhf figures`: re-make a run's figures from its tables, without a model."""
+    args.out.mkdir(parents=True, exist_ok=True)
+    for name, (stage, table, draw) in FIGURES.items():
+        path = args.run_dir / stage / f"{table}.parquet"
+        if not path.is_file():
+            raise runs.RunError(f"{path} is missing. Run notebook {stage} first, or give another run's folder.")
+        draw(pd.read_parquet(path)).savefig(args.out / f"{name}.png", dpi=150, bbox_inches="tight")
+        print(args.out / f"{name}.png")
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """All subcommands and their options."""
+    top = argparse.ArgumentParser(prog="prlhf", description="Personalized RLHF in notebooks, run headlessly.")
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+
+    p = commands.add_parser(
+        "run",
+        help="execute notebooks through papermill",
+        description="Execute notebooks one after the other; unchanged completed stages are skipped.",
+        epilog="example: prlhf run notebooks/03_pdpo_training.ipynb --run mine -p alpha 0.7 -p seed 1",
+    )
+    p.add_argument("notebooks", nargs="+", type=Path, metavar="NOTEBOOK")
+    p.add_argument("-p", "--parameter", nargs=2, action="append", metavar=("NAME", "VALUE"), help="set a parameter")
+    p.add_argument("--run", default="run", metavar="NAME", help="name of the run's folder (default: run)")
+    p.add_argument("--out", type=Path, default=RUNS, metavar="DIR", help=f"where runs are kept (default: {RUNS})")
+    p.add_argument("--force", action="store_true", help="run again, from the start, even if nothing changed")
+    p.set_defaults(action=run)
+
+    p = commands.add_parser(
+        "figures",
+        help="re-make a run's figures from its tables",
+        epilog="example: prlhf figures papermill_runs/demo --out figures",
+    )
+    p.add_argument("run_dir", type=Path)
+    p.add_argument("--out", type=Path, default=Path("figures"))
+    p.set_defaults(action=figures)
+    return top
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point of `prlhf`. Exit codes: 0 done, 1 a notebook failed, 2 wrong usage, 130 interrupted."""
+    args = parser().parse_args(argv)
+    # a batch system's SIGTERM is treated like Ctrl-C, so that the record says what happened
+    signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    try:
+        return args.action(args)
+    except (runs.RunError, StageError) as error:
+        print(f"prlhf: {error}", file=sys.stderr)
+        return EXIT_USAGE
+    except KeyboardInterrupt:
+        print("prlhf: interrupted; the same command resumes", file=sys.stderr)
+        return EXIT_INTERRUPTED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

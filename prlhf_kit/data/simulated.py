@@ -1,0 +1,200 @@
+"""`simulated`: real responses of a real model, preferences of users whose taste is known.
+
+The prompts are ours and the responses were sampled from SmolLM2-135M-Instruct (`make_simulated.py`). A user is a
+weight vector over standardised text attributes (`attributes.py`); the utility of a response is the weighted sum; which
+of two responses is preferred is drawn by Bradley-Terry, P(a over b) = sigmoid((u(a) - u(b)) / temperature). So the
+truth is known: no model can be expected to rank more pairs right than the oracle, mean of max(p, 1 - p).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from datasets import Dataset, DatasetDict
+from scipy.special import expit
+
+from prlhf_kit.data.attributes import ATTRIBUTES, measure_all
+
+PARQUET = Path(__file__).with_name("simulated.parquet")
+
+# Four types: brief or thorough, crossed with sober or warm. Each wish has its opposite, so that what all users have in
+# common is close to nothing. type -> (weights over attributes, what such a person would say)
+TYPES: dict[str, tuple[dict[str, float], str]] = {
+    "brisk": (
+        {"length": -2.0, "warmth": -0.8, "formality": 0.4},
+        "Keep your answers short and matter-of-fact.",
+    ),
+    "cheerful": (
+        {"length": -2.0, "warmth": 0.8, "formality": -0.4},
+        "Keep your answers short, but warm and cheerful.",
+    ),
+    "scholarly": (
+        {"length": 2.0, "warmth": -0.8, "formality": 0.4},
+        "I like long, detailed answers in a sober and formal tone.",
+    ),
+    "chatty": (
+        {"length": 2.0, "warmth": 0.8, "formality": -0.4},
+        "I like long, detailed answers in a warm and friendly tone.",
+    ),
+}
+NOISE = 0.25  # standard deviation of each user's own deviation, per attribute
+
+
+@dataclass(frozen=True)
+class Population:
+    """Simulated users and what they truly like.
+
+    Args:
+        weights: one row a user (index: user id), one column an attribute.
+        groups: user id -> type.
+        mean, std: of each attribute over the shipped responses; utilities are over standardised attributes.
+        temperature: of the Bradley-Terry choice.
+    """
+
+    weights: pd.DataFrame
+    groups: dict[str, str]
+    mean: pd.Series
+    std: pd.Series
+    temperature: float
+
+    def utility(self, user_ids: Iterable[str], texts: Iterable[str]) -> np.ndarray:
+        """True utility of `texts[i]` for `user_ids[i]`: `[n]`, in standard deviations of the attributes."""
+        standardised = (measure_all(texts) - self.mean) / self.std
+        return (standardised.to_numpy() * self.weights.loc[list(user_ids)].to_numpy()).sum(1)
+
+    def preference(self, user_ids: Iterable[str], a: Iterable[str], b: Iterable[str]) -> np.ndarray:
+        """Probability `[n]` that each user prefers `a[i]` to `b[i]` (Bradley-Terry)."""
+        users = list(user_ids)
+        return expit((self.utility(users, a) - self.utility(users, b)) / self.temperature)
+
+    def save(self, path: str | Path) -> None:
+        """Write everything as JSON."""
+        plain = {"weights": self.weights.to_dict("split"), "groups": self.groups, "mean": self.mean.to_dict(),
+                 "std": self.std.to_dict(), "temperature": self.temperature}  # fmt: skip
+        Path(path).write_text(json.dumps(plain))
+
+    @classmethod
+    def load(cls, path: str | Path) -> Population:
+        """Read what `save` wrote."""
+        saved = json.loads(Path(path).read_text())
+        return cls(pd.DataFrame(**saved["weights"]), saved["groups"], pd.Series(saved["mean"]),
+                   pd.Series(saved["std"]), saved["temperature"])  # fmt: skip
+
+    @property
+    def user_ids(self) -> list[str]:
+        return list(self.weights.index)
+
+
+def responses() -> pd.DataFrame:
+    """The shipped responses: `prompt_id`, `prompt`, `response`, `style` (of the request; never an input)."""
+    return pd.read_parquet(PARQUET)
+
+
+def population(users_per_type: int = 3, temperature: float = 0.25, seed: int = 0) -> Population:
+    """Users `brisk-1 ... chatty-3`: their type's weights and a deviation of their own."""
+    if users_per_type < 2 or temperature <= 0:
+        raise ValueError(
+            f"users_per_type={users_per_type}, temperature={temperature}: expected at least 2 users a type (one of "
+            "them is never in training) and a temperature above 0."
+        )
+    rng = np.random.default_rng([seed, 1])
+    rows, groups = {}, {}
+    for name, (weights, _) in TYPES.items():
+        for i in range(1, users_per_type + 1):
+            own = rng.normal(0.0, NOISE, len(ATTRIBUTES))
+            rows[f"{name}-{i}"] = [weights.get(a, 0.0) + own[j] for j, a in enumerate(ATTRIBUTES)]
+            groups[f"{name}-{i}"] = name
+    attributes = measure_all(responses()["response"])
+    weights_table = pd.DataFrame.from_dict(rows, orient="index", columns=list(ATTRIBUTES))
+    return Population(weights_table, groups, attributes.mean(), attributes.std(), temperature)
+
+
+def load(
+    path: str | Path | None = None,
+    *,
+    pairs_per_user: int = 30,
+    test_pairs_per_user: int = 20,
+    adapt_pairs_per_user: int = 8,
+    users_per_type: int = 3,
+    temperature: float = 0.25,
+    seed: int = 0,
+) -> DatasetDict:
+    """The dataset as preference records, with `p_chosen`, the true probability of the stated preference, beside them.
+
+    60% of the prompts are for `train`, 10% for `adapt_unseen`, 30% for the two test splits. The last user of each
+    type is never in training.
+
+    Args:
+        path: not used, the data is embedded; anything but None is refused.
+        pairs_per_user: training pairs of each seen user.
+        test_pairs_per_user: test pairs of each user, seen or unseen.
+        adapt_pairs_per_user: adaptation pairs of each unseen user.
+        users_per_type, temperature, seed: see `population`; the seed also draws prompts, pairs and preferences.
+    """
+    if path is not None:
+        raise ValueError(
+            f"'simulated' is embedded and takes no path, got {str(path)!r}. Load your own data by its name."
+        )
+    people = population(users_per_type, temperature, seed)
+    by_prompt = [g.reset_index(drop=True) for _, g in responses().groupby("prompt_id")]
+    rng = np.random.default_rng([seed, 2])
+    order = rng.permutation(len(by_prompt))
+    cut_train, cut_adapt = int(0.6 * len(order)), int(0.7 * len(order))
+    pools = {"train": order[:cut_train], "adapt": order[cut_train:cut_adapt], "test": order[cut_adapt:]}
+    unseen = {f"{name}-{users_per_type}" for name in TYPES}
+    plan = {
+        "train": ("train", pairs_per_user, lambda user: user not in unseen),
+        "test_seen": ("test", test_pairs_per_user, lambda user: user not in unseen),
+        "test_unseen": ("test", test_pairs_per_user, lambda user: user in unseen),
+        "adapt_unseen": ("adapt", adapt_pairs_per_user, lambda user: user in unseen),
+    }
+    splits = {}
+    for split, (pool, size, wanted) in plan.items():
+        rows: list[dict] = []
+        for user in filter(wanted, people.user_ids):
+            # a user sees each prompt once before any prompt comes back
+            prompts = np.concatenate([rng.permutation(pools[pool]) for _ in range(-(-size // len(pools[pool])))])[:size]
+            for i, prompt in enumerate(prompts):
+                group = by_prompt[prompt]
+                first, second = (group.iloc[j] for j in rng.choice(len(group), 2, replace=False))
+                rows.append({"user_id": user, "prompt": first.prompt, "a": first.response, "b": second.response,
+                             "pair_id": f"{split}-{user}-{i}"})  # fmt: skip
+        splits[split] = _records(pd.DataFrame(rows), people, rng)
+    return DatasetDict(splits)
+
+
+def _records(pairs: pd.DataFrame, people: Population, rng: np.random.Generator) -> Dataset:
+    p = people.preference(pairs.user_id, pairs.a, pairs.b)
+    a_wins = rng.random(len(pairs)) < p
+
+    def said(texts: Iterable[str]) -> list[list[dict[str, str]]]:
+        return [[{"role": "assistant", "content": text}] for text in texts]
+
+    groups = [people.groups[user] for user in pairs.user_id]
+    return Dataset.from_dict(
+        {
+            "pair_id": pairs.pair_id.tolist(),
+            "user_id": pairs.user_id.tolist(),
+            "user_text": [TYPES[group][1] for group in groups],
+            "group": groups,
+            # an empty system message: the embedded model's template would put in a default of its own, a quarter of
+            # each sequence
+            "prompt": [
+                [{"role": "system", "content": ""}, {"role": "user", "content": prompt}] for prompt in pairs.prompt
+            ],
+            "chosen": said(np.where(a_wins, pairs.a, pairs.b)),
+            "rejected": said(np.where(a_wins, pairs.b, pairs.a)),
+            "p_chosen": np.where(a_wins, p, 1 - p),
+        }
+    )
+
+
+def oracle_accuracy(p_chosen: Iterable[float]) -> float:
+    """The best expected accuracy that any model can reach: mean of max(p, 1 - p)."""
+    p = np.asarray(list(p_chosen))
+    return float(np.maximum(p, 1 - p).mean())

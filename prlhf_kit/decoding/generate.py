@@ -1,0 +1,103 @@
+"""Personalised generation: one batch may hold different prompts for different users."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from tqdm.auto import tqdm
+from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+from prlhf_kit.conditioning import embed_with_users
+
+Prompt = list[dict[str, str]]
+
+
+class DecodingError(ValueError):
+    """The request can't be decoded; the message says why and what to do."""
+
+
+def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], device) -> dict[str, torch.Tensor]:
+    """Chat prompts as a left-padded batch: `input_ids`, `attention_mask` and `position_ids`, each `[B, L]`."""
+    for prompt in prompts:
+        if not prompt or not prompt[-1]["content"].strip():
+            raise DecodingError(f"an empty prompt can't be answered: {prompt!r}. Expected messages with text.")
+    batch = tokenizer.apply_chat_template(
+        list(prompts), add_generation_prompt=True, padding=True, padding_side="left",
+        return_dict=True, return_tensors="pt",
+    )  # fmt: skip
+    mask = batch["attention_mask"].to(device)
+    return {
+        "input_ids": batch["input_ids"].to(device),
+        "attention_mask": mask,
+        "position_ids": (mask.cumsum(1) - 1).clamp(min=0),
+    }
+
+
+def check_context(model, prompt_tokens: int, max_new_tokens: int) -> None:
+    """Raise `DecodingError` where prompt, user tokens and answer don't fit into the model's context."""
+    limit = getattr(model.config, "max_position_embeddings", None)
+    if limit is not None and prompt_tokens + max_new_tokens > limit:
+        raise DecodingError(
+            f"a prompt of {prompt_tokens} tokens (user tokens included) and {max_new_tokens} new ones exceed the "
+            f"model's context of {limit}. Shorten the prompt or lower max_new_tokens."
+        )
+
+
+def eos_ids(model, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Token ids that end an answer: those of the generation config and of the tokenizer."""
+    configured = model.generation_config.eos_token_id
+    configured = configured if isinstance(configured, list) else [configured]
+    return sorted({i for i in [*configured, tokenizer.eos_token_id] if i is not None})
+
+
+@torch.inference_mode()
+def generate(
+    model,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Prompt],
+    user_rows: Sequence[int] | None = None,
+    *,
+    batch_size: int = 16,
+    seed: int | None = None,
+    **generation: object,
+) -> list[str]:
+    """Answer `prompts[i]` for the user of row `user_rows[i]`, in batches, with the KV cache.
+
+    Args:
+        model: personalised model; with `user_rows=None`, any causal LM.
+        prompts: chat messages, the last one of role "user".
+        user_rows: `[n]`, 0 = generic user (see `UserIndex.rows`).
+        seed: of sampling, applied before the first batch.
+        generation: what transformers' `generate` takes, e.g. `max_new_tokens=64, do_sample=True, temperature=0.7`.
+
+    Returns:
+        One answer a prompt, without special tokens.
+    """
+    if user_rows is not None and len(user_rows) != len(prompts):
+        raise DecodingError(f"{len(user_rows)} user rows for {len(prompts)} prompts; expected one row a prompt.")
+    if seed is not None:
+        torch.manual_seed(seed)
+    config = GenerationConfig(
+        **{"max_new_tokens": 64, "do_sample": False, **generation},
+        eos_token_id=eos_ids(model, tokenizer), pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    # long and short prompts apart, so that little is spent on padding
+    order = sorted(range(len(prompts)), key=lambda i: sum(len(m["content"]) for m in prompts[i]))
+    answers = [""] * len(prompts)
+    device = model.get_input_embeddings().weight.device
+    for start in tqdm(range(0, len(order), batch_size), desc="generating", disable=None, leave=False):
+        chunk = order[start : start + batch_size]
+        inputs = encode_prompts(tokenizer, [prompts[i] for i in chunk], device)
+        length = inputs["input_ids"].shape[1]
+        if user_rows is not None:
+            inputs = embed_with_users(model, torch.tensor([user_rows[i] for i in chunk]), **inputs)
+            length, start_of_answer = inputs["inputs_embeds"].shape[1], 0  # generate returns new tokens only
+        else:
+            start_of_answer = length
+        check_context(model, length, config.max_new_tokens)
+        del inputs["position_ids"]  # generate counts them from the mask
+        out = model.generate(**inputs, generation_config=config)[:, start_of_answer:]
+        for i, text in zip(chunk, tokenizer.batch_decode(out, skip_special_tokens=True), strict=True):
+            answers[i] = text.strip()
+    return answers

@@ -1,0 +1,107 @@
+"""A personalised model beside its controls: which pairs each ranks right, and the table that sums it up."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from prlhf_kit.data.simulated import oracle_accuracy
+from prlhf_kit.evaluation.metrics import length_direction, ranked_right
+from prlhf_kit.evaluation.scoring import score_pairs
+from prlhf_kit.evaluation.statistics import cluster_bootstrap
+from prlhf_kit.users import GENERIC, UserIndex
+
+PERSONAL, GENERIC_ROW, VANILLA = "P-DPO, user", "P-DPO, generic row", "vanilla DPO"
+TEXT, UNTRAINED = "prompt with user text", "untrained"
+LENGTH, USER_LENGTH = "length rule", "length rule per user"
+
+
+def words(messages: list[list[dict[str, str]]]) -> np.ndarray:
+    """Number of words of each response: `[n]`."""
+    return np.array([sum(len(m["content"].split()) for m in response) for response in messages])
+
+
+def with_user_text(pairs: Dataset) -> Dataset:
+    """`pairs` with `user_text` as the prompt's system message, in place of the one that is there."""
+
+    def told(row: dict) -> dict:
+        rest = [m for m in row["prompt"] if m["role"] != "system"]
+        return {"prompt": [{"role": "system", "content": row["user_text"]}, *rest]}
+
+    return pairs.map(told)
+
+
+def ranked_by_method(
+    personal, vanilla, tokenizer: PreTrainedTokenizerBase, index: UserIndex, pairs: Dataset, train: Dataset,
+    batch_size: int = 16,
+) -> pd.DataFrame:  # fmt: skip
+    """For each pair and method 1 if the chosen response got the higher reward, 1/2 if equal, else 0.
+
+    Rewards: P-DPO and vanilla DPO by DPO's implicit reward; "prompt with user text" by how much the untrained model's
+    log-prob rises when the user's words are in the system message; "untrained" by its mean log-prob a token; the
+    length rules by the number of words, in the direction that the training pairs (of the user) favoured. Users who
+    have no row are scored with the generic row, and with the pooled length rule.
+
+    Returns:
+        One row a pair: `pair_id`, `user_id`, and one column a method. "prompt with user text" is left out where the
+        dataset has no `user_text`.
+    """
+
+    def reward(scores: pd.DataFrame, base: pd.DataFrame) -> np.ndarray:
+        return ranked_right(scores.chosen_logp - base.chosen_logp, scores.rejected_logp - base.rejected_logp)
+
+    rows = index.rows(pairs["user_id"], unknown="generic")
+    with personal.disable_adapter():
+        reference = score_pairs(personal, tokenizer, pairs, batch_size=batch_size)
+        text = None
+        if all(pairs["user_text"]):
+            text = score_pairs(personal, tokenizer, with_user_text(pairs), batch_size=batch_size)
+    table = reference[["pair_id", "user_id"]].copy()
+    table[PERSONAL] = reward(score_pairs(personal, tokenizer, pairs, rows, batch_size), reference)
+    generic = [GENERIC] * len(pairs)
+    table[GENERIC_ROW] = (
+        table[PERSONAL]
+        if rows == generic
+        else reward(score_pairs(personal, tokenizer, pairs, generic, batch_size), reference)
+    )
+    table[VANILLA] = reward(score_pairs(vanilla, tokenizer, pairs, batch_size=batch_size), reference)
+    if text is not None:
+        table[TEXT] = reward(text, reference)
+    table[UNTRAINED] = ranked_right(
+        reference.chosen_logp / reference.chosen_tokens, reference.rejected_logp / reference.rejected_tokens
+    )
+    train_words = pd.DataFrame({"user": train["user_id"], "c": words(train["chosen"]), "r": words(train["rejected"])})
+    pooled = length_direction(train_words.c, train_words.r)
+    own = {user: length_direction(group.c, group.r) for user, group in train_words.groupby("user")}
+    difference = words(pairs["chosen"]) - words(pairs["rejected"])
+    table[LENGTH] = ranked_right(pooled * difference, np.zeros(len(difference)))
+    table[USER_LENGTH] = ranked_right(
+        np.array([own.get(user, pooled) for user in pairs["user_id"]]) * difference, np.zeros(len(difference))
+    )
+    return table
+
+
+def accuracy_by_method(ranked: pd.DataFrame, pairs: Dataset, split: str, seed: int = 0) -> pd.DataFrame:
+    """Reward accuracy of each method with a 95% interval clustered by user.
+
+    Returns:
+        Columns `split`, `method`, `accuracy`, `low`, `high`, `pairs`, `users`; the last row is the oracle where the
+        dataset knows the truth (`p_chosen`).
+    """
+    rows = []
+    for method in ranked.columns.drop(["pair_id", "user_id"]):
+        i = cluster_bootstrap(ranked[method], ranked.user_id, seed=seed)
+        rows.append((split, method, i.estimate, i.low, i.high, i.n, i.clusters))
+    if "p_chosen" in pairs.column_names:
+        oracle = oracle_accuracy(pairs["p_chosen"])
+        rows.append((split, "oracle", oracle, oracle, oracle, len(pairs), ranked.user_id.nunique()))
+    return pd.DataFrame(rows, columns=["split", "method", "accuracy", "low", "high", "pairs", "users"])
+
+
+def unique_prompts(pairs: Dataset, n: int, seed: int = 0) -> list[list[dict[str, str]]]:
+    """Up to `n` different prompts of `pairs`, drawn without replacement."""
+    prompts = list({str(prompt): prompt for prompt in pairs["prompt"]}.values())
+    order = np.random.default_rng(seed).permutation(len(prompts))[:n]
+    return [prompts[i] for i in order]

@@ -1,0 +1,48 @@
+"""Measures of preference, as pure functions on arrays. Every one counts a tie as one half."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike
+
+
+def implicit_reward(policy_logp: ArrayLike, reference_logp: ArrayLike, beta: float = 1.0) -> np.ndarray:
+    """DPO's implicit reward `beta * (log pi(y|x) - log pi_ref(y|x))`, up to a term in x (arXiv 2305.18290, Eq. 5).
+
+    >>> implicit_reward([-1.0, -3.0], [-2.0, -2.0], beta=0.5).tolist()
+    [0.5, -0.5]
+    """
+    return beta * (np.asarray(policy_logp, float) - np.asarray(reference_logp, float))
+
+
+def ranked_right(chosen: ArrayLike, rejected: ArrayLike) -> np.ndarray:
+    """1 where the chosen response has the higher reward, 1/2 where both are equal, else 0: `[n]`.
+
+    The mean over pairs is the reward accuracy; with the utilities of two systems' answers it is the first system's
+    win rate. NaN rewards are refused, since a comparison with NaN would count as wrong.
+
+    >>> ranked_right([2.0, 1.0, 0.0], [1.0, 1.0, 3.0]).tolist()
+    [1.0, 0.5, 0.0]
+    """
+    difference = np.asarray(chosen, float) - np.asarray(rejected, float)
+    if np.isnan(difference).any():
+        raise ValueError(
+            f"{np.isnan(difference).sum()} of {difference.size} reward differences are NaN, expected none."
+        )
+    return (np.sign(difference) + 1) / 2
+
+
+def length_direction(chosen_length: ArrayLike, rejected_length: ArrayLike) -> int:
+    """+1 if the longer response was chosen more often, else -1: all that a length-only rule learns from pairs.
+
+    >>> length_direction([5, 9, 1], [2, 3, 4])
+    1
+    """
+    return 1 if ranked_right(chosen_length, rejected_length).mean() >= 0.5 else -1
+
+
+def per_user(values: ArrayLike, user_ids: ArrayLike) -> pd.DataFrame:
+    """Mean and number of `values` for each user: index `user_id`, columns `mean`, `n`."""
+    table = pd.DataFrame({"user_id": np.asarray(user_ids), "value": np.asarray(values, float)})
+    return table.groupby("user_id")["value"].agg(mean="mean", n="size")

@@ -1,0 +1,112 @@
+"""Log-probabilities of chosen and rejected responses, with or without a user in front."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+import torch
+from datasets import Dataset
+from tqdm.auto import tqdm
+from transformers import PreTrainedTokenizerBase
+from trl.data_utils import common_prefix_length
+
+from prlhf_kit.conditioning import embed_with_users
+
+
+def tokenize_completion(tokenizer: PreTrainedTokenizerBase, prompt: list[dict], completion: list[dict]):
+    """Token ids of (prompt, completion), cut as TRL's DPOTrainer cuts them: `[P]` and `[C]`."""
+    ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"]
+    full = tokenizer.apply_chat_template(prompt + completion, return_dict=True)["input_ids"]
+    cut = common_prefix_length(ids, full)
+    return full[:cut], full[cut:]
+
+
+@torch.inference_mode()
+def completion_logps(
+    model,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[list[dict]],
+    completions: Sequence[list[dict]],
+    user_rows: Sequence[int] | None = None,
+    batch_size: int = 16,
+) -> tuple[list[float], list[int]]:
+    """Summed log-probability (nats) and token count of each completion given its prompt.
+
+    Sequences are batched by length and padded on the left, so that the LM head runs over completions only; repeated
+    ones are computed once.
+
+    Args:
+        user_rows: `[n]` rows of the users; None leaves the model unconditioned (the reference).
+    """
+    asked = [tokenize_completion(tokenizer, p, c) for p, c in zip(prompts, completions, strict=True)]
+    rows = [None] * len(asked) if user_rows is None else list(user_rows)
+    keys = [(row, *map(tuple, pair)) for row, pair in zip(rows, asked, strict=True)]
+    first = {key: i for i, key in reversed(list(enumerate(keys)))}  # the same question is answered once
+    pairs = [asked[i] for i in first.values()]
+    unique_rows = [rows[i] for i in first.values()]
+    order = sorted(range(len(pairs)), key=lambda i: len(pairs[i][0]) + len(pairs[i][1]))
+    logps = [0.0] * len(pairs)
+    device = model.get_input_embeddings().weight.device
+    for start in tqdm(range(0, len(order), batch_size), desc="scoring", disable=None, leave=False):
+        chunk = order[start : start + batch_size]
+        width = max(len(pairs[i][0]) + len(pairs[i][1]) for i in chunk)
+        keep = max(len(pairs[i][1]) for i in chunk)
+        ids = torch.full((len(chunk), width), tokenizer.pad_token_id, device=device)
+        mask = torch.zeros_like(ids)
+        for row, i in enumerate(chunk):
+            sequence = pairs[i][0] + pairs[i][1]
+            ids[row, width - len(sequence) :] = torch.tensor(sequence, device=device)
+            mask[row, width - len(sequence) :] = 1
+        inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": (mask.cumsum(1) - 1).clamp(min=0)}
+        if user_rows is not None:
+            inputs = embed_with_users(model, torch.tensor([unique_rows[i] for i in chunk]), **inputs)
+        # one position before the first completion token predicts it
+        logits = model(**inputs, use_cache=False, logits_to_keep=keep + 1).logits[:, :-1].float()
+        per_token = logits.log_softmax(-1).gather(-1, ids[:, -keep:, None]).squeeze(-1)
+        for row, i in enumerate(chunk):
+            logps[i] = per_token[row, keep - len(pairs[i][1]) :].sum().item()
+    place = {key: i for i, key in enumerate(first)}
+    return [logps[place[key]] for key in keys], [len(completion) for _, completion in asked]
+
+
+def score_pairs(
+    model,
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Dataset,
+    user_rows: Sequence[int] | None = None,
+    batch_size: int = 16,
+) -> pd.DataFrame:
+    """Log-probabilities of both responses of each pair.
+
+    Returns:
+        One row a pair: `pair_id`, `user_id`, `chosen_logp`, `rejected_logp` (nats, summed over the completion's
+        tokens), `chosen_tokens`, `rejected_tokens`.
+    """
+    prompts = list(pairs["prompt"])
+    rows = None if user_rows is None else [*user_rows, *user_rows]
+    logps, tokens = completion_logps(
+        model, tokenizer, prompts * 2, [*pairs["chosen"], *pairs["rejected"]], rows, batch_size
+    )
+    n = len(prompts)
+    return pd.DataFrame(
+        {
+            "pair_id": pairs["pair_id"],
+            "user_id": pairs["user_id"],
+            "chosen_logp": logps[:n],
+            "rejected_logp": logps[n:],
+            "chosen_tokens": tokens[:n],
+            "rejected_tokens": tokens[n:],
+        }
+    )
+
+
+def add_reference_logps(pairs: Dataset, model, tokenizer: PreTrainedTokenizerBase, batch_size: int = 16) -> Dataset:
+    """`pairs` with the columns `ref_chosen_logps` and `ref_rejected_logps`, from an unconditioned `model`.
+
+    `PersonalizedDPOTrainer` uses them where they are there, so that several trainings on the same pairs share one
+    reference pass.
+    """
+    scores = score_pairs(model, tokenizer, pairs, batch_size=batch_size)
+    pairs = pairs.add_column("ref_chosen_logps", scores.chosen_logp.tolist())
+    return pairs.add_column("ref_rejected_logps", scores.rejected_logp.tolist())

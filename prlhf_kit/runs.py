@@ -1,0 +1,288 @@
+"""Run notebooks headlessly through papermill, and refuse to believe it where papermill would be fooled.
+
+Closed traps of papermill 2.7: an unknown parameter or a missing `parameters` tag only warns; values lose their type on
+the command line; a dead kernel leaves every cell "completed"; `sys.exit()` counts as success; `cwd` is process-wide
+(so each notebook has a process of its own); nothing is skipped or resumed.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import ctypes
+import difflib
+import hashlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import papermill
+import yaml
+from filelock import FileLock, Timeout
+from nbconvert import HTMLExporter
+
+from prlhf_kit.record import RECORD, RESULT, UNDER_RUNNER, git_state, now, read_record, versions, write_json
+
+NOTEBOOK = "notebook.ipynb"
+PAGE = "notebook.html"
+PREVIOUS = ".previous"
+GRACE = 20  # seconds that an interrupted notebook has to stop by itself
+
+
+class RunError(RuntimeError):
+    """A notebook can't be run; the message says why and what to do."""
+
+
+def defaults(notebook: Path) -> dict[str, Any]:
+    """Parameters of a notebook and their default values.
+
+    Raises:
+        RunError: no such file, no cell tagged `parameters`, or a default that is not a plain value.
+    """
+    if not notebook.is_file():
+        raise RunError(f"there is no notebook {notebook}. Expected the path of an .ipynb file.")
+    tags = [cell.metadata.get("tags", []) for cell in nbformat.read(notebook, as_version=4).cells]
+    if not any("parameters" in t for t in tags):
+        raise RunError(
+            f"{notebook} has no cell tagged 'parameters', so nothing could be injected. Tag the cell that holds the "
+            "defaults (JupyterLab: property inspector, Cell Tags)."
+        )
+    values = {}
+    for name, found in papermill.inspect_notebook(str(notebook)).items():
+        try:
+            values[name] = ast.literal_eval(found["default"])
+        except (ValueError, SyntaxError):
+            raise RunError(
+                f"parameter {name!r} of {notebook} has the default {found['default']!r}; expected a plain Python value."
+            ) from None
+    return values
+
+
+def typed(name: str, value: Any, default: Any) -> Any:
+    """`value` in the type of the parameter's default; text is read as that type. Text stays text ("00123" too).
+
+    >>> typed("n", "3", 1), typed("user", "00123", "ann"), typed("on", "false", True), typed("x", "1", 0.5)
+    (3, '00123', False, 1.0)
+    """
+    expected = type(default).__name__
+    error = RunError(f"parameter {name!r} is {value!r}, expected {expected} such as {default!r}.")
+    if isinstance(default, str):
+        if not isinstance(value, str):
+            raise error
+        return value
+    if isinstance(value, str):
+        words = {"true": True, "false": False, "none": None, "null": None}
+        with contextlib.suppress(ValueError, SyntaxError):
+            value = words[value.lower()] if value.lower() in words else ast.literal_eval(value)
+    if default is None or value is None:
+        return value
+    if isinstance(default, bool) or isinstance(value, bool):
+        ok = isinstance(default, bool) and isinstance(value, bool)
+    elif isinstance(default, float):
+        ok = isinstance(value, (int, float))
+        value = float(value) if ok else value
+    else:
+        ok = isinstance(value, type(default))
+    if not ok:
+        raise error
+    return value
+
+
+def resolve(notebook: Path, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """All parameters of `notebook` with `parameters` in place of defaults, typed. Unknown names raise `RunError`."""
+    values = defaults(notebook)
+    for name, value in parameters.items():
+        if name not in values:
+            raise unknown_parameter(name, values, notebook.name)
+        values[name] = typed(name, value, values[name])
+    return values
+
+
+def unknown_parameter(name: str, known: Mapping[str, Any], where: str) -> RunError:
+    """The error for a parameter that does not exist, with the nearest name that does."""
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return RunError(f"{where} has no parameter {name!r}.{hint} It has: {', '.join(sorted(known))}.")
+
+
+def _key(notebook: Path, parameters: dict[str, Any], run_dir: Path) -> str:
+    """Hash of all that decides a stage's result: code, parameters, versions, and the artefacts of earlier stages."""
+    nb = nbformat.read(notebook, as_version=4)
+    package = Path(__file__).parent
+    sources = {
+        str(p.relative_to(package)): p.read_bytes()
+        for p in sorted(package.rglob("*"))
+        if p.suffix in {".py", ".parquet"}
+    }
+    inputs = {}
+    for stage in nb.metadata.get("prlhf_kit", {}).get("needs", []):
+        record = read_record(run_dir / stage) or {}
+        inputs[stage] = {name: entry.get("sha256") for name, entry in record.get("artifacts", {}).items()
+                         if entry["kind"] in ("data", "model")}  # fmt: skip
+    digest = hashlib.sha256(repr([(c.cell_type, c.source) for c in nb.cells]).encode())
+    digest.update(repr(sorted(parameters.items())).encode() + repr(sorted(versions().items())).encode())
+    digest.update(json.dumps(inputs, sort_keys=True).encode())
+    for name, content in sources.items():
+        digest.update(name.encode() + hashlib.sha256(content).digest())
+    return digest.hexdigest()
+
+
+def run_notebook(
+    notebook: str | Path, run_dir: str | Path, parameters: Mapping[str, Any] | None = None, force: bool = False
+) -> dict[str, Any]:
+    """Execute `notebook` in a process of its own and leave `<run_dir>/<stem>/{notebook.ipynb,notebook.html,run.json}`.
+
+    A stage that completed with the same inputs is skipped. One that did not complete is started again in the same
+    folder, so that its training resumes from the last checkpoint. Where the inputs changed, the old folder moves to
+    `<run_dir>/.previous/<stem>`.
+
+    Args:
+        parameters: in place of the notebook's defaults; `run_dir` is set by the runner.
+        force: run it even if nothing changed, from the start.
+
+    Returns:
+        The record, with `"skipped": True` where nothing had to be done. `status` is `completed` or `failed`.
+
+    Raises:
+        RunError: the notebook or a parameter is wrong; nothing was run.
+        KeyboardInterrupt: after the record says `interrupted`.
+    """
+    notebook, run_dir = Path(notebook).resolve(), Path(run_dir).resolve()
+    values = resolve(notebook, {**(parameters or {}), "run_dir": str(run_dir)})
+    run_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(run_dir / f".{notebook.stem}.lock", timeout=0):
+            return _run(notebook, run_dir, values, force)
+    except Timeout:
+        raise RunError(
+            f"another process is running {notebook.stem} in {run_dir}. Wait for it, or choose another run name."
+        ) from None
+
+
+def _run(notebook: Path, run_dir: Path, values: dict[str, Any], force: bool) -> dict[str, Any]:
+    stage_dir = run_dir / notebook.stem
+    key = _key(notebook, values | {"run_dir": None}, run_dir)
+    old = read_record(stage_dir)
+    same = old is not None and old.get("key") == key
+    if old and same and not force and old["status"] == "completed" and _artifacts_there(stage_dir, old):
+        return old | {"skipped": True}
+    if stage_dir.exists() and (force or not same):
+        previous = run_dir / PREVIOUS / notebook.stem
+        shutil.rmtree(previous, ignore_errors=True)
+        previous.parent.mkdir(exist_ok=True)
+        stage_dir.rename(previous)
+    stage_dir.mkdir(parents=True, exist_ok=True)
+    (stage_dir / RESULT).unlink(missing_ok=True)
+
+    record: dict[str, Any] = {
+        "schema": 1, "stage": notebook.stem, "status": "running", "key": key, "parameters": values, "metrics": {},
+        "artifacts": {}, "versions": versions(), "git": git_state(), "pid": os.getpid(), "started": now(),
+    }  # fmt: skip
+    write_json(stage_dir / RECORD, record)
+    start = time.monotonic()
+    interrupted = False
+    try:
+        code, log = _execute(notebook, stage_dir / NOTEBOOK, values)
+    except KeyboardInterrupt:
+        interrupted, code, log = True, 130, ""
+    result = _read_result(stage_dir)
+    record |= result
+    record |= {"ended": now(), "seconds": round(time.monotonic() - start, 1)}
+    if interrupted:
+        record |= {"status": "interrupted", "error": "stopped by the user; run again to resume"}
+    else:
+        error = _error(stage_dir / NOTEBOOK, code, log, bool(result))
+        record |= {"status": "failed", "error": error} if error else {"status": "completed"}
+    _write_page(stage_dir)
+    write_json(stage_dir / RECORD, record)
+    (stage_dir / RESULT).unlink(missing_ok=True)
+    if interrupted:
+        raise KeyboardInterrupt
+    return record
+
+
+def _artifacts_there(stage_dir: Path, record: dict[str, Any]) -> bool:
+    return all((stage_dir / name).exists() for name in [*record["artifacts"], NOTEBOOK, PAGE])
+
+
+def _read_result(stage_dir: Path) -> dict[str, Any]:
+    try:
+        return json.loads((stage_dir / RESULT).read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def _execute(notebook: Path, out: Path, parameters: dict[str, Any]) -> tuple[int, str]:
+    """Papermill in a child process; its exit code and the end of its log. Ctrl-C ends the whole process group."""
+    quiet = bool(os.environ.get("CI")) or not sys.stderr.isatty()
+    with tempfile.TemporaryDirectory() as scratch:
+        values, log = Path(scratch, "parameters.yaml"), Path(scratch, "log.txt")
+        values.write_text(yaml.safe_dump(parameters))
+        command = [sys.executable, "-m", "papermill", str(notebook), str(out), "--parameters_file", str(values),
+                   "--cwd", str(notebook.parent), "--kernel", "python3", "--log-level", "WARNING",
+                   "--no-progress-bar" if quiet else "--progress-bar"]  # fmt: skip
+        env = os.environ | {UNDER_RUNNER: "1", "PYTHONWARNINGS": os.environ.get("PYTHONWARNINGS", "")}
+        with log.open("w") as sink:
+            child = subprocess.Popen(
+                command, env=env, stdout=sink, stderr=sink if quiet else None, start_new_session=True,
+                preexec_fn=_end_with_parent,
+            )  # fmt: skip
+            try:
+                code = child.wait()
+            except KeyboardInterrupt:
+                _end(child)
+                raise
+        return code, log.read_text()[-4000:]
+
+
+def _end_with_parent() -> None:
+    """In the child: be killed when the runner is, so that no orphan goes on training (Linux only)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+def _end(child: subprocess.Popen) -> None:
+    """Ask the notebook's process group to stop, and kill what is left after `GRACE` seconds."""
+    for sign in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, sign)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(GRACE if sign != signal.SIGKILL else None)
+            break
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)  # a kernel that outlived papermill
+
+
+def _error(executed: Path, code: int, log: str, finished: bool) -> str | None:
+    """What went wrong, with the failing cell; None if the notebook ran to its closing cell."""
+    if executed.is_file():
+        for number, cell in enumerate(nbformat.read(executed, as_version=4).cells):
+            for output in cell.get("outputs", []):
+                if output.output_type == "error":
+                    trace = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(output.traceback))
+                    return f"cell {number} raised {output.ename}: {output.evalue}\n{cell.source}\n---\n{trace[-3000:]}"
+    if code:
+        return f"papermill ended with exit code {code} (a kernel that died or was killed?)\n{log}"
+    if not finished:
+        return (
+            "the notebook ended without its closing cell `stage.finish(...)`: the kernel died, the notebook left by "
+            f"sys.exit(), or the cell is missing.\n{log}"
+        )
+    return None
+
+
+def _write_page(stage_dir: Path) -> None:
+    if (stage_dir / NOTEBOOK).is_file():
+        exporter = HTMLExporter(exclude_input_prompt=True, exclude_output_prompt=True)
+        page, _ = exporter.from_filename(str(stage_dir / NOTEBOOK))
+        (stage_dir / PAGE).write_text(page)

@@ -1,0 +1,327 @@
+"""P-DPO: DPO with a user model in front of the policy (P-RLHF, arXiv 2402.05133, Eq. 9), on top of TRL's DPOTrainer.
+
+    L = alpha * L_DPO(policy of the user) + (1 - alpha) * L_DPO(policy of the generic user)
+
+Both terms use the same reference model, which is not personalised. Any `loss_type` of TRL takes the place of L_DPO,
+which gives P-IPO, P-hinge and so on (P-*PO). Deviations from the paper: the user table has a learning rate of its
+own, since a row is touched by few batches; the reference is computed once a pair, not once a term.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import shutil
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from peft import PeftConfig, PeftModel
+from transformers import TrainerCallback
+from trl import DPOConfig, DPOTrainer
+from trl.trainer.dpo_trainer import DataCollatorForPreference
+
+from prlhf_kit.conditioning import ATTRIBUTE, causal_lm, user_model_of
+from prlhf_kit.models import name_of
+from prlhf_kit.users import GENERIC, UserIndex
+
+COMPLETE = "checkpoint_complete"
+HISTORY = "history.parquet"
+
+
+@dataclass
+class PersonalizedDPOConfig(DPOConfig):
+    """TRL's `DPOConfig` and what is personal about P-DPO.
+
+    Args:
+        alpha: weight of the user's loss against the generic user's, in [0, 1] (P-RLHF Eq. 9; 0.5 in the paper's
+            experiments). At 1 and 0 the term without weight is not computed.
+        user_learning_rate: peak learning rate of the user table. `learning_rate` is for everything else.
+        personalized: False trains vanilla DPO on the same pairs in the same order: the control.
+    """
+
+    alpha: float = field(default=0.5, metadata={"help": "Weight of the user's loss against the generic user's."})
+    user_learning_rate: float = field(default=2e-2, metadata={"help": "Peak learning rate of the user table."})
+    personalized: bool = field(default=True, metadata={"help": "False trains vanilla DPO on the same pairs."})
+    # TRL turns it on by default, which costs a third more time; turn it on where memory asks for it
+    gradient_checkpointing: bool = field(default=False, metadata={"help": "Recompute activations to save memory."})
+
+    def __post_init__(self):
+        if not 0 <= self.alpha <= 1:
+            raise ValueError(f"alpha is {self.alpha}, expected a number in [0, 1]: the weight of the user's loss.")
+        if self.use_liger_kernel:
+            raise ValueError(
+                "use_liger_kernel=True replaces the model's forward and bypasses the hooks that put the user tokens "
+                "in front of the prompt. Set use_liger_kernel=False."
+            )
+        if self.bf16 is None:  # TRL's default is True everywhere, which is far slower than float32 on most CPUs
+            self.bf16 = not self.fp16 and not self.use_cpu and torch.cuda.is_available()
+        super().__post_init__()
+
+
+@dataclass
+class DataCollatorForPersonalizedPreference(DataCollatorForPreference):
+    """TRL's preference collator plus `user_rows` `[2B]`: a batch is [chosen; rejected], so each row comes twice."""
+
+    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        batch = super().torch_call(examples)
+        batch["user_rows"] = torch.tensor([example["user_row"] for example in examples] * 2)
+        return batch
+
+
+class _MarkComplete(TrainerCallback):
+    """Marks a checkpoint that was written to its end, so that a kill in mid-write leaves nothing to trip over."""
+
+    def on_save(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            Path(args.output_dir, f"checkpoint-{state.global_step}", COMPLETE).touch()
+
+
+def last_checkpoint(output_dir: str | Path) -> str | None:
+    """Newest completely written checkpoint in `output_dir`, for `trainer.train(resume_from_checkpoint=...)`."""
+    complete = [path.parent for path in Path(output_dir).glob(f"checkpoint-*/{COMPLETE}")]
+    return str(max(complete, key=lambda path: int(path.name.split("-")[1]))) if complete else None
+
+
+def fit(trainer: DPOTrainer, folder: str | Path) -> pd.DataFrame:
+    """Train to the end and save the adapter into `folder`; resume where an earlier call was killed.
+
+    Checkpoints lie in `trainer.args.output_dir`. `folder` appears only when it is complete, with the log beside the
+    adapter; if it is there already, nothing is trained.
+
+    Returns:
+        The trainer's log, one row a logging step.
+    """
+    folder = Path(folder)
+    if not folder.exists():
+        trainer.train(resume_from_checkpoint=last_checkpoint(trainer.args.output_dir))
+        staging = folder.with_name(f".{folder.name}-unfinished")
+        shutil.rmtree(staging, ignore_errors=True)
+        trainer.save_model(str(staging))
+        pd.DataFrame(trainer.state.log_history).to_parquet(staging / HISTORY)
+        staging.rename(folder)
+    return pd.read_parquet(folder / HISTORY)
+
+
+class PersonalizedDPOTrainer(DPOTrainer):
+    """TRL's `DPOTrainer` for datasets with a `user_id` column and a model prepared by `prlhf_kit.condition`.
+
+    The user table is trained and saved with the adapter, and `users.json` (the `UserIndex`) beside it. Logged are
+    TRL's metrics of the user pass under their own names, those of the generic pass under `generic/`, and each user's
+    reward accuracy as `users/<id>/rewards/accuracies`. `dropped[split]` counts, per user, the pairs that TRL left out
+    because the prompt alone fills `max_length`.
+
+    Args:
+        model: conditioned causal LM (for the vanilla control, `personalized=False`: any causal LM).
+        args: `PersonalizedDPOConfig`.
+        user_index: rows of the users; every user of `train_dataset` must be in it. Users of an evaluation set who
+            are not in it are scored as the generic user.
+        peft_config: required; `modules_to_save` is completed with the user model.
+
+    Raises:
+        ConditioningError: the model has no user model and would swallow the user silently.
+        ValueError: no `user_id` column, a training user without a row, or no `peft_config`.
+    """
+
+    args: PersonalizedDPOConfig
+
+    def __init__(
+        self,
+        model,
+        args: PersonalizedDPOConfig,
+        train_dataset,
+        eval_dataset=None,
+        processing_class=None,
+        user_index: UserIndex | None = None,
+        peft_config: PeftConfig | None = None,
+        **kwargs,
+    ):
+        if peft_config is None or isinstance(model, PeftModel):
+            raise ValueError(
+                "PersonalizedDPOTrainer trains an adapter on a plain base model, so that the base is the reference. "
+                "Pass the conditioned base model and peft_config=LoraConfig(...)."
+            )
+        sets = {"train": train_dataset}
+        if eval_dataset is not None:
+            sets |= eval_dataset if isinstance(eval_dataset, dict) else {"eval": eval_dataset}
+        for name, dataset in sets.items():
+            if "user_id" not in dataset.column_names:
+                raise ValueError(
+                    f"the {name} dataset has no column 'user_id' (it has {dataset.column_names}). P-DPO must know who "
+                    "stated each preference; see prlhf_kit.data.schema for the record."
+                )
+        if args.personalized:
+            user_model_of(model)
+            self.user_index = user_index or UserIndex(sorted(set(train_dataset["user_id"])))
+            missing = sorted(set(train_dataset["user_id"]) - set(self.user_index.user_ids))
+            if missing:
+                raise ValueError(
+                    f"{len(missing)} users of the training set have no row in the user index, first {missing[0]!r}. "
+                    "Build the index from the training set: UserIndex(sorted(set(train['user_id'])))."
+                )
+            rows = user_model_of(model).offsets.shape[0] + 1 if hasattr(user_model_of(model), "offsets") else None
+            if rows is not None and rows != len(self.user_index):
+                raise ValueError(
+                    f"the user model has {rows} rows, but the user index {len(self.user_index)} (users and the "
+                    "generic one). Build it with num_rows=len(user_index)."
+                )
+            peft_config = copy.deepcopy(peft_config)
+            peft_config.modules_to_save = sorted({*(peft_config.modules_to_save or ()), ATTRIBUTE})
+        else:
+            self.user_index = UserIndex([])
+        self.dropped: dict[str, dict[str, int]] = {}
+        self._hits: dict[str, dict[int, list[float]]] = {"train": {}, "eval": {}}
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=DataCollatorForPersonalizedPreference(
+                pad_token_id=processing_class.pad_token_id,
+                max_length=args.max_length,
+                truncation_mode=args.truncation_mode,
+                pad_to_multiple_of=args.pad_to_multiple_of,
+            ),
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            peft_config=peft_config,
+            **kwargs,
+        )
+        self.add_callback(_MarkComplete())
+
+    # Data -------------------------------------------------------------------------------------------------------
+
+    def _prepare_dataset(self, dataset, processing_class, args, dataset_name):
+        if "user_row" not in dataset.column_names:
+            rows = self.user_index.rows(dataset["user_id"], unknown="generic")
+            dataset = dataset.add_column("user_row", rows)
+        before = Counter(dataset["user_id"])
+        dataset = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
+        if "ref_chosen_logps" in dataset.column_names and args.max_length is not None:
+            columns = (dataset[c] for c in ("prompt_ids", "chosen_ids", "rejected_ids"))
+            longest = max(len(p) + max(len(c), len(r)) for p, c, r in zip(*columns, strict=True))
+            if longest > args.max_length:
+                raise ValueError(
+                    f"the {dataset_name} dataset brings reference log-probs of whole texts, but its longest pair has "
+                    f"{longest} tokens and max_length={args.max_length} would cut it. Raise max_length, or leave the "
+                    "columns ref_chosen_logps and ref_rejected_logps out."
+                )
+        self.dropped[dataset_name] = dict(before - Counter(dataset["user_id"]))
+        return dataset
+
+    def _set_signature_columns_if_needed(self):
+        super()._set_signature_columns_if_needed()
+        if "user_row" not in self._signature_columns:
+            self._signature_columns.append("user_row")
+
+    # Loss -------------------------------------------------------------------------------------------------------
+
+    def compute_ref_log_probs(self, model, inputs):
+        """Reference log-probs of a batch; the reference is not personalised."""
+        return super().compute_ref_log_probs(model, {k: v for k, v in inputs.items() if k != "user_rows"})
+
+    def _compute_loss(self, model, inputs, return_outputs):
+        inputs = dict(inputs)
+        rows = inputs.pop("user_rows")
+        with self._reference_known(inputs):
+            if not self.args.personalized:
+                return super()._compute_loss(model, inputs, return_outputs)
+            if self.args.alpha == 0:
+                return self._generic_loss(model, inputs, rows, return_outputs)
+            result = super()._compute_loss(
+                self._count_hits(model, inputs, rows), inputs | {"user_rows": rows}, return_outputs
+            )
+            if self.args.alpha == 1:
+                return result
+            loss = result[0] if return_outputs else result
+            loss = self.args.alpha * loss + (1 - self.args.alpha) * self._generic_loss(model, inputs, rows)
+            return (loss, result[1]) if return_outputs else loss
+
+    def _generic_loss(self, model, inputs, rows, return_outputs=False):
+        """The generic user's pass, its metrics kept under `generic/` and its tokens not counted twice."""
+        mode = "train" if self.model.training else "eval"
+        user_metrics, tokens = self._metrics[mode], self._total_train_tokens
+        self._metrics[mode] = defaultdict(list)
+        try:
+            generic = inputs | {"user_rows": torch.full_like(rows, GENERIC)}
+            loss = super()._compute_loss(model, generic, return_outputs)
+        finally:
+            generic_metrics, self._metrics[mode] = self._metrics[mode], user_metrics
+            if self.args.alpha > 0:
+                self._total_train_tokens = tokens
+        for key, values in generic_metrics.items():
+            if key == "num_tokens":
+                user_metrics.setdefault(key, values)
+            else:
+                user_metrics[f"generic/{key}"] += values
+        return loss
+
+    @contextlib.contextmanager
+    def _reference_known(self, inputs):
+        """Puts the reference log-probs into the batch where the dataset doesn't bring them: once for both passes."""
+        if self.precompute_ref_logps:
+            yield
+            return
+        if "ref_chosen_logps" not in inputs:
+            reference = self.compute_ref_log_probs(self.ref_model or self.model, inputs)
+            inputs["ref_chosen_logps"], inputs["ref_rejected_logps"] = reference
+        self.precompute_ref_logps = True
+        try:
+            yield
+        finally:
+            self.precompute_ref_logps = False
+
+    # Metrics ----------------------------------------------------------------------------------------------------
+
+    def _count_hits(self, model, inputs, rows):
+        """`model`, counting on the way how many pairs of each user it ranks right."""
+
+        def call(**kwargs):
+            outputs = model(**kwargs)
+            if self.ld_alpha is None and outputs.get("log_probs") is not None:
+                chosen, rejected = outputs.log_probs.detach().sum(1).chunk(2)
+                right = chosen - inputs["ref_chosen_logps"] > rejected - inputs["ref_rejected_logps"]
+                gathered = self.accelerator.gather_for_metrics((rows.chunk(2)[0], right.float()))
+                hits = self._hits["train" if self.model.training else "eval"]
+                for row, hit in zip(*(x.tolist() for x in gathered), strict=True):
+                    total = hits.setdefault(row, [0.0, 0])
+                    total[0] += hit
+                    total[1] += 1
+            return outputs
+
+        return call
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        mode = "train" if self.model.training else "eval"
+        names = ["generic", *self.user_index.user_ids]
+        for row, (hits, n) in sorted(self._hits[mode].items()):
+            logs[f"{'eval_' if mode == 'eval' else ''}users/{names[row]}/rewards/accuracies"] = hits / n
+        self._hits[mode].clear()
+        super().log(logs, start_time)
+
+    # Optimizer and files ----------------------------------------------------------------------------------------
+
+    def create_optimizer(self, model=None) -> torch.optim.Optimizer:
+        """TRL's optimizer with the user table in a parameter group of its own."""
+        if self.optimizer is not None:
+            return super().create_optimizer(model)
+        optimizer = super().create_optimizer(model)
+        named = (self.model if model is None else model).named_parameters()
+        table = {id(p) for name, p in named if f"{ATTRIBUTE}." in name and p.requires_grad}
+        for group in list(optimizer.param_groups):
+            users = [p for p in group["params"] if id(p) in table]
+            if users:
+                group["params"] = [p for p in group["params"] if id(p) not in table]
+                options = {k: v for k, v in group.items() if k != "params"}
+                optimizer.add_param_group(
+                    options | {"params": users, "lr": self.args.user_learning_rate, "weight_decay": 0.0}
+                )
+        return optimizer
+
+    def _save(self, output_dir: str | None = None, state_dict=None):
+        super()._save(output_dir, state_dict)
+        base = causal_lm(self.accelerator.unwrap_model(self.model))
+        num_tokens = getattr(base, ATTRIBUTE).num_tokens if self.args.personalized else 0
+        self.user_index.save(output_dir or self.args.output_dir, base_model=name_of(base), num_tokens=num_tokens)

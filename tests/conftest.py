@@ -1,0 +1,115 @@
+"""Tiny randomly initialised models of three architectures, and a small tokenizer with a chat template."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # the tests load nothing from a hub
+os.environ.setdefault("TQDM_DISABLE", "1")
+
+import pytest
+import torch
+from datasets import Dataset
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
+
+import prlhf_kit as kit
+
+torch.set_num_threads(1)  # tiny models: threads cost more than they give
+
+
+CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    """A byte-level BPE tokenizer of 600 tokens with a ChatML template: a large vocabulary would dominate the time."""
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=600,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(kit.data.simulated.responses()["response"].head(200), trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe, bos_token=special[1], eos_token=special[2], pad_token=special[2], chat_template=CHATML
+    )
+
+
+def build_tiny(architecture: str, vocabulary: int):
+    """A two-layer model of d_model 32, the same weights at every call."""
+    torch.manual_seed(0)
+    size = {"vocab_size": vocabulary, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
+    if architecture == "llama":
+        config = LlamaConfig(
+            hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+            max_position_embeddings=256, initializer_range=0.2, **size,
+        )  # fmt: skip
+        model = LlamaForCausalLM(config)
+    elif architecture == "gpt2":
+        config = GPT2Config(n_embd=32, n_layer=2, n_head=4, n_positions=256, initializer_range=0.2, **size)
+        model = GPT2LMHeadModel(config)
+    else:
+        config = GPTNeoXConfig(
+            hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+            max_position_embeddings=256, initializer_range=0.2, **size,
+        )  # fmt: skip
+        model = GPTNeoXForCausalLM(config)
+    return model.eval()
+
+
+TARGETS = {"llama": ["q_proj", "v_proj"], "gpt2": ["c_attn"], "gpt_neox": ["query_key_value"]}
+
+
+@pytest.fixture(params=["llama", "gpt2", "gpt_neox"])
+def architecture(request):
+    return request.param
+
+
+@pytest.fixture
+def make_tiny(tokenizer):
+    """`make_tiny(architecture, users=3)`: a tiny model, conditioned on `users` users if there are any."""
+
+    def make(architecture="llama", users=0, num_tokens=3, offsets=0.0):
+        model = build_tiny(architecture, len(tokenizer))
+        if users:
+            table = kit.IndividualUserModel(users + 1, model.get_input_embeddings().weight, num_tokens)
+            with torch.no_grad():  # as if trained: users differ
+                table.offsets += offsets * torch.randn(table.offsets.shape, generator=torch.Generator().manual_seed(7))
+            kit.condition(model, table)
+        return model
+
+    return make
+
+
+def record(pair_id, user, prompt, chosen, rejected):
+    def said(role, text):
+        return [{"role": role, "content": text}]
+
+    return {
+        "pair_id": pair_id, "user_id": user, "user_text": None, "group": None,
+        "prompt": said("user", prompt), "chosen": said("assistant", chosen), "rejected": said("assistant", rejected),
+    }  # fmt: skip
+
+
+@pytest.fixture
+def pairs():
+    """Twelve pairs of three users with short and long texts."""
+    rows = [
+        record(f"p{i}", "abc"[i % 3], f"Question number {i}?", "Yes, " + "very " * (i % 4) + "much.", "No" + "!" * i)
+        for i in range(1, 13)
+    ]
+    return Dataset.from_list(rows)

@@ -1,0 +1,142 @@
+"""Measures against values computed by hand, intervals, scoring, and the figures."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from datasets import Dataset
+
+import prlhf_kit as kit
+from prlhf_kit import figures
+from prlhf_kit.evaluation import compare
+from prlhf_kit.evaluation.metrics import implicit_reward, length_direction, per_user, ranked_right
+from prlhf_kit.evaluation.scoring import add_reference_logps, completion_logps, score_pairs
+from prlhf_kit.evaluation.statistics import cluster_bootstrap
+
+
+def test_metrics_by_hand():
+    assert implicit_reward([-10.0, -4.0], [-12.0, -3.0], 0.1) == pytest.approx([0.2, -0.1])
+    assert ranked_right([1, 2, 2], [0, 2, 3]).tolist() == [1.0, 0.5, 0.0]
+    with pytest.raises(ValueError, match="1 of 2 reward differences are NaN"):
+        ranked_right([1, np.nan], [0, 0])
+    assert length_direction([5, 1], [1, 9]) == 1  # one each: a tie goes to longer
+    assert length_direction([5, 1, 1], [1, 9, 9]) == -1
+    table = per_user([1, 0, 1], ["b", "a", "b"])
+    assert table["mean"].to_dict() == {"a": 0.0, "b": 1.0}
+    assert table["n"].to_dict() == {"a": 1, "b": 2}
+
+
+def test_cluster_bootstrap_by_hand_and_by_coverage():
+    found = cluster_bootstrap([1, 1, 1, 0, 0], ["a", "a", "a", "b", "b"], resamples=20_000)
+    # two clusters: both a (1/4), both b (1/4), one each (1/2, mean 3/5)
+    assert found == (0.6, 0.0, 1.0, 5, 2)
+    assert str(found) == "0.600 [0.000, 1.000]"
+    with pytest.raises(ValueError, match="at least one value"):
+        cluster_bootstrap([], [])
+    # 30 clusters of 5 with a shared cluster effect: the clustered interval covers, one that ignores users does not
+    rng = np.random.default_rng(0)
+    clusters = np.repeat(np.arange(30), 5)
+    covered, naive = 0, 0
+    for i in range(300):
+        values = rng.normal(size=30)[clusters] + 0.5 * rng.normal(size=150)
+        ours = cluster_bootstrap(values, clusters, resamples=500, seed=i)
+        independent = cluster_bootstrap(values, range(150), resamples=500, seed=i)
+        covered += ours.low <= 0 <= ours.high
+        naive += independent.low <= 0 <= independent.high
+    assert 0.90 <= covered / 300 <= 0.98
+    assert naive / 300 < 0.8
+
+
+def test_scores_do_not_depend_on_batch_or_repetition(make_tiny, tokenizer, pairs, architecture):
+    model = make_tiny(architecture, users=3, offsets=0.5)
+    rows = [1, 2, 3] * 4
+    one = score_pairs(model, tokenizer, pairs, rows, batch_size=1)
+    many = score_pairs(model, tokenizer, pairs, rows, batch_size=8)
+    pd.testing.assert_frame_equal(one, many, atol=1e-4)
+    twice = completion_logps(model, tokenizer, [*pairs["prompt"]] * 2, [*pairs["chosen"]] * 2, rows * 2)
+    assert twice[0] == pytest.approx([*one.chosen_logp] * 2, abs=1e-4)
+    assert twice[1] == [*one.chosen_tokens] * 2
+
+
+def test_log_prob_equals_the_sum_by_hand(make_tiny, tokenizer, pairs):
+    model = make_tiny()
+    row = pairs[3]
+    ids = tokenizer.apply_chat_template(row["prompt"] + row["chosen"], return_tensors="pt", return_dict=True)[
+        "input_ids"
+    ]
+    start = len(tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, return_dict=True)["input_ids"])
+    logps = model(input_ids=ids).logits.log_softmax(-1)[0, :-1].gather(-1, ids[0, 1:, None])[start - 1 :]
+    found, tokens = completion_logps(model, tokenizer, [row["prompt"]], [row["chosen"]])
+    assert found[0] == pytest.approx(logps.sum().item(), abs=1e-4)
+    assert tokens == [len(logps)]
+
+
+def test_reference_that_comes_with_the_data_is_used(make_tiny, tokenizer, pairs, tmp_path):
+    from test_pdpo import make_trainer
+
+    plain = make_trainer(make_tiny(users=3, offsets=0.5), tokenizer, pairs, tmp_path)
+    known = add_reference_logps(pairs, make_tiny(), tokenizer)
+    ours = make_trainer(make_tiny(users=3, offsets=0.5), tokenizer, known, tmp_path)
+    losses = [t.compute_loss(t.model, t.data_collator(list(t.train_dataset))).item() for t in (plain, ours)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+    with pytest.raises(ValueError, match="would cut it"):
+        make_trainer(make_tiny(users=3), tokenizer, known, tmp_path, max_length=40)
+
+
+def test_methods_side_by_side(make_tiny, tokenizer, pairs):
+    """Each column against its definition, on a personalised model that differs from its base."""
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(target_modules=["q_proj"], modules_to_save=["user_model"])
+    personal = get_peft_model(make_tiny(users=2, offsets=1.0), config).eval()
+    vanilla = make_tiny()
+    index = kit.UserIndex(["a", "b"])
+    pairs = pairs.remove_columns("user_text").add_column("user_text", ["Be brief."] * len(pairs))
+    table = compare.ranked_by_method(personal, vanilla, tokenizer, index, pairs, pairs)
+    assert (table[compare.VANILLA] == 0.5).all()  # the vanilla model is the reference: all rewards are equal
+    strangers = table[table.user_id == "c"]
+    assert (strangers[compare.PERSONAL] == strangers[compare.GENERIC_ROW]).all()
+    assert (table[compare.PERSONAL] != table[compare.GENERIC_ROW]).any()
+    longer = compare.words(pairs["chosen"]) > compare.words(pairs["rejected"])
+    assert (table[compare.LENGTH] == 1)[longer].all()
+    assert compare.TEXT in table
+    summary = compare.accuracy_by_method(table, pairs, "test")
+    row = summary[summary.method == compare.LENGTH].iloc[0]
+    assert (row.accuracy, row.pairs, row.users) == (table[compare.LENGTH].mean(), 12, 3)
+    assert "oracle" not in set(summary.method)  # unknown for this data
+    no_text = pairs.remove_columns("user_text").add_column("user_text", [None] * len(pairs))
+    assert compare.TEXT not in compare.ranked_by_method(personal, vanilla, tokenizer, index, no_text, pairs)
+
+
+def test_unique_prompts_are_seeded():
+    data = Dataset.from_dict({"prompt": [[{"role": "user", "content": t}] for t in "abcab"]})
+    drawn = compare.unique_prompts(data, 2, seed=1)
+    assert len(drawn) == 2
+    assert drawn == compare.unique_prompts(data, 2, seed=1)
+    assert len(compare.unique_prompts(data, 9)) == 3
+
+
+def test_figures_show_the_data_they_were_given():
+    accuracy = pd.DataFrame(
+        {"split": "test_seen", "method": ["P-DPO, user", "vanilla DPO", "oracle"], "accuracy": [0.8, 0.5, 0.9],
+         "low": [0.7, 0.4, 0.9], "high": [0.85, 0.6, 0.9]}
+    )  # fmt: skip
+    ax = figures.accuracy_by_method(accuracy).axes[0]
+    assert [bar.get_width() for bar in ax.patches] == [0.8, 0.5]
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["P-DPO, user", "vanilla DPO"]
+    history = pd.DataFrame({"step": [1, 2], "method": "m", "loss": [0.7, 0.5], "accuracy": [0.5, 1.0]})
+    left, _ = figures.learning_curves(history).axes
+    assert left.lines[0].get_ydata().tolist() == [0.7, 0.5]
+    weights = pd.DataFrame(
+        {"weight": [0.0, 1.0], "gain": [0.0, 0.4], "low": [0, 0.2], "high": [0, 0.5], "changed": [0, 0.25]}
+    )
+    assert figures.utility_by_weight(weights).axes[1].lines[0].get_ydata().tolist() == [0, 25]
+    users = pd.DataFrame({"user_id": ["b", "a"], "method": "m", "accuracy": [0.2, 0.6]})
+    assert figures.accuracy_by_user(users).axes[0].collections[0].get_offsets().tolist() == [[0.2, 1], [0.6, 0]]
+    rates = pd.DataFrame({"comparison": "c", "who": ["all", "a"], "win_rate": [0.6, 0.7], "low": 0.5, "high": 0.8})
+    figures.win_rates(rates)
+    figures.tastes(pd.DataFrame({"length": [1.0, -1.0]}, index=["a", "b"]))
+    figures.similarity(pd.DataFrame(torch.eye(2).numpy(), index=["a", "b"], columns=["a", "b"]))
+    figures.lengths(pd.DataFrame({"user_id": ["a", "a"], "chosen_words": [1, 2], "rejected_words": [3, 1]}))
+    assert not plt.get_fignums()  # drawn apart from pyplot: nothing leaks in a long session

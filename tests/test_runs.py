@@ -1,0 +1,222 @@
+"""The runner: what it records, and each of papermill's traps."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from prlhf_kit import cli, report, runs
+from prlhf_kit.record import StageError, begin, read_record, write_json
+
+PARAMETERS = """run_dir = "x"  # where results go
+user = "ann"  # text
+n = 3  # whole number
+rate = 0.5  # number
+on = True  # flag
+limit = None  # open
+"""
+BODY = """from prlhf_kit.record import begin
+stage = begin("{name}", run_dir, globals())
+(stage.dir / "log.txt").open("a").write(f"{user}{n}")
+stage.artifact("log.txt", "data", "A log")
+"""
+FINISH = 'stage.finish({"twice": 2 * n})'
+
+
+@pytest.fixture
+def make_notebook(tmp_path):
+    def make(*cells, name="nb", needs=(), tags=("parameters",), body=BODY, parameters=PARAMETERS):
+        nb = nbformat.v4.new_notebook()
+        first = nbformat.v4.new_code_cell(parameters, metadata={"tags": list(tags)})
+        nb.cells = [first, *map(nbformat.v4.new_code_cell, [body.replace("{name}", name), *cells])]
+        nb.metadata["prlhf_kit"] = {"needs": list(needs)}
+        nb.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+        path = tmp_path / f"{name}.ipynb"
+        nbformat.write(nb, path)
+        return path
+
+    return make
+
+
+def test_a_run_its_record_and_when_it_is_skipped(make_notebook, tmp_path):
+    notebook, run = make_notebook(FINISH), tmp_path / "run"
+    record = runs.run_notebook(notebook, run, {"user": "00123", "n": "7"})
+    assert record["status"] == "completed"
+    assert record == read_record(run / "nb")
+    assert record["parameters"] == {
+        "run_dir": str(run),
+        "user": "00123",
+        "n": 7,
+        "rate": 0.5,
+        "on": True,
+        "limit": None,
+    }
+    assert record["metrics"] == {"twice": 14.0}
+    assert set(record["artifacts"]) == {"log.txt"}
+    assert record["versions"]["trl"]
+    assert record["peak_memory_bytes"] > 1e6
+    assert {"commit", "dirty"} == set(record["git"])
+    assert (run / "nb" / "log.txt").read_text() == "001237"
+    assert "00123" in (run / "nb" / "notebook.html").read_text()
+
+    assert runs.run_notebook(notebook, run, {"user": "00123", "n": 7})["skipped"]
+    (run / "nb" / "log.txt").unlink()  # an artefact that is gone is made again
+    assert "skipped" not in runs.run_notebook(notebook, run, {"user": "00123", "n": 7})
+    changed = runs.run_notebook(notebook, run, {"user": "bob"})
+    assert (changed["status"], changed["metrics"]) == ("completed", {"twice": 6.0})
+    assert (run / "nb" / "log.txt").read_text() == "bob3"
+    assert (run / ".previous" / "nb" / "log.txt").read_text() == "001237"  # nothing computed is lost
+
+
+@pytest.mark.parametrize(
+    ("cell", "message"),
+    [
+        ("raise ValueError('too cold')", "cell 2 raised ValueError: too cold"),
+        ("import sys; sys.exit(0)", "SystemExit|closing cell"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "kernel"),
+        (None, r"without its closing cell `stage.finish"),
+        ("stage.finish({'x': float('nan')})", "metric 'x' is nan"),
+    ],
+    ids=["error", "sys.exit", "dead kernel", "no closing cell", "nan metric"],
+)
+def test_what_papermill_would_call_a_success(make_notebook, tmp_path, cell, message):
+    cells = [] if cell is None else [cell] if "finish" in cell else [cell, FINISH]
+    record = runs.run_notebook(make_notebook(*cells), tmp_path / "run")
+    assert record["status"] == "failed"
+    import re
+
+    assert re.search(message, record["error"])
+    assert read_record(tmp_path / "run" / "nb")["status"] == "failed"
+
+
+def test_parameters_are_refused_before_anything_runs(make_notebook, tmp_path):
+    notebook, run = make_notebook(FINISH), tmp_path / "run"
+    for given, message in {
+        ("usr", "x"): r"no parameter 'usr'. Did you mean 'user'",
+        ("n", "3.5"): "'n' is 3.5, expected int",
+        ("n", True): "'n' is True, expected int",
+        ("on", "1"): "'on' is 1, expected bool",
+        ("rate", "fast"): "'rate' is 'fast', expected float",
+        ("user", 7): "'user' is 7, expected str",
+    }.items():
+        with pytest.raises(runs.RunError, match=message):
+            runs.run_notebook(notebook, run, dict([given]))
+    with pytest.raises(runs.RunError, match="no cell tagged 'parameters'"):
+        runs.run_notebook(make_notebook(FINISH, name="untagged", tags=()), run)
+    with pytest.raises(runs.RunError, match="there is no notebook"):
+        runs.run_notebook(tmp_path / "none.ipynb", run)
+    with pytest.raises(runs.RunError, match="expected a plain Python value"):
+        runs.run_notebook(make_notebook(FINISH, name="computed", parameters="run_dir = str(1)"), run)
+    assert not run.exists()
+    assert runs.typed("limit", "5", None) == 5
+    assert runs.typed("names", "['a']", ["b"]) == ["a"]
+
+
+def test_stages_depend_on_the_artefacts_they_need(make_notebook, tmp_path):
+    run = tmp_path / "run"
+    first, second = make_notebook(FINISH, name="first"), make_notebook(FINISH, name="second", needs=["first"])
+    options = {"n": 1}
+    runs.run_notebook(first, run, options)
+    runs.run_notebook(second, run, options)
+    runs.run_notebook(first, run, options, force=True)  # same artefacts again
+    assert runs.run_notebook(second, run, options)["skipped"]
+    runs.run_notebook(first, run, {"n": 2})
+    assert "skipped" not in runs.run_notebook(second, run, options)
+
+
+def command(*arguments):
+    return [sys.executable, "-m", "prlhf_kit.cli", "run", *map(str, arguments)]
+
+
+def wait_for(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.1)
+
+
+def test_interrupt_and_kill_leave_a_record_and_the_next_run_goes_on(make_notebook, tmp_path):
+    slow = "import time\nif not (stage.dir / 'go').exists():\n    (stage.dir / 'here').touch(); time.sleep(60)"
+    notebook, stage = make_notebook(slow, FINISH), tmp_path / "r" / "nb"
+    line = command(notebook, "--out", tmp_path, "--run", "r")
+    child = subprocess.Popen(line, stderr=subprocess.PIPE, text=True)
+    wait_for((stage / "here").exists)
+    child.send_signal(signal.SIGINT)
+    _, err = child.communicate(timeout=60)
+    assert child.returncode == 130
+    assert "the same command resumes" in err
+    assert read_record(stage)["status"] == "interrupted"
+
+    (stage / "here").unlink()
+    child = subprocess.Popen(line, stderr=subprocess.DEVNULL)
+    wait_for((stage / "here").exists)
+    child.kill()
+    child.wait()
+    assert read_record(stage)["status"] == "running"  # it could not say more
+    (stage / "go").touch()
+    assert subprocess.run(line, capture_output=True, check=False).returncode == 0
+    assert read_record(stage)["status"] == "completed"
+    assert (stage / "log.txt").read_text() == "ann3" * 3  # the folder was kept: long work can resume in it
+
+
+def test_command_line(make_notebook, tmp_path, capsys):
+    good, bad = make_notebook(FINISH, name="good"), make_notebook("1 / 0", FINISH, name="bad")
+    where = ["--out", str(tmp_path), "--run", "r"]
+    assert cli.main(["run", str(good), *where, "-p", "m", "3"]) == 2
+    assert "no parameter 'm'" in capsys.readouterr().err
+    assert cli.main(["run", str(good), *where, "-p", "run_dir", "/"]) == 2
+    capsys.readouterr()
+    assert cli.main(["run", str(good), str(bad), *where, "-p", "n", "4"]) == 1
+    captured = capsys.readouterr()
+    assert "good completed" in captured.out
+    assert "ZeroDivisionError" in captured.err
+    page = (tmp_path / "r" / "index.html").read_text()
+    assert "ZeroDivisionError" in page
+    assert page.index("good/notebook.html") > page.index("bad/notebook.html")
+    with pytest.raises(SystemExit):
+        cli.main(["run"])
+    assert cli.main(["figures", str(tmp_path / "r")]) == 2
+
+
+def test_index_page_escapes_text_and_shows_the_headline(tmp_path):
+    import pandas as pd
+
+    stage = begin("05_evaluation", tmp_path / "r", {"run_dir": "r", "seed": 1, "module": pd, "_x": 2})
+    assert stage.parameters == {"run_dir": "r", "seed": 1}
+    stage.table(pd.DataFrame({"answer": ["<script>alert(1)</script>"]}), "t", "The headline", kind="headline")
+    with pytest.raises(StageError, match="notebook 01_data_preparation"):
+        stage.input("01_data_preparation", "data")
+    stage.artifact("ghost", "data", "Never written")
+    with pytest.raises(StageError, match="announced but not written"):
+        stage.finish()
+    del stage.artifacts["ghost"]
+    stage.finish({"a": 1})
+    page = report.write_index(tmp_path / "r").read_text()
+    assert "The headline" in page
+    assert "<script>" not in page
+    assert read_record(tmp_path / "r" / "05_evaluation")["status"] == "completed"
+
+
+def test_two_kernels_do_not_work_in_one_folder(tmp_path, monkeypatch):
+    import prlhf_kit.record as module
+
+    first = begin("nb", tmp_path, {})
+    monkeypatch.setattr(module.FileLock, "acquire", lambda self, timeout: (_ for _ in ()).throw(module.Timeout("x")))
+    with pytest.raises(StageError, match="another process is working"):
+        begin("nb", tmp_path, {})
+    first.finish()
+
+
+def test_json_is_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "a.json"
+    write_json(path, {"a": 1})
+    with pytest.raises(TypeError):
+        write_json(path, {"a": object()})
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert os.listdir(tmp_path) == ["a.json"] or Path(path).exists()
