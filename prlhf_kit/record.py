@@ -7,6 +7,7 @@ A notebook begins with `stage = begin("03_pdpo_training", run_dir, globals())` r
 from __future__ import annotations
 
 import datetime
+import hashlib
 import importlib.metadata
 import json
 import math
@@ -22,13 +23,8 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import pandas as pd
-from datasets import DatasetDict
 from filelock import FileLock, Timeout
 from matplotlib.figure import Figure
-
-from prlhf_kit.data import fingerprint as data_fingerprint
-from prlhf_kit.models import fingerprint as model_fingerprint
-from prlhf_kit.models import name_of, sha256
 
 RESULT = "result.json"
 RECORD = "run.json"
@@ -49,6 +45,12 @@ PACKAGES = (
 
 class StageError(RuntimeError):
     """A stage can't begin or end; the message says why and what to do."""
+
+
+def sha256(path: Path) -> str:
+    """Hex SHA-256 of a file."""
+    with path.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def write_json(path: Path, content: object) -> None:
@@ -126,11 +128,15 @@ class Stage:
 
     def uses(self, name: str, thing: object) -> None:
         """Record a dataset's or a model's name and fingerprint under `name`."""
+        from datasets import DatasetDict  # here, since torch and datasets take seconds to import
+
+        from prlhf_kit import data, models
+
         if isinstance(thing, DatasetDict):
-            self.provenance[name] = {"fingerprint": data_fingerprint(thing)}
+            self.provenance[name] = {"fingerprint": data.fingerprint(thing)}
         else:
             model: Any = thing
-            self.provenance[name] = {"id": name_of(model), "fingerprint": model_fingerprint(model)}
+            self.provenance[name] = {"id": models.name_of(model), "fingerprint": models.fingerprint(model)}
 
     def artifact(self, name: str, kind: str, caption: str) -> Path:
         """Path for an artefact (file or folder) that the caller writes; it is recorded with `kind` and `caption`."""

@@ -83,9 +83,9 @@ class UserIndex:
 class IndividualUserModel(nn.Module):
     """Individual preferences: `e_i = e_0 + o_i` (P-RLHF §4.2), T_u soft tokens a user.
 
-    The generic tokens `e_0` and every user's offset `o_i` start as the embeddings of random words of the model's
-    vocabulary. So users differ from the first step on, and the adapter can learn at once to tell them apart (with
-    offsets that start at zero it can't, and learns far more slowly). Row 0 has no offset.
+    The generic tokens `e_0` and each user's offset `o_i` start as the embeddings of random words of the model's
+    vocabulary: users differ from the first step on, so the adapter can learn at once to tell them apart. Row 0 has no
+    offset.
 
     Args:
         num_rows: users + 1, i.e. `len(UserIndex)`.
@@ -100,7 +100,12 @@ class IndividualUserModel(nn.Module):
         words = torch.randint(len(word_embeddings), (num_rows, num_tokens), generator=generator)
         vectors = word_embeddings.detach()[words.to(word_embeddings.device)].clone()
         self.generic = nn.Parameter(vectors[0])  # e_0 [T_u, d_model]
-        self.offsets = nn.Parameter(vectors[1:])  # o [num_rows - 1, T_u, d_model]
+        self.offsets = nn.Parameter(vectors[1:].clone())  # o [num_rows - 1, T_u, d_model]
+
+    @property
+    def num_rows(self) -> int:
+        """Users and the generic one."""
+        return self.offsets.shape[0] + 1
 
     @property
     def num_tokens(self) -> int:

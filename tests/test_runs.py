@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -77,7 +78,7 @@ def test_a_run_its_record_and_when_it_is_skipped(make_notebook, tmp_path):
 @pytest.mark.parametrize(
     ("cell", "message"),
     [
-        ("raise ValueError('too cold')", "cell 2 raised ValueError: too cold"),
+        ("raise ValueError('too cold')", r"cell \d raised ValueError: too cold"),
         ("import sys; sys.exit(0)", "SystemExit|closing cell"),
         ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "kernel"),
         (None, r"without its closing cell `stage.finish"),
@@ -89,8 +90,6 @@ def test_what_papermill_would_call_a_success(make_notebook, tmp_path, cell, mess
     cells = [] if cell is None else [cell] if "finish" in cell else [cell, FINISH]
     record = runs.run_notebook(make_notebook(*cells), tmp_path / "run")
     assert record["status"] == "failed"
-    import re
-
     assert re.search(message, record["error"])
     assert read_record(tmp_path / "run" / "nb")["status"] == "failed"
 
@@ -99,9 +98,9 @@ def test_parameters_are_refused_before_anything_runs(make_notebook, tmp_path):
     notebook, run = make_notebook(FINISH), tmp_path / "run"
     for given, message in {
         ("usr", "x"): r"no parameter 'usr'. Did you mean 'user'",
-        ("n", "3.5"): "'n' is 3.5, expected int",
+        ("n", "3.5"): "'n' is '3.5', expected int",
         ("n", True): "'n' is True, expected int",
-        ("on", "1"): "'on' is 1, expected bool",
+        ("on", "1"): "'on' is '1', expected bool",
         ("rate", "fast"): "'rate' is 'fast', expected float",
         ("user", 7): "'user' is 7, expected str",
     }.items():

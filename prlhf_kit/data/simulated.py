@@ -22,24 +22,24 @@ from prlhf_kit.data.attributes import ATTRIBUTES, measure_all
 
 PARQUET = Path(__file__).with_name("simulated.parquet")
 
-# Four types: brief or thorough, crossed with sober or warm. Each wish has its opposite, so that what all users have in
-# common is close to nothing. type -> (weights over attributes, what such a person would say)
+# Four types in two opposite pairs over format, tone and length. The weights of all types add up to zero, so that what
+# all users have in common is close to nothing. type -> (weights over attributes, what such a person would say)
 TYPES: dict[str, tuple[dict[str, float], str]] = {
-    "brisk": (
-        {"length": -2.0, "warmth": -0.8, "formality": 0.4},
-        "Keep your answers short and matter-of-fact.",
+    "structured": (
+        {"lists": 1.5, "warmth": -1.5, "questions": -0.8, "length": -0.5},
+        "Give me short bullet points, matter-of-fact, and no questions back.",
     ),
-    "cheerful": (
-        {"length": -2.0, "warmth": 0.8, "formality": -0.4},
-        "Keep your answers short, but warm and cheerful.",
+    "companion": (
+        {"lists": -1.5, "warmth": 1.5, "questions": 0.8, "length": 0.5},
+        "Talk to me like a warm friend, in full sentences, and ask me something back.",
     ),
-    "scholarly": (
-        {"length": 2.0, "warmth": -0.8, "formality": 0.4},
-        "I like long, detailed answers in a sober and formal tone.",
+    "formal": (
+        {"formality": 1.5, "warmth": -1.2, "questions": -0.8, "length": 0.5},
+        "Answer like a formal expert, in a sober tone, and without questions.",
     ),
-    "chatty": (
-        {"length": 2.0, "warmth": 0.8, "formality": -0.4},
-        "I like long, detailed answers in a warm and friendly tone.",
+    "casual": (
+        {"formality": -1.5, "warmth": 1.2, "questions": 0.8, "length": -0.5},
+        "Keep it short, casual and cheerful, and ask me something back.",
     ),
 }
 NOISE = 0.25  # standard deviation of each user's own deviation, per attribute
@@ -96,7 +96,7 @@ def responses() -> pd.DataFrame:
 
 
 def population(users_per_type: int = 3, temperature: float = 0.25, seed: int = 0) -> Population:
-    """Users `brisk-1 ... chatty-3`: their type's weights and a deviation of their own."""
+    """Users `structured-1 ... casual-3`: their type's weights and a deviation of their own."""
     if users_per_type < 2 or temperature <= 0:
         raise ValueError(
             f"users_per_type={users_per_type}, temperature={temperature}: expected at least 2 users a type (one of "
@@ -182,11 +182,7 @@ def _records(pairs: pd.DataFrame, people: Population, rng: np.random.Generator) 
             "user_id": pairs.user_id.tolist(),
             "user_text": [TYPES[group][1] for group in groups],
             "group": groups,
-            # an empty system message: the embedded model's template would put in a default of its own, a quarter of
-            # each sequence
-            "prompt": [
-                [{"role": "system", "content": ""}, {"role": "user", "content": prompt}] for prompt in pairs.prompt
-            ],
+            "prompt": [[{"role": "user", "content": prompt}] for prompt in pairs.prompt],
             "chosen": said(np.where(a_wins, pairs.a, pairs.b)),
             "rejected": said(np.where(a_wins, pairs.b, pairs.a)),
             "p_chosen": np.where(a_wins, p, 1 - p),

@@ -23,8 +23,8 @@ def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]
         if not prompt or not prompt[-1]["content"].strip():
             raise DecodingError(f"an empty prompt can't be answered: {prompt!r}. Expected messages with text.")
     batch = tokenizer.apply_chat_template(
-        list(prompts), add_generation_prompt=True, padding=True, padding_side="left",
-        return_dict=True, return_tensors="pt",
+        list(prompts), add_generation_prompt=True, padding=True, return_dict=True, return_tensors="pt",
+        tokenizer_kwargs={"padding_side": "left"},
     )  # fmt: skip
     mask = batch["attention_mask"].to(device)
     return {

@@ -15,6 +15,7 @@ import contextlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -46,7 +47,7 @@ class _Stepper:
         self.model, self.context = model, context
         self.mask = inputs["attention_mask"]
         self.inputs = inputs
-        self.cache = None
+        self.cache: Any = None
 
     def _step(self, **inputs) -> torch.Tensor:
         with self.context():

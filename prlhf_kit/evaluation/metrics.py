@@ -45,4 +45,4 @@ def length_direction(chosen_length: ArrayLike, rejected_length: ArrayLike) -> in
 def per_user(values: ArrayLike, user_ids: ArrayLike) -> pd.DataFrame:
     """Mean and number of `values` for each user: index `user_id`, columns `mean`, `n`."""
     table = pd.DataFrame({"user_id": np.asarray(user_ids), "value": np.asarray(values, float)})
-    return table.groupby("user_id")["value"].agg(mean="mean", n="size")
+    return table.groupby("user_id")["value"].agg(["mean", "size"]).rename(columns={"size": "n"})

@@ -44,7 +44,7 @@ class PersonalizedDPOConfig(DPOConfig):
     """
 
     alpha: float = field(default=0.5, metadata={"help": "Weight of the user's loss against the generic user's."})
-    user_learning_rate: float = field(default=2e-2, metadata={"help": "Peak learning rate of the user table."})
+    user_learning_rate: float = field(default=2e-3, metadata={"help": "Peak learning rate of the user table."})
     personalized: bool = field(default=True, metadata={"help": "False trains vanilla DPO on the same pairs."})
     # TRL turns it on by default, which costs a third more time; turn it on where memory asks for it
     gradient_checkpointing: bool = field(default=False, metadata={"help": "Recompute activations to save memory."})
@@ -162,8 +162,8 @@ class PersonalizedDPOTrainer(DPOTrainer):
                     f"{len(missing)} users of the training set have no row in the user index, first {missing[0]!r}. "
                     "Build the index from the training set: UserIndex(sorted(set(train['user_id'])))."
                 )
-            rows = user_model_of(model).offsets.shape[0] + 1 if hasattr(user_model_of(model), "offsets") else None
-            if rows is not None and rows != len(self.user_index):
+            rows = getattr(user_model_of(model), "num_rows", len(self.user_index))
+            if rows != len(self.user_index):
                 raise ValueError(
                     f"the user model has {rows} rows, but the user index {len(self.user_index)} (users and the "
                     "generic one). Build it with num_rows=len(user_index)."
@@ -181,7 +181,6 @@ class PersonalizedDPOTrainer(DPOTrainer):
                 pad_token_id=processing_class.pad_token_id,
                 max_length=args.max_length,
                 truncation_mode=args.truncation_mode,
-                pad_to_multiple_of=args.pad_to_multiple_of,
             ),
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
