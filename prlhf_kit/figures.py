@@ -44,8 +44,13 @@ def lengths(pairs: pd.DataFrame) -> Figure:
     """Chosen minus rejected length by user. `pairs`: columns `user_id`, `chosen_words`, `rejected_words`."""
     users = sorted(pairs.user_id.unique())
     figure, ax = _figure(6.5, 0.32 * len(users) + 1.2)
-    difference = pairs.assign(words=pairs.chosen_words - pairs.rejected_words)
-    sns.boxplot(difference, x="words", y="user_id", order=users, color=PALETTE[4], fliersize=2, linewidth=1, ax=ax)
+    difference = (pairs.chosen_words - pairs.rejected_words).groupby(pairs.user_id)
+    style = {"patch_artist": True, "widths": 0.7, "flierprops": {"markersize": 3}, "medianprops": {"color": "black"}}
+    groups = [difference.get_group(user) for user in users]
+    boxes = ax.boxplot(groups, orientation="horizontal", tick_labels=users, **style)
+    for box in boxes["boxes"]:
+        box.set_facecolor(PALETTE[4])
+    ax.invert_yaxis()
     ax.axvline(0, color="black", linewidth=1, linestyle=":")
     ax.set(xlabel="words in the chosen response minus words in the rejected one", ylabel="user")
     return figure
