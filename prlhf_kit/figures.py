@@ -67,7 +67,8 @@ def learning_curves(history: pd.DataFrame) -> Figure:
     left.set(xlabel="optimizer step", ylabel="DPO loss (nats)")
     right.set(xlabel="optimizer step", ylabel="training reward accuracy", ylim=(0, 1.02))
     right.axhline(0.5, color="black", linewidth=1, linestyle=":")
-    right.legend(frameon=False, title="mean of 5 logged values", loc="lower right")
+    figure.legend(*right.get_legend_handles_labels(), frameon=False, title="mean of 5 logged values",
+                  loc="outside right center")  # fmt: skip
     return figure
 
 
