@@ -1,4 +1,4 @@
-"""User models: from a user's row number to the soft tokens that stand for that user (P-RLHF, arXiv 2402.05133, §4).
+"""User models: from a user's row number to the soft tokens that stand for that user (P-RLHF, arXiv 2402.05133).
 
 Row 0 is the generic user: whoever is unknown, or whose preferences are not to be used.
 """
@@ -81,11 +81,10 @@ class UserIndex:
 
 
 class IndividualUserModel(nn.Module):
-    """Individual preferences: `e_i = e_0 + o_i` (P-RLHF §4.2), T_u soft tokens a user.
+    """Individual preferences: `e_i = e_0 + o_i` (P-RLHF), T_u soft tokens a user.
 
     The generic tokens `e_0` and each user's offset `o_i` start as the embeddings of random words of the model's
-    vocabulary: users differ from the first step on, so the adapter can learn at once to tell them apart. Row 0 has no
-    offset.
+    vocabulary, so users differ from the first step on. Row 0 has no offset.
 
     Args:
         num_rows: users + 1, i.e. `len(UserIndex)`.

@@ -1,4 +1,4 @@
-"""P-DPO: DPO with a user model in front of the policy (P-RLHF, arXiv 2402.05133, Eq. 9), on top of TRL's DPOTrainer.
+"""P-DPO: DPO with a user model in front of the policy (P-RLHF, arXiv 2402.05133), on top of TRL's DPOTrainer.
 
     L = alpha * L_DPO(policy of the user) + (1 - alpha) * L_DPO(policy of the generic user)
 
@@ -37,8 +37,8 @@ class PersonalizedDPOConfig(DPOConfig):
     """TRL's `DPOConfig` and what is personal about P-DPO.
 
     Args:
-        alpha: weight of the user's loss against the generic user's, in [0, 1] (P-RLHF Eq. 9; 0.5 in the paper's
-            experiments). At 1 and 0 the term without weight is not computed.
+        alpha: weight of the user's loss against the generic user's, in [0, 1]. At 1 and 0 the term without weight
+            is not computed.
         user_learning_rate: peak learning rate of the user table. `learning_rate` is for everything else.
         personalized: False trains vanilla DPO on the same pairs in the same order: the control.
     """
@@ -181,6 +181,7 @@ class PersonalizedDPOTrainer(DPOTrainer):
                 pad_token_id=processing_class.pad_token_id,
                 max_length=args.max_length,
                 truncation_mode=args.truncation_mode,
+                pad_to_multiple_of=args.pad_to_multiple_of,  # type: ignore[arg-type]
             ),
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
