@@ -23,7 +23,7 @@ def make_trainer(model, tokenizer, pairs, tmp_path, architecture="llama", evalua
 @pytest.mark.parametrize("precompute", [False, True])
 @pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
 def test_loss_equals_the_papers_formula(make_tiny, tokenizer, pairs, tmp_path, architecture, alpha, precompute):
-    """P-RLHF's two DPO losses, beta = 0.1, from log-probabilities that another piece of code computes one row at a time."""
+    """P-RLHF's two DPO losses, beta = 0.1, from log-probabilities computed elsewhere, one row at a time."""
     model = make_tiny(architecture, users=3, offsets=0.5)
     trainer = make_trainer(
         model, tokenizer, pairs, tmp_path, architecture, alpha=alpha, precompute_ref_log_probs=precompute
