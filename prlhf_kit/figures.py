@@ -106,17 +106,38 @@ def accuracy_by_method(table: pd.DataFrame) -> Figure:
 
 
 def accuracy_by_user(table: pd.DataFrame) -> Figure:
-    """Dot plot of each user's held-out accuracy. `table`: columns `user_id`, `method`, `accuracy`."""
+    """Each user's held-out accuracy, with intervals.
+
+    `table`: columns `user_id`, `method`, `accuracy`, `low`, `high`.
+    """
     users = sorted(table.user_id.unique())
-    figure, ax = _figure(6.5, 0.34 * len(users) + 1.3)
-    for i, (method, rows) in enumerate(table.groupby("method", sort=False)):
-        ax.scatter(rows.accuracy, [users.index(u) for u in rows.user_id], color=PALETTE[i], marker="osD^v"[i % 5],
-                   label=method, zorder=3)  # fmt: skip
+    figure, ax = _figure(6.5, 0.4 * len(users) + 1.3)
+    methods = list(table.groupby("method", sort=False))
+    for i, (method, rows) in enumerate(methods):
+        y = [users.index(u) + 0.2 * (i - (len(methods) - 1) / 2) for u in rows.user_id]
+        error = np.abs(rows[["low", "high"]].to_numpy() - rows[["accuracy"]].to_numpy()).T
+        ax.errorbar(rows.accuracy, y, xerr=error, fmt="osD^v"[i % 5], color=PALETTE[i], capsize=3, label=method)
     ax.set_yticks(range(len(users)), users)
+    ax.invert_yaxis()
     ax.axvline(0.5, color="black", linewidth=1, linestyle=":")
-    ax.grid(axis="y", color="0.9")
-    ax.set(xlabel="reward accuracy on held-out pairs", ylabel="user", xlim=(-0.02, 1.02))
-    ax.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, 1.2), ncols=3)
+    ax.set(xlabel="reward accuracy on held-out pairs (95% interval)", ylabel="user", xlim=(-0.02, 1.02))
+    figure.legend(*ax.get_legend_handles_labels(), frameon=False, loc="outside upper center", ncols=3)
+    return figure
+
+
+def swapped_utility(table: pd.DataFrame) -> Figure:
+    """Heatmap: what every user's answers are worth to every user, less the judge's mean over all authors.
+
+    `table`: columns `judge`, `author`, `utility`. A clear diagonal means that answers fit their own user.
+    """
+    means = table.pivot_table(index="judge", columns="author", values="utility", sort=False)
+    centred = means.sub(means.mean(axis=1), axis=0)
+    figure, ax = _figure(0.55 * len(means) + 2.6, 0.5 * len(means) + 1.4)
+    limit = float(np.abs(centred.to_numpy()).max())
+    sns.heatmap(centred, cmap="PuOr", center=0, vmin=-limit, vmax=limit, annot=len(means) <= 16, fmt=".1f", square=True,
+                ax=ax, annot_kws={"size": 8},
+                cbar_kws={"label": "true utility, less the row's mean\n(SD of attributes)"})  # fmt: skip
+    ax.set(xlabel="whom the answers were written for", ylabel="who judges them")
     return figure
 
 
@@ -133,7 +154,7 @@ def win_rates(table: pd.DataFrame) -> Figure:
     ax.set_yticks([len(people) - k for k in range(len(people))], people)
     ax.axvline(0.5, color="black", linewidth=1, linestyle=":")
     ax.set(xlabel="win rate by the users' true utility (95% interval)", xlim=(-0.02, 1.02))
-    ax.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, 1.25), ncols=2)
+    figure.legend(*ax.get_legend_handles_labels(), frameon=False, loc="outside upper center", ncols=2)
     return figure
 
 
@@ -162,5 +183,6 @@ FIGURES = {
     "utility_by_weight": ("04_pad_decoding", "utility_by_weight", utility_by_weight),
     "accuracy_by_method": ("05_evaluation", "accuracy_by_method", accuracy_by_method),
     "accuracy_by_user": ("05_evaluation", "accuracy_by_user", accuracy_by_user),
+    "swapped": ("05_evaluation", "swapped", swapped_utility),
     "win_rates": ("05_evaluation", "win_rates", win_rates),
 }

@@ -127,6 +127,23 @@ def test_simulated_is_seeded_disjoint_and_true():
     assert simulated.oracle_accuracy([0.9, 0.2, 0.5]) == pytest.approx((0.9 + 0.8 + 0.5) / 3)
 
 
+def test_contrast_shows_more_different_pairs_whoever_is_asked():
+    def spread(contrast):
+        """Mean true utility gap of the shown pairs, by type of the judge, over all users' pairs."""
+        data = simulated.load(contrast=contrast, pairs_per_user=60, test_pairs_per_user=1, adapt_pairs_per_user=1)
+        people = simulated.population()
+        first, second = ([m[0]["content"] for m in data["train"][c]] for c in ("chosen", "rejected"))
+        return np.array(
+            [np.abs(people.utility([u] * len(first), first) - people.utility([u] * len(first), second)).mean()
+             for u in people.user_ids]
+        )  # fmt: skip
+
+    plain, contrasted = spread(1), spread(4)
+    assert (contrasted > 1.2 * plain).all()  # for every user, not only for whoever saw the pair
+    with pytest.raises(ValueError, match="contrast=0"):
+        simulated.load(contrast=0)
+
+
 def test_bradley_terry_draws_have_the_stated_rate():
     """Over 4,000 drawn preferences, mean p_chosen is E[p^2 + (1-p)^2], within 5 standard errors."""
     data = simulated.load(pairs_per_user=500, test_pairs_per_user=1, adapt_pairs_per_user=1)["train"]

@@ -9,8 +9,10 @@ from datasets import Dataset
 
 import prlhf_kit as kit
 from prlhf_kit import figures
+from prlhf_kit.data.attributes import ATTRIBUTES
+from prlhf_kit.data.simulated import Population
 from prlhf_kit.evaluation import compare
-from prlhf_kit.evaluation.metrics import implicit_reward, length_direction, per_user, ranked_right
+from prlhf_kit.evaluation.metrics import implicit_reward, length_direction, ranked_right
 from prlhf_kit.evaluation.scoring import add_reference_logps, completion_logps, score_pairs
 from prlhf_kit.evaluation.statistics import cluster_bootstrap
 
@@ -22,9 +24,33 @@ def test_metrics_by_hand():
         ranked_right([1, np.nan], [0, 0])
     assert length_direction([5, 1], [1, 9]) == 1  # one each: a tie goes to longer
     assert length_direction([5, 1, 1], [1, 9, 9]) == -1
-    table = per_user([1, 0, 1], ["b", "a", "b"])
-    assert table["mean"].to_dict() == {"a": 0.0, "b": 1.0}
-    assert table["n"].to_dict() == {"a": 1, "b": 2}
+
+
+def test_accuracy_by_user_by_hand():
+    ranked = pd.DataFrame({"user_id": ["b", "a", "b"], "mine": [1.0, 0.0, 0.0], "other": [1.0, 1.0, 1.0]})
+    table = compare.accuracy_by_user(ranked, ["mine"])
+    assert table.user_id.tolist() == ["a", "b"]
+    assert table.accuracy.tolist() == [0.0, 0.5]
+    assert table[["low", "high"]].to_numpy().tolist() == [[0.0, 0.0], [0.0, 1.0]]
+    assert table.pairs.tolist() == [1, 2]
+
+
+def test_swapped_answers_by_hand():
+    """Two opposite users, two prompts: on p both got what they like, on q both got the same text."""
+    columns = list(ATTRIBUTES)
+    weights = pd.DataFrame(0.0, index=["long", "short"], columns=columns)
+    weights["length"] = [1.0, -1.0]
+    ones = pd.Series(1.0, index=columns)
+    people = Population(weights, {"long": "x", "short": "y"}, 0 * ones, ones, 1.0)
+    texts = ["one two three", "one", "same", "same"]
+    table = compare.swapped(people, ["long", "short", "long", "short"], ["p", "p", "q", "q"], texts)
+    assert len(table) == 2 * 4
+    others = table[table.judge != table.author].set_index(["judge", "prompt"]).own_wins
+    assert others.to_dict() == {("long", "p"): 1.0, ("short", "p"): 1.0, ("long", "q"): 0.5, ("short", "q"): 0.5}
+    assert (table[table.judge == table.author].own_wins == 0.5).all()
+    judged = table.set_index(["judge", "author", "prompt"]).utility
+    assert judged["long", "short", "p"] == pytest.approx(np.log(2))
+    assert judged["short", "long", "p"] == pytest.approx(-np.log(4))
 
 
 def test_cluster_bootstrap_by_hand_and_by_coverage():
@@ -132,8 +158,14 @@ def test_figures_show_the_data_they_were_given():
         {"weight": [0.0, 1.0], "gain": [0.0, 0.4], "low": [0, 0.2], "high": [0, 0.5], "changed": [0, 0.25]}
     )
     assert figures.utility_by_weight(weights).axes[1].lines[0].get_ydata().tolist() == [0, 25]
-    users = pd.DataFrame({"user_id": ["b", "a"], "method": "m", "accuracy": [0.2, 0.6]})
-    assert figures.accuracy_by_user(users).axes[0].collections[0].get_offsets().tolist() == [[0.2, 1], [0.6, 0]]
+    users = pd.DataFrame({"user_id": ["b", "a"], "method": "m", "accuracy": [0.2, 0.6], "low": 0.1, "high": 0.9})
+    assert figures.accuracy_by_user(users).axes[0].lines[0].get_xydata().tolist() == [[0.2, 1], [0.6, 0]]
+    judged = pd.DataFrame(
+        {"judge": ["b", "b", "a", "a"], "author": ["b", "a", "b", "a"], "prompt": "p", "utility": [3.0, 1.0, 0.0, 4.0]}
+    )
+    heatmap = figures.swapped_utility(judged).axes[0]
+    assert [label.get_text() for label in heatmap.get_yticklabels()] == ["b", "a"]
+    assert heatmap.collections[0].get_array().ravel().tolist() == [1, -1, -2, 2]
     rates = pd.DataFrame({"comparison": "c", "who": ["all", "a"], "win_rate": [0.6, 0.7], "low": 0.5, "high": 0.8})
     figures.win_rates(rates)
     figures.tastes(pd.DataFrame({"length": [1.0, -1.0]}, index=["a", "b"]))

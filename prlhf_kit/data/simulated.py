@@ -62,10 +62,13 @@ class Population:
     std: pd.Series
     temperature: float
 
+    def standardise(self, texts: Iterable[str]) -> pd.DataFrame:
+        """Attributes of each text in standard deviations from the mean of the shipped responses."""
+        return (measure_all(texts) - self.mean) / self.std
+
     def utility(self, user_ids: Iterable[str], texts: Iterable[str]) -> np.ndarray:
         """True utility of `texts[i]` for `user_ids[i]`: `[n]`, in standard deviations of the attributes."""
-        standardised = (measure_all(texts) - self.mean) / self.std
-        return (standardised.to_numpy() * self.weights.loc[list(user_ids)].to_numpy()).sum(1)
+        return (self.standardise(texts).to_numpy() * self.weights.loc[list(user_ids)].to_numpy()).sum(1)
 
     def preference(self, user_ids: Iterable[str], a: Iterable[str], b: Iterable[str]) -> np.ndarray:
         """Probability `[n]` that each user prefers `a[i]` to `b[i]` (Bradley-Terry)."""
@@ -122,6 +125,7 @@ def load(
     adapt_pairs_per_user: int = 8,
     users_per_type: int = 3,
     temperature: float = 0.25,
+    contrast: int = 4,
     seed: int = 0,
 ) -> DatasetDict:
     """The dataset as preference records, with `p_chosen`, the true probability of the stated preference, beside them.
@@ -135,13 +139,21 @@ def load(
         test_pairs_per_user: test pairs of each user, seen or unseen.
         adapt_pairs_per_user: adaptation pairs of each unseen user.
         users_per_type, temperature, seed: see `population`; the seed also draws prompts, pairs and preferences.
+        contrast: every pair, of each split, is the most different of this many random pairs of its prompt's responses
+            (by what the types care about, not by the user's own taste). 1 shows users random pairs, many of which
+            hardly differ.
     """
     if path is not None:
         raise ValueError(
             f"'simulated' is embedded and takes no path, got {str(path)!r}. Load your own data by its name."
         )
+    if contrast < 1:
+        raise ValueError(f"contrast={contrast}: expected 1 (random pairs) or more.")
     people = population(users_per_type, temperature, seed)
-    by_prompt = [g.reset_index(drop=True) for _, g in responses().groupby("prompt_id")]
+    texts = responses()
+    tastes = np.array([[weights.get(a, 0.0) for a in ATTRIBUTES] for weights, _ in TYPES.values()])
+    places = people.standardise(texts["response"]).to_numpy() @ tastes.T  # each type's utility of each response
+    by_prompt = list(texts.groupby("prompt_id").groups.values())
     rng = np.random.default_rng([seed, 2])
     order = rng.permutation(len(by_prompt))
     cut_train, cut_adapt = int(0.6 * len(order)), int(0.7 * len(order))
@@ -160,10 +172,10 @@ def load(
             # a user sees each prompt once before any prompt comes back
             prompts = np.concatenate([rng.permutation(pools[pool]) for _ in range(-(-size // len(pools[pool])))])[:size]
             for i, prompt in enumerate(prompts):
-                group = by_prompt[prompt]
-                first, second = (group.iloc[j] for j in rng.choice(len(group), 2, replace=False))
-                rows.append({"user_id": user, "prompt": first.prompt, "a": first.response, "b": second.response,
-                             "pair_id": f"{split}-{user}-{i}"})  # fmt: skip
+                drawn = [rng.choice(by_prompt[prompt], 2, replace=False) for _ in range(contrast)]
+                a, b = max(drawn, key=lambda pair: np.linalg.norm(places[pair[0]] - places[pair[1]]))
+                rows.append({"user_id": user, "prompt": texts["prompt"][a], "a": texts["response"][a],
+                             "b": texts["response"][b], "pair_id": f"{split}-{user}-{i}"})  # fmt: skip
         splits[split] = _records(pd.DataFrame(rows), people, rng)
     return DatasetDict(splits)
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from prlhf_kit.data.simulated import oracle_accuracy
+from prlhf_kit.data.simulated import Population, oracle_accuracy
 from prlhf_kit.evaluation.metrics import length_direction, ranked_right
 from prlhf_kit.evaluation.scoring import score_pairs
 from prlhf_kit.evaluation.statistics import cluster_bootstrap
@@ -98,6 +100,40 @@ def accuracy_by_method(ranked: pd.DataFrame, pairs: Dataset, split: str, seed: i
         oracle = oracle_accuracy(pairs["p_chosen"])
         rows.append((split, "oracle", oracle, oracle, oracle, len(pairs), ranked.user_id.nunique()))
     return pd.DataFrame(rows, columns=["split", "method", "accuracy", "low", "high", "pairs", "users"])
+
+
+def accuracy_by_user(ranked: pd.DataFrame, methods: Sequence[str], seed: int = 0) -> pd.DataFrame:
+    """Reward accuracy of each user under each of `methods`, with a 95% interval over the user's own pairs.
+
+    Returns:
+        Columns `user_id`, `method`, `accuracy`, `low`, `high`, `pairs`.
+    """
+    rows = []
+    for method in methods:
+        for user, right in ranked.groupby("user_id")[method]:
+            i = cluster_bootstrap(right, range(len(right)), seed=seed)  # one user's pairs: each is its own cluster
+            rows.append((user, method, i.estimate, i.low, i.high, i.n))
+    return pd.DataFrame(rows, columns=["user_id", "method", "accuracy", "low", "high", "pairs"])
+
+
+def swapped(people: Population, user_ids: Sequence[str], prompts: Sequence[str], texts: Sequence[str]) -> pd.DataFrame:
+    """Every user judges every other user's answer to the same prompt: is one's own answer really one's own?
+
+    Args:
+        user_ids, prompts, texts: `[n]`, the answer `texts[i]` was given to `user_ids[i]` for `prompts[i]`; the same
+            prompts for every user.
+
+    Returns:
+        One row for each judge, author and prompt: `judge`, `author`, `prompt`, `utility` (of the author's answer for
+        the judge) and `own_wins` (1 if the judge's own answer has the higher utility, 1/2 if equal, else 0).
+    """
+    answers = pd.DataFrame({"author": list(user_ids), "prompt": list(prompts), "text": list(texts)})
+    table = pd.DataFrame({"judge": answers.author.unique()}).merge(answers, how="cross")
+    table["utility"] = people.utility(table.judge, table.text)
+    own = table.loc[table.judge == table.author, ["judge", "prompt", "utility"]].rename(columns={"utility": "own"})
+    table = table.merge(own, on=["judge", "prompt"], validate="many_to_one")
+    table["own_wins"] = ranked_right(table.own, table.utility)
+    return table.drop(columns=["text", "own"])
 
 
 def unique_prompts(pairs: Dataset, n: int, seed: int = 0) -> list[list[dict[str, str]]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import pandas as pd
 from numpy.typing import ArrayLike
 
 
@@ -40,9 +39,3 @@ def length_direction(chosen_length: ArrayLike, rejected_length: ArrayLike) -> in
     1
     """
     return 1 if ranked_right(chosen_length, rejected_length).mean() >= 0.5 else -1
-
-
-def per_user(values: ArrayLike, user_ids: ArrayLike) -> pd.DataFrame:
-    """Mean and number of `values` for each user: index `user_id`, columns `mean`, `n`."""
-    table = pd.DataFrame({"user_id": np.asarray(user_ids), "value": np.asarray(values, float)})
-    return table.groupby("user_id")["value"].agg(["mean", "size"]).rename(columns={"size": "n"})
