@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     from prlhf_kit.decoding.generate import DecodingError, generate
     from prlhf_kit.decoding.pad import GuidedAnswer, guided_generate
     from prlhf_kit.models import EMBEDDED, ModelError, load_model, load_tokenizer
-    from prlhf_kit.training.pdpo import PersonalizedDPOConfig, PersonalizedDPOTrainer, fit, last_checkpoint
+    from prlhf_kit.training.fit import fit, last_checkpoint
+    from prlhf_kit.training.pdpo import PersonalizedDPOConfig, PersonalizedDPOTrainer
     from prlhf_kit.users import GENERIC, IndividualUserModel, UserIndex
 
 # Loaded on first use: torch and TRL take seconds to import, which `prlhf --help` should not.
@@ -20,7 +21,8 @@ _WHERE = {
     "decoding.generate": ("DecodingError", "generate"),
     "decoding.pad": ("GuidedAnswer", "guided_generate"),
     "models": ("EMBEDDED", "ModelError", "load_model", "load_tokenizer"),
-    "training.pdpo": ("PersonalizedDPOConfig", "PersonalizedDPOTrainer", "fit", "last_checkpoint"),
+    "training.fit": ("fit", "last_checkpoint"),
+    "training.pdpo": ("PersonalizedDPOConfig", "PersonalizedDPOTrainer"),
     "users": ("GENERIC", "IndividualUserModel", "UserIndex"),
 }
 

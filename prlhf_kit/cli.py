@@ -12,7 +12,7 @@ import pandas as pd
 
 from prlhf_kit import report, runs
 from prlhf_kit.figures import FIGURES
-from prlhf_kit.record import StageError
+from prlhf_kit.record import StageError, read_record
 
 RUNS = Path("papermill_runs")
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
@@ -58,6 +58,9 @@ def figures(args: argparse.Namespace) -> int:
     for name, (stage, table, draw) in FIGURES.items():
         path = args.run_dir / stage / f"{table}.parquet"
         if not path.is_file():
+            if (read_record(args.run_dir / stage) or {}).get("status") == "completed":
+                print(f"{name}: left out, {stage} made no table {table!r} from this data")
+                continue
             raise runs.RunError(f"{path} is missing. Run notebook {stage} first, or give another run's folder.")
         draw(pd.read_parquet(path)).savefig(args.out / f"{name}.png", dpi=150, bbox_inches="tight")
         print(args.out / f"{name}.png")

@@ -8,7 +8,6 @@ Hooks, not a wrapper class, because TRL calls the backbone directly and PEFT cal
 
 from __future__ import annotations
 
-import inspect
 from pathlib import Path
 
 import torch
@@ -55,7 +54,7 @@ def embed_with_users(
     position_ids: torch.Tensor | None = None,
     inputs_embeds: torch.Tensor | None = None,
 ) -> dict[str, torch.Tensor]:
-    """Model inputs with the user tokens in front, for left- or right-padded batches.
+    """Model inputs with the user tokens before each row's first real token, for left- or right-padded batches.
 
     Args:
         rows: `[B]`, row of each sequence's user.
@@ -65,7 +64,12 @@ def embed_with_users(
 
     Returns:
         `inputs_embeds` `[B, T_u + L, d_model]`, `attention_mask` and `position_ids` `[B, T_u + L]`. Positions count
-        real tokens only, so a padded row gets the same logits as the same row alone.
+        real tokens only and left padding stays on the left, so a padded row gets the same logits as the same row
+        alone, in a sliding window too.
+
+    Raises:
+        ConditioningError: a mask that is not `[B, L]`, rows that are not `[B]` or have no user, or more tokens than
+            the model's context holds.
     """
     if inputs_embeds is None:
         inputs_embeds = model.get_input_embeddings()(input_ids)
@@ -80,18 +84,47 @@ def embed_with_users(
     rows = torch.as_tensor(rows, device=inputs_embeds.device)
     if rows.shape != (batch,):
         raise ConditioningError(f"user_rows has shape {tuple(rows.shape)}, expected one row a sequence: ({batch},).")
-    users = user_model_of(model)(rows).to(inputs_embeds.dtype)
-    attention_mask = torch.cat([attention_mask.new_ones(batch, users.shape[1]), attention_mask], dim=1)
+    user_model = user_model_of(model)
+    known = getattr(user_model, "num_rows", None)
+    if known is not None and len(rows) and (int(rows.min()) < 0 or int(rows.max()) >= known):
+        raise ConditioningError(
+            f"user rows go from 0 (generic) to {known - 1}, got {int(rows.min())} to {int(rows.max())}. Take them "
+            "from the UserIndex that is saved with the model."
+        )
+    users = user_model(rows).to(inputs_embeds.dtype)
+    ahead = users.shape[1]
+    check_length(model, ahead + int(attention_mask.sum(1).max()))
+    # slots of [users, row] in the order [left padding, users, real tokens]
+    slots = torch.arange(ahead + length, device=inputs_embeds.device).expand(batch, -1)
+    padding = left_padding(attention_mask)[:, None]
+    order = torch.where(slots < padding, slots + ahead, torch.where(slots < padding + ahead, slots - padding, slots))
+    if position_ids is not None:
+        front = torch.arange(ahead, device=position_ids.device).expand(batch, -1)
+        position_ids = torch.cat([front, position_ids.expand(batch, -1) + ahead], dim=1).gather(1, order)
+    attention_mask = torch.cat([attention_mask.new_ones(batch, ahead), attention_mask], dim=1).gather(1, order)
     if position_ids is None:
         position_ids = (attention_mask.cumsum(1) - 1).clamp(min=0)
-    else:
-        ahead = torch.arange(users.shape[1], device=position_ids.device).expand(position_ids.shape[0], -1)
-        position_ids = torch.cat([ahead, position_ids + users.shape[1]], dim=1)
+    joined = torch.cat([users, inputs_embeds], dim=1)
     return {
-        "inputs_embeds": torch.cat([users, inputs_embeds], dim=1),
+        "inputs_embeds": joined.gather(1, order[..., None].expand_as(joined)),
         "attention_mask": attention_mask,
         "position_ids": position_ids,
     }
+
+
+def left_padding(attention_mask: torch.Tensor) -> torch.Tensor:
+    """Padding tokens before each row's first real one: `[B, L]` -> `[B]`."""
+    return attention_mask.long().argmax(1)
+
+
+def check_length(model, tokens: int) -> None:
+    """Raise `ConditioningError` where `tokens` (user tokens included) don't fit into the model's context."""
+    limit = getattr(model.config, "max_position_embeddings", None)
+    if limit is not None and tokens > limit:
+        raise ConditioningError(
+            f"a text of {tokens} tokens (user tokens included) exceeds the model's context of {limit}. Shorten or drop "
+            "it: kit.data.check drops over-long prompts, max_length cuts training texts."
+        )
 
 
 def condition(model: PreTrainedModel, user_model: nn.Module) -> PreTrainedModel:
@@ -113,13 +146,12 @@ def condition(model: PreTrainedModel, user_model: nn.Module) -> PreTrainedModel:
     if backbone is model:
         raise ConditioningError(f"{type(model).__name__} has no separate backbone below its LM head to hook into.")
     model.add_module(ATTRIBUTE, user_model.to(device=model.device, dtype=model.dtype))
-    takes_positions = "position_ids" in inspect.signature(backbone.forward).parameters
-    ahead = 0  # user tokens in front of the call that is running
+    kept: torch.Tensor | None = None  # of the call that is running: the slots [B, L] that are not user tokens
 
     def prepend(_backbone, args, kwargs):
-        nonlocal ahead
+        nonlocal kept
         rows = kwargs.pop("user_rows", None)
-        ahead = 0
+        kept = None
         if rows is None:
             return args, kwargs
         cache = kwargs.get("past_key_values")
@@ -131,16 +163,17 @@ def condition(model: PreTrainedModel, user_model: nn.Module) -> PreTrainedModel:
         given = {name: kwargs.pop(name, None) for name in names}
         length = (given["input_ids"] if given["inputs_embeds"] is None else given["inputs_embeds"]).shape[1]
         inputs = embed_with_users(model, rows, **given)
-        ahead = inputs["inputs_embeds"].shape[1] - length
-        if not takes_positions:  # ALiBi models
-            del inputs["position_ids"]
+        batch, total = inputs["attention_mask"].shape
+        slots = torch.arange(length, device=inputs["attention_mask"].device).expand(batch, -1)
+        kept = slots + (total - length) * (slots >= left_padding(inputs["attention_mask"])[:, None])
         return args, kwargs | inputs
 
     def cut(_backbone, _args, _kwargs, output):
-        if ahead:
-            output.last_hidden_state = output.last_hidden_state[:, ahead:]
+        if kept is not None:
+            index = kept[..., None]
+            output.last_hidden_state = output.last_hidden_state.take_along_dim(index, 1)
             if output.hidden_states is not None:
-                output.hidden_states = tuple(h[:, ahead:] for h in output.hidden_states)
+                output.hidden_states = tuple(h.take_along_dim(index, 1) for h in output.hidden_states)
         return output
 
     hooks = [
@@ -150,26 +183,31 @@ def condition(model: PreTrainedModel, user_model: nn.Module) -> PreTrainedModel:
     try:
         with torch.no_grad():
             model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=model.device), user_rows=torch.tensor([0]))
-        reason = None if ahead else "its forward does not hand user_rows on to the backbone"
-    except TypeError as error:
-        reason = str(error)
+        reason = None if kept is not None else "its forward does not hand user_rows on to the backbone"
+    except Exception as error:  # whatever the probe stumbles over, the model is handed back as it was
+        reason = f"{type(error).__name__}: {error}"
     if reason:
         for hook in hooks:
             hook.remove()
         delattr(model, ATTRIBUTE)
         raise ConditioningError(
             f"{type(model).__name__} can't be conditioned on users ({reason}). Use a model whose forward passes "
-            "unknown keyword arguments to its backbone, as transformers' own decoder-only models do."
+            "unknown keyword arguments to its backbone and takes position_ids, as transformers' Llama, Mistral, Qwen, "
+            "Gemma, GPT-2 and GPT-NeoX families do (OPT, BLOOM and MPT do not)."
         )
     return model
 
 
-def load_personalized(folder: str | Path, base: str | PreTrainedModel | None = None) -> tuple[PeftModel, UserIndex]:
+def load_personalized(
+    folder: str | Path, base: str | PreTrainedModel | None = None, user_model: nn.Module | None = None
+) -> tuple[PeftModel, UserIndex]:
     """Load what `PersonalizedDPOTrainer.save_model` wrote: the adapter, the user model and the user index.
 
     Args:
         folder: where `users.json` and the adapter lie.
         base: base model (a name, or a loaded model that is not conditioned yet); default: the one it was trained on.
+        user_model: where it is not an `IndividualUserModel`: an untrained one of the same class and size, whose
+            values are then replaced by the trained ones.
     """
     index, saved = UserIndex.load(folder)
     if not saved.get("num_tokens"):
@@ -178,5 +216,11 @@ def load_personalized(folder: str | Path, base: str | PreTrainedModel | None = N
             "peft.PeftModel.from_pretrained(prlhf_kit.load_model(...), folder)."
         )
     model = load_model(base or saved["base_model"]) if base is None or isinstance(base, str) else base
-    user_model = IndividualUserModel(len(index), model.get_input_embeddings().weight, saved["num_tokens"])
+    if user_model is None:
+        user_model = IndividualUserModel(len(index), model.get_input_embeddings().weight, saved["num_tokens"])
+    if type(user_model).__name__ != saved["user_model"]:
+        raise ConditioningError(
+            f"{folder} was trained with a {saved['user_model']}, got a {type(user_model).__name__}. Pass "
+            f"user_model={saved['user_model']}(...), built as it was for training."
+        )
     return PeftModel.from_pretrained(condition(model, user_model), folder).eval(), index

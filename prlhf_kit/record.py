@@ -14,10 +14,10 @@ import math
 import os
 import platform
 import resource
+import shutil
 import subprocess
 import sys
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ from matplotlib.figure import Figure
 
 RESULT = "result.json"
 RECORD = "run.json"
+PREVIOUS = ".previous"
+PATIENCE = 30  # seconds to wait for another kernel that works in the same folder
 UNDER_RUNNER = "PRLHF_KIT_RUNNER"  # set by runs.py for the kernels that it starts
 PACKAGES = (
     "prlhf_kit",
@@ -48,19 +50,25 @@ class StageError(RuntimeError):
 
 
 def sha256(path: Path) -> str:
-    """Hex SHA-256 of a file."""
+    """Hex SHA-256 of a file, or of a folder's file names and contents (caches of `datasets` left out)."""
+    if path.is_dir():
+        files = sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("cache-"))
+        listing = [(p.relative_to(path).as_posix(), sha256(p)) for p in files]
+        return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
     with path.open("rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def write_json(path: Path, content: object) -> None:
     """Write JSON atomically: a reader sees the old file or the new one, never half of one."""
+    text = json.dumps(content, indent=1, allow_nan=False)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}-", delete=False) as f:
-        json.dump(content, f, indent=1, allow_nan=False)
+    temporary = path.with_name(f".{path.name}-{os.getpid()}")
+    with temporary.open("w") as f:
+        f.write(text)
         f.flush()
         os.fsync(f.fileno())
-    Path(f.name).replace(path)
+    temporary.replace(path)
 
 
 def read_record(stage_dir: Path) -> dict[str, Any] | None:
@@ -69,6 +77,23 @@ def read_record(stage_dir: Path) -> dict[str, Any] | None:
         return json.loads((stage_dir / RECORD).read_text())
     except (OSError, ValueError):
         return None
+
+
+def inputs(run_dir: Path, stages: Iterable[str]) -> dict[str, dict[str, str]]:
+    """What `stages` of a run left for later ones: stage -> data or model artefact -> SHA-256."""
+    found = {stage: (read_record(run_dir / stage) or {}).get("artifacts", {}) for stage in stages}
+    return {
+        stage: {name: entry.get("sha256") for name, entry in left.items() if entry["kind"] in ("data", "model")}
+        for stage, left in found.items()
+    }
+
+
+def set_aside(stage_dir: Path) -> None:
+    """Move a stage's folder to `<run_dir>/.previous/<stage>`: made from other inputs, but not to be lost."""
+    previous = stage_dir.parent / PREVIOUS / stage_dir.name
+    shutil.rmtree(previous, ignore_errors=True)
+    previous.parent.mkdir(exist_ok=True)
+    stage_dir.rename(previous)
 
 
 def versions() -> dict[str, str]:
@@ -97,24 +122,56 @@ def now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
+_held: dict[Path, FileLock] = {}  # stage folders that this process works in
+_names: dict[str, list[str]] = {}  # stage -> its parameters, as found when it first began in this process
+
+
 class Stage:
     """One notebook's folder in a run, and what has been recorded for it so far. Made by `begin`."""
 
     def __init__(self, name: str, run_dir: str | Path, parameters: dict[str, Any]):
         self.name, self.run_dir, self.parameters = name, Path(run_dir).resolve(), parameters
         self.dir = self.run_dir / name
-        self.dir.mkdir(parents=True, exist_ok=True)
+        self.run_dir.mkdir(parents=True, exist_ok=True)
         self.started = now()
         self.artifacts: dict[str, dict[str, str]] = {}
         self.provenance: dict[str, dict[str, str]] = {}
-        self._lock = FileLock(self.dir / ".lock")
+        self.inputs: dict[str, dict[str, str]] = {}
+        if self.dir in _held:  # the `begin` cell was run again in this kernel
+            _held.pop(self.dir).release()
+        self._lock = FileLock(self.run_dir / f".{name}.kernel.lock")
         try:  # an earlier kernel whose runner was killed may take a moment to notice
-            self._lock.acquire(timeout=30)
+            self._lock.acquire(timeout=PATIENCE)
         except Timeout:
             raise StageError(
                 f"another process is working in {self.dir}. Wait for it or end it, or choose another run folder."
             ) from None
+        _held[self.dir] = self._lock
+        if not os.environ.get(UNDER_RUNNER):
+            self._start_record()
+        self.dir.mkdir(exist_ok=True)
         (self.dir / RESULT).unlink(missing_ok=True)
+
+    def _start_record(self) -> None:
+        """In JupyterLab: keep the folder (training resumes in it) only if it was made from the same inputs."""
+
+        def plain(parameters: dict) -> dict:
+            return {k: v for k, v in json.loads(json.dumps(parameters)).items() if k != "run_dir"}
+
+        earlier = [p.name for p in self.run_dir.iterdir() if p.is_dir() and p.name[0] != "." and p.name < self.name]
+        self.inputs = inputs(self.run_dir, earlier)
+        old = read_record(self.dir)
+        if old is not None:
+            made_from = old.get("inputs", {})
+            if plain(old["parameters"]) != plain(self.parameters) or inputs(self.run_dir, made_from) != made_from:
+                set_aside(self.dir)
+        write_json(self.dir / RECORD, self._record("running"))
+
+    def _record(self, status: str) -> dict[str, Any]:
+        return {
+            "schema": 1, "stage": self.name, "status": status, "parameters": self.parameters, "inputs": self.inputs,
+            "metrics": {}, "artifacts": {}, "versions": versions(), "git": git_state(), "started": self.started,
+        }  # fmt: skip
 
     def input(self, stage: str, name: str) -> Path:
         """Artefact `name` that an earlier stage of the same run left. Raises `StageError` if it isn't there."""
@@ -169,8 +226,7 @@ class Stage:
             path = self.dir / name
             if not path.exists():
                 raise StageError(f"artefact {path} was announced but not written.")
-            if path.is_file():
-                entry["sha256"] = sha256(path)
+            entry["sha256"] = sha256(path)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
         record = {
             "stage": self.name,
@@ -188,9 +244,9 @@ class Stage:
         under_runner = os.environ.get(UNDER_RUNNER)
         write_json(
             self.dir / (RESULT if under_runner else RECORD),
-            record if under_runner else record | {"status": "completed"},
+            record if under_runner else self._record("completed") | record,
         )
-        self._lock.release()
+        _held.pop(self.dir, self._lock).release()
 
 
 def begin(name: str, run_dir: str | Path, namespace: Mapping[str, Any]) -> Stage:
@@ -203,9 +259,7 @@ def begin(name: str, run_dir: str | Path, namespace: Mapping[str, Any]) -> Stage
     """
     plain = (bool, int, float, str, list, dict, type(None))
     hidden = {"In", "Out"}
-    parameters = {
-        key: value
-        for key, value in namespace.items()
-        if not key.startswith("_") and key not in hidden and isinstance(value, plain)
-    }
-    return Stage(name, run_dir, parameters)
+    names = _names.setdefault(
+        name, [k for k, v in namespace.items() if not k.startswith("_") and k not in hidden and isinstance(v, plain)]
+    )  # when the cell is run again in JupyterLab, later cells' variables are there too
+    return Stage(name, run_dir, {key: namespace[key] for key in names})

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 from jinja2 import Environment
 
-from prlhf_kit.record import read_record
+from prlhf_kit.record import inputs, read_record
 
 PAGE = Environment(autoescape=True).from_string("""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
@@ -20,9 +20,12 @@ th, td { padding: .3rem .7rem; border-bottom: 1px solid #ddd; text-align: left; 
 figure { margin: 1.5rem 0; } img { max-width: 100%; background: white; }
 figcaption, .note { color: #555; font-size: .9rem; }
 .failed, .interrupted { color: #b00020; font-weight: bold; }
+td { white-space: pre-line; }
 pre { overflow-x: auto; background: #f5f5f5; padding: .7rem; }
 </style></head><body>
 <h1>{{ name }}</h1>
+{% if doubtful %}<p class="failed">Not of one piece: {{ doubtful | join(", ") }} failed, or is older than what it was
+made from. What stands below may come from an earlier attempt; run the notebooks again.</p>{% endif %}
 {% macro show(tables) %}{% for table in tables %}
 <h2>{{ table.caption }}</h2><div class="scroll">{{ table.html | safe }}</div>{% endfor %}{% endmacro %}
 {{ show(headline) }}
@@ -82,9 +85,14 @@ def write_index(run_dir: str | Path) -> Path:
             for caption, table in tables(run_dir, kind)
         ]
 
+    doubtful = [
+        record["stage"]
+        for record in stages
+        if record["status"] != "completed" or inputs(run_dir, record.get("inputs", {})) != record.get("inputs", {})
+    ]
     page = PAGE.render(
         name=run_dir.name, stages=stages, figures=figures, headline=shown("headline"), tables=shown("shown"),
-        provenance=provenance,
+        provenance=provenance, doubtful=doubtful,
     )  # fmt: skip
     path = run_dir / "index.html"
     temporary = path.with_suffix(".tmp")

@@ -1,8 +1,9 @@
 """Run notebooks headlessly through papermill, and refuse to believe it where papermill would be fooled.
 
 Closed traps of papermill 2.7: an unknown parameter or a missing `parameters` tag only warns; values lose their type on
-the command line; a dead kernel leaves every cell "completed"; `sys.exit()` counts as success; `cwd` is process-wide
-(so each notebook has a process of its own); nothing is skipped or resumed.
+the command line; tuples, paths and sets turn into strings; a dead kernel leaves every cell "completed"; `sys.exit()`
+counts as success; parallel kernels can clash on ports; `cwd` is process-wide (so each notebook has a process of its
+own); nothing is skipped or resumed.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -26,16 +26,26 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
-import papermill
 import yaml
 from filelock import FileLock, Timeout
 from nbconvert import HTMLExporter
 
-from prlhf_kit.record import RECORD, RESULT, UNDER_RUNNER, git_state, now, read_record, versions, write_json
+from prlhf_kit.record import (
+    RECORD,
+    RESULT,
+    UNDER_RUNNER,
+    git_state,
+    inputs,
+    now,
+    read_record,
+    set_aside,
+    versions,
+    write_json,
+)
 
 NOTEBOOK = "notebook.ipynb"
 PAGE = "notebook.html"
-PREVIOUS = ".previous"
+NO_PORT = "Kernel died before replying to kernel_info"
 GRACE = 20  # seconds that an interrupted notebook has to stop by itself
 
 
@@ -47,24 +57,38 @@ def defaults(notebook: Path) -> dict[str, Any]:
     """Parameters of a notebook and their default values.
 
     Raises:
-        RunError: no such file, no cell tagged `parameters`, or a default that is not a plain value.
+        RunError: no such file, no cell tagged `parameters`, or a default that JSON can't hold as it is.
     """
     if not notebook.is_file():
         raise RunError(f"there is no notebook {notebook}. Expected the path of an .ipynb file.")
-    tags = [cell.metadata.get("tags", []) for cell in nbformat.read(notebook, as_version=4).cells]
-    if not any("parameters" in t for t in tags):
+    cells = nbformat.read(notebook, as_version=4).cells
+    tagged = [cell.source for cell in cells if "parameters" in cell.metadata.get("tags", [])]
+    if not tagged:
         raise RunError(
             f"{notebook} has no cell tagged 'parameters', so nothing could be injected. Tag the cell that holds the "
             "defaults (JupyterLab: property inspector, Cell Tags)."
         )
-    values = {}
-    for name, found in papermill.inspect_notebook(str(notebook)).items():
+    values: dict[str, Any] = {}
+    for node in ast.parse("\n".join(tagged)).body:  # papermill's own inspection stumbles over "=" and "#" in a line
+        if isinstance(node, ast.Assign):
+            names = [target.id for target in node.targets if isinstance(target, ast.Name)]
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            names = [node.target.id]
+        else:
+            continue
+        if node.value is None:
+            continue
         try:
-            values[name] = ast.literal_eval(found["default"])
-        except (ValueError, SyntaxError):
+            value = ast.literal_eval(node.value)
+            plain = json.loads(json.dumps(value)) == value
+        except (ValueError, TypeError):
+            plain = False
+        if not plain:
             raise RunError(
-                f"parameter {name!r} of {notebook} has the default {found['default']!r}; expected a plain Python value."
-            ) from None
+                f"parameter {names[0]!r} of {notebook} has the default {ast.unparse(node.value)}; expected a plain "
+                "Python value: text, a number, True, False, None, a list, or a dict with text keys."
+            )
+        values |= dict.fromkeys(names, value)
     return values
 
 
@@ -115,8 +139,13 @@ def unknown_parameter(name: str, known: Mapping[str, Any], where: str) -> RunErr
     return RunError(f"{where} has no parameter {name!r}.{hint} It has: {', '.join(sorted(known))}.")
 
 
-def _key(notebook: Path, parameters: dict[str, Any], run_dir: Path) -> str:
-    """Hash of all that decides a stage's result: code, parameters, versions, and the artefacts of earlier stages."""
+def _needs(notebook: Path) -> list[str]:
+    return nbformat.read(notebook, as_version=4).metadata.get("prlhf_kit", {}).get("needs", [])
+
+
+def _key(notebook: Path, parameters: dict[str, Any], made_from: dict[str, dict[str, str]]) -> str:
+    """Hash of all that decides a stage's result: code, parameters (with the files of local folders that they name),
+    versions, and the artefacts of earlier stages."""
     nb = nbformat.read(notebook, as_version=4)
     package = Path(__file__).parent
     sources = {
@@ -124,14 +153,17 @@ def _key(notebook: Path, parameters: dict[str, Any], run_dir: Path) -> str:
         for p in sorted(package.rglob("*"))
         if p.suffix in {".py", ".parquet"}
     }
-    inputs = {}
-    for stage in nb.metadata.get("prlhf_kit", {}).get("needs", []):
-        record = read_record(run_dir / stage) or {}
-        inputs[stage] = {name: entry.get("sha256") for name, entry in record.get("artifacts", {}).items()
-                         if entry["kind"] in ("data", "model")}  # fmt: skip
+    folders = [notebook.parent / v for v in parameters.values() if isinstance(v, str) and v]
+    files = [
+        (str(p), p.stat().st_size, p.stat().st_mtime_ns)  # not their hashes: a model may have many gigabytes
+        for folder in folders
+        if folder.is_dir()
+        for p in sorted(folder.rglob("*"))
+        if p.is_file() and not p.name.startswith("cache-")
+    ]
     digest = hashlib.sha256(repr([(c.cell_type, c.source) for c in nb.cells]).encode())
     digest.update(repr(sorted(parameters.items())).encode() + repr(sorted(versions().items())).encode())
-    digest.update(json.dumps(inputs, sort_keys=True).encode())
+    digest.update(json.dumps([made_from, files], sort_keys=True).encode())
     for name, content in sources.items():
         digest.update(name.encode() + hashlib.sha256(content).digest())
     return digest.hexdigest()
@@ -171,28 +203,30 @@ def run_notebook(
 
 def _run(notebook: Path, run_dir: Path, values: dict[str, Any], force: bool) -> dict[str, Any]:
     stage_dir = run_dir / notebook.stem
-    key = _key(notebook, values | {"run_dir": None}, run_dir)
+    made_from = inputs(run_dir, _needs(notebook))
+    key = _key(notebook, values | {"run_dir": None}, made_from)
     old = read_record(stage_dir)
     same = old is not None and old.get("key") == key
     if old and same and not force and old["status"] == "completed" and _artifacts_there(stage_dir, old):
         return old | {"skipped": True}
     if stage_dir.exists() and (force or not same):
-        previous = run_dir / PREVIOUS / notebook.stem
-        shutil.rmtree(previous, ignore_errors=True)
-        previous.parent.mkdir(exist_ok=True)
-        stage_dir.rename(previous)
+        set_aside(stage_dir)
     stage_dir.mkdir(parents=True, exist_ok=True)
-    (stage_dir / RESULT).unlink(missing_ok=True)
+    for name in (RESULT, NOTEBOOK, PAGE):  # of an earlier attempt
+        (stage_dir / name).unlink(missing_ok=True)
 
     record: dict[str, Any] = {
-        "schema": 1, "stage": notebook.stem, "status": "running", "key": key, "parameters": values, "metrics": {},
-        "artifacts": {}, "versions": versions(), "git": git_state(), "pid": os.getpid(), "started": now(),
+        "schema": 1, "stage": notebook.stem, "status": "running", "key": key, "parameters": values,
+        "inputs": made_from, "metrics": {}, "artifacts": {}, "versions": versions(), "git": git_state(),
+        "pid": os.getpid(), "started": now(),
     }  # fmt: skip
     write_json(stage_dir / RECORD, record)
     start = time.monotonic()
     interrupted = False
     try:
         code, log = _execute(notebook, stage_dir / NOTEBOOK, values)
+        if code and not (stage_dir / RESULT).exists() and NO_PORT in log:  # two runs' kernels took the same port
+            code, log = _execute(notebook, stage_dir / NOTEBOOK, values)
     except KeyboardInterrupt:
         interrupted, code, log = True, 130, ""
     result = _read_result(stage_dir)
@@ -231,7 +265,7 @@ def _execute(notebook: Path, out: Path, parameters: dict[str, Any]) -> tuple[int
         command = [sys.executable, "-m", "papermill", str(notebook), str(out), "--parameters_file", str(values),
                    "--cwd", str(notebook.parent), "--kernel", "python3", "--log-level", "WARNING",
                    "--no-progress-bar" if quiet else "--progress-bar"]  # fmt: skip
-        env = os.environ | {UNDER_RUNNER: "1", "PYTHONWARNINGS": os.environ.get("PYTHONWARNINGS", "")}
+        env = os.environ | {UNDER_RUNNER: "1"}
         with log.open("w") as sink:
             child = subprocess.Popen(
                 command, env=env, stdout=sink, stderr=sink if quiet else None, start_new_session=True,
@@ -260,13 +294,13 @@ def _end(child: subprocess.Popen) -> None:
             child.wait(GRACE if sign != signal.SIGKILL else None)
             break
     with contextlib.suppress(ProcessLookupError):
-        os.killpg(child.pid, signal.SIGKILL)  # a kernel that outlived papermill
+        os.killpg(child.pid, signal.SIGKILL)  # the kernel, in a session of its own, ends itself without papermill
 
 
 def _error(executed: Path, code: int, log: str, finished: bool) -> str | None:
     """What went wrong, with the failing cell; None if the notebook ran to its closing cell."""
-    if executed.is_file():
-        for number, cell in enumerate(nbformat.read(executed, as_version=4).cells):
+    if (notebook := _read(executed)) is not None:
+        for number, cell in enumerate(notebook.cells):
             for output in cell.get("outputs", []):
                 if output.output_type == "error":
                     trace = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(output.traceback))
@@ -281,8 +315,16 @@ def _error(executed: Path, code: int, log: str, finished: bool) -> str | None:
     return None
 
 
+def _read(executed: Path) -> nbformat.NotebookNode | None:
+    """The executed notebook; None where papermill was killed before or while it wrote one."""
+    try:
+        return nbformat.read(executed, as_version=4)
+    except (OSError, nbformat.reader.NotJSONError, nbformat.ValidationError):
+        return None
+
+
 def _write_page(stage_dir: Path) -> None:
-    if (stage_dir / NOTEBOOK).is_file():
+    if (notebook := _read(stage_dir / NOTEBOOK)) is not None:
         exporter = HTMLExporter(exclude_input_prompt=True, exclude_output_prompt=True)
-        page, _ = exporter.from_filename(str(stage_dir / NOTEBOOK))
+        page, _ = exporter.from_notebook_node(notebook, {"metadata": {"name": stage_dir.name}})
         (stage_dir / PAGE).write_text(page)

@@ -1,4 +1,4 @@
-"""Tiny randomly initialised models of three architectures, and a small tokenizer with a chat template."""
+"""Tiny randomly initialised models of four architectures, and a small tokenizer with a chat template."""
 
 import os
 
@@ -16,6 +16,8 @@ from transformers import (
     GPTNeoXForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
     PreTrainedTokenizerFast,
 )
 
@@ -59,6 +61,12 @@ def build_tiny(architecture: str, vocabulary: int):
             max_position_embeddings=256, initializer_range=0.2, **size,
         )  # fmt: skip
         model = LlamaForCausalLM(config)
+    elif architecture == "mistral":  # a window so small that texts don't fit into it
+        config = MistralConfig(
+            hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+            max_position_embeddings=256, sliding_window=16, initializer_range=0.2, **size,
+        )  # fmt: skip
+        model = MistralForCausalLM(config)
     elif architecture == "gpt2":
         config = GPT2Config(n_embd=32, n_layer=2, n_head=4, n_positions=256, initializer_range=0.2, **size)
         model = GPT2LMHeadModel(config)

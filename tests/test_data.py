@@ -72,7 +72,7 @@ def test_user_with_no_pairs_is_refused(good):
 
 
 def test_other_refusals(good):
-    with pytest.raises(kit.SchemaError, match="the pair id 'p1' 2 times"):
+    with pytest.raises(kit.SchemaError, match="the pair id 'p1' comes 2 times"):
         kit.data.check(with_row(good, record("p1", "a", "Why?", "Yes.", "No.")))
     with pytest.raises(kit.SchemaError, match="1 prompts of split 'test_seen' are in train too"):
         kit.data.check(with_row(good, record("t2", "a", "Question number 1?", "Yes.", "No."), "test_seen"))
@@ -98,6 +98,18 @@ def test_attributes_by_hand():
     assert measure("Why? How?")["questions"] == pytest.approx(np.log(3))
     assert measure("I don't know.")["formality"] == pytest.approx(-20 / 3)
     assert measure("") == dict.fromkeys(found, 0.0)
+
+
+def test_pair_ids_and_prompts(pairs):
+    test = pairs.map(lambda row: {"prompt": [{"role": "user", "content": "New: " + row["prompt"][0]["content"]}]})
+    with pytest.raises(kit.SchemaError, match=r"pair id 'p1' comes 2 times \(in train, test_seen\)"):
+        kit.data.check(DatasetDict(train=pairs, test_seen=test))
+    numbered = pairs.remove_columns("pair_id").add_column("pair_id", list(range(len(pairs))))
+    with pytest.raises(kit.SchemaError, match=r"pair id \d+ \(int\), expected non-empty text"):
+        kit.data.check(DatasetDict(train=numbered))
+    silent = pairs.map(lambda row: {"prompt": [{"role": "user", "content": " "}]} if row["pair_id"] == "p1" else row)
+    _, report = kit.data.check(DatasetDict(train=silent))
+    assert report.table.to_dict("records") == [{"split": "train", "user_id": "b", "reason": "empty prompt", "pairs": 1}]
 
 
 def test_shipped_responses():

@@ -116,6 +116,17 @@ def test_personalised_generate_equals_the_uncached_loop(personal, tokenizer):
     assert len(set(kit.generate(personal, tokenizer, PROMPTS[1:2] * 3, rows, max_new_tokens=10))) > 1
 
 
+def test_batches_answer_like_single_prompts_in_a_sliding_window(make_tiny, tokenizer):
+    model = make_tiny("mistral", users=3, offsets=0.5)
+    personal = get_peft_model(model, LoraConfig(target_modules=["q_proj"], modules_to_save=["user_model"])).eval()
+    options = {"max_new_tokens": 10, "batch_size": 3}
+    together = kit.generate(personal, tokenizer, PROMPTS, [1, 2, 3], **options)
+    steered = kit.guided_generate(personal, tokenizer, PROMPTS, [1, 2, 3], weight=2.0, **options)
+    for i, prompt in enumerate(PROMPTS):
+        assert kit.generate(personal, tokenizer, [prompt], [i + 1], **options) == [together[i]]
+        assert kit.guided_generate(personal, tokenizer, [prompt], [i + 1], weight=2.0, **options) == [steered[i]]
+
+
 def test_generate_without_users_and_with_sampling(personal, tokenizer):
     with personal.disable_adapter():
         plain = kit.generate(personal, tokenizer, PROMPTS, max_new_tokens=8)
@@ -142,9 +153,15 @@ def test_bad_requests(make_tiny, tokenizer):
         "empty prompt": lambda: guided(prompts=[[{"role": "user", "content": " "}]]),
         "context of 256": lambda: guided(prompts=[[{"role": "user", "content": "long text " * 80}]]),
         "1 user rows for 3": lambda: kit.generate(personal, tokenizer, PROMPTS, [1]),
+        "no option 'max_new_token'. Did you mean 'max_new_tokens'": lambda: kit.generate(
+            personal, tokenizer, PROMPTS, [1, 1, 1], max_new_token=4
+        ),
     }.items():
         with pytest.raises(kit.DecodingError, match=match):
             call()
+    for row in (-1, 9):
+        with pytest.raises(kit.ConditioningError, match="user rows go from 0"):
+            guided(rows=(row,))
     import transformers
 
     small = transformers.LlamaForCausalLM(

@@ -74,12 +74,15 @@ def test_cluster_bootstrap_by_hand_and_by_coverage():
     assert naive / 300 < 0.8
 
 
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gpt_neox", "mistral"])
 def test_scores_do_not_depend_on_batch_or_repetition(make_tiny, tokenizer, pairs, architecture):
     model = make_tiny(architecture, users=3, offsets=0.5)
     rows = [1, 2, 3] * 4
     one = score_pairs(model, tokenizer, pairs, rows, batch_size=1)
     many = score_pairs(model, tokenizer, pairs, rows, batch_size=8)
     pd.testing.assert_frame_equal(one, many, atol=1e-4)
+    with pytest.raises(kit.ConditioningError, match=r"text of \d+ tokens .* exceeds the model's context of 256"):
+        completion_logps(model, tokenizer, [*pairs["prompt"]][:1], [[{"role": "assistant", "content": "no " * 300}]])
     twice = completion_logps(model, tokenizer, [*pairs["prompt"]] * 2, [*pairs["chosen"]] * 2, rows * 2)
     assert twice[0] == pytest.approx([*one.chosen_logp] * 2, abs=1e-4)
     assert twice[1] == [*one.chosen_tokens] * 2

@@ -1,6 +1,10 @@
 """Every notebook, headlessly and in order, on a tiny model: what each leaves behind, and that none holds outputs."""
 
 import json
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import nbformat
@@ -8,7 +12,9 @@ import pandas as pd
 import pytest
 from conftest import build_tiny
 
+import prlhf_kit as kit
 from prlhf_kit import report, runs
+from prlhf_kit.record import read_record
 
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
 SMOKE = {
@@ -70,9 +76,37 @@ def test_report_and_tables(run):
     assert {"P-DPO, user", "vanilla DPO", "prompt with user text", "untrained", "length rule", "oracle"} <= set(
         seen.method
     )
-    untrained = headline[headline.split == "test_unseen"].set_index("method").accuracy
-    assert untrained["P-DPO, user"] == untrained["P-DPO, generic row"]  # strangers are the generic user
+    unseen = headline[headline.split == "test_unseen"].set_index("method").accuracy
+    assert unseen["P-DPO, user"] == unseen["P-DPO, generic row"]  # strangers are the generic user
     assert records["05_evaluation"]["metrics"]["accuracy/test_seen/oracle"] > 0.7
+
+
+def test_killed_in_mid_training_it_resumes_to_the_same_kind_of_record(run, tmp_path):
+    folder, records = run
+    first, training = NOTEBOOKS[:2]
+    model = str(folder.parent / "tiny")
+    line = [sys.executable, "-m", "prlhf_kit.cli", "run", str(first), str(training), "--out", str(tmp_path)]
+    for name, value in {**SMOKE[first.stem], **SMOKE[training.stem], "model": model, "epochs": 10.0}.items():
+        line += ["-p", name, str(value)]
+    line += ["--run", "r"]
+    stage = tmp_path / "r" / "03_pdpo_training"
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment) as child:
+        while kit.last_checkpoint(stage / "pdpo-checkpoints") is None:
+            assert child.poll() is None, "it ended before it wrote a checkpoint"
+            time.sleep(0.05)
+        child.kill()
+    assert not (stage / "pdpo").exists()  # in mid-training
+    assert read_record(stage)["status"] == "running"
+    again = subprocess.run(line, capture_output=True, text=True, env=environment, check=False)
+    assert again.returncode == 0, again.stderr
+    record = read_record(stage)
+    assert record["status"] == "completed"
+    whole = records["03_pdpo_training"]
+    for part in ("artifacts", "metrics", "provenance", "parameters"):
+        assert set(record[part]) == set(whole[part])
+    assert set(record) == set(whole)
+    assert "resuming pdpo from checkpoint-" in (stage / "notebook.ipynb").read_text()
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda n: n.stem)

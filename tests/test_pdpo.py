@@ -80,7 +80,10 @@ def test_training_moves_users_and_adapter_only(make_tiny, tokenizer, pairs, tmp_
         learning_rate=1e-3, user_learning_rate=1e-2, save_strategy="no",
     )  # fmt: skip
     peft_config = LoraConfig(target_modules=["q_proj"])
-    trainer = kit.PersonalizedDPOTrainer(model, args, pairs, None, tokenizer, user_index=index, peft_config=peft_config)
+    with pytest.warns(UserWarning, match="1 users of the user index have no pair to train on, first 'c'"):
+        trainer = kit.PersonalizedDPOTrainer(
+            model, args, pairs, None, tokenizer, user_index=index, peft_config=peft_config
+        )
     assert peft_config.modules_to_save is None  # the caller's config is not changed
     before = {n: p.detach().clone() for n, p in trainer.model.named_parameters()}
     trainer.train()
@@ -90,7 +93,7 @@ def test_training_moves_users_and_adapter_only(make_tiny, tokenizer, pairs, tmp_
         if not torch.equal(p, before[name]):
             moved.add(name)
         if p.requires_grad:
-            assert lrs[id(p)] == (1e-2 if "user_model" in name else 1e-3)
+            assert lrs[id(p)] == (1e-2 if name.endswith("offsets") else 1e-3)  # what all users share learns slowly
     assert {n for n in moved if "lora_" not in n} == {
         "base_model.model.user_model.modules_to_save.default.generic",
         "base_model.model.user_model.modules_to_save.default.offsets",
@@ -110,8 +113,9 @@ def test_metrics_of_the_two_passes_are_apart(make_tiny, tokenizer, pairs, tmp_pa
     per_user = [logs[f"eval_users/{u}/rewards/accuracies"] for u in "abc"]
     assert sum(per_user) / 3 == pytest.approx(logs["eval_rewards/accuracies"])  # four pairs each
     first = next(entry for entry in trainer.state.log_history if "num_tokens" in entry)
-    tokens = sum(trainer.data_collator([row])["attention_mask"].sum().item() for row in trainer.train_dataset)
-    assert first["num_tokens"] < tokens  # a batch of four pairs is counted once, not once a pass
+    one_pass = make_trainer(make_tiny(users=3, offsets=0.5), tokenizer, pairs, tmp_path, alpha=1.0)
+    one_pass.train()  # the same first batch
+    assert first["num_tokens"] == one_pass.state.log_history[0]["num_tokens"]  # counted once, not once a pass
 
 
 def test_vanilla_is_one_parameter_and_equals_trl(make_tiny, tokenizer, pairs, tmp_path):
@@ -213,6 +217,75 @@ def test_over_long_prompts_are_counted_by_user(make_tiny, tokenizer, pairs, tmp_
     )
     trainer = make_trainer(make_tiny(users=3), tokenizer, long, tmp_path, max_length=120)
     assert trainer.dropped["train"] == {"a": 2, "b": 1}
+    assert trainer.truncated["train"] == {}
+
+
+def test_cut_responses_are_counted_and_equal_ones_dropped(make_tiny, tokenizer, pairs, tmp_path):
+    def say(text):
+        return [{"role": "assistant", "content": text}]
+
+    far = "word " * 150  # the difference lies beyond max_length
+    cut = pairs.map(
+        lambda row: (
+            {"chosen": say(far + "yes"), "rejected": say(far + "no")}
+            if row["pair_id"] == "p3"
+            else {"chosen": say("yes " * 150)}
+            if row["pair_id"] == "p4"
+            else row
+        )
+    )
+    with pytest.warns(UserWarning, match="2 pairs of the train set are longer than max_length=120"):
+        trainer = make_trainer(make_tiny(users=3), tokenizer, cut, tmp_path, max_length=120)
+    assert trainer.truncated["train"] == {"a": 1, "b": 1}
+    assert trainer.dropped["train"] == {"a": 1}
+    assert len(trainer.train_dataset) == 11
+    with pytest.raises(kit.ConditioningError, match="exceeds the model's context of 256"):
+        make_trainer(make_tiny(users=3), tokenizer, cut.map(lambda _: {"chosen": say("a " * 400)}), tmp_path)
+
+
+def test_fit_resumes_but_does_not_pass_off_another_training(make_tiny, tokenizer, pairs, tmp_path, capsys):
+    def train(name="model", data=pairs, **config):
+        options = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4} | config
+        trainer = make_trainer(make_tiny(users=3), tokenizer, data, tmp_path / "checkpoints", **options)
+        return kit.fit(trainer, tmp_path / name)
+
+    first = train()
+    assert first.equals(train())  # it is there already
+    with pytest.raises(ValueError, match=r"other settings: alpha \(alpha is '0.5' there, '0.9' here\)"):
+        train(alpha=0.9)
+    with pytest.raises(ValueError, match="other settings: pairs"):
+        train(data=pairs.select(range(8)))
+    with pytest.raises(ValueError, match="other settings: learning_rate"):  # these checkpoints are not its own
+        train("another", learning_rate=0.5)
+    train("again")
+    assert "resuming again from checkpoint-4" in capsys.readouterr().out
+
+
+class OffsetsOnly(kit.IndividualUserModel):
+    """Another user model: no generic tokens, as e_i = o_i."""
+
+    def forward(self, rows):
+        return super().forward(rows) - self.generic
+
+
+def test_another_user_model_is_saved_and_loaded(make_tiny, tokenizer, pairs, tmp_path):
+    base = tmp_path / "base"
+    make_tiny().save_pretrained(base)
+    tokenizer.save_pretrained(base)
+
+    def prepared():
+        model = kit.load_model(str(base), device="cpu")
+        return model, OffsetsOnly(4, model.get_input_embeddings().weight, 3)
+
+    trainer = make_trainer(kit.condition(*prepared()), tokenizer, pairs, tmp_path / "out")
+    trainer.train()
+    trainer.save_model()
+    with pytest.raises(kit.ConditioningError, match="trained with a OffsetsOnly, got a IndividualUserModel"):
+        kit.load_personalized(tmp_path / "out")
+    loaded, _ = kit.load_personalized(tmp_path / "out", *prepared())
+    question = {"input_ids": torch.tensor([[5, 6, 7]]), "user_rows": torch.tensor([2])}
+    with torch.no_grad():
+        assert torch.equal(loaded(**question).logits, trainer.model.eval()(**question).logits)
 
 
 def test_resume_skips_a_half_written_checkpoint(make_tiny, tokenizer, pairs, tmp_path):

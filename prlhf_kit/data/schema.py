@@ -52,11 +52,11 @@ def check(
 ) -> tuple[DatasetDict, Report]:
     """Refuse what can't be used, drop what must not be trained on, and report every drop by user.
 
-    Refused with `SchemaError`: a missing column, a user id that is not text, a pair id that comes twice, messages of
-    another form, a prompt that is in train and in a test split, a seen-user test split with users who are not in
-    train. Dropped and counted: an empty response, chosen equal to rejected, and (where `tokenizer` and
+    Refused with `SchemaError`: a missing column, a user id or pair id that is not text, a pair id that comes twice,
+    messages of another form, a prompt that is in train and in a test split, a seen-user test split with users who are
+    not in train. Dropped and counted: an empty prompt or response, chosen equal to rejected, and (where `tokenizer` and
     `max_prompt_tokens` are given) a prompt longer than the limit. A user of `users`, or one whose pairs were all
-    dropped, is refused: a row that nothing trains would silently act as the generic user.
+    dropped, is refused: nothing would train that user's row.
 
     Args:
         data: splits of preference records.
@@ -90,6 +90,14 @@ def check(
             "learned: add pairs, or leave the user out (at inference they are the generic user)."
         )
     _check_splits(clean, train_users)
+    ids = pd.Series([pair for split in clean.values() for pair in split["pair_id"]])
+    if ids.duplicated().any():
+        twice = ids[ids.duplicated()].iloc[0]
+        where = [name for name, split in clean.items() if twice in split["pair_id"]]
+        raise SchemaError(
+            f"the pair id {twice!r} comes {(ids == twice).sum()} times (in {', '.join(where)}), expected once in the "
+            "dataset. Make ids unique, for instance by putting the split's name in front."
+        )
     table = pd.DataFrame(drops, columns=["split", "user_id", "reason", "pairs"])
     return clean, Report(table, sum(len(d) for d in clean.values()))
 
@@ -101,21 +109,20 @@ def _check_form(split: str, dataset: Dataset) -> None:
             f"split {split!r} has no column {', '.join(map(repr, missing))}; found {dataset.column_names}, expected "
             f"{list(COLUMNS)}. Rename your columns, or add them (user_text and group may be all null)."
         )
-    for user in set(dataset["user_id"]):
-        if not isinstance(user, str) or not user:
-            raise SchemaError(
-                f"split {split!r} has the user id {user!r} ({type(user).__name__}), expected non-empty text. "
-                "Convert it once: dataset.map(lambda row: {'user_id': str(row['user_id'])})."
-            )
-    counts = pd.Series(dataset["pair_id"]).value_counts()
-    if len(counts) and counts.iloc[0] > 1:
-        raise SchemaError(f"split {split!r} has the pair id {counts.index[0]!r} {counts.iloc[0]} times, expected once.")
+    for column in ("user_id", "pair_id"):
+        for value in set(dataset[column]):
+            if not isinstance(value, str) or not value:
+                raise SchemaError(
+                    f"split {split!r} has the {column.replace('_', ' ')} {value!r} ({type(value).__name__}), expected "
+                    f"non-empty text. Convert it once: dataset.map(lambda row: {{'{column}': str(row['{column}'])}})."
+                )
     for column in MESSAGES:
         for i, messages in enumerate(dataset[column]):
             if not (
                 isinstance(messages, list)
                 and messages
-                and all(isinstance(m, dict) and isinstance(m.get("content"), str) and m.get("role") for m in messages)
+                and all(isinstance(m, dict) and {"content", "role"} <= m.keys() for m in messages)
+                and all(isinstance(m["content"], str) and isinstance(m["role"], str) and m["role"] for m in messages)
             ):
                 raise SchemaError(
                     f"split {split!r}, row {i}, column {column!r} is {str(messages)[:80]!r}, expected a list of "
@@ -125,6 +132,8 @@ def _check_form(split: str, dataset: Dataset) -> None:
 
 def _reason(row: dict, tokenizer, max_prompt_tokens: int | None) -> str | None:
     chosen, rejected = ([m["content"].strip() for m in row[c]] for c in ("chosen", "rejected"))
+    if not row["prompt"][-1]["content"].strip():
+        return "empty prompt"
     if not all(chosen) or not all(rejected):
         return "empty response"
     if chosen == rejected:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from tqdm.auto import tqdm
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from prlhf_kit.conditioning import embed_with_users
+from prlhf_kit.conditioning import embed_with_users, user_model_of
 
 Prompt = list[dict[str, str]]
 
@@ -34,8 +36,11 @@ def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]
     }
 
 
-def check_context(model, prompt_tokens: int, max_new_tokens: int) -> None:
-    """Raise `DecodingError` where prompt, user tokens and answer don't fit into the model's context."""
+def check_context(model, prompt_tokens: int, max_new_tokens: int, users: bool = False) -> None:
+    """Raise `DecodingError` where prompt, user tokens (with `users`) and answer don't fit into the model's context."""
+    if users:
+        user_model: Any = user_model_of(model)
+        prompt_tokens += user_model.num_tokens
     limit = getattr(model.config, "max_position_embeddings", None)
     if limit is not None and prompt_tokens + max_new_tokens > limit:
         raise DecodingError(
@@ -74,6 +79,11 @@ def generate(
     Returns:
         One answer a prompt, without special tokens.
     """
+    for name in generation:
+        if not hasattr(GenerationConfig(), name):  # which would take any name and ignore it
+            near = difflib.get_close_matches(name, vars(GenerationConfig()), n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise DecodingError(f"transformers' GenerationConfig has no option {name!r}.{hint}")
     if user_rows is not None and len(user_rows) != len(prompts):
         raise DecodingError(f"{len(user_rows)} user rows for {len(prompts)} prompts; expected one row a prompt.")
     if seed is not None:
@@ -89,13 +99,11 @@ def generate(
     for start in tqdm(range(0, len(order), batch_size), desc="generating", disable=None, leave=False):
         chunk = order[start : start + batch_size]
         inputs = encode_prompts(tokenizer, [prompts[i] for i in chunk], device)
-        length = inputs["input_ids"].shape[1]
+        start_of_answer = inputs["input_ids"].shape[1]
+        check_context(model, start_of_answer, config.max_new_tokens, users=user_rows is not None)
         if user_rows is not None:
             inputs = embed_with_users(model, torch.tensor([user_rows[i] for i in chunk]), **inputs)
-            length, start_of_answer = inputs["inputs_embeds"].shape[1], 0  # generate returns new tokens only
-        else:
-            start_of_answer = length
-        check_context(model, length, config.max_new_tokens)
+            start_of_answer = 0  # generate returns new tokens only
         del inputs["position_ids"]  # generate counts them from the mask
         out = model.generate(**inputs, generation_config=config)[:, start_of_answer:]
         for i, text in zip(chunk, tokenizer.batch_decode(out, skip_special_tokens=True), strict=True):

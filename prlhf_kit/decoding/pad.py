@@ -137,8 +137,8 @@ def guided_generate(
     for start in tqdm(range(0, len(order), batch_size), desc="guided decoding", disable=None, leave=False):
         chunk = order[start : start + batch_size]
         plain = encode_prompts(tokenizer, [prompts[i] for i in chunk], device)
+        check_context(personal, plain["input_ids"].shape[1], max_new_tokens, users=True)
         users = embed_with_users(personal, torch.tensor([user_rows[i] for i in chunk]), **plain)
-        check_context(personal, users["inputs_embeds"].shape[1], max_new_tokens)
         steppers = [
             _Stepper(personal, users, contextlib.nullcontext),
             _Stepper(personal, plain, personal.disable_adapter),

@@ -48,7 +48,7 @@ def ranked_by_method(
 
     Returns:
         One row a pair: `pair_id`, `user_id`, and one column a method. "prompt with user text" is left out where the
-        dataset has no `user_text`.
+        dataset has no `user_text`, and vanilla DPO where `vanilla` is None.
     """
 
     def reward(scores: pd.DataFrame, base: pd.DataFrame) -> np.ndarray:
@@ -68,7 +68,8 @@ def ranked_by_method(
         if rows == generic
         else reward(score_pairs(personal, tokenizer, pairs, generic, batch_size), reference)
     )
-    table[VANILLA] = reward(score_pairs(vanilla, tokenizer, pairs, batch_size=batch_size), reference)
+    if vanilla is not None:
+        table[VANILLA] = reward(score_pairs(vanilla, tokenizer, pairs, batch_size=batch_size), reference)
     if text is not None:
         table[TEXT] = reward(text, reference)
     table[UNTRAINED] = ranked_right(
@@ -116,12 +117,14 @@ def accuracy_by_user(ranked: pd.DataFrame, methods: Sequence[str], seed: int = 0
     return pd.DataFrame(rows, columns=["user_id", "method", "accuracy", "low", "high", "pairs"])
 
 
-def swapped(people: Population, user_ids: Sequence[str], prompts: Sequence[str], texts: Sequence[str]) -> pd.DataFrame:
+def swapped(
+    people: Population, user_ids: Sequence[str], prompts: Sequence[object], texts: Sequence[str]
+) -> pd.DataFrame:
     """Every user judges every other user's answer to the same prompt: is one's own answer really one's own?
 
     Args:
-        user_ids, prompts, texts: `[n]`, the answer `texts[i]` was given to `user_ids[i]` for `prompts[i]`; the same
-            prompts for every user.
+        user_ids, prompts, texts: `[n]`, the answer `texts[i]` was given to `user_ids[i]` for `prompts[i]` (text or
+            number); the same prompts for every user.
 
     Returns:
         One row for each judge, author and prompt: `judge`, `author`, `prompt`, `utility` (of the author's answer for

@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 from trl.data_utils import common_prefix_length
 
-from prlhf_kit.conditioning import embed_with_users
+from prlhf_kit.conditioning import check_length, embed_with_users
 
 
 def tokenize_completion(tokenizer: PreTrainedTokenizerBase, prompt: list[dict], completion: list[dict]):
@@ -51,6 +51,7 @@ def completion_logps(
     for start in tqdm(range(0, len(order), batch_size), desc="scoring", disable=None, leave=False):
         chunk = order[start : start + batch_size]
         width = max(len(pairs[i][0]) + len(pairs[i][1]) for i in chunk)
+        check_length(model, width)
         keep = max(len(pairs[i][1]) for i in chunk)
         ids = torch.full((len(chunk), width), tokenizer.pad_token_id, device=device)
         mask = torch.zeros_like(ids)

@@ -3,7 +3,7 @@
     L = alpha * L_DPO(policy of the user) + (1 - alpha) * L_DPO(policy of the generic user)
 
 Both terms use the same reference model, which is not personalised. Any `loss_type` of TRL takes the place of L_DPO,
-which gives P-IPO, P-hinge and so on (P-*PO). Deviations from the paper: the user table has a learning rate of its
+which gives P-IPO, P-hinge and so on (P-*PO). Deviations from the paper: the users' rows have a learning rate of their
 own, since a row is touched by few batches; the reference is computed once a pair, not once a term.
 """
 
@@ -11,25 +11,20 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import shutil
+import warnings
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 from peft import PeftConfig, PeftModel
-from transformers import TrainerCallback
 from trl import DPOConfig, DPOTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
-from prlhf_kit.conditioning import ATTRIBUTE, causal_lm, user_model_of
+from prlhf_kit.conditioning import ATTRIBUTE, causal_lm, check_length, user_model_of
 from prlhf_kit.models import name_of
+from prlhf_kit.training.fit import MarkComplete
 from prlhf_kit.users import GENERIC, UserIndex
-
-COMPLETE = "checkpoint_complete"
-HISTORY = "history.parquet"
 
 
 @dataclass
@@ -39,12 +34,12 @@ class PersonalizedDPOConfig(DPOConfig):
     Args:
         alpha: weight of the user's loss against the generic user's, in [0, 1]. At 1 and 0 the term without weight
             is not computed.
-        user_learning_rate: peak learning rate of the user table. `learning_rate` is for everything else.
+        user_learning_rate: peak learning rate of the users' own rows. `learning_rate` is for everything else.
         personalized: False trains vanilla DPO on the same pairs in the same order: the control.
     """
 
     alpha: float = field(default=0.5, metadata={"help": "Weight of the user's loss against the generic user's."})
-    user_learning_rate: float = field(default=2e-3, metadata={"help": "Peak learning rate of the user table."})
+    user_learning_rate: float = field(default=2e-3, metadata={"help": "Peak learning rate of the users' own rows."})
     personalized: bool = field(default=True, metadata={"help": "False trains vanilla DPO on the same pairs."})
     # TRL turns it on by default, which costs a third more time; turn it on where memory asks for it
     gradient_checkpointing: bool = field(default=False, metadata={"help": "Recompute activations to save memory."})
@@ -72,47 +67,14 @@ class DataCollatorForPersonalizedPreference(DataCollatorForPreference):
         return batch
 
 
-class _MarkComplete(TrainerCallback):
-    """Marks a checkpoint that was written to its end, so that a kill in mid-write leaves nothing to trip over."""
-
-    def on_save(self, args, state, control, **kwargs):
-        if state.is_world_process_zero:
-            Path(args.output_dir, f"checkpoint-{state.global_step}", COMPLETE).touch()
-
-
-def last_checkpoint(output_dir: str | Path) -> str | None:
-    """Newest completely written checkpoint in `output_dir`, for `trainer.train(resume_from_checkpoint=...)`."""
-    complete = [path.parent for path in Path(output_dir).glob(f"checkpoint-*/{COMPLETE}")]
-    return str(max(complete, key=lambda path: int(path.name.split("-")[1]))) if complete else None
-
-
-def fit(trainer: DPOTrainer, folder: str | Path) -> pd.DataFrame:
-    """Train to the end and save the adapter into `folder`; resume where an earlier call was killed.
-
-    Checkpoints lie in `trainer.args.output_dir`. `folder` appears only when it is complete, with the log beside the
-    adapter; if it is there already, nothing is trained.
-
-    Returns:
-        The trainer's log, one row a logging step.
-    """
-    folder = Path(folder)
-    if not folder.exists():
-        trainer.train(resume_from_checkpoint=last_checkpoint(trainer.args.output_dir))
-        staging = folder.with_name(f".{folder.name}-unfinished")
-        shutil.rmtree(staging, ignore_errors=True)
-        trainer.save_model(str(staging))
-        pd.DataFrame(trainer.state.log_history).to_parquet(staging / HISTORY)
-        staging.rename(folder)
-    return pd.read_parquet(folder / HISTORY)
-
-
 class PersonalizedDPOTrainer(DPOTrainer):
     """TRL's `DPOTrainer` for datasets with a `user_id` column and a model prepared by `prlhf_kit.condition`.
 
     The user table is trained and saved with the adapter, and `users.json` (the `UserIndex`) beside it. Logged are
     TRL's metrics of the user pass under their own names, those of the generic pass under `generic/`, and each user's
     reward accuracy as `users/<id>/rewards/accuracies`. `dropped[split]` counts, per user, the pairs that TRL left out
-    because the prompt alone fills `max_length`.
+    because the prompt alone fills `max_length`, or because nothing that is left tells chosen from rejected;
+    `truncated[split]` counts those whose end is cut.
 
     Args:
         model: conditioned causal LM (for the vanilla control, `personalized=False`: any causal LM).
@@ -173,6 +135,8 @@ class PersonalizedDPOTrainer(DPOTrainer):
         else:
             self.user_index = UserIndex([])
         self.dropped: dict[str, dict[str, int]] = {}
+        self.truncated: dict[str, dict[str, int]] = {}
+        self._longest = 0  # tokens of the longest text that the model will see
         self._hits: dict[str, dict[int, list[float]]] = {"train": {}, "eval": {}}
         super().__init__(
             model=model,
@@ -189,7 +153,9 @@ class PersonalizedDPOTrainer(DPOTrainer):
             peft_config=peft_config,
             **kwargs,
         )
-        self.add_callback(_MarkComplete())
+        user_tokens: Any = user_model_of(model).num_tokens if args.personalized else 0
+        check_length(model, self._longest + user_tokens)
+        self.add_callback(MarkComplete())
 
     # Data -------------------------------------------------------------------------------------------------------
 
@@ -199,16 +165,38 @@ class PersonalizedDPOTrainer(DPOTrainer):
             dataset = dataset.add_column("user_row", rows)
         before = Counter(dataset["user_id"])
         dataset = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
-        if "ref_chosen_logps" in dataset.column_names and args.max_length is not None:
-            columns = (dataset[c] for c in ("prompt_ids", "chosen_ids", "rejected_ids"))
-            longest = max(len(p) + max(len(c), len(r)) for p, c, r in zip(*columns, strict=True))
-            if longest > args.max_length:
-                raise ValueError(
-                    f"the {dataset_name} dataset brings reference log-probs of whole texts, but its longest pair has "
-                    f"{longest} tokens and max_length={args.max_length} would cut it. Raise max_length, or leave the "
-                    "columns ref_chosen_logps and ref_rejected_logps out."
-                )
+        columns = [dataset[c] for c in ("prompt_ids", "chosen_ids", "rejected_ids")]
+        lengths = [len(p) + max(len(c), len(r)) for p, c, r in zip(*columns, strict=True)]
+        longest, limit = max(lengths, default=0), args.max_length or max(lengths, default=0)
+        if longest > limit and "ref_chosen_logps" in dataset.column_names:
+            raise ValueError(
+                f"the {dataset_name} dataset brings reference log-probs of whole texts, but its longest pair has "
+                f"{longest} tokens and max_length={limit} would cut it. Raise max_length, or leave the "
+                "columns ref_chosen_logps and ref_rejected_logps out."
+            )
+        self._longest = max(self._longest, min(longest, limit))
+        cut = Counter(u for u, n in zip(dataset["user_id"], lengths, strict=True) if n > limit)
+        self.truncated[dataset_name] = dict(cut)
+        if cut and args.truncation_mode == "keep_start":
+            # what is left of the two may be the same
+            rooms = [max(limit - len(p), 0) for p in columns[0]]
+            same = [c[:n] == r[:n] for n, c, r in zip(rooms, *columns[1:], strict=True)]
+            dataset = dataset.select([i for i, s in enumerate(same) if not s])
         self.dropped[dataset_name] = dict(before - Counter(dataset["user_id"]))
+        if cut:
+            warnings.warn(
+                f"{cut.total()} pairs of the {dataset_name} set are longer than max_length={limit} tokens and are cut, "
+                f"by user: {self.truncated[dataset_name]}; dropped: {self.dropped[dataset_name]}. Raise max_length.",
+                stacklevel=2,
+            )
+        untrained = sorted(set(self.user_index.user_ids) - set(dataset["user_id"]))
+        if dataset_name == "train" and untrained:
+            warnings.warn(
+                f"{len(untrained)} users of the user index have no pair to train on, first {untrained[0]!r} (dropped: "
+                f"{self.dropped['train']}). Their rows stay as initialised, which is not the generic user: leave them "
+                "out of the index.",
+                stacklevel=2,
+            )
         return dataset
 
     def _set_signature_columns_if_needed(self):
@@ -304,12 +292,18 @@ class PersonalizedDPOTrainer(DPOTrainer):
     # Optimizer and files ----------------------------------------------------------------------------------------
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
-        """TRL's optimizer with the user table in a parameter group of its own."""
+        """TRL's optimizer with the users' own rows in a parameter group of their own.
+
+        What all users share (`generic`, e_0) stays with the adapter: it is in every batch, and where users disagree
+        its gradient is mostly noise, which Adam would turn into steps of the full, large size.
+        """
         if self.optimizer is not None:
             return super().create_optimizer(model)
         optimizer = super().create_optimizer(model)
         named = (self.model if model is None else model).named_parameters()
-        table = {id(p) for name, p in named if f"{ATTRIBUTE}." in name and p.requires_grad}
+        table = {
+            id(p) for name, p in named if f"{ATTRIBUTE}." in name and not name.endswith(".generic") and p.requires_grad
+        }
         for group in list(optimizer.param_groups):
             users = [p for p in group["params"] if id(p) in table]
             if users:
@@ -323,5 +317,11 @@ class PersonalizedDPOTrainer(DPOTrainer):
     def _save(self, output_dir: str | None = None, state_dict=None):
         super()._save(output_dir, state_dict)
         base = causal_lm(self.accelerator.unwrap_model(self.model))
-        num_tokens = getattr(base, ATTRIBUTE).num_tokens if self.args.personalized else 0
-        self.user_index.save(output_dir or self.args.output_dir, base_model=name_of(base), num_tokens=num_tokens)
+        user_model = getattr(base, ATTRIBUTE) if self.args.personalized else None
+        kind = None
+        if user_model is not None:  # PEFT wraps it, since it is in modules_to_save
+            kind = type(getattr(user_model, "original_module", user_model)).__name__
+        self.user_index.save(
+            output_dir or self.args.output_dir, base_model=name_of(base), user_model=kind,
+            num_tokens=0 if user_model is None else user_model.num_tokens,
+        )  # fmt: skip

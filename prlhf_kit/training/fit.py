@@ -1,0 +1,92 @@
+"""Training that can be killed: it resumes from the last complete checkpoint, and never passes off another's result."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from datasets import DatasetDict
+from transformers import TrainerCallback
+from trl import DPOTrainer
+
+from prlhf_kit.data import fingerprint
+from prlhf_kit.record import write_json
+
+COMPLETE = "checkpoint_complete"
+HISTORY = "history.parquet"
+MADE_FROM = "made_from.json"
+# settings that say where and how visibly to work, not what to learn
+ELSEWHERE = {"output_dir", "logging_dir", "run_name", "report_to", "disable_tqdm", "save_total_limit", "save_steps"}
+
+
+class MarkComplete(TrainerCallback):
+    """Marks a checkpoint that was written to its end, so that a kill in mid-write leaves nothing to trip over."""
+
+    def on_save(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            Path(args.output_dir, f"checkpoint-{state.global_step}", COMPLETE).touch()
+
+
+def last_checkpoint(output_dir: str | Path) -> str | None:
+    """Newest completely written checkpoint in `output_dir`, for `trainer.train(resume_from_checkpoint=...)`."""
+    complete = [path.parent for path in Path(output_dir).glob(f"checkpoint-*/{COMPLETE}")]
+    return str(max(complete, key=lambda path: int(path.name.split("-")[1]))) if complete else None
+
+
+def _made_from(trainer: DPOTrainer) -> dict[str, Any]:
+    """All that decides the result: settings, adapter, training pairs."""
+    settings = {k: v for k, v in trainer.args.to_dict().items() if k not in ELSEWHERE}
+    adapters = {name: config.to_dict() for name, config in getattr(trainer.model, "peft_config", {}).items()}
+    pairs = fingerprint(DatasetDict(train=trainer.train_dataset))
+    return json.loads(json.dumps(settings | {"adapters": adapters, "pairs": pairs}, sort_keys=True, default=_text))
+
+
+def _text(value: object) -> object:
+    return sorted(map(str, value)) if isinstance(value, (set, frozenset)) else str(value)
+
+
+def _refuse_another(path: Path, wanted: dict[str, Any], *folders: Path) -> None:
+    found = json.loads(path.read_text())
+    different = sorted(k for k in {*found, *wanted} if found.get(k) != wanted.get(k))
+    if different:
+        name = different[0]
+        raise ValueError(
+            f"{path.parent} holds a training with other settings: {', '.join(different)} ({name} is "
+            f"{str(found.get(name))[:80]!r} there, {str(wanted.get(name))[:80]!r} here). Choose other folders, or "
+            f"delete {' and '.join(map(str, folders))} to train anew."
+        )
+
+
+def fit(trainer: DPOTrainer, folder: str | Path) -> pd.DataFrame:
+    """Train to the end and save the adapter into `folder`; resume where an earlier call was killed.
+
+    Checkpoints lie in `trainer.args.output_dir`. `folder` appears only when it is complete, with the log beside the
+    adapter; if it is there already, nothing is trained.
+
+    Returns:
+        The trainer's log, one row a logging step.
+
+    Raises:
+        ValueError: `folder` or the checkpoints were made with other settings, another adapter or other pairs.
+    """
+    folder, checkpoints = Path(folder), Path(trainer.args.output_dir)
+    made_from = _made_from(trainer)
+    for path in (folder / MADE_FROM, checkpoints / MADE_FROM):
+        if path.exists():
+            _refuse_another(path, made_from, folder, checkpoints)
+    if not folder.exists():
+        write_json(checkpoints / MADE_FROM, made_from)
+        checkpoint = last_checkpoint(checkpoints)
+        if checkpoint and trainer.is_world_process_zero():
+            print(f"resuming {folder.name} from {Path(checkpoint).name}")
+        trainer.train(resume_from_checkpoint=checkpoint)
+        staging = folder.with_name(f".{folder.name}-unfinished")
+        shutil.rmtree(staging, ignore_errors=True)
+        trainer.save_model(str(staging))
+        write_json(staging / MADE_FROM, made_from)
+        pd.DataFrame(trainer.state.log_history).to_parquet(staging / HISTORY)
+        staging.rename(folder)
+    return pd.read_parquet(folder / HISTORY)
