@@ -39,7 +39,7 @@ class PersonalizedDPOConfig(DPOConfig):
     """
 
     alpha: float = field(default=0.5, metadata={"help": "Weight of the user's loss against the generic user's."})
-    user_learning_rate: float = field(default=2e-3, metadata={"help": "Peak learning rate of the users' own rows."})
+    user_learning_rate: float = field(default=1e-2, metadata={"help": "Peak learning rate of the users' own rows."})
     personalized: bool = field(default=True, metadata={"help": "False trains vanilla DPO on the same pairs."})
     # TRL turns it on by default, which costs a third more time; turn it on where memory asks for it
     gradient_checkpointing: bool = field(default=False, metadata={"help": "Recompute activations to save memory."})
