@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,6 @@ th, td { padding: .3rem .7rem; border-bottom: 1px solid #ddd; text-align: left; 
 figure { margin: 1.5rem 0; } img { max-width: 100%; background: white; }
 figcaption, .note { color: #555; font-size: .9rem; }
 .failed, .interrupted { color: #b00020; font-weight: bold; }
-td { white-space: pre-line; }
 pre { overflow-x: auto; background: #f5f5f5; padding: .7rem; }
 </style></head><body>
 <h1>{{ name }}</h1>
@@ -58,13 +58,22 @@ def records(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def tables(run_dir: Path, kind: str) -> list[tuple[str, pd.DataFrame]]:
-    """(caption, table) of each artefact of `kind` in a run."""
+    """(caption, table) of each artefact of `kind` in a run, results before data."""
     return [
         (entry["caption"], pd.read_parquet(run_dir / record["stage"] / name))
-        for record in records(run_dir)
+        for record in reversed(records(run_dir))
         for name, entry in record["artifacts"].items()
         if entry["kind"] == kind
     ]
+
+
+def to_html(table: pd.DataFrame) -> str:
+    """The table as HTML, its texts escaped and their line breaks kept (pandas would print them as backslash-n)."""
+
+    def text(value: Any) -> Any:
+        return html.escape(value).replace("\n", "<br>") if isinstance(value, str) else value
+
+    return table.round(3).map(text).rename(columns=text).to_html(index=False, border=0, na_rep="", escape=False)
 
 
 def write_index(run_dir: str | Path) -> Path:
@@ -80,10 +89,7 @@ def write_index(run_dir: str | Path) -> Path:
     provenance = {name: entry for record in stages for name, entry in record.get("provenance", {}).items()}
 
     def shown(kind: str) -> list[dict[str, str]]:
-        return [
-            {"caption": caption, "html": table.to_html(index=False, border=0, na_rep="")}  # to_html escapes the texts
-            for caption, table in tables(run_dir, kind)
-        ]
+        return [{"caption": caption, "html": to_html(table)} for caption, table in tables(run_dir, kind)]
 
     doubtful = [
         record["stage"]
