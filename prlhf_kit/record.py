@@ -17,13 +17,15 @@ import resource
 import shutil
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import pandas as pd
 from filelock import FileLock, Timeout
+from IPython.core.interactiveshell import InteractiveShell
+from IPython.display import Image, display
 from matplotlib.figure import Figure
 
 RESULT = "result.json"
@@ -200,12 +202,13 @@ class Stage:
         self.artifacts[name] = {"kind": kind, "caption": caption}
         return self.dir / name
 
-    def figure(self, figure: Figure, name: str, caption: str) -> Figure:
-        """Save a figure as PNG and SVG and return it for display."""
-        figure.savefig(self.artifact(f"{name}.png", "figure", caption), dpi=150, bbox_inches="tight")
+    def figure(self, figure: Figure, name: str, caption: str) -> None:
+        """Save a figure as PNG and SVG, and show it: IPython shows pyplot's figures only, these are apart from it."""
+        png = self.artifact(f"{name}.png", "figure", caption)
+        figure.savefig(png, dpi=150, bbox_inches="tight")
         figure.savefig(self.dir / f"{name}.svg", bbox_inches="tight")
-        plt.close(figure)
-        return figure
+        if InteractiveShell.initialized():
+            display(Image(png, width=int(90 * figure.get_figwidth()), alt=caption))
 
     def table(self, table: pd.DataFrame, name: str, caption: str, kind: str = "table") -> pd.DataFrame:
         """Save a table as parquet and return it for display. `kind="headline"` opens the run's index page."""
@@ -257,6 +260,8 @@ def begin(name: str, run_dir: str | Path, namespace: Mapping[str, Any]) -> Stage
         run_dir: the run's folder, e.g. "../papermill_runs/interactive".
         namespace: `globals()`; its plain values at this point are the resolved parameters.
     """
+    # TRL 1.16 and PEFT 0.21 use names that transformers 6 will drop: nothing that a notebook's reader could mend
+    warnings.filterwarnings("ignore", ".*gradient_checkpointing. is deprecated", FutureWarning)
     plain = (bool, int, float, str, list, dict, type(None))
     hidden = {"In", "Out"}
     names = _names.setdefault(

@@ -54,6 +54,8 @@ class PersonalizedDPOConfig(DPOConfig):
             )
         if self.bf16 is None:  # TRL's default is True everywhere, which is far slower than float32 on most CPUs
             self.bf16 = not self.fp16 and not self.use_cpu and torch.cuda.is_available()
+        if not torch.cuda.is_available():  # it would only warn
+            self.dataloader_pin_memory = False
         super().__post_init__()
 
 
