@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import signal
 import sys
 from pathlib import Path
@@ -99,8 +98,10 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Entry point of `prlhf`. Exit codes: 0 done, 1 a notebook failed, 2 wrong usage, 130 interrupted."""
     args = parser().parse_args(argv)
-    # a batch system's SIGTERM is treated like Ctrl-C, so that the record says what happened
-    signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    # a batch system's SIGTERM is treated like Ctrl-C, so that the record says what happened; and SIGINT is heard even
+    # where a script started us with `&`, for which shells turn it off
+    for sign in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(sign, signal.default_int_handler)
     try:
         return args.action(args)
     except (runs.RunError, StageError) as error:
