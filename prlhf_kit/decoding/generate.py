@@ -79,9 +79,10 @@ def generate(
     Returns:
         One answer a prompt, without special tokens.
     """
+    known = GenerationConfig()  # which would take any name and ignore it
     for name in generation:
-        if not hasattr(GenerationConfig(), name):  # which would take any name and ignore it
-            near = difflib.get_close_matches(name, vars(GenerationConfig()), n=1)
+        if not hasattr(known, name):
+            near = difflib.get_close_matches(name, vars(known), n=1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
             raise DecodingError(f"transformers' GenerationConfig has no option {name!r}.{hint}")
     if user_rows is not None and len(user_rows) != len(prompts):
