@@ -50,7 +50,7 @@ def load_tokenizer(name: str = EMBEDDED) -> PreTrainedTokenizerBase:
 
     A base model has not seen the plain template in training, but is not worse off with it than with any other.
     """
-    tokenizer = _from_hub(AutoTokenizer, name)
+    tokenizer = from_hub(AutoTokenizer, name)
     if tokenizer.chat_template is None:
         tokenizer.chat_template = PLAIN_TEMPLATE
     if tokenizer.pad_token is None:
@@ -68,7 +68,7 @@ def load_model(
     Raises:
         ModelError: no such model, the hub can't be reached, or the model is not a decoder-only language model.
     """
-    config = _from_hub(AutoConfig, name)
+    config = from_hub(AutoConfig, name)
     causal = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
     architectures = config.architectures or [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type, "unknown")]
     if config.is_encoder_decoder or not causal & set(architectures):
@@ -79,11 +79,11 @@ def load_model(
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if quantization_config is not None:  # quantized weights are put on their device as they are loaded
         options = {"quantization_config": quantization_config, "device_map": {"": device}}
-        return _from_hub(AutoModelForCausalLM, name, dtype=dtype, **options).eval()
-    return _from_hub(AutoModelForCausalLM, name, dtype=dtype).to(device).eval()
+        return from_hub(AutoModelForCausalLM, name, dtype=dtype, **options).eval()
+    return from_hub(AutoModelForCausalLM, name, dtype=dtype).to(device).eval()
 
 
-def _from_hub(auto_class, name: str, **kwargs):
+def from_hub(auto_class, name: str, **kwargs):
     try:
         return auto_class.from_pretrained(resolve(name), **kwargs)
     except (OSError, ValueError, HFValidationError) as error:

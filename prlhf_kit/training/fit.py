@@ -9,10 +9,9 @@ from typing import Any
 
 import pandas as pd
 from datasets import Dataset, DatasetDict
-from transformers import TrainerCallback
-from trl import DPOTrainer
+from transformers import Trainer, TrainerCallback
 
-from prlhf_kit.conditioning import user_models
+from prlhf_kit.conditioning import causal_lm, user_models
 from prlhf_kit.data import fingerprint
 from prlhf_kit.models import fingerprint as weights_of
 from prlhf_kit.record import write_json
@@ -39,7 +38,7 @@ def last_checkpoint(output_dir: str | Path) -> str | None:
     return str(max(complete, key=lambda path: int(path.name.split("-")[1]))) if complete else None
 
 
-def _made_from(trainer: DPOTrainer) -> dict[str, Any]:
+def _made_from(trainer: Trainer) -> dict[str, Any]:
     """All that decides the result: settings, adapter, training pairs."""
     settings = {k: v for k, v in trainer.args.to_dict().items() if k not in ELSEWHERE}
     adapters = {name: config.to_dict() for name, config in getattr(trainer.model, "peft_config", {}).items()}
@@ -49,8 +48,13 @@ def _made_from(trainer: DPOTrainer) -> dict[str, Any]:
         "adapters": adapters, "pairs": pairs, "model": model.config._name_or_path, "processes": trainer.args.world_size,
         "quantized": getattr(model, "quantization_method", None), "user_model": _user_model(model),
     }  # fmt: skip
-    if isinstance(trainer.eval_dataset, Dataset):
-        decided["evaluation"] = fingerprint(DatasetDict(eval=_own_columns(trainer.eval_dataset)))
+    held_out = trainer.eval_dataset
+    if isinstance(held_out, Dataset):
+        held_out = {"eval": held_out}
+    if held_out:
+        decided["evaluation"] = fingerprint(DatasetDict({k: _own_columns(v) for k, v in held_out.items()}))
+    if started := getattr(causal_lm(model), "starts_from", None):
+        decided["starts_from"] = started
     return json.loads(json.dumps(decided, sort_keys=True, default=_text))
 
 
@@ -83,7 +87,7 @@ def _refuse_another(path: Path, wanted: dict[str, Any], *folders: Path) -> None:
         )
 
 
-def fit(trainer: DPOTrainer, folder: str | Path) -> pd.DataFrame:
+def fit(trainer: Trainer, folder: str | Path) -> pd.DataFrame:
     """Train to the end and save the adapter into `folder`; resume where an earlier call was killed.
 
     Checkpoints lie in `trainer.args.output_dir`. `folder` appears only when it is complete, with the log beside the

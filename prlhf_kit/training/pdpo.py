@@ -31,6 +31,7 @@ from prlhf_kit.saving import is_users, load_user_model, save_index, save_user_mo
 from prlhf_kit.training.config import PersonalizedDPOConfig
 from prlhf_kit.training.controls import require_user_text
 from prlhf_kit.training.fit import MarkComplete
+from prlhf_kit.training.parameters import set_users_apart
 from prlhf_kit.training.sampling import train_sampler
 from prlhf_kit.training.sharing import (
     DataCollatorForPersonalizedPreference,
@@ -328,35 +329,14 @@ class PersonalizedDPOTrainer(DPOTrainer):
     # Optimizer and files ----------------------------------------------------------------------------------------
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
-        """TRL's optimizer with the users' own rows in a parameter group of their own.
-
-        What all users share (`generic`, e_0) stays with the adapter: it is in every batch, and where users disagree
-        its gradient is mostly noise, which Adam would turn into steps of the full, large size.
-        """
-        if self.optimizer is not None:
-            return super().create_optimizer(model)
+        """TRL's optimizer with the users' own rows in a parameter group of their own."""
+        known = self.optimizer is not None
         optimizer = super().create_optimizer(model)
+        if known or not self.args.personalized:
+            return optimizer
         named = (self.model if model is None else model).named_parameters()
-        slow = getattr(user_model_of(self.model), "shared_slow", ("generic",)) if self.args.personalized else ()
-        table = {
-            id(p)
-            for name, p in named
-            if f"{ATTRIBUTE}." in name and name.rsplit(".", 1)[-1] not in slow and p.requires_grad
-        }
-        for group in list(optimizer.param_groups):
-            users = [p for p in group["params"] if id(p) in table]
-            if users:
-                group["params"] = [p for p in group["params"] if id(p) not in table]
-                options = {k: v for k, v in group.items() if k != "params"}
-                optimizer.add_param_group(
-                    options
-                    | {
-                        "params": users,
-                        "lr": self.args.user_learning_rate,
-                        "weight_decay": self.args.user_weight_decay,
-                    }
-                )
-        return optimizer
+        slow = getattr(user_model_of(self.model), "shared_slow", ("generic",))
+        return set_users_apart(optimizer, named, slow, self.args.user_learning_rate, self.args.user_weight_decay)
 
     def _load_from_checkpoint(self, resume_from_checkpoint, *args, **kwargs):
         super()._load_from_checkpoint(resume_from_checkpoint, *args, **kwargs)

@@ -1,0 +1,108 @@
+"""Losses of reward models as pure functions: ranking of pairs and lists, and DSP's language-modelling term.
+
+A list is one prompt with up to r scored responses; a pair is a list of two. DSP: Cheng et al. 2023, arXiv 2309.03126.
+Deviations from its release: padding has a mask of its own (there, any score below 0 is taken for padding), and scores
+are normalised within a list over their range (there, divided by the greatest, which turns negative scores around).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+
+def compared(scores: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+    """Which response is preferred to which: `[B, r, r]` bool, `[b, i, j]` where i has the higher score.
+
+    Args:
+        scores: `[B, r]`; equal ones give no pair.
+        mask: `[B, r]`, True for responses, False for padding, which gives no pair; None: no padding.
+    """
+    better = scores[:, :, None] > scores[:, None, :]
+    if mask is not None:
+        better = better & mask[:, :, None] & mask[:, None, :]
+    return better
+
+
+def pairwise_loss(chosen: torch.Tensor, rejected: torch.Tensor) -> torch.Tensor:
+    """Mean of `-log sigmoid(r(x, chosen) - r(x, rejected))` (nats) over pairs `[B]`, the Bradley-Terry negative
+    log-likelihood (Ouyang et al. 2022, arXiv 2203.02155, Eq. 1).
+
+    >>> round(pairwise_loss(torch.tensor([1.0]), torch.tensor([1.0])).item(), 4)
+    0.6931
+    """
+    return -F.logsigmoid(chosen - rejected).mean()
+
+
+def ranking_loss(rewards: torch.Tensor, scores: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+    """Mean of `-log sigmoid(r_i - r_j)` (nats) over all pairs with `scores_i > scores_j` in the batch.
+
+    With two responses a list it is `pairwise_loss`; a list of more weighs as many pairs as it has, as in DSP's release.
+    0 where no pair is left.
+
+    Args:
+        rewards: `[B, r]`, finite everywhere, padding included.
+        scores, mask: `[B, r]`, see `compared`.
+    """
+    better = compared(scores, mask)
+    difference = rewards[:, :, None] - rewards[:, None, :]
+    return -(F.logsigmoid(difference) * better).sum() / better.sum().clamp(min=1)
+
+
+def center_penalty(rewards: torch.Tensor, scores: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+    """Mean of `(r_i + r_j)^2` over the same pairs: keeps rewards around 0 (arXiv 2312.09244, Eq. 2)."""
+    better = compared(scores, mask)
+    total = rewards[:, :, None] + rewards[:, None, :]
+    return (total.square() * better).sum() / better.sum().clamp(min=1)
+
+
+def ranked_right(
+    rewards: torch.Tensor, scores: torch.Tensor, mask: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of each list, how many pairs the rewards rank right, a tie counting one half, and how many there are: `[B]` each.
+
+    >>> scores = torch.tensor([[2.0, 1.0, 1.0]])
+    >>> ranked_right(torch.tensor([[0.5, 0.5, 0.0]]), scores)
+    (tensor([1.5000]), tensor([2]))
+    """
+    better = compared(scores, mask)
+    right = (torch.sign(rewards[:, :, None] - rewards[:, None, :]) + 1) / 2
+    return (right * better).sum((1, 2)), better.sum((1, 2))
+
+
+def normalised(scores: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+    """Scores of each list moved to [0, 1]: 1 the best response, 0 the worst, NaN for padding and lists of equal scores.
+
+    >>> normalised(torch.tensor([[3.0, -1.0, 1.0]]))
+    tensor([[1.0000, 0.0000, 0.5000]])
+    """
+    kept = torch.ones_like(scores, dtype=torch.bool) if mask is None else mask
+    low = scores.masked_fill(~kept, torch.inf).amin(1, keepdim=True)
+    high = scores.masked_fill(~kept, -torch.inf).amax(1, keepdim=True)
+    return ((scores - low) / (high - low)).masked_fill(~kept, torch.nan)
+
+
+def text_nll(logits: torch.Tensor, ids: torch.Tensor, asked: torch.Tensor) -> torch.Tensor:
+    """Mean negative log-likelihood a token (nats) of each text: `[N]`; 0 for a text of which nothing is asked.
+
+    Args:
+        logits: `[N, L, V]`.
+        ids: `[N, L]`.
+        asked: `[N, L]`, 1 for the tokens to predict; the first position has nothing to be predicted from.
+    """
+    asked = asked[:, 1:].to(torch.float32)
+    nll = F.cross_entropy(logits[:, :-1].float().transpose(1, 2), ids[:, 1:], reduction="none")
+    return (nll * asked).sum(1) / asked.sum(1).clamp(min=1)
+
+
+def imitation_loss(nll: torch.Tensor, scores: torch.Tensor, threshold: float = 0.9) -> torch.Tensor:
+    """DSP's language-modelling term: the mean of `nll` over the texts whose normalised score exceeds `threshold`.
+
+    The reward model's loss is `ranking_loss + lm_loss_coeff * imitation_loss` (DSP). 0 without such a text.
+
+    Args:
+        nll: `[N]` from `text_nll`.
+        scores: `[N]` from `normalised`.
+    """
+    imitated = scores > threshold
+    return (nll * imitated).sum() / imitated.sum().clamp(min=1)

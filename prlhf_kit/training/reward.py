@@ -1,0 +1,272 @@
+"""Customised reward models (DSP: Cheng et al. 2023, arXiv 2309.03126) on top of TRL's RewardTrainer.
+
+    L = ranking loss + lm_loss_coeff * language-modelling loss of the preferred responses
+
+over pairs or lists of scored responses, with any number of evaluation sets, and with a user model in front of the
+backbone where there is one.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from peft import PeftConfig, PeftModel
+from transformers.trainer_utils import get_last_checkpoint
+from trl import RewardConfig, RewardTrainer
+
+from prlhf_kit.conditioning import ATTRIBUTE, causal_lm, user_model_of, user_models
+from prlhf_kit.reward_model import is_decoder, save_beside, without_extras
+from prlhf_kit.saving import load_user_model
+from prlhf_kit.training import ranking
+from prlhf_kit.training.fit import MarkComplete
+from prlhf_kit.training.parameters import set_users_apart
+from prlhf_kit.training.reward_data import RewardCollator, tokenized_lists
+from prlhf_kit.users import UserIndex
+
+EVALUATIONS = "evaluations.parquet"
+# DSP's settings for models of 7B, on one device: general, then customised reward fine-tuning. Where a stage imitates,
+# lm_loss_coeff is 0.1.
+_DSP = {"max_length": 512, "num_train_epochs": 1, "per_device_train_batch_size": 1}
+GRFT = _DSP | {"learning_rate": 1e-6, "gradient_accumulation_steps": 64, "warmup_steps": 100}
+CRFT = _DSP | {"learning_rate": 1e-7, "gradient_accumulation_steps": 256, "warmup_steps": 0}
+
+
+@dataclass
+class PersonalizedRewardConfig(RewardConfig):
+    """TRL's `RewardConfig`, and what DSP and personalised rewards need.
+
+    Args:
+        lm_loss_coeff: weight of the language-modelling term; at 0 the LM head is not computed. DSP: 0.1.
+        lm_score_threshold: texts whose normalised score exceeds it are imitated.
+        lm_on_prompt: the term takes in the prompt's tokens, as in DSP; False: the response's only.
+        truncation_side: which end of a text that is too long is cut. (TRL drops such pairs.)
+        padding_side: of a batch; the rewards are the same.
+        user_learning_rate, user_weight_decay: of the users' own rows, see `PersonalizedDPOConfig`.
+    """
+
+    lm_loss_coeff: float = field(default=0.0, metadata={"help": "Weight of the language-modelling term."})
+    lm_score_threshold: float = field(default=0.9, metadata={"help": "Normalised score of texts to be imitated."})
+    lm_on_prompt: bool = field(default=True, metadata={"help": "Whether prompts count in the language-modelling term."})
+    truncation_side: str = field(default="left", metadata={"help": "Which end of long texts is cut."})
+    padding_side: str = field(default="right", metadata={"help": "On which side batches are padded."})
+    user_learning_rate: float = field(default=1e-2, metadata={"help": "Peak learning rate of the users' own rows."})
+    user_weight_decay: float = field(default=0.0, metadata={"help": "Weight decay of the users' own rows."})
+    learning_rate: float = field(default=1e-6, metadata={"help": "Peak learning rate; DSP: 1e-6, then 1e-7."})
+    max_length: int | None = field(default=512, metadata={"help": "Tokens of prompt and response."})
+    eval_on_start: bool = field(default=True, metadata={"help": "Evaluate before the first step."})
+    # TRL turns it on by default, which costs a third more time
+    gradient_checkpointing: bool = field(default=False, metadata={"help": "Recompute activations to save memory."})
+    ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "Of DistributedDataParallel."})
+
+    def __post_init__(self):
+        for name in ("truncation_side", "padding_side"):
+            if getattr(self, name) not in ("left", "right"):
+                raise ValueError(f"{name}={getattr(self, name)!r}: expected 'left' or 'right'.")
+        if self.lm_loss_coeff < 0 or not 0 <= self.lm_score_threshold < 1:
+            raise ValueError(
+                f"lm_loss_coeff={self.lm_loss_coeff}, lm_score_threshold={self.lm_score_threshold}: expected a weight "
+                "of at least 0 and a threshold in [0, 1)."
+            )
+        if self.bf16 is None:  # TRL's default is True everywhere, which is far slower than float32 on most CPUs
+            self.bf16 = not self.fp16 and not self.use_cpu and torch.cuda.is_available()
+        if not torch.cuda.is_available():  # it would only warn
+            self.dataloader_pin_memory = False
+        super().__post_init__()
+
+
+class PersonalizedRewardTrainer(RewardTrainer):
+    """TRL's `RewardTrainer` for pairs and lists, with DSP's losses, several evaluation sets, and users.
+
+    Each evaluation set's `eval_<set>_accuracy` (exact, ties one half), `_margin` and `_ranking_loss` are logged from
+    step 0 on, so that `metric_for_best_model` and `EarlyStoppingCallback` may follow any of them. Which pairs were
+    ranked right at each step is in `evaluations` and, beside each saved model, in `evaluations.parquet`: `step`,
+    `set`, `row` (of the set), `user_id`, `right`, `pairs`. `dropped[set]` counts the rows left out, by reason.
+
+    Args:
+        model: from `new_reward_model` or `load_reward_model(trainable=True)`; conditioned on users or not.
+        args: `PersonalizedRewardConfig`.
+        train_dataset, eval_dataset: preference pairs or lists (`reward_data.tokenized_lists`); the latter may be a
+            dict of several.
+        user_index: rows of the users, where the model is conditioned. Others are scored as the generic user.
+        peft_config: `modules_to_save` is completed with the reward head and the user model. None: the whole model
+            is trained, or the adapter that the model has.
+    """
+
+    args: PersonalizedRewardConfig
+
+    def __init__(
+        self, model, args: PersonalizedRewardConfig, train_dataset, eval_dataset=None, processing_class=None,
+        user_index: UserIndex | None = None, peft_config: PeftConfig | None = None, **kwargs,
+    ):  # fmt: skip
+        bare: Any = causal_lm(model)
+        self._conditioned = bool(user_models(model))
+        if self._conditioned:
+            self.user_index: UserIndex | None = user_index or UserIndex(sorted(set(train_dataset["user_id"])))
+            rows = getattr(user_models(model)[-1], "num_rows", len(self.user_index))
+            if rows != len(self.user_index):
+                raise ValueError(
+                    f"the user model has {rows} rows, but the user index {len(self.user_index)} (users and the generic "
+                    "one). Build it with num_rows=len(user_index)."
+                )
+        elif user_index is not None:
+            raise ValueError("a user_index was given, but the model has no user model. Call kit.condition(model, ...).")
+        else:
+            self.user_index = None
+        if args.lm_loss_coeff and not hasattr(bare, "has_lm_head"):
+            raise ValueError(
+                f"lm_loss_coeff={args.lm_loss_coeff} needs the base's LM head: build the model with "
+                "new_reward_model(..., lm_head=True) or load_reward_model(..., lm_head=True)."
+            )
+        if peft_config is not None:
+            peft_config = copy.deepcopy(peft_config)
+            head = "score" if is_decoder(bare) else "classifier"
+            wanted = {*(peft_config.modules_to_save or ()), head, *([ATTRIBUTE] if self._conditioned else ())}
+            peft_config.modules_to_save = sorted(wanted)
+        self._decoder = is_decoder(bare)
+        self.dropped: dict[str, dict[str, int]] = {}
+        self._users_of: dict[str, list[str | None]] = {}
+        self._ranked: dict[str, list[torch.Tensor]] = defaultdict(list)
+        self.evaluations: list[tuple[int, str, int, str | None, float, int]] = []
+        threshold = args.lm_score_threshold if args.lm_loss_coeff else None
+        super().__init__(
+            model=model, args=args, train_dataset=train_dataset, eval_dataset=eval_dataset,
+            processing_class=processing_class, peft_config=peft_config,
+            data_collator=RewardCollator(
+                processing_class.pad_token_id, args.padding_side, threshold, args.lm_on_prompt
+            ),
+            **kwargs,
+        )  # fmt: skip
+        if isinstance(self.model, PeftModel):
+            for (
+                name,
+                p,
+            ) in self.model.named_parameters():  # TRL puts all that is trained on a quantized base in bfloat16
+                if f"{ATTRIBUTE}." in name:
+                    p.data = p.data.float()
+        self.add_callback(MarkComplete())
+
+    def _prepare_dataset(self, dataset, processing_class, args, dataset_name):
+        if "text_ids" in dataset.column_names:
+            return dataset
+        lists, dropped = tokenized_lists(
+            dataset, processing_class, dataset_name, args.max_length, args.truncation_side, self._decoder
+        )
+        users = dataset["user_id"] if "user_id" in dataset.column_names else [None] * len(dataset)
+        self.dropped[dataset_name], self._users_of[dataset_name] = dict(dropped), list(users)
+        if self.user_index is not None:
+            known = Counter(users)
+            if dataset_name == "train" and (unknown := sorted(str(u) for u in known if u not in self.user_index)):
+                raise ValueError(
+                    f"{len(unknown)} users of the training set have no row in the user index, first {unknown[0]!r}. "
+                    "Build the index from the training set: UserIndex(sorted(set(train['user_id'])))."
+                )
+            rows = self.user_index.rows(users, unknown="generic")
+            lists = lists.add_column("user_row", [rows[i] for i in lists["row"]])
+        return lists
+
+    def _set_signature_columns_if_needed(self):
+        self._signature_columns = ["text_ids", "prompt_tokens", "scores", "row", "user_row", "length"]
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        inputs = dict(inputs)
+        scores, mask, rows = (inputs.pop(name) for name in ("scores", "mask", "rows"))
+        outputs = model(**inputs, **({"use_cache": False} if self._decoder else {}))
+        flat = outputs.logits.squeeze(-1).float()
+        rewards = flat.new_zeros(scores.shape).masked_scatter(mask, flat)
+        loss = ranking_part = ranking.ranking_loss(rewards, scores, mask)
+        if self.args.center_rewards_coefficient is not None:
+            loss = loss + self.args.center_rewards_coefficient * ranking.center_penalty(rewards, scores, mask)
+        parts = {"ranking_loss": ranking_part.detach()}
+        if self.args.lm_loss_coeff:
+            lm = ranking.imitation_loss(outputs.nll, scores[mask], self.args.lm_score_threshold)
+            loss = loss + self.args.lm_loss_coeff * lm
+            parts["lm_loss"] = lm.detach()
+        with torch.no_grad():
+            self._count(rewards, scores, mask, rows, parts, int(inputs["attention_mask"].sum()))
+        return (loss, outputs) if return_outputs else loss
+
+    def _count(self, rewards, scores, mask, rows, parts, tokens: int) -> None:
+        """Keeps what `log` turns into metrics."""
+        right, pairs = ranking.ranked_right(rewards, scores, mask)
+        better = ranking.compared(scores, mask)
+        margin = ((rewards[:, :, None] - rewards[:, None, :]) * better).sum((1, 2))
+        gather = self.accelerator.gather_for_metrics
+        mode = "train" if self.model.training else "eval"
+        for name, value in parts.items():
+            self._ranked[f"{mode}/{name}"].append(self.accelerator.gather(value.reshape(1)).cpu())
+        self._ranked[mode].append(gather(torch.stack([rows.float(), right, pairs.float(), margin], 1)).cpu())
+        if mode == "train":
+            counted = self.accelerator.gather(torch.tensor([tokens], device=rewards.device))
+            self._total_train_tokens += int(counted.sum()) // self._tp_size
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        mode = "train" if self.model.training else "eval"
+        if self._ranked[mode]:
+            ranked = torch.cat(self._ranked.pop(mode))
+            prefix = ""
+            if mode == "eval":  # which set this is, only the name of its loss says
+                name = next(key for key in logs if key.endswith("_loss")).removesuffix("_loss")
+                prefix, known = f"{name}_", name.removeprefix("eval").lstrip("_") or "eval"
+                self._remember(known, ranked)
+            total = ranked[:, 2].sum()
+            logs[f"{prefix}accuracy"] = (ranked[:, 1].sum() / total).item()
+            logs[f"{prefix}margin"] = (ranked[:, 3].sum() / total).item()
+            if mode == "train":
+                logs["num_tokens"] = self._total_train_tokens
+            for part in ("ranking_loss", "lm_loss"):
+                if values := self._ranked.pop(f"{mode}/{part}", None):
+                    logs[f"{prefix}{part}"] = torch.cat(values).mean().item()
+        self._metrics[mode].clear()
+        super().log(logs, start_time)
+
+    def _remember(self, name: str, ranked: torch.Tensor) -> None:
+        users, step = self._users_of.get(name, []), self.state.global_step
+        for row, right, pairs, _ in ranked.tolist():
+            user = users[int(row)] if users else None
+            self.evaluations.append((step, name, int(row), user, right, int(pairs)))
+
+    def create_optimizer(self, model=None) -> torch.optim.Optimizer:
+        """TRL's optimizer with the users' own rows in a parameter group of their own."""
+        known = self.optimizer is not None
+        optimizer = super().create_optimizer(model)
+        if known or not self._conditioned:
+            return optimizer
+        named = (self.model if model is None else model).named_parameters()
+        slow = getattr(user_model_of(self.model), "shared_slow", ("generic",))
+        return set_users_apart(optimizer, named, slow, self.args.user_learning_rate, self.args.user_weight_decay)
+
+    def train(self, resume_from_checkpoint=None, **kwargs):
+        """TRL's, with the evaluations of the checkpoint."""
+        folder = get_last_checkpoint(self.args.output_dir) if resume_from_checkpoint is True else resume_from_checkpoint
+        if folder and Path(folder, EVALUATIONS).is_file():
+            self.evaluations = list(pd.read_parquet(Path(folder, EVALUATIONS)).itertuples(index=False, name=None))
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, *args, **kwargs):
+        super()._load_from_checkpoint(resume_from_checkpoint, *args, **kwargs)
+        self._load_users(resume_from_checkpoint)
+
+    def _load_best_model(self):
+        super()._load_best_model()
+        self._load_users(self.state.best_model_checkpoint)
+
+    def _load_users(self, folder):
+        """Of a fully trained model, whose users lie in a file of their own."""
+        if self._conditioned and not isinstance(self.model, PeftModel):
+            load_user_model(self.model, folder)
+
+    def _save(self, output_dir: str | None = None, state_dict=None):
+        folder, model = output_dir or self.args.output_dir, self.accelerator.unwrap_model(self.model)
+        state = model.state_dict() if state_dict is None else state_dict
+        super()._save(folder, state_dict if isinstance(model, PeftModel) else without_extras(state))
+        if not self.args.should_save:
+            return
+        save_beside(model, folder, self.user_index, state)
+        table = pd.DataFrame(self.evaluations, columns=["step", "set", "row", "user_id", "right", "pairs"])
+        table.drop_duplicates(["step", "set", "row"], keep="last").to_parquet(Path(folder, EVALUATIONS))

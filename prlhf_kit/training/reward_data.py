@@ -1,0 +1,163 @@
+"""From preference pairs, or scored lists of responses, to the token ids that a reward model is trained on."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from prlhf_kit.data.schema import SchemaError
+from prlhf_kit.evaluation.scoring import tokenize_completion
+from prlhf_kit.training.ranking import normalised
+
+Messages = list[dict[str, str]]
+
+
+def encode(
+    tokenizer: PreTrainedTokenizerBase, prompt: Messages, response: Messages, max_length: int | None = None,
+    truncation_side: str = "left", decoder: bool = True,
+) -> tuple[list[int], int]:  # fmt: skip
+    """Token ids of a prompt with its response, and how many of them are the prompt's.
+
+    A decoder reads both as its chat template lays them out; an encoder reads `[CLS] prompt [SEP] response [SEP]`.
+
+    Args:
+        max_length: cut to so many tokens; None: not at all.
+        truncation_side: "left" cuts the beginning (as DSP does), "right" the end.
+    """
+    if truncation_side not in ("left", "right"):
+        raise ValueError(f"truncation_side={truncation_side!r}: expected 'left' or 'right'.")
+    if decoder:
+        asked, answered = tokenize_completion(tokenizer, prompt, response)
+        start, end = [], []
+    else:
+        asked, answered = (
+            tokenizer("\n\n".join(m["content"] for m in messages), add_special_tokens=False)["input_ids"]
+            for messages in (prompt, response)
+        )
+        start, end = [tokenizer.cls_token_id], [tokenizer.sep_token_id]
+        asked = asked + end
+    cut = 0 if max_length is None else max(len(start + asked + answered + end) - max_length, 0)
+    if truncation_side == "left":
+        asked, answered = asked[cut:], answered[max(cut - len(asked), 0) :]
+    else:
+        asked = asked[: len(asked) - max(cut - len(answered), 0)]
+        answered = answered[: max(len(answered) - cut, 0)]
+    return start + asked + answered + end, len(start) + len(asked)
+
+
+def tokenized_lists(
+    rows: Dataset, tokenizer: PreTrainedTokenizerBase, name: str, max_length: int | None, truncation_side: str,
+    decoder: bool,
+) -> tuple[Dataset, Counter[str]]:  # fmt: skip
+    """Token ids of every list, longest first, and how many lists were dropped, by reason.
+
+    Args:
+        rows: preference pairs (`prompt`, `chosen`, `rejected`), or lists (`prompt`, `responses`, `scores`, as
+            `data.dsp.listwise` makes them).
+        name: of the set, for messages.
+
+    Returns:
+        Columns `text_ids` (a list of token ids a response), `prompt_tokens` (of each), `scores` (normalised), `row` (in
+        `rows`), `length`.
+
+    Raises:
+        SchemaError: columns are missing, a list has not as many scores as responses, or a score is no finite number.
+    """
+    columns = set(rows.column_names)
+    lists = {"prompt", "responses", "scores"} <= columns
+    if not lists and not {"prompt", "chosen", "rejected"} <= columns:
+        raise SchemaError(
+            f"the {name} set has columns {sorted(columns)}, expected prompt, chosen and rejected, or prompt, responses "
+            "and scores. See prlhf_kit.data.schema and prlhf_kit.data.dsp.listwise."
+        )
+    if "margin" in columns:
+        raise SchemaError(f"the {name} set has a column 'margin', which this loss does not use. Remove it.")
+    dropped: Counter[str] = Counter()
+    found: list[dict[str, Any]] = []
+    for number, row in enumerate(rows):
+        responses = row["responses"] if lists else [row["chosen"], row["rejected"]]
+        scores = row["scores"] if lists else [1.0, 0.0]
+        reason = _refuse_or_drop(name, number, responses, scores)
+        if reason is None:
+            encoded = [encode(tokenizer, row["prompt"], r, max_length, truncation_side, decoder) for r in responses]
+            texts = [ids for ids, _ in encoded]
+            if len({tuple(ids) for ids in texts}) == 1:
+                reason = "the same text after truncation" if max_length else "the same text"
+        if reason:
+            dropped[reason] += 1
+            continue
+        found.append(
+            {"text_ids": texts, "prompt_tokens": [n for _, n in encoded], "row": number,
+             "scores": normalised(torch.tensor([scores], dtype=torch.float64))[0].tolist(),
+             "length": max(map(len, texts))}
+        )  # fmt: skip
+    if not found:
+        raise SchemaError(f"nothing is left of the {name} set's {len(rows)} rows: {dict(dropped)}.")
+    return Dataset.from_list(sorted(found, key=lambda row: -row["length"])), dropped
+
+
+def _refuse_or_drop(name: str, number: int, responses: list[Messages], scores: list[float]) -> str | None:
+    if len(responses) != len(scores) or len(responses) < 2:
+        raise SchemaError(
+            f"row {number} of the {name} set has {len(responses)} responses and {len(scores)} scores, expected as many "
+            "of both, at least two."
+        )
+    bad = [s for s in scores if isinstance(s, bool) or not isinstance(s, int | float) or not math.isfinite(s)]
+    if bad:
+        raise SchemaError(f"row {number} of the {name} set has the score {bad[0]!r}, expected finite numbers.")
+    if len(set(scores)) == 1:
+        return "all scores equal"
+    if not all("".join(m["content"] or "" for m in response).strip() for response in responses):
+        return "empty text"
+    return None
+
+
+def padded(texts: list[list[int]], pad_token_id: int, padding_side: str = "right") -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids and attention mask, `[N, L]` each."""
+    width = max(map(len, texts))
+    ids = torch.full((len(texts), width), pad_token_id)
+    mask = torch.zeros_like(ids)
+    for row, text in enumerate(texts):
+        place = slice(width - len(text), None) if padding_side == "left" else slice(len(text))
+        ids[row, place] = torch.tensor(text)
+        mask[row, place] = 1
+    return ids, mask
+
+
+class RewardCollator:
+    """Batches of lists: all responses as rows of one padded batch, lists of different lengths without rows of padding.
+
+    Returns `scores` and `mask` `[B, r]`, `rows` `[B]`, and for the N responses `input_ids`, `attention_mask` `[N, L]`;
+    `lm_asked` `[N, L]` where the language-modelling term is wanted (of texts whose score exceeds `lm_threshold`);
+    `user_rows` `[N]` where rows have a user.
+    """
+
+    def __init__(self, pad_token_id: int, padding_side: str, lm_threshold: float | None, lm_on_prompt: bool):
+        self.pad_token_id, self.padding_side = pad_token_id, padding_side
+        self.lm_threshold, self.lm_on_prompt = lm_threshold, lm_on_prompt
+
+    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        width = max(len(example["scores"]) for example in examples)
+        scores, mask = torch.zeros(len(examples), width), torch.zeros(len(examples), width, dtype=torch.bool)
+        for i, example in enumerate(examples):
+            scores[i, : len(example["scores"])] = torch.tensor(example["scores"])
+            mask[i, : len(example["scores"])] = True
+        ids, attended = padded([t for e in examples for t in e["text_ids"]], self.pad_token_id, self.padding_side)
+        batch = {  # scores first: Trainer takes the batch size from there
+            "scores": scores, "mask": mask, "rows": torch.tensor([e["row"] for e in examples]),
+            "input_ids": ids, "attention_mask": attended,
+        }  # fmt: skip
+        if self.lm_threshold is not None:
+            asked = attended * (scores[mask] > self.lm_threshold)[:, None]
+            if not self.lm_on_prompt:
+                prompts = torch.tensor([n for e in examples for n in e["prompt_tokens"]])
+                asked = asked * (attended.cumsum(1) > prompts[:, None])
+            batch["lm_asked"] = asked
+        if "user_row" in examples[0]:
+            batch["user_rows"] = torch.tensor([e["user_row"] for e in examples for _ in e["scores"]])
+        return batch
