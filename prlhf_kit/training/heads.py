@@ -1,0 +1,256 @@
+"""Personalised rewards that are linear in frozen features, fitted in seconds.
+
+    r_u(x, y) = w_u . f(x, y),    P(chosen over rejected) = sigmoid(w_u . z),  z = f(x, chosen) - f(x, rejected)
+
+| kind | the user's weights | what a user costs |
+|---|---|---|
+| `pooled` | `w_0`, the same for all | nothing |
+| `per_user` | `w_0 + d_u` | d numbers |
+| `low_rank` | `w_0 + a_u V` (LoRe, arXiv 2504.14439; PReF, arXiv 2503.06358) | r numbers |
+| `mixture` | `w_0 + sum_k softmax(p_u)_k H_k` (PAL, arXiv 2406.08469) | K numbers |
+
+All are Bradley-Terry models, regularised towards `w_0`, which is itself regularised towards 0. `r_u = w_u^T V f` in
+LoRe's notation: its first row of V is `w_0` here, with a weight of 1 for every user.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from sklearn.cluster import KMeans
+from sklearn.model_selection import GroupKFold
+
+KINDS = ("pooled", "per_user", "low_rank", "mixture")
+STRENGTHS = (0.001, 0.01, 0.1, 1.0, 10.0, 100.0)  # tried for w_0 and for what is personal
+RANKS = (1, 2, 3, 4, 6)  # r of low_rank, K of mixture
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Fitted rewards. Made by `fit_heads`.
+
+    Args:
+        kind: one of `KINDS`.
+        scale: `[d]`, by which features are divided.
+        pooled: w_0 `[d]`.
+        shared: `[size, d]`, V or H; of other kinds `[0, d]`.
+        users: user -> own numbers (d_u, a_u or p_u).
+        pooled_strength, strength: of the regularisation of w_0, and of what is personal.
+        scores: of every setting that was tried: `pooled_strength`, `size`, `strength`, `nll` (nats a pair,
+            cross-validated by prompt within the training pairs).
+    """
+
+    kind: str
+    scale: np.ndarray
+    pooled: np.ndarray
+    shared: np.ndarray
+    users: dict[str, np.ndarray]
+    pooled_strength: float
+    strength: float
+    scores: pd.DataFrame
+
+    @property
+    def size(self) -> int:
+        """r of low_rank, K of mixture; 0 for other kinds."""
+        return len(self.shared)
+
+    def weights(self, user_ids: Sequence[str | None]) -> np.ndarray:
+        """`[n, d]`, in units of the scaled features; users who are not known get the mean user's."""
+        mean = np.mean(list(self.users.values()), 0) if self.users else None
+        own = [self.users.get(user, mean) if user is not None else mean for user in user_ids]
+        if self.kind == "pooled":
+            return np.tile(self.pooled, (len(own), 1))
+        table = torch.tensor(np.array(own))
+        return self.pooled + _personal(self.kind, table, torch.tensor(self.shared)).numpy()
+
+    def reward(self, features: np.ndarray, user_ids: Sequence[str | None]) -> np.ndarray:
+        """Rewards `[n]` of features `[n, d]`; for differences of features, the log-odds of the preference."""
+        return ((features / self.scale) * self.weights(user_ids)).sum(1)
+
+    def adapt(self, difference: np.ndarray, user_ids: Sequence[str]) -> Heads:
+        """These rewards with new users, whose own numbers alone are fitted to their few pairs (`difference` `[n, d]`).
+
+        Their prior is what is known of the seen users: the mean and covariance of `a_u` (low rank), the strength of
+        the fit (others).
+        """
+        if self.kind == "pooled":
+            return self
+        names = sorted(set(user_ids))
+        z, rows = torch.tensor(difference / self.scale, dtype=torch.float64), _rows(user_ids, names)
+        known = torch.tensor(np.array(list(self.users.values())))
+        centre = known.mean(0) if self.kind == "low_rank" else torch.zeros(known.shape[1], dtype=torch.float64)
+        own = centre.repeat(len(names), 1).clone().requires_grad_()
+        pooled, shared = torch.tensor(self.pooled), torch.tensor(self.shared)
+        precision = torch.eye(known.shape[1], dtype=torch.float64) * (1.0 if self.kind == "mixture" else self.strength)
+        if self.kind == "low_rank":
+            spread = (known - centre).T @ (known - centre) / max(len(known) - 1, 1)
+            precision = torch.linalg.inv(spread + 0.05 * spread.diagonal().mean() * torch.eye(len(spread)))
+
+        def loss() -> torch.Tensor:
+            away = own - centre
+            prior = 0.5 * ((away @ precision) * away).sum()
+            return _nll(self.kind, z, rows, pooled, own, shared).sum() + prior
+
+        _minimise(loss, [own])
+        fitted = {name: own[i].detach().numpy() for i, name in enumerate(names)}
+        return replace(self, users=self.users | fitted)
+
+
+def fit_heads(
+    kind: str, difference: np.ndarray, user_ids: Sequence[str], prompts: Sequence[object], scale: np.ndarray,
+    strengths: Sequence[float] = STRENGTHS, sizes: Sequence[int] = RANKS, folds: int = 5,
+) -> Heads:  # fmt: skip
+    """Fit one kind of rewards; its strengths and size are those with the least cross-validated negative log-likelihood.
+
+    Args:
+        kind: one of `KINDS`.
+        difference: `[n, d]`, features of the chosen minus those of the rejected response.
+        user_ids, prompts: `[n]`; pairs of one prompt are in the same fold.
+        scale: `[d]`, standard deviation of the features of the training responses.
+        sizes: r or K to choose from, those below the number of users.
+
+    Raises:
+        ValueError: an unknown kind, features that are no finite numbers, or fewer prompts than folds.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"kind={kind!r}: expected one of {', '.join(KINDS)}.")
+    if not np.isfinite(difference).all():
+        raise ValueError(f"{(~np.isfinite(difference)).any(1).sum()} of {len(difference)} pairs have NaN features.")
+    groups = pd.factorize(pd.Series([str(p) for p in prompts]))[0]
+    if groups.max() + 1 < folds:
+        raise ValueError(f"{groups.max() + 1} prompts are too few for {folds} folds. Give more pairs, or fewer folds.")
+    scale = np.where(scale > 0, scale, 1.0) * difference.shape[1] ** 0.5  # so that strengths mean the same for any d
+    names = sorted(set(user_ids))
+    z, rows = torch.tensor(difference / scale, dtype=torch.float64), _rows(user_ids, names)
+    parts = [
+        (torch.tensor(train), torch.tensor(held)) for train, held in GroupKFold(folds).split(difference, groups=groups)
+    ]
+
+    def validated(kind: str, fits: Iterable[tuple]) -> float:
+        """Negative log-likelihood of a pair (nats) that each fold's fit gives to what it was not fitted to."""
+        held_out = zip(parts, fits, strict=True)
+        return sum(_nll(kind, z[held], rows[held], *fit).sum().item() for (_, held), fit in held_out) / len(z)
+
+    tried: list[tuple[float, int, float, float]] = []
+    common = {s: [_fit_pooled(z[train], s) for train, _ in parts] for s in strengths}
+    for s, fits in common.items():
+        tried.append((s, 0, np.nan, validated("pooled", ((w0, None, None) for w0 in fits))))
+    base = min(tried, key=lambda row: row[3])[0]
+    wanted = {"pooled": [], "per_user": [0]}.get(kind, [n for n in sizes if n < len(names)])
+    for s in strengths if wanted else ():
+        starts = [
+            _fit_per_user(len(names), base, s, z[train], rows[train], w0)
+            for (train, _), w0 in zip(parts, common[base], strict=True)
+        ]
+        for n in wanted:
+            fitted = [
+                _fit(kind, n, base, s, z[train], rows[train], start)
+                for (train, _), start in zip(parts, starts, strict=True)
+            ]
+            tried.append((base, n, s, validated(kind, fitted)))
+    size, strength = 0, base
+    if wanted:
+        _, size, strength, _ = min((row for row in tried if row[2] == row[2]), key=lambda row: row[3])
+    scores = pd.DataFrame(tried, columns=["pooled_strength", "size", "strength", "nll"])
+    w0 = _fit_pooled(z, base)
+    own, shared = torch.zeros(len(names), 0), torch.zeros(0, z.shape[1])
+    if wanted:
+        start = _fit_per_user(len(names), base, strength, z, rows, w0)
+        w0, own, shared = _fit(kind, size, base, strength, z, rows, start)
+    users = {name: own[i].numpy() for i, name in enumerate(names)}
+    return Heads(kind, scale, w0.numpy(), shared.numpy(), users, base, strength, scores)
+
+
+def _rows(user_ids: Sequence[str], names: list[str]) -> torch.Tensor:
+    place = {name: i for i, name in enumerate(names)}
+    return torch.tensor([place[user] for user in user_ids])
+
+
+def _personal(kind: str, own: torch.Tensor, shared: torch.Tensor) -> torch.Tensor:
+    """What is added to w_0: own numbers `[U, .]` -> `[U, d]`."""
+    if kind == "mixture":
+        own = own.softmax(-1)
+    return own if kind == "per_user" else own @ shared
+
+
+def _log_odds(kind: str, z, rows, pooled, own, shared) -> torch.Tensor:
+    common = z @ pooled
+    if kind == "pooled":
+        return common
+    if kind == "per_user":
+        return common + (z * own[rows]).sum(1)
+    coefficients = own.softmax(-1) if kind == "mixture" else own
+    return common + ((z @ shared.T) * coefficients[rows]).sum(1)
+
+
+def _nll(kind: str, z, rows, pooled, own, shared) -> torch.Tensor:
+    return F.softplus(-_log_odds(kind, z, rows, pooled, own, shared))
+
+
+def _minimise(loss: Callable[[], torch.Tensor], parameters: list[torch.Tensor]) -> None:
+    optimizer = torch.optim.LBFGS(
+        parameters, max_iter=100, tolerance_grad=1e-4, tolerance_change=1e-6, line_search_fn="strong_wolfe"
+    )
+
+    def closure() -> Any:
+        optimizer.zero_grad()
+        value = loss()
+        value.backward()
+        return value
+
+    optimizer.step(closure)
+
+
+def _fit_pooled(z: torch.Tensor, strength: float) -> torch.Tensor:
+    w = torch.zeros(z.shape[1], dtype=torch.float64, requires_grad=True)
+    _minimise(lambda: F.softplus(-z @ w).sum() + strength / 2 * w.square().sum(), [w])
+    return w.detach()
+
+
+def _fit_per_user(users: int, pooled_strength: float, strength: float, z, rows, pooled: torch.Tensor) -> tuple:
+    """w_0 `[d]`, all d_u `[users, d]`, and nothing shared. `pooled`: where w_0 starts."""
+    w0 = pooled.clone().requires_grad_()
+    own = torch.zeros(users, z.shape[1], dtype=torch.float64, requires_grad=True)
+    shared = torch.zeros(0, z.shape[1], dtype=torch.float64)
+
+    def loss() -> torch.Tensor:
+        penalty = strength / 2 * own.square().sum() + pooled_strength / 2 * w0.square().sum()
+        return _nll("per_user", z, rows, w0, own, shared).sum() + penalty
+
+    _minimise(loss, [w0, own])
+    return w0.detach(), own.detach(), shared
+
+
+def _fit(kind: str, size: int, pooled_strength: float, strength: float, z, rows, start: tuple) -> tuple:
+    """w_0 `[d]`, own numbers `[users, .]` and what is shared, all together.
+
+    Low rank and mixture are not convex. They start from the heads of single users (`start`): their best approximation
+    of that rank, or their k-means.
+    """
+    if kind == "per_user":
+        return start
+    w0, heads = start[0].clone().requires_grad_(), start[1]
+    if kind == "low_rank":
+        u, s, v = torch.linalg.svd(heads, full_matrices=False)
+        root = s[:size].sqrt() + 1e-3
+        own, shared = (u[:, :size] * root).contiguous(), (root[:, None] * v[:size]).contiguous()
+    else:
+        means = KMeans(size, n_init=5, random_state=0).fit(heads.numpy())
+        own = 2.0 * F.one_hot(torch.tensor(means.labels_).long(), size).double()
+        shared = torch.tensor(means.cluster_centers_).double()
+    own, shared = own.requires_grad_(), shared.requires_grad_()
+    # a mixture's logits are only kept finite
+    of_own = strength / 2 if kind == "low_rank" else 1e-2
+
+    def loss() -> torch.Tensor:
+        penalty = of_own * own.square().sum() + strength / 2 * shared.square().sum()
+        return _nll(kind, z, rows, w0, own, shared).sum() + penalty + pooled_strength / 2 * w0.square().sum()
+
+    _minimise(loss, [w0, own, shared])
+    return w0.detach(), own.detach(), shared.detach()
