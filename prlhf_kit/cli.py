@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from prlhf_kit import report, runs
-from prlhf_kit.figures import FIGURES
+from prlhf_kit import figures as general_figures
+from prlhf_kit import report, reward_figures, runs
 from prlhf_kit.record import StageError, read_record
 
 RUNS = Path("papermill_runs")
+FIGURES = general_figures.FIGURES | reward_figures.FIGURES
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
 

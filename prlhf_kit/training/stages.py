@@ -6,7 +6,8 @@ into the last one, is a `Strategy`; one training is a `RewardRecipe` (Cheng et a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from datasets import Dataset, concatenate_datasets, load_from_disk
+from datasets import Dataset, DatasetDict, concatenate_datasets, load_from_disk
 from peft import LoraConfig
 from transformers import EarlyStoppingCallback
 
@@ -150,10 +151,78 @@ def train_reward(recipe: RewardRecipe) -> pd.DataFrame:
     return pd.read_parquet(Path(recipe.out, EVALUATIONS))
 
 
+def general_name(lm_loss_coeff: float) -> str:
+    """Folder of the general training with that weight of the LM loss."""
+    return f"grft-lm{lm_loss_coeff:g}" if lm_loss_coeff else "grft"
+
+
 def general_stages(strategies: Mapping[str, Strategy]) -> dict[str, float]:
     """The general trainings that `strategies` start from, each once: name -> its `lm_loss_coeff`."""
-    return {
-        f"grft-lm{strategy.grft_lm:g}" if strategy.grft_lm else "grft": strategy.grft_lm
-        for strategy in strategies.values()
-        if strategy.general_first
-    }
+    return {general_name(plan.grft_lm): plan.grft_lm for plan in strategies.values() if plan.general_first}
+
+
+def folder_name(text: str) -> str:
+    """`text` as a folder's name.
+
+    >>> folder_name("academy, GRFT + LM, CRFT")
+    'academy-grft-lm-crft'
+    """
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+
+
+def sampled(pairs: Dataset, n: int, seed: int) -> Dataset:
+    """`n` pairs drawn without replacement, or all if there are fewer."""
+    return pairs.select(np.random.default_rng(seed).permutation(len(pairs))[:n])
+
+
+def domain_sets(
+    data: DatasetDict, column: str, names: Sequence[str], tokenizer, max_length: int, train: int, test: int, seed: int
+) -> dict[str, Dataset]:
+    """Training (`<name>`) and held-out pairs (`<name>/test`, of `test_seen`) of each domain that fit `max_length`.
+
+    Raises:
+        ValueError: a name that no pair has in `column`, or of which no pair is short enough.
+    """
+    known = sorted({value for value in data["train"][column] if value})
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise ValueError(f"no training pair has {column}={unknown[0]!r}. Known: {', '.join(known)}.")
+    short = {split: fitting(data[split], tokenizer, max_length) for split in ("train", "test_seen")}
+    found = {}
+    for name in names:
+        for split, key, n in (("train", name, train), ("test_seen", f"{name}/test", test)):
+            values = short[split][column]
+            own = short[split].select([i for i, value in enumerate(values) if value == name])
+            found[key] = _not_empty(sampled(own, n, seed), key, max_length)
+    return found
+
+
+def general_sets(
+    general: Mapping[str, DatasetDict], tested_only: Collection[str], tokenizer, max_length: int, train: int, test: int,
+    seed: int,
+) -> dict[str, Dataset]:  # fmt: skip
+    """The training pairs `general`, from all general sets alike, and held-out pairs of each (`<name>/test`).
+
+    Of those in `tested_only`, which are not trained on, the training pairs are held-out ones as well.
+    """
+    if set(general) <= set(tested_only):
+        raise ValueError(f"tested_only names all general sets ({', '.join(general)}), so none is left to train on.")
+    found, parts = {}, []
+    columns = ["user_id", "prompt", "chosen", "rejected"]
+    trained = len(set(general) - set(tested_only))
+    for name, data in general.items():
+        short = {split: fitting(data[split], tokenizer, max_length).select_columns(columns) for split in data}
+        if name in tested_only:
+            held_out = concatenate_datasets(list(short.values()))
+        else:
+            held_out = short["test_seen"]
+            parts.append(sampled(short["train"], -(-train // trained), seed))
+        found[f"{name}/test"] = _not_empty(sampled(held_out, test, seed), f"{name}/test", max_length)
+    found["general"] = _not_empty(sampled(concatenate_datasets(parts), train, seed), "general", max_length)
+    return found
+
+
+def _not_empty(pairs: Dataset, name: str, max_length: int) -> Dataset:
+    if not len(pairs):
+        raise ValueError(f"no pair of {name!r} has texts of at most {max_length} tokens. Raise max_length.")
+    return pairs

@@ -1,0 +1,114 @@
+"""Heads on frozen features beside each other and beside their controls, as notebook 02 shows them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from datasets import Dataset, DatasetDict
+
+from prlhf_kit import data as datasets_of_the_kit
+from prlhf_kit.data.simulated import oracle_accuracy
+from prlhf_kit.evaluation.compare import LENGTH, USER_LENGTH, words
+from prlhf_kit.evaluation.metrics import length_rules, ranked_right
+from prlhf_kit.evaluation.statistics import cluster_bootstrap
+from prlhf_kit.features import Embedder
+from prlhf_kit.training.heads import Heads, fit_heads
+
+
+class Embedded(NamedTuple):
+    """Features of both responses of some pairs, `[n, d]` each."""
+
+    chosen: np.ndarray
+    rejected: np.ndarray
+
+    @property
+    def difference(self) -> np.ndarray:
+        """f(x, chosen) - f(x, rejected)."""
+        return self.chosen - self.rejected
+
+
+def embed(data: DatasetDict, embedders: Sequence[Embedder], cache: Path | None = None) -> dict[str, Embedded]:
+    """Features of every split's pairs; those of several embedders side by side."""
+
+    def columns(prompts, responses) -> np.ndarray:
+        return np.concatenate([embedder(prompts, responses, cache) for embedder in embedders], axis=1)
+
+    prompts = [prompt for pairs in data.values() for prompt in pairs["prompt"]]
+    both = [columns(prompts, [r for pairs in data.values() for r in pairs[c]]) for c in ("chosen", "rejected")]
+    ends = np.cumsum([len(pairs) for pairs in data.values()])[:-1]
+    parts = zip(*(np.split(features, ends) for features in both), strict=True)
+    return {split: Embedded(*part) for split, part in zip(data, parts, strict=True)}
+
+
+def responses(pairs: Dataset, embedded: Embedded) -> tuple[np.ndarray, list[str]]:
+    """Features and text of every different response of `pairs`, once."""
+    texts = [" ".join(m["content"] for m in r) for c in ("chosen", "rejected") for r in pairs[c]]
+    first = {text: i for i, text in reversed(list(enumerate(texts)))}
+    return np.concatenate(embedded)[list(first.values())], list(first)
+
+
+def fit(kind: str, pairs: Dataset, embedded: Embedded) -> Heads:
+    """`fit_heads` of the training pairs."""
+    scale = np.concatenate(embedded).std(0)
+    return fit_heads(kind, embedded.difference, pairs["user_id"], pairs["prompt"], scale)
+
+
+def accuracy(heads: Heads, data: DatasetDict, embedded: dict[str, Embedded], seed: int = 0) -> pd.DataFrame:
+    """Accuracy on each test split with a 95% interval by user: `split`, `accuracy`, `low`, `high`, `pairs`, `users`."""
+    rows = []
+    for split in _tests(data):
+        odds = heads.reward(embedded[split].difference, data[split]["user_id"])
+        rows.append(_row(split, ranked_right(odds, 0 * odds), data[split], seed))
+    return pd.DataFrame(rows)
+
+
+def few_shot_accuracy(
+    heads: Heads, data: DatasetDict, embedded: dict[str, Embedded], shots: Sequence[int], seed: int = 0
+) -> pd.DataFrame:
+    """Accuracy on `test_unseen` after fitting each new user's own numbers to k of their pairs: as `accuracy`, with `k`.
+
+    Empty where no user is unseen; a k that some user has not is left out.
+    """
+    rows = []
+    if {"test_unseen", "adapt_unseen"} <= set(data):
+        place = {pair: i for i, pair in enumerate(data["adapt_unseen"]["pair_id"])}
+        fewest = pd.Series(data["adapt_unseen"]["user_id"]).value_counts().min()
+        for k in (k for k in shots if k <= fewest):
+            adapted = heads
+            if k:
+                few = datasets_of_the_kit.few_shot(data, k, seed)
+                chosen = [place[pair] for pair in few["pair_id"]]
+                adapted = heads.adapt(embedded["adapt_unseen"].difference[chosen], few["user_id"])
+            odds = adapted.reward(embedded["test_unseen"].difference, data["test_unseen"]["user_id"])
+            rows.append({"k": k} | _row("test_unseen", ranked_right(odds, 0 * odds), data["test_unseen"], seed))
+    return pd.DataFrame(rows)
+
+
+def controls(data: DatasetDict, seed: int = 0) -> pd.DataFrame:
+    """Length rules and, where it is known, the oracle: as `accuracy`, with `head`, and `features` empty."""
+    learned = words(data["train"]["chosen"]) - words(data["train"]["rejected"])
+    rows = []
+    for split in _tests(data):
+        pairs = data[split]
+        gap = words(pairs["chosen"]) - words(pairs["rejected"])
+        rules = length_rules(data["train"]["user_id"], learned, pairs["user_id"], gap)
+        for name, right in zip((LENGTH, USER_LENGTH), rules, strict=True):
+            rows.append(_row(split, right, pairs, seed) | {"features": "", "head": name})
+        if "p_chosen" in pairs.column_names:
+            best = oracle_accuracy(pairs["p_chosen"])
+            known = {"accuracy": best, "low": best, "high": best}
+            rows.append(_row(split, rules[0], pairs, seed) | known | {"features": "", "head": "oracle"})
+    return pd.DataFrame(rows)
+
+
+def _tests(data: DatasetDict) -> list[str]:
+    return [split for split in ("test_seen", "test_unseen") if split in data]
+
+
+def _row(split: str, right: np.ndarray, pairs: Dataset, seed: int) -> dict[str, object]:
+    i = cluster_bootstrap(right, pairs["user_id"], seed=seed)
+    return {"split": split, "accuracy": i.estimate, "low": i.low, "high": i.high, "pairs": i.n, "users": i.clusters}

@@ -1,0 +1,162 @@
+"""Figures of reward models (notebook 02): pure functions from a table to a matplotlib `Figure`, see `figures.py`."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyBboxPatch
+
+from prlhf_kit.figures import PALETTE, _figure
+
+
+def stages(domains: list[str], general: list[str]) -> Figure:
+    """The scheme of DSP: base LM -> general -> customised reward fine-tuning, one customised model a domain."""
+    shown = domains if len(domains) <= 6 else [*domains[:5], f"... {len(domains)} in all"]
+    figure, ax = _figure(9, max(2.2, 0.55 * len(shown) + 0.9))
+    ax.set(xlim=(0, 12), ylim=(-0.6, len(shown) - 0.4))
+    ax.axis("off")
+    middle = (len(shown) - 1) / 2
+
+    def box(x: float, y: float, width: float, text: str, color: str) -> None:
+        style = "round,pad=0.02,rounding_size=0.1"
+        ax.add_patch(FancyBboxPatch((x, y - 0.3), width, 0.6, boxstyle=style, facecolor=color, alpha=0.35, linewidth=0))
+        ax.text(x + width / 2, y, text, ha="center", va="center", fontsize=9)
+
+    def arrow(x0: float, y0: float, x1: float, y1: float) -> None:
+        ax.annotate("", (x1, y1), (x0, y0), arrowprops={"arrowstyle": "->", "color": "0.3"})
+
+    box(0.1, middle, 2.0, "base LM", PALETTE[4])
+    box(4.2, middle, 2.6, "general\nreward model", PALETTE[1])
+    arrow(2.2, middle, 4.1, middle)
+    ax.text(3.15, middle + 0.12, "GRFT", ha="center", va="bottom", fontsize=9, weight="bold")
+    ax.text(3.15, middle - 0.15, ",\n".join(general[:3]), ha="center", va="top", fontsize=7)
+    for y, domain in enumerate(reversed(shown)):
+        box(9.0, y, 2.8, domain, PALETTE[2])
+        arrow(6.9, middle, 8.9, y)
+    ax.text(7.6, middle + 0.45 * max(middle, 0.6) + 0.1, "CRFT", ha="center", va="bottom", fontsize=9, weight="bold")
+    return figure
+
+
+def curves(table: pd.DataFrame) -> Figure:
+    """Accuracy of every evaluation set over training, with 95% intervals, one panel a model.
+
+    `table`: columns `model`, `set`, `step`, `accuracy`, `low`, `high`.
+    """
+    models = list(table.groupby("model", sort=False))
+    columns = min(3, len(models))
+    lines = -(-len(models) // columns)
+    figure, axes = _figure(3.6 * columns + 1.2, 2.7 * lines, nrows=lines, ncols=columns, squeeze=False, sharey=True)
+    names = list(dict.fromkeys(table.set))
+    for ax in axes.flat[len(models) :]:
+        ax.axis("off")
+    for ax, (model, rows) in zip(axes.flat, models, strict=False):
+        for name, part in rows.groupby("set", sort=False):
+            i = names.index(name)
+            ax.plot(part.step, part.accuracy, color=PALETTE[i % 8], marker="osD^vPX*"[i % 8], markersize=4, label=name)
+            ax.fill_between(part.step, part.low, part.high, color=PALETTE[i % 8], alpha=0.08, linewidth=0)
+        ax.axhline(0.5, color="black", linewidth=1, linestyle=":")
+        ax.set(title=model, xlabel="optimizer step", ylabel="accuracy (95%)", ylim=(0, 1.02))
+        ax.title.set_fontsize(9)
+    handles = {h.get_label(): h for ax in axes.flat for h in ax.get_lines() if not h.get_label().startswith("_")}
+    figure.legend(handles.values(), handles.keys(), frameon=False, loc="outside right upper")
+    return figure
+
+
+def domain_heatmap(table: pd.DataFrame) -> Figure:
+    """How often each domain's reward model ranks each domain's pairs as that domain does.
+
+    In DSP a domain prefers its own responses to all others', so this is their win rate under each model.
+    `table`: columns `model`, `pairs_of`, `accuracy`, `pairs`. A diagonal of high values: models prefer their own.
+    """
+    values = table.pivot_table(index="model", columns="pairs_of", values="accuracy", sort=False)
+    counts = table.pivot_table(index="model", columns="pairs_of", values="pairs", sort=False)
+    notes = values.map(lambda v: f"{v:.2f}") + "\n" + counts.map(lambda n: f"n={n:.0f}")
+    figure, ax = _figure(0.95 * len(values.columns) + 2.8, 0.6 * len(values) + 1.5)
+    sns.heatmap(values, cmap="PuOr", vmin=0, vmax=1, annot=notes, fmt="", ax=ax, annot_kws={"size": 7},
+                cbar_kws={"label": "share ranked as they prefer"})  # fmt: skip
+    ax.set(xlabel="whose held-out pairs", ylabel="whose reward model")
+    return figure
+
+
+def trade_off(table: pd.DataFrame) -> Figure:
+    """General against customised accuracy over training, one line a strategy, intervals at its end.
+
+    `table`: columns `strategy`, `point`, `custom`, `general`, and `_low` and `_high` of both.
+    """
+    figure, ax = _figure(7.4, 4.2)
+    for i, (strategy, rows) in enumerate(table.groupby("strategy", sort=False)):
+        rows = rows.sort_values("point")
+        ax.plot(rows.custom, rows.general, color=PALETTE[i % 8], linewidth=1.2, alpha=0.8)
+        ax.plot(rows.custom[:-1], rows.general[:-1], color=PALETTE[i % 8], linestyle="", marker=".", markersize=5)
+        end = rows.iloc[-1]
+        x, y = ([[end[k] - end[f"{k}_low"]], [end[f"{k}_high"] - end[k]]] for k in ("custom", "general"))
+        ax.errorbar(end.custom, end.general, xerr=x, yerr=y, color=PALETTE[i % 8], marker="osD^vPX*"[i % 8],
+                    markersize=7, capsize=3, elinewidth=0.8, label=strategy)  # fmt: skip
+    ax.axhline(0.5, color="black", linewidth=1, linestyle=":")
+    ax.axvline(0.5, color="black", linewidth=1, linestyle=":")
+    ax.set(xlabel="accuracy on the domain's own pairs (95% interval at the end)", ylabel="accuracy on general pairs")
+    figure.legend(*ax.get_legend_handles_labels(), frameon=False, loc="outside right upper")
+    return figure
+
+
+def reliability(table: pd.DataFrame) -> Figure:
+    """Reliability curves with 95% intervals. `table`: `model`, `confidence`, `accuracy`, `low`, `high`, `pairs`."""
+    figure, ax = _figure(6.4, 3.8)
+    ax.plot([0.5, 1], [0.5, 1], color="black", linewidth=1, linestyle=":", label="perfect")
+    for i, (model, rows) in enumerate(table.groupby("model", sort=False)):
+        error = np.abs(rows[["low", "high"]].to_numpy() - rows[["accuracy"]].to_numpy()).T
+        ax.errorbar(rows.confidence, rows.accuracy, yerr=error, color=PALETTE[i % 8], marker="osD^vPX*"[i % 8],
+                    capsize=3, markersize=5, label=model)  # fmt: skip
+    ax.set(xlabel="confidence of the preference", ylabel="accuracy (95% interval)", xlim=(0.49, 1.01), ylim=(0, 1.02))
+    figure.legend(*ax.get_legend_handles_labels(), frameon=False, loc="outside right upper")
+    return figure
+
+
+def heads(table: pd.DataFrame) -> Figure:
+    """Accuracy of heads on frozen features with 95% intervals, one panel a split.
+
+    `table`: columns `split`, `features`, `head`, `accuracy`, `low`, `high`; rows whose features are "" become lines.
+    """
+    splits = list(dict.fromkeys(table.split))
+    figure, axes = _figure(4.4 * len(splits) + 1.4, 3.8, ncols=len(splits), sharey=True, squeeze=False)
+    kinds = list(dict.fromkeys(table[table.features != ""]["head"]))
+    for ax, split in zip(axes[0], splits, strict=True):
+        rows = table[table.split == split]
+        sets = list(dict.fromkeys(rows[rows.features != ""].features))
+        for i, kind in enumerate(kinds):
+            part = rows[(rows["head"] == kind) & (rows.features != "")]
+            x = [sets.index(name) + 0.13 * (i - (len(kinds) - 1) / 2) for name in part.features]
+            error = np.abs(part[["low", "high"]].to_numpy() - part[["accuracy"]].to_numpy()).T
+            ax.errorbar(
+                x, part.accuracy, yerr=error, fmt="osD^vPX*"[i % 8], color=PALETTE[i % 8], capsize=3, label=kind
+            )
+        for style, line in zip(("--", "-.", ":"), rows[rows.features == ""].itertuples(), strict=False):
+            ax.axhline(line.accuracy, color="0.3", linestyle=style, linewidth=1.2, label=line.head)
+        ax.axhline(0.5, color="black", linewidth=1, linestyle=":")
+        ax.set_xticks(range(len(sets)), sets, rotation=15, ha="right")
+        ax.set(xlabel="features", ylabel=f"accuracy, {split} (95%)", ylim=(0, 1.02), xlim=(-0.5, len(sets) - 0.5))
+    figure.legend(*axes[0][0].get_legend_handles_labels(), frameon=False, loc="outside right upper")
+    return figure
+
+
+def visible(table: pd.DataFrame) -> Figure:
+    """What features can see. `table`: columns `features`, `attribute`, `r2`."""
+    values = table.pivot_table(index="features", columns="attribute", values="r2", sort=False)
+    figure, ax = _figure(0.95 * len(values.columns) + 2.6, 0.55 * len(values) + 1.5)
+    sns.heatmap(values.clip(lower=0), cmap="viridis", vmin=0, vmax=1, annot=values, fmt=".2f", ax=ax,
+                annot_kws={"size": 8}, cbar_kws={"label": "cross-validated R²\nof a linear map"})  # fmt: skip
+    ax.set(xlabel="attribute of the response", ylabel="features")
+    return figure
+
+
+STAGE = "02_reward_models"
+FIGURES = {
+    "reward_curves": (STAGE, "curves", curves),
+    "domain_heatmap": (STAGE, "domain_heatmap", domain_heatmap),
+    "trade_off": (STAGE, "trade_off", trade_off),
+    "reliability": (STAGE, "reliability", reliability),
+    "reward_heads": (STAGE, "reward_heads", heads),
+    "visible": (STAGE, "visible", visible),
+}

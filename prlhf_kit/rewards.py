@@ -1,0 +1,184 @@
+"""Reward models in use: `score(prompts, responses, user_ids) -> Tensor[B]`, whatever kind of reward model it is.
+
+`preference` makes a judge of it, `best_of_n` a selector; guided decoding takes it as its scorer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from prlhf_kit import models
+from prlhf_kit.chunks import fingerprint, in_chunks
+from prlhf_kit.conditioning import causal_lm, user_models
+from prlhf_kit.data.schema import said
+from prlhf_kit.features import Embedder
+from prlhf_kit.reward_model import is_decoder, load_reward_model
+from prlhf_kit.training.heads import Heads
+from prlhf_kit.training.reward_data import encode, padded
+from prlhf_kit.users import GENERIC, UserIndex
+
+Text = str | list[dict[str, str]]
+
+
+class RewardModel(Protocol):
+    """What judges, best-of-n and guided decoding need of a reward model."""
+
+    def score(
+        self, prompts: Sequence[Text], responses: Sequence[Text], user_ids: Sequence[str | None] | None = None
+    ) -> torch.Tensor:
+        """Rewards `[B]` (log-odds: a difference of two is that of the preference) of responses to prompts.
+
+        Args:
+            prompts, responses: texts, or lists of messages.
+            user_ids: for whom; None (of all, or of one): the generic user. Unknown users count as generic.
+        """
+        ...
+
+
+def messages(text: Text, role: str) -> list[dict[str, str]]:
+    """A text as the one message of `role`; messages as they are. Raises `ValueError` for an empty text."""
+    found = said(role, text) if isinstance(text, str) else text
+    if not any((m["content"] or "").strip() for m in found):
+        raise ValueError(f"an empty {'prompt' if role == 'user' else 'response'} has no reward. Leave it out.")
+    return found
+
+
+@dataclass
+class SequenceReward:
+    """A sequence classifier as reward model: one of the kit's, or any published one.
+
+    Args:
+        model, tokenizer: see `load_reward`.
+        users: rows of the users, where the model is conditioned on them.
+        dimension: which output is the reward, of a model with several (ArmoRM's `rewards`, or logits).
+        max_length, truncation_side: see `PersonalizedRewardConfig`.
+        cache: folder in which scores are kept, so that a killed scoring goes on; None: not.
+    """
+
+    model: Any
+    tokenizer: Any
+    users: UserIndex | None = None
+    dimension: int | None = None
+    max_length: int | None = 512
+    truncation_side: str = "left"
+    batch_size: int = 16
+    cache: Path | None = None
+
+    def __post_init__(self):
+        outputs = self.model.config.num_labels
+        if self.dimension is None and outputs != 1:
+            raise ValueError(
+                f"the model has {outputs} outputs: say which of them is the reward, dimension=0 to {outputs - 1}."
+            )
+        if self.dimension is not None and not 0 <= self.dimension < outputs:
+            raise ValueError(f"dimension={self.dimension}: the model has outputs 0 to {outputs - 1}.")
+        if self.model.config.pad_token_id is None:
+            self.model.config.pad_token_id = self.tokenizer.pad_token_id
+
+    def score(
+        self, prompts: Sequence[Text], responses: Sequence[Text], user_ids: Sequence[str | None] | None = None
+    ) -> torch.Tensor:
+        """See `RewardModel.score`. Batched by length; equal texts are scored once."""
+        rows = [GENERIC] * len(prompts)
+        if self.users is not None and user_ids is not None:
+            rows = self.users.rows(user_ids, unknown="generic")
+        decoder = is_decoder(causal_lm(self.model))
+        asked = []
+        for prompt, response, row in zip(prompts, responses, rows, strict=True):
+            texts = messages(prompt, "user"), messages(response, "assistant")
+            ids, start = encode(self.tokenizer, *texts, self.max_length, self.truncation_side, decoder)
+            asked.append((tuple(ids), start, row))
+        unique = sorted(set(asked), key=lambda item: (len(item[0]), item))
+        folder = None
+        if self.cache is not None:
+            folder = self.cache / fingerprint(models.fingerprint(self.model), self.dimension, unique)
+        found = torch.from_numpy(in_chunks(self._score, unique, folder, what="scoring"))
+        place = {item: i for i, item in enumerate(unique)}
+        return found[[place[item] for item in asked]]
+
+    @torch.inference_mode()
+    def _score(self, items: Sequence[tuple[tuple[int, ...], int, int]]) -> np.ndarray:
+        found = []
+        for first in range(0, len(items), self.batch_size):
+            batch = items[first : first + self.batch_size]
+            ids, mask = padded([list(ids) for ids, _, _ in batch], self.tokenizer.pad_token_id)
+            inputs = {"input_ids": ids, "attention_mask": mask}
+            if not is_decoder(causal_lm(self.model)) and getattr(self.model.config, "type_vocab_size", 0) > 1:
+                starts = torch.tensor([start for _, start, _ in batch])[:, None]
+                inputs["token_type_ids"] = ((mask.cumsum(1) > starts) & mask.bool()).long()
+            if user_models(self.model):
+                inputs["user_rows"] = torch.tensor([row for _, _, row in batch])
+            output = self.model(**{k: v.to(self.model.device) for k, v in inputs.items()})
+            rewards = output.logits if self.dimension is None else getattr(output, "rewards", output.logits)
+            found.append(rewards.float().reshape(len(batch), -1)[:, self.dimension or 0].cpu().numpy())
+        return np.concatenate(found)
+
+
+def load_reward(
+    name: str, dimension: int | None = None, trust_remote_code: bool = False, device: str | None = None, **options
+) -> SequenceReward:
+    """A reward model to score with.
+
+    Args:
+        name: folder of a model trained here, or any published sequence classifier, by hub id or folder
+            (`Ray2333/gpt2-large-helpful-reward_model`, for instance; its prompts are laid out as its tokenizer's chat
+            template says, or the plain one: set `tokenizer.chat_template` where it was trained with another).
+        options: of `SequenceReward`.
+    """
+    dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
+    model, users = load_reward_model(name, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    return SequenceReward(model, models.load_tokenizer(name), users, dimension, **options)
+
+
+@dataclass
+class FeatureReward:
+    """Heads on frozen features as reward model. `cache`: see `Embedder`."""
+
+    embedder: Embedder
+    heads: Heads
+    cache: Path | None = None
+
+    def score(
+        self, prompts: Sequence[Text], responses: Sequence[Text], user_ids: Sequence[str | None] | None = None
+    ) -> torch.Tensor:
+        """See `RewardModel.score`."""
+        asked = [messages(prompt, "user") for prompt in prompts]
+        features = self.embedder(asked, [messages(response, "assistant") for response in responses], self.cache)
+        return torch.from_numpy(self.heads.reward(features, [None] * len(asked) if user_ids is None else user_ids))
+
+
+def preference(
+    reward: RewardModel, prompts: Sequence[Text], a: Sequence[Text], b: Sequence[Text],
+    user_ids: Sequence[str | None] | None = None,
+) -> torch.Tensor:  # fmt: skip
+    """Probability `[B]` that each user prefers answer `a` to answer `b` (Bradley-Terry)."""
+    return torch.sigmoid(reward.score(prompts, a, user_ids) - reward.score(prompts, b, user_ids))
+
+
+def best_of_n(
+    reward: RewardModel, prompts: Sequence[Text], candidates: Sequence[Sequence[Text]],
+    user_ids: Sequence[str | None] | None = None,
+) -> list[tuple[int, float]]:  # fmt: skip
+    """Which of its candidates has the highest reward, for each prompt and user: (number, reward).
+
+    Args:
+        candidates: of each prompt at least one; `kit.generate(..., do_sample=True)` makes some.
+    """
+    if len(candidates) != len(prompts) or not all(candidates):
+        raise ValueError(
+            f"{len(prompts)} prompts and {len(candidates)} lists of candidates: expected one, not empty, each."
+        )
+    users = [None] * len(prompts) if user_ids is None else list(user_ids)
+    flat = [(i, text) for i, texts in enumerate(candidates) for text in texts]
+    scores = reward.score([prompts[i] for i, _ in flat], [text for _, text in flat], [users[i] for i, _ in flat])
+    found = []
+    for part in scores.split([len(texts) for texts in candidates]):
+        number = int(part.argmax())
+        found.append((number, part[number].item()))
+    return found
