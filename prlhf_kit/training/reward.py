@@ -17,6 +17,7 @@ from typing import Any
 import pandas as pd
 import torch
 from peft import PeftConfig, PeftModel
+from transformers import EarlyStoppingCallback
 from transformers.trainer_utils import get_last_checkpoint
 from trl import RewardConfig, RewardTrainer
 
@@ -78,13 +79,23 @@ class PersonalizedRewardConfig(RewardConfig):
         if not torch.cuda.is_available():  # it would only warn
             self.dataloader_pin_memory = False
         super().__post_init__()
+        if self.eval_strategy == "no":
+            self.eval_on_start = False
+
+
+class StopEarly(EarlyStoppingCallback):
+    """transformers' early stopping where several sets are evaluated, of which one is followed."""
+
+    def on_evaluate(self, args, state, control, metrics, **kwargs):
+        if args.metric_for_best_model in metrics:  # it is told of every set on its own
+            super().on_evaluate(args, state, control, metrics, **kwargs)
 
 
 class PersonalizedRewardTrainer(RewardTrainer):
     """TRL's `RewardTrainer` for pairs and lists, with DSP's losses, several evaluation sets, and users.
 
     Each evaluation set's `eval_<set>_accuracy` (exact, ties one half), `_margin` and `_ranking_loss` are logged from
-    step 0 on, so that `metric_for_best_model` and `EarlyStoppingCallback` may follow any of them. Which pairs were
+    step 0 on, so that `metric_for_best_model` and `StopEarly` may follow any of them. Which pairs were
     ranked right at each step is in `evaluations` and, beside each saved model, in `evaluations.parquet`: `step`,
     `set`, `row` (of the set), `user_id`, `right`, `pairs`. `dropped[set]` counts the rows left out, by reason.
 

@@ -17,13 +17,12 @@ import pandas as pd
 import torch
 from datasets import Dataset, DatasetDict, concatenate_datasets, load_from_disk
 from peft import LoraConfig
-from transformers import EarlyStoppingCallback
 
 from prlhf_kit.conditioning import condition
 from prlhf_kit.models import load_tokenizer
 from prlhf_kit.reward_model import REWARD_FILE, load_reward_model, new_reward_model
 from prlhf_kit.training.fit import fit
-from prlhf_kit.training.reward import EVALUATIONS, PersonalizedRewardConfig, PersonalizedRewardTrainer
+from prlhf_kit.training.reward import EVALUATIONS, PersonalizedRewardConfig, PersonalizedRewardTrainer, StopEarly
 from prlhf_kit.training.reward_data import encode
 from prlhf_kit.users import USER_MODELS, UserIndex
 
@@ -133,7 +132,7 @@ def build_reward_trainer(recipe: RewardRecipe) -> PersonalizedRewardTrainer:
         model, args, pairs, {name: load_from_disk(folder) for name, folder in recipe.evaluation.items()} or None,
         load_tokenizer(recipe.model), index,
         LoraConfig(task_type="SEQ_CLS", **(recipe.adapter or {})) if new else None,
-        callbacks=[EarlyStoppingCallback(recipe.patience)] if recipe.patience else None,
+        callbacks=[StopEarly(recipe.patience)] if recipe.patience else None,
     )  # fmt: skip
 
 

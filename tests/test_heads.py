@@ -1,0 +1,153 @@
+"""Rewards on frozen features: against scikit-learn, on data with a known truth, and what they refuse."""
+
+import numpy as np
+import pytest
+from scipy.special import expit
+from sklearn.linear_model import LogisticRegression
+
+import prlhf_kit as kit
+from prlhf_kit.data.schema import said
+from prlhf_kit.data.simulated import oracle_accuracy
+from prlhf_kit.evaluation import head_comparison
+from prlhf_kit.features import Embedder, load_embedder
+from prlhf_kit.rewards import FeatureReward, best_of_n
+from prlhf_kit.training import heads
+from prlhf_kit.training.heads import KINDS, fit_heads
+
+WEIGHTS = {"a": [2.0, 0.0, 0.0], "b": [-2.0, 0.0, 0.0], "c": [2.0, 0.0, 1.0], "d": [-2.0, 0.0, 1.0]}
+
+
+def simulate(n=400, seed=0, users=tuple(WEIGHTS)):
+    """Differences of features, users, prompts, and a chosen one drawn by Bradley-Terry."""
+    rng = np.random.default_rng(seed)
+    who = [users[i % len(users)] for i in range(n)]
+    z = rng.normal(size=(n, 3))
+    odds = (z * np.array([WEIGHTS[u] for u in who])).sum(1)
+    z[rng.random(n) > expit(odds)] *= -1
+    return z, who, [f"prompt {i // 2}" for i in range(n)]
+
+
+def test_pooled_equals_logistic_regression():
+    z, _, prompts = simulate(users=("a",))
+    found = fit_heads("pooled", z, ["a"] * len(z), prompts, np.ones(3), strengths=(0.5,))
+    scaled = z / 3**0.5  # features are divided by the root of their number
+    both = np.concatenate([scaled, -scaled]), np.repeat([1, 0], len(z))
+    theirs = LogisticRegression(C=1 / (0.5 * 2), fit_intercept=False, tol=1e-8).fit(*both)  # every pair twice
+    assert found.pooled == pytest.approx(theirs.coef_[0], abs=1e-3)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_personal_heads_find_opposite_users_and_pooled_does_not(kind):
+    found = fit_heads(kind, *simulate(), np.ones(3))
+    z, who, _ = simulate(seed=1)
+    right = (found.reward(z, who) > 0).mean()
+    truth = ((z * np.array([WEIGHTS[u] for u in who])).sum(1) > 0).mean()
+    assert right > truth - 0.03 if kind != "pooled" else right < 0.7
+    assert found.size == {"pooled": 0, "per_user": 0}.get(kind, found.size)
+    if kind in ("low_rank", "mixture"):
+        assert found.shared.shape == (found.size, 3)
+        assert 1 <= found.size < len(WEIGHTS)
+    assert found.scores.nll.min() == found.scores[found.scores["size"] == found.size].nll.min()
+
+
+@pytest.mark.parametrize("kind", ["per_user", "low_rank", "mixture"])
+def test_a_new_user_is_known_after_few_pairs_and_nobody_else_changes(kind):
+    found = fit_heads(kind, *simulate(), np.ones(3))
+    few = simulate(12, seed=2, users=("b",))[0]
+    adapted = found.adapt(few, ["new"] * 12)
+    z = simulate(200, seed=3, users=("b",))[0]
+    before, after = ((h.reward(z, ["new"] * 200) > 0).mean() for h in (found, adapted))
+    best = (z @ np.array(WEIGHTS["b"]) > 0).mean()
+    assert after > max(best - 0.08, before)
+    assert np.array_equal(adapted.reward(z, ["a"] * 200), found.reward(z, ["a"] * 200))
+    assert set(found.users) == set(WEIGHTS)
+
+
+def test_strong_regularisation_leads_to_the_pooled_head():
+    z, who, prompts = simulate()
+    pooled = fit_heads("pooled", z, who, prompts, np.ones(3), strengths=(1.0,))
+    for kind in ("per_user", "low_rank"):
+        tied = fit_heads(kind, z, who, prompts, np.ones(3), strengths=(1.0, 1e6), sizes=(1,))
+        strong = heads._fit_per_user(4, 1.0, 1e6, *_tensors(tied, z, who), heads.torch.tensor(pooled.pooled))
+        assert strong[0].numpy() == pytest.approx(pooled.pooled, abs=1e-3)
+        assert np.abs(strong[1].numpy()).max() < 1e-3
+
+
+def _tensors(found, z, who):
+    return heads.torch.tensor(z / found.scale), heads._rows(who, sorted(set(who)))
+
+
+def test_validation_does_not_see_test_pairs_and_prompts_stay_together(monkeypatch):
+    seen = []
+    split = heads.GroupKFold.split
+
+    def spy(self, x, y=None, groups=None):
+        for train, held in split(self, x, y, groups):
+            seen.append((set(groups[train]), set(groups[held])))
+            yield train, held
+
+    monkeypatch.setattr(heads.GroupKFold, "split", spy)
+    fit_heads("pooled", *simulate(60), np.ones(3))
+    assert len(seen) == 5
+    assert all(not train & held for train, held in seen)
+
+
+def test_bad_input_is_refused():
+    z, who, prompts = simulate(20)
+    with pytest.raises(ValueError, match="expected one of pooled, per_user"):
+        fit_heads("best", z, who, prompts, np.ones(3))
+    with pytest.raises(ValueError, match="1 of 20 pairs have NaN features"):
+        fit_heads("pooled", np.where(np.arange(20)[:, None] == 3, np.nan, z), who, prompts, np.ones(3))
+    with pytest.raises(ValueError, match="2 prompts are too few for 5 folds"):
+        fit_heads("pooled", z, who, ["x", "y"] * 10, np.ones(3))
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_low_rank_reaches_the_oracle_on_features_that_carry_the_attributes(seed):
+    """Issue 5's bar: within 3 points of the oracle for seen users, and within 8 for new ones with 8 pairs."""
+    data = kit.data.load("simulated", seed=seed)
+    embedded = head_comparison.embed(data, [load_embedder("attributes")])
+    found = head_comparison.fit("low_rank", data["train"], embedded["train"])
+    seen = head_comparison.accuracy(found, data, embedded).set_index("split").accuracy["test_seen"]
+    assert seen > oracle_accuracy(data["test_seen"]["p_chosen"]) - 0.03
+    few = head_comparison.few_shot_accuracy(found, data, embedded, [0, 8, 1000])
+    assert few.k.tolist() == [0, 8]
+    assert few.accuracy[1] > oracle_accuracy(data["test_unseen"]["p_chosen"]) - 0.08
+    controls = head_comparison.controls(data)
+    assert set(controls["head"]) == {"length rule", "length rule per user", "oracle"}
+
+
+def test_embedding_reads_responses_only_once_and_is_kept(make_tiny, tokenizer, tmp_path, monkeypatch):
+    model = make_tiny().model
+    embedder = Embedder("tiny", model, tokenizer, decoder=True, batch_size=2)
+    prompts = [said("user", "Why?")] * 3
+    responses = [said("assistant", text) for text in ("Because of the rain.", "No.", "Because of the rain.")]
+    vectors = embedder(prompts, responses, tmp_path)
+    assert vectors.shape == (3, 32)
+    assert np.array_equal(vectors[0], vectors[2])
+    ids = tokenizer.apply_chat_template(prompts[1] + responses[1], return_dict=True)["input_ids"]
+    start = len(tokenizer.apply_chat_template(prompts[1], add_generation_prompt=True, return_dict=True)["input_ids"])
+    hidden = model(input_ids=heads.torch.tensor([ids])).last_hidden_state[0, start:].mean(0)
+    assert vectors[1] == pytest.approx(hidden.detach().numpy(), abs=1e-5)
+    monkeypatch.setattr(Embedder, "_embed", lambda *_: pytest.fail("embedded again"))
+    assert np.array_equal(embedder(prompts, responses, tmp_path), vectors)
+
+
+def test_the_embedded_sentence_model_gives_vectors_of_length_one():
+    embedder = load_embedder("all-minilm-l6-v2")
+    texts = ["A cat sits on the mat.", "A kitten lies on the rug.", "Stock prices fell sharply."]
+    vectors = embedder([said("user", "x")] * 3, [said("assistant", t) for t in texts])
+    assert np.linalg.norm(vectors, axis=1) == pytest.approx(np.ones(3), abs=1e-5)
+    assert vectors[0] @ vectors[1] > 0.5 > vectors[0] @ vectors[2]
+
+
+def test_feature_rewards_have_the_interface_of_reward_models():
+    data = kit.data.load("simulated")
+    embedded = head_comparison.embed(data, [load_embedder("attributes")])
+    reward = FeatureReward(
+        load_embedder("attributes"), head_comparison.fit("per_user", data["train"], embedded["train"])
+    )
+    bullets, warm = "- Boil water.\n- Add tea.\n- Wait.", "Oh my dear friend, I love tea! Shall we have a cup together?"
+    found = [best_of_n(reward, ["Tea?"], [[bullets, warm]], [user])[0][0] for user in ("structured-1", "companion-1")]
+    assert found == [0, 1]
+    assert reward.score(["Tea?"], [bullets]).shape == (1,)

@@ -1,0 +1,97 @@
+"""Calibration, length controls, curves and figures of reward models, against values worked out by hand."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from datasets import Dataset
+from matplotlib.figure import Figure
+
+from prlhf_kit import reward_figures
+from prlhf_kit.data.schema import record
+from prlhf_kit.evaluation import reward_analysis
+
+
+def log_odds(p):
+    return math.log(p / (1 - p))
+
+
+def test_calibration_by_hand():
+    odds = [log_odds(0.8)] * 4 + [-log_odds(0.8), 0.0]
+    table, error = reward_analysis.calibration(odds, bins=5)
+    assert table.confidence.tolist() == pytest.approx([0.5, 0.8])
+    assert table.accuracy.tolist() == pytest.approx([0.5, 0.8])  # a tie is right by half
+    assert table.pairs.tolist() == [1, 5]
+    assert error == pytest.approx(0)
+    sure, error = reward_analysis.calibration([50.0, -50.0])
+    assert sure.accuracy.tolist() == [0.5]
+    assert error == pytest.approx(0.5)
+
+
+def test_length_matched_and_length_control_by_hand():
+    def pairs(*lengths):
+        return Dataset.from_list([record(f"p{i}", "a", "Q?", "w " * c, "w " * r) for i, (c, r) in enumerate(lengths)])
+
+    test = pairs((10, 9), (10, 8), (5, 20), (6, 6))
+    assert reward_analysis.length_matched(test).tolist() == [True, False, False, True]
+    scored = pd.DataFrame({"model": "m", "right": [0.0, 1.0, 1.0, 1.0], "matched": [True, False, False, True]})
+    found = reward_analysis.length_control(scored, {"m": pairs((9, 3), (8, 2))}, {"m": test}).set_index(
+        ["pairs_used", "method"]
+    )
+    assert found.accuracy.to_dict() == {
+        ("all", "reward model"): 0.75, ("all", "length rule"): 0.625,
+        ("length-matched", "reward model"): 0.5, ("length-matched", "length rule"): 0.75,
+    }  # fmt: skip
+    assert found.pairs.tolist() == [4, 4, 2, 2]
+
+
+def evaluations():
+    rows = [
+        (step, name, row, float(row < 2 + step), 1)
+        for step in (0, 2)
+        for name in ("own", "general")
+        for row in range(4)
+    ]
+    table = pd.DataFrame(rows, columns=["step", "set", "row", "right", "pairs"])
+    return table.assign(model="m", strategy="s", domain="own", point=table.step / 2)
+
+
+def test_curves_and_trade_off_by_hand():
+    curve = reward_analysis.curves(evaluations(), by=["model"])
+    assert curve.accuracy.tolist() == [0.5, 0.5, 1.0, 1.0]
+    assert (curve.low <= curve.accuracy).all()
+    assert (curve.accuracy <= curve.high).all()
+    trade = reward_analysis.trade_off(evaluations(), ["general"])
+    assert trade[["custom", "general", "pairs"]].to_numpy().tolist() == [[0.5, 0.5, 8], [1.0, 1.0, 8]]
+
+
+def test_what_features_can_see():
+    rng = np.random.default_rng(0)
+    texts = [("word " * rng.integers(1, 60)).strip() + "?" * rng.integers(0, 4) for _ in range(120)]
+    length = np.log1p([[len(t.split())] for t in texts])
+    found = reward_analysis.visible(np.hstack([length, rng.normal(size=(120, 3))]), texts).set_index("attribute").r2
+    assert found["length"] > 0.99
+    assert found["questions"] < 0.2
+
+
+def test_every_figure_is_drawn():
+    reliability, _ = reward_analysis.calibration(np.linspace(-2, 3, 40), 4)
+    tables = {
+        "curves": reward_analysis.curves(evaluations(), by=["model"]),
+        "domain_heatmap": pd.DataFrame({"model": list("aabb"), "pairs_of": list("abab"), "accuracy": 0.5, "pairs": 4}),
+        "trade_off": reward_analysis.trade_off(evaluations(), ["general"]),
+        "reliability": reliability.assign(model="m"),
+        "reward_heads": pd.DataFrame(
+            {"split": "test_seen", "features": ["x", ""], "head": ["pooled", "oracle"], "accuracy": [0.5, 1.0],
+             "low": [0.4, 1.0], "high": [0.6, 1.0]}
+        ),
+        "visible": pd.DataFrame({"features": "x", "attribute": ["length", "lists"], "r2": [0.5, -0.1]}),
+    }  # fmt: skip
+    assert {table for _, table, _ in reward_figures.FIGURES.values()} == set(tables)
+    for _, table, draw in reward_figures.FIGURES.values():
+        figure = draw(tables[table])
+        assert isinstance(figure, Figure)
+        assert all(ax.get_xlabel() for ax in figure.axes[:1])
+    scheme = reward_figures.stages([f"domain {i}" for i in range(9)], ["helpful", "harmless"])
+    assert "... 9 in all" in {text.get_text() for text in scheme.axes[0].texts}

@@ -1,0 +1,283 @@
+"""Training of reward models: against TRL's, its parts, sets, stages and users."""
+
+import pandas as pd
+import pytest
+import torch
+from conftest import build_tiny
+from datasets import Dataset, DatasetDict
+from peft import LoraConfig
+from transformers import TrainerCallback
+from trl import RewardConfig, RewardTrainer
+
+import prlhf_kit as kit
+from prlhf_kit.data.schema import SchemaError, record, said
+from prlhf_kit.reward_model import load_reward_model, new_reward_model
+from prlhf_kit.rewards import SequenceReward
+from prlhf_kit.training import stages
+from prlhf_kit.training.fit import HISTORY, fit
+from prlhf_kit.training.reward import EVALUATIONS, PersonalizedRewardConfig, PersonalizedRewardTrainer, StopEarly
+from prlhf_kit.training.reward_data import RewardCollator, tokenized_lists
+
+LORA = {"r": 4, "target_modules": ["q_proj", "v_proj"]}
+
+
+@pytest.fixture
+def base(tokenizer, tmp_path):
+    folder = tmp_path / "lm"
+    build_tiny("llama", len(tokenizer)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def settings(folder, **more):
+    plain = {"output_dir": str(folder), "per_device_train_batch_size": 4, "num_train_epochs": 1, "learning_rate": 1e-2,
+             "report_to": "none", "logging_steps": 1, "use_cpu": True, "save_strategy": "no"}  # fmt: skip
+    return plain | more
+
+
+def trainer(base, pairs, folder, model=None, eval_dataset=None, tokenizer=None, peft=True, **more):
+    model = model or new_reward_model(base, lm_head=bool(more.get("lm_loss_coeff")))
+    return PersonalizedRewardTrainer(
+        model, PersonalizedRewardConfig(**settings(folder, **more)), pairs, eval_dataset,
+        tokenizer or kit.load_tokenizer(base), peft_config=LoraConfig(task_type="SEQ_CLS", **LORA) if peft else None,
+    )  # fmt: skip
+
+
+def losses(trained):
+    return [entry["loss"] for entry in trained.state.log_history if "loss" in entry]
+
+
+@pytest.mark.parametrize("center", [None, 0.1])
+def test_pairs_are_trained_as_trl_trains_them(base, pairs, tmp_path, center):
+    more = {"center_rewards_coefficient": center, "max_length": None}
+    ours = trainer(base, pairs, tmp_path / "a", peft=False, **more)
+    ours.train()
+    pair = ours.train_dataset.map(lambda row: dict(zip(("chosen_ids", "rejected_ids"), row["text_ids"], strict=True)))
+    args = RewardConfig(**settings(tmp_path / "b", bf16=False, dataloader_pin_memory=False, **more))
+    theirs = RewardTrainer(new_reward_model(base), args, train_dataset=pair, processing_class=kit.load_tokenizer(base))
+    theirs.train()
+    assert losses(ours) == pytest.approx(losses(theirs), rel=1e-4)
+    assert len(losses(ours)) == 3
+
+
+def test_accumulated_small_batches_equal_one_of_lists_of_two(base, pairs, tmp_path):
+    whole = trainer(base, pairs, tmp_path / "a")
+    parts = trainer(base, pairs, tmp_path / "b", per_device_train_batch_size=1, gradient_accumulation_steps=4)
+    whole.train()
+    parts.train()
+    assert losses(whole) == pytest.approx(losses(parts), rel=1e-4)
+
+
+def test_total_is_ranking_plus_weighted_lm_and_no_lm_head_runs_at_zero(base, pairs, tmp_path, monkeypatch):
+    with_lm = trainer(base, pairs, tmp_path / "a", lm_loss_coeff=0.1)
+    with_lm.train()
+    for entry in with_lm.state.log_history:
+        if "loss" in entry:
+            assert entry["loss"] == pytest.approx(entry["ranking_loss"] + 0.1 * entry["lm_loss"], rel=1e-5)
+    monkeypatch.setattr("prlhf_kit.reward_model.text_nll", lambda *_: pytest.fail("the LM head ran"))
+    plain = trainer(base, pairs, tmp_path / "b")
+    plain.train()
+    assert "lm_loss" not in plain.state.log_history[0]
+    with pytest.raises(ValueError, match="lm_head=True"):
+        trainer(base, pairs, tmp_path / "c", model=new_reward_model(base), lm_loss_coeff=0.1)
+
+
+def test_which_tokens_are_imitated(tokenizer, pairs):
+    lists, _ = tokenized_lists(pairs.select([0]), tokenizer, "train", None, "left", True)
+    for side in ("left", "right"):
+        whole = RewardCollator(2, side, 0.9, True)(list(lists))
+        part = RewardCollator(2, side, 0.9, False)(list(lists))
+        assert torch.equal(whole["lm_asked"][0], whole["attention_mask"][0])  # the chosen one, prompt and response
+        assert whole["lm_asked"][1].sum() == 0  # not the rejected one
+        answered = part["input_ids"][0][part["lm_asked"][0].bool()]
+        assert tokenizer.decode(answered).startswith("Yes,")
+    assert "lm_asked" not in RewardCollator(2, "right", None, True)(list(lists))
+
+
+def test_truncation_keeps_the_side_that_is_asked_for(tokenizer):
+    pairs = Dataset.from_list(
+        [record("p", "a", "Why?", "Yes" + " very" * 30 + " much", "No" + " very" * 20 + " little")]
+    )
+    full, _ = tokenized_lists(pairs, tokenizer, "train", None, "left", True)
+    for side in ("left", "right"):
+        cut, _ = tokenized_lists(pairs, tokenizer, "train", 20, side, True)
+        texts = {row["row"]: row["text_ids"] for row in full}
+        for row in cut:
+            for ids, n, whole in zip(row["text_ids"], row["prompt_tokens"], texts[row["row"]], strict=True):
+                assert ids == (whole[-20:] if side == "left" else whole[:20])
+                assert n <= len(ids)
+
+
+def test_every_set_has_its_accuracy_from_step_0(base, pairs, tmp_path):
+    sets = {"academy": pairs.select(range(7)), "general": pairs}
+    trained = trainer(base, pairs, tmp_path / "c", eval_dataset=sets, eval_strategy="steps", eval_steps=2)
+    fit(trained, tmp_path / "out")
+    history = pd.read_parquet(tmp_path / "out" / HISTORY)
+    found = pd.read_parquet(tmp_path / "out" / EVALUATIONS)
+    for name, held_out in sets.items():
+        part = history[["step", f"eval_{name}_accuracy"]].dropna().set_index("step")[f"eval_{name}_accuracy"]
+        assert part.index.tolist() == [0, 2, 3]
+        own = found[found.set == name]
+        assert sorted(own[own.step == 0].row) == list(range(len(held_out)))
+        assert own.groupby("step").right.mean().tolist() == pytest.approx(part.tolist())
+    model, _ = load_reward_model(str(tmp_path / "out"))
+    reward = SequenceReward(model, kit.load_tokenizer(base))
+    gap = reward.score(pairs["prompt"], pairs["chosen"]) - reward.score(pairs["prompt"], pairs["rejected"])
+    end = found[(found.set == "general") & (found.step == 3)].set_index("row").right
+    assert [end[i] for i in range(len(pairs))] == (gap > 0).float().tolist()
+    assert found.user_id.tolist() == [sets[name]["user_id"][i] for name, i in zip(found.set, found.row, strict=True)]
+
+
+def test_early_stopping_follows_any_set(base, pairs, tmp_path):
+    more = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1, "num_train_epochs": 5,
+            "load_best_model_at_end": True, "metric_for_best_model": "eval_academy_accuracy"}  # fmt: skip
+    # the training pairs turned around: the better it learns, the worse it gets
+    worse = pairs.rename_columns({"chosen": "rejected", "rejected": "chosen"})
+    trained = trainer(base, pairs, tmp_path / "c", eval_dataset={"academy": worse, "own": pairs}, **more)
+    trained.add_callback(StopEarly(2))
+    trained.train()
+    assert trained.state.global_step < 15
+    found = [entry for entry in trained.state.log_history if "eval_academy_accuracy" in entry]
+    assert trained.state.best_metric == max(entry["eval_academy_accuracy"] for entry in found if entry["step"])
+
+
+def lists(n=4):
+    return Dataset.from_list(
+        [
+            {"user_id": "a", "prompt": said("user", f"Question {i}?"), "scores": [0.0, -1.0, 2.0][: 2 + i % 2],
+             "responses": [said("assistant", t) for t in ("A drink.", "No.", "Leaves in hot water.")[: 2 + i % 2]]}
+            for i in range(n)
+        ]
+    )  # fmt: skip
+
+
+def test_lists_of_different_lengths_train_together(base, tmp_path):
+    trained = trainer(base, lists(), tmp_path / "a", eval_dataset=lists(), eval_strategy="epoch", num_train_epochs=12)
+    trained.train()
+    last = [e for e in trained.state.log_history if "eval_accuracy" in e][-1]
+    assert last["eval_accuracy"] == 1
+    assert sum(pairs for *_, pairs in trained.evaluations[:4]) == 1 + 3 + 1 + 3
+
+
+def test_bad_lists_are_refused_or_dropped_by_name_and_count(base, tokenizer, tmp_path):
+    good = lists(2)
+
+    def broken(**change):
+        return Dataset.from_list([*good.to_list(), {**good[1], **change}])
+
+    with pytest.raises(SchemaError, match="row 2 of the train set has 3 responses and 2 scores"):
+        trainer(base, broken(scores=[1.0, 2.0]), tmp_path / "a")
+    for bad in (float("nan"), float("inf"), None):
+        with pytest.raises(SchemaError, match=r"row 2 of the train set has the score (nan|inf|None), expected finite"):
+            trainer(base, broken(scores=[1.0, bad, 2.0]), tmp_path / "a")
+    equal = trainer(base, broken(scores=[1.0, 1.0, 1.0]), tmp_path / "a")
+    assert equal.dropped == {"train": {"all scores equal": 1}}
+    empty = broken(responses=[said("assistant", t) for t in ("a", " ", "b")])
+    assert trainer(base, empty, tmp_path / "a").dropped == {"train": {"empty text": 1}}
+    long = Dataset.from_list([record("p", "a", "Why?", "very " * 30 + "yes", "very " * 30 + "no")] * 2)
+    with pytest.raises(SchemaError, match=r"nothing is left of the train set's 2 rows: \{'the same text after trunc"):
+        trainer(base, long, tmp_path / "a", max_length=20, truncation_side="right")
+    with pytest.raises(SchemaError, match="expected prompt, chosen and rejected, or prompt, responses"):
+        trainer(base, good.remove_columns("scores"), tmp_path / "a")
+    with pytest.raises(SchemaError, match="margin"):
+        trainer(base, good.add_column("margin", [1.0, 2.0]), tmp_path / "a")
+    with pytest.raises(ValueError, match="truncation_side='middle'"):
+        PersonalizedRewardConfig(output_dir=str(tmp_path), truncation_side="middle")
+
+
+def test_stages_go_on_from_each_other(base, pairs, tmp_path):
+    """CRFT starts from exactly GRFT's model, and a training from another start is not taken for it."""
+    pairs.save_to_disk(tmp_path / "pairs")
+
+    def recipe(model, out, lm=0.1):
+        return stages.RewardRecipe(
+            model=str(model), pairs=str(tmp_path / "pairs"), out=str(tmp_path / out), adapter=LORA,
+            evaluation={"own": str(tmp_path / "pairs")},
+            settings=settings(tmp_path / f"{out}-checkpoints", lm_loss_coeff=lm, eval_strategy="epoch"),
+        )  # fmt: skip
+
+    stages.train_reward(recipe(base, "grft"))
+    general, _ = load_reward_model(str(tmp_path / "grft"))
+    start = stages.build_reward_trainer(recipe(tmp_path / "grft", "crft")).model.eval()
+    ids = torch.randint(5, 100, (2, 9))
+    assert torch.equal(start(input_ids=ids).logits, general(input_ids=ids).logits)
+    found = stages.train_reward(recipe(tmp_path / "grft", "crft"))
+    assert found.step.unique().tolist() == [0, 3]
+    trained, _ = load_reward_model(str(tmp_path / "crft"))
+    assert not torch.equal(trained(input_ids=ids).logits, general(input_ids=ids).logits)
+    frozen = dict(general.get_base_model().model.named_parameters())
+    for name, p in trained.get_base_model().model.named_parameters():
+        if "lora" not in name:
+            assert torch.equal(p, frozen[name]), name
+    stages.train_reward(recipe(base, "other", lm=0.0))
+    with pytest.raises(ValueError, match="starts_from"):
+        stages.train_reward(recipe(tmp_path / "other", "crft"))
+
+
+def test_killed_it_resumes_to_the_same_model(base, pairs, tmp_path):
+    class Kill(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 2:
+                raise KeyboardInterrupt
+
+    more = {"save_strategy": "steps", "save_steps": 1, "eval_strategy": "steps", "eval_steps": 1}
+    whole = trainer(base, pairs, tmp_path / "a", eval_dataset={"own": pairs}, **more)
+    fit(whole, tmp_path / "whole")
+    killed = trainer(base, pairs, tmp_path / "b", eval_dataset={"own": pairs}, **more)
+    killed.add_callback(Kill())
+    with pytest.raises(KeyboardInterrupt):
+        fit(killed, tmp_path / "resumed")
+    again = trainer(base, pairs, tmp_path / "b", eval_dataset={"own": pairs}, **more)
+    fit(again, tmp_path / "resumed")
+    for name, p in whole.model.named_parameters():
+        assert torch.equal(p, dict(again.model.named_parameters())[name]), name
+    tables = [pd.read_parquet(tmp_path / n / EVALUATIONS).sort_values(["step", "row"]) for n in ("whole", "resumed")]
+    assert tables[0].reset_index(drop=True).equals(tables[1].reset_index(drop=True))
+
+
+@pytest.mark.parametrize("peft", [True, False])
+def test_users_in_front_of_the_backbone_are_learned(base, tmp_path, peft):
+    """Two users who want the opposite: without users at most half of the pairs can be right."""
+    texts = [("Short.", "A long answer with many words.")[:: 1 if i % 2 else -1] for i in range(24)]
+    pairs = Dataset.from_list([record(f"p{i}", "ab"[i % 2], f"Question {i // 2}?", *t) for i, t in enumerate(texts)])
+    model = new_reward_model(base)
+    kit.condition(model, kit.IndividualUserModel(3, model.get_input_embeddings().weight, 4))
+    before = model.user_model.own.detach().clone()
+    trained = trainer(base, pairs, tmp_path / "a", model=model, peft=peft, num_train_epochs=20, learning_rate=3e-3,
+                      user_learning_rate=3e-2, eval_dataset=pairs, eval_strategy="epoch")  # fmt: skip
+    fit(trained, tmp_path / "out")
+    again, index = load_reward_model(str(tmp_path / "out"))
+    assert trained.optimizer.param_groups[-1]["initial_lr"] == 3e-2
+    reward = SequenceReward(again, kit.load_tokenizer(base), index)
+    gap = reward.score(pairs["prompt"], pairs["chosen"], pairs["user_id"]) - reward.score(
+        pairs["prompt"], pairs["rejected"], pairs["user_id"]
+    )
+    assert (gap > 0).float().mean() > 0.9
+    table = again.get_base_model().user_model.modules_to_save["default"] if peft else again.user_model
+    assert not torch.equal(table.own, before)
+    stranger = Dataset.from_list([record("q", "c", "Why?", "Yes.", "No.")])
+    with pytest.raises(ValueError, match="first 'c'"):
+        PersonalizedRewardTrainer(
+            trained.accelerator.unwrap_model(trained.model), PersonalizedRewardConfig(**settings(tmp_path)), stranger,
+            processing_class=kit.load_tokenizer(base), user_index=index,
+        )  # fmt: skip
+
+
+def test_sets_of_the_notebook(pairs, tokenizer):
+    data = DatasetDict(train=pairs, test_seen=pairs)
+    found = stages.domain_sets(data, "user_id", ["a", "b"], tokenizer, 200, 3, 2, seed=0)
+    assert {name: len(part) for name, part in found.items()} == {"a": 3, "a/test": 2, "b": 3, "b/test": 2}
+    assert set(found["a/test"]["user_id"]) == {"a"}
+    with pytest.raises(ValueError, match=r"no training pair has user_id='law'\. Known: a, b, c"):
+        stages.domain_sets(data, "user_id", ["law"], tokenizer, 200, 3, 2, seed=0)
+    with pytest.raises(ValueError, match="Raise max_length"):
+        stages.domain_sets(data, "user_id", ["a"], tokenizer, 5, 3, 2, seed=0)
+    general = stages.general_sets({"x": data, "y": data}, ["y"], tokenizer, 200, 6, 20, seed=0)
+    assert {name: len(part) for name, part in general.items()} == {"x/test": 12, "y/test": 20, "general": 6}
+    with pytest.raises(ValueError, match="none is left to train on"):
+        stages.general_sets({"x": data}, ["x"], tokenizer, 200, 6, 20, seed=0)
+    mixed = stages.mixed(found["a"], general["general"], 2.0)
+    assert len(mixed) == 9
+    with pytest.raises(ValueError, match="asks for 9 general pairs"):
+        stages.mixed(found["a"], general["general"], 3.0)
+    assert stages.general_stages(stages.STRATEGIES) == {"grft": 0.0, "grft-lm0.1": 0.1}
