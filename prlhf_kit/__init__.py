@@ -10,11 +10,14 @@ if TYPE_CHECKING:
     from prlhf_kit.decoding.generate import DecodingError, generate
     from prlhf_kit.decoding.pad import GuidedAnswer, guided_generate
     from prlhf_kit.models import EMBEDDED, ModelError, load_model, load_tokenizer
+    from prlhf_kit.reward_model import load_reward_model, new_reward_model
+    from prlhf_kit.rewards import best_of_n, load_reward, preference
     from prlhf_kit.saving import load_personalized, reference_of, save_personalized
     from prlhf_kit.training.adapt import Adapted, adapt, add_users, forget_users, merge_users
     from prlhf_kit.training.config import PersonalizedDPOConfig
     from prlhf_kit.training.fit import fit, last_checkpoint
     from prlhf_kit.training.pdpo import FROZEN_BASE, PersonalizedDPOTrainer
+    from prlhf_kit.training.reward import PersonalizedRewardConfig, PersonalizedRewardTrainer
     from prlhf_kit.users import (
         GENERIC,
         ClusterUserModel,
@@ -31,11 +34,14 @@ _WHERE = {
     "decoding.generate": ("DecodingError", "generate"),
     "decoding.pad": ("GuidedAnswer", "guided_generate"),
     "models": ("EMBEDDED", "ModelError", "load_model", "load_tokenizer"),
+    "reward_model": ("load_reward_model", "new_reward_model"),
+    "rewards": ("best_of_n", "load_reward", "preference"),
     "saving": ("load_personalized", "reference_of", "save_personalized"),
     "training.adapt": ("Adapted", "adapt", "add_users", "forget_users", "merge_users"),
     "training.fit": ("fit", "last_checkpoint"),
     "training.config": ("PersonalizedDPOConfig",),
     "training.pdpo": ("FROZEN_BASE", "PersonalizedDPOTrainer"),
+    "training.reward": ("PersonalizedRewardConfig", "PersonalizedRewardTrainer"),
     "users": (
         "GENERIC",
         "ClusterUserModel",
@@ -60,11 +66,14 @@ __all__ = [
     "ModelError",
     "PersonalizedDPOConfig",
     "PersonalizedDPOTrainer",
+    "PersonalizedRewardConfig",
+    "PersonalizedRewardTrainer",
     "SchemaError",
     "UserIndex",
     "UserModel",
     "adapt",
     "add_users",
+    "best_of_n",
     "condition",
     "data",
     "fit",
@@ -74,8 +83,12 @@ __all__ = [
     "last_checkpoint",
     "load_model",
     "load_personalized",
+    "load_reward",
+    "load_reward_model",
     "load_tokenizer",
     "merge_users",
+    "new_reward_model",
+    "preference",
     "reference_of",
     "save_personalized",
 ]

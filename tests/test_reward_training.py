@@ -1,5 +1,7 @@
 """Training of reward models: against TRL's, its parts, sets, stages and users."""
 
+from pathlib import Path
+
 import pandas as pd
 import pytest
 import torch
@@ -212,6 +214,31 @@ def test_stages_go_on_from_each_other(base, pairs, tmp_path):
     stages.train_reward(recipe(base, "other", lm=0.0))
     with pytest.raises(ValueError, match="starts_from"):
         stages.train_reward(recipe(tmp_path / "other", "crft"))
+
+
+def test_two_processes_equal_one(base, pairs, tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    pairs.save_to_disk(tmp_path / "pairs")
+
+    def recipe(out, batch):
+        return stages.RewardRecipe(
+            model=base, pairs=str(tmp_path / "pairs"), out=str(tmp_path / out), adapter=LORA, user_model="individual",
+            user_model_options={"num_tokens": 2}, evaluation={"own": str(tmp_path / "pairs")},
+            settings=settings(tmp_path / f"{out}-checkpoints", lm_loss_coeff=0.1, eval_strategy="epoch",
+                              per_device_train_batch_size=batch, per_device_eval_batch_size=5),
+        )  # fmt: skip
+
+    one = stages.train_reward(recipe("one", 4))
+    config = str(Path(__file__).parent.parent / "configs" / "ddp.yaml")
+    two = stages.train_reward(recipe("two", 2), ["--config_file", config, "--num_processes", "2"])
+    order = ["step", "row"]
+    assert one.sort_values(order).right.tolist() == two.sort_values(order).right.tolist()
+    assert len(two) == 2 * len(pairs)  # no pair twice, though 5 does not divide 12
+    reward = [
+        SequenceReward(load_reward_model(str(tmp_path / out))[0], kit.load_tokenizer(base)) for out in ("one", "two")
+    ]
+    found = [r.score(pairs["prompt"], pairs["chosen"]).tolist() for r in reward]
+    assert found[0] == pytest.approx(found[1], abs=1e-5)
 
 
 def test_killed_it_resumes_to_the_same_model(base, pairs, tmp_path):

@@ -156,9 +156,15 @@ def train(recipe: Recipe, launch: Sequence[str] = ()) -> pd.DataFrame:
         if trainer.dropped["train"]:
             print("pairs left out, by user:", trainer.dropped["train"])
         return fit(trainer, out)
-    file = out.with_name(f"{out.name}-recipe.json")
+    launch_recipe(recipe, __name__, launch)
+    return pd.read_parquet(out / HISTORY)
+
+
+def launch_recipe(recipe: Any, module: str, launch: Sequence[str]) -> None:
+    """Write `recipe` beside its `out` and train it by `accelerate launch <launch> -m <module>`, see `train`."""
+    file = Path(f"{recipe.out}-recipe.json")
     write_json(file, asdict(recipe))
-    command = [sys.executable, "-m", "accelerate.commands.launch", *launch, "-m", __name__, str(file)]
+    command = [sys.executable, "-m", "accelerate.commands.launch", *launch, "-m", module, str(file)]
     last: deque[str] = deque(maxlen=30)
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         for line in process.stdout or ():  # a notebook shows what Python prints, not what its children do
@@ -166,7 +172,6 @@ def train(recipe: Recipe, launch: Sequence[str] = ()) -> pd.DataFrame:
             last.append(line)
     if process.returncode:
         raise RuntimeError(f"`{' '.join(command)}` ended with {process.returncode}. It said:\n{''.join(last)}")
-    return pd.read_parquet(out / HISTORY)
 
 
 def main() -> None:

@@ -2,10 +2,15 @@
 
 Which stages there are, which of them imitates the preferred responses (LM loss), and whether general pairs are mixed
 into the last one, is a `Strategy`; one training is a `RewardRecipe` (Cheng et al. 2023, arXiv 2309.03126).
+
+python -m prlhf_kit.training.stages recipe.json
+accelerate launch --config_file configs/ddp.yaml -m prlhf_kit.training.stages recipe.json
 """
 
 from __future__ import annotations
 
+import argparse
+import json
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +27,7 @@ from prlhf_kit.conditioning import condition
 from prlhf_kit.models import load_tokenizer
 from prlhf_kit.reward_model import REWARD_FILE, load_reward_model, new_reward_model
 from prlhf_kit.training.fit import fit
+from prlhf_kit.training.recipe import launch_recipe
 from prlhf_kit.training.reward import EVALUATIONS, PersonalizedRewardConfig, PersonalizedRewardTrainer, StopEarly
 from prlhf_kit.training.reward_data import encode
 from prlhf_kit.users import USER_MODELS, UserIndex
@@ -117,9 +123,9 @@ def build_reward_trainer(recipe: RewardRecipe) -> PersonalizedRewardTrainer:
     args = PersonalizedRewardConfig(**{**ours, **recipe.settings})
     imitates = args.lm_loss_coeff > 0
     if Path(recipe.model, REWARD_FILE).is_file():
-        model, index = load_reward_model(recipe.model, trainable=True, lm_head=imitates)
+        model, index = load_reward_model(recipe.model, trainable=True, lm_head=imitates, device="cpu")
     else:
-        model, index = new_reward_model(recipe.model, recipe.pooling, imitates, args.seed), None
+        model, index = new_reward_model(recipe.model, recipe.pooling, imitates, args.seed, device="cpu"), None
     pairs = load_from_disk(recipe.pairs)
     if recipe.general_ratio:
         pairs = mixed(pairs, load_from_disk(recipe.general), recipe.general_ratio, args.seed)
@@ -136,17 +142,23 @@ def build_reward_trainer(recipe: RewardRecipe) -> PersonalizedRewardTrainer:
     )  # fmt: skip
 
 
-def train_reward(recipe: RewardRecipe) -> pd.DataFrame:
+def train_reward(recipe: RewardRecipe, launch: Sequence[str] = ()) -> pd.DataFrame:
     """Train to the end, or resume (`fit`), and return which pairs each evaluation ranked right.
+
+    Args:
+        launch: as in `recipe.train`.
 
     Returns:
         Columns `step`, `set`, `row`, `user_id`, `right`, `pairs`, see `PersonalizedRewardTrainer`.
     """
-    trainer = build_reward_trainer(recipe)
-    for name, dropped in trainer.dropped.items():
-        if dropped:
-            print(f"{name}: left out {dropped}")
-    fit(trainer, recipe.out)
+    if launch:
+        launch_recipe(recipe, __name__, launch)
+    else:
+        trainer = build_reward_trainer(recipe)
+        for name, dropped in trainer.dropped.items():
+            if dropped:
+                print(f"{name}: left out {dropped}")
+        fit(trainer, recipe.out)
     return pd.read_parquet(Path(recipe.out, EVALUATIONS))
 
 
@@ -225,3 +237,13 @@ def _not_empty(pairs: Dataset, name: str, max_length: int) -> Dataset:
     if not len(pairs):
         raise ValueError(f"no pair of {name!r} has texts of at most {max_length} tokens. Raise max_length.")
     return pairs
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe", type=Path, help="JSON file with the fields of RewardRecipe")
+    train_reward(RewardRecipe(**json.loads(parser.parse_args().recipe.read_text())))
+
+
+if __name__ == "__main__":
+    main()
