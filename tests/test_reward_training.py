@@ -161,6 +161,21 @@ def test_lists_of_different_lengths_train_together(base, tmp_path):
     assert sum(pairs for *_, pairs in trained.evaluations[:4]) == 1 + 3 + 1 + 3
 
 
+def test_several_training_sets_are_mixed(base, pairs, tmp_path):
+    """Pairs and lists, and general pairs at a ratio."""
+    trained = trainer(base, {"pairs": pairs, "lists": lists()}, tmp_path / "a")
+    trained.train()
+    assert len(trained.train_dataset) == len(pairs) + 4
+    assert set(trained.dropped) == {"pairs", "lists"}
+    pairs.save_to_disk(tmp_path / "pairs")
+    lists().save_to_disk(tmp_path / "lists")
+    recipe = stages.RewardRecipe(
+        model=base, pairs=str(tmp_path / "lists"), out=str(tmp_path / "out"), adapter=LORA,
+        general=str(tmp_path / "pairs"), general_ratio=1.5, settings=settings(tmp_path / "c"),
+    )  # fmt: skip
+    assert len(stages.build_reward_trainer(recipe).train_dataset) == 4 + 6
+
+
 def test_bad_lists_are_refused_or_dropped_by_name_and_count(base, tokenizer, tmp_path):
     good = lists(2)
 
@@ -303,8 +318,7 @@ def test_sets_of_the_notebook(pairs, tokenizer):
     assert {name: len(part) for name, part in general.items()} == {"x/test": 12, "y/test": 20, "general": 6}
     with pytest.raises(ValueError, match="none is left to train on"):
         stages.general_sets({"x": data}, ["x"], tokenizer, 200, 6, 20, seed=0)
-    mixed = stages.mixed(found["a"], general["general"], 2.0)
-    assert len(mixed) == 9
-    with pytest.raises(ValueError, match="asks for 9 general pairs"):
-        stages.mixed(found["a"], general["general"], 3.0)
+    assert len(stages.drawn(general["general"], 4, 0)) == 4
+    with pytest.raises(ValueError, match="9 general pairs are asked for"):
+        stages.drawn(general["general"], 9, 0)
     assert stages.general_stages(stages.STRATEGIES) == {"grft": 0.0, "grft-lm0.1": 0.1}

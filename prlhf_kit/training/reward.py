@@ -9,13 +9,14 @@ backbone where there is one.
 from __future__ import annotations
 
 import copy
-from collections import Counter, defaultdict
+from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
+from datasets import concatenate_datasets
 from peft import PeftConfig, PeftModel
 from transformers import EarlyStoppingCallback
 from transformers.trainer_utils import get_last_checkpoint
@@ -102,8 +103,8 @@ class PersonalizedRewardTrainer(RewardTrainer):
     Args:
         model: from `new_reward_model` or `load_reward_model(trainable=True)`; conditioned on users or not.
         args: `PersonalizedRewardConfig`.
-        train_dataset, eval_dataset: preference pairs or lists (`reward_data.tokenized_lists`); the latter may be a
-            dict of several.
+        train_dataset, eval_dataset: preference pairs or lists (`reward_data.tokenized_lists`), or a dict of several
+            sets: those to train on are mixed, those to evaluate are evaluated one by one.
         user_index: rows of the users, where the model is conditioned. Others are scored as the generic user.
         peft_config: `modules_to_save` is completed with the reward head and the user model. None: the whole model
             is trained, or the adapter that the model has.
@@ -117,8 +118,15 @@ class PersonalizedRewardTrainer(RewardTrainer):
     ):  # fmt: skip
         bare: Any = causal_lm(model)
         self._conditioned = bool(user_models(model))
+        training = train_dataset if isinstance(train_dataset, dict) else {"train": train_dataset}
         if self._conditioned:
-            self.user_index: UserIndex | None = user_index or UserIndex(sorted(set(train_dataset["user_id"])))
+            users = sorted({user for pairs in training.values() for user in pairs["user_id"]})
+            self.user_index: UserIndex | None = user_index or UserIndex(users)
+            if unknown := [user for user in users if user not in self.user_index]:
+                raise ValueError(
+                    f"{len(unknown)} users of the training set have no row in the user index, first {unknown[0]!r}. "
+                    "Build the index from the training set: UserIndex(sorted(set(train['user_id'])))."
+                )
             rows = getattr(user_models(model)[-1], "num_rows", len(self.user_index))
             if rows != len(self.user_index):
                 raise ValueError(
@@ -145,8 +153,9 @@ class PersonalizedRewardTrainer(RewardTrainer):
         self._ranked: dict[str, list[torch.Tensor]] = defaultdict(list)
         self.evaluations: list[tuple[int, str, int, str | None, float, int]] = []
         threshold = args.lm_score_threshold if args.lm_loss_coeff else None
+        mixed = [self._prepare_dataset(pairs, processing_class, args, name) for name, pairs in training.items()]
         super().__init__(
-            model=model, args=args, train_dataset=train_dataset, eval_dataset=eval_dataset,
+            model=model, args=args, train_dataset=concatenate_datasets(mixed), eval_dataset=eval_dataset,
             processing_class=processing_class, peft_config=peft_config,
             data_collator=RewardCollator(
                 processing_class.pad_token_id, args.padding_side, threshold, args.lm_on_prompt
@@ -171,12 +180,6 @@ class PersonalizedRewardTrainer(RewardTrainer):
         users = dataset["user_id"] if "user_id" in dataset.column_names else [None] * len(dataset)
         self.dropped[dataset_name], self._users_of[dataset_name] = dict(dropped), list(users)
         if self.user_index is not None:
-            known = Counter(users)
-            if dataset_name == "train" and (unknown := sorted(str(u) for u in known if u not in self.user_index)):
-                raise ValueError(
-                    f"{len(unknown)} users of the training set have no row in the user index, first {unknown[0]!r}. "
-                    "Build the index from the training set: UserIndex(sorted(set(train['user_id'])))."
-                )
             rows = self.user_index.rows(users, unknown="generic")
             lists = lists.add_column("user_row", [rows[i] for i in lists["row"]])
         return lists

@@ -66,7 +66,7 @@ class RewardRecipe:
 
     Args:
         model: what it starts from: a base model, or the folder of an earlier stage, whose adapter it goes on with.
-        pairs: folder of preference pairs or scored lists (`Dataset.save_to_disk`).
+        pairs: folder of preference pairs or scored lists (`Dataset.save_to_disk`), or several, which are mixed.
         out: folder of the trained model; checkpoints lie beside it, in `<out>-checkpoints`.
         general, general_ratio: folder of general pairs, and how many of them are mixed in for each of `pairs`.
         adapter: arguments of PEFT's `LoraConfig` where the model has no adapter yet; None trains the whole model.
@@ -78,7 +78,7 @@ class RewardRecipe:
     """
 
     model: str
-    pairs: str
+    pairs: str | list[str]
     out: str
     general: str = ""
     general_ratio: float = 0.0
@@ -91,21 +91,11 @@ class RewardRecipe:
     patience: int = 0
 
 
-def mixed(pairs: Dataset, general: Dataset, ratio: float, seed: int = 0) -> Dataset:
-    """`pairs` with `ratio` general pairs for each of them, drawn without replacement.
-
-    Raises:
-        ValueError: a negative ratio, or fewer general pairs than that.
-    """
-    wanted = round(ratio * len(pairs))
-    if not 0 <= wanted <= len(general):
-        raise ValueError(
-            f"ratio={ratio} asks for {wanted} general pairs beside {len(pairs)}, but there are {len(general)}. Choose "
-            f"a ratio from 0 to {len(general) / len(pairs):.2f}."
-        )
-    drawn = np.random.default_rng(seed).permutation(len(general))[:wanted]
-    common = [c for c in pairs.column_names if c in general.column_names]
-    return concatenate_datasets([pairs.select_columns(common), general.select(drawn).select_columns(common)])
+def drawn(pairs: Dataset, n: int, seed: int) -> Dataset:
+    """`n` pairs drawn without replacement. Raises `ValueError` where there are fewer."""
+    if not 0 <= n <= len(pairs):
+        raise ValueError(f"{n} general pairs are asked for (general_ratio), but there are {len(pairs)}.")
+    return sampled(pairs, n, seed)
 
 
 def fitting(pairs: Dataset, tokenizer, max_length: int) -> Dataset:
@@ -126,16 +116,18 @@ def build_reward_trainer(recipe: RewardRecipe) -> PersonalizedRewardTrainer:
         model, index = load_reward_model(recipe.model, trainable=True, lm_head=imitates, device="cpu")
     else:
         model, index = new_reward_model(recipe.model, recipe.pooling, imitates, args.seed, device="cpu"), None
-    pairs = load_from_disk(recipe.pairs)
+    folders = [recipe.pairs] if isinstance(recipe.pairs, str) else recipe.pairs
+    training = {str(folder): load_from_disk(folder) for folder in folders}
     if recipe.general_ratio:
-        pairs = mixed(pairs, load_from_disk(recipe.general), recipe.general_ratio, args.seed)
+        wanted = recipe.general_ratio * sum(map(len, training.values()))
+        training[recipe.general] = drawn(load_from_disk(recipe.general), round(wanted), args.seed)
     if recipe.user_model and index is None:
-        index = UserIndex(sorted(set(pairs["user_id"])))
+        index = UserIndex(sorted({user for pairs in training.values() for user in pairs["user_id"]}))
         kind: Any = USER_MODELS[recipe.user_model]
         condition(model, kind(len(index), model.get_input_embeddings().weight, **recipe.user_model_options))
     new = recipe.adapter is not None and not hasattr(model, "peft_config")
     return PersonalizedRewardTrainer(
-        model, args, pairs, {name: load_from_disk(folder) for name, folder in recipe.evaluation.items()} or None,
+        model, args, training, {name: load_from_disk(folder) for name, folder in recipe.evaluation.items()} or None,
         load_tokenizer(recipe.model), index,
         LoraConfig(task_type="SEQ_CLS", **(recipe.adapter or {})) if new else None,
         callbacks=[StopEarly(recipe.patience)] if recipe.patience else None,
