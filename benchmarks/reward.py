@@ -57,16 +57,17 @@ def score(way: str, data, batch_size: int) -> float:
     from prlhf_kit.training.reward_data import encode, padded
 
     model, tokenizer = new_reward_model(kit.EMBEDDED), kit.load_tokenizer()
-    prompts, responses = [*data["prompt"]] * 2, [*data["chosen"], *data["rejected"]]
+    texts = {str(r): (p, r) for c in ("chosen", "rejected") for p, r in zip(data["prompt"], data[c], strict=True)}
+    prompts, responses = zip(*texts.values(), strict=True)  # each once
     start = time.perf_counter()
     if way == "score_by_length":
         SequenceReward(model, tokenizer, batch_size=batch_size).score(prompts, responses)
         return time.perf_counter() - start
     size = 1 if way == "score_one_by_one" else batch_size
-    texts = [encode(tokenizer, p, r)[0] for p, r in zip(prompts, responses, strict=True)]
+    ids_of = [encode(tokenizer, p, r)[0] for p, r in zip(prompts, responses, strict=True)]
     with torch.inference_mode():
-        for first in range(0, len(texts), size):
-            ids, mask = padded(texts[first : first + size], tokenizer.pad_token_id)
+        for first in range(0, len(ids_of), size):
+            ids, mask = padded(ids_of[first : first + size], tokenizer.pad_token_id)
             model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device))
     return time.perf_counter() - start
 

@@ -15,6 +15,7 @@ import torch
 from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 ATTRIBUTE = "user_model"  # the name under which PEFT's `modules_to_save` finds it
 
@@ -164,6 +165,8 @@ def condition(model: PreTrainedModel, user_model: nn.Module) -> PreTrainedModel:
         raise ConditioningError(
             f"{type(model).__name__} is an encoder-decoder; only decoder-only models are supported."
         )
+    if model.config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+        raise ConditioningError(f"{type(model).__name__} is an encoder; only decoder-only models are supported.")
     if hasattr(model, ATTRIBUTE):
         raise ConditioningError("the model has a user model already. Load a fresh base model to attach another one.")
     backbone = model.base_model

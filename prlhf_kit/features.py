@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,8 @@ class Embedder:
 
     Args:
         model: backbone; None: the vector is the response's text attributes (`data/attributes.py`).
-        max_length: tokens; the end of longer texts is cut.
+        max_length: tokens; of longer texts a decoder does not read the beginning, so that the response is left, and a
+            sentence encoder not the end.
     """
 
     name: str
@@ -57,14 +59,19 @@ class Embedder:
         asked: list[tuple[tuple[int, ...], int]] = []
         for prompt, response in zip(prompts, responses, strict=True):
             ids, start = encode(
-                self.tokenizer, prompt if self.decoder else [], response, self.max_length, "right", self.decoder
-            )
-            asked.append((tuple(ids), min(start, len(ids) - 1) if self.decoder else 0))
+                self.tokenizer, prompt if self.decoder else [], response, self.max_length,
+                "left" if self.decoder else "right", self.decoder,
+            )  # fmt: skip
+            asked.append((tuple(ids), start))
         unique = sorted(set(asked), key=lambda item: (len(item[0]), item))
-        folder = None if cache is None else cache / fingerprint(models.fingerprint(self.model), unique)
+        folder = None if cache is None else cache / fingerprint(self._weights, unique)
         vectors = in_chunks(self._embed, unique, folder, what=f"embedding ({self.name})")
         place = {item: i for i, item in enumerate(unique)}
         return vectors[[place[item] for item in asked]]
+
+    @cached_property
+    def _weights(self) -> str:
+        return models.fingerprint(self.model)
 
     @torch.inference_mode()
     def _embed(self, items: Sequence[tuple[tuple[int, ...], int]]) -> np.ndarray:

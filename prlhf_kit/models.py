@@ -51,12 +51,12 @@ def resolve(name: str) -> str:
     return str(embedded_folder()) if name == EMBEDDED else name
 
 
-def load_tokenizer(name: str = EMBEDDED) -> PreTrainedTokenizerBase:
+def load_tokenizer(name: str = EMBEDDED, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """Tokenizer of `name` with a pad token and a chat template: its own, or `data.chat.PLAIN_TEMPLATE` if it has none.
 
     A base model has not seen the plain template in training, but is not worse off with it than with any other.
     """
-    tokenizer = from_hub(AutoTokenizer, name)
+    tokenizer = from_hub(AutoTokenizer, name, trust_remote_code=trust_remote_code)
     if tokenizer.chat_template is None:
         tokenizer.chat_template = PLAIN_TEMPLATE
     if tokenizer.pad_token is None:

@@ -68,12 +68,17 @@ def domain_heatmap(table: pd.DataFrame) -> Figure:
     """How often each domain's reward model ranks each domain's pairs as that domain does.
 
     In DSP a domain prefers its own responses to all others', so this is their win rate under each model.
-    `table`: columns `model`, `pairs_of`, `accuracy`, `pairs`. A diagonal of high values: models prefer their own.
+    `table`: columns `model`, `pairs_of`, `accuracy`, `low`, `high`, `pairs`. A diagonal of high values: models prefer
+    their own.
     """
-    values = table.pivot_table(index="model", columns="pairs_of", values="accuracy", sort=False)
-    counts = table.pivot_table(index="model", columns="pairs_of", values="pairs", sort=False)
-    notes = values.map(lambda v: f"{v:.2f}") + "\n" + counts.map(lambda n: f"n={n:.0f}")
-    figure, ax = _figure(0.95 * len(values.columns) + 2.8, 0.6 * len(values) + 1.5)
+    table = table.assign(
+        note=[f"{r.accuracy:.2f}\n[{r.low:.2f}, {r.high:.2f}]\nn={r.pairs}" for r in table.itertuples()]
+    )
+    order = {"index": list(dict.fromkeys(table.model)), "columns": list(dict.fromkeys(table.pairs_of))}
+    values, notes = (
+        table.pivot(index="model", columns="pairs_of", values=v).reindex(**order) for v in ("accuracy", "note")
+    )
+    figure, ax = _figure(1.05 * len(values.columns) + 2.8, 0.7 * len(values) + 1.5)
     sns.heatmap(values, cmap="PuOr", vmin=0, vmax=1, annot=notes, fmt="", ax=ax, annot_kws={"size": 7},
                 cbar_kws={"label": "share ranked as they prefer"})  # fmt: skip
     ax.set(xlabel="whose held-out pairs", ylabel="whose reward model")

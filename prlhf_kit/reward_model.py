@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from prlhf_kit.conditioning import causal_lm, condition
 from prlhf_kit.models import ModelError, from_hub
@@ -73,7 +74,7 @@ class _Pooled:
             kwargs["position_ids"] = (attention_mask.long().cumsum(1) - 1).clamp(min=0)
         hidden = model.base_model(input_ids=input_ids, attention_mask=attention_mask, **kwargs).last_hidden_state
         pooled = pool(hidden, attention_mask, self.pooling)
-        rewards = (model.score if is_decoder(model) else model.classifier)(pooled)
+        rewards = getattr(model, head_name(model))(pooled)
         nll = None
         if lm_asked is not None:  # the LM head runs only over texts of which something is asked
             # a text's first token has nothing to be predicted from, wherever it stands
@@ -92,8 +93,18 @@ class _Pooled:
 
 
 def is_decoder(model) -> bool:
-    """Whether a sequence classifier reads its text from left to right (else an encoder such as BERT)."""
-    return hasattr(model, "score")
+    """Whether a model reads its text from left to right (else it is an encoder such as BERT)."""
+    return model.config.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+
+def two_types(model) -> bool:
+    """Whether a model has `token_type_ids` that tell prompt and response apart."""
+    return not is_decoder(model) and getattr(model.config, "type_vocab_size", 0) > 1
+
+
+def head_name(model) -> str:
+    """Name of the reward head of a sequence classifier."""
+    return "score" if hasattr(model, "score") else "classifier"
 
 
 def reward_class(config) -> type[PreTrainedModel]:
@@ -129,8 +140,12 @@ def new_reward_model(
     config.num_labels = 1
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model: Any = from_hub(reward_class(config), name, config=config, dtype=dtype)
+        model: Any
+        model, info = from_hub(reward_class(config), name, config=config, dtype=dtype, output_loading_info=True)
     _set_pooling(model, pooling)
+    # what no checkpoint brought must be trained and saved, with an adapter too
+    fresh = {key.rsplit(".", 1)[0] for key in info["missing_keys"]} | {head_name(model)}
+    model.fresh = sorted(fresh & {name for name, _ in model.named_modules()})
     if lm_head:
         _attach_lm_head(model, name)
     return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
@@ -140,10 +155,12 @@ def _set_pooling(model, pooling: str | None) -> None:
     pooling = pooling or ("last" if is_decoder(model) else "own")
     if pooling not in POOLING:
         raise ValueError(f"pooling={pooling!r}: expected one of {', '.join(POOLING)}.")
-    head = model.score if is_decoder(model) else getattr(model, "classifier", None)
+    head = getattr(model, head_name(model), None)
     if pooling != "own" and not isinstance(head, nn.Linear):
         raise ValueError(f"{type(model).__name__}'s head is not one linear map, so it goes with pooling='own' only.")
     model.pooling = pooling
+    if pooling != "own" and getattr(model.base_model, "pooler", None) is not None:
+        model.base_model.pooler = None  # of an encoder's own way: it would get no gradient
 
 
 def _attach_lm_head(model, name: str) -> None:
@@ -159,10 +176,11 @@ def _attach_lm_head(model, name: str) -> None:
     model.has_lm_head = True
 
 
-def save_reward_model(model, folder: str | Path, index: UserIndex | None = None) -> None:
-    """Write what `load_reward_model` reads: adapter or model, and what `save_beside` writes."""
+def save_reward_model(model, tokenizer, folder: str | Path, index: UserIndex | None = None) -> None:
+    """Write what `load_reward_model` and `rewards.load_reward` read. (Trainers do so themselves.)"""
     state = model.state_dict()
     model.save_pretrained(str(folder), state_dict=None if isinstance(model, PeftModel) else without_extras(state))
+    tokenizer.save_pretrained(str(folder))
     save_beside(model, folder, index, state)
 
 
@@ -171,8 +189,11 @@ def without_extras(state: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in state.items() if not name.startswith("lm_head.") and not is_users(name)}
 
 
-def save_beside(model, folder: str | Path, index: UserIndex | None, state: dict[str, Any]) -> None:
-    """Write `reward.json` and the users; of a whole model with the state `state` also LM head and user model."""
+def save_beside(model, folder: str | Path, index: UserIndex | None, state: dict[str, Any], **more: object) -> None:
+    """Write `reward.json` and the users; of a whole model with the state `state` also LM head and user model.
+
+    `more`: further entries of `reward.json`.
+    """
     bare: Any = causal_lm(model)
     if not isinstance(model, PeftModel):
         head = {k.removeprefix("lm_head."): v.contiguous() for k, v in state.items() if k.startswith("lm_head.")}
@@ -180,9 +201,15 @@ def save_beside(model, folder: str | Path, index: UserIndex | None, state: dict[
             save_file(head, Path(folder, LM_HEAD_FILE))
         if any(map(is_users, state)):
             save_user_model(state, folder)
-    write_json(Path(folder, REWARD_FILE), {"pooling": bare.pooling, "base_model": reference_name(bare)})
+    write_json(Path(folder, REWARD_FILE), {"pooling": bare.pooling, "base_model": reference_name(bare), **more})
     if index is not None:
         save_index(model, index, folder)
+
+
+def load_lm_head(model, folder: str | Path) -> None:
+    """Read an LM head that was trained with the whole model, where `folder` has one."""
+    if hasattr(model, "lm_head") and Path(folder, LM_HEAD_FILE).is_file():
+        model.lm_head.load_state_dict(load_file(Path(folder, LM_HEAD_FILE)))
 
 
 def load_reward_model(
@@ -204,12 +231,11 @@ def load_reward_model(
     adapter = Path(name, "adapter_config.json").is_file()
     model = new_reward_model(written["base_model"] if adapter else name, written["pooling"], dtype=dtype, device=device)
     model.reference_name = written["base_model"]
-    weights = Path(name, "adapter_model.safetensors" if adapter else "model.safetensors")
-    model.starts_from = sha256(weights) if weights.is_file() else name  # tells apart what goes on from it (`fit`)
+    # tells apart what goes on from it (`fit`)
+    model.starts_from = [sha256(file) for file in sorted(Path(name).glob("*.safetensors"))]
     if lm_head:
         _attach_lm_head(model, written["base_model"])
-        if Path(name, LM_HEAD_FILE).is_file():
-            model.lm_head.load_state_dict(load_file(Path(name, LM_HEAD_FILE)))
+        load_lm_head(model, name)
         model.to(device)
     index = None
     if Path(name, "users.json").is_file():

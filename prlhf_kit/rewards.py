@@ -1,12 +1,13 @@
 """Reward models in use: `score(prompts, responses, user_ids) -> Tensor[B]`, whatever kind of reward model it is.
 
-`preference` makes a judge of it, `best_of_n` a selector; guided decoding takes it as its scorer.
+`preference` makes a judge of it, `best_of_n` a selector.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,16 +19,16 @@ from prlhf_kit.chunks import fingerprint, in_chunks
 from prlhf_kit.conditioning import causal_lm, user_models
 from prlhf_kit.data.schema import said
 from prlhf_kit.features import Embedder
-from prlhf_kit.reward_model import is_decoder, load_reward_model
+from prlhf_kit.reward_model import is_decoder, load_reward_model, two_types
 from prlhf_kit.training.heads import Heads
-from prlhf_kit.training.reward_data import encode, padded
+from prlhf_kit.training.reward_data import encode, padded, token_types
 from prlhf_kit.users import GENERIC, UserIndex
 
 Text = str | list[dict[str, str]]
 
 
 class RewardModel(Protocol):
-    """What judges, best-of-n and guided decoding need of a reward model."""
+    """What judges, best-of-n and guided decoding (ARGS) need of a reward model."""
 
     def score(
         self, prompts: Sequence[Text], responses: Sequence[Text], user_ids: Sequence[str | None] | None = None
@@ -76,10 +77,13 @@ class SequenceReward:
             raise ValueError(
                 f"the model has {outputs} outputs: say which of them is the reward, dimension=0 to {outputs - 1}."
             )
-        if self.dimension is not None and not 0 <= self.dimension < outputs:
-            raise ValueError(f"dimension={self.dimension}: the model has outputs 0 to {outputs - 1}.")
         if self.model.config.pad_token_id is None:
             self.model.config.pad_token_id = self.tokenizer.pad_token_id
+
+    @cached_property
+    def _fingerprint(self) -> list[object]:
+        """All that decides a text's score."""
+        return [models.fingerprint(self.model), getattr(causal_lm(self.model), "pooling", None), self.dimension]
 
     def score(
         self, prompts: Sequence[Text], responses: Sequence[Text], user_ids: Sequence[str | None] | None = None
@@ -94,10 +98,10 @@ class SequenceReward:
             texts = messages(prompt, "user"), messages(response, "assistant")
             ids, start = encode(self.tokenizer, *texts, self.max_length, self.truncation_side, decoder)
             asked.append((tuple(ids), start, row))
+        if not asked:
+            return torch.zeros(0)
         unique = sorted(set(asked), key=lambda item: (len(item[0]), item))
-        folder = None
-        if self.cache is not None:
-            folder = self.cache / fingerprint(models.fingerprint(self.model), self.dimension, unique)
+        folder = None if self.cache is None else self.cache / fingerprint(self._fingerprint, unique)
         found = torch.from_numpy(in_chunks(self._score, unique, folder, what="scoring"))
         place = {item: i for i, item in enumerate(unique)}
         return found[[place[item] for item in asked]]
@@ -107,33 +111,46 @@ class SequenceReward:
         found = []
         for first in range(0, len(items), self.batch_size):
             batch = items[first : first + self.batch_size]
-            ids, mask = padded([list(ids) for ids, _, _ in batch], self.tokenizer.pad_token_id)
+            # the token by which a published model finds the end of a text
+            ids, mask = padded([list(ids) for ids, _, _ in batch], self.model.config.pad_token_id)
             inputs = {"input_ids": ids, "attention_mask": mask}
-            if not is_decoder(causal_lm(self.model)) and getattr(self.model.config, "type_vocab_size", 0) > 1:
-                starts = torch.tensor([start for _, start, _ in batch])[:, None]
-                inputs["token_type_ids"] = ((mask.cumsum(1) > starts) & mask.bool()).long()
+            if two_types(causal_lm(self.model)):
+                inputs["token_type_ids"] = token_types(mask, [start for _, start, _ in batch])
             if user_models(self.model):
                 inputs["user_rows"] = torch.tensor([row for _, _, row in batch])
             output = self.model(**{k: v.to(self.model.device) for k, v in inputs.items()})
-            rewards = output.logits if self.dimension is None else getattr(output, "rewards", output.logits)
-            found.append(rewards.float().reshape(len(batch), -1)[:, self.dimension or 0].cpu().numpy())
+            found.append(self._of(output).float().cpu().numpy())
         return np.concatenate(found)
+
+    def _of(self, output) -> torch.Tensor:
+        """The rewards `[B]` in a model's output."""
+        if self.dimension is None:
+            return output.logits.reshape(-1)
+        table = output.get("rewards")
+        table = output.logits if table is None else table
+        if not 0 <= self.dimension < table.shape[-1]:
+            raise ValueError(f"dimension={self.dimension}: the model has outputs 0 to {table.shape[-1] - 1}.")
+        return table[:, self.dimension]
 
 
 def load_reward(
-    name: str, dimension: int | None = None, trust_remote_code: bool = False, device: str | None = None, **options
-) -> SequenceReward:
+    name: str, dimension: int | None = None, trust_remote_code: bool = False, dtype: torch.dtype | None = None,
+    device: str | None = None, **options,
+) -> SequenceReward:  # fmt: skip
     """A reward model to score with.
 
     Args:
         name: folder of a model trained here, or any published sequence classifier, by hub id or folder
             (`Ray2333/gpt2-large-helpful-reward_model`, for instance; its prompts are laid out as its tokenizer's chat
             template says, or the plain one: set `tokenizer.chat_template` where it was trained with another).
+        dtype: None: bfloat16 on a GPU, else float32.
         options: of `SequenceReward`.
     """
-    dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
+    if dtype is None:
+        dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
     model, users = load_reward_model(name, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
-    return SequenceReward(model, models.load_tokenizer(name), users, dimension, **options)
+    tokenizer = models.load_tokenizer(name, trust_remote_code=trust_remote_code)
+    return SequenceReward(model, tokenizer, users, dimension, **options)
 
 
 @dataclass
@@ -149,8 +166,11 @@ class FeatureReward:
     ) -> torch.Tensor:
         """See `RewardModel.score`."""
         asked = [messages(prompt, "user") for prompt in prompts]
+        if not asked:
+            return torch.zeros(0)
         features = self.embedder(asked, [messages(response, "assistant") for response in responses], self.cache)
-        return torch.from_numpy(self.heads.reward(features, [None] * len(asked) if user_ids is None else user_ids))
+        rewards = self.heads.reward(features, [None] * len(asked) if user_ids is None else user_ids)
+        return torch.tensor(rewards, dtype=torch.float32)
 
 
 def preference(

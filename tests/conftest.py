@@ -11,6 +11,9 @@ from datasets import Dataset
 from raw import compred_folder, dsp_file, personalllm_folder, prism_folder, tldr_rows  # noqa: F401  (fixtures)
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    BertTokenizer,
     Gemma2Config,
     Gemma2ForCausalLM,
     GemmaConfig,
@@ -125,3 +128,18 @@ def pairs():
         for i in range(1, 13)
     ]
     return Dataset.from_list(rows)
+
+
+@pytest.fixture
+def bert(tmp_path):
+    words = "how do i make tea ? what is rain boil water first , then pour it over the leaves . no".split()
+    folder = tmp_path / "bert"
+    folder.mkdir()
+    (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]))
+    tokenizer = BertTokenizer(str(folder / "vocab.txt"))
+    torch.manual_seed(0)
+    size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    model = BertForSequenceClassification(BertConfig(vocab_size=len(tokenizer), num_labels=1, **size))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder), tokenizer

@@ -27,6 +27,8 @@ def test_calibration_by_hand():
     sure, error = reward_analysis.calibration([50.0, -50.0])
     assert sure.accuracy.tolist() == [0.5]
     assert error == pytest.approx(0.5)
+    with pytest.raises(ValueError, match="at least one pair"):
+        reward_analysis.calibration([])
 
 
 def test_length_matched_and_length_control_by_hand():
@@ -47,23 +49,27 @@ def test_length_matched_and_length_control_by_hand():
 
 
 def evaluations():
+    """Two domains' models, trained for 2 and 4 steps; at the end all is right, at the start half of it."""
     rows = [
-        (step, name, row, float(row < 2 + step), 1)
-        for step in (0, 2)
-        for name in ("own", "general")
+        (step, name, row, f"prompt {row}", float(row < 2 or step > 0), 1, domain)
+        for domain, steps in (("own", (0, 2)), ("other", (0, 4)))
+        for step in steps
+        for name in (domain, "general")
         for row in range(4)
     ]
-    table = pd.DataFrame(rows, columns=["step", "set", "row", "right", "pairs"])
-    return table.assign(model="m", strategy="s", domain="own", point=table.step / 2)
+    table = pd.DataFrame(rows, columns=["step", "set", "row", "prompt", "right", "pairs", "domain"])
+    return table.assign(model=table.domain, strategy="s")
 
 
 def test_curves_and_trade_off_by_hand():
     curve = reward_analysis.curves(evaluations(), by=["model"])
-    assert curve.accuracy.tolist() == [0.5, 0.5, 1.0, 1.0]
+    assert curve.accuracy.tolist() == [0.5, 0.5, 1.0, 1.0] * 2
     assert (curve.low <= curve.accuracy).all()
     assert (curve.accuracy <= curve.high).all()
     trade = reward_analysis.trade_off(evaluations(), ["general"])
-    assert trade[["custom", "general", "pairs"]].to_numpy().tolist() == [[0.5, 0.5, 8], [1.0, 1.0, 8]]
+    assert trade[["point", "custom", "general", "pairs"]].to_numpy().tolist() == [[0, 0.5, 0.5, 16], [1, 1.0, 1.0, 16]]
+    lists = pd.DataFrame({"set": "s", "step": 0, "prompt": ["a", "b"], "right": [0.0, 3.0], "pairs": [1, 3]})
+    assert reward_analysis.curves(lists)[["accuracy", "pairs"]].to_numpy().tolist() == [[0.75, 4]]
 
 
 def test_what_features_can_see():
@@ -73,13 +79,16 @@ def test_what_features_can_see():
     found = reward_analysis.visible(np.hstack([length, rng.normal(size=(120, 3))]), texts).set_index("attribute").r2
     assert found["length"] > 0.99
     assert found["questions"] < 0.2
+    assert np.isnan(found["lists"])  # no text has any: nothing to be seen
 
 
 def test_every_figure_is_drawn():
     reliability, _ = reward_analysis.calibration(np.linspace(-2, 3, 40), 4)
     tables = {
         "curves": reward_analysis.curves(evaluations(), by=["model"]),
-        "domain_heatmap": pd.DataFrame({"model": list("aabb"), "pairs_of": list("abab"), "accuracy": 0.5, "pairs": 4}),
+        "domain_heatmap": pd.DataFrame(
+            {"model": list("aabb"), "pairs_of": list("abab"), "accuracy": 0.5, "low": 0.2, "high": 0.8, "pairs": 4}
+        ),
         "trade_off": reward_analysis.trade_off(evaluations(), ["general"]),
         "reliability": reliability.assign(model="m"),
         "reward_heads": pd.DataFrame(

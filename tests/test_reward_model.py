@@ -2,21 +2,21 @@
 
 import json
 import math
+from dataclasses import dataclass
 
 import pytest
 import torch
 from conftest import build_tiny
 from transformers import (
     AutoModelForSequenceClassification,
-    BertConfig,
-    BertForSequenceClassification,
-    BertTokenizer,
     GPT2Config,
     GPT2ForSequenceClassification,
 )
+from transformers.modeling_outputs import ModelOutput
 
 import prlhf_kit as kit
 from prlhf_kit.chunks import in_chunks
+from prlhf_kit.conditioning import ConditioningError
 from prlhf_kit.data.schema import said
 from prlhf_kit.models import ModelError
 from prlhf_kit.reward_model import load_reward_model, new_reward_model, save_reward_model
@@ -41,7 +41,7 @@ def test_saved_models_come_back_and_others_can_load_them(base, tokenizer, tmp_pa
     users = UserIndex(["ann", "bob"])
     kit.condition(model, kit.IndividualUserModel(3, model.get_input_embeddings().weight, 2))
     (tmp_path / "rm").mkdir()
-    save_reward_model(model, tmp_path / "rm", users)
+    save_reward_model(model, tokenizer, tmp_path / "rm", users)
     again, index = load_reward_model(str(tmp_path / "rm"), lm_head=True)
     assert index.user_ids == users.user_ids
     ids, rows = torch.randint(5, 100, (2, 7)), torch.tensor([1, 2])
@@ -55,25 +55,24 @@ def test_saved_models_come_back_and_others_can_load_them(base, tokenizer, tmp_pa
     assert torch.equal(plain.score.weight, model.score.weight)
 
 
-def test_an_lm_head_that_is_trained_goes_from_stage_to_stage(base, tmp_path):
+def test_an_lm_head_that_is_trained_goes_from_stage_to_stage(base, tokenizer, tmp_path):
     model = new_reward_model(base, lm_head=True)
     with torch.no_grad():
         model.lm_head.weight += 1.0
     (tmp_path / "rm").mkdir()
-    save_reward_model(model, tmp_path / "rm")
+    save_reward_model(model, tokenizer, tmp_path / "rm")
     again, _ = load_reward_model(str(tmp_path / "rm"), lm_head=True)
     assert torch.equal(again.lm_head.weight, model.lm_head.weight)
     without, _ = load_reward_model(str(tmp_path / "rm"))
     assert not hasattr(without, "lm_head")
-    save_reward_model(again, tmp_path)  # a second stage still knows where the base is
+    save_reward_model(again, tokenizer, tmp_path)  # a second stage still knows where the base is
     assert json.loads((tmp_path / "reward.json").read_text())["base_model"] == base
 
 
 def test_scores_are_the_same_in_any_batch_and_go_on_after_a_kill(base, tmp_path, monkeypatch):
     folder = tmp_path / "rm"
     folder.mkdir()
-    save_reward_model(new_reward_model(base), folder)
-    kit.load_tokenizer(base).save_pretrained(folder)
+    save_reward_model(new_reward_model(base), kit.load_tokenizer(base), folder)
     reward = load_reward(str(folder), batch_size=2, cache=tmp_path / "scores")
     together = reward.score(PROMPTS, RESPONSES)
     assert together.shape == (3,)
@@ -143,24 +142,62 @@ def test_a_model_with_several_outputs_needs_an_index(tokenizer, tmp_path):
     with pytest.raises(ValueError, match="dimension=0 to 2"):
         load_reward(str(tmp_path))
     with pytest.raises(ValueError, match="outputs 0 to 2"):
-        load_reward(str(tmp_path), dimension=3)
-    by_dimension = [load_reward(str(tmp_path), dimension=i).score(PROMPTS, RESPONSES) for i in range(3)]
-    assert len({tuple(scores.tolist()) for scores in by_dimension}) == 3
+        load_reward(str(tmp_path), dimension=3).score(PROMPTS, RESPONSES)
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
+    ids = [encode(tokenizer, said("user", p), said("assistant", r))[0] for p, r in zip(PROMPTS, RESPONSES, strict=True)]
+    own = torch.cat([model(input_ids=torch.tensor([text])).logits for text in ids])
+    for i in range(3):
+        found = load_reward(str(tmp_path), dimension=i).score(PROMPTS, RESPONSES)
+        assert found.tolist() == pytest.approx(own[:, i].tolist(), abs=1e-5)
 
 
-@pytest.fixture
-def bert(tmp_path):
-    words = "how do i make tea ? what is rain boil water first , then pour it over the leaves . no".split()
-    folder = tmp_path / "bert"
-    folder.mkdir()
-    (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]))
-    tokenizer = BertTokenizer(str(folder / "vocab.txt"))
-    torch.manual_seed(0)
-    size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
-    model = BertForSequenceClassification(BertConfig(vocab_size=len(tokenizer), num_labels=1, **size))
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return str(folder), tokenizer
+def test_a_model_of_armorms_shape(base, tokenizer):
+    """One logit, several `rewards`, a head of another name, and a decoder below."""
+
+    @dataclass
+    class Output(ModelOutput):
+        rewards: torch.Tensor | None = None
+        logits: torch.Tensor | None = None
+
+    class ArmoShape(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = kit.load_model(base).model
+            self.config = self.model.config
+            self.config.num_labels = 1
+            self.regression_layer = torch.nn.Linear(32, 4, bias=False)
+            self.device = torch.device("cpu")
+
+        def forward(self, input_ids, attention_mask):
+            hidden = self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+            rewards = self.regression_layer(hidden[torch.arange(len(hidden)), attention_mask.sum(1) - 1])
+            return Output(rewards=rewards, logits=rewards.mean(1))
+
+    model = ArmoShape().eval()
+    ids = [encode(tokenizer, said("user", p), said("assistant", r))[0] for p, r in zip(PROMPTS, RESPONSES, strict=True)]
+    own = torch.cat([model(torch.tensor([text]), torch.ones(1, len(text), dtype=torch.long)).rewards for text in ids])
+    for i in range(4):
+        found = SequenceReward(model, tokenizer, dimension=i).score(PROMPTS, RESPONSES)
+        assert found.tolist() == pytest.approx(own[:, i].tolist(), abs=1e-5)
+    assert SequenceReward(model, tokenizer).score(PROMPTS, RESPONSES).tolist() == pytest.approx(
+        own.mean(1).tolist(), abs=1e-5
+    )
+    with pytest.raises(ValueError, match="outputs 0 to 3"):
+        SequenceReward(model, tokenizer, dimension=4).score(PROMPTS, RESPONSES)
+
+
+def test_scores_are_kept_by_pooling_and_padding_is_the_models_own(tokenizer, tmp_path):
+    config = GPT2Config(n_embd=32, n_layer=1, n_head=4, vocab_size=len(tokenizer), num_labels=1, pad_token_id=7)
+    GPT2ForSequenceClassification(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    own = load_reward(str(tmp_path), cache=tmp_path / "scores")
+    together = own.score(PROMPTS, RESPONSES)
+    assert together.tolist() == pytest.approx(
+        [own.score([p], [r]).item() for p, r in zip(PROMPTS, RESPONSES, strict=True)], abs=1e-5
+    )
+    mean = SequenceReward(new_reward_model(str(tmp_path), "mean"), tokenizer, cache=tmp_path / "scores")
+    assert not torch.allclose(mean.score(PROMPTS, RESPONSES), together)
+    assert own.score([], []).shape == (0,)
 
 
 def test_an_encoder_reads_prompt_and_response_as_its_tokenizer_joins_them(bert):
@@ -169,8 +206,17 @@ def test_an_encoder_reads_prompt_and_response_as_its_tokenizer_joins_them(bert):
     joined = tokenizer(PROMPTS[0], RESPONSES[0])
     assert ids == joined["input_ids"]
     assert start == joined["token_type_ids"].index(1)
-    cut, start = encode(tokenizer, said("user", PROMPTS[0]), said("assistant", RESPONSES[0]), 16, "left", False)
-    assert (len(cut), cut[0], cut[-1]) == (16, tokenizer.cls_token_id, tokenizer.sep_token_id)
+    words = joined["input_ids"]
+    for length in (len(words) - 2, 6):  # a part of one text, and more than that
+        for side in ("left", "right"):
+            cut, start = encode(
+                tokenizer, said("user", PROMPTS[0]), said("assistant", RESPONSES[0]), length, side, False
+            )
+            assert (len(cut), cut[0], cut[-1]) == (length, tokenizer.cls_token_id, tokenizer.sep_token_id)
+            if length > 6:  # the prompt's beginning, or the response's end
+                assert cut[1:] == words[3:] if side == "left" else cut[:-1] == words[:-3]
+    alone, start = encode(tokenizer, [], said("assistant", RESPONSES[0]), decoder=False)
+    assert (alone, start) == (tokenizer(RESPONSES[0])["input_ids"], 0)
     scores = load_reward(folder).score(PROMPTS, RESPONSES)
     model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
     own = [model(**tokenizer(p, r, return_tensors="pt")).logits.item() for p, r in zip(PROMPTS, RESPONSES, strict=True)]
@@ -183,5 +229,7 @@ def test_what_does_not_go_together_is_refused(bert, base):
         new_reward_model(folder, lm_head=True)
     with pytest.raises(ValueError, match="expected one of last, mean, max, own"):
         new_reward_model(base, "first")
+    with pytest.raises(ConditioningError, match="is an encoder"):
+        kit.condition(new_reward_model(folder), torch.nn.Embedding(2, 32))
     model = new_reward_model(folder, "mean")
     assert model(input_ids=torch.tensor([[2, 7, 3]])).logits.shape == (1, 1)

@@ -1,5 +1,6 @@
 """Training of reward models: against TRL's, its parts, sets, stages and users."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -8,13 +9,13 @@ import torch
 from conftest import build_tiny
 from datasets import Dataset, DatasetDict
 from peft import LoraConfig
-from transformers import TrainerCallback
+from transformers import BertConfig, BertForMaskedLM, TrainerCallback
 from trl import RewardConfig, RewardTrainer
 
 import prlhf_kit as kit
 from prlhf_kit.data.schema import SchemaError, record, said
 from prlhf_kit.reward_model import load_reward_model, new_reward_model
-from prlhf_kit.rewards import SequenceReward
+from prlhf_kit.rewards import SequenceReward, load_reward
 from prlhf_kit.training import stages
 from prlhf_kit.training.fit import HISTORY, fit
 from prlhf_kit.training.reward import EVALUATIONS, PersonalizedRewardConfig, PersonalizedRewardTrainer, StopEarly
@@ -120,6 +121,7 @@ def test_every_set_has_its_accuracy_from_step_0(base, pairs, tmp_path):
         part = history[["step", f"eval_{name}_accuracy"]].dropna().set_index("step")[f"eval_{name}_accuracy"]
         assert part.index.tolist() == [0, 2, 3]
         own = found[found.set == name]
+        assert own.prompt.nunique() == len(held_out)
         assert sorted(own[own.step == 0].row) == list(range(len(held_out)))
         assert own.groupby("step").right.mean().tolist() == pytest.approx(part.tolist())
     model, _ = load_reward_model(str(tmp_path / "out"))
@@ -226,6 +228,11 @@ def test_stages_go_on_from_each_other(base, pairs, tmp_path):
     for name, p in trained.get_base_model().model.named_parameters():
         if "lora" not in name:
             assert torch.equal(p, frozen[name]), name
+    for change in ({"pooling": "mean"}, {"adapter": None}, {"user_model": "individual"}):
+        with pytest.raises(ValueError, match=f"{next(iter(change))}=.* does not go with"):
+            stages.build_reward_trainer(replace(recipe(tmp_path / "grft", "x"), **change))
+    with pytest.raises(ValueError, match="pooling"):  # the same folder, another pooling
+        stages.train_reward(replace(recipe(base, "grft"), pooling="mean"))
     stages.train_reward(recipe(base, "other", lm=0.0))
     with pytest.raises(ValueError, match="starts_from"):
         stages.train_reward(recipe(tmp_path / "other", "crft"))
@@ -256,25 +263,77 @@ def test_two_processes_equal_one(base, pairs, tmp_path, monkeypatch):
     assert found[0] == pytest.approx(found[1], abs=1e-5)
 
 
-def test_killed_it_resumes_to_the_same_model(base, pairs, tmp_path):
-    class Kill(TrainerCallback):
-        def on_step_end(self, args, state, control, **kwargs):
-            if state.global_step == 2:
-                raise KeyboardInterrupt
+class Kill(TrainerCallback):
+    def __init__(self, step):
+        self.step = step
 
-    more = {"save_strategy": "steps", "save_steps": 1, "eval_strategy": "steps", "eval_steps": 1}
-    whole = trainer(base, pairs, tmp_path / "a", eval_dataset={"own": pairs}, **more)
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("peft", [True, False])
+def test_killed_it_resumes_to_the_same_model(base, pairs, tmp_path, peft):
+    """The whole model with its LM head too."""
+    more = {"save_strategy": "steps", "save_steps": 1, "eval_strategy": "steps", "eval_steps": 1, "lm_loss_coeff": 0.5}
+    whole = trainer(base, pairs, tmp_path / "a", eval_dataset={"own": pairs}, peft=peft, **more)
     fit(whole, tmp_path / "whole")
-    killed = trainer(base, pairs, tmp_path / "b", eval_dataset={"own": pairs}, **more)
-    killed.add_callback(Kill())
+    killed = trainer(base, pairs, tmp_path / "b", eval_dataset={"own": pairs}, peft=peft, **more)
+    killed.add_callback(Kill(2))
     with pytest.raises(KeyboardInterrupt):
         fit(killed, tmp_path / "resumed")
-    again = trainer(base, pairs, tmp_path / "b", eval_dataset={"own": pairs}, **more)
+    again = trainer(base, pairs, tmp_path / "b", eval_dataset={"own": pairs}, peft=peft, **more)
     fit(again, tmp_path / "resumed")
     for name, p in whole.model.named_parameters():
         assert torch.equal(p, dict(again.model.named_parameters())[name]), name
     tables = [pd.read_parquet(tmp_path / n / EVALUATIONS).sort_values(["step", "row"]) for n in ("whole", "resumed")]
     assert tables[0].reset_index(drop=True).equals(tables[1].reset_index(drop=True))
+
+
+def test_a_resumed_training_stops_where_it_would_have(base, pairs, tmp_path):
+    more = {"save_strategy": "steps", "save_steps": 1, "eval_strategy": "steps", "eval_steps": 1,
+            "num_train_epochs": 3, "load_best_model_at_end": True, "metric_for_best_model": "own_margin", "greater_is_better": True}  # fmt: skip
+
+    def stopped(folder, *kills):
+        for kill in (*kills, None):
+            one = trainer(base, pairs, folder / "c", eval_dataset={"own": pairs, "x": pairs}, **more)
+            one.add_callback(StopEarly(1))
+            if kill is None:
+                fit(one, folder / "out")
+                return one.state.global_step
+            one.add_callback(Kill(kill))
+            with pytest.raises(KeyboardInterrupt):
+                fit(one, folder / "out")
+
+    assert stopped(tmp_path / "resumed", 2) == stopped(tmp_path / "whole") > 2
+    for wrong in ("eval_other_accuracy", "eval_loss"):
+        with pytest.raises(ValueError, match="belongs to no evaluation set"):
+            trainer(base, pairs, tmp_path, eval_dataset={"own": pairs}, **{**more, "metric_for_best_model": wrong})
+
+
+@pytest.mark.parametrize("peft", [True, False])
+def test_an_encoder_is_trained_as_it_is_scored(bert, tmp_path, peft):
+    """With its pooler new as well, as it comes from a masked language model."""
+    folder, tokenizer = bert
+    BertForMaskedLM(BertConfig.from_pretrained(folder)).save_pretrained(tmp_path / "mlm")
+    texts = [("water first .", "no ."), ("pour it over the leaves .", "rain ."), ("boil it first .", "what ?")]
+    pairs = Dataset.from_list([record(f"p{i}", "a", "how do i make tea ?", *t) for i, t in enumerate(texts * 2)])
+    trained = PersonalizedRewardTrainer(
+        new_reward_model(str(tmp_path / "mlm")),
+        PersonalizedRewardConfig(**settings(tmp_path / "c", num_train_epochs=3, eval_strategy="epoch", seed=5)),
+        pairs, {"own": pairs}, tokenizer,
+        peft_config=LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query", "value"]) if peft else None,
+    )  # fmt: skip
+    fit(trained, tmp_path / "out")
+    reward = load_reward(str(tmp_path / "out"))
+    gap = reward.score(pairs["prompt"], pairs["chosen"]) - reward.score(pairs["prompt"], pairs["rejected"])
+    last = [entry for entry in trained.state.log_history if "eval_own_margin" in entry][-1]
+    assert gap.mean().item() == pytest.approx(last["eval_own_margin"], abs=1e-5)
+    with pytest.raises(ValueError, match="padding_side='left' goes with decoders"):
+        PersonalizedRewardTrainer(
+            new_reward_model(folder), PersonalizedRewardConfig(**settings(tmp_path, padding_side="left")), pairs,
+            processing_class=tokenizer,
+        )  # fmt: skip
 
 
 @pytest.mark.parametrize("peft", [True, False])
@@ -315,10 +374,11 @@ def test_sets_of_the_notebook(pairs, tokenizer):
     with pytest.raises(ValueError, match="Raise max_length"):
         stages.domain_sets(data, "user_id", ["a"], tokenizer, 5, 3, 2, seed=0)
     general = stages.general_sets({"x": data, "y": data}, ["y"], tokenizer, 200, 6, 20, seed=0)
-    assert {name: len(part) for name, part in general.items()} == {"x/test": 12, "y/test": 20, "general": 6}
+    assert {name: len(part) for name, part in general.items()} == {"x/test": 12, "y/test": 20, stages.GENERAL: 6}
     with pytest.raises(ValueError, match="none is left to train on"):
         stages.general_sets({"x": data}, ["x"], tokenizer, 200, 6, 20, seed=0)
-    assert len(stages.drawn(general["general"], 4, 0)) == 4
+    assert len(stages.drawn(general[stages.GENERAL], 4, 0)) == 4
     with pytest.raises(ValueError, match="9 general pairs are asked for"):
-        stages.drawn(general["general"], 9, 0)
+        stages.drawn(general[stages.GENERAL], 9, 0)
+    assert [stages.evaluated(n)["eval_strategy"] for n in (1, 2)] == ["epoch", "steps"]
     assert stages.general_stages(stages.STRATEGIES) == {"grft": 0.0, "grft-lm0.1": 0.1}

@@ -57,17 +57,28 @@ def fit(kind: str, pairs: Dataset, embedded: Embedded) -> Heads:
     return fit_heads(kind, embedded.difference, pairs["user_id"], pairs["prompt"], scale)
 
 
-def accuracy(heads: Heads, data: DatasetDict, embedded: dict[str, Embedded], seed: int = 0) -> pd.DataFrame:
-    """Accuracy on each test split with a 95% interval by user: `split`, `accuracy`, `low`, `high`, `pairs`, `users`."""
+def accuracy(
+    heads: Heads, data: DatasetDict, embedded: dict[str, Embedded], by: str = "user_id", seed: int = 0
+) -> pd.DataFrame:
+    """Accuracy on each test split with a 95% interval: `split`, `accuracy`, `low`, `high`, `pairs`, `clusters`.
+
+    Args:
+        by: column by which the interval is clustered: "user_id", or "prompt" where users are a few fixed domains.
+    """
     rows = []
     for split in _tests(data):
         odds = heads.reward(embedded[split].difference, data[split]["user_id"])
-        rows.append(_row(split, ranked_right(odds, 0 * odds), data[split], seed))
+        rows.append(_row(split, ranked_right(odds, 0 * odds), data[split], by, seed))
     return pd.DataFrame(rows)
 
 
 def few_shot_accuracy(
-    heads: Heads, data: DatasetDict, embedded: dict[str, Embedded], shots: Sequence[int], seed: int = 0
+    heads: Heads,
+    data: DatasetDict,
+    embedded: dict[str, Embedded],
+    shots: Sequence[int],
+    by: str = "user_id",
+    seed: int = 0,
 ) -> pd.DataFrame:
     """Accuracy on `test_unseen` after fitting each new user's own numbers to k of their pairs: as `accuracy`, with `k`.
 
@@ -76,7 +87,8 @@ def few_shot_accuracy(
     rows = []
     if {"test_unseen", "adapt_unseen"} <= set(data):
         place = {pair: i for i, pair in enumerate(data["adapt_unseen"]["pair_id"])}
-        fewest = pd.Series(data["adapt_unseen"]["user_id"]).value_counts().min()
+        given = pd.Series(data["adapt_unseen"]["user_id"]).value_counts()
+        fewest = given.reindex(sorted(set(data["test_unseen"]["user_id"])), fill_value=0).min()
         for k in (k for k in shots if k <= fewest):
             adapted = heads
             if k:
@@ -84,11 +96,11 @@ def few_shot_accuracy(
                 chosen = [place[pair] for pair in few["pair_id"]]
                 adapted = heads.adapt(embedded["adapt_unseen"].difference[chosen], few["user_id"])
             odds = adapted.reward(embedded["test_unseen"].difference, data["test_unseen"]["user_id"])
-            rows.append({"k": k} | _row("test_unseen", ranked_right(odds, 0 * odds), data["test_unseen"], seed))
+            rows.append({"k": k} | _row("test_unseen", ranked_right(odds, 0 * odds), data["test_unseen"], by, seed))
     return pd.DataFrame(rows)
 
 
-def controls(data: DatasetDict, seed: int = 0) -> pd.DataFrame:
+def controls(data: DatasetDict, by: str = "user_id", seed: int = 0) -> pd.DataFrame:
     """Length rules and, where it is known, the oracle: as `accuracy`, with `head`, and `features` empty."""
     learned = words(data["train"]["chosen"]) - words(data["train"]["rejected"])
     rows = []
@@ -97,11 +109,11 @@ def controls(data: DatasetDict, seed: int = 0) -> pd.DataFrame:
         gap = words(pairs["chosen"]) - words(pairs["rejected"])
         rules = length_rules(data["train"]["user_id"], learned, pairs["user_id"], gap)
         for name, right in zip((LENGTH, USER_LENGTH), rules, strict=True):
-            rows.append(_row(split, right, pairs, seed) | {"features": "", "head": name})
+            rows.append(_row(split, right, pairs, by, seed) | {"features": "", "head": name})
         if "p_chosen" in pairs.column_names:
             best = oracle_accuracy(pairs["p_chosen"])
             known = {"accuracy": best, "low": best, "high": best}
-            rows.append(_row(split, rules[0], pairs, seed) | known | {"features": "", "head": "oracle"})
+            rows.append(_row(split, rules[0], pairs, by, seed) | known | {"features": "", "head": "oracle"})
     return pd.DataFrame(rows)
 
 
@@ -109,6 +121,6 @@ def _tests(data: DatasetDict) -> list[str]:
     return [split for split in ("test_seen", "test_unseen") if split in data]
 
 
-def _row(split: str, right: np.ndarray, pairs: Dataset, seed: int) -> dict[str, object]:
-    i = cluster_bootstrap(right, pairs["user_id"], seed=seed)
-    return {"split": split, "accuracy": i.estimate, "low": i.low, "high": i.high, "pairs": i.n, "users": i.clusters}
+def _row(split: str, right: np.ndarray, pairs: Dataset, by: str, seed: int) -> dict[str, object]:
+    i = cluster_bootstrap(right, [str(value) for value in pairs[by]], seed=seed)
+    return {"split": split, "accuracy": i.estimate, "low": i.low, "high": i.high, "pairs": i.n, "clusters": i.clusters}

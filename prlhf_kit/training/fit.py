@@ -53,8 +53,14 @@ def _made_from(trainer: Trainer) -> dict[str, Any]:
         held_out = {"eval": held_out}
     if held_out:
         decided["evaluation"] = fingerprint(DatasetDict({k: _own_columns(v) for k, v in held_out.items()}))
-    if started := getattr(causal_lm(model), "starts_from", None):
-        decided["starts_from"] = started
+    for name in ("starts_from", "pooling"):  # of reward models
+        if (value := getattr(causal_lm(model), name, None)) is not None:
+            decided[name] = value
+    stops = [
+        one.state()["args"] for one in trainer.callback_handler.callbacks if hasattr(one, "early_stopping_patience")
+    ]
+    if stops:
+        decided["early_stopping"] = stops
     return json.loads(json.dumps(decided, sort_keys=True, default=_text))
 
 

@@ -76,15 +76,15 @@ class Heads:
     def adapt(self, difference: np.ndarray, user_ids: Sequence[str]) -> Heads:
         """These rewards with new users, whose own numbers alone are fitted to their few pairs (`difference` `[n, d]`).
 
-        Their prior is what is known of the seen users: the mean and covariance of `a_u` (low rank), the strength of
-        the fit (others).
+        Their prior is what is known of the seen users: the mean and covariance of `a_u` (low rank), the mean of `p_u`
+        with variance 1 (mixture), or w_0 with the strength of the fit (per user).
         """
         if self.kind == "pooled":
             return self
         names = sorted(set(user_ids))
         z, rows = torch.tensor(difference / self.scale, dtype=torch.float64), _rows(user_ids, names)
         known = torch.tensor(np.array(list(self.users.values())))
-        centre = known.mean(0) if self.kind == "low_rank" else torch.zeros(known.shape[1], dtype=torch.float64)
+        centre = known.mean(0) if self.kind != "per_user" else torch.zeros(known.shape[1], dtype=torch.float64)
         own = centre.repeat(len(names), 1).clone().requires_grad_()
         pooled, shared = torch.tensor(self.pooled), torch.tensor(self.shared)
         precision = torch.eye(known.shape[1], dtype=torch.float64) * (1.0 if self.kind == "mixture" else self.strength)

@@ -37,8 +37,8 @@ def pairwise_loss(chosen: torch.Tensor, rejected: torch.Tensor) -> torch.Tensor:
 def ranking_loss(rewards: torch.Tensor, scores: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
     """Mean of `-log sigmoid(r_i - r_j)` (nats) over all pairs with `scores_i > scores_j` in the batch.
 
-    With two responses a list it is `pairwise_loss`; a list of more weighs as many pairs as it has, as in DSP's release.
-    0 where no pair is left.
+    With two responses a list it is `pairwise_loss`. Of the lists in one batch, each weighs as many pairs as it has, as
+    in DSP's release. 0 where no pair is left.
 
     Args:
         rewards: `[B, r]`, finite everywhere, padding included.

@@ -22,8 +22,9 @@ from transformers import EarlyStoppingCallback
 from transformers.trainer_utils import get_last_checkpoint
 from trl import RewardConfig, RewardTrainer
 
+from prlhf_kit.chunks import fingerprint
 from prlhf_kit.conditioning import ATTRIBUTE, causal_lm, user_model_of, user_models
-from prlhf_kit.reward_model import is_decoder, save_beside, without_extras
+from prlhf_kit.reward_model import is_decoder, load_lm_head, save_beside, two_types, without_extras
 from prlhf_kit.saving import load_user_model
 from prlhf_kit.training import ranking
 from prlhf_kit.training.fit import MarkComplete
@@ -32,6 +33,7 @@ from prlhf_kit.training.reward_data import RewardCollator, tokenized_lists
 from prlhf_kit.users import UserIndex
 
 EVALUATIONS = "evaluations.parquet"
+MEASURES = ("accuracy", "margin", "ranking_loss", "loss")
 # DSP's settings for models of 7B, on one device: general, then customised reward fine-tuning. Where a stage imitates,
 # lm_loss_coeff is 0.1.
 _DSP = {"max_length": 512, "num_train_epochs": 1, "per_device_train_batch_size": 1}
@@ -64,6 +66,8 @@ class PersonalizedRewardConfig(RewardConfig):
     eval_on_start: bool = field(default=True, metadata={"help": "Evaluate before the first step."})
     # TRL turns it on by default, which costs a third more time
     gradient_checkpointing: bool = field(default=False, metadata={"help": "Recompute activations to save memory."})
+    # early stopping goes on counting where a killed training did
+    restore_callback_states_from_checkpoint: bool = field(default=True, metadata={"help": "See transformers."})
     ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "Of DistributedDataParallel."})
 
     def __post_init__(self):
@@ -88,7 +92,8 @@ class StopEarly(EarlyStoppingCallback):
     """transformers' early stopping where several sets are evaluated, of which one is followed."""
 
     def on_evaluate(self, args, state, control, metrics, **kwargs):
-        if args.metric_for_best_model in metrics:  # it is told of every set on its own
+        name = args.metric_for_best_model
+        if (name if name.startswith("eval_") else f"eval_{name}") in metrics:  # it is told of every set on its own
             super().on_evaluate(args, state, control, metrics, **kwargs)
 
 
@@ -96,9 +101,9 @@ class PersonalizedRewardTrainer(RewardTrainer):
     """TRL's `RewardTrainer` for pairs and lists, with DSP's losses, several evaluation sets, and users.
 
     Each evaluation set's `eval_<set>_accuracy` (exact, ties one half), `_margin` and `_ranking_loss` are logged from
-    step 0 on, so that `metric_for_best_model` and `StopEarly` may follow any of them. Which pairs were
-    ranked right at each step is in `evaluations` and, beside each saved model, in `evaluations.parquet`: `step`,
-    `set`, `row` (of the set), `user_id`, `right`, `pairs`. `dropped[set]` counts the rows left out, by reason.
+    step 0 on, so that `metric_for_best_model` and `StopEarly` may follow any of them. Which pairs were ranked right at
+    each step is in `evaluations` and, beside each saved model, in `evaluations.parquet`: `step`, `set`, `row` (of the
+    set), `user_id`, `prompt` (its fingerprint), `right`, `pairs`. `dropped[set]` counts the rows left out, by reason.
 
     Args:
         model: from `new_reward_model` or `load_reward_model(trainable=True)`; conditioned on users or not.
@@ -137,6 +142,21 @@ class PersonalizedRewardTrainer(RewardTrainer):
             raise ValueError("a user_index was given, but the model has no user model. Call kit.condition(model, ...).")
         else:
             self.user_index = None
+        held_out = eval_dataset if isinstance(eval_dataset, dict) else {"eval": eval_dataset}
+        if twice := sorted(set(training) & set(held_out)):
+            raise ValueError(f"a training and an evaluation set are both called {twice[0]!r}. Rename one of them.")
+        names = [f"{name}_" for name in held_out] if isinstance(eval_dataset, dict) else [""]
+        known = [f"eval_{name}{measure}" for name in names for measure in MEASURES]
+        followed = args.metric_for_best_model
+        if followed is not None and followed not in known and f"eval_{followed}" not in known:
+            raise ValueError(
+                f"metric_for_best_model={followed!r} belongs to no evaluation set. Expected one of {', '.join(known)}."
+            )
+        if args.padding_side == "left" and (not is_decoder(bare) or bare.pooling == "own"):
+            raise ValueError(
+                "padding_side='left' goes with decoders whose pooling is last, mean or max only: others count "
+                "positions from the left. Set padding_side='right'."
+            )
         if args.lm_loss_coeff and not hasattr(bare, "has_lm_head"):
             raise ValueError(
                 f"lm_loss_coeff={args.lm_loss_coeff} needs the base's LM head: build the model with "
@@ -144,21 +164,20 @@ class PersonalizedRewardTrainer(RewardTrainer):
             )
         if peft_config is not None:
             peft_config = copy.deepcopy(peft_config)
-            head = "score" if is_decoder(bare) else "classifier"
-            wanted = {*(peft_config.modules_to_save or ()), head, *([ATTRIBUTE] if self._conditioned else ())}
+            wanted = {*(peft_config.modules_to_save or ()), *bare.fresh, *([ATTRIBUTE] if self._conditioned else ())}
             peft_config.modules_to_save = sorted(wanted)
         self._decoder = is_decoder(bare)
         self.dropped: dict[str, dict[str, int]] = {}
-        self._users_of: dict[str, list[str | None]] = {}
+        self._rows_of: dict[str, list[tuple[str | None, str]]] = {}  # user and prompt of each row
         self._ranked: dict[str, list[torch.Tensor]] = defaultdict(list)
-        self.evaluations: list[tuple[int, str, int, str | None, float, int]] = []
+        self.evaluations: list[tuple[int, str, int, str | None, str, float, int]] = []
         threshold = args.lm_score_threshold if args.lm_loss_coeff else None
         mixed = [self._prepare_dataset(pairs, processing_class, args, name) for name, pairs in training.items()]
         super().__init__(
             model=model, args=args, train_dataset=concatenate_datasets(mixed), eval_dataset=eval_dataset,
             processing_class=processing_class, peft_config=peft_config,
             data_collator=RewardCollator(
-                processing_class.pad_token_id, args.padding_side, threshold, args.lm_on_prompt
+                processing_class.pad_token_id, args.padding_side, threshold, args.lm_on_prompt, two_types(bare)
             ),
             **kwargs,
         )  # fmt: skip
@@ -178,7 +197,8 @@ class PersonalizedRewardTrainer(RewardTrainer):
             dataset, processing_class, dataset_name, args.max_length, args.truncation_side, self._decoder
         )
         users = dataset["user_id"] if "user_id" in dataset.column_names else [None] * len(dataset)
-        self.dropped[dataset_name], self._users_of[dataset_name] = dict(dropped), list(users)
+        self.dropped[dataset_name] = dict(dropped)
+        self._rows_of[dataset_name] = list(zip(users, map(fingerprint, dataset["prompt"]), strict=True))
         if self.user_index is not None:
             rows = self.user_index.rows(users, unknown="generic")
             lists = lists.add_column("user_row", [rows[i] for i in lists["row"]])
@@ -212,8 +232,9 @@ class PersonalizedRewardTrainer(RewardTrainer):
         margin = ((rewards[:, :, None] - rewards[:, None, :]) * better).sum((1, 2))
         gather = self.accelerator.gather_for_metrics
         mode = "train" if self.model.training else "eval"
-        for name, value in parts.items():
-            self._ranked[f"{mode}/{name}"].append(self.accelerator.gather(value.reshape(1)).cpu())
+        for name, value in parts.items():  # with how many pairs it is the mean over
+            weighed = torch.stack([value * pairs.sum(), pairs.sum().float()])
+            self._ranked[f"{mode}/{name}"].append(self.accelerator.gather(weighed[None]).cpu())
         self._ranked[mode].append(gather(torch.stack([rows.float(), right, pairs.float(), margin], 1)).cpu())
         if mode == "train":
             counted = self.accelerator.gather(torch.tensor([tokens], device=rewards.device))
@@ -235,15 +256,15 @@ class PersonalizedRewardTrainer(RewardTrainer):
                 logs["num_tokens"] = self._total_train_tokens
             for part in ("ranking_loss", "lm_loss"):
                 if values := self._ranked.pop(f"{mode}/{part}", None):
-                    logs[f"{prefix}{part}"] = torch.cat(values).mean().item()
+                    summed = torch.cat(values).sum(0)
+                    logs[f"{prefix}{part}"] = (summed[0] / summed[1]).item()
         self._metrics[mode].clear()
         super().log(logs, start_time)
 
     def _remember(self, name: str, ranked: torch.Tensor) -> None:
-        users, step = self._users_of.get(name, []), self.state.global_step
-        for row, right, pairs, _ in ranked.tolist():
-            user = users[int(row)] if users else None
-            self.evaluations.append((step, name, int(row), user, right, int(pairs)))
+        known, step = self._rows_of.get(name, []), self.state.global_step
+        for row, right, pairs, _ in ranked.tolist() if known else ():
+            self.evaluations.append((step, name, int(row), *known[int(row)], right, int(pairs)))
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         """TRL's optimizer with the users' own rows in a parameter group of their own."""
@@ -260,20 +281,32 @@ class PersonalizedRewardTrainer(RewardTrainer):
         folder = get_last_checkpoint(self.args.output_dir) if resume_from_checkpoint is True else resume_from_checkpoint
         if folder and Path(folder, EVALUATIONS).is_file():
             self.evaluations = list(pd.read_parquet(Path(folder, EVALUATIONS)).itertuples(index=False, name=None))
-        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        # what a killed training has evaluated is not evaluated again (early stopping would count it twice)
+        before, self.args.eval_on_start = self.args.eval_on_start, self.args.eval_on_start and not folder
+        try:
+            return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        finally:
+            self.args.eval_on_start = before
+
+    def evaluation_loop(self, *args, **kwargs):
+        for key in [key for key in self._ranked if key.startswith("eval")]:  # of a prediction, which logs nothing
+            del self._ranked[key]
+        return super().evaluation_loop(*args, **kwargs)
 
     def _load_from_checkpoint(self, resume_from_checkpoint, *args, **kwargs):
         super()._load_from_checkpoint(resume_from_checkpoint, *args, **kwargs)
-        self._load_users(resume_from_checkpoint)
+        self._load_extras(resume_from_checkpoint)
 
     def _load_best_model(self):
         super()._load_best_model()
-        self._load_users(self.state.best_model_checkpoint)
+        self._load_extras(self.state.best_model_checkpoint)
 
-    def _load_users(self, folder):
-        """Of a fully trained model, whose users lie in a file of their own."""
-        if self._conditioned and not isinstance(self.model, PeftModel):
-            load_user_model(self.model, folder)
+    def _load_extras(self, folder):
+        """Of a fully trained model, whose users and LM head lie in files of their own."""
+        if not isinstance(self.model, PeftModel):
+            load_lm_head(self.model, folder)
+            if self._conditioned:
+                load_user_model(self.model, folder)
 
     def _save(self, output_dir: str | None = None, state_dict=None):
         folder, model = output_dir or self.args.output_dir, self.accelerator.unwrap_model(self.model)
@@ -281,6 +314,7 @@ class PersonalizedRewardTrainer(RewardTrainer):
         super()._save(folder, state_dict if isinstance(model, PeftModel) else without_extras(state))
         if not self.args.should_save:
             return
-        save_beside(model, folder, self.user_index, state)
-        table = pd.DataFrame(self.evaluations, columns=["step", "set", "row", "user_id", "right", "pairs"])
+        best = self.args.load_best_model_at_end and self.state.best_global_step
+        save_beside(model, folder, self.user_index, state, step=best or self.state.global_step)
+        table = pd.DataFrame(self.evaluations, columns=["step", "set", "row", "user_id", "prompt", "right", "pairs"])
         table.drop_duplicates(["step", "set", "row"], keep="last").to_parquet(Path(folder, EVALUATIONS))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -23,7 +24,8 @@ def encode(
 ) -> tuple[list[int], int]:  # fmt: skip
     """Token ids of a prompt with its response, and how many of them are the prompt's.
 
-    A decoder reads both as its chat template lays them out; an encoder reads `[CLS] prompt [SEP] response [SEP]`.
+    A decoder reads both as its chat template lays them out; an encoder as its tokenizer joins two texts (`[CLS] prompt
+    [SEP] response [SEP]`, as a rule).
 
     Args:
         max_length: cut to so many tokens; None: not at all.
@@ -31,23 +33,35 @@ def encode(
     """
     if truncation_side not in ("left", "right"):
         raise ValueError(f"truncation_side={truncation_side!r}: expected 'left' or 'right'.")
-    if decoder:
-        asked, answered = tokenize_completion(tokenizer, prompt, response)
-        start, end = [], []
-    else:
-        asked, answered = (
-            tokenizer("\n\n".join(m["content"] for m in messages), add_special_tokens=False)["input_ids"]
-            for messages in (prompt, response)
-        )
-        start, end = [tokenizer.cls_token_id], [tokenizer.sep_token_id]
-        asked = asked + end
-    cut = 0 if max_length is None else max(len(start + asked + answered + end) - max_length, 0)
+    if not decoder:
+        return _encode_for_encoder(tokenizer, prompt, response, max_length, truncation_side)
+    asked, answered = tokenize_completion(tokenizer, prompt, response)
+    cut = 0 if max_length is None else max(len(asked) + len(answered) - max_length, 0)
     if truncation_side == "left":
         asked, answered = asked[cut:], answered[max(cut - len(asked), 0) :]
     else:
         asked = asked[: len(asked) - max(cut - len(answered), 0)]
         answered = answered[: max(len(answered) - cut, 0)]
-    return start + asked + answered + end, len(start) + len(asked)
+    return asked + answered, len(asked)
+
+
+def _encode_for_encoder(tokenizer, prompt, response, max_length: int | None, side: str) -> tuple[list[int], int]:
+    """As the tokenizer itself joins two texts, or one where there is no prompt."""
+    texts = ["\n\n".join(m["content"] for m in messages) for messages in (prompt, response) if messages]
+    found = tokenizer(*texts)
+    if max_length is not None and len(found["input_ids"]) > max_length:
+        ends = [found.sequence_ids(0).count(0), found.sequence_ids(0).count(1)]
+        # the prompt's beginning or the response's end, unless that is not enough
+        how, own = ("only_first", ends[0]) if side == "left" else ("only_second", ends[1])
+        if len(texts) == 1 or len(found["input_ids"]) - max_length >= own:
+            how = "longest_first"
+        before, tokenizer.truncation_side = tokenizer.truncation_side, side
+        try:
+            found = tokenizer(*texts, truncation=how, max_length=max_length)
+        finally:
+            tokenizer.truncation_side = before
+    whose = found.sequence_ids(0)
+    return found["input_ids"], whose.index(1) if 1 in whose else 0
 
 
 def tokenized_lists(
@@ -117,6 +131,16 @@ def _refuse_or_drop(name: str, number: int, responses: list[Messages], scores: l
     return None
 
 
+def token_types(attention_mask: torch.Tensor, starts: Sequence[int]) -> torch.Tensor:
+    """0 for the prompt, 1 for the response: `[N, L]`, for encoders that tell the two texts of a pair apart.
+
+    Args:
+        starts: `[N]`, where each response begins among the real tokens.
+    """
+    behind = attention_mask.cumsum(1) > torch.tensor(starts)[:, None]
+    return (behind & attention_mask.bool()).long()
+
+
 def padded(texts: list[list[int]], pad_token_id: int, padding_side: str = "right") -> tuple[torch.Tensor, torch.Tensor]:
     """Token ids and attention mask, `[N, L]` each."""
     width = max(map(len, texts))
@@ -134,11 +158,14 @@ class RewardCollator:
 
     Returns `scores` and `mask` `[B, r]`, `rows` `[B]`, and for the N responses `input_ids`, `attention_mask` `[N, L]`;
     `lm_asked` `[N, L]` where the language-modelling term is wanted (of texts whose score exceeds `lm_threshold`);
-    `user_rows` `[N]` where rows have a user.
+    `user_rows` `[N]` where rows have a user; `token_type_ids` `[N, L]` where the model tells two texts apart.
     """
 
-    def __init__(self, pad_token_id: int, padding_side: str, lm_threshold: float | None, lm_on_prompt: bool):
-        self.pad_token_id, self.padding_side = pad_token_id, padding_side
+    def __init__(
+        self, pad_token_id: int, padding_side: str, lm_threshold: float | None, lm_on_prompt: bool,
+        two_types: bool = False,
+    ):  # fmt: skip
+        self.pad_token_id, self.padding_side, self.two_types = pad_token_id, padding_side, two_types
         self.lm_threshold, self.lm_on_prompt = lm_threshold, lm_on_prompt
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
@@ -152,11 +179,13 @@ class RewardCollator:
             "scores": scores, "mask": mask, "rows": torch.tensor([e["row"] for e in examples]),
             "input_ids": ids, "attention_mask": attended,
         }  # fmt: skip
+        starts = [n for e in examples for n in e["prompt_tokens"]]
+        if self.two_types:
+            batch["token_type_ids"] = token_types(attended, starts)
         if self.lm_threshold is not None:
             asked = attended * (scores[mask] > self.lm_threshold)[:, None]
             if not self.lm_on_prompt:
-                prompts = torch.tensor([n for e in examples for n in e["prompt_tokens"]])
-                asked = asked * (attended.cumsum(1) > prompts[:, None])
+                asked = asked * (attended.cumsum(1) > torch.tensor(starts)[:, None])
             batch["lm_asked"] = asked
         if "user_row" in examples[0]:
             batch["user_rows"] = torch.tensor([e["user_row"] for e in examples for _ in e["scores"]])

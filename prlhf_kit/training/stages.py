@@ -32,6 +32,8 @@ from prlhf_kit.training.reward import EVALUATIONS, PersonalizedRewardConfig, Per
 from prlhf_kit.training.reward_data import encode
 from prlhf_kit.users import USER_MODELS, UserIndex
 
+GENERAL = "general/train"  # name of the set that GRFT is trained on; no domain has it
+
 
 @dataclass(frozen=True)
 class Strategy:
@@ -113,6 +115,7 @@ def build_reward_trainer(recipe: RewardRecipe) -> PersonalizedRewardTrainer:
     args = PersonalizedRewardConfig(**{**ours, **recipe.settings})
     imitates = args.lm_loss_coeff > 0
     if Path(recipe.model, REWARD_FILE).is_file():
+        _refuse_change(recipe)
         model, index = load_reward_model(recipe.model, trainable=True, lm_head=imitates, device="cpu")
     else:
         model, index = new_reward_model(recipe.model, recipe.pooling, imitates, args.seed, device="cpu"), None
@@ -134,6 +137,25 @@ def build_reward_trainer(recipe: RewardRecipe) -> PersonalizedRewardTrainer:
     )  # fmt: skip
 
 
+def _refuse_change(recipe: RewardRecipe) -> None:
+    """What a stage that goes on from an earlier one can't change."""
+    adapted = Path(recipe.model, "adapter_config.json").is_file()
+    pooling = json.loads(Path(recipe.model, REWARD_FILE).read_text())["pooling"]
+    users = Path(recipe.model, "users.json").is_file()
+    wrong = {
+        "adapter=None (the whole model)": adapted and recipe.adapter is None,
+        f"pooling={recipe.pooling!r}": recipe.pooling not in (None, pooling),
+        f"user_model={recipe.user_model!r}": bool(recipe.user_model) and adapted and not users,
+    }
+    for what, is_wrong in wrong.items():
+        if is_wrong:
+            raise ValueError(
+                f"{what} does not go with {recipe.model}, which has {'an adapter' if adapted else 'no adapter'}, "
+                f"pooling={pooling!r} and {'users' if users else 'no users'}: an earlier stage is trained further as "
+                "it is. Leave the setting out, or choose it in the first stage."
+            )
+
+
 def train_reward(recipe: RewardRecipe, launch: Sequence[str] = ()) -> pd.DataFrame:
     """Train to the end, or resume (`fit`), and return which pairs each evaluation ranked right.
 
@@ -141,7 +163,8 @@ def train_reward(recipe: RewardRecipe, launch: Sequence[str] = ()) -> pd.DataFra
         launch: as in `recipe.train`.
 
     Returns:
-        Columns `step`, `set`, `row`, `user_id`, `right`, `pairs`, see `PersonalizedRewardTrainer`.
+        Columns `step`, `set`, `row`, `user_id`, `prompt`, `right`, `pairs`, see `PersonalizedRewardTrainer`; up to the
+        step that was saved, where that is the best one.
     """
     if launch:
         launch_recipe(recipe, __name__, launch)
@@ -151,7 +174,8 @@ def train_reward(recipe: RewardRecipe, launch: Sequence[str] = ()) -> pd.DataFra
             if dropped:
                 print(f"{name}: left out {dropped}")
         fit(trainer, recipe.out)
-    return pd.read_parquet(Path(recipe.out, EVALUATIONS))
+    table = pd.read_parquet(Path(recipe.out, EVALUATIONS))
+    return table[table.step <= json.loads(Path(recipe.out, REWARD_FILE).read_text())["step"]]
 
 
 def general_name(lm_loss_coeff: float) -> str:
@@ -171,6 +195,14 @@ def folder_name(text: str) -> str:
     'academy-grft-lm-crft'
     """
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+
+
+def evaluated(points: int) -> dict[str, Any]:
+    """Settings that evaluate all sets and save a checkpoint `points` times during one epoch."""
+    if points < 1:
+        raise ValueError(f"points={points}: expected at least 1, the end.")
+    often = {"eval_strategy": "steps", "eval_steps": 1 / points, "save_strategy": "steps", "save_steps": 1 / points}
+    return often if points > 1 else {"eval_strategy": "epoch", "save_strategy": "epoch"}
 
 
 def sampled(pairs: Dataset, n: int, seed: int) -> Dataset:
@@ -204,7 +236,7 @@ def general_sets(
     general: Mapping[str, DatasetDict], tested_only: Collection[str], tokenizer, max_length: int, train: int, test: int,
     seed: int,
 ) -> dict[str, Dataset]:  # fmt: skip
-    """The training pairs `general`, from all general sets alike, and held-out pairs of each (`<name>/test`).
+    """The training pairs `GENERAL`, from all general sets alike, and held-out pairs of each (`<name>/test`).
 
     Of those in `tested_only`, which are not trained on, the training pairs are held-out ones as well.
     """
@@ -221,7 +253,7 @@ def general_sets(
             held_out = short["test_seen"]
             parts.append(sampled(short["train"], -(-train // trained), seed))
         found[f"{name}/test"] = _not_empty(sampled(held_out, test, seed), f"{name}/test", max_length)
-    found["general"] = _not_empty(sampled(concatenate_datasets(parts), train, seed), "general", max_length)
+    found[GENERAL] = _not_empty(sampled(concatenate_datasets(parts), train, seed), "general", max_length)
     return found
 
 
