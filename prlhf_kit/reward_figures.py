@@ -74,10 +74,9 @@ def domain_heatmap(table: pd.DataFrame) -> Figure:
     table = table.assign(
         note=[f"{r.accuracy:.2f}\n[{r.low:.2f}, {r.high:.2f}]\nn={r.pairs}" for r in table.itertuples()]
     )
-    order = {"index": list(dict.fromkeys(table.model)), "columns": list(dict.fromkeys(table.pairs_of))}
-    values, notes = (
-        table.pivot(index="model", columns="pairs_of", values=v).reindex(**order) for v in ("accuracy", "note")
-    )
+    models, others = list(dict.fromkeys(table.model)), list(dict.fromkeys(table.pairs_of))
+    cells = table.set_index(["model", "pairs_of"])
+    values, notes = (cells[column].unstack().loc[models, others] for column in ("accuracy", "note"))
     figure, ax = _figure(1.05 * len(values.columns) + 2.8, 0.7 * len(values) + 1.5)
     sns.heatmap(values, cmap="PuOr", vmin=0, vmax=1, annot=notes, fmt="", ax=ax, annot_kws={"size": 7},
                 cbar_kws={"label": "share ranked as they prefer"})  # fmt: skip

@@ -291,8 +291,16 @@ def test_killed_it_resumes_to_the_same_model(base, pairs, tmp_path, peft):
 
 
 def test_a_resumed_training_stops_where_it_would_have(base, pairs, tmp_path):
-    more = {"save_strategy": "steps", "save_steps": 1, "eval_strategy": "steps", "eval_steps": 1,
-            "num_train_epochs": 3, "load_best_model_at_end": True, "metric_for_best_model": "own_margin", "greater_is_better": True}  # fmt: skip
+    more = {
+        "save_strategy": "steps",
+        "save_steps": 1,
+        "eval_strategy": "steps",
+        "eval_steps": 1,
+        "num_train_epochs": 3,
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "own_margin",
+        "greater_is_better": True,
+    }
 
     def stopped(folder, *kills):
         for kill in (*kills, None):
