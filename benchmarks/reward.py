@@ -79,7 +79,8 @@ def train(way: str, data, batch_size: int) -> float:
 
     import prlhf_kit as kit
     from prlhf_kit.reward_model import new_reward_model
-    from prlhf_kit.training.reward import PersonalizedRewardConfig, PersonalizedRewardTrainer
+    from prlhf_kit.training.reward import PersonalizedRewardTrainer
+    from prlhf_kit.training.reward_config import PersonalizedRewardConfig
 
     model, tokenizer = new_reward_model(kit.EMBEDDED, lm_head=way == "train_ours_lm"), kit.load_tokenizer()
     adapter = LoraConfig(task_type="SEQ_CLS", r=8, target_modules=["q_proj", "v_proj"], modules_to_save=["score"])

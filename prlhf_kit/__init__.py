@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from prlhf_kit.training.config import PersonalizedDPOConfig
     from prlhf_kit.training.fit import fit, last_checkpoint
     from prlhf_kit.training.pdpo import FROZEN_BASE, PersonalizedDPOTrainer
-    from prlhf_kit.training.reward import PersonalizedRewardConfig, PersonalizedRewardTrainer
+    from prlhf_kit.training.reward import PersonalizedRewardTrainer
+    from prlhf_kit.training.reward_config import PersonalizedRewardConfig
     from prlhf_kit.users import (
         GENERIC,
         ClusterUserModel,
@@ -41,7 +42,8 @@ _WHERE = {
     "training.fit": ("fit", "last_checkpoint"),
     "training.config": ("PersonalizedDPOConfig",),
     "training.pdpo": ("FROZEN_BASE", "PersonalizedDPOTrainer"),
-    "training.reward": ("PersonalizedRewardConfig", "PersonalizedRewardTrainer"),
+    "training.reward": ("PersonalizedRewardTrainer",),
+    "training.reward_config": ("PersonalizedRewardConfig",),
     "users": (
         "GENERIC",
         "ClusterUserModel",

@@ -16,9 +16,10 @@ import prlhf_kit as kit
 from prlhf_kit.data.schema import SchemaError, record, said
 from prlhf_kit.reward_model import load_reward_model, new_reward_model
 from prlhf_kit.rewards import SequenceReward, load_reward
-from prlhf_kit.training import stages
+from prlhf_kit.training import stage_sets, stages
 from prlhf_kit.training.fit import HISTORY, fit
-from prlhf_kit.training.reward import EVALUATIONS, PersonalizedRewardConfig, PersonalizedRewardTrainer, StopEarly
+from prlhf_kit.training.reward import EVALUATIONS, PersonalizedRewardTrainer
+from prlhf_kit.training.reward_config import PersonalizedRewardConfig, StopEarly
 from prlhf_kit.training.reward_data import RewardCollator, tokenized_lists
 
 LORA = {"r": 4, "target_modules": ["q_proj", "v_proj"]}
@@ -374,19 +375,19 @@ def test_users_in_front_of_the_backbone_are_learned(base, tmp_path, peft):
 
 def test_sets_of_the_notebook(pairs, tokenizer):
     data = DatasetDict(train=pairs, test_seen=pairs)
-    found = stages.domain_sets(data, "user_id", ["a", "b"], tokenizer, 200, 3, 2, seed=0)
+    found = stage_sets.domain_sets(data, "user_id", ["a", "b"], tokenizer, 200, 3, 2, seed=0)
     assert {name: len(part) for name, part in found.items()} == {"a": 3, "a/test": 2, "b": 3, "b/test": 2}
     assert set(found["a/test"]["user_id"]) == {"a"}
     with pytest.raises(ValueError, match=r"no training pair has user_id='law'\. Known: a, b, c"):
-        stages.domain_sets(data, "user_id", ["law"], tokenizer, 200, 3, 2, seed=0)
+        stage_sets.domain_sets(data, "user_id", ["law"], tokenizer, 200, 3, 2, seed=0)
     with pytest.raises(ValueError, match="Raise max_length"):
-        stages.domain_sets(data, "user_id", ["a"], tokenizer, 5, 3, 2, seed=0)
-    general = stages.general_sets({"x": data, "y": data}, ["y"], tokenizer, 200, 6, 20, seed=0)
-    assert {name: len(part) for name, part in general.items()} == {"x/test": 12, "y/test": 20, stages.GENERAL: 6}
+        stage_sets.domain_sets(data, "user_id", ["a"], tokenizer, 5, 3, 2, seed=0)
+    general = stage_sets.general_sets({"x": data, "y": data}, ["y"], tokenizer, 200, 6, 20, seed=0)
+    assert {name: len(part) for name, part in general.items()} == {"x/test": 12, "y/test": 20, stage_sets.GENERAL: 6}
     with pytest.raises(ValueError, match="none is left to train on"):
-        stages.general_sets({"x": data}, ["x"], tokenizer, 200, 6, 20, seed=0)
-    assert len(stages.drawn(general[stages.GENERAL], 4, 0)) == 4
+        stage_sets.general_sets({"x": data}, ["x"], tokenizer, 200, 6, 20, seed=0)
+    assert len(stage_sets.drawn(general[stage_sets.GENERAL], 4, 0)) == 4
     with pytest.raises(ValueError, match="9 general pairs are asked for"):
-        stages.drawn(general[stages.GENERAL], 9, 0)
+        stage_sets.drawn(general[stage_sets.GENERAL], 9, 0)
     assert [stages.evaluated(n)["eval_strategy"] for n in (1, 2)] == ["epoch", "steps"]
     assert stages.general_stages(stages.STRATEGIES) == {"grft": 0.0, "grft-lm0.1": 0.1}

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,8 @@ import pandas as pd
 import torch
 from datasets import concatenate_datasets
 from peft import PeftConfig, PeftModel
-from transformers import EarlyStoppingCallback
 from transformers.trainer_utils import get_last_checkpoint
-from trl import RewardConfig, RewardTrainer
+from trl import RewardTrainer
 
 from prlhf_kit.chunks import fingerprint
 from prlhf_kit.conditioning import ATTRIBUTE, causal_lm, user_model_of, user_models
@@ -29,72 +27,12 @@ from prlhf_kit.saving import load_user_model
 from prlhf_kit.training import ranking
 from prlhf_kit.training.fit import MarkComplete
 from prlhf_kit.training.parameters import set_users_apart
+from prlhf_kit.training.reward_config import PersonalizedRewardConfig
 from prlhf_kit.training.reward_data import RewardCollator, tokenized_lists
 from prlhf_kit.users import UserIndex
 
 EVALUATIONS = "evaluations.parquet"
 MEASURES = ("accuracy", "margin", "ranking_loss", "loss")
-# DSP's settings for models of 7B, on one device: general, then customised reward fine-tuning. Where a stage imitates,
-# lm_loss_coeff is 0.1.
-_DSP = {"max_length": 512, "num_train_epochs": 1, "per_device_train_batch_size": 1}
-GRFT = _DSP | {"learning_rate": 1e-6, "gradient_accumulation_steps": 64, "warmup_steps": 100}
-CRFT = _DSP | {"learning_rate": 1e-7, "gradient_accumulation_steps": 256, "warmup_steps": 0}
-
-
-@dataclass
-class PersonalizedRewardConfig(RewardConfig):
-    """TRL's `RewardConfig`, and what DSP and personalised rewards need.
-
-    Args:
-        lm_loss_coeff: weight of the language-modelling term; at 0 the LM head is not computed. DSP: 0.1.
-        lm_score_threshold: texts whose normalised score exceeds it are imitated.
-        lm_on_prompt: the term takes in the prompt's tokens, as in DSP; False: the response's only.
-        truncation_side: which end of a text that is too long is cut. (TRL drops such pairs.)
-        padding_side: of a batch; the rewards are the same.
-        user_learning_rate, user_weight_decay: of the users' own rows, see `PersonalizedDPOConfig`.
-    """
-
-    lm_loss_coeff: float = field(default=0.0, metadata={"help": "Weight of the language-modelling term."})
-    lm_score_threshold: float = field(default=0.9, metadata={"help": "Normalised score of texts to be imitated."})
-    lm_on_prompt: bool = field(default=True, metadata={"help": "Whether prompts count in the language-modelling term."})
-    truncation_side: str = field(default="left", metadata={"help": "Which end of long texts is cut."})
-    padding_side: str = field(default="right", metadata={"help": "On which side batches are padded."})
-    user_learning_rate: float = field(default=1e-2, metadata={"help": "Peak learning rate of the users' own rows."})
-    user_weight_decay: float = field(default=0.0, metadata={"help": "Weight decay of the users' own rows."})
-    learning_rate: float = field(default=1e-6, metadata={"help": "Peak learning rate; DSP: 1e-6, then 1e-7."})
-    max_length: int | None = field(default=512, metadata={"help": "Tokens of prompt and response."})
-    eval_on_start: bool = field(default=True, metadata={"help": "Evaluate before the first step."})
-    # TRL turns it on by default, which costs a third more time
-    gradient_checkpointing: bool = field(default=False, metadata={"help": "Recompute activations to save memory."})
-    # early stopping goes on counting where a killed training did
-    restore_callback_states_from_checkpoint: bool = field(default=True, metadata={"help": "See transformers."})
-    ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "Of DistributedDataParallel."})
-
-    def __post_init__(self):
-        for name in ("truncation_side", "padding_side"):
-            if getattr(self, name) not in ("left", "right"):
-                raise ValueError(f"{name}={getattr(self, name)!r}: expected 'left' or 'right'.")
-        if self.lm_loss_coeff < 0 or not 0 <= self.lm_score_threshold < 1:
-            raise ValueError(
-                f"lm_loss_coeff={self.lm_loss_coeff}, lm_score_threshold={self.lm_score_threshold}: expected a weight "
-                "of at least 0 and a threshold in [0, 1)."
-            )
-        if self.bf16 is None:  # TRL's default is True everywhere, which is far slower than float32 on most CPUs
-            self.bf16 = not self.fp16 and not self.use_cpu and torch.cuda.is_available()
-        if not torch.cuda.is_available():  # it would only warn
-            self.dataloader_pin_memory = False
-        super().__post_init__()
-        if self.eval_strategy == "no":
-            self.eval_on_start = False
-
-
-class StopEarly(EarlyStoppingCallback):
-    """transformers' early stopping where several sets are evaluated, of which one is followed."""
-
-    def on_evaluate(self, args, state, control, metrics, **kwargs):
-        name = args.metric_for_best_model
-        if (name if name.startswith("eval_") else f"eval_{name}") in metrics:  # it is told of every set on its own
-            super().on_evaluate(args, state, control, metrics, **kwargs)
 
 
 class PersonalizedRewardTrainer(RewardTrainer):

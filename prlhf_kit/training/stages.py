@@ -12,15 +12,14 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
-from datasets import Dataset, DatasetDict, concatenate_datasets, load_from_disk
+from datasets import load_from_disk
 from peft import LoraConfig
 
 from prlhf_kit.conditioning import condition
@@ -28,11 +27,10 @@ from prlhf_kit.models import load_tokenizer
 from prlhf_kit.reward_model import REWARD_FILE, load_reward_model, new_reward_model
 from prlhf_kit.training.fit import fit
 from prlhf_kit.training.recipe import launch_recipe
-from prlhf_kit.training.reward import EVALUATIONS, PersonalizedRewardConfig, PersonalizedRewardTrainer, StopEarly
-from prlhf_kit.training.reward_data import encode
+from prlhf_kit.training.reward import EVALUATIONS, PersonalizedRewardTrainer
+from prlhf_kit.training.reward_config import PersonalizedRewardConfig, StopEarly
+from prlhf_kit.training.stage_sets import drawn
 from prlhf_kit.users import USER_MODELS, UserIndex
-
-GENERAL = "general/train"  # name of the set that GRFT is trained on; no domain has it
 
 
 @dataclass(frozen=True)
@@ -91,22 +89,6 @@ class RewardRecipe:
     settings: dict[str, Any] = field(default_factory=dict)
     evaluation: dict[str, str] = field(default_factory=dict)
     patience: int = 0
-
-
-def drawn(pairs: Dataset, n: int, seed: int) -> Dataset:
-    """`n` pairs drawn without replacement. Raises `ValueError` where there are fewer."""
-    if not 0 <= n <= len(pairs):
-        raise ValueError(f"{n} general pairs are asked for (general_ratio), but there are {len(pairs)}.")
-    return sampled(pairs, n, seed)
-
-
-def fitting(pairs: Dataset, tokenizer, max_length: int) -> Dataset:
-    """The pairs of which neither text is longer than `max_length` tokens (others would be cut)."""
-
-    def fits(row) -> bool:
-        return all(len(encode(tokenizer, row["prompt"], row[c])[0]) <= max_length for c in ("chosen", "rejected"))
-
-    return pairs.filter(fits)
 
 
 def build_reward_trainer(recipe: RewardRecipe) -> PersonalizedRewardTrainer:
@@ -203,64 +185,6 @@ def evaluated(points: int) -> dict[str, Any]:
         raise ValueError(f"points={points}: expected at least 1, the end.")
     often = {"eval_strategy": "steps", "eval_steps": 1 / points, "save_strategy": "steps", "save_steps": 1 / points}
     return often if points > 1 else {"eval_strategy": "epoch", "save_strategy": "epoch"}
-
-
-def sampled(pairs: Dataset, n: int, seed: int) -> Dataset:
-    """`n` pairs drawn without replacement, or all if there are fewer."""
-    return pairs.select(np.random.default_rng(seed).permutation(len(pairs))[:n])
-
-
-def domain_sets(
-    data: DatasetDict, column: str, names: Sequence[str], tokenizer, max_length: int, train: int, test: int, seed: int
-) -> dict[str, Dataset]:
-    """Training (`<name>`) and held-out pairs (`<name>/test`, of `test_seen`) of each domain that fit `max_length`.
-
-    Raises:
-        ValueError: a name that no pair has in `column`, or of which no pair is short enough.
-    """
-    known = sorted({value for value in data["train"][column] if value})
-    unknown = [name for name in names if name not in known]
-    if unknown:
-        raise ValueError(f"no training pair has {column}={unknown[0]!r}. Known: {', '.join(known)}.")
-    short = {split: fitting(data[split], tokenizer, max_length) for split in ("train", "test_seen")}
-    found = {}
-    for name in names:
-        for split, key, n in (("train", name, train), ("test_seen", f"{name}/test", test)):
-            values = short[split][column]
-            own = short[split].select([i for i, value in enumerate(values) if value == name])
-            found[key] = _not_empty(sampled(own, n, seed), key, max_length)
-    return found
-
-
-def general_sets(
-    general: Mapping[str, DatasetDict], tested_only: Collection[str], tokenizer, max_length: int, train: int, test: int,
-    seed: int,
-) -> dict[str, Dataset]:  # fmt: skip
-    """The training pairs `GENERAL`, from all general sets alike, and held-out pairs of each (`<name>/test`).
-
-    Of those in `tested_only`, which are not trained on, the training pairs are held-out ones as well.
-    """
-    if set(general) <= set(tested_only):
-        raise ValueError(f"tested_only names all general sets ({', '.join(general)}), so none is left to train on.")
-    found, parts = {}, []
-    columns = ["user_id", "prompt", "chosen", "rejected"]
-    trained = len(set(general) - set(tested_only))
-    for name, data in general.items():
-        short = {split: fitting(data[split], tokenizer, max_length).select_columns(columns) for split in data}
-        if name in tested_only:
-            held_out = concatenate_datasets(list(short.values()))
-        else:
-            held_out = short["test_seen"]
-            parts.append(sampled(short["train"], -(-train // trained), seed))
-        found[f"{name}/test"] = _not_empty(sampled(held_out, test, seed), f"{name}/test", max_length)
-    found[GENERAL] = _not_empty(sampled(concatenate_datasets(parts), train, seed), "general", max_length)
-    return found
-
-
-def _not_empty(pairs: Dataset, name: str, max_length: int) -> Dataset:
-    if not len(pairs):
-        raise ValueError(f"no pair of {name!r} has texts of at most {max_length} tokens. Raise max_length.")
-    return pairs
 
 
 def main() -> None:
