@@ -59,6 +59,7 @@ class SequenceReward:
         users: rows of the users, where the model is conditioned on them.
         dimension: which output is the reward, of a model with several (ArmoRM's `rewards`, or logits).
         max_length, truncation_side: see `PersonalizedRewardConfig`.
+        unfinished: responses are beginnings, whose reward is read at their last token so far: for ARGS decoding.
         cache: folder in which scores are kept, so that a killed scoring goes on; None: not.
     """
 
@@ -68,6 +69,7 @@ class SequenceReward:
     dimension: int | None = None
     max_length: int | None = 512
     truncation_side: str = "left"
+    unfinished: bool = False
     batch_size: int = 16
     cache: Path | None = None
 
@@ -95,8 +97,10 @@ class SequenceReward:
         decoder = is_decoder(causal_lm(self.model))
         asked = []
         for prompt, response, row in zip(prompts, responses, rows, strict=True):
-            texts = messages(prompt, "user"), messages(response, "assistant")
-            ids, start = encode(self.tokenizer, *texts, self.max_length, self.truncation_side, decoder)
+            ids, start = encode(
+                self.tokenizer, messages(prompt, "user"), messages(response, "assistant"), self.max_length,
+                self.truncation_side, decoder, self.unfinished,
+            )  # fmt: skip
             asked.append((tuple(ids), start, row))
         if not asked:
             return torch.zeros(0)

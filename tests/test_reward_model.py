@@ -122,6 +122,20 @@ def test_judge_and_best_of_n_follow_the_user(base):
         reward.score(PROMPTS[:1], [" "])
 
 
+def test_scores_of_beginnings_steer_decoding_as_args_does(base, tokenizer):
+    """ARGS (Khanov et al. 2024): among the base's top k tokens, the greatest logit + w * reward."""
+    lm, reward = kit.load_model(base), SequenceReward(new_reward_model(base), tokenizer, unfinished=True)
+    prompt = said("user", PROMPTS[0])
+    ids, start = encode(tokenizer, prompt, said("assistant", "Boil"), unfinished=True)
+    assert tokenizer.decode(ids[start:]) == "Boil"  # the turn is not ended
+    own = reward.model(input_ids=torch.tensor([ids])).logits.item()
+    assert reward.score([prompt], ["Boil"]).item() == pytest.approx(own, abs=1e-5)
+    logits, tokens = lm(input_ids=torch.tensor([ids])).logits[0, -1].topk(5)
+    rewards = reward.score([prompt] * 5, ["Boil" + tokenizer.decode(token) for token in tokens])
+    assert (logits + 0 * rewards).argmax() == 0
+    assert (logits + 1e4 * rewards).argmax() == rewards.argmax() != 0
+
+
 def test_a_published_model_keeps_its_own_way(tokenizer, tmp_path):
     """The shape of Ray2333/gpt2-large-helpful-reward_model: a sequence classifier with one logit."""
     torch.manual_seed(0)

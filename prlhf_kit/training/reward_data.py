@@ -20,7 +20,7 @@ Messages = list[dict[str, str]]
 
 def encode(
     tokenizer: PreTrainedTokenizerBase, prompt: Messages, response: Messages, max_length: int | None = None,
-    truncation_side: str = "left", decoder: bool = True,
+    truncation_side: str = "left", decoder: bool = True, unfinished: bool = False,
 ) -> tuple[list[int], int]:  # fmt: skip
     """Token ids of a prompt with its response, and how many of them are the prompt's.
 
@@ -30,12 +30,16 @@ def encode(
     Args:
         max_length: cut to so many tokens; None: not at all.
         truncation_side: "left" cuts the beginning (as DSP does), "right" the end.
+        unfinished: the response is the beginning of one, so a decoder's template does not end it.
     """
     if truncation_side not in ("left", "right"):
         raise ValueError(f"truncation_side={truncation_side!r}: expected 'left' or 'right'.")
     if not decoder:
         return _encode_for_encoder(tokenizer, prompt, response, max_length, truncation_side)
     asked, answered = tokenize_completion(tokenizer, prompt, response)
+    if unfinished:
+        layout = {"continue_final_message": True, "return_dict": True}
+        answered = tokenizer.apply_chat_template(prompt + response, **layout)["input_ids"][len(asked) :]
     cut = 0 if max_length is None else max(len(asked) + len(answered) - max_length, 0)
     if truncation_side == "left":
         asked, answered = asked[cut:], answered[max(cut - len(asked), 0) :]
