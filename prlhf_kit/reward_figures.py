@@ -136,8 +136,10 @@ def heads(table: pd.DataFrame) -> Figure:
             ax.errorbar(
                 x, part.accuracy, yerr=error, fmt="osD^vPX*"[i % 8], color=PALETTE[i % 8], capsize=3, label=kind
             )
-        for style, line in zip(("--", "-.", ":"), rows[rows.features == ""].itertuples(), strict=False):
-            ax.axhline(line.accuracy, color="0.3", linestyle=style, linewidth=1.2, label=line.head)
+        styles = {"oracle": {"color": PALETTE[5], "linewidth": 1.5}}
+        for style, line in zip(("--", "-.", "-"), rows[rows.features == ""].itertuples(), strict=False):
+            look = styles.get(str(line.head), {"color": "0.3", "linewidth": 1.2, "linestyle": style})
+            ax.axhline(line.accuracy, label=line.head, **look)
         ax.axhline(0.5, color="black", linewidth=1, linestyle=":")
         ax.set_xticks(range(len(sets)), sets, rotation=15, ha="right")
         ax.set(xlabel="features", ylabel=f"accuracy, {split} (95%)", ylim=(0, 1.02), xlim=(-0.5, len(sets) - 0.5))
