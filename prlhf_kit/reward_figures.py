@@ -157,6 +157,27 @@ def visible(table: pd.DataFrame) -> Figure:
     return figure
 
 
+def head_trade_off(table: pd.DataFrame) -> Figure:
+    """General against customised accuracy of heads on frozen features, from a strong to a weak penalty.
+
+    `table`: columns `strategy`, `custom`, `general`, `_low` and `_high` of both, `custom_pairs`, `general_pairs`, and
+    `chosen`: the setting that cross-validation prefers, which is drawn large, with 95% intervals.
+    """
+    figure, ax = _figure(7.4, 4.2)
+    for i, (strategy, rows) in enumerate(table.groupby("strategy", sort=False)):
+        ax.plot(rows.custom, rows.general, color=PALETTE[i % 8], marker=".", markersize=5, linewidth=1.2, alpha=0.8)
+        best = rows[rows.chosen].iloc[0]
+        x, y = ([[best[k] - best[f"{k}_low"]], [best[f"{k}_high"] - best[k]]] for k in ("custom", "general"))
+        ax.errorbar(best.custom, best.general, xerr=x, yerr=y, color=PALETTE[i % 8], marker="osD^vPX*"[i % 8],
+                    markersize=8, capsize=3, elinewidth=0.8, label=strategy)  # fmt: skip
+    ax.axhline(0.5, color="black", linewidth=1, linestyle=":")
+    ax.axvline(0.5, color="black", linewidth=1, linestyle=":")
+    ax.set(xlabel=f"accuracy on the domains' own pairs (n = {table.custom_pairs.iloc[0]})",
+           ylabel=f"accuracy on general pairs (n = {table.general_pairs.iloc[0]})")  # fmt: skip
+    figure.legend(*ax.get_legend_handles_labels(), frameon=False, loc="outside upper center", ncols=3)
+    return figure
+
+
 STAGE = "02_reward_models"
 FIGURES = {
     "reward_curves": (STAGE, "curves", curves),
@@ -165,4 +186,5 @@ FIGURES = {
     "reliability": (STAGE, "reliability", reliability),
     "reward_heads": (STAGE, "reward_heads", heads),
     "visible": (STAGE, "visible", visible),
+    "head_trade_off": (STAGE, "head_trade_off", head_trade_off),
 }

@@ -66,6 +66,7 @@ LEAVES = {
         "reward_heads.png",
         "visible.png",
         "reward_new_users.png",
+        "head_trade_off.png",
     },
     "03_pdpo_training": {"pdpo", "dpo", "history.parquet", "learning_curves.png", "similarity.png"},
     "04_pad_decoding": {"answers.parquet", "utility_by_weight.png"},

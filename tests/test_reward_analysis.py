@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 
 from prlhf_kit import reward_figures
 from prlhf_kit.data.schema import record
-from prlhf_kit.evaluation import reward_analysis
+from prlhf_kit.evaluation import head_trade_off, reward_analysis
+from prlhf_kit.evaluation.head_comparison import Embedded
 
 
 def log_odds(p):
@@ -82,6 +83,32 @@ def test_what_features_can_see():
     assert np.isnan(found["lists"])  # no text has any: nothing to be seen
 
 
+def two_tastes(seed=0):
+    """Everybody likes the first feature; a domain has less than 20 pairs, likes the first and not the second."""
+    rng = np.random.default_rng(seed)
+
+    def pairs(n, weights):
+        difference = rng.normal(size=(n, 3))
+        difference[difference @ weights < 0] *= -1
+        rows = [record(f"p{i}", "a", f"Prompt {i}?", "Yes.", "No.") for i in range(n)]
+        return Dataset.from_list(rows), Embedded(difference, np.zeros((n, 3)))
+
+    everybody, own = np.array([1.0, 0, 0]), np.array([1.0, -1, 0])
+    return pairs(200, everybody), {"own": pairs(16, own)}, pairs(150, everybody), {"own": pairs(150, own)}
+
+
+def test_a_head_that_starts_from_the_general_one_keeps_more_of_it():
+    table = head_trade_off.trade_off(*two_tastes(), strengths=(0.01, 0.1, 1.0, 10.0)).set_index("strategy")
+    alone, after, mixed = (table.loc[path] for path in head_trade_off.PATHS)
+    assert after.general.iloc[0] > 0.9 > after.custom.iloc[0]  # the general head itself
+    assert alone.general.iloc[0] == alone.custom.iloc[0] == 0.5  # all rewards 0
+    assert after.custom.iloc[-1] > after.custom.iloc[0]
+    assert after.general[after.chosen].item() > alone.general[alone.chosen].item()
+    assert mixed.general.iloc[-1] >= after.general.iloc[-1]
+    assert table.chosen.sum() == 3
+    assert set(table.custom_pairs) == set(table.general_pairs) == {150}
+
+
 def test_every_figure_is_drawn():
     reliability, _ = reward_analysis.calibration(np.linspace(-2, 3, 40), 4)
     tables = {
@@ -95,6 +122,7 @@ def test_every_figure_is_drawn():
             {"split": "test_seen", "features": ["x", ""], "head": ["pooled", "oracle"], "accuracy": [0.5, 1.0],
              "low": [0.4, 1.0], "high": [0.6, 1.0]}
         ),
+        "head_trade_off": head_trade_off.trade_off(*two_tastes(), strengths=(0.1, 10.0)),
         "visible": pd.DataFrame({"features": "x", "attribute": ["length", "lists"], "r2": [0.5, -0.1]}),
     }  # fmt: skip
     assert {table for _, table, _ in reward_figures.FIGURES.values()} == set(tables)

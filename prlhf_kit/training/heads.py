@@ -138,7 +138,7 @@ def fit_heads(
         return sum(_nll(kind, z[held], rows[held], *fit).sum().item() for (_, held), fit in held_out) / len(z)
 
     tried: list[tuple[float, int, float, float]] = []
-    common = {s: [_fit_pooled(z[train], s) for train, _ in parts] for s in strengths}
+    common = {s: [fit_pooled(z[train], s) for train, _ in parts] for s in strengths}
     for s, fits in common.items():
         tried.append((s, 0, np.nan, validated("pooled", ((w0, None, None) for w0 in fits))))
     base = min(tried, key=lambda row: row[3])[0]
@@ -158,7 +158,7 @@ def fit_heads(
     if wanted:
         _, size, strength, _ = min((row for row in tried if row[2] == row[2]), key=lambda row: row[3])
     scores = pd.DataFrame(tried, columns=["pooled_strength", "size", "strength", "nll"])
-    w0 = _fit_pooled(z, base)
+    w0 = fit_pooled(z, base)
     own, shared = torch.zeros(len(names), 0), torch.zeros(0, z.shape[1])
     if wanted:
         start = _fit_per_user(len(names), base, strength, z, rows, w0)
@@ -207,9 +207,11 @@ def _minimise(loss: Callable[[], torch.Tensor], parameters: list[torch.Tensor]) 
     optimizer.step(closure)
 
 
-def _fit_pooled(z: torch.Tensor, strength: float) -> torch.Tensor:
-    w = torch.zeros(z.shape[1], dtype=torch.float64, requires_grad=True)
-    _minimise(lambda: F.softplus(-z @ w).sum() + strength / 2 * w.square().sum(), [w])
+def fit_pooled(z: torch.Tensor, strength: float, towards: torch.Tensor | None = None) -> torch.Tensor:
+    """One Bradley-Terry head `[d]` for the differences `z` `[n, d]` (float64), regularised towards `towards` (0)."""
+    centre = torch.zeros(z.shape[1], dtype=torch.float64) if towards is None else towards
+    w = centre.clone().requires_grad_()
+    _minimise(lambda: F.softplus(-z @ w).sum() + strength / 2 * (w - centre).square().sum(), [w])
     return w.detach()
 
 
