@@ -60,6 +60,11 @@ class PersonalizedRewardTrainer(RewardTrainer):
         user_index: UserIndex | None = None, peft_config: PeftConfig | None = None, **kwargs,
     ):  # fmt: skip
         bare: Any = causal_lm(model)
+        if not hasattr(bare, "pooling"):
+            raise TypeError(
+                f"a {type(bare).__name__} was given, expected a model from new_reward_model or load_reward_model: build "
+                "it with kit.new_reward_model(name), which takes hub ids and folders of language models and reward models."
+            )
         self._conditioned = bool(user_models(model))
         training = train_dataset if isinstance(train_dataset, dict) else {"train": train_dataset}
         if self._conditioned:
@@ -120,10 +125,8 @@ class PersonalizedRewardTrainer(RewardTrainer):
             **kwargs,
         )  # fmt: skip
         if isinstance(self.model, PeftModel):
-            for (
-                name,
-                p,
-            ) in self.model.named_parameters():  # TRL puts all that is trained on a quantized base in bfloat16
+            # TRL puts all that is trained on a quantized base into bfloat16
+            for name, p in self.model.named_parameters():
                 if f"{ATTRIBUTE}." in name:
                     p.data = p.data.float()
         self.add_callback(MarkComplete())

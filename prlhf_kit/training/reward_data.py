@@ -52,7 +52,7 @@ def encode(
 def _encode_for_encoder(tokenizer, prompt, response, max_length: int | None, side: str) -> tuple[list[int], int]:
     """As the tokenizer itself joins two texts, or one where there is no prompt."""
     texts = ["\n\n".join(m["content"] for m in messages) for messages in (prompt, response) if messages]
-    found = tokenizer(*texts)
+    found = tokenizer(*texts, verbose=False)  # it would warn of the length
     if max_length is not None and len(found["input_ids"]) > max_length:
         ends = [found.sequence_ids(0).count(0), found.sequence_ids(0).count(1)]
         # the prompt's beginning or the response's end, unless that is not enough
