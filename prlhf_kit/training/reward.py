@@ -62,8 +62,8 @@ class PersonalizedRewardTrainer(RewardTrainer):
         bare: Any = causal_lm(model)
         if not hasattr(bare, "pooling"):
             raise TypeError(
-                f"a {type(bare).__name__} was given, expected a model from new_reward_model or load_reward_model: build "
-                "it with kit.new_reward_model(name), which takes hub ids and folders of language models and reward models."
+                f"a {type(bare).__name__} was given, expected one of new_reward_model or load_reward_model. Build it "
+                "with kit.new_reward_model(name): names are those of language models or of reward models."
             )
         self._conditioned = bool(user_models(model))
         training = train_dataset if isinstance(train_dataset, dict) else {"train": train_dataset}
