@@ -79,6 +79,13 @@ def test_the_setting_with_the_least_held_out_loss_is_chosen(kind):
     assert len(tried) == {"pooled": 3, "per_user": 3}.get(kind, 6)
 
 
+def test_many_users_are_computed_otherwise_but_alike(monkeypatch):
+    few = fit_heads("per_user", *simulate(), np.ones(3), strengths=(1.0,))
+    monkeypatch.setattr(heads, "MANY_USERS", 0)
+    many = fit_heads("per_user", *simulate(), np.ones(3), strengths=(1.0,))
+    assert few.weights(["a", "d"]) == pytest.approx(many.weights(["a", "d"]), abs=1e-6)
+
+
 def test_pairs_of_a_prompt_are_in_one_fold(monkeypatch):
     seen = []
     split = heads.GroupKFold.split

@@ -28,6 +28,7 @@ from sklearn.model_selection import GroupKFold
 
 KINDS = ("pooled", "per_user", "low_rank", "mixture")
 STRENGTHS = (0.001, 0.01, 0.1, 1.0, 10.0, 100.0)  # tried for w_0 and for what is personal
+MANY_USERS = 200
 RANKS = (1, 2, 3, 4, 6)  # r of low_rank, K of mixture
 
 
@@ -184,6 +185,8 @@ def _log_odds(kind: str, z, rows, pooled, own, shared) -> torch.Tensor:
     if kind == "pooled":
         return common
     if kind == "per_user":
+        if len(own) <= MANY_USERS:  # every user's reward of every pair: more numbers, but one matrix product
+            return common + (z @ own.T).gather(1, rows[:, None]).squeeze(1)
         return common + (z * own[rows]).sum(1)
     coefficients = own.softmax(-1) if kind == "mixture" else own
     return common + ((z @ shared.T) * coefficients[rows]).sum(1)
