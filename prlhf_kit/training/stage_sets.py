@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
+import pandas as pd
 from datasets import Dataset, DatasetDict, concatenate_datasets
 
 from prlhf_kit.training.reward_data import encode
@@ -31,6 +32,16 @@ def fitting(pairs: Dataset, tokenizer, max_length: int) -> Dataset:
 def sampled(pairs: Dataset, n: int, seed: int) -> Dataset:
     """`n` pairs drawn without replacement, or all if there are fewer."""
     return pairs.select(np.random.default_rng(seed).permutation(len(pairs))[:n])
+
+
+def most_pairs(values: Sequence[str], n: int) -> list[str]:
+    """The `n` most frequent values (0: all), those of equal frequency by name.
+
+    >>> most_pairs(["b", "a", "b", "a", "c"], 2)
+    ['a', 'b']
+    """
+    counts = pd.Series(values).value_counts().sort_index().sort_values(ascending=False, kind="stable")
+    return counts.index[: n or None].tolist()
 
 
 def domain_sets(
