@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
-import pandas as pd
 from datasets import Dataset, DatasetDict, concatenate_datasets
 
 from prlhf_kit.training.reward_data import encode
@@ -35,13 +35,12 @@ def sampled(pairs: Dataset, n: int, seed: int) -> Dataset:
 
 
 def most_pairs(values: Sequence[str], n: int) -> list[str]:
-    """The `n` most frequent values (0: all), those of equal frequency by name.
+    """The `n` most frequent values (0: all), those of equal frequency as they come.
 
     >>> most_pairs(["b", "a", "b", "a", "c"], 2)
-    ['a', 'b']
+    ['b', 'a']
     """
-    counts = pd.Series(values).value_counts().sort_index().sort_values(ascending=False, kind="stable")
-    return counts.index[: n or None].tolist()
+    return [value for value, _ in Counter(values).most_common(n or None)]
 
 
 def domain_sets(
