@@ -3,7 +3,7 @@
 Scoring the two responses of each pair: batches by length (`SequenceReward`) against batches in the order of the data,
 padded to their longest; and against one text at a time. Training: the kit's trainer with and without the LM term, and
 grouped by length, against TRL's RewardTrainer on the same token ids, as it comes (gradient checkpointing) and without
-checkpointing. Fitting heads: all kinds on MiniLM features, against embedding the same responses.
+checkpointing.
 
 SmolLM2-135M-Instruct, LoRA r = 8 on q and v, `simulated`. Each way runs in a process of its own, one after the other.
 
@@ -30,7 +30,6 @@ RATIOS = {  # name -> (slower or compared with, against which)
     "train_ours_vs_trl_default": ("train_ours", "train_trl_default"),
     "train_ours_grouped_vs_trl": ("train_ours_grouped", "train_trl"),
     "train_ours_lm_vs_trl": ("train_ours_lm", "train_trl"),
-    "fit_heads_vs_embed": ("fit_heads", "embed"),
 }
 WAYS = list(dict.fromkeys(way for pair in RATIOS.values() for way in pair))
 
@@ -39,13 +38,7 @@ def run(way: str, pairs: int, batch_size: int) -> None:
     import prlhf_kit as kit
 
     data = kit.data.load("simulated", pairs_per_user=-(-pairs // 8))["train"].shuffle(seed=0).select(range(pairs))
-    if way.startswith("score"):
-        seconds = score(way, data, batch_size)
-    elif way.startswith("train"):
-        seconds = train(way, data, batch_size)
-    else:
-        seconds = heads(way, data)
-    print(json.dumps(seconds))
+    print(json.dumps((score if way.startswith("score") else train)(way, data, batch_size)))
 
 
 def score(way: str, data, batch_size: int) -> float:
@@ -102,25 +95,6 @@ def train(way: str, data, batch_size: int) -> float:
             args = PersonalizedRewardConfig(**plain)
             PersonalizedRewardTrainer(model, args, data, None, tokenizer, peft_config=adapter).train()
         return time.perf_counter() - start
-
-
-def heads(way: str, data) -> float:
-    from datasets import DatasetDict
-
-    from prlhf_kit.evaluation import head_comparison
-    from prlhf_kit.features import load_embedder
-    from prlhf_kit.models import SENTENCES
-    from prlhf_kit.training.heads import KINDS
-
-    embedders = [load_embedder(SENTENCES)]
-    start = time.perf_counter()
-    embedded = head_comparison.embed(DatasetDict(train=data), embedders)
-    if way == "embed":
-        return time.perf_counter() - start
-    start = time.perf_counter()
-    for kind in KINDS:
-        head_comparison.fit(kind, data, embedded["train"])
-    return time.perf_counter() - start
 
 
 def main() -> None:
