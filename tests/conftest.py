@@ -131,6 +131,15 @@ def pairs():
 
 
 @pytest.fixture
+def base(tokenizer, tmp_path):
+    """Folder of a tiny language model with its tokenizer."""
+    folder = tmp_path / "lm"
+    build_tiny("llama", len(tokenizer)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
 def bert(tmp_path):
     words = "how do i make tea ? what is rain boil water first , then pour it over the leaves . no".split()
     folder = tmp_path / "bert"

@@ -26,6 +26,7 @@ SMOKE = {
         "general_pairs": 8,
         "custom_pairs": 4,
         "test_pairs": 3,
+        "domains": ["structured", "casual"],
         "strategies": ["GRFT + LM, CRFT + LM", "base, CRFT", "GRFT, CRFT with general pairs"],
         "shots": [0, 1],
     },
@@ -57,7 +58,7 @@ LEAVES = {
     "02_reward_models": {
         "grft",
         "grft-lm0.1",
-        "casual-grft-lm-crft-lm",
+        "structured-grft-lm-crft-lm",
         "trade_off.png",
         "reward_curves.png",
         "domain_heatmap.png",

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from conftest import build_tiny
 from transformers import (
     AutoModelForSequenceClassification,
     GPT2Config,
@@ -26,14 +25,6 @@ from prlhf_kit.users import UserIndex
 
 PROMPTS = ["How do I make tea?", "What is rain?", "How do I make tea?"]
 RESPONSES = ["Boil water first, then pour it over the leaves.", "Water.", "No."]
-
-
-@pytest.fixture
-def base(tokenizer, tmp_path):
-    folder = tmp_path / "lm"
-    build_tiny("llama", len(tokenizer)).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return str(folder)
 
 
 def test_saved_models_come_back_and_others_can_load_them(base, tokenizer, tmp_path):

@@ -6,7 +6,6 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from conftest import build_tiny
 from datasets import Dataset, DatasetDict
 from peft import LoraConfig
 from transformers import BertConfig, BertForMaskedLM, TrainerCallback
@@ -23,14 +22,6 @@ from prlhf_kit.training.reward_config import PersonalizedRewardConfig, StopEarly
 from prlhf_kit.training.reward_data import RewardCollator, tokenized_lists
 
 LORA = {"r": 4, "target_modules": ["q_proj", "v_proj"]}
-
-
-@pytest.fixture
-def base(tokenizer, tmp_path):
-    folder = tmp_path / "lm"
-    build_tiny("llama", len(tokenizer)).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return str(folder)
 
 
 def settings(folder, **more):
