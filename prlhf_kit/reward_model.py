@@ -20,12 +20,20 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 from transformers.modeling_outputs import ModelOutput
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-from prlhf_kit.conditioning import causal_lm, condition
+from prlhf_kit.conditioning import causal_lm
 from prlhf_kit.models import ModelError, from_hub
 from prlhf_kit.record import sha256, write_json
-from prlhf_kit.saving import USER_WEIGHTS, is_users, load_user_model, reference_name, save_index, save_user_model
+from prlhf_kit.saving import (
+    USER_WEIGHTS,
+    condition_as_saved,
+    is_users,
+    load_user_model,
+    reference_name,
+    save_index,
+    save_user_model,
+)
 from prlhf_kit.training.ranking import text_nll
-from prlhf_kit.users import USER_MODELS, UserIndex
+from prlhf_kit.users import UserIndex
 
 POOLING = ("last", "mean", "max", "own")
 REWARD_FILE = "reward.json"
@@ -240,9 +248,7 @@ def load_reward_model(
     index = None
     if Path(name, "users.json").is_file():
         index, saved = UserIndex.load(name)
-        kinds: dict[str, Any] = {kind.__name__: kind for kind in USER_MODELS.values()}
-        table = kinds[saved["user_model"]](len(index), model.get_input_embeddings().weight, **saved["options"])
-        condition(model, table)
+        condition_as_saved(model, name, index, saved)
         if Path(name, USER_WEIGHTS).is_file():
             load_user_model(model, name)
     if adapter:

@@ -77,6 +77,28 @@ def save_index(model, index: UserIndex, folder: str | Path) -> None:
     )  # fmt: skip
 
 
+def condition_as_saved(
+    model: PreTrainedModel, folder: str | Path, index: UserIndex, saved: dict[str, Any],
+    user_model: nn.Module | None = None,
+) -> None:  # fmt: skip
+    """Condition `model` on an untrained user model like the one that `users.json` in `folder` (`saved`) speaks of.
+
+    Raises:
+        ConditioningError: it is not one of the kit's, and `user_model` is not of its class.
+    """
+    if user_model is None:
+        kinds: dict[str, Any] = {kind.__name__: kind for kind in USER_MODELS.values()}
+        kind = kinds.get(saved["user_model"])
+        if kind is not None:
+            user_model = kind(len(index), model.get_input_embeddings().weight, **saved["options"])
+    if user_model is None or type(user_model).__name__ != saved["user_model"]:
+        raise ConditioningError(
+            f"{folder} was trained with a {saved['user_model']}, got {type(user_model).__name__}. Pass "
+            f"user_model={saved['user_model']}(...), built as it was for training."
+        )
+    condition(model, user_model)
+
+
 def load_personalized(
     folder: str | Path, base: str | PreTrainedModel | None = None, user_model: nn.Module | None = None
 ) -> tuple[PreTrainedModel | PeftModel, UserIndex]:
@@ -103,17 +125,7 @@ def load_personalized(
         model = load_model(str(folder))
     else:
         model = base if isinstance(base, PreTrainedModel) else load_model(base or saved["base_model"])
-    if user_model is None:
-        kinds: dict[str, Any] = {kind.__name__: kind for kind in USER_MODELS.values()}
-        kind = kinds.get(saved["user_model"])
-        if kind is not None:
-            user_model = kind(len(index), model.get_input_embeddings().weight, **saved["options"])
-    if user_model is None or type(user_model).__name__ != saved["user_model"]:
-        raise ConditioningError(
-            f"{folder} was trained with a {saved['user_model']}, got {type(user_model).__name__}. Pass "
-            f"user_model={saved['user_model']}(...), built as it was for training."
-        )
-    condition(model, user_model)
+    condition_as_saved(model, folder, index, saved, user_model)
     if not whole:
         return PeftModel.from_pretrained(model, folder).eval(), index
     load_user_model(model, folder)

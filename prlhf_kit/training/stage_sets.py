@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 import numpy as np
 from datasets import Dataset, DatasetDict, concatenate_datasets
 
+from prlhf_kit.evaluation.head_comparison import by_value
 from prlhf_kit.training.reward_data import encode
 
 GENERAL = "general/train"  # name of the set that GRFT is trained on; no domain has it
@@ -56,12 +57,11 @@ def domain_sets(
     if unknown:
         raise ValueError(f"no training pair has {column}={unknown[0]!r}. Known: {', '.join(known)}.")
     short = {split: fitting(data[split], tokenizer, max_length) for split in ("train", "test_seen")}
+    own = {split: by_value(pairs, column, names) for split, pairs in short.items()}
     found = {}
     for name in names:
         for split, key, n in (("train", name, train), ("test_seen", f"{name}/test", test)):
-            values = short[split][column]
-            own = short[split].select([i for i, value in enumerate(values) if value == name])
-            found[key] = _not_empty(sampled(own, n, seed), key, max_length)
+            found[key] = _not_empty(sampled(own[split][name], n, seed), key, max_length)
     return found
 
 
