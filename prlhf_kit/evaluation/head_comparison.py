@@ -34,13 +34,12 @@ class Embedded(NamedTuple):
 def embed(data: DatasetDict, embedders: Sequence[Embedder], cache: Path | None = None) -> dict[str, Embedded]:
     """Features of every split's pairs; those of several embedders side by side."""
 
-    def columns(prompts, responses) -> np.ndarray:
-        return np.concatenate([embedder(prompts, responses, cache) for embedder in embedders], axis=1)
-
     prompts = [prompt for pairs in data.values() for prompt in pairs["prompt"]]
-    both = [columns(prompts, [r for pairs in data.values() for r in pairs[c]]) for c in ("chosen", "rejected")]
+    texts = [response for c in ("chosen", "rejected") for pairs in data.values() for response in pairs[c]]
+    # in one call, since a response that one user chose another may have rejected
+    features = np.concatenate([embedder(prompts * 2, texts, cache) for embedder in embedders], axis=1)
     ends = np.cumsum([len(pairs) for pairs in data.values()])[:-1]
-    parts = zip(*(np.split(features, ends) for features in both), strict=True)
+    parts = zip(*(np.split(half, ends) for half in np.split(features, 2)), strict=True)
     return {split: Embedded(*part) for split, part in zip(data, parts, strict=True)}
 
 
