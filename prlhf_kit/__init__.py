@@ -7,8 +7,10 @@ if TYPE_CHECKING:
     from prlhf_kit import data
     from prlhf_kit.conditioning import ConditioningError, condition
     from prlhf_kit.data import SchemaError
+    from prlhf_kit.decoding.answers import GuidedAnswer
     from prlhf_kit.decoding.generate import DecodingError, generate
-    from prlhf_kit.decoding.pad import GuidedAnswer, guided_generate
+    from prlhf_kit.decoding.guided import GuidedDecoder
+    from prlhf_kit.decoding.guides import ARGS, PAD, Vocabulary
     from prlhf_kit.models import EMBEDDED, ModelError, load_model, load_tokenizer
     from prlhf_kit.reward_model import load_reward_model, new_reward_model
     from prlhf_kit.rewards import best_of_n, load_reward, preference
@@ -33,7 +35,9 @@ _WHERE = {
     "conditioning": ("ConditioningError", "condition"),
     "data": ("SchemaError",),
     "decoding.generate": ("DecodingError", "generate"),
-    "decoding.pad": ("GuidedAnswer", "guided_generate"),
+    "decoding.answers": ("GuidedAnswer",),
+    "decoding.guided": ("GuidedDecoder",),
+    "decoding.guides": ("ARGS", "PAD", "Vocabulary"),
     "models": ("EMBEDDED", "ModelError", "load_model", "load_tokenizer"),
     "reward_model": ("load_reward_model", "new_reward_model"),
     "rewards": ("best_of_n", "load_reward", "preference"),
@@ -55,14 +59,17 @@ _WHERE = {
 }
 
 __all__ = [
+    "ARGS",
     "EMBEDDED",
     "FROZEN_BASE",
     "GENERIC",
+    "PAD",
     "Adapted",
     "ClusterUserModel",
     "ConditioningError",
     "DecodingError",
     "GuidedAnswer",
+    "GuidedDecoder",
     "IndividualUserModel",
     "LowRankUserModel",
     "ModelError",
@@ -73,6 +80,7 @@ __all__ = [
     "SchemaError",
     "UserIndex",
     "UserModel",
+    "Vocabulary",
     "adapt",
     "add_users",
     "best_of_n",
@@ -81,7 +89,6 @@ __all__ = [
     "fit",
     "forget_users",
     "generate",
-    "guided_generate",
     "last_checkpoint",
     "load_model",
     "load_personalized",

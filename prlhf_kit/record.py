@@ -62,8 +62,12 @@ def sha256(path: Path) -> str:
 
 
 def write_json(path: Path, content: object) -> None:
-    """Write JSON atomically: a reader sees the old file or the new one, never half of one."""
-    text = json.dumps(content, indent=1, allow_nan=False)
+    """Write JSON atomically, see `write_text`."""
+    write_text(path, json.dumps(content, indent=1, allow_nan=False))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file atomically: a reader sees the old file or the new one, never half of one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}-{os.getpid()}")
     with temporary.open("w") as f:

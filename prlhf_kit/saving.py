@@ -26,11 +26,16 @@ def reference_of(model) -> Iterator[PreTrainedModel | PeftModel]:
     if isinstance(model, PeftModel):
         with model.disable_adapter():
             yield model
-        return
+    else:
+        yield reference_model(model)
+
+
+def reference_model(model: PreTrainedModel) -> PreTrainedModel:
+    """The model that `model`, all of whose weights were trained, started from: loaded by its name (once)."""
     kept = model.__dict__  # not an attribute, which would make the reference a part of the model
     if "_reference" not in kept:
         kept["_reference"] = load_model(reference_name(model), model.dtype, str(model.device))
-    yield kept["_reference"]
+    return kept["_reference"]
 
 
 def reference_name(model: PreTrainedModel) -> str:

@@ -8,6 +8,7 @@ os.environ.setdefault("TQDM_DISABLE", "1")
 import pytest
 import torch
 from datasets import Dataset
+from peft import LoraConfig, get_peft_model
 from raw import compred_folder, dsp_file, personalllm_folder, prism_folder, tldr_rows  # noqa: F401  (fixtures)
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
@@ -118,6 +119,21 @@ def make_tiny(tokenizer):
         return model
 
     return make
+
+
+@pytest.fixture
+def personal(make_tiny, architecture):
+    """A P-DPO model as after training: LoRA B and user offsets are not zero."""
+    model = make_tiny(architecture, users=3, offsets=0.8)
+    config = LoraConfig(
+        target_modules=TARGETS[architecture], modules_to_save=["user_model"], fan_in_fan_out=architecture == "gpt2"
+    )
+    model = get_peft_model(model, config).eval()
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if "lora_B" in name:
+                p.normal_(0, 0.4, generator=torch.Generator().manual_seed(5))
+    return model
 
 
 @pytest.fixture

@@ -19,11 +19,16 @@ class DecodingError(ValueError):
     """The request can't be decoded; the message says why and what to do."""
 
 
-def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], device) -> dict[str, torch.Tensor]:
-    """Chat prompts as a left-padded batch: `input_ids`, `attention_mask` and `position_ids`, each `[B, L]`."""
+def require_text(prompts: Sequence[Prompt]) -> None:
+    """Raise `DecodingError` where a prompt is empty."""
     for prompt in prompts:
         if not prompt or not prompt[-1]["content"].strip():
             raise DecodingError(f"an empty prompt can't be answered: {prompt!r}. Expected messages with text.")
+
+
+def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], device) -> dict[str, torch.Tensor]:
+    """Chat prompts as a left-padded batch: `input_ids`, `attention_mask` and `position_ids`, each `[B, L]`."""
+    require_text(prompts)
     batch = tokenizer.apply_chat_template(
         list(prompts), add_generation_prompt=True, padding=True, return_dict=True, return_tensors="pt",
         tokenizer_kwargs={"padding_side": "left"},

@@ -1,0 +1,244 @@
+"""What steers a base model token by token: PAD, ARGS, and vocabulary-wide rewards.
+
+Among the base's top-k tokens v, with base(v) its log-probability after processors such as the repetition penalty:
+
+    score(v) = own * base(v) + w * reward(v)
+
+- **PAD, the paper's form** (Chen et al. 2025, arXiv 2410.04070, Eq. 13 and Alg. 2): own = 1, reward(v) = log pi_pers(v |
+  p, s) - log pi_ref(v | s). The base does not see the preference p.
+- **PAD, the released form**: own = 1 - w, reward(v) = log pi_pers(v | p, s), and the base sees the preference. The
+  authors' code takes log-softmax over the candidates only and the base as reference, which differs by a constant a step.
+  At w = 1 the base only picks the candidates. With several people's policies this is multi-objective decoding (MOD: Shi
+  et al. 2024, arXiv 2406.18853).
+- **ARGS** (Khanov et al. 2024, arXiv 2402.01694, Eq. 3): own = 1, reward(v) = r(x, y<t, v) of a sequence reward model.
+- **Vocabulary-wide rewards** (FaRMA: Rashid et al. 2025, arXiv 2502.04517): own = 1; a language model whose logits are
+  the rewards of all next tokens, so that a token costs one reward call.
+
+Log-probabilities are over each model's whole vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from peft import PeftModel
+from transformers import PreTrainedTokenizerBase
+
+from prlhf_kit.conditioning import causal_lm, takes_user_text, user_models
+from prlhf_kit.data.chat import tell
+from prlhf_kit.decoding.generate import DecodingError, Prompt
+from prlhf_kit.decoding.readers import Row
+from prlhf_kit.preference_head import has_head
+from prlhf_kit.reward_model import head_name, is_decoder
+from prlhf_kit.rewards import SequenceReward
+from prlhf_kit.saving import reference_model
+from prlhf_kit.users import UserIndex
+
+# Whom an answer is for: a user or a preference in words; several words that are joined in the prompt; several users or
+# preferences that are read one by one, with their weights; None: nobody in particular.
+Who = str | Sequence[str] | Mapping[str, float] | None
+FORMS = ("paper", "released")
+
+
+class Guide(Protocol):
+    """What `GuidedDecoder` needs of a guide."""
+
+    tokenizer: PreTrainedTokenizerBase | None
+
+    def own(self, weight: float) -> float:
+        """Factor of the base's log-probability."""
+        ...
+
+    def told(self, who: Who) -> str | None:
+        """What the base is told of the preference."""
+        ...
+
+    def rows(self, owner: int, prompt: Prompt, who: Who, tokenizer) -> list[tuple[Row, float]]:
+        """What is read for one answer, and with which factor it counts."""
+        ...
+
+
+def ids_of(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, told: str | None = None) -> tuple[int, ...]:
+    """Token ids of a prompt that waits for its answer."""
+    found = tokenizer.apply_chat_template(tell(prompt, told), add_generation_prompt=True, return_dict=True)
+    return tuple(found["input_ids"])
+
+
+def start_of(model, owner: int, ids: tuple[int, ...]) -> Row:
+    """A row of the model that `model` was trained from; of one that is not known to have been trained, itself."""
+    if isinstance(model, PeftModel):
+        return Row(owner, ids, model, adapter=False)
+    trained = user_models(model) or hasattr(model, "reference_name")
+    return Row(owner, ids, reference_model(model) if trained else model)
+
+
+def weighed(who: Who) -> dict[str | None, float]:
+    """Preferences that are read one by one, with their weights. Those given as a sequence are joined to one text."""
+    if who is None or isinstance(who, str):
+        return {who: 1.0}
+    if not isinstance(who, Mapping):
+        return {" ".join(who): 1.0}
+    bad = {name: value for name, value in who.items() if not math.isfinite(value)}
+    if bad or not who:
+        raise DecodingError(f"weights of preferences are {dict(who)}, expected finite numbers, at least one.")
+    return {name: float(value) for name, value in who.items()}
+
+
+def rows_of(users: UserIndex | None, names: Sequence[str | None]) -> list[int | None]:
+    """Rows of users, 0 (the generic one) for None. Raises `DecodingError` for one that the index does not know."""
+    if users is None:
+        return [None] * len(names)
+    unknown = [name for name in names if name is not None and name not in users]
+    if unknown:
+        some = ", ".join(map(repr, users.user_ids[:5]))
+        raise DecodingError(
+            f"{unknown[0]!r} has no row in the user index, which knows {len(users.user_ids)} users ({some}, ...). Use one of "
+            "them, None for the generic user, or kit.adapt the model to the new user first."
+        )
+    return [0 if name is None else users.rows([name])[0] for name in names]
+
+
+@dataclass
+class PAD:
+    """Steering by a policy that knows the person, against the model that it started from.
+
+    Args:
+        model: of `load_persrm` (a preference in words; the reference is its own backbone without head and preference), of
+            `load_personalized` (a user's soft tokens; the reference is the model it was trained from), any policy that
+            was trained with the preference in its prompt (likewise), or any language model (the reference is itself
+            without the preference).
+        users: rows of the users, for a model with soft tokens. `who` is then a user's id.
+        words: users' own words by their id, for a model that was trained with both (`user_text=True`).
+        form: "paper" or "released", see the module.
+        tokenizer: of `model`; may be left out where the base is the model that it was trained from.
+    """
+
+    model: Any
+    users: UserIndex | None = None
+    words: Mapping[str, str] = field(default_factory=dict)
+    form: str = "paper"
+    tokenizer: PreTrainedTokenizerBase | None = None
+
+    def __post_init__(self):
+        if self.form not in FORMS:
+            raise DecodingError(f"form={self.form!r}: expected one of {', '.join(FORMS)}.")
+        conditioned = bool(user_models(self.model))
+        if conditioned != (self.users is not None):
+            raise DecodingError(
+                "the model has soft tokens for its users: pass users=index, as load_personalized returns it."
+                if conditioned
+                else "users were given, but the model has no soft tokens for them. Leave users out; `who` is then a "
+                "preference in words."
+            )
+        self._takes_words = conditioned and takes_user_text(self.model)
+
+    def own(self, weight: float) -> float:
+        """1 in the paper's form, 1 - w in the released one."""
+        return 1.0 if self.form == "paper" else 1.0 - weight
+
+    def told(self, who: Who) -> str | None:
+        """The preference in the released form, nothing in the paper's."""
+        if self.form == "paper":
+            return None
+        texts = [text for text in map(self._text, weighed(who)) if text]
+        return " ".join(texts) or None
+
+    def _text(self, name: str | None) -> str | None:
+        """What the policy is told in words."""
+        if self.users is None:
+            return None if name is None else getattr(causal_lm(self.model), "wording", "{}").format(name)
+        if not self._takes_words or name is None:
+            return None
+        if name not in self.words:
+            raise DecodingError(
+                f"the model was trained with the users' own words, but there are none of {name!r}. Pass "
+                "words={user_id: user_text}."
+            )
+        return self.words[name]
+
+    def rows(self, owner: int, prompt: Prompt, who: Who, tokenizer) -> list[tuple[Row, float]]:
+        """See `Guide.rows`: policies with their weights, and in the paper's form the reference."""
+        tokenizer, shares = self.tokenizer or tokenizer, weighed(who)
+        if self.users is not None and not (who is None or isinstance(who, (str, Mapping))):
+            raise DecodingError(f"several users need weights: {list(who)}, expected {{user_id: weight}}.")
+        users = rows_of(self.users, list(shares))
+        found = [
+            (Row(owner, ids_of(tokenizer, prompt, self._text(name)), self.model, user=user), share)
+            for (name, share), user in zip(shares.items(), users, strict=True)
+        ]
+        if self.form == "paper":
+            found.append((self._reference(owner, ids_of(tokenizer, prompt)), -sum(shares.values())))
+        return found
+
+    def _reference(self, owner: int, ids: tuple[int, ...]) -> Row:
+        if has_head(self.model):
+            return Row(owner, ids, self.model, head=False)
+        return start_of(self.model, owner, ids)
+
+
+@dataclass
+class Vocabulary:
+    """Steering by a language model whose logits are the rewards of all next tokens (`training/vocabulary.py`).
+
+    Args:
+        model: see `load_vocabulary_reward`.
+        users: rows of its users, where it is conditioned on them; else `who` is not looked at.
+        tokenizer: see `PAD`.
+    """
+
+    model: Any
+    users: UserIndex | None = None
+    tokenizer: PreTrainedTokenizerBase | None = None
+
+    def own(self, weight: float) -> float:
+        """1."""
+        return 1.0
+
+    def told(self, who: Who) -> None:
+        """Nothing."""
+
+    def rows(self, owner: int, prompt: Prompt, who: Who, tokenizer) -> list[tuple[Row, float]]:
+        """See `Guide.rows`."""
+        shares = weighed(who) if self.users is not None else {None: 1.0}
+        ids = ids_of(self.tokenizer or tokenizer, prompt)
+        users = rows_of(self.users, list(shares))
+        return [(Row(owner, ids, self.model, user=u), s) for u, s in zip(users, shares.values(), strict=True)]
+
+
+@dataclass
+class ARGS:
+    """Steering by a sequence reward model, which is read at every candidate.
+
+    Args:
+        reward: from `load_reward`; a decoder with the base's tokenizer. With `reward.users`, `who` is a user's id.
+    """
+
+    reward: SequenceReward
+
+    def __post_init__(self):
+        bare: Any = causal_lm(self.reward.model)
+        self.pooling = getattr(bare, "pooling", "own").replace("own", "last")
+        if not is_decoder(bare) or not hasattr(bare, head_name(bare)) or bare.base_model is bare:
+            raise DecodingError(
+                f"{type(bare).__name__} can't be read token by token: ARGS needs a decoder with a linear reward head. "
+                "Choose among its answers with best_of_n instead."
+            )
+        self.tokenizer = self.reward.tokenizer
+
+    def own(self, weight: float) -> float:
+        """1."""
+        return 1.0
+
+    def told(self, who: Who) -> None:
+        """Nothing."""
+
+    def rows(self, owner: int, prompt: Prompt, who: Who, tokenizer) -> list[tuple[Row, float]]:
+        """See `Guide.rows`."""
+        users = self.reward.users
+        shares = weighed(who) if users is not None else {None: 1.0}
+        ids = ids_of(self.tokenizer, prompt)
+        found = rows_of(users, list(shares))
+        return [(Row(owner, ids, self.reward.model, user=u), s) for u, s in zip(found, shares.values(), strict=True)]

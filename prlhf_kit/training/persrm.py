@@ -1,0 +1,196 @@
+"""PAD's personalised reward model (PersRM; Chen et al. 2025, arXiv 2410.04070, Eq. 9): a policy that reads a preference
+in words, trained by DPO in two stages.
+
+1. The backbone (LoRA) on pairs of many preferences, each pair with its own in the prompt; the preference head stays the
+   identity.
+2. The preference head alone, a linear map before the LM head, on the frozen backbone.
+
+The reference does not see the preference, as in decoding (Eq. 13): in stage 1 it is the model that training starts from,
+in stage 2 the stage-1 backbone without head, which is what PAD compares with token by token. (The paper does not say
+which reference stage 2 has; its training code is not published.)
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from datasets import Dataset, DatasetDict, load_from_disk
+from peft import LoraConfig, PeftModel
+from safetensors import safe_open
+from transformers import PreTrainedTokenizerBase
+
+from prlhf_kit.conditioning import causal_lm
+from prlhf_kit.data import fingerprint
+from prlhf_kit.data.chat import tell
+from prlhf_kit.evaluation.scoring import REFERENCE, save_with_reference, score_pairs
+from prlhf_kit.models import ModelError, load_model, load_tokenizer, name_of
+from prlhf_kit.preference_head import HEAD, attach_head, has_head, heads_on
+from prlhf_kit.record import sha256, write_json
+from prlhf_kit.training.config import PersonalizedDPOConfig
+from prlhf_kit.training.fit import fit
+from prlhf_kit.training.pdpo import FROZEN_BASE, PersonalizedDPOTrainer
+
+PERSRM_FILE, WEIGHTS = "persrm.json", "adapter_model.safetensors"
+WORDING = "Write for one reader, and follow what this reader asks of every answer: {}"
+# the paper's settings; its effective batch is 32 a GPU, its base Llama-3-8B
+PAPER = {"learning_rate": 5e-6, "lr_scheduler_type": "cosine", "num_train_epochs": 3, "per_device_train_batch_size": 4,
+         "gradient_accumulation_steps": 8}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class PersRMRecipe:
+    """What is trained, and where it goes. Defaults are the paper's.
+
+    Args:
+        model: base model, as `load_model` takes it.
+        out: folder of the trained PersRM; stages and checkpoints lie beside it, in `<out>-stages`.
+        wording: how preferences are put into the prompt, as its system message; `{}` is theirs.
+        backbone, head: arguments of `PersonalizedDPOConfig` in the two stages.
+        adapter: arguments of PEFT's `LoraConfig`.
+    """
+
+    model: str
+    out: str
+    wording: str = WORDING
+    backbone: dict[str, Any] = field(default_factory=lambda: dict(PAPER))
+    head: dict[str, Any] = field(default_factory=lambda: dict(PAPER))
+    adapter: dict[str, Any] = field(default_factory=lambda: {"r": 8, "lora_alpha": 16, "target_modules": "all-linear"})
+
+    def __post_init__(self):
+        if self.wording.count("{}") != 1:
+            raise ValueError(f"wording={self.wording!r}: expected a text with one {{}}, where the preference goes.")
+
+
+def told(pairs: Dataset, wording: str = WORDING) -> Dataset:
+    """`pairs` with each pair's `user_text` in its prompt, as a PersRM reads it.
+
+    Raises:
+        ValueError: a pair without `user_text`.
+    """
+    silent = sum(not text for text in pairs["user_text"])
+    if silent:
+        raise ValueError(
+            f"{silent} of {len(pairs)} pairs have no user_text, so there is no preference to put into their prompts. Use "
+            "a dataset in which users say what they want."
+        )
+    return pairs.map(lambda row: {"prompt": tell(row["prompt"], wording.format(row["user_text"]))})
+
+
+def train_persrm(recipe: PersRMRecipe, pairs: Dataset) -> dict[str, pd.DataFrame]:
+    """Train both stages to the end, or resume, and write the PersRM into `recipe.out`.
+
+    Args:
+        pairs: preference pairs with `user_text`.
+
+    Returns:
+        The logs of the stages "backbone" and "head".
+    """
+    tokenizer, out = load_tokenizer(recipe.model), Path(recipe.out)
+    told(pairs, recipe.wording)  # refuses before any work
+    stages = out.with_name(f"{out.name}-stages")
+    logs = {}
+    base = load_model(recipe.model, device="cpu")
+    with_reference = told(_with_reference(pairs, base, tokenizer, stages / "pairs-backbone"), recipe.wording)
+    adapter = LoraConfig(**{**recipe.adapter, "modules_to_save": [HEAD]})
+    trainer = _trainer(attach_head(base), recipe.backbone, stages / "backbone", with_reference, tokenizer, adapter)
+    for name, parameter in trainer.model.named_parameters():
+        if HEAD in name:  # the identity, in this stage
+            parameter.requires_grad = False
+    logs["backbone"] = fit(trainer, stages / "backbone")
+    # the backbone, frozen and merged, is the reference of the head
+    merged: Any = PeftModel.from_pretrained(attach_head(load_model(recipe.model, device="cpu")), stages / "backbone")
+    merged = merged.merge_and_unload()
+    merged.starts_from = sha256(stages / "backbone" / WEIGHTS)  # tells trainings apart (`fit`)
+    with_reference = told(_with_reference(pairs, merged, tokenizer, stages / "pairs-head"), recipe.wording)
+    only_head = LoraConfig(target_modules=FROZEN_BASE.target_modules, modules_to_save=[HEAD])
+    trainer = _trainer(merged, recipe.head, stages / "head", with_reference, tokenizer, only_head)
+    logs["head"] = fit(trainer, stages / "head")
+    if not (out / PERSRM_FILE).is_file():
+        _join(recipe, stages, out)
+    return logs
+
+
+def _with_reference(pairs: Dataset, model, tokenizer, folder: Path) -> Dataset:
+    """`pairs`, which the model sees without preferences, with its log-probs; computed once."""
+    pairs = pairs.remove_columns([name for name in REFERENCE if name in pairs.column_names])
+    save_with_reference(pairs, model, tokenizer, folder)
+    found = load_from_disk(str(folder))
+    if fingerprint(DatasetDict(train=found.remove_columns(list(REFERENCE)))) != fingerprint(DatasetDict(train=pairs)):
+        raise ValueError(
+            f"{folder.parent} belongs to a training on other pairs. Choose another out, or delete {folder.parent} and the "
+            "PersRM beside it to train anew."
+        )
+    return found
+
+
+def _trainer(model, settings: dict[str, Any], folder: Path, pairs: Dataset, tokenizer, adapter: LoraConfig):
+    ours = {
+        "output_dir": f"{folder}-checkpoints",
+        "use_cpu": not torch.accelerator.is_available(),
+        "personalized": False,
+    }
+    args = PersonalizedDPOConfig(**{**ours, **settings})
+    return PersonalizedDPOTrainer(model, args, pairs, None, tokenizer, None, adapter)
+
+
+def _join(recipe: PersRMRecipe, stages: Path, out: Path) -> None:
+    """Stage 1's adapter with stage 2's head, in one folder."""
+    base = attach_head(load_model(recipe.model, device="cpu"))
+    model = PeftModel.from_pretrained(base, stages / "backbone")
+    with safe_open(stages / "head" / WEIGHTS, "pt") as file:
+        trained = {key.rsplit(".", 1)[1]: file.get_tensor(key) for key in file.keys() if HEAD in key}
+    getattr(base, HEAD).modules_to_save["default"].load_state_dict(trained)
+    model.save_pretrained(str(out))
+    # last, so that a folder with it is complete
+    write_json(out / PERSRM_FILE, {"base_model": name_of(base), "wording": recipe.wording})
+
+
+def load_persrm(folder: str | Path, base=None) -> PeftModel:
+    """A trained PersRM, for `PAD(model)`.
+
+    Args:
+        base: its base model (a name, or a loaded model without a head); None: the one it was trained on.
+
+    Raises:
+        ModelError: `folder` holds no PersRM, or its preference head is missing. (An identity in its place would decode
+            without a word, but not as it was trained.)
+    """
+    folder = Path(folder)
+    if not (folder / PERSRM_FILE).is_file():
+        raise ModelError(f"{folder} holds no PersRM ({PERSRM_FILE} is missing). train_persrm writes one.")
+    saved = json.loads((folder / PERSRM_FILE).read_text())
+    weights = folder / WEIGHTS
+    found: list[str] = []
+    if weights.is_file():
+        with safe_open(weights, "pt") as file:
+            found = [key for key in file.keys() if HEAD in key]
+    if len(found) != 2:
+        raise ModelError(
+            f"the preference head is missing in {weights}: expected its weight and bias, found {found}. Copy the whole "
+            "folder that train_persrm wrote, or train again."
+        )
+    if base is None or isinstance(base, str):
+        base = load_model(base or saved["base_model"])
+    base = attach_head(base)
+    base.wording = saved["wording"]
+    return PeftModel.from_pretrained(base, folder).eval()
+
+
+def margins(model, tokenizer: PreTrainedTokenizerBase, pairs: Dataset, batch_size: int = 16) -> np.ndarray:
+    """By how much a PersRM's reward of the chosen response exceeds that of the rejected one: `[n]`, nats.
+
+    The reward is what PAD adds up over a response's tokens, log pi_pers(y | p, x) - log pi_ref(y | x).
+    """
+    if not has_head(model):
+        raise ModelError(f"a {type(causal_lm(model)).__name__} without preference head is no PersRM. See load_persrm.")
+    policy = score_pairs(model, tokenizer, told(pairs, causal_lm(model).wording), batch_size=batch_size)
+    with heads_on(causal_lm(model), torch.zeros(1, dtype=torch.bool, device=model.device)):
+        reference = score_pairs(model, tokenizer, pairs, batch_size=batch_size)
+    difference = policy.chosen_logp - reference.chosen_logp - (policy.rejected_logp - reference.rejected_logp)
+    return difference.to_numpy()

@@ -1,0 +1,193 @@
+"""PAD's personalised reward model, and vocabulary-wide rewards: what is trained, what stays, and what is refused."""
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+
+import prlhf_kit as kit
+from prlhf_kit.data.schema import record
+from prlhf_kit.evaluation.scoring import score_pairs
+from prlhf_kit.preference_head import HEAD, attach_head
+from prlhf_kit.training.fit import fit
+from prlhf_kit.training.persrm import PersRMRecipe, load_persrm, margins, told, train_persrm
+from prlhf_kit.training.reward_config import PersonalizedRewardConfig
+from prlhf_kit.training.vocabulary import (
+    VocabularyRewardTrainer,
+    load_vocabulary_reward,
+    new_vocabulary_reward,
+    token_rewards,
+)
+
+SHORT, LONG = "Short answers, please.", "Tell me everything at length."
+FAST = {"learning_rate": 1e-2, "num_train_epochs": 2, "per_device_train_batch_size": 4, "report_to": "none",
+        "logging_steps": 1, "save_strategy": "no", "disable_tqdm": True}  # fmt: skip
+
+
+@pytest.fixture
+def wishes():
+    """The same prompts and responses, ranked by two preferences in opposite ways."""
+    rows = []
+    for i in range(8):
+        brief, full = "No.", f"Well, let me tell you all about number {i} and more."
+        rows.append(record(f"s{i}", "ann", f"Question {i}?", brief, full, SHORT))
+        rows.append(record(f"l{i}", "bob", f"Question {i}?", full, brief, LONG))
+    return Dataset.from_list(rows)
+
+
+@pytest.fixture
+def recipe(base, tmp_path):
+    adapter = {"r": 4, "target_modules": ["q_proj", "v_proj"]}
+    return PersRMRecipe(base, str(tmp_path / "persrm"), backbone=FAST, head=FAST, adapter=adapter)
+
+
+def test_two_stages(recipe, wishes, tokenizer, tmp_path):
+    logs = train_persrm(recipe, wishes)
+    assert set(logs) == {"backbone", "head"}
+    stages = tmp_path / "persrm-stages"
+    first, joined = (
+        load_file(folder / "adapter_model.safetensors") for folder in (stages / "backbone", tmp_path / "persrm")
+    )
+    heads = [key for key in first if HEAD in key]
+    weight = next(first[key] for key in heads if key.endswith("weight"))
+    assert torch.equal(weight, torch.eye(len(weight)))  # stage 1 leaves the head the identity
+    assert not any(first[key].any() for key in heads if key.endswith("bias"))
+    for key in first:
+        assert torch.equal(first[key], joined[key]) == (key not in heads)  # stage 2 changes the head alone
+    model = load_persrm(tmp_path / "persrm")
+    gained = margins(model, tokenizer, wishes)
+    assert (gained > 0).mean() > 0.9
+    # the loss that stage 2 starts from is that of the stage-1 backbone against itself without preference
+    backbone = PeftModel.from_pretrained(attach_head(kit.load_model(recipe.model)), stages / "backbone").eval()
+    seen, unseen = (score_pairs(backbone, tokenizer, pairs) for pairs in (told(wishes), wishes))
+    rewards = seen.chosen_logp - unseen.chosen_logp - seen.rejected_logp + unseen.rejected_logp
+    started = [row for row in logs["head"]["rewards/margins"].dropna()][0]
+    whole = 0.1 * rewards.to_numpy()
+    assert min(whole) - 1e-3 < started < max(whole) + 1e-3
+    # nothing is trained twice, and nothing passes for another training
+    before = (tmp_path / "persrm" / "adapter_model.safetensors").stat().st_mtime_ns
+    train_persrm(recipe, wishes)
+    assert (tmp_path / "persrm" / "adapter_model.safetensors").stat().st_mtime_ns == before
+    with pytest.raises(ValueError, match="belongs to a training on other pairs"):
+        train_persrm(recipe, wishes.select(range(8)))
+
+
+def test_a_killed_training_goes_on(recipe, wishes, tmp_path, monkeypatch):
+    """Killed between the stages: stage 1 is not trained again, and the result is the same."""
+    from prlhf_kit.training import persrm
+
+    def killed(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(persrm.PeftModel, "merge_and_unload", killed, raising=False)
+    with pytest.raises(KeyboardInterrupt):
+        train_persrm(recipe, wishes)
+    assert not (tmp_path / "persrm").exists()
+    monkeypatch.undo()
+    train_persrm(recipe, wishes)
+    other = PersRMRecipe(recipe.model, str(tmp_path / "other"), backbone=FAST, head=FAST, adapter=recipe.adapter)
+    train_persrm(other, wishes)
+    one, two = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("persrm", "other"))
+    assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+def test_it_steers_and_its_wording_is_that_of_its_training(recipe, wishes, tokenizer, tmp_path):
+    train_persrm(recipe, wishes)
+    model = load_persrm(tmp_path / "persrm")
+    guide = kit.PAD(model)
+    row = guide.rows(0, wishes[0]["prompt"], SHORT, tokenizer)[0][0]
+    assert tokenizer.decode(row.ids).count(recipe.wording.format(SHORT)) == 1
+    decoder = kit.GuidedDecoder(None, tokenizer, guide, max_new_tokens=6, top_k=50, weight=3.0)
+    short, long = decoder.generate([wishes[0]["prompt"]] * 2, [SHORT, LONG])
+    assert short.tokens != long.tokens
+
+
+def test_a_persrm_without_its_head_is_an_error(recipe, wishes, tokenizer, tmp_path):
+    train_persrm(recipe, wishes)
+    weights = tmp_path / "persrm" / "adapter_model.safetensors"
+    save_file({key: value for key, value in load_file(weights).items() if HEAD not in key}, weights)
+    with pytest.raises(kit.ModelError, match="preference head is missing"):
+        load_persrm(tmp_path / "persrm")
+    weights.unlink()
+    with pytest.raises(kit.ModelError, match="preference head is missing"):
+        load_persrm(tmp_path / "persrm")
+    with pytest.raises(kit.ModelError, match="holds no PersRM"):
+        load_persrm(tmp_path)
+    with pytest.raises(kit.ModelError, match="without preference head"):
+        margins(kit.load_model(recipe.model), tokenizer, wishes)
+
+
+def test_bad_recipes_and_pairs(base, wishes, tmp_path):
+    with pytest.raises(ValueError, match="expected a text with one {}"):
+        PersRMRecipe(base, str(tmp_path / "x"), wording="Be good.")
+    silent = wishes.map(lambda row, i: {"user_text": row["user_text"] if i else None}, with_indices=True)
+    with pytest.raises(ValueError, match="1 of 16 pairs have no user_text"):
+        train_persrm(PersRMRecipe(base, str(tmp_path / "x")), silent)
+    with pytest.raises(ValueError, match="a preference head already"):
+        attach_head(attach_head(kit.load_model(base)))
+
+
+# Vocabulary-wide rewards ------------------------------------------------------------------------------------------
+
+
+def test_rewards_of_tokens():
+    logits = torch.arange(2 * 4 * 3, dtype=torch.float32).view(2, 4, 3)
+    ids = torch.tensor([[0, 1, 2, 0], [2, 1, 0, 0]])
+    asked = torch.tensor([[0, 0, 1, 1], [0, 1, 0, 0]])
+    found, counts = token_rewards(logits, ids, asked)
+    assert counts.tolist() == [2, 1]
+    assert found[0].tolist() == [logits[0, 1, 2], logits[0, 2, 0]]
+    assert found[1, 0] == logits[1, 0, 1]
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_the_loss_is_that_of_beginnings(base, wishes, tokenizer, tmp_path, side):
+    model = new_vocabulary_reward(base)
+    args = PersonalizedRewardConfig(**FAST, output_dir=str(tmp_path / "c"), use_cpu=True, padding_side=side)
+    trainer = VocabularyRewardTrainer(model, args, wishes.select([0, 3, 4]), None, tokenizer)
+    rows = [trainer.train_dataset[i] for i in range(3)]
+    wanted = []
+    for row in rows:
+        rewards = []
+        for ids, start in zip(row["text_ids"], row["prompt_tokens"], strict=True):
+            with torch.no_grad():
+                logits = model(input_ids=torch.tensor([ids])).logits[0]
+            rewards.append(torch.stack([logits[t - 1, ids[t]] for t in range(start, len(ids))]))
+        n = min(map(len, rewards))
+        wanted.append(torch.nn.functional.softplus(rewards[1][:n] - rewards[0][:n]).mean())
+    with torch.no_grad():
+        loss = trainer.compute_loss(trainer.model, trainer.data_collator(rows))
+    assert loss.item() == pytest.approx(torch.stack(wanted).mean().item(), rel=1e-4)
+
+
+def test_it_learns_is_saved_and_steers(base, tokenizer, tmp_path):
+    from peft import LoraConfig
+
+    rows = [record(f"p{i}", "ann", f"Question {i}?", "Yes, sure, yes.", "No, never, no.") for i in range(8)]
+    args = PersonalizedRewardConfig(
+        **FAST | {"num_train_epochs": 6}, output_dir=str(tmp_path / "c"), use_cpu=True, eval_strategy="epoch"
+    )
+    adapter = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj", "v_proj"])
+    pairs = Dataset.from_list(rows)
+    trainer = VocabularyRewardTrainer(new_vocabulary_reward(base), args, pairs, pairs, tokenizer, peft_config=adapter)
+    log = fit(trainer, tmp_path / "reward")
+    losses = log.loss.dropna()
+    assert losses.iloc[-1] < losses.iloc[0] / 2
+    assert log.eval_accuracy.dropna().iloc[-1] == 1.0
+    model, users = load_vocabulary_reward(tmp_path / "reward")
+    assert users is None
+    guide = kit.Vocabulary(model)
+    prompt = rows[0]["prompt"]
+    plain, steered = (
+        kit.GuidedDecoder(model.get_base_model(), tokenizer, guide, weight=w, top_k=600, max_new_tokens=4).generate(
+            [prompt]
+        )[0]
+        for w in (0.0, 5.0)
+    )
+    assert plain.text != steered.text
+    assert steered.tokens[0] == tokenizer("Yes")["input_ids"][0]
+    with pytest.raises(kit.ModelError, match="no vocabulary-wide reward model"):
+        load_vocabulary_reward(base)
+    with pytest.raises(ValueError, match="expected one of new_vocabulary_reward"):
+        VocabularyRewardTrainer(kit.load_model(base), args, pairs, None, tokenizer)
