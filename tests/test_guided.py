@@ -402,7 +402,9 @@ def test_the_guide_may_be_asked_for_some_tokens_only(personal, make_tiny, tokeni
     # only where the base is unsure: the threshold is amid the entropies that were met
     with torch.no_grad():
         met = [
-            logps(base, ids_of(tokenizer, p), a.tokens[:t]) for p, a in zip(PROMPTS, some) for t in range(len(a.tokens))
+            logps(base, ids_of(tokenizer, prompt), answer.tokens[:t])
+            for prompt, answer in zip(PROMPTS, some, strict=True)
+            for t in range(len(answer.tokens))
         ]
     entropy = torch.special.entr(torch.stack(met).exp()).sum(-1).median().item() + 1e-4
     sure = kit.GuidedDecoder(base, tokenizer, steering, weight=2.0, unsure_above=entropy, **LENGTH)
@@ -495,7 +497,7 @@ def test_json_lines_resume(personal, tokenizer, tmp_path, monkeypatch):
     stronger.generate(PROMPTS, WHO, out=file)
     assert len(file.read_text().splitlines()) == 6  # other settings, other answers
     file.write_text('{"a": 1}\n')
-    with pytest.raises(ValueError, match="line 1 of .* is no answer"):
+    with pytest.raises(ValueError, match=r"line 1 of .* is no answer"):
         decoder.generate(PROMPTS, WHO, out=file)
 
 
@@ -511,7 +513,7 @@ def test_formats_of_pad_and_args(tmp_path):
     lines.write_text("\n".join(json.dumps(row) for row in formats.read_pad(file)))
     assert formats.read_pad(lines) == formats.read_pad(file)
     file.write_text('[{"prompt": "Q"}]')
-    with pytest.raises(ValueError, match="answer 0 .* lacks elapsed, method, response, result"):
+    with pytest.raises(ValueError, match=r"answer 0 .* lacks elapsed, method, response, result"):
         formats.read_pad(file)
     config = tmp_path / "grid.config"
     config.write_text(

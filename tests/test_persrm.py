@@ -62,7 +62,7 @@ def test_two_stages(recipe, wishes, tokenizer, tmp_path):
     backbone = PeftModel.from_pretrained(attach_head(kit.load_model(recipe.model)), stages / "backbone").eval()
     seen, unseen = (score_pairs(backbone, tokenizer, pairs) for pairs in (told(wishes), wishes))
     rewards = seen.chosen_logp - unseen.chosen_logp - seen.rejected_logp + unseen.rejected_logp
-    started = [row for row in logs["head"]["rewards/margins"].dropna()][0]
+    started = logs["head"]["rewards/margins"].dropna().iloc[0]
     whole = 0.1 * rewards.to_numpy()
     assert min(whole) - 1e-3 < started < max(whole) + 1e-3
     # nothing is trained twice, and nothing passes for another training
@@ -119,7 +119,7 @@ def test_a_persrm_without_its_head_is_an_error(recipe, wishes, tokenizer, tmp_pa
 
 
 def test_bad_recipes_and_pairs(base, wishes, tmp_path):
-    with pytest.raises(ValueError, match="expected a text with one {}"):
+    with pytest.raises(ValueError, match=r"expected a text with one \{\}"):
         PersRMRecipe(base, str(tmp_path / "x"), wording="Be good.")
     silent = wishes.map(lambda row, i: {"user_text": row["user_text"] if i else None}, with_indices=True)
     with pytest.raises(ValueError, match="1 of 16 pairs have no user_text"):
@@ -177,16 +177,19 @@ def test_it_learns_is_saved_and_steers(base, tokenizer, tmp_path):
     assert log.eval_accuracy.dropna().iloc[-1] == 1.0
     model, users = load_vocabulary_reward(tmp_path / "reward")
     assert users is None
-    guide = kit.Vocabulary(model)
-    prompt = rows[0]["prompt"]
-    plain, steered = (
-        kit.GuidedDecoder(model.get_base_model(), tokenizer, guide, weight=w, top_k=600, max_new_tokens=4).generate(
-            [prompt]
-        )[0]
-        for w in (0.0, 5.0)
-    )
-    assert plain.text != steered.text
-    assert steered.tokens[0] == tokenizer("Yes")["input_ids"][0]
+    base_model, prompt = model.get_base_model(), rows[0]["prompt"]
+    row = trainer.train_dataset[0]
+    yes, no = (ids[start] for ids, start in zip(row["text_ids"], row["prompt_tokens"], strict=True))
+    [answer] = kit.GuidedDecoder(
+        base_model, tokenizer, kit.Vocabulary(model), weight=9.0, top_k=600, max_new_tokens=4
+    ).generate([prompt])
+    ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    with torch.no_grad():
+        rewards = model(**ids).logits[0, -1]
+    with torch.no_grad(), model.disable_adapter():
+        before = model(**ids).logits[0, -1]
+    assert rewards[yes] - rewards[no] > before[yes] - before[no] + 0.5  # of the first token, too
+    assert answer.rewards[0] == pytest.approx(rewards[answer.tokens[0]].item(), abs=1e-4)
     with pytest.raises(kit.ModelError, match="no vocabulary-wide reward model"):
         load_vocabulary_reward(base)
     with pytest.raises(ValueError, match="expected one of new_vocabulary_reward"):

@@ -62,8 +62,8 @@ class AnswerFile:
                 )
             except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(
-                    f"line {number} of {path} is no answer of guided decoding ({type(error).__name__}: {error}). Choose "
-                    "another file, or delete this one to start anew."
+                    f"line {number} of {path} is no answer of guided decoding ({type(error).__name__}: {error}). "
+                    "Choose another file, or delete this one to start anew."
                 ) from error
         if torn:
             write_text(path, f"{whole}\n" if whole else "")
@@ -93,8 +93,8 @@ def _from_json(value):
 
 
 def write_pad(path: str | Path, prompts: Sequence[str], answers: Sequence[GuidedAnswer], method: str) -> None:
-    """Answers as PAD's and ARGS's own programs write theirs: one JSON array of `prompt`, `result` (the answer), `response`
-    (prompt and answer), `elapsed` (seconds) and `method`."""
+    """Answers as PAD's and ARGS's own programs write theirs: one JSON array of `prompt`, `result` (the answer),
+    `response` (prompt and answer), `elapsed` (seconds) and `method`."""
     rows = [
         {"prompt": p, "result": a.text, "response": p + a.text, "elapsed": a.seconds, "method": method}
         for p, a in zip(prompts, answers, strict=True)
@@ -123,8 +123,8 @@ def read_pad(path: str | Path) -> list[dict[str, Any]]:
 def read_pad_config(path: str | Path) -> list[dict[str, Any]]:
     """Settings of `GuidedDecoder`, one dict a line of a `.config` file of PAD or ARGS.
 
-    `rm_weight` is the weight, `topk` the candidates, `mode` "greedy" or "topk" (sampling, at `sample_temp`); ARGS's older
-    files say so in `sampling`. Fields such as PAD's `perspective` come along under `extra`.
+    `rm_weight` is the weight, `topk` the candidates, `mode` "greedy" or "topk" (sampling, at `sample_temp`); ARGS's
+    older files say so in `sampling`. Fields such as PAD's `perspective` come along under `extra`.
 
     Raises:
         ValueError: a field is missing, or a mode that is neither.

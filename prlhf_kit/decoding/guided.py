@@ -106,8 +106,8 @@ class GuidedDecoder:
     asked before in the call.
 
     Args:
-        base: any decoder-only model (with its adapter, if PEFT wraps it); None: the model that the guide's own was trained
-            from. It may be the very model below the guide's adapter.
+        base: any decoder-only model (with its adapter, if PEFT wraps it); None: the model that the guide's own was
+            trained from. It may be the very model below the guide's adapter.
         tokenizer: of the base.
         guide: `PAD`, `ARGS` or `Vocabulary`.
         weight: w, the paper's default being 1; one a token (the last one stays), or a function of the token's number.
@@ -141,7 +141,7 @@ class GuidedDecoder:
     batch_size: int = 16
 
     def __post_init__(self):
-        self._guided = self.guide.reward.model if isinstance(self.guide, ARGS) else self.guide.model
+        self._guided = self.guide.model
         if self.base is None:
             if not isinstance(self.guide, PAD):
                 raise DecodingError("base is None, but a reward model has no base to steer. Pass a language model.")
@@ -164,9 +164,9 @@ class GuidedDecoder:
         }.items():  # fmt: skip
             if wrong:
                 raise DecodingError(
-                    f"{name} is {getattr(self, name)}. Expected at least one token, batch and step, min_new_tokens from 0 "
-                    "to max_new_tokens, temperature (do_sample=False is greedy) and repetition_penalty above 0, top_p in "
-                    "(0, 1]."
+                    f"{name} is {getattr(self, name)}. Expected at least one token, batch and step, min_new_tokens "
+                    "from 0 to max_new_tokens, temperature (do_sample=False is greedy) and repetition_penalty above "
+                    "0, top_p in (0, 1]."
                 )
         self.weights = self._schedule()
 
@@ -198,8 +198,8 @@ class GuidedDecoder:
                 return
             raise DecodingError(
                 f"base and guide are different models, with vocabularies of {sizes[0]} and {sizes[1]} tokens. They are "
-                "compared token by token, so both need the same tokenizer: pass the guide's own as tokenizer=... to it, "
-                "for it to be compared with the base's."
+                "compared token by token, so both need the same tokenizer: pass the guide's own as tokenizer=... to "
+                "it, for it to be compared with the base's."
             )
         probe = "Ünïcode 12345, don't\n\n  def f(x): return {'x': x}\t<|im_end|></s> 東京 🙂"
         mine, theirs = self.tokenizer.get_vocab(), other.get_vocab()
@@ -277,24 +277,23 @@ class GuidedDecoder:
             longest = max(row.length for row, _ in planned) + self.max_new_tokens
             if window is not None and longest > window:
                 raise DecodingError(
-                    f"the reward model's attention has a window of {window} tokens (0: it takes no mask at all, as flash "
-                    f"attention), into which a text of {longest} does not fit: its candidates can't be scored in one "
-                    "forward. Shorten the prompt, lower max_new_tokens, or load it with sdpa attention."
+                    f"the reward model's attention has a window of {window} tokens (0: it takes no mask at all, as "
+                    f"flash attention), into which a text of {longest} does not fit: its candidates can't be scored in "
+                    "one forward. Shorten the prompt, lower max_new_tokens, or load it with sdpa attention."
                 )
         return found
 
     def _fingerprint(self) -> str:
         """Of all that decides an answer beside its request."""
         guide = {k: v for k, v in vars(self.guide).items() if isinstance(v, (str, dict))}
-        users = getattr(self.guide.reward if isinstance(self.guide, ARGS) else self.guide, "users", None)
-        guide["users"] = None if users is None else users.user_ids
+        users = None if self.guide.users is None else self.guide.users.user_ids
         settings = {
             name: getattr(self, name)
             for name in ("weights", "top_k", "max_new_tokens", "min_new_tokens", "stop_strings", "repetition_penalty",
                          "do_sample", "temperature", "top_p", "every", "unsure_above")
         }  # fmt: skip
         weights = [models.fingerprint(self._base), self._base_adapter, models.fingerprint(self._guided)]
-        return fingerprint(type(self.guide).__name__, guide, settings, weights)
+        return fingerprint(type(self.guide).__name__, guide, users, settings, weights)
 
     # Decoding -----------------------------------------------------------------------------------------------------
 
@@ -339,9 +338,8 @@ class GuidedDecoder:
         stop, processors, warper, endings = self._rules(width, device)
         texts = torch.tensor([(*job.base.ids[:1] * (width - len(job.base.ids)), *job.base.ids) for job in jobs])
         texts = texts.to(device)
-        drawn = torch.stack(
-            [torch.rand(self.max_new_tokens, generator=torch.Generator().manual_seed(int(j.key[:15], 16))) for j in jobs]
-        ).to(device)  # fmt: skip
+        seeds = [torch.Generator().manual_seed(int(job.key[:15], 16)) for job in jobs]
+        drawn = torch.stack([torch.rand(self.max_new_tokens, generator=seed) for seed in seeds]).to(device)
         written: list[dict[str, list]] = [{name: [] for name in PER_TOKEN} for _ in jobs]
         seconds = [0.0] * len(jobs)
         alive = list(range(len(jobs)))  # which answers are still written
@@ -405,7 +403,7 @@ class GuidedDecoder:
         return ends, processors, warper, endings
 
     def _pick(self, scores: torch.Tensor, warper, drawn: torch.Tensor) -> torch.Tensor:
-        """Of several sets of scores `[s, B, k]` the number of each one's token: `[s, B]`, by the same random numbers."""
+        """Numbers of the tokens, `[s, B]`, by several sets of scores, `[s, B, k]`, with the same random numbers."""
         if not self.do_sample:
             return scores.argmax(-1)
         flat = (scores / self.temperature).flatten(0, 1)

@@ -4,12 +4,12 @@ Among the base's top-k tokens v, with base(v) its log-probability after processo
 
     score(v) = own * base(v) + w * reward(v)
 
-- **PAD, the paper's form** (Chen et al. 2025, arXiv 2410.04070, Eq. 13 and Alg. 2): own = 1, reward(v) = log pi_pers(v |
-  p, s) - log pi_ref(v | s). The base does not see the preference p.
+- **PAD, the paper's form** (Chen et al. 2025, arXiv 2410.04070, Eq. 13 and Alg. 2): own = 1, reward(v) = log
+  pi_pers(v | p, s) - log pi_ref(v | s). The base does not see the preference p.
 - **PAD, the released form**: own = 1 - w, reward(v) = log pi_pers(v | p, s), and the base sees the preference. The
-  authors' code takes log-softmax over the candidates only and the base as reference, which differs by a constant a step.
-  At w = 1 the base only picks the candidates. With several people's policies this is multi-objective decoding (MOD: Shi
-  et al. 2024, arXiv 2406.18853).
+  authors' code takes log-softmax over the candidates only and the base as reference, which differs by a constant a
+  step. At w = 1 the base only picks the candidates. With several people's policies it is multi-objective decoding (MOD:
+  Shi et al. 2024, arXiv 2406.18853).
 - **ARGS** (Khanov et al. 2024, arXiv 2402.01694, Eq. 3): own = 1, reward(v) = r(x, y<t, v) of a sequence reward model.
 - **Vocabulary-wide rewards** (FaRMA: Rashid et al. 2025, arXiv 2502.04517): own = 1; a language model whose logits are
   the rewards of all next tokens, so that a token costs one reward call.
@@ -46,6 +46,8 @@ FORMS = ("paper", "released")
 class Guide(Protocol):
     """What `GuidedDecoder` needs of a guide."""
 
+    model: Any
+    users: UserIndex | None
     tokenizer: PreTrainedTokenizerBase | None
 
     def own(self, weight: float) -> float:
@@ -95,10 +97,18 @@ def rows_of(users: UserIndex | None, names: Sequence[str | None]) -> list[int | 
     if unknown:
         some = ", ".join(map(repr, users.user_ids[:5]))
         raise DecodingError(
-            f"{unknown[0]!r} has no row in the user index, which knows {len(users.user_ids)} users ({some}, ...). Use one of "
-            "them, None for the generic user, or kit.adapt the model to the new user first."
+            f"{unknown[0]!r} has no row in the user index, which knows {len(users.user_ids)} users ({some}, ...). Use "
+            "one of them, None for the generic user, or kit.adapt the model to the new user first."
         )
     return [0 if name is None else users.rows([name])[0] for name in names]
+
+
+def _rows_for_users(guide: Guide, owner: int, prompt: Prompt, who: Who, tokenizer) -> list[tuple[Row, float]]:
+    """A reward model's rows: one for each user with a weight, or one where the model knows none."""
+    shares = weighed(who) if guide.users is not None else {None: 1.0}
+    ids = ids_of(tokenizer, prompt)
+    users = rows_of(guide.users, list(shares))
+    return [(Row(owner, ids, guide.model, user=u), s) for u, s in zip(users, shares.values(), strict=True)]
 
 
 @dataclass
@@ -106,10 +116,10 @@ class PAD:
     """Steering by a policy that knows the person, against the model that it started from.
 
     Args:
-        model: of `load_persrm` (a preference in words; the reference is its own backbone without head and preference), of
-            `load_personalized` (a user's soft tokens; the reference is the model it was trained from), any policy that
-            was trained with the preference in its prompt (likewise), or any language model (the reference is itself
-            without the preference).
+        model: of `load_persrm` (a preference in words; the reference is its own backbone without head and preference),
+            of `load_personalized` (a user's soft tokens; the reference is the model it was trained from), any policy
+            that was trained with the preference in its prompt (likewise), or any language model (the reference is
+            itself without the preference).
         users: rows of the users, for a model with soft tokens. `who` is then a user's id.
         words: users' own words by their id, for a model that was trained with both (`user_text=True`).
         form: "paper" or "released", see the module.
@@ -202,10 +212,7 @@ class Vocabulary:
 
     def rows(self, owner: int, prompt: Prompt, who: Who, tokenizer) -> list[tuple[Row, float]]:
         """See `Guide.rows`."""
-        shares = weighed(who) if self.users is not None else {None: 1.0}
-        ids = ids_of(self.tokenizer or tokenizer, prompt)
-        users = rows_of(self.users, list(shares))
-        return [(Row(owner, ids, self.model, user=u), s) for u, s in zip(users, shares.values(), strict=True)]
+        return _rows_for_users(self, owner, prompt, who, self.tokenizer or tokenizer)
 
 
 @dataclass
@@ -226,7 +233,7 @@ class ARGS:
                 f"{type(bare).__name__} can't be read token by token: ARGS needs a decoder with a linear reward head. "
                 "Choose among its answers with best_of_n instead."
             )
-        self.tokenizer = self.reward.tokenizer
+        self.model, self.users, self.tokenizer = self.reward.model, self.reward.users, self.reward.tokenizer
 
     def own(self, weight: float) -> float:
         """1."""
@@ -237,8 +244,4 @@ class ARGS:
 
     def rows(self, owner: int, prompt: Prompt, who: Who, tokenizer) -> list[tuple[Row, float]]:
         """See `Guide.rows`."""
-        users = self.reward.users
-        shares = weighed(who) if users is not None else {None: 1.0}
-        ids = ids_of(self.tokenizer, prompt)
-        found = rows_of(users, list(shares))
-        return [(Row(owner, ids, self.reward.model, user=u), s) for u, s in zip(found, shares.values(), strict=True)]
+        return _rows_for_users(self, owner, prompt, who, self.tokenizer)

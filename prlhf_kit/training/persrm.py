@@ -5,9 +5,9 @@ in words, trained by DPO in two stages.
    identity.
 2. The preference head alone, a linear map before the LM head, on the frozen backbone.
 
-The reference does not see the preference, as in decoding (Eq. 13): in stage 1 it is the model that training starts from,
-in stage 2 the stage-1 backbone without head, which is what PAD compares with token by token. (The paper does not say
-which reference stage 2 has; its training code is not published.)
+The reference does not see the preference, as in decoding (Eq. 13): in stage 1 it is the model that training starts
+from, in stage 2 the stage-1 backbone without head, which is what PAD compares with token by token. (The paper does not
+say which reference stage 2 has; its training code is not published.)
 """
 
 from __future__ import annotations
@@ -76,8 +76,8 @@ def told(pairs: Dataset, wording: str = WORDING) -> Dataset:
     silent = sum(not text for text in pairs["user_text"])
     if silent:
         raise ValueError(
-            f"{silent} of {len(pairs)} pairs have no user_text, so there is no preference to put into their prompts. Use "
-            "a dataset in which users say what they want."
+            f"{silent} of {len(pairs)} pairs have no user_text, so there is no preference to put into their prompts. "
+            "Use a dataset in which users say what they want."
         )
     return pairs.map(lambda row: {"prompt": tell(row["prompt"], wording.format(row["user_text"]))})
 
@@ -123,8 +123,8 @@ def _with_reference(pairs: Dataset, model, tokenizer, folder: Path) -> Dataset:
     found = load_from_disk(str(folder))
     if fingerprint(DatasetDict(train=found.remove_columns(list(REFERENCE)))) != fingerprint(DatasetDict(train=pairs)):
         raise ValueError(
-            f"{folder.parent} belongs to a training on other pairs. Choose another out, or delete {folder.parent} and the "
-            "PersRM beside it to train anew."
+            f"{folder.parent} belongs to a training on other pairs. Choose another out, or delete {folder.parent} and "
+            "the PersRM beside it to train anew."
         )
     return found
 
@@ -144,7 +144,7 @@ def _join(recipe: PersRMRecipe, stages: Path, out: Path) -> None:
     base = attach_head(load_model(recipe.model, device="cpu"))
     model = PeftModel.from_pretrained(base, stages / "backbone")
     with safe_open(stages / "head" / WEIGHTS, "pt") as file:
-        trained = {key.rsplit(".", 1)[1]: file.get_tensor(key) for key in file.keys() if HEAD in key}
+        trained = {key.rsplit(".", 1)[1]: file.get_tensor(key) for key in file.keys() if HEAD in key}  # noqa: SIM118 (no mapping)
     getattr(base, HEAD).modules_to_save["default"].load_state_dict(trained)
     model.save_pretrained(str(out))
     # last, so that a folder with it is complete
@@ -169,7 +169,7 @@ def load_persrm(folder: str | Path, base=None) -> PeftModel:
     found: list[str] = []
     if weights.is_file():
         with safe_open(weights, "pt") as file:
-            found = [key for key in file.keys() if HEAD in key]
+            found = [key for key in file.keys() if HEAD in key]  # noqa: SIM118 (no mapping)
     if len(found) != 2:
         raise ModelError(
             f"the preference head is missing in {weights}: expected its weight and bias, found {found}. Copy the whole "

@@ -54,7 +54,7 @@ def token_rewards(
 
 
 class VocabularyRewardTrainer(PersonalizedRewardTrainer):
-    """`PersonalizedRewardTrainer` for `new_vocabulary_reward`, on pairs; its accuracies are those of whole responses."""
+    """`PersonalizedRewardTrainer` for `new_vocabulary_reward`, on pairs; accuracies are those of whole responses."""
 
     def __init__(self, model, args, *positional, **kwargs):
         if getattr(causal_lm(model), "pooling", None) != NEXT_TOKEN:
