@@ -10,11 +10,11 @@ from pathlib import Path
 import pandas as pd
 
 from prlhf_kit import figures as general_figures
-from prlhf_kit import report, reward_figures, runs
+from prlhf_kit import report, reward_figures, runs, steering_figures
 from prlhf_kit.record import StageError, read_record
 
 RUNS = Path("papermill_runs")
-FIGURES = general_figures.FIGURES | reward_figures.FIGURES
+FIGURES = general_figures.FIGURES | reward_figures.FIGURES | steering_figures.FIGURES
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
 

@@ -301,22 +301,6 @@ def win_rates(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def utility_by_weight(table: pd.DataFrame) -> Figure:
-    """True utility of steered answers against PAD's weight, with intervals.
-
-    `table`: columns `weight`, `gain`, `low`, `high` (utility minus that of the base's answer), `changed` (share of
-    tokens that differ from the base's first choice).
-    """
-    figure, (left, right) = _figure(8.5, 3.2, ncols=2)
-    error = np.abs(table[["low", "high"]].to_numpy() - table[["gain"]].to_numpy()).T
-    left.errorbar(table.weight, table.gain, yerr=error, color=PALETTE[0], marker="o", capsize=3)
-    left.axhline(0, color="black", linewidth=1, linestyle=":")
-    left.set(xlabel="PAD weight w", ylabel="gain in true utility over the base\n(SD of attributes, 95% interval)")
-    right.plot(table.weight, 100 * table.changed, color=PALETTE[5], marker="s")
-    right.set(xlabel="PAD weight w", ylabel="tokens that differ from the\nbase's first choice (%)", ylim=(0, None))
-    return figure
-
-
 # figure file -> (stage that leaves the table, table, function): how `prlhf figures` re-makes them without a model
 FIGURES = {
     "tastes": ("01_data_preparation", "tastes", tastes),
@@ -327,7 +311,6 @@ FIGURES = {
     "word_clouds": ("01_data_preparation", "typical_words", word_clouds),
     "learning_curves": ("03_pdpo_training", "history", learning_curves),
     "similarity": ("03_pdpo_training", "similarity", similarity),
-    "utility_by_weight": ("04_pad_decoding", "utility_by_weight", utility_by_weight),
     "accuracy_by_method": ("05_evaluation", "accuracy_by_method", accuracy_by_method),
     "accuracy_by_user": ("05_evaluation", "accuracy_by_user", accuracy_by_user),
     "swapped": ("05_evaluation", "swapped", swapped_utility),

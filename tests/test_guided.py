@@ -13,6 +13,7 @@ import prlhf_kit as kit
 from prlhf_kit.data.chat import tell
 from prlhf_kit.decoding import answers as formats
 from prlhf_kit.decoding.few_rows import FewRows
+from prlhf_kit.decoding.implicit import ImplicitReward
 from prlhf_kit.preference_head import attach_head, heads_on
 from prlhf_kit.reward_model import reward_class
 from prlhf_kit.rewards import SequenceReward
@@ -238,6 +239,34 @@ def test_users_words_and_soft_tokens(make_tiny, tokenizer):
     assert answer.tokens == plain(reference, reward, tokenizer, 5, 12, weight=2.0)
     with pytest.raises(kit.DecodingError, match="none of 'bob'"):
         kit.GuidedDecoder(None, tokenizer, guide).generate(PROMPTS[:1], ["bob"])
+
+
+def test_implied_rewards_of_responses(personal, persrm, tokenizer):
+    """Those of all its tokens added up; best-of-n takes them as any other reward."""
+    texts = ["No, thanks.", "Yes!", "It depends on the weather, my friend."]
+    with_users = ImplicitReward(kit.PAD(personal, USERS), tokenizer, batch_size=2).score(PROMPTS, texts, WHO)
+    in_words = ImplicitReward(kit.PAD(persrm), tokenizer).score(PROMPTS, texts, SAID)
+
+    def summed(model, prompt, text, told=None, **inputs):
+        ids, whole = (ids_of(tokenizer, prompt, told), tokenizer(text + "<|im_end|>\n")["input_ids"])
+        found = model(input_ids=torch.cat([ids, torch.tensor([whole])], 1), **inputs).logits[0].log_softmax(-1)
+        return sum(found[ids.shape[1] - 1 + t, token].item() for t, token in enumerate(whole))
+
+    with torch.no_grad():
+        for i, (prompt, text) in enumerate(zip(PROMPTS, texts, strict=True)):
+            own = summed(personal, prompt, text, user_rows=torch.tensor([[1, 2, 0][i]]))
+            with personal.disable_adapter():
+                own -= summed(personal, prompt, text)
+            assert with_users[i].item() == pytest.approx(own, abs=1e-3)
+            own = summed(persrm, prompt, text, SAID[i])
+            with heads_on(persrm.get_base_model(), torch.tensor([False])):
+                own -= summed(persrm, prompt, text)
+            assert in_words[i].item() == pytest.approx(own, abs=1e-3)
+    reward = ImplicitReward(kit.PAD(personal, USERS), tokenizer)
+    alone = reward.score([PROMPTS[0]] * 3, texts, ["ann"] * 3)
+    assert kit.best_of_n(reward, PROMPTS[:1], [texts], ["ann"])[0][0] == alone.argmax()
+    with pytest.raises(ValueError, match="has no reference"):
+        ImplicitReward(kit.PAD(persrm, form="released"), tokenizer)
 
 
 # ARGS -----------------------------------------------------------------------------------------------------------

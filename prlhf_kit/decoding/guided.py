@@ -292,7 +292,8 @@ class GuidedDecoder:
             for name in ("weights", "top_k", "max_new_tokens", "min_new_tokens", "stop_strings", "repetition_penalty",
                          "do_sample", "temperature", "top_p", "every", "unsure_above")
         }  # fmt: skip
-        weights = [models.fingerprint(self._base), self._base_adapter, models.fingerprint(self._guided)]
+        different = {id(model): model for model in (self._base, self._guided)}.values()
+        weights = [self._base_adapter, *map(models.fingerprint, different)]
         return fingerprint(type(self.guide).__name__, guide, users, settings, weights)
 
     # Decoding -----------------------------------------------------------------------------------------------------

@@ -17,20 +17,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 from datasets import Dataset, DatasetDict, load_from_disk
 from peft import LoraConfig, PeftModel
 from safetensors import safe_open
-from transformers import PreTrainedTokenizerBase
 
-from prlhf_kit.conditioning import causal_lm
 from prlhf_kit.data import fingerprint
 from prlhf_kit.data.chat import tell
-from prlhf_kit.evaluation.scoring import REFERENCE, save_with_reference, score_pairs
+from prlhf_kit.evaluation.scoring import REFERENCE, save_with_reference
 from prlhf_kit.models import ModelError, load_model, load_tokenizer, name_of
-from prlhf_kit.preference_head import HEAD, attach_head, has_head, heads_on
+from prlhf_kit.preference_head import HEAD, attach_head
 from prlhf_kit.record import sha256, write_json
 from prlhf_kit.training.config import PersonalizedDPOConfig
 from prlhf_kit.training.fit import fit
@@ -180,17 +177,3 @@ def load_persrm(folder: str | Path, base=None) -> PeftModel:
     base = attach_head(base)
     base.wording = saved["wording"]
     return PeftModel.from_pretrained(base, folder).eval()
-
-
-def margins(model, tokenizer: PreTrainedTokenizerBase, pairs: Dataset, batch_size: int = 16) -> np.ndarray:
-    """By how much a PersRM's reward of the chosen response exceeds that of the rejected one: `[n]`, nats.
-
-    The reward is what PAD adds up over a response's tokens, log pi_pers(y | p, x) - log pi_ref(y | x).
-    """
-    if not has_head(model):
-        raise ModelError(f"a {type(causal_lm(model)).__name__} without preference head is no PersRM. See load_persrm.")
-    policy = score_pairs(model, tokenizer, told(pairs, causal_lm(model).wording), batch_size=batch_size)
-    with heads_on(causal_lm(model), torch.zeros(1, dtype=torch.bool, device=model.device)):
-        reference = score_pairs(model, tokenizer, pairs, batch_size=batch_size)
-    difference = policy.chosen_logp - reference.chosen_logp - (policy.rejected_logp - reference.rejected_logp)
-    return difference.to_numpy()

@@ -1,0 +1,127 @@
+"""What steering does to answers: the reward of a judge that took no part in it, and the distance from the base."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from datasets import DatasetDict
+
+from prlhf_kit.data.simulated import Population
+from prlhf_kit.decoding.answers import GuidedAnswer
+from prlhf_kit.evaluation import head_comparison
+from prlhf_kit.evaluation.metrics import ranked_right
+from prlhf_kit.evaluation.statistics import Interval, cluster_bootstrap
+from prlhf_kit.features import load_embedder
+from prlhf_kit.models import SENTENCES
+from prlhf_kit.rewards import FeatureReward
+
+# (users, prompts, answers) -> rewards [n]
+Judge = Callable[[Sequence[str], Sequence[list[dict]], Sequence[str]], np.ndarray]
+FEW_USERS = 5
+EMPTY = "(no answer)"
+
+
+def true_utility(people: Population) -> Judge:
+    """The users' own utility, where they are simulated."""
+    return lambda users, prompts, answers: people.utility(users, answers)
+
+
+def feature_judge(data: DatasetDict, cache: Path | None = None) -> tuple[Judge, Interval]:
+    """A reward for each user, linear in sentence embeddings and fitted to `data["train"]`; and its held-out accuracy.
+
+    No language model's likelihood is in it, so it shares nothing with what steers but the training pairs.
+    """
+    embedder = load_embedder(SENTENCES)
+    known = DatasetDict(train=data["train"], test_seen=data["test_seen"])
+    embedded = head_comparison.embed(known, [embedder], cache)
+    heads = head_comparison.fit("per_user", data["train"], embedded["train"])
+    reward = FeatureReward(embedder, heads, cache)
+
+    def score(users: Sequence[str], prompts: Sequence[list[dict]], answers: Sequence[str]) -> np.ndarray:
+        return reward.score(list(prompts), [a.strip() or EMPTY for a in answers], list(users)).numpy()
+
+    test = known["test_seen"]
+    gap = heads.reward(embedded["test_seen"].difference, test["user_id"])
+    return score, cluster_bootstrap(ranked_right(gap, 0 * gap), [str(p) for p in test["prompt"]])
+
+
+def answered(jobs: pd.DataFrame, answers: Sequence[GuidedAnswer], judge: Judge, **columns: Any) -> pd.DataFrame:
+    """One row an answer.
+
+    Args:
+        jobs: `user_id` (whose taste counts) and `prompt` (messages) of each answer.
+        columns: the same for all rows: the method, its weight, ...
+
+    Returns:
+        `user_id`, `prompt` (its text), `answer`, `reward` (the judge's), `logp` (nats a token, under the base),
+        `divergence` (nats a token), `changed` (share of tokens), `asked` (share of tokens for which the guide was
+        asked), `tokens`, `words`, and `columns`.
+    """
+    texts = [answer.text for answer in answers]
+    return pd.DataFrame(
+        {
+            "user_id": list(jobs.user_id),
+            "prompt": [prompt[-1]["content"] for prompt in jobs.prompt],
+            "answer": texts,
+            "reward": judge(list(jobs.user_id), list(jobs.prompt), texts),
+            "logp": [float(np.mean(answer.logps)) for answer in answers],
+            "divergence": [float(np.mean(answer.divergence)) for answer in answers],
+            "changed": [float(np.mean(answer.changed)) for answer in answers],
+            "asked": [1 - float(np.isnan(answer.rewards).mean()) for answer in answers],
+            "tokens": [len(answer.tokens) for answer in answers],
+            "words": [len(text.split()) for text in texts],
+            **columns,
+        }
+    )
+
+
+def gains(table: pd.DataFrame, base: pd.DataFrame, by: Sequence[str], seed: int = 0) -> pd.DataFrame:
+    """Rewards of answers minus those of the base's answers to the same prompts for the same users.
+
+    Intervals resample whole users, or whole prompts where there are fewer than `FEW_USERS` users.
+
+    Args:
+        table, base: rows of `answered`; `base` has one row a user and prompt.
+        by: columns of `table`, of whose values there is one row each.
+
+    Returns:
+        `by`, `gain`, `low`, `high`, `answers`, `clusters`, and the means `reward`, `logp`, `divergence`, `changed`,
+        `asked`, `words`.
+    """
+    own = base.set_index(["user_id", "prompt"]).reward
+    cluster = "user_id" if base.user_id.nunique() >= FEW_USERS else "prompt"
+    rows = []
+    for values, group in table.groupby(list(by), sort=False, dropna=False):
+        gain = group.reward.to_numpy() - own.loc[list(zip(group.user_id, group.prompt, strict=True))].to_numpy()
+        found = cluster_bootstrap(gain, group[cluster], seed=seed)
+        means = group[["reward", "logp", "divergence", "changed", "asked", "words"]].mean()
+        rows.append(
+            {**dict(zip(by, values, strict=True)), "gain": found.estimate, "low": found.low, "high": found.high,
+             "answers": found.n, "clusters": found.clusters, **means}
+        )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def picture(answer: GuidedAnswer, tokenizer) -> str:
+    """An answer as HTML: framed and shaded where the reward overruled the base, the deeper the more it was worth, with
+    what the base would have said (and the rewards, in nats) in the tooltip and, small, behind it. Text is escaped."""
+    gained = np.nan_to_num(np.array(answer.rewards) - np.array(answer.base_rewards))
+    most = max(gained.max(initial=0), 1e-9)
+    parts = []
+    for token, own, changed, gain in zip(answer.tokens, answer.base_tokens, answer.changed, gained, strict=True):
+        text = html.escape(tokenizer.decode([token]))
+        if not changed:
+            parts.append(text)
+            continue
+        base = html.escape(tokenizer.decode([own]).strip() or "space")
+        depth = 0.15 + 0.6 * max(gain, 0) / most
+        parts.append(
+            f'<span title="base: {base}, reward {gain:+.2f}" style="background: rgba(0, 114, 178, {depth:.2f}); '
+            f'border: 1px solid #0072B2; border-radius: 3px">{text}</span><sub style="color: #777">{base}</sub>'
+        )
+    return f'<div style="white-space: pre-wrap; line-height: 1.9; max-width: 50em">{"".join(parts)}</div>'

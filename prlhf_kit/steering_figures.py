@@ -1,0 +1,92 @@
+"""Figures of guided decoding: pure functions from a table to a matplotlib `Figure`."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from prlhf_kit.figures import PALETTE, _figure
+
+MARKERS = ("o", "s", "^", "D", "v", "P")
+
+
+def _errors(table: pd.DataFrame) -> np.ndarray:
+    return np.abs(table[["low", "high"]].to_numpy() - table[["gain"]].to_numpy()).T
+
+
+def reward_by_weight(table: pd.DataFrame) -> Figure:
+    """What steering gains, against its weight and against what it costs in divergence and fluency.
+
+    `table`: rows of `evaluation.steering.gains` by `guide` and `weight`.
+    """
+    figure, (left, middle, right) = _figure(11, 3.6, ncols=3)
+    for number, (guide, group) in enumerate(table.groupby("guide", sort=False)):
+        style = {"color": PALETTE[number], "marker": MARKERS[number]}
+        left.errorbar(group.weight, group.gain, yerr=_errors(group), capsize=3, label=guide, **style)
+        middle.plot(group.divergence, group.gain, linewidth=1, **style)
+        for row in group.itertuples():
+            middle.annotate(f"{row.weight:g}", (row.divergence, row.gain), xytext=(4, 3), textcoords="offset points")
+        right.plot(group.weight, group.logp, **style)
+    for ax in (left, middle):
+        ax.axhline(0, color="black", linewidth=1, linestyle=":")
+    left.set(xlabel="weight w", ylabel="reward gained over the base\n(judge's units, 95% interval)")
+    middle.set(xlabel="divergence from the base (nats a token)", ylabel="reward gained (numbers: w)")
+    right.set(xlabel="weight w", ylabel="log-probability under the base\n(nats a token)")
+    figure.legend(*left.get_legend_handles_labels(), frameon=False, loc="outside upper center", ncols=4)
+    return figure
+
+
+def steering_methods(table: pd.DataFrame) -> Figure:
+    """Ways to answer as a person prefers, side by side: what they gain, and how likely the base finds the answers.
+
+    `table`: rows of `evaluation.steering.gains` by `method`.
+    """
+    figure, (left, right) = _figure(9, 0.6 + 0.38 * len(table), ncols=2, sharey=True, width_ratios=[3, 2])
+    places = np.arange(len(table))[::-1]
+    left.errorbar(table.gain, places, xerr=_errors(table), fmt="o", color=PALETTE[0], capsize=3)
+    left.axvline(0, color="black", linewidth=1, linestyle=":")
+    left.set_yticks(places, table.method)
+    left.set(xlabel="reward gained over the base\n(judge's units, 95% interval)", ylim=(-0.6, len(table) - 0.4))
+    right.plot(table.logp, places, "s", color=PALETTE[5])
+    right.set(xlabel="log-probability under the base\n(nats a token)")
+    return figure
+
+
+def asked_seldom(table: pd.DataFrame) -> Figure:
+    """Quality against time where the guide is asked for some tokens only.
+
+    `table`: rows of `evaluation.steering.gains` by `asks` (when it is asked) with `slower` (times the base's own time).
+    """
+    figure, ax = _figure(6, 3.4)
+    ax.errorbar(table.slower, table.gain, yerr=_errors(table), fmt="o", color=PALETTE[0], capsize=3)
+    for row in table.itertuples():
+        ax.annotate(f"{row.asks} ({row.asked:.0%})", (row.slower, row.gain), xytext=(5, 4), textcoords="offset points")
+    ax.axhline(0, color="black", linewidth=1, linestyle=":")
+    ax.margins(x=0.25)
+    ax.set(xlabel="time (times the base's own)", ylabel="reward gained over the base\n(judge's units, 95% interval)")
+    return figure
+
+
+def two_preferences(table: pd.DataFrame) -> Figure:
+    """Answers steered towards one preference, the other, and both: what each of the two people gains.
+
+    `table`: `towards`, and two columns that are named after the two: the mean reward each gains over the base's answer.
+    """
+    first, second = table.columns.drop("towards")[:2]
+    figure, ax = _figure(5.2, 4)
+    for number, (towards, x, y) in enumerate(zip(table.towards, table[first], table[second], strict=True)):
+        ax.plot(x, y, MARKERS[number % len(MARKERS)], color=PALETTE[number], label=towards, markersize=8)
+    ax.axhline(0, color="black", linewidth=1, linestyle=":")
+    ax.axvline(0, color="black", linewidth=1, linestyle=":")
+    ax.set(xlabel=f"gained by {first} (judge's units)", ylabel=f"gained by {second}\n(judge's units)")
+    figure.legend(frameon=False, loc="outside right upper")
+    return figure
+
+
+FIGURES = {
+    "reward_by_weight": ("04_pad_decoding", "reward_by_weight", reward_by_weight),
+    "steering_methods": ("04_pad_decoding", "steering_methods", steering_methods),
+    "two_preferences": ("04_pad_decoding", "two_preferences", two_preferences),
+    "asked_seldom": ("04_pad_decoding", "asked_seldom", asked_seldom),
+}
