@@ -158,10 +158,6 @@ def test_figures_show_the_data_they_were_given():
     history = pd.DataFrame({"step": [1, 2], "method": "m", "loss": [0.7, 0.5], "accuracy": [0.5, 1.0]})
     left, _ = figures.learning_curves(history).axes
     assert left.lines[0].get_ydata().tolist() == [0.7, 0.5]
-    weights = pd.DataFrame(
-        {"weight": [0.0, 1.0], "gain": [0.0, 0.4], "low": [0, 0.2], "high": [0, 0.5], "changed": [0, 0.25]}
-    )
-    assert figures.utility_by_weight(weights).axes[1].lines[0].get_ydata().tolist() == [0, 25]
     users = pd.DataFrame({"user_id": ["b", "a"], "method": "m", "accuracy": [0.2, 0.6], "low": 0.1, "high": 0.9})
     assert figures.accuracy_by_user(users).axes[0].lines[0].get_xydata().tolist() == [[0.2, 1], [0.6, 0]]
     judged = pd.DataFrame(

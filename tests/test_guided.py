@@ -287,7 +287,7 @@ def reward_model(tokenizer, architecture="llama", pooling="last", users=0, seed=
     return SequenceReward(model, tokenizer, USERS if users else None, unfinished=True)
 
 
-def plain_args(base, reward, tokenizer, prompt, rows=None, **options):
+def plain_args(base, reward, tokenizer, prompt, rows=None, steps=12, **options):
     ids = ids_of(tokenizer, prompt)
 
     def rewards(new, candidates):
@@ -300,7 +300,7 @@ def plain_args(base, reward, tokenizer, prompt, rows=None, **options):
             found.append(sum(s * r for s, r in zip(shares, said, strict=True)))
         return torch.tensor(found)
 
-    return plain(lambda new: logps(base, ids, new), rewards, tokenizer, 5, 12, **options)
+    return plain(lambda new: logps(base, ids, new), rewards, tokenizer, 5, steps, **options)
 
 
 @pytest.mark.parametrize("pooling", ["last", "mean", "max"])
@@ -346,6 +346,32 @@ def test_vocabulary_wide_rewards(make_tiny, tokenizer):
     with torch.no_grad():
         assert answer.tokens == plain(lambda new: logps(base, ids, new), reward, tokenizer, 5, 12, weight=0.4)
         assert answer.rewards[0] == pytest.approx(reward([], torch.tensor(answer.tokens[:1])).item(), abs=1e-4)
+
+
+def test_smollm2_chooses_the_same_tokens_in_every_form():
+    """The embedded model once: shared base, two models and ARGS against the plain loops."""
+    tokenizer, model, other = kit.load_tokenizer(), kit.load_model(), kit.load_model()
+    kit.condition(model, kit.IndividualUserModel(4, model.get_input_embeddings().weight, 3))
+    with torch.no_grad():
+        model.user_model.own.normal_(0, 0.1, generator=torch.Generator().manual_seed(0))
+    adapter = LoraConfig(target_modules=["q_proj", "v_proj"], modules_to_save=["user_model"])
+    personal = get_peft_model(model, adapter).eval()
+    with torch.no_grad():
+        for name, p in personal.named_parameters():
+            if "lora_B" in name:
+                p.normal_(0, 0.02, generator=torch.Generator().manual_seed(5))
+    settings = {"max_new_tokens": 5, "top_k": 5, "weight": 2.0}
+    for base in (None, other):
+        decoder = kit.GuidedDecoder(base, tokenizer, kit.PAD(personal, USERS, tokenizer=tokenizer), **settings)
+        for prompt, row, answer in zip(PROMPTS, [1, 2, 0], decoder.generate(PROMPTS, WHO), strict=True):
+            assert answer.tokens == plain_user_pad(personal, base, tokenizer, prompt, row, steps=5, weight=2.0)
+    config = other.config
+    config.num_labels = 1
+    torch.manual_seed(0)
+    reward = SequenceReward(reward_class(config)(config).eval(), tokenizer)
+    decoder = kit.GuidedDecoder(other, tokenizer, kit.ARGS(reward), **settings)
+    for prompt, answer in zip(PROMPTS, decoder.generate(PROMPTS), strict=True):
+        assert answer.tokens == plain_args(other, reward, tokenizer, prompt, steps=5, weight=2.0)
 
 
 # Settings -------------------------------------------------------------------------------------------------------

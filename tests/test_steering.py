@@ -1,0 +1,115 @@
+"""Tables, pictures and figures of guided decoding."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from datasets import Dataset, DatasetDict
+
+import prlhf_kit as kit
+from prlhf_kit import steering_figures
+from prlhf_kit.data.schema import record, said
+from prlhf_kit.evaluation import steering
+
+NAN = float("nan")
+
+
+def answer(text, changed=0, rewards=(1.0, 2.0)):
+    return kit.GuidedAnswer(
+        text, [1, 2], [1, 2 + changed], [-1.0, -3.0], [-1.0, -2.0], list(rewards), [1.0, 0.5], [0.0, 0.5], 0.1
+    )
+
+
+def test_answers_become_rows():
+    jobs = pd.DataFrame({"user_id": ["ann", "bob"], "prompt": [said("user", "Why?"), said("user", "How?")]})
+    judged = []
+
+    def judge(users, prompts, texts):
+        judged.append((users, prompts, texts))
+        return np.array([1.0, -1.0])
+
+    table = steering.answered(jobs, [answer("Because."), answer("So it is.", 1, (NAN, 2.0))], judge, weight=0.5)
+    assert judged == [(["ann", "bob"], list(jobs.prompt), ["Because.", "So it is."])]
+    first, second = table.to_dict("records")
+    assert first == {
+        "user_id": "ann", "prompt": "Why?", "answer": "Because.", "reward": 1.0, "logp": -2.0, "divergence": 0.25,
+        "changed": 0.0, "asked": 1.0, "tokens": 2, "words": 1, "weight": 0.5,
+    }  # fmt: skip
+    assert (second["changed"], second["asked"], second["words"]) == (0.5, 0.5, 3)
+
+
+def rows(users, rewards, **columns):
+    extra = {"logp": -1.0, "divergence": 0.1, "changed": 0.2, "asked": 1.0, "words": 4, **columns}
+    return pd.DataFrame(
+        {"user_id": users, "prompt": [f"p{i % 2}" for i in range(len(users))], "reward": rewards, **extra}
+    )
+
+
+def test_gains_are_paired_with_the_bases_answers():
+    users = [u for u in "abcdef" for _ in range(2)]
+    base = rows(users, np.arange(12.0))
+    steered = rows(users, np.arange(12.0) + 1.5, weight=1.0)
+    [found] = steering.gains(steered.sample(frac=1, random_state=0), base, ["weight"]).to_dict("records")
+    assert (found["gain"], found["low"], found["high"]) == pytest.approx((1.5, 1.5, 1.5))
+    assert (found["answers"], found["clusters"], found["weight"]) == (12, 6, 1.0)
+    few = steering.gains(rows(list("aabb"), [1.0, 3.0, 1.0, 3.0], m="x"), rows(list("aabb"), [0.0] * 4), ["m"])
+    assert few.clusters.item() == 2  # two users: prompts are resampled
+    assert (few.low.item(), few.high.item()) == (1.0, 3.0)
+
+
+def test_a_judge_from_features(tmp_path):
+    def pairs(n, start):
+        found = []
+        for i in range(start, start + n):
+            long, short = "I think that it is a very long story, my friend.", "Yes."
+            found.append(record(f"a{i}", "ann", f"Question {i}?", f"{short} {i}", f"{long} {i}"))
+            found.append(record(f"b{i}", "bob", f"Question {i}?", f"{long} {i}", f"{short} {i}"))
+        return Dataset.from_list(found)
+
+    judge, accuracy = steering.feature_judge(DatasetDict(train=pairs(20, 0), test_seen=pairs(6, 20)), tmp_path)
+    assert accuracy.estimate > 0.9
+    assert accuracy.clusters == 6
+    prompts = [said("user", "Question 99?")] * 4
+    texts = ["Yes. 99", "I think that it is a long story, my friend."]
+    ann1, ann2, bob1, bob2 = judge(["ann", "ann", "bob", "bob"], prompts, texts * 2)
+    assert ann1 > ann2
+    assert bob2 > bob1
+    assert np.isfinite(judge(["ann"], prompts[:1], [" "])).all()  # an empty answer is judged, too
+
+
+def test_a_picture_escapes_what_models_write(tokenizer):
+    tokens = tokenizer("<script>x</script>")["input_ids"]
+    own = tokenizer("&")["input_ids"][0]
+    n = len(tokens)
+    one = kit.GuidedAnswer("", tokens, [own] * n, [0.0] * n, [0.0] * n, [1.0] * (n - 1) + [NAN], [0.0] * n, [0.0] * n)
+    page = steering.picture(one, tokenizer)
+    assert "<script" not in page
+    assert page.count("base: &amp;") == n
+    assert "reward +1.00" in page
+
+
+def test_figures_show_the_data_they_were_given():
+    shared = {
+        "low": [0.0, 0.2],
+        "high": [0.1, 0.5],
+        "logp": [-1.0, -1.5],
+        "divergence": [0.0, 0.4],
+        "gain": [0.05, 0.4],
+    }
+    weights = pd.DataFrame({"guide": "PAD", "weight": [0.0, 1.0], **shared})
+    left, middle, right = steering_figures.reward_by_weight(weights).axes
+    assert left.lines[0].get_xydata().tolist() == [[0.0, 0.05], [1.0, 0.4]]
+    assert middle.lines[0].get_xydata().tolist() == [[0.0, 0.05], [0.4, 0.4]]
+    assert [text.get_text() for text in middle.texts] == ["0", "1"]
+    assert right.lines[0].get_ydata().tolist() == [-1.0, -1.5]
+    methods = pd.DataFrame({"method": ["base", "PAD"], **shared})
+    left, right = steering_figures.steering_methods(methods).axes
+    assert left.lines[0].get_xydata().tolist() == [[0.05, 1], [0.4, 0]]
+    assert [label.get_text() for label in left.get_yticklabels()] == ["base", "PAD"]
+    seldom = pd.DataFrame({"asks": ["every token", "every 2nd"], "asked": [1.0, 0.5], "slower": [1.5, 1.2], **shared})
+    [ax] = steering_figures.asked_seldom(seldom).axes
+    assert [text.get_text() for text in ax.texts] == ["every token (100%)", "every 2nd (50%)"]
+    assert ax.lines[0].get_xdata().tolist() == [1.5, 1.2]
+    two = pd.DataFrame({"towards": ["ann", "both"], "ann": [1.0, 0.5], "bob": [-1.0, 0.4]})
+    [ax] = steering_figures.two_preferences(two).axes
+    assert [line.get_xydata().tolist() for line in ax.lines[:2]] == [[[1.0, -1.0]], [[0.5, 0.4]]]
+    assert (ax.get_xlabel(), ax.lines[1].get_label()) == ("gained by ann (judge's units)", "both")
