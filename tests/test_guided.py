@@ -360,18 +360,18 @@ def test_smollm2_chooses_the_same_tokens_in_every_form():
         for name, p in personal.named_parameters():
             if "lora_B" in name:
                 p.normal_(0, 0.02, generator=torch.Generator().manual_seed(5))
-    settings = {"max_new_tokens": 5, "top_k": 5, "weight": 2.0}
+    settings = {"max_new_tokens": 3, "top_k": 5, "weight": 2.0}
     for base in (None, other):
         decoder = kit.GuidedDecoder(base, tokenizer, kit.PAD(personal, USERS, tokenizer=tokenizer), **settings)
-        for prompt, row, answer in zip(PROMPTS, [1, 2, 0], decoder.generate(PROMPTS, WHO), strict=True):
-            assert answer.tokens == plain_user_pad(personal, base, tokenizer, prompt, row, steps=5, weight=2.0)
+        for prompt, row, answer in zip(PROMPTS[:2], [1, 2], decoder.generate(PROMPTS[:2], WHO[:2]), strict=True):
+            assert answer.tokens == plain_user_pad(personal, base, tokenizer, prompt, row, steps=3, weight=2.0)
     config = other.config
     config.num_labels = 1
     torch.manual_seed(0)
     reward = SequenceReward(reward_class(config)(config).eval(), tokenizer)
     decoder = kit.GuidedDecoder(other, tokenizer, kit.ARGS(reward), **settings)
-    for prompt, answer in zip(PROMPTS, decoder.generate(PROMPTS), strict=True):
-        assert answer.tokens == plain_args(other, reward, tokenizer, prompt, steps=5, weight=2.0)
+    for prompt, answer in zip(PROMPTS[:2], decoder.generate(PROMPTS[:2]), strict=True):
+        assert answer.tokens == plain_args(other, reward, tokenizer, prompt, steps=3, weight=2.0)
 
 
 # Settings -------------------------------------------------------------------------------------------------------
