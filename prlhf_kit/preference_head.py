@@ -42,7 +42,9 @@ def attach_head(model: PreTrainedModel) -> PreTrainedModel:
             return output
         hidden = output.last_hidden_state
         moved = found(hidden.to(torch.float32)).to(hidden.dtype)
-        output.last_hidden_state = moved if rows is None else torch.where(rows[:, None, None], moved, hidden)
+        output.last_hidden_state = (
+            moved if rows is None else torch.where(rows.to(hidden.device)[:, None, None], moved, hidden)
+        )
         return output
 
     model.base_model.register_forward_hook(apply, with_kwargs=True)

@@ -16,7 +16,9 @@ def _errors(table: pd.DataFrame) -> np.ndarray:
 
 
 def reward_by_weight(table: pd.DataFrame) -> Figure:
-    """What steering gains, against its weight and against what it costs in divergence and fluency.
+    """What steering gains, against its weight and against the distance from the base; and the tokens it changed.
+
+    The divergence of a greedy policy from the base is minus the base's log-probability of its answers.
 
     `table`: rows of `evaluation.steering.gains` by `guide` and `weight`.
     """
@@ -24,15 +26,15 @@ def reward_by_weight(table: pd.DataFrame) -> Figure:
     for number, (guide, group) in enumerate(table.groupby("guide", sort=False)):
         style = {"color": PALETTE[number], "marker": MARKERS[number]}
         left.errorbar(group.weight, group.gain, yerr=_errors(group), capsize=3, label=guide, **style)
-        middle.plot(group.divergence, group.gain, linewidth=1, **style)
-        for row in group.itertuples():
-            middle.annotate(f"{row.weight:g}", (row.divergence, row.gain), xytext=(4, 3), textcoords="offset points")
-        right.plot(group.weight, group.logp, **style)
+        middle.plot(-group.logp, group.gain, linewidth=1, **style)
+        for w, x, y in zip(group.weight, -group.logp, group.gain, strict=True):
+            middle.annotate(f"{w:g}", (x, y), xytext=(4, 3), textcoords="offset points")
+        right.plot(group.weight, 100 * group.changed, **style)
     for ax in (left, middle):
         ax.axhline(0, color="black", linewidth=1, linestyle=":")
     left.set(xlabel="weight w", ylabel="reward gained over the base\n(judge's units, 95% interval)")
-    middle.set(xlabel="divergence from the base (nats a token)", ylabel="reward gained (numbers: w)")
-    right.set(xlabel="weight w", ylabel="log-probability under the base\n(nats a token)")
+    middle.set(xlabel="divergence of the answers from the base\n(nats a token)", ylabel="reward gained (numbers: w)")
+    right.set(xlabel="weight w", ylabel="tokens that differ from the\nbase's choice (%)", ylim=(0, None))
     figure.legend(*left.get_legend_handles_labels(), frameon=False, loc="outside upper center", ncols=4)
     return figure
 
@@ -71,16 +73,20 @@ def asked_seldom(table: pd.DataFrame) -> Figure:
 def two_preferences(table: pd.DataFrame) -> Figure:
     """Answers steered towards one preference, the other, and both: what each of the two people gains.
 
-    `table`: `towards`, and two columns that are named after the two: the mean reward each gains over the base's answer.
+    `table`: of `evaluation.steering.gains_of_two`.
     """
-    first, second = table.columns.drop("towards")[:2]
-    figure, ax = _figure(5.2, 4)
-    for number, (towards, x, y) in enumerate(zip(table.towards, table[first], table[second], strict=True)):
-        ax.plot(x, y, MARKERS[number % len(MARKERS)], color=PALETTE[number], label=towards, markersize=8)
+    first, second = table.user_id.unique()
+    figure, ax = _figure(6.5, 4)
+    for number, (towards, group) in enumerate(table.groupby("towards", sort=False)):
+        x, y = (group[group.user_id == user] for user in (first, second))
+        ax.errorbar(
+            x.gain, y.gain, xerr=_errors(x), yerr=_errors(y), fmt=MARKERS[number % len(MARKERS)], color=PALETTE[number],
+            label=towards, markersize=8, elinewidth=1,
+        )  # fmt: skip
     ax.axhline(0, color="black", linewidth=1, linestyle=":")
     ax.axvline(0, color="black", linewidth=1, linestyle=":")
     ax.set(xlabel=f"gained by {first} (judge's units)", ylabel=f"gained by {second}\n(judge's units)")
-    figure.legend(frameon=False, loc="outside right upper")
+    figure.legend(*ax.get_legend_handles_labels(), title="towards", frameon=False, loc="outside right upper")
     return figure
 
 

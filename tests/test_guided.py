@@ -1,17 +1,27 @@
 """Guided decoding against plain uncached, unbatched loops of the papers' formulas, token for token in float32."""
 
+import copy
 import json
 import math
 
 import pytest
 import torch
 from conftest import TARGETS, build_tiny
-from peft import LoraConfig, get_peft_model
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
+from transformers import (
+    BloomConfig,
+    BloomForSequenceClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
+    OPTConfig,
+    OPTForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 import prlhf_kit as kit
 from prlhf_kit.data.chat import tell
 from prlhf_kit.decoding import answers as formats
+from prlhf_kit.decoding.answers import AnswerFile
 from prlhf_kit.decoding.few_rows import FewRows
 from prlhf_kit.decoding.implicit import ImplicitReward
 from prlhf_kit.preference_head import attach_head, heads_on
@@ -43,17 +53,24 @@ def plain(base, reward, tokenizer, k, steps, weight=1.0, own=1.0, draws=None, te
     new = []
     for step in range(steps):
         w = weight[min(step, len(weight) - 1)] if isinstance(weight, list) else weight
-        top = base(new).topk(k)
-        score = (1 - w if own is None else own) * top.values + w * reward(new, top.indices)
+        values = base(new)
+        candidates = values.topk(k).indices.sort().values
+        score = (1 - w if own is None else own) * values[candidates] + w * reward(new, candidates)
         if draws is None:
             pick = score.argmax()
         else:
             bounds = (score / temperature).softmax(-1).cumsum(-1)
             pick = int((bounds <= draws[step] * bounds[-1]).sum())
-        new.append(top.indices[pick].item())
+        new.append(candidates[pick].item())
         if new[-1] == tokenizer.eos_token_id:
             break
     return new
+
+
+def draws(decoder, prompt, who=None):
+    """The random numbers of an answer's sampling."""
+    [job] = decoder._jobs([prompt], [who])
+    return torch.rand(12, generator=torch.Generator().manual_seed(int(job.key[:15], 16)))
 
 
 def plain_user_pad(personal, base, tokenizer, prompt, user, steps=12, **options):
@@ -95,7 +112,7 @@ def test_pad_with_users_and_a_shared_base(personal, tokenizer, weight):
 
 def test_pad_with_a_base_of_its_own(personal, make_tiny, tokenizer, architecture):
     base = another(make_tiny, architecture)
-    decoder = kit.GuidedDecoder(base, tokenizer, kit.PAD(personal, USERS), weight=1.5, **LENGTH)
+    decoder = kit.GuidedDecoder(base, tokenizer, kit.PAD(personal, USERS, tokenizer=tokenizer), weight=1.5, **LENGTH)
     for prompt, row, answer in zip(PROMPTS, [1, 2, 0], decoder.generate(PROMPTS, WHO), strict=True):
         assert answer.tokens == plain_user_pad(personal, base, tokenizer, prompt, row, weight=1.5)
 
@@ -113,6 +130,43 @@ def test_an_adapter_that_can_not_be_gated_by_row_is_read_apart(make_tiny, tokeni
     decoder = kit.GuidedDecoder(None, tokenizer, kit.PAD(personal, USERS), weight=2.0, **LENGTH)
     for prompt, row, answer in zip(PROMPTS, [1, 2, 0], decoder.generate(PROMPTS, WHO), strict=True):
         assert answer.tokens == plain_user_pad(personal, None, tokenizer, prompt, row, weight=2.0)
+
+
+def test_without_weight_in_bfloat16(make_tiny, tokenizer):
+    """Where logits are equal, which half precision brings about, the token is the one that generate takes."""
+    base = make_tiny().bfloat16()
+    with torch.no_grad():
+        base.lm_head.weight[300:] = base.lm_head.weight[:300]  # every logit twice
+    decoder = kit.GuidedDecoder(base, tokenizer, kit.PAD(base), weight=0.0, max_new_tokens=12, top_k=6)
+    for prompt in PROMPTS:
+        ids = ids_of(tokenizer, prompt)
+        own = base.generate(ids, do_sample=False, max_new_tokens=12)[0, ids.shape[1] :].tolist()
+        assert decoder.generate([prompt])[0].tokens == own
+
+
+def test_models_that_flatten_rows_are_read_apart(tokenizer):
+    """OPT's layers see all tokens of a batch as one list, in which an adapter can't tell rows apart."""
+    torch.manual_seed(0)
+    size = {"hidden_size": 32, "ffn_dim": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "init_std": 0.2}
+    ends = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
+    model = OPTForCausalLM(OPTConfig(vocab_size=600, word_embed_proj_dim=32, **size, **ends)).eval()
+    policy = get_peft_model(model, LoraConfig(target_modules="all-linear")).eval()
+    with torch.no_grad():
+        for name, p in policy.named_parameters():
+            if "lora_B" in name:
+                p.normal_(0, 0.2)
+    decoder = kit.GuidedDecoder(None, tokenizer, kit.PAD(policy), weight=2.0, **LENGTH)
+    for prompt, said, answer in zip(PROMPTS, SAID, decoder.generate(PROMPTS, SAID), strict=True):
+        ids, told = ids_of(tokenizer, prompt), ids_of(tokenizer, prompt, said)
+
+        def reference(new, ids=ids):
+            with policy.disable_adapter():
+                return logps(policy, ids, new)
+
+        def reward(new, candidates, told=told, reference=reference):
+            return (logps(policy, told, new) - reference(new))[candidates]
+
+        assert answer.tokens == plain(reference, reward, tokenizer, 5, 12, weight=2.0)
 
 
 @pytest.mark.parametrize("family", ["mistral", "gemma2"])
@@ -174,11 +228,16 @@ def plain_persrm(persrm, base, tokenizer, prompt, said, form="paper", **options)
 def test_pad_with_preferences_in_words(persrm, make_tiny, tokenizer, architecture, form, shared):
     """The reference is the PersRM's backbone, adapter and all, without its head; the base has no adapter."""
     base = None if shared else another(make_tiny, architecture)
-    decoder = kit.GuidedDecoder(base, tokenizer, kit.PAD(persrm, form=form), weight=0.8, **LENGTH)
+    guide = kit.PAD(persrm, form=form, tokenizer=tokenizer)
+    decoder = kit.GuidedDecoder(base, tokenizer, guide, weight=0.8, **LENGTH)
     out = decoder.generate(PROMPTS, SAID)
     for prompt, said, answer in zip(PROMPTS, SAID, out, strict=True):
         assert answer.tokens == plain_persrm(persrm, base, tokenizer, prompt, {said: 1.0}, form, weight=0.8)
     assert any(any(answer.changed) for answer in out)
+    sampler = kit.GuidedDecoder(base, tokenizer, guide, weight=0.8, do_sample=True, temperature=1.4, **LENGTH)
+    for prompt, said, answer in zip(PROMPTS, SAID, sampler.generate(PROMPTS, SAID), strict=True):
+        drawn = {"draws": draws(sampler, prompt, said), "temperature": 1.4}
+        assert answer.tokens == plain_persrm(persrm, base, tokenizer, prompt, {said: 1.0}, form, weight=0.8, **drawn)
 
 
 def test_several_preferences(persrm, tokenizer):
@@ -311,6 +370,22 @@ def test_args_scores_candidates_on_one_cache(make_tiny, tokenizer, architecture,
     for prompt, answer in zip(PROMPTS, out, strict=True):
         assert answer.tokens == plain_args(base, reward, tokenizer, prompt, weight=5.0)
     assert any(any(answer.changed) for answer in out)
+    sampler = kit.GuidedDecoder(base, tokenizer, kit.ARGS(reward), weight=5.0, do_sample=True, **LENGTH)
+    for prompt, answer in zip(PROMPTS, sampler.generate(PROMPTS), strict=True):
+        assert answer.tokens == plain_args(base, reward, tokenizer, prompt, weight=5.0, draws=draws(sampler, prompt))
+
+
+@pytest.mark.parametrize("pooling", ["last", "mean", "max"])
+def test_args_in_bfloat16(make_tiny, tokenizer, pooling):
+    """Rounding differs with the order of sums, so rewards are compared, not tokens."""
+    base, reward = make_tiny().bfloat16(), reward_model(tokenizer, pooling=pooling)
+    reward.model.bfloat16()
+    [answer] = kit.GuidedDecoder(base, tokenizer, kit.ARGS(reward), weight=2.0, **LENGTH).generate(PROMPTS[1:2])
+    ids = ids_of(tokenizer, PROMPTS[1])
+    with torch.no_grad():
+        for t, found in enumerate(answer.rewards):
+            text = torch.cat([ids, torch.tensor([answer.tokens[: t + 1]])], 1)
+            assert found == pytest.approx(reward.model(input_ids=text).logits.item(), abs=0.05)
 
 
 @pytest.mark.parametrize("family", ["mistral", "gemma2"])
@@ -386,10 +461,10 @@ def test_without_weight_it_is_the_bases_own_decoding(personal, make_tiny, tokeni
         ({"max_new_tokens": 24}, {}),
         ({"max_new_tokens": 24, "repetition_penalty": 1.7}, {}),
         ({"max_new_tokens": 24, "min_new_tokens": 20}, {}),
-        ({"max_new_tokens": 24, "stop_strings": [stop]}, {"tokenizer": tokenizer}),
+        ({"max_new_tokens": 24, "stop_strings": stop}, {"tokenizer": tokenizer}),
     ):
         own = base.generate(ids, do_sample=False, **settings, **name)[0, ids.shape[1] :].tolist()
-        for guide in (kit.PAD(personal, USERS), kit.ARGS(reward_model(tokenizer))):
+        for guide in (kit.PAD(personal, USERS, tokenizer=tokenizer), kit.ARGS(reward_model(tokenizer))):
             decoder = kit.GuidedDecoder(base, tokenizer, guide, weight=0.0, **settings)
             assert decoder.generate(PROMPTS)[1].tokens == own
     assert len(own) < 12  # the stop string did stop
@@ -401,9 +476,8 @@ def test_sampling(personal, tokenizer):
     decoder = kit.GuidedDecoder(None, tokenizer, kit.PAD(personal, USERS), seed=4, **options)
     out = decoder.generate(PROMPTS, WHO)
     for prompt, who, row, answer in zip(PROMPTS, WHO, [1, 2, 0], out, strict=True):
-        [job] = decoder._jobs([prompt], [who])
-        draws = torch.rand(12, generator=torch.Generator().manual_seed(int(job.key[:15], 16)))
-        assert answer.tokens == plain_user_pad(personal, None, tokenizer, prompt, row, draws=draws, temperature=1.5)
+        drawn = {"draws": draws(decoder, prompt, who), "temperature": 1.5}
+        assert answer.tokens == plain_user_pad(personal, None, tokenizer, prompt, row, **drawn)
         assert decoder.generate([prompt], [who])[0].tokens == answer.tokens
     assert [a.tokens for a in decoder.generate(PROMPTS[::-1], WHO[::-1])] == [a.tokens for a in out[::-1]]
     one, two = decoder.generate([PROMPTS[1]] * 2, ["ann"] * 2)
@@ -447,7 +521,7 @@ def test_schedules(personal, tokenizer):
 def test_the_guide_may_be_asked_for_some_tokens_only(personal, make_tiny, tokenizer, guide):
     """Every third token: as with w = 0 at the others, whatever the guide has not read it reads in one go."""
     base = another(make_tiny)
-    steering = kit.PAD(personal, USERS) if guide == "pad" else kit.ARGS(reward_model(tokenizer))
+    steering = kit.PAD(personal, USERS, tokenizer=tokenizer) if guide == "pad" else kit.ARGS(reward_model(tokenizer))
     who = WHO if guide == "pad" else None
     weights = [2.0 if t % 3 == 0 else 0.0 for t in range(12)]
     whole = kit.GuidedDecoder(base, tokenizer, steering, weight=weights, **LENGTH).generate(PROMPTS, who)
@@ -481,7 +555,9 @@ def test_answers_that_end_leave_the_batch(personal, make_tiny, tokenizer, guide)
     """The others go on as if alone."""
     base = another(make_tiny)
     steering = (
-        kit.PAD(personal, USERS) if guide == "pad" else kit.ARGS(reward_model(tokenizer, pooling="mean", users=3))
+        kit.PAD(personal, USERS, tokenizer=tokenizer)
+        if guide == "pad"
+        else kit.ARGS(reward_model(tokenizer, pooling="mean", users=3))
     )
     decoder = kit.GuidedDecoder(base, tokenizer, steering, **LENGTH)
     free = decoder.generate(PROMPTS, WHO)
@@ -551,9 +627,40 @@ def test_json_lines_resume(personal, tokenizer, tmp_path, monkeypatch):
     stronger = kit.GuidedDecoder(None, tokenizer, kit.PAD(personal, USERS), weight=3.0, **LENGTH)
     stronger.generate(PROMPTS, WHO, out=file)
     assert len(file.read_text().splitlines()) == 6  # other settings, other answers
-    file.write_text('{"a": 1}\n')
-    with pytest.raises(ValueError, match=r"line 1 of .* is no answer"):
-        decoder.generate(PROMPTS, WHO, out=file)
+    lines = len(file.read_text().splitlines())
+    model = personal.get_base_model()
+    model.generation_config.eos_token_id = 7
+    decoder.generate(PROMPTS, WHO, out=file)  # another end
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.chat_template = tokenizer.chat_template.replace("assistant", "bot")
+    kit.GuidedDecoder(None, tokenizer, kit.PAD(personal, USERS), every=2, **LENGTH).generate(PROMPTS, WHO, out=file)
+    personal.add_adapter("other", LoraConfig(target_modules=["q_proj", "c_attn", "query_key_value"]))
+    personal.base_model.set_adapter("other")
+    words = kit.GuidedDecoder(None, tokenizer, kit.PAD(personal, USERS), every=2, **LENGTH)
+    assert len(set(words._made_by(words._jobs(PROMPTS, WHO))) & words_keys(file)) == 0
+    assert len(file.read_text().splitlines()) == lines + 6
+    for text in ('{"a": 1}\n', '[{"prompt": "what write_pad writes"}]'):
+        file.write_text(text)
+        with pytest.raises(ValueError, match=r"line 1 of .* is no answer"):
+            decoder.generate(PROMPTS, WHO, out=file)
+        assert file.read_text() == text  # other people's files stay as they are
+    seen = AnswerFile(tmp_path / "separators.jsonl")
+    seen.add([("k", PROMPTS[0], None, kit.GuidedAnswer("a\u2028b\u2029c\x85d", [1], [1]))])
+    assert AnswerFile(seen.path).found["k"].text == "a\u2028b\u2029c\x85d"
+
+
+def words_keys(file):
+    return {json.loads(line)["key"] for line in file.read_text().splitlines()}
+
+
+def test_args_keys_know_the_dimension(make_tiny, tokenizer):
+    reward = reward_model(tokenizer)
+    keys = []
+    for dimension in (None, 0):
+        reward.dimension = dimension
+        decoder = kit.GuidedDecoder(make_tiny(), tokenizer, kit.ARGS(reward), **LENGTH)
+        keys += decoder._made_by(decoder._jobs(PROMPTS[:1], [None]))
+    assert keys[0] != keys[1]
 
 
 def test_formats_of_pad_and_args(tmp_path):
@@ -651,6 +758,17 @@ def test_bad_settings_and_requests(personal, make_tiny, tokenizer, bert):
         kit.GuidedDecoder(None, tokenizer, kit.ARGS(reward_model(tokenizer)))
     with pytest.raises(kit.DecodingError, match="BertForSequenceClassification can't be read token by token"):
         kit.ARGS(kit.load_reward(bert[0]))
+    bloom = BloomForSequenceClassification(
+        BloomConfig(vocab_size=600, hidden_size=32, n_layer=1, n_head=4, num_labels=1)
+    )
+    with pytest.raises(kit.DecodingError, match="does not score candidates in one forward"):
+        kit.ARGS(SequenceReward(bloom.eval(), tokenizer))
+    anybody = kit.GuidedDecoder(make_tiny(), tokenizer, kit.ARGS(reward_model(tokenizer)), **LENGTH)
+    with pytest.raises(kit.DecodingError, match="knows no users, so it can't steer for 'ann'"):
+        anybody.generate(PROMPTS[:1], ["ann"])
+    prompted = get_peft_model(make_tiny(), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
+    with pytest.raises(kit.DecodingError, match="PROMPT_TUNING puts its tokens in front"):
+        kit.GuidedDecoder(None, tokenizer, kit.PAD(prompted))
 
 
 def test_tokenizers_that_differ(personal, tokenizer):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, load_from_disk
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
@@ -12,7 +12,7 @@ from prlhf_kit.decoding.implicit import ImplicitReward
 from prlhf_kit.evaluation.scoring import score_pairs
 from prlhf_kit.preference_head import HEAD, attach_head
 from prlhf_kit.training.fit import fit
-from prlhf_kit.training.persrm import PersRMRecipe, load_persrm, told, train_persrm
+from prlhf_kit.training.persrm import PersRMRecipe, load_persrm, train_persrm
 from prlhf_kit.training.reward_config import PersonalizedRewardConfig
 from prlhf_kit.training.vocabulary import (
     VocabularyRewardTrainer,
@@ -60,13 +60,15 @@ def test_two_stages(recipe, wishes, tokenizer, tmp_path):
     reward = ImplicitReward(kit.PAD(model), tokenizer, batch_size=5)
     chosen, rejected = (reward.score(wishes["prompt"], wishes[c], wishes["user_text"]) for c in ("chosen", "rejected"))
     assert (chosen > rejected).float().mean() > 0.9
-    # the loss that stage 2 starts from is that of the stage-1 backbone against itself without preference
+    # the reference of stage 2 is the stage-1 backbone, that of stage 1 the model before; neither sees preferences
     backbone = PeftModel.from_pretrained(attach_head(kit.load_model(recipe.model)), stages / "backbone").eval()
-    seen, unseen = (score_pairs(backbone, tokenizer, pairs) for pairs in (told(wishes), wishes))
-    rewards = seen.chosen_logp - unseen.chosen_logp - seen.rejected_logp + unseen.rejected_logp
-    started = logs["head"]["rewards/margins"].dropna().iloc[0]
-    whole = 0.1 * rewards.to_numpy()
-    assert min(whole) - 1e-3 < started < max(whole) + 1e-3
+    unseen = score_pairs(backbone, tokenizer, wishes)
+    stored = load_from_disk(str(stages / "pairs-head"))
+    assert stored["ref_chosen_logps"] == pytest.approx(unseen.chosen_logp.tolist(), abs=1e-3)
+    assert stored["ref_rejected_logps"] == pytest.approx(unseen.rejected_logp.tolist(), abs=1e-3)
+    start = score_pairs(kit.load_model(recipe.model), tokenizer, wishes)
+    stored = load_from_disk(str(stages / "pairs-backbone"))
+    assert stored["ref_chosen_logps"] == pytest.approx(start.chosen_logp.tolist(), abs=1e-3)
     # nothing is trained twice, and nothing passes for another training
     before = (tmp_path / "persrm" / "adapter_model.safetensors").stat().st_mtime_ns
     train_persrm(recipe, wishes)
@@ -124,6 +126,11 @@ def test_bad_recipes_and_pairs(base, wishes, tmp_path):
     silent = wishes.map(lambda row, i: {"user_text": row["user_text"] if i else None}, with_indices=True)
     with pytest.raises(ValueError, match="1 of 16 pairs have no user_text"):
         train_persrm(PersRMRecipe(base, str(tmp_path / "x")), silent)
+    with pytest.raises(ValueError, match="no pairs to train on"):
+        train_persrm(PersRMRecipe(base, str(tmp_path / "x")), wishes.select([]))
+    with pytest.raises(TypeError, match="learning_rat"):  # before stage 1
+        train_persrm(PersRMRecipe(base, str(tmp_path / "x"), head={"learning_rat": 1.0}), wishes)
+    assert not (tmp_path / "x-stages").exists()
     with pytest.raises(ValueError, match="a preference head already"):
         attach_head(attach_head(kit.load_model(base)))
 
@@ -159,6 +166,22 @@ def test_the_loss_is_that_of_beginnings(base, wishes, tokenizer, tmp_path, side)
     with torch.no_grad():
         loss = trainer.compute_loss(trainer.model, trainer.data_collator(rows))
     assert loss.item() == pytest.approx(torch.stack(wanted).mean().item(), rel=1e-4)
+
+
+def test_a_whole_model_with_users_and_its_own_lm_head(base, wishes, tokenizer, tmp_path):
+    """What is loaded gives the logits of what was trained, for every user."""
+    model = new_vocabulary_reward(base)
+    assert not model.config.tie_word_embeddings
+    kit.condition(model, kit.IndividualUserModel(3, model.get_input_embeddings().weight, 2))
+    args = PersonalizedRewardConfig(**FAST, output_dir=str(tmp_path / "c"), use_cpu=True)
+    fit(VocabularyRewardTrainer(model, args, wishes, None, tokenizer), tmp_path / "reward")
+    found, users = load_vocabulary_reward(tmp_path / "reward")
+    assert users.user_ids == ["ann", "bob"]
+    ids = torch.tensor([[1, 5, 9]])
+    with torch.no_grad():
+        for row in range(3):
+            inputs = {"input_ids": ids, "user_rows": torch.tensor([row])}
+            torch.testing.assert_close(found(**inputs).logits, model(**inputs).logits)
 
 
 def test_it_learns_is_saved_and_steers(base, tokenizer, tmp_path):

@@ -31,17 +31,16 @@ def test_answers_become_rows():
     assert judged == [(["ann", "bob"], list(jobs.prompt), ["Because.", "So it is."])]
     first, second = table.to_dict("records")
     assert first == {
-        "user_id": "ann", "prompt": "Why?", "answer": "Because.", "reward": 1.0, "logp": -2.0, "divergence": 0.25,
+        "user_id": "ann", "prompt": "Why?", "answer": "Because.", "reward": 1.0, "logp": -2.0,
         "changed": 0.0, "asked": 1.0, "tokens": 2, "words": 1, "weight": 0.5,
     }  # fmt: skip
     assert (second["changed"], second["asked"], second["words"]) == (0.5, 0.5, 3)
 
 
-def rows(users, rewards, **columns):
-    extra = {"logp": -1.0, "divergence": 0.1, "changed": 0.2, "asked": 1.0, "words": 4, **columns}
-    return pd.DataFrame(
-        {"user_id": users, "prompt": [f"p{i % 2}" for i in range(len(users))], "reward": rewards, **extra}
-    )
+def rows(users, rewards, prompts=2, **columns):
+    extra = {"logp": -1.0, "changed": 0.2, "asked": 1.0, "words": 4, **columns}
+    asked = [f"p{i % prompts}" for i in range(len(users))]
+    return pd.DataFrame({"user_id": users, "prompt": asked, "reward": rewards, **extra})
 
 
 def test_gains_are_paired_with_the_bases_answers():
@@ -51,9 +50,37 @@ def test_gains_are_paired_with_the_bases_answers():
     [found] = steering.gains(steered.sample(frac=1, random_state=0), base, ["weight"]).to_dict("records")
     assert (found["gain"], found["low"], found["high"]) == pytest.approx((1.5, 1.5, 1.5))
     assert (found["answers"], found["clusters"], found["weight"]) == (12, 6, 1.0)
-    few = steering.gains(rows(list("aabb"), [1.0, 3.0, 1.0, 3.0], m="x"), rows(list("aabb"), [0.0] * 4), ["m"])
-    assert few.clusters.item() == 2  # two users: prompts are resampled
-    assert (few.low.item(), few.high.item()) == (1.0, 3.0)
+    two = ["a"] * 6 + ["b"] * 6  # two users: prompts are resampled
+    few = steering.gains(rows(two, [0.0, 1, 2, 3, 4, 5] * 2, 6, m="x"), rows(two, [0.0] * 12, 6), ["m"])
+    assert (few.clusters.item(), few.gain.item()) == (6, 2.5)
+    assert 0 < few.low.item() < 2.5 < few.high.item() < 5
+    none = steering.gains(rows(list("aabb"), [1.0, 3.0] * 2, m="x"), rows(list("aabb"), [0.0] * 4), ["m"])
+    assert (none.clusters.item(), none.gain.item()) == (2, 2.0)
+    assert none.low.isna().all()  # of two prompts an interval would say nothing
+
+
+def test_what_two_people_gain_from_the_same_answers():
+    prompts = {f"p{i}": said("user", f"p{i}") for i in range(5)}
+    table = pd.DataFrame([(who, p, f"{who} {p}") for who in ("nobody", "ann", "both") for p in prompts])
+    table.columns = ["towards", "prompt", "answer"]
+    worth = {"ann": {"nobody": 1.0, "ann": 3.0, "both": 2.0}, "bob": {"nobody": 0.0, "ann": -1.0, "both": 0.5}}
+
+    def judge(users, asked, answers):
+        assert [a[0]["content"] for a in asked] == [text.split()[1] for text in answers]
+        return np.array([worth[user][text.split()[0]] for user, text in zip(users, answers, strict=True)])
+
+    found = steering.gains_of_two(table, ["ann", "bob"], judge, prompts)
+    gained = found.set_index(["towards", "user_id"]).gain.to_dict()
+    assert gained == {("ann", "ann"): 2, ("both", "ann"): 1, ("ann", "bob"): -1, ("both", "bob"): 0.5}
+    assert set(found.answers) == set(found.clusters) == {5}
+
+
+def test_log_probabilities_under_the_bare_base(make_tiny, tokenizer):
+    model, prompt = make_tiny(), said("user", "Why?")
+    decoder = kit.GuidedDecoder(model, tokenizer, kit.PAD(model), max_new_tokens=5, top_k=9, weight=3.0)
+    out = decoder.generate([prompt] * 3, ["Be brief.", "Be kind.", None])
+    found = steering.base_logps(model, tokenizer, pd.DataFrame({"prompt": [prompt] * 3}), out, batch_size=2)
+    assert found == pytest.approx([np.mean(a.logps) for a in out], abs=1e-4)
 
 
 def test_a_judge_from_features(tmp_path):
@@ -95,12 +122,12 @@ def test_figures_show_the_data_they_were_given():
         "divergence": [0.0, 0.4],
         "gain": [0.05, 0.4],
     }
-    weights = pd.DataFrame({"guide": "PAD", "weight": [0.0, 1.0], **shared})
+    weights = pd.DataFrame({"guide": "PAD", "weight": [0.0, 1.0], "changed": [0.0, 0.3], **shared})
     left, middle, right = steering_figures.reward_by_weight(weights).axes
     assert left.lines[0].get_xydata().tolist() == [[0.0, 0.05], [1.0, 0.4]]
-    assert middle.lines[0].get_xydata().tolist() == [[0.0, 0.05], [0.4, 0.4]]
+    assert middle.lines[0].get_xydata().tolist() == [[1.0, 0.05], [1.5, 0.4]]
     assert [text.get_text() for text in middle.texts] == ["0", "1"]
-    assert right.lines[0].get_ydata().tolist() == [-1.0, -1.5]
+    assert right.lines[0].get_ydata().tolist() == [0.0, 30.0]
     methods = pd.DataFrame({"method": ["base", "PAD"], **shared})
     left, right = steering_figures.steering_methods(methods).axes
     assert left.lines[0].get_xydata().tolist() == [[0.05, 1], [0.4, 0]]
@@ -109,7 +136,11 @@ def test_figures_show_the_data_they_were_given():
     [ax] = steering_figures.asked_seldom(seldom).axes
     assert [text.get_text() for text in ax.texts] == ["every token (100%)", "every 2nd (50%)"]
     assert ax.lines[0].get_xdata().tolist() == [1.5, 1.2]
-    two = pd.DataFrame({"towards": ["ann", "both"], "ann": [1.0, 0.5], "bob": [-1.0, 0.4]})
+    two = pd.DataFrame(
+        {"towards": ["ann", "both"] * 2, "user_id": ["ann"] * 2 + ["bob"] * 2, "gain": [1.0, 0.5, -1, 0.4]}
+    )
+    two = two.assign(low=two.gain - 0.1, high=two.gain + 0.1)
     [ax] = steering_figures.two_preferences(two).axes
-    assert [line.get_xydata().tolist() for line in ax.lines[:2]] == [[[1.0, -1.0]], [[0.5, 0.4]]]
-    assert (ax.get_xlabel(), ax.lines[1].get_label()) == ("gained by ann (judge's units)", "both")
+    points = [line.get_xydata().tolist() for line in ax.lines if line.get_marker() in steering_figures.MARKERS]
+    assert points == [[[1.0, -1.0]], [[0.5, 0.4]]]
+    assert ax.get_xlabel() == "gained by ann (judge's units)"

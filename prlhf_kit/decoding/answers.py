@@ -45,6 +45,9 @@ class GuidedAnswer:
         return len(self.tokens) / self.seconds if self.seconds else math.nan
 
 
+BEGINNING = '{"key": '
+
+
 class AnswerFile:
     """JSON lines to which answers are added as they come. A line that a crash cut off is dropped at the next start."""
 
@@ -53,8 +56,10 @@ class AnswerFile:
         self.found: dict[str, GuidedAnswer] = {}
         if not path.exists():
             return
-        whole, _, torn = path.read_text().rpartition("\n")
-        for number, line in enumerate(whole.splitlines(), 1):
+        whole, _, torn = path.read_text(encoding="utf-8").rpartition("\n")
+        if torn and not torn.startswith(BEGINNING):
+            whole, torn = f"{whole}\n{torn}", ""  # not ours: refused below
+        for number, line in enumerate(filter(None, whole.split("\n")), 1):
             try:
                 row = json.loads(line)
                 self.found[row["key"]] = GuidedAnswer(
@@ -71,7 +76,7 @@ class AnswerFile:
     def add(self, rows: Iterable[tuple[str, Any, Any, GuidedAnswer]]) -> None:
         """Append (key, prompt, for whom, answer) of each."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a") as file:
+        with self.path.open("a", encoding="utf-8") as file:
             for key, prompt, who, answer in rows:
                 values = {name: _to_json(value) for name, value in asdict(answer).items()}
                 speed = _to_json(answer.tokens_per_second)
@@ -108,11 +113,16 @@ def read_pad(path: str | Path) -> list[dict[str, Any]]:
     Raises:
         ValueError: it is neither, or a row lacks one of the five fields.
     """
-    text = Path(path).read_text()
+    text = Path(path).read_text(encoding="utf-8")
     try:
-        rows = json.loads(text) if text.lstrip().startswith("[") else [json.loads(t) for t in text.splitlines() if t]
+        rows = (
+            json.loads(text)
+            if text.lstrip().startswith("[")
+            else [json.loads(t) for t in text.split("\n") if t.strip()]
+        )
     except ValueError as error:
         raise ValueError(f"{path} is neither a JSON array nor JSON lines ({error}).") from error
+    rows = rows[0] if rows and isinstance(rows[0], list) else rows
     for number, row in enumerate(rows):
         missing = {"prompt", "result", "response", "elapsed", "method"} - set(row)
         if missing:
@@ -130,7 +140,7 @@ def read_pad_config(path: str | Path) -> list[dict[str, Any]]:
         ValueError: a field is missing, or a mode that is neither.
     """
     found = []
-    for number, line in enumerate(filter(str.strip, Path(path).read_text().splitlines()), 1):
+    for number, line in enumerate(filter(str.strip, Path(path).read_text(encoding="utf-8").split("\n")), 1):
         row = json.loads(line)
         missing = {"rm_weight", "topk", "mode", "sample_temp"} - set(row)
         if missing:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections import Counter
@@ -130,7 +131,7 @@ class GuidedDecoder:
     top_k: int = 10
     max_new_tokens: int = 128
     min_new_tokens: int = 0
-    stop_strings: Sequence[str] = ()
+    stop_strings: str | Sequence[str] = ()
     repetition_penalty: float = 1.0
     do_sample: bool = False
     temperature: float = 1.0
@@ -142,6 +143,13 @@ class GuidedDecoder:
 
     def __post_init__(self):
         self._guided = self.guide.model
+        self._mixing: dict[int, bool] = {}
+        for model in (self.base, self._guided):
+            if isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning:
+                raise DecodingError(
+                    f"{model.active_peft_config.peft_type.value} puts its tokens in front of every call, which "
+                    "decoding with a shared cache does not do. Use a LoRA adapter, or kit.condition for soft tokens."
+                )
         if self.base is None:
             if not isinstance(self.guide, PAD):
                 raise DecodingError("base is None, but a reward model has no base to steer. Pass a language model.")
@@ -173,13 +181,14 @@ class GuidedDecoder:
     def _schedule(self) -> list[float]:
         """w of every token."""
         steps = range(self.max_new_tokens)
-        if callable(self.weight):
-            found = [float(self.weight(step)) for step in steps]
-        elif isinstance(self.weight, Sequence):
-            found = [float(w) for w in self.weight[: len(steps)]]
+        given: Any = self.weight
+        if callable(given):
+            found = [float(given(step)) for step in steps]
+        elif hasattr(given, "__getitem__") and getattr(given, "shape", True):  # a list, an array, a tensor
+            found = [float(w) for w in given[: len(steps)]]
             found += found[-1:] * (len(steps) - len(found))
         else:
-            found = [float(self.weight)] * len(steps)
+            found = [float(given)] * len(steps)
         bad = [w for w in found if not math.isfinite(w)]
         if bad or not found:
             raise DecodingError(
@@ -192,9 +201,8 @@ class GuidedDecoder:
         other = self.guide.tokenizer
         bare = causal_lm(self._guided)
         if other is None:
-            if causal_lm(self._base) is bare or (
-                models.name_of(causal_lm(self._base)) == models.name_of(bare) and len(set(sizes)) == 1
-            ):
+            name = models.name_of(causal_lm(self._base))
+            if causal_lm(self._base) is bare or (name and name == models.name_of(bare)):
                 return
             raise DecodingError(
                 f"base and guide are different models, with vocabularies of {sizes[0]} and {sizes[1]} tokens. They are "
@@ -231,8 +239,7 @@ class GuidedDecoder:
         jobs = self._jobs(prompts, [None] * len(prompts) if who is None else who)
         file = None if out is None else AnswerFile(Path(out))
         found = {} if file is None else dict(file.found)
-        made_by = "" if file is None else self._fingerprint()
-        keys = [f"{made_by}{job.key}" for job in jobs]
+        keys = [job.key for job in jobs] if file is None else self._made_by(jobs)
         # long and short prompts apart, so that little is spent on padding
         left = sorted((i for i, key in enumerate(keys) if key not in found), key=lambda i: jobs[i].length)
         with tqdm(total=len(left), desc="guided decoding", disable=None, leave=False) as bar:
@@ -266,7 +273,8 @@ class GuidedDecoder:
             asked[key] += 1
             found.append(_Job(prompt, person, fingerprint(key, asked[key]), base, planned))
             for row in (base, *(row for row, _ in planned)):
-                limit = getattr(row.model.config, "max_position_embeddings", None)
+                config = causal_lm(row.model).config.get_text_config()
+                limit = getattr(config, "max_position_embeddings", None)
                 if limit is not None and row.length + self.max_new_tokens > limit:
                     raise DecodingError(
                         f"a prompt of {row.length} tokens (user tokens and preference included) and "
@@ -283,18 +291,43 @@ class GuidedDecoder:
                 )
         return found
 
-    def _fingerprint(self) -> str:
-        """Of all that decides an answer beside its request."""
-        guide = {k: v for k, v in vars(self.guide).items() if isinstance(v, (str, dict))}
-        users = None if self.guide.users is None else self.guide.users.user_ids
+    def _made_by(self, jobs: Sequence[_Job]) -> list[str]:
+        """Keys that tell each answer from those of other requests, settings, prompts as laid out, or models."""
         settings = {
             name: getattr(self, name)
             for name in ("weights", "top_k", "max_new_tokens", "min_new_tokens", "stop_strings", "repetition_penalty",
                          "do_sample", "temperature", "top_p", "every", "unsure_above")
         }  # fmt: skip
-        different = {id(model): model for model in (self._base, self._guided)}.values()
-        weights = [self._base_adapter, *map(models.fingerprint, different)]
-        return fingerprint(type(self.guide).__name__, guide, users, settings, weights)
+        known: dict[int, list[Any]] = {}
+        for row in (row for job in jobs for row in (job.base, *(row for row, _ in job.planned))):
+            if id(row.model) not in known:
+                adapters = row.model.active_adapters if isinstance(row.model, PeftModel) else []
+                configs = {name: row.model.peft_config[name].to_dict() for name in adapters}
+                text = json.dumps(
+                    configs, sort_keys=True, default=lambda v: sorted(v) if isinstance(v, set) else str(v)
+                )
+                known[id(row.model)] = [models.fingerprint(row.model), text]
+
+        def said(row: Row) -> list[Any]:
+            return [row.ids, row.adapter, row.head, row.user, known[id(row.model)]]
+
+        dimension = self.guide.reward.dimension if isinstance(self.guide, ARGS) else None
+        ours = [
+            type(self.guide).__name__,
+            self.guide.own(0.5),
+            dimension,
+            settings,
+            eos_ids(causal_lm(self._base), self.tokenizer),
+        ]
+        return [
+            fingerprint(ours, job.key, said(job.base), [[said(row), factor] for row, factor in job.planned])
+            for job in jobs
+        ]
+
+    def _mixes(self, model) -> bool:
+        if id(model) not in self._mixing:
+            self._mixing[id(model)] = mixes(model)
+        return self._mixing[id(model)]
 
     # Decoding -----------------------------------------------------------------------------------------------------
 
@@ -307,16 +340,15 @@ class GuidedDecoder:
                 mine = _of(row, i)
                 factors[mine] = factors.get(mine, 0.0) + factor
         alone = self.every > 1 or self.unsure_above > 0  # then the guide's rows are not read at every step
-        mixing = {id(row.model): mixes(causal_lm(row.model)) for row in factors}
 
         def weights(row: Row) -> object:
-            return id(causal_lm(row.model)), row.adapter or mixing[id(row.model)]
+            return id(causal_lm(row.model)), row.adapter or self._mixes(causal_lm(row.model))
 
         batches: dict[object, list[Row]] = {}
         for row in factors:
             key = "base" if row in base_rows or (not alone and weights(row) == weights(base_rows[0])) else weights(row)
             batches.setdefault(key, []).append(row)
-        pad, normalised = self.tokenizer.pad_token_id, isinstance(self.guide, PAD)
+        pad, normalised = self.tokenizer.pad_token_id or 0, isinstance(self.guide, PAD)  # padding is masked
         panels = []
         for key, rows in batches.items():
             if isinstance(self.guide, ARGS) and key != "base":
@@ -348,29 +380,32 @@ class GuidedDecoder:
             base.catch_up()
             own = base.logits[: len(alive), : self._vocabulary]
             logp = processors(texts, own.clone()).log_softmax(-1)
-            top = logp.topk(self.top_k)
+            candidates = (
+                logp.topk(self.top_k).indices.sort(-1).values
+            )  # among equals the first id counts, as in generate
+            values = logp.gather(1, candidates)
             due = torch.full((len(alive), 1), step % self.every == 0, device=device)
             if self.unsure_above > 0:
                 due &= torch.special.entr(logp.exp()).sum(-1, keepdim=True) > self.unsure_above
             weight, asked = self.weights[step], bool(due.any())
-            rewards = torch.full_like(top.values, torch.nan)
-            scores = top.values
+            rewards = torch.full_like(values, torch.nan)
+            scores = values
             if asked:
-                given = sum((panel.rewards(top.indices) for panel in panels), torch.zeros_like(top.values))
+                given = sum((panel.rewards(candidates) for panel in panels), torch.zeros_like(values))
                 rewards = torch.where(due, given, rewards)
-                steered = self.guide.own(weight) * top.values + weight * given
-                scores = torch.where(due & top.values.isfinite(), steered, top.values)
-            picked, bases = self._pick(torch.stack([scores, top.values]), warper, drawn[:, step])
+                steered = self.guide.own(weight) * values + weight * given
+                scores = torch.where(due & values.isfinite(), steered, values)
+            picked, bases = self._pick(torch.stack([scores, values]), warper, drawn[:, step])
             apart = scores.log_softmax(-1)
-            kl = (apart.exp() * (apart - top.values.log_softmax(-1))).nan_to_num(0.0).sum(-1)  # 0 where both are -inf
-            tokens = top.indices.gather(1, picked[:, None]).squeeze(1)
+            kl = (apart.exp() * (apart - values.log_softmax(-1))).nan_to_num(0.0).sum(-1)  # 0 where both are -inf
+            tokens = candidates.gather(1, picked[:, None]).squeeze(1)
             texts = torch.cat([texts, tokens[:, None]], 1)
-            own_tokens = top.indices.gather(1, bases[:, None]).squeeze(1)
+            own_tokens = candidates.gather(1, bases[:, None]).squeeze(1)
             ended = torch.isin(tokens, stop)
             if endings is not None:
                 ended |= endings(texts, None)
             pairs = torch.stack([picked, bases], 1)
-            reported = [tokens[:, None], own_tokens[:, None], top.values.gather(1, pairs), rewards.gather(1, pairs),
+            reported = [tokens[:, None], own_tokens[:, None], values.gather(1, pairs), rewards.gather(1, pairs),
                         kl[:, None], ended[:, None]]  # fmt: skip
             for row, values in zip(alive, torch.cat([r.double() for r in reported], 1).tolist(), strict=True):
                 for name, value in zip(PER_TOKEN, values[:-1], strict=True):
@@ -400,7 +435,8 @@ class GuidedDecoder:
         if self.min_new_tokens:
             processors.append(MinNewTokensLengthLogitsProcessor(width, self.min_new_tokens, ends, device=str(device)))
         warper = TopPLogitsWarper(self.top_p) if self.top_p < 1 else None
-        endings = StopStringCriteria(self.tokenizer, list(self.stop_strings)) if self.stop_strings else None
+        strings = [self.stop_strings] if isinstance(self.stop_strings, str) else list(self.stop_strings)
+        endings = StopStringCriteria(self.tokenizer, strings) if strings else None
         return ends, processors, warper, endings
 
     def _pick(self, scores: torch.Tensor, warper, drawn: torch.Tensor) -> torch.Tensor:

@@ -30,7 +30,7 @@ from transformers import PreTrainedTokenizerBase
 from prlhf_kit.conditioning import causal_lm, takes_user_text, user_models
 from prlhf_kit.data.chat import tell
 from prlhf_kit.decoding.generate import DecodingError, Prompt
-from prlhf_kit.decoding.readers import Row
+from prlhf_kit.decoding.readers import Row, reads_candidates
 from prlhf_kit.preference_head import has_head
 from prlhf_kit.reward_model import head_name, is_decoder
 from prlhf_kit.rewards import SequenceReward
@@ -74,7 +74,7 @@ def start_of(model, owner: int, ids: tuple[int, ...]) -> Row:
     if isinstance(model, PeftModel):
         return Row(owner, ids, model, adapter=False)
     trained = user_models(model) or hasattr(model, "reference_name")
-    return Row(owner, ids, reference_model(model) if trained else model)
+    return Row(owner, ids, reference_model(model) if trained else model, head=False)
 
 
 def weighed(who: Who) -> dict[str | None, float]:
@@ -105,6 +105,11 @@ def rows_of(users: UserIndex | None, names: Sequence[str | None]) -> list[int | 
 
 def _rows_for_users(guide: Guide, owner: int, prompt: Prompt, who: Who, tokenizer) -> list[tuple[Row, float]]:
     """A reward model's rows: one for each user with a weight, or one where the model knows none."""
+    if guide.users is None and who is not None:
+        raise DecodingError(
+            f"the reward model knows no users, so it can't steer for {who!r}. Leave `who` out, or steer with one "
+            "that was trained for users."
+        )
     shares = weighed(who) if guide.users is not None else {None: 1.0}
     ids = ids_of(tokenizer, prompt)
     users = rows_of(guide.users, list(shares))
@@ -117,9 +122,9 @@ class PAD:
 
     Args:
         model: of `load_persrm` (a preference in words; the reference is its own backbone without head and preference),
-            of `load_personalized` (a user's soft tokens; the reference is the model it was trained from), any policy
-            that was trained with the preference in its prompt (likewise), or any language model (the reference is
-            itself without the preference).
+            of `load_personalized` (a user's soft tokens; the reference is the model it was trained from), a PEFT
+            adapter that was trained with the preference in its prompt (likewise), or any language model (the reference
+            is itself without the preference).
         users: rows of the users, for a model with soft tokens. `who` is then a user's id.
         words: users' own words by their id, for a model that was trained with both (`user_text=True`).
         form: "paper" or "released", see the module.
@@ -195,7 +200,7 @@ class Vocabulary:
 
     Args:
         model: see `load_vocabulary_reward`.
-        users: rows of its users, where it is conditioned on them; else `who` is not looked at.
+        users: rows of its users, where it is conditioned on them; else `who` stays None.
         tokenizer: see `PAD`.
     """
 
@@ -220,7 +225,8 @@ class ARGS:
     """Steering by a sequence reward model, which is read at every candidate.
 
     Args:
-        reward: from `load_reward`; a decoder with the base's tokenizer. With `reward.users`, `who` is a user's id.
+        reward: from `load_reward`; a decoder with the base's tokenizer. With `reward.users`, `who` is a user's id; else
+            it stays None.
     """
 
     reward: SequenceReward
@@ -234,6 +240,11 @@ class ARGS:
                 "Choose among its answers with best_of_n instead."
             )
         self.model, self.users, self.tokenizer = self.reward.model, self.reward.users, self.reward.tokenizer
+        if not reads_candidates(self.model, self.pooling):
+            raise DecodingError(
+                f"{type(bare).__name__} does not score candidates in one forward as it scores them one by one (its "
+                "attention takes no 4-D mask, or has ALiBi). Choose among finished answers with best_of_n instead."
+            )
 
     def own(self, weight: float) -> float:
         """1."""

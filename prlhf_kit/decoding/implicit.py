@@ -14,9 +14,10 @@ from transformers import PreTrainedTokenizerBase
 from prlhf_kit.conditioning import causal_lm
 from prlhf_kit.decoding.guides import PAD, Who
 from prlhf_kit.decoding.readers import Row
-from prlhf_kit.evaluation.scoring import response_logps, tokenize_completion
+from prlhf_kit.evaluation.scoring import response_logps
 from prlhf_kit.preference_head import heads_on
 from prlhf_kit.rewards import Text, messages
+from prlhf_kit.training.reward_data import encode
 
 
 @dataclass
@@ -28,11 +29,13 @@ class ImplicitReward:
     Args:
         guide: in the paper's form.
         tokenizer: of the guide's model.
+        unfinished: responses may be cut off, so that the end of the turn does not count.
     """
 
     guide: PAD
     tokenizer: PreTrainedTokenizerBase
     batch_size: int = 16
+    unfinished: bool = False
 
     def __post_init__(self):
         if self.guide.form != "paper":
@@ -47,7 +50,9 @@ class ImplicitReward:
         for i, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
             who = None if user_ids is None else user_ids[i]
             question = messages(prompt, "user")
-            _, completion = tokenize_completion(self.tokenizer, question, messages(response, "assistant"))
+            said = messages(response, "assistant")
+            ids, start = encode(self.tokenizer, question, said, unfinished=self.unfinished)
+            completion = ids[start:]
             for row, factor in self.guide.rows(i, question, who, self.tokenizer):
                 asked[row.model, row.adapter, row.head, row.user is None].append((row, completion, factor))
         found = torch.zeros(len(prompts))

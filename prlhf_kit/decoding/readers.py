@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from peft import PeftModel
 from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
@@ -55,34 +56,47 @@ def _tuners(model) -> list[Any]:
 
 def mixes(model) -> bool:
     """Whether rows with and without the adapter can be of one batch: plain LoRA on linear maps only (no DoRA), beside
-    users and preference heads."""
+    users and preference heads, in a model that keeps rows apart (OPT and mixtures of experts flatten them). Two rows
+    are tried."""
     saved = {name for name, module in model.named_modules() if hasattr(module, "modules_to_save")}
     plain = all(type(m) is LoraLinear and not m.lora_variant and not m.merged for m in _tuners(model))
-    return plain and saved <= {ATTRIBUTE, HEAD}
+    if not (plain and saved <= {ATTRIBUTE, HEAD}):
+        return False
+    if not _tuners(model):
+        return True
+    ids = torch.zeros(2, 3, dtype=torch.long, device=model.get_input_embeddings().weight.device)
+    with torch.inference_mode():
+        wanted = model(input_ids=ids).logits[0]
+        try:
+            with _Gate(model, torch.tensor([True, False]))():
+                found = model(input_ids=ids).logits
+        except RuntimeError:
+            return False
+    return found.shape[0] == 2 and torch.allclose(found[0], wanted, rtol=1e-2, atol=1e-2)
 
 
 class _Gate:
     """LoRA of some rows of a batch: PEFT multiplies what an adapter adds by its `scaling`, here a column of factors."""
 
     def __init__(self, model, on: torch.Tensor):
-        self.layers = [(layer, dict(layer.scaling)) for layer in _tuners(model)]
-        self.on = on.to(model.dtype)[:, None, None]
+        self.layers = [(layer, dict(layer.scaling), layer.weight.device) for layer in _tuners(model)]
+        self.on = on.float()[:, None, None]
 
     def keep(self, rows: torch.Tensor) -> None:
         self.on = self.on[rows]
 
     @contextlib.contextmanager
     def __call__(self) -> Iterator[None]:
-        factor: dict[float, torch.Tensor] = {}
+        factor: dict[tuple[float, torch.device], torch.Tensor] = {}
         try:
-            for layer, scaling in self.layers:
+            for layer, scaling, device in self.layers:
                 for name, value in scaling.items():
-                    if value not in factor:
-                        factor[value] = self.on * value
-                    layer.scaling[name] = factor[value]
+                    if (value, device) not in factor:
+                        factor[value, device] = self.on.to(device) * value
+                    layer.scaling[name] = factor[value, device]
             yield
         finally:
-            for layer, scaling in self.layers:
+            for layer, scaling, _ in self.layers:
                 layer.scaling.update(scaling)
 
 
@@ -105,8 +119,8 @@ class Reader:
         self.length = 0
         self.cache: Any = None
         on = torch.tensor([row.adapter for row in rows], device=self.device)
-        self.gate = None if on.all() or not mixes(self.bare) else _Gate(self.bare, on)
-        self.off = not on.any() and self.gate is None and bool(_tuners(self.bare))
+        self.gate = _Gate(self.bare, on) if on.any() and not on.all() else None
+        self.off = not on.any() and isinstance(self.model, PeftModel)
 
     def start(self) -> torch.Tensor:
         """Read the prompts. Returns the logits of the first token, `[R, V]`."""
@@ -263,7 +277,7 @@ class CandidateReader(Reader):
         real = mask[..., None].bool()
         self.count = self.count + mask.sum(1, keepdim=True)
         if self.pooling == "mean":
-            found = (hidden * real).sum(1)
+            found = (hidden.float() * real).sum(1)
             self.pooled = found if self.pooled is None else self.pooled + found
         elif self.pooling == "max" and hidden.shape[1]:
             found = hidden.masked_fill(~real, -torch.inf).amax(1)
@@ -271,7 +285,25 @@ class CandidateReader(Reader):
 
     def _with(self, candidates: torch.Tensor) -> torch.Tensor:
         if self.pooling == "mean":
-            return (self.pooled[:, None] + candidates) / (self.count + 1)[..., None]
+            return ((self.pooled[:, None] + candidates.float()) / (self.count + 1)[..., None]).to(candidates.dtype)
         if self.pooling == "max":
             return torch.maximum(self.pooled[:, None], candidates)
         return candidates
+
+
+@torch.inference_mode()
+def reads_candidates(model, pooling: str) -> bool:
+    """Whether a reward model's hidden states of candidates, read in one forward, are those of whole texts: a short
+    one is tried."""
+    text, candidates = (1, 2, 3), torch.tensor([[4, 5]])
+    reader = CandidateReader([Row(0, text, model)], 0, pooling, None, nn.Identity())
+    try:
+        reader.start()
+        reader.score(None, candidates)
+        whole = torch.tensor([[*text, 5]], device=reader.device)
+        wanted = reader.bare.base_model(input_ids=whole).last_hidden_state[0, -1].float()
+    except (RuntimeError, ValueError, TypeError):  # what models say to such a mask
+        return False
+    found = reader.candidates[0, 1].float()
+    tolerance = 1e-3 if reader.bare.dtype == torch.float32 else 0.05
+    return bool((found - wanted).norm() < tolerance * wanted.norm())

@@ -9,12 +9,16 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from datasets import DatasetDict
+from transformers import PreTrainedTokenizerBase
 
 from prlhf_kit.data.simulated import Population
 from prlhf_kit.decoding.answers import GuidedAnswer
+from prlhf_kit.decoding.guides import ids_of
 from prlhf_kit.evaluation import head_comparison
 from prlhf_kit.evaluation.metrics import ranked_right
+from prlhf_kit.evaluation.scoring import response_logps
 from prlhf_kit.evaluation.statistics import Interval, cluster_bootstrap
 from prlhf_kit.features import load_embedder
 from prlhf_kit.models import SENTENCES
@@ -22,7 +26,7 @@ from prlhf_kit.rewards import FeatureReward
 
 # (users, prompts, answers) -> rewards [n]
 Judge = Callable[[Sequence[str], Sequence[list[dict]], Sequence[str]], np.ndarray]
-FEW_USERS = 5
+FEW = 5  # users or prompts, below which an interval would say nothing
 EMPTY = "(no answer)"
 
 
@@ -50,60 +54,102 @@ def feature_judge(data: DatasetDict, cache: Path | None = None) -> tuple[Judge, 
     return score, cluster_bootstrap(ranked_right(gap, 0 * gap), [str(p) for p in test["prompt"]])
 
 
+def prompt_text(prompt: list[dict[str, str]]) -> str:
+    """All of a prompt's messages as one text."""
+    return "\n\n".join(message["content"] for message in prompt)
+
+
+@torch.inference_mode()
+def base_logps(
+    base, tokenizer: PreTrainedTokenizerBase, jobs: pd.DataFrame, answers: Sequence[GuidedAnswer], batch_size: int = 16
+) -> list[float]:
+    """Mean log-probability (nats a token) of each answer's tokens under `base`, which does not see the preference.
+
+    For answers that were steered from another base; else they bring it along (`GuidedAnswer.logps`).
+    """
+    texts = [(list(ids_of(tokenizer, p)), a.tokens) for p, a in zip(jobs.prompt, answers, strict=True)]
+    found: list[float] = []
+    for start in range(0, len(texts), batch_size):
+        batch = texts[start : start + batch_size]
+        summed = response_logps(base, batch, tokenizer.pad_token_id).tolist()
+        found += [logp / len(tokens) for logp, (_, tokens) in zip(summed, batch, strict=True)]
+    return found
+
+
 def answered(jobs: pd.DataFrame, answers: Sequence[GuidedAnswer], judge: Judge, **columns: Any) -> pd.DataFrame:
     """One row an answer.
 
     Args:
         jobs: `user_id` (whose taste counts) and `prompt` (messages) of each answer.
-        columns: the same for all rows: the method, its weight, ...
+        columns: the same for all rows, or one value each: the method, its weight, ...
 
     Returns:
-        `user_id`, `prompt` (its text), `answer`, `reward` (the judge's), `logp` (nats a token, under the base),
-        `divergence` (nats a token), `changed` (share of tokens), `asked` (share of tokens for which the guide was
-        asked), `tokens`, `words`, and `columns`.
+        `user_id`, `prompt` (its text), `answer`, `reward` (the judge's), `logp` (nats a token, under the base; of a
+        greedy answer, minus its divergence from the base), `changed` (share of tokens), `asked` (share of tokens for
+        which the guide was asked), `tokens`, `words`, and `columns`, which come last.
     """
     texts = [answer.text for answer in answers]
     return pd.DataFrame(
         {
             "user_id": list(jobs.user_id),
-            "prompt": [prompt[-1]["content"] for prompt in jobs.prompt],
+            "prompt": [prompt_text(prompt) for prompt in jobs.prompt],
             "answer": texts,
             "reward": judge(list(jobs.user_id), list(jobs.prompt), texts),
             "logp": [float(np.mean(answer.logps)) for answer in answers],
-            "divergence": [float(np.mean(answer.divergence)) for answer in answers],
             "changed": [float(np.mean(answer.changed)) for answer in answers],
             "asked": [1 - float(np.isnan(answer.rewards).mean()) for answer in answers],
             "tokens": [len(answer.tokens) for answer in answers],
             "words": [len(text.split()) for text in texts],
-            **columns,
         }
-    )
+    ).assign(**columns)
 
 
 def gains(table: pd.DataFrame, base: pd.DataFrame, by: Sequence[str], seed: int = 0) -> pd.DataFrame:
     """Rewards of answers minus those of the base's answers to the same prompts for the same users.
 
-    Intervals resample whole users, or whole prompts where there are fewer than `FEW_USERS` users.
+    Intervals resample whole users, or whole prompts where a row has fewer than `FEW` users; NaN where of these, too.
 
     Args:
         table, base: rows of `answered`; `base` has one row a user and prompt.
         by: columns of `table`, of whose values there is one row each.
 
     Returns:
-        `by`, `gain`, `low`, `high`, `answers`, `clusters`, and the means `reward`, `logp`, `divergence`, `changed`,
-        `asked`, `words`.
+        `by`, `gain`, `low`, `high`, `answers`, `clusters`, and the means `reward`, `logp`, `changed`, `asked`, `words`.
     """
     own = base.set_index(["user_id", "prompt"]).reward
-    cluster = "user_id" if base.user_id.nunique() >= FEW_USERS else "prompt"
     rows = []
     for values, group in table.groupby(list(by), sort=False, dropna=False):
         gain = group.reward.to_numpy() - own.loc[list(zip(group.user_id, group.prompt, strict=True))].to_numpy()
-        found = cluster_bootstrap(gain, group[cluster], seed=seed)
-        means = group[["reward", "logp", "divergence", "changed", "asked", "words"]].mean()
-        rows.append(
-            {**dict(zip(by, values, strict=True)), "gain": found.estimate, "low": found.low, "high": found.high,
-             "answers": found.n, "clusters": found.clusters, **means}
-        )  # fmt: skip
+        means = group[["reward", "logp", "changed", "asked", "words"]].mean()
+        rows.append({**dict(zip(by, values, strict=True)), **_interval(gain, group, seed), **means})
+    return pd.DataFrame(rows)
+
+
+def _interval(values: np.ndarray, group: pd.DataFrame, seed: int) -> dict[str, float]:
+    cluster = "user_id" if group.user_id.nunique() >= FEW else "prompt"
+    found = cluster_bootstrap(values, group[cluster], seed=seed)
+    low, high = (found.low, found.high) if found.clusters >= FEW else (np.nan, np.nan)
+    return {"gain": found.estimate, "low": low, "high": high, "answers": found.n, "clusters": found.clusters}
+
+
+def gains_of_two(table: pd.DataFrame, users: Sequence[str], judge: Judge, prompts: dict[str, list], seed: int = 0):
+    """What each of two people gains from the same answers over the base's, by what they were steered `towards`.
+
+    Args:
+        table: `towards`, `prompt`, `answer`; those "nobody" are the base's.
+        prompts: messages by their text.
+
+    Returns:
+        `towards`, `user_id`, and as in `gains`; the base's own rows are left out.
+    """
+    rows = []
+    for user in users:
+        reward = judge([user] * len(table), [prompts[text] for text in table.prompt], list(table.answer))
+        judged = table.assign(reward=reward, user_id=user)
+        own = judged[judged.towards == "nobody"].set_index("prompt").reward
+        for name, group in judged[judged.towards != "nobody"].groupby("towards", sort=False):
+            gain = group.reward.to_numpy() - own.loc[group.prompt].to_numpy()
+            rows.append({"towards": name, "user_id": user, **_interval(gain, group, seed)})
     return pd.DataFrame(rows)
 
 

@@ -13,6 +13,7 @@ say which reference stage 2 has; its training code is not published.)
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,8 @@ def told(pairs: Dataset, wording: str = WORDING) -> Dataset:
         ValueError: a pair without `user_text`.
     """
     silent = sum(not text for text in pairs["user_text"])
+    if not len(pairs):
+        raise ValueError("there are no pairs to train on. See what was filtered out (length, users without user_text).")
     if silent:
         raise ValueError(
             f"{silent} of {len(pairs)} pairs have no user_text, so there is no preference to put into their prompts. "
@@ -88,25 +91,30 @@ def train_persrm(recipe: PersRMRecipe, pairs: Dataset) -> dict[str, pd.DataFrame
     Returns:
         The logs of the stages "backbone" and "head".
     """
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise RuntimeError("train_persrm runs in one process, but several were started. Leave accelerate launch out.")
     tokenizer, out = load_tokenizer(recipe.model), Path(recipe.out)
-    told(pairs, recipe.wording)  # refuses before any work
     stages = out.with_name(f"{out.name}-stages")
+    # what is wrong is refused before any work
+    told(pairs, recipe.wording)
+    backbone, head = (_settings(s, stages / n) for s, n in ((recipe.backbone, "backbone"), (recipe.head, "head")))
+    dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
     logs = {}
-    base = load_model(recipe.model, device="cpu")
+    base = load_model(recipe.model, dtype)
     with_reference = told(_with_reference(pairs, base, tokenizer, stages / "pairs-backbone"), recipe.wording)
     adapter = LoraConfig(**{**recipe.adapter, "modules_to_save": [HEAD]})
-    trainer = _trainer(attach_head(base), recipe.backbone, stages / "backbone", with_reference, tokenizer, adapter)
+    trainer = PersonalizedDPOTrainer(attach_head(base), backbone, with_reference, None, tokenizer, None, adapter)
     for name, parameter in trainer.model.named_parameters():
         if HEAD in name:  # the identity, in this stage
             parameter.requires_grad = False
     logs["backbone"] = fit(trainer, stages / "backbone")
     # the backbone, frozen and merged, is the reference of the head
-    merged: Any = PeftModel.from_pretrained(attach_head(load_model(recipe.model, device="cpu")), stages / "backbone")
+    merged: Any = PeftModel.from_pretrained(attach_head(load_model(recipe.model, dtype)), stages / "backbone")
     merged = merged.merge_and_unload()
     merged.starts_from = sha256(stages / "backbone" / WEIGHTS)  # tells trainings apart (`fit`)
     with_reference = told(_with_reference(pairs, merged, tokenizer, stages / "pairs-head"), recipe.wording)
     only_head = LoraConfig(target_modules=FROZEN_BASE.target_modules, modules_to_save=[HEAD])
-    trainer = _trainer(merged, recipe.head, stages / "head", with_reference, tokenizer, only_head)
+    trainer = PersonalizedDPOTrainer(merged, head, with_reference, None, tokenizer, None, only_head)
     logs["head"] = fit(trainer, stages / "head")
     if not (out / PERSRM_FILE).is_file():
         _join(recipe, stages, out)
@@ -126,14 +134,10 @@ def _with_reference(pairs: Dataset, model, tokenizer, folder: Path) -> Dataset:
     return found
 
 
-def _trainer(model, settings: dict[str, Any], folder: Path, pairs: Dataset, tokenizer, adapter: LoraConfig):
-    ours = {
-        "output_dir": f"{folder}-checkpoints",
-        "use_cpu": not torch.accelerator.is_available(),
-        "personalized": False,
-    }
-    args = PersonalizedDPOConfig(**{**ours, **settings})
-    return PersonalizedDPOTrainer(model, args, pairs, None, tokenizer, None, adapter)
+def _settings(settings: dict[str, Any], folder: Path) -> PersonalizedDPOConfig:
+    on_cpu = not torch.accelerator.is_available()
+    ours = {"output_dir": f"{folder}-checkpoints", "use_cpu": on_cpu, "personalized": False}
+    return PersonalizedDPOConfig(**{**ours, **settings})
 
 
 def _join(recipe: PersRMRecipe, stages: Path, out: Path) -> None:

@@ -17,11 +17,12 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch.nn.functional import logsigmoid
+from transformers import AutoModel
 
 from prlhf_kit.conditioning import causal_lm
-from prlhf_kit.models import ModelError, load_model
-from prlhf_kit.reward_model import REWARD_FILE
-from prlhf_kit.saving import condition_as_saved
+from prlhf_kit.models import ModelError, from_hub, load_model
+from prlhf_kit.reward_model import REWARD_FILE, load_lm_head
+from prlhf_kit.saving import condition_as_saved, load_user_model
 from prlhf_kit.training.reward import PersonalizedRewardTrainer
 from prlhf_kit.users import UserIndex
 
@@ -72,8 +73,8 @@ class VocabularyRewardTrainer(PersonalizedRewardTrainer):
             raise ValueError("vocabulary-wide rewards are trained on pairs; lists of responses were given.")
         outputs = model(**inputs, use_cache=False)
         found, counts = token_rewards(outputs.logits, inputs["input_ids"], asked)
-        last = found.gather(1, counts[:, None] - 1).view(-1, 2)
-        pairs, common = found.view(-1, 2, found.shape[1]), counts.view(-1, 2).amin(1)
+        last = found.gather(1, (counts[:, None] - 1).clamp(min=0)).view(-1, 2)
+        pairs, common = found.view(-1, 2, found.shape[1]), counts.view(-1, 2).amin(1).clamp(min=1)
         losses = -logsigmoid((pairs[:, 0] - pairs[:, 1]) * (scores[:, :1] - scores[:, 1:]).sign())
         within = torch.arange(found.shape[1], device=found.device) < common[:, None]
         loss = ((losses * within).sum(1) / common).mean()
@@ -86,17 +87,26 @@ def load_vocabulary_reward(folder: str | Path, base: Any = None) -> tuple[Any, U
     """What `VocabularyRewardTrainer` saved, for `Vocabulary(model, users)`.
 
     Args:
-        base: the base model of an adapter (a name or a loaded model); None: the one it was trained on.
+        base: the base model of an adapter (a name or a loaded model); None: the one it was trained on. The whole model
+            where that was trained.
     """
     file = Path(folder, REWARD_FILE)
     saved = json.loads(file.read_text()) if file.is_file() else {}
     if saved.get("pooling") != NEXT_TOKEN:
         raise ModelError(f"{folder} holds no vocabulary-wide reward model, {REWARD_FILE} says {saved or 'nothing'}.")
-    if not Path(folder, "adapter_config.json").is_file():
-        return load_model(str(folder)), None
-    model = base if base is not None and not isinstance(base, str) else load_model(base or saved["base_model"])
+    adapter = Path(folder, "adapter_config.json").is_file()
+    model: Any = base
+    if base is None or isinstance(base, str):
+        model = load_model(base or saved["base_model"])
+    if not adapter:  # the whole model; its LM head, which gives the rewards, lies in a file of its own
+        model = load_model(saved["base_model"])
+        state = from_hub(AutoModel, str(folder), dtype=model.dtype).state_dict()
+        model.base_model.load_state_dict(state)
+        load_lm_head(model, folder)
     index = None
     if Path(folder, "users.json").is_file():
         index, users = UserIndex.load(folder)
         condition_as_saved(model, folder, index, users)
-    return PeftModel.from_pretrained(model, folder).eval(), index
+        if not adapter:
+            load_user_model(model, folder)
+    return (PeftModel.from_pretrained(model, folder) if adapter else model).eval(), index
