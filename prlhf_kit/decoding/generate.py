@@ -26,6 +26,20 @@ def require_text(prompts: Sequence[Prompt]) -> None:
             raise DecodingError(f"an empty prompt can't be answered: {prompt!r}. Expected messages with text.")
 
 
+def require_same_tokenizer(own: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> None:
+    """Raise `DecodingError` where a base and its guide have other tokens, or cut text into them in another way."""
+    probe = "Ünïcode 12345, don't\n\n  def f(x): return {'x': x}\t<|im_end|></s> 東京 🙂"
+    mine, theirs = own.get_vocab(), other.get_vocab()
+    tokens = [t(probe, add_special_tokens=False)["input_ids"] for t in (own, other)]
+    if mine != theirs or tokens[0] != tokens[1]:
+        example = next((t for t in mine if mine[t] != theirs.get(t)), "how text is cut into tokens")
+        raise DecodingError(
+            f"base and guide have different tokenizers ({len(mine)} and {len(theirs)} tokens; they differ in "
+            f"{example!r}). Guided decoding compares token by token: use models of one family, or choose among "
+            "finished answers with best_of_n, for which tokenizers don't matter."
+        )
+
+
 def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], device) -> dict[str, torch.Tensor]:
     """Chat prompts as a left-padded batch: `input_ids`, `attention_mask` and `position_ids`, each `[B, L]`."""
     require_text(prompts)

@@ -29,8 +29,9 @@ from transformers import PreTrainedTokenizerBase
 
 from prlhf_kit.conditioning import causal_lm, takes_user_text, user_models
 from prlhf_kit.data.chat import tell
+from prlhf_kit.decoding.candidates import reads_candidates
 from prlhf_kit.decoding.generate import DecodingError, Prompt
-from prlhf_kit.decoding.readers import Row, reads_candidates
+from prlhf_kit.decoding.readers import Row
 from prlhf_kit.preference_head import has_head
 from prlhf_kit.reward_model import head_name, is_decoder
 from prlhf_kit.rewards import SequenceReward
