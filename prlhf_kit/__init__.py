@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from prlhf_kit.training.config import PersonalizedDPOConfig
     from prlhf_kit.training.fit import fit, last_checkpoint
     from prlhf_kit.training.pdpo import FROZEN_BASE, PersonalizedDPOTrainer
+    from prlhf_kit.training.persrm import PersRMRecipe, load_persrm, train_persrm
     from prlhf_kit.training.reward import PersonalizedRewardTrainer
     from prlhf_kit.training.reward_config import PersonalizedRewardConfig
     from prlhf_kit.users import (
@@ -46,6 +47,7 @@ _WHERE = {
     "training.fit": ("fit", "last_checkpoint"),
     "training.config": ("PersonalizedDPOConfig",),
     "training.pdpo": ("FROZEN_BASE", "PersonalizedDPOTrainer"),
+    "training.persrm": ("PersRMRecipe", "load_persrm", "train_persrm"),
     "training.reward": ("PersonalizedRewardTrainer",),
     "training.reward_config": ("PersonalizedRewardConfig",),
     "users": (
@@ -64,6 +66,7 @@ __all__ = [
     "FROZEN_BASE",
     "GENERIC",
     "PAD",
+    "PersRMRecipe",
     "Adapted",
     "ClusterUserModel",
     "ConditioningError",
@@ -92,6 +95,7 @@ __all__ = [
     "last_checkpoint",
     "load_model",
     "load_personalized",
+    "load_persrm",
     "load_reward",
     "load_reward_model",
     "load_tokenizer",
@@ -100,6 +104,7 @@ __all__ = [
     "preference",
     "reference_of",
     "save_personalized",
+    "train_persrm",
 ]
 
 
