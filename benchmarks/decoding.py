@@ -237,11 +237,11 @@ def main() -> None:
         return
     if args.memory:
         peaks = {}
-        for way in args.ways:
+        for way in dict.fromkeys(["plain", *args.ways]):
             line = [sys.executable, __file__, "--peak-of", way, "--model", args.model, "--tokens", str(args.tokens)]
             done = subprocess.run(line, stdout=subprocess.PIPE, text=True, check=True)
             peaks[way] = json.loads(done.stdout.splitlines()[-1])
-            print(f"{way}: peak {peaks[way] / 2**20:.0f} MiB, {peaks[way] / peaks[args.ways[0]]:.2f} x {args.ways[0]}")
+            print(f"{way}: peak {peaks[way] / 2**20:.0f} MiB, {peaks[way] / peaks['plain']:.2f} x plain")
         return
     times: dict[str, list[float]] = {way: [] for way in args.ways}
     for way in args.ways:

@@ -22,6 +22,7 @@ import prlhf_kit as kit
 from prlhf_kit.data.chat import tell
 from prlhf_kit.decoding import answers as formats
 from prlhf_kit.decoding.answers import AnswerFile
+from prlhf_kit.decoding.batch import Batch
 from prlhf_kit.decoding.few_rows import FewRows
 from prlhf_kit.decoding.implicit import ImplicitReward
 from prlhf_kit.preference_head import attach_head, heads_on
@@ -591,6 +592,19 @@ def test_a_record_of_every_token(personal, tokenizer):
     assert answer.tokens_per_second == pytest.approx(len(answer.tokens) / answer.seconds)
 
 
+def test_nothing_is_kept_for_gradients(personal, tokenizer):
+    decoder = kit.GuidedDecoder(None, tokenizer, kit.PAD(personal, USERS), every=2, **LENGTH)
+    batch = Batch(decoder, decoder._jobs(PROMPTS, WHO))
+    for panel in (batch.base, *batch.panels):
+        assert not panel.logits.requires_grad
+        assert not panel.reader.cache.layers[0].keys.requires_grad
+    assert len(batch.panels) == 2  # the policy's rows, read apart, and the reference, which is the base
+    without = kit.GuidedDecoder(None, tokenizer, kit.PAD(personal, USERS), weight=0.0, **LENGTH)
+    batch = Batch(without, without._jobs(PROMPTS, WHO))
+    assert len(batch.base.reader.rows) == 3  # w = 0: the guide is not read at all
+    assert not batch.panels
+
+
 def test_an_answer_as_it_grows(personal, tokenizer):
     decoder = kit.GuidedDecoder(None, tokenizer, kit.PAD(personal, USERS), **LENGTH)
     grown = list(decoder.stream(PROMPTS[1], "bob"))
@@ -598,7 +612,8 @@ def test_an_answer_as_it_grows(personal, tokenizer):
     assert grown[-1].tokens == decoder.generate(PROMPTS[1:2], ["bob"])[0].tokens
 
 
-def test_json_lines_resume(personal, tokenizer, tmp_path, monkeypatch):
+@pytest.mark.parametrize("torn", ['{"key": "cut o', '{"k'])
+def test_json_lines_resume(personal, tokenizer, tmp_path, monkeypatch, torn):
     file = tmp_path / "deep" / "answers.jsonl"
     decoder = kit.GuidedDecoder(None, tokenizer, kit.PAD(personal, USERS), batch_size=1, every=2, **LENGTH)
     decode, calls = kit.GuidedDecoder._decode, []
@@ -613,7 +628,7 @@ def test_json_lines_resume(personal, tokenizer, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         decoder.generate(PROMPTS, WHO, out=file)
     with file.open("a") as f:
-        f.write('{"key": "cut o')
+        f.write(torn)
     assert len(file.read_text().splitlines()) == 3
     calls[:] = [0]
     out = decoder.generate(PROMPTS, WHO, out=file)
@@ -653,14 +668,14 @@ def words_keys(file):
     return {json.loads(line)["key"] for line in file.read_text().splitlines()}
 
 
-def test_args_keys_know_the_dimension(make_tiny, tokenizer):
+def test_keys_know_how_a_reward_is_read(make_tiny, tokenizer):
     reward = reward_model(tokenizer)
     keys = []
-    for dimension in (None, 0):
-        reward.dimension = dimension
+    for dimension, pooling in ((None, "last"), (0, "last"), (0, "max")):
+        reward.dimension, reward.model.pooling = dimension, pooling
         decoder = kit.GuidedDecoder(make_tiny(), tokenizer, kit.ARGS(reward), **LENGTH)
         keys += decoder._made_by(decoder._jobs(PROMPTS[:1], [None]))
-    assert keys[0] != keys[1]
+    assert len(set(keys)) == 3
 
 
 def test_formats_of_pad_and_args(tmp_path):

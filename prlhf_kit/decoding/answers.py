@@ -57,7 +57,7 @@ class AnswerFile:
         if not path.exists():
             return
         whole, _, torn = path.read_text(encoding="utf-8").rpartition("\n")
-        if torn and not torn.startswith(BEGINNING):
+        if not (torn.startswith(BEGINNING) or BEGINNING.startswith(torn)):
             whole, torn = f"{whole}\n{torn}", ""  # not ours: refused below
         for number, line in enumerate(filter(None, whole.split("\n")), 1):
             try:

@@ -96,6 +96,7 @@ class Panel:
 class Batch:
     """Answers that are written at once. `decoder` has the models and settings."""
 
+    @torch.inference_mode()  # prompts are read here
     def __init__(self, decoder: GuidedDecoder, jobs: Sequence[Job]):
         self.settings, self.began = decoder, time.perf_counter()
         self.base, self.panels = self._panels(jobs)
@@ -127,7 +128,7 @@ class Batch:
         decoder, guide = self.settings, self.settings.guide
         base_rows = [replace(job.base, owner=i) for i, job in enumerate(jobs)]
         factors = dict.fromkeys(base_rows, 0.0)
-        for i, job in enumerate(jobs):
+        for i, job in enumerate(jobs if any(decoder.weights) else ()):
             for row, factor in job.planned:
                 mine = replace(row, owner=i)
                 factors[mine] = factors.get(mine, 0.0) + factor
@@ -182,7 +183,8 @@ class Batch:
         due = torch.full((len(self.alive), 1), step % decoder.every == 0, device=self.device)
         if decoder.unsure_above > 0:
             due &= torch.special.entr(logp.exp()).sum(-1, keepdim=True) > decoder.unsure_above
-        weight, asked = decoder.weights[step], bool(due.any())
+        weight = decoder.weights[step]
+        asked = weight != 0 and bool(due.any())
         rewards, scores = torch.full_like(values, torch.nan), values
         if asked:
             given = sum((panel.rewards(candidates) for panel in self.panels), torch.zeros_like(values))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,9 +31,9 @@ Weight = float | Sequence[float] | Callable[[int], float]
 class GuidedDecoder:
     """Answers of `base`, steered by `guide` among the base's `top_k` most likely tokens.
 
-    At w = 0 the answers are those of `base.generate` with the same settings. An answer depends neither on its batch nor
-    on the others, up to rounding: sampling is seeded by `seed`, the prompt, whom it is for, and how often the same was
-    asked before in the call.
+    At w = 0 greedy answers are those of `base.generate` with the same settings (sampled ones in distribution). An
+    answer depends neither on its batch nor on the others, up to rounding: sampling is seeded by `seed`, the prompt,
+    whom it is for, and how often the same was asked before in the call.
 
     Args:
         base: any decoder-only model (with its adapter, if PEFT wraps it); None: the model that the guide's own was
@@ -73,6 +73,7 @@ class GuidedDecoder:
     def __post_init__(self):
         self._guided = self.guide.model
         self._mixing: dict[int, bool] = {}
+        self._known: dict[int, list[Any]] = {}  # fingerprints, by the model's id
         for model in (self.base, self._guided):
             if isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning:
                 raise DecodingError(
@@ -188,10 +189,10 @@ class GuidedDecoder:
             told = self.guide.told(person)
             base = Row(0, ids_of(self.tokenizer, prompt, told), self.base_model, adapter=self.base_adapter)
             planned = self.guide.rows(0, prompt, person, self.tokenizer)
-            name = person if person is None or isinstance(person, str) else _plain(person)
-            key = fingerprint(self.seed, prompt, name)
+            plain = _plain(person)
+            key = fingerprint(self.seed, prompt, plain)
             asked[key] += 1
-            found.append(Job(prompt, person, fingerprint(key, asked[key]), base, planned))
+            found.append(Job(prompt, plain, fingerprint(key, asked[key]), base, planned))
             for row in (base, *(row for row, _ in planned)):
                 config = causal_lm(row.model).config.get_text_config()
                 limit = getattr(config, "max_position_embeddings", None)
@@ -218,7 +219,7 @@ class GuidedDecoder:
             for name in ("weights", "top_k", "max_new_tokens", "min_new_tokens", "stop_strings", "repetition_penalty",
                          "do_sample", "temperature", "top_p", "every", "unsure_above")
         }  # fmt: skip
-        known: dict[int, list[Any]] = {}
+        known = self._known  # hashing weights takes a second a GB
         for row in (row for job in jobs for row in (job.base, *(row for row, _ in job.planned))):
             if id(row.model) not in known:
                 adapters = row.model.active_adapters if isinstance(row.model, PeftModel) else []
@@ -232,13 +233,9 @@ class GuidedDecoder:
             return [row.ids, row.adapter, row.head, row.user, known[id(row.model)]]
 
         dimension = self.guide.reward.dimension if isinstance(self.guide, ARGS) else None
-        ours = [
-            type(self.guide).__name__,
-            self.guide.own(0.5),
-            dimension,
-            settings,
-            eos_ids(causal_lm(self.base_model), self.tokenizer),
-        ]
+        pooling = getattr(self.guide, "pooling", None)
+        ends = eos_ids(causal_lm(self.base_model), self.tokenizer)
+        ours = [type(self.guide).__name__, self.guide.own(0.5), dimension, pooling, settings, ends]
         return [
             fingerprint(ours, job.key, said(job.base), [[said(row), factor] for row, factor in job.planned])
             for job in jobs
@@ -254,5 +251,10 @@ class GuidedDecoder:
         return Batch(self, jobs).write(each)
 
 
-def _plain(who: Any) -> object:
-    return dict(who) if hasattr(who, "items") else list(who)
+def _plain(who: Who) -> Any:
+    """As JSON holds it."""
+    if who is None or isinstance(who, str):
+        return who
+    if isinstance(who, Mapping):
+        return {name: float(weight) for name, weight in who.items()}
+    return list(who)

@@ -104,6 +104,11 @@ def rows_of(users: UserIndex | None, names: Sequence[str | None]) -> list[int | 
     return [0 if name is None else users.rows([name])[0] for name in names]
 
 
+def _refuse_list(guide: Guide, who: Who) -> None:
+    if guide.users is not None and not (who is None or isinstance(who, (str, Mapping))):
+        raise DecodingError(f"several users need weights: {list(who)}, expected {{user_id: weight}}.")
+
+
 def _rows_for_users(guide: Guide, owner: int, prompt: Prompt, who: Who, tokenizer) -> list[tuple[Row, float]]:
     """A reward model's rows: one for each user with a weight, or one where the model knows none."""
     if guide.users is None and who is not None:
@@ -111,6 +116,7 @@ def _rows_for_users(guide: Guide, owner: int, prompt: Prompt, who: Who, tokenize
             f"the reward model knows no users, so it can't steer for {who!r}. Leave `who` out, or steer with one "
             "that was trained for users."
         )
+    _refuse_list(guide, who)
     shares = weighed(who) if guide.users is not None else {None: 1.0}
     ids = ids_of(tokenizer, prompt)
     users = rows_of(guide.users, list(shares))
@@ -165,7 +171,7 @@ class PAD:
     def _text(self, name: str | None) -> str | None:
         """What the policy is told in words."""
         if self.users is None:
-            return None if name is None else getattr(causal_lm(self.model), "wording", "{}").format(name)
+            return None if name is None else getattr(causal_lm(self.model), "wording", "{}").replace("{}", name)
         if not self._takes_words or name is None:
             return None
         if name not in self.words:
@@ -178,11 +184,10 @@ class PAD:
     def rows(self, owner: int, prompt: Prompt, who: Who, tokenizer) -> list[tuple[Row, float]]:
         """See `Guide.rows`: policies with their weights, and in the paper's form the reference."""
         tokenizer, shares = self.tokenizer or tokenizer, weighed(who)
-        if self.users is not None and not (who is None or isinstance(who, (str, Mapping))):
-            raise DecodingError(f"several users need weights: {list(who)}, expected {{user_id: weight}}.")
-        users = rows_of(self.users, list(shares))
+        _refuse_list(self, who)
+        users, head = rows_of(self.users, list(shares)), has_head(self.model)
         found = [
-            (Row(owner, ids_of(tokenizer, prompt, self._text(name)), self.model, user=user), share)
+            (Row(owner, ids_of(tokenizer, prompt, self._text(name)), self.model, head=head, user=user), share)
             for (name, share), user in zip(shares.items(), users, strict=True)
         ]
         if self.form == "paper":

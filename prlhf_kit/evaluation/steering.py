@@ -155,7 +155,8 @@ def gains_of_two(table: pd.DataFrame, users: Sequence[str], judge: Judge, prompt
 
 def picture(answer: GuidedAnswer, tokenizer) -> str:
     """An answer as HTML: framed and shaded where the reward overruled the base, the deeper the more it was worth, with
-    what the base would have said (and the rewards, in nats) in the tooltip and, small, behind it. Text is escaped."""
+    what the base would have said in the tooltip (with the reward gained, in the guide's units) and, small, behind it.
+    Text is escaped."""
     gained = np.nan_to_num(np.array(answer.rewards) - np.array(answer.base_rewards))
     most = max(gained.max(initial=0), 1e-9)
     parts = []

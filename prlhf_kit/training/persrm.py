@@ -79,7 +79,7 @@ def told(pairs: Dataset, wording: str = WORDING) -> Dataset:
             f"{silent} of {len(pairs)} pairs have no user_text, so there is no preference to put into their prompts. "
             "Use a dataset in which users say what they want."
         )
-    return pairs.map(lambda row: {"prompt": tell(row["prompt"], wording.format(row["user_text"]))})
+    return pairs.map(lambda row: {"prompt": tell(row["prompt"], wording.replace("{}", row["user_text"]))})
 
 
 def train_persrm(recipe: PersRMRecipe, pairs: Dataset) -> dict[str, pd.DataFrame]:

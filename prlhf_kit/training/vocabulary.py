@@ -96,10 +96,9 @@ def load_vocabulary_reward(folder: str | Path, base: Any = None) -> tuple[Any, U
         raise ModelError(f"{folder} holds no vocabulary-wide reward model, {REWARD_FILE} says {saved or 'nothing'}.")
     adapter = Path(folder, "adapter_config.json").is_file()
     model: Any = base
-    if base is None or isinstance(base, str):
-        model = load_model(base or saved["base_model"])
+    if not adapter or base is None or isinstance(base, str):
+        model = load_model(base if adapter and base else saved["base_model"])
     if not adapter:  # the whole model; its LM head, which gives the rewards, lies in a file of its own
-        model = load_model(saved["base_model"])
         state = from_hub(AutoModel, str(folder), dtype=model.dtype).state_dict()
         model.base_model.load_state_dict(state)
         load_lm_head(model, folder)
