@@ -60,13 +60,18 @@ def asked_seldom(table: pd.DataFrame) -> Figure:
 
     `table`: rows of `evaluation.steering.gains` by `asks` (when it is asked) with `slower` (times the base's own time).
     """
-    figure, ax = _figure(6, 3.4)
-    ax.errorbar(table.slower, table.gain, yerr=_errors(table), fmt="o", color=PALETTE[0], capsize=3)
-    for row in table.itertuples():
-        ax.annotate(f"{row.asks} ({row.asked:.0%})", (row.slower, row.gain), xytext=(5, 4), textcoords="offset points")
+    figure, ax = _figure(7, 3.4)
+    for number, row in enumerate(table.itertuples()):
+        error = np.abs([[row.low - row.gain], [row.high - row.gain]])
+        ax.errorbar(
+            row.slower, row.gain, yerr=error, fmt=MARKERS[number % len(MARKERS)], color=PALETTE[number], capsize=3,
+            label=f"{row.asks} ({row.asked:.0%})",
+        )  # fmt: skip
     ax.axhline(0, color="black", linewidth=1, linestyle=":")
-    ax.margins(x=0.25)
     ax.set(xlabel="time (times the base's own)", ylabel="reward gained over the base\n(judge's units, 95% interval)")
+    figure.legend(
+        *ax.get_legend_handles_labels(), title="asked at (share of tokens)", frameon=False, loc="outside right upper"
+    )
     return figure
 
 
