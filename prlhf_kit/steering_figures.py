@@ -61,12 +61,11 @@ def asked_seldom(table: pd.DataFrame) -> Figure:
     `table`: rows of `evaluation.steering.gains` by `asks` (when it is asked) with `slower` (times the base's own time).
     """
     figure, ax = _figure(7, 3.4)
-    for number, row in enumerate(table.itertuples()):
-        error = np.abs([[row.low - row.gain], [row.high - row.gain]])
-        ax.errorbar(
-            row.slower, row.gain, yerr=error, fmt=MARKERS[number % len(MARKERS)], color=PALETTE[number], capsize=3,
-            label=f"{row.asks} ({row.asked:.0%})",
-        )  # fmt: skip
+    labels = [f"{name} ({share:.0%})" for name, share in zip(table.asks, table.asked, strict=True)]
+    for number, label in enumerate(labels):
+        one = table.iloc[[number]]
+        style = {"fmt": MARKERS[number % len(MARKERS)], "color": PALETTE[number], "capsize": 3, "label": label}
+        ax.errorbar(one.slower, one.gain, yerr=_errors(one), **style)
     ax.axhline(0, color="black", linewidth=1, linestyle=":")
     ax.set(xlabel="time (times the base's own)", ylabel="reward gained over the base\n(judge's units, 95% interval)")
     figure.legend(
