@@ -122,7 +122,6 @@ def read_pad(path: str | Path) -> list[dict[str, Any]]:
         )
     except ValueError as error:
         raise ValueError(f"{path} is neither a JSON array nor JSON lines ({error}).") from error
-    rows = rows[0] if rows and isinstance(rows[0], list) else rows
     for number, row in enumerate(rows):
         missing = {"prompt", "result", "response", "elapsed", "method"} - set(row)
         if missing:

@@ -21,6 +21,7 @@ from torch import nn
 from prlhf_kit.conditioning import ATTRIBUTE, causal_lm, embed_with_users, user_models
 from prlhf_kit.decoding.few_rows import few_rows
 from prlhf_kit.preference_head import HEAD, heads_on
+from prlhf_kit.training.reward_data import padded
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,6 @@ class Reader:
         self.rows, self.pad_token_id = rows, pad_token_id
         self.heads = torch.tensor([row.head and row.adapter for row in rows], device=self.device)
         self.mask: torch.Tensor | None = None  # none where no row is padded: attention is faster without
-        self.length = 0
         self.cache: Any = None
         on = torch.tensor([row.adapter for row in rows], device=self.device)
         self.gate = _Gate(self.bare, on) if on.any() and not on.all() else None
@@ -125,7 +125,7 @@ class Reader:
         """Read the prompts. Returns the logits of the first token, `[R, V]`."""
         inputs = self._embedded() if any(row.user is not None for row in self.rows) else self._padded()
         mask = inputs.pop("attention_mask")
-        self.mask, self.length = None if mask.all() else mask, mask.shape[1]
+        self.mask = None if mask.all() else mask
         positions = (mask.cumsum(1) - 1).clamp(min=0)
         self.positions = positions[:, -1:]
         return self._call(attention_mask=self.mask, position_ids=positions, **inputs)
@@ -166,13 +166,8 @@ class Reader:
         return out.logits[:, -1].float()
 
     def _padded(self) -> dict[str, torch.Tensor]:
-        width = max(len(row.ids) for row in self.rows)
-        ids = torch.full((len(self.rows), width), self.pad_token_id, device=self.device)
-        mask = torch.zeros_like(ids)
-        for number, row in enumerate(self.rows):
-            ids[number, width - len(row.ids) :] = torch.tensor(row.ids)
-            mask[number, width - len(row.ids) :] = 1
-        return {"input_ids": ids, "attention_mask": mask}
+        ids, mask = padded([list(row.ids) for row in self.rows], self.pad_token_id, "left")
+        return {"input_ids": ids.to(self.device), "attention_mask": mask.to(self.device)}
 
     def _embedded(self) -> dict[str, torch.Tensor]:
         """Rows with and without user tokens in front, in one left-padded batch."""
