@@ -1,4 +1,4 @@
-"""The command line: a thin door to `runs`, `report`, `figures` and `data`."""
+"""The command line: a thin door to `runs`, `report`, `leaderboard`, `figures` and `data`."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pandas as pd
 
+from prlhf_kit import evaluation_figures, leaderboard, report, reward_figures, runs, steering_figures
 from prlhf_kit import figures as general_figures
-from prlhf_kit import report, reward_figures, runs, steering_figures
 from prlhf_kit.record import StageError, read_record
 
 RUNS = Path("papermill_runs")
-FIGURES = general_figures.FIGURES | reward_figures.FIGURES | steering_figures.FIGURES
+FIGURES = (
+    general_figures.FIGURES | reward_figures.FIGURES | steering_figures.FIGURES | evaluation_figures.FIGURES
+)  # fmt: skip
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
 
@@ -65,8 +67,16 @@ def figures(args: argparse.Namespace) -> int:
                 status = f"made no table {table!r} from this data"
             print(f"{name}: left out, {stage} {status}")
             continue
-        draw(pd.read_parquet(path)).savefig(args.out / f"{name}.png", dpi=150, bbox_inches="tight")
+        figure = draw(pd.read_parquet(path))
+        for kind in ("png", "svg"):
+            figure.savefig(args.out / f"{name}.{kind}", dpi=150, bbox_inches="tight")
         print(args.out / f"{name}.png")
+    return 0
+
+
+def compare(args: argparse.Namespace) -> int:
+    """`prlhf report`: all runs' numbers side by side on one page."""
+    print(f"report: {leaderboard.write_page(args.dirs, args.out)}")
     return 0
 
 
@@ -116,6 +126,18 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("run_dir", type=Path)
     p.add_argument("--out", type=Path, default=Path("figures"))
     p.set_defaults(action=figures)
+
+    p = commands.add_parser(
+        "report",
+        help="one page with all runs' numbers side by side",
+        description="Write one HTML page that compares runs. It opens from disk, with no server and no network.",
+        epilog="example: prlhf report papermill_runs",
+    )
+    p.add_argument("dirs", nargs="+", type=Path, metavar="DIR", help="a run, or a folder of runs")
+    p.add_argument(
+        "--out", type=Path, metavar="FILE", help=f"the page (default: {leaderboard.NAME} where DIR's runs are)"
+    )
+    p.set_defaults(action=compare)
     _data_parser(commands.add_parser("data", help="list, check and prepare datasets"))
     return top
 

@@ -284,23 +284,6 @@ def swapped_utility(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def win_rates(table: pd.DataFrame) -> Figure:
-    """Win rates with intervals. `table`: columns `comparison`, `who`, `win_rate`, `low`, `high`."""
-    comparisons = list(table.comparison.unique())
-    people = list(table.who.unique())
-    figure, ax = _figure(7, 0.42 * len(people) + 1.4)
-    for i, comparison in enumerate(comparisons):
-        rows = table[table.comparison == comparison]
-        y = [len(people) - people.index(w) + 0.16 * (i - (len(comparisons) - 1) / 2) for w in rows.who]
-        error = np.abs(rows[["low", "high"]].to_numpy() - rows[["win_rate"]].to_numpy()).T
-        ax.errorbar(rows.win_rate, y, xerr=error, fmt="osD^v"[i % 5], color=PALETTE[i], capsize=3, label=comparison)
-    ax.set_yticks([len(people) - k for k in range(len(people))], people)
-    ax.axvline(0.5, color="black", linewidth=1, linestyle=":")
-    ax.set(xlabel="win rate by the users' true utility (95% interval)", xlim=(-0.02, 1.02))
-    figure.legend(*ax.get_legend_handles_labels(), frameon=False, loc="outside upper center", ncols=2)
-    return figure
-
-
 # figure file -> (stage that leaves the table, table, function): how `prlhf figures` re-makes them without a model
 FIGURES = {
     "tastes": ("01_data_preparation", "tastes", tastes),
@@ -317,5 +300,4 @@ FIGURES = {
     "adaptation": ("06_new_users", "adaptation", adaptation),
     "pairs_learned": ("07_user_models", "pairs_learned", pairs_learned),
     "user_map": ("07_user_models", "user_map", user_map),
-    "win_rates": ("05_evaluation", "win_rates", win_rates),
 }

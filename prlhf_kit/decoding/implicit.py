@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
-from prlhf_kit.conditioning import causal_lm
 from prlhf_kit.decoding.guides import PAD, Who
-from prlhf_kit.decoding.readers import Row
+from prlhf_kit.decoding.readers import Row, reading
 from prlhf_kit.evaluation.scoring import response_logps
-from prlhf_kit.preference_head import heads_on
 from prlhf_kit.rewards import Text, messages
 from prlhf_kit.training.reward_data import encode
 
@@ -68,8 +64,5 @@ class ImplicitReward:
     def _logps(self, rows: list[Row], texts: list[tuple[list[int], list[int]]]) -> list[float]:
         row = rows[0]  # all are read by the same model in the same way
         users = None if row.user is None else torch.tensor([r.user for r in rows])
-        with contextlib.ExitStack() as stack:
-            if isinstance(row.model, PeftModel) and not row.adapter:
-                stack.enter_context(row.model.disable_adapter())
-            stack.enter_context(heads_on(causal_lm(row.model), torch.full((len(rows),), row.head)))
+        with reading(row, len(rows)):
             return response_logps(row.model, texts, self.tokenizer.pad_token_id, users).tolist()

@@ -50,6 +50,16 @@ class Row:
         return len(self.ids) + (0 if self.user is None else user_models(self.model)[0].num_tokens)
 
 
+@contextlib.contextmanager
+def reading(row: Row, n: int) -> Iterator[None]:
+    """Within it, `row.model` reads batches of `n` rows as `row` says: with its adapter and head, or without."""
+    with contextlib.ExitStack() as stack:
+        if isinstance(row.model, PeftModel) and not row.adapter:
+            stack.enter_context(row.model.disable_adapter())
+        stack.enter_context(heads_on(causal_lm(row.model), torch.full((n,), row.head)))
+        yield
+
+
 def _tuners(model) -> list[Any]:
     return [m for m in model.modules() if isinstance(m, BaseTunerLayer)]
 

@@ -10,8 +10,10 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from prlhf_kit.conditioning import takes_user_text
-from prlhf_kit.data.chat import with_user_text
+from prlhf_kit.data.chat import tell, with_user_text
 from prlhf_kit.data.simulated import Population, oracle_accuracy
+from prlhf_kit.decoding.generate import generate
+from prlhf_kit.evaluation.judges import ANSWERS, prompt_text
 from prlhf_kit.evaluation.metrics import length_rules, ranked_right
 from prlhf_kit.evaluation.scoring import score_pairs
 from prlhf_kit.evaluation.statistics import cluster_bootstrap
@@ -27,6 +29,15 @@ LENGTH, USER_LENGTH = "length rule", "length rule per user"
 def words(messages: list[list[dict[str, str]]]) -> np.ndarray:
     """Number of words of each response: `[n]`."""
     return np.array([sum(len(m["content"].split()) for m in response) for response in messages])
+
+
+def likelier(scores: pd.DataFrame) -> np.ndarray:
+    """Which pairs a model ranks right by its mean log-probability a token (1, 1/2 where equal, 0): `[n]`.
+
+    Args:
+        scores: rows of `score_pairs`.
+    """
+    return ranked_right(scores.chosen_logp / scores.chosen_tokens, scores.rejected_logp / scores.rejected_tokens)
 
 
 def ranked_by_method(
@@ -67,9 +78,7 @@ def ranked_by_method(
         table[control.label] = reward(control.score(tokenizer, pairs, batch_size), reference)
     if text is not None:
         table[TEXT] = reward(text, reference)
-    table[UNTRAINED] = ranked_right(
-        reference.chosen_logp / reference.chosen_tokens, reference.rejected_logp / reference.rejected_tokens
-    )
+    table[UNTRAINED] = likelier(reference)
     learned = words(train["chosen"]) - words(train["rejected"])
     difference = words(pairs["chosen"]) - words(pairs["rejected"])
     table[LENGTH], table[USER_LENGTH] = length_rules(train["user_id"], learned, pairs["user_id"], difference)
@@ -105,6 +114,49 @@ def accuracy_by_user(ranked: pd.DataFrame, methods: Sequence[str], seed: int = 0
             i = cluster_bootstrap(right, range(len(right)), seed=seed)  # one user's pairs: each is its own cluster
             rows.append((user, method, i.estimate, i.low, i.high, i.n))
     return pd.DataFrame(rows, columns=["user_id", "method", "accuracy", "low", "high", "pairs"])
+
+
+def answers_by_system(
+    personal, vanilla: Control | None, tokenizer: PreTrainedTokenizerBase, index: UserIndex, train: Dataset,
+    prompts: Sequence[list[dict[str, str]]], **options,
+) -> pd.DataFrame:  # fmt: skip
+    """What every system answers to every prompt for every known user.
+
+    Args:
+        train: the users' training pairs; their own words are read from it.
+        options: of `generate`.
+
+    Returns:
+        The table of answers that judges compare: `system`, `user_id`, `prompt` (its text), `answer`. Systems: P-DPO
+        with the user's row, P-DPO with the generic row, vanilla DPO, the untrained model, and that with the user's
+        words in its prompt (where all users said something).
+    """
+    words = dict(zip(train["user_id"], train["user_text"], strict=True))
+    jobs = [(user, prompt) for user in index.user_ids for prompt in prompts]
+
+    def answered(model, prompts: Sequence, rows: Sequence[int] | None = None) -> list[str]:
+        """Equal questions are asked once."""
+        keys = list(zip(map(str, prompts), rows or [GENERIC] * len(prompts), strict=True))
+        unique = dict(zip(keys, prompts, strict=True))
+        own = [row for _, row in unique] if rows else None
+        found = dict(zip(unique, generate(model, tokenizer, list(unique.values()), own, **options), strict=True))
+        return [found[key] for key in keys]
+
+    said = takes_user_text(personal)
+    plain = [prompt for _, prompt in jobs]
+    told = [tell(prompt, words[user]) for user, prompt in jobs]
+    rows = index.rows(user for user, _ in jobs)
+    found = {PERSONAL: answered(personal, told if said else plain, rows)}
+    found[GENERIC_ROW] = answered(personal, plain, [GENERIC] * len(jobs))
+    if vanilla is not None:
+        found[VANILLA] = answered(vanilla.model, plain)
+    with reference_of(personal) as untrained:
+        found[UNTRAINED] = answered(untrained, plain)
+        if all(words[user] for user in index.user_ids):
+            found[TEXT] = answered(untrained, told)
+    keys = pd.DataFrame({"user_id": [u for u, _ in jobs], "prompt": [prompt_text(p) for p in plain]})
+    tables = [keys.assign(system=name, answer=texts) for name, texts in found.items()]
+    return pd.concat(tables, ignore_index=True)[list(ANSWERS)]
 
 
 def swapped(

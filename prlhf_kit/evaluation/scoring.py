@@ -31,11 +31,28 @@ def response_logps(
 ) -> torch.Tensor:
     """Summed log-probability (nats) of each completion given its prompt, in one forward pass: `[n]`, differentiable.
 
-    Sequences are padded on the left, so that the LM head runs over completions only.
-
     Args:
         sequences: token ids of (prompt, completion).
         users: `[n]` rows, or `[n, T_u, d_model]` user tokens; None leaves the model unconditioned.
+    """
+    logits = completion_logits(model, sequences, pad_token_id, users)
+    keep = logits.shape[1]
+    ids = torch.zeros(logits.shape[:2], dtype=torch.long, device=logits.device)
+    asked = torch.zeros(logits.shape[:2], device=logits.device)
+    for row, (_, completion) in enumerate(sequences):
+        ids[row, keep - len(completion) :] = torch.tensor(completion, device=logits.device)
+        asked[row, keep - len(completion) :] = 1
+    per_token = logits.float().log_softmax(-1).gather(-1, ids[:, :, None]).squeeze(-1)
+    return (per_token * asked).sum(1)
+
+
+def completion_logits(
+    model, sequences: Sequence[tuple[list[int], list[int]]], pad_token_id: int, users: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Logits at the positions that predict each completion's tokens: `[n, longest completion, V]`, shorter ones at the
+    end of their row.
+
+    Sequences are padded on the left, so that the LM head runs over completions only. Arguments: see `response_logps`.
     """
     width = max(len(prompt) + len(completion) for prompt, completion in sequences)
     keep = max(len(completion) for _, completion in sequences)
@@ -43,19 +60,15 @@ def response_logps(
     device = model.get_input_embeddings().weight.device
     ids = torch.full((len(sequences), width), pad_token_id, device=device)
     mask = torch.zeros_like(ids)
-    asked = torch.zeros(len(sequences), keep, device=device)
     for row, (prompt, completion) in enumerate(sequences):
         start = width - len(prompt) - len(completion)
         ids[row, start:] = torch.tensor(prompt + completion, device=device)
         mask[row, start:] = 1
-        asked[row, keep - len(completion) :] = 1
     inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": (mask.cumsum(1) - 1).clamp(min=0)}
     if users is not None:
         inputs = embed_with_users(model, users, **inputs)
     # one position before the first completion token predicts it
-    logits = model(**inputs, use_cache=False, logits_to_keep=keep + 1).logits[:, :-1].float()
-    per_token = logits.log_softmax(-1).gather(-1, ids[:, -keep:, None]).squeeze(-1)
-    return (per_token * asked).sum(1)
+    return model(**inputs, use_cache=False, logits_to_keep=keep + 1).logits[:, :-1]
 
 
 @torch.inference_mode()

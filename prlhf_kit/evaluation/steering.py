@@ -17,12 +17,13 @@ from prlhf_kit.data.simulated import Population
 from prlhf_kit.decoding.answers import GuidedAnswer
 from prlhf_kit.decoding.guides import ids_of
 from prlhf_kit.evaluation import head_comparison
+from prlhf_kit.evaluation.judges import prompt_text
 from prlhf_kit.evaluation.metrics import ranked_right
 from prlhf_kit.evaluation.scoring import response_logps
 from prlhf_kit.evaluation.statistics import Interval, cluster_bootstrap
 from prlhf_kit.features import load_embedder
 from prlhf_kit.models import SENTENCES
-from prlhf_kit.rewards import FeatureReward
+from prlhf_kit.rewards import FeatureReward, RewardModel
 
 # (users, prompts, answers) -> rewards [n]
 Judge = Callable[[Sequence[str], Sequence[list[dict]], Sequence[str]], np.ndarray]
@@ -35,7 +36,7 @@ def true_utility(people: Population) -> Judge:
     return lambda users, prompts, answers: people.utility(users, answers)
 
 
-def feature_judge(data: DatasetDict, cache: Path | None = None) -> tuple[Judge, Interval]:
+def feature_reward(data: DatasetDict, cache: Path | None = None) -> tuple[FeatureReward, Interval]:
     """A reward for each user, linear in sentence embeddings and fitted to `data["train"]`; and its held-out accuracy.
 
     No language model's likelihood is in it, so it shares nothing with what steers but the training pairs.
@@ -44,19 +45,25 @@ def feature_judge(data: DatasetDict, cache: Path | None = None) -> tuple[Judge, 
     known = DatasetDict(train=data["train"], test_seen=data["test_seen"])
     embedded = head_comparison.embed(known, [embedder], cache)
     heads = head_comparison.fit("per_user", data["train"], embedded["train"])
-    reward = FeatureReward(embedder, heads, cache)
+    test = known["test_seen"]
+    gap = heads.reward(embedded["test_seen"].difference, test["user_id"])
+    held_out = cluster_bootstrap(ranked_right(gap, 0 * gap), [str(p) for p in test["prompt"]])
+    return FeatureReward(embedder, heads, cache), held_out
+
+
+def by_reward(reward: RewardModel) -> Judge:
+    """A reward model as a judge of answers; an empty answer is read as `EMPTY`."""
 
     def score(users: Sequence[str], prompts: Sequence[list[dict]], answers: Sequence[str]) -> np.ndarray:
         return reward.score(list(prompts), [a.strip() or EMPTY for a in answers], list(users)).numpy()
 
-    test = known["test_seen"]
-    gap = heads.reward(embedded["test_seen"].difference, test["user_id"])
-    return score, cluster_bootstrap(ranked_right(gap, 0 * gap), [str(p) for p in test["prompt"]])
+    return score
 
 
-def prompt_text(prompt: list[dict[str, str]]) -> str:
-    """All of a prompt's messages as one text."""
-    return "\n\n".join(message["content"] for message in prompt)
+def feature_judge(data: DatasetDict, cache: Path | None = None) -> tuple[Judge, Interval]:
+    """`feature_reward` as a judge, and its held-out accuracy."""
+    reward, held_out = feature_reward(data, cache)
+    return by_reward(reward), held_out
 
 
 @torch.inference_mode()
@@ -151,6 +158,27 @@ def gains_of_two(table: pd.DataFrame, users: Sequence[str], judge: Judge, prompt
             gain = group.reward.to_numpy() - own.loc[group.prompt].to_numpy()
             rows.append({"towards": name, "user_id": user, **_interval(gain, group, seed)})
     return pd.DataFrame(rows)
+
+
+def front(table: pd.DataFrame, x: str, y: str, by: Sequence[str], seed: int = 0) -> pd.DataFrame:
+    """Means of two wanted things for each value of `by`, and which of them no other beats in both.
+
+    Returns:
+        `by`, `x` and `y` (means) with `x_low`, `x_high`, `y_low`, `y_high` (95%, clustered by user), `n`, and `front`
+        (bool: of the Pareto front; of equals, all).
+    """
+    rows = []
+    for values, group in table.groupby(list(by), sort=False):
+        row = dict(zip(by, values, strict=True)) | {"n": len(group)}
+        for name, column in (("x", x), ("y", y)):
+            known = group.dropna(subset=column)
+            i = cluster_bootstrap(known[column], known.user_id, seed=seed)
+            row |= {name: i.estimate, f"{name}_low": i.low, f"{name}_high": i.high}
+        rows.append(row)
+    found = pd.DataFrame(rows)
+    places = found[["x", "y"]].to_numpy()
+    beaten = [bool(((places >= own).all(1) & (places > own).any(1)).any()) for own in places]
+    return found.assign(front=~np.array(beaten))
 
 
 def picture(answer: GuidedAnswer, tokenizer) -> str:

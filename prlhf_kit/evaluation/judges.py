@@ -1,0 +1,176 @@
+"""Judges: who says which of two answers a person prefers. All have one interface, and all are asked in both orders.
+
+A language model as judge is in `llm_judge.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import pandas as pd
+
+from prlhf_kit.data.simulated import Population
+from prlhf_kit.rewards import RewardModel, Text, preference
+
+PREFERENCES = ("a", "b", "tie")
+
+
+class Verdict(NamedTuple):
+    """Which answer is preferred, and the probability that it is the first, `answer_a`.
+
+    `preference` is "a", "b" or "tie"; None, with probability NaN, where the judge's answer could not be read.
+    """
+
+    preference: str | None
+    probability: float
+
+
+UNREADABLE = Verdict(None, float("nan"))
+
+
+class Judge(Protocol):
+    """What all judges have in common; any function of this form is one, too."""
+
+    def __call__(
+        self, prompt: Sequence[Text], answer_a: Sequence[str], answer_b: Sequence[str], user: Sequence[str | None],
+    ) -> list[Verdict]:  # fmt: skip
+        """One verdict each, on two answers to `prompt[i]` from the view of `user[i]` (None: nobody in particular)."""
+        ...
+
+
+def verdicts(probability: Iterable[float]) -> list[Verdict]:
+    """Verdicts from probabilities that the first answer is preferred; exactly one half is a tie."""
+    return [Verdict("a" if p > 0.5 else "b" if p < 0.5 else "tie", float(p)) for p in probability]
+
+
+@dataclass(frozen=True)
+class Oracle:
+    """Simulated users, who know what they like: the answer of higher true utility."""
+
+    people: Population
+
+    def __call__(self, prompt, answer_a, answer_b, user) -> list[Verdict]:
+        """See `Judge`."""
+        return verdicts(self.people.preference(user, answer_a, answer_b))
+
+
+@dataclass(frozen=True)
+class RewardJudge:
+    """Any reward model, personalised or not. An empty answer loses to any other, since it has no reward.
+
+    Args:
+        tie: answers whose preference is less sure than this, |p - 1/2| <= tie, are equal.
+    """
+
+    reward: RewardModel
+    tie: float = 0.0
+
+    def __call__(self, prompt, answer_a, answer_b, user) -> list[Verdict]:
+        """See `Judge`."""
+        said = np.array([[bool(a.strip()), bool(b.strip())] for a, b in zip(answer_a, answer_b, strict=True)])
+        p = 0.5 + 0.5 * (said[:, 0].astype(float) - said[:, 1])
+        both = np.flatnonzero(said.all(1))
+        if len(both):
+            of = lambda column: [column[i] for i in both]  # noqa: E731
+            p[both] = preference(self.reward, of(prompt), of(answer_a), of(answer_b), of(user)).double().numpy()
+        p[np.abs(p - 0.5) <= self.tie] = 0.5
+        return verdicts(p.tolist())
+
+
+def longer(prompt, answer_a, answer_b, user) -> list[Verdict]:
+    """The control of every judge: more words win."""
+    words = [(len(a.split()), len(b.split())) for a, b in zip(answer_a, answer_b, strict=True)]
+    return verdicts([float(np.sign(a - b) + 1) / 2 for a, b in words])
+
+
+def prompt_text(prompt: list[dict[str, str]]) -> str:
+    """All of a prompt's messages as one text."""
+    return "\n\n".join(message["content"] for message in prompt)
+
+
+ANSWERS = ("system", "user_id", "prompt", "answer")
+JUDGEMENTS = (
+    "judge", "user_id", "prompt", "system_a", "system_b", "answer_a", "answer_b", "first", "second", "preference",
+    "probability",
+)  # fmt: skip
+
+
+def judged(
+    judge: Judge, answers: pd.DataFrame, systems: Sequence[tuple[str, str]], name: str,
+    prompts: dict[str, Text] | None = None,
+) -> pd.DataFrame:  # fmt: skip
+    """The tidy table of judgements: every two answers to the same prompt for the same user, judged in both orders.
+
+    A verdict counts only where both orders agree; where they differ it is a tie, and where one of them could not be
+    read there is no verdict.
+
+    Args:
+        judge: asked once, with all pairs in both orders.
+        answers: `system`, `user_id`, `prompt`, `answer`; one answer a system, user and prompt.
+        systems: which are compared, (a, b).
+        name: of the judge.
+        prompts: what the judge is shown as prompt, by its text in `answers`: a dialogue's messages, for instance.
+
+    Returns:
+        One row a pair, columns `JUDGEMENTS`: `first` is the verdict ("a", "b", "tie") with system a's answer shown
+        first and `second` with b's first, both in terms of a and b, None where unreadable; `preference` what counts,
+        None where there is no verdict; `probability` that a is preferred, the mean over both orders.
+    """
+    pairs = _pairs(answers, systems)
+    shown = [(prompts or {}).get(text, text) for text in pairs.prompt]
+    a, b, users = (pairs[column].tolist() for column in ("answer_a", "answer_b", "user_id"))
+    found = judge(shown * 2, a + b, b + a, users * 2)
+    if len(found) != 2 * len(pairs):
+        raise ValueError(f"the judge {name!r} gave {len(found)} verdicts on {2 * len(pairs)} pairs, expected one each.")
+    swapped = {"a": "b", "b": "a", "tie": "tie", None: None}
+    first, second = found[: len(pairs)], found[len(pairs) :]
+    of_a = [v.preference for v in first]
+    of_b = [swapped[v.preference] for v in second]
+    agree = [agreed(one, other) for one, other in zip(of_a, of_b, strict=True)]
+    pairs["judge"] = name
+    pairs["first"], pairs["second"], pairs["preference"] = of_a, of_b, agree
+    pairs["probability"] = [
+        (v.probability + 1 - w.probability) / 2 if None not in (v.preference, w.preference) else np.nan
+        for v, w in zip(first, second, strict=True)
+    ]
+    return pairs[list(JUDGEMENTS)]
+
+
+def agreed(first: str | None, second: str | None) -> str | None:
+    """The verdict of two orders, both in terms of a and b.
+
+    >>> agreed("a", "a"), agreed("a", "b"), agreed("tie", "b"), agreed("a", None)
+    ('a', 'tie', 'tie', None)
+    """
+    if first is None or second is None:
+        return None
+    return first if first == second else "tie"
+
+
+def _pairs(answers: pd.DataFrame, systems: Sequence[tuple[str, str]]) -> pd.DataFrame:
+    """`user_id`, `prompt`, `system_a`, `system_b`, `answer_a`, `answer_b` of all two answers that can be compared."""
+    missing = [column for column in ANSWERS if column not in answers]
+    if missing:
+        raise ValueError(f"answers lack {', '.join(missing)}; they have {', '.join(map(str, answers))}.")
+    keys = ["user_id", "prompt"]
+    twice = answers.duplicated(["system", *keys])
+    if twice.any():
+        row = answers[twice].iloc[0]
+        raise ValueError(
+            f"{row.system!r} has two answers for user {row.user_id!r} to {str(row.prompt)[:60]!r}; expected one. "
+            "Average over samples, or give them different systems' names."
+        )
+    tables = []
+    for a, b in systems:
+        for system in (a, b):
+            if not (answers.system == system).any():
+                raise ValueError(f"no answers of {system!r}; there are {', '.join(answers.system.unique())}.")
+        one, other = (answers[answers.system == s][[*keys, "answer"]] for s in (a, b))
+        both = one.merge(other, on=keys, suffixes=("_a", "_b"), validate="one_to_one")
+        if both.empty:
+            raise ValueError(f"{a!r} and {b!r} have no user and prompt in common.")
+        tables.append(both.assign(system_a=a, system_b=b))
+    return pd.concat(tables, ignore_index=True)

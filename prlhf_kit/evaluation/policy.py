@@ -1,0 +1,203 @@
+"""Policy accuracy: does the *steered* model find the chosen response more likely than the rejected one?
+
+Rezk et al. 2025 (arXiv 2512.23067) find that a reward's accuracy says little about the policy that it steers. Here the
+policy is the whole steered distribution: at every token the scores of guided decoding (`decoding/guides.py`) over all
+of the vocabulary, normalised.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+import torch
+from datasets import Dataset
+from scipy.stats import kendalltau
+from tqdm.auto import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from prlhf_kit.decoding.guides import PAD, Who, ids_of, start_of
+from prlhf_kit.decoding.readers import Row, reading
+from prlhf_kit.evaluation.metrics import ranked_right
+from prlhf_kit.evaluation.scoring import completion_logits
+from prlhf_kit.evaluation.statistics import cluster_bootstrap
+from prlhf_kit.rewards import Text, messages
+from prlhf_kit.training.reward_data import encode
+
+
+def mixed_logp(rows: Sequence[torch.Tensor], factors: Sequence[float], tokens: torch.Tensor) -> torch.Tensor:
+    """Summed log-probability (nats) of `tokens` `[T]` under softmax(sum of factor * log softmax(logits)) at each token.
+
+    Args:
+        rows: logits `[T, V]` (or log-probabilities) of each model that is read, where they predict the tokens.
+
+    >>> flat = torch.zeros(1, 4)
+    >>> round(mixed_logp([flat, flat], [1.0, 5.0], torch.tensor([2])).exp().item(), 4)
+    0.25
+    """
+    score = sum(factor * row.float().log_softmax(-1) for row, factor in zip(rows, factors, strict=True))
+    return torch.as_tensor(score).log_softmax(-1).gather(-1, tokens[:, None]).sum()
+
+
+@torch.inference_mode()
+def steered_logps(
+    guide: PAD, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Text], responses: Sequence[Text],
+    who: Sequence[Who], weights: Sequence[float], base=None, batch_size: int = 4,
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    """Log-probability (nats, summed over tokens) of each response under the steered model, `[n, len(weights)]`, and its
+    reward `[n]` (nats): what the guide adds up over the response's tokens, which steers but is no policy.
+
+    The models are read once for all weights. At weight 0 it is the base's own (which in the released form sees the
+    preference).
+
+    Args:
+        guide: `PAD` in either form.
+        who: see `decoding.guides.Who`.
+        base: None: the model that the guide was trained from.
+        batch_size: responses at once; each row of a batch holds logits over the whole vocabulary.
+    """
+    n = len(prompts)
+    asked = []
+    for prompt, response in zip(prompts, responses, strict=True):
+        question = messages(prompt, "user")
+        ids, start = encode(tokenizer, question, messages(response, "assistant"))
+        asked.append((question, ids[start:]))
+    found, rewards = torch.zeros(n, len(weights)), torch.zeros(n)
+    order = sorted(range(n), key=lambda i: len(asked[i][1]))
+    for first in tqdm(range(0, n, batch_size), desc="policy", disable=None, leave=False):
+        chunk = order[first : first + batch_size]
+        rows: list[tuple[Row, float | None]] = []  # None: the base, whose factor depends on the weight
+        for i in chunk:
+            seen = ids_of(tokenizer, asked[i][0], guide.told(who[i]))
+            own = start_of(guide.model, i, seen) if base is None else Row(i, seen, base)
+            rows += [(own, None), *guide.rows(i, asked[i][0], who[i], tokenizer)]
+        logits = _read([row for row, _ in rows], [asked[row.owner][1] for row, _ in rows], tokenizer.pad_token_id)
+        for i in chunk:
+            mine = [(part, factor) for part, (row, factor) in zip(logits, rows, strict=True) if row.owner == i]
+            tokens = torch.tensor(asked[i][1], device=mine[0][0].device)
+            parts = [part.float().log_softmax(-1) for part, _ in mine]
+            for column, w in enumerate(weights):
+                factors = [guide.own(w) if factor is None else w * factor for _, factor in mine]
+                found[i, column] = mixed_logp(parts, factors, tokens).cpu()
+            for part, (_, factor) in zip(parts, mine, strict=True):
+                rewards[i] += (factor or 0.0) * part.gather(-1, tokens[:, None]).sum().cpu()
+    return found, rewards
+
+
+def policy_ranks(
+    guides: Mapping[str, tuple[PAD, Sequence[Who]]], tokenizer: PreTrainedTokenizerBase, pairs: Dataset,
+    weights: Sequence[float], batch_size: int = 4,
+) -> pd.DataFrame:  # fmt: skip
+    """Which pairs each guide ranks right, as a policy and as a reward.
+
+    Args:
+        guides: name -> guide, and for whom it steers on each pair.
+
+    Returns:
+        One row for each guide, weight and pair: `guide`, `weight`, `pair_id`, `user_id`, `prompt` (as text), `right` (1
+        if the steered model finds the chosen response likelier, 1/2 if equally likely, else 0) and `reward_right` (the
+        same of the reward alone).
+    """
+    keys = pd.DataFrame({"pair_id": pairs["pair_id"], "user_id": pairs["user_id"]})
+    keys["prompt"] = [str(prompt) for prompt in pairs["prompt"]]
+    tables = []
+    for name, (guide, who) in guides.items():
+        logps, rewards = steered_logps(
+            guide, tokenizer, [*pairs["prompt"]] * 2, [*pairs["chosen"], *pairs["rejected"]], [*who] * 2, weights,
+            batch_size=batch_size,
+        )  # fmt: skip
+        chosen, rejected = logps.chunk(2)
+        reward_right = ranked_right(*rewards.chunk(2))
+        for column, w in enumerate(weights):
+            right = ranked_right(chosen[:, column], rejected[:, column])
+            tables.append(keys.assign(guide=name, weight=float(w), right=right, reward_right=reward_right))
+    return pd.concat(tables, ignore_index=True)
+
+
+def policy_accuracies(ranks: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
+    """Accuracy of each steered model and of its reward, by weight, with 95% intervals clustered by user.
+
+    Returns:
+        Columns `guide`, `weight`, `accuracy`, `low`, `high`, `reward_accuracy`, `reward_low`, `reward_high`, `n` and
+        `users`.
+    """
+    rows = []
+    for (guide, weight), part in ranks.groupby(["guide", "weight"], sort=False):
+        i, j = (cluster_bootstrap(part[column], part.user_id, seed=seed) for column in ("right", "reward_right"))
+        rows.append((guide, weight, *i[:3], *j[:3], i.n, i.clusters))
+    found = ["accuracy", "low", "high", "reward_accuracy", "reward_low", "reward_high", "n", "users"]
+    columns = ["guide", "weight", *found]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def token_kl(policy: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
+    """KL(policy, base) in nats of each next-token distribution: logits `[T, V]` both, `[T]`.
+
+    >>> round(token_kl(torch.tensor([[0.0, 0.0]]), torch.tensor([[1.0, 1.0]])).item(), 4)
+    0.0
+    """
+    own, other = policy.float().log_softmax(-1), base.float().log_softmax(-1)
+    return (own.exp() * (own - other)).sum(-1)
+
+
+@torch.inference_mode()
+def divergence(
+    guide: PAD, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Text], answers: Sequence[str],
+    who: Sequence[Who], batch_size: int = 4,
+) -> list[float]:  # fmt: skip
+    """KL (nats a token) of the guide's policy from the model that it was trained from, along each answer: `[n]`.
+
+    Exact at every token, over the whole vocabulary, and averaged over the answer's tokens; over answers that the policy
+    sampled it estimates the KL of whole answers without the noise of their log-ratios. NaN for an empty answer.
+
+    Args:
+        guide: `PAD` in the paper's form; `who[i]` is one user or preference.
+    """
+    if guide.form != "paper":
+        raise ValueError(f"form={guide.form!r} has no reference to diverge from. Pass PAD(..., form='paper').")
+    found = [float("nan")] * len(prompts)
+    full = [i for i, answer in enumerate(answers) if answer.strip()]
+    for first in tqdm(range(0, len(full), batch_size), desc="divergence", disable=None, leave=False):
+        rows: list[Row] = []
+        said: list[list[int]] = []
+        chunk = full[first : first + batch_size]
+        for i in chunk:
+            question = messages(prompts[i], "user")
+            ids, start = encode(tokenizer, question, messages(answers[i], "assistant"), unfinished=True)
+            own = [row for row, _ in guide.rows(i, question, who[i], tokenizer)]
+            if len(own) != 2:
+                raise ValueError(f"who={who[i]!r} is several policies, expected one user or preference.")
+            rows += own  # the policy, and what it was trained from
+            said += [ids[start:]] * 2
+        logits = _read(rows, said, tokenizer.pad_token_id)
+        for place, i in enumerate(chunk):
+            found[i] = token_kl(logits[2 * place], logits[2 * place + 1]).mean().item()
+    return found
+
+
+def _read(rows: Sequence[Row], completions: Sequence[list[int]], pad: int) -> list[torch.Tensor]:
+    """Logits `[T, V]` of each row at the positions that predict its completion; equal rows are read once."""
+    groups: dict[tuple, list[int]] = defaultdict(list)
+    for i, row in enumerate(rows):
+        groups[id(row.model), row.adapter, row.head, row.user is None].append(i)
+    found: dict[int, torch.Tensor] = {}
+    for members in groups.values():
+        one = rows[members[0]]
+        first: dict[tuple, int] = {}  # base and reference are often the same row
+        same = {i: first.setdefault((rows[i].ids, rows[i].user, tuple(completions[i])), i) for i in members}
+        unique = sorted(first.values())
+        users = None if one.user is None else torch.tensor([rows[i].user for i in unique])
+        texts = [(list(rows[i].ids), completions[i]) for i in unique]
+        with reading(one, len(unique)):
+            logits = completion_logits(one.model, texts, pad, users)
+        read = {i: part[-len(completions[i]) :] for i, part in zip(unique, logits, strict=True)}
+        found |= {i: read[same[i]] for i in members}
+    return [found[i] for i in range(len(rows))]
+
+
+def rank_correlation(table: pd.DataFrame, one: str, other: str) -> tuple[float, float, int]:
+    """Kendall's tau-b between two columns (over methods, or users), its p-value and n: do good rewards make good
+    policies? NaN where a column does not vary."""
+    found = kendalltau(table[one], table[other])
+    return float(found.statistic), float(found.pvalue), len(table)

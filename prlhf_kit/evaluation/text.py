@@ -1,0 +1,249 @@
+"""Measures of text: repetition, diversity, coherence, readability, refusals, rewards.
+
+Words are lower-cased runs of letters and digits, also across an apostrophe. Emoji and punctuation are no words; scripts
+without spaces (Chinese) give few long words, and those with combining vowels (Devanagari) fall into pieces. A measure
+that a text is too short for is NaN, not a good or a bad value: leave it out of means, and look at `words`, too.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import textstat
+from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
+from nltk.util import ngrams
+from numpy.typing import ArrayLike
+from pyphen import Pyphen
+
+from prlhf_kit.data.schema import said
+from prlhf_kit.evaluation.judges import ANSWERS
+from prlhf_kit.evaluation.steering import Judge
+from prlhf_kit.features import Embedder
+from prlhf_kit.rewards import Text
+
+SCORES = ("measure", "method", "user_id", "item", "prompt", "value")
+SELF_BLEU_ANSWERS = 200  # its time grows with the square: 3 s for 200 answers of 80 words
+
+_HYPHENS = Pyphen(lang="en_US")
+_WORD = re.compile(r"\w+(?:['’]\w+)*")
+_CANNOT = (
+    r"i(?:(?: can(?:no|')t| can not| could(?:n't| not)| won't| will not)(?: \w+ly)? (?:help(?! but)|assist|provide|"
+    r"answer|do (?:that|this)|comply|fulfil|give|create|write|generate|offer|support|engage|discuss|share|respond|"
+    r"continue|participate|recommend|tell|be able to)|(?:'m| am) (?:un|not )able to|(?:'m| am) not (?:comfortable|"
+    r"going to)|(?: must| have to| need to)(?: \w+ly)? (?:decline|refuse)| (?:don't|do not) have the ability)|"
+    r"th(?:at|is) is(?:n't| not) something i can"
+)
+_LEAD = (
+    r"(?:(?:i'm |i am )?(?:\w+ )?sorry\b[^.!?]{0,80}?|(?:i |my )?(?:\w+ )?apolog\w+[^.!?]{0,80}?|unfortunately|but|no|"
+    r"as an? (?:ai|artificial|language|large)\b[^.!?]{0,80}?)"
+)
+_REFUSAL = re.compile(rf"\W*(?:{_LEAD}\W+)*(?:{_CANNOT})", re.IGNORECASE)
+
+
+def words(text: str) -> list[str]:
+    """The words of a text.
+
+    >>> words("Don't panic: it's 5 o’clock! 😀")
+    ["don't", 'panic', "it's", '5', 'o’clock']
+    """
+    return _WORD.findall(text.lower())
+
+
+def repetition(tokens: Sequence[str], n: int) -> float:
+    """rep-n = 1 - unique n-grams / all n-grams: 0 without any repetition; NaN where there are fewer than n tokens.
+
+    Welleck et al. 2019, arXiv 1908.04319 (seq-rep-n); also in ARGS, arXiv 2402.01694, whose code divides by one n-gram
+    more, so that short texts seem to repeat themselves.
+
+    >>> repetition("a b a b a".split(), 2)  # ab, ba, ab, ba
+    0.5
+    """
+    return 1 - _unique_share([tokens], n)
+
+
+def diversity(tokens: Sequence[str]) -> float:
+    """The product of 1 - rep-n over n = 2, 3, 4 (SimCTG, Su et al. 2022, arXiv 2202.06417; ARGS): 1 without any
+    repetition; NaN where there are fewer than four tokens."""
+    return float(np.prod([1 - repetition(tokens, n) for n in (2, 3, 4)]))
+
+
+def distinct_n(texts: Iterable[str], n: int) -> float:
+    """Unique n-grams over all n-grams of all texts together (Li et al. 2016, arXiv 1510.03055, there over all tokens);
+    NaN where no text has n words. It falls with the amount of text: compare equal numbers of answers.
+
+    >>> distinct_n(["the cat", "the dog"], 1)
+    0.75
+    """
+    return _unique_share([words(text) for text in texts], n)
+
+
+def _unique_share(texts: Iterable[Sequence[str]], n: int) -> float:
+    if n < 1:
+        raise ValueError(f"n is {n}, expected at least 1.")
+    found = [gram for tokens in texts for gram in ngrams(tokens, n)]
+    return len(set(found)) / len(found) if found else float("nan")
+
+
+def self_bleu(texts: Sequence[str]) -> float:
+    """Mean BLEU-4 of each text against all others (Zhu et al. 2018, arXiv 1802.01886): 1 where all are the same.
+
+    By nltk, with its smoothing method 1 (0.1 for no match), as in Texygen. It grows with the number of texts: compare
+    equal numbers. A text of fewer than four words has no 4-gram and stays below 1 even beside its like; texts without
+    words are left out. `ValueError` where fewer than two are left.
+    """
+    tokens = [found for found in map(words, texts) if found]
+    if len(tokens) < 2:
+        raise ValueError(f"{len(tokens)} of {len(texts)} texts have words, expected two or more to compare.")
+    options = {"smoothing_function": SmoothingFunction().method1}
+    return float(np.mean([sentence_bleu(tokens[:i] + tokens[i + 1 :], t, **options) for i, t in enumerate(tokens)]))
+
+
+def coherence(
+    embedder: Embedder, prompts: Sequence[Text], answers: Sequence[str], cache: Path | None = None
+) -> np.ndarray:
+    """Cosine `[n]` between the embeddings of prompt and answer; NaN where one of them is empty.
+
+    As in ARGS (arXiv 2402.01694), which embeds by SimCSE; here by any sentence encoder (`load_embedder(SENTENCES)`), so
+    don't compare values with that paper's. Of too long a text the encoder reads the beginning. `cache` is `Embedder`'s.
+    """
+    if embedder.decoder:
+        raise ValueError(f"{embedder.name!r} is a decoder; expected a sentence encoder, such as 'all-minilm-l6-v2'.")
+    asked = [said("user", prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
+    pairs = list(zip(asked, [said("assistant", answer) for answer in answers], strict=True))
+    full = [i for i, pair in enumerate(pairs) if all(any(m["content"].strip() for m in text) for text in pair)]
+    found = np.full(len(pairs), np.nan)
+    if full:
+        texts = [pairs[i][side] for side in (0, 1) for i in full]
+        vectors = embedder([[]] * len(texts), texts, cache).astype(float)
+        a, b = np.split(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), 2)
+        found[full] = (a * b).sum(1)
+    return found
+
+
+def readability(texts: Sequence[str]) -> pd.DataFrame:
+    """`reading_ease` (Flesch 1948: 100 is easy, 0 hard) and `grade` (Kincaid et al. 1975: US school grades) of English
+    texts, one row a text; NaN without any word in Latin letters.
+
+    Words and sentences (of more than two words) are textstat's. Its syllables need a dictionary that it downloads at
+    first use; here they are what it falls back to, pyphen's hyphenation. On 28,602 words of the simulated responses 95%
+    agree with that dictionary, the mean is 1.27 for 1.32: texts seem 5 points easier, 0.6 grades lower.
+
+    >>> readability(["The cat sat on the mat."]).round(3).to_dict("records")
+    [{'reading_ease': 116.145, 'grade': -1.45}]
+    """
+    rows = []
+    for text in texts:
+        found = textstat.remove_punctuation(text).lower().split() if re.search("[A-Za-z]", text) else []
+        syllables = np.mean([len(_HYPHENS.positions(word)) + 1 for word in found]) if found else np.nan
+        per_sentence = textstat.words_per_sentence(text)
+        rows.append((206.835 - 1.015 * per_sentence - 84.6 * syllables, 0.39 * per_sentence + 11.8 * syllables - 15.59))
+    return pd.DataFrame(rows, columns=["reading_ease", "grade"], dtype=float)
+
+
+def length(texts: Sequence[str]) -> pd.DataFrame:
+    """`words` and `characters` (code points, white space included), one row a text."""
+    return pd.DataFrame({"words": [len(words(text)) for text in texts], "characters": [len(text) for text in texts]})
+
+
+def refusals(texts: Sequence[str]) -> np.ndarray:
+    """Which texts `[n]` open with a refusal: "I can't help", "I'm sorry, but I am unable to", "As an AI, I cannot".
+
+    English, and the opening only: other words or later refusals are missed; an answer that goes on to help counts.
+
+    >>> refusals(["I'm sorry, but I can't help with that.", "I'm sorry to hear that.", "I can't wait!"]).tolist()
+    [True, False, False]
+    """
+    return np.array([bool(_REFUSAL.match(text.replace("’", "'"))) for text in texts], dtype=bool)
+
+
+def kl_per_token(policy_logps: Sequence[ArrayLike], base_logps: Sequence[ArrayLike]) -> pd.DataFrame:
+    """How far each answer's policy is from the base (nats a token), from log-probabilities of the answer's tokens.
+
+    Schulman 2020, "Approximating KL divergence" (joschu.net/blog/kl-approx.html), with d = log pi - log base: `k1` is
+    the mean of d, `k3` that of exp(-d) - 1 + d, which is never negative and varies less. Both estimate KL(pi, base) for
+    answers sampled from pi at temperature 1 only; of a greedy answer k1 is the log-ratio of one text, no more.
+    Each list has one list of log-probabilities (nats) an answer. Columns `tokens`, `k1`, `k3`; NaN without tokens.
+
+    >>> kl_per_token([[-1.0, -2.0]], [[-1.5, -2.5]]).k1.tolist()
+    [0.5]
+    """
+    rows = []
+    for i, (policy, base) in enumerate(zip(policy_logps, base_logps, strict=True)):
+        own, other = np.asarray(policy, float), np.asarray(base, float)
+        if own.shape != other.shape or own.ndim != 1:
+            raise ValueError(f"answer {i}: log-probabilities {own.shape} and {other.shape}, expected as many of both.")
+        d = own - other
+        rows.append((len(d), d.mean(), (np.exp(-d) - 1 + d).mean()) if len(d) else (0, np.nan, np.nan))
+    return pd.DataFrame(rows, columns=["tokens", "k1", "k3"]).astype({"tokens": int, "k1": float, "k3": float})
+
+
+def text_scores(answers: pd.DataFrame) -> pd.DataFrame:
+    """Measures of each answer: columns `SCORES`, one row an answer and measure.
+
+    `answers` has the columns `judges.ANSWERS`. `method` is the system, `item` the prompt's text; `measure` is "words",
+    "rep-2", "rep-3", "rep-4", "diversity", "Flesch reading ease" or "refusal" (1 or 0). NaN: too short, see above.
+    """
+    texts = _texts(answers)
+    tokens = [words(text) for text in texts]
+    values: dict[str, Any] = {f"rep-{n}": [repetition(found, n) for found in tokens] for n in (2, 3, 4)}
+    values = {"words": length(texts).words} | values | {"diversity": [diversity(found) for found in tokens]}
+    return _tidy(answers, values | {"Flesch reading ease": readability(texts).reading_ease, "refusal": refusals(texts)})
+
+
+def corpus_scores(answers: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
+    """Measures of all answers of a system together, see `text_scores`; all depend on the number of answers, `n`.
+
+    `measure` ("distinct-1" to "distinct-3", "self-BLEU"), `method`, `value`, `n`. Self-BLEU is NaN where fewer than two
+    answers have words; of more than `SELF_BLEU_ANSWERS` so many are drawn by `seed`, to the same prompts and users for
+    all systems that answered the same.
+    """
+    _texts(answers)
+    rows: list[tuple] = []
+    for system, group in answers.groupby("system", sort=False):
+        texts = group.sort_values(["prompt", "user_id"]).answer
+        rows += [(f"distinct-{n}", system, distinct_n(texts, n), len(texts)) for n in (1, 2, 3)]
+        drawn = [t for t in texts.sample(min(len(texts), SELF_BLEU_ANSWERS), random_state=seed) if words(t)]
+        rows.append(("self-BLEU", system, self_bleu(drawn) if len(drawn) > 1 else np.nan, len(drawn)))
+    return pd.DataFrame(rows, columns=["measure", "method", "value", "n"])
+
+
+def reward_table(
+    answers: pd.DataFrame, scorers: Mapping[str, Judge], prompts: Mapping[str, list[dict]] | None = None
+) -> pd.DataFrame:
+    """Rewards of the same answers by several scorers, one for each preference, as in PAD's tables (Chen et al. 2025,
+    arXiv 2410.04070): columns `SCORES`, one row an answer and scorer; `measure` is the scorer's name.
+
+    `prompts`: the messages that scorers are shown, by the prompt's text; else the text as the user's one message.
+    """
+    texts = _texts(answers)
+    if not scorers:
+        raise ValueError("no scorers, expected one or more by name.")
+    shown = [(prompts or {}).get(text, said("user", text)) for text in answers.prompt]
+    values = {name: np.asarray(scorer(list(answers.user_id), shown, texts)) for name, scorer in scorers.items()}
+    for name, found in values.items():
+        if found.shape != (len(texts),):
+            raise ValueError(
+                f"{name!r} gave rewards of shape {found.shape} for {len(texts)} answers, expected one each."
+            )
+    return _tidy(answers, values)
+
+
+def _texts(answers: pd.DataFrame) -> list[str]:
+    missing = [column for column in ANSWERS if column not in answers]
+    if missing:
+        raise ValueError(f"answers lack {', '.join(missing)}; they have {', '.join(map(str, answers))}.")
+    bad = [i for i, text in enumerate(answers.answer) if not isinstance(text, str)]
+    if bad:
+        raise ValueError(f"{len(bad)} of {len(answers)} answers are no text, first row {bad[0]}; an empty one is ''.")
+    return list(answers.answer)
+
+
+def _tidy(answers: pd.DataFrame, values: Mapping[str, Any]) -> pd.DataFrame:
+    keys = answers[["system", "user_id", "prompt"]].rename(columns={"system": "method"}).assign(item=answers.prompt)
+    tables = [keys.assign(measure=name, value=np.asarray(value, float)) for name, value in values.items()]
+    return pd.concat(tables, ignore_index=True)[list(SCORES)]

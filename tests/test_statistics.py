@@ -1,0 +1,183 @@
+"""Do intervals cover at the stated rate (printed), do tests have their size, are scores summed up as by hand?"""
+
+import numpy as np
+import pandas as pd
+import pytest
+from datasets import Dataset
+
+from prlhf_kit.evaluation import fairness
+from prlhf_kit.evaluation.statistics import (
+    cluster_bootstrap,
+    crossed_bootstrap,
+    detectable,
+    expanded,
+    holm,
+    permutation_test,
+)
+from prlhf_kit.evaluation.tax import tax
+
+REPETITIONS = 2_000
+
+
+@pytest.fixture
+def told(capsys):
+    """Print in spite of pytest's capture."""
+
+    def tell(text):
+        with capsys.disabled():
+            print(f"\n{text}", end="")
+
+    return tell
+
+
+@pytest.mark.parametrize(("users", "pairs"), [(8, 20), (20, 10), (40, 4)])
+def test_clustered_intervals_cover_at_the_stated_rate(told, users, pairs):
+    """Win rates of users who differ (Beta(4, 3)), 0-1 verdicts; the plain percentiles are told beside it."""
+    rng = np.random.default_rng(users)
+    clusters = np.repeat(np.arange(users), pairs)
+    covered = plain = naive = 0
+    for seed in range(REPETITIONS):
+        verdicts = (rng.random(users * pairs) < rng.beta(4, 3, users)[clusters]).astype(float)
+        i = cluster_bootstrap(verdicts, clusters, resamples=1_000, seed=seed)
+        covered += i.low <= 4 / 7 <= i.high
+        means = verdicts.reshape(users, pairs).mean(1)
+        drawn = np.random.default_rng(seed).multinomial(users, np.full(users, 1 / users), 1_000) @ means / users
+        low, high = np.quantile(drawn, [0.025, 0.975])
+        plain += low <= 4 / 7 <= high
+        error = 1.96 * verdicts.std() / len(verdicts) ** 0.5
+        naive += abs(verdicts.mean() - 4 / 7) <= error
+    rate = covered / REPETITIONS
+    told(
+        f"{users} users x {pairs} pairs, {REPETITIONS} repetitions: 95% intervals cover in {rate:.3f}; plain "
+        f"percentiles {plain / REPETITIONS:.3f}; without regard to users {naive / REPETITIONS:.3f}"
+    )
+    assert 0.935 <= rate <= 0.97
+    assert naive / REPETITIONS < rate
+
+
+def test_crossed_intervals_cover_where_prompts_are_shared(told):
+    rng = np.random.default_rng(3)
+    users, prompts = 12, 12
+    user, prompt = (index.ravel() for index in np.indices((users, prompts)))
+    both = by_user = 0
+    for seed in range(REPETITIONS):
+        values = rng.normal(size=users)[user] + rng.normal(size=prompts)[prompt] + rng.normal(size=users * prompts)
+        i = crossed_bootstrap(values, user, prompt, resamples=500, seed=seed)
+        both += i.low <= 0 <= i.high
+        j = cluster_bootstrap(values, user, resamples=500, seed=seed)
+        by_user += j.low <= 0 <= j.high
+    told(
+        f"12 users x 12 shared prompts, {REPETITIONS} repetitions: intervals that draw both anew cover in "
+        f"{both / REPETITIONS:.3f}, those that draw users only in {by_user / REPETITIONS:.3f}"
+    )
+    assert 0.94 <= both / REPETITIONS <= 0.995
+    assert by_user / REPETITIONS < 0.9
+
+
+def test_the_permutation_test_has_its_size_and_power(told):
+    rng = np.random.default_rng(4)
+    clusters = np.repeat(np.arange(8), 5)
+    null = other = 0
+    for _ in range(REPETITIONS):
+        values = rng.normal(size=8)[clusters] * np.linspace(0.5, 2, 8)[clusters] + rng.normal(size=40)
+        null += permutation_test(values, clusters) <= 0.05
+        other += permutation_test(values + 2, clusters) <= 0.05
+    told(
+        f"8 users x 5 pairs, {REPETITIONS} repetitions: p <= 0.05 in {null / REPETITIONS:.3f} under the null, in "
+        f"{other / REPETITIONS:.3f} where the difference is 2"
+    )
+    assert 0.03 <= null / REPETITIONS <= 0.06  # 12 of 256 permutations: 0.047
+    assert other / REPETITIONS > 0.5
+
+
+def test_the_detectable_difference_is_found_with_the_stated_power(told):
+    rng = np.random.default_rng(5)
+    clusters = np.repeat(np.arange(30), 4)
+
+    def draw(shift=0.0):
+        return rng.normal(size=30)[clusters] + rng.normal(size=120) + shift
+
+    least = np.mean([detectable(draw(), clusters) for _ in range(200)])
+    found = np.mean([permutation_test(draw(least), clusters, resamples=499) <= 0.05 for _ in range(500)])
+    told(f"30 users: a true difference of {least:.2f}, said to be detectable, is found in {found:.3f} of 500")
+    assert 0.73 <= found <= 0.87
+    assert np.isnan(detectable([1, 1], ["a", "b"]))
+    assert np.isnan(detectable([1, 2], ["a", "a"]))
+
+
+def test_small_cases_by_hand():
+    assert expanded(10**6) == pytest.approx((0.025, 0.975), abs=1e-5)
+    # users a, b and prompts p, q, one value each: the draws are (a, b, or both) x (p, q, or both)
+    i = crossed_bootstrap([1, 0, 0, 0], list("aabb"), list("pqpq"))
+    assert (i.estimate, i.low, i.high, i.n, i.clusters) == (0.25, 0, 1, 4, 2)
+    one = crossed_bootstrap([1, 0], ["a", "a"], ["p", "q"])
+    assert np.isnan([one.low, one.high]).all()
+    assert np.isnan(cluster_bootstrap([1, 0], ["a", "a"]).low)
+    assert permutation_test([1.0, 1.0, 1.0], ["a", "b", "c"]) == 2 / 8
+    assert permutation_test([1.0, 1.0], ["a", "a"]) == 1
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([]) == []
+    with pytest.raises(ValueError, match="2 values and 1 clusters"):
+        permutation_test([1, 2], ["a"])
+
+
+@pytest.fixture
+def scores():
+    """Users a (3 of 4 right), b (1 of 2), c (0 of 2) under `m`; always right under `o`."""
+    right = {"a": [1, 1, 1, 0], "b": [1, 0], "c": [0, 0]}
+    ranked = pd.DataFrame([(f"{u}{i}", u, float(v), 1.0) for u, values in right.items() for i, v in enumerate(values)],
+                          columns=["pair_id", "user_id", "m", "o"])  # fmt: skip
+    pairs = Dataset.from_dict(
+        {"prompt": [[{"role": "user", "content": str(i % 2)}] for i in range(8)], "group": ["g"] * 6 + ["h"] * 2}
+    )
+    return fairness.tidy(ranked, pairs, "test_seen")
+
+
+def test_scores_are_tidy(scores):
+    assert tuple(scores.columns) == fairness.SCORES
+    assert len(scores) == 16
+    assert scores[(scores.method == "m") & (scores.user_id == "b")].value.tolist() == [1, 0]
+    assert set(scores.prompt) == {"[{'role': 'user', 'content': '0'}]", "[{'role': 'user', 'content': '1'}]"}
+
+
+def test_means_and_spread_by_hand(scores):
+    pooled = fairness.means(scores, ["method"]).set_index("method")
+    assert pooled.value.to_dict() == {"m": 0.5, "o": 1.0}
+    assert pooled.n.tolist() == [8, 8]
+    assert pooled.clusters.tolist() == [3, 3]
+    groups = fairness.means(scores[scores.method == "m"], ["group"]).set_index("group")
+    assert groups.value.to_dict() == {"g": 4 / 6, "h": 0}
+    found = fairness.spread(scores)
+    mine = found[found.method == "m"].set_index("of")
+    assert mine.value.to_dict() == {"worst user": 0, "10th percentile": pytest.approx(0.1), "median user": 0.5,
+                                    "best user": 0.75}  # fmt: skip
+    assert mine.user_id["worst user"] == "c"
+    assert mine.user_id["best user"] == "a"
+    assert (mine.low <= mine.value).all()
+    assert (mine.value <= mine.high).all()
+    assert (mine.n == 8).all()
+
+
+def test_paired_differences_by_hand(scores):
+    found = fairness.differences(scores, "o").iloc[0]
+    assert (found.method, found.control, found.difference) == ("o", "m", 0.5)
+    # the users' sums 1, 1, 2: only the two permutations with equal signs are as far from 0
+    assert (found.p, found.p_holm, found.n, found.users) == (2 / 8, 2 / 8, 8, 3)
+    gains = fairness.gains_by_user(scores, "o", "m")
+    assert gains.user_id.tolist() == ["a", "b", "c"]
+    assert gains.gain.tolist() == [0.25, 0.5, 1]
+    assert gains.group.tolist() == ["g", "g", "h"]
+    assert fairness.differences(scores, "nobody").empty
+
+
+def test_tax_by_hand():
+    pairs = Dataset.from_dict({"prompt": [[{"role": "user", "content": c}] for c in "ppqr"]})
+    models = {"untrained": lambda _: np.array([1, 1, 0, 1]), "mine": lambda _: np.array([1, 0, 0, 0.5])}
+    found = tax(models, {"helpful": pairs}, "untrained").iloc[0]
+    assert (found["set"], found.model, found.accuracy, found.untrained, found.change) == (
+        "helpful", "mine", 0.375, 0.75, -0.375)  # fmt: skip
+    assert (found.n, found.prompts) == (4, 3)
+    assert found.low <= found.change <= found.high
+    assert found.p == 0.5  # sums of the prompts -1, 0, -0.5: |sum| >= 1.5 in 4 of 8
+    with pytest.raises(ValueError, match="untrained='base' is none of the models: untrained, mine"):
+        tax(models, {"helpful": pairs}, "base")
