@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from prlhf_kit.decoding.generate import DecodingError, generate
     from prlhf_kit.decoding.guided import GuidedDecoder
     from prlhf_kit.decoding.guides import ARGS, PAD, Vocabulary
+    from prlhf_kit.evaluation.judges import Oracle, RewardJudge, judged
+    from prlhf_kit.evaluation.llm_judge import LLMJudge
+    from prlhf_kit.evaluation.outside import read_answers
     from prlhf_kit.models import EMBEDDED, ModelError, load_model, load_tokenizer
     from prlhf_kit.reward_model import load_reward_model, new_reward_model
     from prlhf_kit.rewards import best_of_n, load_reward, preference
@@ -39,6 +42,9 @@ _WHERE = {
     "decoding.answers": ("GuidedAnswer",),
     "decoding.guided": ("GuidedDecoder",),
     "decoding.guides": ("ARGS", "PAD", "Vocabulary"),
+    "evaluation.judges": ("Oracle", "RewardJudge", "judged"),
+    "evaluation.llm_judge": ("LLMJudge",),
+    "evaluation.outside": ("read_answers",),
     "models": ("EMBEDDED", "ModelError", "load_model", "load_tokenizer"),
     "reward_model": ("load_reward_model", "new_reward_model"),
     "rewards": ("best_of_n", "load_reward", "preference"),
@@ -73,13 +79,16 @@ __all__ = [
     "GuidedAnswer",
     "GuidedDecoder",
     "IndividualUserModel",
+    "LLMJudge",
     "LowRankUserModel",
     "ModelError",
+    "Oracle",
     "PersRMRecipe",
     "PersonalizedDPOConfig",
     "PersonalizedDPOTrainer",
     "PersonalizedRewardConfig",
     "PersonalizedRewardTrainer",
+    "RewardJudge",
     "SchemaError",
     "UserIndex",
     "UserModel",
@@ -92,6 +101,7 @@ __all__ = [
     "fit",
     "forget_users",
     "generate",
+    "judged",
     "last_checkpoint",
     "load_model",
     "load_personalized",
@@ -102,6 +112,7 @@ __all__ = [
     "merge_users",
     "new_reward_model",
     "preference",
+    "read_answers",
     "reference_of",
     "save_personalized",
     "train_persrm",

@@ -47,6 +47,7 @@ def win_matrix(table: pd.DataFrame) -> Figure:
         ax.set_facecolor("0.9")  # not compared: not the white of 0.5
         ax.set(title=f"judge: {judge}", xlabel="against", ylabel="" if number else "system")
         ax.tick_params(axis="x", rotation=40)
+        ax.tick_params(axis="y", rotation=0)
         for label in ax.get_xticklabels():
             label.set_horizontalalignment("right")
     return figure
@@ -62,7 +63,7 @@ def ratings(table: pd.DataFrame) -> Figure:
         ax.errorbar(rows.rating, y, xerr=_error(rows, "rating"), fmt=MARKERS[i % 8], color=PALETTE[i % 8], capsize=3,
                     label=judge)  # fmt: skip
     ax.set_yticks(range(len(systems)), systems)
-    ax.invert_yaxis()
+    ax.set_ylim(len(systems) - 0.5, -0.5)
     _line(ax, 1000)
     ax.set(xlabel="Bradley-Terry rating (Elo's scale, mean 1000; 95% interval)")
     figure.legend(*ax.get_legend_handles_labels(), frameon=False, title="judge", loc="outside right upper")
@@ -93,17 +94,19 @@ def dimensions(table: pd.DataFrame) -> Figure:
 def reward_front(table: pd.DataFrame) -> Figure:
     """Two things that are wanted at once, by weight; ringed: nothing else is better in both (the Pareto front).
 
-    `table`: columns `guide`, `weight`, `x`, `y`, `front` (bool), and `x_label`, `y_label` (the same everywhere).
+    `table`: rows of `steering.front` by `guide` and `weight`, and `x_label`, `y_label` (the same everywhere).
     """
     figure, ax = _figure(7, 4.2)
     for i, (guide, rows) in enumerate(table.groupby("guide", sort=False)):
         ax.plot(rows.x, rows.y, color=PALETTE[i % 8], marker=MARKERS[i % 8], linewidth=1, label=guide)
+        spans = [np.abs(rows[[f"{v}_low", f"{v}_high"]].to_numpy(float) - rows[[v]].to_numpy(float)).T for v in "xy"]
+        ax.errorbar(rows.x, rows.y, xerr=spans[0], yerr=spans[1], fmt="none", ecolor=PALETTE[i % 8], alpha=0.35)
         for w, x, y in zip(rows.weight, rows.x, rows.y, strict=True):
             ax.annotate(f"{w:g}", (x, y), xytext=(5, 4), textcoords="offset points", fontsize=8)
     best = table[table.front]
     ax.scatter(best.x, best.y, s=170, facecolors="none", edgecolors="black", linewidths=1, label="Pareto front")
     ax.margins(0.1)
-    ax.set(xlabel=table.x_label.iloc[0], ylabel=f"{table.y_label.iloc[0]} (numbers: w)")
+    ax.set(xlabel=f"{table.x_label.iloc[0]} (95% intervals)", ylabel=f"{table.y_label.iloc[0]} (numbers: w)")
     figure.legend(*ax.get_legend_handles_labels(), frameon=False, loc="outside upper center", ncols=2)
     return figure
 
@@ -136,7 +139,7 @@ def fairness(table: pd.DataFrame) -> Figure:
         ax.errorbar(rows.gain, rows.index, xerr=_error(rows, "gain"), fmt=MARKERS[i % 8], color=PALETTE[i % 8],
                     capsize=3, label=group or None)  # fmt: skip
     ax.set_yticks(range(len(table)), table.user_id if len(table) <= 60 else [""] * len(table))
-    ax.invert_yaxis()
+    ax.set_ylim(len(table) - 0.5, -0.5)
     _line(ax, 0)
     ax.set(xlabel=f"{table.unit.iloc[0]} (95% interval)", ylabel="user, the least served first")
     if groups != [""]:
@@ -193,7 +196,7 @@ def tax(table: pd.DataFrame) -> Figure:
         ax.errorbar(rows.change, y, xerr=_error(rows, "change"), fmt=MARKERS[i % 8], color=PALETTE[i % 8], capsize=3,
                     label=model)  # fmt: skip
     ax.set_yticks(range(len(sets)), sets)
-    ax.invert_yaxis()
+    ax.set_ylim(len(sets) - 0.5, -0.5)
     _line(ax, 0)
     ax.set(xlabel="accuracy minus that of the untrained model (95% interval)")
     figure.legend(*ax.get_legend_handles_labels(), frameon=False, loc="outside upper center", ncols=3)

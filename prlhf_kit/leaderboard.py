@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -21,124 +22,8 @@ from prlhf_kit.runs import RunError
 NAME = "leaderboard.html"
 COLUMNS = ["run", "stage", "status", "metric", "value", "record"]
 
-PAGE = Environment(autoescape=True, trim_blocks=True).from_string("""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{{ runs | length }} runs - prlhf_kit</title>
-<style>
-:root { color-scheme: light dark; --page: #fff; --text: #1a1a1a; --faint: #555; --line: #ccc; --group: #e9eef5;
-  --link: #0b57a4; --bad: #b00020; }
-@media (prefers-color-scheme: dark) { :root { --page: #16181c; --text: #e8e8e8; --faint: #b0b4ba; --line: #444;
-  --group: #262d38; --link: #8ab8f0; --bad: #ff8a8a; } }
-body { font: 16px/1.4 system-ui, sans-serif; margin: 1rem; color: var(--text); background: var(--page); }
-h1 { font-size: 1.4rem; margin: 0 0 .5rem; } a { color: var(--link); } .note, small { color: var(--faint); }
-.failed, .interrupted, .unreadable { color: var(--bad); font-weight: bold; }
-form { margin: 0 0 .8rem; } form label { margin-right: 1rem; display: inline-block; }
-input, select, button { font: inherit; max-width: 100%; } details { margin-top: .4rem; }
-fieldset { border: 1px solid var(--line); max-height: 12rem; overflow-y: auto; overflow-wrap: anywhere; }
-.scroll { overflow: auto; max-height: 88vh; border: 1px solid var(--line); }
-table { border-collapse: separate; border-spacing: 0; font-size: .9rem; }
-caption { text-align: left; } caption div { position: sticky; left: 0; padding: .4rem .6rem; box-sizing: border-box;
-  width: calc(100vw - 2.5rem); max-width: 50rem; }
-th, td { padding: .25rem .6rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top;
-  background: var(--page); overflow-wrap: anywhere; min-width: 9.5rem; max-width: 14rem; font-weight: normal; }
-td { font-variant-numeric: tabular-nums; } td small { white-space: nowrap; display: block; }
-th:first-child { position: sticky; left: 0; z-index: 1; min-width: 14rem; max-width: 22rem;
-  border-right: 1px solid var(--line); }
-thead th { position: sticky; top: 0; z-index: 2; font-weight: bold; background: var(--group); }
-thead th:first-child { z-index: 3; } .group > * { background: var(--group); } .group > th { font-weight: bold; }
-@media (max-width: 40rem) { th, td { padding: .25rem .4rem; min-width: 8rem; }
-  th:first-child { min-width: 6rem; max-width: 32vw; } }
-</style></head><body>
-<h1>{{ runs | length }} run{{ "s" if runs | length != 1 }} side by side</h1>
-<form id="filters" hidden>
-<label>Metrics with <input type="search" name="q" placeholder="part of a name"></label>
-<label>Stage <select name="stage"><option value="">all</option>
-{% for stage in stages %}<option>{{ stage.name }}</option>{% endfor %}
-</select></label>
-<output class="note"></output>
-<details><summary>Choose runs</summary><fieldset><legend>Runs shown</legend>
-<button type="button" value="1">all</button> <button type="button" value="">none</button><br>
-{% for run in runs %}<label><input type="checkbox" name="run" value="{{ run.name }}" checked> {{ run.name }}</label>
-{% endfor %}
-</fieldset></details></form>
-{% macro lines(cell) %}{% for line in cell %}{{ line }}{% if not loop.last %}<br>{% endif %}{% endfor %}{% endmacro %}
-{% macro folded(name) %}{{ (name | e).replace("/", "/<wbr>" | safe).replace("_", "_<wbr>" | safe) }}{% endmacro %}
-{% macro to(href, text) %}{% if href %}<a href="{{ href }}">{{ text }}</a>{% else %}{{ text }}{% endif %}{% endmacro %}
-<div class="scroll" tabindex="0" role="region" aria-labelledby="caption"><table id="board">
-<caption><div id="caption">Every run's numbers as its record holds them, rounded; point at a number for all of its
-digits. An empty cell: the run has no such number.</div></caption>
-<thead><tr><th scope="col">run</th>
-{% for run in runs %}<th scope="col">{{ to(run.href, run.name) }}</th>{% endfor %}
-</tr></thead>
-<tbody>
-{% for row in setup %}<tr><th scope="row">{{ folded(row.name) }}</th>
-{% for cell in row.cells %}<td>{{ lines(cell) }}</td>{% endfor %}
-</tr>{% endfor %}
-</tbody>
-{% for stage in stages %}
-<tbody data-stage="{{ stage.name }}"><tr class="group"><th scope="rowgroup">{{ folded(stage.name) }}</th>
-{% for s in stage.runs %}<td>{% if s %}<span class="{{ s.status }}">{{ s.status }}</span>
-{% if s.cost %}<small>{{ s.cost }}</small> {% else %}<br>{% endif %}{{ to(s.record, "record") }}
-{% if s.notebook %}{{ to(s.notebook, "notebook") }}{% endif %}{% endif %}</td>{% endfor %}
-</tr>
-{% for row in stage.rows %}<tr data-metric="{{ row.name }}"><th scope="row">{{ folded(row.name) }}</th>
-{% for c in row.cells %}<td{% if c %} title="{{ c.title }}"{% endif %}>
-{%- if c %}{{ c.text }}{% if c.more %} <small>{{ c.more }}</small>{% endif %}{% endif %}</td>{% endfor %}
-</tr>{% endfor %}
-</tbody>
-{% endfor %}
-</table></div>
-<script>
-"use strict";
-const form = document.getElementById("filters"), board = document.getElementById("board");
-const { q, stage } = form.elements, boxes = [...form.querySelectorAll("[name=run]")], shown = boxes.map(() => true);
-function apply() {
-  const query = q.value.trim().toLowerCase();
-  let count = 0;
-  for (const group of board.querySelectorAll("[data-stage]")) {
-    let hits = 0;
-    for (const row of group.querySelectorAll("[data-metric]")) {
-      row.hidden = !row.dataset.metric.toLowerCase().includes(query);
-      hits += !row.hidden;
-    }
-    const other = stage.value !== "" && stage.value !== group.dataset.stage;
-    group.hidden = other || (query !== "" && !hits);
-    count += other ? 0 : hits;
-  }
-  boxes.forEach((box, i) => {
-    if (box.checked === shown[i]) return;
-    shown[i] = box.checked;
-    for (const row of board.rows) row.cells[i + 1].hidden = !box.checked;
-  });
-  form.querySelector("output").textContent = `shown: ${count} metrics, ${shown.filter(Boolean).length} runs`;
-}
-function restore() {  // the filters are kept in the address, so that a view can be bookmarked
-  const state = new URLSearchParams(location.hash.slice(1)), off = new Set(state.getAll("hide"));
-  q.value = state.get("q") ?? "";
-  stage.value = state.get("stage") ?? "";
-  if (stage.selectedIndex < 0) stage.value = "";
-  for (const box of boxes) box.checked = !off.has(box.value);
-  apply();
-}
-form.addEventListener("input", () => {
-  apply();
-  const state = new URLSearchParams();
-  if (q.value) state.set("q", q.value);
-  if (stage.value) state.set("stage", stage.value);
-  for (const box of boxes) if (!box.checked) state.append("hide", box.value);
-  history.replaceState(null, "", "#" + state);
-});
-form.addEventListener("click", event => {
-  if (event.target.type !== "button") return;
-  for (const box of boxes) box.checked = event.target.value !== "";
-  form.dispatchEvent(new Event("input"));
-});
-form.addEventListener("submit", event => event.preventDefault());
-addEventListener("hashchange", restore);
-form.hidden = false;
-restore();
-</script></body></html>
-""")
+TEMPLATE = files("prlhf_kit") / "leaderboard.html"
+PAGE = Environment(autoescape=True, trim_blocks=True).from_string(TEMPLATE.read_text(encoding="utf-8"))
 
 
 @dataclass(frozen=True)

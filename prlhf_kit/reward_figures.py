@@ -8,11 +8,15 @@ import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
-from prlhf_kit.figures import PALETTE, _figure
+from prlhf_kit.figures import PALETTE, _figure, adaptation, word_clouds
 
 
-def stages(domains: list[str], general: list[str]) -> Figure:
-    """The scheme of DSP: base LM -> general -> customised reward fine-tuning, one customised model a domain."""
+def stages(table: pd.DataFrame) -> Figure:
+    """The scheme of DSP: base LM -> general -> customised reward fine-tuning, one customised model a domain.
+
+    `table`: columns `kind` ("domain" or "general") and `name`, of each model's domain and each general set.
+    """
+    domains, general = (table.name[table.kind == kind].tolist() for kind in ("domain", "general"))
     shown = domains if len(domains) <= 6 else [*domains[:5], f"... {len(domains)} in all"]
     figure, ax = _figure(9, max(2.2, 0.55 * len(shown) + 0.9))
     ax.set(xlim=(0, 12), ylim=(-0.6, len(shown) - 0.4))
@@ -179,7 +183,20 @@ def head_trade_off(table: pd.DataFrame) -> Figure:
 
 
 STAGE = "02_reward_models"
+
+
+def new_users(table: pd.DataFrame) -> Figure:
+    """Accuracy on new users by the pairs they gave, of pooled and low-rank heads: the others can't learn of them.
+
+    `table`: as in `figures.adaptation`.
+    """
+    return adaptation(table[table.method.str.startswith(("pooled", "low_rank"))])
+
+
 FIGURES = {
+    "reward_stages": (STAGE, "reward_stages", stages),
+    "reward_new_users": (STAGE, "new_users", new_users),
+    "reward_word_clouds": (STAGE, "typical_words", word_clouds),
     "reward_curves": (STAGE, "curves", curves),
     "domain_heatmap": (STAGE, "domain_heatmap", domain_heatmap),
     "trade_off": (STAGE, "trade_off", trade_off),

@@ -9,6 +9,7 @@ import torch
 
 from prlhf_kit.data import simulated
 from prlhf_kit.evaluation import win_rate
+from prlhf_kit.evaluation.agreement import judge_agreement
 from prlhf_kit.evaluation.judges import ANSWERS, UNREADABLE, Oracle, RewardJudge, Verdict, agreed, judged, longer
 
 
@@ -214,20 +215,22 @@ def test_difficulty_is_read_from_other_comparisons():
 
 def test_agreement_by_hand():
     one, other = same("aabb", "one"), same("abbb", "other")
-    found = win_rate.agreement(pd.concat([one, other])).set_index("measure")
+    found = judge_agreement(pd.concat([one, other])).set_index("measure")
     # kappa: 3/4 equal, by chance 1/2 * 1/4 + 1/2 * 3/4 = 1/2
     assert found.value["Cohen's kappa"] == pytest.approx(0.5)
     # alpha: 3 a and 5 b among 8; 1 - (2/8) / (2 * 3 * 5 / (8 * 7))
     assert found.value["Krippendorff's alpha"] == pytest.approx(1 - 0.25 / (30 / 56))
     assert found.same.tolist() == [0.75, 0.75]
     assert found.n.tolist() == [4, 4]
+    assert (found.low <= found.value).all()
+    assert (found.value <= found.high).all()
     third = same("aab", "third")  # one pair less: alpha takes what is there
-    found = win_rate.agreement(pd.concat([one, other, third]))
+    found = judge_agreement(pd.concat([one, other, third]))
     assert found.n.tolist() == [4, 3, 3, 4]
     assert found.value[found.judges == "one / third"].item() == 1
     everyone = pd.concat([same("aa", "one"), same("aa", "other")])
-    assert win_rate.agreement(everyone).value.isna().all()  # nothing to agree on
-    assert win_rate.agreement(one).empty
+    assert judge_agreement(everyone).value.isna().all()  # nothing to agree on
+    assert judge_agreement(one).empty
 
 
 def test_a_round_robin_is_judged_whole():

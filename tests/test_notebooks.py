@@ -11,9 +11,11 @@ import nbformat
 import pandas as pd
 import pytest
 from conftest import build_tiny
+from matplotlib.testing.compare import compare_images
 
 import prlhf_kit as kit
-from prlhf_kit import report, runs
+from prlhf_kit import cli, report, runs
+from prlhf_kit.evaluation import win_rate
 from prlhf_kit.record import read_record
 
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
@@ -40,7 +42,14 @@ SMOKE = {
         "persrm_pairs": 12,
         "max_length": 240,
     },
-    "05_evaluation": {"n_prompts": 2, "max_new_tokens": 8},
+    "05_evaluation": {
+        "n_prompts": 2,
+        "max_new_tokens": 8,
+        "policy_pairs": 3,
+        "policy_weights": [0.0, 1.0],
+        "general": {"everyone": {"name": "simulated", "path": None, "options": {"pairs_per_user": 2}}},
+        "general_pairs": 4,
+    },
     "06_new_users": {"ks": [1], "steps": 2},
     "07_user_models": {  # by `accelerate launch`, in two processes
         "points": 2,
@@ -88,7 +97,22 @@ LEAVES = {
         "asked_seldom.png",
         "costs.parquet",
     },
-    "05_evaluation": {"headline.parquet", "accuracy_by_method.png", "win_rates.png", "side_by_side.parquet"},
+    "05_evaluation": {
+        "headline.parquet",
+        "scores.parquet",
+        "judgements.parquet",
+        "accuracy_by_method.png",
+        "win_matrix.png",
+        "ratings.png",
+        "dimensions.png",
+        "reward_front.png",
+        "length_against_win.png",
+        "fairness.png",
+        "position_bias.png",
+        "policy_accuracy.png",
+        "tax.png",
+        "side_by_side.parquet",
+    },
     "07_user_models": {"individual", "cluster", "pairs_learned.png", "user_map.png", "groups.parquet"},
     "06_new_users": {"ranked.parquet", "adaptation.parquet", "adaptation.png", "pdpo"},
 }
@@ -139,6 +163,38 @@ def test_report_and_tables(run):
     unseen = headline[headline.split == "test_unseen"].set_index("method").accuracy
     assert unseen["P-DPO, user"] == unseen["P-DPO, generic row"]  # strangers are the generic user
     assert records["05_evaluation"]["metrics"]["accuracy/test_seen/oracle"] > 0.7
+
+
+def test_every_figure_is_made_again_from_the_tables_alone(run, tmp_path, capsys):
+    folder, records = run
+    figures = {name.removesuffix(".png") for r in records.values() for name in r["artifacts"] if name.endswith(".png")}
+    assert cli.main(["figures", str(folder), "--out", str(tmp_path)]) == 0
+    capsys.readouterr()
+    assert {path.stem for path in tmp_path.glob("*.png")} == figures
+    for path in tmp_path.glob("*.png"):
+        stage = next(folder / s for s, r in records.items() if path.name in r["artifacts"])
+        assert compare_images(str(stage / path.name), str(path), tol=0.01) is None
+        assert path.with_suffix(".svg").exists()
+
+
+def test_scores_and_judgements_feed_everything(run):
+    folder, records = run
+    stage = folder / "05_evaluation"
+    scores, judgements = (pd.read_parquet(stage / f"{name}.parquet") for name in ("scores", "judgements"))
+    assert set(scores.measure) >= {"reward accuracy", "true utility", "words", "diversity", "coherence", "refusal"}
+    rates = pd.read_parquet(stage / "win_rates.parquet")
+    assert win_rate.win_rates(judgements).drop(columns="p_holm").equals(rates.drop(columns="p_holm"))
+    headline = pd.read_parquet(stage / "headline.parquet")
+    mine = scores[
+        (scores.measure == "reward accuracy") & (scores.method == "P-DPO, user") & (scores.split == "test_seen")
+    ]
+    assert headline.accuracy[(headline.method == "P-DPO, user")].iloc[0] == pytest.approx(mine.value.mean(), abs=1e-3)
+    metrics = records["05_evaluation"]["metrics"]
+    for name in metrics:
+        kind, _, what = name.partition("/")
+        if not kind.endswith(("_low", "_high", "_n")) and kind != "policy_rank_correlation":
+            assert {f"{kind}_{end}/{what}" for end in ("low", "high", "n")} <= set(metrics), name
+    assert metrics["position_bias/longer"] == 0
 
 
 def test_killed_in_mid_training_it_resumes_to_the_same_kind_of_record(run, tmp_path):

@@ -124,11 +124,18 @@ def test_every_figure_is_drawn():
         ),
         "head_trade_off": head_trade_off.trade_off(*two_tastes(), strengths=(0.1, 10.0)),
         "visible": pd.DataFrame({"features": "x", "attribute": ["length", "lists"], "r2": [0.5, -0.1]}),
+        "new_users": pd.DataFrame(
+            {"method": ["pooled, x", "low_rank, x", "mixture, x"], "k": 1, "accuracy": 0.5, "low": 0.4, "high": 0.6}
+        ),
+        "typical_words": pd.DataFrame({"group": ["g", "g"], "word": ["tea", "rain"], "weight": [2.0, 1.0]}),
+        "reward_stages": pd.DataFrame(
+            {"kind": ["domain"] * 9 + ["general"] * 2,
+             "name": [*(f"domain {i}" for i in range(9)), "helpful", "harmless"]}
+        ),
     }  # fmt: skip
     assert {table for _, table, _ in reward_figures.FIGURES.values()} == set(tables)
-    for _, table, draw in reward_figures.FIGURES.values():
-        figure = draw(tables[table])
-        assert isinstance(figure, Figure)
-        assert all(ax.get_xlabel() for ax in figure.axes[:1])
-    scheme = reward_figures.stages([f"domain {i}" for i in range(9)], ["helpful", "harmless"])
-    assert "... 9 in all" in {text.get_text() for text in scheme.axes[0].texts}
+    drawn = {table: draw(tables[table]) for _, table, draw in reward_figures.FIGURES.values()}
+    assert all(isinstance(figure, Figure) for figure in drawn.values())
+    assert all(drawn[name].axes[0].get_xlabel() for name in set(drawn) - {"typical_words", "reward_stages"})
+    assert {line.get_label() for line in drawn["new_users"].axes[0].containers} == {"pooled, x", "low_rank, x"}
+    assert "... 9 in all" in {text.get_text() for text in drawn["reward_stages"].axes[0].texts}

@@ -9,7 +9,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor, as_completed, wait
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -216,6 +216,12 @@ class Endpoint:
         client = self._client(key, stop)
         pool = ThreadPoolExecutor(self.concurrency, thread_name_prefix="judge")
         asked = [pool.submit(self._ask, client, stop, kept, *item) for item in wanted.items()]
+
+        def close() -> None:
+            pool.shutdown()  # waits for what is under way
+            client.close()
+
+        closing = threading.Thread(target=close)
         errors: list[BaseException] = []
         in_a_row = 0
         try:
@@ -229,8 +235,8 @@ class Endpoint:
         finally:  # after Ctrl-C too: nothing more is sent, and what is under way is kept when it arrives
             stop.set()
             pool.shutdown(wait=False, cancel_futures=True)
-        wait([future for future in asked if not future.cancelled()], self.timeout)
-        client.close()
+            closing.start()
+        closing.join(self.timeout)
         answered = len(kept.get(wanted))
         if errors and answered < len(wanted):  # another process may have asked the same
             raise self._error(errors[-1], key, len(wanted), answered, kept.path)
@@ -265,7 +271,12 @@ class Endpoint:
         if stop.is_set():
             raise _Stopped
         # as plain JSON: whatever else a server leaves out or adds, an answer that came is kept
-        found = client.chat.completions.with_raw_response.create(**body).http_response.json()
+        try:
+            found = client.chat.completions.with_raw_response.create(**body).http_response.json()
+        except Exception as error:
+            if _final(error):
+                stop.set()  # here, or this thread would send the next one before anybody hears of it
+            raise
         choice, usage = found["choices"][0], found.get("usage")
         usage = usage if isinstance(usage, dict) else {}
         texts = (choice["message"].get("content"), choice.get("finish_reason"), found.get("model"), found.get("id"))
@@ -283,7 +294,7 @@ class Endpoint:
         """What to tell the user. The key is replaced before the text is shortened, which could halve it."""
         status = getattr(error, "status_code", None)
         why = error.__cause__ if isinstance(error, openai.APIConnectionError) and error.__cause__ else error
-        said = f"{error} ({type(why).__name__}: {why})" if why is not error else f"{type(error).__name__}: {error}"
+        said = f"{type(why).__name__}: {getattr(error, 'body', None) or why}"
         said = (said.replace(key, "***") if self.api_key_env else said)[:400]
         kept = f"{answered} answers are kept in {path}"
         if status and _final(error):

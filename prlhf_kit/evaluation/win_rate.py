@@ -1,4 +1,4 @@
-"""What judgements say: win rates, ratings of many systems, length control, position bias, agreement of judges.
+"""What judgements say: win rates, ratings of many systems, length control, position bias.
 
 Every function takes the tidy table of `judges.judged`. A tie is one half; where a judge's answer could not be read
 there is no verdict, and it is counted (`unread`), never a win.
@@ -8,12 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import krippendorff
 import numpy as np
 import pandas as pd
 from scipy.special import expit, logit
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import cohen_kappa_score
 
 from prlhf_kit.evaluation.metrics import ranked_right
 from prlhf_kit.evaluation.statistics import (
@@ -226,32 +224,3 @@ def _without_length(features: np.ndarray, verdicts: np.ndarray) -> tuple[float, 
     model.fit(both[weights > 0], np.repeat([1, 0], len(verdicts))[weights > 0], weights[weights > 0])
     effect, difficulty = model.coef_[0]
     return float(expit(model.intercept_[0] + difficulty * features[:, 1]).mean()), float(effect)
-
-
-def agreement(judgements: pd.DataFrame) -> pd.DataFrame:
-    """How far judges agree on the same pairs, beyond chance: Cohen's kappa (1960, scikit-learn) of every two judges and
-    Krippendorff's alpha (nominal, by the library `krippendorff`) of all of them, over the verdicts a, b and tie.
-
-    Returns:
-        Columns `judges`, `measure`, `value` (NaN where there is only one verdict to agree on), `same` (share of equal
-        verdicts), `n` (pairs that two judges at least have judged).
-    """
-    keys = ["user_id", "prompt", "system_a", "system_b"]
-    table = judgements.pivot(index=keys, columns="judge", values="preference")
-    judges, rows = list(table.columns), []
-    for i, one in enumerate(judges):
-        for other in judges[i + 1 :]:
-            both = table[[one, other]].dropna()
-            if both.empty:
-                continue
-            varied = len({*both[one], *both[other]}) > 1
-            kappa = cohen_kappa_score(both[one], both[other]) if varied else np.nan
-            rows.append((f"{one} / {other}", "Cohen's kappa", kappa, (both[one] == both[other]).mean(), len(both)))
-    shared = table[table.notna().sum(axis=1) > 1]
-    if len(judges) > 1 and len(shared):
-        codes = shared.apply(lambda column: column.map({"a": 0, "tie": 1, "b": 2})).to_numpy(float).T
-        varied = len(np.unique(codes[~np.isnan(codes)])) > 1
-        alpha = krippendorff.alpha(codes, level_of_measurement="nominal") if varied else np.nan
-        same = (shared.nunique(axis=1) == 1).mean()
-        rows.append((" / ".join(map(str, judges)), "Krippendorff's alpha", alpha, same, len(shared)))
-    return pd.DataFrame(rows, columns=["judges", "measure", "value", "same", "n"])

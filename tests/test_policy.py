@@ -1,0 +1,122 @@
+"""Steered models as policies: against loops that read one text at a time, straight from the formulas."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import prlhf_kit as kit
+from prlhf_kit.evaluation import policy
+from prlhf_kit.evaluation.scoring import completion_logps
+
+WEIGHTS = [0.0, 1.0, 2.5]
+INDEX = kit.UserIndex(["a", "b", "c"])
+
+
+def ids(tokenizer, pair, response):
+    prompt = tokenizer.apply_chat_template(pair["prompt"], add_generation_prompt=True, return_dict=True)["input_ids"]
+    whole = tokenizer.apply_chat_template(pair["prompt"] + response, return_dict=True)["input_ids"]
+    return whole, len(prompt)
+
+
+@torch.no_grad()
+def logps_of(model, whole, start, user=None):
+    """Log-probabilities over the vocabulary at each token of the response, `[T, V]`."""
+    options = {} if user is None else {"user_rows": torch.tensor([user])}
+    return model(input_ids=torch.tensor([whole]), **options).logits[0, start - 1 : -1].float().log_softmax(-1)
+
+
+def test_steered_log_probabilities_equal_a_plain_loop(personal, tokenizer, pairs):
+    guide = kit.PAD(personal, INDEX)
+    some = pairs.select(range(5))
+    found, rewards = policy.steered_logps(
+        guide, tokenizer, some["prompt"], some["chosen"], some["user_id"], WEIGHTS, batch_size=2
+    )
+    for i, pair in enumerate(some):
+        whole, start = ids(tokenizer, pair, pair["chosen"])
+        with personal.disable_adapter():
+            base = logps_of(personal, whole, start)
+        own = logps_of(personal, whole, start, INDEX.rows([pair["user_id"]])[0])
+        tokens = torch.tensor(whole[start:])[:, None]
+        for column, w in enumerate(WEIGHTS):
+            wanted = (base + w * (own - base)).log_softmax(-1).gather(-1, tokens).sum()
+            assert found[i, column].item() == pytest.approx(wanted.item(), abs=2e-3)
+        assert rewards[i].item() == pytest.approx((own - base).gather(-1, tokens).sum().item(), abs=2e-3)
+    with personal.disable_adapter():
+        plain, _ = completion_logps(personal, tokenizer, some["prompt"], some["chosen"])
+    assert found[:, 0].tolist() == pytest.approx(plain, abs=2e-3)  # w = 0: the base itself
+    assert (found[:, 0] - found[:, 2]).abs().max() > 0.1  # users do move it
+    # with the weight at 1, shared base and paper's form, the policy is the personalised model itself
+    alone, _ = completion_logps(personal, tokenizer, some["prompt"], some["chosen"], INDEX.rows(some["user_id"]))
+    assert found[:, 1].tolist() == pytest.approx(alone, abs=2e-3)
+
+
+def test_the_released_form_lets_the_base_see_the_preference(make_tiny, tokenizer, pairs):
+    model = make_tiny()
+    guide = kit.PAD(model, form="released")
+    words = ["Be brief."] * 2
+    some = pairs.select(range(2))
+    found, rewards = policy.steered_logps(guide, tokenizer, some["prompt"], some["chosen"], words, [0.0, 1.0])
+    told = [[{"role": "system", "content": "Be brief."}, *prompt] for prompt in some["prompt"]]
+    wanted, _ = completion_logps(model, tokenizer, told, some["chosen"])
+    assert found[:, 0].tolist() == pytest.approx(wanted, abs=2e-3)
+    assert rewards.tolist() == pytest.approx(wanted, abs=2e-3)  # no reference in it
+
+
+@pytest.mark.parametrize("architecture", ["llama"])
+def test_another_base_can_be_steered(make_tiny, personal, tokenizer, pairs):
+    base = make_tiny("qwen2")
+    some = pairs.select(range(2))
+    arguments = (kit.PAD(personal, INDEX), tokenizer, some["prompt"], some["chosen"], some["user_id"], [0.0])
+    found, _ = policy.steered_logps(*arguments, base=base)
+    assert found[:, 0].tolist() == pytest.approx(
+        completion_logps(base, tokenizer, some["prompt"], some["chosen"])[0], abs=2e-3
+    )
+
+
+def test_which_pairs_are_ranked_right_and_how_often(personal, tokenizer, pairs):
+    guide = kit.PAD(personal, INDEX)
+    some = pairs.select(range(6))
+    ranks = policy.policy_ranks({"users": (guide, some["user_id"])}, tokenizer, some, [0.0, 1.0], batch_size=3)
+    assert len(ranks) == 12
+    chosen, reward_c = policy.steered_logps(guide, tokenizer, some["prompt"], some["chosen"], some["user_id"], [1.0])
+    other, reward_r = policy.steered_logps(guide, tokenizer, some["prompt"], some["rejected"], some["user_id"], [1.0])
+    at_one = ranks[ranks.weight == 1.0]
+    assert at_one.right.tolist() == (chosen > other)[:, 0].float().tolist()
+    assert at_one.reward_right.tolist() == (reward_c > reward_r).float().tolist()
+    table = policy.policy_accuracies(ranks)
+    assert table.accuracy.tolist() == [ranks[ranks.weight == w].right.mean() for w in (0.0, 1.0)]
+    assert table.reward_accuracy.nunique() == 1
+    assert (table.n == 6).all()
+
+
+def test_rank_correlation_by_hand():
+    table = pd.DataFrame({"reward": [0.5, 0.6, 0.7, 0.8], "policy": [0.5, 0.7, 0.6, 0.9]})
+    tau, p, n = policy.rank_correlation(table, "reward", "policy")
+    assert tau == pytest.approx((5 - 1) / 6)  # five pairs in the same order, one not
+    assert 0 < p < 1
+    assert n == 4
+    assert np.isnan(policy.rank_correlation(table.assign(policy=1.0), "reward", "policy")[0])
+
+
+def test_divergence_equals_a_plain_loop_and_is_zero_before_training(personal, make_tiny, tokenizer, pairs):
+    guide = kit.PAD(personal, INDEX)
+    some = pairs.select(range(3))
+    texts = ["Yes, very much.", "", "No"]
+    found = policy.divergence(guide, tokenizer, some["prompt"], texts, some["user_id"], batch_size=2)
+    assert np.isnan(found[1])
+    for i in (0, 2):
+        prompt = tokenizer.apply_chat_template(some[i]["prompt"], add_generation_prompt=True, return_dict=True)
+        start = len(prompt["input_ids"])
+        whole = prompt["input_ids"] + tokenizer(texts[i], add_special_tokens=False)["input_ids"]
+        with personal.disable_adapter():
+            base = logps_of(personal, whole, start)
+        own = logps_of(personal, whole, start, INDEX.rows([some[i]["user_id"]])[0])
+        assert found[i] == pytest.approx((own.exp() * (own - base)).sum(-1).mean().item(), abs=1e-3)
+        assert found[i] > 0
+    same = kit.PAD(make_tiny())  # any language model against itself without the preference: none is given
+    assert policy.divergence(same, tokenizer, some["prompt"], texts, [None] * 3)[0] == pytest.approx(0, abs=1e-6)
+    with pytest.raises(ValueError, match="form='released' has no reference"):
+        policy.divergence(kit.PAD(make_tiny(), form="released"), tokenizer, some["prompt"], texts, [None] * 3)
+    with pytest.raises(ValueError, match="is several policies"):
+        policy.divergence(guide, tokenizer, some["prompt"][:1], texts[:1], [{"a": 0.5, "b": 0.5}])
