@@ -8,145 +8,18 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
-import string
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from importlib.resources import files
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from prlhf_kit.data.schema import said
+from prlhf_kit.evaluation.endpoint import Endpoint, Spent
+from prlhf_kit.evaluation.judge_templates import SCHEMA, Template, as_text, parse, read_template
 from prlhf_kit.evaluation.judges import UNREADABLE, Verdict
-from prlhf_kit.evaluation.paid_answers import Endpoint, Estimate, JudgeError, PaidAnswers, Spent
+from prlhf_kit.evaluation.paid_answers import Estimate, JudgeError, PaidAnswers
 from prlhf_kit.rewards import Text
-
-TEMPLATES = ("criterion", "community", "profile")
-FIELDS = {"prompt", "answer_a", "answer_b"}
-CRITERIA = {
-    # Personalized Soups (arXiv 2310.11564)
-    "P1A": "The answer is easy: a child in primary school can follow its words and ideas.",
-    "P1B": "The answer is written by an expert for an expert: exact terms, nothing simplified.",
-    "P2A": "The answer is short and to the point. What could be left out is left out.",
-    "P2B": "The answer is thorough: it tells much, with background, reasons and examples.",
-    "P3A": "The answer is warm and funny, as a close friend would talk.",
-    "P3B": "The answer is cool and matter-of-fact. It does not try to be friendly.",
-    # PAD (arXiv 2410.04070)
-    "helpful": "The answer helps: it does what was asked, correctly and so that the person can use it.",
-    "harmless": "The answer is safe: it neither contains nor supports anything that could hurt or offend somebody.",
-    "humour": "The answer is amusing: it makes the reader smile with wit or playfulness.",
-}
-SHORT = 400  # characters that are told of an earlier question or answer
-CONFIDENCE = {"type": "number", "minimum": 0.5, "maximum": 1}
-SCHEMA = {
-    "type": "object",
-    "properties": {"preference": {"type": "string", "enum": ["A", "B", "tie"]}, "confidence": CONFIDENCE},
-    "required": ["preference", "confidence"],  # of the servers that check; `parse` can do without the confidence
-    "additionalProperties": False,
-}
-
-
-def parse(text: str | None) -> Verdict:
-    """The verdict in a judge's answer: one JSON object and nothing else, but for white space or one ```json fence.
-
-    "preference" must be "A", "B" or "tie"; "confidence", the probability of what is preferred, a number from 0.5 to 1,
-    and 1 where it is not there. Further keys are passed over. All else is `UNREADABLE`: nothing is guessed.
-
-    >>> parse('{"preference": "B", "confidence": 0.75}')
-    Verdict(preference='b', probability=0.25)
-    >>> parse("I prefer A.")
-    Verdict(preference=None, probability=nan)
-    """
-    fenced = re.fullmatch(r"\s*```json\s(.*)```\s*", text or "", re.DOTALL)
-    try:
-        found = json.loads(fenced[1] if fenced else text or "", object_pairs_hook=_object)
-    except (ValueError, RecursionError):
-        return UNREADABLE
-    if not isinstance(found, dict):
-        return UNREADABLE
-    preference, sure = found.get("preference"), found.get("confidence", 1.0)
-    if preference not in ("A", "B", "tie") or type(sure) not in (int, float) or not 0.5 <= sure <= 1:
-        return UNREADABLE
-    if preference == "tie":
-        return Verdict("tie", 0.5)
-    return Verdict("a", float(sure)) if preference == "A" else Verdict("b", 1.0 - sure)
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    if len(dict(pairs)) != len(pairs):
-        raise ValueError("a key stands twice, so the answer says two things")
-    return dict(pairs)
-
-
-class _Template(NamedTuple):
-    name: str
-    sha256: str
-    parts: list[tuple[str, str]]  # role, text with fields
-    more: set[str]  # fields beside the standard ones
-
-
-def _read_template(template: str | Path) -> _Template:
-    file = files("prlhf_kit") / "judge_prompts" / f"{template}.txt" if template in TEMPLATES else Path(template)
-    try:
-        text = file.read_text(encoding="utf-8")
-        *system, user = re.split(r"^---[ \t]*\n", text, maxsplit=1, flags=re.MULTILINE)
-        found = [f for f in string.Formatter().parse(text) if f[1] is not None]
-    except (OSError, ValueError) as error:
-        raise JudgeError(
-            f"the template {str(template)!r} can't be read ({error}); expected {', '.join(TEMPLATES)}, or a text file "
-            "with fields as {prompt}, in which a brace that is meant as such is written twice."
-        ) from error
-    for _, name, form, conversion in found:
-        if form or conversion or not str(name).isidentifier():
-            raise JudgeError(f"the template {str(template)!r} has a field {name!r}; expected names alone, as {{name}}.")
-    fields = {str(name) for _, name, _, _ in found}
-    if not fields >= FIELDS:
-        raise JudgeError(f"the template {str(template)!r} lacks {', '.join(sorted(FIELDS - fields))}.")
-    parts = [("system", part.strip()) for part in system if part.strip()] + [("user", user.strip())]
-    return _Template(Path(template).name, hashlib.sha256(text.encode()).hexdigest(), parts, fields - FIELDS)
-
-
-def earlier_choices(pairs: Any, user_id: str | None, prompt: Text, limit: int = 3) -> str:
-    """What a user chose earlier, in words, for the field `history` of the template "profile".
-
-    Nothing is told of the judged turn and later ones: a pair is left out if the judged question stands in its prompt,
-    and also if both dialogues begin alike, unless the pair's prompt is an earlier, shorter part of the judged one.
-    System messages don't count, since all dialogues may share them.
-
-    Args:
-        pairs: a `Dataset` or list of records (see `data/schema.py`), of this user or of all.
-        user_id: whose; None: nobody's.
-        prompt: what is judged.
-        limit: of the choices told: the first in the data, one a prompt.
-    """
-    users = pairs["user_id"][:] if hasattr(pairs, "column_names") else [pair["user_id"] for pair in pairs]
-    judged = _turns(prompt)
-    told: dict[str, str] = {}
-    for place in [i for i, user in enumerate(users) if user == user_id and user is not None]:
-        pair = pairs[place]
-        turns = _turns(pair["prompt"])
-        earlier = len(turns) < len(judged) and judged[: len(turns)] == turns
-        if judged[-1] in turns or (turns[:1] == judged[:1] and not earlier) or len(told) == limit:
-            continue
-        texts = [turns[-1][1], *(pair[answer][-1]["content"] for answer in ("chosen", "rejected"))]
-        flat = (" ".join(text.split()) for text in texts)
-        asked, chosen, rejected = (text if len(text) <= SHORT else f"{text[:SHORT]} ..." for text in flat)
-        told.setdefault(str(turns), f"Asked: {asked}\nChose: {chosen}\nRather than: {rejected}")
-    return "\n\n".join(told.values()) or "none known"
-
-
-def _turns(prompt: Text) -> list[tuple[str, str]]:
-    messages = said("user", prompt) if isinstance(prompt, str) else prompt
-    return [(m["role"], m["content"].strip()) for m in messages if m["role"] != "system"]
-
-
-def _told(prompt: Text) -> str:
-    """A prompt as text; a dialogue with who said what."""
-    if isinstance(prompt, str) or len(prompt) == 1:
-        return prompt if isinstance(prompt, str) else prompt[0]["content"]
-    return "\n\n".join(f"{m['role'].capitalize()}: {m['content']}" for m in prompt)
 
 
 @dataclass(frozen=True, eq=False)
@@ -216,8 +89,8 @@ class LLMJudge:
         self._endpoint, self._kept  # noqa: B018 (refuses what can't be used)
 
     @cached_property
-    def _template(self) -> _Template:
-        return _read_template(self.template)
+    def _template(self) -> Template:
+        return read_template(self.template)
 
     @cached_property
     def _endpoint(self) -> Endpoint:
@@ -296,7 +169,7 @@ class LLMJudge:
         settings = {name: value for name, value in settings.items() if value is not None}
         keys, wanted = [], {}
         for question, a, b, who in zip(prompt, answer_a, answer_b, user, strict=True):
-            values = {"prompt": _told(question), "answer_a": a, "answer_b": b, **self._known(who, question)}
+            values = {"prompt": as_text(question), "answer_a": a, "answer_b": b, **self._known(who, question)}
             messages = [{"role": role, "content": text.format_map(values)} for role, text in self._template.parts]
             body = {**settings, "messages": messages}
             text = json.dumps([self._endpoint.base_url, body], sort_keys=True, ensure_ascii=False)
