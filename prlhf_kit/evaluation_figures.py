@@ -13,6 +13,11 @@ from prlhf_kit.figures import PALETTE, _figure
 MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*")
 
 
+def _marker(i: int) -> str:
+    """Shifted where colours begin again, so that the ninth series does not look as the first."""
+    return MARKERS[(i + i // 8) % 8]
+
+
 def _error(table: pd.DataFrame, value: str) -> np.ndarray:
     """How far a 95% interval reaches to both sides, `[2, n]`."""
     return np.abs(table[["low", "high"]].to_numpy(float) - table[[value]].to_numpy(float)).T
@@ -31,8 +36,12 @@ def win_matrix(table: pd.DataFrame) -> Figure:
     judges = list(table.judge.unique())
     systems = list(dict.fromkeys([*table.system_a, *table.system_b]))
     side = 0.75 * len(systems)
-    figure, axes = _figure(side * len(judges) + 3.2, side + 1.6, ncols=len(judges), sharey=True, squeeze=False)
-    for number, (ax, judge) in enumerate(zip(axes[0], judges, strict=True)):
+    stacked = len(systems) > 6
+    rows, columns = (len(judges), 1) if stacked else (1, len(judges))
+    figure, axes = _figure(
+        side * columns + 3.2, (side + 1.6) * rows, nrows=rows, ncols=columns, sharey=not stacked, squeeze=False
+    )
+    for number, (ax, judge) in enumerate(zip(axes.flat, judges, strict=True)):
         cells = pd.DataFrame(np.nan, index=systems, columns=systems)
         notes = pd.DataFrame("", index=systems, columns=systems)
         part = table[table.judge == judge]
@@ -41,11 +50,11 @@ def win_matrix(table: pd.DataFrame) -> Figure:
             for one, other, value in ((a, b, rate), (b, a, 1 - rate)):
                 cells.loc[one, other] = value
                 notes.loc[one, other] = "" if np.isnan(value) else f"{value:.2f}{star}"
-        last = number == len(judges) - 1
+        last = stacked or number == len(judges) - 1
         sns.heatmap(cells, cmap="PuOr", vmin=0, vmax=1, annot=notes, fmt="", square=True, ax=ax, cbar=last,
                     annot_kws={"size": 8}, cbar_kws={"label": "win rate of the row"} if last else None)  # fmt: skip
         ax.set_facecolor("0.9")  # not compared: not the white of 0.5
-        ax.set(title=f"judge: {judge}", xlabel="against", ylabel="" if number else "system")
+        ax.set(title=f"judge: {judge}", xlabel="against", ylabel="system" if stacked or not number else "")
         ax.tick_params(axis="x", rotation=40)
         ax.tick_params(axis="y", rotation=0)
         for label in ax.get_xticklabels():
@@ -60,7 +69,7 @@ def ratings(table: pd.DataFrame) -> Figure:
     judges = list(table.groupby("judge", sort=False))
     for i, (judge, rows) in enumerate(judges):
         y = [systems.index(s) + 0.16 * (i - (len(judges) - 1) / 2) for s in rows.system]
-        ax.errorbar(rows.rating, y, xerr=_error(rows, "rating"), fmt=MARKERS[i % 8], color=PALETTE[i % 8], capsize=3,
+        ax.errorbar(rows.rating, y, xerr=_error(rows, "rating"), fmt=_marker(i), color=PALETTE[i % 8], capsize=3,
                     label=judge)  # fmt: skip
     ax.set_yticks(range(len(systems)), systems)
     ax.set_ylim(len(systems) - 0.5, -0.5)
@@ -80,7 +89,7 @@ def dimensions(table: pd.DataFrame) -> Figure:
     figure, ax = _figure(1.5 * len(names) + 3.5, 3.8)
     for i, (method, rows) in enumerate(methods):
         x = [names.index(d) + 0.07 * (i - (len(methods) - 1) / 2) for d in rows.dimension]
-        ax.errorbar(x, rows.value, yerr=_error(rows, "value"), marker=MARKERS[i % 8], color=PALETTE[i % 8], capsize=2,
+        ax.errorbar(x, rows.value, yerr=_error(rows, "value"), marker=_marker(i), color=PALETTE[i % 8], capsize=2,
                     linewidth=1.2, label=method)  # fmt: skip
     ax.set_xticks(range(len(names)), names, rotation=20 if max(map(len, names)) > 12 else 0)
     for place in range(len(names)):
@@ -98,7 +107,7 @@ def reward_front(table: pd.DataFrame) -> Figure:
     """
     figure, ax = _figure(7, 4.2)
     for i, (guide, rows) in enumerate(table.groupby("guide", sort=False)):
-        ax.plot(rows.x, rows.y, color=PALETTE[i % 8], marker=MARKERS[i % 8], linewidth=1, label=guide)
+        ax.plot(rows.x, rows.y, color=PALETTE[i % 8], marker=_marker(i), linewidth=1, label=guide)
         spans = [np.abs(rows[[f"{v}_low", f"{v}_high"]].to_numpy(float) - rows[[v]].to_numpy(float)).T for v in "xy"]
         ax.errorbar(rows.x, rows.y, xerr=spans[0], yerr=spans[1], fmt="none", ecolor=PALETTE[i % 8], alpha=0.35)
         for w, x, y in zip(rows.weight, rows.x, rows.y, strict=True):
@@ -118,7 +127,7 @@ def length_against_win(table: pd.DataFrame) -> Figure:
     """
     figure, ax = _figure(7, 3.8)
     for i, (name, rows) in enumerate(table.groupby("comparison", sort=False)):
-        ax.scatter(rows.longer, rows.win_rate, s=36, marker=MARKERS[i % 8], color=PALETTE[i % 8], alpha=0.8, label=name)
+        ax.scatter(rows.longer, rows.win_rate, s=36, marker=_marker(i), color=PALETTE[i % 8], alpha=0.8, label=name)
     _line(ax, 0)
     _line(ax, 0.5, vertical=False)
     ax.set(xlabel="words in one's own answers minus words in the other's (mean)", ylabel="win rate of a user",
@@ -132,11 +141,11 @@ def fairness(table: pd.DataFrame) -> Figure:
 
     `table`: rows of `fairness.gains_by_user`, and `unit` (the same everywhere).
     """
-    figure, ax = _figure(7, max(0.28 * len(table), 1.2) + 1.2)
+    figure, ax = _figure(7, min(max(0.28 * len(table), 1.2), 20) + 1.2)
     groups = list(dict.fromkeys(table.group.fillna("")))
     for i, group in enumerate(groups):
         rows = table[table.group.fillna("") == group]
-        ax.errorbar(rows.gain, rows.index, xerr=_error(rows, "gain"), fmt=MARKERS[i % 8], color=PALETTE[i % 8],
+        ax.errorbar(rows.gain, rows.index, xerr=_error(rows, "gain"), fmt=_marker(i), color=PALETTE[i % 8],
                     capsize=3, label=group or None)  # fmt: skip
     ax.set_yticks(range(len(table)), table.user_id if len(table) <= 60 else [""] * len(table))
     ax.set_ylim(len(table) - 0.5, -0.5)
@@ -167,15 +176,16 @@ def position_bias(table: pd.DataFrame) -> Figure:
 def policy_accuracy(table: pd.DataFrame) -> Figure:
     """Does a model that is steered by a good reward prefer what was chosen?
 
-    `table`: columns `guide`, `weight`, `accuracy`, `low`, `high` of the steered model, and `reward_accuracy`.
+    `table`: rows of `policy.policy_accuracies`.
     """
     figure, ax = _figure(7, 3.8)
     for i, (guide, rows) in enumerate(table.groupby("guide", sort=False)):
         x = rows.weight + 0.03 * i
-        ax.errorbar(x, rows.accuracy, yerr=_error(rows, "accuracy"), marker=MARKERS[i % 8], color=PALETTE[i % 8],
+        ax.errorbar(x, rows.accuracy, yerr=_error(rows, "accuracy"), marker=_marker(i), color=PALETTE[i % 8],
                     capsize=3, label=f"{guide}: steered model")  # fmt: skip
         ax.axhline(rows.reward_accuracy.iloc[0], color=PALETTE[i % 8], linestyle="--", linewidth=1,
                    label=f"{guide}: reward alone")  # fmt: skip
+        ax.axhspan(rows.reward_low.iloc[0], rows.reward_high.iloc[0], color=PALETTE[i % 8], alpha=0.07, linewidth=0)
     _line(ax, 0.5, vertical=False)
     ax.set(xlabel="weight w of the reward", ylabel="pairs whose chosen response\nis the likelier (95% interval)",
            ylim=(0, 1.02))  # fmt: skip
@@ -193,7 +203,7 @@ def tax(table: pd.DataFrame) -> Figure:
     models = list(table.groupby("model", sort=False))
     for i, (model, rows) in enumerate(models):
         y = [sets.index(s) + 0.18 * (i - (len(models) - 1) / 2) for s in rows["set"]]
-        ax.errorbar(rows.change, y, xerr=_error(rows, "change"), fmt=MARKERS[i % 8], color=PALETTE[i % 8], capsize=3,
+        ax.errorbar(rows.change, y, xerr=_error(rows, "change"), fmt=_marker(i), color=PALETTE[i % 8], capsize=3,
                     label=model)  # fmt: skip
     ax.set_yticks(range(len(sets)), sets)
     ax.set_ylim(len(sets) - 0.5, -0.5)

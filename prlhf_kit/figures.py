@@ -195,13 +195,13 @@ def accuracy_by_user(table: pd.DataFrame) -> Figure:
     `table`: columns `user_id`, `method`, `accuracy`, `low`, `high`.
     """
     users = sorted(table.user_id.unique())
-    figure, ax = _figure(6.5, 0.4 * len(users) + 1.3)
+    figure, ax = _figure(6.5, min(0.4 * len(users), 30) + 1.3)
     methods = list(table.groupby("method", sort=False))
     for i, (method, rows) in enumerate(methods):
         y = [users.index(u) + 0.2 * (i - (len(methods) - 1) / 2) for u in rows.user_id]
         error = np.abs(rows[["low", "high"]].to_numpy() - rows[["accuracy"]].to_numpy()).T
-        ax.errorbar(rows.accuracy, y, xerr=error, fmt="osD^v"[i % 5], color=PALETTE[i], capsize=3, label=method)
-    ax.set_yticks(range(len(users)), users)
+        ax.errorbar(rows.accuracy, y, xerr=error, fmt="osD^v"[i % 5], color=PALETTE[i % 8], capsize=3, label=method)
+    ax.set_yticks(range(len(users)), users if len(users) <= 100 else [""] * len(users))
     ax.invert_yaxis()
     ax.axvline(0.5, color="black", linewidth=1, linestyle=":")
     ax.set(xlabel="reward accuracy on held-out pairs (95% interval)", ylabel="user", xlim=(-0.02, 1.02))

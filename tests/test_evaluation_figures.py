@@ -117,7 +117,8 @@ def test_position_bias():
 @looks
 def test_policy_accuracy():
     table = pd.DataFrame({"guide": ["PAD"] * 2, "weight": [0.0, 1.0], "accuracy": [0.5, 0.6], "low": [0.4, 0.5],
-                          "high": [0.6, 0.8], "reward_accuracy": 0.9})  # fmt: skip
+                          "high": [0.6, 0.8], "reward_accuracy": 0.9, "reward_low": 0.85,
+                          "reward_high": 0.95})  # fmt: skip
     figure = figures.policy_accuracy(table)
     ax = figure.axes[0]
     assert bars(ax)[0] == [[0, 0.5], [1, 0.6]]
@@ -138,13 +139,17 @@ def test_tax():
 def test_accuracy_by_method():
     table = pd.DataFrame({"split": "test_seen", "method": ["P-DPO, user", "vanilla DPO", "oracle"],
                           "accuracy": [0.8, 0.5, 0.9], "low": [0.7, 0.4, 0.9], "high": [0.85, 0.6, 0.9]})  # fmt: skip
-    return general.accuracy_by_method(table)
+    figure = general.accuracy_by_method(table)
+    assert [bar.get_width() for bar in figure.axes[0].patches] == [0.8, 0.5]
+    return figure
 
 
 @looks
 def test_accuracy_by_user():
     users = pd.DataFrame({"user_id": ["b", "a"], "method": "m", "accuracy": [0.2, 0.6], "low": 0.1, "high": 0.9})
-    return general.accuracy_by_user(users)
+    figure = general.accuracy_by_user(users)
+    assert bars(figure.axes[0])[0] == [[0.2, 1], [0.6, 0]]
+    return figure
 
 
 @looks
@@ -165,6 +170,11 @@ def test_figures_are_readable_on_light_and_dark_pages(tmp_path, rates):
     assert "fill: #ffffff" in (tmp_path / "f.svg").read_text()
 
 
-def test_colours_are_told_apart_by_the_colour_blind():
-    """Okabe and Ito's, and none without a marker of its own beside it."""
-    assert len(set(general.PALETTE)) == len(set(figures.MARKERS)) == 8
+def test_many_systems_stay_readable(rates):
+    """Judges are stacked, and the ninth series does not look as the first."""
+    many = pd.DataFrame([("j", f"s{i}", f"s{k}", 0.5, 1.0) for i in range(9) for k in range(i)],
+                        columns=["judge", "system_a", "system_b", "win_rate", "p_holm"])  # fmt: skip
+    figure = figures.win_matrix(pd.concat([many, many.assign(judge="other")]))
+    tops = [ax.get_position().y1 for ax in figure.axes if ax.get_title()]
+    assert tops[0] != tops[1]
+    assert figures._marker(8) != figures._marker(0)

@@ -6,11 +6,23 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy.optimize import minimize_scalar
 
 from prlhf_kit.data import simulated
 from prlhf_kit.evaluation import win_rate
 from prlhf_kit.evaluation.agreement import judge_agreement
-from prlhf_kit.evaluation.judges import ANSWERS, UNREADABLE, Oracle, RewardJudge, Verdict, agreed, judged, longer
+from prlhf_kit.evaluation.judges import (
+    ANSWERS,
+    UNREADABLE,
+    Oracle,
+    RewardJudge,
+    Verdict,
+    agreed,
+    comparable,
+    judged,
+    longer,
+    verdicts,
+)
 
 
 def answers(systems="xyz", users="abcd", prompts="pqr"):
@@ -96,6 +108,30 @@ def test_unreadable_verdicts_are_counted_and_win_nothing():
         assert measure(silent).empty
 
 
+def test_a_broken_judge_is_not_believed():
+    assert verdicts([float("nan"), 0.5]) == [UNREADABLE, Verdict("tie", 0.5)]
+    with pytest.raises(ValueError, match="'odd' prefers 'A', expected one of"):
+        judged(lambda prompt, *_: [Verdict("A", 1.0)] * len(prompt), answers(), [("x", "y")], "odd")
+
+
+def test_without_users_each_prompt_is_asked_by_somebody_else():
+    nobody = answers(users=[None], prompts="pqrstuv")
+    found = judged(longer, nobody, comparable(nobody), "words")
+    assert found.user_id[0] == "somebody: p"
+    rates = win_rate.win_rates(found)
+    assert rates.win_rate.tolist() == [0, 0, 0]
+    assert (rates.users == 7).all()
+    assert win_rate.user_win_rates(found).users_lost.tolist() == [7, 7, 7]
+    assert win_rate.bradley_terry(found).system.tolist() == ["z", "y", "x"]
+    assert len(win_rate.length_controlled(found, resamples=3)) == 3
+    assert win_rate.position_bias(found).position_bias[0] == 0
+
+
+def test_what_can_be_compared():
+    some = pd.concat([answers("x", prompts="pq"), answers("y", prompts="q"), answers("z", prompts="r")])
+    assert comparable(some) == [("x", "y")]
+
+
 def test_answers_that_cannot_be_compared_are_refused():
     with pytest.raises(ValueError, match="no answers of 'w'; there are x, y, z"):
         judged(longer, answers(), [("x", "w")], "words")
@@ -147,6 +183,7 @@ def test_win_rates_by_hand():
     assert (found.win, found.tie, found.loss) == (2 / 5, 2 / 5, 1 / 5)
     # signs of (1.0, -0.5, 0.0), the users' sums less one half each: |sum| >= 0.5 in all eight
     assert found.p == 1
+    assert (found.prompts, found.p_holm) == (3, 1)
     own = win_rate.by_user(table(rows)).set_index("user_id").win_rate
     assert own.to_dict() == {"a": 2.5 / 3, "b": 0, "c": 0.5}
     users = win_rate.user_win_rates(table(rows)).iloc[0]
@@ -156,25 +193,30 @@ def test_win_rates_by_hand():
     assert (bias.position_bias, bias.disagree, bias.n, bias.unread) == (1 / 5, 1 / 5, 5, 1)
 
 
-def test_holm_runs_over_all_comparisons_of_the_table():
+def test_holm_runs_over_all_comparisons_of_a_judge():
     # five users each: 5 of 5 wins has p = 2/32; corrected for two comparisons it doubles
-    both = pd.concat([same("aaaaa", "j", "abcde"), same("ababa", "k", "abcde")])
-    rates = win_rate.win_rates(both)
-    assert rates.p.tolist() == [2 / 32, 1]
-    assert rates.p_holm.tolist() == [4 / 32, 1]
+    both = pd.concat([same("aaaaa", "j", "abcde"), same("ababa", "j", "abcde").assign(system_b="z")])
+    rates = win_rate.win_rates(pd.concat([both, same("aaaaa", "k", "abcde")]))
+    assert rates.p.tolist() == [2 / 32, 1, 2 / 32]
+    assert rates.p_holm.tolist() == [4 / 32, 1, 2 / 32]
 
 
 def test_bradley_terry_by_hand():
-    found = win_rate.bradley_terry(same("aaab")).set_index("system")
-    assert found.rating.x - found.rating.y == pytest.approx(400 * np.log10(3), abs=2)
+    votes = same("aaab" * 20)
+    found = win_rate.bradley_terry(votes, resamples=20).set_index("system")
+    assert found.rating.x - found.rating.y == pytest.approx(400 * np.log10(3), abs=0.5)
     assert found.rating.mean() == pytest.approx(1000)
+    assert (found.low < found.rating).all()
     # x beats y 3 to 1 and y beats z 3 to 1: x beats z 9 to 1, though they never met
-    other = same("aaab").assign(system_a="y", system_b="z")
-    found = win_rate.bradley_terry(pd.concat([same("aaab"), other])).set_index("system")
-    assert found.rating.x - found.rating.z == pytest.approx(400 * np.log10(9), abs=4)
+    other = votes.assign(system_a="y", system_b="z")
+    found = win_rate.bradley_terry(pd.concat([votes, other]), resamples=20).set_index("system")
+    assert found.rating.x - found.rating.z == pytest.approx(400 * np.log10(9), abs=1)
     assert list(found.index) == ["x", "y", "z"]
-    assert found.n.to_dict() == {"x": 4, "y": 8, "z": 4}
-    assert np.isfinite(win_rate.bradley_terry(same("aaaa")).rating).all()  # never lost: not infinite
+    assert found.n.to_dict() == {"x": 80, "y": 160, "z": 80}
+    # never lost: the ridge's number. s and -s maximise 4 log sigmoid(2 s) - 2 s^2 / (2 * 100)
+    s = minimize_scalar(lambda s: 4 * np.log1p(np.exp(-2 * s)) + s**2 / 100, bounds=(0, 20), method="bounded").x
+    found = win_rate.bradley_terry(same("aaaa")).set_index("system").rating
+    assert found.x - found.y == pytest.approx(400 / np.log(10) * 2 * s, rel=1e-3)
 
 
 def test_length_control_takes_length_out_and_leaves_the_rest():
@@ -203,14 +245,21 @@ def test_length_control_takes_length_out_and_leaves_the_rest():
 
 
 def test_difficulty_is_read_from_other_comparisons():
-    """The term takes up which prompts x wins, and leaves the mean over the same prompts as it is."""
-    easy = pd.concat([same("aabb").assign(system_b="y"), same("aabb").assign(system_b="z")], ignore_index=True)
-    found = win_rate.length_controlled(easy, resamples=2)
-    assert found.lc_win_rate.tolist() == pytest.approx([0.5, 0.5], abs=0.02)
-    easy = easy.assign(won=win_rate.won(easy))
-    part, others = easy[easy.system_b == "y"], easy[easy.system_b == "z"]
-    # one verdict a prompt: (1.5 / 2) or (0.5 / 2), so log 3 or -log 3, whose mean is 0
-    assert win_rate._difficulty(part, others).tolist() == pytest.approx([np.log(3)] * 2 + [-np.log(3)] * 2)
+    """How much better others do against b than against a, whoever of them is called a."""
+    rows = [same("aabb"), same("aabb").assign(system_b="z"), same("bbbb").assign(system_a="z", system_b="y")]
+    everything = pd.concat(rows, ignore_index=True)
+    everything["won"] = win_rate.won(everything)
+    prompts = everything.prompt[:4]
+    # z loses to x on p0 and p1 and beats it on p2 and p3 (log-odds -log 3 and log 3); against y it always loses
+    wanted = np.array([1, 1, -1, -1]) * np.log(3)
+    assert win_rate._difficulty(prompts, everything, "x", "y") == pytest.approx(wanted)
+    assert win_rate._difficulty(prompts, everything, "y", "x") == pytest.approx(-wanted)
+    turned = everything.copy()
+    z = turned.system_b == "z"
+    turned.loc[z, ["system_a", "system_b"]] = turned.loc[z, ["system_b", "system_a"]].to_numpy()
+    turned.loc[z, "won"] = 1 - turned.won[z]
+    assert win_rate._difficulty(prompts, turned, "x", "y") == pytest.approx(wanted)
+    assert win_rate._difficulty(prompts, everything[:4], "x", "y").tolist() == [0] * 4  # nobody else
 
 
 def test_agreement_by_hand():

@@ -9,7 +9,7 @@ from raw import write_json, write_lines
 from prlhf_kit.data import compred
 from prlhf_kit.decoding.answers import GuidedAnswer, write_pad
 from prlhf_kit.evaluation.judges import ANSWERS, judged, longer
-from prlhf_kit.evaluation.outside import NEEDED, read_answers, write_alpaca_eval
+from prlhf_kit.evaluation.outside import NEEDED, for_run, read_answers, write_alpaca_eval
 from prlhf_kit.evaluation.steering import prompt_text
 
 USER, ASSISTANT = (f"<|start_header_id|>{role}<|end_header_id|>\n\n" for role in ("user", "assistant"))
@@ -302,3 +302,14 @@ def test_two_answers_to_one_prompt_are_refused(tmp_path):
         read_answers(write_json(tmp_path / "a.json", rows))
     apart = [PAD | {"user_id": 1}, PAD | {"user_id": 2}, PAD | {"method": "ARGS"}]
     assert read_answers(write_json(tmp_path / "a.json", apart)).user_id.tolist() == ["1", "2", None]
+
+
+def test_answers_for_a_run():
+    rows = [("ann", "p", "1"), ("bob", "p", "2"), ("ann", "other", "3"), (None, "q", "4")]
+    answers = pd.DataFrame([("s", *row) for row in rows], columns=list(ANSWERS)).assign(seconds=1.0)
+    found = for_run(answers, ["ann", "eve"], ["p", "q"])
+    assert found.columns.tolist() == list(ANSWERS)
+    assert found[["user_id", "prompt", "answer"]].to_numpy().tolist() == [
+        ["ann", "p", "1"], ["ann", "q", "4"], ["eve", "q", "4"]]  # fmt: skip
+    with pytest.raises(ValueError, match="none of 4 answers is to one of the 1 users and 1 prompts of this run"):
+        for_run(answers, ["eve"], ["p"])

@@ -91,12 +91,16 @@ def test_which_pairs_are_ranked_right_and_how_often(personal, tokenizer, pairs):
 
 
 def test_rank_correlation_by_hand():
-    table = pd.DataFrame({"reward": [0.5, 0.6, 0.7, 0.8], "policy": [0.5, 0.7, 0.6, 0.9]})
-    tau, p, n = policy.rank_correlation(table, "reward", "policy")
-    assert tau == pytest.approx((5 - 1) / 6)  # five pairs in the same order, one not
-    assert 0 < p < 1
-    assert n == 4
-    assert np.isnan(policy.rank_correlation(table.assign(policy=1.0), "reward", "policy")[0])
+    rows = [(user, guide, r, p) for user, guide, r, p in zip("uuvv", "ghgh", [0.5, 0.6, 0.7, 0.8], [0.5, 0.7, 0.6, 0.9],
+                                                             strict=True)]  # fmt: skip
+    table = pd.DataFrame(rows, columns=["user_id", "guide", "reward_right", "right"]).assign(weight=1.0)
+    tau = policy.rank_correlation(table)
+    assert tau.estimate == pytest.approx((5 - 1) / 6)  # five pairs in the same order, one not
+    assert (tau.n, tau.clusters) == (4, 2)
+    assert -1 <= tau.low <= tau.estimate <= tau.high <= 1
+    assert np.isnan(policy.rank_correlation(table.assign(right=1.0)).estimate)
+    with pytest.raises(ValueError, match=r"ranks hold the weights \[1.0, 2.0\], expected one"):
+        policy.rank_correlation(pd.concat([table, table.assign(weight=2.0)]))
 
 
 def test_divergence_equals_a_plain_loop_and_is_zero_before_training(personal, make_tiny, tokenizer, pairs):

@@ -7,8 +7,10 @@ from datasets import Dataset
 
 from prlhf_kit.evaluation import fairness
 from prlhf_kit.evaluation.statistics import (
+    around,
     cluster_bootstrap,
     crossed_bootstrap,
+    crossed_test,
     detectable,
     expanded,
     holm,
@@ -30,7 +32,7 @@ def told(capsys):
     return tell
 
 
-@pytest.mark.parametrize(("users", "pairs"), [(8, 20), (20, 10), (40, 4)])
+@pytest.mark.parametrize(("users", "pairs"), [(4, 20), (8, 20), (20, 10), (40, 4)])
 def test_clustered_intervals_cover_at_the_stated_rate(told, users, pairs):
     """Win rates of users who differ (Beta(4, 3)), 0-1 verdicts; the plain percentiles are told beside it."""
     rng = np.random.default_rng(users)
@@ -90,6 +92,24 @@ def test_the_permutation_test_has_its_size_and_power(told):
     assert other / REPETITIONS > 0.5
 
 
+def test_where_prompts_are_shared_the_crossed_test_has_its_size(told):
+    rng = np.random.default_rng(6)
+    user, prompt = (index.ravel() for index in np.indices((8, 8)))
+    repetitions, crossed, by_user = 400, 0, 0
+    for _ in range(repetitions):
+        values = 0.5 * rng.normal(size=8)[user] + rng.normal(size=8)[prompt] + rng.normal(size=64)
+        crossed += crossed_test(values, user, prompt, resamples=499) <= 0.05
+        by_user += permutation_test(values, user, resamples=499) <= 0.05
+    told(
+        f"8 users x 8 shared prompts, {repetitions} repetitions: p <= 0.05 under the null in "
+        f"{crossed / repetitions:.3f}, by users alone in {by_user / repetitions:.3f}"
+    )
+    assert crossed / repetitions <= 0.06
+    assert by_user / repetitions > 0.15
+    assert crossed_test([1.0] * 16, [*range(8)] * 2, [0] * 8 + [1] * 8) == 0.5  # two prompts: 2 of 4 permutations
+    assert crossed_test([1.0] * 4, list("abcd"), list("pqrs")) == 2 / 16  # nothing shared: by user
+
+
 def test_the_detectable_difference_is_found_with_the_stated_power(told):
     rng = np.random.default_rng(5)
     clusters = np.repeat(np.arange(30), 4)
@@ -110,8 +130,15 @@ def test_small_cases_by_hand():
     # users a, b and prompts p, q, one value each: the draws are (a, b, or both) x (p, q, or both)
     i = crossed_bootstrap([1, 0, 0, 0], list("aabb"), list("pqpq"))
     assert (i.estimate, i.low, i.high, i.n, i.clusters) == (0.25, 0, 1, 4, 2)
-    one = crossed_bootstrap([1, 0], ["a", "a"], ["p", "q"])
+    one = crossed_bootstrap([1, 0], ["a", "b"], ["p", "p"])
     assert np.isnan([one.low, one.high]).all()
+    assert crossed_bootstrap([1, 0], ["a", "b"], ["p", "q"]) == cluster_bootstrap([1, 0], ["a", "b"])
+    # few clusters: 1.5 +- 4.303 * 1 / 3^0.5, cut off at the values
+    assert cluster_bootstrap([1, 2, 3], list("abc"))[:3] == (2, 1, 3)
+    wide = cluster_bootstrap([0.5, 1.5, 2.5, -8, 12], [*"abc", "c", "c"])  # the third mean is 6.5 / 3
+    assert wide.low > -8
+    assert list(around(0.0, [-1.0, 1.0], 2)) == pytest.approx([-12.706 * 2**0.5, 12.706 * 2**0.5], rel=1e-3)
+    assert np.isnan(around(0.0, [np.nan], 5)).all()
     assert np.isnan(cluster_bootstrap([1, 0], ["a", "a"]).low)
     assert permutation_test([1.0, 1.0, 1.0], ["a", "b", "c"]) == 2 / 8
     assert permutation_test([1.0, 1.0], ["a", "a"]) == 1
@@ -153,9 +180,11 @@ def test_means_and_spread_by_hand(scores):
                                     "best user": 0.75}  # fmt: skip
     assert mine.user_id["worst user"] == "c"
     assert mine.user_id["best user"] == "a"
-    assert (mine.low <= mine.value).all()
-    assert (mine.value <= mine.high).all()
-    assert (mine.n == 8).all()
+    assert (mine.low.dropna() <= mine.value[mine.low.notna()]).all()
+    assert mine.n.to_dict() == {"worst user": 2, "best user": 4, "10th percentile": 8, "median user": 8}
+    both = fairness.means(scores, ["method"], "both").set_index("method")
+    assert both.value.to_dict() == {"m": 0.5, "o": 1.0}
+    assert both.clusters.tolist() == [2, 2]
 
 
 def test_paired_differences_by_hand(scores):

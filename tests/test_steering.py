@@ -145,3 +145,16 @@ def test_figures_show_the_data_they_were_given():
     points = [line.get_xydata().tolist() for line in ax.lines if line.get_marker() in steering_figures.MARKERS]
     assert points == [[[1.0, -1.0]], [[0.5, 0.4]]]
     assert ax.get_xlabel() == "gained by ann (judge's units)"
+
+
+def test_the_pareto_front_by_hand():
+    table = pd.DataFrame(
+        {"guide": ["g"] * 10, "weight": [w for w in range(5) for _ in range(2)], "user_id": list("ab") * 5,
+         "x": [0, 0, 2, 2, 1, 1, 1, 1, 0, 2], "y": [3, 3, 1, 1, 2, 2, 1, 1, 2, 2]}
+    )  # fmt: skip
+    found = steering.front(table, "x", "y", ["guide", "weight"])
+    # (0, 3), (2, 1) and twice (1, 2) are beaten by none in both; (1, 1) is, by (1, 2)
+    assert found.front.tolist() == [True, True, True, False, True]
+    assert found[["x", "y"]].to_numpy().tolist() == [[0, 3], [2, 1], [1, 2], [1, 1], [1, 2]]
+    assert (found.x_low <= found.x).all()
+    assert (found.n == 2).all()

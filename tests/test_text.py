@@ -239,30 +239,32 @@ def test_tables_without_answers_and_bad_ones():
 def test_corpus_scores_by_hand():
     answers = table(
         [
-            ("base", None, "p", "a b c d e"),
-            ("base", None, "q", "a b c d x"),
-            ("base", None, "r", ""),
+            ("base", "bob", "p", "a b c d e"),
+            ("base", "bob", "q", "a b c d x"),
+            ("base", "bob", "r", ""),
+            ("base", "eve", "p", "a b c d e"),  # what a system tells several users is no repetition
             ("mine", "ann", "p", "yes"),
+            ("mine", None, "p", "no no"),
         ]
     )
     found = text.corpus_scores(answers)
-    assert found.columns.tolist() == ["measure", "method", "value", "n"]
-    values = found.set_index(["method", "measure"])
-    assert values.value["base"].to_dict() == pytest.approx(
+    assert found.columns.tolist() == list(text.SCORES)
+    values = found.fillna({"user_id": "nobody"}).set_index(["method", "user_id", "measure"]).value
+    assert values["base", "bob"].to_dict() == pytest.approx(
         {"distinct-1": 6 / 10, "distinct-2": 5 / 8, "distinct-3": 4 / 6, "self-BLEU": 0.2 ** (1 / 4)}
     )
-    assert values.n["base"].tolist() == [3, 3, 3, 2]
-    assert values.value["mine"].tolist() == pytest.approx([1, NAN, NAN, NAN], nan_ok=True)
+    assert values["base", "eve"].tolist() == pytest.approx([1, 1, 1, NAN], nan_ok=True)
+    assert values["mine", "ann"].tolist() == pytest.approx([1, NAN, NAN, NAN], nan_ok=True)
+    assert values["mine", "nobody"].tolist() == pytest.approx([0.5, 1, NAN, NAN], nan_ok=True)
 
 
 def test_self_bleu_of_many_answers_draws_the_same_of_all_systems(monkeypatch):
     monkeypatch.setattr(text, "SELF_BLEU_ANSWERS", 5)
     rows = [("ann", f"p{i}", " ".join(f"w{(i * k) % 7}" for k in range(6))) for i in range(30)]
     answers = table([("one", *row) for row in rows] + [("two", *row) for row in reversed(rows)])
-    one, two = text.corpus_scores(answers).query("measure == 'self-BLEU'").to_dict("records")
-    assert one["n"] == two["n"] == 5
-    assert one["value"] == two["value"]
-    assert one["value"] != text.self_bleu([answer for *_, answer in rows])
+    one, two = text.corpus_scores(answers).query("measure == 'self-BLEU'").value
+    assert one == two
+    assert one != text.self_bleu([answer for *_, answer in rows])
     seeds = {text.corpus_scores(answers, seed).query("measure == 'self-BLEU'").value.iloc[0] for seed in range(5)}
     assert len(seeds) > 1
 

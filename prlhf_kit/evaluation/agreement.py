@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import cohen_kappa_score
 
-from prlhf_kit.evaluation.statistics import expanded
+from prlhf_kit.evaluation.statistics import around, drawn_weights
 
 
 def judge_agreement(judgements: pd.DataFrame, resamples: int = 200, seed: int = 0) -> pd.DataFrame:
@@ -15,8 +15,9 @@ def judge_agreement(judgements: pd.DataFrame, resamples: int = 200, seed: int = 
     Krippendorff's alpha (nominal, by the library `krippendorff`) of all of them, over the verdicts a, b and tie.
 
     Returns:
-        Columns `judges`, `measure`, `value` with `low`, `high` (95%, users drawn anew; NaN where there is only one
-        verdict to agree on), `same` (share of equal verdicts), `n` (pairs that two judges at least have judged).
+        Columns `judges`, `measure`, `value` with `low`, `high` (95%, users drawn anew, and prompts that they share;
+        NaN where there is only one verdict to agree on), `same` (share of equal verdicts), `n` (pairs that two judges
+        at least have judged).
     """
     keys = ["user_id", "prompt", "system_a", "system_b"]
     table = judgements.pivot(index=keys, columns="judge", values="preference")
@@ -30,13 +31,13 @@ def judge_agreement(judgements: pd.DataFrame, resamples: int = 200, seed: int = 
         shared = codes[judges].dropna(thresh=2)
         if shared.empty:
             continue
-        users = shared.index.get_level_values("user_id").to_numpy(str)
-        members = [np.flatnonzero(users == user) for user in np.unique(users)]
-        values, low, high = shared.to_numpy(), np.nan, np.nan
-        if len(members) > 1:
-            draws = np.random.default_rng(seed).integers(len(members), size=(resamples, len(members)))
-            found = [measure(values[np.concatenate([members[i] for i in draw])]) for draw in draws]
-            low, high = np.nanquantile(found, expanded(len(members))) if not np.isnan(found).all() else (np.nan, np.nan)
+        values = shared.to_numpy()
+        draws, clusters = drawn_weights(
+            shared.index.get_level_values("user_id"), shared.index.get_level_values("prompt"), resamples, seed
+        )
+        # a drawn pair counts as often as it was drawn
+        found = [measure(values.repeat(weights.astype(int), axis=0)) for weights in draws]
+        low, high = around(measure(values), found, clusters)
         same = (shared.nunique(axis=1) == 1).mean()
         rows.append((name, label, measure(values), low, high, same, len(shared)))
     return pd.DataFrame(rows, columns=["judges", "measure", "value", "low", "high", "same", "n"])

@@ -118,9 +118,9 @@ def accuracy_by_user(ranked: pd.DataFrame, methods: Sequence[str], seed: int = 0
 
 def answers_by_system(
     personal, vanilla: Control | None, tokenizer: PreTrainedTokenizerBase, index: UserIndex, train: Dataset,
-    prompts: Sequence[list[dict[str, str]]], **options,
+    prompts: Sequence[list[dict[str, str]]], users: Sequence[str], **options,
 ) -> pd.DataFrame:  # fmt: skip
-    """What every system answers to every prompt for every known user.
+    """What every system answers to every prompt for every one of `users`, whom `index` knows.
 
     Args:
         train: the users' training pairs; their own words are read from it.
@@ -132,7 +132,7 @@ def answers_by_system(
         words in its prompt (where all users said something).
     """
     words = dict(zip(train["user_id"], train["user_text"], strict=True))
-    jobs = [(user, prompt) for user in index.user_ids for prompt in prompts]
+    jobs = [(user, prompt) for user in users for prompt in prompts]
 
     def answered(model, prompts: Sequence, rows: Sequence[int] | None = None) -> list[str]:
         """Equal questions are asked once."""
@@ -152,7 +152,7 @@ def answers_by_system(
         found[VANILLA] = answered(vanilla.model, plain)
     with reference_of(personal) as untrained:
         found[UNTRAINED] = answered(untrained, plain)
-        if all(words[user] for user in index.user_ids):
+        if all(words[user] for user in users):
             found[TEXT] = answered(untrained, told)
     keys = pd.DataFrame({"user_id": [u for u, _ in jobs], "prompt": [prompt_text(p) for p in plain]})
     tables = [keys.assign(system=name, answer=texts) for name, texts in found.items()]
@@ -183,6 +183,6 @@ def swapped(
 
 def unique_prompts(pairs: Dataset, n: int, seed: int = 0) -> list[list[dict[str, str]]]:
     """Up to `n` different prompts of `pairs`, drawn without replacement."""
-    prompts = list({str(prompt): prompt for prompt in pairs["prompt"]}.values())
+    prompts = list({prompt_text(prompt): prompt for prompt in pairs["prompt"]}.values())
     order = np.random.default_rng(seed).permutation(len(prompts))[:n]
     return [prompts[i] for i in order]

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from datasets import Dataset
 
-from prlhf_kit.evaluation.statistics import cluster_bootstrap, detectable, holm, permutation_test
+from prlhf_kit.evaluation.statistics import cluster_bootstrap, crossed_bootstrap, detectable, holm, permutation_test
 
 ACCURACY = "reward accuracy"
 SCORES = ("measure", "method", "split", "user_id", "group", "item", "prompt", "value")
@@ -31,11 +31,14 @@ def tidy(ranked: pd.DataFrame, pairs: Dataset, split: str, measure: str = ACCURA
 
 
 def means(scores: pd.DataFrame, by: Sequence[str], cluster: str = "user_id", seed: int = 0) -> pd.DataFrame:
-    """Mean value for each value of `by`, with a 95% interval clustered by `cluster`: `by`, `value`, `low`, `high`,
-    `n`, `clusters`. Values that are NaN are left out."""
+    """Mean value for each value of `by`, with a 95% interval clustered by `cluster` ("user_id", "prompt", or "both":
+    `crossed_bootstrap`): `by`, `value`, `low`, `high`, `n`, `clusters`. Values that are NaN are left out."""
     rows = []
     for names, part in scores.dropna(subset="value").groupby(list(by), sort=False, dropna=False):
-        i = cluster_bootstrap(part.value, part[cluster].astype(str), seed=seed)
+        if cluster == "both":
+            i = crossed_bootstrap(part.value, part.user_id, part.prompt, seed=seed)
+        else:
+            i = cluster_bootstrap(part.value, part[cluster].astype(str), seed=seed)
         rows.append((*names, i.estimate, i.low, i.high, i.n, i.clusters))
     return pd.DataFrame(rows, columns=[*by, "value", "low", "high", "n", "clusters"])
 
@@ -44,24 +47,27 @@ def spread(scores: pd.DataFrame, resamples: int = 2_000, seed: int = 0) -> pd.Da
     """How evenly a method serves its users: for each split and method the worst user's accuracy, the 10th percentile,
     the median and the best.
 
-    Intervals (95%) draw each user's own pairs anew and keep the users: they say how far these numbers come from few
-    pairs a user. The least of several noisy numbers is too low on average, even where all users are served alike: look
-    at the controls' rows beside it.
+    The least of several noisy numbers is too low on average, even where all users are served alike: look at the
+    controls' rows beside it.
 
     Returns:
         Columns `measure`, `split`, `method`, `of` ("worst user", "10th percentile", "median user", "best user"),
-        `value`, `low`, `high`, `user_id` (who it is; None for percentiles), `n` (values), `users`.
+        `value` with `low`, `high` (95%: of the worst and the best user their own interval, clustered by prompt; of
+        percentiles over users drawn anew), `user_id` (who it is; None for percentiles), `n` (that user's values; for
+        percentiles all) and `users`.
     """
     rows = []
     for names, part in scores.dropna(subset="value").groupby(["measure", "split", "method"], sort=False):
-        users = {user: values.to_numpy() for user, values in part.groupby("user_id").value}
-        own = np.array([values.mean() for values in users.values()])
-        rng = np.random.default_rng(seed)
-        drawn = np.column_stack([rng.choice(v, (resamples, len(v))).mean(1) for v in users.values()])
-        for name, q in (("worst user", 0), ("10th percentile", 10), ("median user", 50), ("best user", 100)):
-            low, high = np.quantile(np.percentile(drawn, q, axis=1), [0.025, 0.975])
-            who = list(users)[own.argmin() if q == 0 else own.argmax()] if q in (0, 100) else None
-            rows.append((*names, name, np.percentile(own, q), low, high, who, len(part), len(users)))
+        own = part.groupby("user_id", sort=False).value.mean()
+        for name, who in (("worst user", own.idxmin()), ("best user", own.idxmax())):
+            mine = part[part.user_id == who]
+            i = cluster_bootstrap(mine.value, mine.prompt.astype(str), seed=seed)
+            rows.append((*names, name, i.estimate, i.low, i.high, who, i.n, len(own)))
+        drawn = np.random.default_rng(seed).choice(own.to_numpy(), (resamples, len(own)))
+        for name, q in (("10th percentile", 10), ("median user", 50)):
+            value = np.percentile(own, q)
+            low, high = np.quantile(np.percentile(drawn, q, axis=1), [0.025, 0.975]) if len(own) > 1 else (np.nan,) * 2
+            rows.append((*names, name, value, low, high, None, len(part), len(own)))
     columns = ["measure", "split", "method", "of", "value", "low", "high", "user_id", "n", "users"]
     return pd.DataFrame(rows, columns=columns)
 
@@ -71,8 +77,8 @@ def differences(scores: pd.DataFrame, method: str, by: Sequence[str] = ("split",
 
     Returns:
         Columns `by`, `method`, `control`, `difference` with `low`, `high` (95%, clustered by user), `p` (permutation
-        test that swaps whole users), `p_holm` (corrected over the table), `detectable` (see `statistics`), `n` and
-        `users`.
+        test that swaps whole users), `p_holm` (corrected over the rows of one value of `by`), `detectable` (see
+        `statistics`), `n` and `users`.
     """
     rows = []
     for names, part in scores.groupby(list(by), sort=False, dropna=False):
@@ -89,7 +95,9 @@ def differences(scores: pd.DataFrame, method: str, by: Sequence[str] = ("split",
                 rows.append((*names, method, control, *row))
     columns = [*by, "method", "control", "difference", "low", "high", "p", "detectable", "n", "users"]
     table = pd.DataFrame(rows, columns=columns)
-    table.insert(len(by) + 6, "p_holm", holm(table.p.tolist()))
+    table.insert(len(by) + 6, "p_holm", np.nan)
+    for _, part in table.groupby(list(by), sort=False, dropna=False):
+        table.loc[part.index, "p_holm"] = holm(part.p.tolist())
     return table
 
 

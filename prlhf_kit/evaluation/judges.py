@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -42,8 +43,9 @@ class Judge(Protocol):
 
 
 def verdicts(probability: Iterable[float]) -> list[Verdict]:
-    """Verdicts from probabilities that the first answer is preferred; exactly one half is a tie."""
-    return [Verdict("a" if p > 0.5 else "b" if p < 0.5 else "tie", float(p)) for p in probability]
+    """Verdicts from probabilities that the first answer is preferred; exactly one half is a tie, NaN is unreadable."""
+    known = [float(p) for p in probability]
+    return [UNREADABLE if p != p else Verdict("a" if p > 0.5 else "b" if p < 0.5 else "tie", p) for p in known]
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,9 @@ def judged(
     Returns:
         One row a pair, columns `JUDGEMENTS`: `first` is the verdict ("a", "b", "tie") with system a's answer shown
         first and `second` with b's first, both in terms of a and b, None where unreadable; `preference` what counts,
-        None where there is no verdict; `probability` that a is preferred, the mean over both orders.
+        None where there is no verdict; `probability` that a is preferred, the mean over both orders. Where the users of
+        answers are not known (None), each prompt counts as asked by somebody else: `user_id` is then "somebody: " and
+        the prompt.
     """
     pairs = _pairs(answers, systems)
     shown = [(prompts or {}).get(text, text) for text in pairs.prompt]
@@ -125,6 +129,9 @@ def judged(
     found = judge(shown * 2, a + b, b + a, users * 2)
     if len(found) != 2 * len(pairs):
         raise ValueError(f"the judge {name!r} gave {len(found)} verdicts on {2 * len(pairs)} pairs, expected one each.")
+    strange = {v.preference for v in found} - {*PREFERENCES, None}
+    if strange:
+        raise ValueError(f"the judge {name!r} prefers {strange.pop()!r}, expected one of {PREFERENCES}, or None.")
     swapped = {"a": "b", "b": "a", "tie": "tie", None: None}
     first, second = found[: len(pairs)], found[len(pairs) :]
     of_a = [v.preference for v in first]
@@ -136,7 +143,17 @@ def judged(
         (v.probability + 1 - w.probability) / 2 if None not in (v.preference, w.preference) else np.nan
         for v, w in zip(first, second, strict=True)
     ]
+    pairs["user_id"] = pairs.user_id.where(pairs.user_id.notna(), "somebody: " + pairs.prompt)
     return pairs[list(JUDGEMENTS)]
+
+
+def comparable(answers: pd.DataFrame) -> list[tuple[str, str]]:
+    """All two systems that answered a prompt for the same user, in the order of their first answers."""
+    asked = {
+        system: set(zip(part.user_id, part.prompt, strict=True))
+        for system, part in answers.groupby("system", sort=False)
+    }
+    return [(str(a), str(b)) for a, b in combinations(asked, 2) if asked[a] & asked[b]]
 
 
 def agreed(first: str | None, second: str | None) -> str | None:

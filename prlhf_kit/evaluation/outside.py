@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -230,3 +230,22 @@ def _once_each(answers: pd.DataFrame, path: Path) -> None:
             f"first row {twice.tolist().index(True) + 1} ({row.system!r}, {row.user_id!r}, {str(row.prompt)[:60]!r}); "
             "expected one each. Keep one of them in the file, or give samples different systems' names."
         )
+
+
+def for_run(answers: pd.DataFrame, users: Sequence[str], prompts: Sequence[str]) -> pd.DataFrame:
+    """Those of `answers` that were given to `users` and `prompts` (texts), columns `judges.ANSWERS`. An answer to
+    nobody in particular is given to every user.
+
+    Raises:
+        ValueError: there is none.
+    """
+    everybody = answers[answers.user_id.isna()].drop(columns="user_id").merge(pd.DataFrame({"user_id": users}), "cross")
+    found = pd.concat([answers[answers.user_id.isin(users)], everybody], ignore_index=True)
+    found = found[found.prompt.isin(prompts)][list(ANSWERS)]
+    if found.empty:
+        raise ValueError(
+            f"none of {len(answers)} answers is to one of the {len(users)} users and {len(prompts)} prompts of this "
+            f"run (the first: user {answers.user_id.iloc[0]!r}, prompt {str(answers.prompt.iloc[0])[:60]!r}). Answer "
+            "the prompts in the run's answers.parquet."
+        )
+    return found.reset_index(drop=True)

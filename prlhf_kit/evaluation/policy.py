@@ -10,8 +10,10 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from datasets import Dataset
 from scipy.stats import kendalltau
 from tqdm.auto import tqdm
@@ -21,7 +23,7 @@ from prlhf_kit.decoding.guides import PAD, Who, ids_of, start_of
 from prlhf_kit.decoding.readers import Row, reading
 from prlhf_kit.evaluation.metrics import ranked_right
 from prlhf_kit.evaluation.scoring import completion_logits
-from prlhf_kit.evaluation.statistics import cluster_bootstrap
+from prlhf_kit.evaluation.statistics import Interval, around, cluster_bootstrap
 from prlhf_kit.rewards import Text, messages
 from prlhf_kit.training.reward_data import encode
 
@@ -138,7 +140,7 @@ def token_kl(policy: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
     0.0
     """
     own, other = policy.float().log_softmax(-1), base.float().log_softmax(-1)
-    return (own.exp() * (own - other)).sum(-1)
+    return F.kl_div(other, own, reduction="none", log_target=True).sum(-1)
 
 
 @torch.inference_mode()
@@ -196,8 +198,22 @@ def _read(rows: Sequence[Row], completions: Sequence[list[int]], pad: int) -> li
     return [found[i] for i in range(len(rows))]
 
 
-def rank_correlation(table: pd.DataFrame, one: str, other: str) -> tuple[float, float, int]:
-    """Kendall's tau-b between two columns (over methods, or users), its p-value and n: do good rewards make good
-    policies? NaN where a column does not vary."""
-    found = kendalltau(table[one], table[other])
-    return float(found.statistic), float(found.pvalue), len(table)
+def rank_correlation(ranks: pd.DataFrame, resamples: int = 1_000, seed: int = 0) -> Interval:
+    """Do good rewards make good policies? Kendall's tau-b between a reward's accuracy and its policy's, over guides and
+    users, with a 95% interval that draws users anew. NaN where one of the two does not vary.
+
+    Args:
+        ranks: rows of `policy_ranks` at one weight: a reward has one accuracy, so several would count it several times.
+    """
+    if ranks.weight.nunique() != 1:
+        raise ValueError(f"ranks hold the weights {sorted(set(ranks.weight))}, expected one. Choose one of them.")
+    means = ranks.groupby(["user_id", "guide"], sort=False)[["reward_right", "right"]].mean()
+    parts = [part.to_numpy() for _, part in means.groupby("user_id", sort=False)]
+
+    def tau(found: list[np.ndarray]) -> float:
+        return float(kendalltau(*np.concatenate(found).T).statistic)
+
+    rng = np.random.default_rng(seed)
+    drawn = [tau([parts[i] for i in rng.integers(len(parts), size=len(parts))]) for _ in range(resamples)]
+    low, high = np.clip(around(tau(parts), drawn, len(parts)), -1, 1)
+    return Interval(tau(parts), float(low), float(high), len(means), len(parts))

@@ -24,14 +24,16 @@ from prlhf_kit.evaluation.statistics import Interval, cluster_bootstrap
 from prlhf_kit.features import load_embedder
 from prlhf_kit.models import SENTENCES
 from prlhf_kit.rewards import FeatureReward, RewardModel
+from prlhf_kit.training.stage_sets import sampled
 
 # (users, prompts, answers) -> rewards [n]
-Judge = Callable[[Sequence[str], Sequence[list[dict]], Sequence[str]], np.ndarray]
+Scorer = Callable[[Sequence[str], Sequence[list[dict]], Sequence[str]], np.ndarray]
 FEW = 5  # users or prompts, below which an interval would say nothing
 EMPTY = "(no answer)"
+MANY_PAIRS = 20_000
 
 
-def true_utility(people: Population) -> Judge:
+def true_utility(people: Population) -> Scorer:
     """The users' own utility, where they are simulated."""
     return lambda users, prompts, answers: people.utility(users, answers)
 
@@ -39,19 +41,23 @@ def true_utility(people: Population) -> Judge:
 def feature_reward(data: DatasetDict, cache: Path | None = None) -> tuple[FeatureReward, Interval]:
     """A reward for each user, linear in sentence embeddings and fitted to `data["train"]`; and its held-out accuracy.
 
-    No language model's likelihood is in it, so it shares nothing with what steers but the training pairs.
+    No language model's likelihood is in it, so it shares nothing with what steers but the training pairs. Of more than
+    `MANY_PAIRS` pairs in a split so many are drawn.
     """
     embedder = load_embedder(SENTENCES)
     known = DatasetDict(train=data["train"], test_seen=data["test_seen"])
+    for split, pairs in known.items():
+        if len(pairs) > MANY_PAIRS:
+            known[split] = sampled(pairs, MANY_PAIRS, seed=0)
     embedded = head_comparison.embed(known, [embedder], cache)
-    heads = head_comparison.fit("per_user", data["train"], embedded["train"])
+    heads = head_comparison.fit("per_user", known["train"], embedded["train"])
     test = known["test_seen"]
     gap = heads.reward(embedded["test_seen"].difference, test["user_id"])
     held_out = cluster_bootstrap(ranked_right(gap, 0 * gap), [str(p) for p in test["prompt"]])
     return FeatureReward(embedder, heads, cache), held_out
 
 
-def by_reward(reward: RewardModel) -> Judge:
+def by_reward(reward: RewardModel) -> Scorer:
     """A reward model as a judge of answers; an empty answer is read as `EMPTY`."""
 
     def score(users: Sequence[str], prompts: Sequence[list[dict]], answers: Sequence[str]) -> np.ndarray:
@@ -60,7 +66,7 @@ def by_reward(reward: RewardModel) -> Judge:
     return score
 
 
-def feature_judge(data: DatasetDict, cache: Path | None = None) -> tuple[Judge, Interval]:
+def feature_judge(data: DatasetDict, cache: Path | None = None) -> tuple[Scorer, Interval]:
     """`feature_reward` as a judge, and its held-out accuracy."""
     reward, held_out = feature_reward(data, cache)
     return by_reward(reward), held_out
@@ -83,7 +89,7 @@ def base_logps(
     return found
 
 
-def answered(jobs: pd.DataFrame, answers: Sequence[GuidedAnswer], judge: Judge, **columns: Any) -> pd.DataFrame:
+def answered(jobs: pd.DataFrame, answers: Sequence[GuidedAnswer], judge: Scorer, **columns: Any) -> pd.DataFrame:
     """One row an answer.
 
     Args:
@@ -139,7 +145,7 @@ def _interval(values: np.ndarray, group: pd.DataFrame, seed: int) -> dict[str, f
     return {"gain": found.estimate, "low": low, "high": high, "answers": found.n, "clusters": found.clusters}
 
 
-def gains_of_two(table: pd.DataFrame, users: Sequence[str], judge: Judge, prompts: dict[str, list], seed: int = 0):
+def gains_of_two(table: pd.DataFrame, users: Sequence[str], judge: Scorer, prompts: dict[str, list], seed: int = 0):
     """What each of two people gains from the same answers over the base's, by what they were steered `towards`.
 
     Args:

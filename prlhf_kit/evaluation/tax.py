@@ -24,13 +24,15 @@ def tax(
 
     Returns:
         For each set and other model: `set`, `model`, `accuracy` with `accuracy_low`, `accuracy_high`, `untrained` (its
-        accuracy), `change` with `low`, `high` (95%, clustered by prompt), `p` (permutation test), `p_holm` (corrected
-        over the table), `detectable`, `n` (pairs), `prompts`.
+        accuracy) with `untrained_low`, `untrained_high`, `change` with `low`, `high` (95%, clustered by prompt), `p`
+        (permutation test), `p_holm` (corrected over the table), `detectable`, `n` (pairs), `prompts`.
     """
     if untrained not in models:
         raise ValueError(f"untrained={untrained!r} is none of the models: {', '.join(models)}.")
     rows = []
     for name, pairs in sets.items():
+        if not len(pairs):
+            raise ValueError(f"the general set {name!r} has no pair left. Raise the limit of its texts' length.")
         prompts = [str(prompt) for prompt in pairs["prompt"]]
         right = {model: np.asarray(ranks(pairs), float) for model, ranks in models.items()}
         for model in models:
@@ -40,10 +42,10 @@ def tax(
             gap = right[model] - right[untrained]
             i = cluster_bootstrap(gap, prompts, seed=seed)
             p = permutation_test(gap, prompts, seed=seed)
-            rows.append((name, model, own.estimate, own.low, own.high, right[untrained].mean(), i.estimate, i.low,
-                         i.high, p, detectable(gap, prompts), i.n, i.clusters))  # fmt: skip
-    columns = ["set", "model", "accuracy", "accuracy_low", "accuracy_high", "untrained", "change", "low", "high", "p",
-               "detectable", "n", "prompts"]  # fmt: skip
+            base = cluster_bootstrap(right[untrained], prompts, seed=seed)
+            rows.append((name, model, *own[:3], *base[:3], *i[:3], p, detectable(gap, prompts), i.n, i.clusters))
+    columns = ["set", "model", "accuracy", "accuracy_low", "accuracy_high", "untrained", "untrained_low",
+               "untrained_high", "change", "low", "high", "p", "detectable", "n", "prompts"]  # fmt: skip
     table = pd.DataFrame(rows, columns=columns)
     table.insert(columns.index("p") + 1, "p_holm", holm(table.p.tolist()))
     return table

@@ -22,7 +22,7 @@ from pyphen import Pyphen
 
 from prlhf_kit.data.schema import said
 from prlhf_kit.evaluation.judges import ANSWERS
-from prlhf_kit.evaluation.steering import Judge
+from prlhf_kit.evaluation.steering import Scorer
 from prlhf_kit.features import Embedder
 from prlhf_kit.rewards import Text
 
@@ -196,24 +196,26 @@ def text_scores(answers: pd.DataFrame) -> pd.DataFrame:
 
 
 def corpus_scores(answers: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
-    """Measures of all answers of a system together, see `text_scores`; all depend on the number of answers, `n`.
+    """Measures of all answers of a system to one user together, see `text_scores`: columns `SCORES`, one row a system,
+    user and measure ("distinct-1" to "distinct-3", "self-BLEU"); `item` and `prompt` are None.
 
-    `measure` ("distinct-1" to "distinct-3", "self-BLEU"), `method`, `value`, `n`. Self-BLEU is NaN where fewer than two
-    answers have words; of more than `SELF_BLEU_ANSWERS` so many are drawn by `seed`, to the same prompts and users for
-    all systems that answered the same.
+    All of them depend on the number of answers: compare systems that gave every user equally many. They are taken user
+    by user since a system that tells everybody the same would seem to repeat itself. Self-BLEU is NaN where fewer than
+    two answers have words; of more than `SELF_BLEU_ANSWERS` so many are drawn by `seed`.
     """
     _texts(answers)
     rows: list[tuple] = []
-    for system, group in answers.groupby("system", sort=False):
-        texts = group.sort_values(["prompt", "user_id"]).answer
-        rows += [(f"distinct-{n}", system, distinct_n(texts, n), len(texts)) for n in (1, 2, 3)]
+    for (system, user), group in answers.groupby(["system", "user_id"], sort=False, dropna=False):
+        texts = group.sort_values("prompt").answer
         drawn = [t for t in texts.sample(min(len(texts), SELF_BLEU_ANSWERS), random_state=seed) if words(t)]
-        rows.append(("self-BLEU", system, self_bleu(drawn) if len(drawn) > 1 else np.nan, len(drawn)))
-    return pd.DataFrame(rows, columns=["measure", "method", "value", "n"])
+        values = {f"distinct-{n}": distinct_n(texts, n) for n in (1, 2, 3)}
+        values["self-BLEU"] = self_bleu(drawn) if len(drawn) > 1 else np.nan
+        rows += [(name, system, user, None, None, value) for name, value in values.items()]
+    return pd.DataFrame(rows, columns=list(SCORES))
 
 
 def reward_table(
-    answers: pd.DataFrame, scorers: Mapping[str, Judge], prompts: Mapping[str, list[dict]] | None = None
+    answers: pd.DataFrame, scorers: Mapping[str, Scorer], prompts: Mapping[str, list[dict]] | None = None
 ) -> pd.DataFrame:
     """Rewards of the same answers by several scorers, one for each preference, as in PAD's tables (Chen et al. 2025,
     arXiv 2410.04070): columns `SCORES`, one row an answer and scorer; `measure` is the scorer's name.
