@@ -109,7 +109,7 @@ def reward_front(table: pd.DataFrame) -> Figure:
     for i, (guide, rows) in enumerate(table.groupby("guide", sort=False)):
         ax.plot(rows.x, rows.y, color=PALETTE[i % 8], marker=_marker(i), linewidth=1, label=guide)
         spans = [np.abs(rows[[f"{v}_low", f"{v}_high"]].to_numpy(float) - rows[[v]].to_numpy(float)).T for v in "xy"]
-        ax.errorbar(rows.x, rows.y, xerr=spans[0], yerr=spans[1], fmt="none", ecolor=PALETTE[i % 8], alpha=0.35)
+        ax.errorbar(rows.x, rows.y, xerr=spans[0], yerr=spans[1], fmt="none", ecolor=PALETTE[i % 8], alpha=0.2)
         for w, x, y in zip(rows.weight, rows.x, rows.y, strict=True):
             ax.annotate(f"{w:g}", (x, y), xytext=(5, 4), textcoords="offset points", fontsize=8)
     best = table[table.front]
