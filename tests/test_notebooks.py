@@ -197,6 +197,40 @@ def test_scores_and_judgements_feed_everything(run):
     assert metrics["position_bias/longer"] == 0
 
 
+def test_evaluation_of_real_users_and_of_answers_made_elsewhere(run, dsp_file, tmp_path, monkeypatch):
+    """No types, no wishes in words, no true tastes, no control, and an answer to nobody in particular."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    rows = [{"instruction": f"Question {i}?", "output": "It depends. " * (i % 3), "generator": "x"} for i in range(40)]
+    (tmp_path / "theirs.json").write_text(json.dumps(rows))
+    options = {
+        "01_data_preparation": {
+            "dataset": "dsp",
+            "dataset_path": str(dsp_file),
+            "pairs_kept": {"train": 3, "test_seen": 4},
+        },
+        "03_pdpo_training": {"controls": []},
+        "05_evaluation": {
+            "n_prompts": 3,
+            "n_users": 3,
+            "max_new_tokens": 4,
+            "policy_pairs": 2,
+            "outside": {"theirs": str(tmp_path / "theirs.json")},
+        },
+    }
+    for notebook in NOTEBOOKS:
+        if notebook.stem in options:
+            parameters = options[notebook.stem] | {"model": str(run[0].parent / "tiny")}
+            record = runs.run_notebook(notebook, tmp_path / "r", parameters)
+            assert record["status"] == "completed", record.get("error")
+    judgements = pd.read_parquet(tmp_path / "r" / "05_evaluation" / "judgements.parquet")
+    assert set(judgements.judge) == {"embeddings", "longer"}
+    assert set(judgements.system_b) == {"P-DPO, generic row", "untrained", "theirs"}
+    assert judgements.user_id.nunique() == 3
+    theirs = judgements[(judgements.judge == "longer") & (judgements.system_b == "theirs")]
+    assert len(theirs[theirs.system_a == "untrained"]) == 9
+    assert "win_rate_n/theirs" in record["metrics"]
+
+
 def test_killed_in_mid_training_it_resumes_to_the_same_kind_of_record(run, tmp_path):
     folder, records = run
     first, training = (n for n in NOTEBOOKS if n.stem in ("01_data_preparation", "03_pdpo_training"))
