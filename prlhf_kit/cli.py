@@ -67,9 +67,7 @@ def figures(args: argparse.Namespace) -> int:
                 status = f"made no table {table!r} from this data"
             print(f"{name}: left out, {stage} {status}")
             continue
-        figure = draw(pd.read_parquet(path))
-        for kind in ("png", "svg"):
-            figure.savefig(args.out / f"{name}.{kind}", dpi=150, bbox_inches="tight")
+        general_figures.save(draw(pd.read_parquet(path)), args.out / f"{name}.png")
         print(args.out / f"{name}.png")
     return 0
 

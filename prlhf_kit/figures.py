@@ -5,6 +5,7 @@ Colours are Okabe & Ito's, told apart by people with any common form of colour b
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
@@ -20,7 +21,7 @@ STYLE: dict[Any, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "font.size": 10,
-    "svg.hashsalt": "prlhf_kit",  # the same figure gives the same file
+    "svg.hashsalt": "prlhf_kit",
     "axes.prop_cycle": cycler(color=PALETTE),
 }
 
@@ -29,6 +30,13 @@ def _figure(width: float, height: float, **kwargs):
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         return figure, figure.subplots(**kwargs)
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write `path` with the endings .png and .svg. The same figure gives the same files."""
+    with mpl.rc_context(STYLE):
+        figure.savefig(path.with_suffix(".png"), dpi=150, bbox_inches="tight")
+        figure.savefig(path.with_suffix(".svg"), bbox_inches="tight", metadata={"Date": None})
 
 
 def tastes(weights: pd.DataFrame) -> Figure:
@@ -219,12 +227,12 @@ def adaptation(table: pd.DataFrame) -> Figure:
     for i, (method, rows) in enumerate(table.groupby("method", sort=False)):
         if set(rows.k) == {0}:
             ax.axhline(
-                rows.accuracy.iloc[0], color=PALETTE[i], linestyle="--", linewidth=1.2, label=f"{method} (k = 0)"
+                rows.accuracy.iloc[0], color=PALETTE[i % 8], linestyle="--", linewidth=1.2, label=f"{method} (k = 0)"
             )
             continue
         error = np.abs(rows[["low", "high"]].to_numpy() - rows[["accuracy"]].to_numpy()).T
         x = [ks.index(k) + 0.06 * i for k in rows.k]
-        ax.errorbar(x, rows.accuracy, yerr=error, color=PALETTE[i], marker="osD^v"[i % 5], capsize=3, label=method)
+        ax.errorbar(x, rows.accuracy, yerr=error, color=PALETTE[i % 8], marker="osD^v"[i % 5], capsize=3, label=method)
     ax.set_xticks(range(len(ks)), [str(k) for k in ks])
     ax.axhline(0.5, color="black", linewidth=1, linestyle=":")
     ax.set(xlabel="known pairs of the user, k", ylabel="reward accuracy, test_unseen\n(95% interval)", ylim=(0, 1.02))

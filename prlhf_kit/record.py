@@ -208,9 +208,10 @@ class Stage:
 
     def figure(self, figure: Figure, name: str, caption: str) -> None:
         """Save a figure as PNG and SVG, and show it: IPython shows pyplot's figures only, these are apart from it."""
+        from prlhf_kit.figures import save  # here, since seaborn takes seconds to import
+
         png = self.artifact(f"{name}.png", "figure", caption)
-        figure.savefig(png, dpi=150, bbox_inches="tight")
-        figure.savefig(self.dir / f"{name}.svg", bbox_inches="tight")
+        save(figure, png)
         if InteractiveShell.initialized():
             display(Image(png, width=int(90 * figure.get_figwidth()), alt=caption))
 

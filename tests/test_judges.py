@@ -127,6 +127,27 @@ def test_without_users_each_prompt_is_asked_by_somebody_else():
     assert win_rate.position_bias(found).position_bias[0] == 0
 
 
+def test_unknown_users_are_none_for_the_judge_whatever_pandas_makes_of_them(tmp_path):
+    asked = []
+
+    def judge(prompt, answer_a, answer_b, user):
+        asked.extend(user)
+        return longer(prompt, answer_a, answer_b, user)
+
+    answers(users=["a", None]).to_parquet(tmp_path / "answers.parquet")
+    judged(judge, pd.read_parquet(tmp_path / "answers.parquet"), [("x", "y")], "words")
+    assert set(asked) == {"a", None}
+
+
+def test_systems_may_be_numbers_but_answers_must_be_text():
+    steps = answers().assign(system=lambda table: table.system.map({"x": 100, "y": 200, "z": 300}))
+    assert win_rate.win_rates(judged(longer, steps, comparable(steps), "words")).loss.tolist() == [1, 1, 1]
+    with pytest.raises(ValueError, match=r"no answers of 7; there are 100, 200, 300"):
+        judged(longer, steps, [(7, 100)], "words")
+    with pytest.raises(ValueError, match="3 prompts or answers are no text, for instance nan"):
+        judged(longer, answers("xy", "a").assign(answer=["w", None, None, None, "w", "w"]), [("x", "y")], "words")
+
+
 def test_what_can_be_compared():
     some = pd.concat([answers("x", prompts="pq"), answers("y", prompts="q"), answers("z", prompts="r")])
     assert comparable(some) == [("x", "y")]

@@ -9,9 +9,10 @@ from prlhf_kit.evaluation import fairness
 from prlhf_kit.evaluation.statistics import (
     around,
     cluster_bootstrap,
-    crossed_bootstrap,
+    crossed_interval,
     crossed_test,
     detectable,
+    drawn_weights,
     expanded,
     holm,
     permutation_test,
@@ -57,23 +58,33 @@ def test_clustered_intervals_cover_at_the_stated_rate(told, users, pairs):
     assert naive / REPETITIONS < rate
 
 
-def test_crossed_intervals_cover_where_prompts_are_shared(told):
+@pytest.mark.parametrize(("users", "prompts"), [(8, 8), (12, 12)])
+def test_crossed_intervals_cover_where_prompts_are_shared(told, users, prompts):
     rng = np.random.default_rng(3)
-    users, prompts = 12, 12
     user, prompt = (index.ravel() for index in np.indices((users, prompts)))
     both = by_user = 0
     for seed in range(REPETITIONS):
         values = rng.normal(size=users)[user] + rng.normal(size=prompts)[prompt] + rng.normal(size=users * prompts)
-        i = crossed_bootstrap(values, user, prompt, resamples=500, seed=seed)
+        i = crossed_interval(values, user, prompt)
         both += i.low <= 0 <= i.high
         j = cluster_bootstrap(values, user, resamples=500, seed=seed)
         by_user += j.low <= 0 <= j.high
     told(
-        f"12 users x 12 shared prompts, {REPETITIONS} repetitions: intervals that draw both anew cover in "
-        f"{both / REPETITIONS:.3f}, those that draw users only in {by_user / REPETITIONS:.3f}"
+        f"{users} users x {prompts} shared prompts, {REPETITIONS} repetitions: intervals clustered both ways cover in "
+        f"{both / REPETITIONS:.3f}, those by user alone in {by_user / REPETITIONS:.3f}"
     )
-    assert 0.94 <= both / REPETITIONS <= 0.995
+    assert 0.94 <= both / REPETITIONS <= 0.985
     assert by_user / REPETITIONS < 0.9
+
+
+def test_one_prompt_that_two_users_share_changes_little():
+    rng = np.random.default_rng(0)
+    values, users = rng.normal(size=300), range(300)
+    apart = crossed_interval(values, users, range(300))
+    together = crossed_interval(values, users, [0, *range(299)])
+    assert together.high - together.low == pytest.approx(apart.high - apart.low, rel=0.1)
+    assert drawn_weights(users, [0, *range(299)], 1)[1] == 300
+    assert drawn_weights([1, 1, 2, 2], [1, 2, 1, 2], 1)[1] == 2
 
 
 def test_the_permutation_test_has_its_size_and_power(told):
@@ -121,6 +132,15 @@ def test_the_detectable_difference_is_found_with_the_stated_power(told):
     found = np.mean([permutation_test(draw(least), clusters, resamples=499) <= 0.05 for _ in range(500)])
     told(f"30 users: a true difference of {least:.2f}, said to be detectable, is found in {found:.3f} of 500")
     assert 0.73 <= found <= 0.87
+    user, prompt = (index.ravel() for index in np.indices((8, 8)))
+
+    def crossed(shift=0.0):
+        return 0.3 * rng.normal(size=8)[user] + rng.normal(size=8)[prompt] + rng.normal(size=64) + shift
+
+    least = np.mean([detectable(crossed(), user, prompt) for _ in range(200)])
+    found = np.mean([crossed_test(crossed(least), user, prompt, resamples=499) <= 0.05 for _ in range(300)])
+    told(f"8 users x 8 shared prompts: a true difference of {least:.2f} is found in {found:.3f} of 300")
+    assert 0.65 <= found <= 0.87
     assert np.isnan(detectable([1, 1], ["a", "b"]))
     assert np.isnan(detectable([1, 2], ["a", "a"]))
 
@@ -128,11 +148,16 @@ def test_the_detectable_difference_is_found_with_the_stated_power(told):
 def test_small_cases_by_hand():
     assert expanded(10**6) == pytest.approx((0.025, 0.975), abs=1e-5)
     # users a, b and prompts p, q, one value each: the draws are (a, b, or both) x (p, q, or both)
-    i = crossed_bootstrap([1, 0, 0, 0], list("aabb"), list("pqpq"))
+    i = crossed_interval([1, 0, 0, 0], list("aabb"), list("pqpq"))
     assert (i.estimate, i.low, i.high, i.n, i.clusters) == (0.25, 0, 1, 4, 2)
-    one = crossed_bootstrap([1, 0], ["a", "b"], ["p", "p"])
+    # residuals of users 1, -1, 0 and prompts 1, -1, 0 (sums), of cells themselves: 1.5 (2 + 2) / 81 - 9 / 8 * 2 / 81
+    values = [1, 0, 0, 0, -1, 0, 0, 0, 0]
+    i = crossed_interval(values, [*"aaabbbccc"], [*"pqrpqrpqr"])
+    error = (1.5 * 4 / 81 - 9 / 8 * 2 / 81) ** 0.5
+    assert i.high == pytest.approx(min(4.302653 * error, 1), rel=1e-5)
+    one = crossed_interval([1, 0], ["a", "b"], ["p", "p"])
     assert np.isnan([one.low, one.high]).all()
-    assert crossed_bootstrap([1, 0], ["a", "b"], ["p", "q"]) == cluster_bootstrap([1, 0], ["a", "b"])
+    assert crossed_interval([1, 0], ["a", "b"], ["p", "q"]) == cluster_bootstrap([1, 0], ["a", "b"])
     # few clusters: 1.5 +- 4.303 * 1 / 3^0.5, cut off at the values
     assert cluster_bootstrap([1, 2, 3], list("abc"))[:3] == (2, 1, 3)
     wide = cluster_bootstrap([0.5, 1.5, 2.5, -8, 12], [*"abc", "c", "c"])  # the third mean is 6.5 / 3
@@ -164,7 +189,7 @@ def test_scores_are_tidy(scores):
     assert tuple(scores.columns) == fairness.SCORES
     assert len(scores) == 16
     assert scores[(scores.method == "m") & (scores.user_id == "b")].value.tolist() == [1, 0]
-    assert set(scores.prompt) == {"[{'role': 'user', 'content': '0'}]", "[{'role': 'user', 'content': '1'}]"}
+    assert set(scores.prompt) == {"0", "1"}
 
 
 def test_means_and_spread_by_hand(scores):
@@ -185,13 +210,17 @@ def test_means_and_spread_by_hand(scores):
     both = fairness.means(scores, ["method"], "both").set_index("method")
     assert both.value.to_dict() == {"m": 0.5, "o": 1.0}
     assert both.clusters.tolist() == [2, 2]
+    with pytest.raises(ValueError, match="the scores are of 2 measures"):
+        fairness.differences(pd.concat([scores, scores.assign(measure="words")]), "o")
 
 
 def test_paired_differences_by_hand(scores):
     found = fairness.differences(scores, "o").iloc[0]
     assert (found.method, found.control, found.difference) == ("o", "m", 0.5)
-    # the users' sums 1, 1, 2: only the two permutations with equal signs are as far from 0
-    assert (found.p, found.p_holm, found.n, found.users) == (2 / 8, 2 / 8, 8, 3)
+    # the users' sums 1, 1, 2: only the two permutations with equal signs are as far from 0; but of the prompts, which
+    # all users share, two of four are
+    assert (found.p, found.p_holm, found.n, found.users) == (2 / 4, 2 / 4, 8, 3)
+    assert fairness.differences(scores.assign(prompt=scores.item), "o").p[0] == 2 / 8
     gains = fairness.gains_by_user(scores, "o", "m")
     assert gains.user_id.tolist() == ["a", "b", "c"]
     assert gains.gain.tolist() == [0.25, 0.5, 1]

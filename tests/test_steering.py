@@ -158,3 +158,5 @@ def test_the_pareto_front_by_hand():
     assert found[["x", "y"]].to_numpy().tolist() == [[0, 3], [2, 1], [1, 2], [1, 1], [1, 2]]
     assert (found.x_low <= found.x).all()
     assert (found.n == 2).all()
+    silent = steering.front(table.assign(y=table.y.where(table.weight != 4)), "x", "y", ["guide", "weight"])
+    assert silent.front.tolist() == [True, True, True, False, False]

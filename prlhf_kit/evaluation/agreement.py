@@ -37,7 +37,7 @@ def judge_agreement(judgements: pd.DataFrame, resamples: int = 200, seed: int = 
         )
         # a drawn pair counts as often as it was drawn
         found = [measure(values.repeat(weights.astype(int), axis=0)) for weights in draws]
-        low, high = around(measure(values), found, clusters)
+        low, high = np.clip(around(measure(values), found, clusters), -1, 1)
         same = (shared.nunique(axis=1) == 1).mean()
         rows.append((name, label, measure(values), low, high, same, len(shared)))
     return pd.DataFrame(rows, columns=["judges", "measure", "value", "low", "high", "same", "n"])

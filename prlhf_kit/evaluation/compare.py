@@ -16,7 +16,7 @@ from prlhf_kit.decoding.generate import generate
 from prlhf_kit.evaluation.judges import ANSWERS, prompt_text
 from prlhf_kit.evaluation.metrics import length_rules, ranked_right
 from prlhf_kit.evaluation.scoring import score_pairs
-from prlhf_kit.evaluation.statistics import cluster_bootstrap
+from prlhf_kit.evaluation.statistics import cluster_bootstrap, crossed_interval
 from prlhf_kit.saving import reference_of
 from prlhf_kit.training.controls import LABELS, Control
 from prlhf_kit.users import GENERIC, UserIndex
@@ -86,19 +86,21 @@ def ranked_by_method(
 
 
 def accuracy_by_method(ranked: pd.DataFrame, pairs: Dataset, split: str, seed: int = 0) -> pd.DataFrame:
-    """Reward accuracy of each method with a 95% interval clustered by user.
+    """Reward accuracy of each method with a 95% interval: by user, and by prompt where users share prompts.
 
     Returns:
         Columns `split`, `method`, `accuracy`, `low`, `high`, `pairs`, `users`; the last row is the oracle where the
         dataset knows the truth (`p_chosen`).
     """
     rows = []
+    prompts = [prompt_text(prompt) for prompt in pairs["prompt"]]
+    users = ranked.user_id.nunique()
     for method in ranked.columns.drop(["pair_id", "user_id"]):
-        i = cluster_bootstrap(ranked[method], ranked.user_id, seed=seed)
-        rows.append((split, method, i.estimate, i.low, i.high, i.n, i.clusters))
+        i = crossed_interval(ranked[method], ranked.user_id, prompts, seed=seed)
+        rows.append((split, method, i.estimate, i.low, i.high, i.n, users))
     if "p_chosen" in pairs.column_names:
         oracle = oracle_accuracy(pairs["p_chosen"])
-        rows.append((split, "oracle", oracle, oracle, oracle, len(pairs), ranked.user_id.nunique()))
+        rows.append((split, "oracle", oracle, oracle, oracle, len(pairs), users))
     return pd.DataFrame(rows, columns=["split", "method", "accuracy", "low", "high", "pairs", "users"])
 
 

@@ -122,6 +122,8 @@ class Endpoint:
         try:
             for future in tqdm(as_completed(asked), total=len(asked), desc="judging", disable=None, leave=False):
                 error = future.exception()
+                if isinstance(error, _Stopped):
+                    continue  # the error that stopped it comes, too
                 in_a_row = in_a_row + 1 if error else 0
                 if error:
                     errors.append(error)

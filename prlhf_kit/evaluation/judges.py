@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import pandas as pd
@@ -125,7 +125,8 @@ def judged(
     """
     pairs = _pairs(answers, systems)
     shown = [(prompts or {}).get(text, text) for text in pairs.prompt]
-    a, b, users = (pairs[column].tolist() for column in ("answer_a", "answer_b", "user_id"))
+    a, b = pairs.answer_a.tolist(), pairs.answer_b.tolist()
+    users = [None if pd.isna(user) else user for user in pairs.user_id]  # NaN, as pandas may have it
     found = judge(shown * 2, a + b, b + a, users * 2)
     if len(found) != 2 * len(pairs):
         raise ValueError(f"the judge {name!r} gave {len(found)} verdicts on {2 * len(pairs)} pairs, expected one each.")
@@ -143,17 +144,17 @@ def judged(
         (v.probability + 1 - w.probability) / 2 if None not in (v.preference, w.preference) else np.nan
         for v, w in zip(first, second, strict=True)
     ]
-    pairs["user_id"] = pairs.user_id.where(pairs.user_id.notna(), "somebody: " + pairs.prompt)
+    pairs["user_id"] = [f"somebody: {p}" if u is None else u for u, p in zip(users, pairs.prompt, strict=True)]
     return pairs[list(JUDGEMENTS)]
 
 
 def comparable(answers: pd.DataFrame) -> list[tuple[str, str]]:
     """All two systems that answered a prompt for the same user, in the order of their first answers."""
-    asked = {
+    asked: dict[Any, set] = {
         system: set(zip(part.user_id, part.prompt, strict=True))
         for system, part in answers.groupby("system", sort=False)
     }
-    return [(str(a), str(b)) for a, b in combinations(asked, 2) if asked[a] & asked[b]]
+    return [(a, b) for a, b in combinations(asked, 2) if asked[a] & asked[b]]
 
 
 def agreed(first: str | None, second: str | None) -> str | None:
@@ -172,6 +173,9 @@ def _pairs(answers: pd.DataFrame, systems: Sequence[tuple[str, str]]) -> pd.Data
     missing = [column for column in ANSWERS if column not in answers]
     if missing:
         raise ValueError(f"answers lack {', '.join(missing)}; they have {', '.join(map(str, answers))}.")
+    texts = [text for column in ("prompt", "answer") for text in answers[column] if not isinstance(text, str)]
+    if texts:
+        raise ValueError(f"{len(texts)} prompts or answers are no text, for instance {texts[0]!r}; expected text.")
     keys = ["user_id", "prompt"]
     twice = answers.duplicated(["system", *keys])
     if twice.any():
@@ -184,7 +188,7 @@ def _pairs(answers: pd.DataFrame, systems: Sequence[tuple[str, str]]) -> pd.Data
     for a, b in systems:
         for system in (a, b):
             if not (answers.system == system).any():
-                raise ValueError(f"no answers of {system!r}; there are {', '.join(answers.system.unique())}.")
+                raise ValueError(f"no answers of {system!r}; there are {', '.join(map(str, answers.system.unique()))}.")
         one, other = (answers[answers.system == s][[*keys, "answer"]] for s in (a, b))
         both = one.merge(other, on=keys, suffixes=("_a", "_b"), validate="one_to_one")
         if both.empty:

@@ -21,9 +21,10 @@ from transformers import PreTrainedTokenizerBase
 
 from prlhf_kit.decoding.guides import PAD, Who, ids_of, start_of
 from prlhf_kit.decoding.readers import Row, reading
+from prlhf_kit.evaluation.judges import prompt_text
 from prlhf_kit.evaluation.metrics import ranked_right
 from prlhf_kit.evaluation.scoring import completion_logits
-from prlhf_kit.evaluation.statistics import Interval, around, cluster_bootstrap
+from prlhf_kit.evaluation.statistics import Interval, around, crossed_interval
 from prlhf_kit.rewards import Text, messages
 from prlhf_kit.training.reward_data import encode
 
@@ -45,10 +46,11 @@ def mixed_logp(rows: Sequence[torch.Tensor], factors: Sequence[float], tokens: t
 @torch.inference_mode()
 def steered_logps(
     guide: PAD, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Text], responses: Sequence[Text],
-    who: Sequence[Who], weights: Sequence[float], base=None, batch_size: int = 4,
+    who: Sequence[Who], weights: Sequence[float], batch_size: int = 4,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
-    """Log-probability (nats, summed over tokens) of each response under the steered model, `[n, len(weights)]`, and its
-    reward `[n]` (nats): what the guide adds up over the response's tokens, which steers but is no policy.
+    """Log-probability (nats, summed over tokens) of each response under the model that the guide was trained from and
+    now steers, `[n, len(weights)]`, and its reward `[n]` (nats): what the guide adds up over the response's tokens,
+    which steers but is no policy.
 
     The models are read once for all weights. At weight 0 it is the base's own (which in the released form sees the
     preference).
@@ -56,7 +58,6 @@ def steered_logps(
     Args:
         guide: `PAD` in either form.
         who: see `decoding.guides.Who`.
-        base: None: the model that the guide was trained from.
         batch_size: responses at once; each row of a batch holds logits over the whole vocabulary.
     """
     n = len(prompts)
@@ -72,8 +73,7 @@ def steered_logps(
         rows: list[tuple[Row, float | None]] = []  # None: the base, whose factor depends on the weight
         for i in chunk:
             seen = ids_of(tokenizer, asked[i][0], guide.told(who[i]))
-            own = start_of(guide.model, i, seen) if base is None else Row(i, seen, base)
-            rows += [(own, None), *guide.rows(i, asked[i][0], who[i], tokenizer)]
+            rows += [(start_of(guide.model, i, seen), None), *guide.rows(i, asked[i][0], who[i], tokenizer)]
         logits = _read([row for row, _ in rows], [asked[row.owner][1] for row, _ in rows], tokenizer.pad_token_id)
         for i in chunk:
             mine = [(part, factor) for part, (row, factor) in zip(logits, rows, strict=True) if row.owner == i]
@@ -102,7 +102,7 @@ def policy_ranks(
         same of the reward alone).
     """
     keys = pd.DataFrame({"pair_id": pairs["pair_id"], "user_id": pairs["user_id"]})
-    keys["prompt"] = [str(prompt) for prompt in pairs["prompt"]]
+    keys["prompt"] = [prompt_text(prompt) for prompt in pairs["prompt"]]
     tables = []
     for name, (guide, who) in guides.items():
         logps, rewards = steered_logps(
@@ -118,7 +118,7 @@ def policy_ranks(
 
 
 def policy_accuracies(ranks: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
-    """Accuracy of each steered model and of its reward, by weight, with 95% intervals clustered by user.
+    """Accuracy of each steered model and of its reward, by weight, with 95% intervals (`crossed_interval`).
 
     Returns:
         Columns `guide`, `weight`, `accuracy`, `low`, `high`, `reward_accuracy`, `reward_low`, `reward_high`, `n` and
@@ -126,8 +126,8 @@ def policy_accuracies(ranks: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     """
     rows = []
     for (guide, weight), part in ranks.groupby(["guide", "weight"], sort=False):
-        i, j = (cluster_bootstrap(part[column], part.user_id, seed=seed) for column in ("right", "reward_right"))
-        rows.append((guide, weight, *i[:3], *j[:3], i.n, i.clusters))
+        i, j = (crossed_interval(part[c], part.user_id, part.prompt, seed=seed) for c in ("right", "reward_right"))
+        rows.append((guide, weight, *i[:3], *j[:3], i.n, part.user_id.nunique()))
     found = ["accuracy", "low", "high", "reward_accuracy", "reward_low", "reward_high", "n", "users"]
     columns = ["guide", "weight", *found]
     return pd.DataFrame(rows, columns=columns)
@@ -204,6 +204,7 @@ def rank_correlation(ranks: pd.DataFrame, resamples: int = 1_000, seed: int = 0)
 
     Args:
         ranks: rows of `policy_ranks` at one weight: a reward has one accuracy, so several would count it several times.
+            Leave out PAD's released form, whose reward is a policy's own log-likelihood.
     """
     if ranks.weight.nunique() != 1:
         raise ValueError(f"ranks hold the weights {sorted(set(ranks.weight))}, expected one. Choose one of them.")

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import pandas as pd
 from numpy.typing import ArrayLike
 from scipy import stats
-from scipy.sparse import coo_array
-from statsmodels.regression.linear_model import OLS
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestPower
 
@@ -33,7 +29,7 @@ class Interval(NamedTuple):
 
 
 def cluster_bootstrap(
-    values: ArrayLike, clusters: ArrayLike, confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
+    values: ArrayLike, clusters: Iterable[Any], confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
 ) -> Interval:
     """Mean of `values` `[n]` and its interval from resampling whole clusters (Cameron et al. 2008).
 
@@ -77,29 +73,25 @@ def expanded(clusters: int, confidence: float = 0.95) -> tuple[float, float]:
     return tail, 1 - tail
 
 
-def around(estimate: ArrayLike, draws: ArrayLike, clusters: int, confidence: float = 0.95) -> np.ndarray:
-    """Interval `[2, ...]` of a statistic from few bootstrap draws `[resamples, ...]` over so many clusters: t times
+def around(estimate: ArrayLike, draws: ArrayLike, clusters: int) -> np.ndarray:
+    """95% interval `[2, ...]` of a statistic from few bootstrap draws `[resamples, ...]` over so many clusters: t times
     their standard deviation, with the sample's variance in place of the population's. NaN from one cluster."""
     estimate, draws = np.asarray(estimate, float), np.asarray(draws, float)
     if clusters < 2 or np.isnan(draws).all():
         return np.full((2, *estimate.shape), np.nan)
-    width = _t(clusters, confidence) * np.sqrt(clusters / (clusters - 1)) * np.nanstd(draws, axis=0)
+    width = _t(clusters) * np.sqrt(clusters / (clusters - 1)) * np.nanstd(draws, axis=0)
     return np.stack([estimate - width, estimate + width])
-
-
-def share_prompts(users: Iterable[Any], prompts: Iterable[Any]) -> bool:
-    """Whether any prompt was answered for several users."""
-    pairs = pd.DataFrame({"user": _names(users), "prompt": _names(prompts)}).drop_duplicates()
-    return bool(pairs.prompt.duplicated().any())
 
 
 def drawn_weights(
     users: Iterable[Any], prompts: Iterable[Any], resamples: int, seed: int = 0
 ) -> tuple[Iterator[np.ndarray], int]:
-    """Bootstrap weights `[n]` of each draw, and the number of clusters: users are drawn anew, and where they share
-    prompts these, too (the pigeonhole bootstrap, Owen 2007, arXiv 0712.1111)."""
-    crossed = share_prompts(users, prompts)
-    codes = [np.unique(_names(c), return_inverse=True)[1] for c in ((users, prompts) if crossed else (users,))]
+    """Bootstrap weights `[n]` of each draw, and the number of clusters: users are drawn anew, and prompts, too, where
+    they were answered for 1.5 users or more on average (the pigeonhole bootstrap, Owen 2007, arXiv 0712.1111)."""
+    codes = [_codes(users)]
+    asked = _codes(prompts)
+    if len(np.unique(np.column_stack([codes[0], asked]), axis=0)) >= 1.5 * (asked.max() + 1):
+        codes.append(asked)
     sizes = [int(code.max()) + 1 for code in codes]
     rng = np.random.default_rng(seed)
 
@@ -113,41 +105,55 @@ def drawn_weights(
     return draw(), min(sizes)
 
 
-def crossed_bootstrap(
-    values: ArrayLike, users: Iterable[Any], prompts: Iterable[Any], confidence: float = 0.95, resamples: int = 10_000,
-    seed: int = 0,
-) -> Interval:  # fmt: skip
-    """Mean of `values` `[n]` and its interval where users answer the same prompts: both are drawn anew (the pigeonhole
-    bootstrap, Owen 2007, arXiv 0712.1111). It says what other users *and* other prompts would give, and tends to be too
-    wide rather than too narrow. Where no prompt is shared it is `cluster_bootstrap` by user. `clusters` is the smaller
-    of the two numbers.
+class _Spread(NamedTuple):
+    """Standard error of a mean, and the number of clusters that its t distribution goes by."""
+
+    error: float
+    clusters: int
+
+
+def _spread(values: np.ndarray, users: Iterable[Any], prompts: Iterable[Any] | None = None) -> _Spread:
+    """Errors clustered by user, or by user and prompt (Cameron, Gelbach & Miller 2011): the variance by user plus that
+    by prompt minus that by both, at least the greater of the two."""
+
+    def variance(codes: np.ndarray) -> tuple[float, int]:
+        k = int(codes.max()) + 1
+        sums = np.bincount(codes, weights=values - values.mean())
+        return float((sums**2).sum() / len(values) ** 2 * k / (k - 1)) if k > 1 else 0.0, k
+
+    own = _codes(users)
+    by_user, k = variance(own)
+    if prompts is None:
+        return _Spread(by_user**0.5, k)
+    asked = _codes(prompts)
+    by_prompt, m = variance(asked)
+    both, cells = variance(np.unique(np.column_stack([own, asked]), axis=0, return_inverse=True)[1].ravel())
+    if cells == m:  # every prompt is one user's own
+        return _Spread(by_user**0.5, k)
+    return _Spread(max(by_user + by_prompt - both, by_user, by_prompt) ** 0.5, min(k, m))
+
+
+def crossed_interval(
+    values: ArrayLike, users: Iterable[Any], prompts: Iterable[Any], confidence: float = 0.95, seed: int = 0
+) -> Interval:
+    """Mean of `values` `[n]` and its interval where users answer the same prompts: what other users *and* other prompts
+    would give. t times the standard error clustered both ways (Cameron, Gelbach & Miller 2011), cut off at the least
+    and the greatest value. Where every prompt is one user's own it is `cluster_bootstrap` by user. `clusters` is the
+    smaller of the two numbers; from one of either, NaN.
     """
     values = _numbers(values)
-    if not share_prompts(users, prompts):
-        return cluster_bootstrap(values, _names(users), confidence, resamples, seed)
-    rows, columns = (np.unique(_names(names), return_inverse=True)[1] for names in (users, prompts))
-    shape = int(rows.max()) + 1, int(columns.max()) + 1
-    sums = coo_array((values, (rows, columns)), shape).tocsr()
-    sizes = coo_array((np.ones(len(values)), (rows, columns)), shape).tocsr()
-    k, mean = min(shape), float(values.mean())
+    users, prompts = list(users), list(prompts)
+    if len(set(zip(map(str, users), map(str, prompts), strict=True))) == len(set(map(str, prompts))):
+        return cluster_bootstrap(values, users, confidence, seed=seed)
+    error, k = _spread(values, users, prompts)
+    mean = float(values.mean())
     if k == 1:
         return Interval(mean, np.nan, np.nan, len(values), k)
-    rng, means = np.random.default_rng(seed), []
-    block = max(1, min(resamples, 20_000_000 // max(shape)))
-    for first in range(0, resamples, block):
-        own, asked = (rng.multinomial(m, np.full(m, 1 / m), min(block, resamples - first)) for m in shape)
-        totals = ((own @ sizes) * asked).sum(1)
-        found = ((own @ sums) * asked).sum(1)
-        means.append(found[totals > 0] / totals[totals > 0])
-    drawn = np.concatenate(means)
-    if k < FEW:
-        low, high = np.clip(around(mean, drawn, k, confidence), values.min(), values.max())
-    else:
-        low, high = np.quantile(drawn, expanded(k, confidence))
+    low, high = np.clip(mean + np.array([-1, 1]) * _t(k, confidence) * error, values.min(), values.max())
     return Interval(mean, float(low), float(high), len(values), k)
 
 
-def permutation_test(differences: ArrayLike, clusters: ArrayLike, resamples: int = 9_999, seed: int = 0) -> float:
+def permutation_test(differences: ArrayLike, clusters: Iterable[Any], resamples: int = 9_999, seed: int = 0) -> float:
     """Two-sided p-value of "two methods are equal" from paired `differences` `[n]`: the signs of whole clusters are
     swapped (scipy's `permutation_test`; exact with up to 13 clusters). With k clusters it can't be below 2 / 2**k.
 
@@ -168,20 +174,17 @@ def crossed_test(
     differences: ArrayLike, users: Iterable[Any], prompts: Iterable[Any], resamples: int = 9_999, seed: int = 0
 ) -> float:
     """Two-sided p-value of "the mean difference is 0" where users answer the same prompts, for which swapping the signs
-    of users alone rejects too often. The greatest of three: `permutation_test` by user, the same by prompt, and a
-    t-test with errors clustered both ways (Cameron, Gelbach & Miller 2011, by statsmodels). Where no prompt is shared,
-    the first alone.
+    of users alone rejects too often. The greatest of three: `permutation_test` by user, the same by prompt, and the
+    t-test that `crossed_interval` inverts. Where every prompt is one user's own, the first alone.
     """
     values = _numbers(differences)
-    found = permutation_test(values, _names(users), resamples, seed)
-    if not share_prompts(users, prompts):
+    users, prompts = list(users), list(prompts)
+    found = permutation_test(values, users, resamples, seed)
+    if len(set(zip(map(str, users), map(str, prompts), strict=True))) == len(set(map(str, prompts))):
         return found
-    groups = np.column_stack([np.unique(_names(c), return_inverse=True)[1] for c in (users, prompts)])
-    with warnings.catch_warnings(), np.errstate(all="ignore"):
-        warnings.simplefilter("ignore")  # its variance can be 0 or below; then it has nothing to say
-        fit = OLS(values, np.ones(len(values))).fit(cov_type="cluster", cov_kwds={"groups": groups}, use_t=True)
-        both = float(fit.pvalues[0])
-    return max(found, permutation_test(values, _names(prompts), resamples, seed), 0.0 if np.isnan(both) else both)
+    error, k = _spread(values, users, prompts)
+    both = 2 * stats.t.sf(abs(values.mean()) / error, k - 1) if error and k > 1 else 0.0
+    return max(found, permutation_test(values, prompts, resamples, seed), float(both))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -193,21 +196,23 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return multipletests(p_values, method="holm")[1].tolist() if len(p_values) else []
 
 
-def detectable(differences: ArrayLike, clusters: ArrayLike, power: float = 0.8, alpha: float = 0.05) -> float:
-    """The least true difference that so many clusters, as different from each other as these, would show with
-    probability `power` in a two-sided t-test at `alpha` (statsmodels' `TTestPower`). NaN where clusters don't differ.
+def detectable(differences: ArrayLike, users: Iterable[Any], prompts: Iterable[Any] | None = None) -> float:
+    """The least true difference that so many users (and prompts, where they are shared), as different from each other
+    as these, would show with probability 0.8 in a two-sided t-test at 0.05 (statsmodels' `TTestPower`), uncorrected
+    for other comparisons. NaN where they don't differ.
 
     >>> round(detectable([0.5, -0.5] * 50, range(100)), 3)
     0.142
     """
-    values = _numbers(differences)
-    sums, sizes = _by_cluster(values, clusters)
-    k = len(sums)
-    # what each cluster adds to the mean; with clusters of equal size, their means
-    spread = ((sums - values.mean() * sizes) * k / len(values)).std(ddof=1) if k > 1 else 0.0
-    if spread == 0:
+    error, k = _spread(_numbers(differences), users, prompts)
+    if k == 1 or error == 0:
         return float("nan")
-    return float(spread * TTestPower().solve_power(nobs=k, alpha=alpha, power=power, alternative="two-sided"))
+    effect = TTestPower().solve_power(nobs=k, alpha=0.05, power=0.8, alternative="two-sided")
+    return float(effect * k**0.5 * error)
+
+
+def _codes(names: Iterable[Any]) -> np.ndarray:
+    return np.unique(_names(names), return_inverse=True)[1]
 
 
 def _names(clusters: Iterable[Any]) -> np.ndarray:
@@ -223,10 +228,9 @@ def _numbers(values: ArrayLike) -> np.ndarray:
     return values
 
 
-def _by_cluster(values: np.ndarray, clusters: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+def _by_cluster(values: np.ndarray, clusters: Iterable[Any]) -> tuple[np.ndarray, np.ndarray]:
     """Sum and number of the values of each cluster."""
-    names = np.asarray(clusters)
-    if len(names) != len(values):
-        raise ValueError(f"{len(values)} values and {len(names)} clusters, expected one cluster a value.")
-    _, codes = np.unique(names, return_inverse=True)
+    codes = _codes(clusters)
+    if len(codes) != len(values):
+        raise ValueError(f"{len(values)} values and {len(codes)} clusters, expected one cluster a value.")
     return np.bincount(codes, weights=values), np.bincount(codes)

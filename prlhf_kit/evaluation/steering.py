@@ -177,14 +177,17 @@ def front(table: pd.DataFrame, x: str, y: str, by: Sequence[str], seed: int = 0)
     for values, group in table.groupby(list(by), sort=False):
         row = dict(zip(by, values, strict=True)) | {"n": len(group)}
         for name, column in (("x", x), ("y", y)):
-            known = group.dropna(subset=column)
+            known = group.dropna(subset=column)  # an empty answer has no coherence
+            if known.empty:
+                row |= dict.fromkeys((name, f"{name}_low", f"{name}_high"), np.nan)
+                continue
             i = cluster_bootstrap(known[column], known.user_id, seed=seed)
             row |= {name: i.estimate, f"{name}_low": i.low, f"{name}_high": i.high}
         rows.append(row)
     found = pd.DataFrame(rows)
     places = found[["x", "y"]].to_numpy()
     beaten = [bool(((places >= own).all(1) & (places > own).any(1)).any()) for own in places]
-    return found.assign(front=~np.array(beaten))
+    return found.assign(front=~np.array(beaten) & ~np.isnan(places).any(1))
 
 
 def picture(answer: GuidedAnswer, tokenizer) -> str:

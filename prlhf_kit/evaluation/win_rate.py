@@ -6,7 +6,7 @@ there is no verdict, and it is counted (`unread`), never a win.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -17,7 +17,7 @@ from prlhf_kit.evaluation.metrics import ranked_right
 from prlhf_kit.evaluation.statistics import (
     around,
     cluster_bootstrap,
-    crossed_bootstrap,
+    crossed_interval,
     crossed_test,
     detectable,
     drawn_weights,
@@ -44,24 +44,24 @@ def win_rates(judgements: pd.DataFrame, by: Sequence[str] = COMPARISON, seed: in
     Where users answer the same prompts, intervals and tests say what other users and other prompts would give.
 
     Returns:
-        One row for each value of `by`: these columns, `win_rate` with `low`, `high` (95%, `crossed_bootstrap`), the
+        One row for each value of `by`: these columns, `win_rate` with `low`, `high` (95%, `crossed_interval`), the
         shares `win`, `tie` and `loss`, `n` (verdicts), `users`, `prompts`, `unread` (pairs without a verdict), `p`
         (`crossed_test` of one half), `p_holm` (corrected for all rows of the table with the same first column: a
-        judge's) and `detectable` (the least true distance from 1/2 that so many users would show with probability 0.8,
-        uncorrected).
+        judge's) and `detectable` (the least true distance from 1/2 that such users and prompts would show with
+        probability 0.8, uncorrected).
     """
     rows = []
     for names, group in judgements.groupby(list(by), sort=False):
         part = _read(group)
         row = dict(zip(by, names, strict=True)) | {"n": len(part), "unread": len(group) - len(part)}
         if len(part):
-            i = crossed_bootstrap(part.won, part.user_id, part.prompt, seed=seed)
+            i = crossed_interval(part.won, part.user_id, part.prompt, seed=seed)
             row |= {
                 "win_rate": i.estimate, "low": i.low, "high": i.high, "win": (part.won == 1).mean(),
                 "tie": (part.won == 0.5).mean(), "loss": (part.won == 0).mean(), "users": part.user_id.nunique(),
                 "prompts": part.prompt.nunique(),
                 "p": crossed_test(part.won - 0.5, part.user_id, part.prompt, seed=seed),
-                "detectable": detectable(part.won - 0.5, part.user_id),
+                "detectable": detectable(part.won - 0.5, part.user_id, part.prompt),
             }  # fmt: skip
         rows.append(row)
     columns = ("win_rate", "low", "high", "win", "tie", "loss", "n", "users", "prompts", "unread", "p", "detectable")
@@ -104,7 +104,7 @@ def position_bias(judgements: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     """Does a judge prefer what it is shown first? (Zheng et al. 2023, arXiv 2306.05685, Section 3.3.)
 
     Returns:
-        Columns `judge`, `position_bias` with `low`, `high` (95%, clustered by user): how much more often the answer
+        Columns `judge`, `position_bias` with `low`, `high` (95%, `crossed_interval`): how much more often the answer
         shown first won than the one shown second, from -1 (always the second) over 0 to 1 (always the first);
         `disagree` with `disagree_low`, `disagree_high` (share of pairs on which the two orders do not say the same),
         `n` (pairs read in both orders) and `unread` (pairs that were not).
@@ -116,8 +116,8 @@ def position_bias(judgements: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
         if len(part):
             # in the first order a's answer is shown first, in the second order b's
             first = part["first"].map(VALUE) - part["second"].map(VALUE)
-            i = cluster_bootstrap(first, part.user_id, seed=seed)
-            j = cluster_bootstrap(part["first"] != part["second"], part.user_id, seed=seed)
+            i = crossed_interval(first, part.user_id, part.prompt, seed=seed)
+            j = crossed_interval(part["first"] != part["second"], part.user_id, part.prompt, seed=seed)
             row |= {"position_bias": i.estimate, "low": i.low, "high": i.high, "disagree": j.estimate,
                     "disagree_low": j.low, "disagree_high": j.high}  # fmt: skip
         rows.append(row)
@@ -195,7 +195,7 @@ def length_controlled(
         everything = _read(group)
         for (a, b), part in everything.groupby(["system_a", "system_b"], sort=False):
             gap = np.array([length(x) - length(y) for x, y in zip(part.answer_a, part.answer_b, strict=True)], float)
-            difficulty = _difficulty(part.prompt, everything, str(a), str(b))
+            difficulty = _difficulty(part.prompt, everything, a, b)
             features, verdicts = np.column_stack([np.tanh(gap / (gap.std() or 1)), difficulty]), part.won.to_numpy()
             estimate, effect = _without_length(features, verdicts, np.ones(len(part)))
             draws, clusters = drawn_weights(part.user_id, part.prompt, resamples, seed)
@@ -208,8 +208,8 @@ def length_controlled(
     return pd.DataFrame(rows, columns=columns)
 
 
-def _difficulty(prompts: pd.Series, everything: pd.DataFrame, a: str, b: str) -> np.ndarray:
-    def odds_against(system: str, other: str) -> pd.Series:
+def _difficulty(prompts: pd.Series, everything: pd.DataFrame, a: Hashable, b: Hashable) -> np.ndarray:
+    def odds_against(system: Hashable, other: Hashable) -> pd.Series:
         """Log-odds that systems other than these two beat `system`, by prompt."""
         first = everything[(everything.system_b == system) & (everything.system_a != other)]
         second = everything[(everything.system_a == system) & (everything.system_b != other)]
