@@ -198,7 +198,7 @@ def test_scores_and_judgements_feed_everything(run):
 
 
 def test_evaluation_of_real_users_and_of_answers_made_elsewhere(run, dsp_file, tmp_path, monkeypatch):
-    """No types, no wishes in words, no true tastes, no control, and an answer to nobody in particular."""
+    """No types, no true tastes, no control, and an answer to nobody in particular."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     rows = [{"instruction": f"Question {i}?", "output": "It depends. " * (i % 3), "generator": "x"} for i in range(40)]
     (tmp_path / "theirs.json").write_text(json.dumps(rows))
@@ -224,7 +224,7 @@ def test_evaluation_of_real_users_and_of_answers_made_elsewhere(run, dsp_file, t
             assert record["status"] == "completed", record.get("error")
     judgements = pd.read_parquet(tmp_path / "r" / "05_evaluation" / "judgements.parquet")
     assert set(judgements.judge) == {"embeddings", "longer"}
-    assert set(judgements.system_b) == {"P-DPO, generic row", "untrained", "theirs"}
+    assert set(judgements.system_b) == {"P-DPO, generic row", "untrained", "prompt with user text", "theirs"}
     assert judgements.user_id.nunique() == 3
     theirs = judgements[(judgements.judge == "longer") & (judgements.system_b == "theirs")]
     assert len(theirs[theirs.system_a == "untrained"]) == 9
