@@ -170,6 +170,13 @@ def test_figures_are_readable_on_light_and_dark_pages(tmp_path, rates):
     assert "fill: #ffffff" in (tmp_path / "f.svg").read_text()
 
 
+def test_the_same_table_gives_the_same_files(tmp_path, rates):
+    for name in ("one", "two"):
+        general.save(figures.win_matrix(rates), tmp_path / f"{name}.png")
+    for kind in ("png", "svg"):
+        assert (tmp_path / f"one.{kind}").read_bytes() == (tmp_path / f"two.{kind}").read_bytes()
+
+
 def test_many_systems_stay_readable(rates):
     """Judges are stacked, and the ninth series does not look as the first."""
     many = pd.DataFrame([("j", f"s{i}", f"s{k}", 0.5, 1.0) for i in range(9) for k in range(i)],
