@@ -1,4 +1,4 @@
-"""The other figures look as they did, see `test_evaluation_figures.py`; what they show is tested beside their tables."""
+"""The other figures look as they did, see `test_evaluation_figures.py`; what they show is tested elsewhere."""
 
 import numpy as np
 import pandas as pd
