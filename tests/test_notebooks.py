@@ -11,6 +11,7 @@ import nbformat
 import pandas as pd
 import pytest
 from conftest import build_tiny
+from faults import FaultServer
 from matplotlib.testing.compare import compare_images
 
 import prlhf_kit as kit
@@ -197,8 +198,14 @@ def test_scores_and_judgements_feed_everything(run):
     assert metrics["position_bias/longer"] == 0
 
 
-def test_evaluation_of_real_users_and_of_answers_made_elsewhere(run, dsp_file, tmp_path, monkeypatch):
-    """No types, no true tastes, no control, and an answer to nobody in particular."""
+@pytest.fixture
+def always_a():
+    with FaultServer() as server:
+        yield server
+
+
+def test_evaluation_of_real_users_and_of_answers_made_elsewhere(run, dsp_file, tmp_path, monkeypatch, always_a):
+    """No types, no true tastes, no control, an answer to nobody in particular, and an LLM judge that always says A."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     rows = [{"instruction": f"Question {i}?", "output": "It depends. " * (i % 3), "generator": "x"} for i in range(40)]
     (tmp_path / "theirs.json").write_text(json.dumps(rows))
@@ -215,6 +222,12 @@ def test_evaluation_of_real_users_and_of_answers_made_elsewhere(run, dsp_file, t
             "max_new_tokens": 4,
             "policy_pairs": 2,
             "outside": {"theirs": str(tmp_path / "theirs.json")},
+            "llm_judge": {
+                "model": "llm",
+                "template": "community",
+                "base_url": always_a.url,
+                "cache": str(tmp_path / "judge.sqlite"),
+            },
         },
     }
     for notebook in NOTEBOOKS:
@@ -223,7 +236,13 @@ def test_evaluation_of_real_users_and_of_answers_made_elsewhere(run, dsp_file, t
             record = runs.run_notebook(notebook, tmp_path / "r", parameters)
             assert record["status"] == "completed", record.get("error")
     judgements = pd.read_parquet(tmp_path / "r" / "05_evaluation" / "judgements.parquet")
-    assert set(judgements.judge) == {"embeddings", "longer"}
+    assert set(judgements.judge) == {"embeddings", "longer", "llm"}
+    assert (judgements.preference[judgements.judge == "llm"] == "tie").all()
+    assert record["metrics"]["position_bias/llm"] == 1
+    assert record["metrics"]["win_rate, llm/theirs"] == 0.5
+    assert record["provenance"]["LLM judge"]["id"] == "llm"
+    told = [body["messages"][-1]["content"] for body in always_a.seen]
+    assert all(any(f"<community>\n{user}\n" in text for text in told) for user in judgements.user_id.unique())
     assert set(judgements.system_b) == {"P-DPO, generic row", "untrained", "prompt with user text", "theirs"}
     assert judgements.user_id.nunique() == 3
     theirs = judgements[(judgements.judge == "longer") & (judgements.system_b == "theirs")]
