@@ -105,16 +105,18 @@ def drawn_weights(
     return draw(), min(sizes)
 
 
-class _Spread(NamedTuple):
-    """Standard error of a mean, and the number of clusters that its t distribution goes by."""
+def _own_prompts(users: Iterable[Any], prompts: Iterable[Any]) -> bool:
+    """Whether every prompt is one user's own."""
+    asked = _names(prompts)
+    return len({*zip(_names(users), asked, strict=True)}) == len({*asked})
 
-    error: float
-    clusters: int
 
+def _error(values: np.ndarray, users: Iterable[Any], prompts: Iterable[Any] | None = None) -> tuple[float, int]:
+    """Standard error of the mean, and the number of clusters that its t distribution goes by.
 
-def _spread(values: np.ndarray, users: Iterable[Any], prompts: Iterable[Any] | None = None) -> _Spread:
-    """Errors clustered by user, or by user and prompt (Cameron, Gelbach & Miller 2011): the variance by user plus that
-    by prompt minus that by both, at least the greater of the two."""
+    Clustered by user, or by user and prompt (Cameron, Gelbach & Miller 2011): the variance by user plus that by prompt
+    minus that by both, at least the greater of the two.
+    """
 
     def variance(codes: np.ndarray) -> tuple[float, int]:
         k = int(codes.max()) + 1
@@ -123,33 +125,29 @@ def _spread(values: np.ndarray, users: Iterable[Any], prompts: Iterable[Any] | N
 
     own = _codes(users)
     by_user, k = variance(own)
-    if prompts is None:
-        return _Spread(by_user**0.5, k)
+    if prompts is None or _own_prompts(users, prompts):
+        return by_user**0.5, k
     asked = _codes(prompts)
     by_prompt, m = variance(asked)
-    both, cells = variance(np.unique(np.column_stack([own, asked]), axis=0, return_inverse=True)[1].ravel())
-    if cells == m:  # every prompt is one user's own
-        return _Spread(by_user**0.5, k)
-    return _Spread(max(by_user + by_prompt - both, by_user, by_prompt) ** 0.5, min(k, m))
+    both, _ = variance(np.unique(np.column_stack([own, asked]), axis=0, return_inverse=True)[1].ravel())
+    return max(by_user + by_prompt - both, by_user, by_prompt) ** 0.5, min(k, m)
 
 
-def crossed_interval(
-    values: ArrayLike, users: Iterable[Any], prompts: Iterable[Any], confidence: float = 0.95, seed: int = 0
-) -> Interval:
-    """Mean of `values` `[n]` and its interval where users answer the same prompts: what other users *and* other prompts
-    would give. t times the standard error clustered both ways (Cameron, Gelbach & Miller 2011), cut off at the least
-    and the greatest value. Where every prompt is one user's own it is `cluster_bootstrap` by user. `clusters` is the
-    smaller of the two numbers; from one of either, NaN.
+def crossed_interval(values: ArrayLike, users: Iterable[Any], prompts: Iterable[Any], seed: int = 0) -> Interval:
+    """Mean of `values` `[n]` and its 95% interval where users answer the same prompts: what other users *and* other
+    prompts would give. t times the standard error clustered both ways (Cameron, Gelbach & Miller 2011), cut off at the
+    least and the greatest value. Where every prompt is one user's own it is `cluster_bootstrap` by user. `clusters` is
+    the smaller of the two numbers; from one of either, NaN.
     """
     values = _numbers(values)
     users, prompts = list(users), list(prompts)
-    if len(set(zip(map(str, users), map(str, prompts), strict=True))) == len(set(map(str, prompts))):
-        return cluster_bootstrap(values, users, confidence, seed=seed)
-    error, k = _spread(values, users, prompts)
+    if _own_prompts(users, prompts):
+        return cluster_bootstrap(values, users, seed=seed)
+    error, k = _error(values, users, prompts)
     mean = float(values.mean())
     if k == 1:
         return Interval(mean, np.nan, np.nan, len(values), k)
-    low, high = np.clip(mean + np.array([-1, 1]) * _t(k, confidence) * error, values.min(), values.max())
+    low, high = np.clip(mean + np.array([-1, 1]) * _t(k) * error, values.min(), values.max())
     return Interval(mean, float(low), float(high), len(values), k)
 
 
@@ -180,9 +178,9 @@ def crossed_test(
     values = _numbers(differences)
     users, prompts = list(users), list(prompts)
     found = permutation_test(values, users, resamples, seed)
-    if len(set(zip(map(str, users), map(str, prompts), strict=True))) == len(set(map(str, prompts))):
+    if _own_prompts(users, prompts):
         return found
-    error, k = _spread(values, users, prompts)
+    error, k = _error(values, users, prompts)
     both = 2 * stats.t.sf(abs(values.mean()) / error, k - 1) if error and k > 1 else 0.0
     return max(found, permutation_test(values, prompts, resamples, seed), float(both))
 
@@ -204,7 +202,7 @@ def detectable(differences: ArrayLike, users: Iterable[Any], prompts: Iterable[A
     >>> round(detectable([0.5, -0.5] * 50, range(100)), 3)
     0.142
     """
-    error, k = _spread(_numbers(differences), users, prompts)
+    error, k = _error(_numbers(differences), list(users), None if prompts is None else list(prompts))
     if k == 1 or error == 0:
         return float("nan")
     effect = TTestPower().solve_power(nobs=k, alpha=0.05, power=0.8, alternative="two-sided")
