@@ -8,7 +8,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from prlhf_kit.figures import PALETTE, _figure
+from prlhf_kit.figures import PALETTE, _error, _figure
 
 MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*")
 
@@ -16,11 +16,6 @@ MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*")
 def _marker(i: int) -> str:
     """Shifted where colours begin again, so that the ninth series does not look as the first."""
     return MARKERS[(i + i // 8) % 8]
-
-
-def _error(table: pd.DataFrame, value: str) -> np.ndarray:
-    """How far a 95% interval reaches to both sides, `[2, n]`."""
-    return np.abs(table[["low", "high"]].to_numpy(float) - table[[value]].to_numpy(float)).T
 
 
 def _line(ax: Axes, at: float, vertical: bool = True) -> None:

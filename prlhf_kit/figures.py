@@ -32,6 +32,11 @@ def _figure(width: float, height: float, **kwargs):
         return figure, figure.subplots(**kwargs)
 
 
+def _error(table: pd.DataFrame, value: str) -> np.ndarray:
+    """How far a 95% interval reaches to both sides, `[2, n]`."""
+    return np.abs(table[["low", "high"]].to_numpy(float) - table[[value]].to_numpy(float)).T
+
+
 def save(figure: Figure, path: Path) -> None:
     """Write `path` with the endings .png and .svg. The same figure gives the same files."""
     with mpl.rc_context(STYLE):
@@ -184,7 +189,7 @@ def accuracy_by_method(table: pd.DataFrame) -> Figure:
         rows = table[table.split == split]
         oracle, rows = rows[rows.method == "oracle"], rows[rows.method != "oracle"]
         y = np.arange(len(rows))[::-1]
-        error = np.abs(rows[["low", "high"]].to_numpy() - rows[["accuracy"]].to_numpy()).T
+        error = _error(rows, "accuracy")
         colors = [PALETTE[0] if method.startswith("P-DPO") else "0.6" for method in rows.method]
         ax.barh(y, rows.accuracy, color=colors, height=0.65)
         ax.errorbar(rows.accuracy, y, xerr=error, fmt="none", ecolor="black", elinewidth=1, capsize=3)
@@ -207,7 +212,7 @@ def accuracy_by_user(table: pd.DataFrame) -> Figure:
     methods = list(table.groupby("method", sort=False))
     for i, (method, rows) in enumerate(methods):
         y = [users.index(u) + 0.2 * (i - (len(methods) - 1) / 2) for u in rows.user_id]
-        error = np.abs(rows[["low", "high"]].to_numpy() - rows[["accuracy"]].to_numpy()).T
+        error = _error(rows, "accuracy")
         ax.errorbar(rows.accuracy, y, xerr=error, fmt="osD^v"[i % 5], color=PALETTE[i % 8], capsize=3, label=method)
     ax.set_yticks(range(len(users)), users if len(users) <= 100 else [""] * len(users))
     ax.invert_yaxis()
@@ -230,7 +235,7 @@ def adaptation(table: pd.DataFrame) -> Figure:
                 rows.accuracy.iloc[0], color=PALETTE[i % 8], linestyle="--", linewidth=1.2, label=f"{method} (k = 0)"
             )
             continue
-        error = np.abs(rows[["low", "high"]].to_numpy() - rows[["accuracy"]].to_numpy()).T
+        error = _error(rows, "accuracy")
         x = [ks.index(k) + 0.06 * i for k in rows.k]
         ax.errorbar(x, rows.accuracy, yerr=error, color=PALETTE[i % 8], marker="osD^v"[i % 5], capsize=3, label=method)
     ax.set_xticks(range(len(ks)), [str(k) for k in ks])

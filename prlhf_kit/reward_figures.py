@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
-from prlhf_kit.figures import PALETTE, _figure, adaptation, word_clouds
+from prlhf_kit.figures import PALETTE, _error, _figure, adaptation, word_clouds
 
 
 def stages(table: pd.DataFrame) -> Figure:
@@ -114,7 +113,7 @@ def reliability(table: pd.DataFrame) -> Figure:
     figure, ax = _figure(6.4, 3.8)
     ax.plot([0.5, 1], [0.5, 1], color="black", linewidth=1, linestyle=":", label="perfect")
     for i, (model, rows) in enumerate(table.groupby("model", sort=False)):
-        error = np.abs(rows[["low", "high"]].to_numpy() - rows[["accuracy"]].to_numpy()).T
+        error = _error(rows, "accuracy")
         ax.errorbar(rows.confidence, rows.accuracy, yerr=error, color=PALETTE[i % 8], marker="osD^vPX*"[i % 8],
                     capsize=3, markersize=5, label=model)  # fmt: skip
     ax.set(xlabel="confidence of the preference", ylabel="accuracy (95% interval)", xlim=(0.49, 1.01), ylim=(0, 1.02))
@@ -136,7 +135,7 @@ def heads(table: pd.DataFrame) -> Figure:
         for i, kind in enumerate(kinds):
             part = rows[(rows["head"] == kind) & (rows.features != "")]
             x = [sets.index(name) + 0.13 * (i - (len(kinds) - 1) / 2) for name in part.features]
-            error = np.abs(part[["low", "high"]].to_numpy() - part[["accuracy"]].to_numpy()).T
+            error = _error(part, "accuracy")
             ax.errorbar(
                 x, part.accuracy, yerr=error, fmt="osD^vPX*"[i % 8], color=PALETTE[i % 8], capsize=3, label=kind
             )

@@ -6,13 +6,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from prlhf_kit.figures import PALETTE, _figure
+from prlhf_kit.figures import PALETTE, _error, _figure
 
 MARKERS = ("o", "s", "^", "D", "v", "P")
-
-
-def _errors(table: pd.DataFrame) -> np.ndarray:
-    return np.abs(table[["low", "high"]].to_numpy() - table[["gain"]].to_numpy()).T
 
 
 def reward_by_weight(table: pd.DataFrame) -> Figure:
@@ -25,7 +21,7 @@ def reward_by_weight(table: pd.DataFrame) -> Figure:
     figure, (left, middle, right) = _figure(11, 3.6, ncols=3)
     for number, (guide, group) in enumerate(table.groupby("guide", sort=False)):
         style = {"color": PALETTE[number], "marker": MARKERS[number]}
-        left.errorbar(group.weight, group.gain, yerr=_errors(group), capsize=3, label=guide, **style)
+        left.errorbar(group.weight, group.gain, yerr=_error(group, "gain"), capsize=3, label=guide, **style)
         middle.plot(-group.logp, group.gain, linewidth=1, **style)
         for w, x, y in zip(group.weight, -group.logp, group.gain, strict=True):
             middle.annotate(f"{w:g}", (x, y), xytext=(4, 3), textcoords="offset points")
@@ -46,7 +42,7 @@ def steering_methods(table: pd.DataFrame) -> Figure:
     """
     figure, (left, right) = _figure(9, 0.6 + 0.38 * len(table), ncols=2, sharey=True, width_ratios=[3, 2])
     places = np.arange(len(table))[::-1]
-    left.errorbar(table.gain, places, xerr=_errors(table), fmt="o", color=PALETTE[0], capsize=3)
+    left.errorbar(table.gain, places, xerr=_error(table, "gain"), fmt="o", color=PALETTE[0], capsize=3)
     left.axvline(0, color="black", linewidth=1, linestyle=":")
     left.set_yticks(places, table.method)
     left.set(xlabel="reward gained over the base\n(judge's units, 95% interval)", ylim=(-0.6, len(table) - 0.4))
@@ -65,7 +61,7 @@ def asked_seldom(table: pd.DataFrame) -> Figure:
     for number, label in enumerate(labels):
         one = table.iloc[[number]]
         style = {"fmt": MARKERS[number % len(MARKERS)], "color": PALETTE[number], "capsize": 3, "label": label}
-        ax.errorbar(one.slower, one.gain, yerr=_errors(one), **style)
+        ax.errorbar(one.slower, one.gain, yerr=_error(one, "gain"), **style)
     ax.axhline(0, color="black", linewidth=1, linestyle=":")
     ax.set(xlabel="time (times the base's own)", ylabel="reward gained over the base\n(judge's units, 95% interval)")
     figure.legend(
@@ -84,8 +80,8 @@ def two_preferences(table: pd.DataFrame) -> Figure:
     for number, (towards, group) in enumerate(table.groupby("towards", sort=False)):
         x, y = (group[group.user_id == user] for user in (first, second))
         ax.errorbar(
-            x.gain, y.gain, xerr=_errors(x), yerr=_errors(y), fmt=MARKERS[number % len(MARKERS)], color=PALETTE[number],
-            label=towards, markersize=8, elinewidth=1,
+            x.gain, y.gain, xerr=_error(x, "gain"), yerr=_error(y, "gain"), fmt=MARKERS[number % len(MARKERS)],
+            color=PALETTE[number], label=towards, markersize=8, elinewidth=1,
         )  # fmt: skip
     ax.axhline(0, color="black", linewidth=1, linestyle=":")
     ax.axvline(0, color="black", linewidth=1, linestyle=":")

@@ -100,6 +100,13 @@ JUDGEMENTS = (
 )  # fmt: skip
 
 
+def require_answers(answers: pd.DataFrame) -> None:
+    """Raise `ValueError` where the columns `ANSWERS` are not all there."""
+    missing = [column for column in ANSWERS if column not in answers]
+    if missing:
+        raise ValueError(f"answers lack {', '.join(missing)}; they have {', '.join(map(str, answers))}.")
+
+
 def judged(
     judge: Judge, answers: pd.DataFrame, systems: Sequence[tuple[str, str]], name: str,
     prompts: dict[str, Text] | None = None,
@@ -170,9 +177,7 @@ def agreed(first: str | None, second: str | None) -> str | None:
 
 def _pairs(answers: pd.DataFrame, systems: Sequence[tuple[str, str]]) -> pd.DataFrame:
     """`user_id`, `prompt`, `system_a`, `system_b`, `answer_a`, `answer_b` of all two answers that can be compared."""
-    missing = [column for column in ANSWERS if column not in answers]
-    if missing:
-        raise ValueError(f"answers lack {', '.join(missing)}; they have {', '.join(map(str, answers))}.")
+    require_answers(answers)
     texts = [text for column in ("prompt", "answer") for text in answers[column] if not isinstance(text, str)]
     if texts:
         raise ValueError(f"{len(texts)} prompts or answers are no text, for instance {texts[0]!r}; expected text.")

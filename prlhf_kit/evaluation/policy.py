@@ -30,16 +30,16 @@ from prlhf_kit.training.reward_data import encode
 
 
 def mixed_logp(rows: Sequence[torch.Tensor], factors: Sequence[float], tokens: torch.Tensor) -> torch.Tensor:
-    """Summed log-probability (nats) of `tokens` `[T]` under softmax(sum of factor * log softmax(logits)) at each token.
+    """Summed log-probability (nats) of `tokens` `[T]` under softmax(sum of factor * log-probabilities) at each token.
 
     Args:
-        rows: logits `[T, V]` (or log-probabilities) of each model that is read, where they predict the tokens.
+        rows: log-probabilities `[T, V]` of each model that is read, where they predict the tokens.
 
     >>> flat = torch.zeros(1, 4)
     >>> round(mixed_logp([flat, flat], [1.0, 5.0], torch.tensor([2])).exp().item(), 4)
     0.25
     """
-    score = sum(factor * row.float().log_softmax(-1) for row, factor in zip(rows, factors, strict=True))
+    score = sum(factor * row for row, factor in zip(rows, factors, strict=True))
     return torch.as_tensor(score).log_softmax(-1).gather(-1, tokens[:, None]).sum()
 
 
@@ -211,10 +211,11 @@ def rank_correlation(ranks: pd.DataFrame, resamples: int = 1_000, seed: int = 0)
     means = ranks.groupby(["user_id", "guide"], sort=False)[["reward_right", "right"]].mean()
     parts = [part.to_numpy() for _, part in means.groupby("user_id", sort=False)]
 
-    def tau(found: list[np.ndarray]) -> float:
-        return float(kendalltau(*np.concatenate(found).T).statistic)
+    def tau(users: list[np.ndarray]) -> float:
+        return float(kendalltau(*np.concatenate(users).T).statistic)
 
     rng = np.random.default_rng(seed)
     drawn = [tau([parts[i] for i in rng.integers(len(parts), size=len(parts))]) for _ in range(resamples)]
-    low, high = np.clip(around(tau(parts), drawn, len(parts)), -1, 1)
-    return Interval(tau(parts), float(low), float(high), len(means), len(parts))
+    found = tau(parts)
+    low, high = np.clip(around(found, drawn, len(parts)), -1, 1)
+    return Interval(found, float(low), float(high), len(means), len(parts))

@@ -35,6 +35,7 @@ def tax(
             raise ValueError(f"the general set {name!r} has no pair left. Raise the limit of its texts' length.")
         prompts = [str(prompt) for prompt in pairs["prompt"]]
         right = {model: np.asarray(ranks(pairs), float) for model, ranks in models.items()}
+        base = cluster_bootstrap(right[untrained], prompts, seed=seed)
         for model in models:
             if model == untrained:
                 continue
@@ -42,7 +43,6 @@ def tax(
             gap = right[model] - right[untrained]
             i = cluster_bootstrap(gap, prompts, seed=seed)
             p = permutation_test(gap, prompts, seed=seed)
-            base = cluster_bootstrap(right[untrained], prompts, seed=seed)
             rows.append((name, model, *own[:3], *base[:3], *i[:3], p, detectable(gap, prompts), i.n, i.clusters))
     columns = ["set", "model", "accuracy", "accuracy_low", "accuracy_high", "untrained", "untrained_low",
                "untrained_high", "change", "low", "high", "p", "detectable", "n", "prompts"]  # fmt: skip

@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike
 from pyphen import Pyphen
 
 from prlhf_kit.data.schema import said
-from prlhf_kit.evaluation.judges import ANSWERS
+from prlhf_kit.evaluation.judges import require_answers
 from prlhf_kit.evaluation.steering import Scorer
 from prlhf_kit.features import Embedder
 from prlhf_kit.rewards import Text
@@ -236,9 +236,7 @@ def reward_table(
 
 
 def _texts(answers: pd.DataFrame) -> list[str]:
-    missing = [column for column in ANSWERS if column not in answers]
-    if missing:
-        raise ValueError(f"answers lack {', '.join(missing)}; they have {', '.join(map(str, answers))}.")
+    require_answers(answers)
     bad = [i for i, text in enumerate(answers.answer) if not isinstance(text, str)]
     if bad:
         raise ValueError(f"{len(bad)} of {len(answers)} answers are no text, first row {bad[0]}; an empty one is ''.")

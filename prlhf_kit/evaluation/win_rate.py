@@ -142,7 +142,6 @@ def bradley_terry(judgements: pd.DataFrame, resamples: int = 200, seed: int = 0)
         place = {system: i for i, system in enumerate(systems)}
         a, b = part.system_a.map(place).to_numpy(), part.system_b.map(place).to_numpy()
         verdicts = part.won.to_numpy()
-
         draws, clusters = drawn_weights(part.user_id, part.prompt, resamples, seed)
         rating = _ratings(a, b, verdicts, np.ones(len(part)), len(systems))
         drawn = [_ratings(a, b, verdicts, weights, len(systems)) for weights in draws]
