@@ -311,6 +311,6 @@ FIGURES = {
     "accuracy_by_user": ("05_evaluation", "accuracy_by_user", accuracy_by_user),
     "swapped": ("05_evaluation", "swapped", swapped_utility),
     "adaptation": ("06_new_users", "adaptation", adaptation),
-    "pairs_learned": ("07_user_models", "pairs_learned", pairs_learned),
-    "user_map": ("07_user_models", "user_map", user_map),
+    "pairs_learned": ("09_user_models", "pairs_learned", pairs_learned),
+    "user_map": ("09_user_models", "user_map", user_map),
 }

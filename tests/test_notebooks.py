@@ -52,7 +52,7 @@ SMOKE = {
         "general_pairs": 4,
     },
     "06_new_users": {"ks": [1], "steps": 2},
-    "07_user_models": {  # by `accelerate launch`, in two processes
+    "09_user_models": {  # by `accelerate launch`, in two processes
         "points": 2,
         "batch_size": 2,
         "launch": ["--config_file", str(NOTEBOOKS[0].parent.parent / "configs" / "ddp.yaml"), "--num_processes", "2"],
@@ -114,7 +114,7 @@ LEAVES = {
         "tax.png",
         "side_by_side.parquet",
     },
-    "07_user_models": {"individual", "cluster", "pairs_learned.png", "user_map.png", "groups.parquet"},
+    "09_user_models": {"individual", "cluster", "pairs_learned.png", "user_map.png", "groups.parquet"},
     "06_new_users": {"ranked.parquet", "adaptation.parquet", "adaptation.png", "pdpo"},
 }
 
