@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
@@ -76,7 +77,7 @@ class Embedder:
     @torch.inference_mode()
     def _embed(self, items: Sequence[tuple[tuple[int, ...], int]]) -> np.ndarray:
         found = []
-        for start in range(0, len(items), self.batch_size):
+        for start in tqdm(range(0, len(items), self.batch_size), desc="batches", disable=None, leave=False):
             batch = items[start : start + self.batch_size]
             ids, mask = padded([list(text) for text, _ in batch], self.tokenizer.pad_token_id or 0)
             ids, mask = ids.to(self.model.device), mask.to(self.model.device)

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from tqdm.auto import tqdm
 
 from prlhf_kit import models
 from prlhf_kit.chunks import fingerprint, in_chunks
@@ -113,7 +114,7 @@ class SequenceReward:
     @torch.inference_mode()
     def _score(self, items: Sequence[tuple[tuple[int, ...], int, int]]) -> np.ndarray:
         found = []
-        for first in range(0, len(items), self.batch_size):
+        for first in tqdm(range(0, len(items), self.batch_size), desc="batches", disable=None, leave=False):
             batch = items[first : first + self.batch_size]
             # the token by which a published model finds the end of a text
             ids, mask = padded([list(ids) for ids, _, _ in batch], self.model.config.pad_token_id)

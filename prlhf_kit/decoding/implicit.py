@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from prlhf_kit.decoding.guides import PAD, Who
@@ -52,13 +53,15 @@ class ImplicitReward:
             for row, factor in self.guide.rows(i, question, who, self.tokenizer):
                 asked[row.model, row.adapter, row.head, row.user is None].append((row, completion, factor))
         found = torch.zeros(len(prompts))
-        for items in asked.values():
-            items.sort(key=lambda item: item[0].length + len(item[1]))
-            for start in range(0, len(items), self.batch_size):
-                batch = items[start : start + self.batch_size]
-                texts = [(list(row.ids), completion) for row, completion, _ in batch]
-                for (row, _, factor), logp in zip(batch, self._logps([b[0] for b in batch], texts), strict=True):
-                    found[row.owner] += factor * logp
+        with tqdm(total=sum(map(len, asked.values())), desc="scoring", disable=None, leave=False) as bar:
+            for items in asked.values():
+                items.sort(key=lambda item: item[0].length + len(item[1]))
+                for start in range(0, len(items), self.batch_size):
+                    batch = items[start : start + self.batch_size]
+                    texts = [(list(row.ids), completion) for row, completion, _ in batch]
+                    for (row, _, factor), logp in zip(batch, self._logps([b[0] for b in batch], texts), strict=True):
+                        found[row.owner] += factor * logp
+                    bar.update(len(batch))
         return found
 
     def _logps(self, rows: list[Row], texts: list[tuple[list[int], list[int]]]) -> list[float]:

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import torch
 from datasets import Dataset, DatasetDict
+from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from prlhf_kit.data import few_shot
@@ -47,7 +48,7 @@ def ranked_by_pairs(
     users = list(test["user_id"])
     asked = tokenized(model, tokenizer, test) if steps else []
     tables = [_table(0, GENERIC_ROW, test, worth[:, GENERIC])]
-    for k in ks:
+    for k in tqdm(ks, desc="known pairs a user", disable=None, leave=False):
         pairs = few_shot(data, k, seed)
         rows = [place[pair] for pair in pairs["pair_id"]]
         found = adapt(
@@ -85,5 +86,6 @@ def _table(k: int, method: str, test: Dataset, margin: np.ndarray) -> pd.DataFra
 @torch.no_grad()
 def _log_ratio(model, tokenizer, asked: list, own: torch.Tensor, batch_size: int) -> np.ndarray:
     parts = [slice(i, i + batch_size) for i in range(0, len(asked), batch_size)]
-    found = [log_ratios(model, asked[part], own[part], tokenizer.pad_token_id) for part in parts]
+    shown = tqdm(parts, desc="scoring", disable=None, leave=False)
+    found = [log_ratios(model, asked[part], own[part], tokenizer.pad_token_id) for part in shown]
     return torch.cat(found).cpu().double().numpy()

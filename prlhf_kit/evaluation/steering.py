@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 from datasets import DatasetDict
+from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from prlhf_kit.data.simulated import Population
@@ -82,7 +83,7 @@ def base_logps(
     """
     texts = [(list(ids_of(tokenizer, p)), a.tokens) for p, a in zip(jobs.prompt, answers, strict=True)]
     found: list[float] = []
-    for start in range(0, len(texts), batch_size):
+    for start in tqdm(range(0, len(texts), batch_size), desc="scoring", disable=None, leave=False):
         batch = texts[start : start + batch_size]
         summed = response_logps(base, batch, tokenizer.pad_token_id).tolist()
         found += [logp / len(tokens) for logp, (_, tokens) in zip(summed, batch, strict=True)]

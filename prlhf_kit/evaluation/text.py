@@ -19,6 +19,7 @@ from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
 from nltk.util import ngrams
 from numpy.typing import ArrayLike
 from pyphen import Pyphen
+from tqdm.auto import tqdm
 
 from prlhf_kit.data.schema import said
 from prlhf_kit.evaluation.judges import require_answers
@@ -205,7 +206,8 @@ def corpus_scores(answers: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     """
     _texts(answers)
     rows: list[tuple] = []
-    for (system, user), group in answers.groupby(["system", "user_id"], sort=False, dropna=False):
+    written = answers.groupby(["system", "user_id"], sort=False, dropna=False)
+    for (system, user), group in tqdm(written, desc="texts", disable=None, leave=False):
         texts = group.sort_values("prompt").answer
         drawn = [t for t in texts.sample(min(len(texts), SELF_BLEU_ANSWERS), random_state=seed) if words(t)]
         values = {f"distinct-{n}": distinct_n(texts, n) for n in (1, 2, 3)}

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import expit, logit
 from sklearn.linear_model import LogisticRegression
+from tqdm.auto import tqdm
 
 from prlhf_kit.evaluation.metrics import ranked_right
 from prlhf_kit.evaluation.statistics import (
@@ -144,7 +145,8 @@ def bradley_terry(judgements: pd.DataFrame, resamples: int = 200, seed: int = 0)
         verdicts = part.won.to_numpy()
         draws, clusters = drawn_weights(part.user_id, part.prompt, resamples, seed)
         rating = _ratings(a, b, verdicts, np.ones(len(part)), len(systems))
-        drawn = [_ratings(a, b, verdicts, weights, len(systems)) for weights in draws]
+        shown = tqdm(draws, total=resamples, desc="ratings", disable=None, leave=False)
+        drawn = [_ratings(a, b, verdicts, weights, len(systems)) for weights in shown]
         low, high = around(rating, drawn, clusters)
         games = [int(((a == i) | (b == i)).sum()) for i in range(len(systems))]
         table = pd.DataFrame({"judge": judge, "system": systems, "rating": rating})
@@ -192,7 +194,8 @@ def length_controlled(
     rows = []
     for judge, group in judgements.groupby("judge", sort=False):
         everything = _read(group)
-        for (a, b), part in everything.groupby(["system_a", "system_b"], sort=False):
+        compared = everything.groupby(["system_a", "system_b"], sort=False)
+        for (a, b), part in tqdm(compared, desc="length-controlled", disable=None, leave=False):
             gap = np.array([length(x) - length(y) for x, y in zip(part.answer_a, part.answer_b, strict=True)], float)
             difficulty = _difficulty(part.prompt, everything, a, b)
             features, verdicts = np.column_stack([np.tanh(gap / (gap.std() or 1)), difficulty]), part.won.to_numpy()

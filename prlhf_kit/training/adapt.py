@@ -79,6 +79,7 @@ def adapt(
     start = [(GENERIC, *candidates)[i] for i in np.argmin(losses, axis=0)]
     asked = tokenized(model, tokenizer, pairs) if steps else []
     frozen = [p for p in model.parameters() if p.requires_grad]
+    bar = tqdm(total=steps * len(asked), desc="adapting", unit=" pairs", disable=None, leave=False)
     training = model.training
     model.eval()
     for p in frozen:
@@ -88,7 +89,7 @@ def adapt(
         own = begun.clone().requires_grad_()
         optimizer = torch.optim.Adam([own], lr=learning_rate)
         rows = []
-        for step in tqdm(range(steps), desc="adapting", disable=None, leave=False):
+        for step in range(steps):
             optimizer.zero_grad()
             seen = torch.zeros(len(user_ids))
             for i in range(0, len(asked), batch_size):
@@ -98,6 +99,7 @@ def adapt(
                 loss = -logsigmoid(beta * gap)
                 loss.sum().backward()
                 seen.index_add_(0, who[part], loss.detach().float().cpu())
+                bar.update(len(loss))
             if decay:
                 (decay / 2 * (own - begun).square().sum()).backward()
             rows += [
@@ -105,6 +107,7 @@ def adapt(
             ]
             optimizer.step()
     finally:
+        bar.close()
         model.train(training)
         for p in frozen:
             p.requires_grad_(True)
@@ -150,7 +153,8 @@ def weigh(
     with reference_of(model) as base:
         reference = _gap(score_pairs(base, tokenizer, pairs, batch_size=batch_size))
     rows = (GENERIC, *candidates)
-    found = [_gap(score_pairs(model, tokenizer, pairs, [row] * len(pairs), batch_size)) - reference for row in rows]
+    shown = tqdm(rows, desc="known users", disable=None, leave=False)
+    found = [_gap(score_pairs(model, tokenizer, pairs, [row] * len(pairs), batch_size)) - reference for row in shown]
     return Evidence(np.stack(found, axis=1), reference)
 
 
