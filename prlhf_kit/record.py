@@ -30,7 +30,9 @@ from matplotlib.figure import Figure
 
 RESULT = "result.json"
 RECORD = "run.json"
+SCHEMA = 1  # version of `run.schema.json`, see docs/runs.md for when it changes
 PREVIOUS = ".previous"
+TRACKERS = "-trackers.json"  # beside a trained model's folder: the runs that experiment trackers hold of its training
 PATIENCE = 30  # seconds to wait for another kernel that works in the same folder
 UNDER_RUNNER = "PRLHF_KIT_RUNNER"  # set by runs.py for the kernels that it starts
 PACKAGES = (
@@ -91,6 +93,14 @@ def inputs(run_dir: Path, stages: Iterable[str]) -> dict[str, dict[str, str]]:
     return {
         stage: {name: entry.get("sha256") for name, entry in left.items() if entry["kind"] in ("data", "model")}
         for stage, left in found.items()
+    }
+
+
+def trackers(stage_dir: Path) -> dict[str, list[dict[str, str | None]]]:
+    """Training in `stage_dir` -> its runs in experiment trackers, as `training.tracking` noted them."""
+    return {
+        str(path.relative_to(stage_dir)).removesuffix(TRACKERS): json.loads(path.read_text())
+        for path in sorted(stage_dir.rglob(f"*{TRACKERS}"))
     }
 
 
@@ -175,8 +185,9 @@ class Stage:
 
     def _record(self, status: str) -> dict[str, Any]:
         return {
-            "schema": 1, "stage": self.name, "status": status, "parameters": self.parameters, "inputs": self.inputs,
-            "metrics": {}, "artifacts": {}, "versions": versions(), "git": git_state(), "started": self.started,
+            "schema": SCHEMA, "stage": self.name, "status": status, "parameters": self.parameters,
+            "inputs": self.inputs, "metrics": {}, "artifacts": {}, "versions": versions(), "git": git_state(),
+            "trackers": trackers(self.dir), "pid": os.getpid(), "host": platform.node(), "started": self.started,
         }  # fmt: skip
 
     def input(self, stage: str, name: str) -> Path:

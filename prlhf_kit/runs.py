@@ -15,6 +15,7 @@ import difflib
 import hashlib
 import json
 import os
+import platform
 import re
 import signal
 import subprocess
@@ -33,12 +34,14 @@ from nbconvert import HTMLExporter
 from prlhf_kit.record import (
     RECORD,
     RESULT,
+    SCHEMA,
     UNDER_RUNNER,
     git_state,
     inputs,
     now,
     read_record,
     set_aside,
+    trackers,
     versions,
     write_json,
 )
@@ -215,9 +218,9 @@ def _run(notebook: Path, run_dir: Path, values: dict[str, Any], force: bool) -> 
         (stage_dir / name).unlink(missing_ok=True)
 
     record: dict[str, Any] = {
-        "schema": 1, "stage": notebook.stem, "status": "running", "key": key, "parameters": values,
+        "schema": SCHEMA, "stage": notebook.stem, "status": "running", "key": key, "parameters": values,
         "inputs": made_from, "metrics": {}, "artifacts": {}, "versions": versions(), "git": git_state(),
-        "pid": os.getpid(), "started": now(),
+        "pid": os.getpid(), "host": platform.node(), "started": now(),
     }  # fmt: skip
     write_json(stage_dir / RECORD, record)
     start = time.monotonic()
@@ -229,7 +232,7 @@ def _run(notebook: Path, run_dir: Path, values: dict[str, Any], force: bool) -> 
     except KeyboardInterrupt:
         interrupted, code, log = True, 130, ""
     result = _read_result(stage_dir)
-    record |= result
+    record |= result | {"trackers": trackers(stage_dir)}
     record |= {"ended": now(), "seconds": round(time.monotonic() - start, 1)}
     if interrupted:
         record |= {"status": "interrupted", "error": "stopped by the user; run again to resume"}

@@ -33,6 +33,7 @@ from prlhf_kit.record import sha256, write_json
 from prlhf_kit.training.config import PersonalizedDPOConfig
 from prlhf_kit.training.fit import fit
 from prlhf_kit.training.pdpo import FROZEN_BASE, PersonalizedDPOTrainer
+from prlhf_kit.training.tracking import check_trackers
 
 PERSRM_FILE, WEIGHTS = "persrm.json", "adapter_model.safetensors"
 WORDING = "Write for one reader, and follow what this reader asks of every answer: {}"
@@ -63,6 +64,8 @@ class PersRMRecipe:
     def __post_init__(self):
         if self.wording.count("{}") != 1:
             raise ValueError(f"wording={self.wording!r}: expected a text with one {{}}, where the preference goes.")
+        for settings in (self.backbone, self.head):
+            check_trackers(settings.get("report_to"))
 
 
 def told(pairs: Dataset, wording: str = WORDING) -> Dataset:

@@ -31,6 +31,7 @@ from prlhf_kit.training.config import PersonalizedDPOConfig
 from prlhf_kit.training.controls import LABELS, WITHOUT_USERS, control_pairs
 from prlhf_kit.training.fit import HISTORY, fit
 from prlhf_kit.training.pdpo import FROZEN_BASE, PersonalizedDPOTrainer
+from prlhf_kit.training.tracking import check_trackers
 from prlhf_kit.users import USER_MODELS, UserIndex
 
 TRAIN_BASE = ("lora", "qlora", "full", "frozen")
@@ -66,6 +67,7 @@ class Recipe:
     evaluation: str = ""
 
     def __post_init__(self):
+        check_trackers(self.settings.get("report_to"))
         if self.train_base not in TRAIN_BASE:
             raise ValueError(f"train_base={self.train_base!r}: expected one of {', '.join(TRAIN_BASE)}.")
         if self.method != "pdpo" and self.method not in LABELS:

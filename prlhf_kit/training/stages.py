@@ -30,6 +30,7 @@ from prlhf_kit.training.recipe import launch_recipe
 from prlhf_kit.training.reward import EVALUATIONS, PersonalizedRewardTrainer
 from prlhf_kit.training.reward_config import PersonalizedRewardConfig, StopEarly
 from prlhf_kit.training.stage_sets import drawn
+from prlhf_kit.training.tracking import check_trackers
 from prlhf_kit.users import USER_MODELS, UserIndex
 
 
@@ -89,6 +90,9 @@ class RewardRecipe:
     settings: dict[str, Any] = field(default_factory=dict)
     evaluation: dict[str, str] = field(default_factory=dict)
     patience: int = 0
+
+    def __post_init__(self):
+        check_trackers(self.settings.get("report_to"))
 
 
 def build_reward_trainer(recipe: RewardRecipe) -> PersonalizedRewardTrainer:
