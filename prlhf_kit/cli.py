@@ -1,189 +1,252 @@
-"""The command line: a thin door to `runs`, `report`, `leaderboard`, `figures` and `data`."""
+"""The command line: options, examples and exit codes. What the commands do is imported when they are called, since
+torch, pandas and matplotlib take seconds."""
 
 from __future__ import annotations
 
 import argparse
+import errno
+import importlib
+import importlib.metadata
+import os
 import signal
 import sys
+import traceback
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, NoReturn
 
-import pandas as pd
+import shtab
 
-from prlhf_kit import evaluation_figures, leaderboard, report, reward_figures, runs, steering_figures
-from prlhf_kit import figures as general_figures
-from prlhf_kit.record import StageError, read_record
+from prlhf_kit import app, pipeline, run_commands, sweep
 
 RUNS = Path("papermill_runs")
-FIGURES = (
-    general_figures.FIGURES | reward_figures.FIGURES | steering_figures.FIGURES | evaluation_figures.FIGURES
-)  # fmt: skip
-EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+EXIT_USAGE, EXIT_INTERNAL, EXIT_FILES, EXIT_INTERRUPTED, EXIT_PIPE = 2, 70, 74, 130, 141
+EXIT_CODES = """exit codes:
+  0    done
+  1    a notebook failed, and its record (run.json) says in which cell and why; of `runs diff`: the runs differ
+  2    wrong usage: an option, a parameter or an input is not as expected; the message says what to change
+  70   an error inside prlhf_kit (--debug shows the traceback)
+  74   a file or the network can't be read or written: no space, no permission, no such file
+  130  interrupted (Ctrl-C, or a batch system's SIGTERM); the same command resumes
+  141  whatever read the output closed it, as in `prlhf data list | head -3`"""
+
+WAYS_OUT = {
+    errno.ENOSPC: "Free some space, or choose a folder on another disk; the same command then goes on.",
+    errno.EDQUOT: "Free some of your quota, or choose a folder elsewhere; the same command then goes on.",
+    errno.EACCES: "Choose a place that you may read and write, or change its permissions.",
+    errno.EROFS: "Choose a folder on a disk that can be written.",
+    errno.ENOENT: "Check the path.",
+}
 
 
-def run(args: argparse.Namespace) -> int:
-    """`prlhf run`: every notebook in turn, then the run's index page."""
-    run_dir = args.out / args.run
-    given = dict(args.parameter or [])
-    known = {notebook: runs.defaults(notebook) for notebook in args.notebooks}
-    everything = {name: value for values in known.values() for name, value in values.items()}
-    for name in given:
-        if name not in everything or name == "run_dir":
-            hint = " The run's folder is set with --run and --out." if name == "run_dir" else ""
-            raise runs.RunError(
-                str(runs.unknown_parameter(name, everything, " / ".join(map(str, args.notebooks)))) + hint
-            )
-    plans = {n: {k: v for k, v in given.items() if k in known[n]} for n in args.notebooks}
-    for notebook, parameters in plans.items():  # all of them are checked before any of them runs
-        runs.resolve(notebook, parameters)
-    for notebook, parameters in plans.items():
-        print(f"{notebook.stem} ...", flush=True)
-        record = runs.run_notebook(notebook, run_dir, parameters, args.force)
-        if record["status"] != "completed":
-            report.write_index(run_dir)
-            print(
-                f"{notebook.stem} FAILED: {record['error']}\nrecord: {run_dir / notebook.stem / 'run.json'}",
-                file=sys.stderr,
-            )
-            return EXIT_FAILED
-        how = "unchanged, skipped" if record.get("skipped") else f"{record['seconds']:.0f} s"
-        print(f"{notebook.stem} completed ({how})", flush=True)
-    page = report.write_index(run_dir)
-    for caption, table in report.tables(run_dir, "headline"):
-        print(f"\n{caption}\n{table.to_string(index=False)}")
-    print(f"\nreport: {page.resolve()}")
-    return 0
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """Examples keep their lines; a description of one line is wrapped."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        kind = argparse.RawDescriptionHelpFormatter if "\n" in text else argparse.HelpFormatter
+        return kind._fill_text(self, text, width, indent)
 
 
-def figures(args: argparse.Namespace) -> int:
-    """`prlhf figures`: re-make a run's figures from its tables, without a model."""
-    if not any(read_record(args.run_dir / stage) for stage in {stage for stage, _, _ in FIGURES.values()}):
-        raise runs.RunError(f"{args.run_dir} holds no stage of a run. Give the folder of one, papermill_runs/demo say.")
-    args.out.mkdir(parents=True, exist_ok=True)
-    for name, (stage, table, draw) in FIGURES.items():
-        path = args.run_dir / stage / f"{table}.parquet"
-        if not path.is_file():
-            status = (read_record(args.run_dir / stage) or {}).get("status", "was not run")
-            if status == "completed":
-                status = f"made no table {table!r} from this data"
-            print(f"{name}: left out, {stage} {status}")
-            continue
-        general_figures.save(draw(pd.read_parquet(path)), args.out / f"{name}.png")
-        print(args.out / f"{name}.png")
-    return 0
+class Parser(argparse.ArgumentParser):
+    """A parser, like all of its sub-parsers: `--debug`, examples that keep their lines, errors in one line, and help
+    where a sub-command is missing."""
 
+    def __init__(self, **options: Any):
+        super().__init__(**{"formatter_class": _Formatter} | options)
+        # SUPPRESS: else a sub-parser's default would undo what was given before its name
+        self.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show an error's traceback")
 
-def compare(args: argparse.Namespace) -> int:
-    """`prlhf report`: all runs' numbers side by side on one page."""
-    print(f"report: {leaderboard.write_page(args.dirs, args.out)}")
-    return 0
+    def add_subparsers(self, **options: Any) -> Any:
+        self.set_defaults(action=lambda _: self.print_help())
+        return super().add_subparsers(**options | {"required": False})
 
+    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
+        sys.stdout.flush()  # see `main`
+        super().exit(status, message)
 
-def data(args: argparse.Namespace) -> int:
-    """`prlhf data list|prepare|check`."""
-    from prlhf_kit.data import SchemaError, commands  # here, since datasets and transformers take seconds to import
-    from prlhf_kit.models import ModelError
-
-    try:
-        return getattr(commands, args.command)(args)
-    except (SchemaError, ModelError) as error:
-        print(f"prlhf: {error}", file=sys.stderr)
-        return EXIT_USAGE
+    def error(self, message: str) -> NoReturn:
+        self.exit(EXIT_USAGE, f"{self.prog}: {message}. `{self.prog} --help` shows options and examples.\n")
 
 
 class _Option(argparse.Action):
     """`-o NAME VALUE`, with the value read as a Python literal."""
 
     def __call__(self, _parser, namespace, values, option_string=None):
+        from prlhf_kit.runs import typed
+
         given = getattr(namespace, self.dest) or []
-        setattr(namespace, self.dest, [*given, (values[0], runs.typed(values[0], values[1], None))])
+        setattr(namespace, self.dest, [*given, (values[0], typed(values[0], values[1], None))])
+
+
+def _later(module: str, function: str) -> Callable[[argparse.Namespace], int]:
+    """`function` of `module`, imported when it is called."""
+    return lambda args: getattr(importlib.import_module(f"prlhf_kit.{module}"), function)(args)
+
+
+def parsers(top: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    """`top` and all sub-parsers under it."""
+    yield top
+    for action in top._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for sub in action.choices.values():
+                yield from parsers(sub)
 
 
 def parser() -> argparse.ArgumentParser:
     """All subcommands and their options."""
-    top = argparse.ArgumentParser(prog="prlhf", description="Personalized RLHF in notebooks, run headlessly.")
-    commands = top.add_subparsers(required=True, metavar="COMMAND")
+    top = Parser(
+        prog="prlhf",
+        description="Personalized RLHF in notebooks, run headlessly. `prlhf COMMAND --help` has examples of each.",
+        epilog="examples:\n"
+        "  prlhf run notebooks/01_data_preparation.ipynb --run first\n"
+        "  prlhf report papermill_runs\n"
+        "  prlhf --print-completion bash\n\n" + EXIT_CODES,
+    )
+    top.set_defaults(debug=False)
+    top.add_argument("--version", action="version", version=f"prlhf_kit {importlib.metadata.version('prlhf_kit')}")
+    shtab.add_argument_to(top, help="print a script that completes commands, options and paths in this shell")
+    commands = top.add_subparsers(metavar="COMMAND")
 
     p = commands.add_parser(
         "run",
         help="execute notebooks through papermill",
-        description="Execute notebooks one after the other; unchanged completed stages are skipped.",
-        epilog="example: prlhf run notebooks/03_pdpo_training.ipynb --run mine -p alpha 0.7 -p seed 1",
+        description="Execute notebooks in turn. Completed stages that nothing changed are skipped, killed ones resume.",
+        epilog="examples:\n"
+        "  prlhf run notebooks/01_data_preparation.ipynb notebooks/03_pdpo_training.ipynb --run mine\n"
+        "  prlhf run notebooks/03_pdpo_training.ipynb --run mine -p alpha 0.7 -p seed 1",
     )
-    p.add_argument("notebooks", nargs="+", type=Path, metavar="NOTEBOOK")
+    p.add_argument("notebooks", nargs="+", type=Path, metavar="NOTEBOOK", help="an .ipynb file; several run in turn")
     p.add_argument("-p", "--parameter", nargs=2, action="append", metavar=("NAME", "VALUE"), help="set a parameter")
     p.add_argument("--run", default="run", metavar="NAME", help="name of the run's folder (default: run)")
     p.add_argument("--out", type=Path, default=RUNS, metavar="DIR", help=f"where runs are kept (default: {RUNS})")
     p.add_argument("--force", action="store_true", help="run again, from the start, even if nothing changed")
-    p.set_defaults(action=run)
+    p.add_argument("--copy-to", metavar="URL", help="executed notebooks go there too: s3://, gs://, abs://, http(s)://")
+    p.set_defaults(action=_later("commands", "run"))
 
     p = commands.add_parser(
         "figures",
         help="re-make a run's figures from its tables",
-        epilog="example: prlhf figures papermill_runs/demo --out figures",
+        description="Draw all figures of a run again from its tables, as PNG and SVG. Needs no model.",
+        epilog="example:\n  prlhf figures papermill_runs/demo --out figures",
     )
-    p.add_argument("run_dir", type=Path)
-    p.add_argument("--out", type=Path, default=Path("figures"))
-    p.set_defaults(action=figures)
+    p.add_argument("run_dir", type=Path, metavar="DIR", help="the run's folder")
+    p.add_argument("--out", type=Path, default=Path("figures"), metavar="DIR", help="where to (default: figures)")
+    p.set_defaults(action=_later("commands", "figures"))
 
     p = commands.add_parser(
         "report",
         help="one page with all runs' numbers side by side",
         description="Write one HTML page that compares runs. It opens from disk, with no server and no network.",
-        epilog="example: prlhf report papermill_runs",
+        epilog="examples:\n"
+        "  prlhf report papermill_runs\n"
+        "  prlhf report papermill_runs/seed0 papermill_runs/seed1 --out seeds.html",
     )
     p.add_argument("dirs", nargs="+", type=Path, metavar="DIR", help="a run, or a folder of runs")
-    p.add_argument(
-        "--out", type=Path, metavar="FILE", help=f"the page (default: {leaderboard.NAME} where DIR's runs are)"
-    )
-    p.set_defaults(action=compare)
-    _data_parser(commands.add_parser("data", help="list, check and prepare datasets"))
+    p.add_argument("--out", type=Path, metavar="FILE", help="the page (default: leaderboard.html where DIR's runs are)")
+    p.set_defaults(action=_later("commands", "compare"))
+    _data_parser(commands)
+    app.add_parser(commands)
+    run_commands.add_parser(commands)
+    sweep.add_parser(commands)
+    pipeline.add_parser(commands)
+    for each in parsers(top):
+        for action in each._actions:
+            if action.type is Path:
+                action.complete = shtab.DIRECTORY if action.metavar == "DIR" else shtab.FILE  # type: ignore[attr-defined]
     return top
 
 
-def _data_parser(top: argparse.ArgumentParser) -> None:
-    commands = top.add_subparsers(required=True, metavar="COMMAND")
-    p = commands.add_parser("list", help="every dataset, where it comes from, its options")
+def _data_parser(top) -> None:
+    data = top.add_parser(
+        "data",
+        help="list, check and prepare datasets",
+        description="List, check and prepare datasets of preferences: the field's, or your own (docs/datasets.md).",
+        epilog="examples:\n  prlhf data list\n  prlhf data check files --path my.csv",
+    )
+    commands = data.add_subparsers(metavar="COMMAND")
+    p = commands.add_parser(
+        "list",
+        help="every dataset, where it comes from, its options",
+        description="Name every dataset of the kit with its source and the options that -o sets.",
+        epilog="examples:\n  prlhf data list\n  prlhf data list --markdown",
+    )
     p.add_argument("--markdown", action="store_true", help="the table of the docs")
-    p.set_defaults(action=data, command="list_datasets")
-    for name, text in (
-        ("prepare", "load, check and write a dataset as parquet, with a data card"),
-        ("check", "load and check a dataset, and compare its counts with the papers'"),
+    p.set_defaults(action=_later("data.commands", "list_datasets"))
+    for name, text, out in (
+        ("prepare", "load, check and write a dataset as parquet, with a data card", " --out data/mine"),
+        ("check", "load and check a dataset, and compare its counts with the papers'", ""),
     ):
         p = commands.add_parser(
             name,
             help=text,
-            epilog=f"example: prlhf data {name} tldr --path summarize_from_feedback -o mode synthetic -o top 40"
-            + (" --out data/tldr" if name == "prepare" else ""),
+            description=f"{text.capitalize()}. A check that refuses stops before anything is written.",
+            epilog="examples:\n"
+            f"  prlhf data {name} tldr --path summarize_from_feedback -o mode synthetic -o top 40{out}\n"
+            f'  prlhf data {name} files --path my.csv -o columns \'{{"user_id": "worker"}}\'{out}\n'
+            f"  prlhf data {name} prism --max-tokens 512 --rule 'user with too few pairs' drop{out}",
         )
-        p.add_argument("name", help="one of `prlhf data list`")
+        p.add_argument("name", metavar="DATASET", help="one of `prlhf data list`")
         p.add_argument("--path", type=Path, help="local file or folder in the dataset's own schema (default: the hub)")
-        p.add_argument("-o", "--option", nargs=2, action=_Option, metavar=("NAME", "VALUE"), help="of the dataset")
+        p.add_argument("-o", "--option", nargs=2, action=_Option, metavar=("NAME", "VALUE"), help="the dataset's own")
         p.add_argument("--rule", nargs=2, action="append", metavar=("CHECK", "RULE"), help="refuse, drop or shorten")
         p.add_argument("--model", default="smollm2-135m-instruct", help="whose tokenizer counts (default: %(default)s)")
         p.add_argument("--max-prompt-tokens", type=int, help="longest prompt")
         p.add_argument("--max-tokens", type=int, help="longest prompt and response together")
         p.add_argument("--min-pairs", type=int, default=1, help="training pairs that a user needs (default: 1)")
-        if name == "prepare":
+        if out:
             p.add_argument("--out", type=Path, required=True, metavar="DIR", help="new folder")
             p.add_argument("--force", action="store_true", help="replace the folder")
-        p.set_defaults(action=data, command=name)
+        p.set_defaults(action=_later("data.commands", name))
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Entry point of `prlhf`. Exit codes: 0 done, 1 a notebook failed, 2 wrong usage, 130 interrupted."""
-    args = parser().parse_args(argv)
+    """Entry point of `prlhf`; its exit codes are `EXIT_CODES`."""
     # a batch system's SIGTERM is treated like Ctrl-C, so that the record says what happened; and SIGINT is heard even
     # where a script started us with `&`, for which shells turn it off
     for sign in (signal.SIGINT, signal.SIGTERM):
         signal.signal(sign, signal.default_int_handler)
+    args = argparse.Namespace(debug=False)
     try:
-        return args.action(args)
-    except (runs.RunError, StageError) as error:
-        print(f"prlhf: {error}", file=sys.stderr)
-        return EXIT_USAGE
+        args = parser().parse_args(argv)
+        code = args.action(args) or 0
+        sys.stdout.flush()  # here, where a reader that has left can still be told from an error
+        return code
     except KeyboardInterrupt:
         print("prlhf: interrupted; the same command resumes", file=sys.stderr)
         return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        _leave_output()
+        return EXIT_PIPE
+    except Exception as error:
+        if args.debug:
+            traceback.print_exc()
+        code, message = explained(error)
+        _leave_output()
+        hint = "" if args.debug or code == EXIT_USAGE else " --debug shows the traceback."
+        print(f"prlhf: {' '.join(message.split())}{hint}", file=sys.stderr)
+        return code
+
+
+def _leave_output() -> None:
+    """Where standard output can't be written, Python, which flushes it as it ends, would complain once more."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def explained(error: Exception) -> tuple[int, str]:
+    """Exit code and message for what a command raised.
+
+    The kit's own errors say what was wrong and the way out. They are told by the module of their class: importing
+    all of their classes would take seconds.
+    """
+    if any(kind.__module__.startswith("prlhf_kit.") for kind in type(error).__mro__):
+        return EXIT_USAGE, str(error)
+    said = f"{type(error).__name__}: {error}."
+    if isinstance(error, OSError):
+        return EXIT_FILES, f"{said} {WAYS_OUT.get(error.errno or 0, '')}"
+    return EXIT_INTERNAL, f"internal error, {said}"
 
 
 if __name__ == "__main__":

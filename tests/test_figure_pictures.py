@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from test_evaluation_figures import looks
 
-from prlhf_kit.cli import FIGURES
+from prlhf_kit.commands import FIGURES
 from prlhf_kit.evaluation_figures import FIGURES as EVALUATION
 
 RNG = np.random.default_rng(0)

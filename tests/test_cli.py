@@ -1,0 +1,255 @@
+"""The command line: help with examples that hold, completion, exit codes, errors in one line."""
+
+import importlib
+import inspect
+import os
+import pkgutil
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import prlhf_kit
+from prlhf_kit import cli, leaderboard
+from prlhf_kit.record import write_json
+
+ROOT = Path(__file__).parent.parent
+PARSERS = {p.prog: p for p in cli.parsers(cli.parser())}
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "papermill_runs" / "README.md",
+    *ROOT.glob("docs/**/*.md"),
+]
+LINE = [sys.executable, "-m", "prlhf_kit.cli"]
+
+
+def commands_in(text):
+    """The words of each `prlhf ...` line of a text, up to a pipe, a redirection or a comment."""
+    for line in text.replace("\\\n", " ").splitlines():
+        if found := re.match(r"\s*(?:examples?:\s*)?(?:\$ )?(?:\S*/)?(prlhf(?: .*|$))", line):
+            words = shlex.split(found[1], comments=True)
+            yield words[: next((i for i, word in enumerate(words) if word[:1] in set("|<>&;")), None)]
+
+
+def parses(words):
+    try:
+        cli.parser().parse_args(words[1:])
+    except SystemExit as end:  # --help, --version
+        return end.code == 0
+    return True
+
+
+@pytest.mark.parametrize("prog", PARSERS)
+def test_each_command_is_described_and_its_examples_hold(prog, capsys):
+    parser = PARSERS[prog]
+    assert parser.description
+    examples = list(commands_in(parser.epilog or ""))
+    assert examples, f"`{prog} --help` shows no example"
+    for words in examples:
+        assert words[: len(prog.split())] == prog.split()
+        assert parses(words), capsys.readouterr().err
+    for action in parser._actions:
+        shown = action.help or getattr(action, "_choices_actions", None)
+        assert shown, f"{prog}: no help for {action.option_strings or action.dest}"
+    with pytest.raises(SystemExit) as end:
+        cli.main([*prog.split()[1:], "--help"])
+    assert end.value.code == 0
+    assert " ".join(examples[0][:2]) in capsys.readouterr().out
+
+
+def test_without_a_command_help_is_shown(capsys):
+    for words in ([], ["data"]):
+        assert cli.main(words) == 0
+        assert capsys.readouterr().out.startswith(" ".join(["usage: prlhf", *words]))
+    with pytest.raises(SystemExit) as end:
+        cli.main(["--version"])
+    assert end.value.code == 0
+    assert capsys.readouterr().out == f"prlhf_kit {prlhf_kit.record.versions()['prlhf_kit']}\n"
+    assert leaderboard.NAME in PARSERS["prlhf report"].format_help()
+
+
+def test_help_imports_nothing_that_takes_long():
+    code = (
+        "import sys; from prlhf_kit import cli\ntry: cli.main(['--help'])\nexcept SystemExit: pass\n"
+        "heavy = {'torch', 'transformers', 'datasets', 'matplotlib', 'pandas', 'nbformat', 'IPython', 'submitit'}\n"
+        "print(sorted(heavy & set(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr == "[]\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["re"], {"report"}),
+        (["data", ""], {"list", "prepare", "check"}),
+        (["run", "--par"], {"--parameter"}),
+        (["run", "o"], {"one.ipynb", "out"}),
+        (["run", "one.ipynb", "--out", "o"], {"out"}),
+        (["data", "check", "files", "--path", "o"], {"one.ipynb", "out"}),
+        (["--print-completion", "ba"], {"bash"}),
+    ],
+)
+def test_bash_completes(words, expected, tmp_path):
+    (tmp_path / "one.ipynb").touch()
+    (tmp_path / "out").mkdir()
+    script = subprocess.run([*LINE, "--print-completion", "bash"], capture_output=True, text=True, check=True).stdout
+    # as bash does it for `prlhf WORDS<Tab>`: the registered function, with the words and the cursor's place
+    script += (
+        "\nset -- prlhf " + shlex.join(words) + "\n"
+        'COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1))\n'
+        "function=$(complete -p prlhf | sed 's/.* -F \\([^ ]*\\) .*/\\1/')\n"
+        '$function prlhf\nprintf "%s\\n" "${COMPREPLY[@]}"\n'
+    )
+    done = subprocess.run(["bash"], input=script, cwd=tmp_path, capture_output=True, text=True, check=True)
+    # `report` and `re...` of other commands: what is completed begins with what was typed
+    assert set(done.stdout.split()) >= expected
+    assert all(word.startswith(words[-1]) for word in done.stdout.split())
+    if words[-1] == "o":
+        assert set(done.stdout.split()) == expected
+
+
+@pytest.mark.parametrize("shell", ["zsh", "tcsh"])
+def test_other_shells_have_a_script_too(shell, capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.main(["--print-completion", shell])
+    assert end.value.code == 0
+    script = capsys.readouterr().out
+    assert "prlhf" in script
+    assert {"report", "prepare"} <= set(re.findall(r"\w+", script))
+
+
+def own_errors():
+    for module in pkgutil.walk_packages(prlhf_kit.__path__, "prlhf_kit."):
+        if module.name.endswith(("make_simulated", "__main__")):  # scripts
+            continue
+        for _, kind in inspect.getmembers(importlib.import_module(module.name), inspect.isclass):
+            if issubclass(kind, Exception) and kind.__module__ == module.name:
+                yield kind
+
+
+def test_each_of_the_kits_own_errors_is_a_line(monkeypatch, capsys, tmp_path):
+    kinds = set(own_errors())
+    names = {kind.__name__ for kind in kinds}
+    assert names >= {"RunError", "StageError", "SchemaError", "ModelError", "DecodingError", "ConditioningError"}
+    for kind in kinds:
+        assert fails_with(kind("the wish\nis unknown. Say it."), monkeypatch, tmp_path) == 2
+        assert capsys.readouterr().err == "prlhf: the wish is unknown. Say it.\n"
+
+
+def fails_with(error, monkeypatch, folder, *options):
+    from prlhf_kit import commands
+
+    def fail(args):
+        raise error
+
+    monkeypatch.setattr(commands, "compare", fail)
+    return cli.main([*options, "report", str(folder)])
+
+
+def test_other_errors_are_a_line_and_have_codes_of_their_own(monkeypatch, capsys, tmp_path):
+    for error, code, message in (
+        (ZeroDivisionError("by\nzero"), 70, "internal error, ZeroDivisionError: by zero. --debug shows the traceback."),
+        (OSError(28, "No space left", "/a/b"), 74, r"OSError: \[Errno 28\] No space left: '/a/b'. Free some space,"),
+        (PermissionError(13, "Not yours", "/a/b"), 74, r"PermissionError: .*: '/a/b'. Choose a place"),
+        (ConnectionError("no route"), 74, "ConnectionError: no route. --debug"),
+        (KeyboardInterrupt(), 130, "interrupted; the same command resumes"),
+    ):
+        assert fails_with(error, monkeypatch, tmp_path) == code
+        err = capsys.readouterr().err
+        assert re.match(f"prlhf: {message}", err)
+        assert err.count("\n") == 1
+
+
+def test_debug_shows_the_traceback_wherever_it_stands(capsys, tmp_path):
+    for words in (["--debug", "report", str(tmp_path)], ["report", "--debug", str(tmp_path)]):
+        assert cli.main(words) == 2
+        err = capsys.readouterr().err
+        assert err.startswith("Traceback")
+        assert f"\nprlhf: {tmp_path} holds no run" in err
+    assert cli.main(["report", str(tmp_path)]) == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_failed_notebook_is_a_line_and_its_traceback_is_shown_on_demand(monkeypatch, capsys, tmp_path):
+    record = {"status": "failed", "error": "cell 3 raised ValueError: too cold\nx = f()\n---\nTraceback ..."}
+    monkeypatch.setattr("prlhf_kit.runs.run_notebook", lambda *_: record)
+    (tmp_path / "r").mkdir()
+    line = ["run", str(ROOT / "notebooks" / "01_data_preparation.ipynb"), "--out", str(tmp_path), "--run", "r"]
+    said = "prlhf: 01_data_preparation failed: cell 3 raised ValueError: too cold"
+    assert cli.main(line) == 1
+    where = f"{tmp_path}/r/01_data_preparation/run.json"
+    assert capsys.readouterr().err == f"{said}; see {where} (--debug shows the traceback)\n"
+    assert cli.main([*line, "--debug"]) == 1
+    assert capsys.readouterr().err == f"{said}\nx = f()\n---\nTraceback ...; see {where}\n"
+
+
+def test_wrong_usage_is_a_line_with_the_way_to_the_examples(capsys):
+    for words, message in (
+        (["runn"], "prlhf: argument COMMAND: invalid choice: 'runn'"),
+        (["data", "check"], "prlhf data check: the following arguments are required: DATASET"),
+        (["report", "--ou"], "prlhf report: argument --out: expected one argument"),
+    ):
+        with pytest.raises(SystemExit) as end:
+            cli.main(words)
+        assert end.value.code == 2
+        err = capsys.readouterr().err
+        assert err.startswith(message)
+        assert err.endswith(" --help` shows options and examples.\n")
+        assert err.count("\n") == 1
+
+
+def test_a_reader_that_leaves_ends_it_quietly():
+    for words in (["data", "list"], ["--help"]):
+        reader, writer = os.pipe()
+        os.close(reader)
+        env = os.environ | {"PYTHONUNBUFFERED": ""}  # unbuffered, argparse itself hears of it and is silent
+        done = subprocess.run([*LINE, *words], stdout=writer, stderr=subprocess.PIPE, text=True, env=env, check=False)
+        os.close(writer)
+        assert (done.returncode, done.stderr) == (cli.EXIT_PIPE, "")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full, a disk that is always full")
+def test_a_full_disk_and_a_path_that_cannot_be(tmp_path, capsys):
+    env = os.environ | {"PYTHONUNBUFFERED": ""}
+    with open("/dev/full", "w") as full:
+        line = [*LINE, "--version"]
+        done = subprocess.run(line, stdout=full, stderr=subprocess.PIPE, text=True, env=env, check=False)
+    assert done.returncode == cli.EXIT_FILES
+    assert re.fullmatch(r"prlhf: OSError: .*No space left on device. Free some space, .*\n", done.stderr)
+
+    write_json(tmp_path / "r" / "03_pdpo_training" / "run.json", {"status": "running"})
+    (tmp_path / "file").touch()
+    assert cli.main(["figures", str(tmp_path / "r"), "--out", str(tmp_path / "file" / "figures")]) == cli.EXIT_FILES
+    err = capsys.readouterr().err
+    assert f"'{tmp_path}/file/figures'" in err
+    assert err.count("\n") == 1
+
+
+def test_exit_codes_are_documented():
+    """In `prlhf --help` and in the docs, the same ones; what each stands for is tested above and in test_runs."""
+    in_help = dict(re.findall(r"^  (\d+) +(.*)$", PARSERS["prlhf"].format_help(), re.MULTILINE))
+    in_docs = dict(re.findall(r"^\| (\d+) \| (.*) \|$", (ROOT / "docs" / "commands.md").read_text(), re.MULTILINE))
+    codes = {
+        0,
+        1,
+        *(value for name, value in vars(cli).items() if re.fullmatch("EXIT_[A-Z]+", name) and value != cli.EXIT_CODES),
+    }
+    assert set(in_help) == set(in_docs) == {str(code) for code in codes}
+    assert cli.EXIT_PIPE == 128 + signal.SIGPIPE
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_every_command_line_in_the_docs_parses(page, capsys):
+    text = page.read_text()
+    fences = re.findall(r"^```[^\n]*\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    for words in (words for fence in fences for words in commands_in(fence)):
+        assert parses(words), f"{shlex.join(words)}: {capsys.readouterr().err}"
+    known = {prog.split()[1] for prog in PARSERS if " " in prog}
+    for words in re.findall(r"`prlhf ([a-z]\w*)[^`]*`", text):
+        assert words in known, f"`prlhf {words}` in {page.name}: there is no such command"
