@@ -1,0 +1,35 @@
+"""Notebooks that take a second: one parameters cell, the stage's begin and finish, and what a test puts between."""
+
+import time
+
+import nbformat
+
+PARAMETERS = 'run_dir = "x"\nuser = "ann"\nn = 3\nrate = 0.5\nnames = ["a"]\nlimit = None\nseed = 0\n'
+BODY = """from pathlib import Path
+import json, os, signal, time
+from prlhf_kit.record import begin
+stage = begin("{name}", run_dir, globals())
+with (stage.dir / "starts.txt").open("a") as f:
+    f.write("x")
+"""
+FINISH = 'stage.finish({"twice": 2 * n})'
+
+
+def write_notebook(folder, name, *cells, needs=(), parameters=PARAMETERS):
+    """`<folder>/<name>.ipynb` with `cells` between the stage's begin and finish."""
+    nb = nbformat.v4.new_notebook()
+    first = nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]})
+    nb.cells = [first, *map(nbformat.v4.new_code_cell, [BODY.replace("{name}", name), *cells, FINISH])]
+    nb.metadata["prlhf_kit"] = {"needs": list(needs)}
+    nb.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    path = folder / f"{name}.ipynb"
+    nbformat.write(nb, path)
+    return path
+
+
+def wait_for(condition, seconds=90):
+    """Return when `condition()` holds; fail after so many seconds."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.1)
