@@ -123,7 +123,7 @@ def __getattr__(name: str):
     for module, names in _WHERE.items():
         if name in names:
             return getattr(importlib.import_module(f"prlhf_kit.{module}"), name)
-    if name in ("conditioning", "data", "models", "users"):
+    if name in ("conditioning", "data", "models", "users", "votes", "widgets"):
         return importlib.import_module(f"prlhf_kit.{name}")
     raise AttributeError(f"module 'prlhf_kit' has no attribute {name!r}")
 

@@ -1,13 +1,18 @@
-"""The page that a run opens with: its headline table and figures, and links to every stage. Works from disk."""
+"""The page that a run opens with (its headline table and figures, and links to every stage), and the page of each
+executed notebook. They work from disk."""
 
 from __future__ import annotations
 
+import copy
 import html
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import pandas as pd
 from jinja2 import Environment
+from nbconvert import HTMLExporter
+from PIL import Image
 
 from prlhf_kit.record import inputs, read_record
 
@@ -15,26 +20,39 @@ PAGE = Environment(autoescape=True).from_string("""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{{ name }} - prlhf_kit</title>
 <style>
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #1a1a1a; }
-table { border-collapse: collapse; font-size: .9rem; } .scroll { overflow-x: auto; }
-th, td { padding: .3rem .7rem; border-bottom: 1px solid #ddd; text-align: left; vertical-align: top; }
-figure { margin: 1.5rem 0; } img { max-width: 100%; background: white; }
-figcaption, .note { color: #555; font-size: .9rem; }
-.failed, .interrupted { color: #b00020; font-weight: bold; }
-pre { overflow-x: auto; background: #f5f5f5; padding: .7rem; }
+:root { color-scheme: light dark; --page: #fff; --text: #1a1a1a; --faint: #555; --line: #ddd; --code: #f5f5f5;
+  --link: #0b57a4; --bad: #b00020; }
+@media (prefers-color-scheme: dark) { :root { --page: #16181c; --text: #e8e8e8; --faint: #b0b4ba; --line: #444;
+  --code: #262d38; --link: #8ab8f0; --bad: #ff8a8a; } }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: var(--text);
+  background: var(--page); overflow-wrap: break-word; }
+a { color: var(--link); } h1 { font-size: 1.7rem; } h2 { font-size: 1.25rem; margin: 2rem 0 .5rem; }
+.scroll { overflow: auto; max-height: 85vh; }
+table { border-collapse: separate; border-spacing: 0; font-size: .9rem; overflow-wrap: normal; }
+th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
+thead th { position: sticky; top: 0; background: var(--page); }
+figure { margin: 1.5rem 0; } img { max-width: 100%; height: auto; background: white; }
+figcaption, .note { color: var(--faint); font-size: .9rem; }
+.failed, .interrupted { color: var(--bad); font-weight: bold; }
+pre { overflow-x: auto; background: var(--code); padding: .7rem; }
+@media (max-width: 40rem) { img { max-width: none; } th, td { padding: .3rem .5rem; }
+  table { width: max-content; } th, td { max-width: 16rem; } pre { max-width: 80vw; } }
 </style></head><body>
 <h1>{{ name }}</h1>
 {% if doubtful %}<p class="failed">Not of one piece: {{ doubtful | join(", ") }} failed, or is older than what it was
 made from. What stands below may come from an earlier attempt; run the notebooks again.</p>{% endif %}
 {% macro show(tables) %}{% for table in tables %}
-<h2>{{ table.caption }}</h2><div class="scroll">{{ table.html | safe }}</div>{% endfor %}{% endmacro %}
+<h2>{{ table.caption }}</h2>
+<div class="scroll" tabindex="0" role="region" aria-label="{{ table.caption }}">{{ table.html | safe }}</div>
+{% endfor %}{% endmacro %}
 {{ show(headline) }}
 {% for f in figures %}
-<figure><img src="{{ f.path }}" alt="{{ f.caption }}"><figcaption>{{ f.caption }}</figcaption></figure>
+<figure><div class="scroll" tabindex="0" role="region" aria-label="figure"><img src="{{ f.path }}" alt="{{ f.caption }}"
+{{- " width=%d" % f.width if f.width }}></div><figcaption>{{ f.caption }}</figcaption></figure>
 {% endfor %}
 {{ show(tables) }}
-<h2>Stages</h2><div class="scroll"><table>
-<tr><th>stage</th><th>status</th><th>time</th><th>peak memory</th><th></th></tr>
+<h2>Stages</h2><div class="scroll" tabindex="0" role="region" aria-label="Stages"><table>
+<tr><th>stage</th><th>status</th><th>time</th><th>peak memory</th><th>files</th></tr>
 {% for s in stages %}<tr><td>{{ s.stage }}</td><td class="{{ s.status }}">{{ s.status }}</td>
 <td>{{ "%.0f s" % s.seconds if s.seconds is defined else "" }}</td>
 <td>{{ "%.1f GiB" % (s.peak_memory_bytes / 2**30) if s.peak_memory_bytes is defined else "" }}</td>
@@ -49,6 +67,28 @@ transformers {{ stages[-1].versions.transformers }}, trl {{ stages[-1].versions.
 </p>{% endif %}
 </body></html>
 """)
+
+
+# nbconvert's page, with the figures' captions for who can't see them, and without scripts that it does not need
+NOTEBOOK = """{%- extends 'lab/index.html.j2' -%}
+{%- block html_head_js_requirejs -%}{%- endblock -%}
+{%- block jupyter_widgets -%}{%- endblock -%}
+{%- block notebook_css -%}{{ super() }}
+<style>
+.jp-RenderedImage, .highlight pre { overflow-x: auto; }
+@media (max-width: 40rem) { .jp-RenderedImage > img { max-width: none !important; } }
+</style>{%- endblock -%}
+{%- block html_head_js_mathjax -%}{% if resources.equations %}{{ super() }}{% endif %}{%- endblock -%}
+{%- block data_png scoped -%}
+{%- set width = output | get_metadata('width', 'image/png') -%}
+<div class="jp-RenderedImage jp-OutputArea-output">
+<img src="data:image/png;base64,{{ output.data['image/png'] | escape_html }}"
+{%- if width %} width="{{ width }}"{% endif %}
+ alt="{{ output | get_metadata('alt', 'image/png') or '' | escape_html }}">
+</div>
+{%- endblock -%}
+"""
+PROGRESS = "application/vnd.jupyter.widget-view+json"
 
 
 def records(run_dir: Path) -> list[dict[str, Any]]:
@@ -76,12 +116,25 @@ def to_html(table: pd.DataFrame) -> str:
     return table.round(3).map(text).rename(columns=text).to_html(index=False, border=0, na_rep="", escape=False)
 
 
+def _width(*picture: str | Path) -> int | None:
+    """CSS pixels that show a figure as wide as in its notebook, where its texts are as large as the page's."""
+    try:
+        with Image.open(Path(*picture)) as opened:
+            return round(opened.width * 90 / 150)  # `Stage.figure` shows 90 an inch, `figures.save` writes 150
+    except OSError:
+        return None
+
+
 def write_index(run_dir: str | Path) -> Path:
     """Write `<run_dir>/index.html` from the stages' records and return its path."""
     run_dir = Path(run_dir)
     stages = records(run_dir)
     figures = [
-        {"path": f"{record['stage']}/{name}", "caption": entry["caption"]}
+        {
+            "path": f"{record['stage']}/{name}",
+            "caption": entry["caption"],
+            "width": _width(run_dir / record["stage"] / name),
+        }
         for record in reversed(stages)  # results before data
         for name, entry in record["artifacts"].items()
         if entry["kind"] == "figure"
@@ -105,3 +158,19 @@ def write_index(run_dir: str | Path) -> Path:
     temporary.write_text(page)
     temporary.replace(path)
     return path
+
+
+def notebook_page(notebook: nbformat.NotebookNode, title: str) -> str:
+    """An executed notebook as HTML. Its equations alone need the network (MathJax); without it they are TeX.
+
+    Progress bars are left out: they are for who waits, and would need a script from elsewhere.
+    """
+    notebook = copy.deepcopy(notebook)
+    notebook.metadata.pop("widgets", None)
+    for cell in notebook.cells:
+        if "outputs" in cell:
+            cell.outputs = [output for output in cell.outputs if PROGRESS not in output.get("data", {})]
+    equations = any("$" in cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    exporter = HTMLExporter(raw_template=NOTEBOOK, exclude_input_prompt=True, exclude_output_prompt=True)
+    page, _ = exporter.from_notebook_node(notebook, {"metadata": {"name": title}, "equations": equations})
+    return page

@@ -52,6 +52,7 @@ SMOKE = {
         "general_pairs": 4,
     },
     "06_new_users": {"ks": [1], "steps": 2},
+    "07_compare_responses": {"k": 1, "steps": 1, "max_new_tokens": 6},
     "09_user_models": {  # by `accelerate launch`, in two processes
         "points": 2,
         "batch_size": 2,
@@ -115,6 +116,7 @@ LEAVES = {
         "side_by_side.parquet",
     },
     "09_user_models": {"individual", "cluster", "pairs_learned.png", "user_map.png", "groups.parquet"},
+    "07_compare_responses": {"answers.parquet"},
     "06_new_users": {"ranked.parquet", "adaptation.parquet", "adaptation.png", "pdpo"},
 }
 

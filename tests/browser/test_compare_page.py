@@ -1,0 +1,247 @@
+"""The side-by-side page (`prlhf app`) in a browser: with a trained run, and with systems that say nasty things."""
+
+import json
+import re
+import time
+
+import nbformat
+import pytest
+from playwright.sync_api import expect
+
+from browser.conftest import CHEAP, assert_contrast, assert_readable_on_a_phone, serving, shot
+
+NASTY = "<script>window.pwned = 1</script><img src=x onerror='window.pwned = 2'></div></article>&amp; <b>not bold\u202e"
+FAKES = f'''
+import time
+from dataclasses import dataclass
+from typing import Any
+import prlhf_kit as kit
+from prlhf_kit import widgets
+from prlhf_kit.decoding.answers import GuidedAnswer
+from prlhf_kit.systems import User
+
+class Characters:
+    def decode(self, tokens, **options):
+        return "".join(map(chr, tokens))
+
+@dataclass(eq=False)
+class Fake:
+    """Says `text`, a character at a time; one in eight was moved by the reward."""
+    name: str
+    text: str
+    pause: float = 0.0
+    reads: str = "nothing"
+    weight: Any = None
+    top_k: Any = None
+    tokenizer: Any = None
+    @property
+    def by_user(self):
+        return self.reads != "nothing"
+    def stream(self, prompt, user, weight=1.0, stop=None, max_new_tokens=64):
+        if self.text == "error":
+            raise ValueError("out of <i>luck</i>")
+        for n in range(1, len(self.text) + 1):
+            time.sleep(self.pause)
+            tokens = [*map(ord, self.text[:n])]
+            base = [ord("<") if i % 8 == 7 else token for i, token in enumerate(tokens)]
+            some = [0.5] * n
+            yield GuidedAnswer(self.text[:n], tokens, base, some, some, some, [0.0] * n, some, 1.0)
+            if stop is not None and stop.is_set():
+                return
+
+systems = [Fake("nasty <u>name</u>", {NASTY!r}), Fake("slow", "word " * 400, 0.01), Fake("broken", "error")]
+for system in systems:
+    system.tokenizer = Characters()
+users = [User("ann", "ann", "I like <b>short</b>"), User("bob", "bob")]
+prompts = [[dict(role="user", content="Chosen?")]]
+widgets.compare(systems, users, prompts, votes=votes, rewards={{"length <small>": lambda u, p, a: float(len(a))}})
+'''
+
+
+def state(page, name):
+    """Wait until the page says that it is in this state."""
+    page.locator(f'.prlhf-status [data-state="{name}"]').wait_for()
+
+
+def chosen(page, group, *names):
+    """Check these boxes of a group, and no others."""
+    for box in page.get_by_role("group", name=group).get_by_role("checkbox").all():
+        box.set_checked(box.get_attribute("aria-label") in names or accessible_name(box) in names)
+
+
+def accessible_name(box):
+    return box.evaluate("node => (node.labels[0] ?? node.parentElement).innerText.trim()")
+
+
+def votes_in(file):
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def test_a_persons_way_through_the_page(tiny_run, open_page):
+    votes = tiny_run / "votes.jsonl"
+    votes.unlink(missing_ok=True)
+    settings = [part for name, value in CHEAP.items() for part in ("-p", name, value)]
+    with serving(tiny_run, *settings) as address:
+        page = open_page(address)
+        generate = page.get_by_role("button", name="Generate")
+        generate.wait_for()
+        assert "def " not in page.locator("body").inner_text()  # no code
+        people = page.get_by_role("group", name="Users").get_by_role("checkbox")
+        two = [accessible_name(people.nth(i)) for i in (0, 3)]
+        chosen(page, "Users", *two)
+        chosen(page, "Systems", "P-DPO", "PAD")
+        page.get_by_label("or type one").fill("How do I make <tea>?")
+        slider = page.get_by_role("slider", name="PAD weight")
+        slider.focus()
+        for _ in range(3):
+            page.keyboard.press("ArrowRight")
+        expect(page.locator(".prlhf-weight .widget-readout")).to_have_text("1.75")
+        generate.click()
+        state(page, "done")
+        answers = page.get_by_role("article")
+        assert answers.count() == 4
+        labels = [answer.get_attribute("aria-label") for answer in answers.all()]
+        assert all(sum(f"for {who}" in label for label in labels) == 2 for who in two)
+        assert any("w = 1.75" in label for label in labels)
+        first = answers.first.locator(".prlhf-text").inner_text()
+        assert first.strip()
+        assert float(answers.first.locator("[data-reward]").first.inner_text())
+        shot(page, "app-answers")
+
+        page.get_by_label("Your name, to vote").fill("Zoë")
+        page.get_by_label("What you like").fill("plain words")
+        page.get_by_role("button", name="Vote for answer 2").click()
+        state(page, "voted")
+        found = votes_in(votes)
+        assert found
+        for vote in found:
+            assert vote["user_id"] == "Zoë"
+            assert vote["user_text"] == "plain words"
+            assert vote["prompt"][-1]["content"] == "How do I make <tea>?"
+            assert vote["chosen"] != vote["rejected"]
+        assert page.get_by_role("button", name=re.compile("Vote for")).first.is_disabled()
+
+        page.get_by_label("Blind").check()
+        generate.click()
+        state(page, "done")
+        cards = page.get_by_role("region", name="Answers")
+        assert not any(name in cards.inner_text() for name in ("P-DPO", "PAD", *two))
+        assert page.locator("[data-system], [data-user], .prlhf-token, [data-reward]").count() == 0
+        page.get_by_role("button", name="Vote for answer 1").click()
+        state(page, "voted")
+        assert "P-DPO" in cards.inner_text()  # told after the vote
+        kept = votes_in(votes)
+        assert len(kept) > len(found)
+        assert kept[-1]["blind"] is True
+
+        page.reload()  # another kernel
+        generate.wait_for()
+        expect(page.get_by_role("cell", name="Zoë").or_(page.get_by_role("rowheader", name="Zoë"))).to_be_visible()
+        assert votes_in(votes) == kept
+        for scheme in ("light", "dark"):
+            page.emulate_media(color_scheme=scheme)
+            page.set_viewport_size({"width": 390, "height": 844})
+            assert_readable_on_a_phone(page)
+            assert_contrast(page, "#rendered_cells")
+            shot(page, f"app-{scheme}-390")
+
+
+@pytest.fixture(scope="module")
+def fakes(tiny_run, tmp_path_factory):
+    """The page with `FAKES`; its address and its file of votes."""
+    folder = tmp_path_factory.mktemp("fakes")
+    notebook = nbformat.v4.new_notebook(metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}})
+    parameters = f"run_dir = ''  # a run\nvotes = {str(folder / 'votes.jsonl')!r}  # a file"
+    notebook.cells = [
+        nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]}),
+        nbformat.v4.new_code_cell(FAKES),
+    ]
+    nbformat.write(notebook, folder / "fakes.ipynb")
+    with serving(tiny_run, "--notebook", folder / "fakes.ipynb") as address:
+        yield address, folder / "votes.jsonl"
+
+
+def test_by_keyboard_alone_with_hostile_answers(fakes, open_page):
+    address, votes = fakes
+    page = open_page(address, width=390, scheme="dark")
+    page.get_by_role("button", name="Generate").wait_for()
+
+    def reach(target, key="Tab"):
+        """Press Tab until `target` has the focus, and that it can be seen."""
+        for _ in range(60):
+            page.keyboard.press(key)
+            if target.evaluate("node => node === document.activeElement"):
+                outline = target.evaluate("n => getComputedStyle(n).outlineStyle + getComputedStyle(n).boxShadow")
+                assert outline != "nonenone"
+                return
+        raise AssertionError(f"{target} can't be reached by {key}")
+
+    prompt = page.get_by_label("or type one")
+    reach(prompt)
+    page.keyboard.press("Control+a")
+    page.keyboard.type("<script>window.pwned = 3</script>")
+    reach(page.get_by_role("checkbox", name="bob"))
+    page.keyboard.press("Space")
+    reach(page.get_by_role("slider", name="PAD weight"))
+    page.keyboard.press("ArrowLeft")
+    name = page.get_by_label("Your name, to vote")
+    reach(name)
+    page.keyboard.type("<img src=x onerror='window.pwned = 4'>")
+    page.keyboard.press("Control+Enter")
+
+    state(page, "writing")
+    slow = page.get_by_role("article").nth(1).locator(".prlhf-text")
+    expect(slow).to_contain_text("word")  # while it is being written
+    before = len(slow.inner_text())
+    page.wait_for_function("([node, n]) => node.isConnected ? node.innerText.length > n : true",
+                           arg=[slow.element_handle(), before])  # fmt: skip
+    assert page.get_by_role("article").nth(1).get_attribute("aria-busy") == "true"
+    reach(page.get_by_role("button", name="Stop"))
+    pressed = time.monotonic()
+    page.keyboard.press("Enter")
+    state(page, "stopped")
+    assert time.monotonic() - pressed < 5
+    assert 0 < len(slow.inner_text()) < 5 * 400 - 10
+
+    systems = page.get_by_role("group", name="Systems")
+    reach(systems.get_by_role("checkbox", name="slow"), "Shift+Tab")
+    page.keyboard.press("Space")
+    reach(page.get_by_role("button", name="Generate"))
+    page.keyboard.press("Enter")
+    state(page, "done")
+    nasty, broken = page.get_by_role("article").all()
+    assert nasty.locator(".prlhf-text").inner_text().strip() == NASTY.strip()
+    assert nasty.locator("script, img, b:not(.prlhf-who b), u, small").count() == 0
+    assert broken.get_attribute("data-state") == "failed"
+    expect(broken.get_by_role("alert")).to_contain_text("ValueError: out of <i>luck</i>")
+    assert "nasty <u>name</u>" in nasty.inner_text()
+    moved = nasty.locator(".prlhf-token").first
+    reach(moved)
+    assert moved.get_attribute("data-base") == "<"
+    assert "the base model would say: <" in moved.get_attribute("aria-label")
+    assert "base" in moved.evaluate("node => getComputedStyle(node, '::after').content")
+    shot(page, "app-hostile-dark-390")
+    assert_readable_on_a_phone(page)
+    assert_contrast(page, "#rendered_cells")
+    page.emulate_media(color_scheme="light")
+    assert_contrast(page, "#rendered_cells")
+
+    chosen(page, "Systems", "nasty <u>name</u>", "slow")
+    assert page.evaluate("window.pwned") is None
+    assert votes_in(votes) == []
+
+
+def test_votes_are_refused_with_the_reason_until_they_can_count(fakes, open_page):
+    address, votes = fakes
+    page = open_page(address)
+    page.get_by_role("button", name="Generate").wait_for()
+    chosen(page, "Systems")
+    page.get_by_role("button", name="Generate").click()
+    state(page, "refused")
+    expect(page.get_by_role("status")).to_contain_text("Choose at least one user and one system")
+    chosen(page, "Systems", "nasty <u>name</u>", "broken")
+    page.get_by_role("button", name="Generate").click()
+    state(page, "done")
+    page.get_by_role("button", name="Vote for answer 1").click()
+    state(page, "refused")
+    assert votes_in(votes) == []

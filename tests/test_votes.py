@@ -1,0 +1,125 @@
+"""Votes: what one becomes, that it is never lost, and that it is training data."""
+
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+import prlhf_kit as kit
+from prlhf_kit import votes
+from prlhf_kit.data.schema import COLUMNS, said
+from prlhf_kit.votes import VoteError
+
+ASKED = said("user", "What is tea?")
+ANSWERS = [("A drink.", {"system": "base"}), ("<script>alert(1)</script> Tea!", {"system": "PAD"}), ("No.", {"x": 1})]
+
+
+def read(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_a_vote_is_a_preference_over_every_other_answer(tmp_path):
+    rows = votes.records(" ann ", ASKED, ANSWERS, 1, " I like tea. ", blind=True, order=["a", "b"])
+    assert [(r["chosen"][0]["content"], r["rejected"][0]["content"]) for r in rows] == [
+        (ANSWERS[1][0], "A drink."),
+        (ANSWERS[1][0], "No."),
+    ]
+    first = rows[0]
+    assert set(COLUMNS) <= set(first)
+    assert (first["user_id"], first["user_text"], first["group"]) == ("ann", "I like tea.", None)
+    assert (first["chosen_from"], first["rejected_from"]) == ({"system": "PAD"}, {"system": "base"})
+    assert (first["blind"], first["order"], first["prompt"]) == (True, ["a", "b"], ASKED)
+    assert first["vote"] == rows[1]["vote"]
+    assert first["pair_id"] != rows[1]["pair_id"]
+    assert votes.records("ann", ASKED, ANSWERS, 0)[0]["user_text"] is None
+
+
+@pytest.mark.parametrize(
+    ("voter", "texts", "chosen", "told"),
+    [
+        (" ", ["a", "b"], 0, "Type your name"),
+        ("ann", [" ", "b"], 0, "empty answer"),
+        ("ann", ["same", " same "], 1, "no other answer"),
+        ("ann", ["only", ""], 0, "no other answer"),
+    ],
+)
+def test_what_is_no_preference_is_refused(voter, texts, chosen, told):
+    with pytest.raises(VoteError, match=told):
+        votes.records(voter, ASKED, [(text, {}) for text in texts], chosen)
+
+
+def test_answers_like_the_chosen_one_are_no_alternatives():
+    rows = votes.records("ann", ASKED, [("a", {}), ("a ", {}), ("", {}), ("b", {"who": "b"})], 0)
+    assert [r["rejected_from"] for r in rows] == [{"who": "b"}]
+
+
+def test_votes_are_training_data(tmp_path):
+    path = tmp_path / "votes.jsonl"
+    for voter in ("ann", "bob"):
+        for i in range(3):
+            votes.append(path, votes.records(voter, said("user", f"Question {i}?"), ANSWERS, i, settings={"k": 10}))
+    data = kit.data.load("files", path, test_share=0.0)
+    checked, report = kit.data.check(data)
+    assert (report.kept, len(checked["train"])) == (12, 12)
+    assert set(checked["train"]["user_id"]) == {"ann", "bob"}
+    assert checked["train"][0]["chosen"] == said("assistant", "A drink.")
+    # who says the opposite for the same prompt contradicts themselves
+    votes.append(path, votes.records("ann", said("user", "Question 0?"), ANSWERS[:2], 1))
+    _, report = kit.data.load_with_report("files", path, test_share=0.0)
+    assert report.table.set_index("reason").pairs.to_dict() == {"contradictory pair": 2}
+
+
+@pytest.mark.parametrize("torn", ['{"pair_id": "vote-1", "chos', '{"pair_id": "vote-1", "text": "é'])
+def test_a_line_that_a_crash_cut_off_is_moved_aside(tmp_path, torn):
+    path = tmp_path / "votes.jsonl"
+    votes.append(path, votes.records("ann", ASKED, ANSWERS, 0))
+    whole = path.read_bytes()
+    half = torn.encode()[:-1]  # within a character, too
+    path.write_bytes(whole + half)
+    told = votes.append(path, votes.records("bob", ASKED, ANSWERS, 1))
+    assert f"{len(half)} bytes were moved to {path}.torn" in told
+    assert (tmp_path / "votes.jsonl.torn").read_bytes() == half + b"\n"
+    assert path.read_bytes().startswith(whole)
+    assert [row["user_id"] for row in read(path)] == ["ann"] * 2 + ["bob"] * 2
+    path.write_bytes(path.read_bytes() + half)  # and again
+    assert votes.mend(path)
+    assert (tmp_path / "votes.jsonl.torn").read_bytes() == (half + b"\n") * 2
+    assert votes.mend(path) == ""
+    assert len(kit.data.load("files", path, test_share=0.0)["train"]) == 4
+
+
+def test_a_whole_last_line_without_its_break_is_kept(tmp_path):
+    path = tmp_path / "votes.jsonl"
+    path.write_text('{"user_id": "ann"}')  # edited by hand
+    assert votes.append(path, [{"user_id": "bob"}]) == ""
+    assert [row["user_id"] for row in read(path)] == ["ann", "bob"]
+    assert votes.mend(tmp_path / "none.jsonl") == ""
+
+
+def test_a_full_disk_leaves_the_file_as_it_was(tmp_path, monkeypatch):
+    path = tmp_path / "votes.jsonl"
+    votes.append(path, [{"user_id": "ann"}])
+    before = path.read_bytes()
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        votes.append(path, [{"user_id": "bob"}])
+    assert path.read_bytes() == before
+
+
+def test_votes_at_once_lose_nothing(tmp_path):
+    path = tmp_path / "votes.jsonl"
+
+    def vote(voter):
+        for i in range(20):
+            votes.append(path, [{"user_id": voter, "i": i}, {"user_id": voter, "i": i}])
+
+    with ThreadPoolExecutor(4) as pool:  # each opens and locks the file anew, as another process would
+        list(pool.map(vote, "abcd"))
+    rows = read(path)
+    assert len(rows) == 160
+    assert rows[::2] == rows[1::2]  # the two lines of a vote stay together
