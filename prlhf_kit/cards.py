@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from prlhf_kit.decoding.answers import GuidedAnswer
-from prlhf_kit.decoding.generate import Prompt
+from prlhf_kit.decoding.generate import DecodingError, Prompt
 from prlhf_kit.evaluation.judges import prompt_text
 from prlhf_kit.people import User
 from prlhf_kit.systems import Reward, System
@@ -73,7 +73,8 @@ class Card:
                     found = {name: reward(user, prompt, self.text) for name, reward in rewards.items()}
                     self.rewards += [(user, name, value) for name, value in found.items() if value is not None]
         except Exception as error:  # whatever a model or a reward raises is shown where it happened
-            self.state, self.error = "failed", f"{type(error).__name__}: {error}"
+            kind = "" if isinstance(error, DecodingError) else f"{type(error).__name__}: "
+            self.state, self.error = "failed", f"{kind}{error}"
         yield
 
 
@@ -217,10 +218,12 @@ def marked(answer: GuidedAnswer, tokenizer: PreTrainedTokenizerBase) -> str:
             base = _visible(_behind(tokenizer, behind, [answer.base_tokens[moved[0]]]).replace(UNFINISHED, ""))
             gain = gained[moved].sum()
             label = f"{_visible(shown)}; the base model would say: {base}; reward {gain:+.2f}"
+            ahead = shown[: len(shown) - len(shown.lstrip())]
+            sign = shown.strip() or ("↵" if "\n" in shown else "␣" if shown else "∎")  # so that it can be pointed at
             parts.append(
-                f'<span class="prlhf-token" data-base="{escape(base)}" data-gain="{gain:+.2f}" tabindex="0" '
+                f'{ahead}<span class="prlhf-token" data-base="{escape(base)}" data-gain="{gain:+.2f}" tabindex="0" '
                 f'role="note" aria-label="{escape(label)}" style="--gain: {max(gain, 0.0) / most:.2f}">'
-                f"{escape(shown) or '&#8718;'}</span>"
+                f"{escape(sign)}</span>{shown[len(shown.rstrip()) :] if shown.strip() else ''}"
             )
         else:
             parts.append(escape(shown))

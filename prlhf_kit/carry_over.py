@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 
 from prlhf_kit.jobs import Job
 from prlhf_kit.record import read_record, set_aside
-from prlhf_kit.runs import RunError, _artifacts_there, _needs
+from prlhf_kit.runs import RunError, artifacts_there, needs_of
 
 TAKEN = ".from"  # the sweep's own copy of the stages
 
@@ -36,7 +36,7 @@ def needed(notebooks: Sequence[Path], source: Path | None) -> list[str]:
         raise RunError(f"two notebooks have the same name, but a run has one folder for each: {', '.join(stages)}.")
     found: list[str] = []
     for i, path in enumerate(notebooks):
-        for need in _needs(path):
+        for need in needs_of(path):
             if need in stages[i:]:
                 raise RunError(f"{path.name} needs {need}, which stands after it. Change their order.")
             if need in stages:
@@ -70,7 +70,7 @@ def take(source: Path, needed: Sequence[str], folder: Path, jobs: Sequence[Job],
     for stage in needed:
         record = read_record(source / stage)
         status = record["status"] if record else "missing"
-        if record and status == "completed" and not _artifacts_there(source / stage, record):
+        if record and status == "completed" and not artifacts_there(source / stage, record):
             status = "without its artefacts"
         if status != "completed":
             raise RunError(f"--from {source}: its stage {stage} is {status}, expected a completed one. Run it first.")

@@ -81,7 +81,7 @@ class Workers:
             with job.log.open("a") as log:  # appended: another sweep may be writing into it
                 child = subprocess.Popen(
                     job.command, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                    start_new_session=True, preexec_fn=_interrupted_with_parent,
+                    start_new_session=True, preexec_fn=interrupted_with_parent,
                 )  # fmt: skip
         except OSError as error:
             self.slots.append(slot)
@@ -122,7 +122,7 @@ class Workers:
                 child.wait()
 
 
-def _interrupted_with_parent() -> None:
+def interrupted_with_parent() -> None:
     """In the child: hear SIGTERM when the parent is gone, however it ended, so that no orphan goes on (Linux only)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG

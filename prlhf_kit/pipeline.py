@@ -75,7 +75,7 @@ def read(file: Path, given: Iterable[tuple[str, str]] = ()) -> dict[str, Stage]:
     import yaml
 
     from prlhf_kit import grid
-    from prlhf_kit.runs import RunError, _needs, defaults
+    from prlhf_kit.runs import RunError, needs_of, defaults
 
     try:
         content = yaml.safe_load(file.read_text())
@@ -101,7 +101,7 @@ def read(file: Path, given: Iterable[tuple[str, str]] = ()) -> dict[str, Stage]:
             str(name): grid.checked(str(name), value, {notebook: known[notebook]})[1]
             for name, value in parameters.items()
         }
-        own = frozenset(_needs(notebook))
+        own = frozenset(needs_of(notebook))
         stages[notebook.stem] = Stage(
             notebook, texts, own | frozenset(map(str, needs)), frozenset(map(str, needs)) - own
         )

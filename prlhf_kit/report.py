@@ -14,7 +14,7 @@ from jinja2 import Environment
 from nbconvert import HTMLExporter
 from PIL import Image
 
-from prlhf_kit.record import inputs, read_record
+from prlhf_kit.record import inputs, read_record, write_text
 
 PAGE = Environment(autoescape=True).from_string("""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
@@ -154,9 +154,7 @@ def write_index(run_dir: str | Path) -> Path:
         provenance=provenance, doubtful=doubtful,
     )  # fmt: skip
     path = run_dir / "index.html"
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(page)
-    temporary.replace(path)
+    write_text(path, page)
     return path
 
 

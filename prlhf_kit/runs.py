@@ -142,7 +142,8 @@ def unknown_parameter(name: str, known: Mapping[str, Any], where: str) -> RunErr
     return RunError(f"{where} has no parameter {name!r}.{hint} It has: {', '.join(sorted(known))}.")
 
 
-def _needs(notebook: Path) -> list[str]:
+def needs_of(notebook: Path) -> list[str]:
+    """Stages whose artefacts a notebook reads, as its metadata says."""
     return nbformat.read(notebook, as_version=4).metadata.get("prlhf_kit", {}).get("needs", [])
 
 
@@ -205,11 +206,11 @@ def run_notebook(
 
 def _run(notebook: Path, run_dir: Path, values: dict[str, Any], force: bool) -> dict[str, Any]:
     stage_dir = run_dir / notebook.stem
-    made_from = inputs(run_dir, _needs(notebook))
+    made_from = inputs(run_dir, needs_of(notebook))
     key = _key(notebook, values | {"run_dir": None}, made_from)
     old = read_record(stage_dir)
     same = old is not None and old.get("key") == key
-    if old and same and not force and old["status"] == "completed" and _artifacts_there(stage_dir, old):
+    if old and same and not force and old["status"] == "completed" and artifacts_there(stage_dir, old):
         return old | {"skipped": True}
     if stage_dir.exists() and (force or not same):
         set_aside(stage_dir)
@@ -247,7 +248,8 @@ def _run(notebook: Path, run_dir: Path, values: dict[str, Any], force: bool) -> 
     return record
 
 
-def _artifacts_there(stage_dir: Path, record: dict[str, Any]) -> bool:
+def artifacts_there(stage_dir: Path, record: dict[str, Any]) -> bool:
+    """Whether all that a completed stage recorded is still on the disk."""
     return all((stage_dir / name).exists() for name in [*record["artifacts"], NOTEBOOK, PAGE])
 
 

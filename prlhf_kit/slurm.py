@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import os
 import re
 import shutil
@@ -57,7 +58,8 @@ def options(args: argparse.Namespace) -> dict[str, Any]:
     """`submit`'s options from the command line.
 
     Raises:
-        RunError: a value can't be, there is no Slurm here, or it knows no such partition. Nothing was submitted.
+        RunError: a value can't be, there is no Slurm here, or it has no such partition or a shorter limit there.
+            Nothing was submitted.
     """
     from prlhf_kit.runs import RunError
 
@@ -72,12 +74,21 @@ def options(args: argparse.Namespace) -> dict[str, Any]:
             f"there is no {absent[0]} on this machine's PATH. Start the sweep on the cluster's login node, or use "
             "--executor local."
         )
-    answer = subprocess.run(["sinfo", "--noheader", "--format=%R"], capture_output=True, text=True, check=False)
+    answer = subprocess.run(["sinfo", "--noheader", "--format=%P|%l"], capture_output=True, text=True, check=False)
     if answer.returncode:
         raise RunError(f"Slurm does not answer: {answer.stderr.strip()}. Try `sinfo`, or use --executor local.")
-    partitions = sorted(set(answer.stdout.split()))
-    if args.partition and not set(args.partition.split(",")) <= set(partitions):
-        raise RunError(f"Slurm has no partition {args.partition!r}; it has: {', '.join(partitions)}.")
+    limits = dict(line.split("|") for line in answer.stdout.split())  # the default partition's name ends with *
+    chosen = args.partition.split(",") if args.partition else [name[:-1] for name in limits if name.endswith("*")]
+    limits = {name.removesuffix("*"): limit for name, limit in limits.items()}
+    for name in chosen:
+        if name not in limits:
+            raise RunError(f"Slurm has no partition {name!r}; it has: {', '.join(sorted(limits))}.")
+    if chosen and all(_minutes(limits[name]) < args.time for name in chosen):  # Slurm would let it wait for ever
+        longest = max(chosen, key=lambda name: _minutes(limits[name]))
+        raise RunError(
+            f"--time is {args.time} minutes, but partition {longest} allows {_minutes(limits[longest]):.0f}. Ask for "
+            "less: a run that reaches its limit goes back into the queue and resumes, see --max-requeues."
+        )
     try:
         import submitit  # noqa: F401
     except ImportError:
@@ -86,6 +97,14 @@ def options(args: argparse.Namespace) -> dict[str, Any]:
         "partition": args.partition, "time": args.time, "gpus": args.gpus, "memory": args.memory,
         "cpus": args.cpus, "slots": args.slots, "max_requeues": args.max_requeues,
     }  # fmt: skip
+
+
+def _minutes(limit: str) -> float:
+    """Minutes of Slurm's [days-]hours:minutes:seconds or minutes:seconds; infinite where it says something else."""
+    if not (found := re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", limit)):
+        return math.inf
+    days, hours, minutes, seconds = (int(text or 0) for text in found.groups())
+    return (days * 24 + hours) * 60 + minutes + seconds / 60
 
 
 def submit(jobs: Sequence[Job], options: Mapping[str, Any], folder: Path) -> Iterator[tuple[Job, int | str]]:

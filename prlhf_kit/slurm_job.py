@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from prlhf_kit.jobs import _interrupted_with_parent
+from prlhf_kit.jobs import interrupted_with_parent
 
 if TYPE_CHECKING:
     from submitit.core.utils import DelayedSubmission
@@ -74,7 +74,7 @@ class Work:
 def _prepare() -> None:
     """In the child. Slurm signals a job's whole process tree, but the signal ahead of the limit is for `Work` only: it
     would kill a child, and all that the child starts, which have never heard of it. What is ignored stays so there."""
-    _interrupted_with_parent()
+    interrupted_with_parent()
     signal.signal(_limit_signal(), signal.SIG_IGN)
 
 

@@ -26,6 +26,7 @@ from prlhf_kit.systems import Reward, System
 SCRIPT = Path(__file__).with_name("widgets.js").read_text(encoding="utf-8")
 OWN = "(a prompt of your own)"
 BETWEEN_DRAFTS = 0.1  # seconds
+SETTLE = 0.25  # seconds: a browser sends the last move of a slider after the click that followed it
 
 
 def compare(
@@ -137,20 +138,38 @@ class Comparison(ui.VBox):
     # Writing -------------------------------------------------------------------------------------------------------
 
     def _begin(self, _=None) -> None:
-        users = [user for user, box in self.users.items() if box.value]
-        systems = [system for system, box in self.systems.items() if box.value]
         if self.writing:
-            refused = "Answers are still being written. Wait, or press Stop first."
-        elif not self.prompt.value.strip():
-            refused = "The prompt is empty. Choose one or type one."
-        elif not users or not systems:
-            refused = "Choose at least one user and one system."
-        else:
-            self._start(systems, users)
+            self._say("refused", "Answers are still being written. Wait, or press Stop first.")
             return
-        self._say("refused", refused)
+        self.writing = self.generate.disabled = True
+        self.stop.disabled = False
+        self.stopping.clear()
+        self.thread = threading.Thread(target=self._run, name="prlhf-compare", daemon=True)
+        self.thread.start()
 
-    def _start(self, systems: list[System], users: list[User]) -> None:
+    def _run(self) -> None:
+        """In the thread: take the settings, and write one card after the other."""
+        try:
+            time.sleep(SETTLE)
+            users = [user for user, box in self.users.items() if box.value]
+            systems = [system for system, box in self.systems.items() if box.value]
+            if not self.prompt.value.strip():
+                said_last = "refused", "The prompt is empty. Choose one or type one."
+            elif not users or not systems:
+                said_last = "refused", "Choose at least one user and one system."
+            else:
+                self._lay_out(systems, users)
+                said_last = self._write()
+        except Exception as error:  # nobody reads a thread's traceback
+            said_last = "refused", f"That failed. {type(error).__name__}: {error}"
+        finally:
+            self.writing = self.generate.disabled = False
+            self.stop.disabled = True
+            for number in range(len(self.shown)):
+                self._show(number)
+        self._say(*said_last)
+
+    def _lay_out(self, systems: list[System], users: list[User]) -> None:
         self.round += 1
         self.asked = [*self.context, *said("user", self.prompt.value.strip())]
         cards = lay_out(systems, users, self.weight.value)
@@ -160,11 +179,6 @@ class Comparison(ui.VBox):
         self.shown = cards
         self.settings = {"max_new_tokens": self.length.value, "do_sample": False}
         self.cards.children = [self._box(i) for i in range(len(cards))]
-        self.generate.disabled, self.stop.disabled = True, False
-        self.stopping.clear()
-        self.writing = True
-        self.thread = threading.Thread(target=self._write, name="prlhf-compare", daemon=True)
-        self.thread.start()
 
     def _box(self, number: int) -> ui.VBox:
         vote = _named(ui.Button(description=f"Vote for answer {number + 1}", disabled=True), "vote")
@@ -178,27 +192,20 @@ class Comparison(ui.VBox):
         for button in vote:
             button.disabled = self.writing or self.voted or card.state != "done"
 
-    def _write(self) -> None:
-        """In the thread: one card after the other."""
-        try:
-            for number, card in enumerate(self.shown):
-                if not self.stopping.is_set():
-                    self._say("writing", f"Writing answer {number + 1} of {len(self.shown)} ...")
-                last = -BETWEEN_DRAFTS
-                for _ in card.write(self.asked, self.rewards, self.stopping, self.settings["max_new_tokens"]):
-                    if time.monotonic() - last >= BETWEEN_DRAFTS:
-                        self._show(number)
-                        last = time.monotonic()
-        finally:
-            self.writing = False
-            for number in range(len(self.shown)):
-                self._show(number)
-            self.generate.disabled, self.stop.disabled = False, True
-        failed = sum(card.state == "failed" for card in self.shown)
+    def _write(self) -> tuple[str, str]:
+        for number, card in enumerate(self.shown):
+            if not self.stopping.is_set():
+                self._say("writing", f"Writing answer {number + 1} of {len(self.shown)} ...")
+            last = -BETWEEN_DRAFTS
+            for _ in card.write(self.asked, self.rewards, self.stopping, self.settings["max_new_tokens"]):
+                if time.monotonic() - last >= BETWEEN_DRAFTS:
+                    self._show(number)
+                    last = time.monotonic()
+            self._show(number)
         if self.stopping.is_set():
-            self._say("stopped", "Stopped. An answer that was cut off can't be voted for.")
-        else:
-            self._say("done", f"Done{f'; {failed} failed' if failed else ''}.")
+            return "stopped", "Stopped. An answer that was cut off can't be voted for."
+        failed = sum(card.state == "failed" for card in self.shown)
+        return "done", f"Done{f'; {failed} failed' if failed else ''}."
 
     # Votes ---------------------------------------------------------------------------------------------------------
 

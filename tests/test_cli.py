@@ -31,7 +31,7 @@ LINE = [sys.executable, "-m", "prlhf_kit.cli"]
 def commands_in(text):
     """The words of each `prlhf ...` line of a text, up to a pipe, a redirection or a comment."""
     for line in text.replace("\\\n", " ").splitlines():
-        if found := re.match(r"\s*(?:examples?:\s*)?(?:\$ )?(?:\S*/)?(prlhf(?: .*|$))", line):
+        if found := re.match(r"\s*(?:examples?:\s*)?(?:\$ |nohup |\w+=\S* )*(?:\S*/)?(prlhf(?: .*|$))", line):
             words = shlex.split(found[1], comments=True)
             yield words[: next((i for i, word in enumerate(words) if word[:1] in set("|<>&;")), None)]
 

@@ -1,7 +1,7 @@
 """The tutorials: every command in them is run, in order, in a copy of the checkout.
 
 Fences of `bash` and `python` are run; a `text` fence is what the one before it prints, with `...` for anything. A
-`python` fence that begins with `# name.py` is saved under that name, too. What can't be run here says `no-test:` and
+`python` fence that begins with `# name.py` is saved under that name, for others to import. What can't be run here says `no-test:` and
 why. In place of the models that the pages name, a tiny one is trained.
 """
 
@@ -43,7 +43,7 @@ def script(page, settings):
         if language == "python":
             name = re.match(r"# (\w+\.py)\n", text)
             text = f"cat > {name[1] if name else '.step.py'} <<'END OF STEP'\n{text}END OF STEP\n"
-            text += f"PYTHONPATH=$PWD python {name[1] if name else '.step.py'}\n"
+            text += "" if name else "python .step.py\n"
         else:
             assert language == "bash", f"{page.name}: what is a fence of {language!r}?"
         lines += [f"echo '{MARK.format(number)}'", text]

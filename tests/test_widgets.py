@@ -214,9 +214,9 @@ def test_names_must_differ(offered):
 
 def test_users_by_systems(panel, offered, run, tokenizer):
     comparison = panel()
-    comparison.weight.value = 2.0
     comparison.generate.click()
-    assert comparison.generate.disabled or not comparison.writing
+    assert comparison.generate.disabled
+    comparison.weight.value = 2.0  # a slider's last move comes after the click
     ended(comparison)
     found = [(card.title, card.whom) for card in comparison.shown]
     a, b = (user.name for user in offered.users[:2])
@@ -336,15 +336,26 @@ def test_a_reward_that_fails_is_shown_too(panel, offered):
     assert "no such reward" in bodies(comparison)[0]
 
 
+def test_what_goes_wrong_outside_a_card_is_said_too(panel, monkeypatch):
+    monkeypatch.setattr(widgets, "lay_out", lambda *_: 1 / 0)
+    comparison = panel()
+    comparison.generate.click()
+    ended(comparison)
+    assert "That failed. ZeroDivisionError" in comparison.status.value
+    assert not comparison.generate.disabled
+
+
 def test_what_can_not_be_asked_is_refused_in_place(panel):
     comparison = panel()
     comparison.prompt.value = "  "
     comparison.generate.click()
+    ended(comparison)
     assert "prompt is empty" in comparison.status.value
     comparison.prompt.value = "Why?"
     for box in comparison.users.values():
         box.value = False
     comparison.generate.click()
+    ended(comparison)
     assert "at least one user" in comparison.status.value
     assert not comparison.cards.children
 
@@ -428,7 +439,7 @@ def test_an_end_that_the_reward_chose_can_be_seen(tokenizer):
         "tea", [*word, 2], [*word, word[0]], rewards=[0.0] * (len(word) + 1), base_rewards=[0.0] * (len(word) + 1)
     )
     html = cards.marked(answer, tokenizer)
-    assert html.endswith("&#8718;</span>")
+    assert html.endswith(">∎</span>")
     assert 'aria-label="end of the answer;' in html
 
 

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import json
+import math
 import os
 import re
 import signal
@@ -69,7 +70,7 @@ def start(cluster_conf, tmp_path):
 
     def start(name, *words, out=tmp_path):
         line = [sys.executable, "-m", "prlhf_kit.cli", "sweep", str(tmp_path / "nb.ipynb"), "--out", str(out)]
-        line += ["--run", name, "--executor", "slurm", *words]
+        line += ["--run", name, "--executor", "slurm", "--time", "5", *words]
         child = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         started.append(child)
         return child
@@ -229,8 +230,8 @@ def test_preempted_runs_and_those_of_a_failed_node_are_requeued(watch):
     time.sleep(2)
     slurm_says("scontrol", "update", f"NodeName={node}", "State=RESUME")
     assert outcome.result(240) == {job.name: 0}
-    for job in (plain, patient, job):
-        assert len((job.run_dir / "began").read_text()) == 2
+    for each in (plain, patient, job):
+        assert len((each.run_dir / "began").read_text()) == 2
 
 
 def test_a_step_that_is_killed_and_a_command_that_kills_itself_or_is_not_there(watch):
@@ -295,12 +296,20 @@ def test_options_are_refused_up_front(given, message, monkeypatch, tmp_path):
 def test_what_the_cluster_can_not_give_is_refused(start, cluster_conf, monkeypatch, tmp_path):
     with pytest.raises(RunError, match="no partition 'gpu'; it has: main, patient, urgent"):
         slurm.options(argparse.Namespace(**OPTIONS | {"partition": "gpu"}))
-    _, err = ended(start("s", "--grid", "n=1,2", "--gpus", "3"), 2)
+    with pytest.raises(RunError, match="--time is 61 minutes, but partition main allows 60"):
+        slurm.options(argparse.Namespace(**OPTIONS | {"time": 61}))
+    assert slurm.options(argparse.Namespace(**OPTIONS | {"time": 60, "partition": "main,patient"}))["time"] == 60
+    _, err = ended(start("s", "--grid", "n=1,2", "--gpus", "3", "--time", "9"), 2)
     assert "Slurm refused the sweep" in err
     assert "Requested node configuration is not available" in err
     monkeypatch.setenv("SLURM_CONF", str(tmp_path / "none.conf"))
     with pytest.raises(RunError, match="Slurm does not answer"):
         slurm.options(argparse.Namespace(**OPTIONS))
+
+
+def test_slurms_times():
+    texts = {"1-12:00:00": 36 * 60, "2:30:00": 150, "30:00": 30, "0:30": 0.5, "infinite": math.inf}
+    assert {text: slurm._minutes(text) for text in texts} == texts
 
 
 @pytest.mark.parametrize(
