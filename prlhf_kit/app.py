@@ -163,21 +163,28 @@ def _run_server(scratch: Path, cwd: Path, ip: str, port: int, browser: bool) -> 
     from tornado.web import HTTPError, StaticFileHandler
     from traitlets.config import Config
     from voila.app import Voila
+    from voila.tornado.handler import TornadoVoilaHandler
     from voila.voila_identity_provider import VoilaIdentityProvider
+
+    class Page(TornadoVoilaHandler):
+        async def prepare(self) -> None:
+            await super().prepare()
+            _ = self.xsrf_token  # sets a cookie, without which a page that is left can't end its kernel
 
     class App(Voila):
         def init_handlers(self) -> list:
-            return [
-                (h[0], with_token(h[1]), *h[2:]) if issubclass(h[1], StaticFileHandler) else h
-                for h in super().init_handlers()
-            ]
+            return [(route, guarded(handler), *more) for route, handler, *more in super().init_handlers()]
 
         def listen(self) -> None:
             IOLoop.current().add_callback(announce)  # by then the port is known
             super().listen()
 
-    def with_token(handler: type) -> type:
+    def guarded(handler: type) -> type:
         """Voila's file handlers ask nobody who they are."""
+        if handler is TornadoVoilaHandler:
+            return Page
+        if not issubclass(handler, StaticFileHandler):
+            return handler
         bases = (handler,) if issubclass(handler, JupyterHandler) else (JupyterHandler, handler)
 
         async def prepare(self: Any) -> None:

@@ -75,7 +75,7 @@ def read(file: Path, given: Iterable[tuple[str, str]] = ()) -> dict[str, Stage]:
     import yaml
 
     from prlhf_kit import grid
-    from prlhf_kit.runs import RunError, needs_of, defaults
+    from prlhf_kit.runs import RunError, defaults, needs_of
 
     try:
         content = yaml.safe_load(file.read_text())

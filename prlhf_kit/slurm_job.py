@@ -39,7 +39,10 @@ class Work:
             )
         # not Popen.wait, whose lock a signal handler that waits for the same child could never get
         os.waitid(os.P_PID, self._child.pid, os.WEXITED | os.WNOWAIT)
-        return self._child.wait()
+        code = self._child.wait()
+        if code in (-signal.SIGTERM, 128 + signal.SIGINT):
+            time.sleep(1)  # SIGTERM reaches the whole process tree, and us perhaps a moment later
+        return code
 
     def checkpoint(self) -> DelayedSubmission:
         """Called by submitit before it requeues the job: the run is interrupted, so that its record says so."""
@@ -66,7 +69,9 @@ class Work:
 
         self._interrupt()
         job = JobEnvironment().job_id
-        if (queue([job]) or {}).get(job, ("",))[0] == "RUNNING":
+        state = (queue([job]) or {}).get(job, ("unknown to Slurm",))[0]
+        print(f"SIGTERM; the job is {state}", flush=True)
+        if state == "RUNNING":
             signal.raise_signal(_limit_signal())  # submitit requeues it
         sys.exit(128 + signum)  # with no result file: this was not the command's end
 

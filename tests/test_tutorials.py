@@ -1,8 +1,8 @@
 """The tutorials: every command in them is run, in order, in a copy of the checkout.
 
 Fences of `bash` and `python` are run; a `text` fence is what the one before it prints, with `...` for anything. A
-`python` fence that begins with `# name.py` is saved under that name, for others to import. What can't be run here says `no-test:` and
-why. In place of the models that the pages name, a tiny one is trained.
+`python` fence that begins with `# name.py` is saved under that name, for others to import. What can't be run here says
+`no-test:` and why. In place of the models that the pages name, a tiny one is trained.
 """
 
 import os

@@ -62,10 +62,9 @@ def open_page(chromium, request):
         return page
 
     yield open_page
-    SHOTS.mkdir(parents=True, exist_ok=True)
     for i, context in enumerate(contexts):
         for page in context.pages:
-            page.screenshot(path=SHOTS / f"{request.node.name}-{i}.png")
+            shot(page, f"{request.node.name}-{i}")
         context.close()
     assert not problems
 
@@ -92,7 +91,7 @@ def tiny_run(chromium, tokenizer, tmp_path_factory):
 
 @contextmanager
 def serving(run, *options):
-    """`prlhf app` on a run; its address."""
+    """`prlhf app` on a run; its address. The pages must be closed before it ends, else they report that."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "JUPYTER_TOKEN": ""}
     line = [sys.executable, "-m", "prlhf_kit.cli", "app", str(run), "--no-browser", *map(str, options)]
     with subprocess.Popen(line, stdout=subprocess.PIPE, text=True, env=environment) as server:

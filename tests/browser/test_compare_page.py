@@ -77,73 +77,77 @@ def votes_in(file):
     return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
-def test_a_persons_way_through_the_page(tiny_run, open_page):
+@pytest.fixture(scope="module")
+def address(tiny_run):
+    (tiny_run / "votes.jsonl").unlink(missing_ok=True)
+    with serving(tiny_run, *(part for name, value in CHEAP.items() for part in ("-p", name, value))) as address:
+        yield address
+
+
+def test_a_persons_way_through_the_page(tiny_run, address, open_page):
     votes = tiny_run / "votes.jsonl"
-    votes.unlink(missing_ok=True)
-    settings = [part for name, value in CHEAP.items() for part in ("-p", name, value)]
-    with serving(tiny_run, *settings) as address:
-        page = open_page(address)
-        generate = page.get_by_role("button", name="Generate")
-        generate.wait_for()
-        assert "def " not in page.locator("body").inner_text()  # no code
-        people = page.get_by_role("group", name="Users").get_by_role("checkbox")
-        two = [accessible_name(people.nth(i)) for i in (0, 3)]
-        chosen(page, "Users", *two)
-        chosen(page, "Systems", "P-DPO", "PAD")
-        page.get_by_label("or type one").fill("How do I make <tea>?")
-        slider = page.get_by_role("slider", name="PAD weight")
-        slider.focus()
-        for _ in range(3):
-            page.keyboard.press("ArrowRight")
-        expect(page.locator(".prlhf-weight .widget-readout")).to_have_text("1.75")
-        generate.click()
-        state(page, "done")
-        answers = page.get_by_role("article")
-        assert answers.count() == 4
-        labels = [answer.get_attribute("aria-label") for answer in answers.all()]
-        assert all(sum(f"for {who}" in label for label in labels) == 2 for who in two)
-        assert any("w = 1.75" in label for label in labels)
-        first = answers.first.locator(".prlhf-text").inner_text()
-        assert first.strip()
-        assert float(answers.first.locator("[data-reward]").first.inner_text())
-        shot(page, "app-answers")
+    page = open_page(address)
+    generate = page.get_by_role("button", name="Generate")
+    generate.wait_for()
+    assert "def " not in page.locator("body").inner_text()  # no code
+    people = page.get_by_role("group", name="Users").get_by_role("checkbox")
+    two = [accessible_name(people.nth(i)) for i in (0, 3)]
+    chosen(page, "Users", *two)
+    chosen(page, "Systems", "P-DPO", "PAD")
+    page.get_by_label("or type one").fill("How do I make <tea>?")
+    slider = page.get_by_role("slider", name="PAD weight")
+    slider.focus()
+    for _ in range(3):
+        page.keyboard.press("ArrowRight")
+    expect(page.locator(".prlhf-weight .widget-readout")).to_have_text("1.75")
+    generate.click()
+    state(page, "done")
+    answers = page.get_by_role("article")
+    assert answers.count() == 4
+    labels = [answer.get_attribute("aria-label") for answer in answers.all()]
+    assert all(sum(f"for {who}" in label for label in labels) == 2 for who in two)
+    assert any("w = 1.75" in label for label in labels)
+    first = answers.first.locator(".prlhf-text").inner_text()
+    assert first.strip()
+    assert float(answers.first.locator("[data-reward]").first.inner_text())
+    shot(page, "app-answers")
 
-        page.get_by_label("Your name, to vote").fill("Zoë")
-        page.get_by_label("What you like").fill("plain words")
-        page.get_by_role("button", name="Vote for answer 2").click()
-        state(page, "voted")
-        found = votes_in(votes)
-        assert found
-        for vote in found:
-            assert vote["user_id"] == "Zoë"
-            assert vote["user_text"] == "plain words"
-            assert vote["prompt"][-1]["content"] == "How do I make <tea>?"
-            assert vote["chosen"] != vote["rejected"]
-        assert page.get_by_role("button", name=re.compile("Vote for")).first.is_disabled()
+    page.get_by_label("Your name, to vote").fill("Zoë")
+    page.get_by_label("What you like").fill("plain words")
+    page.get_by_role("button", name="Vote for answer 2").click()
+    state(page, "voted")
+    found = votes_in(votes)
+    assert found
+    for vote in found:
+        assert vote["user_id"] == "Zoë"
+        assert vote["user_text"] == "plain words"
+        assert vote["prompt"][-1]["content"] == "How do I make <tea>?"
+        assert vote["chosen"] != vote["rejected"]
+    assert page.get_by_role("button", name=re.compile("Vote for")).first.is_disabled()
 
-        page.get_by_label("Blind").check()
-        generate.click()
-        state(page, "done")
-        cards = page.get_by_role("region", name="Answers")
-        assert not any(name in cards.inner_text() for name in ("P-DPO", "PAD", *two))
-        assert page.locator("[data-system], [data-user], .prlhf-token, [data-reward]").count() == 0
-        page.get_by_role("button", name="Vote for answer 1").click()
-        state(page, "voted")
-        assert "P-DPO" in cards.inner_text()  # told after the vote
-        kept = votes_in(votes)
-        assert len(kept) > len(found)
-        assert kept[-1]["blind"] is True
+    page.get_by_label("Blind").check()
+    generate.click()
+    state(page, "done")
+    cards = page.get_by_role("region", name="Answers")
+    assert not any(name in cards.inner_text() for name in ("P-DPO", "PAD", *two))
+    assert page.locator("[data-system], [data-user], .prlhf-token, [data-reward]").count() == 0
+    page.get_by_role("button", name="Vote for answer 1").click()
+    state(page, "voted")
+    assert "P-DPO" in cards.inner_text()  # told after the vote
+    kept = votes_in(votes)
+    assert len(kept) > len(found)
+    assert kept[-1]["blind"] is True
 
-        page.reload()  # another kernel
-        generate.wait_for()
-        expect(page.get_by_role("cell", name="Zoë").or_(page.get_by_role("rowheader", name="Zoë"))).to_be_visible()
-        assert votes_in(votes) == kept
-        for scheme in ("light", "dark"):
-            page.emulate_media(color_scheme=scheme)
-            page.set_viewport_size({"width": 390, "height": 844})
-            assert_readable_on_a_phone(page)
-            assert_contrast(page, "#rendered_cells")
-            shot(page, f"app-{scheme}-390")
+    page.reload()  # another kernel
+    generate.wait_for()
+    expect(page.get_by_role("cell", name="Zoë").or_(page.get_by_role("rowheader", name="Zoë"))).to_be_visible()
+    assert votes_in(votes) == kept
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        page.set_viewport_size({"width": 390, "height": 844})
+        assert_readable_on_a_phone(page)
+        assert_contrast(page, "#rendered_cells")
+        shot(page, f"app-{scheme}-390")
 
 
 @pytest.fixture(scope="module")

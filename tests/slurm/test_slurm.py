@@ -47,7 +47,7 @@ time.sleep(2)
 ]
 
 
-OPTIONS = {"partition": None, "time": 5, "gpus": 0, "memory": None, "cpus": 1, "slots": 2, "max_requeues": 0}
+OPTIONS = {"partition": None, "time": 5, "gpus": 0, "memory": None, "cpus": 1, "slots": 2, "max_requeues": 3}
 
 
 @pytest.fixture(scope="module")
@@ -211,7 +211,7 @@ def watch(cluster_conf, tmp_path):
         slurm_says("scancel", "--user=root")
 
 
-SLOW_AT_FIRST = "echo >> began; [ $(wc -l < began) = 1 ] && exec sleep 600; exit 0"
+SLOW_AT_FIRST = "echo >> began; trap 'sleep 1; exit 130' TERM; [ $(wc -l < began) = 1 ] && { sleep 600 & wait; }; exit 0"
 
 
 def test_preempted_runs_and_those_of_a_failed_node_are_requeued(watch):
