@@ -205,6 +205,8 @@ def main(argv: list[str] | None = None) -> int:
     # where a script started us with `&`, for which shells turn it off
     for sign in (signal.SIGINT, signal.SIGTERM):
         signal.signal(sign, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:  # a terminal that is closed; nohup ignores it
+        signal.signal(signal.SIGHUP, signal.default_int_handler)
     args = argparse.Namespace(debug=False)
     try:
         args = parser().parse_args(argv)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+import numpy as np
 import pandas as pd
 from jinja2 import Environment
 from nbconvert import HTMLExporter
@@ -47,8 +48,8 @@ made from. What stands below may come from an earlier attempt; run the notebooks
 {% endfor %}{% endmacro %}
 {{ show(headline) }}
 {% for f in figures %}
-<figure><div class="scroll" tabindex="0" role="region" aria-label="figure"><img src="{{ f.path }}" alt="{{ f.caption }}"
-{{- " width=%d" % f.width if f.width }}></div><figcaption>{{ f.caption }}</figcaption></figure>
+<figure><div class="scroll" tabindex="0" role="region" aria-label="{{ f.caption }}">
+<img src="{{ f.path }}" alt="{{ f.caption }}"{{ " width=%d" % f.width if f.width }}></div><figcaption>{{ f.caption }}</figcaption></figure>
 {% endfor %}
 {{ show(tables) }}
 <h2>Stages</h2><div class="scroll" tabindex="0" role="region" aria-label="Stages"><table>
@@ -84,7 +85,7 @@ NOTEBOOK = """{%- extends 'lab/index.html.j2' -%}
 <div class="jp-RenderedImage jp-OutputArea-output">
 <img src="data:image/png;base64,{{ output.data['image/png'] | escape_html }}"
 {%- if width %} width="{{ width }}"{% endif %}
- alt="{{ output | get_metadata('alt', 'image/png') or '' | escape_html }}">
+ alt="{{ (output | get_metadata('alt', 'image/png') or '') | escape_html }}">
 </div>
 {%- endblock -%}
 """
@@ -111,7 +112,8 @@ def to_html(table: pd.DataFrame) -> str:
     """The table as HTML, its texts escaped and their line breaks kept (pandas would print them as backslash-n)."""
 
     def text(value: Any) -> Any:
-        return html.escape(value).replace("\n", "<br>") if isinstance(value, str) else value
+        plain = value is None or isinstance(value, (bool, int, float, np.generic)) or value is pd.NaT or value is pd.NA
+        return value if plain else html.escape(str(value)).replace("\n", "<br>")
 
     return table.round(3).map(text).rename(columns=text).to_html(index=False, border=0, na_rep="", escape=False)
 

@@ -24,7 +24,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prlhf_kit.slurm_job import Work, queue
+from prlhf_kit.slurm_job import Work, accounted, queue
 
 if TYPE_CHECKING:
     from submitit import SlurmJob
@@ -74,7 +74,9 @@ def options(args: argparse.Namespace) -> dict[str, Any]:
             f"there is no {absent[0]} on this machine's PATH. Start the sweep on the cluster's login node, or use "
             "--executor local."
         )
-    answer = subprocess.run(["sinfo", "--noheader", "--format=%P|%l"], capture_output=True, text=True, check=False)
+    answer = subprocess.run(
+        ["sinfo", "--all", "--noheader", "--format=%P|%l"], capture_output=True, text=True, check=False
+    )
     if answer.returncode:
         raise RunError(f"Slurm does not answer: {answer.stderr.strip()}. Try `sinfo`, or use --executor local.")
     limits = dict(line.split("|") for line in answer.stdout.split())  # the default partition's name ends with *
@@ -146,7 +148,7 @@ def submit(jobs: Sequence[Job], options: Mapping[str, Any], folder: Path) -> Ite
         if waiting:
             print(
                 f"\n{len(waiting)} jobs stay in Slurm's queue. The same command watches them again; "
-                f"`squeue --jobs={','.join(arrays)}` shows them, `scancel {' '.join(waiting)}` ends them.",
+                f"`squeue --jobs={','.join(arrays)}` shows them, `scancel {' '.join(arrays)}` ends them.",
                 file=sys.stderr,
             )
         raise
@@ -164,15 +166,24 @@ def _submit(jobs: Sequence[Job], options: Mapping[str, Any], folder: Path) -> di
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".submit.lock"):  # of two sweeps at once, the second watches the first one's jobs
         known = json.loads((folder / JOBS).read_text()) if (folder / JOBS).exists() else {}
-        states = queue(sorted({entry["id"].split("_")[0] for entry in known.values()})) or {}
+        states = queue(sorted({entry["id"].split("_")[0] for entry in known.values()}))
+        if states is None:  # the runs of an earlier call may be in the queue
+            raise RunError("Slurm does not answer, so nothing was submitted. Try again when `squeue` works.")
         waiting: dict[str, tuple[Job, SlurmJob]] = {}
         new = []
         for job in jobs:
             entry = known.get(str(job.run_dir), {"id": "", "command": []})
-            if _goes_on(states.get(entry["id"], ("",))[0]) and entry["command"] == job.command:
+            if not _goes_on(states.get(entry["id"], ("",))[0]):
+                new.append(job)
+            elif entry["command"][1:] == job.command[1:]:  # whichever Python
                 waiting[entry["id"]] = job, SlurmJob(entry["folder"], entry["id"])
             else:
-                new.append(job)
+                raise RunError(
+                    f"{job.name} is in Slurm's queue as job {entry['id']} with other parameters. Wait for it, "
+                    f"`scancel {entry['id']}`, or choose another name with --run."
+                )
+        if waiting:
+            print(f"{len(waiting)} runs are in Slurm's queue already, and keep what they asked for", file=sys.stderr)
         if not new:
             return waiting
         place = Path(tempfile.mkdtemp(prefix=time.strftime("%Y%m%d-%H%M%S-"), dir=folder)).resolve()
@@ -192,7 +203,15 @@ def _submit(jobs: Sequence[Job], options: Mapping[str, Any], folder: Path) -> di
         for job, task in zip(new, submitted, strict=True):
             waiting[task.job_id] = job, SlurmJob(place, task.job_id)
             known[str(job.run_dir)] = {"id": task.job_id, "folder": str(place), "command": job.command}
-        write_json(folder / JOBS, known)
+        try:
+            write_json(folder / JOBS, known)
+        except OSError as error:
+            ids = " ".join(sorted({name.split("_")[0] for name in waiting}))
+            print(
+                f"the jobs {ids} are in Slurm's queue, but that could not be noted ({error}): another call would "
+                "submit them again. Cancel them before that.",
+                file=sys.stderr,
+            )
     return waiting
 
 
@@ -200,23 +219,12 @@ def _goes_on(state: str) -> bool:
     return state not in {*ENDED, "COMPLETED", "FAILED", ""}
 
 
-def _accounted(name: str) -> tuple[str, str, str]:
-    """As `queue`, of a job that Slurm has forgotten, from its accounting; empty texts where there is none."""
-    command = ["sacct", "--noheader", "--parsable2", "--allocations", "--format=State,ExitCode", f"--jobs={name}"]
-    answer = subprocess.run(command, capture_output=True, text=True, check=False).stdout.splitlines()
-    if not answer:
-        return "", "", ""
-    state, code = answer[0].split("|")
-    exit_code, sign = map(int, code.split(":"))
-    return state.split()[0], str(exit_code << 8 | sign), ""  # "CANCELLED by 1000"
-
-
 def _outcome(task: SlurmJob, found: tuple[str, str, str] | None, gone: dict[str, float]) -> int | str | None:
     """How a job ended; None while it goes on, or while its result may be on its way."""
     result = _result(task)
     if result == 0:
         return 0
-    state, status, _ = found or _accounted(task.job_id)
+    state, status, _ = found or accounted(task.job_id)
     if _goes_on(state):
         return None
     if state in ENDED:

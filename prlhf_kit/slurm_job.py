@@ -1,4 +1,7 @@
-"""What a Slurm job does on its node. Imports little: it stays in memory for as long as the run lasts."""
+"""What a Slurm job does on its node, and what Slurm says of jobs.
+
+Imports little: it stays in memory for as long as the run lasts.
+"""
 
 from __future__ import annotations
 
@@ -98,8 +101,22 @@ def queue(jobs: Sequence[str]) -> dict[str, tuple[str, str, str]] | None:
         return {}
     command = ["squeue", "--array", "--noheader", "--states=all", f"--jobs={','.join(jobs)}",
                "--Format=JobArrayID:|,State:|,exit_code:|,Reason:|"]  # fmt: skip
-    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:  # a node without the tools
+        return None
     if answer.returncode and "Invalid job id" not in answer.stderr:
         return None
     rows = (line.split("|") for line in answer.stdout.splitlines())
     return {name: (state, status, reason) for name, state, status, reason, _ in rows}
+
+
+def accounted(name: str) -> tuple[str, str, str]:
+    """As `queue`, of a job that Slurm has forgotten, from its accounting; empty texts where there is none."""
+    command = ["sacct", "--noheader", "--parsable2", "--allocations", "--format=State,ExitCode", f"--jobs={name}"]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False).stdout.splitlines()
+    if not answer:
+        return "", "", ""
+    state, code = answer[0].split("|")
+    exit_code, sign = map(int, code.split(":"))
+    return state.split()[0], str(exit_code << 8 | sign), ""  # "CANCELLED by 1000"

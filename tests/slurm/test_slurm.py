@@ -168,7 +168,7 @@ def test_what_ends_one_run_does_not_end_the_others_and_the_same_command_resumes(
     assert found["2 slow at first"]["status"] in ("interrupted", "died")
     assert "killed by signal 9" in found["2 slow at first"]["message"]
     assert found["3 fine"]["status"] == "completed"
-    assert (found["3 bad"]["status"], found["3 bad"]["message"]) == ("failed", "division by zero")
+    assert (found["3 bad"]["status"], found["3 bad"]["message"]) == ("failed", "ZeroDivisionError: division by zero")
     assert "out of memory" in found["3 big"]["message"]
 
     (tmp_path / "list.yaml").write_text(json.dumps([*paused, more[0]]))
@@ -211,7 +211,9 @@ def watch(cluster_conf, tmp_path):
         slurm_says("scancel", "--user=root")
 
 
-SLOW_AT_FIRST = "echo >> began; trap 'sleep 1; exit 130' TERM; [ $(wc -l < began) = 1 ] && { sleep 600 & wait; }; exit 0"
+SLOW_AT_FIRST = (
+    "echo >> began; trap 'sleep 1; exit 130' TERM; [ $(wc -l < began) = 1 ] && { sleep 600 & wait; }; exit 0"
+)
 
 
 def test_preempted_runs_and_those_of_a_failed_node_are_requeued(watch):
@@ -302,7 +304,9 @@ def test_what_the_cluster_can_not_give_is_refused(start, cluster_conf, monkeypat
     _, err = ended(start("s", "--grid", "n=1,2", "--gpus", "3", "--time", "9"), 2)
     assert "Slurm refused the sweep" in err
     assert "Requested node configuration is not available" in err
-    monkeypatch.setenv("SLURM_CONF", str(tmp_path / "none.conf"))
+    elsewhere = tmp_path / "elsewhere.conf"
+    elsewhere.write_text(re.sub("SlurmctldPort=.*", "SlurmctldPort=1", cluster_conf.read_text()))
+    monkeypatch.setenv("SLURM_CONF", str(elsewhere))
     with pytest.raises(RunError, match="Slurm does not answer"):
         slurm.options(argparse.Namespace(**OPTIONS))
 
@@ -333,3 +337,22 @@ def test_of_a_job_that_the_queue_has_forgotten_the_accounting_knows(line, expect
     sacct.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     assert slurm._outcome(SlurmJob(tmp_path, "12_3"), None, {}) == expected
+
+
+@pytest.mark.parametrize(
+    ("states", "message"),
+    [
+        (None, "Slurm does not answer, so nothing was submitted"),
+        (
+            {"12_0": ("PENDING", "", "Resources")},
+            "one is in Slurm's queue as job 12_0 with other parameters.*scancel 12_0",
+        ),
+    ],
+)
+def test_nothing_is_submitted_twice(states, message, monkeypatch, tmp_path):
+    run = Job("one", tmp_path / "one", ["python", "-p", "n", "2"], tmp_path / "log.txt")
+    earlier = {"id": "12_0", "folder": str(tmp_path), "command": ["python", "-p", "n", "1"]}
+    (tmp_path / slurm.JOBS).write_text(json.dumps({str(run.run_dir): earlier}))
+    monkeypatch.setattr(slurm, "queue", lambda jobs: states)
+    with pytest.raises(RunError, match=message):
+        next(slurm.submit([run], OPTIONS, tmp_path))

@@ -1,0 +1,40 @@
+"""Pages of runs and notebooks: whatever a run holds is shown as text."""
+
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+from bs4 import BeautifulSoup
+
+from prlhf_kit import report, runs
+
+EVIL = '"quoted" onerror="alert(1)" <script>alert(2)</script>'
+
+
+def test_tables_show_text_of_any_type_and_numbers_as_numbers():
+    table = pd.DataFrame(
+        {"<b>": [EVIL, "two\nlines"], "list": [[EVIL], {"a": EVIL}], "n": [0.12345, np.nan], "k": [np.int64(3), None]}
+    )
+    page = report.to_html(table)
+    assert "<script" not in page
+    assert "<b>" not in page
+    assert "two<br>lines" in page
+    assert "<td>0.123</td>" in page
+    assert "nan" not in page.lower()
+
+
+def test_captions_of_figures_are_escaped_in_notebook_pages():
+    picture = nbformat.v4.new_output(
+        "display_data", {"image/png": "iVBORw0KGgo="}, metadata={"image/png": {"alt": EVIL}}
+    )
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1", outputs=[picture])])
+    [image] = BeautifulSoup(report.notebook_page(notebook, "a run"), "html.parser").find_all("img")
+    assert image["alt"] == EVIL
+    assert set(image.attrs) == {"alt", "src"}
+
+
+@pytest.mark.parametrize("content", ["user,prompt\n1,2\n", '{"cells": 3}', "\xff"])
+def test_what_is_no_notebook_is_refused(tmp_path, content):
+    (tmp_path / "a.csv").write_bytes(content.encode("latin1"))
+    with pytest.raises(runs.RunError, match="is no Jupyter notebook"):
+        runs.defaults(tmp_path / "a.csv")
