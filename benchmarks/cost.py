@@ -4,13 +4,14 @@ No GPU was at hand: the tables of `docs/scale.md` (`--markdown`) are these formu
 measurements. What a CPU can tell of them is measured by `cost_check.py`, which runs without `--markdown`; parameters,
 adapters, user tables and optimizer states are compared with real models in `tests/test_cost.py`.
 
-    OMP_NUM_THREADS=1 taskset -c 0 python benchmarks/cost.py --json benchmarks/cost.json
+    OMP_NUM_THREADS=1 taskset -c 0 python benchmarks/cost.py --json benchmarks/measured/cost.json
     python benchmarks/cost.py --markdown
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -249,6 +250,16 @@ def table(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+MEASURED = Path(__file__).parent / "measured" / "cost.json"  # of cost_check.py, as it stands on the page
+CHANGED = {
+    "response_twice": "responses twice as long",
+    "alpha_half": "alpha = 0.5 in place of 1",
+    "whole_model": "all weights in place of LoRA on q and v",
+    "prompt_twice": "the prompt (192 words) twice in place of once",
+    "wider": "width 768 in place of 384",
+}
+
+
 def number(value: float) -> str:
     """Two digits, as in 0.012, 1.2 or 120."""
     text = f"{value:.2g}"
@@ -305,6 +316,12 @@ def tables() -> dict[str, str]:
     ]  # fmt: skip
     heads = ["one CPU core, measured", "of it not the model's", "passes of the model", "one GPU, estimated"]
     found["notebooks"] = table(["notebook, default data", *heads], rows)
+    ratios = json.loads(MEASURED.read_text())["ratios"]
+    rows = [
+        [text, *(f"{ratios[f'{name}_{kind}']:.2f}" for kind in ("measured", "predicted", "kept_bytes_vs_formula"))]
+        for name, text in CHANGED.items()
+    ]
+    found["measured"] = table(["what is changed", "time, measured", "by the FLOPs", "kept bytes / formula"], rows)
     return found
 
 
@@ -312,7 +329,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--markdown", action="store_true", help="print the tables of docs/scale.md, measure nothing")
-    parser.add_argument("--json", type=Path, help="where to write the ratios")
+    parser.add_argument("--json", type=Path, help="where to write the ratios (the last table: measured/cost.json)")
     args = parser.parse_args()
     if args.markdown:
         print("\n\n".join(tables().values()))

@@ -4,12 +4,12 @@ Trainings in pairs that differ in one thing: the ratio of their times on one cor
 bytes that are kept for the backward pass, beside the formula's; and what a decoder layer costs at least a pass, however
 thin. The steps take turns, medians count; times are the process's own, so that others on the machine count little.
 
-    OMP_NUM_THREADS=1 taskset -c 0 python benchmarks/cost.py --json benchmarks/cost.json
+    OMP_NUM_THREADS=1 taskset -c 0 python benchmarks/cost.py --json benchmarks/measured/cost.json
 """
 
 from __future__ import annotations
 
-import json
+import contextlib
 import os
 import platform
 import statistics
@@ -25,6 +25,7 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 import prlhf_kit as kit
 from prlhf_kit.data.schema import record
+from prlhf_kit.record import now, write_json
 
 PLAIN = {"prompt": 64, "response": 64, "width": 384, "alpha": 1.0, "train": "lora", "share_prompt": True}
 CHANGES: dict[str, dict] = {
@@ -121,6 +122,15 @@ def layer_seconds(repeats: int = 20) -> float:
     return statistics.median(spent) / 32
 
 
+def cpu() -> str:
+    """The processor's name, where Linux tells it."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor()
+
+
 def check(repeats: int) -> dict[str, float]:
     """Ratios of times, measured and predicted, of kept bytes, and what a layer costs at least."""
     ratios = {}
@@ -143,10 +153,11 @@ def measure(repeats: int, file: Path | None) -> None:
     layer = layer_seconds()
     print(f"a layer costs at least {layer * 1e3:.2f} ms a pass")
     if file:
-        machine = {"platform": platform.platform(), "cpus": os.cpu_count(), "threads": torch.get_num_threads(),
-                   "python": platform.python_version(), "milliseconds_a_layer": layer * 1e3}  # fmt: skip
+        machine = {"platform": platform.platform(), "cpu": cpu(), "cpus": os.cpu_count(),
+                   "threads": torch.get_num_threads(), "python": platform.python_version(),
+                   "torch": torch.__version__, "milliseconds_a_layer": layer * 1e3}  # fmt: skip
         n = {"pairs": 2, "repeats": repeats}
-        file.write_text(json.dumps({"ratios": ratios, "machine": machine, "n": n}, indent=1))
+        write_json(file, {"measured": now(), "ratios": ratios, "machine": machine, "n": n})
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from prlhf_kit.jobs import Job
-from prlhf_kit.record import read_record, set_aside
+from prlhf_kit.record import read_record, set_aside, unfinished
 from prlhf_kit.runs import RunError, artifacts_there, needs_of
 
 TAKEN = ".from"  # the sweep's own copy of the stages
@@ -94,7 +94,7 @@ def _copy(old: Path, new: Path, copy_file: Callable[[str, str], object]) -> None
     """Copy a stage's folder; a reader sees all of it or nothing. One that is there already stays."""
     if read_record(new) == read_record(old):
         return
-    temporary = new.with_name(f".{new.name}-{os.getpid()}")
+    temporary = unfinished(new)
     try:
         shutil.copytree(old, temporary, copy_function=copy_file)
         if new.exists():

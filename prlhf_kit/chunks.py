@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 from tqdm.auto import tqdm
+
+from prlhf_kit.record import unfinished
 
 
 def fingerprint(*parts: object) -> str:
@@ -37,7 +38,8 @@ def in_chunks(
         found.append(np.asarray(compute(items[start : start + size])))
         if file is not None:
             file.parent.mkdir(parents=True, exist_ok=True)
-            unfinished = file.with_name(f".{os.getpid()}-{file.name}")
-            np.save(unfinished, found[-1])
-            unfinished.replace(file)
+            temporary = unfinished(file)
+            with temporary.open("wb") as f:  # by a path, numpy would add .npy to its name
+                np.save(f, found[-1])
+            temporary.replace(file)
     return np.concatenate(found)

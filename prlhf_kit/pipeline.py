@@ -38,8 +38,8 @@ def add_parser(commands: Any) -> None:
         epilog="examples:\n"
         "  prlhf pipeline configs/pipeline.yaml --run demo\n"
         "  prlhf pipeline configs/pipeline.yaml --run seed1 -p seed 1 --workers 2\n"
-        "the file, whose notebooks are looked for from its own folder (what a notebook's metadata says that it needs\n"
-        "holds as well):\n"
+        "the file, whose notebooks are looked for from its own folder (what a notebook's metadata says that it needs,\n"
+        "or uses where it is there, holds as well):\n"
         "  stages:\n"
         "    - notebook: ../notebooks/01_data_preparation.ipynb\n"
         "      parameters: {pairs_kept: {train: 80}}\n"
@@ -75,7 +75,7 @@ def read(file: Path, given: Iterable[tuple[str, str]] = ()) -> dict[str, Stage]:
     import yaml
 
     from prlhf_kit import grid
-    from prlhf_kit.runs import RunError, defaults, needs_of
+    from prlhf_kit.runs import RunError, defaults, needs_of, uses_of
 
     try:
         content = yaml.safe_load(file.read_text())
@@ -86,6 +86,7 @@ def read(file: Path, given: Iterable[tuple[str, str]] = ()) -> dict[str, Stage]:
         raise RunError(f"{file} holds no list of stages. Expected:\nstages:\n- notebook: my.ipynb")
     stages: dict[str, Stage] = {}
     known = {}
+    names = {Path(str(entry["notebook"])).stem for entry in entries if isinstance(entry, dict) and "notebook" in entry}
     for number, entry in enumerate(entries, 1):
         wrong = f"stage {number} of {file}"
         if not isinstance(entry, dict) or "notebook" not in entry or entry.keys() - {"notebook", "parameters", "needs"}:
@@ -101,7 +102,7 @@ def read(file: Path, given: Iterable[tuple[str, str]] = ()) -> dict[str, Stage]:
             str(name): grid.checked(str(name), value, {notebook: known[notebook]})[1]
             for name, value in parameters.items()
         }
-        own = frozenset(needs_of(notebook))
+        own = frozenset(needs_of(notebook)) | (frozenset(uses_of(notebook)) & names)
         stages[notebook.stem] = Stage(
             notebook, texts, own | frozenset(map(str, needs)), frozenset(map(str, needs)) - own
         )

@@ -71,12 +71,17 @@ def write_json(path: Path, content: object) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a file atomically: a reader sees the old file or the new one, never half of one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}-{os.getpid()}")
+    temporary = unfinished(path)
     with temporary.open("w", encoding="utf-8") as f:
         f.write(text)
         f.flush()
         os.fsync(f.fileno())
     temporary.replace(path)
+
+
+def unfinished(path: Path) -> Path:
+    """Where to write what is to become `path`. `prlhf runs gc` knows a killed process's leavings by this name."""
+    return path.with_name(f".{path.name}-{os.getpid()}-unfinished")
 
 
 def read_record(stage_dir: Path) -> dict[str, Any] | None:

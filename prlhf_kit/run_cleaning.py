@@ -16,11 +16,13 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from prlhf_kit.carry_over import TAKEN
 from prlhf_kit.record import PREVIOUS, RECORD
 from prlhf_kit.run_records import alive, read, runs_in
 from prlhf_kit.runs import RunError
 
-TEMPORARY = re.compile(r"\.(?:.+-(\d+)|(\d+)-.+)|index\.tmp")  # of record.write_text, chunks and report; with the pid
+TEMPORARY = re.compile(r"\..+?(?:-(?P<pid>\d+))?-unfinished")  # of record.unfinished, and of fit, without a pid
+HALF_WRITTEN = "half-written by a process that is gone"
 LOCK = re.compile(r"\.(?P<stage>.+?)(?:\.kernel)?\.lock")
 FREE_LOCK = "lock file that nobody holds"
 QUIET = 3600  # seconds without a change after which nobody is taken to be writing a half-written file any more
@@ -44,16 +46,17 @@ def clean(root: Path, older_than: float = 0, delete: bool = False) -> Iterator[F
     """Everything in `root`, a run or a folder of runs, that can go; with `delete` it is gone when it is named.
 
     What goes: `*-checkpoints` of completed stages, `.previous/<stage>` where the stage completed since, files and
-    folders that a killed process left half-written, and lock files that nobody holds. Never an artefact, nothing in a
-    stage that somebody works in (its locks are held meanwhile), and nothing behind a symbolic link.
+    folders that a killed process left half-written (a sweep's copies of stages too), and lock files that nobody holds.
+    Never an artefact, nothing in a stage that somebody works in (its locks are held meanwhile), and nothing behind a
+    symbolic link.
 
     Args:
-        older_than: days since the last change of what goes.
+        older_than: days since the last change of what goes; lock files go at any age.
 
     Raises:
-        RunError: `root` holds no run, or `older_than` is negative.
+        RunError: `root` holds no run, or `older_than` is negative or NaN.
     """
-    if older_than < 0:
+    if not older_than >= 0:
         raise RunError(f"--older-than is {older_than:g} days, expected a number of at least 0.")
     runs = list(runs_in([root]))
     if not runs:
@@ -64,6 +67,23 @@ def clean(root: Path, older_than: float = 0, delete: bool = False) -> Iterator[F
             yield Found(run, "a link leads there; clean it up by its own name", left=True)
             continue
         yield from _clean_run(run, before, delete)
+    for folder in _of_sweeps(root):
+        if folder not in runs:
+            yield from _half_written_in(folder, before, delete)
+
+
+def _of_sweeps(root: Path) -> list[Path]:
+    """Where a sweep puts copies of stages, if `root` is a sweep's folder or one that holds some: what it keeps for its
+    runs, and their folders, which are no runs yet before they have a stage."""
+    sweeps = [path for path in (root, *sorted(root.iterdir())) if path == root or _is_folder(path)]
+    sweeps = [path for path in sweeps if _is_folder(path / TAKEN)]
+    return [folder for path in sweeps for folder in sorted(path.iterdir()) if _is_folder(folder)]
+
+
+def _half_written_in(folder: Path, before: float, delete: bool) -> Iterator[Found]:
+    for path in sorted(folder.iterdir()):
+        if _half_written(path):
+            yield from _take(path, HALF_WRITTEN, before, delete)
 
 
 def _clean_run(run: Path, before: float, delete: bool) -> Iterator[Found]:
@@ -90,9 +110,7 @@ def _clean_run(run: Path, before: float, delete: bool) -> Iterator[Found]:
                 if path.is_file() and not path.is_symlink() and path.stat().st_size == 0:
                     taken = list(_take(path, FREE_LOCK, math.inf, delete))
                     yield from taken if path in there else ()
-    for path in sorted(run.iterdir()):
-        if _half_written(path):
-            yield from _take(path, "half-written by a process that is gone", before, delete)
+    yield from _half_written_in(run, before, delete)
     with contextlib.suppress(OSError):  # only where it is empty
         if delete and not previous.is_symlink():
             previous.rmdir()
@@ -114,7 +132,7 @@ def _of_stage(stage_dir: Path) -> Iterator[tuple[Path, str]]:
                 needed = record["status"] != "completed" or any(other.is_relative_to(path) for other in kept)
                 why = "" if needed else "checkpoints of a completed stage"
             elif _half_written(path):
-                why = "half-written by a process that is gone"
+                why = HALF_WRITTEN
             else:
                 continue
             if path.name in folders:  # as a whole, or not at all
@@ -141,18 +159,9 @@ def _record(stage_dir: Path) -> dict[str, Any] | None:
 
 def _half_written(path: Path) -> bool:
     """Whether `path` is a temporary file or folder of the kit that nobody can be writing any more."""
-    name = path.name
-    if path.is_symlink():
+    found = TEMPORARY.fullmatch(path.name)
+    if found is None or path.is_symlink() or (found["pid"] and alive(int(found["pid"]))):
         return False
-    if path.is_dir():  # of fit, and of evaluation.scoring, which names it by the folder that it is to become
-        if not re.fullmatch(r"\..+-unfinished", name) and not (name[0] == "." and (path.parent / name[1:]).is_dir()):
-            return False
-    else:
-        if not (found := TEMPORARY.fullmatch(name)):
-            return False
-        pid = found[1] or found[2]
-        if pid and alive(int(pid)):
-            return False
     return _measured(path)[1] < time.time() - QUIET
 
 

@@ -70,7 +70,13 @@ def add_parser(commands: Any) -> None:
         epilog="examples:\n  prlhf runs gc\n  prlhf runs gc papermill_runs/demo --older-than 7 --delete",
     )
     p.add_argument("folder", nargs="?", type=Path, default=RUNS, metavar="DIR", help=f"runs or a run (default: {RUNS})")
-    p.add_argument("--older-than", type=float, default=0, metavar="DAYS", help="only what did not change since")
+    p.add_argument(
+        "--older-than",
+        type=float,
+        default=0,
+        metavar="DAYS",
+        help="only what did not change since; lock files at any age",
+    )
     how = p.add_mutually_exclusive_group()
     how.add_argument("--dry-run", action="store_true", help="only name it (this is the default)")
     how.add_argument("--delete", action="store_true", help="delete it")

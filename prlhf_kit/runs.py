@@ -22,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,10 @@ def defaults(notebook: Path) -> dict[str, Any]:
     """
     if not notebook.is_file():
         raise RunError(f"there is no notebook {notebook}. Expected the path of an .ipynb file.")
-    cells = nbformat.read(notebook, as_version=4).cells
+    try:
+        cells = nbformat.read(notebook, as_version=4).cells
+    except (ValueError, TypeError, AttributeError, nbformat.ValidationError) as error:  # its converters raise anything
+        raise RunError(f"{notebook} is no Jupyter notebook: {str(error).splitlines()[0]}") from None
     tagged = [cell.source for cell in cells if "parameters" in cell.metadata.get("tags", [])]
     if not tagged:
         raise RunError(
@@ -143,8 +146,13 @@ def unknown_parameter(name: str, known: Mapping[str, Any], where: str) -> RunErr
 
 
 def needs_of(notebook: Path) -> list[str]:
-    """Stages whose artefacts a notebook reads, as its metadata says."""
+    """Stages without whose artefacts a notebook can't run, as its metadata says."""
     return nbformat.read(notebook, as_version=4).metadata.get("prlhf_kit", {}).get("needs", [])
+
+
+def uses_of(notebook: Path) -> list[str]:
+    """Stages whose artefacts a notebook reads where they are there, as its metadata says."""
+    return nbformat.read(notebook, as_version=4).metadata.get("prlhf_kit", {}).get("uses", [])
 
 
 def _key(notebook: Path, parameters: dict[str, Any], made_from: dict[str, dict[str, str]]) -> str:
@@ -157,19 +165,36 @@ def _key(notebook: Path, parameters: dict[str, Any], made_from: dict[str, dict[s
         for p in sorted(package.rglob("*"))
         if p.suffix in {".py", ".parquet"}
     }
-    named = [notebook.parent / v for v in parameters.values() if isinstance(v, str) and v]
-    files = [
-        (str(p), p.stat().st_size, p.stat().st_mtime_ns)  # not their hashes: a model may have many gigabytes
-        for path in named
-        for p in ([path] if path.is_file() else sorted(path.rglob("*")) if path.is_dir() else [])
-        if p.is_file() and not p.name.startswith("cache-")
-    ]
+    files = [state for text in _texts(parameters) for state in _state(notebook.parent, text)]
     digest = hashlib.sha256(repr([(c.cell_type, c.source) for c in nb.cells]).encode())
     digest.update(repr(sorted(parameters.items())).encode() + repr(sorted(versions().items())).encode())
     digest.update(json.dumps([made_from, files], sort_keys=True).encode())
     for name, content in sources.items():
         digest.update(name.encode() + hashlib.sha256(content).digest())
     return digest.hexdigest()
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text in a parameter's value, however deep in lists and dicts."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (list, dict)):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from _texts(each)
+
+
+def _state(here: Path, text: str) -> list[tuple[str, int, int]]:
+    """Name, bytes and time of the last change of the files that `text` names, seen from the notebook's folder `here`;
+    not their hashes, since a model may have many gigabytes. A folder around `here` or home ("." or "/") names none."""
+    with contextlib.suppress(OSError, ValueError):  # a text that can't be a path: too long, or with a null character
+        path = here / text
+        around = path.resolve()
+        if here.is_relative_to(around) or Path(os.path.expanduser("~")).is_relative_to(around):
+            return []
+        files = [path] if path.is_file() else sorted(path.rglob("*")) if path.is_dir() else []
+        found = [(str(p), p.stat()) for p in files if p.is_file() and not p.name.startswith("cache-")]
+        return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in found]
+    return []
 
 
 def run_notebook(
@@ -206,7 +231,7 @@ def run_notebook(
 
 def _run(notebook: Path, run_dir: Path, values: dict[str, Any], force: bool) -> dict[str, Any]:
     stage_dir = run_dir / notebook.stem
-    made_from = inputs(run_dir, needs_of(notebook))
+    made_from = inputs(run_dir, [*needs_of(notebook), *uses_of(notebook)])
     key = _key(notebook, values | {"run_dir": None}, made_from)
     old = read_record(stage_dir)
     same = old is not None and old.get("key") == key

@@ -1,6 +1,7 @@
 """The cost formulas of `benchmarks/cost.py` against real models, and the pages and notebooks that quote them."""
 
 import importlib
+import json
 import re
 import shlex
 import sys
@@ -133,6 +134,12 @@ def test_the_page_has_the_tables_that_the_script_prints():
     text = PAGE.read_text()
     for name, table in cost.tables().items():
         assert table in text, f"the table {name!r} is another: python benchmarks/cost.py --markdown"
+    kept = json.loads(cost.MEASURED.read_text())
+    assert set(cost.CHANGED) == set(cost_check.CHANGES)
+    machine = kept["machine"]
+    for said in (kept["measured"][:10], machine["cpu"], f"{machine['milliseconds_a_layer']:.2f} ms of processor time",
+                 f"medians of {kept['n']['repeats']}\n"):  # fmt: skip
+        assert said in text, f"docs/scale.md does not say {said!r}, as {cost.MEASURED} does"
 
 
 def _commands(page, *programs):

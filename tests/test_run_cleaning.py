@@ -2,15 +2,26 @@
 
 import json
 import os
+import shutil
 import time
+from pathlib import Path
 
+import datasets
+import numpy as np
 import pytest
 from filelock import FileLock
 from test_run_records import write_run
 
-from prlhf_kit import cli
+from prlhf_kit import carry_over, cli
+from prlhf_kit.chunks import in_chunks
+from prlhf_kit.evaluation import scoring
+from prlhf_kit.record import write_json
 from prlhf_kit.run_cleaning import clean
 
+USERS = [  # files and folders that are not the kit's
+    ".env-2024", ".notes-2024", ".2024-notes", f".notes.txt-{2**22 + 1}", ".results/mine", "results/mine",
+    ".hidden/mine", "notes.txt", "index.tmp", ".pdpo/mine", "plan-unfinished", "thesis-2024-unfinished/mine",
+]  # fmt: skip
 OLD_AGE = 2 * 3600
 DEAD = 2**22 + 1  # larger than any process number of Linux
 
@@ -23,12 +34,15 @@ def run(tmp_path):
     stage = folder / "03_pdpo_training"
     for name in (
         "data/a.txt", "data/x-checkpoints/kept", "data/.b-unfinished/kept", "pdpo/weights", "pdpo-checkpoints/c-1/w",
-        "persrm-stages/head-checkpoints/c-2/w", ".dpo-unfinished/w", ".pdpo/w", f".run.json-{DEAD}",
-        f".{DEAD}-rows.npy", f".notes.txt-{os.getpid()}", ".hidden/mine", "notes.txt",
+        "persrm-stages/head-checkpoints/c-2/w", ".dpo-unfinished/w", f".train-{DEAD}-unfinished/w",
+        f".run.json-{DEAD}-unfinished", f".rows.npy-{DEAD}-unfinished", f".log-{os.getpid()}-unfinished",
+        f".test-{os.getpid()}-unfinished/w", *USERS,
     ):  # fmt: skip
         (stage / name).parent.mkdir(parents=True, exist_ok=True)
         (stage / name).write_text("0123456789")
-    (folder / "index.tmp").write_text("0123456789")
+    (folder / f".index.html-{DEAD}-unfinished").write_text("0123456789")
+    (folder / "previous").mkdir()  # a user's
+    (folder / "previous" / "mine").write_text("0123456789")
     for name in (".03_pdpo_training.lock", ".03_pdpo_training.kernel.lock", ".09_gone.lock"):
         (folder / name).touch()
     age(folder)
@@ -47,8 +61,9 @@ def files(folder):
 
 GOES = {
     "03_pdpo_training/pdpo-checkpoints", "03_pdpo_training/persrm-stages/head-checkpoints",
-    "03_pdpo_training/.dpo-unfinished", "03_pdpo_training/.pdpo", f"03_pdpo_training/.run.json-{DEAD}",
-    f"03_pdpo_training/.{DEAD}-rows.npy", ".previous/01_data_preparation", ".previous/03_pdpo_training", "index.tmp",
+    "03_pdpo_training/.dpo-unfinished", f"03_pdpo_training/.train-{DEAD}-unfinished",
+    f"03_pdpo_training/.run.json-{DEAD}-unfinished", f"03_pdpo_training/.rows.npy-{DEAD}-unfinished",
+    ".previous/01_data_preparation", ".previous/03_pdpo_training", f".index.html-{DEAD}-unfinished",
     ".03_pdpo_training.lock", ".03_pdpo_training.kernel.lock", ".09_gone.lock",
 }  # fmt: skip
 
@@ -66,7 +81,59 @@ def test_what_goes_and_what_stays(run, capsys):
     assert capsys.readouterr().out.splitlines()[-1] == f"{size / 1e6:.1f} MB and 3 lock files that nobody holds: freed"
     assert before - files(run) == {name for name in before if any(f"{name}/".startswith(f"{top}/") for top in GOES)}
     assert not (run / ".previous").exists()
+    assert all((run / "03_pdpo_training" / name).is_file() for name in USERS)
+    assert (run / "previous" / "mine").is_file()
     assert list(clean(run)) == []
+
+
+def stop(*args, **kwargs):
+    raise KeyboardInterrupt
+
+
+def test_what_the_kit_leaves_half_written_is_found(run, monkeypatch):
+    """The names that the writers themselves give, at the moment when they are killed."""
+    stage = run / "03_pdpo_training"
+    monkeypatch.setattr(os, "getpid", lambda: DEAD)
+    monkeypatch.setattr(scoring, "add_reference_logps", lambda pairs, *args: pairs)
+    rows = datasets.Dataset.from_dict({"a": [1]})
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", stop)
+        patch.setattr(Path, "rename", stop)
+        patch.setattr(shutil, "rmtree", lambda *args, **kwargs: None)  # killed, not interrupted
+        for write in (
+            lambda: write_json(stage / "votes.json", {}),
+            lambda: in_chunks(np.asarray, [1.0], stage / "chunks"),
+            lambda: scoring.save_with_reference(rows, None, None, stage / "pairs"),
+            lambda: carry_over._copy(stage, run / "05_evaluation", shutil.copy2),
+        ):
+            with pytest.raises(KeyboardInterrupt):
+                write()
+    age(run)
+    found = {str(one.path.relative_to(run)) for one in clean(run, delete=True)} - GOES
+    names = "03_pdpo_training/.votes.json", "03_pdpo_training/chunks/.000000000.npy", "03_pdpo_training/.pairs"
+    assert found == {f"{name}-{DEAD}-unfinished" for name in (*names, ".05_evaluation")}
+
+
+def test_a_killed_sweeps_copies_go_and_the_copies_that_it_needs_stay(run):
+    sweep = run.parent
+    (sweep / "seed1").mkdir()  # no run yet
+    keeps = [".from/01_data/run.json", ".from/.mine-2024/x"]
+    goes = [f".from/.02_reward-{DEAD}-unfinished/w", f"seed1/.01_data-{DEAD}-unfinished/w", f"r/.x-{DEAD}-unfinished/w"]
+    for name in [*keeps, *goes, f".from/.03-{os.getpid()}-unfinished/w"]:
+        (sweep / name).parent.mkdir(parents=True, exist_ok=True)
+        (sweep / name).write_text("0123456789")
+    age(sweep)
+    others = {str((run / name).relative_to(sweep)) for name in GOES}
+    for root in (sweep, sweep.parent):
+        found = [str(one.path.relative_to(sweep)) for one in clean(root)]
+        assert set(found) - others == {str(Path(name).parent) for name in goes}
+        assert len(found) == len(set(found))
+    list(clean(sweep.parent, delete=True))
+    assert {name for name in files(sweep) if name.startswith(".from")} == {
+        *keeps,
+        f".from/.03-{os.getpid()}-unfinished/w",
+    }
+    assert not list((sweep / "seed1").iterdir())
 
 
 def test_nothing_in_use_goes(run):
@@ -97,7 +164,9 @@ def test_a_stage_that_did_not_complete_keeps_what_it_resumes_from(run, status):
 
 
 def test_age(run):
-    assert cli.main(["runs", "gc", str(run), "--older-than", "-1"]) == 2
+    for wrong in ("-1", "nan"):
+        assert cli.main(["runs", "gc", str(run), "--older-than", wrong, "--delete"]) == 2
+    assert (run / "03_pdpo_training" / "pdpo-checkpoints").exists()
     assert {one.path.name for one in clean(run, older_than=1)} == {name for name in map(str, GOES) if ".lock" in name}
     (run / "03_pdpo_training" / ".dpo-unfinished" / "new").touch()  # somebody writes there
     left = {one.path.name for one in clean(run)}

@@ -32,11 +32,11 @@ FINISH = 'stage.finish({"twice": 2 * n})'
 
 @pytest.fixture
 def make_notebook(tmp_path):
-    def make(*cells, name="nb", needs=(), tags=("parameters",), body=BODY, parameters=PARAMETERS):
+    def make(*cells, name="nb", needs=(), uses=(), tags=("parameters",), body=BODY, parameters=PARAMETERS):
         nb = nbformat.v4.new_notebook()
         first = nbformat.v4.new_code_cell(parameters, metadata={"tags": list(tags)})
         nb.cells = [first, *map(nbformat.v4.new_code_cell, [body.replace("{name}", name), *cells])]
-        nb.metadata["prlhf_kit"] = {"needs": list(needs)}
+        nb.metadata["prlhf_kit"] = {"needs": list(needs), "uses": list(uses)}
         nb.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
         path = tmp_path / f"{name}.ipynb"
         nbformat.write(nb, path)

@@ -14,6 +14,7 @@ from trl.data_utils import common_prefix_length
 
 from prlhf_kit.conditioning import check_length, embed_with_users, takes_user_text
 from prlhf_kit.data.chat import require_prefix, with_user_text
+from prlhf_kit.record import unfinished
 
 REFERENCE = ("ref_chosen_logps", "ref_rejected_logps")
 
@@ -163,6 +164,6 @@ def save_with_reference(
     already, nothing is computed."""
     folder = Path(folder)
     if not folder.exists():
-        unfinished = folder.with_name(f".{folder.name}")
-        add_reference_logps(pairs, model, tokenizer, batch_size).save_to_disk(unfinished)
-        unfinished.rename(folder)
+        temporary = unfinished(folder)
+        add_reference_logps(pairs, model, tokenizer, batch_size).save_to_disk(temporary)
+        temporary.rename(folder)
