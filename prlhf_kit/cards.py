@@ -5,26 +5,28 @@ All text is escaped. The looks are in `widgets.css`.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from IPython.core.getipython import get_ipython
 from tqdm.auto import tqdm
-from transformers import PreTrainedTokenizerBase
 
 from prlhf_kit.decoding.answers import GuidedAnswer
 from prlhf_kit.decoding.generate import DecodingError, Prompt
 from prlhf_kit.evaluation.judges import prompt_text
 from prlhf_kit.people import User
+from prlhf_kit.record import UNDER_RUNNER
 from prlhf_kit.systems import Reward, System
+from prlhf_kit.token_marks import UNFINISHED, marked
 
 STYLE = f"<style>{Path(__file__).with_name('widgets.css').read_text(encoding='utf-8')}</style>"
-UNFINISHED = "\ufffd"  # what a tokenizer makes of bytes that are no character yet
 
 
 @dataclass
@@ -34,6 +36,7 @@ class Card:
     Args:
         weight: PAD's w; of a system with a weight of its own, that.
         state: "waiting", "writing", "done", "stopped" or "failed".
+        ended: the model ended the answer; an answer that is done without that was cut off at the longest length.
         rewards: (user, name of the reward, value).
     """
 
@@ -43,6 +46,7 @@ class Card:
     state: str = "waiting"
     answer: GuidedAnswer | None = None
     error: str = ""
+    ended: bool = False
     rewards: list[tuple[User, str, float]] = field(default_factory=list)
 
     @property
@@ -55,7 +59,22 @@ class Card:
 
     @property
     def text(self) -> str:
-        return self.answer.text if self.answer else ""
+        """Less a last character that was cut off."""
+        return self.answer.text.rstrip(UNFINISHED) if self.answer else ""
+
+    @property
+    def by_reward(self) -> bool:
+        """Whether a personal reward is what tells the system from the base: not other training or another prompt."""
+        return self.system.reads == "user" or self.system.weight is None
+
+    def made_by(self) -> dict[str, Any]:
+        """What made the answer, in plain values, to be kept with a vote."""
+        user = self.users[0] if self.system.by_user else None
+        return {
+            "system": self.system.name, "user": user and user.user_id, "for": self.whom, "weight": self.weight,
+            "top_k": self.system.top_k, "fitted": user.fitted._asdict() if user and user.fitted else None,
+            "ended": self.ended,
+        }  # fmt: skip
 
     def write(
         self, prompt: Prompt, rewards: Mapping[str, Reward], stop: threading.Event, max_new_tokens: int
@@ -68,6 +87,7 @@ class Card:
                     self.answer = draft
                     yield
                 self.state = "stopped" if stop.is_set() else "done"
+                self.ended = self.answer is not None and self.system.ended(self.answer.tokens)
             if self.text and self.state == "done":
                 for user in self.users:
                     found = {name: reward(user, prompt, self.text) for name, reward in rewards.items()}
@@ -79,11 +99,14 @@ class Card:
 
 
 def lay_out(systems: Sequence[System], users: Sequence[User], weight: float) -> list[Card]:
-    """A card for each system and user, and one for all users where the system does not know who asks."""
+    """A card for each system and user, and one for all users where the system does not know who asks.
+
+    Users of whom a system does not have what it goes by are left out.
+    """
     return [
         Card(system, whom, weight if system.weight is None else system.weight)
         for system in systems
-        for whom in ([[user] for user in users] if system.by_user else [list(users)])
+        for whom in ([[user] for user in users if system.knows(user)] if system.by_user else [list(users)])
     ]
 
 
@@ -91,12 +114,12 @@ def write_all(
     prompt: Prompt, systems: Sequence[System], users: Sequence[User], weight: float,
     rewards: Mapping[str, Reward], max_new_tokens: int,
 ) -> list[Card]:  # fmt: skip
-    """The cards of `lay_out` for which the system has what it goes by, written one after the other.
+    """The cards of `lay_out`, written one after the other.
 
     Raises:
         RuntimeError: one failed.
     """
-    cards = [card for card in lay_out(systems, users, weight) if card.system.knows(card.users[0])]
+    cards = lay_out(systems, users, weight)
     for card in tqdm(cards, desc="answers", disable=None, leave=False):
         for _ in card.write(prompt, rewards, threading.Event(), max_new_tokens):
             pass
@@ -106,7 +129,8 @@ def write_all(
 
 
 def table(prompt: Prompt, cards: Sequence[Card]) -> pd.DataFrame:
-    """One row a card: `prompt`, `system`, `for`, `answer` (or the error), `tokens`, `moved`, and each reward.
+    """One row a card: `prompt`, `system`, `for`, `answer` (or the error), `tokens`, `moved` (tokens
+    unlike the base's), `ended` (or else cut off), and each reward.
 
     Rewards of an answer that is for all users alike are means over them.
     """
@@ -116,10 +140,18 @@ def table(prompt: Prompt, cards: Sequence[Card]) -> pd.DataFrame:
         rows.append(
             {"prompt": prompt_text(prompt), "system": card.title, "for": card.whom, "answer": card.text or card.error,
              "tokens": len(card.answer.tokens) if card.answer else 0,
-             "moved": sum(card.answer.changed) if card.answer else 0}
+             "moved": sum(card.answer.changed) if card.answer else 0, "ended": card.ended}
             | {name: float(np.mean([v for _, n, v in card.rewards if n == name])) for name in names}
         )  # fmt: skip
     return pd.DataFrame(rows)
+
+
+def live() -> bool:
+    """Whether somebody may be at the screen: in JupyterLab and the like, which take input, or in voila. Not under
+    `prlhf run`, papermill or `jupyter execute`, where a widget would be left without a kernel."""
+    message: Any = getattr(get_ipython(), "get_parent", dict)()  # the request to run this cell
+    page = os.environ.get("SERVER_SOFTWARE", "").startswith("voila") or message.get("content", {}).get("allow_stdin")
+    return bool(page) and not os.environ.get(UNDER_RUNNER)
 
 
 def static(prompt: Prompt, cards: Sequence[Card]) -> str:
@@ -142,90 +174,29 @@ def as_html(card: Card, number: int, hidden: bool = False) -> str:
     elif hidden or busy:
         text = escape(card.text)
     else:
-        text = marked(card.answer, card.system.tokenizer) or "<i>an empty answer</i>"
-    failed = f'<p class="prlhf-error" role="alert"><b>Error.</b> {escape(card.error)}</p>' if card.error else ""
-    below = ""
+        text = marked(card.answer, card.system.tokenizer, card.by_reward) or "<i>an empty answer</i>"
+    error = "This answer could not be written." if hidden else card.error  # an error may name what it is of
+    below = f'<p class="prlhf-error" role="alert"><b>Error.</b> {escape(error)}</p>' if card.error else ""
+    if card.answer is not None and card.state == "done" and not card.ended:
+        below += f'<p class="prlhf-made prlhf-cut">cut off at {len(card.answer.tokens)} tokens</p>'
     if card.answer is not None and not hidden:
         moved, n = sum(card.answer.changed), len(card.answer.tokens)
         rate = f", {card.answer.tokens_per_second:.1f} a second" if card.answer.seconds else ""
-        below = f'{_rewards(card)}<p class="prlhf-made">{n} tokens{rate}; {moved} moved by the reward</p>'
+        unlike = f"; {moved} {'moved by the reward' if card.by_reward else 'unlike the base model’s'}"
+        counted = "" if card.system.weight == 0 else unlike  # that is the base
+        below += f'{_rewards(card)}<p class="prlhf-made">{n} tokens{rate}{counted}</p>'
     aria = label if hidden else f"{label}: {card.title}, for {card.whom}"
     return (
         f'<article data-card="{number}" data-state="{card.state}"{names} aria-label="{escape(aria)}" '
         f'aria-busy="{str(busy).lower()}"><h4>{label}</h4>{who}'
-        f'<div class="prlhf-text">{text}</div>{failed}{below}</article>'
+        f'<div class="prlhf-text">{text}</div>{below}</article>'
     )
 
 
 def _rewards(card: Card) -> str:
     rows = [
-        f"<div><dt>{escape(name)}{'' if len(card.users) == 1 else f'<br>of {escape(user.name)}'}</dt>"
+        f"<div><dt>{escape(name)}{'' if card.system.by_user else f'<br>of {escape(user.name)}'}</dt>"
         f'<dd data-reward="{escape(name)}" data-for="{escape(user.name)}">{value:+.2f}</dd></div>'
         for user, name, value in card.rewards
     ]
     return f'<dl class="prlhf-rewards">{"".join(rows)}</dl>' if rows else ""
-
-
-class Piece(NamedTuple):
-    """The least number of tokens that are whole characters: `tokens[start:stop]`, and their text."""
-
-    start: int
-    stop: int
-    text: str
-
-
-def pieces(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> list[Piece]:
-    """An answer's tokens as text, one by one where a character does not need several of them.
-
-    Each is read behind the one before it, since a tokenizer may drop the space of what comes first.
-    """
-    found: list[Piece] = []
-    start = 0
-    for stop in range(1, len(tokens) + 1):
-        before = tokens[found[-1].start : start] if found else []
-        text = _behind(tokenizer, before, tokens[start:stop])
-        if not text.endswith(UNFINISHED) or stop == len(tokens):
-            found.append(Piece(start, stop, text))
-            start = stop
-    return found
-
-
-def _behind(tokenizer: PreTrainedTokenizerBase, before: Sequence[int], tokens: Sequence[int]) -> str:
-    ahead, whole = (tokenizer.decode(ids, skip_special_tokens=True) for ids in ([*before], [*before, *tokens]))
-    return whole[len(ahead) :]
-
-
-def _visible(text: str) -> str:
-    """For people to read: white space by name."""
-    return text.strip() or ("line break" if "\n" in text else "space" if text else "end of the answer")
-
-
-def marked(answer: GuidedAnswer, tokenizer: PreTrainedTokenizerBase) -> str:
-    """The text, with every token that the reward moved underlined and shaded, the deeper the more it was worth.
-
-    What the base would have said there, and the reward gained, appear on hover and on keyboard focus.
-    """
-    gained = np.nan_to_num(np.array(answer.rewards) - np.array(answer.base_rewards))
-    changed = np.array(answer.changed, dtype=bool)
-    most = max(gained[changed].max(initial=0.0), 1e-9)
-    parts: list[str] = []
-    before: list[int] = []
-    for start, stop, text in pieces(tokenizer, answer.tokens):
-        shown = text if any(parts) else text.lstrip()
-        moved = [i for i in range(start, stop) if changed[i]]
-        if moved:
-            behind = [*before, *answer.tokens[start : moved[0]]]
-            base = _visible(_behind(tokenizer, behind, [answer.base_tokens[moved[0]]]).replace(UNFINISHED, ""))
-            gain = gained[moved].sum()
-            label = f"{_visible(shown)}; the base model would say: {base}; reward {gain:+.2f}"
-            ahead = shown[: len(shown) - len(shown.lstrip())]
-            sign = shown.strip() or ("↵" if "\n" in shown else "␣" if shown else "∎")  # so that it can be pointed at
-            parts.append(
-                f'{ahead}<span class="prlhf-token" data-base="{escape(base)}" data-gain="{gain:+.2f}" tabindex="0" '
-                f'role="note" aria-label="{escape(label)}" style="--gain: {max(gain, 0.0) / most:.2f}">'
-                f"{escape(sign)}</span>{shown[len(shown.rstrip()) :] if shown.strip() else ''}"
-            )
-        else:
-            parts.append(escape(shown))
-        before = answer.tokens[start:stop]
-    return "".join(parts).rstrip()

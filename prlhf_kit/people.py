@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import pandas as pd
 import torch
@@ -19,6 +20,14 @@ from prlhf_kit.users import UserIndex
 MANY = 12  # seen users on offer where none are named
 
 
+class Fitted(NamedTuple):
+    """What a new user's row was fitted with: so many of their pairs, drawn by `seed`, in so many steps."""
+
+    pairs: int
+    steps: int
+    seed: int
+
+
 @dataclass(frozen=True)
 class User:
     """Whom an answer is for.
@@ -27,13 +36,13 @@ class User:
         name: as shown.
         user_id: who has a row in the user index; None: the generic user.
         words: what they say of themselves.
-        fitted: pairs that their row was fitted to; 0: they were in training.
+        fitted: what their row was fitted with; None: they were in training.
     """
 
     name: str
     user_id: str | None = None
     words: str | None = None
-    fitted: int = 0
+    fitted: Fitted | None = None
 
 
 ANYONE = User("anyone (generic user)")
@@ -78,4 +87,6 @@ def add_new(
     folder = models.cache_dir() / "adapted" / fingerprint(models.fingerprint(personal), steps, made_from)
     own = torch.from_numpy(in_chunks(fitted, [name], folder, what=f"fitting {name}"))
     index = add_users(personal, index, Adapted([name], own, pd.DataFrame(), []))
-    return User(f"{name} (new: fitted to {len(theirs)} pairs)", name, theirs["user_text"][0], len(theirs)), index
+    n = len(theirs)
+    told = f"{n} pair{'s' * (n != 1)}{f', {k} were asked for' if n < k else ''}"
+    return User(f"{name} (new: fitted to {told})", name, theirs["user_text"][0], Fitted(n, steps, seed)), index

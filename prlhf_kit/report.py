@@ -49,7 +49,8 @@ made from. What stands below may come from an earlier attempt; run the notebooks
 {{ show(headline) }}
 {% for f in figures %}
 <figure><div class="scroll" tabindex="0" role="region" aria-label="{{ f.caption }}">
-<img src="{{ f.path }}" alt="{{ f.caption }}"{{ " width=%d" % f.width if f.width }}></div><figcaption>{{ f.caption }}</figcaption></figure>
+<img src="{{ f.path }}" alt="{{ f.caption }}"{{ " width=%d" % f.width if f.width }}></div>
+<figcaption>{{ f.caption }}</figcaption></figure>
 {% endfor %}
 {{ show(tables) }}
 <h2>Stages</h2><div class="scroll" tabindex="0" role="region" aria-label="Stages"><table>

@@ -29,7 +29,6 @@ from typing import Any
 import nbformat
 import yaml
 from filelock import FileLock, Timeout
-from nbconvert import HTMLExporter
 
 from prlhf_kit.record import (
     RECORD,
@@ -44,7 +43,9 @@ from prlhf_kit.record import (
     trackers,
     versions,
     write_json,
+    write_text,
 )
+from prlhf_kit.report import notebook_page
 
 NOTEBOOK = "notebook.ipynb"
 PAGE = "notebook.html"
@@ -354,6 +355,4 @@ def _read(executed: Path) -> nbformat.NotebookNode | None:
 
 def _write_page(stage_dir: Path) -> None:
     if (notebook := _read(stage_dir / NOTEBOOK)) is not None:
-        exporter = HTMLExporter(exclude_input_prompt=True, exclude_output_prompt=True)
-        page, _ = exporter.from_notebook_node(notebook, {"metadata": {"name": stage_dir.name}})
-        (stage_dir / PAGE).write_text(page)
+        write_text(stage_dir / PAGE, notebook_page(notebook, stage_dir.name))

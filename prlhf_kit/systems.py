@@ -14,12 +14,13 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prlhf_kit import models
+from prlhf_kit.conditioning import causal_lm
 from prlhf_kit.data.schema import said
 from prlhf_kit.data.simulated import Population
 from prlhf_kit.decoding.answers import GuidedAnswer
-from prlhf_kit.decoding.generate import DecodingError, Prompt
+from prlhf_kit.decoding.generate import DecodingError, Prompt, eos_ids
 from prlhf_kit.decoding.guided import GuidedDecoder
-from prlhf_kit.decoding.guides import PAD, Guide, Who
+from prlhf_kit.decoding.guides import PAD, Guide, Who, start_of
 from prlhf_kit.decoding.implicit import ImplicitReward
 from prlhf_kit.evaluation.compare import TEXT, unique_prompts
 from prlhf_kit.people import ANYONE, User, add_new, seen
@@ -77,6 +78,11 @@ class System:
             if stop is not None and stop.is_set():
                 return
 
+    def ended(self, tokens: Sequence[int]) -> bool:
+        """Whether the model ended this answer, rather than the number of tokens that it may have."""
+        base = start_of(self.guide.model, 0, ()).model
+        return bool(tokens) and tokens[-1] in eos_ids(causal_lm(base), self.tokenizer)
+
     def knows(self, user: User) -> bool:
         """Whether it has what it goes by: only a user's own words may be missing."""
         return self.reads != "words" or bool(user.words)
@@ -98,7 +104,7 @@ class Compared:
 
     Args:
         rewards: name with its unit -> reward of an answer.
-        fingerprints: model -> hash of its weights.
+        fingerprints: model -> hash of its weights, those of P-DPO with the new user's.
     """
 
     systems: list[System]
@@ -141,11 +147,11 @@ def of_run(
     tokenizer, base = models.load_tokenizer(model), models.load_model(model)
     personal, index = load_personalized(trained, twin(base) if _adapter(trained) else model)
     _share(personal, base)
-    fingerprints = {BASE: models.fingerprint(base), PERSONAL: models.fingerprint(personal)}
     people = seen(data, index, users)
     if k and "adapt_unseen" in data:
         new, index = add_new(data, personal, index, tokenizer, k, steps, seed)
         people.append(new)
+    fingerprints = {BASE: models.fingerprint(base), PERSONAL: models.fingerprint(personal)}  # the new user's row, too
     words = {user.user_id: user.words for user in people if user.user_id and user.words}
     guide = PAD(personal, index, words)
     found = [System(BASE, PAD(base), tokenizer, weight=0.0)]

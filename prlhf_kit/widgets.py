@@ -7,25 +7,24 @@ import secrets
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
 import ipywidgets as ui
 import numpy as np
-from IPython.display import Javascript
 
 from prlhf_kit import votes as voting
-from prlhf_kit.cards import STYLE, Card, as_html, lay_out
+from prlhf_kit.cards import Card, as_html, lay_out
 from prlhf_kit.data.schema import said
 from prlhf_kit.decoding.generate import Prompt
 from prlhf_kit.people import User
 from prlhf_kit.record import git_state
 from prlhf_kit.systems import Reward, System
+from prlhf_kit.widget_form import Form, named
 
-SCRIPT = Path(__file__).with_name("widgets.js").read_text(encoding="utf-8")
-OWN = "(a prompt of your own)"
 BETWEEN_DRAFTS = 0.1  # seconds
+WRITING = threading.Lock()  # adapters are switched on and off in the models, which comparisons may share
+ACTIVE: set[Comparison] = set()  # those that write, or wait to
 SETTLE = 0.25  # seconds: a browser sends the last move of a slider after the click that followed it
 
 
@@ -37,8 +36,9 @@ def compare(
     """The comparison as a widget. Show it as a cell's last expression, or by `display`.
 
     One answer is written after the other, in a thread of its own, so the kernel stays free; don't use the same models
-    elsewhere meanwhile. In blind mode the cards stand in a random order, without names, rewards or colours until the
-    vote; how fast a card is written still differs between systems.
+    elsewhere meanwhile. Making another comparison, or generating in one, stops this one's writing. In blind mode the
+    cards stand in a random order, without names, rewards or colours until the vote, or until they are asked for; how
+    fast a card is written still differs between systems.
 
     Args:
         systems, users, prompts: on offer (`systems.of_run`). The first two users and all systems are chosen at first.
@@ -59,81 +59,34 @@ def compare(
     )
 
 
-class Comparison(ui.VBox):
+class Comparison(Form):
     """The widget that `compare` makes; its parts are attributes, so that it can be driven without a browser."""
 
     def __init__(self, systems, users, prompts, votes, rewards, fingerprints, weight, max_new_tokens, blind, seed):
-        super().__init__()
-        self.add_class("prlhf-compare")
-        self.prompts, self.rewards, self.fingerprints = list(prompts), rewards, dict(fingerprints)
+        super().__init__(systems, users, prompts, votes is not None, weight, max_new_tokens, blind)
+        self.rewards, self.fingerprints = rewards, dict(fingerprints)
         self.votes = None if votes is None else Path(votes).resolve()
         self.seed, self.round = secrets.randbits(32) if seed is None else seed, 0
         self.shown: list[Card] = []
         self.writing = self.hidden = self.voted = False
         self.asked: Prompt = []
         self.settings: dict[str, Any] = {}
-        self.context: Prompt = []  # the turns before the question
         self.thread: threading.Thread | None = None
         self.stopping = threading.Event()
         self.kit = {"version": importlib.metadata.version("prlhf_kit"), **git_state()}
-        short = [" ".join(prompt[-1]["content"].split())[:90] for prompt in self.prompts]
-        options = [(OWN, -1), *((f"{i + 1}. {text}", i) for i, text in enumerate(short))]
-        wide = {"layout": {"width": "100%"}, "style": {"description_width": "initial"}}
-        self.choose = _named(ui.Dropdown(options=options, description="Choose a prompt", **wide), "choose")
-        self.earlier = _named(ui.HTML(), "earlier")
-        self.prompt = _named(ui.Textarea(description="or type one (Ctrl-Enter generates)", rows=3, **wide), "prompt")
-        self.users = {user: ui.Checkbox(i < 2, description=user.name, indent=False) for i, user in enumerate(users)}
-        self.systems = {system: ui.Checkbox(True, description=system.name, indent=False) for system in systems}
-        initial = {"style": {"description_width": "initial"}}
-        self.weight = _named(
-            ui.FloatSlider(weight, min=0, max=max(4.0, weight), step=0.25, description="PAD weight w", **initial),
-            "weight",
-        )
-        self.length = _named(
-            ui.BoundedIntText(max_new_tokens, min=1, max=4096, description="Longest answer, tokens", **initial),
-            "length",
-        )
-        self.blind = _named(ui.Checkbox(blind, description="Blind: hide who wrote what", indent=False), "blind")
-        self.voter = _named(ui.Text(description="Your name, to vote", **initial), "voter")
-        self.about = _named(ui.Text(description="What you like, in words (optional)", **initial), "about")
-        self.generate = _named(
-            ui.Button(description="Generate", button_style="primary", tooltip="Ctrl-Enter"), "generate"
-        )
-        self.stop = _named(ui.Button(description="Stop", disabled=True, tooltip="Stop after this token"), "stop")
-        self.status = _named(ui.HTML(), "status")
-        self.cards = _named(ui.Box(), "cards")
-        script = _named(ui.Output(), "script")
-        script.append_display_data(Javascript(SCRIPT))
-        groups = [
-            _named(ui.VBox([ui.HTML("<h3>Users</h3>"), *self.users.values()]), "users"),
-            _named(ui.VBox([ui.HTML("<h3>Systems</h3>"), *self.systems.values()]), "systems"),
-            ui.VBox([ui.HTML("<h3>Settings</h3>"), self.weight, self.length, self.blind]),
-        ]
-        if votes is not None:
-            groups.append(ui.VBox([ui.HTML("<h3>Votes</h3>"), self.voter, self.about]))
-        self.children = [
-            ui.HTML(STYLE), self.choose, self.earlier, self.prompt, _named(ui.Box(groups), "options"),
-            _named(ui.Box([self.generate, self.stop, self.status]), "actions"), self.cards, script,
-        ]  # fmt: skip
-        self.choose.observe(self._chosen, "value")
+        stop_all()  # a cell that is run again leaves the widget that it showed without a Stop button
         self.generate.on_click(self._begin)
         self.stop.on_click(lambda _: self.stopping.set())
-        self.choose.value = 0 if self.prompts else -1
-        self._say("ready", (voting.mend(votes) if votes is not None else "") or "Ready.")
+        self.reveal.on_click(self._reveal)
+        try:
+            self._say("ready", (voting.mend(votes) if votes is not None else "") or "Ready.")
+        except OSError as error:
+            self._say("refused", f"Votes can't be kept. {error}")
 
     def wait(self, timeout: float | None = None) -> None:
         """Until all answers are written, or `timeout` seconds."""
         if self.thread is not None:
             self.thread.join(timeout)
-
-    def _say(self, state: str, text: str) -> None:
-        self.status.value = f'<span data-state="{state}">{escape(text)}</span>'
-
-    def _chosen(self, change) -> None:
-        prompt = self.prompts[change["new"]] if change["new"] >= 0 else said("user", "")
-        self.context, self.prompt.value = prompt[:-1], prompt[-1]["content"]
-        turns = "".join(f"<p><b>{escape(m['role'])}:</b> {escape(m['content'])}</p>" for m in self.context)
-        self.earlier.value = turns
 
     # Writing -------------------------------------------------------------------------------------------------------
 
@@ -141,9 +94,11 @@ class Comparison(ui.VBox):
         if self.writing:
             self._say("refused", "Answers are still being written. Wait, or press Stop first.")
             return
-        self.writing = self.generate.disabled = True
-        self.stop.disabled = False
+        self.writing = True
+        self._enable()
+        stop_all()
         self.stopping.clear()
+        ACTIVE.add(self)
         self.thread = threading.Thread(target=self._run, name="prlhf-compare", daemon=True)
         self.thread.start()
 
@@ -157,22 +112,28 @@ class Comparison(ui.VBox):
                 said_last = "refused", "The prompt is empty. Choose one or type one."
             elif not users or not systems:
                 said_last = "refused", "Choose at least one user and one system."
+            elif not (cards := lay_out(systems, users, self.weight.value)):
+                said_last = "refused", "These users say nothing of themselves, so these systems have nothing to go by."
             else:
-                self._lay_out(systems, users)
-                said_last = self._write()
+                self._put_down(cards)
+                if WRITING.locked():
+                    self._say("writing", "Waiting until another comparison stops ...")
+                with WRITING:
+                    state, text = self._write()
+                out = [f"{s.name} for {u.name}" for s in systems if s.by_user for u in users if not s.knows(u)]
+                why = f" Left out, since they say nothing of themselves: {', '.join(out)}." if out else ""
+                said_last = state, text + why
         except Exception as error:  # nobody reads a thread's traceback
             said_last = "refused", f"That failed. {type(error).__name__}: {error}"
         finally:
-            self.writing = self.generate.disabled = False
-            self.stop.disabled = True
-            for number in range(len(self.shown)):
-                self._show(number)
+            ACTIVE.discard(self)
+            self.writing = False
         self._say(*said_last)
+        self._enable()  # last: what a vote says is not to be overwritten
 
-    def _lay_out(self, systems: list[System], users: list[User]) -> None:
+    def _put_down(self, cards: list[Card]) -> None:
         self.round += 1
         self.asked = [*self.context, *said("user", self.prompt.value.strip())]
-        cards = lay_out(systems, users, self.weight.value)
         self.hidden, self.voted = self.blind.value, False
         if self.hidden:
             cards = [cards[i] for i in np.random.default_rng([self.seed, self.round]).permutation(len(cards))]
@@ -181,16 +142,24 @@ class Comparison(ui.VBox):
         self.cards.children = [self._box(i) for i in range(len(cards))]
 
     def _box(self, number: int) -> ui.VBox:
-        vote = _named(ui.Button(description=f"Vote for answer {number + 1}", disabled=True), "vote")
+        vote = named(ui.Button(description=f"Vote for answer {number + 1}", disabled=True), "vote")
         vote.on_click(lambda _: self._vote(number))
         body = ui.HTML(as_html(self.shown[number], number, self.hidden))
-        return _named(ui.VBox([body] if self.votes is None else [body, vote]), "card")
+        return named(ui.VBox([body] if self.votes is None else [body, vote]), "card")
 
     def _show(self, number: int) -> None:
-        card, (body, *vote) = self.shown[number], self.cards.children[number].children
-        body.value = as_html(card, number, self.hidden)
-        for button in vote:
-            button.disabled = self.writing or self.voted or card.state != "done"
+        self.cards.children[number].children[0].value = as_html(self.shown[number], number, self.hidden)
+
+    def _enable(self) -> None:
+        """Enable and disable the buttons by what can be done now."""
+        off = [
+            (self.generate, self.writing), (self.stop, not self.writing),
+            (self.reveal, self.writing or not self.hidden),
+        ]  # fmt: skip
+        for card, box in zip(self.shown, self.cards.children, strict=False):  # fewer boxes, where laying out failed
+            off += [(vote, self.writing or self.voted or card.state != "done") for vote in box.children[1:]]
+        for button, disabled in sorted(off, key=lambda one: one[1]):  # focus needs somewhere to go: enable first
+            button.disabled = disabled
 
     def _write(self) -> tuple[str, str]:
         for number, card in enumerate(self.shown):
@@ -214,7 +183,7 @@ class Comparison(ui.VBox):
         if self.writing:
             refused = "Answers are still being written. Vote when all are there."
         elif self.voted:
-            refused = "You have voted on these answers. Generate others."
+            refused = "You have voted on these answers, or seen who wrote them. Generate others."
         elif number not in done:
             refused = "This answer is not complete, so it can't be preferred."
         else:
@@ -227,11 +196,7 @@ class Comparison(ui.VBox):
 
     def _count(self, number: int, done: list[int]) -> None:
         """Write the vote for `number` against the others of `done`, and show who wrote what."""
-        made_by = [
-            {"system": card.system.name, "user": card.users[0].user_id if card.system.by_user else None,
-             "for": card.whom, "weight": card.weight, "top_k": card.system.top_k}
-            for card in self.shown
-        ]  # fmt: skip
+        made_by = [card.made_by() for card in self.shown]
         rows = voting.records(
             self.voter.value, self.asked, [(self.shown[i].text, made_by[i]) for i in done], done.index(number),
             self.about.value, blind=self.hidden, order=made_by, seed=self.seed, round=self.round,
@@ -239,13 +204,24 @@ class Comparison(ui.VBox):
         )  # fmt: skip
         assert self.votes is not None  # else there is no button
         told = voting.append(self.votes, rows)
-        self.voted, self.hidden = True, False
-        for i in range(len(self.shown)):
-            self._show(i)
+        self._uncover()
         pairs = f"{len(rows)} preference{'s' * (len(rows) != 1)}"
         self._say("voted", f"Thank you: {pairs} added to {self.votes}. {told}")
 
+    def _reveal(self, _=None) -> None:
+        if not self.writing and self.hidden:
+            self._uncover()
+            self._say("revealed", "Shown. These answers can't be voted for any more." if self.votes else "Shown.")
 
-def _named(widget, name: str):
-    widget.add_class(f"prlhf-{name}")
-    return widget
+    def _uncover(self) -> None:
+        """Show who wrote what, after which there is no vote."""
+        self.voted, self.hidden = True, False
+        for number in range(len(self.shown)):
+            self._show(number)
+        self._enable()
+
+
+def stop_all() -> None:
+    """Stop whatever comparison is writing, after its present token."""
+    for comparison in ACTIVE.copy():
+        comparison.stopping.set()

@@ -31,7 +31,8 @@ def make_notebook(path: Path, *cells: str) -> Path:
     notebook.cells = [
         v4.new_markdown_cell("# A story"),
         v4.new_code_cell(
-            "run_dir = 'none'  # the run\nvotes = None  # a file\nn = 1  # a number", metadata={"tags": ["parameters"]}
+            "run_dir = 'none'  # the run\nvotes = ''  # a file\nn = 1  # a number",
+            metadata={"tags": ["parameters"]},
         ),
         *map(v4.new_code_cell, cells),
     ]
@@ -67,8 +68,12 @@ def serving(run, *options, **environment):
     with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env) as server:
         try:
             yield server, server.stdout.readline().strip()
-        finally:
-            server.kill()
+        finally:  # so that it takes its private folder away
+            server.terminate()
+            try:
+                server.wait(30)
+            except subprocess.TimeoutExpired:
+                server.kill()
 
 
 @pytest.fixture(scope="module")

@@ -103,7 +103,9 @@ def test_what_is_not_run_is_there_at_least():
         assert "prlhf run" not in text, f"{page.name}: the kit's own commands are run here"
 
 
-@pytest.mark.parametrize("page", [*PAGES, *(ROOT / "docs").glob("*.md"), *ROOT.glob("*.md")], ids=lambda page: page.stem)
+@pytest.mark.parametrize(
+    "page", [*PAGES, *(ROOT / "docs").glob("*.md"), *ROOT.glob("*.md")], ids=lambda page: page.stem
+)
 def test_links_lead_to_files(page):
     for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
         assert (page.parent / target).exists(), f"{page.name} links to {target}"

@@ -4,14 +4,16 @@ import json
 import threading
 import time
 
+import nbformat
 import pytest
 import torch
 from conftest import TARGETS, build_tiny
 from datasets import Dataset, DatasetDict
+from nbclient import NotebookClient
 from peft import LoraConfig, get_peft_model
 
 import prlhf_kit as kit
-from prlhf_kit import cards, people, systems, widgets
+from prlhf_kit import app, cards, people, systems, token_marks, widgets
 from prlhf_kit.data import simulated
 from prlhf_kit.data.schema import record, said
 from prlhf_kit.decoding.answers import GuidedAnswer
@@ -114,6 +116,7 @@ class Says:
     def __init__(self, name, text, tokenizer, by_user=False, error=None, wait=None):
         self.name, self.text, self.tokenizer, self.by_user = name, text, tokenizer, by_user
         self.weight, self.top_k, self.error, self.wait = 0.0, None, error, wait
+        self.reads, self.ends = ("user" if by_user else "nothing"), True
 
     def stream(self, prompt, user, weight, stop, max_new_tokens):
         tokens = self.tokenizer(self.text)["input_ids"]
@@ -130,6 +133,9 @@ class Says:
 
     def knows(self, user):
         return True
+
+    def ended(self, tokens):
+        return self.ends
 
 
 # What a run offers ------------------------------------------------------------------------------------------------
@@ -152,7 +158,8 @@ def test_people_are_users_a_new_one_and_anybody(offered, run):
         "structured-1", "companion-1", "formal-1", "casual-1", "casual-2", None,
     ]  # fmt: skip
     new = offered.users[-2]
-    assert (new.fitted, new.words, new.name) == (2, "I am casual-2.", "casual-2 (new: fitted to 2 pairs)")
+    assert new.fitted == people.Fitted(pairs=2, steps=1, seed=0)
+    assert (new.words, new.name) == ("I am casual-2.", "casual-2 (new: fitted to 2 pairs)")
     guide = offered.systems[2].guide
     assert guide.users.row("casual-2") == 5  # behind those of the saved model
     again = systems.of_run(*run, k=2, steps=1, users=["formal-1"])  # from the cache
@@ -160,6 +167,12 @@ def test_people_are_users_a_new_one_and_anybody(offered, run):
     rows = [one.systems[2].guide.model.state_dict() for one in (offered, again)]
     own = next(name for name in rows[0] if name.endswith("default.own"))
     assert torch.equal(rows[0][own][5], rows[1][own][5])
+    assert again.fingerprints == offered.fingerprints
+    other = systems.of_run(*run, k=1, steps=1)  # the same user, fitted to another number of pairs
+    assert other.users[-2].name == "casual-2 (new: fitted to 1 pair)"
+    assert {n for n, f in other.fingerprints.items() if f != offered.fingerprints[n]} == {"P-DPO"}
+    few = systems.of_run(*run, k=5, steps=0).users[-2]
+    assert few.name == "casual-2 (new: fitted to 3 pairs, 5 were asked for)"
     assert len(systems.of_run(*run, k=0).users) == 5
 
 
@@ -311,19 +324,74 @@ def test_an_error_is_shown_on_its_card_and_others_go_on(panel, tokenizer, offere
     assert [card.state for card in comparison.shown] == ["failed", "done"]
     assert "RuntimeError: &lt;b&gt;CUDA out of memory" in bodies(comparison)[0]
     assert "1 failed" in comparison.status.value
-    words = next(s for s in offered.systems if s.reads == "words")
-    comparison = panel([words], [people.ANYONE])
-    comparison.generate.click()
-    ended(comparison)
-    assert "says nothing of themselves" in bodies(comparison)[0]
-    comparison.prompt.value = "word " * 400
-    comparison.generate.click()
-    ended(comparison)
     comparison = panel(offered.systems[:1])
     comparison.prompt.value = "word " * 400
     comparison.generate.click()
     ended(comparison)
     assert "exceed the model&#x27;s context" in bodies(comparison)[0]
+
+
+def test_who_says_nothing_of_themselves_is_left_out_of_what_goes_by_words(panel, offered):
+    words = next(s for s in offered.systems if s.reads == "words")
+    comparison = panel([words], [people.ANYONE])
+    comparison.generate.click()
+    ended(comparison)
+    assert "say nothing of themselves" in comparison.status.value
+    assert not comparison.shown
+    comparison = panel([words], [people.ANYONE, offered.users[0]])
+    comparison.generate.click()
+    ended(comparison)
+    assert [(card.whom, card.state) for card in comparison.shown] == [(offered.users[0].name, "done")]
+    assert f"Left out, since they say nothing of themselves: {words.name} for anyone" in comparison.status.value
+    with pytest.raises(kit.DecodingError, match="says nothing of themselves"):
+        next(words.stream(PROMPT, people.ANYONE))
+
+
+def test_comparisons_take_turns(panel, tokenizer):
+    """They switch adapters in models that they share."""
+    seen, go, log = threading.Event(), threading.Event(), []
+
+    def slow(n):
+        log.append("first")
+        seen.set()
+        assert go.wait(30)
+
+    first = panel([Says("slow", "One two three", tokenizer, wait=slow)])
+    first.generate.click()
+    assert seen.wait(30)
+    second = panel([Says("next", "Four", tokenizer, wait=lambda _: log.append("second"))])  # the cell is run again
+    assert first.stopping.is_set()
+    second.generate.click()
+    for _ in range(100):
+        if "Waiting until another" in second.status.value:
+            break
+        time.sleep(0.05)
+    assert log == ["first"]
+    go.set()
+    ended(first)
+    ended(second)
+    assert log == ["first", *["second"] * (len(log) - 1)]
+    assert first.shown[0].state == "stopped"
+    assert second.shown[0].state == "done"
+    assert not widgets.ACTIVE
+    first.generate.click()  # and it can be used again
+    ended(first)
+    assert first.shown[0].state == "done"
+
+
+def test_buttons_are_enabled_after_the_last_word(panel, tokenizer):
+    comparison = panel([Says("a", "x", tokenizer), Says("b", "y", tokenizer)])
+    told = []
+
+    def look(change):
+        if 'data-state="done"' in change["new"]:
+            told.append([card.children[1].disabled for card in comparison.cards.children])
+
+    comparison.status.observe(look, "value")
+    comparison.generate.click()
+    ended(comparison)
+    assert told == [[True, True]]
+    assert [card.children[1].disabled for card in comparison.cards.children] == [False, False]
 
 
 def test_a_reward_that_fails_is_shown_too(panel, offered):
@@ -419,10 +487,11 @@ def test_tokens_that_the_reward_moved(tokenizer):
     own[-1] = base[2][-1]
     rewards = [2.0] * (len(flat) - 1) + [1.0]
     answer = GuidedAnswer("tea is 🙂", flat, own, rewards=rewards, base_rewards=[0.5] * len(flat))
-    assert [p.text for p in cards.pieces(tokenizer, flat)] == [*map(tokenizer.decode, tokens[0]), " is", " ", "🙂"] or (
-        "".join(p.text for p in cards.pieces(tokenizer, flat)) == " tea is 🙂"
-    )
-    html = cards.marked(answer, tokenizer)
+    found = token_marks.pieces(tokenizer, flat)
+    assert "".join(p.text for p in found) == " tea is 🙂"
+    assert [p.text for p in found if token_marks.UNFINISHED in p.text] == []
+    assert found[-1].stop - found[-1].start > 1
+    html = token_marks.marked(answer, tokenizer)
     assert html.count('class="prlhf-token"') == 2
     assert 'data-gain="+1.50"' in html
     assert 'tabindex="0"' in html
@@ -430,7 +499,7 @@ def test_tokens_that_the_reward_moved(tokenizer):
     assert ">🙂</span>" in html
     assert "\ufffd" not in html
     nan = GuidedAnswer("x", flat[:1], base[0][:1], rewards=[float("nan")], base_rewards=[float("nan")])
-    assert "+0.00" in cards.marked(nan, tokenizer)
+    assert "+0.00" in token_marks.marked(nan, tokenizer)
 
 
 def test_an_end_that_the_reward_chose_can_be_seen(tokenizer):
@@ -438,9 +507,74 @@ def test_an_end_that_the_reward_chose_can_be_seen(tokenizer):
     answer = GuidedAnswer(
         "tea", [*word, 2], [*word, word[0]], rewards=[0.0] * (len(word) + 1), base_rewards=[0.0] * (len(word) + 1)
     )
-    html = cards.marked(answer, tokenizer)
+    html = token_marks.marked(answer, tokenizer)
     assert html.endswith(">∎</span>")
     assert 'aria-label="end of the answer;' in html
+
+
+def test_only_an_end_is_called_an_end(tokenizer):
+    def marked(tokens, base):
+        n = [0.0] * len(tokens)
+        return token_marks.marked(GuidedAnswer("", tokens, base, rewards=n, base_rewards=n), tokenizer)
+
+    emoji, tea, gap = (tokenizer(text)["input_ids"] for text in (" 🙂", " tea", "\n"))
+    html = marked([*tea, tea[0]], [*tea, emoji[-1]])  # the base would have gone on with a byte that is no character
+    assert 'data-base="part of a character"' in html
+    html = marked([*emoji[:-1], emoji[-2]], emoji)  # the base had another end of the character
+    assert 'aria-label="🙙; the base model would say: 🙂;' in html
+    html = marked([*tea, *emoji[:-1]], [*tea, *emoji[:-2], tea[0]])  # cut off within a character
+    assert 'aria-label="part of a character; the base' in html
+    assert ">▯</span>" in html
+    assert "\ufffd" not in html
+    html = marked([*gap, *tea], [tea[0], *tea])  # a line break comes first
+    assert 'aria-label="line break; the base model would say: ' in html
+    assert ">↵</span>" in html
+    assert "∎" not in html
+    assert "end of the answer" not in html
+
+
+def test_what_no_personal_reward_moved_is_not_said_to_be(panel, offered):
+    comparison = panel()
+    comparison.weight.value = 3.0
+    comparison.generate.click()
+    ended(comparison)
+    found = {card.system.name: html for card, html in zip(comparison.shown, bodies(comparison), strict=True)}
+    assert any(sum(card.answer.changed) for card in comparison.shown if card.system.name == "vanilla DPO")
+    for name in ("vanilla DPO", "prompt with user text"):
+        assert " unlike the base model’s" in found[name], name
+        assert "moved by" not in found[name]
+        assert "; reward" not in found[name]
+        assert "data-gain" not in found[name]
+    for name in ("P-DPO", "PAD"):
+        assert " moved by the reward" in found[name], name
+        assert "data-gain" in found[name]
+    assert "unlike" not in found["base model"]
+    assert "moved" not in found["base model"]
+
+
+def test_a_reward_names_its_user_unless_the_answer_is_theirs(panel, offered):
+    comparison = panel([offered.systems[0], offered.systems[3]], offered.users[:1])
+    comparison.generate.click()
+    ended(comparison)
+    assert [f"<br>of {offered.users[0].name}" in html for html in bodies(comparison)] == [True, False]
+
+
+def test_an_answer_that_was_cut_off_says_so(panel, offered, tokenizer):
+    whole, cut = Says("whole", "Tea.", tokenizer), Says("cut", "Tea is", tokenizer)
+    cut.ends = False
+    comparison = panel([whole, cut])
+    comparison.generate.click()
+    ended(comparison)
+    n = len(comparison.shown[1].answer.tokens)
+    assert ["cut off at" in html for html in bodies(comparison)] == [False, True]
+    assert f"cut off at {n} tokens" in bodies(comparison)[1]
+    assert cards.table(PROMPT, comparison.shown).ended.tolist() == [True, False]
+    base = offered.systems[0]
+    assert [base.ended(t) for t in ([], [5], [5, tokenizer.eos_token_id])] == [False, False, True]
+    *_, last = base.stream(PROMPT, people.ANYONE, max_new_tokens=3)
+    assert base.ended(last.tokens) == (last.tokens[-1] == tokenizer.eos_token_id)
+    half = GuidedAnswer("Tea 🙂\ufffd\ufffd", [1], [1], [0.0], [0.0], [0.0], [0.0])
+    assert cards.Card(cut, [people.ANYONE], 0.0, answer=half).text == "Tea 🙂"
 
 
 # Blind, and votes -------------------------------------------------------------------------------------------------
@@ -467,7 +601,8 @@ def test_a_vote_is_added_to_the_file(panel, offered, tmp_path):
     assert (row["user_id"], row["user_text"], row["blind"], row["round"]) == ("ann", "I like tea.", False, 1)
     assert row["chosen"][0]["content"] == comparison.shown[1].text
     assert row["chosen_from"] == {
-        "system": "PAD", "user": "structured-1", "for": "structured-1", "weight": 3.0, "top_k": 10,
+        "system": "PAD", "user": "structured-1", "for": "structured-1", "weight": 3.0, "top_k": 10, "fitted": None,
+        "ended": comparison.shown[1].ended,
     }  # fmt: skip
     assert row["rejected_from"]["system"] == "base model"
     assert row["models"] == offered.fingerprints
@@ -514,6 +649,48 @@ def test_blind_mode_hides_until_the_vote(panel, offered, tmp_path):
     assert panel(seed=None).seed != panel(seed=None).seed
 
 
+def test_a_vote_says_what_a_new_user_was_fitted_with(offered):
+    made = cards.Card(offered.systems[3], [offered.users[-2]], 1.0).made_by()
+    assert made["fitted"] == {"pairs": 2, "steps": 1, "seed": 0}
+    assert cards.Card(offered.systems[0], [offered.users[-2]], 1.0).made_by()["fitted"] is None  # it does not know them
+
+
+def test_blind_mode_hides_names_in_errors(panel, tokenizer):
+    broken = Says("secret", "a b c d", tokenizer, error=RuntimeError("secret is out of memory"))
+    comparison = panel([broken, Says("other", "x", tokenizer)], blind=True)
+    comparison.generate.click()
+    ended(comparison)
+    assert sorted(card.state for card in comparison.shown) == ["done", "failed"]
+    assert not any("secret" in html for html in bodies(comparison))
+    assert sum("This answer could not be written." in html for html in bodies(comparison)) == 1
+    comparison.reveal.click()
+    assert sum("secret is out of memory" in html for html in bodies(comparison)) == 1
+
+
+@pytest.mark.parametrize("votes", [True, False])
+def test_who_wrote_what_can_be_asked_for_and_ends_the_vote(panel, tokenizer, tmp_path, votes):
+    options = {} if votes else {"votes": None}
+    comparison = panel([Says("a", "x", tokenizer), Says("b", "y", tokenizer)], blind=True, **options)
+    assert comparison.reveal.disabled
+    comparison.generate.click()
+    assert comparison.reveal.disabled
+    ended(comparison)
+    assert not comparison.reveal.disabled
+    comparison.reveal.click()
+    assert comparison.reveal.disabled
+    assert all("data-system" in html for html in bodies(comparison))
+    assert 'data-state="revealed"' in comparison.status.value
+    assert all(vote.disabled for box in comparison.cards.children for vote in box.children[1:])
+    comparison.voter.value = "ann"
+    comparison._vote(0)
+    assert "or seen who wrote them" in comparison.status.value
+    assert votes_in(tmp_path) == []
+    comparison.blind.value = False
+    comparison.generate.click()
+    ended(comparison)
+    assert comparison.reveal.disabled  # nothing is hidden
+
+
 @pytest.mark.parametrize(("texts", "told"), [(("same", "same"), "no other answer"), (("", "x"), "empty answer")])
 def test_a_vote_that_says_nothing_is_refused_in_place(panel, tokenizer, tmp_path, texts, told):
     comparison = panel([Says(f"s{i}", text, tokenizer) for i, text in enumerate(texts)])
@@ -547,6 +724,17 @@ def test_a_half_written_vote_is_told_of(panel, tokenizer, tmp_path):
     assert (tmp_path / "votes.jsonl.torn").exists()
 
 
+def test_votes_that_can_not_be_mended_do_not_take_the_widget_away(panel, tokenizer, monkeypatch):
+    def full(_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(widgets.voting, "mend", full)
+    comparison = panel([Says("a", "x", tokenizer)])
+    assert "Votes can&#x27;t be kept. [Errno 13] Permission denied" in comparison.status.value
+    comparison.generate.click()
+    assert ended(comparison).shown[0].state == "done"
+
+
 # Where nobody is at the screen ------------------------------------------------------------------------------------
 
 
@@ -566,3 +754,40 @@ def test_static_table_and_page(offered):
     broken = Says("broken", "a b c", offered.systems[0].tokenizer, error=RuntimeError("lost"))
     with pytest.raises(RuntimeError, match=r"broken has no answer for anyone. RuntimeError: lost"):
         cards.write_all(PROMPT, [broken], who, 1.0, {}, 5)
+
+
+def test_the_notebook_takes_the_pages_parameters():
+    notebook = app.parameterised(app.NOTEBOOK, {"run_dir": "x", "votes": "y"})
+    injected = next(c for c in notebook.cells if "injected-parameters" in c.metadata.get("tags", []))
+    assert 'votes = "y"' in injected.source
+
+
+def test_live_is_where_somebody_may_be_at_the_screen(monkeypatch):
+    """What JupyterLab, voila, and papermill or `jupyter execute` set; in a real kernel for the last."""
+    monkeypatch.delenv("SERVER_SOFTWARE", raising=False)
+    monkeypatch.delenv("PRLHF_KIT_RUNNER", raising=False)
+
+    class Shell:
+        def __init__(self, typed):
+            self.get_parent = lambda: {"content": {"allow_stdin": typed}}
+
+    monkeypatch.setattr(cards, "get_ipython", lambda: None)
+    assert not cards.live()
+    monkeypatch.setattr(cards, "get_ipython", lambda: Shell(True))
+    assert cards.live()
+    monkeypatch.setenv("PRLHF_KIT_RUNNER", "1")
+    assert not cards.live()
+    monkeypatch.delenv("PRLHF_KIT_RUNNER")
+    monkeypatch.setattr(cards, "get_ipython", lambda: Shell(False))
+    assert not cards.live()
+    monkeypatch.setenv("SERVER_SOFTWARE", "voila/0.5.13")
+    assert cards.live()
+
+
+def test_executed_without_a_front_end_is_not_live(monkeypatch):
+    monkeypatch.delenv("SERVER_SOFTWARE", raising=False)
+    monkeypatch.delenv("PRLHF_KIT_RUNNER", raising=False)
+    cell = nbformat.v4.new_code_cell("from prlhf_kit import cards\nprint(cards.live())")
+    notebook = nbformat.v4.new_notebook(cells=[cell])
+    NotebookClient(notebook, kernel_name="python3", timeout=120).execute()
+    assert notebook.cells[0].outputs[-1]["text"] == "False\n"

@@ -21,6 +21,7 @@ from prlhf_kit import report, runs
 ROOT = Path(__file__).parent.parent.parent
 SHOTS = Path(os.environ.get("BROWSER_SHOTS", ROOT / "build" / "browser"))
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+SCROLLED = "[...document.querySelectorAll('html, body, #rendered_cells')]"  # the last in voila's pages
 WAIT = 60_000  # milliseconds; a slow machine's first import of torch
 CHEAP = {"n_prompts": 2, "k": 2, "steps": 1, "max_new_tokens": 8, "top_k": 5}
 
@@ -72,9 +73,6 @@ def open_page(chromium, request):
 @pytest.fixture(scope="package")
 def tiny_run(chromium, tokenizer, tmp_path_factory):
     """A run of notebooks 01 and 03 on a tiny model, with its index page, and the model's folder."""
-    if os.environ.get("DEV_TINY"):  # XXX
-        yield Path(os.environ["DEV_TINY"])
-        return
     folder = tmp_path_factory.mktemp("browser")
     model = folder / "tiny"
     build_tiny("llama", len(tokenizer)).save_pretrained(model)
@@ -86,7 +84,7 @@ def tiny_run(chromium, tokenizer, tmp_path_factory):
             record = runs.run_notebook(notebook, folder / "runs" / "tiny", SMOKE[stage] | {"model": str(model)})
             assert record["status"] == "completed", record.get("error")
     report.write_index(folder / "runs" / "tiny")
-    yield folder / "runs" / "tiny"
+    return folder / "runs" / "tiny"
 
 
 @contextmanager
@@ -103,10 +101,10 @@ def serving(run, *options):
 
 
 def shot(page, name):
-    """Keep the whole page as a picture; in Jupyter's pages it is the body that scrolls."""
+    """Keep the whole page as a picture."""
     SHOTS.mkdir(parents=True, exist_ok=True)
     size = page.viewport_size
-    height = page.evaluate("Math.max(document.body.scrollHeight, document.documentElement.scrollHeight)")
+    height = page.evaluate(f"Math.max(...{SCROLLED}.map(node => node.scrollHeight))")
     page.set_viewport_size(size | {"height": min(height, 12_000)})
     page.screenshot(path=SHOTS / f"{name}.png")
     page.set_viewport_size(size)
@@ -114,8 +112,8 @@ def shot(page, name):
 
 def assert_readable_on_a_phone(page):
     """The page itself does not scroll sideways, and no text is smaller than 12 px."""
-    width = "Math.max(document.body.scrollWidth, document.documentElement.scrollWidth)"
-    assert page.evaluate(width) <= page.viewport_size["width"]
+    overflow = f"Math.max(...{SCROLLED}.map(node => node.scrollWidth - node.clientWidth))"
+    assert page.evaluate(overflow) == 0
     small = """() => [...document.querySelectorAll("body *")].filter(node => node.checkVisibility()
       && !node.closest("sub, sup, svg, mjx-container, math")
       && [...node.childNodes].some(child => child.nodeType === Node.TEXT_NODE && child.data.trim())

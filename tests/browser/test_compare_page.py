@@ -14,29 +14,22 @@ NASTY = "<script>window.pwned = 1</script><img src=x onerror='window.pwned = 2'>
 FAKES = f'''
 import time
 from dataclasses import dataclass
-from typing import Any
-import prlhf_kit as kit
 from prlhf_kit import widgets
 from prlhf_kit.decoding.answers import GuidedAnswer
-from prlhf_kit.systems import User
+from prlhf_kit.people import User
+from prlhf_kit.systems import System
 
 class Characters:
     def decode(self, tokens, **options):
         return "".join(map(chr, tokens))
 
-@dataclass(eq=False)
-class Fake:
+@dataclass(frozen=True, eq=False)
+class Fake(System):
     """Says `text`, a character at a time; one in eight was moved by the reward."""
-    name: str
-    text: str
+    text: str = ""
     pause: float = 0.0
-    reads: str = "nothing"
-    weight: Any = None
-    top_k: Any = None
-    tokenizer: Any = None
-    @property
-    def by_user(self):
-        return self.reads != "nothing"
+    def ended(self, answer):
+        return True
     def stream(self, prompt, user, weight=1.0, stop=None, max_new_tokens=64):
         if self.text == "error":
             raise ValueError("out of <i>luck</i>")
@@ -49,9 +42,10 @@ class Fake:
             if stop is not None and stop.is_set():
                 return
 
-systems = [Fake("nasty <u>name</u>", {NASTY!r}), Fake("slow", "word " * 400, 0.01), Fake("broken", "error")]
-for system in systems:
-    system.tokenizer = Characters()
+def fake(name, text, pause=0.0):
+    return Fake(name, None, Characters(), text=text, pause=pause)
+
+systems = [fake("nasty <u>name</u>", {NASTY!r}), fake("slow", "word " * 400, 0.01), fake("broken", "error")]
 users = [User("ann", "ann", "I like <b>short</b>"), User("bob", "bob")]
 prompts = [[dict(role="user", content="Chosen?")]]
 widgets.compare(systems, users, prompts, votes=votes, rewards={{"length <small>": lambda u, p, a: float(len(a))}})
@@ -65,8 +59,10 @@ def state(page, name):
 
 def chosen(page, group, *names):
     """Check these boxes of a group, and no others."""
-    for box in page.get_by_role("group", name=group).get_by_role("checkbox").all():
-        box.set_checked(box.get_attribute("aria-label") in names or accessible_name(box) in names)
+    boxes = page.get_by_role("group", name=group).get_by_role("checkbox")
+    boxes.first.wait_for()
+    for box in boxes.all():
+        box.set_checked(accessible_name(box) in names)
 
 
 def accessible_name(box):
@@ -78,14 +74,17 @@ def votes_in(file):
 
 
 @pytest.fixture(scope="module")
-def address(tiny_run):
-    (tiny_run / "votes.jsonl").unlink(missing_ok=True)
-    with serving(tiny_run, *(part for name, value in CHEAP.items() for part in ("-p", name, value))) as address:
-        yield address
+def address(tiny_run, tmp_path_factory):
+    """The page of the tiny run; its address and its file of votes."""
+    votes = tmp_path_factory.mktemp("votes") / "of people.jsonl"
+    with serving(
+        tiny_run, "--votes", votes, *(part for name, value in CHEAP.items() for part in ("-p", name, value))
+    ) as address:
+        yield address, votes
 
 
-def test_a_persons_way_through_the_page(tiny_run, address, open_page):
-    votes = tiny_run / "votes.jsonl"
+def test_a_persons_way_through_the_page(address, open_page):
+    address, votes = address
     page = open_page(address)
     generate = page.get_by_role("button", name="Generate")
     generate.wait_for()
@@ -131,8 +130,11 @@ def test_a_persons_way_through_the_page(tiny_run, address, open_page):
     cards = page.get_by_role("region", name="Answers")
     assert not any(name in cards.inner_text() for name in ("P-DPO", "PAD", *two))
     assert page.locator("[data-system], [data-user], .prlhf-token, [data-reward]").count() == 0
+    expect(page.get_by_role("button", name="Show who wrote what")).to_be_visible()
     page.get_by_role("button", name="Vote for answer 1").click()
     state(page, "voted")
+    expect(page.get_by_role("button", name="Show who wrote what")).to_be_hidden()
+    expect(generate).to_be_focused()
     assert "P-DPO" in cards.inner_text()  # told after the vote
     kept = votes_in(votes)
     assert len(kept) > len(found)
@@ -204,6 +206,7 @@ def test_by_keyboard_alone_with_hostile_answers(fakes, open_page):
     pressed = time.monotonic()
     page.keyboard.press("Enter")
     state(page, "stopped")
+    expect(page.get_by_role("button", name="Generate")).to_be_focused()  # not lost with the button that was pressed
     assert time.monotonic() - pressed < 5
     assert 0 < len(slow.inner_text()) < 5 * 400 - 10
 
@@ -213,6 +216,7 @@ def test_by_keyboard_alone_with_hostile_answers(fakes, open_page):
     reach(page.get_by_role("button", name="Generate"))
     page.keyboard.press("Enter")
     state(page, "done")
+    expect(page.get_by_role("button", name="Generate")).to_be_focused()  # by way of Stop
     nasty, broken = page.get_by_role("article").all()
     assert nasty.locator(".prlhf-text").inner_text().strip() == NASTY.strip()
     assert nasty.locator("script, img, b:not(.prlhf-who b), u, small").count() == 0
@@ -229,8 +233,6 @@ def test_by_keyboard_alone_with_hostile_answers(fakes, open_page):
     assert_contrast(page, "#rendered_cells")
     page.emulate_media(color_scheme="light")
     assert_contrast(page, "#rendered_cells")
-
-    chosen(page, "Systems", "nasty <u>name</u>", "slow")
     assert page.evaluate("window.pwned") is None
     assert votes_in(votes) == []
 
@@ -243,9 +245,19 @@ def test_votes_are_refused_with_the_reason_until_they_can_count(fakes, open_page
     page.get_by_role("button", name="Generate").click()
     state(page, "refused")
     expect(page.get_by_role("status")).to_contain_text("Choose at least one user and one system")
+    prompt = page.get_by_label("or type one")
+    prompt.fill("  ")
+    prompt.press("Control+Enter")
+    expect(page.get_by_role("status")).to_contain_text("The prompt is empty")
+    prompt.fill("Why?")
     chosen(page, "Systems", "nasty <u>name</u>", "broken")
     page.get_by_role("button", name="Generate").click()
     state(page, "done")
+    assert page.get_by_role("button", name="Vote for answer 2").is_disabled()  # the broken one
     page.get_by_role("button", name="Vote for answer 1").click()
     state(page, "refused")
+    expect(page.get_by_role("status")).to_contain_text("Type your name")
+    page.get_by_label("Your name, to vote").fill("ann")
+    page.get_by_role("button", name="Vote for answer 1").click()
+    expect(page.get_by_role("status")).to_contain_text("There is no other answer than this one")
     assert votes_in(votes) == []
