@@ -17,11 +17,18 @@ from prlhf_kit.runs import RunError, artifacts_there, needs_of
 TAKEN = ".from"  # the sweep's own copy of the stages
 
 
-def find(source: str, out: Path) -> Path:
-    """The folder of the run `source`: a path, or a name in `out`. Raises `RunError` where there is none."""
+def find(source: str, out: Path, folder: Path) -> Path:
+    """The folder of the run `source`: a path, or a name in `out`; if it is gone, the copy in the sweep's `folder`.
+
+    Raises:
+        RunError: there is none of them.
+    """
     for path in (Path(source), out / source):
         if path.is_dir():
             return path
+    if (folder / TAKEN).is_dir():
+        print(f"there is no {source} any more; going on with what the sweep took from it, {folder / TAKEN}")
+        return folder / TAKEN
     raise RunError(f"--from {source}: there is no such folder, and no run of this name in {out}.")
 
 
@@ -65,19 +72,14 @@ def take(source: Path, needed: Sequence[str], folder: Path, jobs: Sequence[Job],
         stages: those that the jobs run themselves.
 
     Raises:
-        RunError: `source` lacks a stage, it did not complete, or it can't be copied.
+        RunError: `source` lacks a stage, it did not complete, it is another one than the sweep began from, or it can't
+            be copied.
     """
-    for stage in needed:
-        record = read_record(source / stage)
-        status = record["status"] if record else "missing"
-        if record and status == "completed" and not artifacts_there(source / stage, record):
-            status = "without its artefacts"
-        if status != "completed":
-            raise RunError(f"--from {source}: its stage {stage} is {status}, expected a completed one. Run it first.")
+    _lacking(source, needed, folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / f"{TAKEN}.lock"):
-            for stage in needed:
+            for stage in _lacking(source, needed, folder):  # another sweep may have been first
                 _copy(source / stage, folder / TAKEN / stage, shutil.copy2)
             for job in jobs:
                 job.run_dir.mkdir(exist_ok=True)
@@ -88,6 +90,27 @@ def take(source: Path, needed: Sequence[str], folder: Path, jobs: Sequence[Job],
                         _copy(folder / TAKEN / stage, job.run_dir / stage, _link)
     except OSError as error:
         raise RunError(f"the stages of {source} can't be copied to {folder}: {error}. Nothing was started.") from error
+
+
+def _lacking(source: Path, needed: Sequence[str], folder: Path) -> list[str]:
+    """Stages that the sweep's copy still lacks; all of them are found fit in `source`, else raises `RunError`."""
+    lacking = []
+    for stage in needed:
+        record, kept = read_record(source / stage), read_record(folder / TAKEN / stage)
+        if kept:
+            if record not in (kept, None):
+                raise RunError(
+                    f"{folder} began from another {stage} than {source} has now. Go on with the one it began from by "
+                    f"--from {folder / TAKEN}, or choose another name with --run."
+                )
+            continue
+        status = record["status"] if record else "missing"
+        if record and status == "completed" and not artifacts_there(source / stage, record):
+            status = "without its artefacts"
+        if status != "completed":
+            raise RunError(f"--from {source}: its stage {stage} is {status}, expected a completed one. Run it first.")
+        lacking.append(stage)
+    return lacking
 
 
 def _copy(old: Path, new: Path, copy_file: Callable[[str, str], object]) -> None:

@@ -9,6 +9,7 @@ import pandas as pd
 
 from prlhf_kit import evaluation_figures, leaderboard, report, reward_figures, runs, steering_figures
 from prlhf_kit import figures as general_figures
+from prlhf_kit.jobs import check_places
 from prlhf_kit.record import RECORD, read_record
 
 FIGURES = (
@@ -18,6 +19,7 @@ FIGURES = (
 
 def run(args: argparse.Namespace) -> int:
     """`prlhf run`: every notebook in turn, then the run's index page."""
+    check_places(args.out, args.copy_to)
     run_dir = args.out / args.run
     given = dict(args.parameter or [])
     known = {notebook: runs.defaults(notebook) for notebook in args.notebooks}
@@ -33,8 +35,6 @@ def run(args: argparse.Namespace) -> int:
         runs.resolve(notebook, parameters)
     if args.copy_to:
         from prlhf_kit import copies
-
-        copies.check_store(args.copy_to)
     whole = True
     for notebook, parameters in plans.items():
         print(f"{notebook.stem} ...", flush=True)

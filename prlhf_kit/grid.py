@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import csv
 import hashlib
 import itertools
@@ -22,7 +23,7 @@ LONGEST = 80  # characters of a run's name; file systems take 255, a terminal's 
 
 @dataclass(frozen=True)
 class Run:
-    """A combination: what tells it apart from the others, and all its parameters as `prlhf run -p` takes them."""
+    """A combination: a name that tells it apart, its parameters, and the same as `prlhf run -p` takes them."""
 
     name: str
     parameters: dict[str, Any]
@@ -44,6 +45,15 @@ def checked(name: str, given: Any, known: Mapping[Path, Mapping[str, Any]]) -> t
         hint = " The run's folder is set with --run and --out." if name == "run_dir" else ""
         raise runs.RunError(str(runs.unknown_parameter(name, names, " / ".join(path.name for path in known))) + hint)
     value = runs.typed(name, given, defaults[0][1])
+    try:
+        kept = json.loads(json.dumps(value)) == value
+    except (TypeError, ValueError):
+        kept = False
+    if not kept:
+        raise runs.RunError(
+            f"parameter {name!r} can't be {value!r}: a run's record could not hold it. Expected text, a finite number, "
+            "True, False, None, a list of such, or a dict from texts to such."
+        )
     plain = isinstance(value, str) and isinstance(defaults[0][1], str)
     text = value if plain else repr(value)
     if text.startswith("-"):
@@ -60,20 +70,37 @@ def checked(name: str, given: Any, known: Mapping[Path, Mapping[str, Any]]) -> t
 
 
 def split(text: str, default: Any) -> list[str]:
-    """The values of `--grid name=TEXT`, parted at commas outside brackets; of texts, outside double quotes.
+    """The values of `--grid name=TEXT`, parted at commas outside brackets and quotes; of texts, outside double quotes.
 
-    >>> split("0.1,0.5", 1.0), split("[1,2],[]", [0]), split('a,"b,c"', "x")
-    (['0.1', '0.5'], ['[1,2]', '[]'], ['a', 'b,c'])
+    >>> split("0.1,0.5", 1.0), split("[1,2],[]", [0]), split('a, "b,c"', "x"), split("'a,b',c", None)
+    (['0.1', '0.5'], ['[1,2]', '[]'], ['a', 'b,c'], ["'a,b'", 'c'])
     """
     if isinstance(default, str):
-        return next(csv.reader([text]))
+        return next(csv.reader([text], skipinitialspace=True))
     parts, part = [], ""
     for piece in text.split(","):
-        part = f"{part},{piece}" if part else piece
-        if sum(map(part.count, "[{(")) == sum(map(part.count, "]})")):
-            parts.append(part.strip())
+        part = f"{part},{piece}" if part else piece.strip()
+        if not part.startswith(tuple("[{('\"")) or _whole(part):
+            parts.append(part)
             part = ""
     return parts + ([part] if part else [])
+
+
+def _whole(literal: str) -> bool:
+    try:
+        ast.literal_eval(literal)
+    except (ValueError, SyntaxError):
+        return False
+    return True
+
+
+def once(given: Sequence[tuple[str, str]]) -> dict[str, str]:
+    """The parameters of `-p NAME VALUE ...`. Raises `RunError` where one is given twice."""
+    if twice := [name for name, n in Counter(name for name, _ in given).items() if n > 1]:
+        raise runs.RunError(
+            f"parameter {twice[0]!r} is given twice by -p. Leave one out; several values are for `prlhf sweep --grid`."
+        )
+    return dict(given)
 
 
 def read_list(path: Path) -> list[dict[str, Any]]:
@@ -139,7 +166,7 @@ def combinations(
     return [
         Run(
             name,
-            {key: value for key, (value, _) in row.items()},
+            {key: value for key, (value, _) in (row | constant).items()},
             {key: text for key, (_, text) in (constant | row).items()},
         )
         for name, row in zip(_names(chosen, exact), chosen, strict=True)

@@ -7,14 +7,13 @@ import dataclasses
 import graphlib
 import sys
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prlhf_kit.jobs import Job, Workers, command, count, log_size, outcome, said, table
-
-DONE = ("completed", "unchanged")
+from prlhf_kit.jobs import Job, Workers, check_places, command, count
+from prlhf_kit.outcomes import Before, before, exit_code, outcome, said, table
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,7 @@ def add_parser(commands: Any) -> None:
         help="run the notebooks of a YAML file, each after what it needs",
         description="Run the notebooks of a YAML file into one run's folder, each after those that it needs. What is "
         "completed and unchanged is skipped; one that fails stops only those that need it. Exit code 1: not all "
-        "completed.",
+        "completed; 74: not all was copied.",
         epilog="examples:\n"
         "  prlhf pipeline configs/pipeline.yaml --run demo\n"
         "  prlhf pipeline configs/pipeline.yaml --run seed1 -p seed 1 --workers 2\n"
@@ -59,11 +58,12 @@ def add_parser(commands: Any) -> None:
         metavar="DIR",
         help="where runs are kept (default: %(default)s)",
     )
+    p.add_argument("--copy-to", metavar="URL", help="executed notebooks go there too, see `prlhf run`")
     p.add_argument("--workers", type=count, default=1, metavar="N", help="stages at once (default: 1)")
     p.set_defaults(action=pipeline)
 
 
-def read(file: Path, given: Iterable[tuple[str, str]] = ()) -> dict[str, Stage]:
+def read(file: Path, given: Sequence[tuple[str, str]] = ()) -> dict[str, Stage]:
     """The stages of a pipeline by name, which is their notebook's stem, each after what it needs.
 
     Args:
@@ -106,7 +106,7 @@ def read(file: Path, given: Iterable[tuple[str, str]] = ()) -> dict[str, Stage]:
         stages[notebook.stem] = Stage(
             notebook, texts, own | frozenset(map(str, needs)), frozenset(map(str, needs)) - own
         )
-    for name, value in given:
+    for name, value in grid.once(given).items():
         grid.checked(name, value, {path: values for path, values in known.items() if name in values} or known)
         for stage in stages.values():
             if name in known[stage.notebook]:
@@ -124,7 +124,7 @@ def read(file: Path, given: Iterable[tuple[str, str]] = ()) -> dict[str, Stage]:
 
 
 def pipeline(args: argparse.Namespace) -> int:
-    """Run the pipeline. Returns 0 if all its stages are completed, else 1.
+    """Run the pipeline. Returns 0 if all its stages are completed, 74 if `--copy-to` then lacks some of them, else 1.
 
     Raises:
         RunError: the pipeline is wrong; nothing was started.
@@ -132,37 +132,39 @@ def pipeline(args: argparse.Namespace) -> int:
     """
     from tqdm import tqdm
 
-    from prlhf_kit.record import now
     from prlhf_kit.report import write_index
 
+    check_places(args.out, args.copy_to)
     stages = read(args.file, args.parameter)
     run_dir = (args.out / (args.run or args.file.stem)).resolve()
     jobs = {
-        name: Job(name, run_dir, command([stage.notebook], run_dir, stage.parameters), run_dir / f"{name}.log")
+        name: Job(
+            name, run_dir, command([stage.notebook], run_dir, stage.parameters, args.copy_to), run_dir / f"{name}.log"
+        )
         for name, stage in stages.items()
     }
     print(f"{len(jobs)} stages in {run_dir}", flush=True)
     rows: dict[str, dict[str, Any]] = {}
-    begun = now()
+    earlier = {name: before(job, [name]) for name, job in jobs.items()}
     try:
         with tqdm(total=len(jobs), unit="stage", disable=None) as bar:
-            for name, row in _run(stages, jobs, args.workers, begun):
+            for name, row in _run(stages, jobs, args.workers, earlier):
                 rows[name] = row
                 bar.update()
                 tqdm.write(said(name, row), file=sys.stdout)
                 sys.stdout.flush()
     finally:
-        rows = {name: rows.get(name) or outcome(job, [name], None, begun) for name, job in jobs.items()}
+        rows = {name: rows.get(name) or outcome(job, None, earlier[name]) for name, job in jobs.items()}
         print(f"\n{table(rows, 'stage')}\n")
         try:
             print(f"report: {write_index(run_dir)}")
         except OSError as error:
             print(f"prlhf: the report of {run_dir} could not be written: {error}", file=sys.stderr)
-    return 0 if all(row["status"] in DONE for row in rows.values()) else 1
+    return exit_code(rows.values())
 
 
 def _run(
-    stages: Mapping[str, Stage], jobs: Mapping[str, Job], workers: int, begun: str
+    stages: Mapping[str, Stage], jobs: Mapping[str, Job], workers: int, earlier: Mapping[str, Before]
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Run each stage when those that it needs are done; each as it ends, or as it turns out that it can't be run."""
     from prlhf_kit.record import read_record
@@ -171,7 +173,6 @@ def _run(
     sorter.prepare()
     ready: deque[str] = deque()
     done: set[str] = set()
-    sizes = {}
     with Workers(workers) as pool:
         while sorter.is_active():
             ready.extend(sorter.get_ready())
@@ -182,15 +183,14 @@ def _run(
                     yield name, {"status": "not run", **nothing, "message": f"needs {', '.join(missing)}"}
                     sorter.done(name)
                     continue
-                sizes[name] = log_size(jobs[name])
                 force = ["--force"] if _older(jobs[name].run_dir, name, stages[name].only_here) else []
                 pool.start(dataclasses.replace(jobs[name], command=jobs[name].command + force))
             if not pool.idle:
                 job, code = pool.wait()
-                row = outcome(job, [job.name], code, begun, sizes[job.name])
+                row = outcome(job, code, earlier[job.name])
                 if row["status"] == "completed":
                     done.add(job.name)
-                    if (read_record(job.run_dir / job.name) or {}).get("started", "") < begun:
+                    if read_record(job.run_dir / job.name) == earlier[job.name].records[job.name]:
                         row["status"] = "unchanged"
                 yield job.name, row
                 sorter.done(job.name)

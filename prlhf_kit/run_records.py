@@ -63,12 +63,12 @@ def read(stage_dir: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"{path} can't be read: {error}. Expected the JSON that a notebook's run leaves.") from None
     validate(record, str(path))
-    if record["status"] == "running" and _process_is_gone(record):
+    if record["status"] == "running" and process_is_gone(record):
         record["status"] = DIED
     return record
 
 
-def _process_is_gone(record: dict[str, Any]) -> bool:
+def process_is_gone(record: dict[str, Any]) -> bool:
     """Known on the machine of the process alone. Early records name no machine: this one is assumed."""
     if "pid" not in record or record.get("host", platform.node()) != platform.node():
         return False

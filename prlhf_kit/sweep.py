@@ -10,7 +10,8 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from prlhf_kit.jobs import Job, command, count, gpus, local, log_size, outcome, said, table
+from prlhf_kit.jobs import Job, check_places, command, count, gpus, local
+from prlhf_kit.outcomes import before, exit_code, outcome, said, table
 
 __all__ = ["Job", "add_parser", "local", "sweep"]
 
@@ -27,7 +28,7 @@ def add_parser(commands: Any) -> None:
         help="run notebooks for every combination of parameters",
         description="Run notebooks for every combination of parameters, here or on a Slurm cluster. Each run is a "
         "process with a folder of its own; one that fails stops no other. The same command skips what is completed "
-        "and resumes what was stopped. Exit code 1: not all runs completed.",
+        "and resumes what was stopped. Exit code 1: not all runs completed; 74: not all was copied.",
         epilog="examples:\n"
         "  prlhf sweep notebooks/03_pdpo_training.ipynb --from demo --grid beta=0.1,0.5 --seeds 3 --run beta\n"
         "  prlhf sweep notebooks/01_data_preparation.ipynb notebooks/03_pdpo_training.ipynb \\\n"
@@ -49,10 +50,14 @@ def add_parser(commands: Any) -> None:
     p.add_argument(
         "--out", type=Path, default=Path("papermill_runs"), metavar="DIR", help="where it goes (default: %(default)s)"
     )
+    p.add_argument("--copy-to", metavar="URL", help="executed notebooks go there too, see `prlhf run`")
     p.add_argument("--dry-run", action="store_true", help="show the runs and stop")
     p.add_argument("--executor", choices=["local", "slurm"], default="local", help="where to run (default: local)")
     p.add_argument(
-        "--workers", type=count, metavar="N", help="local: runs at once, one GPU each (default: as many as GPUs, or 1)"
+        "--workers",
+        type=count,
+        metavar="N",
+        help="local: runs at once, one GPU each; 1: with all GPUs (default: as many as GPUs, or 1)",
     )
     from prlhf_kit import slurm
 
@@ -63,7 +68,7 @@ def add_parser(commands: Any) -> None:
 
 
 def sweep(args: argparse.Namespace) -> int:
-    """Run the sweep. Returns 0 if all runs completed, else 1.
+    """Run the sweep. Returns 0 if all runs completed, 74 if `--copy-to` then lacks some of them, else 1.
 
     Raises:
         RunError: a parameter, an option or a stage that a notebook needs is wrong or missing; nothing was started.
@@ -72,20 +77,23 @@ def sweep(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from prlhf_kit import carry_over, grid
-    from prlhf_kit.record import now
     from prlhf_kit.runs import RunError
 
+    check_places(args.out, args.copy_to)
     rows = grid.read_list(args.list) if args.list else []
-    runs = grid.combinations(args.notebooks, args.grid, rows, args.seeds, _once(args.parameter))
+    runs = grid.combinations(args.notebooks, args.grid, rows, args.seeds, grid.once(args.parameter))
     stages = [path.stem for path in args.notebooks]
     folder = (args.out / args.run).resolve()
-    source = carry_over.find(args.source, args.out) if args.source else None
+    source = carry_over.find(args.source, args.out, folder) if args.source else None
     needed = carry_over.needed(args.notebooks, source)
     if any((path / "run.json").is_file() for path in folder.glob("*")):
         raise RunError(f"{folder} is a run, not a sweep. Choose another name with --run.")
     execute = _executor(args, folder)
     places = [(run, folder / run.name) for run in runs]
-    jobs = [Job(run.name, p, command(args.notebooks, p, run.arguments), p / "log.txt") for run, p in places]
+    jobs = [
+        Job(run.name, path, command(args.notebooks, path, run.arguments, args.copy_to), path / "log.txt")
+        for run, path in places
+    ]
     if args.dry_run:
         print(_plan(runs))
         return 0
@@ -94,7 +102,7 @@ def sweep(args: argparse.Namespace) -> int:
 
     result: dict[str, dict[str, Any]] = {}
     about = {run.name: {"parameters": run.parameters, "stages": stages} for run in runs}
-    begun, sizes = now(), {job.name: log_size(job) for job in jobs}
+    earlier = {job.name: before(job, stages) for job in jobs}
     print(f"{len(jobs)} runs in {folder}", flush=True)
     try:
         todo = jobs
@@ -102,10 +110,10 @@ def sweep(args: argparse.Namespace) -> int:
             busy = []
             with tqdm(total=len(todo), unit="run", disable=None) as bar, contextlib.closing(execute(todo)) as ended:
                 for job, code in ended:
-                    row = result[job.name] = outcome(job, stages, code, begun, sizes[job.name])
+                    row = result[job.name] = outcome(job, code, earlier[job.name])
                     if row["status"] == "busy elsewhere" and not last:
                         busy.append(job)
-                        sizes[job.name] = log_size(job)
+                        earlier[job.name] = before(job, stages)
                     bar.update()
                     tqdm.write(said(job.name, row), file=sys.stdout)
                     sys.stdout.flush()
@@ -114,21 +122,13 @@ def sweep(args: argparse.Namespace) -> int:
                 break
     finally:
         for job in jobs:
-            result.setdefault(job.name, outcome(job, stages, None, begun))
+            result.setdefault(job.name, outcome(job, None, earlier[job.name]))
         result = {job.name: result[job.name] for job in jobs}
         _save(folder, {name: about[name] | row for name, row in result.items()}, last=True)
         print(f"\n{table(result, 'run')}\n")
     done = sum(row["status"] == "completed" for row in result.values())
     print(f"{done} of {len(jobs)} completed; metrics: {folder / SUMMARY}; all side by side: `prlhf report {folder}`")
-    return 0 if done == len(jobs) else 1
-
-
-def _once(given: Sequence[tuple[str, str]]) -> dict[str, str]:
-    from prlhf_kit.runs import RunError
-
-    if len(dict(given)) < len(given):
-        raise RunError("a parameter is given twice by -p; leave one out, or sweep over both values with --grid.")
-    return dict(given)
+    return exit_code(result.values())
 
 
 def _plan(runs: Sequence[Any]) -> str:
@@ -146,7 +146,7 @@ def _executor(args: argparse.Namespace, folder: Path) -> Callable[[Sequence[Job]
     if args.executor == "slurm":
         if args.workers:
             raise RunError("--workers is for --executor local; with slurm, --slots says how many runs go on at once.")
-        options = slurm.options(args)
+        options = {} if args.dry_run else slurm.options(args)  # which asks Slurm
 
         def submit(jobs: Sequence[Job]) -> Outcomes:
             yield from slurm.submit(jobs, options, folder / ".slurm")
@@ -156,6 +156,11 @@ def _executor(args: argparse.Namespace, folder: Path) -> Callable[[Sequence[Job]
         raise RunError(f"--{given[0].replace('_', '-')} is for Slurm; add --executor slurm, or leave it out.")
     workers = args.workers or max(1, len(gpus()))
     return lambda jobs: local(jobs, workers)
+
+
+def _place(row: Mapping[str, Any]) -> int:
+    """How many of a run's stages come before the one that did not complete."""
+    return row["stages"].index(row["stage"]) if row["stage"] else 0
 
 
 def _save(folder: Path, rows: Mapping[str, Mapping[str, Any]], last: bool = False) -> None:
@@ -182,7 +187,9 @@ def _save(folder: Path, rows: Mapping[str, Mapping[str, Any]], last: bool = Fals
                 return
             lines = []
             for name, row in every.items():
-                records = {stage: read_record(folder / name / stage) for stage in row["stages"]}
+                # of a stage from which on it failed, an earlier attempt's numbers may be there
+                done = row["stages"] if row["status"] == "completed" else row["stages"][: _place(row)]
+                records = {stage: read_record(folder / name / stage) for stage in done}
                 metrics = {f"{s}.{k}": v for s, r in records.items() if r for k, v in r["metrics"].items()}
                 state = {key: row[key] for key in ("status", "seconds", "stage", "cell", "message")}
                 lines.append({"run": name, **row["parameters"], **state, **metrics})

@@ -46,6 +46,8 @@ def test_stages_come_after_what_they_need_with_their_parameters(tmp_path):
         ([{"notebook": "b.ipynb"}], "b needs 'a', which is no stage"),
         ([{"notebook": "a.ipynb", "parameters": {"raet": 1}}], "no parameter 'raet'. Did you mean 'rate'"),
         ([{"notebook": "a.ipynb", "parameters": {"n": "x"}}], "'n' is 'x', expected int"),
+        ([{"notebook": "a.ipynb", "parameters": {"limit": {1: 2}}}], "'limit' can't be {1: 2}"),
+        ([{"notebook": "a.ipynb", "parameters": {"limit": {1}}}], "'limit' can't be {1}"),
         ([{"notebook": "a.ipynb", "parameters": {"run_dir": "x"}}], "set with --run and --out"),
         ([{"notebook": "a.ipynb", "parameters": [1]}], "parameters as a mapping"),
         ([{"notebook": "a.ipynb", "need": ["a"]}], "expected notebook, and perhaps parameters and needs"),
@@ -77,6 +79,8 @@ def test_parameters_given_on_the_command_line_must_exist_in_a_stage(tmp_path):
     write_notebook(tmp_path, "a")
     with pytest.raises(RunError, match=r"no parameter 'sed'\. Did you mean 'seed'"):
         pipeline.read(write(tmp_path, {"notebook": "a.ipynb"}), [("sed", "1")])
+    with pytest.raises(RunError, match="'n' is given twice by -p"):
+        pipeline.read(write(tmp_path, {"notebook": "a.ipynb"}), [("n", "1"), ("n", "2")])
 
 
 def test_a_stage_is_older_than_what_only_the_file_says_it_needs(tmp_path):
