@@ -176,8 +176,8 @@ def test_figures_show_the_data_they_were_given():
 
 
 def test_the_reference_is_computed_once_and_appears_whole(make_tiny, tokenizer, pairs, tmp_path):
-    (tmp_path / ".pairs").mkdir()  # an earlier attempt was killed
+    (tmp_path / ".pairs-1-unfinished").mkdir()  # an earlier attempt was killed; `prlhf runs gc` takes it away
     save_with_reference(pairs, make_tiny(), tokenizer, tmp_path / "pairs")
     assert load_from_disk(tmp_path / "pairs").to_list() == add_reference_logps(pairs, make_tiny(), tokenizer).to_list()
     save_with_reference(pairs, None, tokenizer, tmp_path / "pairs")  # it is there: no model is asked
-    assert [path.name for path in tmp_path.iterdir()] == ["pairs"]
+    assert {path.name for path in tmp_path.iterdir()} == {".pairs-1-unfinished", "pairs"}
