@@ -14,10 +14,12 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from filelock import FileLock
 from huggingface_hub.errors import HFValidationError
+from peft import PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -69,11 +71,17 @@ def load_model(
 ) -> PreTrainedModel:
     """Causal LM `name` in eval mode on `device` (default: a GPU if there is one).
 
+    A folder with an adapter (of a `SFTRecipe` or a vanilla DPO training) is its base model with the adapter merged in,
+    so that a later stage starts from it and has it as its reference.
+
     `quantization_config` is transformers' (`BitsAndBytesConfig(load_in_4bit=True)` for QLoRA).
 
     Raises:
-        ModelError: no such model, the hub can't be reached, or the model is not a decoder-only language model.
+        ModelError: no such model, the hub can't be reached, the model is not a decoder-only language model, or an
+            adapter that can't be merged: of a personalised model, or into quantized weights.
     """
+    if Path(name, "adapter_config.json").is_file():
+        return _merged(name, dtype, device, quantization_config)
     config = from_hub(AutoConfig, name)
     causal = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
     architectures = config.architectures or [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type, "unknown")]
@@ -87,6 +95,26 @@ def load_model(
         options = {"quantization_config": quantization_config, "device_map": {"": device}}
         return from_hub(AutoModelForCausalLM, name, dtype=dtype, **options).eval()
     return from_hub(AutoModelForCausalLM, name, dtype=dtype).to(device).eval()
+
+
+def _merged(folder: str, dtype: torch.dtype, device: str | None, quantization_config) -> PreTrainedModel:
+    """The base model of an adapter with the adapter in its weights, merged in float32 whatever `dtype`."""
+    adapter = json.loads(Path(folder, "adapter_config.json").read_text())
+    if adapter.get("modules_to_save"):
+        raise ModelError(
+            f"{folder} is an adapter with {', '.join(adapter['modules_to_save'])}, which can't be merged into the base "
+            "model. Load a personalised model with prlhf_kit.load_personalized."
+        )
+    if quantization_config is not None:
+        raise ModelError(
+            f"{folder} is an adapter; merged into 4-bit weights it would be rounded. Write the merged model first "
+            "(prlhf_kit.training.sft.write_merged) and load that in 4 bits."
+        )
+    base = load_model(adapter["base_model_name_or_path"], torch.float32, "cpu")
+    model: Any = PeftModel.from_pretrained(base, folder).merge_and_unload()
+    model.config._name_or_path = folder
+    model.starts_from = [sha256(file) for file in sorted(Path(folder).glob("*.safetensors"))]  # tells `fit` apart
+    return model.to(device=device or ("cuda" if torch.cuda.is_available() else "cpu"), dtype=dtype).eval()
 
 
 def from_hub(auto_class, name: str, **kwargs):

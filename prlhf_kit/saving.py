@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from transformers import PreTrainedModel
 
 from prlhf_kit.conditioning import ATTRIBUTE, ConditioningError, causal_lm, condition, user_models
 from prlhf_kit.models import load_model, name_of
+from prlhf_kit.record import write_json
 from prlhf_kit.users import USER_MODELS, UserIndex, UserModel
 
 USER_WEIGHTS = "user_model.safetensors"  # of a fully fine-tuned model; an adapter holds its user model itself
@@ -48,11 +50,21 @@ def save_personalized(model, index: UserIndex, folder: str | Path) -> None:
     a file of its own, so that others can load the folder too), and `users.json`."""
     if isinstance(model, PeftModel):
         model.save_pretrained(str(folder))
+        name_base(folder, model)
     else:
         state = model.state_dict()
         model.save_pretrained(str(folder), state_dict={k: v for k, v in state.items() if not is_users(k)})
         save_user_model(state, folder)
     save_index(model, index, folder)
+
+
+def name_base(folder: str | Path, model: PreTrainedModel | PeftModel) -> None:
+    """Let the adapter in `folder`, if there is one, name its base as the kit does: the embedded model by its short
+    name, which holds on any machine; or the folder of the adapter that was merged into it, of which PEFT knows nothing.
+    """
+    file = Path(folder, "adapter_config.json")
+    if file.is_file():
+        write_json(file, json.loads(file.read_text()) | {"base_model_name_or_path": name_of(causal_lm(model))})
 
 
 def is_users(name: str) -> bool:

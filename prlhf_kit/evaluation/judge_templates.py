@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
-import string
-from importlib.resources import files
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from prlhf_kit.data.schema import said
+from prlhf_kit.data.templates import Template, read_template
 from prlhf_kit.evaluation.judges import UNREADABLE, Verdict
 from prlhf_kit.evaluation.paid_answers import JudgeError
 from prlhf_kit.rewards import Text
@@ -72,32 +70,20 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return dict(pairs)
 
 
-class Template(NamedTuple):
-    name: str
-    sha256: str
-    parts: list[tuple[str, str]]  # role, text with fields
-    more: set[str]  # fields beside the standard ones
-
-
-def read_template(template: str | Path) -> Template:
-    file = files("prlhf_kit") / "judge_prompts" / f"{template}.txt" if template in TEMPLATES else Path(template)
+def read_judge_template(template: str | Path) -> Template:
+    """One of `TEMPLATES`, or a text file of the same form, see `LLMJudge`."""
     try:
-        text = file.read_text(encoding="utf-8")
-        *system, user = re.split(r"^---[ \t]*\n", text, maxsplit=1, flags=re.MULTILINE)
-        found = [f for f in string.Formatter().parse(text) if f[1] is not None]
-    except (OSError, ValueError) as error:
-        raise JudgeError(
-            f"the template {str(template)!r} can't be read ({error}); expected {', '.join(TEMPLATES)}, or a text file "
-            "with fields as {prompt}, in which a brace that is meant as such is written twice."
-        ) from error
-    for _, name, form, conversion in found:
-        if form or conversion or not str(name).isidentifier():
-            raise JudgeError(f"the template {str(template)!r} has a field {name!r}; expected names alone, as {{name}}.")
-    fields = {str(name) for _, name, _, _ in found}
-    if not fields >= FIELDS:
-        raise JudgeError(f"the template {str(template)!r} lacks {', '.join(sorted(FIELDS - fields))}.")
-    parts = [("system", part.strip()) for part in system if part.strip()] + [("user", user.strip())]
-    return Template(Path(template).name, hashlib.sha256(text.encode()).hexdigest(), parts, fields - FIELDS)
+        found = read_template(template, "judge_prompts", TEMPLATES)
+    except ValueError as error:
+        raise JudgeError(str(error)) from error
+    if missing := FIELDS - found.fields:
+        raise JudgeError(f"the template {str(template)!r} lacks {', '.join(sorted(missing))}.")
+    return found
+
+
+def more_fields(template: Template) -> set[str]:
+    """A judge template's fields beside the standard ones."""
+    return template.fields - FIELDS
 
 
 def earlier_choices(pairs: Any, user_id: str | None, prompt: Text, limit: int = 3) -> str:

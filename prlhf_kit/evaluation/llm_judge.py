@@ -15,8 +15,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from prlhf_kit.data.templates import Template
 from prlhf_kit.evaluation.endpoint import Endpoint, Spent
-from prlhf_kit.evaluation.judge_templates import SCHEMA, Template, as_text, parse, read_template
+from prlhf_kit.evaluation.judge_templates import SCHEMA, as_text, more_fields, parse, read_judge_template
 from prlhf_kit.evaluation.judges import UNREADABLE, Verdict
 from prlhf_kit.evaluation.paid_answers import Estimate, JudgeError, PaidAnswers
 from prlhf_kit.rewards import Text
@@ -83,14 +84,14 @@ class LLMJudge:
         for name in ("timeout", "requests_per_minute"):
             if (value := getattr(self, name)) is not None and not value > 0:
                 raise JudgeError(f"{name} is {value}, expected more than 0.")
-        if self._template.more and self.about is None:
-            names = ", ".join(sorted(self._template.more))
+        if more_fields(self._template) and self.about is None:
+            names = ", ".join(sorted(more_fields(self._template)))
             raise JudgeError(f"the template {self._template.name!r} has the fields {names}; about= must fill them.")
         self._endpoint, self._kept  # noqa: B018 (refuses what can't be used)
 
     @cached_property
     def _template(self) -> Template:
-        return read_template(self.template)
+        return read_judge_template(self.template)
 
     @cached_property
     def _endpoint(self) -> Endpoint:
@@ -187,9 +188,9 @@ class LLMJudge:
             known = self.about[user]
         else:
             known = self.about(user, prompt)
-        if set(known) != self._template.more or not all(isinstance(text, str) for text in known.values()):
+        if set(known) != more_fields(self._template) or not all(isinstance(text, str) for text in known.values()):
             raise JudgeError(
                 f"about gives {str(dict(known))[:300]} for the user {user!r}; the template {self._template.name!r} "
-                f"needs texts for {sorted(self._template.more)} and nothing else."
+                f"needs texts for {sorted(more_fields(self._template))} and nothing else."
             )
         return known

@@ -27,7 +27,7 @@ from trl import DPOTrainer
 from prlhf_kit.conditioning import ATTRIBUTE, causal_lm, check_length, takes_user_text, user_model_of
 from prlhf_kit.data.chat import require_prefix, with_user_text
 from prlhf_kit.evaluation.scoring import REFERENCE
-from prlhf_kit.saving import is_users, load_user_model, save_index, save_user_model
+from prlhf_kit.saving import is_users, load_user_model, name_base, save_index, save_user_model
 from prlhf_kit.training.config import PersonalizedDPOConfig
 from prlhf_kit.training.controls import require_user_text
 from prlhf_kit.training.fit import MarkComplete
@@ -371,6 +371,7 @@ class PersonalizedDPOTrainer(DPOTrainer):
         super()._save(folder, state_dict)
         if not self.args.should_save:
             return
+        name_base(folder, model)
         if whole:
             save_user_model(state, folder)
         if self.args.personalized:

@@ -1,20 +1,18 @@
 """One training as a recipe that fits into a JSON file: in this process, or in several by `accelerate launch`.
 
 python -m prlhf_kit.training.recipe recipe.json
-accelerate launch --config_file configs/fsdp.yaml -m prlhf_kit.training.recipe recipe.json
+python -m prlhf_kit.training.recipe recipe.json --config_file configs/fsdp.yaml
+
+What follows the recipe goes to `accelerate launch`, which then trains each of its stages.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import os
-import subprocess
-import sys
-from collections import deque
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +23,20 @@ from peft import LoraConfig
 from transformers import PreTrainedModel
 
 from prlhf_kit.conditioning import condition
-from prlhf_kit.models import load_model, load_tokenizer
-from prlhf_kit.record import write_json
+from prlhf_kit.data.context import Context, require_context
+from prlhf_kit.models import load_tokenizer
+from prlhf_kit.record import sha256, write_json
+from prlhf_kit.training.chain import ADAPTERS, after_sft, sft_of
 from prlhf_kit.training.config import PersonalizedDPOConfig
 from prlhf_kit.training.controls import LABELS, WITHOUT_USERS, control_pairs
 from prlhf_kit.training.fit import HISTORY, fit
 from prlhf_kit.training.pdpo import FROZEN_BASE, PersonalizedDPOTrainer
+from prlhf_kit.training.sft import SFT_FILE, contexts_of, told
+from prlhf_kit.training.start import check_train_base, launch_recipe, load_base_model
 from prlhf_kit.training.tracking import check_trackers
 from prlhf_kit.users import USER_MODELS, UserIndex
 
+CONTEXT_FILE = "context.json"  # beside a model that was trained with the reader in its prompts
 TRAIN_BASE = ("lora", "qlora", "full", "frozen")
 
 
@@ -53,6 +56,13 @@ class Recipe:
         settings: arguments of `PersonalizedDPOConfig`.
         evaluation: folder of held-out pairs, scored as `settings` say (`eval_strategy`); every user's accuracy is then
             in `user_metrics.parquet`.
+        context, template, context_seed: the reader in the prompt (`data.context`), for both stages. The reference sees
+            what the policy sees, except where `pairs` bring its log-probs: these stay as they are.
+        sft: a supervised stage before, on the same pairs: arguments of `SFTRecipe` (`{}`: all defaults; its `out` is
+            `<out>-sft`, and recipes with the same one share it). The policy then starts from the SFT model, which is
+            the reference (`training.chain`). None: no such stage.
+        adapters: "stacked": the SFT adapter stays a small file, merged when the model is loaded. "merged": it is
+            merged once, and written as a whole model.
     """
 
     model: str
@@ -65,11 +75,30 @@ class Recipe:
     adapter: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     evaluation: str = ""
+    context: Context = "none"
+    template: str = ""
+    context_seed: int = 0
+    sft: dict[str, Any] | None = None
+    adapters: str = "stacked"
 
     def __post_init__(self):
         check_trackers(self.settings.get("report_to"))
-        if self.train_base not in TRAIN_BASE:
-            raise ValueError(f"train_base={self.train_base!r}: expected one of {', '.join(TRAIN_BASE)}.")
+        check_train_base(self.train_base, TRAIN_BASE)
+        require_context(self.context)
+        if self.adapters not in ADAPTERS:
+            raise ValueError(f"adapters={self.adapters!r}: expected one of {', '.join(ADAPTERS)}.")
+        if self.sft is not None:
+            sft_of(self)
+            if self.train_base == "qlora" and self.adapters == "stacked":
+                raise ValueError(
+                    "train_base='qlora' after SFT needs adapters='merged': an adapter can't be merged into 4-bit "
+                    "weights without rounding, so the merged model is written first and then loaded in 4 bits."
+                )
+        if self.context != "none" and self.method == "dpo_text":
+            raise ValueError(
+                f"method='dpo_text' puts the users' words into the prompts by itself, and context={self.context!r} "
+                "would do so again. Use method='dpo' with context='user_text', or context='none'."
+            )
         if self.method != "pdpo" and self.method not in LABELS:
             raise ValueError(f"there is no control {self.method!r}; expected 'pdpo' or one of {', '.join(LABELS)}.")
         if self.user_model not in USER_MODELS:
@@ -79,12 +108,6 @@ class Recipe:
                 f"the control {self.method!r} has no users, so with a frozen base nothing would be trained. Choose "
                 "among pooled and random_users."
             )
-        ready = torch.cuda.is_available() and importlib.util.find_spec("bitsandbytes") is not None
-        if self.train_base == "qlora" and not ready:
-            raise ValueError(
-                "train_base='qlora' needs a GPU and bitsandbytes (whose 4-bit layers have no gradient on CPUs, version "
-                "0.50): pip install bitsandbytes on a GPU machine; 'lora' runs anywhere."
-            )
 
     @classmethod
     def read(cls, path: str | Path) -> Recipe:
@@ -93,19 +116,20 @@ class Recipe:
 
 
 def load_base(recipe: Recipe, device: str | None = None) -> PreTrainedModel:
-    """The base model as it is trained, for the reference's log-probs too: bfloat16 on a GPU unless its own weights are
-    trained, 4 bits for QLoRA; `device` as in `load_model`."""
-    dtype = torch.bfloat16 if torch.cuda.is_available() and recipe.train_base != "full" else torch.float32
-    if recipe.train_base == "qlora":
-        return load_model(recipe.model, dtype, f"cuda:{os.environ.get('LOCAL_RANK', '0')}", _four_bits())
-    return load_model(recipe.model, dtype, device)
+    """The base model of a recipe as it is trained, for the reference's log-probs too (`load_base_model`)."""
+    return load_base_model(recipe.model, recipe.train_base, device)
 
 
 def build_trainer(recipe: Recipe) -> PersonalizedDPOTrainer:
     """Model, pairs and trainer of a recipe, ready for `fit`."""
     seed = recipe.settings.get("seed", 42)
-    pairs, personalized = control_pairs(recipe.method, load_from_disk(recipe.pairs), seed)
+    given = load_from_disk(recipe.pairs)
+    held_out = load_from_disk(recipe.evaluation) if recipe.evaluation else None
+    contexts = contexts_of(recipe, given, *([held_out] if held_out else []))
+    pairs, personalized = control_pairs(recipe.method, told(given, contexts), seed)
     policy = load_base(recipe, "cpu")  # the trainer moves it
+    if Path(recipe.model, SFT_FILE).is_file():  # tells trainings apart (`fit`)
+        policy.starts_from = [sha256(file) for file in sorted(Path(recipe.model).glob("*.safetensors"))]
     # after the model: with DeepSpeed ZeRO-3, what is loaded later is in pieces, and the users start from its embeddings
     ours = {"output_dir": f"{recipe.out}-checkpoints", "use_cpu": not torch.accelerator.is_available()}
     args = PersonalizedDPOConfig(**{**ours, **recipe.settings, "personalized": personalized})
@@ -123,23 +147,11 @@ def build_trainer(recipe: Recipe) -> PersonalizedDPOTrainer:
         own = {} if recipe.method == "pdpo" else {"user_text": False}  # controls know nothing of who asks
         condition(policy, kind(len(index), words, **(recipe.user_model_options | own)))
     adapter = {"full": None, "frozen": FROZEN_BASE}.get(recipe.train_base, LoraConfig(**recipe.adapter))
-    held_out = None
-    if recipe.evaluation:
-        held_out = load_from_disk(recipe.evaluation)
+    if held_out is not None:
+        held_out = told(held_out, contexts)
         if recipe.method != "random_users":  # whose held-out pairs are those of the people who stated them
             held_out = control_pairs(recipe.method, held_out)[0]
     return PersonalizedDPOTrainer(policy, args, pairs, held_out, load_tokenizer(recipe.model), index, adapter)
-
-
-def _four_bits():
-    from transformers import BitsAndBytesConfig
-
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16,
-    )
 
 
 def train(recipe: Recipe, launch: Sequence[str] = ()) -> pd.DataFrame:
@@ -153,33 +165,32 @@ def train(recipe: Recipe, launch: Sequence[str] = ()) -> pd.DataFrame:
         RuntimeError: a launched training failed; the end of its output is in the message.
     """
     out = Path(recipe.out)
+    if recipe.sft is not None:
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            raise RuntimeError(
+                "a recipe with an SFT stage launches its stages by itself. Call `python -m prlhf_kit.training.recipe "
+                "recipe.json <arguments of accelerate launch>`, or train(recipe, launch)."
+            )
+        recipe = after_sft(recipe, launch)
     if not launch:
         trainer = build_trainer(recipe)
         if trainer.dropped["train"]:
             print("pairs left out, by user:", trainer.dropped["train"])
-        return fit(trainer, out)
-    launch_recipe(recipe, __name__, launch)
+        log = fit(trainer, out)
+        if recipe.context != "none" and trainer.is_world_process_zero():
+            write_json(
+                out / CONTEXT_FILE, {name: getattr(recipe, name) for name in ("context", "template", "context_seed")}
+            )
+        return log
+    launch_recipe(recipe, "prlhf_kit.training.recipe", launch)
     return pd.read_parquet(out / HISTORY)
-
-
-def launch_recipe(recipe: Any, module: str, launch: Sequence[str]) -> None:
-    """Write `recipe` beside its `out` and train it by `accelerate launch <launch> -m <module>`, see `train`."""
-    file = Path(f"{recipe.out}-recipe.json")
-    write_json(file, asdict(recipe))
-    command = [sys.executable, "-m", "accelerate.commands.launch", *launch, "-m", module, str(file)]
-    last: deque[str] = deque(maxlen=30)
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
-        for line in process.stdout or ():  # a notebook shows what Python prints, not what its children do
-            print(line, end="")
-            last.append(line)
-    if process.returncode:
-        raise RuntimeError(f"`{' '.join(command)}` ended with {process.returncode}. It said:\n{''.join(last)}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", type=Path, help="JSON file with the fields of Recipe")
-    train(Recipe.read(parser.parse_args().recipe))
+    known, launch = parser.parse_known_args()
+    train(Recipe.read(known.recipe), launch)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,210 @@
+"""The reader in the prompt: who a response is for, in words (ComPO, Kumar et al. 2024, arXiv 2410.16027).
+
+`context` has one meaning in data, SFT, DPO and generation:
+
+| context | what stands in the prompt |
+|---|---|
+| "none" | nothing of the reader |
+| "true" | the community (the `user_id`) that stated the preference |
+| "random" | another community, drawn anew for each user and prompt: a control |
+| "shuffled" | another community, the same one for all of a user's prompts: as consistent as the truth, and wrong |
+| "user_text" | what the person says of themselves |
+
+How it is said is a template, a text file with the fields {community} and {user_text}: a system message, or, where it
+has the field {prompt}, the user's last message. Whose context a row got is recorded in its column `context_user`;
+`user_id` stays who stated the preference, and is all that judges see.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from datasets import Dataset, Features, Value
+
+from prlhf_kit.data.collect import share
+from prlhf_kit.data.schema import SchemaError
+from prlhf_kit.data.templates import Template, read_template
+
+Context = Literal["none", "true", "random", "shuffled", "user_text"]
+CONTEXTS: tuple[str, ...] = get_args(Context)
+TEMPLATES = ("community", "user_text")
+FIELDS = {"community", "user_text", "prompt"}
+RECORDED = ("context", "context_user")  # columns that say what was put into a row's prompt
+
+Messages = list[dict[str, str]]
+
+
+def require_context(context: object, allowed: Iterable[str] = CONTEXTS) -> None:
+    """Refuse what is not the name of a context. No other value means one: neither False nor "False" nor None.
+
+    Raises:
+        SchemaError: with the list of valid ones.
+    """
+    known = tuple(allowed)
+    if not isinstance(context, str) or context not in known:
+        hint = (
+            ' For no context at all, write "none".' if str(context).lower() in ("false", "none", "0", "no", "") else ""
+        )
+        raise SchemaError(f"context={context!r}: expected one of {', '.join(map(repr, known))}.{hint}")
+
+
+@dataclass(frozen=True)
+class Contexts:
+    """Puts a reader into prompts.
+
+    Args:
+        context: see above.
+        people: who there is to speak of, `user_id` -> `user_text` (`people_of`).
+        template: "community" or "user_text", or a text file with their fields; "": "user_text" for that context, else
+            "community". `Contexts("random", people, "user_text")` gives each prompt somebody else's own words.
+        seed: of the draws, which depend on it, the user and the prompt alone.
+        among: users whom "random" and "shuffled" draw; None: all of `people`. Training's users, for the same draws in
+            all stages.
+
+    Raises:
+        SchemaError: an unknown context, a template that can't be used, people who say nothing of themselves where the
+            template wants it, or all alike where others are to be drawn.
+    """
+
+    context: Context
+    people: Mapping[str, str | None] = field(repr=False)
+    template: str | Path = ""
+    seed: int = 0
+    among: Collection[str] | None = field(default=None, repr=False)
+
+    def __post_init__(self):
+        require_context(self.context)
+        if self.context == "none":
+            return
+        unknown = self._read.fields - FIELDS
+        if unknown or not self._read.fields & {"community", "user_text"}:
+            raise SchemaError(
+                f"the template {str(self.template)!r} has the fields {sorted(self._read.fields)}; expected community "
+                "or user_text, and perhaps prompt."
+            )
+        if any("{prompt}" in text for _, text in self._read.parts[:-1]) or (
+            len(self._read.parts) > 1 and "prompt" not in self._read.fields
+        ):
+            raise SchemaError(
+                f"the template {str(self.template)!r} has a system message and a user message, so {{prompt}} belongs "
+                "into the user message, after the line ---."
+            )
+        silent = [user for user, text in self.people.items() if not (text or "").strip()]
+        if "user_text" in self._read.fields and silent:
+            raise SchemaError(
+                f"{len(silent)} of {len(self.people)} users have no user_text, first {silent[0]!r}, but the template "
+                f"{self._read.name!r} puts it into the prompt. Use the template 'community', or data in which users "
+                "say what they want."
+            )
+        if self.context in ("random", "shuffled") and len(self._others) < 2:
+            raise SchemaError(
+                f"context={self.context!r} draws among users of whom different things are said, found "
+                f"{len(self._others)}: {next(iter(self._others), None)!r}."
+            )
+
+    @cached_property
+    def _read(self) -> Template:
+        name = self.template or ("user_text" if self.context == "user_text" else "community")
+        try:
+            return read_template(name, "context_prompts", TEMPLATES, alone="system")
+        except ValueError as error:
+            raise SchemaError(str(error)) from error
+
+    def _fields(self, user_id: str) -> dict[str, str]:
+        if user_id not in self.people:
+            raise SchemaError(f"nothing is known of the user {user_id!r}; people has {len(self.people)} other users.")
+        return {"community": user_id, "user_text": (self.people[user_id] or "").strip()}
+
+    def _says(self, user_id: str) -> tuple[str, ...]:
+        """What the template's own fields say of a user: by this two users differ."""
+        return tuple(value for name, value in self._fields(user_id).items() if name in self._read.fields)
+
+    @cached_property
+    def _others(self) -> dict[tuple[str, ...], str]:
+        """What can be said of those who may be drawn -> the first user of whom it is."""
+        drawn = self.people if self.among is None else self.among
+        return {self._says(user): user for user in sorted(drawn, reverse=True)}
+
+    @cached_property
+    def _circle(self) -> list[tuple[str, ...]]:
+        return sorted(self._others, key=lambda says: share(self.seed, "circle", *says))
+
+    @cached_property
+    def _places(self) -> dict[tuple[str, ...], int]:
+        return {says: place for place, says in enumerate(self._circle)}
+
+    def whose(self, user_id: str, prompt: Messages) -> str | None:
+        """The user whose context stands in `prompt` when `user_id` asks; None without context.
+
+        With "random" and "shuffled", never one of whom the same would be said as of `user_id`.
+        """
+        if self.context == "none":
+            return None
+        if self.context in ("true", "user_text"):
+            return user_id
+        says, n = self._says(user_id), len(self._circle)
+        asked = "" if self.context == "shuffled" else "\0".join(message["content"] for message in prompt)
+        drawn = share(self.seed, self.context, user_id, asked)
+        if says not in self._places:  # somebody who can't be drawn, so everybody who can is another
+            return self._others[self._circle[int(drawn * n)]]
+        step = 1 if self.context == "shuffled" else 1 + int(drawn * (n - 1))
+        return self._others[self._circle[(self._places[says] + step) % n]]
+
+    def put(self, prompt: Messages, user_id: str) -> Messages:
+        """`prompt` as `user_id`'s reader is put into it; a system message takes the place of the one that is there."""
+        whose = self.whose(user_id, prompt)
+        return prompt if whose is None else self.say(prompt, whose)
+
+    def say(self, prompt: Messages, user_id: str) -> Messages:
+        """`prompt` with what the template says of `user_id`, whatever `context` is."""
+        values = self._fields(user_id) | {"prompt": prompt[-1]["content"]}
+        said = [(role, text.format_map(values)) for role, text in self._read.parts]
+        if "prompt" in self._read.fields:
+            said[-1] = ("user", said[-1][1])
+            prompt = prompt[:-1]
+        system = [{"role": role, "content": text} for role, text in said if role == "system"]
+        last = [{"role": role, "content": text} for role, text in said if role == "user"]
+        earlier = [m for m in prompt if m["role"] != "system"] if system else prompt
+        return [*system, *earlier, *last]
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What decides the prompts, for records: `people` aside, plain values."""
+        if self.context == "none":
+            return {"context": "none"}
+        return {"context": self.context, "template": self._read.name, "template_sha256": self._read.sha256,
+                "text": [list(part) for part in self._read.parts], "seed": self.seed}  # fmt: skip
+
+
+def people_of(*sets: Dataset) -> dict[str, str | None]:
+    """`user_id` -> `user_text` of all users of some sets."""
+    found: dict[str, str | None] = {}
+    for pairs in sets:
+        for user, text in zip(pairs["user_id"], pairs["user_text"], strict=True):
+            found[user] = found.get(user) or text
+    return found
+
+
+def with_context(pairs: Dataset, contexts: Contexts) -> Dataset:
+    """`pairs` (or prompts with a `user_id`) with the reader in every prompt, and the columns `context` and
+    `context_user`: what was put in, and who it speaks of (null without context).
+
+    Raises:
+        SchemaError: there is a context in them already.
+    """
+    if set(RECORDED) & set(pairs.column_names):
+        raise SchemaError(f"the rows have a context already (columns {', '.join(RECORDED)}). Start from rows without.")
+
+    def told(row: dict[str, Any]) -> dict[str, Any]:
+        return {
+            "prompt": contexts.put(row["prompt"], row["user_id"]),
+            "context": contexts.context,
+            "context_user": contexts.whose(row["user_id"], row["prompt"]),
+        }
+
+    features = Features({**pairs.features, **{name: Value("string") for name in RECORDED}})
+    return pairs.map(told, features=features)

@@ -1,0 +1,199 @@
+"""Supervised fine-tuning on the preferred responses, with the reader in the prompt or without: the stage before DPO.
+
+ComPO's first stage (Kumar et al. 2024, arXiv 2410.16027). The loss is on responses only. What it leaves is the policy
+from which DPO starts, and DPO's reference.
+
+python -m prlhf_kit.training.sft recipe.json
+accelerate launch --config_file configs/fsdp.yaml -m prlhf_kit.training.sft recipe.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from datasets import Dataset, load_from_disk
+from peft import LoraConfig
+from trl import SFTConfig, SFTTrainer
+
+from prlhf_kit.data.chat import count_tokens, prompt_texts, require_prefix
+from prlhf_kit.data.context import RECORDED, Context, Contexts, people_of, require_context, with_context
+from prlhf_kit.models import load_model, load_tokenizer
+from prlhf_kit.record import unfinished, write_json
+from prlhf_kit.saving import name_base
+from prlhf_kit.training.fit import HISTORY, MarkComplete, fit
+from prlhf_kit.training.start import check_train_base, launch_recipe, load_base_model
+from prlhf_kit.training.tracking import check_trackers
+
+SFT_FILE = "sft.json"  # says of what a folder is the fine-tuned model
+PACKED_BY = ("flash_attention_2", "flash_attention_3", "kernels-community/flash-attn2", "kernels-community/flash-attn3")
+
+
+@dataclass(frozen=True)
+class SFTRecipe:
+    """One supervised fine-tuning.
+
+    Args:
+        model: base model, as `load_model` takes it.
+        pairs: folder of preference pairs (`Dataset.save_to_disk`), the same as DPO's: their chosen responses are
+            imitated, each once (`preferred`).
+        out: folder of the trained adapter (or model); checkpoints lie beside it, in `<out>-checkpoints`.
+        context, template, context_seed: the reader in the prompt, see `data.context`.
+        train_base: "lora", "qlora" (4-bit base, needs a GPU and `bitsandbytes`) or "full".
+        adapter: arguments of PEFT's `LoraConfig`.
+        settings: arguments of TRL's `SFTConfig`.
+        evaluation: folder of held-out pairs, on whose chosen responses the loss is measured (`eval_strategy`).
+    """
+
+    model: str
+    pairs: str
+    out: str
+    context: Context = "none"
+    template: str = ""
+    context_seed: int = 0
+    train_base: str = "lora"
+    adapter: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    evaluation: str = ""
+
+    def __post_init__(self):
+        check_trackers(self.settings.get("report_to"))
+        check_train_base(self.train_base, ("lora", "qlora", "full"))
+        require_context(self.context)
+
+
+class _Trainer(SFTTrainer):
+    def _save(self, output_dir=None, state_dict=None):
+        super()._save(output_dir, state_dict)
+        if self.args.should_save:
+            name_base(output_dir or self.args.output_dir, self.accelerator.unwrap_model(self.model))
+
+
+def preferred(pairs: Dataset) -> Dataset:
+    """What is imitated: columns `user_id`, `prompt`, `completion`, one row for each response that a user preferred to a
+    prompt, however many pairs it was chosen in."""
+    keys = zip(pairs["user_id"], map(str, pairs["prompt"]), map(str, pairs["chosen"]), strict=True)
+    first = {key: i for i, key in reversed(list(enumerate(keys)))}
+    kept = pairs.select(sorted(first.values())).select_columns(["user_id", "prompt", "chosen"])
+    return kept.rename_column("chosen", "completion")
+
+
+def require_safe_packing(attention: str) -> None:
+    """Raise `ValueError` where packed texts would see each other: only flash attention keeps them apart."""
+    if attention not in PACKED_BY:
+        raise ValueError(
+            f"packing=True with attn_implementation={attention!r}: texts that are packed into one row would attend to "
+            f"each other. Use {PACKED_BY[0]!r} (a GPU), or packing=False."
+        )
+
+
+def build_sft_trainer(recipe: SFTRecipe) -> SFTTrainer:
+    """Model, responses and trainer of a recipe, ready for `fit`.
+
+    Raises:
+        SchemaError: the context can't be put into the prompts.
+        ValueError: packing where it is not safe, or no response fits `max_length`.
+    """
+    ours = {"output_dir": f"{recipe.out}-checkpoints", "use_cpu": not torch.accelerator.is_available()}
+    quick = {"gradient_checkpointing": False, "bf16": torch.cuda.is_available(), "completion_only_loss": True}
+    args = SFTConfig(**{**ours, **quick, **recipe.settings})
+    if not torch.cuda.is_available():  # it would only warn
+        args.dataloader_pin_memory = False
+    tokenizer = load_tokenizer(recipe.model)
+    require_prefix(tokenizer)
+    folders = {"train": recipe.pairs} | ({"eval": recipe.evaluation} if recipe.evaluation else {})
+    sets = {name: load_from_disk(folder) for name, folder in folders.items()}
+    contexts = contexts_of(recipe, sets["train"], *sets.values())
+    imitated = {
+        name: _fitting(preferred(told(pairs, contexts)), tokenizer, args.max_length, name)
+        for name, pairs in sets.items()
+    }
+    policy = load_base_model(recipe.model, recipe.train_base, "cpu")  # the trainer moves it
+    if args.packing:
+        require_safe_packing(policy.config._attn_implementation)
+    adapter = None if recipe.train_base == "full" else LoraConfig(**recipe.adapter)
+    trainer = _Trainer(policy, args, None, imitated["train"], imitated.get("eval"), tokenizer, peft_config=adapter)
+    trainer.add_callback(MarkComplete())
+    return trainer
+
+
+def contexts_of(recipe: Any, train: Dataset, *sets: Dataset) -> Contexts:
+    """How a recipe puts readers into the prompts of some sets; other readers are drawn among those of `train`."""
+    people = people_of(train, *sets)
+    return Contexts(recipe.context, people, recipe.template, recipe.context_seed, frozenset(train["user_id"]))
+
+
+def told(pairs: Dataset, contexts: Contexts) -> Dataset:
+    """`pairs` with the reader in their prompts. Where they were put there before, nothing is done.
+
+    Raises:
+        ValueError: what was put there is another context.
+    """
+    if not set(RECORDED) <= set(pairs.column_names):
+        return with_context(pairs, contexts)
+    found = set(pairs["context"])
+    if found != {contexts.context}:
+        raise ValueError(
+            f"the pairs have the context {sorted(found)} in their prompts, asked for {contexts.context!r}."
+        )
+    return pairs
+
+
+def _fitting(rows: Dataset, tokenizer, max_length: int | None, name: str) -> Dataset:
+    """The rows of which at least half the response is within `max_length`; how many are left out or cut is printed."""
+    if max_length is None:
+        return rows
+    prompts = count_tokens(tokenizer, prompt_texts(tokenizer, list(rows["prompt"]), answered=False))
+    dialogues = [p + c for p, c in zip(rows["prompt"], rows["completion"], strict=True)]
+    whole = count_tokens(tokenizer, prompt_texts(tokenizer, dialogues, answered=True))
+    kept = [i for i, (p, n) in enumerate(zip(prompts, whole, strict=True)) if (p + n) / 2 <= max_length]
+    cut = sum(whole[i] > max_length for i in kept)
+    if cut or len(kept) < len(rows):
+        print(f"{name}: {len(rows) - len(kept)} responses left out and {cut} cut, at max_length={max_length} tokens")
+    if not kept:
+        raise ValueError(f"no response of the {name} set fits max_length={max_length}. Raise it.")
+    return rows.select(kept)
+
+
+def train_sft(recipe: SFTRecipe, launch: Sequence[str] = ()) -> pd.DataFrame:
+    """Train to the end, or resume (`fit`), and return the trainer's log.
+
+    Args:
+        launch: as in `recipe.train`.
+    """
+    if launch:
+        launch_recipe(recipe, __name__, launch)
+        return pd.read_parquet(Path(recipe.out, HISTORY))
+    trainer = build_sft_trainer(recipe)
+    log = fit(trainer, recipe.out)
+    if trainer.is_world_process_zero():
+        told = {name: getattr(recipe, name) for name in ("context", "template", "context_seed")}
+        write_json(Path(recipe.out, SFT_FILE), {"model": recipe.model, "pairs": recipe.pairs, **told})
+    return log
+
+
+def write_merged(folder: str | Path, out: str | Path) -> None:
+    """Write an adapter and its base as one ordinary model, with the tokenizer; nothing is done where `out` exists."""
+    out = Path(out)
+    if not out.exists():
+        staging = unfinished(out)
+        load_model(str(folder), device="cpu").save_pretrained(staging)
+        load_tokenizer(str(folder)).save_pretrained(staging)
+        write_json(staging / SFT_FILE, {"merged": str(folder)})
+        staging.rename(out)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe", type=Path, help="JSON file with the fields of SFTRecipe")
+    train_sft(SFTRecipe(**json.loads(parser.parse_args().recipe.read_text())))
+
+
+if __name__ == "__main__":
+    main()

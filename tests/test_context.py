@@ -1,0 +1,223 @@
+"""The reader in the prompt: whose context a row gets, how it is said, and that no flag is taken for another."""
+
+import pytest
+from datasets import Dataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from prlhf_kit.data.context import Contexts, people_of, require_context, with_context
+from prlhf_kit.data.schema import SchemaError, record, said
+from prlhf_kit.data.subsample import subsample
+
+PEOPLE = {"r/tea": "I love tea.", "r/coffee": "I love coffee.", "r/milk": "I love milk.", "r/chai": "I love tea."}
+ASKED = said("user", "What shall I drink?")
+
+
+def rows(n=60, users=tuple(PEOPLE)):
+    return Dataset.from_list(
+        [
+            record(
+                f"p{i}", users[i % len(users)], f"Question {i // 2}?", "Yes.", "No.", PEOPLE.get(users[i % len(users)])
+            )
+            for i in range(n)
+        ]
+    )
+
+
+@pytest.mark.parametrize("bad", [False, True, None, "False", "false", "None", "contextual", "True", "", 0, 1, ["true"]])
+def test_only_names_of_contexts_are_contexts(bad):
+    with pytest.raises(SchemaError, match="'none', 'true', 'random', 'shuffled', 'user_text'"):
+        require_context(bad)
+    with pytest.raises(SchemaError, match="expected one of"):
+        Contexts(bad, PEOPLE)
+
+
+def test_who_means_no_context_is_told_how_to_say_so():
+    with pytest.raises(SchemaError, match='write "none"'):
+        require_context(False)
+
+
+def test_none_leaves_prompts_as_they_are():
+    told = with_context(rows(), Contexts("none", PEOPLE))
+    assert told["prompt"][:] == rows()["prompt"][:]
+    assert set(told["context"]) == {"none"}
+    assert set(told["context_user"]) == {None}
+
+
+def test_true_names_the_community_and_user_text_what_they_say():
+    assert "r/tea" in Contexts("true", PEOPLE).put(ASKED, "r/tea")[0]["content"]
+    assert Contexts("user_text", PEOPLE).put(ASKED, "r/tea") == said("system", "I love tea.") + ASKED
+
+
+@pytest.mark.parametrize("template", ["community", "user_text"])
+@pytest.mark.parametrize("kind", ["random", "shuffled"])
+def test_another_context_differs_from_the_true_one_in_every_row(kind, template):
+    pairs = rows()
+    true = with_context(pairs, Contexts("true", PEOPLE, template))
+    other = with_context(pairs, Contexts(kind, PEOPLE, template, seed=3))
+    for own, given_, who, user in zip(
+        true["prompt"], other["prompt"], other["context_user"], pairs["user_id"], strict=True
+    ):
+        assert given_ != own
+        assert given_ == Contexts("true", PEOPLE, template).put(own[1:], who)  # what is recorded is what was shown
+        assert user in PEOPLE  # and who stated the preference stays who they are
+    assert other["user_id"][:] == pairs["user_id"][:]
+    assert set(other["context"]) == {kind}
+
+
+def test_whose_words_are_the_same_are_not_another_context():
+    for i in range(50):
+        asked = said("user", f"Question {i}?")
+        assert Contexts("random", PEOPLE, "user_text").whose("r/tea", asked) not in ("r/tea", "r/chai")
+        assert Contexts("random", PEOPLE, "community").whose("r/tea", asked) != "r/tea"
+
+
+def test_random_is_drawn_for_each_prompt_and_depends_on_seed_user_and_prompt_alone():
+    pairs = rows()
+    drawn = with_context(pairs, Contexts("random", PEOPLE, seed=1))
+    by_pair = dict(zip(drawn["pair_id"], drawn["context_user"], strict=True))
+    backwards = with_context(pairs.select(range(len(pairs) - 1, -1, -1)), Contexts("random", PEOPLE, seed=1))
+    assert by_pair == dict(zip(backwards["pair_id"], backwards["context_user"], strict=True))
+    other_seed = with_context(pairs, Contexts("random", PEOPLE, seed=2))["context_user"]
+    assert drawn["context_user"][:] != other_seed[:]
+    mine = {who for who, user in zip(drawn["context_user"], drawn["user_id"], strict=True) if user == "r/tea"}
+    assert mine == set(PEOPLE) - {"r/tea"}
+
+
+def test_shuffled_gives_each_user_one_other_and_nobody_the_same_one():
+    shuffled = with_context(rows(), Contexts("shuffled", PEOPLE))
+    found = {}
+    for user, who in zip(shuffled["user_id"], shuffled["context_user"], strict=True):
+        found.setdefault(user, set()).add(who)
+    assert all(len(who) == 1 for who in found.values())
+    assert sorted(who for one in found.values() for who in one) == sorted(PEOPLE)
+
+
+@given(
+    st.dictionaries(st.text(min_size=1, max_size=5), st.sampled_from(["a", "b", "c"]), min_size=2), st.integers(0, 9)
+)
+@settings(max_examples=60, deadline=None)
+def test_no_draw_ever_says_the_same(people, seed):
+    for kind in ("random", "shuffled"):
+        if len(set(people.values())) < 2:
+            with pytest.raises(SchemaError, match="different things"):
+                Contexts(kind, people, "user_text", seed)
+            continue
+        contexts = Contexts(kind, people, "user_text", seed)
+        for user in people:
+            assert people[contexts.whose(user, ASKED)] != people[user]
+
+
+def test_others_are_drawn_among_those_asked_for():
+    people = PEOPLE | {"stranger": "I love juice."}
+    contexts = Contexts("random", people, among=frozenset(PEOPLE))
+    drawn = {contexts.whose("stranger", said("user", str(i))) for i in range(60)}
+    assert drawn == set(PEOPLE)
+    shuffled = Contexts("shuffled", people, among=frozenset(PEOPLE))
+    assert len({shuffled.whose("stranger", said("user", str(i))) for i in range(20)}) == 1
+    assert Contexts("true", people, among=frozenset(PEOPLE)).whose("stranger", ASKED) == "stranger"
+
+
+def test_a_system_message_is_replaced_and_the_dialogue_stays():
+    dialogue = said("system", "Be brief.") + ASKED + said("assistant", "Tea.") + said("user", "Why?")
+    put = Contexts("user_text", PEOPLE).put(dialogue, "r/tea")
+    assert put == said("system", "I love tea.") + dialogue[1:]
+
+
+def test_a_template_with_the_prompt_is_laid_round_the_last_message(tmp_path):
+    file = tmp_path / "mine.txt"
+    file.write_text("Subreddit: {community}\n\n{prompt}\n")
+    put = Contexts("true", PEOPLE, file).put(said("system", "Be brief.") + ASKED, "r/tea")
+    assert put == said("system", "Be brief.") + said("user", "Subreddit: r/tea\n\nWhat shall I drink?")
+    file.write_text("They say: {user_text}\n---\n[{community}] {prompt}\n")
+    put = Contexts("true", PEOPLE, file).put(ASKED, "r/tea")
+    assert put == said("system", "They say: I love tea.") + said("user", "[r/tea] What shall I drink?")
+
+
+def test_braces_in_what_people_say_are_left_alone():
+    people = PEOPLE | {"r/code": "I write {json} and {0}."}
+    asked = said("user", "What is {community}?")
+    assert Contexts("user_text", people).put(asked, "r/code") == said("system", "I write {json} and {0}.") + asked
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("Hello.", "expected community or user_text"),
+        ("{community} {age}", "expected community or user_text"),
+        ("{prompt}", "expected community or user_text"),
+        ("{community.name}", "expected names alone"),
+        ("{community", "can't be read"),
+        ("{community} {prompt}\n---\nNow.\n", "belongs into the user message"),
+        ("{community}\n---\nNow.\n", "belongs into the user message"),
+    ],
+)
+def test_templates_that_cant_be_used_are_refused(tmp_path, text, message):
+    file = tmp_path / "bad.txt"
+    file.write_text(text)
+    with pytest.raises(SchemaError, match=message):
+        Contexts("true", PEOPLE, file)
+
+
+def test_a_missing_template_names_those_that_there_are():
+    with pytest.raises(SchemaError, match="expected community, user_text"):
+        Contexts("true", PEOPLE, "comunity")
+
+
+def test_who_says_nothing_has_no_user_text():
+    with pytest.raises(SchemaError, match=r"1 of 2 users have no user_text, first 'b'"):
+        Contexts("user_text", {"a": "Hi.", "b": None})
+    Contexts("true", {"a": "Hi.", "b": None})  # a name is enough for the community
+
+
+def test_a_context_is_put_in_once():
+    told = with_context(rows(), Contexts("true", PEOPLE))
+    with pytest.raises(SchemaError, match="a context already"):
+        with_context(told, Contexts("none", PEOPLE))
+
+
+def test_the_record_tells_what_decides_the_prompts():
+    config = Contexts("random", PEOPLE, seed=4).config
+    assert config["context"] == "random"
+    assert config["seed"] == 4
+    assert config["text"][0][0] == "system"
+    assert Contexts("none", PEOPLE).config == {"context": "none"}
+
+
+def test_people_of_several_sets():
+    assert people_of(rows(4), rows(2)) == PEOPLE
+
+
+# Subsampling ----------------------------------------------------------------------------------------------------------
+
+
+def test_subsample_takes_users_alike_and_whole_prompts():
+    users = ["a"] * 40 + ["b"] * 8
+    pairs = Dataset.from_list([record(f"p{i}", u, f"Q{i // 2}", "Yes.", f"No {i}.") for i, u in enumerate(users)])
+    few = subsample(pairs, 8)
+    assert sorted(few["user_id"]) == ["a"] * 4 + ["b"] * 4
+    by_prompt = [sum(p == q for q in few["prompt"]) for p in few["prompt"]]
+    assert set(by_prompt) == {2}
+    assert set(few["pair_id"]) <= set(subsample(pairs, 16)["pair_id"])  # nested
+
+
+def test_subsample_is_seeded_and_does_not_depend_on_the_order_of_rows():
+    pairs = rows(60)
+    drawn = set(subsample(pairs, 10, 1, seed=5)["pair_id"])
+    assert drawn == set(subsample(pairs.select(range(59, -1, -1)), 10, 1, seed=5)["pair_id"])
+    assert drawn != set(subsample(pairs, 10, 1, seed=6)["pair_id"])
+
+
+def test_subsample_by_score_ratio_and_pairs_a_prompt():
+    pairs = Dataset.from_list(
+        [record(f"p{i}", "a", "One post", "Yes.", f"No {i}.", score_ratio=1.0 + i / 4) for i in range(12)]
+    )
+    kept = subsample(pairs, None, 5, 2.0)
+    assert len(kept) == 5
+    assert min(kept["score_ratio"]) >= 2
+    with pytest.raises(SchemaError, match="no pair is left"):
+        subsample(pairs, min_score_ratio=100)
+    with pytest.raises(SchemaError, match="needs the column score_ratio"):
+        subsample(rows(), min_score_ratio=2)
+    with pytest.raises(SchemaError, match="pairs_per_prompt=0"):
+        subsample(pairs, pairs_per_prompt=0)
