@@ -7,10 +7,13 @@ if TYPE_CHECKING:
     from prlhf_kit import data
     from prlhf_kit.conditioning import ConditioningError, condition
     from prlhf_kit.data import SchemaError
+    from prlhf_kit.data.context import Contexts, with_context
     from prlhf_kit.decoding.answers import GuidedAnswer
     from prlhf_kit.decoding.generate import DecodingError, generate
     from prlhf_kit.decoding.guided import GuidedDecoder
     from prlhf_kit.decoding.guides import ARGS, PAD, Vocabulary
+    from prlhf_kit.decoding.respond import respond
+    from prlhf_kit.decoding.vllm_engine import load_vllm
     from prlhf_kit.evaluation.judges import Oracle, RewardJudge, judged
     from prlhf_kit.evaluation.llm_judge import LLMJudge
     from prlhf_kit.evaluation.outside import read_answers
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
     from prlhf_kit.training.persrm import PersRMRecipe, load_persrm, train_persrm
     from prlhf_kit.training.reward import PersonalizedRewardTrainer
     from prlhf_kit.training.reward_config import PersonalizedRewardConfig
+    from prlhf_kit.training.sft import SFTRecipe, train_sft
     from prlhf_kit.users import (
         GENERIC,
         ClusterUserModel,
@@ -38,10 +42,13 @@ if TYPE_CHECKING:
 _WHERE = {
     "conditioning": ("ConditioningError", "condition"),
     "data": ("SchemaError",),
+    "data.context": ("Contexts", "with_context"),
     "decoding.generate": ("DecodingError", "generate"),
     "decoding.answers": ("GuidedAnswer",),
     "decoding.guided": ("GuidedDecoder",),
     "decoding.guides": ("ARGS", "PAD", "Vocabulary"),
+    "decoding.respond": ("respond",),
+    "decoding.vllm_engine": ("load_vllm",),
     "evaluation.judges": ("Oracle", "RewardJudge", "judged"),
     "evaluation.llm_judge": ("LLMJudge",),
     "evaluation.outside": ("read_answers",),
@@ -56,6 +63,7 @@ _WHERE = {
     "training.persrm": ("PersRMRecipe", "load_persrm", "train_persrm"),
     "training.reward": ("PersonalizedRewardTrainer",),
     "training.reward_config": ("PersonalizedRewardConfig",),
+    "training.sft": ("SFTRecipe", "train_sft"),
     "users": (
         "GENERIC",
         "ClusterUserModel",
@@ -75,6 +83,7 @@ __all__ = [
     "Adapted",
     "ClusterUserModel",
     "ConditioningError",
+    "Contexts",
     "DecodingError",
     "GuidedAnswer",
     "GuidedDecoder",
@@ -89,6 +98,7 @@ __all__ = [
     "PersonalizedRewardConfig",
     "PersonalizedRewardTrainer",
     "RewardJudge",
+    "SFTRecipe",
     "SchemaError",
     "UserIndex",
     "UserModel",
@@ -109,13 +119,17 @@ __all__ = [
     "load_reward",
     "load_reward_model",
     "load_tokenizer",
+    "load_vllm",
     "merge_users",
     "new_reward_model",
     "preference",
     "read_answers",
     "reference_of",
+    "respond",
     "save_personalized",
     "train_persrm",
+    "train_sft",
+    "with_context",
 ]
 
 

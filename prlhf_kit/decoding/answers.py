@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,40 @@ class GuidedAnswer:
         return len(self.tokens) / self.seconds if self.seconds else math.nan
 
 
-BEGINNING = '{"key": '
+BEGINNING = b'{"key": '
+
+
+def read_lines(path: Path, parse: Callable[[dict[str, Any]], Any], what: str) -> dict[str, Any]:
+    """Key -> `parse(row)` of JSON lines that begin with their key; a last line that a crash cut off is removed.
+
+    Args:
+        what: a line is, for the message of the `ValueError` that another file raises.
+    """
+    if not path.exists():
+        return {}
+    whole, _, torn = path.read_bytes().rpartition(b"\n")  # not as text: it may be cut within a letter
+    if not (torn.startswith(BEGINNING) or BEGINNING.startswith(torn)):
+        whole, torn = b"%b\n%b" % (whole, torn), b""  # not ours: refused below
+    found = {}
+    for number, line in enumerate(filter(None, whole.split(b"\n")), 1):
+        try:
+            row = json.loads(line)
+            found[row["key"]] = parse(row)
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"line {number} of {path} is no {what} ({type(error).__name__}: {error}). "
+                "Choose another file, or delete this one to start anew."
+            ) from error
+    if torn:
+        write_text(path, f"{whole.decode()}\n" if whole else "")
+    return found
+
+
+def add_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Append rows, of which `key` is the first field, to a file of JSON lines."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
 
 
 class AnswerFile:
@@ -53,36 +86,21 @@ class AnswerFile:
 
     def __init__(self, path: Path):
         self.path = path
-        self.found: dict[str, GuidedAnswer] = {}
-        if not path.exists():
-            return
-        whole, _, torn = path.read_text(encoding="utf-8").rpartition("\n")
-        if not (torn.startswith(BEGINNING) or BEGINNING.startswith(torn)):
-            whole, torn = f"{whole}\n{torn}", ""  # not ours: refused below
-        for number, line in enumerate(filter(None, whole.split("\n")), 1):
-            try:
-                row = json.loads(line)
-                self.found[row["key"]] = GuidedAnswer(
-                    **{name: _from_json(row[name]) for name in GuidedAnswer.__dataclass_fields__}
-                )
-            except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(
-                    f"line {number} of {path} is no answer of guided decoding ({type(error).__name__}: {error}). "
-                    "Choose another file, or delete this one to start anew."
-                ) from error
-        if torn:
-            write_text(path, f"{whole}\n" if whole else "")
+        self.found: dict[str, GuidedAnswer] = read_lines(path, _guided, "answer of guided decoding")
 
     def add(self, rows: Iterable[tuple[str, Any, Any, GuidedAnswer]]) -> None:
         """Append (key, prompt, for whom, answer) of each."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as file:
-            for key, prompt, who, answer in rows:
-                values = {name: _to_json(value) for name, value in asdict(answer).items()}
-                speed = _to_json(answer.tokens_per_second)
-                line = {"key": key, "prompt": prompt, "who": who, **values, "tokens_per_second": speed}
-                file.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
-                self.found[key] = answer
+        lines = []
+        for key, prompt, who, answer in rows:
+            values = {name: _to_json(value) for name, value in asdict(answer).items()}
+            speed = _to_json(answer.tokens_per_second)
+            lines.append({"key": key, "prompt": prompt, "who": who, **values, "tokens_per_second": speed})
+            self.found[key] = answer
+        add_lines(self.path, lines)
+
+
+def _guided(row: dict[str, Any]) -> GuidedAnswer:
+    return GuidedAnswer(**{name: _from_json(row[name]) for name in GuidedAnswer.__dataclass_fields__})
 
 
 def _to_json(value):

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
+from peft import PeftModel
 from tqdm.auto import tqdm
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
+from prlhf_kit import models
+from prlhf_kit.chunks import fingerprint
 from prlhf_kit.conditioning import embed_with_users, user_model_of
 
 Prompt = list[dict[str, str]]
@@ -64,7 +67,8 @@ def check_context(model, prompt_tokens: int, max_new_tokens: int, users: bool = 
     if limit is not None and prompt_tokens + max_new_tokens > limit:
         raise DecodingError(
             f"a prompt of {prompt_tokens} tokens (user tokens included) and {max_new_tokens} new ones exceed the "
-            f"model's context of {limit}. Shorten the prompt or lower max_new_tokens."
+            f"model's context of {limit}. Shorten the prompt (respond does, to max_prompt_tokens) or lower "
+            "max_new_tokens."
         )
 
 
@@ -75,7 +79,79 @@ def eos_ids(model, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return sorted({i for i in [*configured, tokenizer.eos_token_id] if i is not None})
 
 
+def generation_config(model, tokenizer: PreTrainedTokenizerBase, generation: Mapping[str, Any]) -> GenerationConfig:
+    """What `generation` asks for, greedy and 64 new tokens if it does not say. Raises `DecodingError` where
+    transformers has no such option."""
+    known = GenerationConfig()  # which would take any name and ignore it
+    for name in generation:
+        if not hasattr(known, name):
+            near = difflib.get_close_matches(name, vars(known), n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise DecodingError(f"transformers' GenerationConfig has no option {name!r}.{hint}")
+    return GenerationConfig(
+        **{"max_new_tokens": 64, "do_sample": False, **generation},
+        eos_token_id=eos_ids(model, tokenizer), pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+
+
+def in_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
+    """Numbers of the prompts of each batch, long and short ones apart, so that little is spent on padding."""
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+
+def switched_off(model) -> bool:
+    """Whether the adapters of a PEFT model are switched off (`disable_adapter`)."""
+    return any(getattr(module, "disable_adapters", False) is True for module in model.modules())
+
+
+def identity(model) -> str:
+    """16 hex digits that tell apart models that answer differently: their weights, the scale of their adapters, and
+    which of these are on. About a second a GB."""
+    scales = {n: m.scaling for n, m in model.named_modules() if isinstance(getattr(m, "scaling", None), dict)}
+    active = list(model.active_adapters) if isinstance(model, PeftModel) else []
+    return fingerprint(models.fingerprint(model), scales, active, switched_off(model))
+
+
+class Written(NamedTuple):
+    """An answer without special tokens, how many tokens it has, and whether it ended by itself."""
+
+    text: str
+    tokens: int
+    finished: bool
+
+
 @torch.inference_mode()
+def write_batch(
+    model, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], user_rows: Sequence[int] | None,
+    config: GenerationConfig,
+) -> list[Written]:  # fmt: skip
+    """Answer some prompts at once, with the KV cache; arguments as of `generate`."""
+    device = model.get_input_embeddings().weight.device
+    inputs = encode_prompts(tokenizer, prompts, device)
+    start_of_answer = inputs["input_ids"].shape[1]
+    check_context(model, start_of_answer, config.max_new_tokens, users=user_rows is not None)
+    if user_rows is not None:
+        inputs = embed_with_users(model, torch.tensor(user_rows), **inputs)
+        start_of_answer = 0  # generate returns new tokens only
+    del inputs["position_ids"]  # generate counts them from the mask
+    more = {"tokenizer": tokenizer} if config.stop_strings else {}
+    out = model.generate(**inputs, generation_config=config, **more)[:, start_of_answer:]
+    kept = [until_end(ids, config) for ids in out.tolist()]
+    texts = tokenizer.batch_decode([ids for ids, _ in kept], skip_special_tokens=True)
+    return [Written(text.strip(), len(ids), ended) for text, (ids, ended) in zip(texts, kept, strict=True)]
+
+
+def until_end(ids: list[int], config: GenerationConfig) -> tuple[list[int], bool]:
+    """The tokens of an answer before its end, and whether it has one: an end-of-text token, or a stop string, behind
+    which is padding, if other answers of the batch are longer."""
+    length = next((i for i, token in enumerate(ids) if token in config.eos_token_id), len(ids))
+    if length == len(ids):
+        while length and ids[length - 1] == config.pad_token_id:
+            length -= 1
+    return ids[:length], length < len(ids) or length < config.max_new_tokens
+
+
 def generate(
     model,
     tokenizer: PreTrainedTokenizerBase,
@@ -98,34 +174,16 @@ def generate(
     Returns:
         One answer a prompt, without special tokens.
     """
-    known = GenerationConfig()  # which would take any name and ignore it
-    for name in generation:
-        if not hasattr(known, name):
-            near = difflib.get_close_matches(name, vars(known), n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise DecodingError(f"transformers' GenerationConfig has no option {name!r}.{hint}")
     if user_rows is not None and len(user_rows) != len(prompts):
         raise DecodingError(f"{len(user_rows)} user rows for {len(prompts)} prompts; expected one row a prompt.")
     if seed is not None:
         torch.manual_seed(seed)
-    config = GenerationConfig(
-        **{"max_new_tokens": 64, "do_sample": False, **generation},
-        eos_token_id=eos_ids(model, tokenizer), pad_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
-    # long and short prompts apart, so that little is spent on padding
-    order = sorted(range(len(prompts)), key=lambda i: sum(len(m["content"]) for m in prompts[i]))
+    config = generation_config(model, tokenizer, generation)
     answers = [""] * len(prompts)
-    device = model.get_input_embeddings().weight.device
-    for start in tqdm(range(0, len(order), batch_size), desc="generating", disable=None, leave=False):
-        chunk = order[start : start + batch_size]
-        inputs = encode_prompts(tokenizer, [prompts[i] for i in chunk], device)
-        start_of_answer = inputs["input_ids"].shape[1]
-        check_context(model, start_of_answer, config.max_new_tokens, users=user_rows is not None)
-        if user_rows is not None:
-            inputs = embed_with_users(model, torch.tensor([user_rows[i] for i in chunk]), **inputs)
-            start_of_answer = 0  # generate returns new tokens only
-        del inputs["position_ids"]  # generate counts them from the mask
-        out = model.generate(**inputs, generation_config=config)[:, start_of_answer:]
-        for i, text in zip(chunk, tokenizer.batch_decode(out, skip_special_tokens=True), strict=True):
-            answers[i] = text.strip()
+    batches = in_batches([sum(len(m["content"]) for m in prompt) for prompt in prompts], batch_size)
+    for chunk in tqdm(batches, desc="generating", disable=None, leave=False):
+        rows = None if user_rows is None else [user_rows[i] for i in chunk]
+        written = write_batch(model, tokenizer, [prompts[i] for i in chunk], rows, config)
+        for i, one in zip(chunk, written, strict=True):
+            answers[i] = one.text
     return answers
