@@ -224,13 +224,14 @@ def generation_seconds(model: Model, answers: int, gpu: str, rows: int = 1) -> t
 
 
 # seconds of the demo on one CPU core, those among them that are not the model's, and passes of the model on a GPU, all
-# counted from the defaults; a backward pass counts as a pass. 06 and 09 are not in the demo.
+# counted from the defaults; a backward pass counts as a pass. 06, 08 and 09 are not in the demo.
 NOTEBOOKS = {
     "02_reward_models": (474, 60, 140),
     "03_pdpo_training": (846, 13, 360),
     "04_pad_decoding": (1230, 22, 6300),
     "05_evaluation": (623, 34, 900),
     "06_new_users": (None, 15, 1400),
+    "08_community_context": (None, 30, 1100),
     "09_user_models": (None, 20, 580),
 }
 

@@ -7,13 +7,14 @@ import sys
 
 import pandas as pd
 
-from prlhf_kit import evaluation_figures, leaderboard, report, reward_figures, runs, steering_figures
+from prlhf_kit import context_figures, evaluation_figures, leaderboard, report, reward_figures, runs, steering_figures
 from prlhf_kit import figures as general_figures
 from prlhf_kit.jobs import check_places
 from prlhf_kit.record import RECORD, read_record
 
 FIGURES = (
     general_figures.FIGURES | reward_figures.FIGURES | steering_figures.FIGURES | evaluation_figures.FIGURES
+    | context_figures.FIGURES
 )  # fmt: skip
 
 

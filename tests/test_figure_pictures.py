@@ -6,6 +6,7 @@ import pytest
 from test_evaluation_figures import looks
 
 from prlhf_kit.commands import FIGURES
+from prlhf_kit.context_figures import FIGURES as CONTEXT
 from prlhf_kit.evaluation_figures import FIGURES as EVALUATION
 
 RNG = np.random.default_rng(0)
@@ -64,4 +65,4 @@ def test_picture(name):
 
 
 def test_every_figure_has_a_picture():
-    assert set(TABLES) | set(EVALUATION) | {"accuracy_by_method", "accuracy_by_user"} == set(FIGURES)
+    assert set(TABLES) | set(EVALUATION) | set(CONTEXT) | {"accuracy_by_method", "accuracy_by_user"} == set(FIGURES)

@@ -53,6 +53,15 @@ SMOKE = {
     },
     "06_new_users": {"ks": [1], "steps": 2},
     "07_compare_responses": {"k": 1, "steps": 1, "max_new_tokens": 6},
+    "08_community_context": {
+        "pairs": 12,
+        "test_pairs": 9,
+        "n_prompts": 2,
+        "n_users": 2,
+        "max_new_tokens": 6,
+        "settings": {"max_length": 240, "max_steps": 1, "logging_steps": 1},
+        "sft_settings": {"max_length": 240, "max_steps": 1},
+    },
     "09_user_models": {  # by `accelerate launch`, in two processes
         "points": 2,
         "batch_size": 2,
@@ -117,6 +126,21 @@ LEAVES = {
     },
     "09_user_models": {"individual", "cluster", "pairs_learned.png", "user_map.png", "groups.parquet"},
     "07_compare_responses": {"answers.parquet"},
+    "08_community_context": {
+        "sft",
+        "sft-context",
+        "neither",
+        "prompt-only",
+        "soft-tokens",
+        "both",
+        "results.parquet",
+        "four_way.png",
+        "by_context.png",
+        "context_heatmap.png",
+        "community_win_rates.png",
+        "answers.jsonl",
+        "side_by_side.parquet",
+    },
     "06_new_users": {"ranked.parquet", "adaptation.parquet", "adaptation.png", "pdpo"},
 }
 

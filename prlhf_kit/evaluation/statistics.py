@@ -191,7 +191,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
     >>> holm([0.25, 0.5])
     [0.5, 0.5]
     """
-    return multipletests(p_values, method="holm")[1].tolist() if len(p_values) else []
+    if len(p_values) < 2:  # statsmodels collects garbage at each call, which takes up to half a second
+        return list(p_values)
+    return multipletests(p_values, method="holm")[1].tolist()
 
 
 def detectable(differences: ArrayLike, users: Iterable[Any], prompts: Iterable[Any] | None = None) -> float:

@@ -1,0 +1,123 @@
+"""Multiple choice by likelihood: a stated preference, a question, and options of which one respects the preference
+(PrefEval, Zhao et al. 2025, arXiv 2502.09597).
+
+The options are not shown to the model, so none has a place: each is scored as an answer of its own, given the prompt.
+That the right one stands first in PrefEval changes nothing, and nothing is shuffled. What could give it away without
+the preference is its length, so the rules "shortest" and "longest" stand beside every accuracy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from datasets import Dataset, Features, List, Value
+from transformers import PreTrainedTokenizerBase
+
+from prlhf_kit.data.context import RECORDED
+from prlhf_kit.data.schema import FEATURES, SchemaError
+from prlhf_kit.evaluation.judges import prompt_text
+from prlhf_kit.evaluation.scoring import completion_logps, told
+from prlhf_kit.evaluation.statistics import cluster_bootstrap
+
+LIKELIHOOD, SUMMED = "likelihood a token", "summed likelihood"
+SHORTEST, LONGEST = "shortest option", "longest option"
+RULES = {LIKELIHOOD: "right", SUMMED: "right_sum", SHORTEST: "right_shortest", LONGEST: "right_longest"}
+
+
+def questions(pairs: Dataset) -> Dataset:
+    """The questions behind preference pairs that set one right option against each of the others, as `prefeval`'s do.
+
+    Args:
+        pairs: all pairs of the questions: an option whose pair is not there is not one of the options.
+
+    Returns:
+        One row for each user, prompt and chosen response, in order: `question_id` (of its first pair), `user_id`,
+        `user_text`, `group`, `prompt`, `options` (`[k]` responses, each a list of messages, in the pairs' order with
+        the right one first), `right_option` (its place: 0), and the columns `RECORDED` where the pairs have a context.
+    """
+    found: dict[str, dict] = {}
+    for pair in pairs:
+        key = str([pair["user_id"], pair["prompt"], pair["chosen"]])
+        if key not in found:
+            kept = {name: pair[name] for name in _kept(pairs)}
+            found[key] = {"question_id": pair["pair_id"], **kept, "options": [pair["chosen"]], "right_option": 0}
+        if pair["rejected"] not in found[key]["options"]:
+            found[key]["options"].append(pair["rejected"])
+    few = [row["question_id"] for row in found.values() if len(row["options"]) < 2]
+    if few:
+        raise SchemaError(
+            f"{len(few)} questions have one option only, first the pair {few[0]!r}; expected a rejected response that "
+            "is not the chosen one."
+        )
+    features = {"question_id": Value("string"), **{name: pairs.features[name] for name in _kept(pairs)},
+                "options": List(FEATURES["chosen"]), "right_option": Value("int64")}  # fmt: skip
+    return Dataset.from_list(list(found.values()), features=Features(features))
+
+
+def _kept(pairs: Dataset) -> list[str]:
+    return [n for n in ("user_id", "user_text", "group", "prompt", *RECORDED) if n in pairs.column_names]
+
+
+def choose(
+    model, tokenizer: PreTrainedTokenizerBase, questions: Dataset, user_rows: Sequence[int] | None = None,
+    batch_size: int = 16,
+) -> pd.DataFrame:  # fmt: skip
+    """Which option of each question a model finds likeliest as its answer.
+
+    Args:
+        questions: rows of `questions`; their prompts may have a reader in them already (`data.context.with_context`).
+        user_rows: `[n]` rows of the users, as in `score_pairs`; None leaves the model unconditioned.
+
+    Returns:
+        One row a question: `question_id`, `user_id`, `prompt` (its text), `options` (k, their number), `logps` (`[k]`
+        mean log-prob of each option a token, nats), `picked` (the place of the greatest, null where several tie),
+        `right` (1 if that is the right one, 1/m where it is among m at the top, else 0), and the same by other rules:
+        `right_sum` (summed log-prob), `right_shortest` and `right_longest` (tokens of the option: controls that know
+        nothing of user or question).
+    """
+    rows = questions if user_rows is None else told(model, questions)
+    number = [len(options) for options in rows["options"]]
+    place = np.repeat(np.arange(len(number)), number).tolist()
+    prompts = list(rows["prompt"])
+    logps, tokens = completion_logps(
+        model, tokenizer, [prompts[i] for i in place], [option for options in rows["options"] for option in options],
+        None if user_rows is None else [user_rows[i] for i in place], batch_size,
+    )  # fmt: skip
+    ends = np.cumsum(number)[:-1]
+    found = []
+    for summed, length, right in zip(np.split(logps, ends), np.split(tokens, ends), rows["right_option"], strict=True):
+        mean = summed / length
+        best = np.flatnonzero(mean == mean.max())
+        rules = {"right": mean, "right_sum": summed, "right_shortest": -length, "right_longest": length}
+        picked = best[0] if len(best) == 1 else None
+        found.append({"logps": mean.tolist(), "picked": picked} | {n: _right(v, right) for n, v in rules.items()})
+    asked = {"question_id": rows["question_id"], "user_id": rows["user_id"],
+             "prompt": [prompt_text(prompt) for prompt in rows["prompt"]], "options": number}  # fmt: skip
+    table = pd.concat([pd.DataFrame(asked), pd.DataFrame(found)], axis=1)
+    return table.astype({"picked": "Int64"})
+
+
+def _right(values: np.ndarray, right: int) -> float:
+    """1 where the option `right` alone has the greatest value, 1/m where m share it, else 0.
+
+    >>> _right(np.array([2.0, 2.0, 1.0]), 1)
+    0.5
+    """
+    top = values == values.max()
+    return float(top[right] / top.sum())
+
+
+def option_accuracy(choices: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
+    """Accuracy of each rule over a table of `choose`, with a 95% interval clustered by user.
+
+    Returns:
+        Columns `rule` (`RULES`, the first being PrefEval's accuracy by likelihood), `accuracy`, `low`, `high`, `n`
+        (questions), `users`, and `chance`: the mean of 1 / number of options, which is what blind picks get.
+    """
+    rows = []
+    for rule, column in RULES.items():
+        i = cluster_bootstrap(choices[column], choices.user_id, seed=seed)
+        rows.append((rule, i.estimate, i.low, i.high, i.n, i.clusters, (1 / choices.options).mean()))
+    return pd.DataFrame(rows, columns=["rule", "accuracy", "low", "high", "n", "users", "chance"])
