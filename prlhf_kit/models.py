@@ -23,6 +23,7 @@ from peft import PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from prlhf_kit.conditioning import ATTRIBUTE
 from prlhf_kit.data.chat import PLAIN_TEMPLATE
 from prlhf_kit.record import sha256
 
@@ -32,6 +33,8 @@ SENTENCES = "all-minilm-l6-v2"  # sentence embeddings, from the PyPI wheel gt-al
 GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 CHECKSUMS = "checksums.json"
+SFT_FILE = "sft.json"  # says that a folder holds a model after supervised fine-tuning, and how it was made
+MADE_FROM = "made_from.json"  # all that decided a training's result (`training.fit`)
 
 
 class ModelError(RuntimeError):
@@ -97,23 +100,41 @@ def load_model(
     return from_hub(AutoModelForCausalLM, name, dtype=dtype).to(device).eval()
 
 
+def weights_in(folder: str | Path) -> list[str]:
+    """SHA-256 of each file of weights in a model's folder: tells trainings apart that start from it (`fit`)."""
+    return [sha256(file) for file in sorted(Path(folder).glob("*.safetensors"))]
+
+
+def require_start(folder: str | Path, start: str) -> None:
+    """Raise `ModelError` where the SFT model in `start`, from which `folder` was trained, is another by now."""
+    made_from = Path(folder, MADE_FROM)
+    if not (Path(start, SFT_FILE).is_file() and made_from.is_file()):
+        return
+    known = json.loads(made_from.read_text()).get("starts_from")
+    if known and known != weights_in(start):
+        raise ModelError(
+            f"{folder} was trained from the SFT model in {start}, which has been trained anew since. Put the earlier "
+            f"one back, or delete {folder} and its checkpoints and train it again."
+        )
+
+
 def _merged(folder: str, dtype: torch.dtype, device: str | None, quantization_config) -> PreTrainedModel:
     """The base model of an adapter with the adapter in its weights, merged in float32 whatever `dtype`."""
     adapter = json.loads(Path(folder, "adapter_config.json").read_text())
-    if adapter.get("modules_to_save"):
+    if ATTRIBUTE in (adapter.get("modules_to_save") or ()):
         raise ModelError(
-            f"{folder} is an adapter with {', '.join(adapter['modules_to_save'])}, which can't be merged into the base "
-            "model. Load a personalised model with prlhf_kit.load_personalized."
+            f"{folder} is an adapter with a user model, which can't be merged into the base model. Load it with "
+            "prlhf_kit.load_personalized."
         )
     if quantization_config is not None:
         raise ModelError(
             f"{folder} is an adapter; merged into 4-bit weights it would be rounded. Write the merged model first "
             "(prlhf_kit.training.sft.write_merged) and load that in 4 bits."
         )
+    require_start(folder, adapter["base_model_name_or_path"])
     base = load_model(adapter["base_model_name_or_path"], torch.float32, "cpu")
     model: Any = PeftModel.from_pretrained(base, folder).merge_and_unload()
     model.config._name_or_path = folder
-    model.starts_from = [sha256(file) for file in sorted(Path(folder).glob("*.safetensors"))]  # tells `fit` apart
     return model.to(device=device or ("cuda" if torch.cuda.is_available() else "cpu"), dtype=dtype).eval()
 
 

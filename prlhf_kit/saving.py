@@ -14,7 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from prlhf_kit.conditioning import ATTRIBUTE, ConditioningError, causal_lm, condition, user_models
-from prlhf_kit.models import load_model, name_of
+from prlhf_kit.models import load_model, name_of, require_start
 from prlhf_kit.record import write_json
 from prlhf_kit.users import USER_MODELS, UserIndex, UserModel
 
@@ -138,6 +138,8 @@ def load_personalized(
             "prlhf_kit.training.controls.load_control(folder, base)."
         )
     whole = Path(folder, USER_WEIGHTS).exists()
+    if not isinstance(base, PreTrainedModel):
+        require_start(folder, base or saved["base_model"])
     if whole:
         model = load_model(str(folder))
     else:

@@ -159,6 +159,11 @@ def test_templates_that_cant_be_used_are_refused(tmp_path, text, message):
         Contexts("true", PEOPLE, file)
 
 
+def test_user_text_wants_a_template_that_says_it():
+    with pytest.raises(SchemaError, match="which does not say it"):
+        Contexts("user_text", PEOPLE, "community")
+
+
 def test_a_missing_template_names_those_that_there_are():
     with pytest.raises(SchemaError, match="expected community, user_text"):
         Contexts("true", PEOPLE, "comunity")

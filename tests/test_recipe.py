@@ -296,4 +296,4 @@ def test_what_is_refused_and_a_failed_launch(recipe, tmp_path):
         train(replace(recipe, method="dpo_text"))
     with pytest.raises(ValueError, match="brings sums over all tokens"):
         train(replace(recipe, settings=recipe.settings | {"ld_alpha": 0.5}))
-    assert json.loads((tmp_path / "out-recipe.json").read_text())["pairs"].endswith("nowhere")
+    assert json.loads((tmp_path / "out-launched.json").read_text())["pairs"].endswith("nowhere")

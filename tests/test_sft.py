@@ -2,9 +2,9 @@
 
 import json
 import shutil
+import subprocess
 import sys
-from dataclasses import replace
-from pathlib import Path
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ from trl import SFTConfig
 
 import prlhf_kit as kit
 from prlhf_kit.conditioning import causal_lm
-from prlhf_kit.data.context import Contexts, people_of, with_context
+from prlhf_kit.data.context import Contexts, context_of, people_of, with_context
 from prlhf_kit.data.schema import SchemaError, record
 from prlhf_kit.evaluation.scoring import REFERENCE, add_reference_logps, score_pairs
 from prlhf_kit.models import ModelError, load_model
@@ -22,7 +22,7 @@ from prlhf_kit.saving import reference_name, reference_of
 from prlhf_kit.training import recipe as recipes
 from prlhf_kit.training.presets import PRESETS
 from prlhf_kit.training.recipe import Recipe, build_trainer, train
-from prlhf_kit.training.sft import SFTRecipe, build_sft_trainer, preferred, require_safe_packing, train_sft
+from prlhf_kit.training.sft import SFTRecipe, build_sft_trainer, contexts_of, preferred, require_safe_packing, train_sft
 
 ADAPTER = {"r": 4, "target_modules": ["q_proj", "v_proj"]}
 LOUD = {"learning_rate": 5e-2, "max_steps": 2, "per_device_train_batch_size": 4, "report_to": "none"}  # moves weights
@@ -131,7 +131,7 @@ def test_two_recipes_share_one_sft_stage_and_its_reference(base, folder, tmp_pat
     stamps = {p: p.stat().st_mtime_ns for p in tmp_path.glob("first*/**/*") if p.is_file()}
     train(chained(base, folder, tmp_path, **shared, method="dpo", out=str(tmp_path / "control")))
     after = {p: p.stat().st_mtime_ns for p in tmp_path.glob("first*/**/*") if p.is_file()}
-    ours = {"sft.json"}  # says the same again
+    ours = {"sft.json", "context.json", "first.lock"}  # say the same again
     changed = {p.name for p in after if after[p] != stamps.get(p) and not p.name.startswith("cache-")}
     assert changed <= ours
     control = load_model(str(tmp_path / "control"))  # a vanilla control is merged onto the SFT model
@@ -156,15 +156,77 @@ def test_both_stages_see_the_same_pairs_in_the_same_context(base, folder, tmp_pa
     }
     assert {text.rstrip("\n") for text in imitated} == laid_out
     assert all(a != b for a, b in zip(pairs["user_id"], pairs["context_user"], strict=True))
-    assert json.loads(Path(tmp_path / "dpo-sft" / "sft.json").read_text())["context"] == "random"
 
 
-def test_a_new_sft_model_is_not_passed_off_as_the_old_one(base, folder, tmp_path):
-    train(chained(base, folder, tmp_path, method="dpo"))
-    for path in tmp_path.glob("dpo-sft*"):
-        shutil.rmtree(path)
-    with pytest.raises(ValueError, match=r"training with other settings: .*starts_from"):
-        train(chained(base, folder, tmp_path, method="dpo", sft={"settings": LOUD | {"learning_rate": 1e-2}}))
+@pytest.mark.parametrize("adapters", ["stacked", "merged"])
+def test_a_new_sft_model_is_not_passed_off_as_the_old_one(base, folder, tmp_path, adapters):
+    one = chained(base, folder, tmp_path, method="dpo", adapters=adapters)
+    train(one)
+    for name in ("dpo-sft", "dpo-sft-checkpoints"):
+        shutil.rmtree(tmp_path / name)
+    other = replace(one, sft={"settings": LOUD | {"learning_rate": 1e-2}})
+    message = "training with other settings: .*starts_from" if adapters == "stacked" else "merged from an earlier"
+    with pytest.raises(ValueError, match=message):
+        train(other)
+    if adapters == "stacked":  # what was finished would silently become another model
+        with pytest.raises(ModelError, match="which has been trained anew since"):
+            load_model(str(tmp_path / "dpo"))
+
+
+def test_a_personalised_model_is_not_put_onto_another_start(base, folder, tmp_path):
+    one = chained(base, folder, tmp_path)
+    train(one)
+    kit.load_personalized(tmp_path / "dpo")
+    for name in ("dpo-sft", "dpo-sft-checkpoints"):
+        shutil.rmtree(tmp_path / name)
+    train_sft(recipes.sft_of(replace(one, sft={"settings": LOUD | {"learning_rate": 1e-2}})))
+    with pytest.raises(ModelError, match="which has been trained anew since"):
+        kit.load_personalized(tmp_path / "dpo")
+
+
+def test_what_a_model_was_told_is_read_again(base, folder, tmp_path):
+    template = tmp_path / "mine.txt"
+    template.write_text("For {community}.")
+    one = chained(base, folder, tmp_path, context="random", context_seed=3, template=str(template), method="dpo")
+    train(one)
+    pairs = load_from_disk(folder)
+    for name in ("dpo", "dpo-sft"):
+        again = context_of(tmp_path / name, people_of(pairs))
+        assert [again.put(p, u) for p, u in zip(pairs["prompt"], pairs["user_id"], strict=True)] == [
+            contexts_of(one, pairs).put(p, u) for p, u in zip(pairs["prompt"], pairs["user_id"], strict=True)
+        ]
+    assert context_of(base, {}).context == "none"
+    template.write_text("Now for {community}.")
+    with pytest.raises(SchemaError, match=r"has changed since .* it said \[\['system', 'For \{community\}.'\]\]"):
+        context_of(tmp_path / "dpo", people_of(pairs))
+
+
+def test_two_trainings_that_share_sft_take_turns(base, folder, tmp_path):
+    ones = [
+        chained(
+            base,
+            folder,
+            tmp_path,
+            method="dpo",
+            out=str(tmp_path / f"d{i}"),
+            sft={"settings": LOUD, "out": str(tmp_path / "first")},
+        )
+        for i in range(2)
+    ]
+    script = "import sys, json; from prlhf_kit.training.recipe import Recipe, train; train(Recipe.read(sys.argv[1]))"
+    running = []
+    for i, one in enumerate(ones):
+        file = tmp_path / f"{i}.json"
+        file.write_text(json.dumps(asdict(one)))
+        running.append(
+            subprocess.Popen(
+                [sys.executable, "-c", script, str(file)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            )
+        )
+    for process in running:
+        said, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, said
+    assert len(list(tmp_path.glob("first-pairs-*"))) == 1
 
 
 def test_a_recipe_file_chains_both_stages(base, folder, tmp_path, monkeypatch):
@@ -177,6 +239,7 @@ def test_a_recipe_file_chains_both_stages(base, folder, tmp_path, monkeypatch):
     model, index = kit.load_personalized(tmp_path / "dpo")
     assert index.user_ids == ["r/a", "r/b", "r/c"]
     assert json.loads((tmp_path / "dpo" / "context.json").read_text())["context"] == "true"
+    assert json.loads((tmp_path / "dpo-sft" / "context.json").read_text())["context"] == "true"
     named = json.loads((tmp_path / "dpo" / "adapter_config.json").read_text())["base_model_name_or_path"]
     assert named == str(tmp_path / "dpo-sft")
     assert reference_name(causal_lm(model)) == named
@@ -206,24 +269,62 @@ def test_flags_are_typed(base, folder, tmp_path, bad):
         chained(base, folder, tmp_path, context=bad)
 
 
-def test_packing_only_where_texts_dont_see_each_other(base, folder, tmp_path):
-    with pytest.raises(ValueError, match=r"packing=True with attn_implementation='sdpa'"):
-        build_sft_trainer(sft(base, folder, tmp_path, settings=LOUD | {"packing": True}))
-    require_safe_packing("flash_attention_2")
+def test_packing_only_where_texts_dont_see_each_other(base, folder, tmp_path, tokenizer):
+    packed = {"packing": True, "max_length": 100}
+    trainer = build_sft_trainer(sft(base, folder, tmp_path, settings=LOUD | packed))
+    one = trainer.train_dataset[0]
+    assert len(one["seq_lengths"]) > 1
+    inputs = {k: v for k, v in trainer.data_collator([one]).items() if k != "labels"}
+    with torch.no_grad():
+        together = trainer.model.eval()(**inputs, use_cache=False).logits[0]  # as TRL calls it
+        parts = [
+            trainer.model(input_ids=ids[None]).logits[0] for ids in inputs["input_ids"][0].split(one["seq_lengths"])
+        ]
+    torch.testing.assert_close(together, torch.cat(parts), atol=1e-4, rtol=1e-4)
+    with pytest.raises(ValueError, match="packing_strategy='wrapped' and attn_implementation='sdpa'"):
+        build_sft_trainer(sft(base, folder, tmp_path, settings=LOUD | packed | {"packing_strategy": "wrapped"}))
+
+
+def test_a_model_that_mixes_packed_texts_is_refused(base):
+    model = load_model(base)
+    plain = model.base_model.forward
+    model.base_model.forward = lambda input_ids, position_ids=None, **more: plain(input_ids=input_ids, **more)
+    with pytest.raises(ValueError, match="would see each other"):
+        require_safe_packing(model, "bfd")
 
 
 def test_what_the_second_stage_would_refuse_is_refused_before_the_first(base, folder, tmp_path, tokenizer):
-    with pytest.raises(ValueError, match=r"the longest pair .* has \d+ tokens"):
-        train(chained(base, folder, tmp_path, settings=QUIET | {"max_length": 20}))
     add_reference_logps(load_from_disk(folder), load_model(base), tokenizer).save_to_disk(tmp_path / "scored")
+    bad = {
+        r"the longest pair .* has \d+ tokens": {"settings": QUIET | {"max_length": 20}},
+        r"the model's context of 256 \(with 240 user tokens\)": {"user_model_options": {"num_tokens": 240}},
+        "lerning_rate": {"settings": QUIET | {"lerning_rate": 1}},
+        "num_toknes": {"user_model_options": {"num_toknes": 1}},
+        "ranck": {"adapter": {"ranck": 1}, "sft": {"settings": LOUD, "adapter": ADAPTER}},
+    }
+    for message, changed in bad.items():
+        with pytest.raises((ValueError, TypeError), match=message):
+            train(chained(base, folder, tmp_path, **changed))
     with pytest.raises(ValueError, match="the reference is the SFT model"):
         train(chained(base, str(tmp_path / "scored"), tmp_path))
     assert not list(tmp_path.glob("dpo*"))
 
 
+def test_a_reference_that_did_not_see_the_context_is_refused(base, folder, tmp_path, tokenizer):
+    add_reference_logps(load_from_disk(folder), load_model(base), tokenizer).save_to_disk(tmp_path / "scored")
+    with pytest.raises(ValueError, match="reference log-probs of prompts without context"):
+        build_trainer(chained(base, str(tmp_path / "scored"), tmp_path, sft=None, context="true"))
+
+
 def test_recipes_that_contradict_themselves(base, folder, tmp_path):
     with pytest.raises(ValueError, match="method='dpo_text' puts the users' words"):
         chained(base, folder, tmp_path, method="dpo_text", context="true")
+    with pytest.raises(ValueError, match="user_text of the user model puts the users' words"):
+        chained(base, folder, tmp_path, context="random", user_model_options={"user_text": True})
+    with pytest.raises(ValueError, match="sft has pairs, which both stages share"):
+        chained(base, folder, tmp_path, sft={"pairs": "elsewhere"})
+    with pytest.raises(ValueError, match="'chat_template_path', which changes the tokenizer"):
+        chained(base, folder, tmp_path, sft={"settings": {"chat_template_path": "other.jinja"}})
     with pytest.raises(ValueError, match="adapters='melted'"):
         chained(base, folder, tmp_path, adapters="melted")
     with pytest.raises(ValueError, match="expected one of lora, qlora, full"):
@@ -232,11 +333,14 @@ def test_recipes_that_contradict_themselves(base, folder, tmp_path):
         sft(base, folder, tmp_path, train_base="qlora")
 
 
-def test_pairs_with_another_context_are_not_taken(base, folder, tmp_path):
+def test_pairs_with_a_context_are_taken_as_they_are_or_not_at_all(base, folder, tmp_path):
     pairs = load_from_disk(folder)
-    with_context(pairs, Contexts("shuffled", people_of(pairs))).save_to_disk(tmp_path / "told")
-    with pytest.raises(ValueError, match=r"the context \['shuffled'\] in their prompts, asked for 'true'"):
-        build_trainer(chained(base, str(tmp_path / "told"), tmp_path, sft=None, context="true"))
+    told = with_context(pairs, Contexts("shuffled", people_of(pairs)))
+    told.save_to_disk(tmp_path / "told")
+    with pytest.raises(SchemaError, match="a context already"):
+        build_trainer(chained(base, str(tmp_path / "told"), tmp_path, sft=None, context="shuffled"))
+    trainer = build_trainer(chained(base, str(tmp_path / "told"), tmp_path, sft=None))
+    assert trainer.train_dataset["prompt"][:] == told["prompt"][:]
 
 
 def test_responses_that_dont_fit_are_left_out_and_counted(base, folder, tmp_path, capsys):

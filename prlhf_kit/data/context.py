@@ -17,6 +17,7 @@ has the field {prompt}, the user's last message. Whose context a row got is reco
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -28,11 +29,13 @@ from datasets import Dataset, Features, Value
 from prlhf_kit.data.collect import share
 from prlhf_kit.data.schema import SchemaError
 from prlhf_kit.data.templates import Template, read_template
+from prlhf_kit.record import write_json
 
 Context = Literal["none", "true", "random", "shuffled", "user_text"]
 CONTEXTS: tuple[str, ...] = get_args(Context)
 TEMPLATES = ("community", "user_text")
 FIELDS = {"community", "user_text", "prompt"}
+CONTEXT_FILE = "context.json"  # beside a model: what it was told of its readers in training
 RECORDED = ("context", "context_user")  # columns that say what was put into a row's prompt
 
 Messages = list[dict[str, str]]
@@ -61,9 +64,9 @@ class Contexts:
         people: who there is to speak of, `user_id` -> `user_text` (`people_of`).
         template: "community" or "user_text", or a text file with their fields; "": "user_text" for that context, else
             "community". `Contexts("random", people, "user_text")` gives each prompt somebody else's own words.
-        seed: of the draws, which depend on it, the user and the prompt alone.
-        among: users whom "random" and "shuffled" draw; None: all of `people`. Training's users, for the same draws in
-            all stages.
+        seed: of the draws, which depend on it, the user, the prompt, and on who may be drawn.
+        among: users whom "random" and "shuffled" draw; None: all of `people`. Draws depend on it too, so give the
+            training users in all stages, as recipes do.
 
     Raises:
         SchemaError: an unknown context, a template that can't be used, people who say nothing of themselves where the
@@ -80,6 +83,11 @@ class Contexts:
         require_context(self.context)
         if self.context == "none":
             return
+        if self.context == "user_text" and "user_text" not in self._read.fields:
+            raise SchemaError(
+                f"context='user_text' with the template {str(self.template)!r}, which does not say it. Use a template "
+                "with the field user_text, or context='true'."
+            )
         unknown = self._read.fields - FIELDS
         if unknown or not self._read.fields & {"community", "user_text"}:
             raise SchemaError(
@@ -171,6 +179,12 @@ class Contexts:
         earlier = [m for m in prompt if m["role"] != "system"] if system else prompt
         return [*system, *earlier, *last]
 
+    def save(self, folder: str | Path) -> None:
+        """Write beside a model what it was told of its readers in training, for `context_of`."""
+        drawn = None if self.among is None or self.context not in ("random", "shuffled") else sorted(self.among)
+        known = {**self.config, "template": str(self.template), "among": drawn}
+        write_json(Path(folder, CONTEXT_FILE), known)
+
     @property
     def config(self) -> dict[str, Any]:
         """What decides the prompts, for records: `people` aside, plain values."""
@@ -178,6 +192,24 @@ class Contexts:
             return {"context": "none"}
         return {"context": self.context, "template": self._read.name, "template_sha256": self._read.sha256,
                 "text": [list(part) for part in self._read.parts], "seed": self.seed}  # fmt: skip
+
+
+def context_of(folder: str | Path, people: Mapping[str, str | None]) -> Contexts:
+    """What the model in `folder` was told of its readers in training, for `people`; "none" where nothing says so.
+
+    Raises:
+        SchemaError: the template has changed since.
+    """
+    file = Path(folder, CONTEXT_FILE)
+    saved: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {"context": "none"}
+    if saved["context"] == "none":
+        return Contexts("none", people)
+    contexts = Contexts(saved["context"], people, saved["template"], saved["seed"], saved["among"])
+    if contexts.config["template_sha256"] != saved["template_sha256"]:
+        raise SchemaError(
+            f"the template {saved['template']!r} has changed since {folder} was trained; it said {saved['text']}."
+        )
+    return contexts
 
 
 def people_of(*sets: Dataset) -> dict[str, str | None]:

@@ -36,7 +36,7 @@ def subsample(
     if min_score_ratio is not None:
         if "score_ratio" not in pairs.column_names:
             raise SchemaError(f"min_score_ratio needs the column score_ratio; the pairs have {pairs.column_names}.")
-        table = table[[ratio >= min_score_ratio for ratio in pairs["score_ratio"]]]
+        table = table[[ratio is not None and ratio >= min_score_ratio for ratio in pairs["score_ratio"]]]
     if table.empty:
         raise SchemaError(f"no pair is left of {len(pairs)} (min_score_ratio={min_score_ratio}).")
     table["order"] = [share(seed, "pair", pair) for pair in table.pair]

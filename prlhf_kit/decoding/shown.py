@@ -40,6 +40,10 @@ def read_jobs(
         DecodingError: no jobs, a row that can't be asked or made to fit.
         SchemaError: a context that can't be put in, or roles that the chat template refuses.
     """
+    if contexts is not None and not isinstance(contexts, Contexts):
+        raise DecodingError(
+            f"contexts={contexts!r}: expected Contexts(...), which knows the readers and how they are named, or None."
+        )
     asked = []
     for number, row in enumerate(jobs):
         at = f"job {number}"

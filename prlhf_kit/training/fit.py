@@ -13,6 +13,7 @@ from transformers import Trainer, TrainerCallback
 
 from prlhf_kit.conditioning import causal_lm, user_models
 from prlhf_kit.data import fingerprint
+from prlhf_kit.models import MADE_FROM
 from prlhf_kit.models import fingerprint as weights_of
 from prlhf_kit.record import write_json
 from prlhf_kit.training.tracking import tracked
@@ -20,7 +21,6 @@ from prlhf_kit.users import UserModel
 
 COMPLETE = "checkpoint_complete"
 HISTORY = "history.parquet"
-MADE_FROM = "made_from.json"
 # settings that say where and how visibly to work, not what to learn
 ELSEWHERE = {"output_dir", "logging_dir", "run_name", "report_to", "disable_tqdm", "save_total_limit", "save_steps"}
 

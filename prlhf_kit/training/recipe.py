@@ -24,19 +24,17 @@ from transformers import PreTrainedModel
 
 from prlhf_kit.conditioning import condition
 from prlhf_kit.data.context import Context, require_context
-from prlhf_kit.models import load_tokenizer
-from prlhf_kit.record import sha256, write_json
+from prlhf_kit.models import SFT_FILE, load_tokenizer, weights_in
 from prlhf_kit.training.chain import ADAPTERS, after_sft, sft_of
 from prlhf_kit.training.config import PersonalizedDPOConfig
 from prlhf_kit.training.controls import LABELS, WITHOUT_USERS, control_pairs
 from prlhf_kit.training.fit import HISTORY, fit
 from prlhf_kit.training.pdpo import FROZEN_BASE, PersonalizedDPOTrainer
-from prlhf_kit.training.sft import SFT_FILE, contexts_of, told
+from prlhf_kit.training.sft import contexts_of, told, write_context
 from prlhf_kit.training.start import check_train_base, launch_recipe, load_base_model
 from prlhf_kit.training.tracking import check_trackers
 from prlhf_kit.users import USER_MODELS, UserIndex
 
-CONTEXT_FILE = "context.json"  # beside a model that was trained with the reader in its prompts
 TRAIN_BASE = ("lora", "qlora", "full", "frozen")
 
 
@@ -56,13 +54,13 @@ class Recipe:
         settings: arguments of `PersonalizedDPOConfig`.
         evaluation: folder of held-out pairs, scored as `settings` say (`eval_strategy`); every user's accuracy is then
             in `user_metrics.parquet`.
-        context, template, context_seed: the reader in the prompt (`data.context`), for both stages. The reference sees
-            what the policy sees, except where `pairs` bring its log-probs: these stay as they are.
+        context, template, context_seed: the reader in the prompt (`data.context`), for both stages; policy and
+            reference see the same prompts. Pairs that have a context already are taken as they are, with "none".
         sft: a supervised stage before, on the same pairs: arguments of `SFTRecipe` (`{}`: all defaults; its `out` is
             `<out>-sft`, and recipes with the same one share it). The policy then starts from the SFT model, which is
             the reference (`training.chain`). None: no such stage.
-        adapters: "stacked": the SFT adapter stays a small file, merged when the model is loaded. "merged": it is
-            merged once, and written as a whole model.
+        adapters: "stacked": the SFT adapter stays a small file, merged when the kit loads the model (PEFT by itself
+            would leave it out). "merged": it is merged once, and written as a whole model.
     """
 
     model: str
@@ -91,13 +89,14 @@ class Recipe:
             sft_of(self)
             if self.train_base == "qlora" and self.adapters == "stacked":
                 raise ValueError(
-                    "train_base='qlora' after SFT needs adapters='merged': an adapter can't be merged into 4-bit "
-                    "weights without rounding, so the merged model is written first and then loaded in 4 bits."
+                    "train_base='qlora' after SFT needs adapters='merged': the adapter is merged in full precision, "
+                    "written, and that model is loaded in 4 bits, rounded, as the start and as the reference."
                 )
-        if self.context != "none" and self.method == "dpo_text":
+        own = "method='dpo_text'" if self.method == "dpo_text" else "user_text of the user model"
+        if self.context != "none" and (self.method == "dpo_text" or self.user_model_options.get("user_text")):
             raise ValueError(
-                f"method='dpo_text' puts the users' words into the prompts by itself, and context={self.context!r} "
-                "would do so again. Use method='dpo' with context='user_text', or context='none'."
+                f"{own} puts the users' words into the prompts by itself, and context={self.context!r} "
+                "would do so again. Leave the former out and use context='user_text', or use context='none'."
             )
         if self.method != "pdpo" and self.method not in LABELS:
             raise ValueError(f"there is no control {self.method!r}; expected 'pdpo' or one of {', '.join(LABELS)}.")
@@ -129,7 +128,7 @@ def build_trainer(recipe: Recipe) -> PersonalizedDPOTrainer:
     pairs, personalized = control_pairs(recipe.method, told(given, contexts), seed)
     policy = load_base(recipe, "cpu")  # the trainer moves it
     if Path(recipe.model, SFT_FILE).is_file():  # tells trainings apart (`fit`)
-        policy.starts_from = [sha256(file) for file in sorted(Path(recipe.model).glob("*.safetensors"))]
+        policy.starts_from = weights_in(recipe.model)
     # after the model: with DeepSpeed ZeRO-3, what is loaded later is in pieces, and the users start from its embeddings
     ours = {"output_dir": f"{recipe.out}-checkpoints", "use_cpu": not torch.accelerator.is_available()}
     args = PersonalizedDPOConfig(**{**ours, **recipe.settings, "personalized": personalized})
@@ -164,7 +163,7 @@ def train(recipe: Recipe, launch: Sequence[str] = ()) -> pd.DataFrame:
     Raises:
         RuntimeError: a launched training failed; the end of its output is in the message.
     """
-    out = Path(recipe.out)
+    out, whole = Path(recipe.out), recipe
     if recipe.sft is not None:
         if int(os.environ.get("WORLD_SIZE", 1)) > 1:
             raise RuntimeError(
@@ -172,17 +171,17 @@ def train(recipe: Recipe, launch: Sequence[str] = ()) -> pd.DataFrame:
                 "recipe.json <arguments of accelerate launch>`, or train(recipe, launch)."
             )
         recipe = after_sft(recipe, launch)
-    if not launch:
+    first = True
+    if launch:
+        launch_recipe(recipe, "prlhf_kit.training.recipe", launch)
+    else:
         trainer = build_trainer(recipe)
         if trainer.dropped["train"]:
             print("pairs left out, by user:", trainer.dropped["train"])
-        log = fit(trainer, out)
-        if recipe.context != "none" and trainer.is_world_process_zero():
-            write_json(
-                out / CONTEXT_FILE, {name: getattr(recipe, name) for name in ("context", "template", "context_seed")}
-            )
-        return log
-    launch_recipe(recipe, "prlhf_kit.training.recipe", launch)
+        fit(trainer, out)
+        first = trainer.is_world_process_zero()
+    if whole.context != "none" and first:
+        write_context(whole)
     return pd.read_parquet(out / HISTORY)
 
 

@@ -24,15 +24,13 @@ from trl import SFTConfig, SFTTrainer
 
 from prlhf_kit.data.chat import count_tokens, prompt_texts, require_prefix
 from prlhf_kit.data.context import RECORDED, Context, Contexts, people_of, require_context, with_context
-from prlhf_kit.models import load_model, load_tokenizer
+from prlhf_kit.evaluation.scoring import REFERENCE
+from prlhf_kit.models import SFT_FILE, load_model, load_tokenizer, weights_in
 from prlhf_kit.record import unfinished, write_json
 from prlhf_kit.saving import name_base
 from prlhf_kit.training.fit import HISTORY, MarkComplete, fit
 from prlhf_kit.training.start import check_train_base, launch_recipe, load_base_model
 from prlhf_kit.training.tracking import check_trackers
-
-SFT_FILE = "sft.json"  # says of what a folder is the fine-tuned model
-PACKED_BY = ("flash_attention_2", "flash_attention_3", "kernels-community/flash-attn2", "kernels-community/flash-attn3")
 
 
 @dataclass(frozen=True)
@@ -66,6 +64,12 @@ class SFTRecipe:
         check_trackers(self.settings.get("report_to"))
         check_train_base(self.train_base, ("lora", "qlora", "full"))
         require_context(self.context)
+        for name in ("chat_template_path", "eos_token"):
+            if name in self.settings:
+                raise ValueError(
+                    f"settings has {name!r}, which changes the tokenizer in mid-way: the context would be counted, and "
+                    "DPO trained, with another. Save the model with a tokenizer that has it, and give that folder."
+                )
 
 
 class _Trainer(SFTTrainer):
@@ -84,12 +88,27 @@ def preferred(pairs: Dataset) -> Dataset:
     return kept.rename_column("chosen", "completion")
 
 
-def require_safe_packing(attention: str) -> None:
-    """Raise `ValueError` where packed texts would see each other: only flash attention keeps them apart."""
-    if attention not in PACKED_BY:
+def require_safe_packing(model, strategy: str) -> None:
+    """Raise `ValueError` where texts that are packed into one row would see each other.
+
+    TRL's "bfd" starts the positions of each text at 0, by which transformers tells them apart; whether `model` then
+    gives each of two texts what it gives it alone is tried.
+    """
+    apart = strategy != "wrapped"
+    if apart:
+        ids = torch.arange(12, device=model.device)[None]
+        positions = torch.cat([torch.arange(5), torch.arange(7)])[None].to(model.device)
+        with torch.no_grad():
+            alone = [model.base_model(input_ids=part).last_hidden_state.float() for part in (ids[:, :5], ids[:, 5:])]
+            # without cache, as TRL calls it: with one, transformers takes the row for one text
+            packed = model.base_model(input_ids=ids, position_ids=positions, use_cache=False).last_hidden_state.float()
+        wanted = torch.cat(alone, 1)
+        apart = bool((packed - wanted).norm() < (1e-3 if model.dtype == torch.float32 else 0.05) * wanted.norm())
+    if not apart:
         raise ValueError(
-            f"packing=True with attn_implementation={attention!r}: texts that are packed into one row would attend to "
-            f"each other. Use {PACKED_BY[0]!r} (a GPU), or packing=False."
+            f"packing=True with packing_strategy={strategy!r} and attn_implementation="
+            f"{model.config._attn_implementation!r}: texts that are packed into one row would see each other. Use "
+            "packing_strategy='bfd' with 'sdpa' or 'flash_attention_2', or packing=False."
         )
 
 
@@ -116,7 +135,7 @@ def build_sft_trainer(recipe: SFTRecipe) -> SFTTrainer:
     }
     policy = load_base_model(recipe.model, recipe.train_base, "cpu")  # the trainer moves it
     if args.packing:
-        require_safe_packing(policy.config._attn_implementation)
+        require_safe_packing(policy, args.packing_strategy)
     adapter = None if recipe.train_base == "full" else LoraConfig(**recipe.adapter)
     trainer = _Trainer(policy, args, None, imitated["train"], imitated.get("eval"), tokenizer, peft_config=adapter)
     trainer.add_callback(MarkComplete())
@@ -130,19 +149,19 @@ def contexts_of(recipe: Any, train: Dataset, *sets: Dataset) -> Contexts:
 
 
 def told(pairs: Dataset, contexts: Contexts) -> Dataset:
-    """`pairs` with the reader in their prompts. Where they were put there before, nothing is done.
+    """`pairs` with the reader in their prompts; those that have one already are taken as they are, for "none".
 
     Raises:
-        ValueError: what was put there is another context.
+        ValueError: they have one, and another is asked for; or they bring a reference that did not see it.
     """
-    if not set(RECORDED) <= set(pairs.column_names):
-        return with_context(pairs, contexts)
-    found = set(pairs["context"])
-    if found != {contexts.context}:
+    if contexts.context == "none" and set(RECORDED) <= set(pairs.column_names):
+        return pairs
+    if contexts.context != "none" and set(REFERENCE) & set(pairs.column_names):
         raise ValueError(
-            f"the pairs have the context {sorted(found)} in their prompts, asked for {contexts.context!r}."
+            f"the pairs bring reference log-probs of prompts without context, asked for {contexts.context!r}. Remove "
+            f"the columns {' and '.join(REFERENCE)}: the reference is then computed with the context."
         )
-    return pairs
+    return with_context(pairs, contexts)
 
 
 def _fitting(rows: Dataset, tokenizer, max_length: int | None, name: str) -> Dataset:
@@ -173,20 +192,32 @@ def train_sft(recipe: SFTRecipe, launch: Sequence[str] = ()) -> pd.DataFrame:
     trainer = build_sft_trainer(recipe)
     log = fit(trainer, recipe.out)
     if trainer.is_world_process_zero():
-        told = {name: getattr(recipe, name) for name in ("context", "template", "context_seed")}
-        write_json(Path(recipe.out, SFT_FILE), {"model": recipe.model, "pairs": recipe.pairs, **told})
+        write_json(Path(recipe.out, SFT_FILE), {"model": recipe.model, "pairs": recipe.pairs})
+        write_context(recipe)
     return log
 
 
+def write_context(recipe: Any) -> None:
+    """Write beside a trained model what it was told of its readers, for `data.context.context_of`."""
+    contexts_of(recipe, load_from_disk(recipe.pairs)).save(recipe.out)
+
+
 def write_merged(folder: str | Path, out: str | Path) -> None:
-    """Write an adapter and its base as one ordinary model, with the tokenizer; nothing is done where `out` exists."""
-    out = Path(out)
-    if not out.exists():
-        staging = unfinished(out)
-        load_model(str(folder), device="cpu").save_pretrained(staging)
-        load_tokenizer(str(folder)).save_pretrained(staging)
-        write_json(staging / SFT_FILE, {"merged": str(folder)})
-        staging.rename(out)
+    """Write an adapter and its base as one ordinary model, with the tokenizer; nothing is done where it lies there.
+
+    Raises:
+        ValueError: what lies there is another adapter's.
+    """
+    out, weights = Path(out), weights_in(folder)
+    if out.exists():
+        if json.loads((out / SFT_FILE).read_text()).get("merged") != weights:
+            raise ValueError(f"{out} was merged from an earlier {folder}. Delete it, or choose another sft out.")
+        return
+    staging = unfinished(out)
+    load_model(str(folder), device="cpu").save_pretrained(staging)
+    load_tokenizer(str(folder)).save_pretrained(staging)
+    write_json(staging / SFT_FILE, {"merged": weights})
+    staging.rename(out)
 
 
 def main() -> None:

@@ -50,12 +50,12 @@ def _four_bits() -> BitsAndBytesConfig:
 
 
 def launch_recipe(recipe: Any, module: str, launch: Sequence[str]) -> None:
-    """Write `recipe` beside its `out` and train it by `accelerate launch <launch> -m <module>`.
+    """Write `recipe` to `<out>-launched.json`, and train it by `accelerate launch <launch> -m <module>`.
 
     Raises:
         RuntimeError: the training failed; the end of its output is in the message.
     """
-    file = Path(f"{recipe.out}-recipe.json")
+    file = Path(f"{recipe.out}-launched.json")
     write_json(file, asdict(recipe))
     command = [sys.executable, "-m", "accelerate.commands.launch", *launch, "-m", module, str(file)]
     last: deque[str] = deque(maxlen=30)
