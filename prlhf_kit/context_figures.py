@@ -81,8 +81,8 @@ def _count(numbers: pd.Series) -> str:
 def context_heatmap(table: pd.DataFrame) -> Figure:
     """Accuracy on each community's pairs with each community's context in the prompt; framed: the right one.
 
-    `table`: rows of `contexts.context_matrix`: `community`, `context` ("none" is drawn first), `accuracy`, `n`, and
-    `dataset` where there are several: one panel each.
+    `table`: rows of `contexts.context_matrix`: `community`, `context` ("none" is drawn first), `accuracy`, `n`,
+    `right`, and `dataset` where there are several: one panel each.
     """
     datasets = list(dict.fromkeys(table.dataset)) if "dataset" in table else [""]
     sizes = [table[table.dataset == d].community.nunique() if d else table.community.nunique() for d in datasets]
@@ -96,8 +96,9 @@ def context_heatmap(table: pd.DataFrame) -> Figure:
         cells = part.pivot(index="community", columns="context", values="accuracy").loc[communities, contexts]
         sns.heatmap(cells, cmap="PuOr", vmin=0.5 - reach, vmax=0.5 + reach, annot=True, fmt=".2f", ax=ax,
                     annot_kws={"size": 8}, cbar_kws={"label": "accuracy (white: chance)"})  # fmt: skip
-        for place in range(len(communities)):
-            ax.add_patch(Rectangle((place + 1, place), 1, 1, fill=False, edgecolor="black", linewidth=2, clip_on=False))
+        for row in part[part.right].itertuples():
+            place = contexts.index(row.context), communities.index(row.community)
+            ax.add_patch(Rectangle(place, 1, 1, fill=False, edgecolor="black", linewidth=2, clip_on=False))
         numbers = part.drop_duplicates("community").set_index("community").n
         ax.set_yticks(np.arange(len(communities)) + 0.5, [fill(f"{c} (n={numbers[c]:,})", 26) for c in communities])
         ax.set_xticks(np.arange(len(contexts)) + 0.5, [fill(str(c), 20) for c in contexts])
@@ -193,7 +194,7 @@ def community_win_rates(table: pd.DataFrame) -> Figure:
         _line(ax, 0.5)
         ax.set_title(f"judge: {judge}", fontsize=10, loc="left")
         ax.set(xlim=(-0.02, 1.02))
-    ax.set_xlabel("win rate of the first (95% interval; filled: p < 0.05 after Holm)")
+    ax.set_xlabel("win rate of the first (95% interval; filled: p < 0.05, Holm over communities)")
     _legend(figure, axes.values(), "", columns=1)
     return figure
 

@@ -54,9 +54,9 @@ def test_four_way_of_one_dataset():
 
 
 def matrix(communities=COMMUNITIES):
-    rows = [(a, c, 0.35 + 0.5 * (a == c) + 0.02 * i, 71 + i) for i, a in enumerate(communities)
+    rows = [(a, c, 0.35 + 0.5 * (a == c) + 0.02 * i, 71 + i, a == c) for i, a in enumerate(communities)
             for c in [*reversed(communities), "none"]]  # fmt: skip
-    return pd.DataFrame(rows, columns=["community", "context", "accuracy", "n"])
+    return pd.DataFrame(rows, columns=["community", "context", "accuracy", "n", "right"])
 
 
 @looks

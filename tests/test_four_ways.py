@@ -27,7 +27,8 @@ def told(pairs):
 def test_pairs_are_ranked_against_the_anchor_with_each_reader(make_tiny, tokenizer, told):
     pairs, readers = told
     model, anchor = make_tiny(), score_pairs(make_tiny(), tokenizer, pairs)
-    results, picked = ways.tried(model, tokenizer, pairs, readers, anchor=anchor, method="mine")
+    kinds = tuple(readers)
+    results, picked = ways.tried(model, tokenizer, pairs, readers["none"], kinds, anchor=anchor, method="mine")
     assert picked.empty
     for kind, reader in readers.items():
         wanted = rewarded(score_pairs(model, tokenizer, with_context(pairs, reader)), anchor)
@@ -41,11 +42,10 @@ def test_pairs_are_ranked_against_the_anchor_with_each_reader(make_tiny, tokeniz
 def test_users_without_a_row_get_the_generic_one(personal, tokenizer, told):
     pairs, readers = told
     anchor = score_pairs(personal, tokenizer, pairs)
-    none = {"none": readers["none"]}
     index = kit.UserIndex(["a", "b", "c"])
 
     def values(known):
-        return ways.tried(personal, tokenizer, pairs, none, known, anchor)[0].value.tolist()
+        return ways.tried(personal, tokenizer, pairs, readers["none"], ["none"], known, anchor)[0].value.tolist()
 
     by_row = [rewarded(score_pairs(personal, tokenizer, pairs, rows), anchor).tolist()
               for rows in (index.rows(pairs["user_id"]), [kit.GENERIC] * len(pairs))]  # fmt: skip
@@ -62,7 +62,7 @@ def test_questions_are_chosen_by_likelihood(make_tiny, tokenizer):
     ]
     asked = questions(Dataset.from_list(rows))
     reader = Contexts("user_text", people_of(Dataset.from_list(rows)))
-    results, picked = ways.tried(make_tiny(), tokenizer, asked, {"user_text": reader}, dataset="mine", method="x")
+    results, picked = ways.tried(make_tiny(), tokenizer, asked, reader, ["user_text"], dataset="mine", method="x")
     assert results.chance.tolist() == [0.25] * 4
     likelihood = picked[picked.rule == "likelihood a token"]
     assert likelihood.accuracy.item() == pytest.approx(results.value.mean())
@@ -87,8 +87,11 @@ def test_labels_keep_each_way_with_its_own_context():
     rows = [(method, context) for method in ("untrained", "SFT") for context in ("none", "true")]
     rows += [("neither", "none"), ("soft tokens", "none"), ("both", "true")]
     rows += [(PROMPT, context) for context in ("true", "none", "random", "shuffled")]
-    table = ways.labelled(pd.DataFrame(rows, columns=["method", "context"]))
+    pairs = pd.DataFrame(rows, columns=["method", "context"])
+    table = ways.labelled(pairs.assign(chance=0.5))
     assert table.method.tolist() == [
-        "untrained", "untrained, context", "SFT", "SFT, context", "neither", "soft tokens", "both", PROMPT,
+        "untrained, by likelihood", "untrained, context", "SFT, by likelihood", "SFT, context", "neither",
+        "soft tokens", "both", PROMPT,
     ]  # fmt: skip
+    assert ways.labelled(pairs.assign(chance=0.25)).method[0] == "untrained"  # questions: all by likelihood
     assert table[table.method == PROMPT].context.item() == "true"

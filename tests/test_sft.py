@@ -16,6 +16,7 @@ import prlhf_kit as kit
 from prlhf_kit.conditioning import causal_lm
 from prlhf_kit.data.context import Contexts, context_of, people_of, with_context
 from prlhf_kit.data.schema import SchemaError, record
+from prlhf_kit.data.subsample import subsample
 from prlhf_kit.evaluation.scoring import REFERENCE, add_reference_logps, score_pairs
 from prlhf_kit.models import ModelError, load_model
 from prlhf_kit.saving import reference_name, reference_of
@@ -23,6 +24,7 @@ from prlhf_kit.training import recipe as recipes
 from prlhf_kit.training.presets import PRESETS
 from prlhf_kit.training.recipe import Recipe, build_trainer, train
 from prlhf_kit.training.sft import SFTRecipe, build_sft_trainer, contexts_of, preferred, require_safe_packing, train_sft
+from prlhf_kit.training.stages import RewardRecipe, build_reward_trainer
 
 ADAPTER = {"r": 4, "target_modules": ["q_proj", "v_proj"]}
 LOUD = {"learning_rate": 5e-2, "max_steps": 2, "per_device_train_batch_size": 4, "report_to": "none"}  # moves weights
@@ -243,6 +245,24 @@ def test_a_recipe_file_chains_both_stages(base, folder, tmp_path, monkeypatch):
     named = json.loads((tmp_path / "dpo" / "adapter_config.json").read_text())["base_model_name_or_path"]
     assert named == str(tmp_path / "dpo-sft")
     assert reference_name(causal_lm(model)) == named
+
+
+def test_sft_dpo_and_reward_models_share_one_choice_of_pairs(base, folder, tmp_path):
+    chosen = subsample(load_from_disk(folder), 6, 1, seed=3)
+    chosen.save_to_disk(tmp_path / "chosen")
+    one = chained(base, str(tmp_path / "chosen"), tmp_path, sft=None, method="dpo")
+    reward = RewardRecipe(
+        base, str(tmp_path / "chosen"), str(tmp_path / "reward"), settings={"report_to": "none", "bf16": False}
+    )
+    seen = {
+        "sft": build_sft_trainer(sft(base, str(tmp_path / "chosen"), tmp_path)).train_dataset,
+        "dpo": build_trainer(one).train_dataset,
+        "reward model": build_reward_trainer(reward).train_dataset,
+    }
+    assert len(seen["dpo"]) == len(seen["reward model"]) == len(chosen) == 6
+    assert len(seen["sft"]) == len(preferred(chosen))
+    again = subsample(load_from_disk(folder), 6, 1, seed=3)
+    assert again["pair_id"][:] == chosen["pair_id"][:] == seen["dpo"]["pair_id"][:]
 
 
 def test_held_out_pairs_get_the_context_and_the_reference_too(base, folder, tmp_path):

@@ -27,12 +27,13 @@ from prlhf_kit.rewards import RewardModel, Text
 ALL = "all"  # communities together
 
 
-def win_rates_by_community(judgements: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
+def win_rates_by_community(judgements: pd.DataFrame, named: bool = True, seed: int = 0) -> pd.DataFrame:
     """Win rate of system a over b among each community, and among all ("all"): see above.
 
     Args:
         judgements: of `judges.judged`; its `user_id` is the community, the true one. For contextual against plain, or
             the right context against a random one, give the systems' answers those names.
+        named: False: users are draws from many people, so that "all" says what other users would give as well.
 
     Returns:
         Rows of `win_rate.win_rates` with the column `community` in place of `users`: intervals and `p` by prompt,
@@ -41,7 +42,9 @@ def win_rates_by_community(judgements: pd.DataFrame, seed: int = 0) -> pd.DataFr
     _require_free(judgements.user_id)
     by = [*COMPARISON, "community"]
     own = judgements.assign(community=judgements.user_id, user_id=judgements.prompt)
-    table = win_rates(pd.concat([own, own.assign(community=ALL)], ignore_index=True), by, seed)
+    together = own if named else judgements
+    tables = [win_rates(own, by, seed), win_rates(together.assign(community=ALL), by, seed)]
+    table = pd.concat(tables, ignore_index=True)
     table = table.drop(columns="users")
     table["p_holm"] = table.p
     for _, part in table[(table.community != ALL) & table.p.notna()].groupby(list(COMPARISON), sort=False):

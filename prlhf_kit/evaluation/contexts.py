@@ -30,9 +30,11 @@ from prlhf_kit.evaluation.statistics import cluster_bootstrap, crossed_interval,
 
 NONE = "none"  # the context of nobody
 NEITHER, PROMPT, SOFT, BOTH = FOUR_WAYS = ("neither", "prompt only", "soft tokens", "both")
+GENERIC_ROW, SFT_TOLD = "soft tokens, generic row", "SFT, context"
 FOUR_WAY_COMPARISONS = (
     (PROMPT, NEITHER), (SOFT, NEITHER), (BOTH, NEITHER), (BOTH, PROMPT), (BOTH, SOFT), (PROMPT, SOFT),
 )  # fmt: skip
+CONTROL_COMPARISONS = ((SOFT, GENERIC_ROW), (PROMPT, SFT_TOLD))  # is it the user's own row, and is it DPO?
 CONTEXT_COMPARISONS = (("true", "none"), ("true", "random"), ("true", "shuffled"))
 
 TIE = 1e-3  # nats, of a whole response: float32 rounds sums of some hundreds of nats by up to that
@@ -122,7 +124,7 @@ def context_matrix(rank: Rank, pairs: Dataset, contexts: Contexts, seed: int = 0
 
     Returns:
         Columns `community` (whose pairs), `context` (whose context; "none"), `accuracy`, `low`, `high` (95%, by
-        prompt), `n`. The right context is where both are the same.
+        prompt), `n`, and `right`: whether that context says what the community's own says.
     """
     users = np.array(pairs["user_id"])
     communities = list(dict.fromkeys(users.tolist()))
@@ -132,13 +134,15 @@ def context_matrix(rank: Rank, pairs: Dataset, contexts: Contexts, seed: int = 0
     prompts = {NONE: plain, **{who: [contexts.say(prompt, who) for prompt in plain] for who in communities}}
     found = _ranked(rank, pairs, prompts)
     asked = np.array([prompt_text(prompt) for prompt in plain])
+    says = {who: str(told[0]) if told else "" for who, told in prompts.items()}
     rows = []
     for community in communities:
         mine = users == community
         for context, value in found.items():
             i = cluster_bootstrap(value[mine], asked[mine], seed=seed)
-            rows.append((community, context, i.estimate, i.low, i.high, i.n))
-    return pd.DataFrame(rows, columns=["community", "context", "accuracy", "low", "high", "n"])
+            right = context != NONE and says[context] == says[community]
+            rows.append((community, context, i.estimate, i.low, i.high, i.n, right))
+    return pd.DataFrame(rows, columns=["community", "context", "accuracy", "low", "high", "n", "right"])
 
 
 def _ranked(rank: Rank, rows: Dataset, prompts: Mapping[str, list[Messages]]) -> dict[str, np.ndarray]:
@@ -207,11 +211,12 @@ def four_way(table: pd.DataFrame, named: Collection[str] = (), seed: int = 0) ->
         named: the datasets whose users are named communities, see above.
 
     Returns:
-        `accuracies` by `dataset` and `method`, and the paired `comparisons` `FOUR_WAY_COMPARISONS` of each dataset,
-        Holm-corrected over those.
+        `accuracies` by `dataset` and `method`, and the paired `comparisons` of each dataset: `FOUR_WAY_COMPARISONS`,
+        Holm-corrected over those, and `CONTROL_COMPARISONS`, over these.
     """
     found, gaps = [], []
     for dataset, part in table.groupby("dataset", sort=False):
         found.append(accuracies(part, ["dataset", "method"], dataset in named, seed))
-        gaps.append(comparisons(part, FOUR_WAY_COMPARISONS, "method", ["dataset"], dataset in named, seed))
+        for wanted in (FOUR_WAY_COMPARISONS, CONTROL_COMPARISONS):
+            gaps.append(comparisons(part, wanted, "method", ["dataset"], dataset in named, seed))
     return pd.concat(found, ignore_index=True), pd.concat(gaps, ignore_index=True)

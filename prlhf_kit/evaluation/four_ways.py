@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from prlhf_kit.data.context import Contexts, with_context
+from prlhf_kit.data.context import Context, Contexts, with_context
 from prlhf_kit.evaluation.compare import USER_LENGTH, likelier, words
-from prlhf_kit.evaluation.contexts import NONE, PROMPT, Rank, items, rewarded
+from prlhf_kit.evaluation.contexts import NONE, PROMPT, SFT_TOLD, Rank, by_context, items, rewarded
 from prlhf_kit.evaluation.metrics import length_rules
 from prlhf_kit.evaluation.options import choose, option_accuracy
 from prlhf_kit.evaluation.scoring import score_pairs
@@ -35,32 +36,31 @@ def rank_of(
 
 
 def tried(
-    model, tokenizer: PreTrainedTokenizerBase, rows: Dataset, readers: Mapping[str, Contexts],
+    model, tokenizer: PreTrainedTokenizerBase, rows: Dataset, contexts: Contexts, kinds: Sequence[Context],
     index: UserIndex | None = None, anchor: pd.DataFrame | None = None, batch_size: int = 16, seed: int = 0,
     **names: str,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:  # fmt: skip
-    """What one model gets right with each of some readers in the prompts.
+    """What one model gets right with each of some kinds of context in the prompts.
 
     Args:
         rows: pairs (ranked as `rank_of` says), or `options.questions` (right if that option has the highest mean
             log-probability a token), without context.
-        readers: how each kind of context is put into prompts.
+        contexts: template, people and seed; its own `context` does not count.
         names: columns that say what was tried.
 
     Returns:
         A table of `items` with the column `context`, and for questions `option_accuracy` of each context, else empty.
     """
+    if "options" not in rows.column_names:
+        rank = rank_of(model, tokenizer, anchor, batch_size, index)
+        return by_context(rank, rows, contexts, kinds, **names), pd.DataFrame()
     results, picked = [], []
-    for kind, reader in readers.items():
-        asked = with_context(rows, reader)
-        if "options" in rows.column_names:
-            chosen = choose(model, tokenizer, asked, _rows(rows, index), batch_size)
-            picked.append(option_accuracy(chosen, seed).assign(**names, context=kind))
-            results.append(items(rows, chosen.right, **names, context=kind))
-        else:
-            value = rank_of(model, tokenizer, anchor, batch_size, index)(asked)
-            results.append(items(rows, value, **names, context=kind))
-    return pd.concat(results, ignore_index=True), pd.concat(picked, ignore_index=True) if picked else pd.DataFrame()
+    for kind in kinds:
+        asked = with_context(rows, replace(contexts, context=kind))
+        chosen = choose(model, tokenizer, asked, _rows(rows, index), batch_size)
+        picked.append(option_accuracy(chosen, seed).assign(**names, context=kind))
+        results.append(items(rows, chosen.right, **names, context=kind))
+    return pd.concat(results, ignore_index=True), pd.concat(picked, ignore_index=True)
 
 
 def _rows(rows: Dataset, index: UserIndex | None) -> list[int] | None:
@@ -75,10 +75,11 @@ def by_length(train: Dataset, pairs: Dataset, **names: str) -> pd.DataFrame:
 
 
 def labelled(results: pd.DataFrame) -> pd.DataFrame:
-    """Results for the four-way table: the contextual model with its own context only, and "untrained" and "SFT" with a
-    context under names of their own."""
+    """Results for the four-way table: the contextual model with its own context only, "untrained" and "SFT" with a
+    context under names of their own, and what has no anchor (pairs ranked by likelihood) named so."""
     told = results.context != NONE
     own = ~results.context.isin(["random", "shuffled"]) & ((results.method != PROMPT) | told)
-    both_ways = results.method.isin([UNTRAINED, SFT]) & told
-    method = results.method.where(~both_ways, results.method + ", context")
+    control = results.method.isin([UNTRAINED, SFT])
+    method = results.method.where(~(control & told), results.method + SFT_TOLD.removeprefix(SFT))
+    method = method.where(~(control & ~told & (results.chance == 0.5)), results.method + ", by likelihood")
     return results.assign(method=method)[own].reset_index(drop=True)
