@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from prlhf_kit.evaluation_figures import _line, _marker
-from prlhf_kit.figures import PALETTE, _error, _figure
+from prlhf_kit.figures import PALETTE, _error, _figure, learning_curves
 
 # as in evaluation/contexts.py, communities.py and options.py, which take seconds to import, as figures should not
 FOUR_WAYS = ("neither", "prompt only", "soft tokens", "both")
@@ -200,6 +200,7 @@ def community_win_rates(table: pd.DataFrame) -> Figure:
 
 
 FIGURES = {
+    "context_curves": ("08_community_context", "history", learning_curves),
     "four_way": ("08_community_context", "four_way", four_way),
     "context_heatmap": ("08_community_context", "context_matrix", context_heatmap),
     "option_accuracy": ("08_community_context", "option_accuracy", option_accuracy),
