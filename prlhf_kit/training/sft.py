@@ -23,7 +23,7 @@ from peft import LoraConfig
 from trl import SFTConfig, SFTTrainer
 
 from prlhf_kit.data.chat import count_tokens, prompt_texts, require_prefix
-from prlhf_kit.data.context import RECORDED, Context, Contexts, people_of, require_context, with_context
+from prlhf_kit.data.context import Context, Contexts, people_of, require_context, with_context
 from prlhf_kit.evaluation.scoring import REFERENCE
 from prlhf_kit.models import SFT_FILE, load_model, load_tokenizer, weights_in
 from prlhf_kit.record import unfinished, write_json
@@ -149,14 +149,14 @@ def contexts_of(recipe: Any, train: Dataset, *sets: Dataset) -> Contexts:
 
 
 def told(pairs: Dataset, contexts: Contexts) -> Dataset:
-    """`pairs` with the reader in their prompts; those that have one already are taken as they are, for "none".
+    """`pairs` with the reader in their prompts; for "none" they stay as they are, with a context or without.
 
     Raises:
         ValueError: they have one, and another is asked for; or they bring a reference that did not see it.
     """
-    if contexts.context == "none" and set(RECORDED) <= set(pairs.column_names):
+    if contexts.context == "none":
         return pairs
-    if contexts.context != "none" and set(REFERENCE) & set(pairs.column_names):
+    if set(REFERENCE) & set(pairs.column_names):
         raise ValueError(
             f"the pairs bring reference log-probs of prompts without context, asked for {contexts.context!r}. Remove "
             f"the columns {' and '.join(REFERENCE)}: the reference is then computed with the context."
