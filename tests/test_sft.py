@@ -330,6 +330,12 @@ def test_what_the_second_stage_would_refuse_is_refused_before_the_first(base, fo
     assert not list(tmp_path.glob("dpo*"))
 
 
+def test_without_context_pairs_need_not_say_who_people_are(base, folder, tmp_path):
+    load_from_disk(folder).remove_columns(["user_text", "group"]).save_to_disk(tmp_path / "bare")
+    train(chained(base, str(tmp_path / "bare"), tmp_path))
+    assert kit.load_personalized(tmp_path / "dpo")[1].user_ids == ["r/a", "r/b", "r/c"]
+
+
 def test_a_reference_that_did_not_see_the_context_is_refused(base, folder, tmp_path, tokenizer):
     add_reference_logps(load_from_disk(folder), load_model(base), tokenizer).save_to_disk(tmp_path / "scored")
     with pytest.raises(ValueError, match="reference log-probs of prompts without context"):

@@ -144,6 +144,8 @@ def build_sft_trainer(recipe: SFTRecipe) -> SFTTrainer:
 
 def contexts_of(recipe: Any, train: Dataset, *sets: Dataset) -> Contexts:
     """How a recipe puts readers into the prompts of some sets; other readers are drawn among those of `train`."""
+    if recipe.context == "none":  # nobody need be known, and pairs may lack what people say
+        return Contexts("none", {})
     people = people_of(train, *sets)
     return Contexts(recipe.context, people, recipe.template, recipe.context_seed, frozenset(train["user_id"]))
 
