@@ -53,6 +53,8 @@ ONCE = ("job_uncached", "job_ours")  # long
 UNCACHED = 2  # prompts of the job that the authors' scheme answers; one at a time, so the rest would take as long each
 WAYS = [*dict.fromkeys(way for above, below in RATIOS.values() for way in above + below), "pad_shared_batch_8"]
 SIZES = {
+    "tiny": {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+             "num_key_value_heads": 2, "vocab_size": 49152, "tie_word_embeddings": True},
     "1b": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32,
            "num_key_value_heads": 8, "tie_word_embeddings": True},
     "8b": {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
@@ -64,15 +66,24 @@ QUESTION = (
 )
 
 
-class Bench:
-    """The models, loaded when a way asks for them, and the ways."""
+def random_model(size: str, device: str):
+    """A Llama of one of `SIZES` with random weights, in bfloat16."""
+    config = LlamaConfig(**{"vocab_size": 128256, "max_position_embeddings": 8192, "eos_token_id": 2, **SIZES[size]})
+    with torch.device(device):
+        return AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
 
-    def __init__(self, size: str, tokens: int, prompts: int):
+
+class Bench:
+    """The models, loaded when a way asks for them, and the ways; all but the job answer `batch` prompts at once."""
+
+    def __init__(self, size: str, tokens: int, prompts: int, batch: int = 1):
         self.size, self.tokens, self.prompts = size, tokens, prompts
         self.tokenizer = kit.load_tokenizer()
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.prompt = [{"role": "user", "content": QUESTION + "."}]
-        self.job = [[{"role": "user", "content": f"{QUESTION} number {i}."}] for i in range(prompts)]
+        # three digits each, so that all have as many tokens
+        texts = [f"{QUESTION} number {100 + i}." for i in range(max(batch, prompts))]
+        self.job = [[{"role": "user", "content": text}] for text in texts]
+        self.asked = self.job[:batch]
         self.length = {"max_new_tokens": tokens, "min_new_tokens": tokens}
         self.made: dict[str, object] = {}
 
@@ -99,12 +110,10 @@ class Bench:
     def _load(self):
         if self.size == "smollm2":
             return kit.load_model()
-        config = LlamaConfig(vocab_size=128256, max_position_embeddings=8192, eos_token_id=2, **SIZES[self.size])
-        with torch.device(self.device):
-            return AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
+        return random_model(self.size, self.device)
 
-    def decoder(self, base, guide, **options) -> kit.GuidedDecoder:
-        return kit.GuidedDecoder(base, self.tokenizer, guide, **{**self.length, **options})
+    def decoder(self, base, guide) -> kit.GuidedDecoder:
+        return kit.GuidedDecoder(base, self.tokenizer, guide, batch_size=64, **self.length)
 
     def run(self, way: str) -> float:
         """Seconds."""
@@ -119,8 +128,9 @@ class Bench:
         return spent * self.prompts / min(UNCACHED, self.prompts) if way == "job_uncached" else spent
 
     def _plain(self, model):
-        ids = torch.tensor([ids_of(self.tokenizer, self.prompt)], device=self.device)
-        return lambda: model.generate(ids, do_sample=False, **self.length)
+        ids = torch.tensor([ids_of(self.tokenizer, prompt) for prompt in self.asked], device=self.device)
+        options = {"attention_mask": torch.ones_like(ids), "pad_token_id": self.tokenizer.pad_token_id}
+        return lambda: model.generate(ids, do_sample=False, **options, **self.length)
 
     def plain(self):
         return self._plain(self.model("base"))
@@ -132,7 +142,7 @@ class Bench:
         work = self.plain()
 
         def run():
-            with few_rows(self.model("base"), 1):
+            with few_rows(self.model("base"), len(self.asked)):
                 work()
 
         return run
@@ -140,36 +150,36 @@ class Bench:
     def pad_two_models(self):
         guide = kit.PAD(self.model("policy"), tokenizer=self.tokenizer)
         decoder = self.decoder(self.model("base"), guide)
-        return lambda: decoder.generate([self.prompt], ["I like it short."])
+        return lambda: decoder.generate(self.asked, ["I like it short."] * len(self.asked))
 
     def pad_released(self):
         guide = kit.PAD(self.model("policy"), form="released", tokenizer=self.tokenizer)
         decoder = self.decoder(self.model("base"), guide)
-        return lambda: decoder.generate([self.prompt], ["I like it short."])
+        return lambda: decoder.generate(self.asked, ["I like it short."] * len(self.asked))
 
     def _shared(self, prompts):
         decoder = self.decoder(None, kit.PAD(self.model("personal"), kit.UserIndex(["ann", "bob"])))
         return lambda: decoder.generate(prompts, ["ann"] * len(prompts))
 
     def pad_shared(self):
-        return self._shared([self.prompt])
+        return self._shared(self.asked)
 
     def pad_shared_batch_8(self):
         return self._shared(self.job[:8])
 
     def args(self):
         decoder = self.decoder(self.model("base"), kit.ARGS(self.model("reward")))
-        return lambda: decoder.generate([self.prompt])
+        return lambda: decoder.generate(self.asked)
 
     def vocabulary(self):
         guide = kit.Vocabulary(self.model("policy"), tokenizer=self.tokenizer)
         decoder = self.decoder(self.model("base"), guide)
-        return lambda: decoder.generate([self.prompt])
+        return lambda: decoder.generate(self.asked)
 
     def job_ours(self):
         guide = kit.PAD(self.model("policy"), form="released", tokenizer=self.tokenizer)
         decoder = self.decoder(self.model("base"), guide)
-        return lambda: decoder.generate(self.job, ["I like it short."] * self.prompts)
+        return lambda: decoder.generate(self.job[: self.prompts], ["I like it short."] * self.prompts)
 
     def job_uncached(self):
         """The authors' scheme, from its description: nothing is kept from token to token, prompts come one by one."""
@@ -177,7 +187,7 @@ class Bench:
 
         @torch.inference_mode()
         def run():
-            for prompt in self.job[:UNCACHED]:
+            for prompt in self.job[: min(UNCACHED, self.prompts)]:
                 text = torch.tensor([ids_of(self.tokenizer, prompt, "I like it short.")], device=self.device)
                 for _ in range(self.tokens):
                     top = base(text, use_cache=False).logits[0, -1].float().topk(10)
@@ -265,7 +275,7 @@ def main() -> None:
         gpu = torch.cuda.get_device_name() if bench.device == "cuda" else None
         machine = {"platform": platform.platform(), "cpus": os.cpu_count(), "threads": torch.get_num_threads(),
                    "gpu": gpu, "python": platform.python_version(), "torch": torch.__version__}  # fmt: skip
-        length = len(ids_of(bench.tokenizer, bench.prompt))
+        length = len(ids_of(bench.tokenizer, bench.asked[0]))
         n = {"model": args.model, "new_tokens": args.tokens, "prompt_tokens": length, "job": args.prompts, "top_k": 10,
              "repeats": args.repeats, "repeats_of_the_job": 1, "prompts_uncached": UNCACHED}  # fmt: skip
         args.json.write_text(json.dumps({"ratios": ratios, "machine": machine, "n": n}, indent=1))

@@ -144,6 +144,20 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("dirs", nargs="+", type=Path, metavar="DIR", help="a run, or a folder of runs")
     p.add_argument("--out", type=Path, metavar="FILE", help="the page (default: leaderboard.html where DIR's runs are)")
     p.set_defaults(action=_later("commands", "compare"))
+    p = commands.add_parser(
+        "bundle",
+        help="pack the kit for a GPU node without a network",
+        description="Pack wheels, notebooks, the embedded models and data for a node without a network (docs/scale.md).",
+        epilog="examples:\n"
+        "  prlhf bundle --out build/bundle\n"
+        "  prlhf bundle --out build/bundle --python 3.12 --has node_packages.txt --data data/prism",
+    )
+    p.add_argument("--out", type=Path, required=True, metavar="DIR", help="new folder for the parts")
+    p.add_argument("--part-size", default="60MB", metavar="SIZE", help="of a part (default: 60MB)")
+    p.add_argument("--python", default="", metavar="VERSION", help="the node's Python (default: this one's)")
+    p.add_argument("--has", type=Path, metavar="FILE", help="the node's `pip list`: what it has is left out")
+    p.add_argument("--data", type=Path, nargs="+", default=[], metavar="DIR", help="folders of `prlhf data prepare`")
+    p.set_defaults(action=_later("bundle", "command"))
     _data_parser(commands)
     app.add_parser(commands)
     run_commands.add_parser(commands)
