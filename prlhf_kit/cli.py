@@ -147,7 +147,7 @@ def parser() -> argparse.ArgumentParser:
     p = commands.add_parser(
         "bundle",
         help="pack the kit for a GPU node without a network",
-        description="Pack wheels, notebooks, the embedded models and data for a node without a network (docs/scale.md).",
+        description="Pack wheels, notebooks, models and data for a node without a network (docs/scale.md).",
         epilog="examples:\n"
         "  prlhf bundle --out build/bundle\n"
         "  prlhf bundle --out build/bundle --python 3.12 --has node_packages.txt --data data/prism",
