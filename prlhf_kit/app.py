@@ -223,11 +223,19 @@ def _run_server(scratch: Path, cwd: Path, ip: str, port: int, browser: bool) -> 
     }
     logging.getLogger("tornado").setLevel(logging.ERROR)
     app = App(
-        config=config, config_file_paths=[], notebook_path=str(scratch / "index.ipynb"), root_dir=str(scratch), ip=ip,
-        port=port, open_browser=False, token=os.environ.get("JUPYTER_TOKEN") or secrets.token_urlsafe(32),
-        identity_provider_class=VoilaIdentityProvider, log_level=logging.ERROR, connection_dir_root=str(scratch),
+        config=config,
+        config_file_paths=[],
+        notebook_path=str(scratch / "index.ipynb"),
+        root_dir=str(scratch),
+        ip=ip,
+        port=port,
+        open_browser=False,
+        token=os.environ.get("JUPYTER_TOKEN") or secrets.token_urlsafe(32),
+        identity_provider_class=VoilaIdentityProvider,
+        log_level=logging.ERROR,
+        connection_dir_root=str(scratch),
         tornado_settings=settings,
-    )  # fmt: skip
+    )
     app.initialize([])
     app.template_paths.insert(0, str(scratch))
     app.start()

@@ -71,10 +71,14 @@ class Card:
         """What made the answer, in plain values, to be kept with a vote."""
         user = self.users[0] if self.system.by_user else None
         return {
-            "system": self.system.name, "user": user and user.user_id, "for": self.whom, "weight": self.weight,
-            "top_k": self.system.top_k, "fitted": user.fitted._asdict() if user and user.fitted else None,
+            "system": self.system.name,
+            "user": user and user.user_id,
+            "for": self.whom,
+            "weight": self.weight,
+            "top_k": self.system.top_k,
+            "fitted": user.fitted._asdict() if user and user.fitted else None,
             "ended": self.ended,
-        }  # fmt: skip
+        }
 
     def write(
         self, prompt: Prompt, rewards: Mapping[str, Reward], stop: threading.Event, max_new_tokens: int
@@ -111,9 +115,13 @@ def lay_out(systems: Sequence[System], users: Sequence[User], weight: float) -> 
 
 
 def write_all(
-    prompt: Prompt, systems: Sequence[System], users: Sequence[User], weight: float,
-    rewards: Mapping[str, Reward], max_new_tokens: int,
-) -> list[Card]:  # fmt: skip
+    prompt: Prompt,
+    systems: Sequence[System],
+    users: Sequence[User],
+    weight: float,
+    rewards: Mapping[str, Reward],
+    max_new_tokens: int,
+) -> list[Card]:
     """The cards of `lay_out`, written one after the other.
 
     Raises:
@@ -138,11 +146,17 @@ def table(prompt: Prompt, cards: Sequence[Card]) -> pd.DataFrame:
     for card in cards:
         names = dict.fromkeys(name for _, name, _ in card.rewards)
         rows.append(
-            {"prompt": prompt_text(prompt), "system": card.title, "for": card.whom, "answer": card.text or card.error,
-             "tokens": len(card.answer.tokens) if card.answer else 0,
-             "moved": sum(card.answer.changed) if card.answer else 0, "ended": card.ended}
+            {
+                "prompt": prompt_text(prompt),
+                "system": card.title,
+                "for": card.whom,
+                "answer": card.text or card.error,
+                "tokens": len(card.answer.tokens) if card.answer else 0,
+                "moved": sum(card.answer.changed) if card.answer else 0,
+                "ended": card.ended,
+            }
             | {name: float(np.mean([v for _, n, v in card.rewards if n == name])) for name in names}
-        )  # fmt: skip
+        )
     return pd.DataFrame(rows)
 
 

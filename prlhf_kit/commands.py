@@ -13,9 +13,12 @@ from prlhf_kit.jobs import check_places
 from prlhf_kit.record import RECORD, read_record
 
 FIGURES = (
-    general_figures.FIGURES | reward_figures.FIGURES | steering_figures.FIGURES | evaluation_figures.FIGURES
+    general_figures.FIGURES
+    | reward_figures.FIGURES
+    | steering_figures.FIGURES
+    | evaluation_figures.FIGURES
     | context_figures.FIGURES
-)  # fmt: skip
+)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -22,9 +22,12 @@ LIKELIHOOD, SHORTEST, LONGEST = "likelihood a token", "shortest option", "longes
 
 CONTROL = "0.55"  # grey of what is there to compare with
 CONTEXTS = {
-    "true": ("right", 0, "o"), "user_text": ("right", 0, "o"), NONE: (NONE, 7, "s"), "random": ("random", 5, "D"),
+    "true": ("right", 0, "o"),
+    "user_text": ("right", 0, "o"),
+    NONE: (NONE, 7, "s"),
+    "random": ("random", 5, "D"),
     "shuffled": ("shuffled", 3, "^"),
-}  # fmt: skip
+}
 """Context -> its name in the picture, its colour and its marker: the same in all figures."""
 
 
@@ -94,8 +97,17 @@ def context_heatmap(table: pd.DataFrame) -> Figure:
         communities = list(dict.fromkeys(part.community))
         contexts = [NONE, *communities]
         cells = part.pivot(index="community", columns="context", values="accuracy").loc[communities, contexts]
-        sns.heatmap(cells, cmap="PuOr", vmin=0.5 - reach, vmax=0.5 + reach, annot=True, fmt=".2f", ax=ax,
-                    annot_kws={"size": 8}, cbar_kws={"label": "accuracy (white: chance)"})  # fmt: skip
+        sns.heatmap(
+            cells,
+            cmap="PuOr",
+            vmin=0.5 - reach,
+            vmax=0.5 + reach,
+            annot=True,
+            fmt=".2f",
+            ax=ax,
+            annot_kws={"size": 8},
+            cbar_kws={"label": "accuracy (white: chance)"},
+        )
         for row in part[part.right].itertuples():
             place = contexts.index(row.context), communities.index(row.community)
             ax.add_patch(Rectangle(place, 1, 1, fill=False, edgecolor="black", linewidth=2, clip_on=False))

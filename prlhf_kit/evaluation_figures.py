@@ -46,8 +46,19 @@ def win_matrix(table: pd.DataFrame) -> Figure:
                 cells.loc[one, other] = value
                 notes.loc[one, other] = "" if np.isnan(value) else f"{value:.2f}{star}"
         last = stacked or number == len(judges) - 1
-        sns.heatmap(cells, cmap="PuOr", vmin=0, vmax=1, annot=notes, fmt="", square=True, ax=ax, cbar=last,
-                    annot_kws={"size": 8}, cbar_kws={"label": "win rate of the row"} if last else None)  # fmt: skip
+        sns.heatmap(
+            cells,
+            cmap="PuOr",
+            vmin=0,
+            vmax=1,
+            annot=notes,
+            fmt="",
+            square=True,
+            ax=ax,
+            cbar=last,
+            annot_kws={"size": 8},
+            cbar_kws={"label": "win rate of the row"} if last else None,
+        )
         ax.set_facecolor("0.9")  # not compared: not the white of 0.5
         ax.set(title=f"judge: {judge}", xlabel="against", ylabel="system" if stacked or not number else "")
         ax.tick_params(axis="x", rotation=40)
@@ -64,8 +75,9 @@ def ratings(table: pd.DataFrame) -> Figure:
     judges = list(table.groupby("judge", sort=False))
     for i, (judge, rows) in enumerate(judges):
         y = [systems.index(s) + 0.16 * (i - (len(judges) - 1) / 2) for s in rows.system]
-        ax.errorbar(rows.rating, y, xerr=_error(rows, "rating"), fmt=_marker(i), color=PALETTE[i % 8], capsize=3,
-                    label=judge)  # fmt: skip
+        ax.errorbar(
+            rows.rating, y, xerr=_error(rows, "rating"), fmt=_marker(i), color=PALETTE[i % 8], capsize=3, label=judge
+        )
     ax.set_yticks(range(len(systems)), systems)
     ax.set_ylim(len(systems) - 0.5, -0.5)
     _line(ax, 1000)
@@ -84,8 +96,16 @@ def dimensions(table: pd.DataFrame) -> Figure:
     figure, ax = _figure(1.5 * len(names) + 3.5, 3.8)
     for i, (method, rows) in enumerate(methods):
         x = [names.index(d) + 0.07 * (i - (len(methods) - 1) / 2) for d in rows.dimension]
-        ax.errorbar(x, rows.value, yerr=_error(rows, "value"), marker=_marker(i), color=PALETTE[i % 8], capsize=2,
-                    linewidth=1.2, label=method)  # fmt: skip
+        ax.errorbar(
+            x,
+            rows.value,
+            yerr=_error(rows, "value"),
+            marker=_marker(i),
+            color=PALETTE[i % 8],
+            capsize=2,
+            linewidth=1.2,
+            label=method,
+        )
     ax.set_xticks(range(len(names)), names, rotation=20 if max(map(len, names)) > 12 else 0)
     for place in range(len(names)):
         ax.axvline(place, color="0.85", linewidth=1, zorder=0)
@@ -125,8 +145,11 @@ def length_against_win(table: pd.DataFrame) -> Figure:
         ax.scatter(rows.longer, rows.win_rate, s=36, marker=_marker(i), color=PALETTE[i % 8], alpha=0.8, label=name)
     _line(ax, 0)
     _line(ax, 0.5, vertical=False)
-    ax.set(xlabel="words in one's own answers minus words in the other's (mean)", ylabel="win rate of a user",
-           ylim=(-0.05, 1.05))  # fmt: skip
+    ax.set(
+        xlabel="words in one's own answers minus words in the other's (mean)",
+        ylabel="win rate of a user",
+        ylim=(-0.05, 1.05),
+    )
     figure.legend(*ax.get_legend_handles_labels(), frameon=False, loc="outside upper center", ncols=2)
     return figure
 
@@ -140,8 +163,15 @@ def fairness(table: pd.DataFrame) -> Figure:
     groups = list(dict.fromkeys(table.group.fillna("")))
     for i, group in enumerate(groups):
         rows = table[table.group.fillna("") == group]
-        ax.errorbar(rows.gain, rows.index, xerr=_error(rows, "gain"), fmt=_marker(i), color=PALETTE[i % 8],
-                    capsize=3, label=group or None)  # fmt: skip
+        ax.errorbar(
+            rows.gain,
+            rows.index,
+            xerr=_error(rows, "gain"),
+            fmt=_marker(i),
+            color=PALETTE[i % 8],
+            capsize=3,
+            label=group or None,
+        )
     ax.set_yticks(range(len(table)), table.user_id if len(table) <= 60 else [""] * len(table))
     ax.set_ylim(len(table) - 0.5, -0.5)
     _line(ax, 0)
@@ -160,8 +190,11 @@ def position_bias(table: pd.DataFrame) -> Figure:
     y = np.arange(len(table))
     left.errorbar(table.position_bias, y, xerr=_error(table, "position_bias"), fmt="o", color=PALETTE[0], capsize=3)
     left.set_yticks(y, table.judge)
-    left.set(xlabel="position bias (-1: always the second,\n1: always the first; 95% interval)", xlim=(-1.05, 1.05),
-             ylim=(len(table) - 0.5, -0.5))  # fmt: skip
+    left.set(
+        xlabel="position bias (-1: always the second,\n1: always the first; 95% interval)",
+        xlim=(-1.05, 1.05),
+        ylim=(len(table) - 0.5, -0.5),
+    )
     _line(left, 0)
     right.barh(y, 100 * table.disagree, color=PALETTE[1], height=0.5)
     right.set(xlabel="pairs on which the two\norders disagree (%)", xlim=(0, 100))
@@ -176,14 +209,29 @@ def policy_accuracy(table: pd.DataFrame) -> Figure:
     figure, ax = _figure(7, 3.8)
     for i, (guide, rows) in enumerate(table.groupby("guide", sort=False)):
         x = rows.weight + 0.03 * i
-        ax.errorbar(x, rows.accuracy, yerr=_error(rows, "accuracy"), marker=_marker(i), color=PALETTE[i % 8],
-                    capsize=3, label=f"{guide}: steered model")  # fmt: skip
-        ax.axhline(rows.reward_accuracy.iloc[0], color=PALETTE[i % 8], linestyle="--", linewidth=1,
-                   label=f"{guide}: reward alone")  # fmt: skip
+        ax.errorbar(
+            x,
+            rows.accuracy,
+            yerr=_error(rows, "accuracy"),
+            marker=_marker(i),
+            color=PALETTE[i % 8],
+            capsize=3,
+            label=f"{guide}: steered model",
+        )
+        ax.axhline(
+            rows.reward_accuracy.iloc[0],
+            color=PALETTE[i % 8],
+            linestyle="--",
+            linewidth=1,
+            label=f"{guide}: reward alone",
+        )
         ax.axhspan(rows.reward_low.iloc[0], rows.reward_high.iloc[0], color=PALETTE[i % 8], alpha=0.07, linewidth=0)
     _line(ax, 0.5, vertical=False)
-    ax.set(xlabel="weight w of the reward", ylabel="pairs whose chosen response\nis the likelier (95% interval)",
-           ylim=(0, 1.02))  # fmt: skip
+    ax.set(
+        xlabel="weight w of the reward",
+        ylabel="pairs whose chosen response\nis the likelier (95% interval)",
+        ylim=(0, 1.02),
+    )
     figure.legend(*ax.get_legend_handles_labels(), frameon=False, loc="outside upper center", ncols=2)
     return figure
 
@@ -198,8 +246,9 @@ def tax(table: pd.DataFrame) -> Figure:
     models = list(table.groupby("model", sort=False))
     for i, (model, rows) in enumerate(models):
         y = [sets.index(s) + 0.18 * (i - (len(models) - 1) / 2) for s in rows["set"]]
-        ax.errorbar(rows.change, y, xerr=_error(rows, "change"), fmt=_marker(i), color=PALETTE[i % 8], capsize=3,
-                    label=model)  # fmt: skip
+        ax.errorbar(
+            rows.change, y, xerr=_error(rows, "change"), fmt=_marker(i), color=PALETTE[i % 8], capsize=3, label=model
+        )
     ax.set_yticks(range(len(sets)), sets)
     ax.set_ylim(len(sets) - 0.5, -0.5)
     _line(ax, 0)

@@ -60,9 +60,13 @@ class Embedder:
         asked: list[tuple[tuple[int, ...], int]] = []
         for prompt, response in zip(prompts, responses, strict=True):
             ids, start = encode(
-                self.tokenizer, prompt if self.decoder else [], response, self.max_length,
-                "left" if self.decoder else "right", self.decoder,
-            )  # fmt: skip
+                self.tokenizer,
+                prompt if self.decoder else [],
+                response,
+                self.max_length,
+                "left" if self.decoder else "right",
+                self.decoder,
+            )
             asked.append((tuple(ids), start))
         unique = sorted(set(asked), key=lambda item: (len(item[0]), item))
         folder = None if cache is None else cache / fingerprint(self._weights, unique)
@@ -106,6 +110,10 @@ def load_embedder(name: str, max_length: int = 512, batch_size: int = 32) -> Emb
     tokenizer = models.load_tokenizer(name) if decoder else models.from_hub(AutoTokenizer, name)
     limit = getattr(model.config, "max_position_embeddings", max_length)
     return Embedder(
-        name, model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer, decoder, min(max_length, limit),
+        name,
+        model.to("cuda" if torch.cuda.is_available() else "cpu"),
+        tokenizer,
+        decoder,
+        min(max_length, limit),
         batch_size,
-    )  # fmt: skip
+    )

@@ -48,8 +48,18 @@ def tastes(weights: pd.DataFrame) -> Figure:
     """Heatmap of users' true weights. `weights`: index user, one column an attribute."""
     figure, ax = _figure(6.5, 0.32 * len(weights) + 1.4)
     limit = float(np.abs(weights.to_numpy()).max())
-    sns.heatmap(weights, cmap="PuOr", center=0, vmin=-limit, vmax=limit, annot=True, fmt=".1f", ax=ax,
-                annot_kws={"size": 8}, cbar_kws={"label": "weight (utility per SD of the attribute)"})  # fmt: skip
+    sns.heatmap(
+        weights,
+        cmap="PuOr",
+        center=0,
+        vmin=-limit,
+        vmax=limit,
+        annot=True,
+        fmt=".1f",
+        ax=ax,
+        annot_kws={"size": 8},
+        cbar_kws={"label": "weight (utility per SD of the attribute)"},
+    )
     ax.set(xlabel="text attribute", ylabel="simulated user")
     return figure
 
@@ -68,9 +78,14 @@ def users_and_pairs(pairs: pd.DataFrame) -> Figure:
     left.set(xlabel="pairs of a user", ylabel="users", xscale="log" if counts.max() > 30 else "linear")
     left.legend(frameon=False)
     y = np.arange(len(splits))
-    for shift, (what, numbers) in zip((-0.2, 0.2), {
-        "pairs": [int(counts[split].sum()) for split in splits], "users": [len(counts[split]) for split in splits],
-    }.items(), strict=True):  # fmt: skip
+    for shift, (what, numbers) in zip(
+        (-0.2, 0.2),
+        {
+            "pairs": [int(counts[split].sum()) for split in splits],
+            "users": [len(counts[split]) for split in splits],
+        }.items(),
+        strict=True,
+    ):
         bars = right.barh(y + shift, numbers, height=0.38, color=PALETTE[0 if what == "pairs" else 1], label=what)
         right.bar_label(bars, [f"{n:,}" for n in numbers], padding=3, fontsize=8)
     right.set_yticks(y, splits)
@@ -89,8 +104,18 @@ def agreement(table: pd.DataFrame) -> Figure:
     shared = table.pivot_table(index="user_a", columns="user_b", values="shared")
     figure, ax = _figure(0.6 * len(values) + 2.6, 0.5 * len(values) + 1.4)
     notes = values.map(lambda v: f"{v:.2f}") + "\n" + shared.map(lambda n: f"n={n:.0f}")
-    sns.heatmap(values, cmap="PuOr", vmin=0, vmax=1, annot=notes if len(values) <= 15 else None, fmt="", ax=ax,
-                square=True, annot_kws={"size": 6}, cbar_kws={"label": "same preference on shared pairs"})  # fmt: skip
+    sns.heatmap(
+        values,
+        cmap="PuOr",
+        vmin=0,
+        vmax=1,
+        annot=notes if len(values) <= 15 else None,
+        fmt="",
+        ax=ax,
+        square=True,
+        annot_kws={"size": 6},
+        cbar_kws={"label": "same preference on shared pairs"},
+    )
     ax.set_facecolor("0.9")  # nothing shared: not the white of 0.5
     ax.set(xlabel="user", ylabel="user")
     return figure
@@ -104,8 +129,13 @@ def response_map(table: pd.DataFrame) -> Figure:
             rows.x, rows.y, s=9, marker="osD^vPX*"[i % 8], color=PALETTE[i % 8], alpha=0.7, linewidths=0, label=group
         )
     ax.set(xlabel="t-SNE of TF-IDF, first axis (no unit)", ylabel="second axis (no unit)", xticks=[], yticks=[])
-    figure.legend(*ax.get_legend_handles_labels(), frameon=False, title="chosen responses of", markerscale=2,
-                  loc="outside right upper")  # fmt: skip
+    figure.legend(
+        *ax.get_legend_handles_labels(),
+        frameon=False,
+        title="chosen responses of",
+        markerscale=2,
+        loc="outside right upper",
+    )
     return figure
 
 
@@ -119,8 +149,14 @@ def word_clouds(table: pd.DataFrame) -> Figure:
         ax.axis("off")
     for i, (group, rows) in enumerate(groups):
         color = PALETTE[i % 8] if PALETTE[i % 8] != "#F0E442" else "#8a7f00"  # yellow can't be read on white
-        cloud = WordCloud(width=640, height=400, background_color="white", prefer_horizontal=1.0, random_state=0,
-                          color_func=lambda *_, color=color, **__: color)  # fmt: skip
+        cloud = WordCloud(
+            width=640,
+            height=400,
+            background_color="white",
+            prefer_horizontal=1.0,
+            random_state=0,
+            color_func=lambda *_, color=color, **__: color,
+        )
         cloud.generate_from_frequencies(dict(zip(rows.word, rows.weight, strict=True)))
         ax = axes.flat[i]
         ax.imshow(cloud.to_array(), interpolation="bilinear")
@@ -164,16 +200,27 @@ def learning_curves(history: pd.DataFrame) -> Figure:
     left.set(xlabel="optimizer step", ylabel="DPO loss (nats)")
     right.set(xlabel="optimizer step", ylabel="training reward accuracy", ylim=(0, 1.02))
     right.axhline(0.5, color="black", linewidth=1, linestyle=":")
-    figure.legend(*right.get_legend_handles_labels(), frameon=False, title="mean of 5 logged values",
-                  loc="outside right center")  # fmt: skip
+    figure.legend(
+        *right.get_legend_handles_labels(), frameon=False, title="mean of 5 logged values", loc="outside right center"
+    )
     return figure
 
 
 def similarity(table: pd.DataFrame) -> Figure:
     """Heatmap of a symmetric similarity in [-1, 1]. `table`: users by users."""
     figure, ax = _figure(0.55 * len(table) + 2.2, 0.5 * len(table) + 1.2)
-    sns.heatmap(table, cmap="PuOr", vmin=-1, vmax=1, annot=len(table) <= 16, fmt=".1f", square=True, ax=ax,
-                annot_kws={"size": 8}, cbar_kws={"label": "cosine similarity"})  # fmt: skip
+    sns.heatmap(
+        table,
+        cmap="PuOr",
+        vmin=-1,
+        vmax=1,
+        annot=len(table) <= 16,
+        fmt=".1f",
+        square=True,
+        ax=ax,
+        annot_kws={"size": 8},
+        cbar_kws={"label": "cosine similarity"},
+    )
     ax.set(xlabel="user", ylabel="user")
     return figure
 
@@ -257,8 +304,11 @@ def pairs_learned(table: pd.DataFrame) -> Figure:
     for accuracy in table[table.user_model == "oracle"].accuracy:
         ax.axhline(accuracy, color="black", linewidth=1, linestyle="--", label="oracle")
     ax.axhline(0.5, color="black", linewidth=1, linestyle=":")
-    ax.set(xlabel="training pairs of each user so far", ylabel="reward accuracy, test_seen\n(95% interval)",
-           ylim=(None, 1.02))  # fmt: skip
+    ax.set(
+        xlabel="training pairs of each user so far",
+        ylabel="reward accuracy, test_seen\n(95% interval)",
+        ylim=(None, 1.02),
+    )
     figure.legend(*ax.get_legend_handles_labels(), frameon=False, loc="outside upper center", ncols=4)
     return figure
 
@@ -290,9 +340,19 @@ def swapped_utility(table: pd.DataFrame) -> Figure:
     centred = means.sub(means.mean(axis=1), axis=0)
     figure, ax = _figure(0.55 * len(means) + 2.6, 0.5 * len(means) + 1.4)
     limit = float(np.abs(centred.to_numpy()).max())
-    sns.heatmap(centred, cmap="PuOr", center=0, vmin=-limit, vmax=limit, annot=len(means) <= 16, fmt=".1f", square=True,
-                ax=ax, annot_kws={"size": 8},
-                cbar_kws={"label": "true utility, less the row's mean\n(SD of attributes)"})  # fmt: skip
+    sns.heatmap(
+        centred,
+        cmap="PuOr",
+        center=0,
+        vmin=-limit,
+        vmax=limit,
+        annot=len(means) <= 16,
+        fmt=".1f",
+        square=True,
+        ax=ax,
+        annot_kws={"size": 8},
+        cbar_kws={"label": "true utility, less the row's mean\n(SD of attributes)"},
+    )
     ax.set(xlabel="whom the answers were written for", ylabel="who judges them")
     return figure
 

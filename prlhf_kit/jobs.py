@@ -95,9 +95,14 @@ class Workers:
             job.log.parent.mkdir(parents=True, exist_ok=True)
             with job.log.open("a") as log:  # appended: another sweep may be writing into it
                 child = subprocess.Popen(
-                    job.command, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                    start_new_session=True, preexec_fn=interrupted_with_parent,
-                )  # fmt: skip
+                    job.command,
+                    env=env,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
+                    preexec_fn=interrupted_with_parent,
+                )
         except (OSError, ValueError) as error:  # ValueError: a parameter with a null character
             self.slots.append(slot)
             self._not_started.append((job, f"could not be started: {error}"))

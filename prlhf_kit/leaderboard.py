@@ -188,9 +188,11 @@ def _head(record: dict[str, Any], folder: Path, page: Path) -> dict[str, str]:
     cost = [f"{seconds:.0f} s"] if isinstance(seconds, int | float) else []
     cost += [f"{peak / 2**30:.1f} GiB"] if isinstance(peak, int | float) else []
     return {
-        "status": record["status"], "cost": ", ".join(cost), "record": _link(folder / RECORD, page),
+        "status": record["status"],
+        "cost": ", ".join(cost),
+        "record": _link(folder / RECORD, page),
         "notebook": _link(folder / NOTEBOOK_PAGE, page),
-    }  # fmt: skip
+    }
 
 
 def _text(value: Any) -> str:
@@ -231,13 +233,18 @@ def _parameters(runs: list[Run]) -> list[dict[str, Any]]:
     rows = []
     for name, values in sorted(given.items(), key=lambda item: item[0] != "seed"):
         stages = {stage for column in values for stage in column}
-        seen = {(stage, column.get(stage)) for column, there in zip(values, present, strict=True)
-                for stage in there if stage in stages}  # fmt: skip
+        seen = {
+            (stage, column.get(stage))
+            for column, there in zip(values, present, strict=True)
+            for stage in there
+            if stage in stages
+        }
         if name == "seed" or len(seen) > len(stages):
             cells = [
-                list(dict.fromkeys(column.values())) if len(set(column.values())) < 2
+                list(dict.fromkeys(column.values()))
+                if len(set(column.values())) < 2
                 else [f"{value} ({stage})" for stage, value in column.items()]
                 for column in values
-            ]  # fmt: skip
+            ]
             rows.append({"name": name, "cells": cells})
     return rows

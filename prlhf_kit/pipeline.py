@@ -47,9 +47,14 @@ def add_parser(commands: Any) -> None:
     )
     p.add_argument("file", type=Path, metavar="FILE", help="the YAML file")
     p.add_argument(
-        "-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
+        "-p",
+        "--parameter",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("NAME", "VALUE"),
         help="set it in all stages that have it, whatever the file says",
-    )  # fmt: skip
+    )
     p.add_argument("--run", metavar="NAME", help="name of the run's folder (default: the file's)")
     p.add_argument(
         "--out",

@@ -190,10 +190,20 @@ class Stage:
 
     def _record(self, status: str) -> dict[str, Any]:
         return {
-            "schema": SCHEMA, "stage": self.name, "status": status, "parameters": self.parameters,
-            "inputs": self.inputs, "metrics": {}, "artifacts": {}, "versions": versions(), "git": git_state(),
-            "trackers": trackers(self.dir), "pid": os.getpid(), "host": platform.node(), "started": self.started,
-        }  # fmt: skip
+            "schema": SCHEMA,
+            "stage": self.name,
+            "status": status,
+            "parameters": self.parameters,
+            "inputs": self.inputs,
+            "metrics": {},
+            "artifacts": {},
+            "versions": versions(),
+            "git": git_state(),
+            "trackers": trackers(self.dir),
+            "pid": os.getpid(),
+            "host": platform.node(),
+            "started": self.started,
+        }
 
     def input(self, stage: str, name: str) -> Path:
         """Artefact `name` that an earlier stage of the same run left. Raises `StageError` if it isn't there."""

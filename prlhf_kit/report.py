@@ -153,9 +153,14 @@ def write_index(run_dir: str | Path) -> Path:
         if record["status"] != "completed" or inputs(run_dir, record.get("inputs", {})) != record.get("inputs", {})
     ]
     page = PAGE.render(
-        name=run_dir.name, stages=stages, figures=figures, headline=shown("headline"), tables=shown("shown"),
-        provenance=provenance, doubtful=doubtful,
-    )  # fmt: skip
+        name=run_dir.name,
+        stages=stages,
+        figures=figures,
+        headline=shown("headline"),
+        tables=shown("shown"),
+        provenance=provenance,
+        doubtful=doubtful,
+    )
     path = run_dir / "index.html"
     write_text(path, page)
     return path

@@ -81,8 +81,17 @@ def domain_heatmap(table: pd.DataFrame) -> Figure:
     cells = table.set_index(["model", "pairs_of"])
     values, notes = (cells[column].unstack().loc[models, others] for column in ("accuracy", "note"))
     figure, ax = _figure(1.05 * len(values.columns) + 2.8, 0.7 * len(values) + 1.5)
-    sns.heatmap(values, cmap="PuOr", vmin=0, vmax=1, annot=notes, fmt="", ax=ax, annot_kws={"size": 7},
-                cbar_kws={"label": "share ranked as they prefer"})  # fmt: skip
+    sns.heatmap(
+        values,
+        cmap="PuOr",
+        vmin=0,
+        vmax=1,
+        annot=notes,
+        fmt="",
+        ax=ax,
+        annot_kws={"size": 7},
+        cbar_kws={"label": "share ranked as they prefer"},
+    )
     ax.set(xlabel="whose held-out pairs", ylabel="whose reward model")
     return figure
 
@@ -99,8 +108,18 @@ def trade_off(table: pd.DataFrame) -> Figure:
         ax.plot(rows.custom[:-1], rows.general[:-1], color=PALETTE[i % 8], linestyle="", marker=".", markersize=5)
         end = rows.iloc[-1]
         x, y = ([[end[k] - end[f"{k}_low"]], [end[f"{k}_high"] - end[k]]] for k in ("custom", "general"))
-        ax.errorbar(end.custom, end.general, xerr=x, yerr=y, color=PALETTE[i % 8], marker="osD^vPX*"[i % 8],
-                    markersize=7, capsize=3, elinewidth=0.8, label=strategy)  # fmt: skip
+        ax.errorbar(
+            end.custom,
+            end.general,
+            xerr=x,
+            yerr=y,
+            color=PALETTE[i % 8],
+            marker="osD^vPX*"[i % 8],
+            markersize=7,
+            capsize=3,
+            elinewidth=0.8,
+            label=strategy,
+        )
     ax.axhline(0.5, color="black", linewidth=1, linestyle=":")
     ax.axvline(0.5, color="black", linewidth=1, linestyle=":")
     ax.set(xlabel="accuracy on the domain's own pairs (95% interval at the end)", ylabel="accuracy on general pairs")
@@ -114,8 +133,16 @@ def reliability(table: pd.DataFrame) -> Figure:
     ax.plot([0.5, 1], [0.5, 1], color="black", linewidth=1, linestyle=":", label="perfect")
     for i, (model, rows) in enumerate(table.groupby("model", sort=False)):
         error = _error(rows, "accuracy")
-        ax.errorbar(rows.confidence, rows.accuracy, yerr=error, color=PALETTE[i % 8], marker="osD^vPX*"[i % 8],
-                    capsize=3, markersize=5, label=model)  # fmt: skip
+        ax.errorbar(
+            rows.confidence,
+            rows.accuracy,
+            yerr=error,
+            color=PALETTE[i % 8],
+            marker="osD^vPX*"[i % 8],
+            capsize=3,
+            markersize=5,
+            label=model,
+        )
     ax.set(xlabel="confidence of the preference", ylabel="accuracy (95% interval)", xlim=(0.49, 1.01), ylim=(0, 1.02))
     figure.legend(*ax.get_legend_handles_labels(), frameon=False, loc="outside right upper")
     return figure
@@ -154,8 +181,17 @@ def visible(table: pd.DataFrame) -> Figure:
     """What features can see. `table`: columns `features`, `attribute`, `r2`."""
     values = table.pivot_table(index="features", columns="attribute", values="r2", sort=False)
     figure, ax = _figure(0.95 * len(values.columns) + 2.6, 0.55 * len(values) + 1.5)
-    sns.heatmap(values.clip(lower=0), cmap="viridis", vmin=0, vmax=1, annot=values, fmt=".2f", ax=ax,
-                annot_kws={"size": 8}, cbar_kws={"label": "cross-validated R²\nof a linear map"})  # fmt: skip
+    sns.heatmap(
+        values.clip(lower=0),
+        cmap="viridis",
+        vmin=0,
+        vmax=1,
+        annot=values,
+        fmt=".2f",
+        ax=ax,
+        annot_kws={"size": 8},
+        cbar_kws={"label": "cross-validated R²\nof a linear map"},
+    )
     ax.set(xlabel="attribute of the response", ylabel="features")
     return figure
 
@@ -171,12 +207,24 @@ def head_trade_off(table: pd.DataFrame) -> Figure:
         ax.plot(rows.custom, rows.general, color=PALETTE[i % 8], marker=".", markersize=5, linewidth=1.2, alpha=0.8)
         best = rows[rows.chosen].iloc[0]
         x, y = ([[best[k] - best[f"{k}_low"]], [best[f"{k}_high"] - best[k]]] for k in ("custom", "general"))
-        ax.errorbar(best.custom, best.general, xerr=x, yerr=y, color=PALETTE[i % 8], marker="osD^vPX*"[i % 8],
-                    markersize=8, capsize=3, elinewidth=0.8, label=strategy)  # fmt: skip
+        ax.errorbar(
+            best.custom,
+            best.general,
+            xerr=x,
+            yerr=y,
+            color=PALETTE[i % 8],
+            marker="osD^vPX*"[i % 8],
+            markersize=8,
+            capsize=3,
+            elinewidth=0.8,
+            label=strategy,
+        )
     ax.axhline(0.5, color="black", linewidth=1, linestyle=":")
     ax.axvline(0.5, color="black", linewidth=1, linestyle=":")
-    ax.set(xlabel=f"accuracy on the domains' own pairs (n = {table.custom_pairs.iloc[0]})",
-           ylabel=f"accuracy on general pairs (n = {table.general_pairs.iloc[0]})")  # fmt: skip
+    ax.set(
+        xlabel=f"accuracy on the domains' own pairs (n = {table.custom_pairs.iloc[0]})",
+        ylabel=f"accuracy on general pairs (n = {table.general_pairs.iloc[0]})",
+    )
     figure.legend(*ax.get_legend_handles_labels(), frameon=False, loc="outside upper center", ncols=3)
     return figure
 

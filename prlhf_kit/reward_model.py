@@ -129,9 +129,13 @@ def reward_class(config) -> type[PreTrainedModel]:
 
 
 def new_reward_model(
-    name: str, pooling: str | None = None, lm_head: bool = False, seed: int = 0, dtype: torch.dtype = torch.float32,
+    name: str,
+    pooling: str | None = None,
+    lm_head: bool = False,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
     device: str | None = None,
-) -> Any:  # fmt: skip
+) -> Any:
     """A reward model to train: the backbone of `name` (a language model, an encoder) and a new head with one output.
 
     Args:
@@ -221,9 +225,13 @@ def load_lm_head(model, folder: str | Path) -> None:
 
 
 def load_reward_model(
-    name: str, trainable: bool = False, lm_head: bool = False, dtype: torch.dtype = torch.float32,
-    device: str | None = None, trust_remote_code: bool = False,
-) -> tuple[Any, UserIndex | None]:  # fmt: skip
+    name: str,
+    trainable: bool = False,
+    lm_head: bool = False,
+    dtype: torch.dtype = torch.float32,
+    device: str | None = None,
+    trust_remote_code: bool = False,
+) -> tuple[Any, UserIndex | None]:
     """A trained reward model, and its users if it has any.
 
     Args:

@@ -99,9 +99,14 @@ class SequenceReward:
         asked = []
         for prompt, response, row in zip(prompts, responses, rows, strict=True):
             ids, start = encode(
-                self.tokenizer, messages(prompt, "user"), messages(response, "assistant"), self.max_length,
-                self.truncation_side, decoder, self.unfinished,
-            )  # fmt: skip
+                self.tokenizer,
+                messages(prompt, "user"),
+                messages(response, "assistant"),
+                self.max_length,
+                self.truncation_side,
+                decoder,
+                self.unfinished,
+            )
             asked.append((tuple(ids), start, row))
         if not asked:
             return torch.zeros(0)
@@ -139,9 +144,13 @@ class SequenceReward:
 
 
 def load_reward(
-    name: str, dimension: int | None = None, trust_remote_code: bool = False, dtype: torch.dtype | None = None,
-    device: str | None = None, **options,
-) -> SequenceReward:  # fmt: skip
+    name: str,
+    dimension: int | None = None,
+    trust_remote_code: bool = False,
+    dtype: torch.dtype | None = None,
+    device: str | None = None,
+    **options,
+) -> SequenceReward:
     """A reward model to score with.
 
     Args:
@@ -179,17 +188,22 @@ class FeatureReward:
 
 
 def preference(
-    reward: RewardModel, prompts: Sequence[Text], a: Sequence[Text], b: Sequence[Text],
+    reward: RewardModel,
+    prompts: Sequence[Text],
+    a: Sequence[Text],
+    b: Sequence[Text],
     user_ids: Sequence[str | None] | None = None,
-) -> torch.Tensor:  # fmt: skip
+) -> torch.Tensor:
     """Probability `[B]` that each user prefers answer `a` to answer `b` (Bradley-Terry)."""
     return torch.sigmoid(reward.score(prompts, a, user_ids) - reward.score(prompts, b, user_ids))
 
 
 def best_of_n(
-    reward: RewardModel, prompts: Sequence[Text], candidates: Sequence[Sequence[Text]],
+    reward: RewardModel,
+    prompts: Sequence[Text],
+    candidates: Sequence[Sequence[Text]],
     user_ids: Sequence[str | None] | None = None,
-) -> list[tuple[int, float]]:  # fmt: skip
+) -> list[tuple[int, float]]:
     """Which of its candidates has the highest reward, for each prompt and user: (number, reward).
 
     Args:

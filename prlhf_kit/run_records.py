@@ -123,10 +123,14 @@ def summary(run: Path) -> Row:
     data = {r.get("provenance", {}).get("data", {}).get("fingerprint") for r in records}
     models = {r["parameters"]["model"] for r in records if isinstance(r["parameters"].get("model"), str)}
     return {
-        "run": str(run), "stages": status, "started": min((r["started"] for r in records), default=None),
-        "seconds": round(sum(map(seconds, records)), 1), "commits": sorted(commits - {""}),
-        "models": sorted(models), "data": sorted(name[:8] for name in data if name),
-    }  # fmt: skip
+        "run": str(run),
+        "stages": status,
+        "started": min((r["started"] for r in records), default=None),
+        "seconds": round(sum(map(seconds, records)), 1),
+        "commits": sorted(commits - {""}),
+        "models": sorted(models),
+        "data": sorted(name[:8] for name in data if name),
+    }
 
 
 def seconds(record: dict[str, Any]) -> float:
@@ -191,10 +195,14 @@ def _sections(record: dict[str, Any]) -> dict[str, dict[str, Any]]:
         for name, value in entry.items()
     }
     return {
-        "status": {"status": record["status"]}, "parameters": parameters, "versions": record["versions"],
-        "git": record["git"], "machine": record.get("machine", {}), "provenance": provenance,
+        "status": {"status": record["status"]},
+        "parameters": parameters,
+        "versions": record["versions"],
+        "git": record["git"],
+        "machine": record.get("machine", {}),
+        "provenance": provenance,
         "metrics": record["metrics"],
-    }  # fmt: skip
+    }
 
 
 def _inside(value: Any, run_dir: Any) -> Any:

@@ -245,10 +245,20 @@ def _run(notebook: Path, run_dir: Path, values: dict[str, Any], force: bool) -> 
         (stage_dir / name).unlink(missing_ok=True)
 
     record: dict[str, Any] = {
-        "schema": SCHEMA, "stage": notebook.stem, "status": "running", "key": key, "parameters": values,
-        "inputs": made_from, "metrics": {}, "artifacts": {}, "versions": versions(), "git": git_state(),
-        "pid": os.getpid(), "host": platform.node(), "started": now(),
-    }  # fmt: skip
+        "schema": SCHEMA,
+        "stage": notebook.stem,
+        "status": "running",
+        "key": key,
+        "parameters": values,
+        "inputs": made_from,
+        "metrics": {},
+        "artifacts": {},
+        "versions": versions(),
+        "git": git_state(),
+        "pid": os.getpid(),
+        "host": platform.node(),
+        "started": now(),
+    }
     write_json(stage_dir / RECORD, record)
     start = time.monotonic()
     interrupted = False
@@ -292,15 +302,32 @@ def _execute(notebook: Path, out: Path, parameters: dict[str, Any]) -> tuple[int
     with tempfile.TemporaryDirectory() as scratch:
         values, log = Path(scratch, "parameters.yaml"), Path(scratch, "log.txt")
         values.write_text(yaml.safe_dump(parameters))
-        command = [sys.executable, "-m", "papermill", str(notebook), str(out), "--parameters_file", str(values),
-                   "--cwd", str(notebook.parent), "--kernel", "python3", "--log-level", "WARNING",
-                   "--no-progress-bar" if quiet else "--progress-bar"]  # fmt: skip
+        command = [
+            sys.executable,
+            "-m",
+            "papermill",
+            str(notebook),
+            str(out),
+            "--parameters_file",
+            str(values),
+            "--cwd",
+            str(notebook.parent),
+            "--kernel",
+            "python3",
+            "--log-level",
+            "WARNING",
+            "--no-progress-bar" if quiet else "--progress-bar",
+        ]
         env = os.environ | {UNDER_RUNNER: "1"}
         with log.open("w") as sink:
             child = subprocess.Popen(
-                command, env=env, stdout=sink, stderr=sink if quiet else None, start_new_session=True,
+                command,
+                env=env,
+                stdout=sink,
+                stderr=sink if quiet else None,
+                start_new_session=True,
                 preexec_fn=_end_with_parent,
-            )  # fmt: skip
+            )
             try:
                 code = child.wait()
             except KeyboardInterrupt:

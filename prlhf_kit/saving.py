@@ -87,17 +87,21 @@ def save_index(model, index: UserIndex, folder: str | Path) -> None:
     """Write `users.json`: the users' rows, the model that was trained, and how to build the user model again."""
     user_model = next(iter(user_models(model)), None)
     index.save(
-        folder, base_model=reference_name(causal_lm(model)),
+        folder,
+        base_model=reference_name(causal_lm(model)),
         user_model=None if user_model is None else type(user_model).__name__,
         num_tokens=0 if user_model is None else user_model.num_tokens,
         options=user_model.options() if isinstance(user_model, UserModel) else None,
-    )  # fmt: skip
+    )
 
 
 def condition_as_saved(
-    model: PreTrainedModel, folder: str | Path, index: UserIndex, saved: dict[str, Any],
+    model: PreTrainedModel,
+    folder: str | Path,
+    index: UserIndex,
+    saved: dict[str, Any],
     user_model: nn.Module | None = None,
-) -> None:  # fmt: skip
+) -> None:
     """Condition `model` on an untrained user model like the one that `users.json` in `folder` (`saved`) speaks of.
 
     Raises:

@@ -34,9 +34,15 @@ if TYPE_CHECKING:
 JOBS = "jobs.json"  # run folder -> its latest job
 PATIENCE = 15  # seconds that a result file may take to be seen through a network file system
 ENDED = {  # how a job may end without a word of its own; all other states but these, COMPLETED and FAILED go on
-    "CANCELLED": "cancelled", "TIMEOUT": "time limit", "OUT_OF_MEMORY": "out of memory", "NODE_FAIL": "node failed",
-    "BOOT_FAIL": "node failed", "PREEMPTED": "pre-empted", "DEADLINE": "deadline passed", "REVOKED": "revoked",
-}  # fmt: skip
+    "CANCELLED": "cancelled",
+    "TIMEOUT": "time limit",
+    "OUT_OF_MEMORY": "out of memory",
+    "NODE_FAIL": "node failed",
+    "BOOT_FAIL": "node failed",
+    "PREEMPTED": "pre-empted",
+    "DEADLINE": "deadline passed",
+    "REVOKED": "revoked",
+}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -49,9 +55,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--cpus", type=int, default=1, metavar="N", help="processors (default: %(default)s)")
     group.add_argument("--slots", type=int, default=16, metavar="N", help="jobs at a time (default: %(default)s)")
     group.add_argument(
-        "--max-requeues", type=int, default=3, metavar="N",
+        "--max-requeues",
+        type=int,
+        default=3,
+        metavar="N",
         help="how often a run that reached its time limit goes back into the queue to resume (default: %(default)s)",
-    )  # fmt: skip
+    )
 
 
 def options(args: argparse.Namespace) -> dict[str, Any]:
@@ -96,9 +105,14 @@ def options(args: argparse.Namespace) -> dict[str, Any]:
     except ImportError:
         raise RunError("submitit is not installed, which talks to Slurm: pip install 'prlhf_kit[slurm]'.") from None
     return {
-        "partition": args.partition, "time": args.time, "gpus": args.gpus, "memory": args.memory,
-        "cpus": args.cpus, "slots": args.slots, "max_requeues": args.max_requeues,
-    }  # fmt: skip
+        "partition": args.partition,
+        "time": args.time,
+        "gpus": args.gpus,
+        "memory": args.memory,
+        "cpus": args.cpus,
+        "slots": args.slots,
+        "max_requeues": args.max_requeues,
+    }
 
 
 def _minutes(limit: str) -> float:
@@ -190,12 +204,15 @@ def _submit(jobs: Sequence[Job], options: Mapping[str, Any], folder: Path) -> di
         executor = SlurmExecutor(place, max_num_timeout=options["max_requeues"])
         given = {"partition": options["partition"], "gpus_per_node": options["gpus"], "mem": options["memory"]}
         executor.update_parameters(
-            job_name="prlhf", time=options["time"], cpus_per_task=options["cpus"], array_parallelism=options["slots"],
+            job_name="prlhf",
+            time=options["time"],
+            cpus_per_task=options["cpus"],
+            array_parallelism=options["slots"],
             signal_delay_s=min(90, 30 * options["time"]),  # Slurm may send it a minute earlier than that
             srun_args=[f"--cpus-per-task={options['cpus']}"],  # since 22.05, srun takes it over from sbatch no more
             additional_parameters={"requeue": True},
             **{name: value for name, value in given.items() if value},
-        )  # fmt: skip
+        )
         try:
             submitted = executor.submit_array([Work(job.command, job.log) for job in new])
         except (FailedJobError, FailedSubmissionError) as error:

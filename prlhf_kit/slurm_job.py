@@ -99,8 +99,14 @@ def queue(jobs: Sequence[str]) -> dict[str, tuple[str, str, str]] | None:
     """
     if not jobs:
         return {}
-    command = ["squeue", "--array", "--noheader", "--states=all", f"--jobs={','.join(jobs)}",
-               "--Format=JobArrayID:|,State:|,exit_code:|,Reason:|"]  # fmt: skip
+    command = [
+        "squeue",
+        "--array",
+        "--noheader",
+        "--states=all",
+        f"--jobs={','.join(jobs)}",
+        "--Format=JobArrayID:|,State:|,exit_code:|,Reason:|",
+    ]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, check=False)
     except OSError:  # a node without the tools

@@ -80,9 +80,16 @@ def two_preferences(table: pd.DataFrame) -> Figure:
     for number, (towards, group) in enumerate(table.groupby("towards", sort=False)):
         x, y = (group[group.user_id == user] for user in (first, second))
         ax.errorbar(
-            x.gain, y.gain, xerr=_error(x, "gain"), yerr=_error(y, "gain"), fmt=MARKERS[number % len(MARKERS)],
-            color=PALETTE[number], label=towards, markersize=8, elinewidth=1,
-        )  # fmt: skip
+            x.gain,
+            y.gain,
+            xerr=_error(x, "gain"),
+            yerr=_error(y, "gain"),
+            fmt=MARKERS[number % len(MARKERS)],
+            color=PALETTE[number],
+            label=towards,
+            markersize=8,
+            elinewidth=1,
+        )
     ax.axhline(0, color="black", linewidth=1, linestyle=":")
     ax.axvline(0, color="black", linewidth=1, linestyle=":")
     ax.set(xlabel=f"gained by {first} (judge's units)", ylabel=f"gained by {second}\n(judge's units)")

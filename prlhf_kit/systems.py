@@ -60,9 +60,13 @@ class System:
         return self.reads != "nothing"
 
     def stream(
-        self, prompt: Prompt, user: User, weight: float = 1.0, stop: threading.Event | None = None,
+        self,
+        prompt: Prompt,
+        user: User,
+        weight: float = 1.0,
+        stop: threading.Event | None = None,
         max_new_tokens: int = 64,
-    ) -> Iterator[GuidedAnswer]:  # fmt: skip
+    ) -> Iterator[GuidedAnswer]:
         """One greedy answer as it grows: after every token all there is so far, until it ends or `stop` is set.
 
         Raises:
@@ -70,9 +74,13 @@ class System:
         """
         sizes = [len(self.tokenizer), self.guide.model.get_input_embeddings().weight.shape[0]]
         decoder = GuidedDecoder(
-            None, self.tokenizer, self.guide, weight=weight if self.weight is None else self.weight,
-            top_k=self.top_k or min(sizes), max_new_tokens=max_new_tokens,
-        )  # fmt: skip
+            None,
+            self.tokenizer,
+            self.guide,
+            weight=weight if self.weight is None else self.weight,
+            top_k=self.top_k or min(sizes),
+            max_new_tokens=max_new_tokens,
+        )
         for draft in decoder.stream(prompt, self._who(user)):
             yield draft
             if stop is not None and stop.is_set():
@@ -121,9 +129,18 @@ def twin(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def of_run(
-    run_dir: str | Path, model: str = models.EMBEDDED, *, users: Sequence[str] = (), systems: Sequence[str] = (),
-    prompts: Sequence[str] = (), n_prompts: int = 6, k: int = 4, steps: int = 2, top_k: int = 10, seed: int = 0,
-) -> Compared:  # fmt: skip
+    run_dir: str | Path,
+    model: str = models.EMBEDDED,
+    *,
+    users: Sequence[str] = (),
+    systems: Sequence[str] = (),
+    prompts: Sequence[str] = (),
+    n_prompts: int = 6,
+    k: int = 4,
+    steps: int = 2,
+    top_k: int = 10,
+    seed: int = 0,
+) -> Compared:
     """Load what a run's stages 01 and 03 left (and the PersRM of 04, if it is there), all on one base in memory.
 
     Args:

@@ -82,9 +82,13 @@ class UserIndex:
 
 
 def word_vectors(
-    word_embeddings: torch.Tensor, rows: int, num_tokens: int, init: str = "words", vocabulary: int | None = None,
+    word_embeddings: torch.Tensor,
+    rows: int,
+    num_tokens: int,
+    init: str = "words",
+    vocabulary: int | None = None,
     seed: int = 0,
-) -> torch.Tensor:  # fmt: skip
+) -> torch.Tensor:
     """Starting values of soft tokens: `[rows, num_tokens, d_model]`.
 
     Args:
@@ -183,10 +187,17 @@ class IndividualUserModel(UserModel):
     """
 
     def __init__(
-        self, num_rows: int, word_embeddings: torch.Tensor, num_tokens: int = 10, seed: int = 0,
-        add_generic_user: bool = True, init: str = "words", vocabulary: int | None = None, after_bos: bool = False,
+        self,
+        num_rows: int,
+        word_embeddings: torch.Tensor,
+        num_tokens: int = 10,
+        seed: int = 0,
+        add_generic_user: bool = True,
+        init: str = "words",
+        vocabulary: int | None = None,
+        after_bos: bool = False,
         user_text: bool = False,
-    ):  # fmt: skip
+    ):
         super().__init__(after_bos, user_text)
         vectors = word_vectors(word_embeddings, num_rows, num_tokens, init, vocabulary, seed)
         self.row_0_is_zero = add_generic_user
@@ -223,10 +234,17 @@ class ClusterUserModel(UserModel):
     SCALE = 10.0
 
     def __init__(
-        self, num_rows: int, word_embeddings: torch.Tensor, num_tokens: int = 10, clusters: int = 5, seed: int = 0,
-        init: str = "words", vocabulary: int | None = None, after_bos: bool = False,
+        self,
+        num_rows: int,
+        word_embeddings: torch.Tensor,
+        num_tokens: int = 10,
+        clusters: int = 5,
+        seed: int = 0,
+        init: str = "words",
+        vocabulary: int | None = None,
+        after_bos: bool = False,
         user_text: bool = False,
-    ):  # fmt: skip
+    ):
         super().__init__(after_bos, user_text)
         self.centres = nn.Parameter(word_vectors(word_embeddings, clusters, num_tokens, init, vocabulary, seed))
         drawn = torch.randn(num_rows, clusters, generator=torch.Generator().manual_seed(seed + 1))
@@ -259,10 +277,17 @@ class LowRankUserModel(UserModel):
     """
 
     def __init__(
-        self, num_rows: int, word_embeddings: torch.Tensor, num_tokens: int = 10, rank: int = 16, seed: int = 0,
-        init: str = "words", vocabulary: int | None = None, after_bos: bool = False,
+        self,
+        num_rows: int,
+        word_embeddings: torch.Tensor,
+        num_tokens: int = 10,
+        rank: int = 16,
+        seed: int = 0,
+        init: str = "words",
+        vocabulary: int | None = None,
+        after_bos: bool = False,
         user_text: bool = False,
-    ):  # fmt: skip
+    ):
         super().__init__(after_bos, user_text)
         vectors = word_vectors(word_embeddings, rank + 1, num_tokens, init, vocabulary, seed)
         self.generic = nn.Parameter(vectors[0].clone())  # e_0 [T_u, d_model]

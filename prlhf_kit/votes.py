@@ -22,9 +22,13 @@ class VoteError(ValueError):
 
 
 def records(
-    voter: str, prompt: list[dict[str, str]], answers: Iterable[tuple[str, Mapping[str, Any]]], chosen: int,
-    voter_text: str | None = None, **more: Any,
-) -> list[dict[str, Any]]:  # fmt: skip
+    voter: str,
+    prompt: list[dict[str, str]],
+    answers: Iterable[tuple[str, Mapping[str, Any]]],
+    chosen: int,
+    voter_text: str | None = None,
+    **more: Any,
+) -> list[dict[str, Any]]:
     """One preference record for each answer that `chosen` was preferred to.
 
     Answers that are empty, or the same as the chosen one, are no alternatives and give no record.
@@ -51,11 +55,20 @@ def records(
     vote = f"vote-{uuid.uuid4().hex[:12]}"
     return [
         record(
-            f"{vote}-{i}", voter.strip(), prompt, best, text, (voter_text or "").strip() or None, vote=vote,
-            chosen_from=dict(best_by), rejected_from=dict(made_by), time=now(), **more,
+            f"{vote}-{i}",
+            voter.strip(),
+            prompt,
+            best,
+            text,
+            (voter_text or "").strip() or None,
+            vote=vote,
+            chosen_from=dict(best_by),
+            rejected_from=dict(made_by),
+            time=now(),
+            **more,
         )
         for i, (text, made_by) in enumerate(others)
-    ]  # fmt: skip
+    ]
 
 
 def append(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> str:

@@ -23,9 +23,15 @@ class Form(ui.VBox):
     """What to compare, buttons, and room for the cards. `voted`: whether there are votes; the rest as in `compare`."""
 
     def __init__(
-        self, systems: Sequence[System], users: Sequence[User], prompts: Sequence[Prompt], voted: bool, weight: float,
-        max_new_tokens: int, blind: bool,
-    ):  # fmt: skip
+        self,
+        systems: Sequence[System],
+        users: Sequence[User],
+        prompts: Sequence[Prompt],
+        voted: bool,
+        weight: float,
+        max_new_tokens: int,
+        blind: bool,
+    ):
         super().__init__()
         self.add_class("prlhf-compare")
         self.prompts = list(prompts)
@@ -67,9 +73,15 @@ class Form(ui.VBox):
         if voted:
             groups.append(ui.VBox([ui.HTML("<h3>Votes</h3>"), self.voter, self.about]))
         self.children = [
-            ui.HTML(STYLE), self.choose, self.earlier, self.prompt, named(ui.Box(groups), "options"),
-            named(ui.Box([self.generate, self.stop, self.reveal, self.status]), "actions"), self.cards, script,
-        ]  # fmt: skip
+            ui.HTML(STYLE),
+            self.choose,
+            self.earlier,
+            self.prompt,
+            named(ui.Box(groups), "options"),
+            named(ui.Box([self.generate, self.stop, self.reveal, self.status]), "actions"),
+            self.cards,
+            script,
+        ]
         self.choose.observe(self._chosen, "value")
         self.choose.value = 0 if self.prompts else -1
 

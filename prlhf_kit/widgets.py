@@ -29,10 +29,18 @@ SETTLE = 0.25  # seconds: a browser sends the last move of a slider after the cl
 
 
 def compare(
-    systems: Sequence[System], users: Sequence[User], prompts: Sequence[Prompt], *, votes: str | Path | None = None,
-    rewards: Mapping[str, Reward] | None = None, fingerprints: Mapping[str, str] | None = None, weight: float = 1.0,
-    max_new_tokens: int = 64, blind: bool = False, seed: int | None = None,
-) -> Comparison:  # fmt: skip
+    systems: Sequence[System],
+    users: Sequence[User],
+    prompts: Sequence[Prompt],
+    *,
+    votes: str | Path | None = None,
+    rewards: Mapping[str, Reward] | None = None,
+    fingerprints: Mapping[str, str] | None = None,
+    weight: float = 1.0,
+    max_new_tokens: int = 64,
+    blind: bool = False,
+    seed: int | None = None,
+) -> Comparison:
     """The comparison as a widget. Show it as a cell's last expression, or by `display`.
 
     One answer is written after the other, in a thread of its own, so the kernel stays free; don't use the same models
@@ -153,9 +161,10 @@ class Comparison(Form):
     def _enable(self) -> None:
         """Enable and disable the buttons by what can be done now."""
         off = [
-            (self.generate, self.writing), (self.stop, not self.writing),
+            (self.generate, self.writing),
+            (self.stop, not self.writing),
             (self.reveal, self.writing or not self.hidden),
-        ]  # fmt: skip
+        ]
         for card, box in zip(self.shown, self.cards.children, strict=False):  # fewer boxes, where laying out failed
             off += [(vote, self.writing or self.voted or card.state != "done") for vote in box.children[1:]]
         for button, disabled in sorted(off, key=lambda one: one[1]):  # focus needs somewhere to go: enable first
@@ -198,10 +207,19 @@ class Comparison(Form):
         """Write the vote for `number` against the others of `done`, and show who wrote what."""
         made_by = [card.made_by() for card in self.shown]
         rows = voting.records(
-            self.voter.value, self.asked, [(self.shown[i].text, made_by[i]) for i in done], done.index(number),
-            self.about.value, blind=self.hidden, order=made_by, seed=self.seed, round=self.round,
-            settings=self.settings, models=self.fingerprints, kit=self.kit,
-        )  # fmt: skip
+            self.voter.value,
+            self.asked,
+            [(self.shown[i].text, made_by[i]) for i in done],
+            done.index(number),
+            self.about.value,
+            blind=self.hidden,
+            order=made_by,
+            seed=self.seed,
+            round=self.round,
+            settings=self.settings,
+            models=self.fingerprints,
+            kit=self.kit,
+        )
         assert self.votes is not None  # else there is no button
         told = voting.append(self.votes, rows)
         self._uncover()

@@ -125,8 +125,9 @@ def check(
     for scan in scans.values():
         for name, n in scan.found().items():
             found[name] = found.get(name, 0) + n
-    checks = pd.DataFrame([(name, rule, found.get(name, 0)) for name, rule in rules.items()],
-                          columns=["check", "rule", "pairs"])  # fmt: skip
+    checks = pd.DataFrame(
+        [(name, rule, found.get(name, 0)) for name, rule in rules.items()], columns=["check", "rule", "pairs"]
+    )
     return clean, Report(table, sum(len(d) for d in clean.values()), checks, shortened=shortened)
 
 
@@ -207,8 +208,15 @@ class _Scan:
         """Mark duplicated pairs (but the first) and pairs that contradict another one of the same user."""
         kept = self.kept()
         low, high = np.minimum(self.chosen, self.rejected)[kept], np.maximum(self.chosen, self.rejected)[kept]
-        table = pd.DataFrame({"user": pd.factorize(self.user[kept])[0], "prompt": self.prompt[kept], "low": low,
-                              "high": high, "first": self.chosen[kept] == low})  # fmt: skip
+        table = pd.DataFrame(
+            {
+                "user": pd.factorize(self.user[kept])[0],
+                "prompt": self.prompt[kept],
+                "low": low,
+                "high": high,
+                "first": self.chosen[kept] == low,
+            }
+        )
         asked = ["user", "prompt", "low", "high"]
         both = table.groupby(asked)["first"].transform("nunique").to_numpy() > 1
         again = table.duplicated().to_numpy() & ~both
@@ -259,8 +267,11 @@ class _Scan:
         short = {new: self.short[old] for new, old in enumerate(kept.tolist()) if old in self.short}
         if short:
             # a fingerprint of its own: `datasets` would pickle all the prompts to make one
-            dataset = dataset.map(lambda row, i: {"prompt": short.get(i, row["prompt"])}, with_indices=True,
-                                  new_fingerprint=uuid.uuid4().hex[:16])  # fmt: skip
+            dataset = dataset.map(
+                lambda row, i: {"prompt": short.get(i, row["prompt"])},
+                with_indices=True,
+                new_fingerprint=uuid.uuid4().hex[:16],
+            )
         return dataset
 
 

@@ -190,8 +190,13 @@ class Contexts:
         """What decides the prompts, for records: `people` aside, plain values."""
         if self.context == "none":
             return {"context": "none"}
-        return {"context": self.context, "template": self._read.name, "template_sha256": self._read.sha256,
-                "text": [list(part) for part in self._read.parts], "seed": self.seed}  # fmt: skip
+        return {
+            "context": self.context,
+            "template": self._read.name,
+            "template_sha256": self._read.sha256,
+            "text": [list(part) for part in self._read.parts],
+            "seed": self.seed,
+        }
 
 
 def context_of(folder: str | Path, people: Mapping[str, str | None]) -> Contexts:

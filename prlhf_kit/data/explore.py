@@ -45,19 +45,40 @@ def lengths(data: DatasetDict) -> pd.DataFrame:
     for split, pairs in data.items():
         for row in _columns(pairs, "user_id", "group", "chosen", "rejected"):
             chosen, rejected = _text(row["chosen"]), _text(row["rejected"])
-            rows.append((split, row["user_id"], row["group"], len(chosen), len(rejected), len(chosen.split()),
-                         len(rejected.split())))  # fmt: skip
-    return pd.DataFrame(rows, columns=["split", "user_id", "group", "chosen_characters", "rejected_characters",
-                                       "chosen_words", "rejected_words"])  # fmt: skip
+            rows.append(
+                (
+                    split,
+                    row["user_id"],
+                    row["group"],
+                    len(chosen),
+                    len(rejected),
+                    len(chosen.split()),
+                    len(rejected.split()),
+                )
+            )
+    return pd.DataFrame(
+        rows,
+        columns=[
+            "split",
+            "user_id",
+            "group",
+            "chosen_characters",
+            "rejected_characters",
+            "chosen_words",
+            "rejected_words",
+        ],
+    )
 
 
 def length_by_user(table: pd.DataFrame) -> pd.DataFrame:
     """`lengths` by user: `pairs`, mean characters of both responses, share of pairs with the longer one chosen."""
     table = table.assign(longer=(np.sign(table.chosen_words - table.rejected_words) + 1) / 2)
     means = table.groupby("user_id").agg(
-        pairs=("split", "size"), chosen_characters=("chosen_characters", "mean"),
-        rejected_characters=("rejected_characters", "mean"), longer_chosen=("longer", "mean"),
-    )  # fmt: skip
+        pairs=("split", "size"),
+        chosen_characters=("chosen_characters", "mean"),
+        rejected_characters=("rejected_characters", "mean"),
+        longer_chosen=("longer", "mean"),
+    )
     return means.sort_values(["pairs"], ascending=False, kind="stable").reset_index()
 
 
@@ -182,8 +203,12 @@ def typical_words(
         Columns `group`, `word`, `weight`, the heaviest `words` of each group.
     """
     groups, texts = _sample(pairs, responses, max_groups, seed)
-    vectorizer = TfidfVectorizer(sublinear_tf=True, min_df=min(2, len(texts)), stop_words="english",
-                                 token_pattern=r"(?<!['’\w])[^\W\d_]{3,}(?!['’\w])")  # fmt: skip
+    vectorizer = TfidfVectorizer(
+        sublinear_tf=True,
+        min_df=min(2, len(texts)),
+        stop_words="english",
+        token_pattern=r"(?<!['’\w])[^\W\d_]{3,}(?!['’\w])",
+    )
     weights = _tfidf(texts, vectorizer)
     if weights is None:
         return pd.DataFrame(columns=["group", "word", "weight"])

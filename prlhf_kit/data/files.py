@@ -26,9 +26,14 @@ _NEEDED = ("user_id", "prompt", "chosen", "rejected")
 
 
 def read(
-    tally: Tally, path: str | Path | None = None, *, columns: Mapping[str, str] | None = None, test_share: float = 0.1,
-    unseen: str | Sequence[str] = (), seed: int = 0,
-) -> Iterator[tuple[str, dict]]:  # fmt: skip
+    tally: Tally,
+    path: str | Path | None = None,
+    *,
+    columns: Mapping[str, str] | None = None,
+    test_share: float = 0.1,
+    unseen: str | Sequence[str] = (),
+    seed: int = 0,
+) -> Iterator[tuple[str, dict]]:
     """Records, with their `split` if there is such a column, else split by prompt.
 
     Args:

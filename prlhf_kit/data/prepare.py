@@ -23,9 +23,15 @@ CARD_FILE = "card.json"
 
 
 def prepare(
-    data: DatasetDict, report: Report, out: str | Path, name: str, path: str | Path | None, options: Mapping[str, Any],
-    limits: Mapping[str, Any] | None = None, replace: bool = False,
-) -> Path:  # fmt: skip
+    data: DatasetDict,
+    report: Report,
+    out: str | Path,
+    name: str,
+    path: str | Path | None,
+    options: Mapping[str, Any],
+    limits: Mapping[str, Any] | None = None,
+    replace: bool = False,
+) -> Path:
     """Write one parquet file a split, `README.md` (a data card that the hub can read too) and `card.json` into `out`.
 
     Everything is written beside `out` first and moved there at the end: a reader sees all of it or nothing.

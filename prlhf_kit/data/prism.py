@@ -34,9 +34,18 @@ from prlhf_kit.data.sources import Rows, hub_rows, local_rows, require_columns
 
 HUB = "HannahRoseKirk/prism-alignment"
 SURVEY = (
-    "user_id", "num_completed_conversations", "self_description", "system_string", "order_stated_prefs", "age",
-    "gender", "education", "employment_status", "marital_status", "english_proficiency",
-)  # fmt: skip
+    "user_id",
+    "num_completed_conversations",
+    "self_description",
+    "system_string",
+    "order_stated_prefs",
+    "age",
+    "gender",
+    "education",
+    "employment_status",
+    "marital_status",
+    "english_proficiency",
+)
 CONVERSATION = ("conversation_id", "user_id", "conversation_history")
 CARES = {  # a stated preference -> what such a person cares about
     "values": "answers in line with their values and culture",
@@ -56,16 +65,26 @@ CARD = Card(
     pairs="8,011 conversations, 68,371 rated responses",
     quality="Everybody writes their own prompts: users can't be compared on the same ones, and a taste can't be told "
     "from a topic. From the second turn on both responses are the same model's. Personal and sensitive texts.",
-    counts={"users": 1_396, "conversations": 8_011, "seen users": 1_234, "unseen users": 162,
-            "conversations without a usable turn": 2},
+    counts={
+        "users": 1_396,
+        "conversations": 8_011,
+        "seen users": 1_234,
+        "unseen users": 162,
+        "conversations without a usable turn": 2,
+    },
     rules={"prompt in train and test": "drop", "user with too few pairs": "drop"},
-)  # fmt: skip
+)
 
 
 def read(
-    tally: Tally, path: str | Path | None = None, *, max_characters: int | None = 2300, train_share: float = 0.9,
-    adapt_share: float = 0.5, seed: int = 123,
-) -> Iterator[tuple[str, dict]]:  # fmt: skip
+    tally: Tally,
+    path: str | Path | None = None,
+    *,
+    max_characters: int | None = 2300,
+    train_share: float = 0.9,
+    adapt_share: float = 0.5,
+    seed: int = 123,
+) -> Iterator[tuple[str, dict]]:
     """Records with the person's survey answers as `user_text`.
 
     Args:
@@ -117,8 +136,14 @@ def describe(row: dict) -> str:
         f"What matters most to me: {', '.join(first)}." if first else "",
         f"About me: {row['self_description']}" if row["self_description"] else "",
     ]
-    facts = {"age": "age", "gender": "gender", "education": "education", "work": "employment_status",
-             "family": "marital_status", "English": "english_proficiency"}  # fmt: skip
+    facts = {
+        "age": "age",
+        "gender": "gender",
+        "education": "education",
+        "work": "employment_status",
+        "family": "marital_status",
+        "English": "english_proficiency",
+    }
     silent = (None, "", "Prefer not to say")
     known = [f"{name} {row[column]}" for name, column in facts.items() if row[column] not in silent]
     return "\n".join([*filter(None, parts), *([f"Facts: {'; '.join(known)}."] if known else [])])

@@ -41,9 +41,16 @@ CARD = Card(
     pairs="53,471 without duplicates (P-RLHF)",
     quality="GPT-4 judged whether a response fits the wish; both responses come from models that had been given "
     "wishes, so the style alone often tells. The same prompts serve all users.",
-    counts={"pairs": 53_471, "pairs of P1A": 8_959, "pairs of P1B": 9_069, "pairs of P2A": 8_239,
-            "pairs of P2B": 8_626, "pairs of P3A": 9_356, "pairs of P3B": 9_222},
-)  # fmt: skip
+    counts={
+        "pairs": 53_471,
+        "pairs of P1A": 8_959,
+        "pairs of P1B": 9_069,
+        "pairs of P2A": 8_239,
+        "pairs of P2B": 8_626,
+        "pairs of P3A": 9_356,
+        "pairs of P3B": 9_222,
+    },
+)
 
 
 def read(

@@ -88,16 +88,26 @@ class Population:
 
     def save(self, path: str | Path) -> None:
         """Write everything as JSON."""
-        plain = {"weights": self.weights.to_dict("split"), "groups": self.groups, "mean": self.mean.to_dict(),
-                 "std": self.std.to_dict(), "temperature": self.temperature}  # fmt: skip
+        plain = {
+            "weights": self.weights.to_dict("split"),
+            "groups": self.groups,
+            "mean": self.mean.to_dict(),
+            "std": self.std.to_dict(),
+            "temperature": self.temperature,
+        }
         Path(path).write_text(json.dumps(plain))
 
     @classmethod
     def load(cls, path: str | Path) -> Population:
         """Read what `save` wrote."""
         saved = json.loads(Path(path).read_text())
-        return cls(pd.DataFrame(**saved["weights"]), saved["groups"], pd.Series(saved["mean"]),
-                   pd.Series(saved["std"]), saved["temperature"])  # fmt: skip
+        return cls(
+            pd.DataFrame(**saved["weights"]),
+            saved["groups"],
+            pd.Series(saved["mean"]),
+            pd.Series(saved["std"]),
+            saved["temperature"],
+        )
 
     @property
     def user_ids(self) -> list[str]:
@@ -185,8 +195,15 @@ def load(
             for i, prompt in enumerate(prompts):
                 drawn = [rng.choice(by_prompt[prompt], 2, replace=False) for _ in range(contrast)]
                 a, b = max(drawn, key=lambda pair: np.linalg.norm(places[pair[0]] - places[pair[1]]))
-                rows.append({"user_id": user, "prompt": texts["prompt"][a], "a": texts["response"][a],
-                             "b": texts["response"][b], "pair_id": f"{split}-{user}-{i}"})  # fmt: skip
+                rows.append(
+                    {
+                        "user_id": user,
+                        "prompt": texts["prompt"][a],
+                        "a": texts["response"][a],
+                        "b": texts["response"][b],
+                        "pair_id": f"{split}-{user}-{i}",
+                    }
+                )
         splits[split] = _records(pd.DataFrame(rows), people, rng)
     return DatasetDict(splits)
 

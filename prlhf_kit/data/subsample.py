@@ -10,9 +10,12 @@ from prlhf_kit.data.schema import SchemaError
 
 
 def subsample(
-    pairs: Dataset, n: int | None = None, pairs_per_prompt: int | None = None, min_score_ratio: float | None = None,
+    pairs: Dataset,
+    n: int | None = None,
+    pairs_per_prompt: int | None = None,
+    min_score_ratio: float | None = None,
     seed: int = 0,
-) -> Dataset:  # fmt: skip
+) -> Dataset:
     """About `n` pairs, of all users alike, by whole prompts.
 
     The same rows in whatever order they come give the same choice, and `n` = 50 is among `n` = 100. ComPO (Kumar et

@@ -43,8 +43,9 @@ def read(
         test_share, seed: for a source without a split of its own, which is split by question.
     """
     if path is not None and list(Path(path).glob("webgpt.train.*")):
-        parts = [(split, local_rows(path, f"webgpt.{name}.*")) for name, split in
-                 (("train", "train"), ("test", "test_seen"))]  # fmt: skip
+        parts = [
+            (split, local_rows(path, f"webgpt.{name}.*")) for name, split in (("train", "train"), ("test", "test_seen"))
+        ]
     else:
         rows = (
             hub_rows(HUB, "train", converted=True)

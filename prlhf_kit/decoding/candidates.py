@@ -62,8 +62,10 @@ class CandidateReader(Reader):
         blocked = torch.zeros(seen.shape, dtype=self.bare.dtype, device=self.device)
         blocked.masked_fill_(~seen, torch.finfo(self.bare.dtype).min)
         hidden = self._hidden(
-            input_ids=tokens, attention_mask=blocked[:, None], position_ids=self.positions + steps,
-        )  # fmt: skip
+            input_ids=tokens,
+            attention_mask=blocked[:, None],
+            position_ids=self.positions + steps,
+        )
         self._remember(hidden[:, :n], torch.ones_like(tokens[:, :n]))
         self.positions = self.positions + n
         self.width, self.candidates = k, hidden[:, n:]

@@ -95,11 +95,15 @@ class GuidedDecoder:
         if not 1 <= self.top_k <= self.vocabulary:
             raise DecodingError(f"top_k is {self.top_k}, expected 1 to {self.vocabulary}, the size of the vocabulary.")
         for name, wrong in {
-            "max_new_tokens": self.max_new_tokens < 1, "batch_size": self.batch_size < 1, "every": self.every < 1,
+            "max_new_tokens": self.max_new_tokens < 1,
+            "batch_size": self.batch_size < 1,
+            "every": self.every < 1,
             "min_new_tokens": not 0 <= self.min_new_tokens <= self.max_new_tokens,
-            "temperature": not self.temperature > 0, "top_p": not 0 < self.top_p <= 1,
-            "repetition_penalty": not self.repetition_penalty > 0, "unsure_above": math.isnan(self.unsure_above),
-        }.items():  # fmt: skip
+            "temperature": not self.temperature > 0,
+            "top_p": not 0 < self.top_p <= 1,
+            "repetition_penalty": not self.repetition_penalty > 0,
+            "unsure_above": math.isnan(self.unsure_above),
+        }.items():
             if wrong:
                 raise DecodingError(
                     f"{name} is {getattr(self, name)}. Expected at least one token, batch and step, min_new_tokens "
@@ -216,9 +220,20 @@ class GuidedDecoder:
         """Keys that tell each answer from those of other requests, settings, prompts as laid out, or models."""
         settings = {
             name: getattr(self, name)
-            for name in ("weights", "top_k", "max_new_tokens", "min_new_tokens", "stop_strings", "repetition_penalty",
-                         "do_sample", "temperature", "top_p", "every", "unsure_above")
-        }  # fmt: skip
+            for name in (
+                "weights",
+                "top_k",
+                "max_new_tokens",
+                "min_new_tokens",
+                "stop_strings",
+                "repetition_penalty",
+                "do_sample",
+                "temperature",
+                "top_p",
+                "every",
+                "unsure_above",
+            )
+        }
         known = self._known  # hashing weights takes a second a GB
         for row in (row for job in jobs for row in (job.base, *(row for row, _ in job.planned))):
             if id(row.model) not in known:

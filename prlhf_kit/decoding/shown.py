@@ -27,9 +27,13 @@ class Job:
 
 
 def read_jobs(
-    tokenizer: PreTrainedTokenizerBase, jobs: Iterable, contexts: Contexts | None, index: UserIndex | None,
-    limit: int | None, same: dict[str, Any],
-) -> list[Job]:  # fmt: skip
+    tokenizer: PreTrainedTokenizerBase,
+    jobs: Iterable,
+    contexts: Contexts | None,
+    index: UserIndex | None,
+    limit: int | None,
+    same: dict[str, Any],
+) -> list[Job]:
     """Every job with its prompt as it is shown; arguments as of `respond`.
 
     Args:
@@ -63,9 +67,14 @@ def read_jobs(
         say = (lambda p: p) if contexts is None or whose is None else partial(contexts.say, user_id=whose)
         shown, ids, shortened = _fitting(tokenizer, prompt, say, limit, at)
         told = {
-            "user_id": user, "prompt": prompt_text(prompt), "context": "none" if contexts is None else contexts.context,
-            "context_user": whose, "shown": shown, "shortened": shortened, **same,
-        }  # fmt: skip
+            "user_id": user,
+            "prompt": prompt_text(prompt),
+            "context": "none" if contexts is None else contexts.context,
+            "context_user": whose,
+            "shown": shown,
+            "shortened": shortened,
+            **same,
+        }
         asked.append(Job(told, ids, None if index is None else index.row(user, unknown="generic")))
     if not asked:
         raise DecodingError("there are no jobs to answer. Expected rows with user_id and prompt.")

@@ -56,8 +56,17 @@ SAMPLING: dict[str, tuple[str, Any]] = {
     "min_p": ("min_p", 0.0),
 }
 # what says nothing of the answer, or is said otherwise
-ELSEWHERE = {"do_sample", "use_cache", "max_length", "eos_token_id", "pad_token_id", "bos_token_id", "early_stopping",
-             "cache_implementation", "transformers_version"}  # fmt: skip
+ELSEWHERE = {
+    "do_sample",
+    "use_cache",
+    "max_length",
+    "eos_token_id",
+    "pad_token_id",
+    "bos_token_id",
+    "early_stopping",
+    "cache_implementation",
+    "transformers_version",
+}
 
 
 def require_vllm() -> Any:
@@ -123,9 +132,14 @@ class VLLM:
     weights: str
 
     def write(
-        self, model, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], user_rows: Sequence[int] | None,
-        config: GenerationConfig, seed: int,
-    ) -> list[Written]:  # fmt: skip
+        self,
+        model,
+        tokenizer: PreTrainedTokenizerBase,
+        prompts: Sequence[Prompt],
+        user_rows: Sequence[int] | None,
+        config: GenerationConfig,
+        seed: int,
+    ) -> list[Written]:
         """As `generate.write_batch`. A request has a seed of its own, so that its answer depends on no other's."""
         params = require_vllm().SamplingParams
         options = sampling_options(model, config)

@@ -21,9 +21,17 @@ GENERIC_ROW, NEAREST, FITTED = "generic row", "nearest known user", "fitted row"
 
 
 def ranked_by_pairs(
-    model, tokenizer: PreTrainedTokenizerBase, data: DatasetDict, ks: Sequence[int] = (1, 2, 4, 8), *, steps: int = 5,
-    learning_rate: float = 3e-3, beta: float = 0.1, batch_size: int = 16, seed: int = 0,
-) -> pd.DataFrame:  # fmt: skip
+    model,
+    tokenizer: PreTrainedTokenizerBase,
+    data: DatasetDict,
+    ks: Sequence[int] = (1, 2, 4, 8),
+    *,
+    steps: int = 5,
+    learning_rate: float = 3e-3,
+    beta: float = 0.1,
+    batch_size: int = 16,
+    seed: int = 0,
+) -> pd.DataFrame:
     """Which pairs of `test_unseen` are ranked right after adapting to k pairs of each user's `adapt_unseen`.
 
     The pairs of k=2 are among those of k=4 (`few_shot`). What the pairs, and the test pairs, are worth to the generic
@@ -52,9 +60,16 @@ def ranked_by_pairs(
         pairs = few_shot(data, k, seed)
         rows = [place[pair] for pair in pairs["pair_id"]]
         found = adapt(
-            model, tokenizer, pairs, steps=steps, learning_rate=learning_rate, beta=beta, batch_size=batch_size,
-            candidates=known, evidence=evidence.of(rows),
-        )  # fmt: skip
+            model,
+            tokenizer,
+            pairs,
+            steps=steps,
+            learning_rate=learning_rate,
+            beta=beta,
+            batch_size=batch_size,
+            candidates=known,
+            evidence=evidence.of(rows),
+        )
         column = {user: (GENERIC, *known).index(row) for user, row in zip(found.user_ids, found.start, strict=True)}
         tables.append(_table(k, NEAREST, test, worth[np.arange(len(test)), [column[user] for user in users]]))
         if steps:

@@ -41,9 +41,14 @@ def likelier(scores: pd.DataFrame) -> np.ndarray:
 
 
 def ranked_by_method(
-    personal, controls: Iterable[Control], tokenizer: PreTrainedTokenizerBase, index: UserIndex, pairs: Dataset,
-    train: Dataset, batch_size: int = 16,
-) -> pd.DataFrame:  # fmt: skip
+    personal,
+    controls: Iterable[Control],
+    tokenizer: PreTrainedTokenizerBase,
+    index: UserIndex,
+    pairs: Dataset,
+    train: Dataset,
+    batch_size: int = 16,
+) -> pd.DataFrame:
     """For each pair and method 1 if the chosen response got the higher reward, 1/2 if equal, else 0.
 
     Rewards: P-DPO and trained controls by DPO's implicit reward; "prompt with user text" by how much the untrained
@@ -119,9 +124,15 @@ def accuracy_by_user(ranked: pd.DataFrame, methods: Sequence[str], seed: int = 0
 
 
 def answers_by_system(
-    personal, vanilla: Control | None, tokenizer: PreTrainedTokenizerBase, index: UserIndex, train: Dataset,
-    prompts: Sequence[list[dict[str, str]]], users: Sequence[str], **options,
-) -> pd.DataFrame:  # fmt: skip
+    personal,
+    vanilla: Control | None,
+    tokenizer: PreTrainedTokenizerBase,
+    index: UserIndex,
+    train: Dataset,
+    prompts: Sequence[list[dict[str, str]]],
+    users: Sequence[str],
+    **options,
+) -> pd.DataFrame:
     """What every system answers to every prompt for every one of `users`, whom `index` knows.
 
     Args:

@@ -32,8 +32,13 @@ NONE = "none"  # the context of nobody
 NEITHER, PROMPT, SOFT, BOTH = FOUR_WAYS = ("neither", "prompt only", "soft tokens", "both")
 GENERIC_ROW, SFT_TOLD = "soft tokens, generic row", "SFT, context"
 FOUR_WAY_COMPARISONS = (
-    (PROMPT, NEITHER), (SOFT, NEITHER), (BOTH, NEITHER), (BOTH, PROMPT), (BOTH, SOFT), (PROMPT, SOFT),
-)  # fmt: skip
+    (PROMPT, NEITHER),
+    (SOFT, NEITHER),
+    (BOTH, NEITHER),
+    (BOTH, PROMPT),
+    (BOTH, SOFT),
+    (PROMPT, SOFT),
+)
 CONTROL_COMPARISONS = ((SOFT, GENERIC_ROW), (PROMPT, SFT_TOLD))  # is it the user's own row, and is it DPO?
 CONTEXT_COMPARISONS = (("true", "none"), ("true", "random"), ("true", "shuffled"))
 
@@ -88,14 +93,18 @@ def items(rows: Dataset, value: ArrayLike, **names: str) -> pd.DataFrame:
     values = np.asarray(value, float)
     if values.shape != (len(rows),):
         raise ValueError(f"values of shape {values.shape} for {len(rows)} rows, expected one each, in order.")
-    return pd.DataFrame({**names, **{name: list(column) for name, column in table.items()}, "value": values,
-                         "chance": chance})  # fmt: skip
+    return pd.DataFrame(
+        {**names, **{name: list(column) for name, column in table.items()}, "value": values, "chance": chance}
+    )
 
 
 def by_context(
-    rank: Rank, rows: Dataset, contexts: Contexts, kinds: Sequence[str] = ("true", "none", "random", "shuffled"),
+    rank: Rank,
+    rows: Dataset,
+    contexts: Contexts,
+    kinds: Sequence[str] = ("true", "none", "random", "shuffled"),
     **names: str,
-) -> pd.DataFrame:  # fmt: skip
+) -> pd.DataFrame:
     """Results of one model with different contexts in the same prompts: a table of `items` with the column `context`.
 
     `accuracies(table, ["context"])` and `comparisons(table, CONTEXT_COMPARISONS, "context", ...)` sum it up.
@@ -175,9 +184,13 @@ def accuracies(table: pd.DataFrame, by: Sequence[str], named: bool = False, seed
 
 
 def comparisons(
-    table: pd.DataFrame, wanted: Sequence[tuple[str, str]], column: str, by: Sequence[str], named: bool = False,
+    table: pd.DataFrame,
+    wanted: Sequence[tuple[str, str]],
+    column: str,
+    by: Sequence[str],
+    named: bool = False,
     seed: int = 0,
-) -> pd.DataFrame:  # fmt: skip
+) -> pd.DataFrame:
     """Paired differences of `items`: one thing minus another on the same pairs or questions (`fairness.differences`).
 
     Args:

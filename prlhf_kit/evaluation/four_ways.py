@@ -22,9 +22,12 @@ UNTRAINED, SFT = "untrained", "SFT"
 
 
 def rank_of(
-    model, tokenizer: PreTrainedTokenizerBase, anchor: pd.DataFrame | None = None, batch_size: int = 16,
+    model,
+    tokenizer: PreTrainedTokenizerBase,
+    anchor: pd.DataFrame | None = None,
+    batch_size: int = 16,
     index: UserIndex | None = None,
-) -> Rank:  # fmt: skip
+) -> Rank:
     """How `model` ranks pairs: by its gain in log-probability over `anchor` (`rewarded`), or, without an anchor, by its
     mean log-probability a token. Users without a row in `index` get the generic one."""
 
@@ -36,10 +39,17 @@ def rank_of(
 
 
 def tried(
-    model, tokenizer: PreTrainedTokenizerBase, rows: Dataset, contexts: Contexts, kinds: Sequence[Context],
-    index: UserIndex | None = None, anchor: pd.DataFrame | None = None, batch_size: int = 16, seed: int = 0,
+    model,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Dataset,
+    contexts: Contexts,
+    kinds: Sequence[Context],
+    index: UserIndex | None = None,
+    anchor: pd.DataFrame | None = None,
+    batch_size: int = 16,
+    seed: int = 0,
     **names: str,
-) -> tuple[pd.DataFrame, pd.DataFrame]:  # fmt: skip
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     """What one model gets right with each of some kinds of context in the prompts.
 
     Args:

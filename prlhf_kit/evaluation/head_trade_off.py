@@ -24,10 +24,13 @@ PATHS = ("customised alone", "general, then customised", "the same with general 
 
 
 def trade_off(
-    general: tuple[Dataset, Embedded], domains: Mapping[str, tuple[Dataset, Embedded]],
-    general_test: tuple[Dataset, Embedded], domain_tests: Mapping[str, tuple[Dataset, Embedded]],
-    strengths: Sequence[float] = STRENGTHS, seed: int = 0,
-) -> pd.DataFrame:  # fmt: skip
+    general: tuple[Dataset, Embedded],
+    domains: Mapping[str, tuple[Dataset, Embedded]],
+    general_test: tuple[Dataset, Embedded],
+    domain_tests: Mapping[str, tuple[Dataset, Embedded]],
+    strengths: Sequence[float] = STRENGTHS,
+    seed: int = 0,
+) -> pd.DataFrame:
     """Accuracy on the domains' own and on general held-out pairs, along each of `PATHS`.
 
     Args:

@@ -36,8 +36,12 @@ class Judge(Protocol):
     """What all judges have in common; any function of this form is one, too."""
 
     def __call__(
-        self, prompt: Sequence[Text], answer_a: Sequence[str], answer_b: Sequence[str], user: Sequence[str | None],
-    ) -> list[Verdict]:  # fmt: skip
+        self,
+        prompt: Sequence[Text],
+        answer_a: Sequence[str],
+        answer_b: Sequence[str],
+        user: Sequence[str | None],
+    ) -> list[Verdict]:
         """One verdict each, on two answers to `prompt[i]` from the view of `user[i]` (None: nobody in particular)."""
         ...
 
@@ -95,9 +99,18 @@ def prompt_text(prompt: list[dict[str, str]]) -> str:
 
 ANSWERS = ("system", "user_id", "prompt", "answer")
 JUDGEMENTS = (
-    "judge", "user_id", "prompt", "system_a", "system_b", "answer_a", "answer_b", "first", "second", "preference",
+    "judge",
+    "user_id",
+    "prompt",
+    "system_a",
+    "system_b",
+    "answer_a",
+    "answer_b",
+    "first",
+    "second",
+    "preference",
     "probability",
-)  # fmt: skip
+)
 
 
 def require_answers(answers: pd.DataFrame) -> None:
@@ -108,9 +121,12 @@ def require_answers(answers: pd.DataFrame) -> None:
 
 
 def judged(
-    judge: Judge, answers: pd.DataFrame, systems: Sequence[tuple[str, str]], name: str,
+    judge: Judge,
+    answers: pd.DataFrame,
+    systems: Sequence[tuple[str, str]],
+    name: str,
     prompts: dict[str, Text] | None = None,
-) -> pd.DataFrame:  # fmt: skip
+) -> pd.DataFrame:
     """The tidy table of judgements: every two answers to the same prompt for the same user, judged in both orders.
 
     A verdict counts only where both orders agree; where they differ it is a tie, and where one of them could not be

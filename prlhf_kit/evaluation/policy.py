@@ -45,9 +45,14 @@ def mixed_logp(rows: Sequence[torch.Tensor], factors: Sequence[float], tokens: t
 
 @torch.inference_mode()
 def steered_logps(
-    guide: PAD, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Text], responses: Sequence[Text],
-    who: Sequence[Who], weights: Sequence[float], batch_size: int = 4,
-) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    guide: PAD,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Text],
+    responses: Sequence[Text],
+    who: Sequence[Who],
+    weights: Sequence[float],
+    batch_size: int = 4,
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probability (nats, summed over tokens) of each response under the model that the guide was trained from and
     now steers, `[n, len(weights)]`, and its reward `[n]` (nats): what the guide adds up over the response's tokens,
     which steers but is no policy.
@@ -88,9 +93,12 @@ def steered_logps(
 
 
 def policy_ranks(
-    guides: Mapping[str, tuple[PAD, Sequence[Who]]], tokenizer: PreTrainedTokenizerBase, pairs: Dataset,
-    weights: Sequence[float], batch_size: int = 4,
-) -> pd.DataFrame:  # fmt: skip
+    guides: Mapping[str, tuple[PAD, Sequence[Who]]],
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Dataset,
+    weights: Sequence[float],
+    batch_size: int = 4,
+) -> pd.DataFrame:
     """Which pairs each guide ranks right, as a policy and as a reward.
 
     Args:
@@ -106,9 +114,14 @@ def policy_ranks(
     tables = []
     for name, (guide, who) in guides.items():
         logps, rewards = steered_logps(
-            guide, tokenizer, [*pairs["prompt"]] * 2, [*pairs["chosen"], *pairs["rejected"]], [*who] * 2, weights,
+            guide,
+            tokenizer,
+            [*pairs["prompt"]] * 2,
+            [*pairs["chosen"], *pairs["rejected"]],
+            [*who] * 2,
+            weights,
             batch_size=batch_size,
-        )  # fmt: skip
+        )
         chosen, rejected = logps.chunk(2)
         reward_right = ranked_right(*rewards.chunk(2))
         for column, w in enumerate(weights):
@@ -145,9 +158,13 @@ def token_kl(policy: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
 
 @torch.inference_mode()
 def divergence(
-    guide: PAD, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Text], answers: Sequence[str],
-    who: Sequence[Who], batch_size: int = 4,
-) -> list[float]:  # fmt: skip
+    guide: PAD,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Text],
+    answers: Sequence[str],
+    who: Sequence[Who],
+    batch_size: int = 4,
+) -> list[float]:
     """KL (nats a token) of the guide's policy from the model that it was trained from, along each answer: `[n]`.
 
     Exact at every token, over the whole vocabulary, and averaged over the answer's tokens; over answers that the policy

@@ -158,8 +158,9 @@ def length_control(
         prompts = np.array(prompts_of(test[model]))
         for used, kept in (("all", np.full(len(part), True)), ("length-matched", part.matched.to_numpy())):
             for method, right in (
-                ("reward model", part.right.to_numpy()), ("length rule", ranked_right(direction * gap, 0 * gap)),
-            ):  # fmt: skip
+                ("reward model", part.right.to_numpy()),
+                ("length rule", ranked_right(direction * gap, 0 * gap)),
+            ):
                 if kept.any():
                     i = cluster_bootstrap(right[kept], prompts[kept], seed=seed)
                     rows.append((model, used, method, i.estimate, i.low, i.high, i.n))

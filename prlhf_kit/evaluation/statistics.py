@@ -162,9 +162,14 @@ def permutation_test(differences: ArrayLike, clusters: Iterable[Any], resamples:
     if len(sums) == 1:
         return 1.0  # two permutations, both as far from 0
     found = stats.permutation_test(
-        (sums, np.zeros(len(sums))), lambda a, b, axis: (a - b).sum(axis), permutation_type="samples",
-        n_resamples=resamples, vectorized=True, batch=max(1, 5_000_000 // len(sums)), rng=np.random.default_rng(seed),
-    )  # fmt: skip
+        (sums, np.zeros(len(sums))),
+        lambda a, b, axis: (a - b).sum(axis),
+        permutation_type="samples",
+        n_resamples=resamples,
+        vectorized=True,
+        batch=max(1, 5_000_000 // len(sums)),
+        rng=np.random.default_rng(seed),
+    )
     return float(found.pvalue)
 
 

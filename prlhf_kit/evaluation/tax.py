@@ -44,8 +44,23 @@ def tax(
             i = cluster_bootstrap(gap, prompts, seed=seed)
             p = permutation_test(gap, prompts, seed=seed)
             rows.append((name, model, *own[:3], *base[:3], *i[:3], p, detectable(gap, prompts), i.n, i.clusters))
-    columns = ["set", "model", "accuracy", "accuracy_low", "accuracy_high", "untrained", "untrained_low",
-               "untrained_high", "change", "low", "high", "p", "detectable", "n", "prompts"]  # fmt: skip
+    columns = [
+        "set",
+        "model",
+        "accuracy",
+        "accuracy_low",
+        "accuracy_high",
+        "untrained",
+        "untrained_low",
+        "untrained_high",
+        "change",
+        "low",
+        "high",
+        "p",
+        "detectable",
+        "n",
+        "prompts",
+    ]
     table = pd.DataFrame(rows, columns=columns)
     table.insert(columns.index("p") + 1, "p_holm", holm(table.p.tolist()))
     return table

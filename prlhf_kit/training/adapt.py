@@ -41,10 +41,18 @@ class Adapted:
 
 
 def adapt(
-    model, tokenizer: PreTrainedTokenizerBase, pairs: Dataset, *, steps: int = 10, learning_rate: float = 3e-3,
-    beta: float = 0.1, decay: float = 0.0, candidates: Sequence[int] | None = None, batch_size: int = 16,
+    model,
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Dataset,
+    *,
+    steps: int = 10,
+    learning_rate: float = 3e-3,
+    beta: float = 0.1,
+    decay: float = 0.0,
+    candidates: Sequence[int] | None = None,
+    batch_size: int = 16,
     evidence: Evidence | None = None,
-) -> Adapted:  # fmt: skip
+) -> Adapted:
     """Fit the rows of users who have none, by DPO's loss on their own pairs; everything else is frozen.
 
     Every user starts at the candidate row that explains their pairs best, or at the generic one, and goes on by Adam.
@@ -120,10 +128,12 @@ Tokens = tuple[list[int], list[int]]  # of a prompt and a completion
 def tokenized(model, tokenizer: PreTrainedTokenizerBase, pairs: Dataset) -> list[tuple[Tokens, Tokens]]:
     """Chosen and rejected of each pair, as `log_ratios` takes them; with the users' words where `model` has them."""
     return [
-        (tokenize_completion(tokenizer, row["prompt"], row["chosen"]),
-         tokenize_completion(tokenizer, row["prompt"], row["rejected"]))
+        (
+            tokenize_completion(tokenizer, row["prompt"], row["chosen"]),
+            tokenize_completion(tokenizer, row["prompt"], row["rejected"]),
+        )
         for row in told(model, pairs)
-    ]  # fmt: skip
+    ]
 
 
 def log_ratios(model, asked: Sequence[tuple[Tokens, Tokens]], own: torch.Tensor, pad_token_id: int) -> torch.Tensor:

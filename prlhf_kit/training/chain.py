@@ -35,9 +35,11 @@ def sft_of(recipe: Any) -> SFTRecipe:
     if own := {"model", "pairs"} & set(recipe.sft):
         raise ValueError(f"sft has {', '.join(sorted(own))}, which both stages share: give it in the recipe itself.")
     first = {
-        "out": f"{recipe.out}-sft", "train_base": "lora" if recipe.train_base == "frozen" else recipe.train_base,
-        "adapter": recipe.adapter, **recipe.sft,
-    }  # fmt: skip
+        "out": f"{recipe.out}-sft",
+        "train_base": "lora" if recipe.train_base == "frozen" else recipe.train_base,
+        "adapter": recipe.adapter,
+        **recipe.sft,
+    }
     told = {name: getattr(recipe, name) for name in ("context", "template", "context_seed")}
     return SFTRecipe(model=recipe.model, pairs=recipe.pairs, **{**told, **first})
 

@@ -46,9 +46,13 @@ def _made_from(trainer: Trainer) -> dict[str, Any]:
     pairs = fingerprint(DatasetDict(train=_own_columns(trainer.train_dataset)))
     model = trainer.accelerator.unwrap_model(trainer.model)
     decided = settings | {
-        "adapters": adapters, "pairs": pairs, "model": model.config._name_or_path, "processes": trainer.args.world_size,
-        "quantized": getattr(model, "quantization_method", None), "user_model": _user_model(model),
-    }  # fmt: skip
+        "adapters": adapters,
+        "pairs": pairs,
+        "model": model.config._name_or_path,
+        "processes": trainer.args.world_size,
+        "quantized": getattr(model, "quantization_method", None),
+        "user_model": _user_model(model),
+    }
     held_out = trainer.eval_dataset
     if isinstance(held_out, Dataset):
         held_out = {"eval": held_out}

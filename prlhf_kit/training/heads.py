@@ -104,9 +104,15 @@ class Heads:
 
 
 def fit_heads(
-    kind: str, difference: np.ndarray, user_ids: Sequence[str], prompts: Sequence[object], scale: np.ndarray,
-    strengths: Sequence[float] = STRENGTHS, sizes: Sequence[int] = RANKS, folds: int = 5,
-) -> Heads:  # fmt: skip
+    kind: str,
+    difference: np.ndarray,
+    user_ids: Sequence[str],
+    prompts: Sequence[object],
+    scale: np.ndarray,
+    strengths: Sequence[float] = STRENGTHS,
+    sizes: Sequence[int] = RANKS,
+    folds: int = 5,
+) -> Heads:
     """Fit one kind of rewards; its strengths and size are those with the least cross-validated negative log-likelihood.
 
     Args:

@@ -10,9 +10,12 @@ from prlhf_kit.conditioning import ATTRIBUTE
 
 
 def set_users_apart(
-    optimizer: torch.optim.Optimizer, named: Iterable[tuple[str, torch.nn.Parameter]], slow: Iterable[str],
-    learning_rate: float, weight_decay: float,
-) -> torch.optim.Optimizer:  # fmt: skip
+    optimizer: torch.optim.Optimizer,
+    named: Iterable[tuple[str, torch.nn.Parameter]],
+    slow: Iterable[str],
+    learning_rate: float,
+    weight_decay: float,
+) -> torch.optim.Optimizer:
     """`optimizer` with the users' own rows in parameter groups of their own.
 
     What all users share (`slow`, e_0 for instance) stays with the adapter: it is in every batch, and where users

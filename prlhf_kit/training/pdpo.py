@@ -318,8 +318,13 @@ class PersonalizedDPOTrainer(DPOTrainer):
         self._hits[mode].clear()
         if found:
             accuracies = np.array([accuracy for accuracy, _ in found.values()])
-            spread = {"mean": accuracies.mean(), "worst": accuracies.min(), "p10": np.quantile(accuracies, 0.1),
-                      "std": accuracies.std(), "seen": len(accuracies)}  # fmt: skip
+            spread = {
+                "mean": accuracies.mean(),
+                "worst": accuracies.min(),
+                "p10": np.quantile(accuracies, 0.1),
+                "std": accuracies.std(),
+                "seen": len(accuracies),
+            }
             logs |= {f"{'eval_' if mode == 'eval' else ''}users/{name}": float(value) for name, value in spread.items()}
         super().log(logs, start_time)
 

@@ -38,8 +38,13 @@ from prlhf_kit.training.tracking import check_trackers
 PERSRM_FILE, WEIGHTS = "persrm.json", "adapter_model.safetensors"
 WORDING = "Write for one reader, and follow what this reader asks of every answer: {}"
 # the paper's settings; its effective batch is 32 a GPU, its base Llama-3-8B
-PAPER = {"learning_rate": 5e-6, "lr_scheduler_type": "cosine", "num_train_epochs": 3, "per_device_train_batch_size": 4,
-         "gradient_accumulation_steps": 8}  # fmt: skip
+PAPER = {
+    "learning_rate": 5e-6,
+    "lr_scheduler_type": "cosine",
+    "num_train_epochs": 3,
+    "per_device_train_batch_size": 4,
+    "gradient_accumulation_steps": 8,
+}
 
 
 @dataclass(frozen=True)

@@ -56,9 +56,16 @@ class PersonalizedRewardTrainer(RewardTrainer):
     args: PersonalizedRewardConfig
 
     def __init__(
-        self, model, args: PersonalizedRewardConfig, train_dataset, eval_dataset=None, processing_class=None,
-        user_index: UserIndex | None = None, peft_config: PeftConfig | None = None, **kwargs,
-    ):  # fmt: skip
+        self,
+        model,
+        args: PersonalizedRewardConfig,
+        train_dataset,
+        eval_dataset=None,
+        processing_class=None,
+        user_index: UserIndex | None = None,
+        peft_config: PeftConfig | None = None,
+        **kwargs,
+    ):
         bare: Any = causal_lm(model)
         if not hasattr(bare, "pooling"):
             raise TypeError(
@@ -117,13 +124,17 @@ class PersonalizedRewardTrainer(RewardTrainer):
         threshold = args.lm_score_threshold if args.lm_loss_coeff else None
         mixed = [self._prepare_dataset(pairs, processing_class, args, name) for name, pairs in training.items()]
         super().__init__(
-            model=model, args=args, train_dataset=concatenate_datasets(mixed), eval_dataset=eval_dataset,
-            processing_class=processing_class, peft_config=peft_config,
+            model=model,
+            args=args,
+            train_dataset=concatenate_datasets(mixed),
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            peft_config=peft_config,
             data_collator=RewardCollator(
                 processing_class.pad_token_id, args.padding_side, threshold, args.lm_on_prompt, two_types(bare)
             ),
             **kwargs,
-        )  # fmt: skip
+        )
         if isinstance(self.model, PeftModel):
             # TRL puts all that is trained on a quantized base into bfloat16
             for name, p in self.model.named_parameters():

@@ -19,9 +19,14 @@ Messages = list[dict[str, str]]
 
 
 def encode(
-    tokenizer: PreTrainedTokenizerBase, prompt: Messages, response: Messages, max_length: int | None = None,
-    truncation_side: str = "left", decoder: bool = True, unfinished: bool = False,
-) -> tuple[list[int], int]:  # fmt: skip
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Messages,
+    response: Messages,
+    max_length: int | None = None,
+    truncation_side: str = "left",
+    decoder: bool = True,
+    unfinished: bool = False,
+) -> tuple[list[int], int]:
     """Token ids of a prompt with its response, and how many of them are the prompt's.
 
     A decoder reads both as its chat template lays them out; an encoder as its tokenizer joins two texts (`[CLS] prompt
@@ -69,9 +74,13 @@ def _encode_for_encoder(tokenizer, prompt, response, max_length: int | None, sid
 
 
 def tokenized_lists(
-    rows: Dataset, tokenizer: PreTrainedTokenizerBase, name: str, max_length: int | None, truncation_side: str,
+    rows: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    name: str,
+    max_length: int | None,
+    truncation_side: str,
     decoder: bool,
-) -> tuple[Dataset, Counter[str]]:  # fmt: skip
+) -> tuple[Dataset, Counter[str]]:
     """Token ids of every list, longest first, and how many lists were dropped, by reason.
 
     Args:
@@ -110,10 +119,14 @@ def tokenized_lists(
             dropped[reason] += 1
             continue
         found.append(
-            {"text_ids": texts, "prompt_tokens": [n for _, n in encoded], "row": number,
-             "scores": normalised(torch.tensor([scores], dtype=torch.float64))[0].tolist(),
-             "length": max(map(len, texts))}
-        )  # fmt: skip
+            {
+                "text_ids": texts,
+                "prompt_tokens": [n for _, n in encoded],
+                "row": number,
+                "scores": normalised(torch.tensor([scores], dtype=torch.float64))[0].tolist(),
+                "length": max(map(len, texts)),
+            }
+        )
     if not found:
         raise SchemaError(f"nothing is left of the {name} set's {len(rows)} rows: {dict(dropped)}.")
     return Dataset.from_list(sorted(found, key=lambda row: -row["length"])), dropped
@@ -166,9 +179,13 @@ class RewardCollator:
     """
 
     def __init__(
-        self, pad_token_id: int, padding_side: str, lm_threshold: float | None, lm_on_prompt: bool,
+        self,
+        pad_token_id: int,
+        padding_side: str,
+        lm_threshold: float | None,
+        lm_on_prompt: bool,
         two_types: bool = False,
-    ):  # fmt: skip
+    ):
         self.pad_token_id, self.padding_side, self.two_types = pad_token_id, padding_side, two_types
         self.lm_threshold, self.lm_on_prompt = lm_threshold, lm_on_prompt
 
@@ -180,9 +197,12 @@ class RewardCollator:
             mask[i, : len(example["scores"])] = True
         ids, attended = padded([t for e in examples for t in e["text_ids"]], self.pad_token_id, self.padding_side)
         batch = {  # scores first: Trainer takes the batch size from there
-            "scores": scores, "mask": mask, "rows": torch.tensor([e["row"] for e in examples]),
-            "input_ids": ids, "attention_mask": attended,
-        }  # fmt: skip
+            "scores": scores,
+            "mask": mask,
+            "rows": torch.tensor([e["row"] for e in examples]),
+            "input_ids": ids,
+            "attention_mask": attended,
+        }
         starts = [n for e in examples for n in e["prompt_tokens"]]
         if self.two_types:
             batch["token_type_ids"] = token_types(attended, starts)

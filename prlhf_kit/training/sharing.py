@@ -142,8 +142,9 @@ def _mask(padding: torch.Tensor, ahead: int, copies: int, dtype: torch.dtype) ->
 def road_is_exact(model: PreTrainedModel, share: bool) -> bool:
     """Whether `model` gives padded responses apart from their prompts (`share`: two in one row) what it gives them in
     TRL's form. Recurrent layers can't share; others may not take embeddings or positions."""
-    ids = torch.randint(min(model.config.get_text_config().vocab_size, 1000), (24,),
-                        generator=torch.Generator().manual_seed(0)).tolist()  # fmt: skip
+    ids = torch.randint(
+        min(model.config.get_text_config().vocab_size, 1000), (24,), generator=torch.Generator().manual_seed(0)
+    ).tolist()
     pairs = [
         {"prompt_ids": ids[:6], "chosen_ids": ids[6:10], "rejected_ids": ids[10:12], "user_row": 0},
         {"prompt_ids": ids[12:15], "chosen_ids": ids[15:18], "rejected_ids": ids[18:24], "user_row": 0},

@@ -66,9 +66,14 @@ def domain_sets(
 
 
 def general_sets(
-    general: Mapping[str, DatasetDict], tested_only: Collection[str], tokenizer, max_length: int, train: int, test: int,
+    general: Mapping[str, DatasetDict],
+    tested_only: Collection[str],
+    tokenizer,
+    max_length: int,
+    train: int,
+    test: int,
     seed: int,
-) -> dict[str, Dataset]:  # fmt: skip
+) -> dict[str, Dataset]:
     """The training pairs `GENERAL`, from all general sets alike, and held-out pairs of each (`<name>/test`).
 
     Of those in `tested_only`, which are not trained on, the training pairs are held-out ones as well.

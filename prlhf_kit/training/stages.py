@@ -116,11 +116,15 @@ def build_reward_trainer(recipe: RewardRecipe) -> PersonalizedRewardTrainer:
         condition(model, kind(len(index), model.get_input_embeddings().weight, **recipe.user_model_options))
     new = recipe.adapter is not None and not hasattr(model, "peft_config")
     return PersonalizedRewardTrainer(
-        model, args, training, {name: load_from_disk(folder) for name, folder in recipe.evaluation.items()} or None,
-        load_tokenizer(recipe.model), index,
+        model,
+        args,
+        training,
+        {name: load_from_disk(folder) for name, folder in recipe.evaluation.items()} or None,
+        load_tokenizer(recipe.model),
+        index,
         LoraConfig(task_type="SEQ_CLS", **(recipe.adapter or {})) if new else None,
         callbacks=[StopEarly(recipe.patience)] if recipe.patience else None,
-    )  # fmt: skip
+    )
 
 
 def _refuse_change(recipe: RewardRecipe) -> None:
