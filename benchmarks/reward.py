@@ -45,9 +45,9 @@ def score(way: str, data, batch_size: int) -> float:
     import torch
 
     import prlhf_kit as kit
+    from prlhf_kit.models.tokenize import encode, padded
     from prlhf_kit.reward_model import new_reward_model
     from prlhf_kit.rewards import SequenceReward
-    from prlhf_kit.training.reward_data import encode, padded
 
     model, tokenizer = new_reward_model(kit.EMBEDDED), kit.load_tokenizer()
     texts = {str(r): (p, r) for c in ("chosen", "rejected") for p, r in zip(data["prompt"], data[c], strict=True)}

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from prlhf_kit.evaluation.judges import Oracle, RewardJudge, judged
     from prlhf_kit.evaluation.llm_judge import LLMJudge
     from prlhf_kit.evaluation.outside import read_answers
-    from prlhf_kit.models import EMBEDDED, ModelError, load_model, load_tokenizer
+    from prlhf_kit.models.embedded import EMBEDDED, ModelError
+    from prlhf_kit.models.hub import load_model, load_tokenizer
     from prlhf_kit.reward_model import load_reward_model, new_reward_model
     from prlhf_kit.rewards import best_of_n, load_reward, preference
     from prlhf_kit.saving import load_personalized, reference_of, save_personalized
@@ -52,7 +53,8 @@ _WHERE = {
     "evaluation.judges": ("Oracle", "RewardJudge", "judged"),
     "evaluation.llm_judge": ("LLMJudge",),
     "evaluation.outside": ("read_answers",),
-    "models": ("EMBEDDED", "ModelError", "load_model", "load_tokenizer"),
+    "models.embedded": ("EMBEDDED", "ModelError"),
+    "models.hub": ("load_model", "load_tokenizer"),
     "reward_model": ("load_reward_model", "new_reward_model"),
     "rewards": ("best_of_n", "load_reward", "preference"),
     "saving": ("load_personalized", "reference_of", "save_personalized"),

@@ -18,9 +18,9 @@ import pandas as pd
 from IPython.core.getipython import get_ipython
 from tqdm.auto import tqdm
 
+from prlhf_kit.data.chat import prompt_text
 from prlhf_kit.decoding.answers import GuidedAnswer
 from prlhf_kit.decoding.generate import DecodingError, Prompt
-from prlhf_kit.evaluation.judges import prompt_text
 from prlhf_kit.people import User
 from prlhf_kit.record import UNDER_RUNNER
 from prlhf_kit.systems import Reward, System

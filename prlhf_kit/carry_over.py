@@ -10,8 +10,9 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from prlhf_kit.files import unfinished
 from prlhf_kit.jobs import Job
-from prlhf_kit.record import read_record, set_aside, unfinished
+from prlhf_kit.record import read_record, set_aside
 from prlhf_kit.runs import RunError, artifacts_there, needs_of
 
 TAKEN = ".from"  # the sweep's own copy of the stages

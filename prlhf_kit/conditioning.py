@@ -225,3 +225,12 @@ def condition(model: PreTrainedModel, user_model: nn.Module) -> PreTrainedModel:
             "Gemma, GPT-2 and GPT-NeoX families do (OPT, BLOOM and MPT do not)."
         )
     return model
+
+
+def longest_shared(model: PreTrainedModel) -> int | None:
+    """Tokens up to which a 4-D mask says all that the model's own masks say; None: any number, 0: it never does."""
+    if model.config._attn_implementation not in ("sdpa", "eager"):
+        return 0  # flash attention takes no masks, flex attention others
+    config = model.config.get_text_config()
+    windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
+    return min((window for window in windows if window), default=None)

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from papermill import iorw
 from papermill.exceptions import PapermillOptionalDependencyException
 
-from prlhf_kit.record import write_text
+from prlhf_kit.files import write_text
 from prlhf_kit.runs import NOTEBOOK, RunError
 
 # papermill puts a function that raises in the place of a client whose package is missing

@@ -17,10 +17,10 @@ from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-from prlhf_kit import models
-from prlhf_kit.chunks import fingerprint, in_chunks
 from prlhf_kit.data.attributes import measure_all
-from prlhf_kit.training.reward_data import encode, padded
+from prlhf_kit.files import fingerprint, in_chunks
+from prlhf_kit.models import hub
+from prlhf_kit.models.tokenize import encode, padded
 
 ATTRIBUTES = "attributes"
 Messages = list[dict[str, str]]
@@ -76,7 +76,7 @@ class Embedder:
 
     @cached_property
     def _weights(self) -> str:
-        return models.fingerprint(self.model)
+        return hub.fingerprint(self.model)
 
     @torch.inference_mode()
     def _embed(self, items: Sequence[tuple[tuple[int, ...], int]]) -> np.ndarray:
@@ -105,9 +105,9 @@ def load_embedder(name: str, max_length: int = 512, batch_size: int = 32) -> Emb
     """
     if name == ATTRIBUTES:
         return Embedder(name)
-    decoder = models.from_hub(AutoConfig, name).model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
-    model = models.from_hub(AutoModel, name, dtype=torch.float32).eval()
-    tokenizer = models.load_tokenizer(name) if decoder else models.from_hub(AutoTokenizer, name)
+    decoder = hub.from_hub(AutoConfig, name).model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    model = hub.from_hub(AutoModel, name, dtype=torch.float32).eval()
+    tokenizer = hub.load_tokenizer(name) if decoder else hub.from_hub(AutoTokenizer, name)
     limit = getattr(model.config, "max_position_embeddings", max_length)
     return Embedder(
         name,

@@ -15,7 +15,8 @@ from urllib.parse import quote
 import pandas as pd
 from jinja2 import Environment
 
-from prlhf_kit.record import RECORD, read_record, write_text
+from prlhf_kit.files import write_text
+from prlhf_kit.record import RECORD, read_record
 from prlhf_kit.runs import PAGE as NOTEBOOK_PAGE
 from prlhf_kit.runs import RunError
 

@@ -11,9 +11,9 @@ import pandas as pd
 import torch
 from datasets import DatasetDict
 
-from prlhf_kit import models
-from prlhf_kit.chunks import fingerprint, in_chunks
-from prlhf_kit.data import few_shot
+from prlhf_kit.data.select import few_shot
+from prlhf_kit.files import fingerprint, in_chunks
+from prlhf_kit.models import embedded, hub
 from prlhf_kit.training.adapt import Adapted, adapt, add_users
 from prlhf_kit.users import UserIndex
 
@@ -84,7 +84,7 @@ def add_new(
         return adapt(personal, tokenizer, theirs, steps=steps).own.float().cpu().numpy()
 
     made_from = [list(theirs[column]) for column in ("prompt", "chosen", "rejected", "user_text")]
-    folder = models.cache_dir() / "adapted" / fingerprint(models.fingerprint(personal), steps, made_from)
+    folder = embedded.cache_dir() / "adapted" / fingerprint(hub.fingerprint(personal), steps, made_from)
     own = torch.from_numpy(in_chunks(fitted, [name], folder, what=f"fitting {name}"))
     index = add_users(personal, index, Adapted([name], own, pd.DataFrame(), []))
     n = len(theirs)

@@ -6,16 +6,12 @@ A notebook begins with `stage = begin("03_pdpo_training", run_dir, globals())` r
 
 from __future__ import annotations
 
-import datetime
-import hashlib
-import importlib.metadata
 import json
 import math
 import os
 import platform
 import resource
 import shutil
-import subprocess
 import sys
 import warnings
 from collections.abc import Iterable, Mapping
@@ -28,6 +24,8 @@ from IPython.core.interactiveshell import InteractiveShell
 from IPython.display import Image, display
 from matplotlib.figure import Figure
 
+from prlhf_kit.files import git_state, now, sha256, versions, write_json
+
 RESULT = "result.json"
 RECORD = "run.json"
 SCHEMA = 1  # version of `run.schema.json`, see docs/runs.md for when it changes
@@ -35,53 +33,10 @@ PREVIOUS = ".previous"
 TRACKERS = "-trackers.json"  # beside a trained model's folder: the runs that experiment trackers hold of its training
 PATIENCE = 30  # seconds to wait for another kernel that works in the same folder
 UNDER_RUNNER = "PRLHF_KIT_RUNNER"  # set by runs.py for the kernels that it starts
-PACKAGES = (
-    "prlhf_kit",
-    "torch",
-    "transformers",
-    "trl",
-    "peft",
-    "datasets",
-    "accelerate",
-    "papermill",
-    "numpy",
-    "pandas",
-)
 
 
 class StageError(RuntimeError):
     """A stage can't begin or end; the message says why and what to do."""
-
-
-def sha256(path: Path) -> str:
-    """Hex SHA-256 of a file, or of a folder's file names and contents (caches of `datasets` left out)."""
-    if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("cache-"))
-        listing = [(p.relative_to(path).as_posix(), sha256(p)) for p in files]
-        return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
-    with path.open("rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
-
-
-def write_json(path: Path, content: object) -> None:
-    """Write JSON atomically, see `write_text`."""
-    write_text(path, json.dumps(content, indent=1, allow_nan=False))
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file atomically: a reader sees the old file or the new one, never half of one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = unfinished(path)
-    with temporary.open("w", encoding="utf-8") as f:
-        f.write(text)
-        f.flush()
-        os.fsync(f.fileno())
-    temporary.replace(path)
-
-
-def unfinished(path: Path) -> Path:
-    """Where to write what is to become `path`. `prlhf runs gc` knows a killed process's leavings by this name."""
-    return path.with_name(f".{path.name}-{os.getpid()}-unfinished")
 
 
 def read_record(stage_dir: Path) -> dict[str, Any] | None:
@@ -115,32 +70,6 @@ def set_aside(stage_dir: Path) -> None:
     shutil.rmtree(previous, ignore_errors=True)
     previous.parent.mkdir(exist_ok=True)
     stage_dir.rename(previous)
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide a result."""
-    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES}
-
-
-def git_state(folder: Path | None = None) -> dict[str, Any]:
-    """Commit and whether the work tree differs from it; both None outside a checkout."""
-
-    def git(*args: str) -> str | None:
-        try:
-            run = subprocess.run(
-                ["git", *args], cwd=folder or Path(__file__).parent, capture_output=True, text=True, check=True
-            )
-        except (OSError, subprocess.CalledProcessError):
-            return None
-        return run.stdout.strip()
-
-    status = git("status", "--porcelain")
-    return {"commit": git("rev-parse", "HEAD"), "dirty": None if status is None else bool(status)}
-
-
-def now() -> str:
-    """The time in UTC, ISO 8601, to the second."""
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 _held: dict[Path, FileLock] = {}  # stage folders that this process works in
@@ -215,17 +144,9 @@ class Stage:
             )
         return path
 
-    def uses(self, name: str, thing: object) -> None:
-        """Record a dataset's or a model's name and fingerprint under `name`."""
-        from datasets import DatasetDict  # here, since torch and datasets take seconds to import
-
-        from prlhf_kit import data, models
-
-        if isinstance(thing, DatasetDict):
-            self.provenance[name] = {"fingerprint": data.fingerprint(thing)}
-        else:
-            model: Any = thing
-            self.provenance[name] = {"id": models.name_of(model), "fingerprint": models.fingerprint(model)}
+    def uses(self, name: str, **what: str) -> None:
+        """Record under `name` what the stage worked with: a dataset's `fingerprint`, or a model's `id` too."""
+        self.provenance[name] = what
 
     def artifact(self, name: str, kind: str, caption: str) -> Path:
         """Path for an artefact (file or folder) that the caller writes; it is recorded with `kind` and `caption`."""

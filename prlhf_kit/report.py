@@ -15,7 +15,8 @@ from jinja2 import Environment
 from nbconvert import HTMLExporter
 from PIL import Image
 
-from prlhf_kit.record import inputs, read_record, write_text
+from prlhf_kit.files import write_text
+from prlhf_kit.record import inputs, read_record
 
 PAGE = Environment(autoescape=True).from_string("""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">

@@ -21,8 +21,10 @@ from transformers.modeling_outputs import ModelOutput
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from prlhf_kit.conditioning import causal_lm
-from prlhf_kit.models import ModelError, from_hub
-from prlhf_kit.record import sha256, write_json
+from prlhf_kit.files import sha256, write_json
+from prlhf_kit.models.embedded import ModelError
+from prlhf_kit.models.hub import from_hub
+from prlhf_kit.models.logprobs import text_nll
 from prlhf_kit.saving import (
     USER_WEIGHTS,
     condition_as_saved,
@@ -32,7 +34,6 @@ from prlhf_kit.saving import (
     save_index,
     save_user_model,
 )
-from prlhf_kit.training.ranking import text_nll
 from prlhf_kit.users import UserIndex
 
 POOLING = ("last", "mean", "max", "own")

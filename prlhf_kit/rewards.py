@@ -15,14 +15,12 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from prlhf_kit import models
-from prlhf_kit.chunks import fingerprint, in_chunks
 from prlhf_kit.conditioning import causal_lm, user_models
 from prlhf_kit.data.schema import said
-from prlhf_kit.features import Embedder
+from prlhf_kit.files import fingerprint, in_chunks
+from prlhf_kit.models import hub
+from prlhf_kit.models.tokenize import encode, padded, token_types
 from prlhf_kit.reward_model import is_decoder, load_reward_model, two_types
-from prlhf_kit.training.heads import Heads
-from prlhf_kit.training.reward_data import encode, padded, token_types
 from prlhf_kit.users import GENERIC, UserIndex
 
 Text = str | list[dict[str, str]]
@@ -86,7 +84,7 @@ class SequenceReward:
     @cached_property
     def _fingerprint(self) -> list[object]:
         """All that decides a text's score."""
-        return [models.fingerprint(self.model), getattr(causal_lm(self.model), "pooling", None), self.dimension]
+        return [hub.fingerprint(self.model), getattr(causal_lm(self.model), "pooling", None), self.dimension]
 
     def score(
         self, prompts: Sequence[Text], responses: Sequence[Text], user_ids: Sequence[str | None] | None = None
@@ -163,28 +161,8 @@ def load_reward(
     if dtype is None:
         dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
     model, users = load_reward_model(name, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
-    tokenizer = models.load_tokenizer(name, trust_remote_code=trust_remote_code)
+    tokenizer = hub.load_tokenizer(name, trust_remote_code=trust_remote_code)
     return SequenceReward(model, tokenizer, users, dimension, **options)
-
-
-@dataclass
-class FeatureReward:
-    """Heads on frozen features as reward model. `cache`: see `Embedder`."""
-
-    embedder: Embedder
-    heads: Heads
-    cache: Path | None = None
-
-    def score(
-        self, prompts: Sequence[Text], responses: Sequence[Text], user_ids: Sequence[str | None] | None = None
-    ) -> torch.Tensor:
-        """See `RewardModel.score`."""
-        asked = [messages(prompt, "user") for prompt in prompts]
-        if not asked:
-            return torch.zeros(0)
-        features = self.embedder(asked, [messages(response, "assistant") for response in responses], self.cache)
-        rewards = self.heads.reward(features, [None] * len(asked) if user_ids is None else user_ids)
-        return torch.tensor(rewards, dtype=torch.float32)
 
 
 def preference(

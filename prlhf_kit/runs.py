@@ -30,21 +30,8 @@ import nbformat
 import yaml
 from filelock import FileLock, Timeout
 
-from prlhf_kit.record import (
-    RECORD,
-    RESULT,
-    SCHEMA,
-    UNDER_RUNNER,
-    git_state,
-    inputs,
-    now,
-    read_record,
-    set_aside,
-    trackers,
-    versions,
-    write_json,
-    write_text,
-)
+from prlhf_kit.files import git_state, now, versions, write_json, write_text
+from prlhf_kit.record import RECORD, RESULT, SCHEMA, UNDER_RUNNER, inputs, read_record, set_aside, trackers
 from prlhf_kit.report import notebook_page
 
 NOTEBOOK = "notebook.ipynb"

@@ -14,8 +14,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from prlhf_kit.conditioning import ATTRIBUTE, ConditioningError, causal_lm, condition, user_models
-from prlhf_kit.models import load_model, name_of, require_start
-from prlhf_kit.record import write_json
+from prlhf_kit.files import write_json
+from prlhf_kit.models.hub import load_model, name_of, require_start
 from prlhf_kit.users import USER_MODELS, UserIndex, UserModel
 
 USER_WEIGHTS = "user_model.safetensors"  # of a fully fine-tuned model; an adapter holds its user model itself

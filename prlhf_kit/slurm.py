@@ -174,7 +174,7 @@ def _submit(jobs: Sequence[Job], options: Mapping[str, Any], folder: Path) -> di
     from submitit import SlurmExecutor, SlurmJob
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-    from prlhf_kit.record import write_json
+    from prlhf_kit.files import write_json
     from prlhf_kit.runs import RunError
 
     folder.mkdir(parents=True, exist_ok=True)

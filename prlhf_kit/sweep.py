@@ -171,7 +171,8 @@ def _save(folder: Path, rows: Mapping[str, Mapping[str, Any]], last: bool = Fals
     import pandas as pd
     from filelock import FileLock
 
-    from prlhf_kit.record import now, read_record, write_json, write_text
+    from prlhf_kit.files import now, write_json, write_text
+    from prlhf_kit.record import read_record
 
     try:
         folder.mkdir(parents=True, exist_ok=True)

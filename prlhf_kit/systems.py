@@ -13,16 +13,17 @@ from datasets import DatasetDict, load_from_disk
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from prlhf_kit import models
 from prlhf_kit.conditioning import causal_lm
 from prlhf_kit.data.schema import said
+from prlhf_kit.data.select import unique_prompts
 from prlhf_kit.data.simulated import Population
 from prlhf_kit.decoding.answers import GuidedAnswer
 from prlhf_kit.decoding.generate import DecodingError, Prompt, eos_ids
 from prlhf_kit.decoding.guided import GuidedDecoder
 from prlhf_kit.decoding.guides import PAD, Guide, Who, start_of
 from prlhf_kit.decoding.implicit import ImplicitReward
-from prlhf_kit.evaluation.compare import TEXT, unique_prompts
+from prlhf_kit.evaluation.compare import TEXT
+from prlhf_kit.models import embedded, hub
 from prlhf_kit.people import ANYONE, User, add_new, seen
 from prlhf_kit.record import StageError
 from prlhf_kit.saving import load_personalized
@@ -130,7 +131,7 @@ def twin(model: PreTrainedModel) -> PreTrainedModel:
 
 def of_run(
     run_dir: str | Path,
-    model: str = models.EMBEDDED,
+    model: str = embedded.EMBEDDED,
     *,
     users: Sequence[str] = (),
     systems: Sequence[str] = (),
@@ -161,21 +162,21 @@ def of_run(
     run_dir = Path(run_dir).resolve()
     data: Any = load_from_disk(_left(run_dir, "01_data_preparation", "data"))
     trained = _left(run_dir, "03_pdpo_training", "pdpo")
-    tokenizer, base = models.load_tokenizer(model), models.load_model(model)
+    tokenizer, base = hub.load_tokenizer(model), hub.load_model(model)
     personal, index = load_personalized(trained, twin(base) if _adapter(trained) else model)
     _share(personal, base)
     people = seen(data, index, users)
     if k and "adapt_unseen" in data:
         new, index = add_new(data, personal, index, tokenizer, k, steps, seed)
         people.append(new)
-    fingerprints = {BASE: models.fingerprint(base), PERSONAL: models.fingerprint(personal)}  # the new user's row, too
+    fingerprints = {BASE: hub.fingerprint(base), PERSONAL: hub.fingerprint(personal)}  # the new user's row, too
     words = {user.user_id: user.words for user in people if user.user_id and user.words}
     guide = PAD(personal, index, words)
     found = [System(BASE, PAD(base), tokenizer, weight=0.0)]
     control, persrm = run_dir / "03_pdpo_training" / "dpo", run_dir / "04_pad_decoding" / "persrm"
     if control.exists() and (not systems or VANILLA in systems):
         vanilla = _vanilla(control, base, model)
-        fingerprints[VANILLA] = models.fingerprint(vanilla)
+        fingerprints[VANILLA] = hub.fingerprint(vanilla)
         found.append(System(VANILLA, PAD(vanilla), tokenizer, weight=1.0))
     found.append(System(PERSONAL, guide, tokenizer, "user", weight=1.0))
     found.append(System(STEERED, guide, tokenizer, "user", top_k=top_k))
@@ -183,7 +184,7 @@ def of_run(
         found.append(System(TEXT, PAD(base), tokenizer, "words", weight=1.0))
         if persrm.exists() and (not systems or PERSRM in systems):
             steering = load_persrm(persrm, twin(base))
-            fingerprints[PERSRM] = models.fingerprint(steering)
+            fingerprints[PERSRM] = hub.fingerprint(steering)
             found.append(System(PERSRM, PAD(steering), tokenizer, "words", top_k=top_k))
     offered = [system.name for system in found]
     if missing := [name for name in systems if name not in offered]:

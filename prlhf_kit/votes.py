@@ -12,7 +12,7 @@ from typing import Any
 from filelock import FileLock
 
 from prlhf_kit.data.schema import record
-from prlhf_kit.record import now
+from prlhf_kit.files import now
 
 TORN = ".torn"
 

@@ -17,8 +17,8 @@ from prlhf_kit import votes as voting
 from prlhf_kit.cards import Card, as_html, lay_out
 from prlhf_kit.data.schema import said
 from prlhf_kit.decoding.generate import Prompt
+from prlhf_kit.files import git_state
 from prlhf_kit.people import User
-from prlhf_kit.record import git_state
 from prlhf_kit.systems import Reward, System
 from prlhf_kit.widget_form import Form, named
 

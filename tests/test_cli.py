@@ -15,7 +15,7 @@ import pytest
 
 import prlhf_kit
 from prlhf_kit import cli, leaderboard
-from prlhf_kit.record import write_json
+from prlhf_kit.files import write_json
 
 ROOT = Path(__file__).parent.parent
 PARSERS = {p.prog: p for p in cli.parsers(cli.parser())}
@@ -126,8 +126,6 @@ def test_other_shells_have_a_script_too(shell, capsys):
 
 def own_errors():
     for module in pkgutil.walk_packages(prlhf_kit.__path__, "prlhf_kit."):
-        if module.name.endswith(("make_simulated", "__main__")):  # scripts
-            continue
         for _, kind in inspect.getmembers(importlib.import_module(module.name), inspect.isclass):
             if issubclass(kind, Exception) and kind.__module__ == module.name:
                 yield kind

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from prlhf_kit.data.context import Contexts, people_of, require_context, with_context
 from prlhf_kit.data.schema import SchemaError, record, said
-from prlhf_kit.data.subsample import subsample
+from prlhf_kit.data.select import subsample
 
 PEOPLE = {"r/tea": "I love tea.", "r/coffee": "I love coffee.", "r/milk": "I love milk.", "r/chai": "I love tea."}
 ASKED = said("user", "What shall I drink?")

@@ -38,9 +38,10 @@ from prlhf_kit.evaluation.llm_judge import LLMJudge
 from prlhf_kit.evaluation.metrics import ranked_right
 from prlhf_kit.evaluation.options import LIKELIHOOD, LONGEST, SHORTEST, SUMMED, choose, option_accuracy, questions
 from prlhf_kit.evaluation.paid_answers import JudgeError
-from prlhf_kit.evaluation.scoring import score_pairs, tokenize_completion
 from prlhf_kit.evaluation.statistics import cluster_bootstrap, crossed_interval, holm, permutation_test
-from prlhf_kit.models import load_tokenizer
+from prlhf_kit.models.hub import load_tokenizer
+from prlhf_kit.models.logprobs import score_pairs
+from prlhf_kit.models.tokenize import tokenize_completion
 from prlhf_kit.rewards import SequenceReward
 
 REAL = Path(__file__).parent.parent.parent / "shared" / "data" / "prefeval"

@@ -10,11 +10,12 @@ from datasets import Dataset, load_from_disk
 import prlhf_kit as kit
 from prlhf_kit import figures
 from prlhf_kit.data.attributes import ATTRIBUTES
+from prlhf_kit.data.select import unique_prompts
 from prlhf_kit.data.simulated import Population
 from prlhf_kit.evaluation import compare
 from prlhf_kit.evaluation.metrics import implicit_reward, length_direction, ranked_right
-from prlhf_kit.evaluation.scoring import add_reference_logps, completion_logps, save_with_reference, score_pairs
 from prlhf_kit.evaluation.statistics import cluster_bootstrap
+from prlhf_kit.models.logprobs import add_reference_logps, completion_logps, save_with_reference, score_pairs
 from prlhf_kit.training.controls import Control
 
 
@@ -142,10 +143,10 @@ def test_methods_side_by_side(make_tiny, tokenizer, pairs):
 
 def test_unique_prompts_are_seeded():
     data = Dataset.from_dict({"prompt": [[{"role": "user", "content": t}] for t in "abcab"]})
-    drawn = compare.unique_prompts(data, 2, seed=1)
+    drawn = unique_prompts(data, 2, seed=1)
     assert len(drawn) == 2
-    assert drawn == compare.unique_prompts(data, 2, seed=1)
-    assert len(compare.unique_prompts(data, 9)) == 3
+    assert drawn == unique_prompts(data, 2, seed=1)
+    assert len(unique_prompts(data, 9)) == 3
 
 
 def test_figures_show_the_data_they_were_given():

@@ -12,7 +12,7 @@ from prlhf_kit.evaluation import four_ways as ways
 from prlhf_kit.evaluation.compare import USER_LENGTH
 from prlhf_kit.evaluation.contexts import PROMPT, rewarded
 from prlhf_kit.evaluation.options import questions
-from prlhf_kit.evaluation.scoring import score_pairs
+from prlhf_kit.models.logprobs import score_pairs
 
 
 @pytest.fixture

@@ -10,9 +10,9 @@ from prlhf_kit.data.schema import said
 from prlhf_kit.data.simulated import oracle_accuracy
 from prlhf_kit.evaluation import head_comparison
 from prlhf_kit.features import Embedder, load_embedder
-from prlhf_kit.rewards import FeatureReward, best_of_n
+from prlhf_kit.rewards import best_of_n
 from prlhf_kit.training import heads
-from prlhf_kit.training.heads import KINDS, fit_heads
+from prlhf_kit.training.heads import KINDS, FeatureReward, fit_heads
 
 WEIGHTS = {"a": [2.0, 0.0, 0.0], "b": [-2.0, 0.0, 0.0], "c": [2.0, 0.0, 1.0], "d": [-2.0, 0.0, 1.0]}
 

@@ -11,7 +11,7 @@ from urllib.parse import unquote
 import pytest
 
 from prlhf_kit import cli, leaderboard
-from prlhf_kit.record import write_json
+from prlhf_kit.files import write_json
 from prlhf_kit.runs import RunError
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")

@@ -30,7 +30,7 @@ from prlhf_kit.evaluation.judge_templates import CRITERIA, SCHEMA, TEMPLATES, ea
 from prlhf_kit.evaluation.judges import PREFERENCES, UNREADABLE, Verdict, judged
 from prlhf_kit.evaluation.llm_judge import LLMJudge
 from prlhf_kit.evaluation.paid_answers import JudgeError, PaidAnswer, PaidAnswers
-from prlhf_kit.models import ModelError, embedded_folder
+from prlhf_kit.models.embedded import ModelError, embedded_folder
 
 KEY = "sk-verysecret-0123456789abcdef"
 A, B, TIE = Verdict("a", 0.9), Verdict("b", 0.25), Verdict("tie", 0.5)

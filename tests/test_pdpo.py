@@ -7,7 +7,7 @@ from conftest import TARGETS
 from peft import LoraConfig
 
 import prlhf_kit as kit
-from prlhf_kit.evaluation.scoring import completion_logps, score_pairs
+from prlhf_kit.models.logprobs import completion_logps, score_pairs
 
 
 def make_trainer(model, tokenizer, pairs, tmp_path, architecture="llama", evaluate=None, **config):

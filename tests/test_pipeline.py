@@ -8,7 +8,8 @@ import yaml
 from tiny_notebooks import write_notebook
 
 from prlhf_kit import cli, pipeline
-from prlhf_kit.record import read_record, write_json
+from prlhf_kit.files import write_json
+from prlhf_kit.record import read_record
 from prlhf_kit.runs import RunError
 
 

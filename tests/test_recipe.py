@@ -17,7 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import prlhf_kit as kit
 from prlhf_kit.evaluation import compare, user_models
-from prlhf_kit.evaluation.scoring import add_reference_logps, score_pairs
+from prlhf_kit.models.logprobs import add_reference_logps, score_pairs
 from prlhf_kit.training.controls import LABELS, load_controls
 from prlhf_kit.training.fit import fit
 from prlhf_kit.training.recipe import Recipe, build_trainer, train

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 
 import prlhf_kit as kit
 from prlhf_kit.data.context import Contexts, with_context
-from prlhf_kit.data.schema import said
+from prlhf_kit.data.schema import ANSWERS, said
 from prlhf_kit.decoding import respond as module
 from prlhf_kit.decoding.respond import COLUMNS, respond
 from prlhf_kit.decoding.sentences import cut_at_sentence, cut_prompt, sentence_ends
-from prlhf_kit.evaluation.judges import ANSWERS, judged, longer
+from prlhf_kit.evaluation.judges import judged, longer
 
 PEOPLE = {"ann": "I like tea.", "bob": "I like it short.", "eve": "I hate puns."}
 INDEX = kit.UserIndex(["ann", "bob", "eve"])

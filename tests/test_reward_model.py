@@ -14,13 +14,13 @@ from transformers import (
 from transformers.modeling_outputs import ModelOutput
 
 import prlhf_kit as kit
-from prlhf_kit.chunks import in_chunks
 from prlhf_kit.conditioning import ConditioningError
 from prlhf_kit.data.schema import said
-from prlhf_kit.models import ModelError
+from prlhf_kit.files import in_chunks
+from prlhf_kit.models.embedded import ModelError
+from prlhf_kit.models.tokenize import encode
 from prlhf_kit.reward_model import load_reward_model, new_reward_model, save_reward_model
 from prlhf_kit.rewards import SequenceReward, best_of_n, load_reward, preference
-from prlhf_kit.training.reward_data import encode
 from prlhf_kit.users import UserIndex
 
 PROMPTS = ["How do I make tea?", "What is rain?", "How do I make tea?"]

@@ -16,7 +16,8 @@ from test_runs import FINISH, command, make_notebook, wait_for  # noqa: F401  (m
 
 from prlhf_kit import cli, run_commands, run_records, runs
 from prlhf_kit import record as record_module
-from prlhf_kit.record import begin, read_record, write_json
+from prlhf_kit.files import write_json
+from prlhf_kit.record import begin, read_record
 from prlhf_kit.run_records import RunError, read, validate
 
 SCHEMA = json.loads(run_records.SCHEMA_FILE.read_text())

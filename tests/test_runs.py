@@ -13,7 +13,8 @@ import pytest
 
 from prlhf_kit import cli, report, runs
 from prlhf_kit import record as record_module
-from prlhf_kit.record import StageError, begin, read_record, write_json
+from prlhf_kit.files import write_json
+from prlhf_kit.record import StageError, begin, read_record
 
 PARAMETERS = """run_dir = "x"  # where results go
 user = "ann"  # text

@@ -16,9 +16,10 @@ import prlhf_kit as kit
 from prlhf_kit.conditioning import causal_lm
 from prlhf_kit.data.context import Contexts, context_of, people_of, with_context
 from prlhf_kit.data.schema import SchemaError, record
-from prlhf_kit.data.subsample import subsample
-from prlhf_kit.evaluation.scoring import REFERENCE, add_reference_logps, score_pairs
-from prlhf_kit.models import ModelError, load_model
+from prlhf_kit.data.select import subsample
+from prlhf_kit.models.embedded import ModelError
+from prlhf_kit.models.hub import load_model
+from prlhf_kit.models.logprobs import REFERENCE, add_reference_logps, score_pairs
 from prlhf_kit.saving import reference_name, reference_of
 from prlhf_kit.training import recipe as recipes
 from prlhf_kit.training.presets import PRESETS

@@ -14,7 +14,8 @@ import yaml
 from tiny_notebooks import wait_for, write_notebook
 
 from prlhf_kit import carry_over, cli, grid, jobs, outcomes, sweep
-from prlhf_kit.record import begin, read_record, write_json
+from prlhf_kit.files import write_json
+from prlhf_kit.record import begin, read_record
 from prlhf_kit.runs import RunError
 
 

@@ -7,12 +7,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from prlhf_kit import models
 from prlhf_kit.data.attributes import ATTRIBUTES
 from prlhf_kit.data.schema import said
 from prlhf_kit.data.simulated import Population
 from prlhf_kit.evaluation import steering, text
 from prlhf_kit.features import load_embedder
+from prlhf_kit.models import embedded
 
 NAN = float("nan")
 
@@ -105,7 +105,7 @@ def test_coherence_by_hand():
 def test_coherence_of_real_embeddings(tmp_path):
     prompts = ["How do I make green tea?"] * 2 + ["😀"]
     answers = ["Boil water, let it cool a little, and pour it over the tea leaves.", "Stock prices fell.", "😀"]
-    embedder = load_embedder(models.SENTENCES)
+    embedder = load_embedder(embedded.SENTENCES)
     on_topic, off_topic, same = text.coherence(embedder, prompts, answers, tmp_path)
     assert on_topic > 0.5 > 0.2 > off_topic
     assert same == pytest.approx(1)

@@ -10,7 +10,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers.integrations import TrackioCallback, WandbCallback
 
-from prlhf_kit.evaluation.scoring import add_reference_logps
+from prlhf_kit.models.logprobs import add_reference_logps
 from prlhf_kit.record import begin, read_record
 from prlhf_kit.run_records import validate
 from prlhf_kit.training.fit import fit

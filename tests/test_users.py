@@ -12,7 +12,8 @@ from prlhf_kit import figures
 from prlhf_kit.conditioning import user_model_of
 from prlhf_kit.data.schema import record
 from prlhf_kit.evaluation import adaptation
-from prlhf_kit.evaluation.scoring import response_logps, score_pairs, tokenize_completion
+from prlhf_kit.models.logprobs import response_logps, score_pairs
+from prlhf_kit.models.tokenize import tokenize_completion
 from prlhf_kit.saving import save_personalized
 from prlhf_kit.training.adapt import adapt, add_users, forget_users, merge_users
 from prlhf_kit.users import (

@@ -119,3 +119,8 @@ def tell(prompt: list[dict[str, str]], user_text: str | None) -> list[dict[str, 
 def with_user_text(pairs: Dataset) -> Dataset:
     """`pairs` with each user's `user_text` in the prompt (`tell`)."""
     return pairs.map(lambda row: {"prompt": tell(row["prompt"], row["user_text"])})
+
+
+def prompt_text(prompt: list[dict[str, str]]) -> str:
+    """All of a prompt's messages as one text."""
+    return "\n\n".join(message["content"] for message in prompt)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 
-from prlhf_kit import data, models
+from prlhf_kit import data
 from prlhf_kit.data.prepare import cards_table, compare_counts, require_free
 from prlhf_kit.data.prepare import prepare as write
+from prlhf_kit.models import hub
 
 
 def list_datasets(args: argparse.Namespace) -> int:
@@ -51,7 +52,7 @@ def _load(args: argparse.Namespace):
         data.load(args.name)  # says what there is
         raise data.SchemaError(f"{args.name} is prepared already; give the name of a dataset.")
     data.resolved(args.name, dict(args.option or []))
-    tokenizer = models.load_tokenizer(args.model) if args.max_prompt_tokens or args.max_tokens else None
+    tokenizer = hub.load_tokenizer(args.model) if args.max_prompt_tokens or args.max_tokens else None
     limits = {"max_prompt_tokens": args.max_prompt_tokens, "max_tokens": args.max_tokens, "min_pairs": args.min_pairs}
     loaded, found = data.load_with_report(
         args.name, args.path, tokenizer=tokenizer, rules=dict(args.rule or []), **limits, **dict(args.option or [])

@@ -29,7 +29,7 @@ from datasets import Dataset, Features, Value
 from prlhf_kit.data.collect import share
 from prlhf_kit.data.schema import SchemaError
 from prlhf_kit.data.templates import Template, read_template
-from prlhf_kit.record import write_json
+from prlhf_kit.files import write_json
 
 Context = Literal["none", "true", "random", "shuffled", "user_text"]
 CONTEXTS: tuple[str, ...] = get_args(Context)

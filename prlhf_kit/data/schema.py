@@ -60,3 +60,6 @@ def record(
         "rejected": said("assistant", "" if rejected is None else rejected),
         **more,
     }
+
+
+ANSWERS = ("system", "user_id", "prompt", "answer")

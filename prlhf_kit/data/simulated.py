@@ -1,9 +1,9 @@
 """`simulated`: real responses of a real model, preferences of users whose taste is known.
 
-The prompts are ours and the responses were sampled from SmolLM2-135M-Instruct (`make_simulated.py`). A user is a
-weight vector over standardised text attributes (`attributes.py`); the utility of a response is the weighted sum; which
-of two responses is preferred is drawn by Bradley-Terry, P(a over b) = sigmoid((u(a) - u(b)) / temperature). So the
-truth is known: no model can be expected to rank more pairs right than the oracle, mean of max(p, 1 - p).
+The prompts are ours and the responses were sampled from SmolLM2-135M-Instruct (`scripts/make_simulated.py`). A user is
+a weight vector over standardised text attributes (`attributes.py`); the utility of a response is the weighted sum;
+which of two responses is preferred is drawn by Bradley-Terry, P(a over b) = sigmoid((u(a) - u(b)) / temperature). So
+the truth is known: no model can be expected to rank more pairs right than the oracle, mean of max(p, 1 - p).
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from prlhf_kit.record import write_text
+from prlhf_kit.files import write_text
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from peft import PeftModel
 from tqdm.auto import tqdm
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from prlhf_kit import models
-from prlhf_kit.chunks import fingerprint
 from prlhf_kit.conditioning import embed_with_users, user_model_of
+from prlhf_kit.files import fingerprint
+from prlhf_kit.models import hub
 
 Prompt = list[dict[str, str]]
 
@@ -115,7 +115,7 @@ def identity(model) -> str:
     which of these are on. About a second a GB."""
     scales = {n: m.scaling for n, m in model.named_modules() if isinstance(getattr(m, "scaling", None), dict)}
     active = list(model.active_adapters) if isinstance(model, PeftModel) else []
-    return fingerprint(models.fingerprint(model), scales, active, switched_off(model))
+    return fingerprint(hub.fingerprint(model), scales, active, switched_off(model))
 
 
 class Written(NamedTuple):

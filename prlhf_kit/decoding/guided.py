@@ -14,15 +14,14 @@ from peft import PeftModel
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from prlhf_kit import models
-from prlhf_kit.chunks import fingerprint
-from prlhf_kit.conditioning import causal_lm
+from prlhf_kit.conditioning import causal_lm, longest_shared
 from prlhf_kit.decoding.answers import AnswerFile, GuidedAnswer
 from prlhf_kit.decoding.batch import Batch, Job
 from prlhf_kit.decoding.generate import DecodingError, Prompt, eos_ids, require_same_tokenizer, require_text
 from prlhf_kit.decoding.guides import ARGS, PAD, Guide, Who, ids_of, start_of
 from prlhf_kit.decoding.readers import Row, mixes
-from prlhf_kit.training.sharing import longest_shared
+from prlhf_kit.files import fingerprint
+from prlhf_kit.models import hub
 
 Weight = float | Sequence[float] | Callable[[int], float]
 
@@ -135,8 +134,8 @@ class GuidedDecoder:
         other = self.guide.tokenizer
         bare = causal_lm(self._guided)
         if other is None:
-            name = models.name_of(causal_lm(self.base_model))
-            if causal_lm(self.base_model) is bare or (name and name == models.name_of(bare)):
+            name = hub.name_of(causal_lm(self.base_model))
+            if causal_lm(self.base_model) is bare or (name and name == hub.name_of(bare)):
                 return
             raise DecodingError(
                 f"base and guide are different models, with vocabularies of {sizes[0]} and {sizes[1]} tokens. They are "
@@ -242,7 +241,7 @@ class GuidedDecoder:
                 text = json.dumps(
                     configs, sort_keys=True, default=lambda v: sorted(v) if isinstance(v, set) else str(v)
                 )
-                known[id(row.model)] = [models.fingerprint(row.model), text]
+                known[id(row.model)] = [hub.fingerprint(row.model), text]
 
         def said(row: Row) -> list[Any]:
             return [row.ids, row.adapter, row.head, row.user, known[id(row.model)]]

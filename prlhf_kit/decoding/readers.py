@@ -20,8 +20,8 @@ from torch import nn
 
 from prlhf_kit.conditioning import ATTRIBUTE, causal_lm, embed_with_users, user_models
 from prlhf_kit.decoding.few_rows import few_rows
+from prlhf_kit.models.tokenize import padded
 from prlhf_kit.preference_head import HEAD, heads_on
-from prlhf_kit.training.reward_data import padded
 
 
 @dataclass(frozen=True)

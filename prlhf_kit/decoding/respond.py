@@ -18,9 +18,9 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from prlhf_kit.chunks import fingerprint
 from prlhf_kit.conditioning import causal_lm, user_model_of
 from prlhf_kit.data.context import Contexts
+from prlhf_kit.data.schema import ANSWERS
 from prlhf_kit.decoding.answers import add_lines, read_lines
 from prlhf_kit.decoding.generate import (
     DecodingError,
@@ -32,7 +32,7 @@ from prlhf_kit.decoding.generate import (
 )
 from prlhf_kit.decoding.shown import Job, read_jobs
 from prlhf_kit.decoding.vllm_engine import VLLM, load_vllm, require_vllm, sampling_options
-from prlhf_kit.evaluation.judges import ANSWERS
+from prlhf_kit.files import fingerprint
 from prlhf_kit.users import UserIndex
 
 BATCH = {"transformers": 16, "vllm": 512}  # vLLM makes its own batches of what is handed over between two writes

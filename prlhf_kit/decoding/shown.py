@@ -9,11 +9,10 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from prlhf_kit.data.chat import prompt_texts
+from prlhf_kit.data.chat import prompt_text, prompt_texts
 from prlhf_kit.data.context import RECORDED, Contexts, Messages
 from prlhf_kit.decoding.generate import DecodingError, require_text
 from prlhf_kit.decoding.sentences import cut_prompt
-from prlhf_kit.evaluation.judges import prompt_text
 from prlhf_kit.users import UserIndex
 
 

@@ -36,9 +36,9 @@ from prlhf_kit.decoding.generate import (
     switched_off,
     until_end,
 )
-from prlhf_kit.models import cache_dir
+from prlhf_kit.files import unfinished, write_json
+from prlhf_kit.models.embedded import cache_dir
 from prlhf_kit.preference_head import has_head
-from prlhf_kit.record import unfinished, write_json
 from prlhf_kit.saving import is_users
 
 WRITTEN = "vllm.json"  # in a folder for vLLM: whose weights it holds

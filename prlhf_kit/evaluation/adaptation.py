@@ -11,7 +11,7 @@ from datasets import Dataset, DatasetDict
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from prlhf_kit.data import few_shot
+from prlhf_kit.data.select import few_shot
 from prlhf_kit.evaluation.metrics import ranked_right
 from prlhf_kit.evaluation.statistics import cluster_bootstrap
 from prlhf_kit.training.adapt import adapt, known_users, log_ratios, tokenized, weigh

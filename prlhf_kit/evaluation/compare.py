@@ -10,13 +10,13 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from prlhf_kit.conditioning import takes_user_text
-from prlhf_kit.data.chat import tell, with_user_text
+from prlhf_kit.data.chat import prompt_text, tell, with_user_text
+from prlhf_kit.data.schema import ANSWERS
 from prlhf_kit.data.simulated import Population, oracle_accuracy
 from prlhf_kit.decoding.generate import generate
-from prlhf_kit.evaluation.judges import ANSWERS, prompt_text
 from prlhf_kit.evaluation.metrics import length_rules, ranked_right
-from prlhf_kit.evaluation.scoring import score_pairs
 from prlhf_kit.evaluation.statistics import cluster_bootstrap, crossed_interval
+from prlhf_kit.models.logprobs import score_pairs
 from prlhf_kit.saving import reference_of
 from prlhf_kit.training.controls import LABELS, Control
 from prlhf_kit.users import GENERIC, UserIndex
@@ -192,10 +192,3 @@ def swapped(
     table = table.merge(own, on=["judge", "prompt"], validate="many_to_one")
     table["own_wins"] = ranked_right(table.own, table.utility)
     return table.drop(columns=["text", "own"])
-
-
-def unique_prompts(pairs: Dataset, n: int, seed: int = 0) -> list[list[dict[str, str]]]:
-    """Up to `n` different prompts of `pairs`, drawn without replacement."""
-    prompts = list({prompt_text(prompt): prompt for prompt in pairs["prompt"]}.values())
-    order = np.random.default_rng(seed).permutation(len(prompts))[:n]
-    return [prompts[i] for i in order]

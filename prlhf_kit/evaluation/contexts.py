@@ -21,10 +21,10 @@ import pandas as pd
 from datasets import Dataset, concatenate_datasets
 from numpy.typing import ArrayLike
 
+from prlhf_kit.data.chat import prompt_text
 from prlhf_kit.data.context import RECORDED, Contexts, Messages
 from prlhf_kit.data.schema import SchemaError
 from prlhf_kit.evaluation.fairness import ACCURACY, differences
-from prlhf_kit.evaluation.judges import prompt_text
 from prlhf_kit.evaluation.metrics import ranked_right
 from prlhf_kit.evaluation.statistics import cluster_bootstrap, crossed_interval, holm
 

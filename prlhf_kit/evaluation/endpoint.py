@@ -18,7 +18,7 @@ import openai
 from tqdm.auto import tqdm
 
 from prlhf_kit.evaluation.paid_answers import JudgeError, PaidAnswer, PaidAnswers
-from prlhf_kit.record import now
+from prlhf_kit.files import now
 
 OPENAI = "api.openai.com"
 WAY_OUT = {

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from datasets import Dataset
 
-from prlhf_kit.evaluation.judges import prompt_text
+from prlhf_kit.data.chat import prompt_text
 from prlhf_kit.evaluation.statistics import (
     FEW,
     cluster_bootstrap,

@@ -15,7 +15,7 @@ from prlhf_kit.evaluation.compare import USER_LENGTH, likelier, words
 from prlhf_kit.evaluation.contexts import NONE, PROMPT, SFT_TOLD, Rank, by_context, items, rewarded
 from prlhf_kit.evaluation.metrics import length_rules
 from prlhf_kit.evaluation.options import choose, option_accuracy
-from prlhf_kit.evaluation.scoring import score_pairs
+from prlhf_kit.models.logprobs import score_pairs
 from prlhf_kit.users import UserIndex
 
 UNTRAINED, SFT = "untrained", "SFT"

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from datasets import Dataset, DatasetDict, concatenate_datasets
+from datasets import Dataset, DatasetDict
 
 from prlhf_kit import data as datasets_of_the_kit
 from prlhf_kit.data.simulated import oracle_accuracy
@@ -46,17 +46,6 @@ def embed(data: DatasetDict, embedders: Sequence[Embedder], cache: Path | None =
 def embed_pairs(pairs: Dataset, embedders: Sequence[Embedder], cache: Path | None = None) -> Embedded:
     """`embed` of one set of pairs."""
     return embed(DatasetDict(pairs=pairs), embedders, cache)["pairs"]
-
-
-def by_value(pairs: Dataset, column: str, values: Sequence[str]) -> dict[str, Dataset]:
-    """The pairs with each of `values` in `column`."""
-    found = pairs[column]
-    return {value: pairs.select([i for i, own in enumerate(found) if own == value]) for value in values}
-
-
-def joined(sets: Sequence[Dataset]) -> Dataset:
-    """Pairs of several datasets as one, without the columns that only some of them have."""
-    return concatenate_datasets([pairs.select_columns(["user_id", "prompt", "chosen", "rejected"]) for pairs in sets])
 
 
 def responses(pairs: Dataset, embedded: Embedded) -> tuple[np.ndarray, list[str]]:

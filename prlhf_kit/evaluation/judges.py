@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import pandas as pd
 
+from prlhf_kit.data.schema import ANSWERS
 from prlhf_kit.data.simulated import Population
 from prlhf_kit.rewards import RewardModel, Text, preference
 
@@ -92,12 +93,6 @@ def longer(prompt, answer_a, answer_b, user) -> list[Verdict]:
     return verdicts([float(np.sign(a - b) + 1) / 2 for a, b in words])
 
 
-def prompt_text(prompt: list[dict[str, str]]) -> str:
-    """All of a prompt's messages as one text."""
-    return "\n\n".join(message["content"] for message in prompt)
-
-
-ANSWERS = ("system", "user_id", "prompt", "answer")
 JUDGEMENTS = (
     "judge",
     "user_id",

@@ -15,11 +15,11 @@ import pandas as pd
 from datasets import Dataset, Features, List, Value
 from transformers import PreTrainedTokenizerBase
 
+from prlhf_kit.data.chat import prompt_text
 from prlhf_kit.data.context import RECORDED
 from prlhf_kit.data.schema import FEATURES, SchemaError
-from prlhf_kit.evaluation.judges import prompt_text
-from prlhf_kit.evaluation.scoring import completion_logps, told
 from prlhf_kit.evaluation.statistics import cluster_bootstrap
+from prlhf_kit.models.logprobs import completion_logps, told
 
 LIKELIHOOD, SUMMED = "likelihood a token", "summed likelihood"
 SHORTEST, LONGEST = "shortest option", "longest option"

@@ -19,14 +19,14 @@ from scipy.stats import kendalltau
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from prlhf_kit.data.chat import prompt_text
 from prlhf_kit.decoding.guides import PAD, Who, ids_of, start_of
 from prlhf_kit.decoding.readers import Row, reading
-from prlhf_kit.evaluation.judges import prompt_text
 from prlhf_kit.evaluation.metrics import ranked_right
-from prlhf_kit.evaluation.scoring import completion_logits
 from prlhf_kit.evaluation.statistics import Interval, around, crossed_interval
+from prlhf_kit.models.logprobs import completion_logits
+from prlhf_kit.models.tokenize import encode
 from prlhf_kit.rewards import Text, messages
-from prlhf_kit.training.reward_data import encode
 
 
 def mixed_logp(rows: Sequence[torch.Tensor], factors: Sequence[float], tokens: torch.Tensor) -> torch.Tensor:

@@ -18,7 +18,8 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from prlhf_kit.conditioning import user_model_of, user_models
-from prlhf_kit.evaluation.scoring import response_logps, score_pairs, tokenize_completion, told
+from prlhf_kit.models.logprobs import response_logps, score_pairs, told
+from prlhf_kit.models.tokenize import tokenize_completion
 from prlhf_kit.saving import reference_of
 from prlhf_kit.users import GENERIC, UserIndex, UserModel
 

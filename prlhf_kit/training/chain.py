@@ -18,10 +18,11 @@ from filelock import FileLock
 from peft import LoraConfig
 from transformers import AutoConfig
 
-from prlhf_kit.chunks import fingerprint
 from prlhf_kit.data import fingerprint as fingerprint_of_sets
-from prlhf_kit.evaluation.scoring import REFERENCE, save_with_reference, tokenize_completion
-from prlhf_kit.models import from_hub, load_tokenizer, weights_in
+from prlhf_kit.files import fingerprint
+from prlhf_kit.models.hub import from_hub, load_tokenizer, weights_in
+from prlhf_kit.models.logprobs import REFERENCE, save_with_reference
+from prlhf_kit.models.tokenize import tokenize_completion
 from prlhf_kit.training.config import PersonalizedDPOConfig
 from prlhf_kit.training.sft import SFTRecipe, contexts_of, told, train_sft, write_merged
 from prlhf_kit.training.start import load_base_model

@@ -17,8 +17,8 @@ from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
 from prlhf_kit.data.chat import with_user_text
-from prlhf_kit.evaluation.scoring import REFERENCE, score_pairs
-from prlhf_kit.models import load_model
+from prlhf_kit.models.hub import load_model
+from prlhf_kit.models.logprobs import REFERENCE, score_pairs
 from prlhf_kit.saving import load_personalized
 from prlhf_kit.users import UserIndex
 

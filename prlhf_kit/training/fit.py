@@ -13,9 +13,9 @@ from transformers import Trainer, TrainerCallback
 
 from prlhf_kit.conditioning import causal_lm, user_models
 from prlhf_kit.data import fingerprint
-from prlhf_kit.models import MADE_FROM
-from prlhf_kit.models import fingerprint as weights_of
-from prlhf_kit.record import write_json
+from prlhf_kit.files import write_json
+from prlhf_kit.models.hub import MADE_FROM
+from prlhf_kit.models.hub import fingerprint as weights_of
 from prlhf_kit.training.tracking import tracked
 from prlhf_kit.users import UserModel
 

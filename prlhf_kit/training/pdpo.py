@@ -24,21 +24,16 @@ from peft.utils.constants import DUMMY_TARGET_MODULES
 from transformers.trainer_utils import get_last_checkpoint
 from trl import DPOTrainer
 
-from prlhf_kit.conditioning import ATTRIBUTE, causal_lm, check_length, takes_user_text, user_model_of
+from prlhf_kit.conditioning import ATTRIBUTE, causal_lm, check_length, longest_shared, takes_user_text, user_model_of
 from prlhf_kit.data.chat import require_prefix, with_user_text
-from prlhf_kit.evaluation.scoring import REFERENCE
+from prlhf_kit.models.logprobs import REFERENCE
 from prlhf_kit.saving import is_users, load_user_model, name_base, save_index, save_user_model
 from prlhf_kit.training.config import PersonalizedDPOConfig
 from prlhf_kit.training.controls import require_user_text
 from prlhf_kit.training.fit import MarkComplete
 from prlhf_kit.training.parameters import set_users_apart
 from prlhf_kit.training.sampling import train_sampler
-from prlhf_kit.training.sharing import (
-    DataCollatorForPersonalizedPreference,
-    compute_prompts_once,
-    longest_shared,
-    road_is_exact,
-)
+from prlhf_kit.training.sharing import DataCollatorForPersonalizedPreference, compute_prompts_once, road_is_exact
 from prlhf_kit.users import GENERIC, UserIndex
 
 USER_METRICS = "user_metrics.parquet"

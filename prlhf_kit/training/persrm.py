@@ -26,10 +26,11 @@ from safetensors import safe_open
 
 from prlhf_kit.data import fingerprint
 from prlhf_kit.data.chat import tell
-from prlhf_kit.evaluation.scoring import REFERENCE, save_with_reference
-from prlhf_kit.models import ModelError, load_model, load_tokenizer, name_of
+from prlhf_kit.files import sha256, write_json
+from prlhf_kit.models.embedded import ModelError
+from prlhf_kit.models.hub import load_model, load_tokenizer, name_of
+from prlhf_kit.models.logprobs import REFERENCE, save_with_reference
 from prlhf_kit.preference_head import HEAD, attach_head
-from prlhf_kit.record import sha256, write_json
 from prlhf_kit.training.config import PersonalizedDPOConfig
 from prlhf_kit.training.fit import fit
 from prlhf_kit.training.pdpo import FROZEN_BASE, PersonalizedDPOTrainer

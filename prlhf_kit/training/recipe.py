@@ -24,7 +24,7 @@ from transformers import PreTrainedModel
 
 from prlhf_kit.conditioning import condition
 from prlhf_kit.data.context import Context, require_context
-from prlhf_kit.models import SFT_FILE, load_tokenizer, weights_in
+from prlhf_kit.models.hub import SFT_FILE, load_tokenizer, weights_in
 from prlhf_kit.training.chain import ADAPTERS, after_sft, sft_of
 from prlhf_kit.training.config import PersonalizedDPOConfig
 from prlhf_kit.training.controls import LABELS, WITHOUT_USERS, control_pairs

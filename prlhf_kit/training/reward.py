@@ -20,8 +20,8 @@ from peft import PeftConfig, PeftModel
 from transformers.trainer_utils import get_last_checkpoint
 from trl import RewardTrainer
 
-from prlhf_kit.chunks import fingerprint
 from prlhf_kit.conditioning import ATTRIBUTE, causal_lm, user_model_of, user_models
+from prlhf_kit.files import fingerprint
 from prlhf_kit.reward_model import is_decoder, load_lm_head, save_beside, two_types, without_extras
 from prlhf_kit.saving import load_user_model
 from prlhf_kit.training import ranking

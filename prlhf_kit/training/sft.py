@@ -24,9 +24,9 @@ from trl import SFTConfig, SFTTrainer
 
 from prlhf_kit.data.chat import count_tokens, prompt_texts, require_prefix
 from prlhf_kit.data.context import Context, Contexts, people_of, require_context, with_context
-from prlhf_kit.evaluation.scoring import REFERENCE
-from prlhf_kit.models import SFT_FILE, load_model, load_tokenizer, weights_in
-from prlhf_kit.record import unfinished, write_json
+from prlhf_kit.files import unfinished, write_json
+from prlhf_kit.models.hub import SFT_FILE, load_model, load_tokenizer, weights_in
+from prlhf_kit.models.logprobs import REFERENCE
 from prlhf_kit.saving import name_base
 from prlhf_kit.training.fit import HISTORY, MarkComplete, fit
 from prlhf_kit.training.start import check_train_base, launch_recipe, load_base_model

@@ -62,15 +62,6 @@ class DataCollatorForPersonalizedPreference(DataCollatorForPreference):
         return pad(tensors, value, side, pad_to_multiple_of=self.pad_to_multiple_of)
 
 
-def longest_shared(model: PreTrainedModel) -> int | None:
-    """Tokens up to which a 4-D mask says all that the model's own masks say; None: any number, 0: it never does."""
-    if model.config._attn_implementation not in ("sdpa", "eager"):
-        return 0  # flash attention takes no masks, flex attention others
-    config = model.config.get_text_config()
-    windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
-    return min((window for window in windows if window), default=None)
-
-
 def compute_prompts_once(model: PreTrainedModel) -> None:
     """Let `model` (a causal LM, conditioned or not) take `prompt_ids` and `prompt_mask` beside `input_ids`.
 

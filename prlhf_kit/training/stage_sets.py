@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 
-import numpy as np
 from datasets import Dataset, DatasetDict, concatenate_datasets
 
-from prlhf_kit.evaluation.head_comparison import by_value
-from prlhf_kit.training.reward_data import encode
+from prlhf_kit.data.select import by_value, sampled
+from prlhf_kit.models.tokenize import encode
 
 GENERAL = "general/train"  # name of the set that GRFT is trained on; no domain has it
-
-
-def drawn(pairs: Dataset, n: int, seed: int) -> Dataset:
-    """`n` pairs drawn without replacement. Raises `ValueError` where there are fewer."""
-    if not 0 <= n <= len(pairs):
-        raise ValueError(f"{n} general pairs are asked for (general_ratio), but there are {len(pairs)}.")
-    return sampled(pairs, n, seed)
 
 
 def fitting(pairs: Dataset, tokenizer, max_length: int) -> Dataset:
@@ -28,20 +19,6 @@ def fitting(pairs: Dataset, tokenizer, max_length: int) -> Dataset:
         return all(len(encode(tokenizer, row["prompt"], row[c])[0]) <= max_length for c in ("chosen", "rejected"))
 
     return pairs.filter(fits)
-
-
-def sampled(pairs: Dataset, n: int, seed: int) -> Dataset:
-    """`n` pairs drawn without replacement, or all if there are fewer."""
-    return pairs.select(np.random.default_rng(seed).permutation(len(pairs))[:n])
-
-
-def most_pairs(values: Sequence[str], n: int) -> list[str]:
-    """The `n` most frequent values (0: all), those of equal frequency as they come.
-
-    >>> most_pairs(["b", "a", "b", "a", "c"], 2)
-    ['b', 'a']
-    """
-    return [value for value, _ in Counter(values).most_common(n or None)]
 
 
 def domain_sets(

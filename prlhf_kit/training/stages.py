@@ -23,12 +23,12 @@ from datasets import load_from_disk
 from peft import LoraConfig
 
 from prlhf_kit.conditioning import condition
-from prlhf_kit.models import load_tokenizer
+from prlhf_kit.data.select import drawn
+from prlhf_kit.models.hub import load_tokenizer
 from prlhf_kit.reward_model import REWARD_FILE, load_reward_model, new_reward_model
 from prlhf_kit.training.fit import fit
 from prlhf_kit.training.reward import EVALUATIONS, PersonalizedRewardTrainer
 from prlhf_kit.training.reward_config import PersonalizedRewardConfig, StopEarly
-from prlhf_kit.training.stage_sets import drawn
 from prlhf_kit.training.start import launch_recipe
 from prlhf_kit.training.tracking import check_trackers
 from prlhf_kit.users import USER_MODELS, UserIndex

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
-from prlhf_kit.models import load_model
-from prlhf_kit.record import write_json
+from prlhf_kit.files import write_json
+from prlhf_kit.models.hub import load_model
 
 
 def check_train_base(train_base: str, known: Sequence[str]) -> None:

@@ -20,7 +20,8 @@ from torch.nn.functional import logsigmoid
 from transformers import AutoModel
 
 from prlhf_kit.conditioning import causal_lm
-from prlhf_kit.models import ModelError, from_hub, load_model
+from prlhf_kit.models.embedded import ModelError
+from prlhf_kit.models.hub import from_hub, load_model
 from prlhf_kit.reward_model import REWARD_FILE, load_lm_head
 from prlhf_kit.saving import condition_as_saved, load_user_model
 from prlhf_kit.training.reward import PersonalizedRewardTrainer

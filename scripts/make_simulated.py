@@ -1,6 +1,6 @@
-"""Sample the responses of the `simulated` dataset from SmolLM2 and write `simulated.parquet`.
+"""Sample the responses of the `simulated` dataset from SmolLM2 and write `prlhf_kit/data/simulated.parquet`.
 
-    python -m prlhf_kit.data.make_simulated            # about half an hour on 2 CPU cores
+    python scripts/make_simulated.py            # about half an hour on 2 CPU cores
 
 Each prompt is answered in seven styles. A style is a system message and three worked examples (a 135M model follows
 examples, hardly instructions) with a temperature of its own. Answers that did not end by themselves within
@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from prlhf_kit.models import load_model, load_tokenizer
+from prlhf_kit.models.hub import load_model, load_tokenizer
 
 HERE = Path(__file__).parent
 MAX_NEW_TOKENS = 64
@@ -129,7 +129,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch-size", type=int, default=48)
     parser.add_argument("--limit", type=int, help="only the first LIMIT prompts, for a try")
-    parser.add_argument("--out", type=Path, default=HERE / "simulated.parquet")
+    parser.add_argument("--out", type=Path, default=HERE.parent / "prlhf_kit" / "data" / "simulated.parquet")
     args = parser.parse_args()
 
     prompts = (HERE / "simulated_prompts.txt").read_text().splitlines()[: args.limit]

@@ -7,24 +7,17 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
-from trl.data_utils import common_prefix_length
 
 from prlhf_kit.conditioning import check_length, embed_with_users, takes_user_text
 from prlhf_kit.data.chat import require_prefix, with_user_text
-from prlhf_kit.record import unfinished
+from prlhf_kit.files import unfinished
+from prlhf_kit.models.tokenize import tokenize_completion
 
 REFERENCE = ("ref_chosen_logps", "ref_rejected_logps")
-
-
-def tokenize_completion(tokenizer: PreTrainedTokenizerBase, prompt: list[dict], completion: list[dict]):
-    """Token ids of (prompt, completion), cut as TRL's DPOTrainer cuts them: `[P]` and `[C]`."""
-    ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"]
-    full = tokenizer.apply_chat_template(prompt + completion, return_dict=True)["input_ids"]
-    cut = common_prefix_length(ids, full)
-    return full[:cut], full[cut:]
 
 
 def response_logps(
@@ -167,3 +160,16 @@ def save_with_reference(
         temporary = unfinished(folder)
         add_reference_logps(pairs, model, tokenizer, batch_size).save_to_disk(temporary)
         temporary.rename(folder)
+
+
+def text_nll(logits: torch.Tensor, ids: torch.Tensor, asked: torch.Tensor) -> torch.Tensor:
+    """Mean negative log-likelihood a token (nats) of each text: `[N]`; 0 for a text of which nothing is asked.
+
+    Args:
+        logits: `[N, L, V]`.
+        ids: `[N, L]`.
+        asked: `[N, L]`, 1 for the tokens to predict; the first position has nothing to be predicted from.
+    """
+    asked = asked[:, 1:].to(torch.float32)
+    nll = F.cross_entropy(logits[:, :-1].float().transpose(1, 2), ids[:, 1:], reduction="none")
+    return (nll * asked).sum(1) / asked.sum(1).clamp(min=1)
