@@ -35,10 +35,10 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 import prlhf_kit as kit
-from prlhf_kit.decoding.few_rows import few_rows
-from prlhf_kit.decoding.guides import ids_of
-from prlhf_kit.reward_model import reward_class
-from prlhf_kit.rewards import SequenceReward
+from prlhf_kit.decoding.guides import Vocabulary, ids_of
+from prlhf_kit.decoding.readers import few_rows
+from prlhf_kit.models.reward_model import reward_class
+from prlhf_kit.models.rewards import SequenceReward
 
 RATIOS = {  # name -> (ways whose times are added, divided by the added times of these)
     "pad_two_models_vs_sum": (["pad_two_models"], ["plain", "plain_policy"]),
@@ -162,7 +162,7 @@ class Bench:
         return lambda: decoder.generate([self.prompt])
 
     def vocabulary(self):
-        guide = kit.Vocabulary(self.model("policy"), tokenizer=self.tokenizer)
+        guide = Vocabulary(self.model("policy"), tokenizer=self.tokenizer)
         decoder = self.decoder(self.model("base"), guide)
         return lambda: decoder.generate([self.prompt])
 

@@ -87,7 +87,7 @@ def now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
-def fingerprint(*parts: object) -> str:
+def short_hash(*parts: object) -> str:
     """16 hex digits that tell inputs apart. `parts`: whatever JSON can hold."""
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
@@ -100,7 +100,7 @@ def in_chunks(
     Args:
         compute: called with some of the items, returns one row each.
         folder: where finished chunks lie; its name must tell these items and this computation from any other
-            (`fingerprint`). None: nothing is kept.
+            (`short_hash`). None: nothing is kept.
         what: said by the progress bar.
     """
     found = []
@@ -117,3 +117,6 @@ def in_chunks(
                 np.save(f, found[-1])
             temporary.replace(file)
     return np.concatenate(found)
+
+
+TRACKERS = "-trackers.json"  # beside a trained model's folder: the runs that experiment trackers hold of its training

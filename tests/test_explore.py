@@ -6,10 +6,10 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 import prlhf_kit as kit
-from prlhf_kit import figures
 from prlhf_kit.data.schema import record
 from prlhf_kit.evaluation import dataset
-from prlhf_kit.evaluation.metrics import length_rules
+from prlhf_kit.evaluation.accuracy import length_rules
+from prlhf_kit.figures import data as data_figures
 
 
 def split(*rows, name="p"):
@@ -105,15 +105,15 @@ def test_figures_of_few_and_of_many_users(data, tmp_path):
     many = DatasetDict(train=split(*[(f"u{i % 40}", f"Q{i}", "a b c"[: i % 5 + 1], "d") for i in range(400)]))
     for name, one in (("few", data), ("many", many)):
         lengths = dataset.lengths(one)
-        figures.users_and_pairs(lengths).savefig(tmp_path / f"{name}1.png")
-        figure = figures.lengths(lengths)
+        data_figures.users_and_pairs(lengths).savefig(tmp_path / f"{name}1.png")
+        figure = data_figures.lengths(lengths)
         labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
         assert labels[-1] == f"all {lengths[lengths.split == 'train'].user_id.nunique()}"
-        assert len(labels) <= figures.MANY_USERS + 1
+        assert len(labels) <= data_figures.MANY_USERS + 1
         figure.savefig(tmp_path / f"{name}2.png")
-    figures.agreement(dataset.agreement(data)).savefig(tmp_path / "3.png")
+    data_figures.agreement(dataset.agreement(data)).savefig(tmp_path / "3.png")
     words = pd.DataFrame({"group": ["a", "a", "b"], "word": ["tea", "cup", "car"], "weight": [0.5, 0.2, 0.1]})
-    figure = figures.word_clouds(words)
+    figure = data_figures.word_clouds(words)
     assert [ax.get_title() for ax in figure.axes] == ["a", "b"]
     figure.savefig(tmp_path / "4.png")
 
@@ -121,8 +121,8 @@ def test_figures_of_few_and_of_many_users(data, tmp_path):
 def test_one_pair_and_answers_without_words(tmp_path):
     one = DatasetDict(train=split(("ann", "Q", "x y", "z")))
     lengths = dataset.lengths(one)
-    figures.lengths(lengths).savefig(tmp_path / "1.png")
-    figures.users_and_pairs(lengths).savefig(tmp_path / "2.png")
+    data_figures.lengths(lengths).savefig(tmp_path / "1.png")
+    data_figures.users_and_pairs(lengths).savefig(tmp_path / "2.png")
     assert dataset.length_rule(lengths).accuracy.tolist() == [1.0, 1.0]
     numbers = split(*[("ann", f"Q{i}", str(2 * i), str(2 * i + 1)) for i in range(30)])
     assert dataset.response_map(numbers).empty

@@ -10,9 +10,10 @@ from urllib.parse import unquote
 
 import pytest
 
-from prlhf_kit import cli, leaderboard
+from prlhf_kit import cli
 from prlhf_kit.files import write_json
-from prlhf_kit.runs import RunError
+from prlhf_kit.runs import leaderboard
+from prlhf_kit.runs.parameters import RunError
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 

@@ -10,10 +10,10 @@ from datasets import Dataset
 from test_pdpo import make_trainer
 
 import prlhf_kit as kit
-from prlhf_kit.conditioning import ATTRIBUTE
 from prlhf_kit.data.schema import record
+from prlhf_kit.models.conditioning import ATTRIBUTE
+from prlhf_kit.models.user_models import USER_MODELS
 from prlhf_kit.training.controls import pooled, random_users
-from prlhf_kit.users import USER_MODELS
 
 OPTIONS = {"individual": {}, "cluster": {"clusters": 2}, "low_rank": {"rank": 2}}
 

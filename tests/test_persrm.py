@@ -8,11 +8,12 @@ from safetensors.torch import load_file, save_file
 
 import prlhf_kit as kit
 from prlhf_kit.data.schema import record
+from prlhf_kit.decoding.guides import Vocabulary
 from prlhf_kit.decoding.implicit import ImplicitReward
 from prlhf_kit.models.logprobs import score_pairs
-from prlhf_kit.preference_head import HEAD, attach_head
-from prlhf_kit.training.fit import fit
+from prlhf_kit.models.preference_head import HEAD, attach_head
 from prlhf_kit.training.persrm import PersRMRecipe, load_persrm, train_persrm
+from prlhf_kit.training.resume import fit
 from prlhf_kit.training.reward_config import PersonalizedRewardConfig
 from prlhf_kit.training.vocabulary import (
     VocabularyRewardTrainer,
@@ -204,7 +205,7 @@ def test_it_learns_is_saved_and_steers(base, tokenizer, tmp_path):
     row = trainer.train_dataset[0]
     yes, no = (ids[start] for ids, start in zip(row["text_ids"], row["prompt_tokens"], strict=True))
     [answer] = kit.GuidedDecoder(
-        base_model, tokenizer, kit.Vocabulary(model), weight=9.0, top_k=600, max_new_tokens=4
+        base_model, tokenizer, Vocabulary(model), weight=9.0, top_k=600, max_new_tokens=4
     ).generate([prompt])
     ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     with torch.no_grad():

@@ -9,12 +9,11 @@ import pandas as pd
 import pytest
 import torch
 from datasets import Dataset
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 import prlhf_kit as kit
 from prlhf_kit.data.context import Contexts, with_context
-from prlhf_kit.data.schema import ANSWERS, said
+from prlhf_kit.data.schema import ANSWERS, message
 from prlhf_kit.decoding import respond as module
 from prlhf_kit.decoding.respond import COLUMNS, respond
 from prlhf_kit.decoding.sentences import cut_at_sentence, cut_prompt, sentence_ends
@@ -23,7 +22,7 @@ from prlhf_kit.evaluation.judges import judged, longer
 PEOPLE = {"ann": "I like tea.", "bob": "I like it short.", "eve": "I hate puns."}
 INDEX = kit.UserIndex(["ann", "bob", "eve"])
 JOBS = [
-    {"user_id": user, "prompt": said("user", text), "pair_id": f"{user}{n}"}
+    {"user_id": user, "prompt": message("user", text), "pair_id": f"{user}{n}"}
     for n, text in enumerate(("Hi", "Tell me something about the sea, please", "Why not?"))
     for user in ("ann", "bob", "zoe")  # zoe has no row
 ]
@@ -149,7 +148,7 @@ def test_an_interrupted_call_goes_on(model, tokenizer, tmp_path, monkeypatch, op
 def test_a_killed_process_goes_on(make_tiny, tokenizer, tmp_path, monkeypatch):
     """SIGKILL in the middle of a line, and within a letter of two bytes."""
     model, path = make_tiny(), tmp_path / "answers.jsonl"
-    jobs = [{**job, "prompt": said("user", job["prompt"][0]["content"] + " é" * 5)} for job in JOBS]
+    jobs = [{**job, "prompt": message("user", job["prompt"][0]["content"] + " é" * 5)} for job in JOBS]
     original, written = module.add_lines, []
 
     def killed(file, rows):
@@ -254,27 +253,27 @@ def tokens_of(tokenizer, messages):
 def test_long_posts_are_cut_at_sentence_ends_and_the_context_is_not(make_tiny, tokenizer, tmp_path):
     model = make_tiny()
     sentences = [f"Dr. Smith said sentence {i} of this long post." for i in range(8)]
-    post = said("user", " ".join(sentences))
-    dialogue = said("user", "First?") + said("assistant", "One answer. " * 9) + said("user", "And then?")
-    jobs = [{"user_id": "ann", "prompt": prompt} for prompt in (post, dialogue, said("user", "Short."))]
+    post = message("user", " ".join(sentences))
+    dialogue = message("user", "First?") + message("assistant", "One answer. " * 9) + message("user", "And then?")
+    jobs = [{"user_id": "ann", "prompt": prompt} for prompt in (post, dialogue, message("user", "Short."))]
     file = tmp_path / "end.txt"
     file.write_text("{prompt}\n\n(The reader is {community}.)")
     for template in ("", str(file)):
         contexts = Contexts("true", PEOPLE, template)
-        limit = tokens_of(tokenizer, contexts.put(said("user", " ".join(sentences[:2])), "ann"))
+        limit = tokens_of(tokenizer, contexts.put(message("user", " ".join(sentences[:2])), "ann"))
         for size in (limit, limit + 1):
             table = respond(
                 model, tokenizer, jobs, tmp_path / "a", system="a", contexts=contexts, max_prompt_tokens=size, **LENGTH
             )
-            assert table.shown[0] == contexts.put(said("user", " ".join(sentences[:2])), "ann")
+            assert table.shown[0] == contexts.put(message("user", " ".join(sentences[:2])), "ann")
             assert table.prompt[0] == post[0]["content"]  # judges see all of it
         less = respond(
             model, tokenizer, jobs, tmp_path / "a", system="a", contexts=contexts, max_prompt_tokens=limit - 1, **LENGTH
         )
-        assert less.shown[0] == contexts.put(said("user", sentences[0]), "ann")
-        assert table.shown[1] == contexts.put(said("user", "And then?"), "ann")  # turns first
+        assert less.shown[0] == contexts.put(message("user", sentences[0]), "ann")
+        assert table.shown[1] == contexts.put(message("user", "And then?"), "ann")  # turns first
         assert list(table.shortened) == [True, True, False]
-        alone = tokens_of(tokenizer, contexts.put(said("user", ""), "ann"))
+        alone = tokens_of(tokenizer, contexts.put(message("user", ""), "ann"))
         with pytest.raises(kit.DecodingError, match=f"job 0 can't be cut to max_prompt_tokens=3.* has {alone} tokens"):
             respond(
                 model, tokenizer, jobs, tmp_path / "a", system="a", contexts=contexts, max_prompt_tokens=3, **LENGTH
@@ -284,7 +283,7 @@ def test_long_posts_are_cut_at_sentence_ends_and_the_context_is_not(make_tiny, t
 def test_the_draw_of_a_random_context_does_not_depend_on_the_cut(make_tiny, tokenizer, tmp_path):
     people = dict.fromkeys("abcdefghijkl")
     contexts = Contexts("random", people)
-    prompt = said("user", "One sentence. " * 20)
+    prompt = message("user", "One sentence. " * 20)
     jobs = [{"user_id": name, "prompt": prompt} for name in people]
     table = respond(
         make_tiny(), tokenizer, jobs, tmp_path / "a", system="a", contexts=contexts, max_prompt_tokens=90, **LENGTH
@@ -342,12 +341,17 @@ def test_cuts_fit_and_keep_as_many_sentences_as_they_can(text, limit):
 
 
 def test_cut_prompt_keeps_system_messages():
-    prompt = said("system", "Be kind.") + said("user", "Old.") + said("assistant", "Yes.") + said("user", "Be it. So.")
+    prompt = (
+        message("system", "Be kind.")
+        + message("user", "Old.")
+        + message("assistant", "Yes.")
+        + message("user", "Be it. So.")
+    )
     fits = lambda limit: lambda p: sum(len(m["content"]) for m in p) <= limit  # noqa: E731
     assert cut_prompt(prompt, fits(26)) == prompt
     assert cut_prompt(prompt, fits(25)) == [prompt[0], prompt[3]]
-    assert cut_prompt(prompt, fits(17)) == [prompt[0], *said("user", "Be it.")]
-    assert cut_prompt(prompt, fits(8)) == [prompt[0], *said("user", "")]
+    assert cut_prompt(prompt, fits(17)) == [prompt[0], *message("user", "Be it.")]
+    assert cut_prompt(prompt, fits(8)) == [prompt[0], *message("user", "")]
 
 
 def test_what_cannot_be_answered_is_refused_before_anything_is_generated(
@@ -364,10 +368,10 @@ def test_what_cannot_be_answered_is_refused_before_anything_is_generated(
         ("job 0 has a context in its prompt already", told, {}),
         ("job 1 has the prompt 'Hi', expected messages", [*one, {"user_id": "ann", "prompt": "Hi"}], {}),
         ("job 0 has the prompt 'None'", [{"user_id": "ann", "prompt": None}], {}),
-        ("empty prompt", [*one, {"user_id": "ann", "prompt": said("user", " \n")}], {}),
+        ("empty prompt", [*one, {"user_id": "ann", "prompt": message("user", " \n")}], {}),
         ("empty prompt", [{"user_id": "ann", "prompt": []}], {}),
-        ("ends with a message of 'assistant'", [{"user_id": "a", "prompt": said("assistant", "Hi")}], {}),
-        ("the user_id 3", [{"user_id": 3, "prompt": said("user", "Hi")}], {}),
+        ("ends with a message of 'assistant'", [{"user_id": "a", "prompt": message("assistant", "Hi")}], {}),
+        ("the user_id 3", [{"user_id": 3, "prompt": message("user", "Hi")}], {}),
         ("engine='tgi': expected one of transformers, vllm", one, {"engine": "tgi"}),
         ("no option 'max_new_token'. Did you mean 'max_new_tokens'", one, {"max_new_token": 3}),
         ("max_new_tokens=None", one, {"max_new_tokens": None}),
@@ -375,12 +379,12 @@ def test_what_cannot_be_answered_is_refused_before_anything_is_generated(
         ("batch_size=0", one, {"batch_size": 0}),
         ("num_return_sequences=2", one, {"do_sample": True, "num_return_sequences": 2}),
         ("system=''", one, {"system": ""}),
-        ("context of 256", [*one, {"user_id": "a", "prompt": said("user", "long text " * 80)}], {}),
+        ("context of 256", [*one, {"user_id": "a", "prompt": message("user", "long text " * 80)}], {}),
         ("the index has 6 rows, the model 4", one, {"index": kit.UserIndex("abcde")}),
     ):
         with pytest.raises(kit.DecodingError, match=match):
             respond(model, tokenizer, jobs, path, **{"system": "a", **options})
-    with pytest.raises(kit.SchemaError, match="nothing is known of the user 'zoe'"):
+    with pytest.raises(kit.data.SchemaError, match="nothing is known of the user 'zoe'"):
         respond(model, tokenizer, JOBS, path, system="a", contexts=Contexts("true", PEOPLE))
     with pytest.raises(kit.ConditioningError, match="has no user model"):
         respond(make_tiny(), tokenizer, one, path, system="a", index=INDEX)

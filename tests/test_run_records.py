@@ -14,13 +14,13 @@ from conftest import build_tiny
 from test_notebooks import SMOKE
 from test_runs import FINISH, command, make_notebook, wait_for  # noqa: F401  (make_notebook is a fixture)
 
-from prlhf_kit import cli, run_commands, run_records, runs
-from prlhf_kit import record as record_module
+from prlhf_kit import cli
 from prlhf_kit.files import write_json
-from prlhf_kit.record import begin, read_record
-from prlhf_kit.run_records import RunError, read, validate
+from prlhf_kit.runs import commands, notebook, records, stage as record_module
+from prlhf_kit.runs.records import RunError, read, validate
+from prlhf_kit.runs.stage import begin, read_record
 
-SCHEMA = json.loads(run_records.SCHEMA_FILE.read_text())
+SCHEMA = json.loads(records.SCHEMA_FILE.read_text())
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 DEMO = Path(__file__).parent.parent / "papermill_runs" / "demo"
 
@@ -42,13 +42,13 @@ def twice(tokenizer, tmp_path_factory):
         for run in ("a", "b"):
             for stem in ("01_data_preparation", "03_pdpo_training"):
                 parameters = SMOKE[stem] | {"model": str(folder / "tiny")}
-                done = runs.run_notebook(NOTEBOOKS / f"{stem}.ipynb", folder / "runs" / run, parameters)
+                done = notebook.run_notebook(NOTEBOOKS / f"{stem}.ipynb", folder / "runs" / run, parameters)
                 assert done["status"] == "completed", done.get("error")
     return folder / "runs"
 
 
 def test_the_same_inputs_and_seed_give_the_same_metrics(twice, capsys):
-    a, b = ({stage: read(path) for stage, path in run_records.stages(twice / run).items()} for run in "ab")
+    a, b = ({stage: read(path) for stage, path in records.stages(twice / run).items()} for run in "ab")
     for stage, record in a.items():
         assert record["metrics"] == b[stage]["metrics"], stage
         assert len(record["metrics"]) > 3
@@ -68,11 +68,11 @@ def test_records_of_every_kind_follow_the_schema(twice, make_notebook, tmp_path)
         assert record["status"] == "completed"
         assert record["parameters"]["seed"] == 0
     run = {"tracker": "tensorboard", "run": "/logs/pdpo", "url": None}
-    note = f"from prlhf_kit.record import write_json; write_json(stage.dir / 'pdpo-trackers.json', [{run}])\n"
-    failed = runs.run_notebook(make_notebook(note + "1 / 0", FINISH, name="bad"), tmp_path / "run")
+    note = f"from prlhf_kit.runs.stage import write_json; write_json(stage.dir / 'pdpo-trackers.json', [{run}])\n"
+    failed = notebook.run_notebook(make_notebook(note + "1 / 0", FINISH, name="bad"), tmp_path / "run")
     assert failed["trackers"] == {"pdpo": [run]}
     assert re.match(r"cell \d raised ZeroDivisionError", valid(failed)["error"])
-    late = runs.run_notebook(make_notebook(FINISH, "1 / 0", name="late"), tmp_path / "run")
+    late = notebook.run_notebook(make_notebook(FINISH, "1 / 0", name="late"), tmp_path / "run")
     assert (valid(late)["status"], late["metrics"]) == ("failed", {"twice": 6.0})
 
     record_module._names.clear()
@@ -87,11 +87,11 @@ def test_records_of_every_kind_follow_the_schema(twice, make_notebook, tmp_path)
 def test_interrupted_running_and_died(make_notebook, tmp_path):  # noqa: F811
     slow = make_notebook("import time; (stage.dir / 'here').touch(); time.sleep(60)", FINISH)
     stage = tmp_path / "r" / "nb"
-    for sign, status in ((signal.SIGINT, "interrupted"), (signal.SIGKILL, run_records.DIED)):
+    for sign, status in ((signal.SIGINT, "interrupted"), (signal.SIGKILL, records.DIED)):
         child = subprocess.Popen(command(slow, "--out", tmp_path, "--run", "r"), stderr=subprocess.DEVNULL)
         wait_for((stage / "here").exists)
         assert valid(read_record(stage))["status"] == read(stage)["status"] == "running"
-        assert run_records.summary(tmp_path / "r")["stages"] == {"nb": "running"}
+        assert records.summary(tmp_path / "r")["stages"] == {"nb": "running"}
         child.send_signal(sign)
         child.wait()
         (stage / "here").unlink()
@@ -181,7 +181,7 @@ def test_list_of_a_thousand_runs_some_of_them_broken(tmp_path, capsys):
     assert capsys.readouterr().out == "no runs with a stage that is died\n"
     assert cli.main(["runs", "list", str(tmp_path / "none")]) == 2
     assert "is no folder" in capsys.readouterr().err
-    assert run_commands.STATUSES == run_records.STATUSES
+    assert commands.STATUSES == records.STATUSES
 
 
 def test_show(tmp_path, capsys):
@@ -224,7 +224,7 @@ def test_diff(tmp_path, capsys):
     a = write_run(tmp_path / "a", **parameters("a", alpha=1.0), metrics=numbers)
     twin = {"started": "2026-11-22T00:00:00+00:00", "pid": 1, "host": "x", "seconds": 9, "key": "1" * 64}
     b = write_run(tmp_path / "b", **parameters("b", alpha=1.0), metrics=numbers, **twin)
-    assert run_records.differences(a, b) == []
+    assert records.differences(a, b) == []
     assert cli.main(["runs", "diff", str(a), str(b)]) == 0
     write_run(
         b, **parameters("b", alpha=0.7, beta=[1]), metrics={"same": 1, "acc": 0.75, "none": 2.0},

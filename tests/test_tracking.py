@@ -11,12 +11,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers.integrations import TrackioCallback, WandbCallback
 
 from prlhf_kit.models.logprobs import add_reference_logps
-from prlhf_kit.record import begin, read_record
-from prlhf_kit.run_records import validate
-from prlhf_kit.training.fit import fit
+from prlhf_kit.runs.records import validate
+from prlhf_kit.runs.stage import begin, read_record
 from prlhf_kit.training.persrm import PersRMRecipe
 from prlhf_kit.training.recipe import Recipe, build_trainer, train
-from prlhf_kit.training.stages import RewardRecipe
+from prlhf_kit.training.resume import fit
+from prlhf_kit.training.reward_stages import RewardRecipe
 from prlhf_kit.training.tracking import check_trackers, run_of, tracked
 
 DDP = Path(__file__).parent.parent / "configs" / "ddp.yaml"

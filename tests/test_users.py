@@ -8,21 +8,21 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 
 import prlhf_kit as kit
-from prlhf_kit import figures
-from prlhf_kit.conditioning import user_model_of
 from prlhf_kit.data.schema import record
-from prlhf_kit.evaluation import adaptation
+from prlhf_kit.evaluation import new_users
+from prlhf_kit.figures import users as user_figures
+from prlhf_kit.models.conditioning import user_model_of
 from prlhf_kit.models.logprobs import response_logps, score_pairs
+from prlhf_kit.models.saving import save_personalized
 from prlhf_kit.models.tokenize import tokenize_completion
-from prlhf_kit.saving import save_personalized
-from prlhf_kit.training.adapt import adapt, add_users, forget_users, merge_users
-from prlhf_kit.users import (
+from prlhf_kit.models.user_models import (
     USER_MODELS,
     ClusterUserModel,
     IndividualUserModel,
     LowRankUserModel,
     word_vectors,
 )
+from prlhf_kit.training.new_users import adapt, add_users, forget_users, merge_users
 
 WORDS = torch.randn(50, 8, generator=torch.Generator().manual_seed(0))
 KINDS = [
@@ -183,7 +183,9 @@ def test_adapt_lowers_the_loss_and_changes_nothing_else(trained, tokenizer, kind
         losses.append(np.log1p(np.exp(-margin[scores.user_id == "x"])).mean())
     best = int(np.argmin(losses))
     assert nearest.start[0] == best
-    assert torch.equal(nearest.own[0], user_model_of(model).modules_to_save["default"].own_of(torch.tensor([best]))[0])
+    assert torch.equal(
+        nearest.own[0], user_model_of(model).modules_to_save["default"].user_offsets(torch.tensor([best]))[0]
+    )
 
 
 def test_users_are_fitted_together_as_alone(trained, tokenizer):
@@ -297,7 +299,7 @@ def test_the_curve_is_what_adapt_gives(trained, tokenizer):
     known = new_pairs(model, tokenizer, 2, n=4)
     test = new_pairs(model, tokenizer, 2, n=3, seed=1)
     data = DatasetDict(adapt_unseen=known, test_unseen=test)
-    ranked = adaptation.ranked_by_pairs(model, tokenizer, data, [2, 4], steps=2, learning_rate=0.05, beta=1.0)
+    ranked = new_users.ranked_by_pairs(model, tokenizer, data, [2, 4], steps=2, learning_rate=0.05, beta=1.0)
     assert ranked.groupby(["k", "method"]).size().to_dict() == {
         (0, "generic row"): 6, (2, "nearest known user"): 6, (2, "fitted row"): 6, (4, "nearest known user"): 6,
         (4, "fitted row"): 6,
@@ -317,7 +319,7 @@ def test_the_curve_is_what_adapt_gives(trained, tokenizer):
         margin = scores.chosen_logp - scores.rejected_logp - reference.chosen_logp + reference.rejected_logp
         right = ranked[(ranked.method == method) & (ranked.k == (0 if method == "generic row" else 4))].right
         assert right.tolist() == (margin > 0).astype(float).tolist()
-    curve = adaptation.curve(ranked)
+    curve = new_users.curve(ranked)
     assert curve.pairs.eq(6).all()
     assert curve.users.eq(2).all()
-    figures.adaptation(curve)
+    user_figures.adaptation(curve)

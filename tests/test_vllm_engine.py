@@ -16,15 +16,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import prlhf_kit as kit
 from prlhf_kit.data.context import Contexts
-from prlhf_kit.data.schema import said
+from prlhf_kit.data.schema import message
 from prlhf_kit.decoding.generate import generation_config, identity
 from prlhf_kit.decoding.respond import respond
 from prlhf_kit.decoding.vllm_engine import load_vllm, prompt_for_vllm, sampling_options, write_for_vllm
-from prlhf_kit.preference_head import attach_head
+from prlhf_kit.models import conditioning
+from prlhf_kit.models.preference_head import attach_head
 
 INDEX = kit.UserIndex(["ann", "bob", "eve"])
 JOBS = [
-    {"user_id": user, "prompt": said("user", text)}
+    {"user_id": user, "prompt": message("user", text)}
     for text in ("Hi", "Tell me something about the sea, please", "Why not?")
     for user in ("ann", "bob", "zoe")
 ]
@@ -125,7 +126,7 @@ def test_personalised_answers_equal_those_of_transformers(personal, tokenizer, t
         assert not set(theirs.key) & set(ours.key)
         assert len(set(theirs.answer[3:6])) == (3 if "index" in options else 1)
     assert not theirs.finished.any()
-    kit.conditioning.causal_lm(personal).generation_config.eos_token_id = [2, *range(1, 600, 7)]
+    conditioning.causal_lm(personal).generation_config.eos_token_id = [2, *range(1, 600, 7)]
     for options in ({"index": INDEX}, {"index": INDEX, "contexts": contexts}):
         theirs = respond(personal, tokenizer, JOBS, path, system="a", engine="vllm", **options, **LENGTH)
         ours = respond(personal, tokenizer, JOBS, path, system="a", **options, **LENGTH)
@@ -146,7 +147,7 @@ def test_a_users_prompt_is_its_embeddings_alone(personal, tokenizer, vllm):
     assert prompt_for_vllm(personal, tokenizer, prompt, None) == {"prompt_token_ids": ids}
     [(name, embeds)] = prompt_for_vllm(personal, tokenizer, prompt, 2).items()
     assert name == "prompt_embeds"
-    users = kit.conditioning.user_model_of(personal)(torch.tensor([2]))[0]
+    users = conditioning.user_model_of(personal)(torch.tensor([2]))[0]
     assert torch.equal(embeds, torch.cat([users, personal.get_input_embeddings()(torch.tensor(ids))]).detach())
     assert embeds.shape == (3 + len(ids), 32)
 

@@ -6,7 +6,7 @@ from datasets import Dataset
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from prlhf_kit.data.schema import SchemaError, said
+from prlhf_kit.data.schema import SchemaError, message
 
 # The plain template: every message under a heading with its role, an empty line between messages, and the end-of-text
 # token right after what the assistant says, so that a model learns to stop:
@@ -25,11 +25,11 @@ PLAIN_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '\n\n### Assistant:\n' }}{% endif %}"
 )
 
-_ASKED = said("user", "What is tea?")
+_ASKED = message("user", "What is tea?")
 _PROBES = (  # prompt, answer: a single question, one with a system message, and a dialogue
-    (_ASKED, said("assistant", "A drink.")),
-    (said("system", "Be brief.") + _ASKED, said("assistant", "A drink.")),
-    (_ASKED + said("assistant", "A drink.") + said("user", "And coffee?"), said("assistant", "Another one.")),
+    (_ASKED, message("assistant", "A drink.")),
+    (message("system", "Be brief.") + _ASKED, message("assistant", "A drink.")),
+    (_ASKED + message("assistant", "A drink.") + message("user", "And coffee?"), message("assistant", "Another one.")),
 )
 
 

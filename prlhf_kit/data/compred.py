@@ -21,9 +21,8 @@ from pathlib import Path
 
 from datasets import Dataset
 
-from prlhf_kit.data.card import Card
-from prlhf_kit.data.collect import Tally, names, require_known, share
-from prlhf_kit.data.schema import SchemaError, record, said
+from prlhf_kit.data.collect import Card, Tally, names, require_known, share
+from prlhf_kit.data.schema import SchemaError, message, record
 from prlhf_kit.data.sources import Rows, hub_rows, local_rows, require_columns, require_folder
 
 HUB = "allenai/compred"
@@ -110,7 +109,7 @@ def prompts(path: str | Path | None = None, factors: str | Sequence[str] = FACTO
                     "user_id": community,
                     "user_text": f"r/{community}",
                     "group": factor,
-                    "prompt": said("user", _post(row)),
+                    "prompt": message("user", _post(row)),
                 }
             )
     return Dataset.from_list(out)

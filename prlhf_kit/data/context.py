@@ -118,7 +118,7 @@ class Contexts:
     def _read(self) -> Template:
         name = self.template or ("user_text" if self.context == "user_text" else "community")
         try:
-            return read_template(name, "context_prompts", TEMPLATES, alone="system")
+            return read_template(name, "data/context_prompts", TEMPLATES, alone="system")
         except ValueError as error:
             raise SchemaError(str(error)) from error
 

@@ -16,10 +16,9 @@ from pathlib import Path
 
 from datasets import DatasetDict, Features, List, Value
 
-from prlhf_kit.data.card import Card
-from prlhf_kit.data.collect import Tally, collect, names, require_known, split_of
+from prlhf_kit.data.collect import Card, Tally, collect, names, require_known, split_of
 from prlhf_kit.data.dialogue import text_score_records
-from prlhf_kit.data.schema import FEATURES, SchemaError, record, said
+from prlhf_kit.data.schema import FEATURES, SchemaError, message, record
 from prlhf_kit.data.sources import local_rows, require_columns
 
 DOMAINS = {  # what a reader of each domain would say
@@ -137,8 +136,8 @@ def listwise(
                             "user_id": user,
                             "user_text": DOMAINS[user],
                             "group": None,
-                            "prompt": said("user", row["query"]),
-                            "responses": [said("assistant", response) for response in responses.values()],
+                            "prompt": message("user", row["query"]),
+                            "responses": [message("assistant", response) for response in responses.values()],
                             "scores": [float(name == user) for name in responses],
                         },
                     )

@@ -24,8 +24,7 @@ import pandas as pd
 from datasets import Features, Value
 from scipy.special import expit
 
-from prlhf_kit.data.card import Card
-from prlhf_kit.data.collect import Tally
+from prlhf_kit.data.collect import Card, Tally
 from prlhf_kit.data.schema import SchemaError, record
 from prlhf_kit.data.sources import Rows, hub_rows, local_rows, require_columns, require_folder
 

@@ -14,8 +14,8 @@ import yaml
 from datasets import DatasetDict
 
 from prlhf_kit.data import DATASETS, fingerprint, resolved
-from prlhf_kit.data.card import Card
 from prlhf_kit.data.check import Report
+from prlhf_kit.data.collect import Card
 from prlhf_kit.data.schema import SchemaError
 from prlhf_kit.files import git_state, now, sha256, versions, write_json
 

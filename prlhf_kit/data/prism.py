@@ -27,9 +27,8 @@ from pathlib import Path
 
 import numpy as np
 
-from prlhf_kit.data.card import Card
-from prlhf_kit.data.collect import Tally
-from prlhf_kit.data.schema import SchemaError, record, said
+from prlhf_kit.data.collect import Card, Tally
+from prlhf_kit.data.schema import SchemaError, message, record
 from prlhf_kit.data.sources import Rows, hub_rows, local_rows, require_columns
 
 HUB = "HannahRoseKirk/prism-alignment"
@@ -160,10 +159,10 @@ def _sources(path: str | Path | None) -> tuple[Rows, Rows]:
 def _turns(history: list[dict]) -> Iterator[tuple[str, list[str], list[str]]]:
     """(what the user said, chosen responses, rejected ones) of every turn."""
     turns: dict[int, tuple[list[str], list[str], list[str]]] = {}
-    for message in history:
-        asked, chosen, rejected = turns.setdefault(message["turn"], ([], [], []))
-        into = asked if message["role"] == "user" else chosen if message["if_chosen"] else rejected
-        into.append(message["content"] or "")
+    for line in history:
+        asked, chosen, rejected = turns.setdefault(line["turn"], ([], [], []))
+        into = asked if line["role"] == "user" else chosen if line["if_chosen"] else rejected
+        into.append(line["content"] or "")
     for number in sorted(turns):
         asked, chosen, rejected = turns[number]
         yield (asked[0] if asked else ""), chosen, rejected
@@ -203,10 +202,10 @@ def _pairs(history: list[dict]) -> Iterator[tuple[str, list[dict], str, str]]:
     dialogue: list[dict[str, str]] = []
     for turn, (asked, chosen, rejected) in enumerate(_turns(history)):
         if dialogue and dialogue[-1]["role"] == "user":  # nothing was chosen there: its question joins this one
-            dialogue = dialogue[:-1] + said("user", f"{dialogue[-1]['content']}\n\n{asked}")
+            dialogue = dialogue[:-1] + message("user", f"{dialogue[-1]['content']}\n\n{asked}")
         else:
-            dialogue = dialogue + said("user", asked)
+            dialogue = dialogue + message("user", asked)
         if chosen:
             for i, other in enumerate(rejected):
                 yield f"{turn}-{i}", dialogue, chosen[0], other
-            dialogue = dialogue + said("assistant", chosen[0])
+            dialogue = dialogue + message("assistant", chosen[0])

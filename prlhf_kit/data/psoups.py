@@ -20,9 +20,8 @@ from pathlib import Path
 
 from datasets import Dataset
 
-from prlhf_kit.data.card import Card
-from prlhf_kit.data.collect import Tally, names, require_known, split_of
-from prlhf_kit.data.schema import SchemaError, record, said
+from prlhf_kit.data.collect import Card, Tally, names, require_known, split_of
+from prlhf_kit.data.schema import SchemaError, message, record
 from prlhf_kit.data.sources import local_rows, require_columns
 
 PROFILES = {  # P-RLHF's users 1 to 6, in its order, and what such a person would say
@@ -99,7 +98,7 @@ def prompts(path: str | Path) -> Dataset:
     rows = []
     for row in local_rows(path, "koala_eval_50.json")():
         require_columns(row, ("id", "prompt"), "psoups")
-        rows.append({"prompt_id": str(row["id"]), "prompt": said("user", row["prompt"])})
+        rows.append({"prompt_id": str(row["id"]), "prompt": message("user", row["prompt"])})
     return Dataset.from_list(rows)
 
 

@@ -132,7 +132,7 @@ def most_pairs(values: Sequence[str], n: int) -> list[str]:
     return [value for value, _ in Counter(values).most_common(n or None)]
 
 
-def by_value(pairs: Dataset, column: str, values: Sequence[str]) -> dict[str, Dataset]:
+def split_by(pairs: Dataset, column: str, values: Sequence[str]) -> dict[str, Dataset]:
     """The pairs with each of `values` in `column`."""
     found = pairs[column]
     return {value: pairs.select([i for i, own in enumerate(found) if own == value]) for value in values}

@@ -19,8 +19,7 @@ from datasets import Dataset, DatasetDict, Features, Value
 from scipy.special import expit
 
 from prlhf_kit.data.attributes import ATTRIBUTES, measure_all
-from prlhf_kit.data.card import Card
-from prlhf_kit.data.collect import Tally
+from prlhf_kit.data.collect import Card, Tally
 
 PARQUET = Path(__file__).with_name("simulated.parquet")
 CARD = Card(

@@ -13,8 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from prlhf_kit.data.card import Card
-from prlhf_kit.data.collect import Tally, split_of
+from prlhf_kit.data.collect import Card, Tally, split_of
 from prlhf_kit.data.dialogue import GENERAL, require_number, text_score_records
 from prlhf_kit.data.schema import record
 from prlhf_kit.data.sources import hub_rows, local_rows, require_columns

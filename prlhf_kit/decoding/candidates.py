@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from transformers import DynamicCache
 
-from prlhf_kit.conditioning import user_models
 from prlhf_kit.decoding.readers import Reader, Row
+from prlhf_kit.models.conditioning import user_models
 
 
 class CandidateReader(Reader):

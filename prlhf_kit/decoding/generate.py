@@ -11,9 +11,9 @@ from peft import PeftModel
 from tqdm.auto import tqdm
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from prlhf_kit.conditioning import embed_with_users, user_model_of
-from prlhf_kit.files import fingerprint
+from prlhf_kit.files import short_hash
 from prlhf_kit.models import hub
+from prlhf_kit.models.conditioning import embed_with_users, user_model_of
 
 Prompt = list[dict[str, str]]
 
@@ -115,7 +115,7 @@ def identity(model) -> str:
     which of these are on. About a second a GB."""
     scales = {n: m.scaling for n, m in model.named_modules() if isinstance(getattr(m, "scaling", None), dict)}
     active = list(model.active_adapters) if isinstance(model, PeftModel) else []
-    return fingerprint(hub.fingerprint(model), scales, active, switched_off(model))
+    return short_hash(hub.weights_hash(model), scales, active, switched_off(model))
 
 
 class Written(NamedTuple):

@@ -27,16 +27,16 @@ from typing import Any, Protocol
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
-from prlhf_kit.conditioning import causal_lm, takes_user_text, user_models
 from prlhf_kit.data.chat import tell
 from prlhf_kit.decoding.candidates import reads_candidates
 from prlhf_kit.decoding.generate import DecodingError, Prompt
 from prlhf_kit.decoding.readers import Row
-from prlhf_kit.preference_head import has_head
-from prlhf_kit.reward_model import head_name, is_decoder
-from prlhf_kit.rewards import SequenceReward
-from prlhf_kit.saving import reference_model
-from prlhf_kit.users import UserIndex
+from prlhf_kit.models.conditioning import causal_lm, takes_user_text, user_models
+from prlhf_kit.models.preference_head import has_head
+from prlhf_kit.models.reward_model import head_name, is_decoder
+from prlhf_kit.models.rewards import SequenceReward
+from prlhf_kit.models.saving import reference_model
+from prlhf_kit.models.user_index import UserIndex
 
 # Whom an answer is for: a user or a preference in words; several words that are joined in the prompt; several users or
 # preferences that are read one by one, with their weights; None: nobody in particular.
@@ -55,7 +55,7 @@ class Guide(Protocol):
         """Factor of the base's log-probability."""
         ...
 
-    def told(self, who: Who) -> str | None:
+    def base_text(self, who: Who) -> str | None:
         """What the base is told of the preference."""
         ...
 
@@ -161,7 +161,7 @@ class PAD:
         """1 in the paper's form, 1 - w in the released one."""
         return 1.0 if self.form == "paper" else 1.0 - weight
 
-    def told(self, who: Who) -> str | None:
+    def base_text(self, who: Who) -> str | None:
         """The preference in the released form, nothing in the paper's."""
         if self.form == "paper":
             return None
@@ -218,7 +218,7 @@ class Vocabulary:
         """1."""
         return 1.0
 
-    def told(self, who: Who) -> None:
+    def base_text(self, who: Who) -> None:
         """Nothing."""
 
     def rows(self, owner: int, prompt: Prompt, who: Who, tokenizer) -> list[tuple[Row, float]]:
@@ -256,7 +256,7 @@ class ARGS:
         """1."""
         return 1.0
 
-    def told(self, who: Who) -> None:
+    def base_text(self, who: Who) -> None:
         """Nothing."""
 
     def rows(self, owner: int, prompt: Prompt, who: Who, tokenizer) -> list[tuple[Row, float]]:

@@ -18,7 +18,6 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from prlhf_kit.conditioning import causal_lm, user_model_of
 from prlhf_kit.data.context import Contexts
 from prlhf_kit.data.schema import ANSWERS
 from prlhf_kit.decoding.answers import add_lines, read_lines
@@ -30,10 +29,11 @@ from prlhf_kit.decoding.generate import (
     in_batches,
     write_batch,
 )
-from prlhf_kit.decoding.shown import Job, read_jobs
+from prlhf_kit.decoding.shown import Question, read_jobs
 from prlhf_kit.decoding.vllm_engine import VLLM, load_vllm, require_vllm, sampling_options
-from prlhf_kit.files import fingerprint
-from prlhf_kit.users import UserIndex
+from prlhf_kit.files import short_hash
+from prlhf_kit.models.conditioning import causal_lm, user_model_of
+from prlhf_kit.models.user_index import UserIndex
 
 BATCH = {"transformers": 16, "vllm": 512}  # vLLM makes its own batches of what is handed over between two writes
 COLUMNS = (*ANSWERS, "context", "context_user", "shown", "shortened", "finished", "tokens", "engine", "key")
@@ -114,7 +114,7 @@ def respond(
         write = partial((engine if isinstance(engine, VLLM) else load_vllm(model, tokenizer)).write, model, tokenizer)
     for number, batch in tqdm(todo, desc=f"answers of {system}", disable=None, leave=False):
         rows = None if index is None else [first[q].user for q in batch]
-        written = write([first[q].row["shown"] for q in batch], rows, config, int(fingerprint(seed, number)[:8], 16))
+        written = write([first[q].row["shown"] for q in batch], rows, config, int(short_hash(seed, number)[:8], 16))
         new = {}
         for q, one in zip(batch, written, strict=True):
             for i in questions[q]:
@@ -161,7 +161,7 @@ def _require(model, config: GenerationConfig, engine, index, system, max_prompt_
     return name
 
 
-def _questions(asked: list[Job], once: bool) -> list[list[int]]:
+def _questions(asked: list[Question], once: bool) -> list[list[int]]:
     """Numbers of the jobs that get the same answer; each job alone unless `once`."""
     found = defaultdict(list)
     for i, job in enumerate(asked):
@@ -180,9 +180,9 @@ def _keys(asked, questions, batches, made_by, seed: int | None) -> list[str]:
         drawn = None
         if seed is not None:
             drawn = [seed, number, [[asked[questions[q][0]].ids, asked[questions[q][0]].user] for q in batch]]
-        beginning = fingerprint(made_by, drawn)
+        beginning = short_hash(made_by, drawn)
         for i in (i for q in batch for i in questions[q]):
-            key = fingerprint(beginning, asked[i].row, asked[i].ids, asked[i].user)
+            key = short_hash(beginning, asked[i].row, asked[i].ids, asked[i].user)
             copies[key] += 1
-            keys[i] = fingerprint(key, copies[key])
+            keys[i] = short_hash(key, copies[key])
     return keys

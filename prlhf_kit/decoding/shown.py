@@ -13,11 +13,11 @@ from prlhf_kit.data.chat import prompt_text, prompt_texts
 from prlhf_kit.data.context import RECORDED, Contexts, Messages
 from prlhf_kit.decoding.generate import DecodingError, require_text
 from prlhf_kit.decoding.sentences import cut_prompt
-from prlhf_kit.users import UserIndex
+from prlhf_kit.models.user_index import UserIndex
 
 
 @dataclass(frozen=True)
-class Job:
+class Question:
     """What is asked: its row of the table, but for the answer, and what the model reads."""
 
     row: dict[str, Any]
@@ -32,7 +32,7 @@ def read_jobs(
     index: UserIndex | None,
     limit: int | None,
     same: dict[str, Any],
-) -> list[Job]:
+) -> list[Question]:
     """Every job with its prompt as it is shown; arguments as of `respond`.
 
     Args:
@@ -74,7 +74,7 @@ def read_jobs(
             "shortened": shortened,
             **same,
         }
-        asked.append(Job(told, ids, None if index is None else index.row(user, unknown="generic")))
+        asked.append(Question(told, ids, None if index is None else index.row(user, unknown="generic")))
     if not asked:
         raise DecodingError("there are no jobs to answer. Expected rows with user_id and prompt.")
     return asked

@@ -26,7 +26,6 @@ from filelock import FileLock
 from peft import PeftModel
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from prlhf_kit.conditioning import causal_lm, embed_with_users, user_models
 from prlhf_kit.decoding.generate import (
     DecodingError,
     Prompt,
@@ -37,9 +36,10 @@ from prlhf_kit.decoding.generate import (
     until_end,
 )
 from prlhf_kit.files import unfinished, write_json
+from prlhf_kit.models.conditioning import causal_lm, embed_with_users, user_models
 from prlhf_kit.models.embedded import cache_dir
-from prlhf_kit.preference_head import has_head
-from prlhf_kit.saving import is_users
+from prlhf_kit.models.preference_head import has_head
+from prlhf_kit.models.saving import is_users
 
 WRITTEN = "vllm.json"  # in a folder for vLLM: whose weights it holds
 # transformers' options and vLLM's, with transformers' own defaults

@@ -20,7 +20,7 @@ from prlhf_kit.evaluation.endpoint import Endpoint, Spent
 from prlhf_kit.evaluation.judge_templates import SCHEMA, as_text, more_fields, parse, read_judge_template
 from prlhf_kit.evaluation.judges import UNREADABLE, Verdict
 from prlhf_kit.evaluation.paid_answers import Estimate, JudgeError, PaidAnswers
-from prlhf_kit.rewards import Text
+from prlhf_kit.models.rewards import Text
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,8 +18,8 @@ from transformers import PreTrainedTokenizerBase
 from prlhf_kit.data.chat import prompt_text
 from prlhf_kit.data.context import RECORDED
 from prlhf_kit.data.schema import FEATURES, SchemaError
-from prlhf_kit.evaluation.statistics import cluster_bootstrap
-from prlhf_kit.models.logprobs import completion_logps, told
+from prlhf_kit.evaluation.intervals import cluster_bootstrap
+from prlhf_kit.models.logprobs import as_read, completion_logps
 
 LIKELIHOOD, SUMMED = "likelihood a token", "summed likelihood"
 SHORTEST, LONGEST = "shortest option", "longest option"
@@ -84,7 +84,7 @@ def choose(
         `right_sum` (summed log-prob), `right_shortest` and `right_longest` (tokens of the option: controls that know
         nothing of user or question).
     """
-    rows = questions if user_rows is None else told(model, questions)
+    rows = questions if user_rows is None else as_read(model, questions)
     number = [len(options) for options in rows["options"]]
     place = np.repeat(np.arange(len(number)), number).tolist()
     prompts = list(rows["prompt"])

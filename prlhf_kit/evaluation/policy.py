@@ -22,11 +22,11 @@ from transformers import PreTrainedTokenizerBase
 from prlhf_kit.data.chat import prompt_text
 from prlhf_kit.decoding.guides import PAD, Who, ids_of, start_of
 from prlhf_kit.decoding.readers import Row, reading
-from prlhf_kit.evaluation.metrics import ranked_right
-from prlhf_kit.evaluation.statistics import Interval, around, crossed_interval
+from prlhf_kit.evaluation.accuracy import ranked_right
+from prlhf_kit.evaluation.intervals import Interval, around, crossed_interval
 from prlhf_kit.models.logprobs import completion_logits
+from prlhf_kit.models.rewards import Text, messages
 from prlhf_kit.models.tokenize import encode
-from prlhf_kit.rewards import Text, messages
 
 
 def mixed_logp(rows: Sequence[torch.Tensor], factors: Sequence[float], tokens: torch.Tensor) -> torch.Tensor:
@@ -77,7 +77,7 @@ def steered_logps(
         chunk = order[first : first + batch_size]
         rows: list[tuple[Row, float | None]] = []  # None: the base, whose factor depends on the weight
         for i in chunk:
-            seen = ids_of(tokenizer, asked[i][0], guide.told(who[i]))
+            seen = ids_of(tokenizer, asked[i][0], guide.base_text(who[i]))
             rows += [(start_of(guide.model, i, seen), None), *guide.rows(i, asked[i][0], who[i], tokenizer)]
         logits = _read([row for row, _ in rows], [asked[row.owner][1] for row, _ in rows], tokenizer.pad_token_id)
         for i in chunk:

@@ -14,8 +14,8 @@ from scipy.special import expit, logit
 from sklearn.linear_model import LogisticRegression
 from tqdm.auto import tqdm
 
-from prlhf_kit.evaluation.metrics import ranked_right
-from prlhf_kit.evaluation.statistics import (
+from prlhf_kit.evaluation.accuracy import ranked_right
+from prlhf_kit.evaluation.intervals import (
     around,
     cluster_bootstrap,
     crossed_interval,

@@ -14,13 +14,13 @@ from peft import PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from prlhf_kit.conditioning import ATTRIBUTE
 from prlhf_kit.data.chat import PLAIN_TEMPLATE
 from prlhf_kit.files import sha256
+from prlhf_kit.models.conditioning import ATTRIBUTE
 from prlhf_kit.models.embedded import EMBEDDED, SENTENCES, ModelError, cache_dir, embedded_folder
 
 SFT_FILE = "sft.json"  # says that a folder holds a model after supervised fine-tuning, and how it was made
-MADE_FROM = "made_from.json"  # all that decided a training's result (`training.fit`)
+MADE_FROM = "made_from.json"  # all that decided a training's result (`training.resume`)
 
 
 def resolve(name: str) -> str:
@@ -133,11 +133,11 @@ def name_of(model: PreTrainedModel) -> str:
 
 
 def describe(model: PreTrainedModel) -> dict[str, str]:
-    """`id` and `fingerprint` of a model, for run records: `stage.uses("base model", **describe(model))`."""
-    return {"id": name_of(model), "fingerprint": fingerprint(model)}
+    """`id` and `weights_hash` of a model, for run records: `stage.uses("base model", **describe(model))`."""
+    return {"id": name_of(model), "fingerprint": weights_hash(model)}
 
 
-def fingerprint(model: torch.nn.Module) -> str:
+def weights_hash(model: torch.nn.Module) -> str:
     """Hash of all weights, for run records: 16 hex digits."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):

@@ -12,9 +12,9 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from prlhf_kit.conditioning import check_length, embed_with_users, takes_user_text
 from prlhf_kit.data.chat import require_prefix, with_user_text
 from prlhf_kit.files import unfinished
+from prlhf_kit.models.conditioning import check_length, embed_with_users, takes_user_text
 from prlhf_kit.models.tokenize import tokenize_completion
 
 REFERENCE = ("ref_chosen_logps", "ref_rejected_logps")
@@ -108,13 +108,13 @@ def score_pairs(
     user_rows: Sequence[int] | None = None,
     batch_size: int = 16,
 ) -> pd.DataFrame:
-    """Log-probabilities of both responses of each pair; with `user_rows`, of `told(model, pairs)`.
+    """Log-probabilities of both responses of each pair; with `user_rows`, of `as_read(model, pairs)`.
 
     Returns:
         One row a pair: `pair_id`, `user_id`, `chosen_logp`, `rejected_logp` (nats, summed over the completion's
         tokens), `chosen_tokens`, `rejected_tokens`.
     """
-    prompts = list((pairs if user_rows is None else told(model, pairs))["prompt"])
+    prompts = list((pairs if user_rows is None else as_read(model, pairs))["prompt"])
     rows = None if user_rows is None else [*user_rows, *user_rows]
     logps, tokens = completion_logps(
         model, tokenizer, prompts * 2, [*pairs["chosen"], *pairs["rejected"]], rows, batch_size
@@ -132,7 +132,7 @@ def score_pairs(
     )
 
 
-def told(model, pairs: Dataset) -> Dataset:
+def as_read(model, pairs: Dataset) -> Dataset:
     """`pairs` with the users' words in the prompts, where `model`'s user model has them beside its soft tokens."""
     return with_user_text(pairs) if takes_user_text(model) else pairs
 

@@ -18,8 +18,8 @@ class PersonalizedDPOConfig(DPOConfig):
         user_learning_rate: peak learning rate of the users' own rows, and of what a user model shares but does not list
             in `shared_slow`. `learning_rate` is for everything else.
         user_weight_decay: of the same parameters.
-        share_prompt: compute each prompt once for both responses (`training/sharing.py`): same loss, less work. Texts
-            that are longer than the model's sliding window go the plain road.
+        share_prompt: compute each prompt once for both responses (`training/prompt_once.py`): same loss, less work.
+            Texts that are longer than the model's sliding window are computed as TRL does.
         completion_logits_only: keep prompts out of the LM head: same loss, less work. `share_prompt` needs it.
         balance_users: draw pairs with replacement, so that every user is as likely as any other, in place of shuffling
             all pairs. For users with very different numbers of pairs.

@@ -27,8 +27,8 @@ import torch.nn.functional as F
 from sklearn.cluster import KMeans
 from sklearn.model_selection import GroupKFold
 
-from prlhf_kit.features import Embedder
-from prlhf_kit.rewards import Text, messages
+from prlhf_kit.models.features import Embedder
+from prlhf_kit.models.rewards import Text, messages
 
 KINDS = ("pooled", "per_user", "low_rank", "mixture")
 STRENGTHS = (0.001, 0.01, 0.1, 1.0, 10.0, 100.0)  # tried for w_0 and for what is personal

@@ -24,17 +24,23 @@ from peft.utils.constants import DUMMY_TARGET_MODULES
 from transformers.trainer_utils import get_last_checkpoint
 from trl import DPOTrainer
 
-from prlhf_kit.conditioning import ATTRIBUTE, causal_lm, check_length, longest_shared, takes_user_text, user_model_of
 from prlhf_kit.data.chat import require_prefix, with_user_text
+from prlhf_kit.models.conditioning import (
+    ATTRIBUTE,
+    causal_lm,
+    check_length,
+    longest_shared,
+    takes_user_text,
+    user_model_of,
+)
 from prlhf_kit.models.logprobs import REFERENCE
-from prlhf_kit.saving import is_users, load_user_model, name_base, save_index, save_user_model
+from prlhf_kit.models.saving import is_users, load_user_model, name_base, save_index, save_user_model
+from prlhf_kit.models.user_index import GENERIC, UserIndex
 from prlhf_kit.training.config import PersonalizedDPOConfig
 from prlhf_kit.training.controls import require_user_text
-from prlhf_kit.training.fit import MarkComplete
-from prlhf_kit.training.parameters import set_users_apart
+from prlhf_kit.training.prompt_once import DataCollatorForPersonalizedPreference, compute_prompts_once, same_outputs
+from prlhf_kit.training.resume import MarkComplete, set_users_apart
 from prlhf_kit.training.sampling import train_sampler
-from prlhf_kit.training.sharing import DataCollatorForPersonalizedPreference, compute_prompts_once, road_is_exact
-from prlhf_kit.users import GENERIC, UserIndex
 
 USER_METRICS = "user_metrics.parquet"
 # no module gets an adapter: the user model alone is trained
@@ -148,8 +154,8 @@ class PersonalizedDPOTrainer(DPOTrainer):
         apart, share, longest = args.completion_logits_only, args.share_prompt, longest_shared(model)
         if apart:
             compute_prompts_once(model)
-            share = share and longest != 0 and road_is_exact(model, share=True)
-            apart = share or road_is_exact(model, share=False)
+            share = share and longest != 0 and same_outputs(model, share=True)
+            apart = share or same_outputs(model, share=False)
         if (apart, share) != (args.completion_logits_only, args.share_prompt):
             warnings.warn(
                 f"{type(model).__name__} does not give the same hidden states "

@@ -30,10 +30,10 @@ from prlhf_kit.files import sha256, write_json
 from prlhf_kit.models.embedded import ModelError
 from prlhf_kit.models.hub import load_model, load_tokenizer, name_of
 from prlhf_kit.models.logprobs import REFERENCE, save_with_reference
-from prlhf_kit.preference_head import HEAD, attach_head
+from prlhf_kit.models.preference_head import HEAD, attach_head
 from prlhf_kit.training.config import PersonalizedDPOConfig
-from prlhf_kit.training.fit import fit
 from prlhf_kit.training.pdpo import FROZEN_BASE, PersonalizedDPOTrainer
+from prlhf_kit.training.resume import fit
 from prlhf_kit.training.tracking import check_trackers
 
 PERSRM_FILE, WEIGHTS = "persrm.json", "adapter_model.safetensors"
@@ -74,7 +74,7 @@ class PersRMRecipe:
             check_trackers(settings.get("report_to"))
 
 
-def told(pairs: Dataset, wording: str = WORDING) -> Dataset:
+def with_preference(pairs: Dataset, wording: str = WORDING) -> Dataset:
     """`pairs` with each pair's `user_text` in its prompt, as a PersRM reads it.
 
     Raises:
@@ -105,12 +105,12 @@ def train_persrm(recipe: PersRMRecipe, pairs: Dataset) -> dict[str, pd.DataFrame
     tokenizer, out = load_tokenizer(recipe.model), Path(recipe.out)
     stages = out.with_name(f"{out.name}-stages")
     # what is wrong is refused before any work
-    told(pairs, recipe.wording)
+    with_preference(pairs, recipe.wording)
     backbone, head = (_settings(s, stages / n) for s, n in ((recipe.backbone, "backbone"), (recipe.head, "head")))
     dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
     logs = {}
     base = load_model(recipe.model, dtype)
-    with_reference = told(_with_reference(pairs, base, tokenizer, stages / "pairs-backbone"), recipe.wording)
+    with_reference = with_preference(_with_reference(pairs, base, tokenizer, stages / "pairs-backbone"), recipe.wording)
     adapter = LoraConfig(**{**recipe.adapter, "modules_to_save": [HEAD]})
     trainer = PersonalizedDPOTrainer(attach_head(base), backbone, with_reference, None, tokenizer, None, adapter)
     for name, parameter in trainer.model.named_parameters():
@@ -121,7 +121,7 @@ def train_persrm(recipe: PersRMRecipe, pairs: Dataset) -> dict[str, pd.DataFrame
     merged: Any = PeftModel.from_pretrained(attach_head(load_model(recipe.model, dtype)), stages / "backbone")
     merged = merged.merge_and_unload()
     merged.starts_from = sha256(stages / "backbone" / WEIGHTS)  # tells trainings apart (`fit`)
-    with_reference = told(_with_reference(pairs, merged, tokenizer, stages / "pairs-head"), recipe.wording)
+    with_reference = with_preference(_with_reference(pairs, merged, tokenizer, stages / "pairs-head"), recipe.wording)
     only_head = LoraConfig(target_modules=FROZEN_BASE.target_modules, modules_to_save=[HEAD])
     trainer = PersonalizedDPOTrainer(merged, head, with_reference, None, tokenizer, None, only_head)
     logs["head"] = fit(trainer, stages / "head")

@@ -20,16 +20,15 @@ from peft import PeftConfig, PeftModel
 from transformers.trainer_utils import get_last_checkpoint
 from trl import RewardTrainer
 
-from prlhf_kit.conditioning import ATTRIBUTE, causal_lm, user_model_of, user_models
-from prlhf_kit.files import fingerprint
-from prlhf_kit.reward_model import is_decoder, load_lm_head, save_beside, two_types, without_extras
-from prlhf_kit.saving import load_user_model
+from prlhf_kit.files import short_hash
+from prlhf_kit.models.conditioning import ATTRIBUTE, causal_lm, user_model_of, user_models
+from prlhf_kit.models.reward_model import is_decoder, load_lm_head, save_beside, two_types, without_extras
+from prlhf_kit.models.saving import load_user_model
+from prlhf_kit.models.user_index import UserIndex
 from prlhf_kit.training import ranking
-from prlhf_kit.training.fit import MarkComplete
-from prlhf_kit.training.parameters import set_users_apart
+from prlhf_kit.training.resume import MarkComplete, set_users_apart
 from prlhf_kit.training.reward_config import PersonalizedRewardConfig
 from prlhf_kit.training.reward_data import RewardCollator, tokenized_lists
-from prlhf_kit.users import UserIndex
 
 EVALUATIONS = "evaluations.parquet"
 MEASURES = ("accuracy", "margin", "ranking_loss", "loss")
@@ -150,7 +149,7 @@ class PersonalizedRewardTrainer(RewardTrainer):
         )
         users = dataset["user_id"] if "user_id" in dataset.column_names else [None] * len(dataset)
         self.dropped[dataset_name] = dict(dropped)
-        self._rows_of[dataset_name] = list(zip(users, map(fingerprint, dataset["prompt"]), strict=True))
+        self._rows_of[dataset_name] = list(zip(users, map(short_hash, dataset["prompt"]), strict=True))
         if self.user_index is not None:
             rows = self.user_index.rows(users, unknown="generic")
             lists = lists.add_column("user_row", [rows[i] for i in lists["row"]])

@@ -17,8 +17,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.integrations import TensorBoardCallback, TrackioCallback, WandbCallback
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
-from prlhf_kit.files import write_json
-from prlhf_kit.record import TRACKERS
+from prlhf_kit.files import TRACKERS, write_json
 
 NAMES = {callback: name for name, callback in INTEGRATION_TO_CALLBACK.items()}
 

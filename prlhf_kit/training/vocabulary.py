@@ -19,13 +19,13 @@ from peft import PeftModel
 from torch.nn.functional import logsigmoid
 from transformers import AutoModel
 
-from prlhf_kit.conditioning import causal_lm
+from prlhf_kit.models.conditioning import causal_lm
 from prlhf_kit.models.embedded import ModelError
 from prlhf_kit.models.hub import from_hub, load_model
-from prlhf_kit.reward_model import REWARD_FILE, load_lm_head
-from prlhf_kit.saving import condition_as_saved, load_user_model
+from prlhf_kit.models.reward_model import REWARD_FILE, load_lm_head
+from prlhf_kit.models.saving import condition_as_saved, load_user_model
+from prlhf_kit.models.user_index import UserIndex
 from prlhf_kit.training.reward import PersonalizedRewardTrainer
-from prlhf_kit.users import UserIndex
 
 NEXT_TOKEN = "next token"  # what stands for the pooling in reward.json
 

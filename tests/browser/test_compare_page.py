@@ -16,8 +16,8 @@ import time
 from dataclasses import dataclass
 from prlhf_kit import widgets
 from prlhf_kit.decoding.answers import GuidedAnswer
-from prlhf_kit.people import User
-from prlhf_kit.systems import System
+from prlhf_kit.compare.people import User
+from prlhf_kit.compare.systems import System
 
 class Characters:
     def decode(self, tokens, **options):

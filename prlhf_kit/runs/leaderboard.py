@@ -1,0 +1,251 @@
+"""All runs' numbers side by side on one page, with filters and links to every record. Works from disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pandas as pd
+from jinja2 import Environment
+
+from prlhf_kit.files import write_text
+from prlhf_kit.runs.notebook import PAGE as NOTEBOOK_PAGE
+from prlhf_kit.runs.parameters import RunError
+from prlhf_kit.runs.stage import RECORD, read_record
+
+NAME = "leaderboard.html"
+COLUMNS = ["run", "stage", "status", "metric", "value", "record"]
+
+TEMPLATE = files("prlhf_kit.runs") / "leaderboard.html"
+PAGE = Environment(autoescape=True, trim_blocks=True).from_string(TEMPLATE.read_text(encoding="utf-8"))
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's folder, the name that tells it apart, and the record of each stage."""
+
+    name: str
+    path: Path
+    stages: dict[str, dict[str, Any]]
+
+
+def find_runs(folder: Path) -> list[Path]:
+    """`folder` if it is a run, else all runs under it. Hidden folders (`.previous`) are left out."""
+    children = sorted(path for path in folder.iterdir() if path.name[0] != "." and path.is_dir())
+    if any((child / RECORD).is_file() for child in children):
+        return [folder]
+    return [run for child in children for run in find_runs(child)]
+
+
+def collect(dirs: Iterable[str | Path]) -> list[Run]:
+    """Every run in `dirs`, each a run or a folder of runs. Raises `RunError` for one that holds no run."""
+    found: dict[Path, None] = {}
+    for folder in (Path(os.path.abspath(given)) for given in dirs):  # abspath: a link to a run keeps its own name
+        runs = find_runs(folder) if folder.is_dir() else []
+        if not runs:
+            what = "holds no run" if folder.is_dir() else "is no folder"
+            raise RunError(
+                f"{folder} {what}. Expected a run (a folder with <stage>/{RECORD} in it) or a folder of runs, such as "
+                "papermill_runs. `prlhf run NOTEBOOK --run NAME` makes one."
+            )
+        found |= dict.fromkeys(runs)
+    return [
+        Run(name, path, {p.parent.name: _stage(p.parent) for p in sorted(path.glob(f"[!.]*/{RECORD}"))})
+        for name, path in zip(_names(list(found)), found, strict=True)
+    ]
+
+
+def metrics(dirs: Iterable[str | Path]) -> pd.DataFrame:
+    """Every metric of the runs in `dirs`, one a row; columns `run, stage, status, metric, value, record` (a path).
+
+    A metric that could not be computed has the value NaN. A stage without metrics has one row without a metric, so
+    that its status is there too.
+    """
+    rows = [
+        (run.name, stage, record["status"], name, value, str(run.path / stage / RECORD))
+        for run in collect(dirs)
+        for stage, record in run.stages.items()
+        for name, value in (record["metrics"] or {None: None}).items()
+    ]
+    return pd.DataFrame(rows, columns=COLUMNS).astype({"value": float})
+
+
+def write_page(dirs: Iterable[str | Path], out: str | Path | None = None) -> Path:
+    """Write the page of all runs in `dirs` and return its path.
+
+    Args:
+        dirs: runs and folders of runs.
+        out: the page; by default `leaderboard.html` in the first of `dirs`, or beside it where that is a run.
+
+    Raises:
+        RunError: one of `dirs` holds no run, or the page can't be written there.
+    """
+    dirs = list(dirs)
+    runs = collect(dirs)
+    first = Path(os.path.abspath(dirs[0]))
+    page = Path(os.path.abspath(out or (first.parent if runs[0].path == first else first) / NAME))
+    if page.is_dir():
+        raise RunError(f"{page} is a folder; expected the path of the page. Give --out {page / NAME}, say.")
+    stages = [_group(stage, runs, page) for stage in sorted({stage for run in runs for stage in run.stages})]
+    heads = [{"name": run.name, "href": _link(run.path / "index.html", page)} for run in runs]
+    text = PAGE.render(runs=heads, setup=_setup(runs), stages=stages)
+    try:
+        write_text(page, text.encode("utf-8", "replace").decode())  # a name of a folder need not be valid text
+    except OSError as error:
+        raise RunError(f"{page} can't be written: {error}. Name another place with --out.") from None
+    return page
+
+
+def _names(paths: list[Path]) -> list[str]:
+    """The shortest ends of `paths` that tell them apart: `a/run` and `b/run`, but `demo` where there is one."""
+    names: dict[Path, str] = {}
+    left, depth = paths, 0
+    while left:
+        depth += 1
+        same: dict[str, list[Path]] = {}
+        for path in left:
+            same.setdefault("/".join(path.parts[-depth:]), []).append(path)
+        names |= {path: name for name, (path, *others) in same.items() if not others}
+        left = [path for group in same.values() if len(group) > 1 for path in group]
+    return [names[path] for path in paths]
+
+
+def _stage(folder: Path) -> dict[str, Any]:
+    """The record of a stage; whatever is torn or missing in it is empty, so that the run is listed all the same."""
+    read: Any = read_record(folder)
+    record: dict[str, Any] = read if isinstance(read, dict) else {}
+    for name in ("parameters", "metrics", "git", "provenance"):
+        record[name] = record[name] if isinstance(record.get(name), dict) else {}
+    record["status"] = str(record.get("status", "unreadable"))
+    record["metrics"] = {
+        name: float(value) if isinstance(value, int | float) and abs(value) <= sys.float_info.max else None
+        for name, value in record["metrics"].items()
+    }
+    return record
+
+
+def _link(path: Path, page: Path) -> str:
+    """Relative address of `path` from `page`, percent-encoded; empty where there is no such file."""
+    return quote(os.fsencode(os.path.relpath(path, page.parent))) if path.is_file() else ""
+
+
+def _short(value: float) -> str:
+    """Three significant digits; counts and large numbers without an exponent.
+
+    >>> _short(0.609375), _short(12345.0), _short(1234.5), _short(0.00002)
+    ('0.609', '12345', '1234', '2e-05')
+    """
+    return f"{value:.0f}" if abs(value) < 1e9 and (value.is_integer() or abs(value) >= 1e3) else f"{value:.3g}"
+
+
+def _cells(values: dict[str, float | None]) -> dict[str, dict[str, str]]:
+    """What the page shows of a record's metrics.
+
+    `NAME_low/REST` with `NAME_high/REST`, and `NAME_n/REST`, join the cell of `NAME/REST`. Where that has no number
+    they keep rows of their own, so that nothing is lost.
+    """
+    cells: dict[str, dict[str, str]] = {}
+    joined = set()
+    for name, value in values.items():
+        if value is None:
+            cells[name] = {}
+            continue
+        head, slash, rest = name.partition("/")
+        low, high, n = (f"{head}_{part}{slash}{rest}" for part in ("low", "high", "n"))
+        more, title = [], repr(value)
+        ends = [values.get(low), values.get(high)]
+        if None not in ends:
+            more.append("[" + ", ".join(_short(end) for end in ends if end is not None) + "]")
+            title += f" {ends}"
+            joined |= {low, high}
+        if (count := values.get(n)) is not None:
+            more.append(f"n = {_short(count)}")
+            joined.add(n)
+        cells[name] = {"text": _short(value), "more": " ".join(more), "title": title}
+    return {name: cell for name, cell in cells.items() if name not in joined}
+
+
+def _group(stage: str, runs: list[Run], page: Path) -> dict[str, Any]:
+    """A stage's part of the table: its status in each run, and a row for each metric."""
+    records = [run.stages.get(stage) for run in runs]
+    cells = [_cells(record["metrics"]) if record else {} for record in records]
+    names = dict.fromkeys(name for column in cells for name in column)
+    return {
+        "name": stage,
+        "runs": [record and _head(record, run.path / stage, page) for run, record in zip(runs, records, strict=True)],
+        "rows": [{"name": name, "cells": [column.get(name) for column in cells]} for name in names],
+    }
+
+
+def _head(record: dict[str, Any], folder: Path, page: Path) -> dict[str, str]:
+    seconds, peak = record.get("seconds"), record.get("peak_memory_bytes")
+    cost = [f"{seconds:.0f} s"] if isinstance(seconds, int | float) else []
+    cost += [f"{peak / 2**30:.1f} GiB"] if isinstance(peak, int | float) else []
+    return {
+        "status": record["status"],
+        "cost": ", ".join(cost),
+        "record": _link(folder / RECORD, page),
+        "notebook": _link(folder / NOTEBOOK_PAGE, page),
+    }
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) and value else json.dumps(value, sort_keys=True)
+
+
+def _setup(runs: list[Run]) -> list[dict[str, Any]]:
+    """Rows on how each run was made: date, commit, data and models, the seed, and parameters that differ."""
+    dates = [[str(s.get("ended") or s.get("started") or "") for s in run.stages.values()] for run in runs]
+    rows = [{"name": "date (UTC)", "cells": [[max(times)[:16].replace("T", " ")] for times in dates]}]
+    commits = [[_commit(s["git"]) for s in run.stages.values() if s["git"]] for run in runs]
+    rows.append({"name": "commit", "cells": [list(dict.fromkeys(found)) for found in commits]})
+    for kind in dict.fromkeys(name for run in runs for s in run.stages.values() for name in s["provenance"]):
+        found = [[s["provenance"][kind] for s in run.stages.values() if kind in s["provenance"]] for run in runs]
+        cells = [list(dict.fromkeys(map(_identity, entries))) for entries in found]
+        rows.append({"name": kind, "cells": cells})
+    return rows + _parameters(runs)
+
+
+def _commit(git: dict[str, Any]) -> str:
+    return str(git.get("commit") or "none")[:8] + (" (dirty)" if git.get("dirty") else "")
+
+
+def _identity(entry: Any) -> str:
+    """A model's name and the fingerprint of it or of data, as `Stage.uses` recorded them."""
+    return f"{entry.get('id', '')} {entry.get('fingerprint', '')}".strip() if isinstance(entry, dict) else str(entry)
+
+
+def _parameters(runs: list[Run]) -> list[dict[str, Any]]:
+    """A row for the seed and for each parameter that has not the same value in all runs that have its stage."""
+    given: dict[str, list[dict[str, str]]] = {}  # parameter -> for each run: stage -> value
+    present = [[stage for stage, record in run.stages.items() if record["parameters"]] for run in runs]
+    for i, run in enumerate(runs):
+        for stage in present[i]:
+            for name, value in run.stages[stage]["parameters"].items():
+                if name != "run_dir":
+                    given.setdefault(name, [{} for _ in runs])[i][stage] = _text(value)
+    rows = []
+    for name, values in sorted(given.items(), key=lambda item: item[0] != "seed"):
+        stages = {stage for column in values for stage in column}
+        seen = {
+            (stage, column.get(stage))
+            for column, there in zip(values, present, strict=True)
+            for stage in there
+            if stage in stages
+        }
+        if name == "seed" or len(seen) > len(stages):
+            cells = [
+                list(dict.fromkeys(column.values()))
+                if len(set(column.values())) < 2
+                else [f"{value} ({stage})" for stage, value in column.items()]
+                for column in values
+            ]
+            rows.append({"name": name, "cells": cells})
+    return rows
