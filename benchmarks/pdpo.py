@@ -26,14 +26,12 @@ import time
 from pathlib import Path
 
 PLAIN = {"share_prompt": False, "completion_logits_only": False}
-GROUPED = {"train_sampling_strategy": "group_by_length"}
 WAYS = {
     "vanilla": {},
-    "ours": GROUPED,
-    "ours_alpha1": GROUPED | {"alpha": 1.0},
+    "ours": {},
+    "ours_alpha1": {"alpha": 1.0},
     "prlhf_scheme": PLAIN | {"alpha": 1.0, "precompute_ref_log_probs": False},
-    "ours_random_order": {},
-    "ours_prompt_twice": GROUPED | {"share_prompt": False},
+    "ours_prompt_twice": {"share_prompt": False},
     "ours_plain": PLAIN,
 }
 

@@ -23,7 +23,6 @@ from prlhf_kit.data.chat import tell
 from prlhf_kit.decoding import answers as formats
 from prlhf_kit.decoding.answers import AnswerFile, GuidedAnswer
 from prlhf_kit.decoding.batch import Batch
-from prlhf_kit.decoding.guides import Vocabulary
 from prlhf_kit.decoding.implicit import ImplicitReward
 from prlhf_kit.decoding.readers import FewRows
 from prlhf_kit.models.preference_head import attach_head, heads_on
@@ -409,20 +408,6 @@ def test_args_for_users(make_tiny, tokenizer):
     rows = [[(1, 1.0)], [(1, 0.5), (3, 1.0)], [(0, 1.0)]]
     for prompt, mine, answer in zip(PROMPTS, rows, decoder.generate(PROMPTS, who), strict=True):
         assert answer.tokens == plain_args(base, reward, tokenizer, prompt, mine, weight=2.0)
-
-
-def test_vocabulary_wide_rewards(make_tiny, tokenizer):
-    base, model = make_tiny(), another(make_tiny)
-    decoder = kit.GuidedDecoder(base, tokenizer, Vocabulary(model, tokenizer=tokenizer), weight=0.4, **LENGTH)
-    [answer] = decoder.generate(PROMPTS[1:2])
-    ids = ids_of(tokenizer, PROMPTS[1])
-
-    def reward(new, candidates):
-        return model(input_ids=torch.cat([ids, torch.tensor([new], dtype=torch.long)], 1)).logits[0, -1][candidates]
-
-    with torch.no_grad():
-        assert answer.tokens == plain(lambda new: logps(base, ids, new), reward, tokenizer, 5, 12, weight=0.4)
-        assert answer.rewards[0] == pytest.approx(reward([], torch.tensor(answer.tokens[:1])).item(), abs=1e-4)
 
 
 def test_smollm2_chooses_the_same_tokens_in_every_form():

@@ -171,16 +171,3 @@ def test_padding_stays_within_the_context(tokenizer):
 def test_options_that_contradict_each_other_are_refused(tmp_path):
     with pytest.raises(ValueError, match="share_prompt=True gives back the hidden states of responses only"):
         kit.PersonalizedDPOConfig(output_dir=str(tmp_path), completion_logits_only=False)
-
-
-def test_pairs_of_like_length_share_a_batch(make_tiny, tokenizer, tmp_path):
-    rows = [record(f"p{i}", "ab"[i % 2], "Why? " * (1 + 7 * (i % 5)), "Yes.", "No.") for i in range(160)]
-    spread = {}
-    for strategy in ("random", "group_by_length"):
-        trainer = make_trainer(
-            make_tiny(users=2), tokenizer, Dataset.from_list(rows), tmp_path, train_sampling_strategy=strategy
-        )
-        lengths = [batch["prompt_mask"].sum(1) for batch in trainer.get_train_dataloader()]
-        spread[strategy] = sum(float(length.max() - length.min()) for length in lengths)
-        assert sorted(torch.cat(lengths).tolist()) == sorted(len(ids) for ids in trainer.train_dataset["prompt_ids"])
-    assert spread["group_by_length"] < spread["random"] / 2

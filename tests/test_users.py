@@ -22,7 +22,7 @@ from prlhf_kit.models.user_models import (
     LowRankUserModel,
     word_vectors,
 )
-from prlhf_kit.training.new_users import adapt, add_users, forget_users, merge_users
+from prlhf_kit.training.new_users import adapt, add_users, forget_users
 
 WORDS = torch.randn(50, 8, generator=torch.Generator().manual_seed(0))
 KINDS = [
@@ -265,27 +265,6 @@ def _holds(file, values):
         ):
             return True
     return False
-
-
-def test_tables_of_two_runs_are_merged(trained, tokenizer):
-    (one, index), (two, _) = trained(), trained()
-    pairs = new_pairs(one, tokenizer, 1)
-    x, y = (pairs.filter(lambda row, user=user: row["user_id"] == user) for user in "xy")
-    index_one = add_users(one, index, adapt(one, tokenizer, x, steps=1))
-    index_two = add_users(
-        two, forget_users(two, index, index.user_ids), adapt(two, tokenizer, y, steps=1, candidates=[])
-    )
-    assert index_two.user_ids == ["y"]
-    merged = merge_users(one, index_one, two, index_two)
-    assert merged.user_ids == ["a", "b", "c", "x", "y"]
-    own = [user_model_of(m).modules_to_save["default"].own for m in (one, two)]
-    assert torch.equal(own[0][merged.row("y")], own[1][index_two.row("y")])
-    other, other_index = trained(seed=1)  # another adapter
-    with pytest.raises(ValueError, match=r"differ in .*lora_.*adapt\(model"):
-        merge_users(one, merged, other, other_index)
-    low, low_index = trained("low_rank")
-    with pytest.raises(ValueError, match="not of one kind"):
-        merge_users(one, merged, low, low_index)
 
 
 def test_adapt_refusals(trained, tokenizer, pairs):

@@ -38,7 +38,7 @@ class GuidedDecoder:
         base: any decoder-only model (with its adapter, if PEFT wraps it); None: the model that the guide's own was
             trained from. It may be the very model below the guide's adapter.
         tokenizer: of the base.
-        guide: `PAD`, `ARGS` or `Vocabulary`.
+        guide: `PAD` or `ARGS`.
         weight: w, the paper's default being 1; one a token (the last one stays), or a function of the token's number.
         top_k: candidates a step.
         max_new_tokens, min_new_tokens, stop_strings, repetition_penalty: as of `generate`, on the base's logits.

@@ -1,4 +1,4 @@
-"""What steers a base model token by token: PAD, ARGS, and vocabulary-wide rewards.
+"""What steers a base model token by token: PAD and ARGS.
 
 Among the base's top-k tokens v, with base(v) its log-probability after processors such as the repetition penalty:
 
@@ -11,8 +11,6 @@ Among the base's top-k tokens v, with base(v) its log-probability after processo
   step. At w = 1 the base only picks the candidates. With several people's policies it is multi-objective decoding (MOD:
   Shi et al. 2024, arXiv 2406.18853).
 - **ARGS** (Khanov et al. 2024, arXiv 2402.01694, Eq. 3): own = 1, reward(v) = r(x, y<t, v) of a sequence reward model.
-- **Vocabulary-wide rewards** (FaRMA: Rashid et al. 2025, arXiv 2502.04517): own = 1; a language model whose logits are
-  the rewards of all next tokens, so that a token costs one reward call.
 
 Log-probabilities are over each model's whole vocabulary.
 """
@@ -198,32 +196,6 @@ class PAD:
         if has_head(self.model):
             return Row(owner, ids, self.model, head=False)
         return start_of(self.model, owner, ids)
-
-
-@dataclass
-class Vocabulary:
-    """Steering by a language model whose logits are the rewards of all next tokens (`training/vocabulary.py`).
-
-    Args:
-        model: see `load_vocabulary_reward`.
-        users: rows of its users, where it is conditioned on them; else `who` stays None.
-        tokenizer: see `PAD`.
-    """
-
-    model: Any
-    users: UserIndex | None = None
-    tokenizer: PreTrainedTokenizerBase | None = None
-
-    def own(self, weight: float) -> float:
-        """1."""
-        return 1.0
-
-    def base_text(self, who: Who) -> None:
-        """Nothing."""
-
-    def rows(self, owner: int, prompt: Prompt, who: Who, tokenizer) -> list[tuple[Row, float]]:
-        """See `Guide.rows`."""
-        return _rows_for_users(self, owner, prompt, who, self.tokenizer or tokenizer)
 
 
 @dataclass

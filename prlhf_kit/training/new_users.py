@@ -219,25 +219,5 @@ def forget_users(model, index: UserIndex, user_ids: Iterable[str]) -> UserIndex:
     return UserIndex([user for user in index.user_ids if index.row(user) not in gone])
 
 
-def merge_users(model, index: UserIndex, other, other_index: UserIndex) -> UserIndex:
-    """Add the users of `other` to `model`: two runs that adapted different users of the same trained model.
-
-    Raises:
-        ValueError: the models differ in anything but users' rows, or a user is in both.
-    """
-    own, theirs = user_table(model), user_table(other)
-    states = [{name: value for name, value in m.state_dict().items() if ".own" not in name} for m in (model, other)]
-    if type(own) is not type(theirs) or states[0].keys() != states[1].keys():
-        raise ValueError("the models are not of one kind; users can be merged between copies of one model only.")
-    for name, value in states[0].items():
-        if not torch.equal(value, states[1][name]):
-            raise ValueError(
-                f"the two models differ in {name}: a row means something in front of its own model only. Adapt the "
-                "users of one of them to the other: adapt(model, tokenizer, their pairs)."
-            )
-    rows = theirs.own.detach()[other_index.rows(other_index.user_ids)]
-    return add_users(model, index, Adapted(list(other_index.user_ids), rows, pd.DataFrame(), []))
-
-
 def _like(parameter: torch.nn.Parameter, values: torch.Tensor) -> torch.nn.Parameter:
     return torch.nn.Parameter(values, requires_grad=parameter.requires_grad)

@@ -40,7 +40,6 @@ from prlhf_kit.training.config import PersonalizedDPOConfig
 from prlhf_kit.training.controls import require_user_text
 from prlhf_kit.training.prompt_once import DataCollatorForPersonalizedPreference, compute_prompts_once, same_outputs
 from prlhf_kit.training.resume import MarkComplete, set_users_apart
-from prlhf_kit.training.sampling import train_sampler
 
 USER_METRICS = "user_metrics.parquet"
 # no module gets an adapter: the user model alone is trained
@@ -189,8 +188,6 @@ class PersonalizedDPOTrainer(DPOTrainer):
         dataset = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
         columns = [dataset[c] for c in ("prompt_ids", "chosen_ids", "rejected_ids")]
         lengths = [len(p) + max(len(c), len(r)) for p, c, r in zip(*columns, strict=True)]
-        if args.length_column_name not in dataset.column_names:  # for train_sampling_strategy="group_by_length"
-            dataset = dataset.add_column(args.length_column_name, lengths)
         longest, limit = max(lengths, default=0), args.max_length or max(lengths, default=0)
         if longest > limit and "ref_chosen_logps" in dataset.column_names:
             raise ValueError(
@@ -226,7 +223,7 @@ class PersonalizedDPOTrainer(DPOTrainer):
     def _set_signature_columns_if_needed(self):
         super()._set_signature_columns_if_needed()
         if "user_row" not in self._signature_columns:
-            self._signature_columns += ["user_row", self.args.length_column_name]
+            self._signature_columns += ["user_row"]
 
     # Loss -------------------------------------------------------------------------------------------------------
 
@@ -328,9 +325,6 @@ class PersonalizedDPOTrainer(DPOTrainer):
             }
             logs |= {f"{'eval_' if mode == 'eval' else ''}users/{name}": float(value) for name, value in spread.items()}
         super().log(logs, start_time)
-
-    def _get_train_sampler(self, *args, **kwargs):
-        return train_sampler(self.args, self.train_dataset) or super()._get_train_sampler(*args, **kwargs)
 
     # Optimizer and files ----------------------------------------------------------------------------------------
 
