@@ -117,6 +117,3 @@ def in_chunks(
                 np.save(f, found[-1])
             temporary.replace(file)
     return np.concatenate(found)
-
-
-TRACKERS = "-trackers.json"  # beside a trained model's folder: the runs that experiment trackers hold of its training

@@ -198,15 +198,6 @@ def test_no_link_is_followed(run, tmp_path):
     assert (stage / "linked-checkpoints").is_symlink()
 
 
-def test_trackers_logs_stay(run):
-    stage = run / "03_pdpo_training"
-    record = json.loads((stage / "run.json").read_text())
-    inside = stage / "pdpo-checkpoints" / "runs" / "x"
-    write = record | {"trackers": {"pdpo": [{"tracker": "tensorboard", "run": str(inside)}]}}
-    (stage / "run.json").write_text(json.dumps(write))
-    assert "pdpo-checkpoints" not in {one.path.name for one in clean(run)}
-
-
 def test_what_cannot_be_deleted_is_told(run, capsys, monkeypatch):
     def refuse(path):
         raise PermissionError(13, "Permission denied", str(path))

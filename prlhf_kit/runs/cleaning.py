@@ -120,10 +120,7 @@ def _of_stage(stage_dir: Path) -> Iterator[tuple[Path, str]]:
     """Paths in a stage's folder that can go, and why. Nothing of a folder whose record can't be read."""
     if not _is_folder(stage_dir) or (record := _record(stage_dir)) is None:
         return
-    base = stage_dir.resolve()
-    tracked = [Path(run["run"]) for found in record.get("trackers", {}).values() for run in found]
-    tracked = [path.relative_to(base) for path in tracked if path.is_relative_to(base)]
-    kept = {stage_dir / path for path in [*record["artifacts"], *tracked]}
+    kept = {stage_dir / path for path in record["artifacts"]}
     for folder, folders, names in os.walk(stage_dir):  # which does not follow links
         for path in (Path(folder, name) for name in [*folders, *names]):
             if path in kept:

@@ -147,11 +147,6 @@ def _shown(record: dict[str, Any], seconds: float) -> str:
             [name, " ".join(str(value) for value in entry.values() if value)]
             for name, entry in record.get("provenance", {}).items()
         ],
-        "trackers": [
-            [training, run["tracker"], run.get("url") or run["run"]]
-            for training, found in record.get("trackers", {}).items()
-            for run in found
-        ],
         "versions": [[", ".join(f"{name} {version}" for name, version in record["versions"].items())]],
     }
     lines = [f"{record['stage']}: " + ", ".join([record["status"], *head, f"commit {commit}"])]

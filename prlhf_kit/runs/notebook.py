@@ -31,7 +31,7 @@ from filelock import FileLock, Timeout
 from prlhf_kit.files import git_state, now, versions, write_json, write_text
 from prlhf_kit.runs.parameters import RunError, needs_of, resolve, uses_of
 from prlhf_kit.runs.report import notebook_page
-from prlhf_kit.runs.stage import RECORD, RESULT, SCHEMA, UNDER_RUNNER, inputs, read_record, set_aside, trackers
+from prlhf_kit.runs.stage import RECORD, RESULT, SCHEMA, UNDER_RUNNER, inputs, read_record, set_aside
 
 NOTEBOOK = "notebook.ipynb"
 PAGE = "notebook.html"
@@ -152,7 +152,7 @@ def _run(notebook: Path, run_dir: Path, values: dict[str, Any], force: bool) -> 
     except KeyboardInterrupt:
         interrupted, code, log = True, 130, ""
     result = _read_result(stage_dir)
-    record |= result | {"trackers": trackers(stage_dir)}
+    record |= result
     record |= {"ended": now(), "seconds": round(time.monotonic() - start, 1)}
     if interrupted:
         record |= {"status": "interrupted", "error": "stopped by the user; run again to resume"}

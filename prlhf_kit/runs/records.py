@@ -1,4 +1,4 @@
-"""Run records, read and compared: what `run.schema.json` promises, `prlhf runs list`, `show` and `diff`."""
+"""Run records, read and compared: `prlhf runs list`, `show` and `diff`."""
 
 from __future__ import annotations
 
@@ -8,61 +8,38 @@ import json
 import os
 import platform
 from collections.abc import Iterable, Iterator
-from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
-
-from jsonschema import Draft202012Validator
-from jsonschema.exceptions import best_match
 
 from prlhf_kit.runs.leaderboard import find_runs
 from prlhf_kit.runs.parameters import RunError
 from prlhf_kit.runs.stage import RECORD, SCHEMA
 
-SCHEMA_FILE = files("prlhf_kit.runs") / "run.schema.json"
+FIELDS = {"schema", "stage", "status", "parameters", "metrics", "artifacts", "versions", "git", "started"}
 DIED, UNREADABLE = "died", "unreadable"
 STATUSES = ("completed", "failed", "interrupted", "running", DIED, UNREADABLE)
 MISSING = object()  # what one of two runs does not have
 Row = dict[str, Any]
 
 
-@cache
-def _validator() -> Draft202012Validator:
-    return Draft202012Validator(json.loads(SCHEMA_FILE.read_text(encoding="utf-8")))
-
-
-def validate(record: Any, where: str = "the record") -> None:
-    """Check a record against the published schema, `prlhf_kit/run.schema.json`.
-
-    Raises:
-        RunError: it is of a newer schema than this version knows, or it breaks the schema; `where` names it.
-    """
-    version = record.get("schema") if isinstance(record, dict) else None
-    if isinstance(version, int) and version > SCHEMA:
-        raise RunError(
-            f"{where} follows schema {version}; prlhf_kit {importlib.metadata.version('prlhf_kit')} knows schemas up "
-            f"to {SCHEMA}. Upgrade prlhf_kit, to the version in its field versions.prlhf_kit or a later one."
-        )
-    if (error := best_match(_validator().iter_errors(record))) is not None:
-        raise RunError(
-            f"{where} is no run record of schema {SCHEMA}: at {error.json_path}, {error.message[:300]}. Run its "
-            "notebook again, or move the folder away."
-        )
-
-
 def read(stage_dir: Path) -> dict[str, Any]:
-    """A stage's record, validated. Its status is `died` where it says `running` but its process is gone.
+    """A stage's record. Its status is `died` where it says `running` but its process is gone.
 
     Raises:
-        RunError: there is none, or it can't be read.
+        RunError: there is none, it can't be read, or a later version of the kit wrote it.
     """
     path = stage_dir / RECORD
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"{path} can't be read: {error}. Expected the JSON that a notebook's run leaves.") from None
-    validate(record, str(path))
+    if not isinstance(record, dict) or not record.keys() >= FIELDS:
+        raise RunError(f"{path} is no run record: it lacks {', '.join(sorted(FIELDS - set(record)))}. Run it again.")
+    if record["schema"] > SCHEMA:
+        raise RunError(
+            f"{path} follows schema {record['schema']}; prlhf_kit {importlib.metadata.version('prlhf_kit')} knows "
+            f"schemas up to {SCHEMA}. Upgrade prlhf_kit, to the version in its field versions.prlhf_kit or a later one."
+        )
     if record["status"] == "running" and process_is_gone(record):
         record["status"] = DIED
     return record

@@ -24,11 +24,11 @@ from IPython.core.interactiveshell import InteractiveShell
 from IPython.display import Image, display
 from matplotlib.figure import Figure
 
-from prlhf_kit.files import TRACKERS, git_state, now, sha256, versions, write_json
+from prlhf_kit.files import git_state, now, sha256, versions, write_json
 
 RESULT = "result.json"
 RECORD = "run.json"
-SCHEMA = 1  # version of `run.schema.json`, see docs/runs.md for when it changes
+SCHEMA = 1  # version of `run.json`; docs/runs.md has its fields and says when it changes
 PREVIOUS = ".previous"
 PATIENCE = 30  # seconds to wait for another kernel that works in the same folder
 UNDER_RUNNER = "PRLHF_KIT_RUNNER"  # set by runs.py for the kernels that it starts
@@ -52,14 +52,6 @@ def inputs(run_dir: Path, stages: Iterable[str]) -> dict[str, dict[str, str]]:
     return {
         stage: {name: entry.get("sha256") for name, entry in left.items() if entry["kind"] in ("data", "model")}
         for stage, left in found.items()
-    }
-
-
-def trackers(stage_dir: Path) -> dict[str, list[dict[str, str | None]]]:
-    """Training in `stage_dir` -> its runs in experiment trackers, as `training.tracking` noted them."""
-    return {
-        str(path.relative_to(stage_dir)).removesuffix(TRACKERS): json.loads(path.read_text())
-        for path in sorted(stage_dir.rglob(f"*{TRACKERS}"))
     }
 
 
@@ -127,7 +119,6 @@ class Stage:
             "artifacts": {},
             "versions": versions(),
             "git": git_state(),
-            "trackers": trackers(self.dir),
             "pid": os.getpid(),
             "host": platform.node(),
             "started": self.started,

@@ -34,7 +34,6 @@ from prlhf_kit.models.preference_head import HEAD, attach_head
 from prlhf_kit.training.config import PersonalizedDPOConfig
 from prlhf_kit.training.pdpo import FROZEN_BASE, PersonalizedDPOTrainer
 from prlhf_kit.training.resume import fit
-from prlhf_kit.training.tracking import check_trackers
 
 PERSRM_FILE, WEIGHTS = "persrm.json", "adapter_model.safetensors"
 WORDING = "Write for one reader, and follow what this reader asks of every answer: {}"
@@ -70,8 +69,6 @@ class PersRMRecipe:
     def __post_init__(self):
         if self.wording.count("{}") != 1:
             raise ValueError(f"wording={self.wording!r}: expected a text with one {{}}, where the preference goes.")
-        for settings in (self.backbone, self.head):
-            check_trackers(settings.get("report_to"))
 
 
 def with_preference(pairs: Dataset, wording: str = WORDING) -> Dataset:

@@ -33,7 +33,6 @@ from prlhf_kit.training.controls import LABELS, WITHOUT_USERS, control_pairs
 from prlhf_kit.training.pdpo import FROZEN_BASE, PersonalizedDPOTrainer
 from prlhf_kit.training.resume import HISTORY, check_train_base, fit, launch_recipe, load_base_model
 from prlhf_kit.training.sft import contexts_of, with_reader, write_context
-from prlhf_kit.training.tracking import check_trackers
 
 TRAIN_BASE = ("lora", "qlora", "full", "frozen")
 
@@ -80,7 +79,6 @@ class Recipe:
     adapters: str = "stacked"
 
     def __post_init__(self):
-        check_trackers(self.settings.get("report_to"))
         check_train_base(self.train_base, TRAIN_BASE)
         require_context(self.context)
         if self.adapters not in ADAPTERS:

@@ -24,7 +24,6 @@ from prlhf_kit.files import write_json
 from prlhf_kit.models.conditioning import ATTRIBUTE, causal_lm, user_models
 from prlhf_kit.models.hub import MADE_FROM, load_model, weights_hash as weights_of
 from prlhf_kit.models.user_models import UserModel
-from prlhf_kit.training.tracking import tracked
 
 COMPLETE = "checkpoint_complete"
 HISTORY = "history.parquet"
@@ -109,8 +108,7 @@ def fit(trainer: Trainer, folder: str | Path) -> pd.DataFrame:
     """Train to the end and save the adapter into `folder`; resume where an earlier call was killed.
 
     Checkpoints lie in `trainer.args.output_dir`. `folder` appears only when it is complete, with the log beside the
-    adapter; if it is there already, nothing is trained. What experiment trackers (`report_to`) call the run is noted
-    beside it (`training.tracking`).
+    adapter; if it is there already, nothing is trained.
 
     Returns:
         The trainer's log, one row a logging step.
@@ -131,12 +129,11 @@ def fit(trainer: Trainer, folder: str | Path) -> pd.DataFrame:
         checkpoint = last_checkpoint(checkpoints)
         if checkpoint and first:
             print(f"resuming {folder.name} from {Path(checkpoint).name}")
-        with tracked(trainer, folder):
-            trainer.train(resume_from_checkpoint=checkpoint)
-            log = trainer.state.log_history
-            evaluated = {entry["step"] for entry in log if any(k.startswith("eval_") for k in entry)}
-            if trainer.args.eval_strategy != "no" and trainer.state.global_step not in evaluated:
-                trainer.evaluate()  # the end, whatever eval_steps is
+        trainer.train(resume_from_checkpoint=checkpoint)
+        log = trainer.state.log_history
+        evaluated = {entry["step"] for entry in log if any(k.startswith("eval_") for k in entry)}
+        if trainer.args.eval_strategy != "no" and trainer.state.global_step not in evaluated:
+            trainer.evaluate()  # the end, whatever eval_steps is
         staging = folder.with_name(f".{folder.name}-unfinished")
         if first:
             shutil.rmtree(staging, ignore_errors=True)

@@ -32,7 +32,6 @@ from prlhf_kit.models.user_models import USER_MODELS
 from prlhf_kit.training.resume import fit, launch_recipe
 from prlhf_kit.training.reward import EVALUATIONS, PersonalizedRewardTrainer
 from prlhf_kit.training.reward_config import PersonalizedRewardConfig, StopEarly
-from prlhf_kit.training.tracking import check_trackers
 
 
 @dataclass(frozen=True)
@@ -91,9 +90,6 @@ class RewardRecipe:
     settings: dict[str, Any] = field(default_factory=dict)
     evaluation: dict[str, str] = field(default_factory=dict)
     patience: int = 0
-
-    def __post_init__(self):
-        check_trackers(self.settings.get("report_to"))
 
 
 def build_reward_trainer(recipe: RewardRecipe) -> PersonalizedRewardTrainer:

@@ -29,7 +29,6 @@ from prlhf_kit.models.hub import SFT_FILE, load_model, load_tokenizer, weights_i
 from prlhf_kit.models.logprobs import REFERENCE
 from prlhf_kit.models.saving import name_base
 from prlhf_kit.training.resume import HISTORY, MarkComplete, check_train_base, fit, launch_recipe, load_base_model
-from prlhf_kit.training.tracking import check_trackers
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,6 @@ class SFTRecipe:
     evaluation: str = ""
 
     def __post_init__(self):
-        check_trackers(self.settings.get("report_to"))
         check_train_base(self.train_base, ("lora", "qlora", "full"))
         require_context(self.context)
         for name in ("chat_template_path", "eos_token"):
