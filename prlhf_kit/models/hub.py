@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import HFValidationError
 from peft import PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -118,7 +117,7 @@ def _merged(folder: str, dtype: torch.dtype, device: str | None, quantization_co
 def from_hub(auto_class, name: str, **kwargs):
     try:
         return auto_class.from_pretrained(resolve(name), **kwargs)
-    except (OSError, ValueError, HFValidationError) as error:
+    except (OSError, ValueError) as error:
         raise ModelError(
             f"can't load {name!r}: {str(error).splitlines()[0]} Expected {EMBEDDED!r}, a local folder written by "
             "`save_pretrained`, or a hub id. If the hub can't be reached from here, download the model elsewhere "

@@ -1,4 +1,4 @@
-"""All runs' numbers side by side on one page, with filters and links to every record. Works from disk."""
+"""All runs' numbers side by side in one table, with links to every record. Works from disk."""
 
 from __future__ import annotations
 
@@ -7,24 +7,37 @@ import os
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import pandas as pd
 from jinja2 import Environment
+from markupsafe import Markup, escape
 
 from prlhf_kit.files import write_text
 from prlhf_kit.runs.notebook import PAGE as NOTEBOOK_PAGE
 from prlhf_kit.runs.parameters import RunError
+from prlhf_kit.runs.report import STYLE
 from prlhf_kit.runs.stage import RECORD, read_record
 
 NAME = "leaderboard.html"
 COLUMNS = ["run", "stage", "status", "metric", "value", "record"]
 
-TEMPLATE = files("prlhf_kit.runs") / "leaderboard.html"
-PAGE = Environment(autoescape=True, trim_blocks=True).from_string(TEMPLATE.read_text(encoding="utf-8"))
+PAGE = Environment(autoescape=True).from_string("""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{{ count }} runs - prlhf_kit</title>
+<style>
+{{ style | safe }}
+body { max-width: none; } td { white-space: pre-line; }
+</style></head><body>
+<h1>{{ count }} run{{ "s" if count != 1 }} side by side</h1>
+<div class="scroll" tabindex="0" role="region" aria-label="All runs"><table>
+<thead><tr><th>run</th>{% for cell in heads %}<th>{{ cell }}</th>{% endfor %}</tr></thead>
+{% for row in rows %}<tr><th>{{ row[0] }}</th>{% for cell in row[1:] %}<td>{{ cell }}</td>{% endfor %}</tr>
+{% endfor %}</table></div>
+</body></html>
+""")
 
 
 @dataclass(frozen=True)
@@ -93,9 +106,11 @@ def write_page(dirs: Iterable[str | Path], out: str | Path | None = None) -> Pat
     page = Path(os.path.abspath(out or (first.parent if runs[0].path == first else first) / NAME))
     if page.is_dir():
         raise RunError(f"{page} is a folder; expected the path of the page. Give --out {page / NAME}, say.")
-    stages = [_group(stage, runs, page) for stage in sorted({stage for run in runs for stage in run.stages})]
-    heads = [{"name": run.name, "href": _link(run.path / "index.html", page)} for run in runs]
-    text = PAGE.render(runs=heads, setup=_setup(runs), stages=stages)
+    rows = _setup(runs)
+    for stage in sorted({stage for run in runs for stage in run.stages}):
+        rows += _stage_rows(stage, runs, page)
+    heads = [_link(run.name, run.path / "index.html", page) for run in runs]
+    text = PAGE.render(count=len(runs), heads=heads, rows=rows, style=STYLE)
     try:
         write_text(page, text.encode("utf-8", "replace").decode())  # a name of a folder need not be valid text
     except OSError as error:
@@ -131,9 +146,12 @@ def _stage(folder: Path) -> dict[str, Any]:
     return record
 
 
-def _link(path: Path, page: Path) -> str:
-    """Relative address of `path` from `page`, percent-encoded; empty where there is no such file."""
-    return quote(os.fsencode(os.path.relpath(path, page.parent))) if path.is_file() else ""
+def _link(text: str, path: Path, page: Path) -> Markup:
+    """`text` as a link from `page` to `path`, percent-encoded; without one where there is no such file."""
+    if not path.is_file():
+        return escape(text)
+    address = quote(os.fsencode(os.path.relpath(path, page.parent)))
+    return Markup('<a href="{}">{}</a>').format(address, text)
 
 
 def _short(value: float) -> str:
@@ -145,71 +163,63 @@ def _short(value: float) -> str:
     return f"{value:.0f}" if abs(value) < 1e9 and (value.is_integer() or abs(value) >= 1e3) else f"{value:.3g}"
 
 
-def _cells(values: dict[str, float | None]) -> dict[str, dict[str, str]]:
-    """What the page shows of a record's metrics.
+def _cells(values: dict[str, float | None]) -> dict[str, str]:
+    """What the table shows of a record's metrics.
 
     `NAME_low/REST` with `NAME_high/REST`, and `NAME_n/REST`, join the cell of `NAME/REST`. Where that has no number
     they keep rows of their own, so that nothing is lost.
     """
-    cells: dict[str, dict[str, str]] = {}
+    cells: dict[str, str] = {}
     joined = set()
     for name, value in values.items():
         if value is None:
-            cells[name] = {}
+            cells[name] = ""
             continue
         head, slash, rest = name.partition("/")
         low, high, n = (f"{head}_{part}{slash}{rest}" for part in ("low", "high", "n"))
-        more, title = [], repr(value)
+        cells[name] = _short(value)
         ends = [values.get(low), values.get(high)]
         if None not in ends:
-            more.append("[" + ", ".join(_short(end) for end in ends if end is not None) + "]")
-            title += f" {ends}"
+            cells[name] += " [" + ", ".join(_short(end) for end in ends if end is not None) + "]"
             joined |= {low, high}
         if (count := values.get(n)) is not None:
-            more.append(f"n = {_short(count)}")
+            cells[name] += f" n = {_short(count)}"
             joined.add(n)
-        cells[name] = {"text": _short(value), "more": " ".join(more), "title": title}
     return {name: cell for name, cell in cells.items() if name not in joined}
 
 
-def _group(stage: str, runs: list[Run], page: Path) -> dict[str, Any]:
-    """A stage's part of the table: its status in each run, and a row for each metric."""
+def _stage_rows(stage: str, runs: list[Run], page: Path) -> list[list[str]]:
+    """A stage's status in each run, with links to what it left, and a row for each metric."""
     records = [run.stages.get(stage) for run in runs]
     cells = [_cells(record["metrics"]) if record else {} for record in records]
+    heads = [_head(record, run.path / stage, page) if record else "" for run, record in zip(runs, records, strict=True)]
     names = dict.fromkeys(name for column in cells for name in column)
-    return {
-        "name": stage,
-        "runs": [record and _head(record, run.path / stage, page) for run, record in zip(runs, records, strict=True)],
-        "rows": [{"name": name, "cells": [column.get(name) for column in cells]} for name in names],
-    }
+    return [[stage, *heads], *([name, *(column.get(name, "") for column in cells)] for name in names)]
 
 
-def _head(record: dict[str, Any], folder: Path, page: Path) -> dict[str, str]:
+def _head(record: dict[str, Any], folder: Path, page: Path) -> Markup:
     seconds, peak = record.get("seconds"), record.get("peak_memory_bytes")
     cost = [f"{seconds:.0f} s"] if isinstance(seconds, int | float) else []
     cost += [f"{peak / 2**30:.1f} GiB"] if isinstance(peak, int | float) else []
-    return {
-        "status": record["status"],
-        "cost": ", ".join(cost),
-        "record": _link(folder / RECORD, page),
-        "notebook": _link(folder / NOTEBOOK_PAGE, page),
-    }
+    status = Markup('<span class="{}">{}</span>').format(record["status"], record["status"])
+    files = {"record": folder / RECORD, "notebook": folder / NOTEBOOK_PAGE}
+    links = [_link(name, path, page) for name, path in files.items() if path.is_file()]
+    return Markup(" ").join([status, escape(", ".join(cost)), *links])
 
 
 def _text(value: Any) -> str:
     return value if isinstance(value, str) and value else json.dumps(value, sort_keys=True)
 
 
-def _setup(runs: list[Run]) -> list[dict[str, Any]]:
+def _setup(runs: list[Run]) -> list[list[str]]:
     """Rows on how each run was made: date, commit, data and models, the seed, and parameters that differ."""
     dates = [[str(s.get("ended") or s.get("started") or "") for s in run.stages.values()] for run in runs]
-    rows = [{"name": "date (UTC)", "cells": [[max(times)[:16].replace("T", " ")] for times in dates]}]
+    rows = [["date (UTC)", *(max(times)[:16].replace("T", " ") for times in dates)]]
     commits = [[_commit(s["git"]) for s in run.stages.values() if s["git"]] for run in runs]
-    rows.append({"name": "commit", "cells": [list(dict.fromkeys(found)) for found in commits]})
+    rows.append(["commit", *("\n".join(dict.fromkeys(found)) for found in commits)])
     for kind in dict.fromkeys(name for run in runs for s in run.stages.values() for name in s["provenance"]):
         found = [[s["provenance"][kind] for s in run.stages.values() if kind in s["provenance"]] for run in runs]
-        cells = [list(dict.fromkeys(map(_identity, entries))) for entries in found]
-        rows.append({"name": kind, "cells": cells})
+        rows.append([kind, *("\n".join(dict.fromkeys(map(_identity, entries))) for entries in found)])
     return rows + _parameters(runs)
 
 
@@ -222,7 +232,7 @@ def _identity(entry: Any) -> str:
     return f"{entry.get('id', '')} {entry.get('fingerprint', '')}".strip() if isinstance(entry, dict) else str(entry)
 
 
-def _parameters(runs: list[Run]) -> list[dict[str, Any]]:
+def _parameters(runs: list[Run]) -> list[list[str]]:
     """A row for the seed and for each parameter that has not the same value in all runs that have its stage."""
     given: dict[str, list[dict[str, str]]] = {}  # parameter -> for each run: stage -> value
     present = [[stage for stage, record in run.stages.items() if record["parameters"]] for run in runs]
@@ -241,11 +251,12 @@ def _parameters(runs: list[Run]) -> list[dict[str, Any]]:
             if stage in stages
         }
         if name == "seed" or len(seen) > len(stages):
-            cells = [
-                list(dict.fromkeys(column.values()))
-                if len(set(column.values())) < 2
-                else [f"{value} ({stage})" for stage, value in column.items()]
-                for column in values
-            ]
-            rows.append({"name": name, "cells": cells})
+            rows.append([name, *map(_in_one_cell, values)])
     return rows
+
+
+def _in_one_cell(values: dict[str, str]) -> str:
+    """A parameter's value in each stage, once where it is the same in all."""
+    if len(set(values.values())) < 2:
+        return "".join(dict.fromkeys(values.values()))
+    return "\n".join(f"{value} ({stage})" for stage, value in values.items())

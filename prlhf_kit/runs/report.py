@@ -18,12 +18,8 @@ from PIL import Image
 from prlhf_kit.files import write_text
 from prlhf_kit.runs.stage import inputs, read_record
 
-PAGE = Environment(autoescape=True).from_string("""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{{ name }} - prlhf_kit</title>
-<style>
-:root { color-scheme: light dark; --page: #fff; --text: #1a1a1a; --faint: #555; --line: #ddd; --code: #f5f5f5;
-  --link: #0b57a4; --bad: #b00020; }
+STYLE = """:root { color-scheme: light dark; --page: #fff; --text: #1a1a1a; --faint: #555; --line: #ddd;
+  --code: #f5f5f5; --link: #0b57a4; --bad: #b00020; }
 @media (prefers-color-scheme: dark) { :root { --page: #16181c; --text: #e8e8e8; --faint: #b0b4ba; --line: #444;
   --code: #262d38; --link: #8ab8f0; --bad: #ff8a8a; } }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: var(--text);
@@ -39,7 +35,13 @@ figcaption, .note { color: var(--faint); font-size: .9rem; }
 pre { overflow-x: auto; background: var(--code); padding: .7rem; }
 @media (max-width: 40rem) { img { max-width: none; } th, td { padding: .3rem .5rem; }
   table { width: max-content; } th, td { max-width: 16rem; } pre { max-width: 80vw; } }
-</style></head><body>
+"""
+
+PAGE = Environment(autoescape=True).from_string("""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{{ name }} - prlhf_kit</title>
+<style>
+{{ style | safe }}</style></head><body>
 <h1>{{ name }}</h1>
 {% if doubtful %}<p class="failed">Not of one piece: {{ doubtful | join(", ") }} failed, or is older than what it was
 made from. What stands below may come from an earlier attempt; run the notebooks again.</p>{% endif %}
@@ -160,6 +162,7 @@ def write_index(run_dir: str | Path) -> Path:
         tables=shown("shown"),
         provenance=provenance,
         doubtful=doubtful,
+        style=STYLE,
     )
     path = run_dir / "index.html"
     write_text(path, page)
