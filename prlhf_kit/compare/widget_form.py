@@ -1,4 +1,4 @@
-"""What the comparison's widget is made of, and where it stands; what it does is in `widgets.py`."""
+"""What the comparison's widget is made of, and where it stands; what it does is in `widget.py`."""
 
 from __future__ import annotations
 

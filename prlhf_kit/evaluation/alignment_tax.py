@@ -17,7 +17,7 @@ def alignment_tax(
     """Accuracy on general sets (helpful, harmless, WebGPT, RewardBench, ...) and its change, paired by pair.
 
     Args:
-        models: name -> which pairs of a set it ranks right (1, 1/2, 0), `[n]`: a language model by `compare.likelier`
+        models: name -> which pairs of a set it ranks right (1, 1/2, 0), `[n]`: a language model by `accuracy.likelier`
             of `score_pairs`, a reward model by `ranked_right` of its rewards. Compare like with like.
         sets: name -> preference pairs (`chosen`, `rejected`, `prompt`).
         untrained: the one of `models` that the others are compared with.

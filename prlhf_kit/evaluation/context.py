@@ -7,7 +7,7 @@ tried, such as `dataset`, `method` and `context`.
 
 `named`: users are communities, domains or objectives with names, and those in the table are all that one asks about.
 Intervals and tests are then by prompt, and say what other prompts would give. Otherwise they say what other users *and*
-other prompts would give (`statistics.crossed_interval`), which few communities can never show: no test over two or four
+other prompts would give (`intervals.crossed_interval`), which few communities can never show: no test over two or four
 of them can give p < 0.05.
 """
 

@@ -54,7 +54,7 @@ def _points(ax: Axes, rows: pd.DataFrame, y, value: str, color: str, marker: str
 def four_way(table: pd.DataFrame) -> Figure:
     """Prompt only, soft user tokens, both, neither: accuracy with intervals, one panel a dataset, controls in grey.
 
-    `table`: rows of `contexts.four_way`, its first table: `dataset`, `method`, `accuracy`, `low`, `high`, `n`, `users`,
+    `table`: rows of `context.four_way`, its first table: `dataset`, `method`, `accuracy`, `low`, `high`, `n`, `users`,
     `chance` (the dotted line).
     """
     controls = [method for method in dict.fromkeys(table.method) if method not in FOUR_WAYS]
@@ -84,7 +84,7 @@ def _count(numbers: pd.Series) -> str:
 def context_heatmap(table: pd.DataFrame) -> Figure:
     """Accuracy on each community's pairs with each community's context in the prompt; framed: the right one.
 
-    `table`: rows of `contexts.context_matrix`: `community`, `context` ("none" is drawn first), `accuracy`, `n`,
+    `table`: rows of `context.context_matrix`: `community`, `context` ("none" is drawn first), `accuracy`, `n`,
     `right`, and `dataset` where there are several: one panel each.
     """
     datasets = list(dict.fromkeys(table.dataset)) if "dataset" in table else [""]
@@ -149,7 +149,7 @@ def option_accuracy(table: pd.DataFrame) -> Figure:
 def by_context(table: pd.DataFrame) -> Figure:
     """Accuracy of methods with the right, no, and others' context in the same prompts, one panel a dataset.
 
-    `table`: rows of `contexts.accuracies` by `method` and `context`, and `dataset` where there are several: `accuracy`,
+    `table`: rows of `context.accuracies` by `method` and `context`, and `dataset` where there are several: `accuracy`,
     `low`, `high`, `n`, `chance` (the dotted line).
     """
     datasets = list(dict.fromkeys(table.dataset)) if "dataset" in table else [""]

@@ -1,4 +1,4 @@
-"""Figures of reward models (notebook 02): pure functions from a table to a matplotlib `Figure`, see `figures.py`."""
+"""Figures of reward models (notebook 02): pure functions from a table to a matplotlib `Figure`."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ class Embedder:
         """`[n, d]` float32. Equal texts are embedded once.
 
         Args:
-            cache: folder in which the vectors are kept (`models.cache_dir() / "features"`, for instance); None: not.
+            cache: folder in which the vectors are kept (`cache_dir() / "features"`, for instance); None: not.
         """
         if self.model is None:
             texts = [" ".join(m["content"] for m in response) for response in responses]

@@ -1,7 +1,7 @@
 """What a notebook leaves behind: its artefacts, and a record of everything that made them.
 
 A notebook begins with `stage = begin("03_pdpo_training", run_dir, globals())` right after its parameters and ends with
-`stage.finish(metrics)`. Under the runner (`runs.py`) the record completes `run.json`; in JupyterLab it is `run.json`.
+`stage.finish(metrics)`. Under the runner (`runs/notebook.py`) the record completes `run.json`; in JupyterLab it is `run.json`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ RECORD = "run.json"
 SCHEMA = 1  # version of `run.json`; docs/runs.md has its fields and says when it changes
 PREVIOUS = ".previous"
 PATIENCE = 30  # seconds to wait for another kernel that works in the same folder
-UNDER_RUNNER = "PRLHF_KIT_RUNNER"  # set by runs.py for the kernels that it starts
+UNDER_RUNNER = "PRLHF_KIT_RUNNER"  # set by runs/notebook.py for the kernels that it starts
 
 
 class StageError(RuntimeError):
