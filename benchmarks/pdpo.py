@@ -56,8 +56,9 @@ def run(way: str, pairs: int, batch_size: int) -> None:
     class PRLHFScheme(kit.PersonalizedDPOTrainer):
         """At alpha = 0.5, the mean over the doubled batch is P-DPO's loss."""
 
-        def _collator(self, *args):
-            return TwiceCollator(super()._collator(*args))
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            self.data_collator = TwiceCollator(self.data_collator)
 
     data = kit.data.load("simulated", pairs_per_user=-(-pairs // 8))["train"].select(range(pairs))
     model, tokenizer = kit.load_model(device=None), kit.load_tokenizer()

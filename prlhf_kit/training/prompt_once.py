@@ -9,6 +9,7 @@ metrics and fused LM head never see a prompt.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ from transformers import PreTrainedModel
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.utils import pad
 
-from prlhf_kit.models.conditioning import embed_with_users
+from prlhf_kit.models.conditioning import embed_with_users, longest_shared
 
 PROMPT_KEYS = ("prompt_ids", "prompt_mask")
 
@@ -164,3 +165,28 @@ def same_outputs(model: PreTrainedModel, share: bool) -> bool:
 def _inputs(batch: dict[str, torch.Tensor], device) -> dict[str, torch.Tensor]:
     names = ("input_ids", "attention_mask", *PROMPT_KEYS)
     return {name: batch[name].to(device) for name in names if name in batch}
+
+
+def collator_for(model, args, pad_token_id: int, user_tokens: int) -> DataCollatorForPersonalizedPreference:
+    """The collator that `args` (a `PersonalizedDPOConfig`) asks for, where `model` gives the same outputs with it."""
+    apart, share, longest = args.completion_logits_only, args.share_prompt, longest_shared(model)
+    if apart:
+        compute_prompts_once(model)
+        share = share and longest != 0 and same_outputs(model, share=True)
+        apart = share or same_outputs(model, share=False)
+    if (apart, share) != (args.completion_logits_only, args.share_prompt):
+        warnings.warn(
+            f"{type(model).__name__} does not give the same hidden states "
+            f"{'with a prompt shared by two responses' if apart else 'where prompts are kept apart'} (or its "
+            f"attention, {model.config._attn_implementation!r}, takes no 4-D mask). Training goes on without that.",
+            stacklevel=3,
+        )
+    return DataCollatorForPersonalizedPreference(
+        pad_token_id=pad_token_id,
+        max_length=args.max_length,
+        truncation_mode=args.truncation_mode,
+        pad_to_multiple_of=args.pad_to_multiple_of,
+        prompts_apart=apart,
+        share=share,
+        longest=longest - user_tokens if share and longest else None,
+    )
