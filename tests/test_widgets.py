@@ -787,7 +787,7 @@ def test_live_is_where_somebody_may_be_at_the_screen(monkeypatch):
 def test_executed_without_a_front_end_is_not_live(monkeypatch):
     monkeypatch.delenv("SERVER_SOFTWARE", raising=False)
     monkeypatch.delenv("PRLHF_KIT_RUNNER", raising=False)
-    cell = nbformat.v4.new_code_cell("from prlhf_kit import cards\nprint(cards.live())")
+    cell = nbformat.v4.new_code_cell("from prlhf_kit.compare import cards\nprint(cards.live())")
     notebook = nbformat.v4.new_notebook(cells=[cell])
     NotebookClient(notebook, kernel_name="python3", timeout=120).execute()
     assert notebook.cells[0].outputs[-1]["text"] == "False\n"
