@@ -41,7 +41,7 @@ body { max-width: none; } td { white-space: pre-line; }
 
 
 @dataclass(frozen=True)
-class Run:
+class RunRecords:
     """A run's folder, the name that tells it apart, and the record of each stage."""
 
     name: str
@@ -57,7 +57,7 @@ def find_runs(folder: Path) -> list[Path]:
     return [run for child in children for run in find_runs(child)]
 
 
-def collect(dirs: Iterable[str | Path]) -> list[Run]:
+def collect(dirs: Iterable[str | Path]) -> list[RunRecords]:
     """Every run in `dirs`, each a run or a folder of runs. Raises `RunError` for one that holds no run."""
     found: dict[Path, None] = {}
     for folder in (Path(os.path.abspath(given)) for given in dirs):  # abspath: a link to a run keeps its own name
@@ -70,7 +70,7 @@ def collect(dirs: Iterable[str | Path]) -> list[Run]:
             )
         found |= dict.fromkeys(runs)
     return [
-        Run(name, path, {p.parent.name: _stage(p.parent) for p in sorted(path.glob(f"[!.]*/{RECORD}"))})
+        RunRecords(name, path, {p.parent.name: _stage(p.parent) for p in sorted(path.glob(f"[!.]*/{RECORD}"))})
         for name, path in zip(_names(list(found)), found, strict=True)
     ]
 
@@ -188,7 +188,7 @@ def _cells(values: dict[str, float | None]) -> dict[str, str]:
     return {name: cell for name, cell in cells.items() if name not in joined}
 
 
-def _stage_rows(stage: str, runs: list[Run], page: Path) -> list[list[str]]:
+def _stage_rows(stage: str, runs: list[RunRecords], page: Path) -> list[list[str]]:
     """A stage's status in each run, with links to what it left, and a row for each metric."""
     records = [run.stages.get(stage) for run in runs]
     cells = [_cells(record["metrics"]) if record else {} for record in records]
@@ -211,7 +211,7 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) and value else json.dumps(value, sort_keys=True)
 
 
-def _setup(runs: list[Run]) -> list[list[str]]:
+def _setup(runs: list[RunRecords]) -> list[list[str]]:
     """Rows on how each run was made: date, commit, data and models, the seed, and parameters that differ."""
     dates = [[str(s.get("ended") or s.get("started") or "") for s in run.stages.values()] for run in runs]
     rows = [["date (UTC)", *(max(times)[:16].replace("T", " ") for times in dates)]]
@@ -232,7 +232,7 @@ def _identity(entry: Any) -> str:
     return f"{entry.get('id', '')} {entry.get('fingerprint', '')}".strip() if isinstance(entry, dict) else str(entry)
 
 
-def _parameters(runs: list[Run]) -> list[list[str]]:
+def _parameters(runs: list[RunRecords]) -> list[list[str]]:
     """A row for the seed and for each parameter that has not the same value in all runs that have its stage."""
     given: dict[str, list[dict[str, str]]] = {}  # parameter -> for each run: stage -> value
     present = [[stage for stage, record in run.stages.items() if record["parameters"]] for run in runs]
