@@ -99,7 +99,7 @@ def flops(
 
     Args:
         train: "lora" or "frozen" (weights get no gradient), "full" (they do), None: forward only.
-        shared: the prompt once for both responses, as in `training/sharing.py`.
+        shared: the prompt once for both responses, as in `training/prompt_once.py`.
         rank, targets: of the adapter.
         checkpointing: activations are computed again in the backward pass.
     """

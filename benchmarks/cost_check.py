@@ -25,7 +25,7 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 import prlhf_kit as kit
 from prlhf_kit.data.schema import record
-from prlhf_kit.record import now, write_json
+from prlhf_kit.files import now, write_json
 
 PLAIN = {"prompt": 64, "response": 64, "width": 384, "alpha": 1.0, "train": "lora", "share_prompt": True}
 CHANGES: dict[str, dict] = {

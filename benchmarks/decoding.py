@@ -4,7 +4,7 @@ Against transformers' own `generate` of the base (greedy, its KV cache), of the 
 
 - PAD with two models, the paper's form (the base, and a policy with its reference in one batch) and the released form;
 - PAD with a shared base (policy, reference and base are one model with its adapter on and off);
-- ARGS with k = 10 candidates, and vocabulary-wide rewards;
+- ARGS with k = 10 candidates;
 - a job of many prompts: PAD as its authors published it, that is one prompt at a time, both models reading the whole
   text again for every token, until the limit, against batches with a cache;
 - tokens a second in a batch of 8 against one at a time.
@@ -35,10 +35,10 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 import prlhf_kit as kit
-from prlhf_kit.decoding.few_rows import few_rows
 from prlhf_kit.decoding.guides import ids_of
-from prlhf_kit.reward_model import reward_class
-from prlhf_kit.rewards import SequenceReward
+from prlhf_kit.decoding.readers import few_rows
+from prlhf_kit.models.reward_model import reward_class
+from prlhf_kit.models.rewards import SequenceReward
 
 RATIOS = {  # name -> (ways whose times are added, divided by the added times of these)
     "pad_two_models_vs_sum": (["pad_two_models"], ["plain", "plain_policy"]),
@@ -46,7 +46,6 @@ RATIOS = {  # name -> (ways whose times are added, divided by the added times of
     "pad_shared_vs_plain": (["pad_shared"], ["plain"]),
     "pad_shared_vs_plain_by_the_same_linear": (["pad_shared"], ["plain_few_rows"]),
     "args_vs_plain": (["args"], ["plain"]),
-    "vocabulary_vs_plain": (["vocabulary"], ["plain"]),
     "uncached_vs_ours": (["job_uncached"], ["job_ours"]),
 }
 ONCE = ("job_uncached", "job_ours")  # long
@@ -88,7 +87,7 @@ class Bench:
         self.made: dict[str, object] = {}
 
     def model(self, name: str):
-        """ "base", "policy" (another model), "personal" (with users and an adapter), "vocabulary" or "reward"."""
+        """ "base", "policy" (another model), "personal" (with users and an adapter) or "reward"."""
         if name not in self.made:
             torch.manual_seed(0)
             self.made[name] = self._make(name)
@@ -169,11 +168,6 @@ class Bench:
 
     def args(self):
         decoder = self.decoder(self.model("base"), kit.ARGS(self.model("reward")))
-        return lambda: decoder.generate(self.asked)
-
-    def vocabulary(self):
-        guide = kit.Vocabulary(self.model("policy"), tokenizer=self.tokenizer)
-        decoder = self.decoder(self.model("base"), guide)
         return lambda: decoder.generate(self.asked)
 
     def job_ours(self):

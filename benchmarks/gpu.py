@@ -44,7 +44,8 @@ from datasets import Dataset, load_from_disk
 from filelock import FileLock
 
 import prlhf_kit as kit
-from prlhf_kit.record import git_state, versions, write_json
+from prlhf_kit.files import git_state, versions, write_json
+from prlhf_kit.models.embedded import EMBEDDED
 
 # what each part needs besides is imported there: it takes many seconds
 sys.path.append(str(Path(__file__).parent))  # where a spawned process finds decoding.py
@@ -65,7 +66,7 @@ class Setting:
 
     def __post_init__(self):
         self.repeats = 1 if self.tiny else 5
-        self.model = str(self.work / "tiny_model") if self.tiny else kit.EMBEDDED
+        self.model = str(self.work / "tiny_model") if self.tiny else EMBEDDED
 
 
 @dataclass
@@ -118,8 +119,8 @@ SPLITS = ("train", "test_seen")
 
 def learn(setting: Setting, dataset: str, method: str, seed: int) -> dict[str, Any]:
     """Train one method on all training pairs and rank the held-out ones by DPO's implicit reward."""
-    from prlhf_kit.evaluation.metrics import ranked_right
-    from prlhf_kit.evaluation.scoring import REFERENCE, save_with_reference
+    from prlhf_kit.evaluation.accuracy import ranked_right
+    from prlhf_kit.models.logprobs import REFERENCE, save_with_reference
 
     tokenizer = kit.load_tokenizer(setting.model)
     folder = setting.work / f"{dataset}-{seed}"
@@ -183,8 +184,8 @@ def learn(setting: Setting, dataset: str, method: str, seed: int) -> dict[str, A
 
 def interval_of(values, pairs: Dataset) -> dict[str, Any]:
     """Mean with its 95% interval by user and prompt."""
-    from prlhf_kit.evaluation.judges import prompt_text
-    from prlhf_kit.evaluation.statistics import crossed_interval
+    from prlhf_kit.data.chat import prompt_text
+    from prlhf_kit.evaluation.intervals import crossed_interval
 
     i = crossed_interval(values, pairs["user_id"], [prompt_text(prompt) for prompt in pairs["prompt"]])
     return {"mean": i.estimate, "low": i.low, "high": i.high, "n": i.n, "users": len(set(pairs["user_id"]))}
@@ -192,8 +193,7 @@ def interval_of(values, pairs: Dataset) -> dict[str, Any]:
 
 def learning_tables(setting: Setting, parts: dict[str, Any]) -> list[dict[str, Any]]:
     """For each dataset, seed and method the accuracy, and paired with them its difference from vanilla DPO."""
-    from prlhf_kit.evaluation.compare import words
-    from prlhf_kit.evaluation.metrics import length_rules
+    from prlhf_kit.evaluation.accuracy import length_rules, words
 
     rows = []
     ran = [(name.split("/")[1:], part) for name, part in parts.items() if name.startswith("learn/")]
@@ -377,7 +377,7 @@ TINY = {
 
 def notebooks(setting: Setting) -> dict[str, Any]:
     """Seconds of each notebook by papermill."""
-    from prlhf_kit.runs import run_notebook
+    from prlhf_kit.runs.notebook import run_notebook
 
     seconds = {}
     for name, options in (TINY if setting.tiny else SMALL).items():

@@ -26,14 +26,12 @@ import time
 from pathlib import Path
 
 PLAIN = {"share_prompt": False, "completion_logits_only": False}
-GROUPED = {"train_sampling_strategy": "group_by_length"}
 WAYS = {
     "vanilla": {},
-    "ours": GROUPED,
-    "ours_alpha1": GROUPED | {"alpha": 1.0},
+    "ours": {},
+    "ours_alpha1": {"alpha": 1.0},
     "prlhf_scheme": PLAIN | {"alpha": 1.0, "precompute_ref_log_probs": False},
-    "ours_random_order": {},
-    "ours_prompt_twice": GROUPED | {"share_prompt": False},
+    "ours_prompt_twice": {"share_prompt": False},
     "ours_plain": PLAIN,
 }
 
@@ -58,8 +56,9 @@ def run(way: str, pairs: int, batch_size: int) -> None:
     class PRLHFScheme(kit.PersonalizedDPOTrainer):
         """At alpha = 0.5, the mean over the doubled batch is P-DPO's loss."""
 
-        def _collator(self, *args):
-            return TwiceCollator(super()._collator(*args))
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            self.data_collator = TwiceCollator(self.data_collator)
 
     data = kit.data.load("simulated", pairs_per_user=-(-pairs // 8))["train"].select(range(pairs))
     model, tokenizer = kit.load_model(device=None), kit.load_tokenizer()

@@ -45,11 +45,12 @@ def score(way: str, data, batch_size: int) -> float:
     import torch
 
     import prlhf_kit as kit
-    from prlhf_kit.reward_model import new_reward_model
-    from prlhf_kit.rewards import SequenceReward
-    from prlhf_kit.training.reward_data import encode, padded
+    from prlhf_kit.models.embedded import EMBEDDED
+    from prlhf_kit.models.reward_model import new_reward_model
+    from prlhf_kit.models.rewards import SequenceReward
+    from prlhf_kit.models.tokenize import encode, padded
 
-    model, tokenizer = new_reward_model(kit.EMBEDDED), kit.load_tokenizer()
+    model, tokenizer = new_reward_model(EMBEDDED), kit.load_tokenizer()
     texts = {str(r): (p, r) for c in ("chosen", "rejected") for p, r in zip(data["prompt"], data[c], strict=True)}
     prompts, responses = zip(*texts.values(), strict=True)  # each once
     start = time.perf_counter()
@@ -71,11 +72,12 @@ def train(way: str, data, batch_size: int) -> float:
     from trl import RewardConfig, RewardTrainer
 
     import prlhf_kit as kit
-    from prlhf_kit.reward_model import new_reward_model
+    from prlhf_kit.models.embedded import EMBEDDED
+    from prlhf_kit.models.reward_model import new_reward_model
     from prlhf_kit.training.reward import PersonalizedRewardTrainer
     from prlhf_kit.training.reward_config import PersonalizedRewardConfig
 
-    model, tokenizer = new_reward_model(kit.EMBEDDED, lm_head=way == "train_ours_lm"), kit.load_tokenizer()
+    model, tokenizer = new_reward_model(EMBEDDED, lm_head=way == "train_ours_lm"), kit.load_tokenizer()
     adapter = LoraConfig(task_type="SEQ_CLS", r=8, target_modules=["q_proj", "v_proj"], modules_to_save=["score"])
     gpu = torch.cuda.is_available()
     with tempfile.TemporaryDirectory() as out:

@@ -17,7 +17,8 @@ from typing import Any, NoReturn
 
 import shtab
 
-from prlhf_kit import app, pipeline, run_commands, sweep
+from prlhf_kit.compare import app
+from prlhf_kit.runs import commands as run_commands, pipeline, sweep
 
 RUNS = Path("papermill_runs")
 EXIT_USAGE, EXIT_INTERNAL, EXIT_FILES, EXIT_INTERRUPTED, EXIT_PIPE = 2, 70, 74, 130, 141
@@ -72,7 +73,7 @@ class _Option(argparse.Action):
     """`-o NAME VALUE`, with the value read as a Python literal."""
 
     def __call__(self, _parser, namespace, values, option_string=None):
-        from prlhf_kit.runs import typed
+        from prlhf_kit.runs.parameters import typed
 
         given = getattr(namespace, self.dest) or []
         setattr(namespace, self.dest, [*given, (values[0], typed(values[0], values[1], None))])
@@ -143,7 +144,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("dirs", nargs="+", type=Path, metavar="DIR", help="a run, or a folder of runs")
     p.add_argument("--out", type=Path, metavar="FILE", help="the page (default: leaderboard.html where DIR's runs are)")
-    p.set_defaults(action=_later("commands", "compare"))
+    p.set_defaults(action=_later("commands", "report"))
     p = commands.add_parser(
         "bundle",
         help="pack the kit for a GPU node without a network",
@@ -157,7 +158,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--python", default="", metavar="VERSION", help="the node's Python (default: this one's)")
     p.add_argument("--has", type=Path, metavar="FILE", help="the node's `pip list`: what it has is left out")
     p.add_argument("--data", type=Path, nargs="+", default=[], metavar="DIR", help="folders of `prlhf data prepare`")
-    p.set_defaults(action=_later("bundle", "command"))
+    p.set_defaults(action=_later("runs.bundle", "command"))
     _data_parser(commands)
     app.add_parser(commands)
     run_commands.add_parser(commands)
@@ -185,7 +186,7 @@ def _data_parser(top) -> None:
         epilog="examples:\n  prlhf data list\n  prlhf data list --markdown",
     )
     p.add_argument("--markdown", action="store_true", help="the table of the docs")
-    p.set_defaults(action=_later("data.commands", "list_datasets"))
+    p.set_defaults(action=_later("commands", "list_datasets"))
     for name, text, out in (
         ("prepare", "load, check and write a dataset as parquet, with a data card", " --out data/mine"),
         ("check", "load and check a dataset, and compare its counts with the papers'", ""),
@@ -210,7 +211,7 @@ def _data_parser(top) -> None:
         if out:
             p.add_argument("--out", type=Path, required=True, metavar="DIR", help="new folder")
             p.add_argument("--force", action="store_true", help="replace the folder")
-        p.set_defaults(action=_later("data.commands", name))
+        p.set_defaults(action=_later("commands", f"{name}_dataset"))
 
 
 def main(argv: list[str] | None = None) -> int:

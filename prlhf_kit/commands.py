@@ -1,4 +1,4 @@
-"""What `prlhf run`, `prlhf figures` and `prlhf report` do; `cli.py` holds their options."""
+"""What `prlhf run`, `prlhf figures`, `prlhf report` and `prlhf data` do; `cli.py` holds their options."""
 
 from __future__ import annotations
 
@@ -7,15 +7,33 @@ import sys
 
 import pandas as pd
 
-from prlhf_kit import context_figures, evaluation_figures, leaderboard, report, reward_figures, runs, steering_figures
-from prlhf_kit import figures as general_figures
-from prlhf_kit.jobs import check_places
-from prlhf_kit.record import RECORD, read_record
+from prlhf_kit import data
+from prlhf_kit.data.prepare import cards_table, compare_counts, prepare, require_free
+from prlhf_kit.figures import (
+    context as context_figures,
+    data as data_figures,
+    decoding as decoding_figures,
+    evaluation as evaluation_figures,
+    rewards as reward_figures,
+    users as user_figures,
+)
+from prlhf_kit.figures.style import save
+from prlhf_kit.models.hub import load_tokenizer
+from prlhf_kit.runs import leaderboard
+from prlhf_kit.runs.jobs import check_places
+from prlhf_kit.runs.notebook import run_notebook
+from prlhf_kit.runs.parameters import RunError, defaults, resolve, unknown_parameter
+from prlhf_kit.runs.report import tables, write_index
+from prlhf_kit.runs.stage import RECORD, read_record
 
 FIGURES = (
-    general_figures.FIGURES | reward_figures.FIGURES | steering_figures.FIGURES | evaluation_figures.FIGURES
+    data_figures.FIGURES
+    | user_figures.FIGURES
+    | reward_figures.FIGURES
+    | decoding_figures.FIGURES
+    | evaluation_figures.FIGURES
     | context_figures.FIGURES
-)  # fmt: skip
+)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -23,23 +41,21 @@ def run(args: argparse.Namespace) -> int:
     check_places(args.out, args.copy_to)
     run_dir = args.out / args.run
     given = dict(args.parameter or [])
-    known = {notebook: runs.defaults(notebook) for notebook in args.notebooks}
+    known = {notebook: defaults(notebook) for notebook in args.notebooks}
     everything = {name: value for values in known.values() for name, value in values.items()}
     for name in given:
         if name not in everything or name == "run_dir":
             hint = " The run's folder is set with --run and --out." if name == "run_dir" else ""
-            raise runs.RunError(
-                str(runs.unknown_parameter(name, everything, " / ".join(map(str, args.notebooks)))) + hint
-            )
+            raise RunError(str(unknown_parameter(name, everything, " / ".join(map(str, args.notebooks)))) + hint)
     plans = {n: {k: v for k, v in given.items() if k in known[n]} for n in args.notebooks}
     for notebook, parameters in plans.items():  # all of them are checked before any of them runs
-        runs.resolve(notebook, parameters)
+        resolve(notebook, parameters)
     if args.copy_to:
-        from prlhf_kit import copies
+        from prlhf_kit.runs import copies
     whole = True
     for notebook, parameters in plans.items():
         print(f"{notebook.stem} ...", flush=True)
-        record = runs.run_notebook(notebook, run_dir, parameters, args.force)
+        record = run_notebook(notebook, run_dir, parameters, args.force)
         if args.copy_to:  # of failed and of skipped stages too: the same command again copies what is missing
             try:
                 print(f"{notebook.stem} copied to {copies.copy_notebook(run_dir / notebook.stem, args.copy_to)}")
@@ -47,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
                 print(f"prlhf: {refused}", file=sys.stderr)
                 whole = False
         if record["status"] != "completed":
-            report.write_index(run_dir)
+            write_index(run_dir)
             error = record["error"] if args.debug else record["error"].splitlines()[0]
             where = run_dir / notebook.stem
             hint = "" if args.debug else " (--debug shows the traceback)"
@@ -55,8 +71,8 @@ def run(args: argparse.Namespace) -> int:
             return 1
         how = "unchanged, skipped" if record.get("skipped") else f"{record['seconds']:.0f} s"
         print(f"{notebook.stem} completed ({how})", flush=True)
-    page = report.write_index(run_dir)
-    for caption, table in report.tables(run_dir, "headline"):
+    page = write_index(run_dir)
+    for caption, table in tables(run_dir, "headline"):
         print(f"\n{caption}\n{table.to_string(index=False)}")
     print(f"\nreport: {page.resolve()}")
     if not whole:
@@ -68,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
 def figures(args: argparse.Namespace) -> int:
     """`prlhf figures`: re-make a run's figures from its tables, without a model."""
     if not any(read_record(args.run_dir / stage) for stage in {stage for stage, _, _ in FIGURES.values()}):
-        raise runs.RunError(f"{args.run_dir} holds no stage of a run. Give the folder of one, papermill_runs/demo say.")
+        raise RunError(f"{args.run_dir} holds no stage of a run. Give the folder of one, papermill_runs/demo say.")
     args.out.mkdir(parents=True, exist_ok=True)
     for name, (stage, table, draw) in FIGURES.items():
         path = args.run_dir / stage / f"{table}.parquet"
@@ -78,12 +94,62 @@ def figures(args: argparse.Namespace) -> int:
                 status = f"made no table {table!r} from this data"
             print(f"{name}: left out, {stage} {status}")
             continue
-        general_figures.save(draw(pd.read_parquet(path)), args.out / f"{name}.png")
+        save(draw(pd.read_parquet(path)), args.out / f"{name}.png")
         print(args.out / f"{name}.png")
     return 0
 
 
-def compare(args: argparse.Namespace) -> int:
+def report(args: argparse.Namespace) -> int:
     """`prlhf report`: all runs' numbers side by side on one page."""
     print(f"report: {leaderboard.write_page(args.dirs, args.out)}")
     return 0
+
+
+def list_datasets(args: argparse.Namespace) -> int:
+    """`prlhf data list`: every dataset and its options."""
+    if args.markdown:
+        print(cards_table())
+        return 0
+    for name, module in data.DATASETS.items():
+        options = ", ".join(f"{key}={value!r}" for key, value in data.resolved(name, {}).items())
+        print(f"{name}: {module.CARD.title}\n    source: {module.CARD.source}\n    options: {options or 'none'}")
+    return 0
+
+
+def prepare_dataset(args: argparse.Namespace) -> int:
+    """`prlhf data prepare`: load, check and write a dataset."""
+    require_free(args.out, args.path, args.force)  # before any long work
+    loaded, found, limits = _load(args)
+    out = prepare(loaded, found, args.out, args.name, args.path, dict(args.option or []), limits, args.force)
+    print(f"{found}\n{', '.join(f'{split}: {len(rows)}' for split, rows in loaded.items())} pairs\n{out.resolve()}")
+    return 0
+
+
+def check_dataset(args: argparse.Namespace) -> int:
+    """`prlhf data check`: load and check a dataset, and compare its counts with the paper's."""
+    loaded, found, _ = _load(args)
+    print(f"{found}\n\n{found.checks.to_string(index=False)}\n")
+    for split, rows in loaded.items():
+        print(f"{split}: {len(rows)} pairs of {len(set(rows['user_id']))} users")
+    counts = compare_counts(args.name, found)
+    if counts.empty:
+        print("\nno counts of a paper to compare with")
+    else:
+        print(f"\ncounted here and in the papers:\n{counts.to_string(index=False, na_rep='not counted')}")
+        differ = counts[counts.difference.notna() & (counts.difference != 0)]
+        print(f"{len(differ)} of {counts.found.notna().sum()} differ" if counts.found.notna().any() else "none counted")
+    return 0
+
+
+def _load(args: argparse.Namespace):
+    """What `prlhf data` loads, its report, and the limits that were set."""
+    if args.name not in data.DATASETS:
+        data.load(args.name)  # says what there is
+        raise data.SchemaError(f"{args.name} is prepared already; give the name of a dataset.")
+    data.resolved(args.name, dict(args.option or []))
+    tokenizer = load_tokenizer(args.model) if args.max_prompt_tokens or args.max_tokens else None
+    limits = {"max_prompt_tokens": args.max_prompt_tokens, "max_tokens": args.max_tokens, "min_pairs": args.min_pairs}
+    loaded, found = data.load_with_report(
+        args.name, args.path, tokenizer=tokenizer, rules=dict(args.rule or []), **limits, **dict(args.option or [])
+    )
+    return loaded, found, limits | {"tokenizer": args.model if tokenizer else None, "rules": dict(args.rule or [])}

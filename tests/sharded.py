@@ -12,7 +12,7 @@ from torch.distributed.fsdp import fully_shard
 from trl.trainer.utils import add_fused_lm_head
 
 import prlhf_kit as kit
-from prlhf_kit.training.sharing import DataCollatorForPersonalizedPreference, compute_prompts_once
+from prlhf_kit.training.prompt_once import DataCollatorForPersonalizedPreference, compute_prompts_once
 
 
 def conditioned():

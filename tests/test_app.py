@@ -19,7 +19,8 @@ import pytest
 import websockets
 from jupyter_client.session import Session
 
-from prlhf_kit import app, cli
+from prlhf_kit import cli
+from prlhf_kit.compare import app
 
 SECRET = "c0ffee-not-for-the-browser"
 TEMPLATE_FILE = "voila/templates/lab/static/index.css"

@@ -5,15 +5,14 @@ import json
 import pandas as pd
 import pytest
 from datasets import Dataset, DatasetDict
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 from peft import LoraConfig
 from transformers import AutoTokenizer
 
 import prlhf_kit as kit
 from prlhf_kit.data.chat import PLAIN_TEMPLATE, require_prefix, shorten
 from prlhf_kit.data.collect import collect
-from prlhf_kit.data.schema import record, said
+from prlhf_kit.data.schema import message, record
 
 DROP = {"prompt in train and test": "drop", "user with too few pairs": "drop"}
 
@@ -41,7 +40,7 @@ def test_contradictory_pairs_are_all_dropped():
     assert clean["train"]["pair_id"] == ["p3", "p4", "p5"]
     assert counts["contradictory pair"] == 3
     with pytest.raises(
-        kit.SchemaError, match="3 pairs of split 'train' fail the check 'contradictory pair', first 'p0'"
+        kit.data.SchemaError, match="3 pairs of split 'train' fail the check 'contradictory pair', first 'p0'"
     ):
         checked(rows, rules={"contradictory pair": "refuse"})
 
@@ -49,7 +48,7 @@ def test_contradictory_pairs_are_all_dropped():
 def test_prompt_in_train_and_test_by_rule():
     train = [record("p0", "ann", "Q?", "a", "b"), record("p1", "ann", "R?", "a", "b")]
     test = [record("t0", "ann", "Q?", "c", "d"), record("t1", "ann", "S?", "c", "d")]
-    with pytest.raises(kit.SchemaError, match="1 prompts of split 'test_seen'"):
+    with pytest.raises(kit.data.SchemaError, match="1 prompts of split 'test_seen'"):
         checked(train, test)
     clean, counts = checked(train, test, rules=DROP)
     assert clean["test_seen"]["pair_id"] == ["t1"]
@@ -62,7 +61,7 @@ def test_adaptation_prompts_are_not_test_prompts():
         adapt_unseen=Dataset.from_list([record("a0", "bob", "R?", "a", "b"), record("a1", "bob", "Q?", "a", "b")]),
         test_unseen=Dataset.from_list([record("t0", "bob", "R?", "a", "b"), record("t1", "bob", "S?", "a", "b")]),
     )
-    with pytest.raises(kit.SchemaError, match="'test_unseen' are in train or adapt_unseen"):
+    with pytest.raises(kit.data.SchemaError, match="'test_unseen' are in train or adapt_unseen"):
         kit.data.check(data)
     clean, _ = kit.data.check(data, rules=DROP)
     assert clean["test_unseen"]["pair_id"] == ["t1"]
@@ -75,7 +74,7 @@ def test_users_with_too_few_pairs_leave_every_split():
     clean, counts = checked(train, test, min_pairs=2, rules=DROP)
     assert set(clean["train"]["user_id"]) == {"ann"} == set(clean["test_seen"]["user_id"])
     assert counts["user with too few pairs"] == 2
-    with pytest.raises(kit.SchemaError, match="or fewer than 2, first 'bob'"):
+    with pytest.raises(kit.data.SchemaError, match="or fewer than 2, first 'bob'"):
         checked(train, test, min_pairs=2)
 
 
@@ -87,12 +86,12 @@ def test_over_long_pairs_count_the_response(tokenizer):
     assert counts["over-long pair"] == 2
     _, report = kit.data.check(DatasetDict(train=Dataset.from_list(rows)), tokenizer, max_tokens=50)
     assert report.table.reason.unique().tolist() == ["pair longer than 50 tokens"]
-    with pytest.raises(kit.SchemaError, match="pass tokenizer"):
+    with pytest.raises(kit.data.SchemaError, match="pass tokenizer"):
         checked(rows, max_tokens=50)
 
 
 def test_no_training_pair_left_is_refused():
-    with pytest.raises(kit.SchemaError, match="no training pair is left"):
+    with pytest.raises(kit.data.SchemaError, match="no training pair is left"):
         checked([record("p0", "ann", "Q?", "a", "a")], rules=DROP)
 
 
@@ -105,17 +104,17 @@ def test_no_training_pair_left_is_refused():
     ],
 )
 def test_unknown_rules_are_refused(rules, reason):
-    with pytest.raises(kit.SchemaError, match=reason):
+    with pytest.raises(kit.data.SchemaError, match=reason):
         checked([record("p0", "ann", "Q?", "a", "b")], rules=rules)
 
 
 def test_shorten_by_hand():
     roles = ["system", "user", "assistant", "user", "assistant", "user"]
-    talk = [message for i, role in enumerate(roles) for message in said(role, str(i))]
+    talk = [turn for i, role in enumerate(roles) for turn in message(role, str(i))]
     assert shorten(talk, lambda p: len(p) <= 4) == [talk[0], *talk[3:]]
     assert shorten(talk, lambda p: len(p) <= 2) == [talk[0], talk[5]]
     assert shorten(talk, lambda p: False) is None
-    assert shorten(said("user", "1"), lambda p: True) is None  # nothing older to leave out
+    assert shorten(message("user", "1"), lambda p: True) is None  # nothing older to leave out
 
 
 # Chat templates -------------------------------------------------------------------------------------------------------
@@ -129,9 +128,9 @@ def test_a_template_that_changes_the_prompt_is_refused(tokenizer, tmp_path):
         "{% if add_generation_prompt %}{{ '[assistant last]' }}{% endif %}"
     )
     data = DatasetDict(train=Dataset.from_list([record("p0", "ann", "Q?", "a", "b")]))
-    with pytest.raises(kit.SchemaError, match=r"does not keep the prompt in front.*get_training_chat_template"):
+    with pytest.raises(kit.data.SchemaError, match=r"does not keep the prompt in front.*get_training_chat_template"):
         kit.data.check(data, changed, 100)
-    with pytest.raises(kit.SchemaError, match="does not keep the prompt in front"):
+    with pytest.raises(kit.data.SchemaError, match="does not keep the prompt in front"):
         kit.PersonalizedDPOTrainer(
             None, kit.PersonalizedDPOConfig(str(tmp_path)), data["train"], None, changed, peft_config=LoraConfig()
         )
@@ -146,9 +145,9 @@ def test_a_template_without_a_system_role_says_so(tokenizer, tmp_path):
         "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
         "{{ m['content'] }}{% endfor %}"
     )
-    talk = said("system", "Be kind.") + said("user", "Q?")
+    talk = message("system", "Be kind.") + message("user", "Q?")
     data = DatasetDict(train=Dataset.from_list([record("p0", "ann", talk, "a", "b")]))
-    with pytest.raises(kit.SchemaError, match=r"refuses the roles \['system', 'user'\] \(no system role\)"):
+    with pytest.raises(kit.data.SchemaError, match=r"refuses the roles \['system', 'user'\] \(no system role\)"):
         kit.data.check(data, strict, 100)
 
 
@@ -173,7 +172,7 @@ def test_what_is_left_is_clean_and_every_pair_is_accounted_for(rows):
     raw = collect(numbered)
     try:
         clean, report = kit.data.check(raw, rules=DROP)
-    except kit.SchemaError as error:
+    except kit.data.SchemaError as error:
         assert any(why in str(error) for why in ("no pair", "no split", "no training pair", "not in train"))  # noqa: PT017
         return
     assert report.kept + report.table.pairs.sum() == len(rows)
@@ -224,7 +223,7 @@ def test_malformed_rows_are_refused_and_nothing_else_happens(rows, tmp_path):
     path.write_text("\n".join(json.dumps(row) for row in rows))
     try:
         data = kit.data.load("files", path)
-    except kit.SchemaError:
+    except kit.data.SchemaError:
         return
     for split in data.values():  # or they were fine after all
         for row in split:
@@ -247,7 +246,7 @@ def test_malformed_messages_are_refused(prompt, user):
     try:
         raw = collect([("train", row)])
         clean, _ = kit.data.check(raw)
-    except kit.SchemaError:
+    except kit.data.SchemaError:
         assert not fine or not prompt[-1]["content"].strip()
     else:
         assert fine

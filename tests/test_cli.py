@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 import prlhf_kit
-from prlhf_kit import cli, leaderboard
-from prlhf_kit.record import write_json
+from prlhf_kit import cli
+from prlhf_kit.files import versions, write_json
+from prlhf_kit.runs import leaderboard
 
 ROOT = Path(__file__).parent.parent
 PARSERS = {p.prog: p for p in cli.parsers(cli.parser())}
@@ -69,7 +70,7 @@ def test_without_a_command_help_is_shown(capsys):
     with pytest.raises(SystemExit) as end:
         cli.main(["--version"])
     assert end.value.code == 0
-    assert capsys.readouterr().out == f"prlhf_kit {prlhf_kit.record.versions()['prlhf_kit']}\n"
+    assert capsys.readouterr().out == f"prlhf_kit {versions()['prlhf_kit']}\n"
     assert leaderboard.NAME in PARSERS["prlhf report"].format_help()
 
 
@@ -126,8 +127,6 @@ def test_other_shells_have_a_script_too(shell, capsys):
 
 def own_errors():
     for module in pkgutil.walk_packages(prlhf_kit.__path__, "prlhf_kit."):
-        if module.name.endswith(("make_simulated", "__main__")):  # scripts
-            continue
         for _, kind in inspect.getmembers(importlib.import_module(module.name), inspect.isclass):
             if issubclass(kind, Exception) and kind.__module__ == module.name:
                 yield kind
@@ -148,7 +147,7 @@ def fails_with(error, monkeypatch, folder, *options):
     def fail(args):
         raise error
 
-    monkeypatch.setattr(commands, "compare", fail)
+    monkeypatch.setattr(commands, "report", fail)
     return cli.main([*options, "report", str(folder)])
 
 
@@ -178,7 +177,7 @@ def test_debug_shows_the_traceback_wherever_it_stands(capsys, tmp_path):
 
 def test_a_failed_notebook_is_a_line_and_its_traceback_is_shown_on_demand(monkeypatch, capsys, tmp_path):
     record = {"status": "failed", "error": "cell 3 raised ValueError: too cold\nx = f()\n---\nTraceback ..."}
-    monkeypatch.setattr("prlhf_kit.runs.run_notebook", lambda *_: record)
+    monkeypatch.setattr("prlhf_kit.commands.run_notebook", lambda *_: record)
     (tmp_path / "r").mkdir()
     line = ["run", str(ROOT / "notebooks" / "01_data_preparation.ipynb"), "--out", str(tmp_path), "--run", "r"]
     said = "prlhf: 01_data_preparation failed: cell 3 raised ValueError: too cold"

@@ -2,15 +2,14 @@
 
 import pytest
 from datasets import Dataset
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from prlhf_kit.data.context import Contexts, people_of, require_context, with_context
-from prlhf_kit.data.schema import SchemaError, record, said
-from prlhf_kit.data.subsample import subsample
+from prlhf_kit.data.schema import SchemaError, message, record
+from prlhf_kit.data.select import subsample
 
 PEOPLE = {"r/tea": "I love tea.", "r/coffee": "I love coffee.", "r/milk": "I love milk.", "r/chai": "I love tea."}
-ASKED = said("user", "What shall I drink?")
+ASKED = message("user", "What shall I drink?")
 
 
 def rows(n=60, users=tuple(PEOPLE)):
@@ -46,7 +45,7 @@ def test_none_leaves_prompts_as_they_are():
 
 def test_true_names_the_community_and_user_text_what_they_say():
     assert "r/tea" in Contexts("true", PEOPLE).put(ASKED, "r/tea")[0]["content"]
-    assert Contexts("user_text", PEOPLE).put(ASKED, "r/tea") == said("system", "I love tea.") + ASKED
+    assert Contexts("user_text", PEOPLE).put(ASKED, "r/tea") == message("system", "I love tea.") + ASKED
 
 
 @pytest.mark.parametrize("template", ["community", "user_text"])
@@ -67,7 +66,7 @@ def test_another_context_differs_from_the_true_one_in_every_row(kind, template):
 
 def test_whose_words_are_the_same_are_not_another_context():
     for i in range(50):
-        asked = said("user", f"Question {i}?")
+        asked = message("user", f"Question {i}?")
         assert Contexts("random", PEOPLE, "user_text").whose("r/tea", asked) not in ("r/tea", "r/chai")
         assert Contexts("random", PEOPLE, "community").whose("r/tea", asked) != "r/tea"
 
@@ -111,33 +110,33 @@ def test_no_draw_ever_says_the_same(people, seed):
 def test_others_are_drawn_among_those_asked_for():
     people = PEOPLE | {"stranger": "I love juice."}
     contexts = Contexts("random", people, among=frozenset(PEOPLE))
-    drawn = {contexts.whose("stranger", said("user", str(i))) for i in range(60)}
+    drawn = {contexts.whose("stranger", message("user", str(i))) for i in range(60)}
     assert drawn == set(PEOPLE)
     shuffled = Contexts("shuffled", people, among=frozenset(PEOPLE))
-    assert len({shuffled.whose("stranger", said("user", str(i))) for i in range(20)}) == 1
+    assert len({shuffled.whose("stranger", message("user", str(i))) for i in range(20)}) == 1
     assert Contexts("true", people, among=frozenset(PEOPLE)).whose("stranger", ASKED) == "stranger"
 
 
 def test_a_system_message_is_replaced_and_the_dialogue_stays():
-    dialogue = said("system", "Be brief.") + ASKED + said("assistant", "Tea.") + said("user", "Why?")
+    dialogue = message("system", "Be brief.") + ASKED + message("assistant", "Tea.") + message("user", "Why?")
     put = Contexts("user_text", PEOPLE).put(dialogue, "r/tea")
-    assert put == said("system", "I love tea.") + dialogue[1:]
+    assert put == message("system", "I love tea.") + dialogue[1:]
 
 
 def test_a_template_with_the_prompt_is_laid_round_the_last_message(tmp_path):
     file = tmp_path / "mine.txt"
     file.write_text("Subreddit: {community}\n\n{prompt}\n")
-    put = Contexts("true", PEOPLE, file).put(said("system", "Be brief.") + ASKED, "r/tea")
-    assert put == said("system", "Be brief.") + said("user", "Subreddit: r/tea\n\nWhat shall I drink?")
+    put = Contexts("true", PEOPLE, file).put(message("system", "Be brief.") + ASKED, "r/tea")
+    assert put == message("system", "Be brief.") + message("user", "Subreddit: r/tea\n\nWhat shall I drink?")
     file.write_text("They say: {user_text}\n---\n[{community}] {prompt}\n")
     put = Contexts("true", PEOPLE, file).put(ASKED, "r/tea")
-    assert put == said("system", "They say: I love tea.") + said("user", "[r/tea] What shall I drink?")
+    assert put == message("system", "They say: I love tea.") + message("user", "[r/tea] What shall I drink?")
 
 
 def test_braces_in_what_people_say_are_left_alone():
     people = PEOPLE | {"r/code": "I write {json} and {0}."}
-    asked = said("user", "What is {community}?")
-    assert Contexts("user_text", people).put(asked, "r/code") == said("system", "I write {json} and {0}.") + asked
+    asked = message("user", "What is {community}?")
+    assert Contexts("user_text", people).put(asked, "r/code") == message("system", "I write {json} and {0}.") + asked
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,10 @@ import pandas as pd
 import pytest
 from test_evaluation_figures import bars, looks
 
-from prlhf_kit import context_figures as figures
 from prlhf_kit.commands import FIGURES
 from prlhf_kit.data.context import CONTEXTS
-from prlhf_kit.evaluation import communities, contexts, options
+from prlhf_kit.evaluation import communities, context, options
+from prlhf_kit.figures import context as figures
 
 COMMUNITIES = ["askculinary", "AskHistorians and historiography", "ExplainLikeImFive", "legaladvice (United Kingdom)",
                "changemyview"]  # fmt: skip
@@ -28,7 +28,7 @@ def labels(ax):
 
 
 def four_ways(datasets):
-    methods = [*contexts.FOUR_WAYS, "untrained", "length rule per user"]
+    methods = [*context.FOUR_WAYS, "untrained", "length rule per user"]
     rows = [(d, m, 0.4 + 0.05 * i + 0.03 * j, 342, 5) for j, d in enumerate(datasets) for i, m in enumerate(methods)]
     table = with_interval(pd.DataFrame(rows, columns=["dataset", "method", "accuracy", "n", "users"]))
     return table.assign(chance=np.where(table.dataset == "prefeval", 0.25, 0.5))
@@ -41,7 +41,7 @@ def test_four_way_of_four_datasets():
     assert [ax.get_title(loc="left") for ax in figure.axes] == [f"{d}: 342 items, 5 users" for d in DATASETS]
     ax = figure.axes[2]
     assert set(labels(ax)) == set(table.method)
-    assert labels(ax)[:4] == [*contexts.FOUR_WAYS]  # in this order whatever the table's
+    assert labels(ax)[:4] == [*context.FOUR_WAYS]  # in this order whatever the table's
     assert [xy[0] for xy in bars(ax)][:4] == [[pytest.approx(0.46 + 0.05 * i), i] for i in range(4)]
     assert ax.lines[-1].get_xdata()[0] == 0.25
     assert figure.axes[0].lines[-1].get_xdata()[0] == 0.5
@@ -172,10 +172,10 @@ def test_the_command_makes_them():
 def test_names_are_those_of_the_tables():
     for name in ("LIKELIHOOD", "SHORTEST", "LONGEST"):
         assert getattr(figures, name) == getattr(options, name)
-    assert (figures.FOUR_WAYS, figures.NONE, figures.ALL) == (contexts.FOUR_WAYS, contexts.NONE, communities.ALL)
+    assert (figures.FOUR_WAYS, figures.NONE, figures.ALL) == (context.FOUR_WAYS, context.NONE, communities.ALL)
     assert set(figures.CONTEXTS) == set(CONTEXTS)
 
 
 def test_figures_need_no_torch():
-    code = "import sys, prlhf_kit.context_figures; sys.exit('torch' in sys.modules)"
+    code = "import sys, prlhf_kit.figures.context; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

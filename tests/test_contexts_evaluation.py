@@ -14,11 +14,11 @@ from faults import ALWAYS_A, FaultServer
 
 import prlhf_kit as kit
 from prlhf_kit.data.context import Contexts, people_of, with_context
-from prlhf_kit.data.schema import SchemaError, record, said
+from prlhf_kit.data.schema import SchemaError, message, record
 from prlhf_kit.data.sources import read_rows
+from prlhf_kit.evaluation.accuracy import LENGTH, USER_LENGTH, ranked_right
 from prlhf_kit.evaluation.communities import about, reward_accuracy_by_community, win_rates_by_community
-from prlhf_kit.evaluation.compare import LENGTH, USER_LENGTH
-from prlhf_kit.evaluation.contexts import (
+from prlhf_kit.evaluation.context import (
     BOTH,
     CONTEXT_COMPARISONS,
     FOUR_WAY_COMPARISONS,
@@ -33,15 +33,15 @@ from prlhf_kit.evaluation.contexts import (
     items,
     rewarded,
 )
+from prlhf_kit.evaluation.intervals import cluster_bootstrap, crossed_interval, holm, permutation_test
 from prlhf_kit.evaluation.judges import judged
 from prlhf_kit.evaluation.llm_judge import LLMJudge
-from prlhf_kit.evaluation.metrics import ranked_right
 from prlhf_kit.evaluation.options import LIKELIHOOD, LONGEST, SHORTEST, SUMMED, choose, option_accuracy, questions
 from prlhf_kit.evaluation.paid_answers import JudgeError
-from prlhf_kit.evaluation.scoring import score_pairs, tokenize_completion
-from prlhf_kit.evaluation.statistics import cluster_bootstrap, crossed_interval, holm, permutation_test
-from prlhf_kit.models import load_tokenizer
-from prlhf_kit.rewards import SequenceReward
+from prlhf_kit.models.hub import load_tokenizer
+from prlhf_kit.models.logprobs import score_pairs
+from prlhf_kit.models.rewards import SequenceReward
+from prlhf_kit.models.tokenize import tokenize_completion
 
 REAL = Path(__file__).parent.parent.parent / "shared" / "data" / "prefeval"
 
@@ -71,7 +71,7 @@ def test_questions_come_back_from_their_pairs(asked):
     assert found["user_id"] == list(OPTIONS)
     assert found["question_id"] == [f"{user}-0" for user in OPTIONS]
     assert found["user_text"] == [f"I like {user}." for user in OPTIONS]
-    assert found[1]["prompt"] == said("user", "What would you advise, b?")
+    assert found[1]["prompt"] == message("user", "What would you advise, b?")
     shuffled = questions(asked.select([5, 0, 4, 3, 2, 1]))  # whatever the order: options with their own question
     assert {row["user_id"]: {o[0]["content"] for o in row["options"]} for row in shuffled} == {
         user: set(options) for user, options in list(OPTIONS.items())[:3]
@@ -131,8 +131,8 @@ def test_the_place_of_the_right_option_does_not_matter(asked, make_tiny, tokeniz
 
 
 def test_ties_share_the_point(make_tiny, tokenizer):
-    same = {"question_id": "q", "user_id": "u", "prompt": said("user", "Which?")}
-    rows = [same | {"options": [said("assistant", text) for text in texts], "right_option": right}
+    same = {"question_id": "q", "user_id": "u", "prompt": message("user", "Which?")}
+    rows = [same | {"options": [message("assistant", text) for text in texts], "right_option": right}
             for texts, right in ((["x", "x", "x"], 2), (["x", "x"], 0))]  # fmt: skip
     table = choose(make_tiny(), tokenizer, Dataset.from_list(rows))
     assert table.right.tolist() == pytest.approx([1 / 3, 1 / 2])
@@ -349,7 +349,7 @@ def test_the_judge_knows_who_really_asked(tmp_path, monkeypatch):
     tables = []
     for kind in ("true", "random"):
         contexts = Contexts(kind, COMMUNITIES, seed=3)
-        put = [contexts.whose(user, said("user", prompt)) for user, prompt in jobs]
+        put = [contexts.whose(user, message("user", prompt)) for user, prompt in jobs]
         tables.append(pd.DataFrame({"system": kind, "user_id": [u for u, _ in jobs], "prompt": [p for _, p in jobs],
                                     "answer": f"an answer, {kind}", "context": kind, "context_user": put}))  # fmt: skip
     right, wrong = tables

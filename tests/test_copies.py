@@ -8,8 +8,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from test_runs import FINISH, make_notebook  # noqa: F401  (a fixture)
 
-from prlhf_kit import cli, copies
-from prlhf_kit.record import read_record
+from prlhf_kit import cli
+from prlhf_kit.runs import copies
+from prlhf_kit.runs.stage import read_record
 
 
 @pytest.fixture

@@ -18,9 +18,10 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
 
 import prlhf_kit as kit
-from prlhf_kit import cli, runs
+from prlhf_kit import cli
 from prlhf_kit.evaluation.outside import for_run, read_answers
-from prlhf_kit.users import USER_MODELS
+from prlhf_kit.models.user_models import USER_MODELS
+from prlhf_kit.runs import parameters
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "scale.md"
@@ -161,7 +162,9 @@ def test_commands_of_the_page_are_understood():
     for words in found:
         args = cli.parser().parse_args(words)
         for notebook in getattr(args, "notebooks", []):
-            assert set(dict(args.parameter or [])) <= {name for n in args.notebooks for name in runs.defaults(ROOT / n)}
+            assert set(dict(args.parameter or [])) <= {
+                name for n in args.notebooks for name in parameters.defaults(ROOT / n)
+            }
             assert (ROOT / notebook).is_file()
     [words] = _commands(PAGE, "accelerate")
     args = launch_command_parser().parse_args(words[1:])

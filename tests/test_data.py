@@ -32,13 +32,13 @@ def test_good_data_passes_unchanged(good):
 @pytest.mark.parametrize("column", kit.data.schema.COLUMNS)
 def test_missing_column_is_refused(good, column):
     bad = DatasetDict({**good, "train": good["train"].remove_columns(column)})
-    with pytest.raises(kit.SchemaError, match=f"split 'train' has no column '{column}'"):
+    with pytest.raises(kit.data.SchemaError, match=f"split 'train' has no column '{column}'"):
         kit.data.check(bad)
 
 
 def test_user_id_that_is_not_text_is_refused(good):
     numbers = good["train"].remove_columns("user_id").add_column("user_id", list(range(len(good["train"]))))
-    with pytest.raises(kit.SchemaError, match=r"user id 0 \(int\), expected non-empty text"):
+    with pytest.raises(kit.data.SchemaError, match=r"user id 0 \(int\), expected non-empty text"):
         kit.data.check(DatasetDict(train=numbers))
     with pytest.raises(TypeError, match="7 is a int"):
         kit.UserIndex(["ann", 7])
@@ -68,25 +68,25 @@ def test_prompt_longer_than_the_limit_is_counted_by_user(good, tokenizer):
 
 
 def test_user_with_no_pairs_is_refused(good):
-    with pytest.raises(kit.SchemaError, match="1 users have no pairs in train, first 'zoe'"):
+    with pytest.raises(kit.data.SchemaError, match="1 users have no pairs in train, first 'zoe'"):
         kit.data.check(good, users=["a", "zoe"])
-    with pytest.raises(kit.SchemaError, match=r"'dan'.*empty response"):
+    with pytest.raises(kit.data.SchemaError, match=r"'dan'.*empty response"):
         kit.data.check(with_row(good, record("x1", "dan", "Why?", "", "No.")))
 
 
 def test_other_refusals(good):
-    with pytest.raises(kit.SchemaError, match="the pair id 'p1' comes 2 times"):
+    with pytest.raises(kit.data.SchemaError, match="the pair id 'p1' comes 2 times"):
         kit.data.check(with_row(good, record("p1", "a", "Why?", "Yes.", "No.")))
-    with pytest.raises(kit.SchemaError, match="1 prompts of split 'test_seen' are in train or adapt_unseen"):
+    with pytest.raises(kit.data.SchemaError, match="1 prompts of split 'test_seen' are in train or adapt_unseen"):
         kit.data.check(with_row(good, record("t2", "a", "Question number 1?", "Yes.", "No."), "test_seen"))
-    with pytest.raises(kit.SchemaError, match="users who are not in train"):
+    with pytest.raises(kit.data.SchemaError, match="users who are not in train"):
         kit.data.check(with_row(good, record("t2", "zoe", "New?", "Yes.", "No."), "test_seen"))
-    with pytest.raises(kit.SchemaError, match="users who are in train"):
+    with pytest.raises(kit.data.SchemaError, match="users who are in train"):
         kit.data.check(DatasetDict({**good, "test_unseen": good["test_seen"]}))
     text = good["train"].map(lambda row: {"prompt": "plain"}, remove_columns="prompt")
-    with pytest.raises(kit.SchemaError, match="expected a list of"):
+    with pytest.raises(kit.data.SchemaError, match="expected a list of"):
         kit.data.check(DatasetDict(train=text))
-    with pytest.raises(kit.SchemaError, match="Did you mean 'simulated'"):
+    with pytest.raises(kit.data.SchemaError, match="Did you mean 'simulated'"):
         kit.data.load("simulatd")
 
 
@@ -105,10 +105,10 @@ def test_attributes_by_hand():
 
 def test_pair_ids_and_prompts(pairs):
     test = pairs.map(lambda row: {"prompt": [{"role": "user", "content": "New: " + row["prompt"][0]["content"]}]})
-    with pytest.raises(kit.SchemaError, match=r"pair id 'p1' comes 2 times \(in train, test_seen\)"):
+    with pytest.raises(kit.data.SchemaError, match=r"pair id 'p1' comes 2 times \(in train, test_seen\)"):
         kit.data.check(DatasetDict(train=pairs, test_seen=test))
     numbered = pairs.remove_columns("pair_id").add_column("pair_id", list(range(len(pairs))))
-    with pytest.raises(kit.SchemaError, match=r"pair id \d+ \(int\), expected non-empty text"):
+    with pytest.raises(kit.data.SchemaError, match=r"pair id \d+ \(int\), expected non-empty text"):
         kit.data.check(DatasetDict(train=numbered))
     silent = pairs.map(lambda row: {"prompt": [{"role": "user", "content": " "}]} if row["pair_id"] == "p1" else row)
     _, report = kit.data.check(DatasetDict(train=silent))
@@ -206,7 +206,7 @@ def test_at_most_so_many_pairs_of_a_user():
     assert set(Counter(few["test_seen"]["user_id"]).values()) == {2}
     assert few["test_unseen"].num_rows == data["test_unseen"].num_rows
     assert kit.data.at_most(data, train=None)["train"]["pair_id"] == data["train"]["pair_id"]
-    with pytest.raises(kit.SchemaError, match="no split 'dev'"):
+    with pytest.raises(kit.data.SchemaError, match="no split 'dev'"):
         kit.data.at_most(data, dev=3)
-    with pytest.raises(kit.SchemaError, match="train=0: expected a whole number"):
+    with pytest.raises(kit.data.SchemaError, match="train=0: expected a whole number"):
         kit.data.at_most(data, train=0)

@@ -42,7 +42,7 @@ def test_dsp_listwise_and_text_score_round_trip(dsp_file, tmp_path):
     assert sorted(pairs_of(back)) == sorted(pairs_of(pairs))
     from_lists = kit.data.load("dsp", tmp_path / "lists.json", domain="academy", test_share=0)
     assert sorted(pairs_of(from_lists)) == sorted(pairs_of(pairs))
-    with pytest.raises(kit.SchemaError, match="does not say whose pairs"):
+    with pytest.raises(kit.data.SchemaError, match="does not say whose pairs"):
         kit.data.load("dsp", tmp_path / "pairs.json")
 
 
@@ -97,7 +97,7 @@ def test_hh_original_and_cleaned(tmp_path):
     assert set(data["train"]["user_id"]) == {"general"}
     only = kit.data.load("hh", tmp_path / "hub", subset="harmless")
     assert all(question.startswith("harmless") for _, question, _, _ in pairs_of(only))
-    with pytest.raises(kit.SchemaError, match="nothing of the subset 'helpful'"):
+    with pytest.raises(kit.data.SchemaError, match="nothing of the subset 'helpful'"):
         kit.data.load("hh", tmp_path)
 
 
@@ -153,7 +153,7 @@ def test_hh_relabelled(tmp_path):
     assert report.table.empty  # two users may rank a prompt in opposite ways
     assert {pair[0] for pair in pairs_of(data) if pair[1] == "Q0?"} in ({"helpful", "harmless"}, set())
     assert sum(map(len, data.values())) == 41
-    with pytest.raises(kit.SchemaError, match="objective of row 0 is 'fun'"):
+    with pytest.raises(kit.data.SchemaError, match="objective of row 0 is 'fun'"):
         kit.data.load("hh_relabelled", write_lines(tmp_path / "x.jsonl", [{**rows[0], "objective": "fun"}]))
 
 
@@ -195,7 +195,7 @@ def test_own_files(kind, tmp_path):
     )
     assert data["train"][0]["user_text"] == "me"
     with pytest.raises(
-        kit.SchemaError, match=r"no column 'user_id' for 'user_id'.*columns=\{'user_id': 'your column'\}"
+        kit.data.SchemaError, match=r"no column 'user_id' for 'user_id'.*columns=\{'user_id': 'your column'\}"
     ):
         kit.data.load("files", path)
 
@@ -211,7 +211,7 @@ def test_own_files_with_splits_and_messages(tmp_path):
     assert set(kit.data.load("files", one)) == {"train", "test_seen"}
     pd.DataFrame([{**row, "prompt": json.dumps(row["prompt"])}]).to_csv(tmp_path / "m.csv", index=False)
     assert kit.data.load("files", tmp_path / "m.csv", test_share=0)["train"][0]["prompt"] == row["prompt"]
-    with pytest.raises(kit.SchemaError, match="split 'dev', expected one of"):
+    with pytest.raises(kit.data.SchemaError, match="split 'dev', expected one of"):
         kit.data.load("files", write_lines(tmp_path / "dev.jsonl", [{**row, "split": "dev"}]))
 
 
@@ -229,5 +229,5 @@ def test_own_files_with_splits_and_messages(tmp_path):
 )
 def test_damaged_files_are_refused(name, content, reason, tmp_path):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(kit.SchemaError, match=reason):
+    with pytest.raises(kit.data.SchemaError, match=reason):
         kit.data.load("files", tmp_path / name)

@@ -74,7 +74,7 @@ def test_any_field_may_be_null_or_of_another_kind(name, at, value, tmp_path):
     known = {pair for split in clean for pair in pairs_of(clean, split)}
     try:
         data = kit.data.load(name, path)
-    except kit.SchemaError as error:
+    except kit.data.SchemaError as error:
         assert len(str(error)) > 30  # noqa: PT017
         return
     found = {pair for split in data for pair in pairs_of(data, split)}
@@ -87,7 +87,7 @@ def test_any_field_may_be_null_or_of_another_kind(name, at, value, tmp_path):
 def test_a_choice_that_is_none_is_no_choice(choice, tmp_path):
     rows = [comparison(i, "ann") for i in range(3)]
     rows[1]["choice"] = choice
-    with pytest.raises(kit.SchemaError, match="choice is"):
+    with pytest.raises(kit.data.SchemaError, match="choice is"):
         kit.data.load("tldr", write_lines(tmp_path / "batch1.json", rows))
 
 
@@ -97,7 +97,7 @@ def test_a_label_that_is_none_is_no_label(label, tmp_path):
         rows = [post(i if split == "train_pref" else 100 + i, "a", k=i) for i in range(4)]
         rows[1]["labels"] = label
         write_lines(tmp_path / "history" / f"{split}.jsonl", rows)
-    with pytest.raises(kit.SchemaError, match="labels is"):
+    with pytest.raises(kit.data.SchemaError, match="labels is"):
         kit.data.load("compred", tmp_path, factors="history")
 
 
@@ -111,7 +111,7 @@ def test_a_missing_score_is_left_out_of_personalllm(personalllm_folder):
     assert set(data["train"]["p_chosen"]) == {1.0}
     assert not any(pair[1] == "Prompt 7" for pair in pairs_of(data))
     assert report.table.reason.tolist() == ["prompt without all of its scores"]
-    with pytest.raises(kit.SchemaError, match="at least 0"):
+    with pytest.raises(kit.data.SchemaError, match="at least 0"):
         kit.data.load("personalllm", personalllm_folder, temperature=-1.0)
 
 
@@ -128,7 +128,7 @@ def test_csv_with_another_number_of_fields_is_refused(tmp_path):
     for line in ("ann,Q1,good,bad,note", "ann,Q1,good"):
         path = tmp_path / "x.csv"
         path.write_text(f"user_id,prompt,chosen,rejected\n{line}\n")
-        with pytest.raises(kit.SchemaError, match="not as many fields as the header"):
+        with pytest.raises(kit.data.SchemaError, match="not as many fields as the header"):
             kit.data.load("files", path)
 
 
@@ -147,7 +147,7 @@ def test_whole_dialogues_and_wrong_roles(tmp_path):
         path = write_lines(
             tmp_path / "x.jsonl", [{"user_id": "a", "prompt": "Q?", "chosen": "y", "rejected": "n", **wrong}]
         )
-        with pytest.raises(kit.SchemaError, match="has the roles"):
+        with pytest.raises(kit.data.SchemaError, match="has the roles"):
             kit.data.load("files", path, test_share=0)
 
 
@@ -157,7 +157,7 @@ def test_files_beside_named_splits_are_not_overlooked(tmp_path):
     (tmp_path / "train_config.yaml").write_text("x: 1")  # no data
     assert len(kit.data.load("files", tmp_path)["train"]) == 1
     write_lines(tmp_path / "validation.jsonl", [row])
-    with pytest.raises(kit.SchemaError, match=r"'validation.jsonl', of which the split is unknown"):
+    with pytest.raises(kit.data.SchemaError, match=r"'validation.jsonl', of which the split is unknown"):
         kit.data.load("files", tmp_path)
 
 
@@ -171,7 +171,7 @@ def test_unseen_users_must_exist_and_may_be_one_name(tmp_path):
     data = kit.data.load("files", path, unseen="ann", test_share=0.3)
     assert set(data["adapt_unseen"]["user_id"]) == {"ann"}
     assert set(data["train"]["user_id"]) == {"a", "an"}
-    with pytest.raises(kit.SchemaError, match="no user 'zoe'"):
+    with pytest.raises(kit.data.SchemaError, match="no user 'zoe'"):
         kit.data.load("files", path, unseen=["zoe"])
     numbered = write_lines(tmp_path / "n.jsonl", [{**row, "user_id": len(row["user_id"])} for row in rows])
     assert set(kit.data.load("files", numbered, unseen=[2], test_share=0.3)["adapt_unseen"]["user_id"]) == {"2"}
@@ -256,7 +256,7 @@ def test_psoups_wish_of_few_and_of_wishless_questions(tmp_path):
     write_json(
         tmp_path / "P1A.json", [{"user_input": q, "completion_a": "a", "completion_b": "b"} for q in ("What", "Who")]
     )
-    with pytest.raises(kit.SchemaError, match="do not all end with the same sentence"):
+    with pytest.raises(kit.data.SchemaError, match="do not all end with the same sentence"):
         kit.data.load("psoups", tmp_path)
 
 
@@ -281,7 +281,7 @@ def test_text_score_ties_in_part_and_texts_it_cannot_hold(tmp_path):
     assert report.table[["reason", "pairs"]].to_dict("records") == [{"reason": "tie", "pairs": 1}]
     system = [{"role": "system", "content": "s"}, {"role": "user", "content": "Q"}]
     for bad in (record("p", "u", "Q", "hello\n\nHuman: hi", "b"), record("p", "u", system, "a", "b")):
-        with pytest.raises(kit.SchemaError, match="can't hold"):
+        with pytest.raises(kit.data.SchemaError, match="can't hold"):
             write_text_score([bad], tmp_path / "out.json")
 
 
@@ -302,10 +302,10 @@ def test_encodings_and_cut_files(tmp_path):
     assert pairs_of(kit.data.load("files", tmp_path / "bom.jsonl", test_share=0))[0][1] == "Grüße?"
     whole = gzip.compress("\n".join(json.dumps(row) for _ in range(500)).encode())
     (tmp_path / "cut.jsonl.gz").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(kit.SchemaError, match="can't read"):
+    with pytest.raises(kit.data.SchemaError, match="can't read"):
         kit.data.load("files", tmp_path / "cut.jsonl.gz")
     (tmp_path / "half.jsonl").write_text(json.dumps({**row, "chosen": "\ud83d"}))
-    with pytest.raises(kit.SchemaError, match="surrogates"):
+    with pytest.raises(kit.data.SchemaError, match="surrogates"):
         kit.data.load("files", tmp_path / "half.jsonl")
 
 
@@ -326,21 +326,21 @@ def test_encodings_and_cut_files(tmp_path):
 )
 def test_options_out_of_range_are_refused_before_anything_is_read(name, options, reason, tmp_path):
     row = {"user_id": "ann", "prompt": "Q?", "chosen": "a", "rejected": "b"}
-    with pytest.raises(kit.SchemaError, match=reason):
+    with pytest.raises(kit.data.SchemaError, match=reason):
         kit.data.load(name, write_lines(tmp_path / "x.jsonl", [row]), **options)
 
 
 def test_many_clusters_have_the_bootstraps_interval():
-    from prlhf_kit.evaluation import statistics
+    from prlhf_kit.evaluation import intervals
 
     rng = np.random.default_rng(0)
     values, clusters = rng.random(3000) < 0.6, np.arange(3000) // 2
-    boot = statistics.cluster_bootstrap(values, clusters)
-    many = statistics.MANY_CLUSTERS
+    boot = intervals.cluster_bootstrap(values, clusters)
+    many = intervals.MANY_CLUSTERS
     try:
-        statistics.MANY_CLUSTERS = 10
-        normal = statistics.cluster_bootstrap(values, clusters)
+        intervals.MANY_CLUSTERS = 10
+        normal = intervals.cluster_bootstrap(values, clusters)
     finally:
-        statistics.MANY_CLUSTERS = many
+        intervals.MANY_CLUSTERS = many
     assert normal.low == pytest.approx(boot.low, abs=0.003)
     assert normal.high == pytest.approx(boot.high, abs=0.003)

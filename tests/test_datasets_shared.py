@@ -60,13 +60,13 @@ def test_hub_code_reads_converted_tldr_webgpt_and_hh(tldr_rows, tmp_path, monkey
 @pytest.mark.parametrize("name", ["tldr", "prism", "compred", "hh", "webgpt", "personalllm"])
 def test_unreachable_hub_says_what_to_do(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(kit.SchemaError, match=r"hf download .* --local-dir DIR.* pass it as path"):
+    with pytest.raises(kit.data.SchemaError, match=r"hf download .* --local-dir DIR.* pass it as path"):
         kit.data.load(name)
 
 
 @pytest.mark.parametrize("name", [n for n in kit.data.DATASETS if n != "simulated"])
 def test_a_missing_path_says_what_was_expected(name, tmp_path):
-    with pytest.raises(kit.SchemaError, match=r"expected|needs|nothing of"):
+    with pytest.raises(kit.data.SchemaError, match=r"expected|needs|nothing of"):
         kit.data.load(name, tmp_path / "nowhere")
 
 
@@ -90,10 +90,10 @@ def test_few_shot_is_nested(personalllm_folder):
     assert set(sets[5]["pair_id"]) != set(kit.data.few_shot(data, 5, seed=1)["pair_id"])
     backwards = DatasetDict({**data, "adapt_unseen": data["adapt_unseen"].select(range(39, -1, -1))})
     assert set(kit.data.few_shot(backwards, 5)["pair_id"]) == set(sets[5]["pair_id"])
-    with pytest.raises(kit.SchemaError, match="2 of 2 unseen users have fewer"):
+    with pytest.raises(kit.data.SchemaError, match="2 of 2 unseen users have fewer"):
         kit.data.few_shot(data, 21)
     assert len(kit.data.few_shot(data, 21, allow_fewer=True)) == 40
-    with pytest.raises(kit.SchemaError, match="no split 'adapt_unseen'"):
+    with pytest.raises(kit.data.SchemaError, match="no split 'adapt_unseen'"):
         kit.data.few_shot(DatasetDict(train=data["train"]), 1)
 
 

@@ -55,13 +55,13 @@ def test_tldr_preferences_are_p_rlhfs(tmp_path):
 
 
 def test_tldr_mode_is_checked(tmp_path):
-    with pytest.raises(kit.SchemaError, match="expected 'real'"):
+    with pytest.raises(kit.data.SchemaError, match="expected 'real'"):
         kit.data.load("tldr", tmp_path, mode="fake")
-    with pytest.raises(kit.SchemaError, match="Did you mean 'mode'"):
+    with pytest.raises(kit.data.SchemaError, match="Did you mean 'mode'"):
         kit.data.load("tldr", tmp_path, moed="real")
     row = {key: value for key, value in comparison(1, "ann").items() if key not in ("choice", "split")}
     path = write_lines(tmp_path / "x.jsonl", [row])
-    with pytest.raises(kit.SchemaError, match="no 'choice', 'split' in a row"):
+    with pytest.raises(kit.data.SchemaError, match="no 'choice', 'split' in a row"):
         kit.data.load("tldr", path)
 
 
@@ -91,9 +91,9 @@ def test_psoups_both_forms_agree(tmp_path):
     held = kit.data.load("psoups", one, test_share=0.3, unseen=["P3B"])
     assert set(held["adapt_unseen"]["user_id"]) == {"P3B"} == set(held["test_unseen"]["user_id"])
     assert "P3B" not in held["train"]["user_id"]
-    with pytest.raises(kit.SchemaError, match="no profile 'P9'"):
+    with pytest.raises(kit.data.SchemaError, match="no profile 'P9'"):
         kit.data.load("psoups", one, unseen=["P9"])
-    with pytest.raises(kit.SchemaError, match="not on the hub"):
+    with pytest.raises(kit.data.SchemaError, match="not on the hub"):
         kit.data.load("psoups")
 
 
@@ -144,7 +144,7 @@ def test_prism_splits_as_p_rlhf(prism_folder):
 
 def test_prism_stranger_is_refused(prism_folder):
     write_lines(prism_folder / "conversations.jsonl", [conversation(1, "user99")])
-    with pytest.raises(kit.SchemaError, match="'c1' is of 'user99'"):
+    with pytest.raises(kit.data.SchemaError, match="'c1' is of 'user99'"):
         kit.data.load("prism", prism_folder)
 
 
@@ -223,7 +223,7 @@ def test_personalllm_truth(personalllm_folder):
     p = np.array(noisy["train"]["p_chosen"])
     assert ((p > 0) & (p < 1)).all()
     assert (p < 0.5).any()
-    with pytest.raises(kit.SchemaError, match="61 pairs a user were asked for, but the train split has 60"):
+    with pytest.raises(kit.data.SchemaError, match="61 pairs a user were asked for, but the train split has 60"):
         kit.data.load("personalllm", personalllm_folder, pairs_per_user=61)
 
 

@@ -8,13 +8,14 @@ import torch
 from datasets import Dataset, load_from_disk
 
 import prlhf_kit as kit
-from prlhf_kit import figures
 from prlhf_kit.data.attributes import ATTRIBUTES
+from prlhf_kit.data.select import unique_prompts
 from prlhf_kit.data.simulated import Population
-from prlhf_kit.evaluation import compare
-from prlhf_kit.evaluation.metrics import implicit_reward, length_direction, ranked_right
-from prlhf_kit.evaluation.scoring import add_reference_logps, completion_logps, save_with_reference, score_pairs
-from prlhf_kit.evaluation.statistics import cluster_bootstrap
+from prlhf_kit.evaluation import accuracy as compare
+from prlhf_kit.evaluation.accuracy import implicit_reward, length_direction, ranked_right
+from prlhf_kit.evaluation.intervals import cluster_bootstrap
+from prlhf_kit.figures import data as data_figures, users as user_figures
+from prlhf_kit.models.logprobs import add_reference_logps, completion_logps, save_with_reference, score_pairs
 from prlhf_kit.training.controls import Control
 
 
@@ -142,10 +143,10 @@ def test_methods_side_by_side(make_tiny, tokenizer, pairs):
 
 def test_unique_prompts_are_seeded():
     data = Dataset.from_dict({"prompt": [[{"role": "user", "content": t}] for t in "abcab"]})
-    drawn = compare.unique_prompts(data, 2, seed=1)
+    drawn = unique_prompts(data, 2, seed=1)
     assert len(drawn) == 2
-    assert drawn == compare.unique_prompts(data, 2, seed=1)
-    assert len(compare.unique_prompts(data, 9)) == 3
+    assert drawn == unique_prompts(data, 2, seed=1)
+    assert len(unique_prompts(data, 9)) == 3
 
 
 def test_figures_show_the_data_they_were_given():
@@ -153,23 +154,23 @@ def test_figures_show_the_data_they_were_given():
         {"split": "test_seen", "method": ["P-DPO, user", "vanilla DPO", "oracle"], "accuracy": [0.8, 0.5, 0.9],
          "low": [0.7, 0.4, 0.9], "high": [0.85, 0.6, 0.9]}
     )  # fmt: skip
-    ax = figures.accuracy_by_method(accuracy).axes[0]
+    ax = user_figures.accuracy_by_method(accuracy).axes[0]
     assert [bar.get_width() for bar in ax.patches] == [0.8, 0.5]
     assert [label.get_text() for label in ax.get_yticklabels()] == ["P-DPO, user", "vanilla DPO"]
     history = pd.DataFrame({"step": [1, 2], "method": "m", "loss": [0.7, 0.5], "accuracy": [0.5, 1.0]})
-    left, _ = figures.learning_curves(history).axes
+    left, _ = user_figures.learning_curves(history).axes
     assert left.lines[0].get_ydata().tolist() == [0.7, 0.5]
     users = pd.DataFrame({"user_id": ["b", "a"], "method": "m", "accuracy": [0.2, 0.6], "low": 0.1, "high": 0.9})
-    assert figures.accuracy_by_user(users).axes[0].lines[0].get_xydata().tolist() == [[0.2, 1], [0.6, 0]]
+    assert user_figures.accuracy_by_user(users).axes[0].lines[0].get_xydata().tolist() == [[0.2, 1], [0.6, 0]]
     judged = pd.DataFrame(
         {"judge": ["b", "b", "a", "a"], "author": ["b", "a", "b", "a"], "prompt": "p", "utility": [3.0, 1.0, 0.0, 4.0]}
     )
-    heatmap = figures.swapped_utility(judged).axes[0]
+    heatmap = user_figures.swapped_utility(judged).axes[0]
     assert [label.get_text() for label in heatmap.get_yticklabels()] == ["b", "a"]
     assert heatmap.collections[0].get_array().ravel().tolist() == [1, -1, -2, 2]
-    figures.tastes(pd.DataFrame({"length": [1.0, -1.0]}, index=["a", "b"]))
-    figures.similarity(pd.DataFrame(torch.eye(2).numpy(), index=["a", "b"], columns=["a", "b"]))
-    figures.lengths(
+    data_figures.tastes(pd.DataFrame({"length": [1.0, -1.0]}, index=["a", "b"]))
+    user_figures.similarity(pd.DataFrame(torch.eye(2).numpy(), index=["a", "b"], columns=["a", "b"]))
+    data_figures.lengths(
         pd.DataFrame({"split": "train", "user_id": ["a", "a"], "chosen_words": [1, 2], "rejected_words": [3, 1]})
     )
     assert not plt.get_fignums()  # drawn apart from pyplot: nothing leaks in a long session

@@ -10,8 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from prlhf_kit import evaluation_figures as figures
-from prlhf_kit import figures as general
+from prlhf_kit.figures import evaluation as evaluation_figures, style as style_figures, users as user_figures
 
 SYSTEMS = ["P-DPO, user", "vanilla DPO", "untrained"]
 
@@ -24,7 +23,7 @@ def looks(test):
 
 def bars(ax):
     """(x, y) of every error bar's points, in order."""
-    return [line.get_xydata().tolist() for line in ax.lines if line.get_marker() in figures.MARKERS]
+    return [line.get_xydata().tolist() for line in ax.lines if line.get_marker() in style_figures.MARKERS]
 
 
 @pytest.fixture
@@ -36,7 +35,7 @@ def rates():
 
 @looks
 def test_win_matrix(rates):
-    figure = figures.win_matrix(rates)
+    figure = evaluation_figures.win_matrix(rates)
     oracle, longer = (ax for ax in figure.axes if ax.get_title())
     cells = oracle.collections[0].get_array()
     assert cells.reshape(3, 3)[0, 1] == 0.8
@@ -52,7 +51,7 @@ def test_win_matrix(rates):
 def test_ratings():
     table = pd.DataFrame({"judge": ["oracle"] * 3 + ["longer"], "system": [*SYSTEMS, SYSTEMS[0]],
                           "rating": [1100.0, 950.0, 950.0, 900.0], "low": 880.0, "high": 1150.0})  # fmt: skip
-    figure = figures.ratings(table)
+    figure = evaluation_figures.ratings(table)
     ax = figure.axes[0]
     assert [label.get_text() for label in ax.get_yticklabels()] == SYSTEMS
     assert [x for x, _ in bars(ax)[0]] == [1100, 950, 950]
@@ -63,7 +62,7 @@ def test_ratings():
 def test_dimensions():
     rows = [("m", "formal", 1.0, 0.5, 1.5), ("m", "casual", -0.5, -1.0, 0.2), ("o", "formal", 0.0, -0.1, 0.1)]
     table = pd.DataFrame(rows, columns=["method", "dimension", "value", "low", "high"])
-    figure = figures.dimensions(table.assign(unit="reward gained"))
+    figure = evaluation_figures.dimensions(table.assign(unit="reward gained"))
     ax = figure.axes[0]
     assert [label.get_text() for label in ax.get_xticklabels()] == ["formal", "casual"]
     assert [y for _, y in bars(ax)[0]] == [1.0, -0.5]
@@ -75,7 +74,7 @@ def test_reward_front():
     table = pd.DataFrame({"guide": ["PAD"] * 3, "weight": [0.0, 1.0, 3.0], "x": [0.0, 1.0, 0.8], "y": [0.5, 0.6, 0.4],
                           "x_low": [-0.2, 0.7, 0.5], "x_high": [0.2, 1.4, 1.0], "y_low": [0.4, 0.5, 0.3],
                           "y_high": [0.6, 0.7, 0.5], "front": [False, True, False]})  # fmt: skip
-    figure = figures.reward_front(table.assign(x_label="reward", y_label="coherence"))
+    figure = evaluation_figures.reward_front(table.assign(x_label="reward", y_label="coherence"))
     ax = figure.axes[0]
     assert ax.lines[0].get_xydata().tolist() == [[0, 0.5], [1, 0.6], [0.8, 0.4]]
     assert ax.collections[-1].get_offsets().tolist() == [[1, 0.6]]  # the ring
@@ -87,7 +86,7 @@ def test_reward_front():
 def test_length_against_win():
     table = pd.DataFrame({"comparison": ["against a", "against a", "against b"], "user_id": ["u", "v", "u"],
                           "longer": [-3.0, 2.0, 5.0], "win_rate": [0.2, 0.5, 1.0]})  # fmt: skip
-    figure = figures.length_against_win(table)
+    figure = evaluation_figures.length_against_win(table)
     assert [c.get_offsets().tolist() for c in figure.axes[0].collections] == [[[-3, 0.2], [2, 0.5]], [[5, 1.0]]]
     return figure
 
@@ -96,7 +95,7 @@ def test_length_against_win():
 def test_fairness():
     table = pd.DataFrame({"user_id": ["worst", "middle", "best"], "group": ["g", "h", "g"], "gain": [-0.2, 0.1, 0.5],
                           "low": [-0.5, np.nan, 0.3], "high": [0.1, np.nan, 0.7], "unit": "gained"})  # fmt: skip
-    figure = figures.fairness(table)
+    figure = evaluation_figures.fairness(table)
     ax = figure.axes[0]
     assert [label.get_text() for label in ax.get_yticklabels()] == ["worst", "middle", "best"]
     assert bars(ax) == [[[-0.2, 0], [0.5, 2]], [[0.1, 1]]]
@@ -107,7 +106,7 @@ def test_fairness():
 def test_position_bias():
     table = pd.DataFrame({"judge": ["fair", "first"], "position_bias": [0.0, 1.0], "low": [-0.1, 1.0],
                           "high": [0.1, 1.0], "disagree": [0.1, 1.0]})  # fmt: skip
-    figure = figures.position_bias(table)
+    figure = evaluation_figures.position_bias(table)
     left, right = figure.axes
     assert bars(left)[0] == [[0, 0], [1, 1]]
     assert [bar.get_width() for bar in right.patches] == [10, 100]
@@ -119,7 +118,7 @@ def test_policy_accuracy():
     table = pd.DataFrame({"guide": ["PAD"] * 2, "weight": [0.0, 1.0], "accuracy": [0.5, 0.6], "low": [0.4, 0.5],
                           "high": [0.6, 0.8], "reward_accuracy": 0.9, "reward_low": 0.85,
                           "reward_high": 0.95})  # fmt: skip
-    figure = figures.policy_accuracy(table)
+    figure = evaluation_figures.policy_accuracy(table)
     ax = figure.axes[0]
     assert bars(ax)[0] == [[0, 0.5], [1, 0.6]]
     assert 0.9 in [line.get_ydata()[0] for line in ax.lines]
@@ -130,7 +129,7 @@ def test_policy_accuracy():
 def test_tax():
     table = pd.DataFrame({"set": ["helpful", "harmless"], "model": "P-DPO", "change": [-0.1, 0.02],
                           "low": [-0.2, -0.05], "high": [0.0, 0.1]})  # fmt: skip
-    figure = figures.tax(table)
+    figure = evaluation_figures.alignment_tax(table)
     assert bars(figure.axes[0]) == [[[-0.1, 0], [0.02, 1]]]
     return figure
 
@@ -139,7 +138,7 @@ def test_tax():
 def test_accuracy_by_method():
     table = pd.DataFrame({"split": "test_seen", "method": ["P-DPO, user", "vanilla DPO", "oracle"],
                           "accuracy": [0.8, 0.5, 0.9], "low": [0.7, 0.4, 0.9], "high": [0.85, 0.6, 0.9]})  # fmt: skip
-    figure = general.accuracy_by_method(table)
+    figure = user_figures.accuracy_by_method(table)
     assert [bar.get_width() for bar in figure.axes[0].patches] == [0.8, 0.5]
     return figure
 
@@ -147,7 +146,7 @@ def test_accuracy_by_method():
 @looks
 def test_accuracy_by_user():
     users = pd.DataFrame({"user_id": ["b", "a"], "method": "m", "accuracy": [0.2, 0.6], "low": 0.1, "high": 0.9})
-    figure = general.accuracy_by_user(users)
+    figure = user_figures.accuracy_by_user(users)
     assert bars(figure.axes[0])[0] == [[0.2, 1], [0.6, 0]]
     return figure
 
@@ -156,14 +155,14 @@ def test_accuracy_by_user():
 def test_adaptation():
     table = pd.DataFrame({"k": [0, 1, 4, 1, 4], "method": ["generic row"] + ["nearest"] * 2 + ["fitted"] * 2,
                           "accuracy": [0.5, 0.6, 0.8, 0.55, 0.85], "low": 0.45, "high": 0.9})  # fmt: skip
-    figure = general.adaptation(table)
+    figure = user_figures.adaptation(table)
     assert [y for _, y in bars(figure.axes[0])[0]] == [0.6, 0.8]
     return figure
 
 
 def test_figures_are_readable_on_light_and_dark_pages(tmp_path, rates):
     """Their background is white and opaque, as PNG and as vector, whatever is behind it."""
-    figure = figures.win_matrix(rates)
+    figure = evaluation_figures.win_matrix(rates)
     figure.savefig(tmp_path / "f.png")
     assert plt.imread(tmp_path / "f.png")[0, 0].tolist() == [1, 1, 1, 1]
     figure.savefig(tmp_path / "f.svg")
@@ -172,7 +171,7 @@ def test_figures_are_readable_on_light_and_dark_pages(tmp_path, rates):
 
 def test_the_same_table_gives_the_same_files(tmp_path, rates):
     for name in ("one", "two"):
-        general.save(figures.win_matrix(rates), tmp_path / f"{name}.png")
+        style_figures.save(evaluation_figures.win_matrix(rates), tmp_path / f"{name}.png")
     for kind in ("png", "svg"):
         assert (tmp_path / f"one.{kind}").read_bytes() == (tmp_path / f"two.{kind}").read_bytes()
 
@@ -181,7 +180,7 @@ def test_many_systems_stay_readable(rates):
     """Judges are stacked, and the ninth series does not look as the first."""
     many = pd.DataFrame([("j", f"s{i}", f"s{k}", 0.5, 1.0) for i in range(9) for k in range(i)],
                         columns=["judge", "system_a", "system_b", "win_rate", "p_holm"])  # fmt: skip
-    figure = figures.win_matrix(pd.concat([many, many.assign(judge="other")]))
+    figure = evaluation_figures.win_matrix(pd.concat([many, many.assign(judge="other")]))
     tops = [ax.get_position().y1 for ax in figure.axes if ax.get_title()]
     assert tops[0] != tops[1]
-    assert figures._marker(8) != figures._marker(0)
+    assert style_figures.marker_of(8) != style_figures.marker_of(0)

@@ -6,10 +6,10 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 import prlhf_kit as kit
-from prlhf_kit import figures
-from prlhf_kit.data import explore
 from prlhf_kit.data.schema import record
-from prlhf_kit.evaluation.metrics import length_rules
+from prlhf_kit.evaluation import dataset
+from prlhf_kit.evaluation.accuracy import length_rules
+from prlhf_kit.figures import data as data_figures
 
 
 def split(*rows, name="p"):
@@ -30,18 +30,18 @@ def data():
 
 
 def test_overview(data):
-    table = explore.overview(data).set_index("split")
+    table = dataset.overview(data).set_index("split")
     assert table.loc["train"].tolist() == [7, 3, 5, 1, 3, 3]
     assert table.loc["test_seen"].tolist() == [2, 2, 1, 1, 1, 1]
 
 
 def test_length_rule_learns_each_users_direction_from_training_pairs(data):
-    lengths = explore.lengths(data)
-    rule = explore.length_rule(lengths).set_index(["split", "rule"]).accuracy
+    lengths = dataset.lengths(data)
+    rule = dataset.length_rule(lengths).set_index(["split", "rule"]).accuracy
     assert rule["test_seen", "length rule"] == 0.5  # longer for all: right for ann only
     assert rule["test_seen", "length rule per user"] == 1.0
     assert rule["train (in sample)", "length rule per user"] == pytest.approx(6 / 7)
-    by_user = explore.length_by_user(lengths).set_index("user_id")
+    by_user = dataset.length_by_user(lengths).set_index("user_id")
     assert by_user.longer_chosen["ann"] == 1.0
     assert by_user.longer_chosen["bob"] == 0.25
     assert by_user.chosen_characters["cy"] == len("yes yes")
@@ -54,20 +54,20 @@ def test_length_rules_use_the_pooled_direction_for_strangers():
 
 
 def test_agreement_by_hand(data):
-    table = explore.agreement(data).set_index(["user_a", "user_b"])
+    table = dataset.agreement(data).set_index(["user_a", "user_b"])
     # Q1 opposite, Q2 the same, T1 opposite
     assert table.agreement["ann", "bob"] == pytest.approx(1 / 3) == table.agreement["bob", "ann"]
     assert table.shared["ann", "bob"] == 3
     assert "cy" not in table.index.get_level_values(0)
     half = DatasetDict(train=data["train"])  # agree as often as not: a zero in the sparse product
-    assert explore.agreement(half).agreement.tolist() == [0.5, 0.5]
+    assert dataset.agreement(half).agreement.tolist() == [0.5, 0.5]
     alone = DatasetDict(train=split(("ann", "Q", "a", "b"), ("bob", "R", "a", "b")))
-    assert explore.agreement(alone).empty
+    assert dataset.agreement(alone).empty
 
 
 def test_agreement_of_many_users_is_of_those_who_share_most():
     rows = [(f"u{i}", f"Q{q}", "a", "b") for i in range(30) for q in range(i + 1)]
-    table = explore.agreement(DatasetDict(train=split(*rows)), max_users=5)
+    table = dataset.agreement(DatasetDict(train=split(*rows)), max_users=5)
     assert set(table.user_a) == {f"u{i}" for i in range(25, 30)}
     assert (table.agreement == 1).all()
 
@@ -75,27 +75,27 @@ def test_agreement_of_many_users_is_of_those_who_share_most():
 def test_typical_words_tell_groups_apart():
     rows = [("ann", f"Q{i}", f"{i}: The teapot and the kettle don't boil", "x") for i in range(5)]
     rows += [("bob", f"Q{i}", f"{i}: The engine and the gearbox don't start", "x") for i in range(5)]
-    words = explore.typical_words(split(*rows)).groupby("group").word.apply(set)
+    words = dataset.typical_words(split(*rows)).groupby("group").word.apply(set)
     assert {"teapot", "kettle", "boil"} == words["ann"]
     assert {"engine", "gearbox", "start"} == words["bob"]  # neither "the" nor half of "don't"
 
 
 def test_response_map_is_seeded_and_says_which_group():
     data = kit.data.load("simulated", pairs_per_user=10, test_pairs_per_user=1, adapt_pairs_per_user=1)
-    first, second = (explore.response_map(data["train"], 60, seed=3) for _ in range(2))
+    first, second = (dataset.response_map(data["train"], 60, seed=3) for _ in range(2))
     pd.testing.assert_frame_equal(first, second)
     assert set(first.group) == {"structured", "companion", "formal", "casual"}
     assert first.groupby("group").size().eq(15).all()
     assert np.isfinite(first[["x", "y"]].to_numpy()).all()
-    assert explore.response_map(data["train"].select(range(5))).empty
+    assert dataset.response_map(data["train"].select(range(5))).empty
 
 
 def test_browse_escapes_and_is_by_user(data):
     bad = DatasetDict(train=split(("<ann>", "Q?", "<script>alert(1)</script>", "b")))
-    page = explore.browse(bad).data
+    page = dataset.browse(bad).data
     assert "<script>" not in page
     assert "&lt;ann&gt;" in page
-    page = explore.browse(data, users=2, pairs=2).data
+    page = dataset.browse(data, users=2, pairs=2).data
     assert page.count("<details") == 2
     assert page.count("<tr>") == 2 + 4
     assert "<b>ann</b>" in page
@@ -104,29 +104,29 @@ def test_browse_escapes_and_is_by_user(data):
 def test_figures_of_few_and_of_many_users(data, tmp_path):
     many = DatasetDict(train=split(*[(f"u{i % 40}", f"Q{i}", "a b c"[: i % 5 + 1], "d") for i in range(400)]))
     for name, one in (("few", data), ("many", many)):
-        lengths = explore.lengths(one)
-        figures.users_and_pairs(lengths).savefig(tmp_path / f"{name}1.png")
-        figure = figures.lengths(lengths)
+        lengths = dataset.lengths(one)
+        data_figures.users_and_pairs(lengths).savefig(tmp_path / f"{name}1.png")
+        figure = data_figures.lengths(lengths)
         labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
         assert labels[-1] == f"all {lengths[lengths.split == 'train'].user_id.nunique()}"
-        assert len(labels) <= figures.MANY_USERS + 1
+        assert len(labels) <= data_figures.MANY_USERS + 1
         figure.savefig(tmp_path / f"{name}2.png")
-    figures.agreement(explore.agreement(data)).savefig(tmp_path / "3.png")
+    data_figures.agreement(dataset.agreement(data)).savefig(tmp_path / "3.png")
     words = pd.DataFrame({"group": ["a", "a", "b"], "word": ["tea", "cup", "car"], "weight": [0.5, 0.2, 0.1]})
-    figure = figures.word_clouds(words)
+    figure = data_figures.word_clouds(words)
     assert [ax.get_title() for ax in figure.axes] == ["a", "b"]
     figure.savefig(tmp_path / "4.png")
 
 
 def test_one_pair_and_answers_without_words(tmp_path):
     one = DatasetDict(train=split(("ann", "Q", "x y", "z")))
-    lengths = explore.lengths(one)
-    figures.lengths(lengths).savefig(tmp_path / "1.png")
-    figures.users_and_pairs(lengths).savefig(tmp_path / "2.png")
-    assert explore.length_rule(lengths).accuracy.tolist() == [1.0, 1.0]
+    lengths = dataset.lengths(one)
+    data_figures.lengths(lengths).savefig(tmp_path / "1.png")
+    data_figures.users_and_pairs(lengths).savefig(tmp_path / "2.png")
+    assert dataset.length_rule(lengths).accuracy.tolist() == [1.0, 1.0]
     numbers = split(*[("ann", f"Q{i}", str(2 * i), str(2 * i + 1)) for i in range(30)])
-    assert explore.response_map(numbers).empty
-    assert explore.typical_words(numbers).empty
+    assert dataset.response_map(numbers).empty
+    assert dataset.typical_words(numbers).empty
 
 
 def test_docs_table_is_that_of_the_cards():

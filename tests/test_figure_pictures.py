@@ -6,8 +6,8 @@ import pytest
 from test_evaluation_figures import looks
 
 from prlhf_kit.commands import FIGURES
-from prlhf_kit.context_figures import FIGURES as CONTEXT
-from prlhf_kit.evaluation_figures import FIGURES as EVALUATION
+from prlhf_kit.figures.context import FIGURES as CONTEXT
+from prlhf_kit.figures.evaluation import FIGURES as EVALUATION
 
 RNG = np.random.default_rng(0)
 AROUND = {"low": [0.4, 0.5, 0.3, 0.6], "high": [0.8, 0.9, 0.7, 0.95]}

@@ -8,11 +8,12 @@ from datasets import Dataset
 import prlhf_kit as kit
 from prlhf_kit.data.context import Contexts, people_of, with_context
 from prlhf_kit.data.schema import record
-from prlhf_kit.evaluation import four_ways as ways
-from prlhf_kit.evaluation.compare import USER_LENGTH
-from prlhf_kit.evaluation.contexts import PROMPT, rewarded
+from prlhf_kit.evaluation import context_or_soft_tokens as ways
+from prlhf_kit.evaluation.accuracy import USER_LENGTH
+from prlhf_kit.evaluation.context import PROMPT, rewarded
 from prlhf_kit.evaluation.options import questions
-from prlhf_kit.evaluation.scoring import score_pairs
+from prlhf_kit.models.logprobs import score_pairs
+from prlhf_kit.models.user_index import GENERIC
 
 
 @pytest.fixture
@@ -48,7 +49,7 @@ def test_users_without_a_row_get_the_generic_one(personal, tokenizer, told):
         return ways.tried(personal, tokenizer, pairs, readers["none"], ["none"], known, anchor)[0].value.tolist()
 
     by_row = [rewarded(score_pairs(personal, tokenizer, pairs, rows), anchor).tolist()
-              for rows in (index.rows(pairs["user_id"]), [kit.GENERIC] * len(pairs))]  # fmt: skip
+              for rows in (index.rows(pairs["user_id"]), [GENERIC] * len(pairs))]  # fmt: skip
     assert values(index) == by_row[0]
     assert values(kit.UserIndex([])) == by_row[1]
     assert by_row[0] != by_row[1]

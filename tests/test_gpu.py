@@ -13,8 +13,8 @@ import pytest
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from prlhf_kit import bundle
 from prlhf_kit.cli import main
+from prlhf_kit.runs import bundle
 
 ROOT = Path(__file__).parent.parent
 PARTS = ["learn/simulated/individual/0", "learn/simulated/dpo/0", "decode/tiny/1", "train/tiny/lora/32", "notebooks"]

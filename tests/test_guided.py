@@ -21,13 +21,13 @@ from transformers import (
 import prlhf_kit as kit
 from prlhf_kit.data.chat import tell
 from prlhf_kit.decoding import answers as formats
-from prlhf_kit.decoding.answers import AnswerFile
+from prlhf_kit.decoding.answers import AnswerFile, GuidedAnswer
 from prlhf_kit.decoding.batch import Batch
-from prlhf_kit.decoding.few_rows import FewRows
 from prlhf_kit.decoding.implicit import ImplicitReward
-from prlhf_kit.preference_head import attach_head, heads_on
-from prlhf_kit.reward_model import reward_class
-from prlhf_kit.rewards import SequenceReward
+from prlhf_kit.decoding.readers import FewRows
+from prlhf_kit.models.preference_head import attach_head, heads_on
+from prlhf_kit.models.reward_model import reward_class
+from prlhf_kit.models.rewards import SequenceReward
 
 PROMPTS = [
     [{"role": "user", "content": text}] for text in ("Hi", "Tell me something about the sea, please", "Why not?")
@@ -410,20 +410,6 @@ def test_args_for_users(make_tiny, tokenizer):
         assert answer.tokens == plain_args(base, reward, tokenizer, prompt, mine, weight=2.0)
 
 
-def test_vocabulary_wide_rewards(make_tiny, tokenizer):
-    base, model = make_tiny(), another(make_tiny)
-    decoder = kit.GuidedDecoder(base, tokenizer, kit.Vocabulary(model, tokenizer=tokenizer), weight=0.4, **LENGTH)
-    [answer] = decoder.generate(PROMPTS[1:2])
-    ids = ids_of(tokenizer, PROMPTS[1])
-
-    def reward(new, candidates):
-        return model(input_ids=torch.cat([ids, torch.tensor([new], dtype=torch.long)], 1)).logits[0, -1][candidates]
-
-    with torch.no_grad():
-        assert answer.tokens == plain(lambda new: logps(base, ids, new), reward, tokenizer, 5, 12, weight=0.4)
-        assert answer.rewards[0] == pytest.approx(reward([], torch.tensor(answer.tokens[:1])).item(), abs=1e-4)
-
-
 def test_smollm2_chooses_the_same_tokens_in_every_form():
     """The embedded model once: shared base, two models and ARGS against the plain loops."""
     tokenizer, model, other = kit.load_tokenizer(), kit.load_model(), kit.load_model()
@@ -660,7 +646,7 @@ def test_json_lines_resume(personal, tokenizer, tmp_path, monkeypatch, torn):
             decoder.generate(PROMPTS, WHO, out=file)
         assert file.read_text() == text  # other people's files stay as they are
     seen = AnswerFile(tmp_path / "separators.jsonl")
-    seen.add([("k", PROMPTS[0], None, kit.GuidedAnswer("a\u2028b\u2029c\x85d", [1], [1]))])
+    seen.add([("k", PROMPTS[0], None, GuidedAnswer("a\u2028b\u2029c\x85d", [1], [1]))])
     assert AnswerFile(seen.path).found["k"].text == "a\u2028b\u2029c\x85d"
 
 
@@ -679,7 +665,7 @@ def test_keys_know_how_a_reward_is_read(make_tiny, tokenizer):
 
 
 def test_formats_of_pad_and_args(tmp_path):
-    answers = [kit.GuidedAnswer("Yes.", [1, 2], [1, 3], seconds=0.5), kit.GuidedAnswer("Nö.", [4], [4], seconds=0.25)]
+    answers = [GuidedAnswer("Yes.", [1, 2], [1, 3], seconds=0.5), GuidedAnswer("Nö.", [4], [4], seconds=0.25)]
     file = tmp_path / "out_0.jsonl"
     formats.write_pad(file, ["Q1 ", "Q2 "], answers, "pad_0")
     assert json.loads(file.read_text())[1] == {

@@ -6,13 +6,13 @@ from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 
 import prlhf_kit as kit
-from prlhf_kit.data.schema import said
+from prlhf_kit.data.schema import message
 from prlhf_kit.data.simulated import oracle_accuracy
-from prlhf_kit.evaluation import head_comparison
-from prlhf_kit.features import Embedder, load_embedder
-from prlhf_kit.rewards import FeatureReward, best_of_n
+from prlhf_kit.evaluation import heads as head_comparison
+from prlhf_kit.models.features import Embedder, load_embedder
+from prlhf_kit.models.rewards import best_of_n
 from prlhf_kit.training import heads
-from prlhf_kit.training.heads import KINDS, fit_heads
+from prlhf_kit.training.heads import KINDS, FeatureReward, fit_heads
 
 WEIGHTS = {"a": [2.0, 0.0, 0.0], "b": [-2.0, 0.0, 0.0], "c": [2.0, 0.0, 1.0], "d": [-2.0, 0.0, 1.0]}
 
@@ -133,8 +133,8 @@ def test_low_rank_reaches_the_oracle_on_features_that_carry_the_attributes(seed)
 def test_embedding_reads_responses_only_once_and_is_kept(make_tiny, tokenizer, tmp_path, monkeypatch):
     model = make_tiny().model
     embedder = Embedder("tiny", model, tokenizer, decoder=True, batch_size=2)
-    prompts = [said("user", "Why?")] * 3
-    responses = [said("assistant", text) for text in ("Because of the rain.", "No.", "Because of the rain.")]
+    prompts = [message("user", "Why?")] * 3
+    responses = [message("assistant", text) for text in ("Because of the rain.", "No.", "Because of the rain.")]
     vectors = embedder(prompts, responses, tmp_path)
     assert vectors.shape == (3, 32)
     assert np.array_equal(vectors[0], vectors[2])
@@ -148,8 +148,8 @@ def test_embedding_reads_responses_only_once_and_is_kept(make_tiny, tokenizer, t
 
 def test_of_a_long_prompt_the_response_is_left(make_tiny, tokenizer):
     embedder = Embedder("tiny", make_tiny().model, tokenizer, decoder=True, max_length=24)
-    long = said("user", "word " * 60)
-    vectors = embedder([long, long], [said("assistant", "Yes."), said("assistant", "No, never.")])
+    long = message("user", "word " * 60)
+    vectors = embedder([long, long], [message("assistant", "Yes."), message("assistant", "No, never.")])
     assert not np.allclose(*vectors)
 
 
@@ -159,9 +159,9 @@ def test_the_embedded_sentence_model_reads_a_text_as_its_tokenizer_gives_it():
         ids = embedder.tokenizer(text, return_tensors="pt")
         mean = embedder.model(**ids).last_hidden_state.mean(1)
         expected = heads.torch.nn.functional.normalize(mean).detach().numpy()[0]
-        assert embedder([said("user", "x")], [said("assistant", text)])[0] == pytest.approx(expected, abs=1e-5)
+        assert embedder([message("user", "x")], [message("assistant", text)])[0] == pytest.approx(expected, abs=1e-5)
     texts = ["A cat sits on the mat.", "A kitten lies on the rug.", "Stock prices fell sharply."]
-    vectors = embedder([said("user", "x")] * 3, [said("assistant", t) for t in texts])
+    vectors = embedder([message("user", "x")] * 3, [message("assistant", t) for t in texts])
     assert np.linalg.norm(vectors, axis=1) == pytest.approx(np.ones(3), abs=1e-5)
     assert vectors[0] @ vectors[1] > 0.5 > vectors[0] @ vectors[2]
 

@@ -9,16 +9,16 @@ import torch
 from scipy.optimize import minimize_scalar
 
 from prlhf_kit.data import simulated
+from prlhf_kit.data.schema import ANSWERS
 from prlhf_kit.evaluation import win_rate
-from prlhf_kit.evaluation.agreement import judge_agreement
 from prlhf_kit.evaluation.judges import (
-    ANSWERS,
     UNREADABLE,
     Oracle,
     RewardJudge,
     Verdict,
     agreed,
     comparable,
+    judge_agreement,
     judged,
     longer,
     verdicts,

@@ -5,7 +5,7 @@ from peft import LoraConfig
 
 import prlhf_kit as kit
 from prlhf_kit.data import simulated
-from prlhf_kit.evaluation import compare
+from prlhf_kit.evaluation import accuracy as compare
 from prlhf_kit.training.controls import Control
 
 SEED = 0

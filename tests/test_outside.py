@@ -7,8 +7,9 @@ import pytest
 from raw import write_json, write_lines
 
 from prlhf_kit.data import compred
+from prlhf_kit.data.schema import ANSWERS
 from prlhf_kit.decoding.answers import GuidedAnswer, write_pad
-from prlhf_kit.evaluation.judges import ANSWERS, judged, longer
+from prlhf_kit.evaluation.judges import judged, longer
 from prlhf_kit.evaluation.outside import NEEDED, for_run, read_answers, write_alpaca_eval
 from prlhf_kit.evaluation.steering import prompt_text
 

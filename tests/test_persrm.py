@@ -9,17 +9,9 @@ from safetensors.torch import load_file, save_file
 import prlhf_kit as kit
 from prlhf_kit.data.schema import record
 from prlhf_kit.decoding.implicit import ImplicitReward
-from prlhf_kit.evaluation.scoring import score_pairs
-from prlhf_kit.preference_head import HEAD, attach_head
-from prlhf_kit.training.fit import fit
+from prlhf_kit.models.logprobs import score_pairs
+from prlhf_kit.models.preference_head import HEAD, attach_head
 from prlhf_kit.training.persrm import PersRMRecipe, load_persrm, train_persrm
-from prlhf_kit.training.reward_config import PersonalizedRewardConfig
-from prlhf_kit.training.vocabulary import (
-    VocabularyRewardTrainer,
-    load_vocabulary_reward,
-    new_vocabulary_reward,
-    token_rewards,
-)
 
 SHORT, LONG = "Short answers, please.", "Tell me everything at length."
 FAST = {"learning_rate": 1e-2, "num_train_epochs": 2, "per_device_train_batch_size": 4, "report_to": "none",
@@ -133,87 +125,3 @@ def test_bad_recipes_and_pairs(base, wishes, tmp_path):
     assert not (tmp_path / "x-stages").exists()
     with pytest.raises(ValueError, match="a preference head already"):
         attach_head(attach_head(kit.load_model(base)))
-
-
-# Vocabulary-wide rewards ------------------------------------------------------------------------------------------
-
-
-def test_rewards_of_tokens():
-    logits = torch.arange(2 * 4 * 3, dtype=torch.float32).view(2, 4, 3)
-    ids = torch.tensor([[0, 1, 2, 0], [2, 1, 0, 0]])
-    asked = torch.tensor([[0, 0, 1, 1], [0, 1, 0, 0]])
-    found, counts = token_rewards(logits, ids, asked)
-    assert counts.tolist() == [2, 1]
-    assert found[0].tolist() == [logits[0, 1, 2], logits[0, 2, 0]]
-    assert found[1, 0] == logits[1, 0, 1]
-
-
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_the_loss_is_that_of_beginnings(base, wishes, tokenizer, tmp_path, side):
-    model = new_vocabulary_reward(base)
-    args = PersonalizedRewardConfig(**FAST, output_dir=str(tmp_path / "c"), use_cpu=True, padding_side=side)
-    trainer = VocabularyRewardTrainer(model, args, wishes.select([0, 3, 4]), None, tokenizer)
-    rows = [trainer.train_dataset[i] for i in range(3)]
-    wanted = []
-    for row in rows:
-        rewards = []
-        for ids, start in zip(row["text_ids"], row["prompt_tokens"], strict=True):
-            with torch.no_grad():
-                logits = model(input_ids=torch.tensor([ids])).logits[0]
-            rewards.append(torch.stack([logits[t - 1, ids[t]] for t in range(start, len(ids))]))
-        n = min(map(len, rewards))
-        wanted.append(torch.nn.functional.softplus(rewards[1][:n] - rewards[0][:n]).mean())
-    with torch.no_grad():
-        loss = trainer.compute_loss(trainer.model, trainer.data_collator(rows))
-    assert loss.item() == pytest.approx(torch.stack(wanted).mean().item(), rel=1e-4)
-
-
-def test_a_whole_model_with_users_and_its_own_lm_head(base, wishes, tokenizer, tmp_path):
-    """What is loaded gives the logits of what was trained, for every user."""
-    model = new_vocabulary_reward(base)
-    assert not model.config.tie_word_embeddings
-    kit.condition(model, kit.IndividualUserModel(3, model.get_input_embeddings().weight, 2))
-    args = PersonalizedRewardConfig(**FAST, output_dir=str(tmp_path / "c"), use_cpu=True)
-    fit(VocabularyRewardTrainer(model, args, wishes, None, tokenizer), tmp_path / "reward")
-    found, users = load_vocabulary_reward(tmp_path / "reward")
-    assert users.user_ids == ["ann", "bob"]
-    ids = torch.tensor([[1, 5, 9]])
-    with torch.no_grad():
-        for row in range(3):
-            inputs = {"input_ids": ids, "user_rows": torch.tensor([row])}
-            torch.testing.assert_close(found(**inputs).logits, model(**inputs).logits)
-
-
-def test_it_learns_is_saved_and_steers(base, tokenizer, tmp_path):
-    from peft import LoraConfig
-
-    rows = [record(f"p{i}", "ann", f"Question {i}?", "Yes, sure, yes.", "No, never, no.") for i in range(8)]
-    args = PersonalizedRewardConfig(
-        **FAST | {"num_train_epochs": 6}, output_dir=str(tmp_path / "c"), use_cpu=True, eval_strategy="epoch"
-    )
-    adapter = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj", "v_proj"])
-    pairs = Dataset.from_list(rows)
-    trainer = VocabularyRewardTrainer(new_vocabulary_reward(base), args, pairs, pairs, tokenizer, peft_config=adapter)
-    log = fit(trainer, tmp_path / "reward")
-    losses = log.loss.dropna()
-    assert losses.iloc[-1] < losses.iloc[0] / 2
-    assert log.eval_accuracy.dropna().iloc[-1] == 1.0
-    model, users = load_vocabulary_reward(tmp_path / "reward")
-    assert users is None
-    base_model, prompt = model.get_base_model(), rows[0]["prompt"]
-    row = trainer.train_dataset[0]
-    yes, no = (ids[start] for ids, start in zip(row["text_ids"], row["prompt_tokens"], strict=True))
-    [answer] = kit.GuidedDecoder(
-        base_model, tokenizer, kit.Vocabulary(model), weight=9.0, top_k=600, max_new_tokens=4
-    ).generate([prompt])
-    ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-    with torch.no_grad():
-        rewards = model(**ids).logits[0, -1]
-    with torch.no_grad(), model.disable_adapter():
-        before = model(**ids).logits[0, -1]
-    assert rewards[yes] - rewards[no] > before[yes] - before[no] + 0.5  # of the first token, too
-    assert answer.rewards[0] == pytest.approx(rewards[answer.tokens[0]].item(), abs=1e-4)
-    with pytest.raises(kit.ModelError, match="no vocabulary-wide reward model"):
-        load_vocabulary_reward(base)
-    with pytest.raises(ValueError, match="expected one of new_vocabulary_reward"):
-        VocabularyRewardTrainer(kit.load_model(base), args, pairs, None, tokenizer)

@@ -7,9 +7,11 @@ import pytest
 import yaml
 from tiny_notebooks import write_notebook
 
-from prlhf_kit import cli, pipeline
-from prlhf_kit.record import read_record, write_json
-from prlhf_kit.runs import RunError
+from prlhf_kit import cli
+from prlhf_kit.files import write_json
+from prlhf_kit.runs import pipeline
+from prlhf_kit.runs.parameters import RunError
+from prlhf_kit.runs.stage import read_record
 
 
 def write(folder, *stages):

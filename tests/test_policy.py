@@ -7,7 +7,7 @@ import torch
 
 import prlhf_kit as kit
 from prlhf_kit.evaluation import policy
-from prlhf_kit.evaluation.scoring import completion_logps
+from prlhf_kit.models.logprobs import completion_logps
 
 WEIGHTS = [0.0, 1.0, 2.5]
 INDEX = kit.UserIndex(["a", "b", "c"])

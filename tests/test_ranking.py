@@ -5,11 +5,11 @@ import math
 import pytest
 import torch
 from conftest import ALL_FAMILIES, build_tiny
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from transformers import AutoConfig
 
-from prlhf_kit.reward_model import new_reward_model, pool
+from prlhf_kit.models.logprobs import text_nll
+from prlhf_kit.models.reward_model import new_reward_model, pool
 from prlhf_kit.training import ranking
 
 
@@ -73,7 +73,7 @@ def test_imitation_loss_by_hand():
     logits[0, 0, 2] = 2.0
     ids = torch.tensor([[1, 2, 3, 0], [1, 1, 1, 1], [4, 4, 4, 4]])
     asked = torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1], [0, 0, 0, 0]])
-    nll = ranking.text_nll(logits, ids, asked)
+    nll = text_nll(logits, ids, asked)
     first = (-2 + math.log(math.exp(2) + 4) + math.log(5)) / 2  # token 0 has nothing before it
     assert nll.tolist() == pytest.approx([first, math.log(5), 0])
     scores = torch.tensor([1.0, 0.9, 0.0])

@@ -16,11 +16,14 @@ from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import prlhf_kit as kit
-from prlhf_kit.evaluation import compare, user_models
-from prlhf_kit.evaluation.scoring import add_reference_logps, score_pairs
+from prlhf_kit.evaluation import accuracy, user_models
+from prlhf_kit.models import conditioning
+from prlhf_kit.models.logprobs import add_reference_logps, score_pairs
+from prlhf_kit.models.saving import reference_of
+from prlhf_kit.models.user_models import ClusterUserModel
 from prlhf_kit.training.controls import LABELS, load_controls
-from prlhf_kit.training.fit import fit
 from prlhf_kit.training.recipe import Recipe, build_trainer, train
+from prlhf_kit.training.resume import fit
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -98,12 +101,12 @@ def test_what_is_trained_is_saved_and_resumed(recipe, tokenizer, pairs, tmp_path
     assert index.user_ids == ["a", "b", "c"]
     base = kit.load_model(recipe.model)
     started = dict(base.named_parameters())
-    now = {n.replace(".base_layer", ""): p for n, p in kit.conditioning.causal_lm(model).named_parameters()}
+    now = {n.replace(".base_layer", ""): p for n, p in conditioning.causal_lm(model).named_parameters()}
     assert now.keys() > started.keys()
     moved = [name for name, p in started.items() if not torch.equal(p, now[name])]
     assert bool(moved) == (train_base == "full")
     scores = [score_pairs(model, tokenizer, pairs, index.rows(pairs["user_id"])).chosen_logp]
-    with kit.reference_of(model) as reference:
+    with reference_of(model) as reference:
         assert score_pairs(reference, tokenizer, pairs).chosen_logp.tolist() == pytest.approx(
             score_pairs(base, tokenizer, pairs).chosen_logp.tolist(), abs=1e-4
         )
@@ -159,7 +162,7 @@ def test_controls_are_trained_and_scored(recipe, tokenizer, pairs, tmp_path):
     controls = list(load_controls(tmp_path / "runs", recipe.model))
     assert [c.label for c in controls] == list(LABELS.values())
     personal, index = kit.load_personalized(tmp_path / "runs" / "pdpo")
-    table = compare.ranked_by_method(personal, controls, tokenizer, index, told, told)
+    table = accuracy.ranked_by_method(personal, controls, tokenizer, index, told, told)
     assert {"P-DPO, user", *LABELS.values()} <= set(table)
     pooled = controls[list(LABELS).index("pooled")]
     assert pooled.score(tokenizer, told).chosen_logp.tolist() == pytest.approx(
@@ -185,10 +188,9 @@ def test_another_training_is_not_passed_off(recipe, pairs, tmp_path):
             train(replace(recipe, **change))
 
 
-@pytest.mark.parametrize("sampling", [{}, {"balance_users": True}, {"train_sampling_strategy": "group_by_length"}])
-def test_a_training_resumes_in_its_second_epoch(recipe, tmp_path, sampling):
+def test_a_training_resumes_in_its_second_epoch(recipe, tmp_path):
     epochs = {"max_steps": -1, "num_train_epochs": 2, "save_steps": 5, "eval_strategy": "steps", "eval_steps": 2}
-    settings = recipe.settings | sampling | epochs | {"eval_on_start": True, "alpha": 1.0}
+    settings = recipe.settings | epochs | {"eval_on_start": True, "alpha": 1.0}
     whole = replace(recipe, settings=settings, evaluation=recipe.pairs)
     train(whole)
     cut = replace(whole, out=str(tmp_path / "cut"))
@@ -234,7 +236,7 @@ def test_groups_and_map():
     assert vectors[0] == pytest.approx(vectors[1], abs=1e-6)
     found = user_models.groups(trained, vectors, 2)
     assert found[0] == found[1] != found[2] == found[3]
-    cluster = kit.ClusterUserModel(4, words, 2, clusters=3)
+    cluster = ClusterUserModel(4, words, 2, clusters=3)
     with torch.no_grad():
         cluster.own[1:] = torch.eye(3)[[2, 0, 2]] * 4
     assert user_models.groups(cluster, vectors, 9).tolist() == [2, 0, 2]
@@ -255,20 +257,20 @@ def test_the_users_words_beside_soft_tokens(recipe, tokenizer, pairs, tmp_path):
     with_reference.save_to_disk(both.pairs)
     train(both)
     model, index = kit.load_personalized(both.out)
-    assert kit.conditioning.user_model_of(model).user_text
+    assert conditioning.user_model_of(model).user_text
     rows = index.rows(told["user_id"])
     scores = score_pairs(model, tokenizer, told, rows)
     nothing_said = score_pairs(model, tokenizer, told.map(lambda _: {"user_text": None}), rows)
     assert scores.chosen_logp.tolist() != nothing_said.chosen_logp.tolist()
-    table = compare.ranked_by_method(model, [], tokenizer, index, told, told)
+    table = accuracy.ranked_by_method(model, [], tokenizer, index, told, told)
     assert (
-        table[compare.GENERIC_ROW].tolist()
-        == compare.ranked_by_method(
+        table[accuracy.GENERIC_ROW].tolist()
+        == accuracy.ranked_by_method(
             model, [], tokenizer, kit.UserIndex([]), told.map(lambda _: {"user_text": None}), told
-        )[compare.PERSONAL].tolist()
+        )[accuracy.PERSONAL].tolist()
     )  # not told who asks, in words neither
     adapted = kit.adapt(model, tokenizer, told.select(range(3)), steps=1, learning_rate=0.0)
-    with kit.reference_of(model) as reference:
+    with reference_of(model) as reference:
         base = score_pairs(reference, tokenizer, told.select(range(1)))
     row = adapted.start[adapted.user_ids.index(told["user_id"][0])]
     own = score_pairs(model, tokenizer, told.select(range(1)), [row])

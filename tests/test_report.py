@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from bs4 import BeautifulSoup
 
-from prlhf_kit import report, runs
+from prlhf_kit.runs import parameters, report
 
 EVIL = '"quoted" onerror="alert(1)" <script>alert(2)</script>'
 
@@ -36,5 +36,5 @@ def test_captions_of_figures_are_escaped_in_notebook_pages():
 @pytest.mark.parametrize("content", ["user,prompt\n1,2\n", '{"cells": 3}', "\xff"])
 def test_what_is_no_notebook_is_refused(tmp_path, content):
     (tmp_path / "a.csv").write_bytes(content.encode("latin1"))
-    with pytest.raises(runs.RunError, match="is no Jupyter notebook"):
-        runs.defaults(tmp_path / "a.csv")
+    with pytest.raises(parameters.RunError, match="is no Jupyter notebook"):
+        parameters.defaults(tmp_path / "a.csv")

@@ -1,4 +1,4 @@
-"""Answers to test prompts: one for each, on disk batch by batch, resumed after a kill, cut at sentence ends."""
+"""Answers to test prompts: one for each, on disk batch by batch, resumed after a kill; long ones lose turns."""
 
 import copy
 import json
@@ -9,21 +9,18 @@ import pandas as pd
 import pytest
 import torch
 from datasets import Dataset
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 import prlhf_kit as kit
 from prlhf_kit.data.context import Contexts, with_context
-from prlhf_kit.data.schema import said
+from prlhf_kit.data.schema import ANSWERS, message
 from prlhf_kit.decoding import respond as module
 from prlhf_kit.decoding.respond import COLUMNS, respond
-from prlhf_kit.decoding.sentences import cut_at_sentence, cut_prompt, sentence_ends
-from prlhf_kit.evaluation.judges import ANSWERS, judged, longer
+from prlhf_kit.evaluation.judges import judged, longer
 
 PEOPLE = {"ann": "I like tea.", "bob": "I like it short.", "eve": "I hate puns."}
 INDEX = kit.UserIndex(["ann", "bob", "eve"])
 JOBS = [
-    {"user_id": user, "prompt": said("user", text), "pair_id": f"{user}{n}"}
+    {"user_id": user, "prompt": message("user", text), "pair_id": f"{user}{n}"}
     for n, text in enumerate(("Hi", "Tell me something about the sea, please", "Why not?"))
     for user in ("ann", "bob", "zoe")  # zoe has no row
 ]
@@ -56,7 +53,6 @@ def test_every_job_has_one_answer_in_order_as_generate_gives_it(model, tokenizer
     assert list(table.user_id) == [job["user_id"] for job in JOBS]
     assert list(table.prompt) == [job["prompt"][0]["content"] for job in JOBS]
     assert set(table.system) == {"mine"}
-    assert set(table.engine) == {"transformers"}
     assert set(table.context) == {"none"}
     assert not table.shortened.any()
     assert list(table.shown) == [job["prompt"] for job in JOBS]
@@ -149,7 +145,7 @@ def test_an_interrupted_call_goes_on(model, tokenizer, tmp_path, monkeypatch, op
 def test_a_killed_process_goes_on(make_tiny, tokenizer, tmp_path, monkeypatch):
     """SIGKILL in the middle of a line, and within a letter of two bytes."""
     model, path = make_tiny(), tmp_path / "answers.jsonl"
-    jobs = [{**job, "prompt": said("user", job["prompt"][0]["content"] + " é" * 5)} for job in JOBS]
+    jobs = [{**job, "prompt": message("user", job["prompt"][0]["content"] + " é" * 5)} for job in JOBS]
     original, written = module.add_lines, []
 
     def killed(file, rows):
@@ -251,103 +247,30 @@ def tokens_of(tokenizer, messages):
     return len(tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"])
 
 
-def test_long_posts_are_cut_at_sentence_ends_and_the_context_is_not(make_tiny, tokenizer, tmp_path):
-    model = make_tiny()
-    sentences = [f"Dr. Smith said sentence {i} of this long post." for i in range(8)]
-    post = said("user", " ".join(sentences))
-    dialogue = said("user", "First?") + said("assistant", "One answer. " * 9) + said("user", "And then?")
-    jobs = [{"user_id": "ann", "prompt": prompt} for prompt in (post, dialogue, said("user", "Short."))]
-    file = tmp_path / "end.txt"
-    file.write_text("{prompt}\n\n(The reader is {community}.)")
-    for template in ("", str(file)):
-        contexts = Contexts("true", PEOPLE, template)
-        limit = tokens_of(tokenizer, contexts.put(said("user", " ".join(sentences[:2])), "ann"))
-        for size in (limit, limit + 1):
-            table = respond(
-                model, tokenizer, jobs, tmp_path / "a", system="a", contexts=contexts, max_prompt_tokens=size, **LENGTH
-            )
-            assert table.shown[0] == contexts.put(said("user", " ".join(sentences[:2])), "ann")
-            assert table.prompt[0] == post[0]["content"]  # judges see all of it
-        less = respond(
-            model, tokenizer, jobs, tmp_path / "a", system="a", contexts=contexts, max_prompt_tokens=limit - 1, **LENGTH
-        )
-        assert less.shown[0] == contexts.put(said("user", sentences[0]), "ann")
-        assert table.shown[1] == contexts.put(said("user", "And then?"), "ann")  # turns first
-        assert list(table.shortened) == [True, True, False]
-        alone = tokens_of(tokenizer, contexts.put(said("user", ""), "ann"))
-        with pytest.raises(kit.DecodingError, match=f"job 0 can't be cut to max_prompt_tokens=3.* has {alone} tokens"):
-            respond(
-                model, tokenizer, jobs, tmp_path / "a", system="a", contexts=contexts, max_prompt_tokens=3, **LENGTH
-            )
+def test_long_prompts_lose_their_oldest_turns_and_never_the_context(make_tiny, tokenizer, tmp_path):
+    dialogue = message("user", "First?") + message("assistant", "One answer. " * 9) + message("user", "And then?")
+    jobs = [{"user_id": "ann", "prompt": prompt} for prompt in (dialogue, message("user", "Short."))]
+    contexts = Contexts("true", PEOPLE)
+    limit = tokens_of(tokenizer, contexts.put(message("user", "And then?"), "ann"))
+    options = {"system": "a", "contexts": contexts, **LENGTH}
+    table = respond(make_tiny(), tokenizer, jobs, tmp_path / "a", max_prompt_tokens=limit, **options)
+    assert table.shown[0] == contexts.put(message("user", "And then?"), "ann")
+    assert table.prompt[0].startswith("First?")  # judges see all of it
+    assert list(table.shortened) == [True, False]
+    with pytest.raises(kit.DecodingError, match=f"job 0 has more than max_prompt_tokens={limit - 1} tokens"):
+        respond(make_tiny(), tokenizer, jobs, tmp_path / "a", max_prompt_tokens=limit - 1, **options)
 
 
 def test_the_draw_of_a_random_context_does_not_depend_on_the_cut(make_tiny, tokenizer, tmp_path):
     people = dict.fromkeys("abcdefghijkl")
     contexts = Contexts("random", people)
-    prompt = said("user", "One sentence. " * 20)
+    prompt = message("user", "One sentence. " * 20) + message("assistant", "Yes.") + message("user", "And then?")
     jobs = [{"user_id": name, "prompt": prompt} for name in people]
     table = respond(
         make_tiny(), tokenizer, jobs, tmp_path / "a", system="a", contexts=contexts, max_prompt_tokens=90, **LENGTH
     )
     assert table.shortened.all()
     assert list(table.context_user) == with_context(Dataset.from_list(jobs), contexts)["context_user"][:]
-
-
-def characters(limit):
-    return lambda text: len(text) <= limit
-
-
-@pytest.mark.parametrize(
-    ("text", "limit", "kept"),
-    [
-        ("Dr. Smith met Mr. J. R. Jones at 5 p.m. today. He paid $3.50, e.g. for tea! Really?", 50,
-         "Dr. Smith met Mr. J. R. Jones at 5 p.m. today."),
-        ("Dr. Smith met Mr. J. R. Jones at 5 p.m. today. He paid $3.50, e.g. for tea! Really?", 77,
-         "Dr. Smith met Mr. J. R. Jones at 5 p.m. today. He paid $3.50, e.g. for tea!"),
-        ("One. Two. Three.", 16, "One. Two. Three."),
-        ("One. Two. Three.", 15, "One. Two."),
-        ("One. Two. Three.", 9, "One. Two."),
-        ("One. Two. Three.", 8, "One."),
-        ("One. Two. Three.", 4, "One."),
-        ("One. Two. Three.", 3, "One"),  # not a word fits, so characters
-        ('She said "Stop." Then she left.', 18, 'She said "Stop."'),
-        ("A title\n\n- one\n- two\n\nMore text", 25, "A title\n\n- one\n- two"),
-        ("no punctuation at all just words going on", 20, "no punctuation at"),
-        ("one endless sentence, with commas, and more, and more.", 24, "one endless sentence,"),
-        ("今日は晴れ。明日は雨！「そう。」はい", 11, "今日は晴れ。明日は雨！"),
-        ("今日は晴れ。明日は雨！「そう。」はい", 4, "今日は晴"),
-        ("Hello 今日は晴れです", 8, "Hello 今日"),
-        ("👩‍👩‍👧👍🏽e\u0301x", 5, "👩‍👩‍👧"),
-        ("👩‍👩‍👧👍🏽e\u0301x", 6, "👩‍👩‍👧"),
-        ("👩‍👩‍👧👍🏽e\u0301x", 7, "👩‍👩‍👧👍🏽"),
-        ("👩‍👩‍👧👍🏽e\u0301x", 8, "👩‍👩‍👧👍🏽"),
-        ("👩‍👩‍👧", 3, ""),
-        ("word", 0, ""),
-        ("", 0, ""),
-    ],
-)  # fmt: skip
-def test_cut_at_sentence(text, limit, kept):
-    assert cut_at_sentence(text, characters(limit)) == kept
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.text(alphabet="ab .!?\n。é👍Dr", max_size=60), st.integers(0, 60))
-def test_cuts_fit_and_keep_as_many_sentences_as_they_can(text, limit):
-    kept = cut_at_sentence(text, characters(limit))
-    assert text.startswith(kept)
-    assert len(kept) <= limit
-    whole = [end for end in sentence_ends(text) if end <= limit]
-    if len(text) > limit and whole:
-        assert len(kept) == whole[-1]
-
-
-def test_cut_prompt_keeps_system_messages():
-    prompt = said("system", "Be kind.") + said("user", "Old.") + said("assistant", "Yes.") + said("user", "Be it. So.")
-    fits = lambda limit: lambda p: sum(len(m["content"]) for m in p) <= limit  # noqa: E731
-    assert cut_prompt(prompt, fits(26)) == prompt
-    assert cut_prompt(prompt, fits(25)) == [prompt[0], prompt[3]]
-    assert cut_prompt(prompt, fits(17)) == [prompt[0], *said("user", "Be it.")]
-    assert cut_prompt(prompt, fits(8)) == [prompt[0], *said("user", "")]
 
 
 def test_what_cannot_be_answered_is_refused_before_anything_is_generated(
@@ -364,23 +287,22 @@ def test_what_cannot_be_answered_is_refused_before_anything_is_generated(
         ("job 0 has a context in its prompt already", told, {}),
         ("job 1 has the prompt 'Hi', expected messages", [*one, {"user_id": "ann", "prompt": "Hi"}], {}),
         ("job 0 has the prompt 'None'", [{"user_id": "ann", "prompt": None}], {}),
-        ("empty prompt", [*one, {"user_id": "ann", "prompt": said("user", " \n")}], {}),
+        ("empty prompt", [*one, {"user_id": "ann", "prompt": message("user", " \n")}], {}),
         ("empty prompt", [{"user_id": "ann", "prompt": []}], {}),
-        ("ends with a message of 'assistant'", [{"user_id": "a", "prompt": said("assistant", "Hi")}], {}),
-        ("the user_id 3", [{"user_id": 3, "prompt": said("user", "Hi")}], {}),
-        ("engine='tgi': expected one of transformers, vllm", one, {"engine": "tgi"}),
+        ("ends with a message of 'assistant'", [{"user_id": "a", "prompt": message("assistant", "Hi")}], {}),
+        ("the user_id 3", [{"user_id": 3, "prompt": message("user", "Hi")}], {}),
         ("no option 'max_new_token'. Did you mean 'max_new_tokens'", one, {"max_new_token": 3}),
         ("max_new_tokens=None", one, {"max_new_tokens": None}),
         ("max_prompt_tokens=0", one, {"max_prompt_tokens": 0}),
         ("batch_size=0", one, {"batch_size": 0}),
         ("num_return_sequences=2", one, {"do_sample": True, "num_return_sequences": 2}),
         ("system=''", one, {"system": ""}),
-        ("context of 256", [*one, {"user_id": "a", "prompt": said("user", "long text " * 80)}], {}),
+        ("context of 256", [*one, {"user_id": "a", "prompt": message("user", "long text " * 80)}], {}),
         ("the index has 6 rows, the model 4", one, {"index": kit.UserIndex("abcde")}),
     ):
         with pytest.raises(kit.DecodingError, match=match):
             respond(model, tokenizer, jobs, path, **{"system": "a", **options})
-    with pytest.raises(kit.SchemaError, match="nothing is known of the user 'zoe'"):
+    with pytest.raises(kit.data.SchemaError, match="nothing is known of the user 'zoe'"):
         respond(model, tokenizer, JOBS, path, system="a", contexts=Contexts("true", PEOPLE))
     with pytest.raises(kit.ConditioningError, match="has no user model"):
         respond(make_tiny(), tokenizer, one, path, system="a", index=INDEX)

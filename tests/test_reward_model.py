@@ -14,14 +14,14 @@ from transformers import (
 from transformers.modeling_outputs import ModelOutput
 
 import prlhf_kit as kit
-from prlhf_kit.chunks import in_chunks
-from prlhf_kit.conditioning import ConditioningError
-from prlhf_kit.data.schema import said
-from prlhf_kit.models import ModelError
-from prlhf_kit.reward_model import load_reward_model, new_reward_model, save_reward_model
-from prlhf_kit.rewards import SequenceReward, best_of_n, load_reward, preference
-from prlhf_kit.training.reward_data import encode
-from prlhf_kit.users import UserIndex
+from prlhf_kit.data.schema import message
+from prlhf_kit.files import in_chunks
+from prlhf_kit.models.conditioning import ConditioningError
+from prlhf_kit.models.embedded import ModelError
+from prlhf_kit.models.reward_model import load_reward_model, new_reward_model, save_reward_model
+from prlhf_kit.models.rewards import SequenceReward, best_of_n, load_reward, preference
+from prlhf_kit.models.tokenize import encode
+from prlhf_kit.models.user_index import UserIndex
 
 PROMPTS = ["How do I make tea?", "What is rain?", "How do I make tea?"]
 RESPONSES = ["Boil water first, then pour it over the leaves.", "Water.", "No."]
@@ -116,8 +116,8 @@ def test_judge_and_best_of_n_follow_the_user(base):
 def test_scores_of_beginnings_steer_decoding_as_args_does(base, tokenizer):
     """ARGS (Khanov et al. 2024): among the base's top k tokens, the greatest logit + w * reward."""
     lm, reward = kit.load_model(base), SequenceReward(new_reward_model(base), tokenizer, unfinished=True)
-    prompt = said("user", PROMPTS[0])
-    ids, start = encode(tokenizer, prompt, said("assistant", "Boil"), unfinished=True)
+    prompt = message("user", PROMPTS[0])
+    ids, start = encode(tokenizer, prompt, message("assistant", "Boil"), unfinished=True)
     assert tokenizer.decode(ids[start:]) == "Boil"  # the turn is not ended
     own = reward.model(input_ids=torch.tensor([ids])).logits.item()
     assert reward.score([prompt], ["Boil"]).item() == pytest.approx(own, abs=1e-5)
@@ -136,7 +136,7 @@ def test_a_published_model_keeps_its_own_way(tokenizer, tmp_path):
     tokenizer.save_pretrained(tmp_path)
     scores = load_reward(str(tmp_path)).score(PROMPTS, RESPONSES)
     for prompt, response, score in zip(PROMPTS, RESPONSES, scores, strict=True):
-        ids, _ = encode(tokenizer, said("user", prompt), said("assistant", response))
+        ids, _ = encode(tokenizer, message("user", prompt), message("assistant", response))
         assert published(input_ids=torch.tensor([ids])).logits.item() == pytest.approx(score.item(), abs=1e-5)
 
 
@@ -149,7 +149,10 @@ def test_a_model_with_several_outputs_needs_an_index(tokenizer, tmp_path):
     with pytest.raises(ValueError, match="outputs 0 to 2"):
         load_reward(str(tmp_path), dimension=3).score(PROMPTS, RESPONSES)
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
-    ids = [encode(tokenizer, said("user", p), said("assistant", r))[0] for p, r in zip(PROMPTS, RESPONSES, strict=True)]
+    ids = [
+        encode(tokenizer, message("user", p), message("assistant", r))[0]
+        for p, r in zip(PROMPTS, RESPONSES, strict=True)
+    ]
     own = torch.cat([model(input_ids=torch.tensor([text])).logits for text in ids])
     for i in range(3):
         found = load_reward(str(tmp_path), dimension=i).score(PROMPTS, RESPONSES)
@@ -179,7 +182,10 @@ def test_a_model_of_armorms_shape(base, tokenizer):
             return Output(rewards=rewards, logits=rewards.mean(1))
 
     model = ArmoShape().eval()
-    ids = [encode(tokenizer, said("user", p), said("assistant", r))[0] for p, r in zip(PROMPTS, RESPONSES, strict=True)]
+    ids = [
+        encode(tokenizer, message("user", p), message("assistant", r))[0]
+        for p, r in zip(PROMPTS, RESPONSES, strict=True)
+    ]
     own = torch.cat([model(torch.tensor([text]), torch.ones(1, len(text), dtype=torch.long)).rewards for text in ids])
     for i in range(4):
         found = SequenceReward(model, tokenizer, dimension=i).score(PROMPTS, RESPONSES)
@@ -207,7 +213,7 @@ def test_scores_are_kept_by_pooling_and_padding_is_the_models_own(tokenizer, tmp
 
 def test_an_encoder_reads_prompt_and_response_as_its_tokenizer_joins_them(bert):
     folder, tokenizer = bert
-    ids, start = encode(tokenizer, said("user", PROMPTS[0]), said("assistant", RESPONSES[0]), decoder=False)
+    ids, start = encode(tokenizer, message("user", PROMPTS[0]), message("assistant", RESPONSES[0]), decoder=False)
     joined = tokenizer(PROMPTS[0], RESPONSES[0])
     assert ids == joined["input_ids"]
     assert start == joined["token_type_ids"].index(1)
@@ -215,12 +221,12 @@ def test_an_encoder_reads_prompt_and_response_as_its_tokenizer_joins_them(bert):
     for length in (len(words) - 2, 6):  # a part of one text, and more than that
         for side in ("left", "right"):
             cut, start = encode(
-                tokenizer, said("user", PROMPTS[0]), said("assistant", RESPONSES[0]), length, side, False
+                tokenizer, message("user", PROMPTS[0]), message("assistant", RESPONSES[0]), length, side, False
             )
             assert (len(cut), cut[0], cut[-1]) == (length, tokenizer.cls_token_id, tokenizer.sep_token_id)
             if length > 6:  # the prompt's beginning, or the response's end
                 assert cut[1:] == words[3:] if side == "left" else cut[:-1] == words[:-3]
-    alone, start = encode(tokenizer, [], said("assistant", RESPONSES[0]), decoder=False)
+    alone, start = encode(tokenizer, [], message("assistant", RESPONSES[0]), decoder=False)
     assert (alone, start) == (tokenizer(RESPONSES[0])["input_ids"], 0)
     scores = load_reward(folder).score(PROMPTS, RESPONSES)
     model = AutoModelForSequenceClassification.from_pretrained(folder).eval()

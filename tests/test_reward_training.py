@@ -12,11 +12,11 @@ from transformers import BertConfig, BertForMaskedLM, TrainerCallback
 from trl import RewardConfig, RewardTrainer
 
 import prlhf_kit as kit
-from prlhf_kit.data.schema import SchemaError, record, said
-from prlhf_kit.reward_model import load_reward_model, new_reward_model
-from prlhf_kit.rewards import SequenceReward, load_reward
-from prlhf_kit.training import stage_sets, stages
-from prlhf_kit.training.fit import HISTORY, fit
+from prlhf_kit.data.schema import SchemaError, message, record
+from prlhf_kit.models.reward_model import load_reward_model, new_reward_model
+from prlhf_kit.models.rewards import SequenceReward, load_reward
+from prlhf_kit.training import reward_stages
+from prlhf_kit.training.resume import HISTORY, fit
 from prlhf_kit.training.reward import EVALUATIONS, PersonalizedRewardTrainer
 from prlhf_kit.training.reward_config import PersonalizedRewardConfig, StopEarly
 from prlhf_kit.training.reward_data import RewardCollator, tokenized_lists
@@ -69,7 +69,7 @@ def test_total_is_ranking_plus_weighted_lm_and_no_lm_head_runs_at_zero(base, pai
     for entry in with_lm.state.log_history:
         if "loss" in entry:
             assert entry["loss"] == pytest.approx(entry["ranking_loss"] + 0.1 * entry["lm_loss"], rel=1e-5)
-    monkeypatch.setattr("prlhf_kit.reward_model.text_nll", lambda *_: pytest.fail("the LM head ran"))
+    monkeypatch.setattr("prlhf_kit.models.reward_model.text_nll", lambda *_: pytest.fail("the LM head ran"))
     plain = trainer(base, pairs, tmp_path / "b")
     plain.train()
     assert "lm_loss" not in plain.state.log_history[0]
@@ -142,8 +142,8 @@ def test_early_stopping_follows_any_set(base, pairs, tmp_path):
 def lists(n=4):
     return Dataset.from_list(
         [
-            {"user_id": "a", "prompt": said("user", f"Question {i}?"), "scores": [0.0, -1.0, 2.0][: 2 + i % 2],
-             "responses": [said("assistant", t) for t in ("A drink.", "No.", "Leaves in hot water.")[: 2 + i % 2]]}
+            {"user_id": "a", "prompt": message("user", f"Question {i}?"), "scores": [0.0, -1.0, 2.0][: 2 + i % 2],
+             "responses": [message("assistant", t) for t in ("A drink.", "No.", "Leaves in hot water.")[: 2 + i % 2]]}
             for i in range(n)
         ]
     )  # fmt: skip
@@ -165,11 +165,11 @@ def test_several_training_sets_are_mixed(base, pairs, tmp_path):
     assert set(trained.dropped) == {"pairs", "lists"}
     pairs.save_to_disk(tmp_path / "pairs")
     lists().save_to_disk(tmp_path / "lists")
-    recipe = stages.RewardRecipe(
+    recipe = reward_stages.RewardRecipe(
         model=base, pairs=str(tmp_path / "lists"), out=str(tmp_path / "out"), adapter=LORA,
         general=str(tmp_path / "pairs"), general_ratio=1.5, settings=settings(tmp_path / "c"),
     )  # fmt: skip
-    assert len(stages.build_reward_trainer(recipe).train_dataset) == 4 + 6
+    assert len(reward_stages.build_reward_trainer(recipe).train_dataset) == 4 + 6
 
 
 def test_bad_lists_are_refused_or_dropped_by_name_and_count(base, tokenizer, tmp_path):
@@ -185,7 +185,7 @@ def test_bad_lists_are_refused_or_dropped_by_name_and_count(base, tokenizer, tmp
             trainer(base, broken(scores=[1.0, bad, 2.0]), tmp_path / "a")
     equal = trainer(base, broken(scores=[1.0, 1.0, 1.0]), tmp_path / "a")
     assert equal.dropped == {"train": {"all scores equal": 1}}
-    empty = broken(responses=[said("assistant", t) for t in ("a", " ", "b")])
+    empty = broken(responses=[message("assistant", t) for t in ("a", " ", "b")])
     assert trainer(base, empty, tmp_path / "a").dropped == {"train": {"empty text": 1}}
     long = Dataset.from_list([record("p", "a", "Why?", "very " * 30 + "yes", "very " * 30 + "no")] * 2)
     with pytest.raises(SchemaError, match=r"nothing is left of the train set's 2 rows: \{'the same text after trunc"):
@@ -203,18 +203,18 @@ def test_stages_go_on_from_each_other(base, pairs, tmp_path):
     pairs.save_to_disk(tmp_path / "pairs")
 
     def recipe(model, out, lm=0.1):
-        return stages.RewardRecipe(
+        return reward_stages.RewardRecipe(
             model=str(model), pairs=str(tmp_path / "pairs"), out=str(tmp_path / out), adapter=LORA,
             evaluation={"own": str(tmp_path / "pairs")},
             settings=settings(tmp_path / f"{out}-checkpoints", lm_loss_coeff=lm, eval_strategy="epoch"),
         )  # fmt: skip
 
-    stages.train_reward(recipe(base, "grft"))
+    reward_stages.train_reward(recipe(base, "grft"))
     general, _ = load_reward_model(str(tmp_path / "grft"))
-    start = stages.build_reward_trainer(recipe(tmp_path / "grft", "crft")).model.eval()
+    start = reward_stages.build_reward_trainer(recipe(tmp_path / "grft", "crft")).model.eval()
     ids = torch.randint(5, 100, (2, 9))
     assert torch.equal(start(input_ids=ids).logits, general(input_ids=ids).logits)
-    found = stages.train_reward(recipe(tmp_path / "grft", "crft"))
+    found = reward_stages.train_reward(recipe(tmp_path / "grft", "crft"))
     assert found.step.unique().tolist() == [0, 3]
     trained, _ = load_reward_model(str(tmp_path / "crft"))
     assert not torch.equal(trained(input_ids=ids).logits, general(input_ids=ids).logits)
@@ -224,12 +224,12 @@ def test_stages_go_on_from_each_other(base, pairs, tmp_path):
             assert torch.equal(p, frozen[name]), name
     for change in ({"pooling": "mean"}, {"adapter": None}, {"user_model": "individual"}):
         with pytest.raises(ValueError, match=f"{next(iter(change))}=.* does not go with"):
-            stages.build_reward_trainer(replace(recipe(tmp_path / "grft", "x"), **change))
+            reward_stages.build_reward_trainer(replace(recipe(tmp_path / "grft", "x"), **change))
     with pytest.raises(ValueError, match="pooling"):  # the same folder, another pooling
-        stages.train_reward(replace(recipe(base, "grft"), pooling="mean"))
-    stages.train_reward(recipe(base, "other", lm=0.0))
+        reward_stages.train_reward(replace(recipe(base, "grft"), pooling="mean"))
+    reward_stages.train_reward(recipe(base, "other", lm=0.0))
     with pytest.raises(ValueError, match="starts_from"):
-        stages.train_reward(recipe(tmp_path / "other", "crft"))
+        reward_stages.train_reward(recipe(tmp_path / "other", "crft"))
 
 
 def test_two_processes_equal_one(base, pairs, tmp_path, monkeypatch):
@@ -237,16 +237,16 @@ def test_two_processes_equal_one(base, pairs, tmp_path, monkeypatch):
     pairs.save_to_disk(tmp_path / "pairs")
 
     def recipe(out, batch):
-        return stages.RewardRecipe(
+        return reward_stages.RewardRecipe(
             model=base, pairs=str(tmp_path / "pairs"), out=str(tmp_path / out), adapter=LORA, user_model="individual",
             user_model_options={"num_tokens": 2}, evaluation={"own": str(tmp_path / "pairs")},
             settings=settings(tmp_path / f"{out}-checkpoints", lm_loss_coeff=0.1, eval_strategy="epoch",
                               per_device_train_batch_size=batch, per_device_eval_batch_size=5),
         )  # fmt: skip
 
-    one = stages.train_reward(recipe("one", 4))
+    one = reward_stages.train_reward(recipe("one", 4))
     config = str(Path(__file__).parent.parent / "configs" / "ddp.yaml")
-    two = stages.train_reward(recipe("two", 2), ["--config_file", config, "--num_processes", "2"])
+    two = reward_stages.train_reward(recipe("two", 2), ["--config_file", config, "--num_processes", "2"])
     order = ["step", "row"]
     assert one.sort_values(order).right.tolist() == two.sort_values(order).right.tolist()
     assert len(two) == 2 * len(pairs)  # no pair twice, though 5 does not divide 12
@@ -368,19 +368,19 @@ def test_users_in_front_of_the_backbone_are_learned(base, tmp_path, peft):
 
 def test_sets_of_the_notebook(pairs, tokenizer):
     data = DatasetDict(train=pairs, test_seen=pairs)
-    found = stage_sets.domain_sets(data, "user_id", ["a", "b"], tokenizer, 200, 3, 2, seed=0)
+    found = reward_stages.domain_sets(data, "user_id", ["a", "b"], tokenizer, 200, 3, 2, seed=0)
     assert {name: len(part) for name, part in found.items()} == {"a": 3, "a/test": 2, "b": 3, "b/test": 2}
     assert set(found["a/test"]["user_id"]) == {"a"}
     with pytest.raises(ValueError, match=r"no training pair has user_id='law'\. Known: a, b, c"):
-        stage_sets.domain_sets(data, "user_id", ["law"], tokenizer, 200, 3, 2, seed=0)
+        reward_stages.domain_sets(data, "user_id", ["law"], tokenizer, 200, 3, 2, seed=0)
     with pytest.raises(ValueError, match="Raise max_length"):
-        stage_sets.domain_sets(data, "user_id", ["a"], tokenizer, 5, 3, 2, seed=0)
-    general = stage_sets.general_sets({"x": data, "y": data}, ["y"], tokenizer, 200, 6, 20, seed=0)
-    assert {name: len(part) for name, part in general.items()} == {"x/test": 12, "y/test": 20, stage_sets.GENERAL: 6}
+        reward_stages.domain_sets(data, "user_id", ["a"], tokenizer, 5, 3, 2, seed=0)
+    general = reward_stages.general_sets({"x": data, "y": data}, ["y"], tokenizer, 200, 6, 20, seed=0)
+    assert {name: len(part) for name, part in general.items()} == {"x/test": 12, "y/test": 20, reward_stages.GENERAL: 6}
     with pytest.raises(ValueError, match="none is left to train on"):
-        stage_sets.general_sets({"x": data}, ["x"], tokenizer, 200, 6, 20, seed=0)
-    assert len(stage_sets.drawn(general[stage_sets.GENERAL], 4, 0)) == 4
+        reward_stages.general_sets({"x": data}, ["x"], tokenizer, 200, 6, 20, seed=0)
+    assert len(reward_stages.drawn(general[reward_stages.GENERAL], 4, 0)) == 4
     with pytest.raises(ValueError, match="9 general pairs are asked for"):
-        stage_sets.drawn(general[stage_sets.GENERAL], 9, 0)
-    assert [stages.evaluated(n)["eval_strategy"] for n in (1, 2)] == ["epoch", "steps"]
-    assert stages.general_stages(stages.STRATEGIES) == {"grft": 0.0, "grft-lm0.1": 0.1}
+        reward_stages.drawn(general[reward_stages.GENERAL], 9, 0)
+    assert [reward_stages.evaluated(n)["eval_strategy"] for n in (1, 2)] == ["epoch", "steps"]
+    assert reward_stages.general_stages(reward_stages.STRATEGIES) == {"grft": 0.0, "grft-lm0.1": 0.1}

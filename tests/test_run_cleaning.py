@@ -12,11 +12,11 @@ import pytest
 from filelock import FileLock
 from test_run_records import write_run
 
-from prlhf_kit import carry_over, cli
-from prlhf_kit.chunks import in_chunks
-from prlhf_kit.evaluation import scoring
-from prlhf_kit.record import write_json
-from prlhf_kit.run_cleaning import clean
+from prlhf_kit import cli
+from prlhf_kit.files import in_chunks, write_json
+from prlhf_kit.models import logprobs
+from prlhf_kit.runs import carry_over
+from prlhf_kit.runs.cleaning import clean
 
 USERS = [  # files and folders that are not the kit's
     ".env-2024", ".notes-2024", ".2024-notes", f".notes.txt-{2**22 + 1}", ".results/mine", "results/mine",
@@ -94,7 +94,7 @@ def test_what_the_kit_leaves_half_written_is_found(run, monkeypatch):
     """The names that the writers themselves give, at the moment when they are killed."""
     stage = run / "03_pdpo_training"
     monkeypatch.setattr(os, "getpid", lambda: DEAD)
-    monkeypatch.setattr(scoring, "add_reference_logps", lambda pairs, *args: pairs)
+    monkeypatch.setattr(logprobs, "add_reference_logps", lambda pairs, *args: pairs)
     rows = datasets.Dataset.from_dict({"a": [1]})
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", stop)
@@ -103,7 +103,7 @@ def test_what_the_kit_leaves_half_written_is_found(run, monkeypatch):
         for write in (
             lambda: write_json(stage / "votes.json", {}),
             lambda: in_chunks(np.asarray, [1.0], stage / "chunks"),
-            lambda: scoring.save_with_reference(rows, None, None, stage / "pairs"),
+            lambda: logprobs.save_with_reference(rows, None, None, stage / "pairs"),
             lambda: carry_over._copy(stage, run / "05_evaluation", shutil.copy2),
         ):
             with pytest.raises(KeyboardInterrupt):
@@ -196,15 +196,6 @@ def test_no_link_is_followed(run, tmp_path):
     assert (other / "03_pdpo_training" / "pdpo-checkpoints").exists()
     assert not (stage / "pdpo-checkpoints").exists()
     assert (stage / "linked-checkpoints").is_symlink()
-
-
-def test_trackers_logs_stay(run):
-    stage = run / "03_pdpo_training"
-    record = json.loads((stage / "run.json").read_text())
-    inside = stage / "pdpo-checkpoints" / "runs" / "x"
-    write = record | {"trackers": {"pdpo": [{"tracker": "tensorboard", "run": str(inside)}]}}
-    (stage / "run.json").write_text(json.dumps(write))
-    assert "pdpo-checkpoints" not in {one.path.name for one in clean(run)}
 
 
 def test_what_cannot_be_deleted_is_told(run, capsys, monkeypatch):

@@ -7,23 +7,23 @@ import nbformat
 import pytest
 from test_runs import FINISH, make_notebook  # noqa: F401  (make_notebook is a fixture)
 
-from prlhf_kit import pipeline, runs
+from prlhf_kit.runs import notebook as runner, parameters, pipeline
 
 
 def test_stages_depend_on_what_they_use_where_it_is_there(make_notebook, tmp_path):  # noqa: F811
     run = tmp_path / "run"
     first, second = make_notebook(FINISH, name="first"), make_notebook(FINISH, name="second", uses=["first"])
-    assert runs.run_notebook(second, run)["inputs"] == {"first": {}}
-    assert runs.run_notebook(second, run)["skipped"]
-    left = runs.run_notebook(first, run)["artifacts"]["log.txt"]["sha256"]
-    again = runs.run_notebook(second, run)
+    assert runner.run_notebook(second, run)["inputs"] == {"first": {}}
+    assert runner.run_notebook(second, run)["skipped"]
+    left = runner.run_notebook(first, run)["artifacts"]["log.txt"]["sha256"]
+    again = runner.run_notebook(second, run)
     assert "skipped" not in again
     assert again["inputs"] == {"first": {"log.txt": left}}
-    assert runs.run_notebook(second, run)["skipped"]
+    assert runner.run_notebook(second, run)["skipped"]
 
 
 def _key(notebook, **parameters):
-    return runs._key(notebook, parameters, {})
+    return runner._key(notebook, parameters, {})
 
 
 def test_files_that_parameters_name_however_deep_decide_the_key(make_notebook, tmp_path):  # noqa: F811
@@ -49,15 +49,15 @@ def test_texts_that_are_no_paths_and_folders_around_the_notebook(make_notebook, 
     _key(notebook, prompts=texts)
     monkeypatch.setattr(Path, "rglob", lambda self, pattern: pytest.fail(f"looked through {self}"))
     for text in texts:
-        assert runs._state(notebook.parent, text) == [], text
+        assert runner._state(notebook.parent, text) == [], text
 
 
 def test_what_notebooks_of_the_project_use_is_in_their_metadata():
-    folder = Path(runs.__file__).parents[1] / "notebooks"
+    folder = Path(runner.__file__).parents[2] / "notebooks"
     for path in folder.glob("*.ipynb"):
         code = "".join(cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code")
         read = set(re.findall(r'"(\d\d_[a-z_]+)"', code)) - {path.stem}
-        assert read <= {*runs.needs_of(path), *runs.uses_of(path)}, path.name
+        assert read <= {*parameters.needs_of(path), *parameters.uses_of(path)}, path.name
 
 
 def test_a_pipeline_runs_what_a_notebook_uses_before_it_if_both_are_in_it(make_notebook, tmp_path):  # noqa: F811
@@ -68,6 +68,6 @@ def test_a_pipeline_runs_what_a_notebook_uses_before_it_if_both_are_in_it(make_n
     stages = pipeline.read(file)
     assert list(stages) == ["b", "a"]
     assert (stages["a"].needs, stages["a"].only_here) == ({"b"}, set())
-    demo = pipeline.read(Path(runs.__file__).parents[1] / "configs" / "pipeline.yaml")
+    demo = pipeline.read(Path(runner.__file__).parents[2] / "configs" / "pipeline.yaml")
     assert demo["05_evaluation"].needs == {"01_data_preparation", "03_pdpo_training", "04_pad_decoding"}
     assert demo["04_pad_decoding"].needs == {"01_data_preparation", "02_reward_models", "03_pdpo_training"}

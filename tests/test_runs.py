@@ -11,9 +11,10 @@ import time
 import nbformat
 import pytest
 
-from prlhf_kit import cli, report, runs
-from prlhf_kit import record as record_module
-from prlhf_kit.record import StageError, begin, read_record, write_json
+from prlhf_kit import cli
+from prlhf_kit.files import write_json
+from prlhf_kit.runs import notebook as runner, parameters, report, stage as record_module
+from prlhf_kit.runs.stage import StageError, begin, read_record
 
 PARAMETERS = """run_dir = "x"  # where results go
 user = "ann"  # text
@@ -22,7 +23,7 @@ rate = 0.5  # number
 on = True  # flag
 limit = None  # open
 """
-BODY = """from prlhf_kit.record import begin
+BODY = """from prlhf_kit.runs.stage import begin
 stage = begin("{name}", run_dir, globals())
 (stage.dir / "log.txt").open("a").write(f"{user}{n}")
 stage.artifact("log.txt", "data", "A log")
@@ -47,7 +48,7 @@ def make_notebook(tmp_path):
 
 def test_a_run_its_record_and_when_it_is_skipped(make_notebook, tmp_path):
     notebook, run = make_notebook(FINISH), tmp_path / "run"
-    record = runs.run_notebook(notebook, run, {"user": "00123", "n": "7"})
+    record = runner.run_notebook(notebook, run, {"user": "00123", "n": "7"})
     assert record["status"] == "completed"
     assert record == read_record(run / "nb")
     assert record["parameters"] == {
@@ -66,10 +67,10 @@ def test_a_run_its_record_and_when_it_is_skipped(make_notebook, tmp_path):
     assert (run / "nb" / "log.txt").read_text() == "001237"
     assert "00123" in (run / "nb" / "notebook.html").read_text()
 
-    assert runs.run_notebook(notebook, run, {"user": "00123", "n": 7})["skipped"]
+    assert runner.run_notebook(notebook, run, {"user": "00123", "n": 7})["skipped"]
     (run / "nb" / "log.txt").unlink()  # an artefact that is gone is made again
-    assert "skipped" not in runs.run_notebook(notebook, run, {"user": "00123", "n": 7})
-    changed = runs.run_notebook(notebook, run, {"user": "bob"})
+    assert "skipped" not in runner.run_notebook(notebook, run, {"user": "00123", "n": 7})
+    changed = runner.run_notebook(notebook, run, {"user": "bob"})
     assert (changed["status"], changed["metrics"]) == ("completed", {"twice": 6.0})
     assert (run / "nb" / "log.txt").read_text() == "bob3"
     assert (run / ".previous" / "nb" / "log.txt").read_text() == "001237"  # nothing computed is lost
@@ -88,7 +89,7 @@ def test_a_run_its_record_and_when_it_is_skipped(make_notebook, tmp_path):
 )
 def test_what_papermill_would_call_a_success(make_notebook, tmp_path, cell, message):
     cells = [] if cell is None else [cell] if "finish" in cell else [cell, FINISH]
-    record = runs.run_notebook(make_notebook(*cells), tmp_path / "run")
+    record = runner.run_notebook(make_notebook(*cells), tmp_path / "run")
     assert record["status"] == "failed"
     assert re.search(message, record["error"])
     assert read_record(tmp_path / "run" / "nb")["status"] == "failed"
@@ -104,29 +105,29 @@ def test_parameters_are_refused_before_anything_runs(make_notebook, tmp_path):
         ("rate", "fast"): "'rate' is 'fast', expected float",
         ("user", 7): "'user' is 7, expected str",
     }.items():
-        with pytest.raises(runs.RunError, match=message):
-            runs.run_notebook(notebook, run, dict([given]))
-    with pytest.raises(runs.RunError, match="no cell tagged 'parameters'"):
-        runs.run_notebook(make_notebook(FINISH, name="untagged", tags=()), run)
-    with pytest.raises(runs.RunError, match="there is no notebook"):
-        runs.run_notebook(tmp_path / "none.ipynb", run)
-    with pytest.raises(runs.RunError, match="expected a plain Python value"):
-        runs.run_notebook(make_notebook(FINISH, name="computed", parameters="run_dir = str(1)"), run)
+        with pytest.raises(parameters.RunError, match=message):
+            runner.run_notebook(notebook, run, dict([given]))
+    with pytest.raises(parameters.RunError, match="no cell tagged 'parameters'"):
+        runner.run_notebook(make_notebook(FINISH, name="untagged", tags=()), run)
+    with pytest.raises(parameters.RunError, match="there is no notebook"):
+        runner.run_notebook(tmp_path / "none.ipynb", run)
+    with pytest.raises(parameters.RunError, match="expected a plain Python value"):
+        runner.run_notebook(make_notebook(FINISH, name="computed", parameters="run_dir = str(1)"), run)
     assert not run.exists()
-    assert runs.typed("limit", "5", None) == 5
-    assert runs.typed("names", "['a']", ["b"]) == ["a"]
+    assert parameters.typed("limit", "5", None) == 5
+    assert parameters.typed("names", "['a']", ["b"]) == ["a"]
 
 
 def test_stages_depend_on_the_artefacts_they_need(make_notebook, tmp_path):
     run = tmp_path / "run"
     first, second = make_notebook(FINISH, name="first"), make_notebook(FINISH, name="second", needs=["first"])
     options = {"n": 1}
-    runs.run_notebook(first, run, options)
-    runs.run_notebook(second, run, options)
-    runs.run_notebook(first, run, options, force=True)  # same artefacts again
-    assert runs.run_notebook(second, run, options)["skipped"]
-    runs.run_notebook(first, run, {"n": 2})
-    assert "skipped" not in runs.run_notebook(second, run, options)
+    runner.run_notebook(first, run, options)
+    runner.run_notebook(second, run, options)
+    runner.run_notebook(first, run, options, force=True)  # same artefacts again
+    assert runner.run_notebook(second, run, options)["skipped"]
+    runner.run_notebook(first, run, {"n": 2})
+    assert "skipped" not in runner.run_notebook(second, run, options)
 
 
 def test_stages_depend_on_the_contents_of_folders(make_notebook, tmp_path):
@@ -137,25 +138,25 @@ def test_stages_depend_on_the_contents_of_folders(make_notebook, tmp_path):
     here.mkdir()
     (here / "data.txt").write_text("a")
     options = {"user": str(here)}  # a parameter that names a local folder, such as a dataset or a model
-    runs.run_notebook(first, run)
-    runs.run_notebook(second, run, options)
-    assert runs.run_notebook(second, run, options)["skipped"]
-    runs.run_notebook(first, run, {"n": 5})
+    runner.run_notebook(first, run)
+    runner.run_notebook(second, run, options)
+    assert runner.run_notebook(second, run, options)["skipped"]
+    runner.run_notebook(first, run, {"n": 5})
     assert "second" in report.write_index(run).read_text().split("Not of one piece:")[1].split("failed, or is older")[0]
-    assert "skipped" not in runs.run_notebook(second, run, options)
+    assert "skipped" not in runner.run_notebook(second, run, options)
     assert "Not of one piece" not in report.write_index(run).read_text()
     (here / "data.txt").write_text("b, and longer")
-    assert "skipped" not in runs.run_notebook(second, run, options)
+    assert "skipped" not in runner.run_notebook(second, run, options)
 
 
 def test_defaults_are_read_as_python_reads_them(make_notebook):
     notebook = make_notebook(
         parameters='w = 1  # weight (w=0 is the base)\nc: str = "#fff"  # colour\nd = [1, {"a": None}]'
     )
-    assert runs.defaults(notebook) == {"w": 1, "c": "#fff", "d": [1, {"a": None}]}
+    assert parameters.defaults(notebook) == {"w": 1, "c": "#fff", "d": [1, {"a": None}]}
     for bad in ("(1, 2)", "{1, 2}", "{1: 2}", "print"):
-        with pytest.raises(runs.RunError, match=r"parameter 'x' .* expected a plain"):
-            runs.defaults(make_notebook(parameters=f"x = {bad}"))
+        with pytest.raises(parameters.RunError, match=r"parameter 'x' .* expected a plain"):
+            parameters.defaults(make_notebook(parameters=f"x = {bad}"))
 
 
 def test_papermill_killed_while_it_writes(make_notebook, tmp_path, monkeypatch):
@@ -163,21 +164,21 @@ def test_papermill_killed_while_it_writes(make_notebook, tmp_path, monkeypatch):
         out.write_text('{"cells": [')
         return -9, "Killed"
 
-    monkeypatch.setattr(runs, "_execute", killed)
-    record = runs.run_notebook(make_notebook(FINISH), tmp_path / "run")
+    monkeypatch.setattr(runner, "_execute", killed)
+    record = runner.run_notebook(make_notebook(FINISH), tmp_path / "run")
     assert record["status"] == "failed"
     assert "exit code -9" in record["error"]
 
 
 def test_a_kernel_without_a_port_is_tried_again(make_notebook, tmp_path, monkeypatch):
-    execute, calls = runs._execute, []
+    execute, calls = runner._execute, []
 
     def unlucky(notebook, out, parameters):
         calls.append(out)
-        return execute(notebook, out, parameters) if len(calls) == 2 else (1, f"RuntimeError: {runs.NO_PORT}")
+        return execute(notebook, out, parameters) if len(calls) == 2 else (1, f"RuntimeError: {runner.NO_PORT}")
 
-    monkeypatch.setattr(runs, "_execute", unlucky)
-    assert runs.run_notebook(make_notebook(FINISH), tmp_path / "run")["status"] == "completed"
+    monkeypatch.setattr(runner, "_execute", unlucky)
+    assert runner.run_notebook(make_notebook(FINISH), tmp_path / "run")["status"] == "completed"
     assert len(calls) == 2
 
 
@@ -264,7 +265,7 @@ def test_two_kernels_do_not_work_in_one_folder_but_one_may_begin_again(tmp_path)
     again = begin("nb", tmp_path, {"n": 1, "later": 2})  # the cell run once more in JupyterLab
     assert again.parameters == {"n": 1}
     other = (
-        "import sys, prlhf_kit.record as r; r.PATIENCE = 0.1\n"
+        "import sys, prlhf_kit.runs.stage as r; r.PATIENCE = 0.1\n"
         "try: r.begin('nb', sys.argv[1], {})\nexcept r.StageError as e: print(e)"
     )
     line = [sys.executable, "-c", other, str(tmp_path)]

@@ -13,18 +13,18 @@ from peft import LoraConfig, PeftModel
 from trl import SFTConfig
 
 import prlhf_kit as kit
-from prlhf_kit.conditioning import causal_lm
 from prlhf_kit.data.context import Contexts, context_of, people_of, with_context
 from prlhf_kit.data.schema import SchemaError, record
-from prlhf_kit.data.subsample import subsample
-from prlhf_kit.evaluation.scoring import REFERENCE, add_reference_logps, score_pairs
-from prlhf_kit.models import ModelError, load_model
-from prlhf_kit.saving import reference_name, reference_of
+from prlhf_kit.data.select import subsample
+from prlhf_kit.models.conditioning import causal_lm
+from prlhf_kit.models.embedded import ModelError
+from prlhf_kit.models.hub import load_model
+from prlhf_kit.models.logprobs import REFERENCE, add_reference_logps, score_pairs
+from prlhf_kit.models.saving import reference_name, reference_of
 from prlhf_kit.training import recipe as recipes
-from prlhf_kit.training.presets import PRESETS
-from prlhf_kit.training.recipe import Recipe, build_trainer, train
+from prlhf_kit.training.recipe import PRESETS, Recipe, build_trainer, train
+from prlhf_kit.training.reward_stages import RewardRecipe, build_reward_trainer
 from prlhf_kit.training.sft import SFTRecipe, build_sft_trainer, contexts_of, preferred, require_safe_packing, train_sft
-from prlhf_kit.training.stages import RewardRecipe, build_reward_trainer
 
 ADAPTER = {"r": 4, "target_modules": ["q_proj", "v_proj"]}
 LOUD = {"learning_rate": 5e-2, "max_steps": 2, "per_device_train_batch_size": 4, "report_to": "none"}  # moves weights

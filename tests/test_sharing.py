@@ -16,7 +16,8 @@ from transformers import (
 
 import prlhf_kit as kit
 from prlhf_kit.data.schema import record
-from prlhf_kit.training.sharing import DataCollatorForPersonalizedPreference, compute_prompts_once, road_is_exact
+from prlhf_kit.models.user_models import LowRankUserModel
+from prlhf_kit.training.prompt_once import DataCollatorForPersonalizedPreference, compute_prompts_once, same_outputs
 
 PLAIN = {"share_prompt": False, "completion_logits_only": False}
 APART = {"share_prompt": False}
@@ -102,7 +103,7 @@ def test_user_tokens_after_bos(make_tiny, tokenizer, uneven, tmp_path, after_bos
     def run(way):
         model = make_tiny()
         words = model.get_input_embeddings().weight
-        kit.condition(model, kit.LowRankUserModel(4, words, 2, rank=2, after_bos=after_bos))
+        kit.condition(model, LowRankUserModel(4, words, 2, rank=2, after_bos=after_bos))
         return loss_and_gradients(model, tokenizer, uneven, tmp_path, alpha=0.5, **way)
 
     same(run({}), run(PLAIN))
@@ -127,11 +128,11 @@ def test_the_reference_is_the_same_and_tokens_are_counted_alike(make_tiny, token
 def test_recurrent_layers_are_noticed(make_tiny, tokenizer):
     llama = make_tiny()
     compute_prompts_once(llama)
-    assert road_is_exact(llama, share=True)
-    assert road_is_exact(llama, share=False)
+    assert same_outputs(llama, share=True)
+    assert same_outputs(llama, share=False)
     mamba = MambaForCausalLM(MambaConfig(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2)).eval()
     compute_prompts_once(mamba)
-    assert not road_is_exact(mamba, share=True)
+    assert not same_outputs(mamba, share=True)
 
 
 def test_mixtures_of_experts_are_refused(tokenizer, uneven, tmp_path):
@@ -170,16 +171,3 @@ def test_padding_stays_within_the_context(tokenizer):
 def test_options_that_contradict_each_other_are_refused(tmp_path):
     with pytest.raises(ValueError, match="share_prompt=True gives back the hidden states of responses only"):
         kit.PersonalizedDPOConfig(output_dir=str(tmp_path), completion_logits_only=False)
-
-
-def test_pairs_of_like_length_share_a_batch(make_tiny, tokenizer, tmp_path):
-    rows = [record(f"p{i}", "ab"[i % 2], "Why? " * (1 + 7 * (i % 5)), "Yes.", "No.") for i in range(160)]
-    spread = {}
-    for strategy in ("random", "group_by_length"):
-        trainer = make_trainer(
-            make_tiny(users=2), tokenizer, Dataset.from_list(rows), tmp_path, train_sampling_strategy=strategy
-        )
-        lengths = [batch["prompt_mask"].sum(1) for batch in trainer.get_train_dataloader()]
-        spread[strategy] = sum(float(length.max() - length.min()) for length in lengths)
-        assert sorted(torch.cat(lengths).tolist()) == sorted(len(ids) for ids in trainer.train_dataset["prompt_ids"])
-    assert spread["group_by_length"] < spread["random"] / 2

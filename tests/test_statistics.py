@@ -6,7 +6,8 @@ import pytest
 from datasets import Dataset
 
 from prlhf_kit.evaluation import fairness
-from prlhf_kit.evaluation.statistics import (
+from prlhf_kit.evaluation.alignment_tax import alignment_tax
+from prlhf_kit.evaluation.intervals import (
     around,
     cluster_bootstrap,
     crossed_interval,
@@ -17,7 +18,6 @@ from prlhf_kit.evaluation.statistics import (
     holm,
     permutation_test,
 )
-from prlhf_kit.evaluation.tax import tax
 
 REPETITIONS = 2_000
 
@@ -231,11 +231,11 @@ def test_paired_differences_by_hand(scores):
 def test_tax_by_hand():
     pairs = Dataset.from_dict({"prompt": [[{"role": "user", "content": c}] for c in "ppqr"]})
     models = {"untrained": lambda _: np.array([1, 1, 0, 1]), "mine": lambda _: np.array([1, 0, 0, 0.5])}
-    found = tax(models, {"helpful": pairs}, "untrained").iloc[0]
+    found = alignment_tax(models, {"helpful": pairs}, "untrained").iloc[0]
     assert (found["set"], found.model, found.accuracy, found.untrained, found.change) == (
         "helpful", "mine", 0.375, 0.75, -0.375)  # fmt: skip
     assert (found.n, found.prompts) == (4, 3)
     assert found.low <= found.change <= found.high
     assert found.p == 0.5  # sums of the prompts -1, 0, -0.5: |sum| >= 1.5 in 4 of 8
     with pytest.raises(ValueError, match="untrained='base' is none of the models: untrained, mine"):
-        tax(models, {"helpful": pairs}, "base")
+        alignment_tax(models, {"helpful": pairs}, "base")

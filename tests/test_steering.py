@@ -6,21 +6,22 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 import prlhf_kit as kit
-from prlhf_kit import steering_figures
-from prlhf_kit.data.schema import record, said
+from prlhf_kit.data.schema import message, record
+from prlhf_kit.decoding.answers import GuidedAnswer
 from prlhf_kit.evaluation import steering
+from prlhf_kit.figures import decoding as decoding_figures
 
 NAN = float("nan")
 
 
 def answer(text, changed=0, rewards=(1.0, 2.0)):
-    return kit.GuidedAnswer(
+    return GuidedAnswer(
         text, [1, 2], [1, 2 + changed], [-1.0, -3.0], [-1.0, -2.0], list(rewards), [1.0, 0.5], [0.0, 0.5], 0.1
     )
 
 
 def test_answers_become_rows():
-    jobs = pd.DataFrame({"user_id": ["ann", "bob"], "prompt": [said("user", "Why?"), said("user", "How?")]})
+    jobs = pd.DataFrame({"user_id": ["ann", "bob"], "prompt": [message("user", "Why?"), message("user", "How?")]})
     judged = []
 
     def judge(users, prompts, texts):
@@ -60,7 +61,7 @@ def test_gains_are_paired_with_the_bases_answers():
 
 
 def test_what_two_people_gain_from_the_same_answers():
-    prompts = {f"p{i}": said("user", f"p{i}") for i in range(5)}
+    prompts = {f"p{i}": message("user", f"p{i}") for i in range(5)}
     table = pd.DataFrame([(who, p, f"{who} {p}") for who in ("nobody", "ann", "both") for p in prompts])
     table.columns = ["towards", "prompt", "answer"]
     worth = {"ann": {"nobody": 1.0, "ann": 3.0, "both": 2.0}, "bob": {"nobody": 0.0, "ann": -1.0, "both": 0.5}}
@@ -76,7 +77,7 @@ def test_what_two_people_gain_from_the_same_answers():
 
 
 def test_log_probabilities_under_the_bare_base(make_tiny, tokenizer):
-    model, prompt = make_tiny(), said("user", "Why?")
+    model, prompt = make_tiny(), message("user", "Why?")
     decoder = kit.GuidedDecoder(model, tokenizer, kit.PAD(model), max_new_tokens=5, top_k=9, weight=3.0)
     out = decoder.generate([prompt] * 3, ["Be brief.", "Be kind.", None])
     found = steering.base_logps(model, tokenizer, pd.DataFrame({"prompt": [prompt] * 3}), out, batch_size=2)
@@ -95,7 +96,7 @@ def test_a_judge_from_features(tmp_path):
     judge, accuracy = steering.feature_judge(DatasetDict(train=pairs(20, 0), test_seen=pairs(6, 20)), tmp_path)
     assert accuracy.estimate > 0.9
     assert accuracy.clusters == 6
-    prompts = [said("user", "Question 99?")] * 4
+    prompts = [message("user", "Question 99?")] * 4
     texts = ["Yes. 99", "I think that it is a long story, my friend."]
     ann1, ann2, bob1, bob2 = judge(["ann", "ann", "bob", "bob"], prompts, texts * 2)
     assert ann1 > ann2
@@ -107,7 +108,7 @@ def test_a_picture_escapes_what_models_write(tokenizer):
     tokens = tokenizer("<script>x</script>")["input_ids"]
     own = tokenizer("&")["input_ids"][0]
     n = len(tokens)
-    one = kit.GuidedAnswer("", tokens, [own] * n, [0.0] * n, [0.0] * n, [1.0] * (n - 1) + [NAN], [0.0] * n, [0.0] * n)
+    one = GuidedAnswer("", tokens, [own] * n, [0.0] * n, [0.0] * n, [1.0] * (n - 1) + [NAN], [0.0] * n, [0.0] * n)
     page = steering.picture(one, tokenizer)
     assert "<script" not in page
     assert page.count("base: &amp;") == n
@@ -123,26 +124,26 @@ def test_figures_show_the_data_they_were_given():
         "gain": [0.05, 0.4],
     }
     weights = pd.DataFrame({"guide": "PAD", "weight": [0.0, 1.0], "changed": [0.0, 0.3], **shared})
-    left, middle, right = steering_figures.reward_by_weight(weights).axes
+    left, middle, right = decoding_figures.reward_by_weight(weights).axes
     assert left.lines[0].get_xydata().tolist() == [[0.0, 0.05], [1.0, 0.4]]
     assert middle.lines[0].get_xydata().tolist() == [[1.0, 0.05], [1.5, 0.4]]
     assert [text.get_text() for text in middle.texts] == ["0", "1"]
     assert right.lines[0].get_ydata().tolist() == [0.0, 30.0]
     methods = pd.DataFrame({"method": ["base", "PAD"], **shared})
-    left, right = steering_figures.steering_methods(methods).axes
+    left, right = decoding_figures.steering_methods(methods).axes
     assert left.lines[0].get_xydata().tolist() == [[0.05, 1], [0.4, 0]]
     assert [label.get_text() for label in left.get_yticklabels()] == ["base", "PAD"]
     seldom = pd.DataFrame({"asks": ["every token", "every 2nd"], "asked": [1.0, 0.5], "slower": [1.5, 1.2], **shared})
-    [ax] = steering_figures.asked_seldom(seldom).axes
+    [ax] = decoding_figures.asked_seldom(seldom).axes
     assert ax.get_legend_handles_labels()[1] == ["every token (100%)", "every 2nd (50%)"]
-    points = [line.get_xydata().tolist() for line in ax.lines if line.get_marker() in steering_figures.MARKERS]
+    points = [line.get_xydata().tolist() for line in ax.lines if line.get_marker() in decoding_figures.MARKERS]
     assert points == [[[1.5, 0.05]], [[1.2, 0.4]]]
     two = pd.DataFrame(
         {"towards": ["ann", "both"] * 2, "user_id": ["ann"] * 2 + ["bob"] * 2, "gain": [1.0, 0.5, -1, 0.4]}
     )
     two = two.assign(low=two.gain - 0.1, high=two.gain + 0.1)
-    [ax] = steering_figures.two_preferences(two).axes
-    points = [line.get_xydata().tolist() for line in ax.lines if line.get_marker() in steering_figures.MARKERS]
+    [ax] = decoding_figures.two_preferences(two).axes
+    points = [line.get_xydata().tolist() for line in ax.lines if line.get_marker() in decoding_figures.MARKERS]
     assert points == [[[1.0, -1.0]], [[0.5, 0.4]]]
     assert ax.get_xlabel() == "gained by ann (judge's units)"
 

@@ -13,9 +13,11 @@ import pytest
 import yaml
 from tiny_notebooks import wait_for, write_notebook
 
-from prlhf_kit import carry_over, cli, grid, jobs, outcomes, sweep
-from prlhf_kit.record import begin, read_record, write_json
-from prlhf_kit.runs import RunError
+from prlhf_kit import cli
+from prlhf_kit.files import write_json
+from prlhf_kit.runs import carry_over, grid, jobs, outcomes, sweep
+from prlhf_kit.runs.parameters import RunError
+from prlhf_kit.runs.stage import begin, read_record
 
 
 def command(*arguments):

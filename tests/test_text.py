@@ -7,12 +7,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from prlhf_kit import models
 from prlhf_kit.data.attributes import ATTRIBUTES
-from prlhf_kit.data.schema import said
+from prlhf_kit.data.schema import message
 from prlhf_kit.data.simulated import Population
 from prlhf_kit.evaluation import steering, text
-from prlhf_kit.features import load_embedder
+from prlhf_kit.models import embedded
+from prlhf_kit.models.features import load_embedder
 
 NAN = float("nan")
 
@@ -90,7 +90,7 @@ class Directions:
 
 
 def test_coherence_by_hand():
-    dialogue = [*said("user", "a"), *said("assistant", "b"), *said("user", "c")]
+    dialogue = [*message("user", "a"), *message("assistant", "b"), *message("user", "c")]
     prompts, answers = ["a", "a", "a", dialogue, "a", " "], ["aaa", "b", "ab", "ccc", "", "a"]
     found = text.coherence(Directions(), prompts, answers)
     assert found == pytest.approx([1, 0, 1 / math.sqrt(2), 1 / math.sqrt(3), NAN, NAN], nan_ok=True)
@@ -105,11 +105,11 @@ def test_coherence_by_hand():
 def test_coherence_of_real_embeddings(tmp_path):
     prompts = ["How do I make green tea?"] * 2 + ["😀"]
     answers = ["Boil water, let it cool a little, and pour it over the tea leaves.", "Stock prices fell.", "😀"]
-    embedder = load_embedder(models.SENTENCES)
+    embedder = load_embedder(embedded.SENTENCES)
     on_topic, off_topic, same = text.coherence(embedder, prompts, answers, tmp_path)
     assert on_topic > 0.5 > 0.2 > off_topic
     assert same == pytest.approx(1)
-    vectors = embedder([[]] * 2, [said("user", prompts[0]), said("assistant", answers[0])])
+    vectors = embedder([[]] * 2, [message("user", prompts[0]), message("assistant", answers[0])])
     assert on_topic == pytest.approx(float(vectors[0] @ vectors[1]), abs=1e-6)
 
 
@@ -281,9 +281,9 @@ def test_rewards_by_several_scorers():
         asked.append((users, prompts, texts))
         return [len(t) for t in texts]
 
-    dialogue = [*said("user", "How?"), *said("assistant", "Like this."), *said("user", "How?")]
+    dialogue = [*message("user", "How?"), *message("assistant", "Like this."), *message("user", "How?")]
     found = text.reward_table(answers, {"own": steering.true_utility(people), "letters": letters}, {"How?": dialogue})
-    assert asked == [(["long", "short"], [said("user", "Why?"), dialogue], ["one two three"] * 2)]
+    assert asked == [(["long", "short"], [message("user", "Why?"), dialogue], ["one two three"] * 2)]
     assert found.columns.tolist() == list(text.SCORES)
     assert found[["measure", "method", "user_id", "item", "prompt"]].to_numpy().tolist() == [
         ["own", "base", "long", "Why?", "Why?"],

@@ -8,20 +8,21 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 
 import prlhf_kit as kit
-from prlhf_kit import figures
-from prlhf_kit.conditioning import user_model_of
 from prlhf_kit.data.schema import record
-from prlhf_kit.evaluation import adaptation
-from prlhf_kit.evaluation.scoring import response_logps, score_pairs, tokenize_completion
-from prlhf_kit.saving import save_personalized
-from prlhf_kit.training.adapt import adapt, add_users, forget_users, merge_users
-from prlhf_kit.users import (
+from prlhf_kit.evaluation import new_users
+from prlhf_kit.figures import users as user_figures
+from prlhf_kit.models.conditioning import user_model_of
+from prlhf_kit.models.logprobs import response_logps, score_pairs
+from prlhf_kit.models.saving import save_personalized
+from prlhf_kit.models.tokenize import tokenize_completion
+from prlhf_kit.models.user_models import (
     USER_MODELS,
     ClusterUserModel,
     IndividualUserModel,
     LowRankUserModel,
     word_vectors,
 )
+from prlhf_kit.training.new_users import adapt, add_users, forget_users
 
 WORDS = torch.randn(50, 8, generator=torch.Generator().manual_seed(0))
 KINDS = [
@@ -182,7 +183,9 @@ def test_adapt_lowers_the_loss_and_changes_nothing_else(trained, tokenizer, kind
         losses.append(np.log1p(np.exp(-margin[scores.user_id == "x"])).mean())
     best = int(np.argmin(losses))
     assert nearest.start[0] == best
-    assert torch.equal(nearest.own[0], user_model_of(model).modules_to_save["default"].own_of(torch.tensor([best]))[0])
+    assert torch.equal(
+        nearest.own[0], user_model_of(model).modules_to_save["default"].user_offsets(torch.tensor([best]))[0]
+    )
 
 
 def test_users_are_fitted_together_as_alone(trained, tokenizer):
@@ -264,27 +267,6 @@ def _holds(file, values):
     return False
 
 
-def test_tables_of_two_runs_are_merged(trained, tokenizer):
-    (one, index), (two, _) = trained(), trained()
-    pairs = new_pairs(one, tokenizer, 1)
-    x, y = (pairs.filter(lambda row, user=user: row["user_id"] == user) for user in "xy")
-    index_one = add_users(one, index, adapt(one, tokenizer, x, steps=1))
-    index_two = add_users(
-        two, forget_users(two, index, index.user_ids), adapt(two, tokenizer, y, steps=1, candidates=[])
-    )
-    assert index_two.user_ids == ["y"]
-    merged = merge_users(one, index_one, two, index_two)
-    assert merged.user_ids == ["a", "b", "c", "x", "y"]
-    own = [user_model_of(m).modules_to_save["default"].own for m in (one, two)]
-    assert torch.equal(own[0][merged.row("y")], own[1][index_two.row("y")])
-    other, other_index = trained(seed=1)  # another adapter
-    with pytest.raises(ValueError, match=r"differ in .*lora_.*adapt\(model"):
-        merge_users(one, merged, other, other_index)
-    low, low_index = trained("low_rank")
-    with pytest.raises(ValueError, match="not of one kind"):
-        merge_users(one, merged, low, low_index)
-
-
 def test_adapt_refusals(trained, tokenizer, pairs):
     model, _ = trained()
     with pytest.raises(ValueError, match="no pairs to adapt to"):
@@ -296,7 +278,7 @@ def test_the_curve_is_what_adapt_gives(trained, tokenizer):
     known = new_pairs(model, tokenizer, 2, n=4)
     test = new_pairs(model, tokenizer, 2, n=3, seed=1)
     data = DatasetDict(adapt_unseen=known, test_unseen=test)
-    ranked = adaptation.ranked_by_pairs(model, tokenizer, data, [2, 4], steps=2, learning_rate=0.05, beta=1.0)
+    ranked = new_users.ranked_by_pairs(model, tokenizer, data, [2, 4], steps=2, learning_rate=0.05, beta=1.0)
     assert ranked.groupby(["k", "method"]).size().to_dict() == {
         (0, "generic row"): 6, (2, "nearest known user"): 6, (2, "fitted row"): 6, (4, "nearest known user"): 6,
         (4, "fitted row"): 6,
@@ -316,7 +298,7 @@ def test_the_curve_is_what_adapt_gives(trained, tokenizer):
         margin = scores.chosen_logp - scores.rejected_logp - reference.chosen_logp + reference.rejected_logp
         right = ranked[(ranked.method == method) & (ranked.k == (0 if method == "generic row" else 4))].right
         assert right.tolist() == (margin > 0).astype(float).tolist()
-    curve = adaptation.curve(ranked)
+    curve = new_users.curve(ranked)
     assert curve.pairs.eq(6).all()
     assert curve.users.eq(2).all()
-    figures.adaptation(curve)
+    user_figures.adaptation(curve)

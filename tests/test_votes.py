@@ -7,11 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 import prlhf_kit as kit
-from prlhf_kit import votes
-from prlhf_kit.data.schema import COLUMNS, said
-from prlhf_kit.votes import VoteError
+from prlhf_kit.compare import votes
+from prlhf_kit.compare.votes import VoteError
+from prlhf_kit.data.schema import COLUMNS, message
 
-ASKED = said("user", "What is tea?")
+ASKED = message("user", "What is tea?")
 ANSWERS = [("A drink.", {"system": "base"}), ("<script>alert(1)</script> Tea!", {"system": "PAD"}), ("No.", {"x": 1})]
 
 
@@ -58,14 +58,14 @@ def test_votes_are_training_data(tmp_path):
     path = tmp_path / "votes.jsonl"
     for voter in ("ann", "bob"):
         for i in range(3):
-            votes.append(path, votes.records(voter, said("user", f"Question {i}?"), ANSWERS, i, settings={"k": 10}))
+            votes.append(path, votes.records(voter, message("user", f"Question {i}?"), ANSWERS, i, settings={"k": 10}))
     data = kit.data.load("files", path, test_share=0.0)
     checked, report = kit.data.check(data)
     assert (report.kept, len(checked["train"])) == (12, 12)
     assert set(checked["train"]["user_id"]) == {"ann", "bob"}
-    assert checked["train"][0]["chosen"] == said("assistant", "A drink.")
+    assert checked["train"][0]["chosen"] == message("assistant", "A drink.")
     # who says the opposite for the same prompt contradicts themselves
-    votes.append(path, votes.records("ann", said("user", "Question 0?"), ANSWERS[:2], 1))
+    votes.append(path, votes.records("ann", message("user", "Question 0?"), ANSWERS[:2], 1))
     _, report = kit.data.load_with_report("files", path, test_share=0.0)
     assert report.table.set_index("reason").pairs.to_dict() == {"contradictory pair": 2}
 

@@ -13,15 +13,15 @@ from nbclient import NotebookClient
 from peft import LoraConfig, get_peft_model
 
 import prlhf_kit as kit
-from prlhf_kit import app, cards, people, systems, token_marks, widgets
+from prlhf_kit.compare import app, cards, people, systems, token_marks, widget
 from prlhf_kit.data import simulated
-from prlhf_kit.data.schema import record, said
+from prlhf_kit.data.schema import message, record
 from prlhf_kit.decoding.answers import GuidedAnswer
 from prlhf_kit.decoding.implicit import ImplicitReward
-from prlhf_kit.record import StageError
+from prlhf_kit.runs.stage import StageError
 from prlhf_kit.training.controls import load_control
 
-PROMPT = said("user", "How do I make tea?")
+PROMPT = message("user", "How do I make tea?")
 
 
 def lora(model, seed):
@@ -87,7 +87,7 @@ def panel(offered, tmp_path):
     """`panel(...)`: a comparison of the run's systems, with short answers."""
 
     def make(systems=None, users=None, prompts=None, **options):
-        return widgets.compare(
+        return widget.compare(
             systems or offered.systems, users or offered.users, offered.prompts if prompts is None else prompts,
             **{"votes": tmp_path / "votes.jsonl", "rewards": offered.rewards, "max_new_tokens": 6, "seed": 3} | options,
         )  # fmt: skip
@@ -212,14 +212,14 @@ def test_what_can_not_be_offered_is_said(run, tmp_path):
     with pytest.raises(ValueError, match="'zoe' has no row"):
         systems.of_run(*run, users=["zoe"])
     some = systems.of_run(*run, systems=["PAD"], prompts=["Why?"], k=0)
-    assert ([s.name for s in some.systems], some.prompts) == (["PAD"], [said("user", "Why?")])
+    assert ([s.name for s in some.systems], some.prompts) == (["PAD"], [message("user", "Why?")])
 
 
 def test_names_must_differ(offered):
     with pytest.raises(ValueError, match="names must differ"):
-        widgets.compare(offered.systems[:1] * 2, offered.users, [])
+        widget.compare(offered.systems[:1] * 2, offered.users, [])
     with pytest.raises(ValueError, match="0 users"):
-        widgets.compare(offered.systems, [], [])
+        widget.compare(offered.systems, [], [])
 
 
 # Writing ----------------------------------------------------------------------------------------------------------
@@ -290,7 +290,7 @@ def test_drafts_are_throttled(panel, tokenizer):
     comparison._show = lambda number: shown.append(time.monotonic()) or begin(number)
     comparison.generate.click()
     ended(comparison)
-    assert len(shown) <= 4 + (shown[-1] - shown[0]) / widgets.BETWEEN_DRAFTS
+    assert len(shown) <= 4 + (shown[-1] - shown[0]) / widget.BETWEEN_DRAFTS
 
 
 def test_stop_ends_it_within_a_token(panel, tokenizer):
@@ -373,7 +373,7 @@ def test_comparisons_take_turns(panel, tokenizer):
     assert log == ["first", *["second"] * (len(log) - 1)]
     assert first.shown[0].state == "stopped"
     assert second.shown[0].state == "done"
-    assert not widgets.ACTIVE
+    assert not widget.ACTIVE
     first.generate.click()  # and it can be used again
     ended(first)
     assert first.shown[0].state == "done"
@@ -405,7 +405,7 @@ def test_a_reward_that_fails_is_shown_too(panel, offered):
 
 
 def test_what_goes_wrong_outside_a_card_is_said_too(panel, monkeypatch):
-    monkeypatch.setattr(widgets, "lay_out", lambda *_: 1 / 0)
+    monkeypatch.setattr(widget, "lay_out", lambda *_: 1 / 0)
     comparison = panel()
     comparison.generate.click()
     ended(comparison)
@@ -429,7 +429,7 @@ def test_what_can_not_be_asked_is_refused_in_place(panel):
 
 
 def test_prompts_are_chosen_or_typed(panel, tokenizer):
-    dialogue = [*said("user", "<i>Hi</i>"), *said("assistant", "Hello."), *said("user", "And tea?")]
+    dialogue = [*message("user", "<i>Hi</i>"), *message("assistant", "Hello."), *message("user", "And tea?")]
     asked = []
 
     class Listens(Says):
@@ -446,7 +446,7 @@ def test_prompts_are_chosen_or_typed(panel, tokenizer):
         comparison.generate.click()
         ended(comparison)
         comparison.choose.value = 0
-    assert asked == [dialogue, [*dialogue[:2], *said("user", "And coffee?")], said("user", "Why?")]
+    assert asked == [dialogue, [*dialogue[:2], *message("user", "And coffee?")], message("user", "Why?")]
     comparison.choose.value = 1
     assert "&lt;i&gt;Hi" in comparison.earlier.value
     assert panel([Says("x", "yes", tokenizer)], prompts=[]).choose.value == -1
@@ -469,7 +469,7 @@ def test_model_text_is_text(panel, tokenizer, text):
         text, card.answer.tokens, moved, rewards=[1.0] * len(moved), base_rewards=[0.0] * len(moved)
     )
     card.error = text
-    for html in (*bodies(comparison), cards.as_html(card, 0), cards.static(said("user", text), [card])):
+    for html in (*bodies(comparison), cards.as_html(card, 0), cards.static(message("user", text), [card])):
         assert text not in html.replace(cards.STYLE, "")
         assert "<script" not in html
         assert "<img" not in html
@@ -728,7 +728,7 @@ def test_votes_that_can_not_be_mended_do_not_take_the_widget_away(panel, tokeniz
     def full(_):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(widgets.voting, "mend", full)
+    monkeypatch.setattr(widget.voting, "mend", full)
     comparison = panel([Says("a", "x", tokenizer)])
     assert "Votes can&#x27;t be kept. [Errno 13] Permission denied" in comparison.status.value
     comparison.generate.click()
@@ -787,7 +787,7 @@ def test_live_is_where_somebody_may_be_at_the_screen(monkeypatch):
 def test_executed_without_a_front_end_is_not_live(monkeypatch):
     monkeypatch.delenv("SERVER_SOFTWARE", raising=False)
     monkeypatch.delenv("PRLHF_KIT_RUNNER", raising=False)
-    cell = nbformat.v4.new_code_cell("from prlhf_kit import cards\nprint(cards.live())")
+    cell = nbformat.v4.new_code_cell("from prlhf_kit.compare import cards\nprint(cards.live())")
     notebook = nbformat.v4.new_notebook(cells=[cell])
     NotebookClient(notebook, kernel_name="python3", timeout=120).execute()
     assert notebook.cells[0].outputs[-1]["text"] == "False\n"

@@ -7,7 +7,7 @@ import nbformat
 PARAMETERS = 'run_dir = "x"\nuser = "ann"\nn = 3\nrate = 0.5\nnames = ["a"]\nlimit = None\nseed = 0\n'
 BODY = """from pathlib import Path
 import json, os, signal, time
-from prlhf_kit.record import begin
+from prlhf_kit.runs.stage import begin
 stage = begin("{name}", run_dir, globals())
 with (stage.dir / "starts.txt").open("a") as f:
     f.write("x")

@@ -32,8 +32,9 @@ from prlhf_kit.data import (
     webgpt,
 )
 from prlhf_kit.data.check import RULES, Report, check
-from prlhf_kit.data.collect import Tally, collect, share
+from prlhf_kit.data.collect import Tally, collect
 from prlhf_kit.data.schema import FEATURES, SPLITS, SchemaError
+from prlhf_kit.data.select import at_most, few_shot
 from prlhf_kit.data.sources import position
 
 # A dataset is a module with a `CARD` and a `read(tally, path, **options)` that yields (split, record).
@@ -53,7 +54,18 @@ DATASETS: dict[str, ModuleType] = {
     "files": files,
 }
 
-__all__ = ["DATASETS", "RULES", "Report", "SchemaError", "check", "few_shot", "fingerprint", "load", "load_with_report"]
+__all__ = [
+    "DATASETS",
+    "RULES",
+    "Report",
+    "SchemaError",
+    "at_most",
+    "check",
+    "few_shot",
+    "fingerprint",
+    "load",
+    "load_with_report",
+]
 
 log = logging.getLogger(__name__)
 
@@ -179,57 +191,6 @@ def _unknown(name: str) -> str:
 def _hint(name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, list(known), n=1)
     return f" Did you mean {near[0]!r}?" if near else ""
-
-
-def few_shot(data: DatasetDict, k: int, seed: int = 0, allow_fewer: bool = False) -> Dataset:
-    """`k` pairs of every user of `adapt_unseen`, to learn who they are from. Nested: those of k=2 are among those of 4.
-
-    Args:
-        k: pairs a user.
-        seed: orders each user's pairs.
-        allow_fewer: keep users who have fewer than k pairs.
-
-    Raises:
-        SchemaError: no `adapt_unseen`, or users with fewer pairs.
-    """
-    if "adapt_unseen" not in data:
-        raise SchemaError(f"the data have no split 'adapt_unseen', only {list(data)}: no user is kept from training.")
-    if not isinstance(k, int) or k < 1:
-        raise SchemaError(f"k={k!r}: expected a whole number of pairs a user, at least 1.")
-    table = pd.DataFrame({"user": data["adapt_unseen"]["user_id"], "pair": data["adapt_unseen"]["pair_id"]})
-    tested = set(data["test_unseen"]["user_id"]) if "test_unseen" in data else set()
-    counts = table.user.value_counts()
-    counts = counts.reindex(sorted(set(counts.index) | tested), fill_value=0)
-    if counts.min() < k and not allow_fewer:
-        raise SchemaError(
-            f"k={k}, but {(counts < k).sum()} of {len(counts)} unseen users have fewer pairs to adapt to (the fewest: "
-            f"{counts.min()}, {counts.idxmin()!r}). Choose a smaller k, or pass allow_fewer=True."
-        )
-    return _first(data["adapt_unseen"], k, seed, "few-shot")
-
-
-def at_most(data: DatasetDict, seed: int = 0, **pairs: int | None) -> DatasetDict:
-    """`data` with at most so many pairs of every user in the splits named, drawn by `seed`; others stay as they are.
-
-    Nested: the 10 pairs of `at_most(data, train=10)` are among those of `at_most(data, train=20)`.
-
-    Raises:
-        SchemaError: no such split, or a number below 1.
-    """
-    for split, k in pairs.items():
-        if split not in data:
-            raise SchemaError(f"the data have no split {split!r}, only {list(data)}.")
-        if k is not None and (not isinstance(k, int) or k < 1):
-            raise SchemaError(f"{split}={k!r}: expected a whole number of pairs a user, at least 1, or None for all.")
-    limited = {split: _first(data[split], k, seed, split) for split, k in pairs.items() if k is not None}
-    return DatasetDict({**data, **limited})
-
-
-def _first(pairs: Dataset, k: int, seed: int, purpose: str) -> Dataset:
-    table = pd.DataFrame({"user": pairs["user_id"]})
-    table["order"] = [share(seed, purpose, pair) for pair in pairs["pair_id"]]
-    rank = table.groupby("user").order.rank(method="first")
-    return pairs.select(table.index[rank <= k])
 
 
 def fingerprint(data: DatasetDict) -> str:

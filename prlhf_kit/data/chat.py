@@ -6,7 +6,7 @@ from datasets import Dataset
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from prlhf_kit.data.schema import SchemaError, said
+from prlhf_kit.data.schema import SchemaError, message
 
 # The plain template: every message under a heading with its role, an empty line between messages, and the end-of-text
 # token right after what the assistant says, so that a model learns to stop:
@@ -25,11 +25,11 @@ PLAIN_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '\n\n### Assistant:\n' }}{% endif %}"
 )
 
-_ASKED = said("user", "What is tea?")
+_ASKED = message("user", "What is tea?")
 _PROBES = (  # prompt, answer: a single question, one with a system message, and a dialogue
-    (_ASKED, said("assistant", "A drink.")),
-    (said("system", "Be brief.") + _ASKED, said("assistant", "A drink.")),
-    (_ASKED + said("assistant", "A drink.") + said("user", "And coffee?"), said("assistant", "Another one.")),
+    (_ASKED, message("assistant", "A drink.")),
+    (message("system", "Be brief.") + _ASKED, message("assistant", "A drink.")),
+    (_ASKED + message("assistant", "A drink.") + message("user", "And coffee?"), message("assistant", "Another one.")),
 )
 
 
@@ -119,3 +119,8 @@ def tell(prompt: list[dict[str, str]], user_text: str | None) -> list[dict[str, 
 def with_user_text(pairs: Dataset) -> Dataset:
     """`pairs` with each user's `user_text` in the prompt (`tell`)."""
     return pairs.map(lambda row: {"prompt": tell(row["prompt"], row["user_text"])})
+
+
+def prompt_text(prompt: list[dict[str, str]]) -> str:
+    """All of a prompt's messages as one text."""
+    return "\n\n".join(message["content"] for message in prompt)

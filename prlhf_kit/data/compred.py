@@ -21,9 +21,8 @@ from pathlib import Path
 
 from datasets import Dataset
 
-from prlhf_kit.data.card import Card
-from prlhf_kit.data.collect import Tally, names, require_known, share
-from prlhf_kit.data.schema import SchemaError, record, said
+from prlhf_kit.data.collect import Card, Tally, names, require_known, share
+from prlhf_kit.data.schema import SchemaError, message, record
 from prlhf_kit.data.sources import Rows, hub_rows, local_rows, require_columns, require_folder
 
 HUB = "allenai/compred"
@@ -43,10 +42,16 @@ CARD = Card(
 
 
 def read(
-    tally: Tally, path: str | Path | None = None, *, factors: str | Sequence[str] = FACTORS,
-    test_split: str = "test_pref", min_score_ratio: float = 2.0, max_pairs_per_post: int = 5,
-    unseen: str | Sequence[str] = (), seed: int = 0,
-) -> Iterator[tuple[str, dict]]:  # fmt: skip
+    tally: Tally,
+    path: str | Path | None = None,
+    *,
+    factors: str | Sequence[str] = FACTORS,
+    test_split: str = "test_pref",
+    min_score_ratio: float = 2.0,
+    max_pairs_per_post: int = 5,
+    unseen: str | Sequence[str] = (),
+    seed: int = 0,
+) -> Iterator[tuple[str, dict]]:
     """Records: `train_pref` for training, `test_split` for tests.
 
     Args:
@@ -64,8 +69,9 @@ def read(
     communities = set()
     for factor in factors:
         for split, (seen_split, unseen_split) in {
-            "train_pref": ("train", "adapt_unseen"), test_split: ("test_seen", "test_unseen"),
-        }.items():  # fmt: skip
+            "train_pref": ("train", "adapt_unseen"),
+            test_split: ("test_seen", "test_unseen"),
+        }.items():
             rows = _rows(path, factor, split)
             kept = _draw(rows, min_score_ratio, max_pairs_per_post, seed)
             for number, row in enumerate(rows()):
@@ -98,8 +104,14 @@ def prompts(path: str | Path | None = None, factors: str | Sequence[str] = FACTO
         for row in rows():
             require_columns(row, ("domain", "title"), "compred")
             community = _community(row["domain"])
-            out.append({"user_id": community, "user_text": f"r/{community}", "group": factor,
-                        "prompt": said("user", _post(row))})  # fmt: skip
+            out.append(
+                {
+                    "user_id": community,
+                    "user_text": f"r/{community}",
+                    "group": factor,
+                    "prompt": message("user", _post(row)),
+                }
+            )
     return Dataset.from_list(out)
 
 

@@ -29,7 +29,7 @@ from datasets import Dataset, Features, Value
 from prlhf_kit.data.collect import share
 from prlhf_kit.data.schema import SchemaError
 from prlhf_kit.data.templates import Template, read_template
-from prlhf_kit.record import write_json
+from prlhf_kit.files import write_json
 
 Context = Literal["none", "true", "random", "shuffled", "user_text"]
 CONTEXTS: tuple[str, ...] = get_args(Context)
@@ -118,7 +118,7 @@ class Contexts:
     def _read(self) -> Template:
         name = self.template or ("user_text" if self.context == "user_text" else "community")
         try:
-            return read_template(name, "context_prompts", TEMPLATES, alone="system")
+            return read_template(name, "data/context_prompts", TEMPLATES, alone="system")
         except ValueError as error:
             raise SchemaError(str(error)) from error
 
@@ -190,8 +190,13 @@ class Contexts:
         """What decides the prompts, for records: `people` aside, plain values."""
         if self.context == "none":
             return {"context": "none"}
-        return {"context": self.context, "template": self._read.name, "template_sha256": self._read.sha256,
-                "text": [list(part) for part in self._read.parts], "seed": self.seed}  # fmt: skip
+        return {
+            "context": self.context,
+            "template": self._read.name,
+            "template_sha256": self._read.sha256,
+            "text": [list(part) for part in self._read.parts],
+            "seed": self.seed,
+        }
 
 
 def context_of(folder: str | Path, people: Mapping[str, str | None]) -> Contexts:

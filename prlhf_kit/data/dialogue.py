@@ -108,9 +108,16 @@ def text_score_pairs(row: dict[str, Any]) -> Iterator[tuple[int, int]]:
 
 
 def text_score_records(
-    rows: Iterable[dict[str, Any]], tally: Tally, name: str, user_id: str = GENERAL, split: str | None = None,
-    test_share: float = 0.1, seed: int = 0, unseen: Iterable[str] = (), count: str = "comparisons",
-) -> Iterator[tuple[str, dict]]:  # fmt: skip
+    rows: Iterable[dict[str, Any]],
+    tally: Tally,
+    name: str,
+    user_id: str = GENERAL,
+    split: str | None = None,
+    test_share: float = 0.1,
+    seed: int = 0,
+    unseen: Iterable[str] = (),
+    count: str = "comparisons",
+) -> Iterator[tuple[str, dict]]:
     """Records of `text`-`score` rows of one user. Ties and what is no pair are dropped and counted, by pair.
 
     Args:

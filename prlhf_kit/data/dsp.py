@@ -16,10 +16,9 @@ from pathlib import Path
 
 from datasets import DatasetDict, Features, List, Value
 
-from prlhf_kit.data.card import Card
-from prlhf_kit.data.collect import Tally, collect, names, require_known, split_of
+from prlhf_kit.data.collect import Card, Tally, collect, names, require_known, split_of
 from prlhf_kit.data.dialogue import text_score_records
-from prlhf_kit.data.schema import FEATURES, SchemaError, record, said
+from prlhf_kit.data.schema import FEATURES, SchemaError, message, record
 from prlhf_kit.data.sources import local_rows, require_columns
 
 DOMAINS = {  # what a reader of each domain would say
@@ -46,9 +45,15 @@ log = logging.getLogger(__name__)
 
 
 def read(
-    tally: Tally, path: str | Path | None = None, *, domains: str | Sequence[str] = tuple(DOMAINS),
-    domain: str | None = None, test_share: float = 0.2, unseen: str | Sequence[str] = (), seed: int = 0,
-) -> Iterator[tuple[str, dict]]:  # fmt: skip
+    tally: Tally,
+    path: str | Path | None = None,
+    *,
+    domains: str | Sequence[str] = tuple(DOMAINS),
+    domain: str | None = None,
+    test_share: float = 0.2,
+    unseen: str | Sequence[str] = (),
+    seed: int = 0,
+) -> Iterator[tuple[str, dict]]:
     """Records: for every query and domain, its own response against each other one.
 
     Args:
@@ -86,9 +91,13 @@ def read(
 
 
 def listwise(
-    path: str | Path, *, domains: str | Sequence[str] = tuple(DOMAINS), test_share: float = 0.2,
-    unseen: str | Sequence[str] = (), seed: int = 0,
-) -> DatasetDict:  # fmt: skip
+    path: str | Path,
+    *,
+    domains: str | Sequence[str] = tuple(DOMAINS),
+    test_share: float = 0.2,
+    unseen: str | Sequence[str] = (),
+    seed: int = 0,
+) -> DatasetDict:
     """The same data as lists, for listwise reward losses: one row a query and domain, all five responses.
 
     Returns:
@@ -100,8 +109,17 @@ def listwise(
     require_known(unseen, domains, "domain")
     messages = FEATURES["prompt"]
     text = Value("string")
-    features = Features({"list_id": text, "user_id": text, "user_text": text, "group": text, "prompt": messages,
-                         "responses": List(messages), "scores": List(Value("float64"))})  # fmt: skip
+    features = Features(
+        {
+            "list_id": text,
+            "user_id": text,
+            "user_text": text,
+            "group": text,
+            "prompt": messages,
+            "responses": List(messages),
+            "scores": List(Value("float64")),
+        }
+    )
 
     def rows():
         for source, part in _parts(path):
@@ -111,12 +129,18 @@ def listwise(
                     log.warning("listwise: row %d has an empty response and is left out", number)
                     continue
                 for user in domains:
-                    yield _where(part, user, row["query"], unseen, test_share, seed), {
-                        "list_id": f"{part or 'all'}-{number}-{user}", "user_id": user, "user_text": DOMAINS[user],
-                        "group": None, "prompt": said("user", row["query"]),
-                        "responses": [said("assistant", response) for response in responses.values()],
-                        "scores": [float(name == user) for name in responses],
-                    }  # fmt: skip
+                    yield (
+                        _where(part, user, row["query"], unseen, test_share, seed),
+                        {
+                            "list_id": f"{part or 'all'}-{number}-{user}",
+                            "user_id": user,
+                            "user_text": DOMAINS[user],
+                            "group": None,
+                            "prompt": message("user", row["query"]),
+                            "responses": [message("assistant", response) for response in responses.values()],
+                            "scores": [float(name == user) for name in responses],
+                        },
+                    )
 
     return collect(rows(), features)
 

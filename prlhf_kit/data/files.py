@@ -9,9 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from prlhf_kit.data.card import Card
-from prlhf_kit.data.collect import Tally, names, opening, require_known, split_of
-from prlhf_kit.data.schema import COLUMNS, MESSAGES, SPLITS, SchemaError, said
+from prlhf_kit.data.collect import Card, Tally, names, opening, require_known, split_of
+from prlhf_kit.data.schema import COLUMNS, MESSAGES, SPLITS, SchemaError, message
 from prlhf_kit.data.sources import local_files, local_rows, read_rows
 
 CARD = Card(
@@ -26,9 +25,14 @@ _NEEDED = ("user_id", "prompt", "chosen", "rejected")
 
 
 def read(
-    tally: Tally, path: str | Path | None = None, *, columns: Mapping[str, str] | None = None, test_share: float = 0.1,
-    unseen: str | Sequence[str] = (), seed: int = 0,
-) -> Iterator[tuple[str, dict]]:  # fmt: skip
+    tally: Tally,
+    path: str | Path | None = None,
+    *,
+    columns: Mapping[str, str] | None = None,
+    test_share: float = 0.1,
+    unseen: str | Sequence[str] = (),
+    seed: int = 0,
+) -> Iterator[tuple[str, dict]]:
     """Records, with their `split` if there is such a column, else split by prompt.
 
     Args:
@@ -116,7 +120,7 @@ def _messages(value, name: str, number: int) -> list[dict[str, str]]:
         with contextlib.suppress(ValueError):  # then it is text after all
             value = json.loads(value)
     if isinstance(value, str):
-        return said("user" if name == "prompt" else "assistant", value)
+        return message("user" if name == "prompt" else "assistant", value)
     if isinstance(value, list):
         return value
     raise SchemaError(f"{name!r} of row {number} is {str(value)[:60]!r}, expected text or a list of messages.")

@@ -11,8 +11,7 @@ from collections.abc import Iterator
 from itertools import combinations
 from pathlib import Path
 
-from prlhf_kit.data.card import Card
-from prlhf_kit.data.collect import Tally, split_of
+from prlhf_kit.data.collect import Card, Tally, split_of
 from prlhf_kit.data.dialogue import GENERAL, require_number, text_score_records
 from prlhf_kit.data.schema import SchemaError, record
 from prlhf_kit.data.sources import local_rows, require_columns

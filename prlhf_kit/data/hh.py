@@ -15,8 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from prlhf_kit.data.card import Card
-from prlhf_kit.data.collect import Tally, opening, require_known, split_of
+from prlhf_kit.data.collect import Card, Tally, opening, require_known, split_of
 from prlhf_kit.data.dialogue import GENERAL, NotAPair, common_prompt, text_score_records
 from prlhf_kit.data.schema import SchemaError, record
 from prlhf_kit.data.sources import Rows, hub_rows, local_rows, require_columns

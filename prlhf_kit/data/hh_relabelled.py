@@ -11,8 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from prlhf_kit.data.card import Card
-from prlhf_kit.data.collect import Tally, opening, split_of
+from prlhf_kit.data.collect import Card, Tally, opening, split_of
 from prlhf_kit.data.hh import dialogue_pair
 from prlhf_kit.data.schema import SchemaError, record
 from prlhf_kit.data.sources import local_rows, require_columns

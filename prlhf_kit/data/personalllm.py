@@ -24,8 +24,7 @@ import pandas as pd
 from datasets import Features, Value
 from scipy.special import expit
 
-from prlhf_kit.data.card import Card
-from prlhf_kit.data.collect import Tally
+from prlhf_kit.data.collect import Card, Tally
 from prlhf_kit.data.schema import SchemaError, record
 from prlhf_kit.data.sources import Rows, hub_rows, local_rows, require_columns, require_folder
 
@@ -52,10 +51,17 @@ def weights(models: list[str], users: int = 100, concentration: float = 0.1, see
 
 
 def read(
-    tally: Tally, path: str | Path | None = None, *, users: int = 100, concentration: float = 0.1,
-    pairs_per_user: int = 50, test_pairs_per_user: int = 20, unseen_share: float = 0.2, temperature: float = 0.0,
+    tally: Tally,
+    path: str | Path | None = None,
+    *,
+    users: int = 100,
+    concentration: float = 0.1,
+    pairs_per_user: int = 50,
+    test_pairs_per_user: int = 20,
+    unseen_share: float = 0.2,
+    temperature: float = 0.0,
     seed: int = 0,
-) -> Iterator[tuple[str, dict]]:  # fmt: skip
+) -> Iterator[tuple[str, dict]]:
     """Records: every user compares two random responses to each of some random prompts.
 
     Args:
@@ -102,8 +108,17 @@ def read(
                     a, b, p = b, a, 1 - p
                 seen = user < first_unseen
                 where = {"train": ("adapt_unseen", "train"), "test": ("test_unseen", "test_seen")}[split][seen]
-                yield where, record(f"{split}-{number}-{user}", f"user-{user}", row["prompt"], row[f"response_{a + 1}"],
-                                    row[f"response_{b + 1}"], p_chosen=p)  # fmt: skip
+                yield (
+                    where,
+                    record(
+                        f"{split}-{number}-{user}",
+                        f"user-{user}",
+                        row["prompt"],
+                        row[f"response_{a + 1}"],
+                        row[f"response_{b + 1}"],
+                        p_chosen=p,
+                    ),
+                )
 
 
 def _part(path: str | Path | None, split: str) -> Rows:

@@ -14,8 +14,7 @@ import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from prlhf_kit.data.card import Card
-from prlhf_kit.data.collect import Tally, share
+from prlhf_kit.data.collect import Card, Tally, share
 from prlhf_kit.data.schema import SchemaError, record
 from prlhf_kit.data.sources import local_files, read_rows, require_columns
 

@@ -14,18 +14,24 @@ import yaml
 from datasets import DatasetDict
 
 from prlhf_kit.data import DATASETS, fingerprint, resolved
-from prlhf_kit.data.card import Card
 from prlhf_kit.data.check import Report
+from prlhf_kit.data.collect import Card
 from prlhf_kit.data.schema import SchemaError
-from prlhf_kit.record import git_state, now, sha256, versions, write_json
+from prlhf_kit.files import git_state, now, sha256, versions, write_json
 
 CARD_FILE = "card.json"
 
 
 def prepare(
-    data: DatasetDict, report: Report, out: str | Path, name: str, path: str | Path | None, options: Mapping[str, Any],
-    limits: Mapping[str, Any] | None = None, replace: bool = False,
-) -> Path:  # fmt: skip
+    data: DatasetDict,
+    report: Report,
+    out: str | Path,
+    name: str,
+    path: str | Path | None,
+    options: Mapping[str, Any],
+    limits: Mapping[str, Any] | None = None,
+    replace: bool = False,
+) -> Path:
     """Write one parquet file a split, `README.md` (a data card that the hub can read too) and `card.json` into `out`.
 
     Everything is written beside `out` first and moved there at the end: a reader sees all of it or nothing.

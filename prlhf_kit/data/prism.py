@@ -27,16 +27,24 @@ from pathlib import Path
 
 import numpy as np
 
-from prlhf_kit.data.card import Card
-from prlhf_kit.data.collect import Tally
-from prlhf_kit.data.schema import SchemaError, record, said
+from prlhf_kit.data.collect import Card, Tally
+from prlhf_kit.data.schema import SchemaError, message, record
 from prlhf_kit.data.sources import Rows, hub_rows, local_rows, require_columns
 
 HUB = "HannahRoseKirk/prism-alignment"
 SURVEY = (
-    "user_id", "num_completed_conversations", "self_description", "system_string", "order_stated_prefs", "age",
-    "gender", "education", "employment_status", "marital_status", "english_proficiency",
-)  # fmt: skip
+    "user_id",
+    "num_completed_conversations",
+    "self_description",
+    "system_string",
+    "order_stated_prefs",
+    "age",
+    "gender",
+    "education",
+    "employment_status",
+    "marital_status",
+    "english_proficiency",
+)
 CONVERSATION = ("conversation_id", "user_id", "conversation_history")
 CARES = {  # a stated preference -> what such a person cares about
     "values": "answers in line with their values and culture",
@@ -56,16 +64,26 @@ CARD = Card(
     pairs="8,011 conversations, 68,371 rated responses",
     quality="Everybody writes their own prompts: users can't be compared on the same ones, and a taste can't be told "
     "from a topic. From the second turn on both responses are the same model's. Personal and sensitive texts.",
-    counts={"users": 1_396, "conversations": 8_011, "seen users": 1_234, "unseen users": 162,
-            "conversations without a usable turn": 2},
+    counts={
+        "users": 1_396,
+        "conversations": 8_011,
+        "seen users": 1_234,
+        "unseen users": 162,
+        "conversations without a usable turn": 2,
+    },
     rules={"prompt in train and test": "drop", "user with too few pairs": "drop"},
-)  # fmt: skip
+)
 
 
 def read(
-    tally: Tally, path: str | Path | None = None, *, max_characters: int | None = 2300, train_share: float = 0.9,
-    adapt_share: float = 0.5, seed: int = 123,
-) -> Iterator[tuple[str, dict]]:  # fmt: skip
+    tally: Tally,
+    path: str | Path | None = None,
+    *,
+    max_characters: int | None = 2300,
+    train_share: float = 0.9,
+    adapt_share: float = 0.5,
+    seed: int = 123,
+) -> Iterator[tuple[str, dict]]:
     """Records with the person's survey answers as `user_text`.
 
     Args:
@@ -117,8 +135,14 @@ def describe(row: dict) -> str:
         f"What matters most to me: {', '.join(first)}." if first else "",
         f"About me: {row['self_description']}" if row["self_description"] else "",
     ]
-    facts = {"age": "age", "gender": "gender", "education": "education", "work": "employment_status",
-             "family": "marital_status", "English": "english_proficiency"}  # fmt: skip
+    facts = {
+        "age": "age",
+        "gender": "gender",
+        "education": "education",
+        "work": "employment_status",
+        "family": "marital_status",
+        "English": "english_proficiency",
+    }
     silent = (None, "", "Prefer not to say")
     known = [f"{name} {row[column]}" for name, column in facts.items() if row[column] not in silent]
     return "\n".join([*filter(None, parts), *([f"Facts: {'; '.join(known)}."] if known else [])])
@@ -135,10 +159,10 @@ def _sources(path: str | Path | None) -> tuple[Rows, Rows]:
 def _turns(history: list[dict]) -> Iterator[tuple[str, list[str], list[str]]]:
     """(what the user said, chosen responses, rejected ones) of every turn."""
     turns: dict[int, tuple[list[str], list[str], list[str]]] = {}
-    for message in history:
-        asked, chosen, rejected = turns.setdefault(message["turn"], ([], [], []))
-        into = asked if message["role"] == "user" else chosen if message["if_chosen"] else rejected
-        into.append(message["content"] or "")
+    for line in history:
+        asked, chosen, rejected = turns.setdefault(line["turn"], ([], [], []))
+        into = asked if line["role"] == "user" else chosen if line["if_chosen"] else rejected
+        into.append(line["content"] or "")
     for number in sorted(turns):
         asked, chosen, rejected = turns[number]
         yield (asked[0] if asked else ""), chosen, rejected
@@ -178,10 +202,10 @@ def _pairs(history: list[dict]) -> Iterator[tuple[str, list[dict], str, str]]:
     dialogue: list[dict[str, str]] = []
     for turn, (asked, chosen, rejected) in enumerate(_turns(history)):
         if dialogue and dialogue[-1]["role"] == "user":  # nothing was chosen there: its question joins this one
-            dialogue = dialogue[:-1] + said("user", f"{dialogue[-1]['content']}\n\n{asked}")
+            dialogue = dialogue[:-1] + message("user", f"{dialogue[-1]['content']}\n\n{asked}")
         else:
-            dialogue = dialogue + said("user", asked)
+            dialogue = dialogue + message("user", asked)
         if chosen:
             for i, other in enumerate(rejected):
                 yield f"{turn}-{i}", dialogue, chosen[0], other
-            dialogue = dialogue + said("assistant", chosen[0])
+            dialogue = dialogue + message("assistant", chosen[0])

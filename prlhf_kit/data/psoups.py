@@ -20,9 +20,8 @@ from pathlib import Path
 
 from datasets import Dataset
 
-from prlhf_kit.data.card import Card
-from prlhf_kit.data.collect import Tally, names, require_known, split_of
-from prlhf_kit.data.schema import SchemaError, record, said
+from prlhf_kit.data.collect import Card, Tally, names, require_known, split_of
+from prlhf_kit.data.schema import SchemaError, message, record
 from prlhf_kit.data.sources import local_rows, require_columns
 
 PROFILES = {  # P-RLHF's users 1 to 6, in its order, and what such a person would say
@@ -41,9 +40,16 @@ CARD = Card(
     pairs="53,471 without duplicates (P-RLHF)",
     quality="GPT-4 judged whether a response fits the wish; both responses come from models that had been given "
     "wishes, so the style alone often tells. The same prompts serve all users.",
-    counts={"pairs": 53_471, "pairs of P1A": 8_959, "pairs of P1B": 9_069, "pairs of P2A": 8_239,
-            "pairs of P2B": 8_626, "pairs of P3A": 9_356, "pairs of P3B": 9_222},
-)  # fmt: skip
+    counts={
+        "pairs": 53_471,
+        "pairs of P1A": 8_959,
+        "pairs of P1B": 9_069,
+        "pairs of P2A": 8_239,
+        "pairs of P2B": 8_626,
+        "pairs of P3A": 9_356,
+        "pairs of P3B": 9_222,
+    },
+)
 
 
 def read(
@@ -92,7 +98,7 @@ def prompts(path: str | Path) -> Dataset:
     rows = []
     for row in local_rows(path, "koala_eval_50.json")():
         require_columns(row, ("id", "prompt"), "psoups")
-        rows.append({"prompt_id": str(row["id"]), "prompt": said("user", row["prompt"])})
+        rows.append({"prompt_id": str(row["id"]), "prompt": message("user", row["prompt"])})
     return Dataset.from_list(rows)
 
 

@@ -31,7 +31,7 @@ class SchemaError(ValueError):
     """The data can't be used; the message names the split, the column and the way out."""
 
 
-def said(role: str, text: str) -> list[dict[str, str]]:
+def message(role: str, text: str) -> list[dict[str, str]]:
     """One message as a list, the form that TRL reads."""
     return [{"role": role, "content": text}]
 
@@ -55,8 +55,11 @@ def record(
         "user_id": user_id,
         "user_text": user_text,
         "group": group,
-        "prompt": prompt if isinstance(prompt, list) else said("user", "" if prompt is None else prompt),
-        "chosen": said("assistant", "" if chosen is None else chosen),
-        "rejected": said("assistant", "" if rejected is None else rejected),
+        "prompt": prompt if isinstance(prompt, list) else message("user", "" if prompt is None else prompt),
+        "chosen": message("assistant", "" if chosen is None else chosen),
+        "rejected": message("assistant", "" if rejected is None else rejected),
         **more,
     }
+
+
+ANSWERS = ("system", "user_id", "prompt", "answer")

@@ -1,9 +1,9 @@
 """`simulated`: real responses of a real model, preferences of users whose taste is known.
 
-The prompts are ours and the responses were sampled from SmolLM2-135M-Instruct (`make_simulated.py`). A user is a
-weight vector over standardised text attributes (`attributes.py`); the utility of a response is the weighted sum; which
-of two responses is preferred is drawn by Bradley-Terry, P(a over b) = sigmoid((u(a) - u(b)) / temperature). So the
-truth is known: no model can be expected to rank more pairs right than the oracle, mean of max(p, 1 - p).
+The prompts are ours and the responses were sampled from SmolLM2-135M-Instruct (`scripts/make_simulated.py`). A user is
+a weight vector over standardised text attributes (`attributes.py`); the utility of a response is the weighted sum;
+which of two responses is preferred is drawn by Bradley-Terry, P(a over b) = sigmoid((u(a) - u(b)) / temperature). So
+the truth is known: no model can be expected to rank more pairs right than the oracle, mean of max(p, 1 - p).
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ from datasets import Dataset, DatasetDict, Features, Value
 from scipy.special import expit
 
 from prlhf_kit.data.attributes import ATTRIBUTES, measure_all
-from prlhf_kit.data.card import Card
-from prlhf_kit.data.collect import Tally
+from prlhf_kit.data.collect import Card, Tally
 
 PARQUET = Path(__file__).with_name("simulated.parquet")
 CARD = Card(
@@ -88,16 +87,26 @@ class Population:
 
     def save(self, path: str | Path) -> None:
         """Write everything as JSON."""
-        plain = {"weights": self.weights.to_dict("split"), "groups": self.groups, "mean": self.mean.to_dict(),
-                 "std": self.std.to_dict(), "temperature": self.temperature}  # fmt: skip
+        plain = {
+            "weights": self.weights.to_dict("split"),
+            "groups": self.groups,
+            "mean": self.mean.to_dict(),
+            "std": self.std.to_dict(),
+            "temperature": self.temperature,
+        }
         Path(path).write_text(json.dumps(plain))
 
     @classmethod
     def load(cls, path: str | Path) -> Population:
         """Read what `save` wrote."""
         saved = json.loads(Path(path).read_text())
-        return cls(pd.DataFrame(**saved["weights"]), saved["groups"], pd.Series(saved["mean"]),
-                   pd.Series(saved["std"]), saved["temperature"])  # fmt: skip
+        return cls(
+            pd.DataFrame(**saved["weights"]),
+            saved["groups"],
+            pd.Series(saved["mean"]),
+            pd.Series(saved["std"]),
+            saved["temperature"],
+        )
 
     @property
     def user_ids(self) -> list[str]:
@@ -185,8 +194,15 @@ def load(
             for i, prompt in enumerate(prompts):
                 drawn = [rng.choice(by_prompt[prompt], 2, replace=False) for _ in range(contrast)]
                 a, b = max(drawn, key=lambda pair: np.linalg.norm(places[pair[0]] - places[pair[1]]))
-                rows.append({"user_id": user, "prompt": texts["prompt"][a], "a": texts["response"][a],
-                             "b": texts["response"][b], "pair_id": f"{split}-{user}-{i}"})  # fmt: skip
+                rows.append(
+                    {
+                        "user_id": user,
+                        "prompt": texts["prompt"][a],
+                        "a": texts["response"][a],
+                        "b": texts["response"][b],
+                        "pair_id": f"{split}-{user}-{i}",
+                    }
+                )
         splits[split] = _records(pd.DataFrame(rows), people, rng)
     return DatasetDict(splits)
 

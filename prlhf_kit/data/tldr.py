@@ -24,8 +24,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from prlhf_kit.data.card import Card
-from prlhf_kit.data.collect import Tally
+from prlhf_kit.data.collect import Card, Tally
 from prlhf_kit.data.schema import SchemaError, record
 from prlhf_kit.data.sources import Rows, hub_rows, local_rows, require_columns
 
@@ -39,20 +38,29 @@ CARD = Card(
     quality="Workers label what is a good summary, not what they like; most pairs are from a few workers. P-RLHF's "
     "synthetic mode replaces their choices by length alone: a length rule per user is then the oracle.",
     counts={
-        "comparisons, train": 92_858, "comparisons, validation": 86_086,
-        "after the policy filter, train": 38_487, "after the policy filter, validation": 16_294,
-        "of the top 10 workers, train": 23_299, "of the top 10 workers, validation": 4_921,
-        "of the top 40 workers, train": 38_065, "of the top 40 workers, validation": 13_060,
+        "comparisons, train": 92_858,
+        "comparisons, validation": 86_086,
+        "after the policy filter, train": 38_487,
+        "after the policy filter, validation": 16_294,
+        "of the top 10 workers, train": 23_299,
+        "of the top 10 workers, validation": 4_921,
+        "of the top 40 workers, train": 38_065,
+        "of the top 40 workers, validation": 13_060,
     },
     rules={"prompt in train and test": "drop", "user with too few pairs": "drop"},
-)  # fmt: skip
+)
 COLUMNS = ("info", "summaries", "choice", "worker", "split")
 
 
 def read(
-    tally: Tally, path: str | Path | None = None, *, mode: str = "real", top: int = 10, p_longer: float = 0.7,
+    tally: Tally,
+    path: str | Path | None = None,
+    *,
+    mode: str = "real",
+    top: int = 10,
+    p_longer: float = 0.7,
     seed: int = 3456,
-) -> Iterator[tuple[str, dict]]:  # fmt: skip
+) -> Iterator[tuple[str, dict]]:
     """Records: `train` and `adapt_unseen` from the train split, both tests from the validation split.
 
     Args:
@@ -76,8 +84,10 @@ def read(
     table = pd.DataFrame(columns).fillna(0).astype(int).sort_index()
     table = table.sort_values("train", ascending=False, kind="stable")
     for split in ("train", "validation"):
-        tally.count(f"{'after the policy filter' if mode == 'synthetic' else 'of all workers'}, {split}",
-                    int(table[split].sum()))  # fmt: skip
+        tally.count(
+            f"{'after the policy filter' if mode == 'synthetic' else 'of all workers'}, {split}",
+            int(table[split].sum()),
+        )
         if mode == "synthetic":
             tally.count(f"of the top {top} workers, {split}", int(table[split].head(top).sum()))
     seen = set(table.index[:top])

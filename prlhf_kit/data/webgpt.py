@@ -13,8 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from prlhf_kit.data.card import Card
-from prlhf_kit.data.collect import Tally, split_of
+from prlhf_kit.data.collect import Card, Tally, split_of
 from prlhf_kit.data.dialogue import GENERAL, require_number, text_score_records
 from prlhf_kit.data.schema import record
 from prlhf_kit.data.sources import hub_rows, local_rows, require_columns
@@ -43,8 +42,9 @@ def read(
         test_share, seed: for a source without a split of its own, which is split by question.
     """
     if path is not None and list(Path(path).glob("webgpt.train.*")):
-        parts = [(split, local_rows(path, f"webgpt.{name}.*")) for name, split in
-                 (("train", "train"), ("test", "test_seen"))]  # fmt: skip
+        parts = [
+            (split, local_rows(path, f"webgpt.{name}.*")) for name, split in (("train", "train"), ("test", "test_seen"))
+        ]
     else:
         rows = (
             hub_rows(HUB, "train", converted=True)

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from prlhf_kit.record import write_text
+from prlhf_kit.files import write_text
 
 
 @dataclass(frozen=True)
@@ -168,17 +168,27 @@ def read_pad_config(path: str | Path) -> list[dict[str, Any]]:
         if mode not in ("greedy", "topk"):
             raise ValueError(f"line {number} of {path} has the mode {mode!r}, expected 'greedy' or 'topk'.")
         found.append(
-            {"weight": float(weight), "top_k": int(top_k), "do_sample": mode == "topk",
-             "temperature": 1.0 if temperature is None else float(temperature), "extra": row}
-        )  # fmt: skip
+            {
+                "weight": float(weight),
+                "top_k": int(top_k),
+                "do_sample": mode == "topk",
+                "temperature": 1.0 if temperature is None else float(temperature),
+                "extra": row,
+            }
+        )
     return found
 
 
 def write_pad_config(path: str | Path, settings: Sequence[dict[str, Any]]) -> None:
     """The inverse of `read_pad_config`."""
     lines = [
-        {"rm_weight": s["weight"], "topk": s["top_k"], "mode": "topk" if s["do_sample"] else "greedy",
-         "sample_temp": s["temperature"] if s["do_sample"] else None, **s.get("extra", {})}
+        {
+            "rm_weight": s["weight"],
+            "topk": s["top_k"],
+            "mode": "topk" if s["do_sample"] else "greedy",
+            "sample_temp": s["temperature"] if s["do_sample"] else None,
+            **s.get("extra", {}),
+        }
         for s in settings
-    ]  # fmt: skip
+    ]
     write_text(Path(path), "".join(json.dumps(line) + "\n" for line in lines))

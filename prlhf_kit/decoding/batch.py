@@ -16,13 +16,13 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from prlhf_kit.conditioning import causal_lm
 from prlhf_kit.decoding.answers import GuidedAnswer
 from prlhf_kit.decoding.candidates import CandidateReader
 from prlhf_kit.decoding.generate import Prompt, eos_ids
 from prlhf_kit.decoding.guides import ARGS, PAD, Who
 from prlhf_kit.decoding.readers import Reader, Row
-from prlhf_kit.reward_model import head_name
+from prlhf_kit.models.conditioning import causal_lm
+from prlhf_kit.models.reward_model import head_name
 
 if TYPE_CHECKING:
     from prlhf_kit.decoding.guided import GuidedDecoder
@@ -31,7 +31,7 @@ PER_TOKEN = ("tokens", "base_tokens", "logps", "base_logps", "rewards", "base_re
 
 
 @dataclass(frozen=True)
-class Job:
+class Request:
     """One answer to write. `key` tells it from all others, and is the seed of its sampling."""
 
     prompt: Prompt
@@ -75,7 +75,7 @@ class Panel:
         found = torch.zeros(candidates.shape, device=reader.device)
         return found.index_add_(0, reader.owner, self.factors[:, None] * said).to(candidates.device)
 
-    def hear(self, tokens: torch.Tensor, picked: torch.Tensor | None) -> None:
+    def judge(self, tokens: torch.Tensor, picked: torch.Tensor | None) -> None:
         """The next tokens `[B]`. `picked` `[B]`: which of the candidates just scored they are; None: none were."""
         if picked is not None and isinstance(self.reader, CandidateReader):
             self.reader.choose(picked)
@@ -97,7 +97,7 @@ class Batch:
     """Answers that are written at once. `decoder` has the models and settings."""
 
     @torch.inference_mode()  # prompts are read here
-    def __init__(self, decoder: GuidedDecoder, jobs: Sequence[Job]):
+    def __init__(self, decoder: GuidedDecoder, jobs: Sequence[Request]):
         self.settings, self.began = decoder, time.perf_counter()
         self.base, self.panels = self._panels(jobs)
         self.device = self.base.reader.device
@@ -123,7 +123,7 @@ class Batch:
         self.seconds = [0.0] * len(jobs)
         self.alive = list(range(len(jobs)))  # which answers are still written
 
-    def _panels(self, jobs: Sequence[Job]) -> tuple[Panel, list[Panel]]:
+    def _panels(self, jobs: Sequence[Request]) -> tuple[Panel, list[Panel]]:
         """The base's panel, whose first rows are the base's own, and all whose rows count as reward."""
         decoder, guide = self.settings, self.settings.guide
         base_rows = [replace(job.base, owner=i) for i, job in enumerate(jobs)]
@@ -211,7 +211,7 @@ class Batch:
                 self.written[row][name].append(int(number) if name.endswith("tokens") else number)
             self.seconds[row] = time.perf_counter() - self.began
         for panel in {id(p): p for p in (self.base, *self.panels)}.values():
-            panel.hear(tokens, picked[0] if asked else None)
+            panel.judge(tokens, picked[0] if asked else None)
         return ended
 
     def _pick(self, scores: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:

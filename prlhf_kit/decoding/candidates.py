@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from transformers import DynamicCache
 
-from prlhf_kit.conditioning import user_models
 from prlhf_kit.decoding.readers import Reader, Row
+from prlhf_kit.models.conditioning import user_models
 
 
 class CandidateReader(Reader):
@@ -62,8 +62,10 @@ class CandidateReader(Reader):
         blocked = torch.zeros(seen.shape, dtype=self.bare.dtype, device=self.device)
         blocked.masked_fill_(~seen, torch.finfo(self.bare.dtype).min)
         hidden = self._hidden(
-            input_ids=tokens, attention_mask=blocked[:, None], position_ids=self.positions + steps,
-        )  # fmt: skip
+            input_ids=tokens,
+            attention_mask=blocked[:, None],
+            position_ids=self.positions + steps,
+        )
         self._remember(hidden[:, :n], torch.ones_like(tokens[:, :n]))
         self.positions = self.positions + n
         self.width, self.candidates = k, hidden[:, n:]

@@ -11,9 +11,9 @@ from peft import PeftModel
 from tqdm.auto import tqdm
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from prlhf_kit import models
-from prlhf_kit.chunks import fingerprint
-from prlhf_kit.conditioning import embed_with_users, user_model_of
+from prlhf_kit.files import short_hash
+from prlhf_kit.models import hub
+from prlhf_kit.models.conditioning import embed_with_users, user_model_of
 
 Prompt = list[dict[str, str]]
 
@@ -47,9 +47,13 @@ def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]
     """Chat prompts as a left-padded batch: `input_ids`, `attention_mask` and `position_ids`, each `[B, L]`."""
     require_text(prompts)
     batch = tokenizer.apply_chat_template(
-        list(prompts), add_generation_prompt=True, padding=True, return_dict=True, return_tensors="pt",
+        list(prompts),
+        add_generation_prompt=True,
+        padding=True,
+        return_dict=True,
+        return_tensors="pt",
         tokenizer_kwargs={"padding_side": "left"},
-    )  # fmt: skip
+    )
     mask = batch["attention_mask"].to(device)
     return {
         "input_ids": batch["input_ids"].to(device),
@@ -90,8 +94,9 @@ def generation_config(model, tokenizer: PreTrainedTokenizerBase, generation: Map
             raise DecodingError(f"transformers' GenerationConfig has no option {name!r}.{hint}")
     return GenerationConfig(
         **{"max_new_tokens": 64, "do_sample": False, **generation},
-        eos_token_id=eos_ids(model, tokenizer), pad_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
+        eos_token_id=eos_ids(model, tokenizer),
+        pad_token_id=tokenizer.pad_token_id,
+    )
 
 
 def in_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
@@ -110,7 +115,7 @@ def identity(model) -> str:
     which of these are on. About a second a GB."""
     scales = {n: m.scaling for n, m in model.named_modules() if isinstance(getattr(m, "scaling", None), dict)}
     active = list(model.active_adapters) if isinstance(model, PeftModel) else []
-    return fingerprint(models.fingerprint(model), scales, active, switched_off(model))
+    return short_hash(hub.weights_hash(model), scales, active, switched_off(model))
 
 
 class Written(NamedTuple):
@@ -123,9 +128,12 @@ class Written(NamedTuple):
 
 @torch.inference_mode()
 def write_batch(
-    model, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], user_rows: Sequence[int] | None,
+    model,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Prompt],
+    user_rows: Sequence[int] | None,
     config: GenerationConfig,
-) -> list[Written]:  # fmt: skip
+) -> list[Written]:
     """Answer some prompts at once, with the KV cache; arguments as of `generate`."""
     device = model.get_input_embeddings().weight.device
     inputs = encode_prompts(tokenizer, prompts, device)

@@ -14,15 +14,14 @@ from peft import PeftModel
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from prlhf_kit import models
-from prlhf_kit.chunks import fingerprint
-from prlhf_kit.conditioning import causal_lm
 from prlhf_kit.decoding.answers import AnswerFile, GuidedAnswer
-from prlhf_kit.decoding.batch import Batch, Job
+from prlhf_kit.decoding.batch import Batch, Request
 from prlhf_kit.decoding.generate import DecodingError, Prompt, eos_ids, require_same_tokenizer, require_text
 from prlhf_kit.decoding.guides import ARGS, PAD, Guide, Who, ids_of, start_of
 from prlhf_kit.decoding.readers import Row, mixes
-from prlhf_kit.training.sharing import longest_shared
+from prlhf_kit.files import short_hash
+from prlhf_kit.models import hub
+from prlhf_kit.models.conditioning import causal_lm, longest_shared
 
 Weight = float | Sequence[float] | Callable[[int], float]
 
@@ -39,7 +38,7 @@ class GuidedDecoder:
         base: any decoder-only model (with its adapter, if PEFT wraps it); None: the model that the guide's own was
             trained from. It may be the very model below the guide's adapter.
         tokenizer: of the base.
-        guide: `PAD`, `ARGS` or `Vocabulary`.
+        guide: `PAD` or `ARGS`.
         weight: w, the paper's default being 1; one a token (the last one stays), or a function of the token's number.
         top_k: candidates a step.
         max_new_tokens, min_new_tokens, stop_strings, repetition_penalty: as of `generate`, on the base's logits.
@@ -95,11 +94,15 @@ class GuidedDecoder:
         if not 1 <= self.top_k <= self.vocabulary:
             raise DecodingError(f"top_k is {self.top_k}, expected 1 to {self.vocabulary}, the size of the vocabulary.")
         for name, wrong in {
-            "max_new_tokens": self.max_new_tokens < 1, "batch_size": self.batch_size < 1, "every": self.every < 1,
+            "max_new_tokens": self.max_new_tokens < 1,
+            "batch_size": self.batch_size < 1,
+            "every": self.every < 1,
             "min_new_tokens": not 0 <= self.min_new_tokens <= self.max_new_tokens,
-            "temperature": not self.temperature > 0, "top_p": not 0 < self.top_p <= 1,
-            "repetition_penalty": not self.repetition_penalty > 0, "unsure_above": math.isnan(self.unsure_above),
-        }.items():  # fmt: skip
+            "temperature": not self.temperature > 0,
+            "top_p": not 0 < self.top_p <= 1,
+            "repetition_penalty": not self.repetition_penalty > 0,
+            "unsure_above": math.isnan(self.unsure_above),
+        }.items():
             if wrong:
                 raise DecodingError(
                     f"{name} is {getattr(self, name)}. Expected at least one token, batch and step, min_new_tokens "
@@ -131,8 +134,8 @@ class GuidedDecoder:
         other = self.guide.tokenizer
         bare = causal_lm(self._guided)
         if other is None:
-            name = models.name_of(causal_lm(self.base_model))
-            if causal_lm(self.base_model) is bare or (name and name == models.name_of(bare)):
+            name = hub.name_of(causal_lm(self.base_model))
+            if causal_lm(self.base_model) is bare or (name and name == hub.name_of(bare)):
                 return
             raise DecodingError(
                 f"base and guide are different models, with vocabularies of {sizes[0]} and {sizes[1]} tokens. They are "
@@ -180,19 +183,19 @@ class GuidedDecoder:
         for [draft] in self._decode(self._jobs([prompt], [who]), each=True):
             yield draft
 
-    def _jobs(self, prompts: Sequence[Prompt], who: Sequence[Who]) -> list[Job]:
+    def _jobs(self, prompts: Sequence[Prompt], who: Sequence[Who]) -> list[Request]:
         if len(who) != len(prompts):
             raise DecodingError(f"{len(who)} entries in who for {len(prompts)} prompts; expected one a prompt.")
         require_text(prompts)
         found, asked = [], Counter[str]()
         for prompt, person in zip(prompts, who, strict=True):
-            told = self.guide.told(person)
+            told = self.guide.base_text(person)
             base = Row(0, ids_of(self.tokenizer, prompt, told), self.base_model, adapter=self.base_adapter)
             planned = self.guide.rows(0, prompt, person, self.tokenizer)
             plain = _plain(person)
-            key = fingerprint(self.seed, prompt, plain)
+            key = short_hash(self.seed, prompt, plain)
             asked[key] += 1
-            found.append(Job(prompt, plain, fingerprint(key, asked[key]), base, planned))
+            found.append(Request(prompt, plain, short_hash(key, asked[key]), base, planned))
             for row in (base, *(row for row, _ in planned)):
                 config = causal_lm(row.model).config.get_text_config()
                 limit = getattr(config, "max_position_embeddings", None)
@@ -212,13 +215,24 @@ class GuidedDecoder:
                 )
         return found
 
-    def _made_by(self, jobs: Sequence[Job]) -> list[str]:
+    def _made_by(self, jobs: Sequence[Request]) -> list[str]:
         """Keys that tell each answer from those of other requests, settings, prompts as laid out, or models."""
         settings = {
             name: getattr(self, name)
-            for name in ("weights", "top_k", "max_new_tokens", "min_new_tokens", "stop_strings", "repetition_penalty",
-                         "do_sample", "temperature", "top_p", "every", "unsure_above")
-        }  # fmt: skip
+            for name in (
+                "weights",
+                "top_k",
+                "max_new_tokens",
+                "min_new_tokens",
+                "stop_strings",
+                "repetition_penalty",
+                "do_sample",
+                "temperature",
+                "top_p",
+                "every",
+                "unsure_above",
+            )
+        }
         known = self._known  # hashing weights takes a second a GB
         for row in (row for job in jobs for row in (job.base, *(row for row, _ in job.planned))):
             if id(row.model) not in known:
@@ -227,7 +241,7 @@ class GuidedDecoder:
                 text = json.dumps(
                     configs, sort_keys=True, default=lambda v: sorted(v) if isinstance(v, set) else str(v)
                 )
-                known[id(row.model)] = [models.fingerprint(row.model), text]
+                known[id(row.model)] = [hub.weights_hash(row.model), text]
 
         def said(row: Row) -> list[Any]:
             return [row.ids, row.adapter, row.head, row.user, known[id(row.model)]]
@@ -237,7 +251,7 @@ class GuidedDecoder:
         ends = eos_ids(causal_lm(self.base_model), self.tokenizer)
         ours = [type(self.guide).__name__, self.guide.own(0.5), dimension, pooling, settings, ends]
         return [
-            fingerprint(ours, job.key, said(job.base), [[said(row), factor] for row, factor in job.planned])
+            short_hash(ours, job.key, said(job.base), [[said(row), factor] for row, factor in job.planned])
             for job in jobs
         ]
 
@@ -247,7 +261,7 @@ class GuidedDecoder:
             self._mixing[id(model)] = mixes(model)
         return self._mixing[id(model)]
 
-    def _decode(self, jobs: Sequence[Job], each: bool = False) -> Iterator[list[GuidedAnswer]]:
+    def _decode(self, jobs: Sequence[Request], each: bool = False) -> Iterator[list[GuidedAnswer]]:
         return Batch(self, jobs).write(each)
 
 

@@ -1,4 +1,4 @@
-"""What steers a base model token by token: PAD, ARGS, and vocabulary-wide rewards.
+"""What steers a base model token by token: PAD and ARGS.
 
 Among the base's top-k tokens v, with base(v) its log-probability after processors such as the repetition penalty:
 
@@ -11,8 +11,6 @@ Among the base's top-k tokens v, with base(v) its log-probability after processo
   step. At w = 1 the base only picks the candidates. With several people's policies it is multi-objective decoding (MOD:
   Shi et al. 2024, arXiv 2406.18853).
 - **ARGS** (Khanov et al. 2024, arXiv 2402.01694, Eq. 3): own = 1, reward(v) = r(x, y<t, v) of a sequence reward model.
-- **Vocabulary-wide rewards** (FaRMA: Rashid et al. 2025, arXiv 2502.04517): own = 1; a language model whose logits are
-  the rewards of all next tokens, so that a token costs one reward call.
 
 Log-probabilities are over each model's whole vocabulary.
 """
@@ -27,16 +25,16 @@ from typing import Any, Protocol
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
-from prlhf_kit.conditioning import causal_lm, takes_user_text, user_models
 from prlhf_kit.data.chat import tell
 from prlhf_kit.decoding.candidates import reads_candidates
 from prlhf_kit.decoding.generate import DecodingError, Prompt
 from prlhf_kit.decoding.readers import Row
-from prlhf_kit.preference_head import has_head
-from prlhf_kit.reward_model import head_name, is_decoder
-from prlhf_kit.rewards import SequenceReward
-from prlhf_kit.saving import reference_model
-from prlhf_kit.users import UserIndex
+from prlhf_kit.models.conditioning import causal_lm, takes_user_text, user_models
+from prlhf_kit.models.preference_head import has_head
+from prlhf_kit.models.reward_model import head_name, is_decoder
+from prlhf_kit.models.rewards import SequenceReward
+from prlhf_kit.models.saving import reference_model
+from prlhf_kit.models.user_index import UserIndex
 
 # Whom an answer is for: a user or a preference in words; several words that are joined in the prompt; several users or
 # preferences that are read one by one, with their weights; None: nobody in particular.
@@ -55,7 +53,7 @@ class Guide(Protocol):
         """Factor of the base's log-probability."""
         ...
 
-    def told(self, who: Who) -> str | None:
+    def base_text(self, who: Who) -> str | None:
         """What the base is told of the preference."""
         ...
 
@@ -161,7 +159,7 @@ class PAD:
         """1 in the paper's form, 1 - w in the released one."""
         return 1.0 if self.form == "paper" else 1.0 - weight
 
-    def told(self, who: Who) -> str | None:
+    def base_text(self, who: Who) -> str | None:
         """The preference in the released form, nothing in the paper's."""
         if self.form == "paper":
             return None
@@ -201,32 +199,6 @@ class PAD:
 
 
 @dataclass
-class Vocabulary:
-    """Steering by a language model whose logits are the rewards of all next tokens (`training/vocabulary.py`).
-
-    Args:
-        model: see `load_vocabulary_reward`.
-        users: rows of its users, where it is conditioned on them; else `who` stays None.
-        tokenizer: see `PAD`.
-    """
-
-    model: Any
-    users: UserIndex | None = None
-    tokenizer: PreTrainedTokenizerBase | None = None
-
-    def own(self, weight: float) -> float:
-        """1."""
-        return 1.0
-
-    def told(self, who: Who) -> None:
-        """Nothing."""
-
-    def rows(self, owner: int, prompt: Prompt, who: Who, tokenizer) -> list[tuple[Row, float]]:
-        """See `Guide.rows`."""
-        return _rows_for_users(self, owner, prompt, who, self.tokenizer or tokenizer)
-
-
-@dataclass
 class ARGS:
     """Steering by a sequence reward model, which is read at every candidate.
 
@@ -256,7 +228,7 @@ class ARGS:
         """1."""
         return 1.0
 
-    def told(self, who: Who) -> None:
+    def base_text(self, who: Who) -> None:
         """Nothing."""
 
     def rows(self, owner: int, prompt: Prompt, who: Who, tokenizer) -> list[tuple[Row, float]]:

@@ -12,9 +12,9 @@ from transformers import PreTrainedTokenizerBase
 
 from prlhf_kit.decoding.guides import PAD, Who
 from prlhf_kit.decoding.readers import Row, reading
-from prlhf_kit.evaluation.scoring import response_logps
-from prlhf_kit.rewards import Text, messages
-from prlhf_kit.training.reward_data import encode
+from prlhf_kit.models.logprobs import response_logps
+from prlhf_kit.models.rewards import Text, messages
+from prlhf_kit.models.tokenize import encode
 
 
 @dataclass

@@ -17,11 +17,12 @@ from peft import PeftModel
 from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
-from prlhf_kit.conditioning import ATTRIBUTE, causal_lm, embed_with_users, user_models
-from prlhf_kit.decoding.few_rows import few_rows
-from prlhf_kit.preference_head import HEAD, heads_on
-from prlhf_kit.training.reward_data import padded
+from prlhf_kit.models.conditioning import ATTRIBUTE, causal_lm, embed_with_users, user_models
+from prlhf_kit.models.preference_head import HEAD, heads_on
+from prlhf_kit.models.tokenize import padded
 
 
 @dataclass(frozen=True)
@@ -191,3 +192,29 @@ class Reader:
         mask = nn.functional.pad(mask, (ahead, 0))
         embeds[told], mask[told] = with_users["inputs_embeds"], with_users["attention_mask"]
         return {"inputs_embeds": embeds, "attention_mask": mask}
+
+
+FEW = 4
+
+
+class FewRows(TorchFunctionMode):
+    """Within it, `torch.nn.functional.linear` of at most `FEW` rows takes that road."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is F.linear and not kwargs and args[0].numel() <= FEW * args[0].shape[-1]:
+            x, weight, *bias = args
+            rows = x.reshape(-1, x.shape[-1])
+            n = len(rows)
+            found = (weight @ (torch.cat([rows, rows]) if n == 1 else rows).t()).t()[:n]
+            if bias and bias[0] is not None:
+                found = found + bias[0]
+            return found.reshape(*x.shape[:-1], len(weight))
+        return func(*args, **(kwargs or {}))
+
+
+def few_rows(model, rows: int):
+    """`FewRows` where it helps: float32 on a CPU, and at most `FEW` rows; else nothing."""
+    weight = model.get_input_embeddings().weight
+    if rows <= FEW and weight.device.type == "cpu" and weight.dtype == torch.float32:
+        return FewRows()
+    return contextlib.nullcontext()

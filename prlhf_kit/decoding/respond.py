@@ -1,13 +1,14 @@
 """Answers to test prompts, with the reader in the prompt or in front of it: one for each prompt, and on disk at once.
 
 The released script of ComPO (Kumar et al. 2024, arXiv 2410.16027) leaves some prompts without an answer. Here each has
-one, be it empty; long posts are cut where a sentence ends.
+one, be it empty.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,9 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from prlhf_kit.chunks import fingerprint
-from prlhf_kit.conditioning import causal_lm, user_model_of
-from prlhf_kit.data.context import Contexts
+from prlhf_kit.data.chat import prompt_text, prompt_texts, shorten
+from prlhf_kit.data.context import RECORDED, Contexts, Messages
+from prlhf_kit.data.schema import ANSWERS
 from prlhf_kit.decoding.answers import add_lines, read_lines
 from prlhf_kit.decoding.generate import (
     DecodingError,
@@ -28,15 +29,14 @@ from prlhf_kit.decoding.generate import (
     generation_config,
     identity,
     in_batches,
+    require_text,
     write_batch,
 )
-from prlhf_kit.decoding.shown import Job, read_jobs
-from prlhf_kit.decoding.vllm_engine import VLLM, load_vllm, require_vllm, sampling_options
-from prlhf_kit.evaluation.judges import ANSWERS
-from prlhf_kit.users import UserIndex
+from prlhf_kit.files import short_hash
+from prlhf_kit.models.conditioning import causal_lm, user_model_of
+from prlhf_kit.models.user_index import UserIndex
 
-BATCH = {"transformers": 16, "vllm": 512}  # vLLM makes its own batches of what is handed over between two writes
-COLUMNS = (*ANSWERS, "context", "context_user", "shown", "shortened", "finished", "tokens", "engine", "key")
+COLUMNS = (*ANSWERS, "context", "context_user", "shown", "shortened", "finished", "tokens", "key")
 
 
 def respond(
@@ -49,15 +49,14 @@ def respond(
     contexts: Contexts | None = None,
     index: UserIndex | None = None,
     max_prompt_tokens: int | None = None,
-    engine: str | VLLM = "transformers",
-    batch_size: int | None = None,
+    batch_size: int = 16,
     seed: int = 0,
     **generation: Any,
 ) -> pd.DataFrame:
     """Answer every job, and keep the answers in a file of JSON lines.
 
-    A call that was killed goes on where it was. Rows of other calls (another model, context, prompt, user, option, seed
-    or engine) stay in the file and are not returned, so several systems may share one, one after the other. Greedy
+    A call that was killed goes on where it was. Rows of other calls (another model, context, prompt, user, option or
+    seed) stay in the file and are not returned, so several systems may share one, one after the other. Greedy
     decoding asks equal questions once. Sampling draws for each job, and its batches follow from all jobs and are seeded
     each: an interrupted call gets the answers of an uninterrupted one, and other jobs or another batch size get others.
 
@@ -69,10 +68,8 @@ def respond(
         contexts: puts readers into the prompts (`data.context`); None: nothing of them.
         index: users whose soft tokens stand in front; others get the generic row.
         max_prompt_tokens: longest prompt as laid out, the context included and soft tokens not. A longer one loses its
-            oldest turns, then the end of its last message (`decoding.sentences`), never the context. None: no limit
-            but the model's own.
-        engine: "transformers"; "vllm" (`decoding.vllm_engine`); or a model that `load_vllm` has loaded.
-        batch_size: None: 16, with vLLM 512.
+            oldest turns, never the context. None: no limit but the model's own.
+        batch_size: answers at once.
         generation: as of `generate`.
 
     Returns:
@@ -83,22 +80,18 @@ def respond(
 
     Raises:
         DecodingError: before anything is generated: no jobs, rows without their columns, an empty prompt or one that
-            can't be made to fit, an unknown engine or option, users that the model does not have.
+            can't be made to fit, an unknown option, users that the model does not have.
         SchemaError: a context that can't be put in, or roles that the chat template refuses.
         ValueError: `path` is a file of something else.
     """
     config = generation_config(model, tokenizer, generation)
-    name = _require(model, config, engine, index, system, max_prompt_tokens, batch_size)
-    asked = read_jobs(tokenizer, jobs, contexts, index, max_prompt_tokens, {"system": system, "engine": name})
+    _require(model, config, index, system, max_prompt_tokens, batch_size)
+    asked = _read_jobs(tokenizer, jobs, contexts, index, max_prompt_tokens, system)
     check_context(model, max(len(job.ids) for job in asked), config.max_new_tokens, users=index is not None)
     weights = identity(model)
-    if isinstance(engine, VLLM) and engine.weights != weights:
-        raise DecodingError(
-            f"vLLM has loaded the weights {engine.weights}, the model has {weights}. Load it again with load_vllm."
-        )
     questions = _questions(asked, once=not config.do_sample)
     first = [asked[numbers[0]] for numbers in questions]
-    batches = in_batches([len(job.ids) for job in first], batch_size or BATCH[name])
+    batches = in_batches([len(job.ids) for job in first], batch_size)
     made_by = [weights, _settings(config), _settings(causal_lm(model).generation_config)]
     keys = _keys(asked, questions, batches, made_by, seed if config.do_sample else None)
     path = Path(path)
@@ -108,13 +101,11 @@ def respond(
         todo = [(number, batch) for number, batch in enumerate(batches) if left & set(batch)]
     else:
         todo = list(enumerate(chosen for batch in batches if (chosen := [q for q in batch if q in left])))
-    if name == "transformers":
-        write = partial(_write, model, tokenizer)
-    elif todo:
-        write = partial((engine if isinstance(engine, VLLM) else load_vllm(model, tokenizer)).write, model, tokenizer)
     for number, batch in tqdm(todo, desc=f"answers of {system}", disable=None, leave=False):
         rows = None if index is None else [first[q].user for q in batch]
-        written = write([first[q].row["shown"] for q in batch], rows, config, int(fingerprint(seed, number)[:8], 16))
+        if config.do_sample:
+            torch.manual_seed(int(short_hash(seed, number)[:8], 16))
+        written = write_batch(model, tokenizer, [first[q].row["shown"] for q in batch], rows, config)
         new = {}
         for q, one in zip(batch, written, strict=True):
             for i in questions[q]:
@@ -126,22 +117,12 @@ def respond(
     return pd.DataFrame([found[key] for key in keys], columns=list(COLUMNS))
 
 
-def _write(model, tokenizer, prompts, rows, config, seed):
-    if config.do_sample:
-        torch.manual_seed(seed)
-    return write_batch(model, tokenizer, prompts, rows, config)
-
-
-def _require(model, config: GenerationConfig, engine, index, system, max_prompt_tokens, batch_size) -> str:
-    """Refuse settings that can't be meant. Returns the engine's name."""
-    name = "vllm" if isinstance(engine, VLLM) else engine
-    if name not in BATCH:
-        raise DecodingError(f"engine={engine!r}: expected one of {', '.join(BATCH)}, or what load_vllm returns.")
+def _require(model, config: GenerationConfig, index, system, max_prompt_tokens, batch_size) -> None:
+    """Refuse settings that can't be meant."""
     if not isinstance(system, str) or not system:
         raise DecodingError(f"system={system!r}: expected a name, by which judges tell answers apart.")
-    sizes = {"max_prompt_tokens": max_prompt_tokens, "batch_size": batch_size}
-    given = {option: value for option, value in sizes.items() if value is not None}
-    for option, value in {**given, "max_new_tokens": config.max_new_tokens}.items():
+    limits = {} if max_prompt_tokens is None else {"max_prompt_tokens": max_prompt_tokens}
+    for option, value in {**limits, "batch_size": batch_size, "max_new_tokens": config.max_new_tokens}.items():
         if not isinstance(value, int) or value < 1:
             raise DecodingError(f"{option}={value!r}: expected a whole number from 1 on.")
     for option, value in {"num_return_sequences": 1, "return_dict_in_generate": False}.items():
@@ -151,17 +132,13 @@ def _require(model, config: GenerationConfig, engine, index, system, max_prompt_
             )
     if model.training:
         raise DecodingError("the model is in training mode, in which dropout changes its answers. Call model.eval().")
-    if name == "vllm":
-        require_vllm()
-        sampling_options(model, config, users=index is not None)
     if index is not None:
         known = getattr(user_model_of(model), "num_rows", len(index))
         if len(index) > known:
             raise DecodingError(f"the index has {len(index)} rows, the model {known}. Take the index saved with it.")
-    return name
 
 
-def _questions(asked: list[Job], once: bool) -> list[list[int]]:
+def _questions(asked: list[Question], once: bool) -> list[list[int]]:
     """Numbers of the jobs that get the same answer; each job alone unless `once`."""
     found = defaultdict(list)
     for i, job in enumerate(asked):
@@ -180,9 +157,105 @@ def _keys(asked, questions, batches, made_by, seed: int | None) -> list[str]:
         drawn = None
         if seed is not None:
             drawn = [seed, number, [[asked[questions[q][0]].ids, asked[questions[q][0]].user] for q in batch]]
-        beginning = fingerprint(made_by, drawn)
+        beginning = short_hash(made_by, drawn)
         for i in (i for q in batch for i in questions[q]):
-            key = fingerprint(beginning, asked[i].row, asked[i].ids, asked[i].user)
+            key = short_hash(beginning, asked[i].row, asked[i].ids, asked[i].user)
             copies[key] += 1
-            keys[i] = fingerprint(key, copies[key])
+            keys[i] = short_hash(key, copies[key])
     return keys
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked: its row of the table, but for the answer, and what the model reads."""
+
+    row: dict[str, Any]
+    ids: tuple[int, ...]
+    user: int | None
+
+
+def _read_jobs(
+    tokenizer: PreTrainedTokenizerBase,
+    jobs: Iterable,
+    contexts: Contexts | None,
+    index: UserIndex | None,
+    limit: int | None,
+    system: str,
+) -> list[Question]:
+    """Every job with its prompt as it is shown; arguments as of `respond`.
+
+    Args:
+        limit: longest prompt as laid out, in tokens; None: no limit.
+        system: its name in the table.
+
+    Raises:
+        DecodingError: no jobs, a row that can't be asked or made to fit.
+        SchemaError: a context that can't be put in, or roles that the chat template refuses.
+    """
+    if contexts is not None and not isinstance(contexts, Contexts):
+        raise DecodingError(
+            f"contexts={contexts!r}: expected Contexts(...), which knows the readers and how they are named, or None."
+        )
+    asked = []
+    for number, row in enumerate(jobs):
+        at = f"job {number}"
+        missing = {"user_id", "prompt"} - set(row) if isinstance(row, Mapping) else {"user_id", "prompt"}
+        if missing:
+            raise DecodingError(f"{at} lacks {', '.join(sorted(missing))}: {str(row)[:100]}. Expected rows with both.")
+        if set(RECORDED) & set(row):
+            raise DecodingError(
+                f"{at} has a context in its prompt already (columns {', '.join(RECORDED)}), which judges would see. "
+                "Pass rows without, and contexts=Contexts(...)."
+            )
+        if row["user_id"] is not None and not (isinstance(row["user_id"], str) and row["user_id"]):
+            raise DecodingError(f"{at} has the user_id {row['user_id']!r}; expected text, or None for nobody known.")
+        user: Any = row["user_id"]
+        prompt = _messages(row["prompt"], at)
+        whose = None if contexts is None else contexts.whose(user, prompt)
+        say = (lambda p: p) if contexts is None or whose is None else partial(contexts.say, user_id=whose)
+        shown, ids, shortened = _fitting(tokenizer, prompt, say, limit, at)
+        told = {
+            "user_id": user,
+            "prompt": prompt_text(prompt),
+            "context": "none" if contexts is None else contexts.context,
+            "context_user": whose,
+            "shown": shown,
+            "shortened": shortened,
+            "system": system,
+        }
+        asked.append(Question(told, ids, None if index is None else index.row(user, unknown="generic")))
+    if not asked:
+        raise DecodingError("there are no jobs to answer. Expected rows with user_id and prompt.")
+    return asked
+
+
+def _messages(prompt: Any, at: str) -> Messages:
+    listed = isinstance(prompt, Iterable) and not isinstance(prompt, str)
+    if not listed or not all(isinstance(m, Mapping) and isinstance(m.get("content"), str) for m in prompt):
+        raise DecodingError(f"{at} has the prompt {str(prompt)[:100]!r}, expected messages with role and content.")
+    found = [{"role": str(m.get("role")), "content": m["content"]} for m in prompt]
+    require_text([found])
+    if found[-1]["role"] != "user":
+        raise DecodingError(f"{at} ends with a message of {found[-1]['role']!r}; expected one of the user's to answer.")
+    return found
+
+
+def _fitting(
+    tokenizer, prompt: Messages, say: Callable[[Messages], Messages], limit: int | None, at: str
+) -> tuple[Messages, tuple[int, ...], bool]:
+    """`prompt` with its context (which stays whole), its token ids, and whether it was shortened to `limit` of them."""
+
+    def ids(own: Messages) -> tuple[int, ...]:
+        [text] = prompt_texts(tokenizer, [say(own)], answered=False)
+        return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def fits(own: Messages) -> bool:
+        return limit is None or len(ids(own)) <= limit
+
+    kept = prompt if fits(prompt) else shorten(prompt, fits)
+    if kept is None:
+        raise DecodingError(
+            f"{at} has more than max_prompt_tokens={limit} tokens as it is laid out, context and system message "
+            "included, even without its oldest turns. Raise the limit, or shorten its last message."
+        )
+    return say(kept), ids(kept), kept != prompt

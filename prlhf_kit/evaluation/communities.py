@@ -14,15 +14,14 @@ import numpy as np
 import pandas as pd
 from datasets import Dataset
 
+from prlhf_kit.data.chat import prompt_text
 from prlhf_kit.data.context import require_context
-from prlhf_kit.evaluation.compare import LENGTH, USER_LENGTH, words
+from prlhf_kit.evaluation.accuracy import LENGTH, USER_LENGTH, length_rules, ranked_right, words
+from prlhf_kit.evaluation.intervals import cluster_bootstrap, holm
 from prlhf_kit.evaluation.judge_templates import earlier_choices, more_fields, read_judge_template
-from prlhf_kit.evaluation.judges import prompt_text
-from prlhf_kit.evaluation.metrics import length_rules, ranked_right
 from prlhf_kit.evaluation.paid_answers import JudgeError
-from prlhf_kit.evaluation.statistics import cluster_bootstrap, holm
 from prlhf_kit.evaluation.win_rate import COMPARISON, win_rates
-from prlhf_kit.rewards import RewardModel, Text
+from prlhf_kit.models.rewards import RewardModel, Text
 
 ALL = "all"  # communities together
 

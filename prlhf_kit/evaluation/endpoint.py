@@ -18,7 +18,7 @@ import openai
 from tqdm.auto import tqdm
 
 from prlhf_kit.evaluation.paid_answers import JudgeError, PaidAnswer, PaidAnswers
-from prlhf_kit.record import now
+from prlhf_kit.files import now
 
 OPENAI = "api.openai.com"
 WAY_OUT = {
@@ -154,10 +154,13 @@ class Endpoint:
 
         hooks: Any = {"request": [before], "response": [_complete]}
         client = openai.OpenAI(
-            api_key=key, base_url=self.base_url, timeout=self.timeout, max_retries=self.retries,
+            api_key=key,
+            base_url=self.base_url,
+            timeout=self.timeout,
+            max_retries=self.retries,
             http_client=openai.DefaultHttpxClient(event_hooks=hooks),
             default_headers={"Authorization": f"Bearer {key}"},  # OPENAI_CUSTOM_HEADERS may hold another
-        )  # fmt: skip
+        )
         if not self.is_openai:  # the client takes them from the environment, and they are nobody else's business
             client.organization = client.project = None
         return client

@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 from datasets import Dataset
 
-from prlhf_kit.evaluation.judges import prompt_text
-from prlhf_kit.evaluation.statistics import (
+from prlhf_kit.data.chat import prompt_text
+from prlhf_kit.evaluation.intervals import (
     FEW,
     cluster_bootstrap,
     crossed_interval,
@@ -28,7 +28,7 @@ SCORES = ("measure", "method", "split", "user_id", "group", "item", "prompt", "v
 
 
 def tidy(ranked: pd.DataFrame, pairs: Dataset, split: str, measure: str = ACCURACY) -> pd.DataFrame:
-    """A table with one column a method (`compare.ranked_by_method`) as rows of the table of scores.
+    """A table with one column a method (`accuracy.ranked_by_method`) as rows of the table of scores.
 
     Args:
         ranked: one row a pair of `pairs`, in order: `pair_id`, `user_id`, and a column a method.

@@ -7,11 +7,11 @@ import re
 from pathlib import Path
 from typing import Any
 
-from prlhf_kit.data.schema import said
+from prlhf_kit.data.schema import message
 from prlhf_kit.data.templates import Template, read_template
 from prlhf_kit.evaluation.judges import UNREADABLE, Verdict
 from prlhf_kit.evaluation.paid_answers import JudgeError
-from prlhf_kit.rewards import Text
+from prlhf_kit.models.rewards import Text
 
 TEMPLATES = ("criterion", "community", "profile")
 FIELDS = {"prompt", "answer_a", "answer_b"}
@@ -73,7 +73,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def read_judge_template(template: str | Path) -> Template:
     """One of `TEMPLATES`, or a text file of the same form, see `LLMJudge`."""
     try:
-        found = read_template(template, "judge_prompts", TEMPLATES)
+        found = read_template(template, "evaluation/judge_prompts", TEMPLATES)
     except ValueError as error:
         raise JudgeError(str(error)) from error
     if missing := FIELDS - found.fields:
@@ -116,7 +116,7 @@ def earlier_choices(pairs: Any, user_id: str | None, prompt: Text, limit: int = 
 
 
 def _turns(prompt: Text) -> list[tuple[str, str]]:
-    messages = said("user", prompt) if isinstance(prompt, str) else prompt
+    messages = message("user", prompt) if isinstance(prompt, str) else prompt
     return [(m["role"], m["content"].strip()) for m in messages if m["role"] != "system"]
 
 

@@ -10,11 +10,15 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, NamedTuple, Protocol
 
+import krippendorff
 import numpy as np
 import pandas as pd
+from sklearn.metrics import cohen_kappa_score
 
+from prlhf_kit.data.schema import ANSWERS
 from prlhf_kit.data.simulated import Population
-from prlhf_kit.rewards import RewardModel, Text, preference
+from prlhf_kit.evaluation.intervals import around, drawn_weights
+from prlhf_kit.models.rewards import RewardModel, Text, preference
 
 PREFERENCES = ("a", "b", "tie")
 
@@ -36,8 +40,12 @@ class Judge(Protocol):
     """What all judges have in common; any function of this form is one, too."""
 
     def __call__(
-        self, prompt: Sequence[Text], answer_a: Sequence[str], answer_b: Sequence[str], user: Sequence[str | None],
-    ) -> list[Verdict]:  # fmt: skip
+        self,
+        prompt: Sequence[Text],
+        answer_a: Sequence[str],
+        answer_b: Sequence[str],
+        user: Sequence[str | None],
+    ) -> list[Verdict]:
         """One verdict each, on two answers to `prompt[i]` from the view of `user[i]` (None: nobody in particular)."""
         ...
 
@@ -88,16 +96,19 @@ def longer(prompt, answer_a, answer_b, user) -> list[Verdict]:
     return verdicts([float(np.sign(a - b) + 1) / 2 for a, b in words])
 
 
-def prompt_text(prompt: list[dict[str, str]]) -> str:
-    """All of a prompt's messages as one text."""
-    return "\n\n".join(message["content"] for message in prompt)
-
-
-ANSWERS = ("system", "user_id", "prompt", "answer")
 JUDGEMENTS = (
-    "judge", "user_id", "prompt", "system_a", "system_b", "answer_a", "answer_b", "first", "second", "preference",
+    "judge",
+    "user_id",
+    "prompt",
+    "system_a",
+    "system_b",
+    "answer_a",
+    "answer_b",
+    "first",
+    "second",
+    "preference",
     "probability",
-)  # fmt: skip
+)
 
 
 def require_answers(answers: pd.DataFrame) -> None:
@@ -108,9 +119,12 @@ def require_answers(answers: pd.DataFrame) -> None:
 
 
 def judged(
-    judge: Judge, answers: pd.DataFrame, systems: Sequence[tuple[str, str]], name: str,
+    judge: Judge,
+    answers: pd.DataFrame,
+    systems: Sequence[tuple[str, str]],
+    name: str,
     prompts: dict[str, Text] | None = None,
-) -> pd.DataFrame:  # fmt: skip
+) -> pd.DataFrame:
     """The tidy table of judgements: every two answers to the same prompt for the same user, judged in both orders.
 
     A verdict counts only where both orders agree; where they differ it is a tie, and where one of them could not be
@@ -200,3 +214,45 @@ def _pairs(answers: pd.DataFrame, systems: Sequence[tuple[str, str]]) -> pd.Data
             raise ValueError(f"{a!r} and {b!r} have no user and prompt in common.")
         tables.append(both.assign(system_a=a, system_b=b))
     return pd.concat(tables, ignore_index=True)
+
+
+def judge_agreement(judgements: pd.DataFrame, resamples: int = 200, seed: int = 0) -> pd.DataFrame:
+    """How far judges agree on the same pairs, beyond chance: Cohen's kappa (1960, scikit-learn) of every two judges and
+    Krippendorff's alpha (nominal, by the library `krippendorff`) of all of them, over the verdicts a, b and tie.
+
+    Returns:
+        Columns `judges`, `measure`, `value` with `low`, `high` (95%, users drawn anew, and prompts that they share;
+        NaN where there is only one verdict to agree on), `same` (share of equal verdicts), `n` (pairs that two judges
+        at least have judged).
+    """
+    keys = ["user_id", "prompt", "system_a", "system_b"]
+    table = judgements.pivot(index=keys, columns="judge", values="preference")
+    codes = table.apply(lambda column: column.map({"a": 0, "tie": 1, "b": 2})).astype(float)
+    asked = [(one, other) for i, one in enumerate(codes) for other in list(codes)[i + 1 :]]
+    plans = [(f"{one} / {other}", "Cohen's kappa", _kappa, [one, other]) for one, other in asked]
+    if len(asked):
+        plans.append((" / ".join(map(str, codes)), "Krippendorff's alpha", _alpha, list(codes)))
+    rows = []
+    for name, label, measure, judges in plans:
+        shared = codes[judges].dropna(thresh=2)
+        if shared.empty:
+            continue
+        values = shared.to_numpy()
+        draws, clusters = drawn_weights(
+            shared.index.get_level_values("user_id"), shared.index.get_level_values("prompt"), resamples, seed
+        )
+        # a drawn pair counts as often as it was drawn
+        found = [measure(values.repeat(weights.astype(int), axis=0)) for weights in draws]
+        low, high = np.clip(around(measure(values), found, clusters), -1, 1)
+        same = (shared.nunique(axis=1) == 1).mean()
+        rows.append((name, label, measure(values), low, high, same, len(shared)))
+    return pd.DataFrame(rows, columns=["judges", "measure", "value", "low", "high", "same", "n"])
+
+
+def _kappa(codes: np.ndarray) -> float:
+    return cohen_kappa_score(*codes.T) if len(np.unique(codes)) > 1 else np.nan
+
+
+def _alpha(codes: np.ndarray) -> float:
+    varied = len(np.unique(codes[~np.isnan(codes)])) > 1
+    return krippendorff.alpha(codes.T, level_of_measurement="nominal") if varied else np.nan

@@ -20,7 +20,7 @@ from prlhf_kit.evaluation.endpoint import Endpoint, Spent
 from prlhf_kit.evaluation.judge_templates import SCHEMA, as_text, more_fields, parse, read_judge_template
 from prlhf_kit.evaluation.judges import UNREADABLE, Verdict
 from prlhf_kit.evaluation.paid_answers import Estimate, JudgeError, PaidAnswers
-from prlhf_kit.rewards import Text
+from prlhf_kit.models.rewards import Text
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,9 +164,12 @@ class LLMJudge:
         limit = "max_completion_tokens" if self._endpoint.is_openai else "max_tokens"
         form = {"type": "json_schema", "json_schema": {"name": "verdict", "strict": True, "schema": SCHEMA}}
         settings = {
-            "model": self.model, "temperature": self.temperature, "seed": self.seed, limit: self.max_tokens,
+            "model": self.model,
+            "temperature": self.temperature,
+            "seed": self.seed,
+            limit: self.max_tokens,
             "response_format": form if self.structured else None,
-        }  # fmt: skip
+        }
         settings = {name: value for name, value in settings.items() if value is not None}
         keys, wanted = [], {}
         for question, a, b, who in zip(prompt, answer_a, answer_b, user, strict=True):

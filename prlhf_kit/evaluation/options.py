@@ -15,11 +15,11 @@ import pandas as pd
 from datasets import Dataset, Features, List, Value
 from transformers import PreTrainedTokenizerBase
 
+from prlhf_kit.data.chat import prompt_text
 from prlhf_kit.data.context import RECORDED
 from prlhf_kit.data.schema import FEATURES, SchemaError
-from prlhf_kit.evaluation.judges import prompt_text
-from prlhf_kit.evaluation.scoring import completion_logps, told
-from prlhf_kit.evaluation.statistics import cluster_bootstrap
+from prlhf_kit.evaluation.intervals import cluster_bootstrap
+from prlhf_kit.models.logprobs import as_read, completion_logps
 
 LIKELIHOOD, SUMMED = "likelihood a token", "summed likelihood"
 SHORTEST, LONGEST = "shortest option", "longest option"
@@ -51,8 +51,12 @@ def questions(pairs: Dataset) -> Dataset:
             f"{len(few)} questions have one option only, first the pair {few[0]!r}; expected a rejected response that "
             "is not the chosen one."
         )
-    features = {"question_id": Value("string"), **{name: pairs.features[name] for name in _kept(pairs)},
-                "options": List(FEATURES["chosen"]), "right_option": Value("int64")}  # fmt: skip
+    features = {
+        "question_id": Value("string"),
+        **{name: pairs.features[name] for name in _kept(pairs)},
+        "options": List(FEATURES["chosen"]),
+        "right_option": Value("int64"),
+    }
     return Dataset.from_list(list(found.values()), features=Features(features))
 
 
@@ -61,9 +65,12 @@ def _kept(pairs: Dataset) -> list[str]:
 
 
 def choose(
-    model, tokenizer: PreTrainedTokenizerBase, questions: Dataset, user_rows: Sequence[int] | None = None,
+    model,
+    tokenizer: PreTrainedTokenizerBase,
+    questions: Dataset,
+    user_rows: Sequence[int] | None = None,
     batch_size: int = 16,
-) -> pd.DataFrame:  # fmt: skip
+) -> pd.DataFrame:
     """Which option of each question a model finds likeliest as its answer.
 
     Args:
@@ -77,14 +84,18 @@ def choose(
         `right_sum` (summed log-prob), `right_shortest` and `right_longest` (tokens of the option: controls that know
         nothing of user or question).
     """
-    rows = questions if user_rows is None else told(model, questions)
+    rows = questions if user_rows is None else as_read(model, questions)
     number = [len(options) for options in rows["options"]]
     place = np.repeat(np.arange(len(number)), number).tolist()
     prompts = list(rows["prompt"])
     logps, tokens = completion_logps(
-        model, tokenizer, [prompts[i] for i in place], [option for options in rows["options"] for option in options],
-        None if user_rows is None else [user_rows[i] for i in place], batch_size,
-    )  # fmt: skip
+        model,
+        tokenizer,
+        [prompts[i] for i in place],
+        [option for options in rows["options"] for option in options],
+        None if user_rows is None else [user_rows[i] for i in place],
+        batch_size,
+    )
     ends = np.cumsum(number)[:-1]
     found = []
     for summed, length, right in zip(np.split(logps, ends), np.split(tokens, ends), rows["right_option"], strict=True):
@@ -93,8 +104,12 @@ def choose(
         rules = {"right": mean, "right_sum": summed, "right_shortest": -length, "right_longest": length}
         picked = best[0] if len(best) == 1 else None
         found.append({"logps": mean.tolist(), "picked": picked} | {n: _right(v, right) for n, v in rules.items()})
-    asked = {"question_id": rows["question_id"], "user_id": rows["user_id"],
-             "prompt": [prompt_text(prompt) for prompt in rows["prompt"]], "options": number}  # fmt: skip
+    asked = {
+        "question_id": rows["question_id"],
+        "user_id": rows["user_id"],
+        "prompt": [prompt_text(prompt) for prompt in rows["prompt"]],
+        "options": number,
+    }
     table = pd.concat([pd.DataFrame(asked), pd.DataFrame(found)], axis=1)
     return table.astype({"picked": "Int64"})
 

@@ -25,8 +25,8 @@ from typing import Any
 
 import pandas as pd
 
-from prlhf_kit.evaluation.judges import ANSWERS
-from prlhf_kit.record import write_text
+from prlhf_kit.data.schema import ANSWERS
+from prlhf_kit.files import write_text
 
 NEEDED = {
     "p-rlhf": ("prompt_id", "input_text", "output_text"),

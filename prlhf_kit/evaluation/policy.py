@@ -19,14 +19,14 @@ from scipy.stats import kendalltau
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from prlhf_kit.data.chat import prompt_text
 from prlhf_kit.decoding.guides import PAD, Who, ids_of, start_of
 from prlhf_kit.decoding.readers import Row, reading
-from prlhf_kit.evaluation.judges import prompt_text
-from prlhf_kit.evaluation.metrics import ranked_right
-from prlhf_kit.evaluation.scoring import completion_logits
-from prlhf_kit.evaluation.statistics import Interval, around, crossed_interval
-from prlhf_kit.rewards import Text, messages
-from prlhf_kit.training.reward_data import encode
+from prlhf_kit.evaluation.accuracy import ranked_right
+from prlhf_kit.evaluation.intervals import Interval, around, crossed_interval
+from prlhf_kit.models.logprobs import completion_logits
+from prlhf_kit.models.rewards import Text, messages
+from prlhf_kit.models.tokenize import encode
 
 
 def mixed_logp(rows: Sequence[torch.Tensor], factors: Sequence[float], tokens: torch.Tensor) -> torch.Tensor:
@@ -45,9 +45,14 @@ def mixed_logp(rows: Sequence[torch.Tensor], factors: Sequence[float], tokens: t
 
 @torch.inference_mode()
 def steered_logps(
-    guide: PAD, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Text], responses: Sequence[Text],
-    who: Sequence[Who], weights: Sequence[float], batch_size: int = 4,
-) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    guide: PAD,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Text],
+    responses: Sequence[Text],
+    who: Sequence[Who],
+    weights: Sequence[float],
+    batch_size: int = 4,
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probability (nats, summed over tokens) of each response under the model that the guide was trained from and
     now steers, `[n, len(weights)]`, and its reward `[n]` (nats): what the guide adds up over the response's tokens,
     which steers but is no policy.
@@ -72,7 +77,7 @@ def steered_logps(
         chunk = order[first : first + batch_size]
         rows: list[tuple[Row, float | None]] = []  # None: the base, whose factor depends on the weight
         for i in chunk:
-            seen = ids_of(tokenizer, asked[i][0], guide.told(who[i]))
+            seen = ids_of(tokenizer, asked[i][0], guide.base_text(who[i]))
             rows += [(start_of(guide.model, i, seen), None), *guide.rows(i, asked[i][0], who[i], tokenizer)]
         logits = _read([row for row, _ in rows], [asked[row.owner][1] for row, _ in rows], tokenizer.pad_token_id)
         for i in chunk:
@@ -88,9 +93,12 @@ def steered_logps(
 
 
 def policy_ranks(
-    guides: Mapping[str, tuple[PAD, Sequence[Who]]], tokenizer: PreTrainedTokenizerBase, pairs: Dataset,
-    weights: Sequence[float], batch_size: int = 4,
-) -> pd.DataFrame:  # fmt: skip
+    guides: Mapping[str, tuple[PAD, Sequence[Who]]],
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Dataset,
+    weights: Sequence[float],
+    batch_size: int = 4,
+) -> pd.DataFrame:
     """Which pairs each guide ranks right, as a policy and as a reward.
 
     Args:
@@ -106,9 +114,14 @@ def policy_ranks(
     tables = []
     for name, (guide, who) in guides.items():
         logps, rewards = steered_logps(
-            guide, tokenizer, [*pairs["prompt"]] * 2, [*pairs["chosen"], *pairs["rejected"]], [*who] * 2, weights,
+            guide,
+            tokenizer,
+            [*pairs["prompt"]] * 2,
+            [*pairs["chosen"], *pairs["rejected"]],
+            [*who] * 2,
+            weights,
             batch_size=batch_size,
-        )  # fmt: skip
+        )
         chosen, rejected = logps.chunk(2)
         reward_right = ranked_right(*rewards.chunk(2))
         for column, w in enumerate(weights):
@@ -145,9 +158,13 @@ def token_kl(policy: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
 
 @torch.inference_mode()
 def divergence(
-    guide: PAD, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Text], answers: Sequence[str],
-    who: Sequence[Who], batch_size: int = 4,
-) -> list[float]:  # fmt: skip
+    guide: PAD,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Text],
+    answers: Sequence[str],
+    who: Sequence[Who],
+    batch_size: int = 4,
+) -> list[float]:
     """KL (nats a token) of the guide's policy from the model that it was trained from, along each answer: `[n]`.
 
     Exact at every token, over the whole vocabulary, and averaged over the answer's tokens; over answers that the policy

@@ -14,18 +14,19 @@ from datasets import DatasetDict
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from prlhf_kit.data.chat import prompt_text
+from prlhf_kit.data.select import sampled
 from prlhf_kit.data.simulated import Population
 from prlhf_kit.decoding.answers import GuidedAnswer
 from prlhf_kit.decoding.guides import ids_of
-from prlhf_kit.evaluation import head_comparison
-from prlhf_kit.evaluation.judges import prompt_text
-from prlhf_kit.evaluation.metrics import ranked_right
-from prlhf_kit.evaluation.scoring import response_logps
-from prlhf_kit.evaluation.statistics import Interval, cluster_bootstrap
-from prlhf_kit.features import load_embedder
-from prlhf_kit.models import SENTENCES
-from prlhf_kit.rewards import FeatureReward, RewardModel
-from prlhf_kit.training.stage_sets import sampled
+from prlhf_kit.evaluation import heads as head_comparison
+from prlhf_kit.evaluation.accuracy import ranked_right
+from prlhf_kit.evaluation.intervals import Interval, cluster_bootstrap
+from prlhf_kit.models.embedded import SENTENCES
+from prlhf_kit.models.features import load_embedder
+from prlhf_kit.models.logprobs import response_logps
+from prlhf_kit.models.rewards import RewardModel
+from prlhf_kit.training.heads import FeatureReward
 
 # (users, prompts, answers) -> rewards [n]
 Scorer = Callable[[Sequence[str], Sequence[list[dict]], Sequence[str]], np.ndarray]

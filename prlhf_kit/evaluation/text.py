@@ -21,11 +21,11 @@ from numpy.typing import ArrayLike
 from pyphen import Pyphen
 from tqdm.auto import tqdm
 
-from prlhf_kit.data.schema import said
+from prlhf_kit.data.schema import message
 from prlhf_kit.evaluation.judges import require_answers
 from prlhf_kit.evaluation.steering import Scorer
-from prlhf_kit.features import Embedder
-from prlhf_kit.rewards import Text
+from prlhf_kit.models.features import Embedder
+from prlhf_kit.models.rewards import Text
 
 SCORES = ("measure", "method", "user_id", "item", "prompt", "value")
 SELF_BLEU_ANSWERS = 200  # its time grows with the square: 3 s for 200 answers of 80 words
@@ -114,8 +114,8 @@ def coherence(
     """
     if embedder.decoder:
         raise ValueError(f"{embedder.name!r} is a decoder; expected a sentence encoder, such as 'all-minilm-l6-v2'.")
-    asked = [said("user", prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
-    pairs = list(zip(asked, [said("assistant", answer) for answer in answers], strict=True))
+    asked = [message("user", prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
+    pairs = list(zip(asked, [message("assistant", answer) for answer in answers], strict=True))
     full = [i for i, pair in enumerate(pairs) if all(any(m["content"].strip() for m in text) for text in pair)]
     found = np.full(len(pairs), np.nan)
     if full:
@@ -227,7 +227,7 @@ def reward_table(
     texts = _texts(answers)
     if not scorers:
         raise ValueError("no scorers, expected one or more by name.")
-    shown = [(prompts or {}).get(text, said("user", text)) for text in answers.prompt]
+    shown = [(prompts or {}).get(text, message("user", text)) for text in answers.prompt]
     values = {name: np.asarray(scorer(list(answers.user_id), shown, texts)) for name, scorer in scorers.items()}
     for name, found in values.items():
         if found.shape != (len(texts),):

@@ -11,10 +11,11 @@ import torch
 from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 
-from prlhf_kit.evaluation.statistics import cluster_bootstrap
-from prlhf_kit.training.fit import MADE_FROM
-from prlhf_kit.training.pdpo import USER_METRICS
-from prlhf_kit.users import ClusterUserModel, UserIndex, UserModel
+from prlhf_kit.evaluation.intervals import cluster_bootstrap
+from prlhf_kit.models.hub import MADE_FROM
+from prlhf_kit.models.user_index import UserIndex
+from prlhf_kit.models.user_models import ClusterUserModel, UserModel
+from prlhf_kit.training.user_metrics import USER_METRICS
 
 
 def learning_curve(folder: str | Path, seed: int = 0) -> pd.DataFrame:

@@ -14,8 +14,8 @@ from scipy.special import expit, logit
 from sklearn.linear_model import LogisticRegression
 from tqdm.auto import tqdm
 
-from prlhf_kit.evaluation.metrics import ranked_right
-from prlhf_kit.evaluation.statistics import (
+from prlhf_kit.evaluation.accuracy import ranked_right
+from prlhf_kit.evaluation.intervals import (
     around,
     cluster_bootstrap,
     crossed_interval,
@@ -58,12 +58,17 @@ def win_rates(judgements: pd.DataFrame, by: Sequence[str] = COMPARISON, seed: in
         if len(part):
             i = crossed_interval(part.won, part.user_id, part.prompt, seed=seed)
             row |= {
-                "win_rate": i.estimate, "low": i.low, "high": i.high, "win": (part.won == 1).mean(),
-                "tie": (part.won == 0.5).mean(), "loss": (part.won == 0).mean(), "users": part.user_id.nunique(),
+                "win_rate": i.estimate,
+                "low": i.low,
+                "high": i.high,
+                "win": (part.won == 1).mean(),
+                "tie": (part.won == 0.5).mean(),
+                "loss": (part.won == 0).mean(),
+                "users": part.user_id.nunique(),
                 "prompts": part.prompt.nunique(),
                 "p": crossed_test(part.won - 0.5, part.user_id, part.prompt, seed=seed),
                 "detectable": detectable(part.won - 0.5, part.user_id, part.prompt),
-            }  # fmt: skip
+            }
         rows.append(row)
     columns = ("win_rate", "low", "high", "win", "tie", "loss", "n", "users", "prompts", "unread", "p", "detectable")
     table = pd.DataFrame(rows, columns=[*by, *columns])
@@ -119,8 +124,14 @@ def position_bias(judgements: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
             first = part["first"].map(VALUE) - part["second"].map(VALUE)
             i = crossed_interval(first, part.user_id, part.prompt, seed=seed)
             j = crossed_interval(part["first"] != part["second"], part.user_id, part.prompt, seed=seed)
-            row |= {"position_bias": i.estimate, "low": i.low, "high": i.high, "disagree": j.estimate,
-                    "disagree_low": j.low, "disagree_high": j.high}  # fmt: skip
+            row |= {
+                "position_bias": i.estimate,
+                "low": i.low,
+                "high": i.high,
+                "disagree": j.estimate,
+                "disagree_low": j.low,
+                "disagree_high": j.high,
+            }
         rows.append(row)
     columns = ["position_bias", "low", "high", "disagree", "disagree_low", "disagree_high", "n", "unread"]
     return pd.DataFrame(rows, columns=["judge", *columns])
@@ -205,8 +216,19 @@ def length_controlled(
             low, high = np.clip(around(estimate, found, clusters), 0, 1)
             words = [np.mean([len(text.split()) for text in part[column]]) for column in ("answer_a", "answer_b")]
             rows.append((judge, a, b, verdicts.mean(), estimate, low, high, effect, *words, len(part)))
-    columns = ["judge", "system_a", "system_b", "win_rate", "lc_win_rate", "low", "high", "length_effect", "words_a",
-               "words_b", "n"]  # fmt: skip
+    columns = [
+        "judge",
+        "system_a",
+        "system_b",
+        "win_rate",
+        "lc_win_rate",
+        "low",
+        "high",
+        "length_effect",
+        "words_a",
+        "words_b",
+        "n",
+    ]
     return pd.DataFrame(rows, columns=columns)
 
 

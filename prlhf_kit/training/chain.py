@@ -18,14 +18,15 @@ from filelock import FileLock
 from peft import LoraConfig
 from transformers import AutoConfig
 
-from prlhf_kit.chunks import fingerprint
 from prlhf_kit.data import fingerprint as fingerprint_of_sets
-from prlhf_kit.evaluation.scoring import REFERENCE, save_with_reference, tokenize_completion
-from prlhf_kit.models import from_hub, load_tokenizer, weights_in
+from prlhf_kit.files import short_hash
+from prlhf_kit.models.hub import from_hub, load_tokenizer, weights_in
+from prlhf_kit.models.logprobs import REFERENCE, save_with_reference
+from prlhf_kit.models.tokenize import tokenize_completion
+from prlhf_kit.models.user_models import USER_MODELS
 from prlhf_kit.training.config import PersonalizedDPOConfig
-from prlhf_kit.training.sft import SFTRecipe, contexts_of, told, train_sft, write_merged
-from prlhf_kit.training.start import load_base_model
-from prlhf_kit.users import USER_MODELS
+from prlhf_kit.training.resume import load_base_model
+from prlhf_kit.training.sft import SFTRecipe, contexts_of, train_sft, with_reader, write_merged
 
 ADAPTERS = ("stacked", "merged")
 
@@ -35,9 +36,11 @@ def sft_of(recipe: Any) -> SFTRecipe:
     if own := {"model", "pairs"} & set(recipe.sft):
         raise ValueError(f"sft has {', '.join(sorted(own))}, which both stages share: give it in the recipe itself.")
     first = {
-        "out": f"{recipe.out}-sft", "train_base": "lora" if recipe.train_base == "frozen" else recipe.train_base,
-        "adapter": recipe.adapter, **recipe.sft,
-    }  # fmt: skip
+        "out": f"{recipe.out}-sft",
+        "train_base": "lora" if recipe.train_base == "frozen" else recipe.train_base,
+        "adapter": recipe.adapter,
+        **recipe.sft,
+    }
     told = {name: getattr(recipe, name) for name in ("context", "template", "context_seed")}
     return SFTRecipe(model=recipe.model, pairs=recipe.pairs, **{**told, **first})
 
@@ -55,7 +58,7 @@ def after_sft(recipe: Any, launch: Sequence[str] = ()) -> Any:
     contexts = contexts_of(recipe, sets["pairs"], *sets.values())
     for name, pairs in sets.items():
         _require_no_reference(pairs, getattr(recipe, name))
-    sets = {name: told(pairs, contexts) for name, pairs in sets.items()}
+    sets = {name: with_reader(pairs, contexts) for name, pairs in sets.items()}
     _require(recipe, sets)
     first = sft_of(recipe)
     start, folders = first.out, {}
@@ -69,7 +72,7 @@ def after_sft(recipe: Any, launch: Sequence[str] = ()) -> Any:
         for name, pairs in sets.items():
             loaded = [recipe.train_base == "qlora", recipe.train_base == "full", torch.cuda.is_available()]
             made_from = [weights_in(start), loaded, contexts.config, fingerprint_of_sets({name: pairs})]
-            folders[name] = f"{first.out}-{name}-{fingerprint(*made_from)[:12]}"
+            folders[name] = f"{first.out}-{name}-{short_hash(*made_from)[:12]}"
             if not Path(folders[name]).exists():
                 base = base or load_base_model(start, recipe.train_base)
                 save_with_reference(pairs, base, load_tokenizer(start), folders[name])

@@ -18,11 +18,9 @@ class PersonalizedDPOConfig(DPOConfig):
         user_learning_rate: peak learning rate of the users' own rows, and of what a user model shares but does not list
             in `shared_slow`. `learning_rate` is for everything else.
         user_weight_decay: of the same parameters.
-        share_prompt: compute each prompt once for both responses (`training/sharing.py`): same loss, less work. Texts
-            that are longer than the model's sliding window go the plain road.
+        share_prompt: compute each prompt once for both responses (`training/prompt_once.py`): same loss, less work.
+            Texts that are longer than the model's sliding window are computed as TRL does.
         completion_logits_only: keep prompts out of the LM head: same loss, less work. `share_prompt` needs it.
-        balance_users: draw pairs with replacement, so that every user is as likely as any other, in place of shuffling
-            all pairs. For users with very different numbers of pairs.
         personalized: False trains vanilla DPO on the same pairs in the same order: the control.
     """
 
@@ -31,7 +29,6 @@ class PersonalizedDPOConfig(DPOConfig):
     user_weight_decay: float = field(default=0.0, metadata={"help": "Weight decay of the users' own rows."})
     share_prompt: bool = field(default=True, metadata={"help": "Compute each prompt once for both responses."})
     completion_logits_only: bool = field(default=True, metadata={"help": "Keep prompts out of the LM head."})
-    balance_users: bool = field(default=False, metadata={"help": "Draw every user as often as any other."})
     personalized: bool = field(default=True, metadata={"help": "False trains vanilla DPO on the same pairs."})
     # TRL turns it on by default, which costs a third more time; turn it on where memory asks for it
     gradient_checkpointing: bool = field(default=False, metadata={"help": "Recompute activations to save memory."})

@@ -1,6 +1,6 @@
 """Controls of a personalised training: the same pairs and compute, with the users taken away in different ways.
 
-The untrained model, with and without the user's words in the prompt, needs no training (`evaluation/compare.py`).
+The untrained model, with and without the user's words in the prompt, needs no training (`evaluation/accuracy.py`).
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
 from prlhf_kit.data.chat import with_user_text
-from prlhf_kit.evaluation.scoring import REFERENCE, score_pairs
-from prlhf_kit.models import load_model
-from prlhf_kit.saving import load_personalized
-from prlhf_kit.users import UserIndex
+from prlhf_kit.models.hub import load_model
+from prlhf_kit.models.logprobs import REFERENCE, score_pairs
+from prlhf_kit.models.saving import load_personalized
+from prlhf_kit.models.user_index import UserIndex
 
 EVERYONE = "everyone"
 LABELS = {

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,9 @@ import torch
 import torch.nn.functional as F
 from sklearn.cluster import KMeans
 from sklearn.model_selection import GroupKFold
+
+from prlhf_kit.models.features import Embedder
+from prlhf_kit.models.rewards import Text, messages
 
 KINDS = ("pooled", "per_user", "low_rank", "mixture")
 STRENGTHS = (0.001, 0.01, 0.1, 1.0, 10.0, 100.0)  # tried for w_0 and for what is personal
@@ -104,9 +108,15 @@ class Heads:
 
 
 def fit_heads(
-    kind: str, difference: np.ndarray, user_ids: Sequence[str], prompts: Sequence[object], scale: np.ndarray,
-    strengths: Sequence[float] = STRENGTHS, sizes: Sequence[int] = RANKS, folds: int = 5,
-) -> Heads:  # fmt: skip
+    kind: str,
+    difference: np.ndarray,
+    user_ids: Sequence[str],
+    prompts: Sequence[object],
+    scale: np.ndarray,
+    strengths: Sequence[float] = STRENGTHS,
+    sizes: Sequence[int] = RANKS,
+    folds: int = 5,
+) -> Heads:
     """Fit one kind of rewards; its strengths and size are those with the least cross-validated negative log-likelihood.
 
     Args:
@@ -259,3 +269,23 @@ def _fit(kind: str, size: int, pooled_strength: float, strength: float, z, rows,
 
     _minimise(loss, [w0, own, shared])
     return w0.detach(), own.detach(), shared.detach()
+
+
+@dataclass
+class FeatureReward:
+    """Heads on frozen features as reward model. `cache`: see `Embedder`."""
+
+    embedder: Embedder
+    heads: Heads
+    cache: Path | None = None
+
+    def score(
+        self, prompts: Sequence[Text], responses: Sequence[Text], user_ids: Sequence[str | None] | None = None
+    ) -> torch.Tensor:
+        """See `RewardModel.score`."""
+        asked = [messages(prompt, "user") for prompt in prompts]
+        if not asked:
+            return torch.zeros(0)
+        features = self.embedder(asked, [messages(response, "assistant") for response in responses], self.cache)
+        rewards = self.heads.reward(features, [None] * len(asked) if user_ids is None else user_ids)
+        return torch.tensor(rewards, dtype=torch.float32)

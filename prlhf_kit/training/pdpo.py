@@ -11,37 +11,39 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import warnings
 from collections import Counter, defaultdict
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pandas as pd
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel
 from peft.utils.constants import DUMMY_TARGET_MODULES
 from transformers.trainer_utils import get_last_checkpoint
 from trl import DPOTrainer
 
-from prlhf_kit.conditioning import ATTRIBUTE, causal_lm, check_length, takes_user_text, user_model_of
 from prlhf_kit.data.chat import require_prefix, with_user_text
-from prlhf_kit.evaluation.scoring import REFERENCE
-from prlhf_kit.saving import is_users, load_user_model, name_base, save_index, save_user_model
+from prlhf_kit.models.conditioning import (
+    ATTRIBUTE,
+    causal_lm,
+    check_length,
+    takes_user_text,
+    user_model_of,
+)
+from prlhf_kit.models.logprobs import REFERENCE
+from prlhf_kit.models.saving import is_users, load_user_model, name_base, save_index, save_user_model
+from prlhf_kit.models.user_index import GENERIC, UserIndex
 from prlhf_kit.training.config import PersonalizedDPOConfig
 from prlhf_kit.training.controls import require_user_text
-from prlhf_kit.training.fit import MarkComplete
-from prlhf_kit.training.parameters import set_users_apart
-from prlhf_kit.training.sampling import train_sampler
-from prlhf_kit.training.sharing import (
-    DataCollatorForPersonalizedPreference,
-    compute_prompts_once,
-    longest_shared,
-    road_is_exact,
+from prlhf_kit.training.pdpo_data import (
+    index_for,
+    require_users,
+    require_whole_reference,
+    warn_of_losses,
+    without_cut_away,
 )
-from prlhf_kit.users import GENERIC, UserIndex
+from prlhf_kit.training.prompt_once import collator_for, compute_prompts_once
+from prlhf_kit.training.resume import MarkComplete, set_users_apart
+from prlhf_kit.training.user_metrics import UserMetrics
 
-USER_METRICS = "user_metrics.parquet"
 # no module gets an adapter: the user model alone is trained
 FROZEN_BASE = LoraConfig(target_modules=DUMMY_TARGET_MODULES)
 
@@ -93,27 +95,10 @@ class PersonalizedDPOTrainer(DPOTrainer):
         sets = {"train": train_dataset}
         if eval_dataset is not None:
             sets |= eval_dataset if isinstance(eval_dataset, dict) else {"eval": eval_dataset}
-        for name, dataset in sets.items():
-            if "user_id" not in dataset.column_names:
-                raise ValueError(
-                    f"the {name} dataset has no column 'user_id' (it has {dataset.column_names}). P-DPO must know who "
-                    "stated each preference; see prlhf_kit.data.schema for the record."
-                )
+        require_users(sets)
         if args.personalized:
             self._user_text = takes_user_text(model)
-            self.user_index = user_index or UserIndex(sorted(set(train_dataset["user_id"])))
-            missing = sorted(set(train_dataset["user_id"]) - set(self.user_index.user_ids))
-            if missing:
-                raise ValueError(
-                    f"{len(missing)} users of the training set have no row in the user index, first {missing[0]!r}. "
-                    "Build the index from the training set: UserIndex(sorted(set(train['user_id'])))."
-                )
-            rows = getattr(user_model_of(model), "num_rows", len(self.user_index))
-            if rows != len(self.user_index):
-                raise ValueError(
-                    f"the user model has {rows} rows, but the user index {len(self.user_index)} (users and the "
-                    "generic one). Build it with num_rows=len(user_index)."
-                )
+            self.user_index = index_for(model, train_dataset["user_id"], user_index)
             if peft_config is not None:
                 peft_config = copy.deepcopy(peft_config)
                 peft_config.modules_to_save = sorted({*(peft_config.modules_to_save or ()), ATTRIBUTE})
@@ -122,13 +107,12 @@ class PersonalizedDPOTrainer(DPOTrainer):
         self.dropped: dict[str, dict[str, int]] = {}
         self.truncated: dict[str, dict[str, int]] = {}
         self._longest = 0  # tokens of the longest text that the model will see
-        self._hits: dict[str, dict[int, list[float]]] = {"train": {}, "eval": {}}
-        self.user_metrics: list[tuple[int, str, str, float, float]] = []
+        self._users = UserMetrics()
         user_tokens: Any = user_model_of(model).num_tokens if args.personalized else 0
         super().__init__(
             model=model,
             args=args,
-            data_collator=self._collator(args, model, processing_class, user_tokens),
+            data_collator=collator_for(model, args, processing_class.pad_token_id, user_tokens),
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class,
@@ -149,83 +133,26 @@ class PersonalizedDPOTrainer(DPOTrainer):
 
     # Data -------------------------------------------------------------------------------------------------------
 
-    def _collator(self, args, model, processing_class, user_tokens: int) -> DataCollatorForPersonalizedPreference:
-        apart, share, longest = args.completion_logits_only, args.share_prompt, longest_shared(model)
-        if apart:
-            compute_prompts_once(model)
-            share = share and longest != 0 and road_is_exact(model, share=True)
-            apart = share or road_is_exact(model, share=False)
-        if (apart, share) != (args.completion_logits_only, args.share_prompt):
-            warnings.warn(
-                f"{type(model).__name__} does not give the same hidden states "
-                f"{'with a prompt shared by two responses' if apart else 'where prompts are kept apart'} (or its "
-                f"attention, {model.config._attn_implementation!r}, takes no 4-D mask). Training goes on without that.",
-                stacklevel=3,
-            )
-        return DataCollatorForPersonalizedPreference(
-            pad_token_id=processing_class.pad_token_id,
-            max_length=args.max_length,
-            truncation_mode=args.truncation_mode,
-            pad_to_multiple_of=args.pad_to_multiple_of,
-            prompts_apart=apart,
-            share=share,
-            longest=longest - user_tokens if share and longest else None,
-        )
-
     def _prepare_dataset(self, dataset, processing_class, args, dataset_name):
         if self._user_text:
             require_user_text(dataset)
             dataset = with_user_text(dataset)
-        if args.ld_alpha is not None and set(REFERENCE) & set(dataset.column_names):
-            raise ValueError(
-                f"ld_alpha={args.ld_alpha} weights the policy's log-probs by token, but the {dataset_name} set brings "
-                f"sums over all tokens. Remove the columns {' and '.join(REFERENCE)}."
-            )
+        require_whole_reference(dataset, args, dataset_name)
         if "user_row" not in dataset.column_names:
             rows = self.user_index.rows(dataset["user_id"], unknown="generic")
             dataset = dataset.add_column("user_row", rows)
         before = Counter(dataset["user_id"])
         dataset = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
-        columns = [dataset[c] for c in ("prompt_ids", "chosen_ids", "rejected_ids")]
-        lengths = [len(p) + max(len(c), len(r)) for p, c, r in zip(*columns, strict=True)]
-        if args.length_column_name not in dataset.column_names:  # for train_sampling_strategy="group_by_length"
-            dataset = dataset.add_column(args.length_column_name, lengths)
-        longest, limit = max(lengths, default=0), args.max_length or max(lengths, default=0)
-        if longest > limit and "ref_chosen_logps" in dataset.column_names:
-            raise ValueError(
-                f"the {dataset_name} dataset brings reference log-probs of whole texts, but its longest pair has "
-                f"{longest} tokens (with the users' words, where they are in the prompts) and max_length={limit} would "
-                f"cut it. Raise max_length, or leave the columns {' and '.join(REFERENCE)} out."
-            )
-        self._longest = max(self._longest, min(longest, limit))
-        cut = Counter(u for u, n in zip(dataset["user_id"], lengths, strict=True) if n > limit)
-        self.truncated[dataset_name] = dict(cut)
-        if cut and args.truncation_mode == "keep_start":
-            # what is left of the two may be the same
-            rooms = [max(limit - len(p), 0) for p in columns[0]]
-            same = [c[:n] == r[:n] for n, c, r in zip(rooms, *columns[1:], strict=True)]
-            dataset = dataset.select([i for i, s in enumerate(same) if not s])
+        dataset, longest, self.truncated[dataset_name] = without_cut_away(dataset, args, dataset_name)
+        self._longest = max(self._longest, longest)
         self.dropped[dataset_name] = dict(before - Counter(dataset["user_id"]))
-        if cut:
-            warnings.warn(
-                f"{cut.total()} pairs of the {dataset_name} set are longer than max_length={limit} tokens and are cut, "
-                f"by user: {self.truncated[dataset_name]}; dropped: {self.dropped[dataset_name]}. Raise max_length.",
-                stacklevel=2,
-            )
-        untrained = sorted(set(self.user_index.user_ids) - set(dataset["user_id"]))
-        if dataset_name == "train" and untrained:
-            warnings.warn(
-                f"{len(untrained)} users of the user index have no pair to train on, first {untrained[0]!r} (dropped: "
-                f"{self.dropped['train']}). Their rows stay as initialised, which is not the generic user: leave them "
-                "out of the index.",
-                stacklevel=2,
-            )
+        warn_of_losses(dataset_name, dataset, args, self.user_index, self.truncated, self.dropped)
         return dataset
 
     def _set_signature_columns_if_needed(self):
         super()._set_signature_columns_if_needed()
         if "user_row" not in self._signature_columns:
-            self._signature_columns += ["user_row", self.args.length_column_name]
+            self._signature_columns += ["user_row"]
 
     # Loss -------------------------------------------------------------------------------------------------------
 
@@ -291,6 +218,11 @@ class PersonalizedDPOTrainer(DPOTrainer):
 
     # Metrics ----------------------------------------------------------------------------------------------------
 
+    @property
+    def user_metrics(self) -> list[tuple[int, str, str, float, float]]:
+        """Every user's accuracy so far: step, mode, user, accuracy, pairs."""
+        return self._users.rows
+
     def _count_hits(self, model, inputs, rows):
         """`model`, counting on the way how many pairs of each user it ranks right."""
 
@@ -300,31 +232,16 @@ class PersonalizedDPOTrainer(DPOTrainer):
                 chosen, rejected = outputs.log_probs.detach().sum(1).chunk(2)
                 right = chosen - inputs["ref_chosen_logps"] > rejected - inputs["ref_rejected_logps"]
                 gathered = self.accelerator.gather_for_metrics((rows.chunk(2)[0], right.float()))
-                hits = self._hits["train" if self.model.training else "eval"]
-                for row, hit in zip(*(x.tolist() for x in gathered), strict=True):
-                    total = hits.setdefault(row, [0.0, 0])
-                    total[0] += hit
-                    total[1] += 1
+                self._users.count("train" if self.model.training else "eval", *(x.tolist() for x in gathered))
             return outputs
 
         return call
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         mode = "train" if self.model.training else "eval"
-        names = ["generic", *self.user_index.user_ids]
-        found = {names[row]: (hits / n, n) for row, (hits, n) in sorted(self._hits[mode].items())}
-        step = self.state.global_step
-        self.user_metrics += [(step, mode, user, accuracy, n) for user, (accuracy, n) in found.items()]
-        self._hits[mode].clear()
-        if found:
-            accuracies = np.array([accuracy for accuracy, _ in found.values()])
-            spread = {"mean": accuracies.mean(), "worst": accuracies.min(), "p10": np.quantile(accuracies, 0.1),
-                      "std": accuracies.std(), "seen": len(accuracies)}  # fmt: skip
-            logs |= {f"{'eval_' if mode == 'eval' else ''}users/{name}": float(value) for name, value in spread.items()}
+        spread = self._users.spread(mode, self.state.global_step, ["generic", *self.user_index.user_ids])
+        logs |= {f"{'eval_' if mode == 'eval' else ''}users/{name}": value for name, value in spread.items()}
         super().log(logs, start_time)
-
-    def _get_train_sampler(self, *args, **kwargs):
-        return train_sampler(self.args, self.train_dataset) or super()._get_train_sampler(*args, **kwargs)
 
     # Optimizer and files ----------------------------------------------------------------------------------------
 
@@ -358,8 +275,8 @@ class PersonalizedDPOTrainer(DPOTrainer):
     def train(self, resume_from_checkpoint=None, **kwargs):
         """TRL's, with the user metrics of the checkpoint."""
         folder = get_last_checkpoint(self.args.output_dir) if resume_from_checkpoint is True else resume_from_checkpoint
-        if folder and Path(folder, USER_METRICS).is_file():
-            self.user_metrics = list(pd.read_parquet(Path(folder, USER_METRICS)).itertuples(index=False, name=None))
+        if folder:
+            self._users.load(folder)
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def _save(self, output_dir: str | None = None, state_dict=None):
@@ -375,7 +292,5 @@ class PersonalizedDPOTrainer(DPOTrainer):
         if whole:
             save_user_model(state, folder)
         if self.args.personalized:
-            table = pd.DataFrame(self.user_metrics, columns=["step", "mode", "user_id", "accuracy", "pairs"])
-            table = table.drop_duplicates(["step", "mode", "user_id"], keep="last")  # eval_on_start, after a resume
-            table.to_parquet(Path(folder, USER_METRICS))
+            self._users.save(folder)
         save_index(model, self.user_index, folder)

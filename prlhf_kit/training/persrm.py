@@ -26,20 +26,25 @@ from safetensors import safe_open
 
 from prlhf_kit.data import fingerprint
 from prlhf_kit.data.chat import tell
-from prlhf_kit.evaluation.scoring import REFERENCE, save_with_reference
-from prlhf_kit.models import ModelError, load_model, load_tokenizer, name_of
-from prlhf_kit.preference_head import HEAD, attach_head
-from prlhf_kit.record import sha256, write_json
+from prlhf_kit.files import sha256, write_json
+from prlhf_kit.models.embedded import ModelError
+from prlhf_kit.models.hub import load_model, load_tokenizer, name_of
+from prlhf_kit.models.logprobs import REFERENCE, save_with_reference
+from prlhf_kit.models.preference_head import HEAD, attach_head
 from prlhf_kit.training.config import PersonalizedDPOConfig
-from prlhf_kit.training.fit import fit
 from prlhf_kit.training.pdpo import FROZEN_BASE, PersonalizedDPOTrainer
-from prlhf_kit.training.tracking import check_trackers
+from prlhf_kit.training.resume import fit
 
 PERSRM_FILE, WEIGHTS = "persrm.json", "adapter_model.safetensors"
 WORDING = "Write for one reader, and follow what this reader asks of every answer: {}"
 # the paper's settings; its effective batch is 32 a GPU, its base Llama-3-8B
-PAPER = {"learning_rate": 5e-6, "lr_scheduler_type": "cosine", "num_train_epochs": 3, "per_device_train_batch_size": 4,
-         "gradient_accumulation_steps": 8}  # fmt: skip
+PAPER = {
+    "learning_rate": 5e-6,
+    "lr_scheduler_type": "cosine",
+    "num_train_epochs": 3,
+    "per_device_train_batch_size": 4,
+    "gradient_accumulation_steps": 8,
+}
 
 
 @dataclass(frozen=True)
@@ -64,11 +69,9 @@ class PersRMRecipe:
     def __post_init__(self):
         if self.wording.count("{}") != 1:
             raise ValueError(f"wording={self.wording!r}: expected a text with one {{}}, where the preference goes.")
-        for settings in (self.backbone, self.head):
-            check_trackers(settings.get("report_to"))
 
 
-def told(pairs: Dataset, wording: str = WORDING) -> Dataset:
+def with_preference(pairs: Dataset, wording: str = WORDING) -> Dataset:
     """`pairs` with each pair's `user_text` in its prompt, as a PersRM reads it.
 
     Raises:
@@ -99,12 +102,12 @@ def train_persrm(recipe: PersRMRecipe, pairs: Dataset) -> dict[str, pd.DataFrame
     tokenizer, out = load_tokenizer(recipe.model), Path(recipe.out)
     stages = out.with_name(f"{out.name}-stages")
     # what is wrong is refused before any work
-    told(pairs, recipe.wording)
+    with_preference(pairs, recipe.wording)
     backbone, head = (_settings(s, stages / n) for s, n in ((recipe.backbone, "backbone"), (recipe.head, "head")))
     dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
     logs = {}
     base = load_model(recipe.model, dtype)
-    with_reference = told(_with_reference(pairs, base, tokenizer, stages / "pairs-backbone"), recipe.wording)
+    with_reference = with_preference(_with_reference(pairs, base, tokenizer, stages / "pairs-backbone"), recipe.wording)
     adapter = LoraConfig(**{**recipe.adapter, "modules_to_save": [HEAD]})
     trainer = PersonalizedDPOTrainer(attach_head(base), backbone, with_reference, None, tokenizer, None, adapter)
     for name, parameter in trainer.model.named_parameters():
@@ -115,7 +118,7 @@ def train_persrm(recipe: PersRMRecipe, pairs: Dataset) -> dict[str, pd.DataFrame
     merged: Any = PeftModel.from_pretrained(attach_head(load_model(recipe.model, dtype)), stages / "backbone")
     merged = merged.merge_and_unload()
     merged.starts_from = sha256(stages / "backbone" / WEIGHTS)  # tells trainings apart (`fit`)
-    with_reference = told(_with_reference(pairs, merged, tokenizer, stages / "pairs-head"), recipe.wording)
+    with_reference = with_preference(_with_reference(pairs, merged, tokenizer, stages / "pairs-head"), recipe.wording)
     only_head = LoraConfig(target_modules=FROZEN_BASE.target_modules, modules_to_save=[HEAD])
     trainer = PersonalizedDPOTrainer(merged, head, with_reference, None, tokenizer, None, only_head)
     logs["head"] = fit(trainer, stages / "head")

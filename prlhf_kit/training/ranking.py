@@ -82,19 +82,6 @@ def normalised(scores: torch.Tensor, mask: torch.Tensor | None = None) -> torch.
     return ((scores - low) / (high - low)).masked_fill(~kept, torch.nan)
 
 
-def text_nll(logits: torch.Tensor, ids: torch.Tensor, asked: torch.Tensor) -> torch.Tensor:
-    """Mean negative log-likelihood a token (nats) of each text: `[N]`; 0 for a text of which nothing is asked.
-
-    Args:
-        logits: `[N, L, V]`.
-        ids: `[N, L]`.
-        asked: `[N, L]`, 1 for the tokens to predict; the first position has nothing to be predicted from.
-    """
-    asked = asked[:, 1:].to(torch.float32)
-    nll = F.cross_entropy(logits[:, :-1].float().transpose(1, 2), ids[:, 1:], reduction="none")
-    return (nll * asked).sum(1) / asked.sum(1).clamp(min=1)
-
-
 def imitation_loss(nll: torch.Tensor, scores: torch.Tensor, threshold: float = 0.9) -> torch.Tensor:
     """DSP's language-modelling term: the mean of `nll` over the texts whose normalised score exceeds `threshold`.
 

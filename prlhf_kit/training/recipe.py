@@ -22,18 +22,17 @@ from datasets import load_from_disk
 from peft import LoraConfig
 from transformers import PreTrainedModel
 
-from prlhf_kit.conditioning import condition
 from prlhf_kit.data.context import Context, require_context
-from prlhf_kit.models import SFT_FILE, load_tokenizer, weights_in
+from prlhf_kit.models.conditioning import condition
+from prlhf_kit.models.hub import SFT_FILE, load_tokenizer, weights_in
+from prlhf_kit.models.user_index import UserIndex
+from prlhf_kit.models.user_models import USER_MODELS
 from prlhf_kit.training.chain import ADAPTERS, after_sft, sft_of
 from prlhf_kit.training.config import PersonalizedDPOConfig
 from prlhf_kit.training.controls import LABELS, WITHOUT_USERS, control_pairs
-from prlhf_kit.training.fit import HISTORY, fit
 from prlhf_kit.training.pdpo import FROZEN_BASE, PersonalizedDPOTrainer
-from prlhf_kit.training.sft import contexts_of, told, write_context
-from prlhf_kit.training.start import check_train_base, launch_recipe, load_base_model
-from prlhf_kit.training.tracking import check_trackers
-from prlhf_kit.users import USER_MODELS, UserIndex
+from prlhf_kit.training.resume import HISTORY, check_train_base, fit, launch_recipe, load_base_model
+from prlhf_kit.training.sft import contexts_of, with_reader, write_context
 
 TRAIN_BASE = ("lora", "qlora", "full", "frozen")
 
@@ -80,7 +79,6 @@ class Recipe:
     adapters: str = "stacked"
 
     def __post_init__(self):
-        check_trackers(self.settings.get("report_to"))
         check_train_base(self.train_base, TRAIN_BASE)
         require_context(self.context)
         if self.adapters not in ADAPTERS:
@@ -125,7 +123,7 @@ def build_trainer(recipe: Recipe) -> PersonalizedDPOTrainer:
     given = load_from_disk(recipe.pairs)
     held_out = load_from_disk(recipe.evaluation) if recipe.evaluation else None
     contexts = contexts_of(recipe, given, *([held_out] if held_out else []))
-    pairs, personalized = control_pairs(recipe.method, told(given, contexts), seed)
+    pairs, personalized = control_pairs(recipe.method, with_reader(given, contexts), seed)
     policy = load_base(recipe, "cpu")  # the trainer moves it
     if Path(recipe.model, SFT_FILE).is_file():  # tells trainings apart (`fit`)
         policy.starts_from = weights_in(recipe.model)
@@ -147,7 +145,7 @@ def build_trainer(recipe: Recipe) -> PersonalizedDPOTrainer:
         condition(policy, kind(len(index), words, **(recipe.user_model_options | own)))
     adapter = {"full": None, "frozen": FROZEN_BASE}.get(recipe.train_base, LoraConfig(**recipe.adapter))
     if held_out is not None:
-        held_out = told(held_out, contexts)
+        held_out = with_reader(held_out, contexts)
         if recipe.method != "random_users":  # whose held-out pairs are those of the people who stated them
             held_out = control_pairs(recipe.method, held_out)[0]
     return PersonalizedDPOTrainer(policy, args, pairs, held_out, load_tokenizer(recipe.model), index, adapter)
@@ -194,3 +192,24 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+
+QUERIES_AND_VALUES = r".*\.(q|v)_proj"
+_QUIET = {"lr_scheduler_type": "cosine", "warmup_steps": 0.1, "report_to": "none"}
+_CPU_ADAPTER = {"r": 8, "lora_alpha": 16, "target_modules": QUERIES_AND_VALUES}
+_OFTEN = {"logging_steps": 4, "save_steps": 20, "save_total_limit": 2}
+_CPU = {"num_train_epochs": 1.0, "per_device_train_batch_size": 4, "max_length": 192, **_OFTEN, **_QUIET}
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # ComPO (Kumar et al. 2024, arXiv 2410.16027): what is not named here is TRL's default
+    "compo": {
+        "sft": {"settings": {"learning_rate": 1e-5}, "adapter": {"r": 64, "lora_alpha": 16}},
+        "settings": {"learning_rate": 2e-7, "beta": 0.1},
+        "adapter": {"r": 64, "lora_alpha": 16},
+    },
+    # SmolLM2-135M on one CPU core, about a hundred pairs
+    "cpu": {
+        "sft": {"settings": {"learning_rate": 1e-4, **_CPU}, "adapter": _CPU_ADAPTER},
+        "settings": {"learning_rate": 2e-4, "user_learning_rate": 1e-2, "beta": 0.1, "alpha": 1.0, **_CPU},
+        "adapter": _CPU_ADAPTER,
+    },
+}

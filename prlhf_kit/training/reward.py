@@ -20,16 +20,15 @@ from peft import PeftConfig, PeftModel
 from transformers.trainer_utils import get_last_checkpoint
 from trl import RewardTrainer
 
-from prlhf_kit.chunks import fingerprint
-from prlhf_kit.conditioning import ATTRIBUTE, causal_lm, user_model_of, user_models
-from prlhf_kit.reward_model import is_decoder, load_lm_head, save_beside, two_types, without_extras
-from prlhf_kit.saving import load_user_model
+from prlhf_kit.files import short_hash
+from prlhf_kit.models.conditioning import ATTRIBUTE, causal_lm, user_model_of, user_models
+from prlhf_kit.models.reward_model import is_decoder, load_lm_head, save_beside, two_types, without_extras
+from prlhf_kit.models.saving import load_user_model
+from prlhf_kit.models.user_index import UserIndex
 from prlhf_kit.training import ranking
-from prlhf_kit.training.fit import MarkComplete
-from prlhf_kit.training.parameters import set_users_apart
+from prlhf_kit.training.resume import MarkComplete, set_users_apart
 from prlhf_kit.training.reward_config import PersonalizedRewardConfig
 from prlhf_kit.training.reward_data import RewardCollator, tokenized_lists
-from prlhf_kit.users import UserIndex
 
 EVALUATIONS = "evaluations.parquet"
 MEASURES = ("accuracy", "margin", "ranking_loss", "loss")
@@ -56,9 +55,16 @@ class PersonalizedRewardTrainer(RewardTrainer):
     args: PersonalizedRewardConfig
 
     def __init__(
-        self, model, args: PersonalizedRewardConfig, train_dataset, eval_dataset=None, processing_class=None,
-        user_index: UserIndex | None = None, peft_config: PeftConfig | None = None, **kwargs,
-    ):  # fmt: skip
+        self,
+        model,
+        args: PersonalizedRewardConfig,
+        train_dataset,
+        eval_dataset=None,
+        processing_class=None,
+        user_index: UserIndex | None = None,
+        peft_config: PeftConfig | None = None,
+        **kwargs,
+    ):
         bare: Any = causal_lm(model)
         if not hasattr(bare, "pooling"):
             raise TypeError(
@@ -117,13 +123,17 @@ class PersonalizedRewardTrainer(RewardTrainer):
         threshold = args.lm_score_threshold if args.lm_loss_coeff else None
         mixed = [self._prepare_dataset(pairs, processing_class, args, name) for name, pairs in training.items()]
         super().__init__(
-            model=model, args=args, train_dataset=concatenate_datasets(mixed), eval_dataset=eval_dataset,
-            processing_class=processing_class, peft_config=peft_config,
+            model=model,
+            args=args,
+            train_dataset=concatenate_datasets(mixed),
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            peft_config=peft_config,
             data_collator=RewardCollator(
                 processing_class.pad_token_id, args.padding_side, threshold, args.lm_on_prompt, two_types(bare)
             ),
             **kwargs,
-        )  # fmt: skip
+        )
         if isinstance(self.model, PeftModel):
             # TRL puts all that is trained on a quantized base into bfloat16
             for name, p in self.model.named_parameters():
@@ -139,7 +149,7 @@ class PersonalizedRewardTrainer(RewardTrainer):
         )
         users = dataset["user_id"] if "user_id" in dataset.column_names else [None] * len(dataset)
         self.dropped[dataset_name] = dict(dropped)
-        self._rows_of[dataset_name] = list(zip(users, map(fingerprint, dataset["prompt"]), strict=True))
+        self._rows_of[dataset_name] = list(zip(users, map(short_hash, dataset["prompt"]), strict=True))
         if self.user_index is not None:
             rows = self.user_index.rows(users, unknown="generic")
             lists = lists.add_column("user_row", [rows[i] for i in lists["row"]])

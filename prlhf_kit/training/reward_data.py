@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,66 +11,18 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from prlhf_kit.data.schema import SchemaError
-from prlhf_kit.evaluation.scoring import tokenize_completion
+from prlhf_kit.models.tokenize import Messages, encode, padded, token_types
 from prlhf_kit.training.ranking import normalised
-
-Messages = list[dict[str, str]]
-
-
-def encode(
-    tokenizer: PreTrainedTokenizerBase, prompt: Messages, response: Messages, max_length: int | None = None,
-    truncation_side: str = "left", decoder: bool = True, unfinished: bool = False,
-) -> tuple[list[int], int]:  # fmt: skip
-    """Token ids of a prompt with its response, and how many of them are the prompt's.
-
-    A decoder reads both as its chat template lays them out; an encoder as its tokenizer joins two texts (`[CLS] prompt
-    [SEP] response [SEP]`, as a rule).
-
-    Args:
-        max_length: cut to so many tokens; None: not at all.
-        truncation_side: "left" cuts the beginning (as DSP does), "right" the end.
-        unfinished: the response is the beginning of one, so a decoder's template does not end it.
-    """
-    if truncation_side not in ("left", "right"):
-        raise ValueError(f"truncation_side={truncation_side!r}: expected 'left' or 'right'.")
-    if not decoder:
-        return _encode_for_encoder(tokenizer, prompt, response, max_length, truncation_side)
-    asked, answered = tokenize_completion(tokenizer, prompt, response)
-    if unfinished:
-        layout = {"continue_final_message": True, "return_dict": True}
-        answered = tokenizer.apply_chat_template(prompt + response, **layout)["input_ids"][len(asked) :]
-    cut = 0 if max_length is None else max(len(asked) + len(answered) - max_length, 0)
-    if truncation_side == "left":
-        asked, answered = asked[cut:], answered[max(cut - len(asked), 0) :]
-    else:
-        asked = asked[: len(asked) - max(cut - len(answered), 0)]
-        answered = answered[: max(len(answered) - cut, 0)]
-    return asked + answered, len(asked)
-
-
-def _encode_for_encoder(tokenizer, prompt, response, max_length: int | None, side: str) -> tuple[list[int], int]:
-    """As the tokenizer itself joins two texts, or one where there is no prompt."""
-    texts = ["\n\n".join(m["content"] for m in messages) for messages in (prompt, response) if messages]
-    found = tokenizer(*texts, verbose=False)  # it would warn of the length
-    if max_length is not None and len(found["input_ids"]) > max_length:
-        ends = [found.sequence_ids(0).count(0), found.sequence_ids(0).count(1)]
-        # the prompt's beginning or the response's end, unless that is not enough
-        how, own = ("only_first", ends[0]) if side == "left" else ("only_second", ends[1])
-        if len(texts) == 1 or len(found["input_ids"]) - max_length >= own:
-            how = "longest_first"
-        before, tokenizer.truncation_side = tokenizer.truncation_side, side
-        try:
-            found = tokenizer(*texts, truncation=how, max_length=max_length)
-        finally:
-            tokenizer.truncation_side = before
-    whose = found.sequence_ids(0)
-    return found["input_ids"], whose.index(1) if 1 in whose else 0
 
 
 def tokenized_lists(
-    rows: Dataset, tokenizer: PreTrainedTokenizerBase, name: str, max_length: int | None, truncation_side: str,
+    rows: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    name: str,
+    max_length: int | None,
+    truncation_side: str,
     decoder: bool,
-) -> tuple[Dataset, Counter[str]]:  # fmt: skip
+) -> tuple[Dataset, Counter[str]]:
     """Token ids of every list, longest first, and how many lists were dropped, by reason.
 
     Args:
@@ -110,10 +61,14 @@ def tokenized_lists(
             dropped[reason] += 1
             continue
         found.append(
-            {"text_ids": texts, "prompt_tokens": [n for _, n in encoded], "row": number,
-             "scores": normalised(torch.tensor([scores], dtype=torch.float64))[0].tolist(),
-             "length": max(map(len, texts))}
-        )  # fmt: skip
+            {
+                "text_ids": texts,
+                "prompt_tokens": [n for _, n in encoded],
+                "row": number,
+                "scores": normalised(torch.tensor([scores], dtype=torch.float64))[0].tolist(),
+                "length": max(map(len, texts)),
+            }
+        )
     if not found:
         raise SchemaError(f"nothing is left of the {name} set's {len(rows)} rows: {dict(dropped)}.")
     return Dataset.from_list(sorted(found, key=lambda row: -row["length"])), dropped
@@ -135,28 +90,6 @@ def _refuse_or_drop(name: str, number: int, responses: list[Messages], scores: l
     return None
 
 
-def token_types(attention_mask: torch.Tensor, starts: Sequence[int]) -> torch.Tensor:
-    """0 for the prompt, 1 for the response: `[N, L]`, for encoders that tell the two texts of a pair apart.
-
-    Args:
-        starts: `[N]`, where each response begins among the real tokens.
-    """
-    behind = attention_mask.cumsum(1) > torch.tensor(starts)[:, None]
-    return (behind & attention_mask.bool()).long()
-
-
-def padded(texts: list[list[int]], pad_token_id: int, padding_side: str = "right") -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids and attention mask, `[N, L]` each."""
-    width = max(map(len, texts))
-    ids = torch.full((len(texts), width), pad_token_id)
-    mask = torch.zeros_like(ids)
-    for row, text in enumerate(texts):
-        place = slice(width - len(text), None) if padding_side == "left" else slice(len(text))
-        ids[row, place] = torch.tensor(text)
-        mask[row, place] = 1
-    return ids, mask
-
-
 class RewardCollator:
     """Batches of lists: all responses as rows of one padded batch, lists of different lengths without rows of padding.
 
@@ -166,9 +99,13 @@ class RewardCollator:
     """
 
     def __init__(
-        self, pad_token_id: int, padding_side: str, lm_threshold: float | None, lm_on_prompt: bool,
+        self,
+        pad_token_id: int,
+        padding_side: str,
+        lm_threshold: float | None,
+        lm_on_prompt: bool,
         two_types: bool = False,
-    ):  # fmt: skip
+    ):
         self.pad_token_id, self.padding_side, self.two_types = pad_token_id, padding_side, two_types
         self.lm_threshold, self.lm_on_prompt = lm_threshold, lm_on_prompt
 
@@ -180,9 +117,12 @@ class RewardCollator:
             mask[i, : len(example["scores"])] = True
         ids, attended = padded([t for e in examples for t in e["text_ids"]], self.pad_token_id, self.padding_side)
         batch = {  # scores first: Trainer takes the batch size from there
-            "scores": scores, "mask": mask, "rows": torch.tensor([e["row"] for e in examples]),
-            "input_ids": ids, "attention_mask": attended,
-        }  # fmt: skip
+            "scores": scores,
+            "mask": mask,
+            "rows": torch.tensor([e["row"] for e in examples]),
+            "input_ids": ids,
+            "attention_mask": attended,
+        }
         starts = [n for e in examples for n in e["prompt_tokens"]]
         if self.two_types:
             batch["token_type_ids"] = token_types(attended, starts)

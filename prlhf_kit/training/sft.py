@@ -24,13 +24,11 @@ from trl import SFTConfig, SFTTrainer
 
 from prlhf_kit.data.chat import count_tokens, prompt_texts, require_prefix
 from prlhf_kit.data.context import Context, Contexts, people_of, require_context, with_context
-from prlhf_kit.evaluation.scoring import REFERENCE
-from prlhf_kit.models import SFT_FILE, load_model, load_tokenizer, weights_in
-from prlhf_kit.record import unfinished, write_json
-from prlhf_kit.saving import name_base
-from prlhf_kit.training.fit import HISTORY, MarkComplete, fit
-from prlhf_kit.training.start import check_train_base, launch_recipe, load_base_model
-from prlhf_kit.training.tracking import check_trackers
+from prlhf_kit.files import unfinished, write_json
+from prlhf_kit.models.hub import SFT_FILE, load_model, load_tokenizer, weights_in
+from prlhf_kit.models.logprobs import REFERENCE
+from prlhf_kit.models.saving import name_base
+from prlhf_kit.training.resume import HISTORY, MarkComplete, check_train_base, fit, launch_recipe, load_base_model
 
 
 @dataclass(frozen=True)
@@ -61,7 +59,6 @@ class SFTRecipe:
     evaluation: str = ""
 
     def __post_init__(self):
-        check_trackers(self.settings.get("report_to"))
         check_train_base(self.train_base, ("lora", "qlora", "full"))
         require_context(self.context)
         for name in ("chat_template_path", "eos_token"):
@@ -130,7 +127,7 @@ def build_sft_trainer(recipe: SFTRecipe) -> SFTTrainer:
     sets = {name: load_from_disk(folder) for name, folder in folders.items()}
     contexts = contexts_of(recipe, sets["train"], *sets.values())
     imitated = {
-        name: _fitting(preferred(told(pairs, contexts)), tokenizer, args.max_length, name)
+        name: _fitting(preferred(with_reader(pairs, contexts)), tokenizer, args.max_length, name)
         for name, pairs in sets.items()
     }
     policy = load_base_model(recipe.model, recipe.train_base, "cpu")  # the trainer moves it
@@ -150,7 +147,7 @@ def contexts_of(recipe: Any, train: Dataset, *sets: Dataset) -> Contexts:
     return Contexts(recipe.context, people, recipe.template, recipe.context_seed, frozenset(train["user_id"]))
 
 
-def told(pairs: Dataset, contexts: Contexts) -> Dataset:
+def with_reader(pairs: Dataset, contexts: Contexts) -> Dataset:
     """`pairs` with the reader in their prompts; for "none" they stay as they are, with a context or without.
 
     Raises:

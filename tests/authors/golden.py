@@ -7,6 +7,7 @@ import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 import prlhf_kit as kit
+from prlhf_kit.models.user_models import UserModel
 
 HERE = Path(__file__).parent
 MODELS = HERE / "models"
@@ -43,7 +44,7 @@ def until_end(tokens: list[int]) -> list[int]:
 
 
 @torch.no_grad()
-def fill(users: kit.UserModel, tensors: dict[str, torch.Tensor]) -> None:
+def fill(users: UserModel, tensors: dict[str, torch.Tensor]) -> None:
     """Give a user model the authors' values."""
     if isinstance(users, kit.ClusterUserModel):
         users.centres.copy_(tensors["centres"])

@@ -6,7 +6,7 @@ from transformers import LlamaForSequenceClassification
 
 import prlhf_kit as kit
 from authors.golden import HERE, MODELS, fill, golden, language_model, load_tokenizer, until_end
-from prlhf_kit.preference_head import HEAD, attach_head
+from prlhf_kit.models.preference_head import HEAD, attach_head
 
 ARGS = golden("args.json")
 PAD = golden("pad.json")

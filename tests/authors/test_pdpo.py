@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 import prlhf_kit as kit
 from authors.golden import HERE, fill, golden, language_model, load_tokenizer
 from prlhf_kit.data.schema import record
-from prlhf_kit.evaluation.scoring import score_pairs
+from prlhf_kit.models.logprobs import score_pairs
+from prlhf_kit.models.user_models import UserModel
 
 GOLD = golden("pdpo.json")
 ROWS = [pair["user_row"] for pair in GOLD["pairs"]]
@@ -56,7 +57,7 @@ def setting(request, tmp_path_factory):
     [users] = [
         module
         for module in trainer.model.modules()
-        if isinstance(module, kit.UserModel) and any(p.requires_grad for p in module.parameters())
+        if isinstance(module, UserModel) and any(p.requires_grad for p in module.parameters())
     ]
     fill(users, tensors)
     adapter = {}

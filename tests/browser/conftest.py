@@ -16,7 +16,7 @@ from conftest import build_tiny
 from playwright.sync_api import sync_playwright
 from test_notebooks import SMOKE
 
-from prlhf_kit import report, runs
+from prlhf_kit.runs import notebook as runs, report
 
 ROOT = Path(__file__).parent.parent.parent
 SHOTS = Path(os.environ.get("BROWSER_SHOTS", ROOT / "build" / "browser"))

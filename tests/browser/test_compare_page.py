@@ -14,10 +14,10 @@ NASTY = "<script>window.pwned = 1</script><img src=x onerror='window.pwned = 2'>
 FAKES = f'''
 import time
 from dataclasses import dataclass
-from prlhf_kit import widgets
+from prlhf_kit.compare import widget
 from prlhf_kit.decoding.answers import GuidedAnswer
-from prlhf_kit.people import User
-from prlhf_kit.systems import System
+from prlhf_kit.compare.people import User
+from prlhf_kit.compare.systems import System
 
 class Characters:
     def decode(self, tokens, **options):
@@ -48,7 +48,7 @@ def fake(name, text, pause=0.0):
 systems = [fake("nasty <u>name</u>", {NASTY!r}), fake("slow", "word " * 400, 0.01), fake("broken", "error")]
 users = [User("ann", "ann", "I like <b>short</b>"), User("bob", "bob")]
 prompts = [[dict(role="user", content="Chosen?")]]
-widgets.compare(systems, users, prompts, votes=votes, rewards={{"length <small>": lambda u, p, a: float(len(a))}})
+widget.compare(systems, users, prompts, votes=votes, rewards={{"length <small>": lambda u, p, a: float(len(a))}})
 '''
 
 

@@ -18,7 +18,7 @@ from playwright.sync_api import expect
 from test_notebooks import SMOKE
 
 from browser.conftest import CHEAP, ROOT, assert_contrast, shot
-from prlhf_kit.record import read_record
+from prlhf_kit.runs.stage import read_record
 
 
 @contextmanager

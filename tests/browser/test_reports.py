@@ -6,7 +6,7 @@ import nbformat
 import pytest
 
 from browser.conftest import assert_contrast, assert_readable_on_a_phone, shot
-from prlhf_kit import leaderboard, report
+from prlhf_kit.runs import leaderboard, report
 
 STAGES = ("01_data_preparation", "03_pdpo_training")
 MATHJAX = "https://cdnjs.cloudflare.com/ajax/libs/mathjax"

@@ -17,15 +17,15 @@ import cluster
 import nbformat
 import pytest
 
-from prlhf_kit import slurm
-from prlhf_kit.jobs import Job
-from prlhf_kit.record import read_record
-from prlhf_kit.runs import RunError
+from prlhf_kit.runs import slurm
+from prlhf_kit.runs.jobs import Job
+from prlhf_kit.runs.parameters import RunError
+from prlhf_kit.runs.stage import read_record
 
 CELLS = [
     'run_dir = "x"\nn = 0\nhow = "fine"',
     """import os, time
-from prlhf_kit.record import begin
+from prlhf_kit.runs.stage import begin
 stage = begin("nb", run_dir, globals())
 began = stage.dir / "began"
 with began.open("a") as f:

@@ -1,0 +1,150 @@
+"""Every way in which pairs are drawn from a dataset: by a seed, by user, by a column's value."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from datasets import Dataset, DatasetDict, concatenate_datasets
+
+from prlhf_kit.data.chat import prompt_text
+from prlhf_kit.data.collect import share
+from prlhf_kit.data.schema import SchemaError
+
+
+def subsample(
+    pairs: Dataset,
+    n: int | None = None,
+    pairs_per_prompt: int | None = None,
+    min_score_ratio: float | None = None,
+    seed: int = 0,
+) -> Dataset:
+    """About `n` pairs, of all users alike, by whole prompts.
+
+    The same rows in whatever order they come give the same choice, and `n` = 50 is among `n` = 100. ComPO (Kumar et
+    al. 2024, arXiv 2410.16027) takes pairs with a score ratio of at least 2 and at most 5 a post.
+
+    Args:
+        n: pairs; a prompt's pairs (of one user) are taken together, so that up to `pairs_per_prompt` - 1 more may come.
+            None: all.
+        pairs_per_prompt: most pairs of a user and prompt. None: all.
+        min_score_ratio: least value in the column `score_ratio`. None: any.
+        seed: of the draw.
+
+    Raises:
+        SchemaError: a number below 1, no column `score_ratio`, or nothing left.
+    """
+    for name, value in {"n": n, "pairs_per_prompt": pairs_per_prompt, "min_score_ratio": min_score_ratio}.items():
+        if value is not None and (isinstance(value, bool) or value < 1):
+            raise SchemaError(f"{name}={value!r}: expected a number of at least 1, or None for all.")
+    table = pd.DataFrame({"user": pairs["user_id"], "pair": pairs["pair_id"]})
+    table["prompt"] = ["\0".join(m["content"] for m in prompt) for prompt in pairs["prompt"]]
+    if min_score_ratio is not None:
+        if "score_ratio" not in pairs.column_names:
+            raise SchemaError(f"min_score_ratio needs the column score_ratio; the pairs have {pairs.column_names}.")
+        table = table[[ratio is not None and ratio >= min_score_ratio for ratio in pairs["score_ratio"]]]
+    if table.empty:
+        raise SchemaError(f"no pair is left of {len(pairs)} (min_score_ratio={min_score_ratio}).")
+    table["order"] = [share(seed, "pair", pair) for pair in table.pair]
+    place = table.groupby(["user", "prompt"]).order.rank(method="first")
+    table = table[place <= (pairs_per_prompt or len(table))]
+    prompts = table.groupby(["user", "prompt"], as_index=False).size()
+    prompts["order"] = [share(seed, "prompt", *key) for key in zip(prompts.user, prompts.prompt, strict=True)]
+    prompts["turn"] = prompts.groupby("user").order.rank(method="first")  # every user's first prompt, then their second
+    prompts = prompts.sort_values(["turn", "order"])
+    if n is not None:
+        prompts = prompts[prompts["size"].cumsum() - prompts["size"] < n]
+    kept = table.reset_index().merge(prompts[["user", "prompt"]], on=["user", "prompt"])["index"]
+    return pairs.select(sorted(kept))
+
+
+def few_shot(data: DatasetDict, k: int, seed: int = 0, allow_fewer: bool = False) -> Dataset:
+    """`k` pairs of every user of `adapt_unseen`, to learn who they are from. Nested: those of k=2 are among those of 4.
+
+    Args:
+        k: pairs a user.
+        seed: orders each user's pairs.
+        allow_fewer: keep users who have fewer than k pairs.
+
+    Raises:
+        SchemaError: no `adapt_unseen`, or users with fewer pairs.
+    """
+    if "adapt_unseen" not in data:
+        raise SchemaError(f"the data have no split 'adapt_unseen', only {list(data)}: no user is kept from training.")
+    if not isinstance(k, int) or k < 1:
+        raise SchemaError(f"k={k!r}: expected a whole number of pairs a user, at least 1.")
+    table = pd.DataFrame({"user": data["adapt_unseen"]["user_id"], "pair": data["adapt_unseen"]["pair_id"]})
+    tested = set(data["test_unseen"]["user_id"]) if "test_unseen" in data else set()
+    counts = table.user.value_counts()
+    counts = counts.reindex(sorted(set(counts.index) | tested), fill_value=0)
+    if counts.min() < k and not allow_fewer:
+        raise SchemaError(
+            f"k={k}, but {(counts < k).sum()} of {len(counts)} unseen users have fewer pairs to adapt to (the fewest: "
+            f"{counts.min()}, {counts.idxmin()!r}). Choose a smaller k, or pass allow_fewer=True."
+        )
+    return _first(data["adapt_unseen"], k, seed, "few-shot")
+
+
+def at_most(data: DatasetDict, seed: int = 0, **pairs: int | None) -> DatasetDict:
+    """`data` with at most so many pairs of every user in the splits named, drawn by `seed`; others stay as they are.
+
+    Nested: the 10 pairs of `at_most(data, train=10)` are among those of `at_most(data, train=20)`.
+
+    Raises:
+        SchemaError: no such split, or a number below 1.
+    """
+    for split, k in pairs.items():
+        if split not in data:
+            raise SchemaError(f"the data have no split {split!r}, only {list(data)}.")
+        if k is not None and (not isinstance(k, int) or k < 1):
+            raise SchemaError(f"{split}={k!r}: expected a whole number of pairs a user, at least 1, or None for all.")
+    limited = {split: _first(data[split], k, seed, split) for split, k in pairs.items() if k is not None}
+    return DatasetDict({**data, **limited})
+
+
+def _first(pairs: Dataset, k: int, seed: int, purpose: str) -> Dataset:
+    table = pd.DataFrame({"user": pairs["user_id"]})
+    table["order"] = [share(seed, purpose, pair) for pair in pairs["pair_id"]]
+    rank = table.groupby("user").order.rank(method="first")
+    return pairs.select(table.index[rank <= k])
+
+
+def drawn(pairs: Dataset, n: int, seed: int) -> Dataset:
+    """`n` pairs drawn without replacement. Raises `ValueError` where there are fewer."""
+    if not 0 <= n <= len(pairs):
+        raise ValueError(f"{n} general pairs are asked for (general_ratio), but there are {len(pairs)}.")
+    return sampled(pairs, n, seed)
+
+
+def sampled(pairs: Dataset, n: int, seed: int) -> Dataset:
+    """`n` pairs drawn without replacement, or all if there are fewer."""
+    return pairs.select(np.random.default_rng(seed).permutation(len(pairs))[:n])
+
+
+def most_pairs(values: Sequence[str], n: int) -> list[str]:
+    """The `n` most frequent values (0: all), those of equal frequency as they come.
+
+    >>> most_pairs(["b", "a", "b", "a", "c"], 2)
+    ['b', 'a']
+    """
+    return [value for value, _ in Counter(values).most_common(n or None)]
+
+
+def split_by(pairs: Dataset, column: str, values: Sequence[str]) -> dict[str, Dataset]:
+    """The pairs with each of `values` in `column`."""
+    found = pairs[column]
+    return {value: pairs.select([i for i, own in enumerate(found) if own == value]) for value in values}
+
+
+def joined(sets: Sequence[Dataset]) -> Dataset:
+    """Pairs of several datasets as one, without the columns that only some of them have."""
+    return concatenate_datasets([pairs.select_columns(["user_id", "prompt", "chosen", "rejected"]) for pairs in sets])
+
+
+def unique_prompts(pairs: Dataset, n: int, seed: int = 0) -> list[list[dict[str, str]]]:
+    """Up to `n` different prompts of `pairs`, drawn without replacement."""
+    prompts = list({prompt_text(prompt): prompt for prompt in pairs["prompt"]}.values())
+    order = np.random.default_rng(seed).permutation(len(prompts))[:n]
+    return [prompts[i] for i in order]

@@ -1,0 +1,249 @@
+"""A personalised model beside its controls: which pairs each ranks right, and the table that sums it up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import pandas as pd
+from datasets import Dataset
+from numpy.typing import ArrayLike
+from transformers import PreTrainedTokenizerBase
+
+from prlhf_kit.data.chat import prompt_text, tell, with_user_text
+from prlhf_kit.data.schema import ANSWERS
+from prlhf_kit.data.simulated import Population, oracle_accuracy
+from prlhf_kit.decoding.generate import generate
+from prlhf_kit.evaluation.intervals import cluster_bootstrap, crossed_interval
+from prlhf_kit.models.conditioning import takes_user_text
+from prlhf_kit.models.logprobs import score_pairs
+from prlhf_kit.models.saving import reference_of
+from prlhf_kit.models.user_index import GENERIC, UserIndex
+from prlhf_kit.training.controls import LABELS, Control
+
+PERSONAL, GENERIC_ROW, VANILLA = "P-DPO, user", "P-DPO, generic row", LABELS["dpo"]
+TEXT, UNTRAINED = "prompt with user text", "untrained"
+LENGTH, USER_LENGTH = "length rule", "length rule per user"
+
+
+def words(messages: list[list[dict[str, str]]]) -> np.ndarray:
+    """Number of words of each response: `[n]`."""
+    return np.array([sum(len(m["content"].split()) for m in response) for response in messages])
+
+
+def likelier(scores: pd.DataFrame) -> np.ndarray:
+    """Which pairs a model ranks right by its mean log-probability a token (1, 1/2 where equal, 0): `[n]`.
+
+    Args:
+        scores: rows of `score_pairs`.
+    """
+    return ranked_right(scores.chosen_logp / scores.chosen_tokens, scores.rejected_logp / scores.rejected_tokens)
+
+
+def ranked_by_method(
+    personal,
+    controls: Iterable[Control],
+    tokenizer: PreTrainedTokenizerBase,
+    index: UserIndex,
+    pairs: Dataset,
+    train: Dataset,
+    batch_size: int = 16,
+) -> pd.DataFrame:
+    """For each pair and method 1 if the chosen response got the higher reward, 1/2 if equal, else 0.
+
+    Rewards: P-DPO and trained controls by DPO's implicit reward; "prompt with user text" by how much the untrained
+    model's log-prob rises when the user's words are in the system message; "untrained" by its mean log-prob a
+    token; the length rules by the number of words, in the direction that the training pairs (of the user) favoured.
+    Users who have no row are scored with the generic row, and with the pooled length rule.
+
+    Returns:
+        One row a pair: `pair_id`, `user_id`, and one column a method. "prompt with user text" is left out where the
+        dataset has no `user_text`.
+    """
+
+    def reward(scores: pd.DataFrame, base: pd.DataFrame) -> np.ndarray:
+        return ranked_right(scores.chosen_logp - base.chosen_logp, scores.rejected_logp - base.rejected_logp)
+
+    rows = index.rows(pairs["user_id"], unknown="generic")
+    with reference_of(personal) as untrained:
+        reference = score_pairs(untrained, tokenizer, pairs, batch_size=batch_size)
+        text = None
+        if all(pairs["user_text"]):
+            text = score_pairs(untrained, tokenizer, with_user_text(pairs), batch_size=batch_size)
+    table = reference[["pair_id", "user_id"]].copy()
+    table[PERSONAL] = reward(score_pairs(personal, tokenizer, pairs, rows, batch_size), reference)
+    generic = [GENERIC] * len(pairs)
+    if rows == generic and not takes_user_text(personal):
+        table[GENERIC_ROW] = table[PERSONAL]
+    else:
+        # not told who asks, nor what they say of themselves
+        silent = pairs.map(lambda _: {"user_text": None}) if takes_user_text(personal) else pairs
+        table[GENERIC_ROW] = reward(score_pairs(personal, tokenizer, silent, generic, batch_size), reference)
+    for control in controls:
+        table[control.label] = reward(control.score(tokenizer, pairs, batch_size), reference)
+    if text is not None:
+        table[TEXT] = reward(text, reference)
+    table[UNTRAINED] = likelier(reference)
+    learned = words(train["chosen"]) - words(train["rejected"])
+    difference = words(pairs["chosen"]) - words(pairs["rejected"])
+    table[LENGTH], table[USER_LENGTH] = length_rules(train["user_id"], learned, pairs["user_id"], difference)
+    return table
+
+
+def accuracy_by_method(ranked: pd.DataFrame, pairs: Dataset, split: str, seed: int = 0) -> pd.DataFrame:
+    """Reward accuracy of each method with a 95% interval: by user, and by prompt where users share prompts.
+
+    Returns:
+        Columns `split`, `method`, `accuracy`, `low`, `high`, `pairs`, `users`; the last row is the oracle where the
+        dataset knows the truth (`p_chosen`).
+    """
+    rows = []
+    prompts = [prompt_text(prompt) for prompt in pairs["prompt"]]
+    users = ranked.user_id.nunique()
+    for method in ranked.columns.drop(["pair_id", "user_id"]):
+        i = crossed_interval(ranked[method], ranked.user_id, prompts, seed=seed)
+        rows.append((split, method, i.estimate, i.low, i.high, i.n, users))
+    if "p_chosen" in pairs.column_names:
+        oracle = oracle_accuracy(pairs["p_chosen"])
+        rows.append((split, "oracle", oracle, oracle, oracle, len(pairs), users))
+    return pd.DataFrame(rows, columns=["split", "method", "accuracy", "low", "high", "pairs", "users"])
+
+
+def accuracy_by_user(ranked: pd.DataFrame, methods: Sequence[str], seed: int = 0) -> pd.DataFrame:
+    """Reward accuracy of each user under each of `methods`, with a 95% interval over the user's own pairs.
+
+    Returns:
+        Columns `user_id`, `method`, `accuracy`, `low`, `high`, `pairs`.
+    """
+    rows = []
+    for method in methods:
+        for user, right in ranked.groupby("user_id")[method]:
+            i = cluster_bootstrap(right, range(len(right)), seed=seed)  # one user's pairs: each is its own cluster
+            rows.append((user, method, i.estimate, i.low, i.high, i.n))
+    return pd.DataFrame(rows, columns=["user_id", "method", "accuracy", "low", "high", "pairs"])
+
+
+def answers_by_system(
+    personal,
+    vanilla: Control | None,
+    tokenizer: PreTrainedTokenizerBase,
+    index: UserIndex,
+    train: Dataset,
+    prompts: Sequence[list[dict[str, str]]],
+    users: Sequence[str],
+    **options,
+) -> pd.DataFrame:
+    """What every system answers to every prompt for every one of `users`, whom `index` knows.
+
+    Args:
+        train: the users' training pairs; their own words are read from it.
+        options: of `generate`.
+
+    Returns:
+        The table of answers that judges compare: `system`, `user_id`, `prompt` (its text), `answer`. Systems: P-DPO
+        with the user's row, P-DPO with the generic row, vanilla DPO, the untrained model, and that with the user's
+        words in its prompt (where all users said something).
+    """
+    words = dict(zip(train["user_id"], train["user_text"], strict=True))
+    jobs = [(user, prompt) for user in users for prompt in prompts]
+
+    def answered(model, prompts: Sequence, rows: Sequence[int] | None = None) -> list[str]:
+        """Equal questions are asked once."""
+        keys = list(zip(map(str, prompts), rows or [GENERIC] * len(prompts), strict=True))
+        unique = dict(zip(keys, prompts, strict=True))
+        own = [row for _, row in unique] if rows else None
+        found = dict(zip(unique, generate(model, tokenizer, list(unique.values()), own, **options), strict=True))
+        return [found[key] for key in keys]
+
+    said = takes_user_text(personal)
+    plain = [prompt for _, prompt in jobs]
+    told = [tell(prompt, words[user]) for user, prompt in jobs]
+    rows = index.rows(user for user, _ in jobs)
+    found = {PERSONAL: answered(personal, told if said else plain, rows)}
+    found[GENERIC_ROW] = answered(personal, plain, [GENERIC] * len(jobs))
+    if vanilla is not None:
+        found[VANILLA] = answered(vanilla.model, plain)
+    with reference_of(personal) as untrained:
+        found[UNTRAINED] = answered(untrained, plain)
+        if all(words[user] for user in users):
+            found[TEXT] = answered(untrained, told)
+    keys = pd.DataFrame({"user_id": [u for u, _ in jobs], "prompt": [prompt_text(p) for p in plain]})
+    tables = [keys.assign(system=name, answer=texts) for name, texts in found.items()]
+    return pd.concat(tables, ignore_index=True)[list(ANSWERS)]
+
+
+def swapped(
+    people: Population, user_ids: Sequence[str], prompts: Sequence[object], texts: Sequence[str]
+) -> pd.DataFrame:
+    """Every user judges every other user's answer to the same prompt: is one's own answer really one's own?
+
+    Args:
+        user_ids, prompts, texts: `[n]`, the answer `texts[i]` was given to `user_ids[i]` for `prompts[i]` (text or
+            number); the same prompts for every user.
+
+    Returns:
+        One row for each judge, author and prompt: `judge`, `author`, `prompt`, `utility` (of the author's answer for
+        the judge) and `own_wins` (1 if the judge's own answer has the higher utility, 1/2 if equal, else 0).
+    """
+    answers = pd.DataFrame({"author": list(user_ids), "prompt": list(prompts), "text": list(texts)})
+    table = pd.DataFrame({"judge": answers.author.unique()}).merge(answers, how="cross")
+    table["utility"] = people.utility(table.judge, table.text)
+    own = table.loc[table.judge == table.author, ["judge", "prompt", "utility"]].rename(columns={"utility": "own"})
+    table = table.merge(own, on=["judge", "prompt"], validate="many_to_one")
+    table["own_wins"] = ranked_right(table.own, table.utility)
+    return table.drop(columns=["text", "own"])
+
+
+def implicit_reward(policy_logp: ArrayLike, reference_logp: ArrayLike, beta: float = 1.0) -> np.ndarray:
+    """DPO's implicit reward `beta * (log pi(y|x) - log pi_ref(y|x))`, up to a term in x (arXiv 2305.18290, Eq. 5).
+
+    >>> implicit_reward([-1.0, -3.0], [-2.0, -2.0], beta=0.5).tolist()
+    [0.5, -0.5]
+    """
+    return beta * (np.asarray(policy_logp, float) - np.asarray(reference_logp, float))
+
+
+def ranked_right(chosen: ArrayLike, rejected: ArrayLike) -> np.ndarray:
+    """1 where the chosen response has the higher reward, 1/2 where both are equal, else 0: `[n]`.
+
+    The mean over pairs is the reward accuracy; with the utilities of two systems' answers it is the first system's
+    win rate. NaN rewards are refused, since a comparison with NaN would count as wrong.
+
+    >>> ranked_right([2.0, 1.0, 0.0], [1.0, 1.0, 3.0]).tolist()
+    [1.0, 0.5, 0.0]
+    """
+    difference = np.asarray(chosen, float) - np.asarray(rejected, float)
+    if np.isnan(difference).any():
+        raise ValueError(
+            f"{np.isnan(difference).sum()} of {difference.size} reward differences are NaN, expected none."
+        )
+    return (np.sign(difference) + 1) / 2
+
+
+def length_rules(
+    train_users: ArrayLike, train_difference: ArrayLike, users: ArrayLike, difference: ArrayLike
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which pairs a length-only rule ranks right (1, ties 1/2), with one direction for all users and with each user's.
+
+    Args:
+        train_users, train_difference: `[m]`, whose training pair it is, and its chosen minus its rejected length.
+        users, difference: `[n]`, the same for the pairs to judge. Users without training pairs get the pooled rule.
+
+    >>> length_rules(["ann", "ann", "bob"], [3, 2, -1], ["ann", "bob"], [5, -5])[1].tolist()
+    [1.0, 1.0]
+    """
+    learned = pd.DataFrame({"user": np.asarray(train_users), "d": np.asarray(train_difference, float)})
+    pooled = length_direction(learned.d, np.zeros(len(learned)))
+    own = {user: length_direction(d, np.zeros(len(d))) for user, d in learned.groupby("user").d}
+    gap = np.asarray(difference, float)
+    signs = np.array([own.get(user, pooled) for user in np.asarray(users)])
+    return ranked_right(pooled * gap, np.zeros(len(gap))), ranked_right(signs * gap, np.zeros(len(gap)))
+
+
+def length_direction(chosen_length: ArrayLike, rejected_length: ArrayLike) -> int:
+    """+1 if the longer response was chosen more often, else -1: all that a length-only rule learns from pairs.
+
+    >>> length_direction([5, 9, 1], [2, 3, 4])
+    1
+    """
+    return 1 if ranked_right(chosen_length, rejected_length).mean() >= 0.5 else -1

@@ -1,0 +1,260 @@
+"""Getting to know a dataset: tables for notebook 01, each a pure function of preference records."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterator
+
+import numpy as np
+import pandas as pd
+from datasets import Dataset, DatasetDict
+from IPython.display import HTML
+from scipy import sparse
+from sklearn.decomposition import TruncatedSVD
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.manifold import TSNE
+
+from prlhf_kit.evaluation.accuracy import length_rules
+from prlhf_kit.evaluation.intervals import cluster_bootstrap
+
+
+def _text(messages: list[dict[str, str]]) -> str:
+    return "\n\n".join(m["content"] for m in messages)
+
+
+def _columns(pairs: Dataset, *names: str) -> Iterator[dict]:
+    """Rows with some columns only, read in batches from disk."""
+    for batch in pairs.select_columns(list(names)).iter(1000):
+        for values in zip(*(batch[name] for name in names), strict=True):
+            yield dict(zip(names, values, strict=True))
+
+
+def overview(data: DatasetDict) -> pd.DataFrame:
+    """One row a split: `split`, `pairs`, `users`, `prompts`, and pairs a user: `fewest`, `median`, `most`."""
+    rows = []
+    for split, pairs in data.items():
+        counts = pd.Series(pairs["user_id"]).value_counts()
+        prompts = len({hash(str(row["prompt"])) for row in _columns(pairs, "prompt")})
+        rows.append((split, len(pairs), len(counts), prompts, counts.min(), counts.median(), counts.max()))
+    return pd.DataFrame(rows, columns=["split", "pairs", "users", "prompts", "fewest", "median", "most"])
+
+
+def lengths(data: DatasetDict) -> pd.DataFrame:
+    """One row a pair: `split`, `user_id`, `group`, and characters and words of the chosen and the rejected response."""
+    rows = []
+    for split, pairs in data.items():
+        for row in _columns(pairs, "user_id", "group", "chosen", "rejected"):
+            chosen, rejected = _text(row["chosen"]), _text(row["rejected"])
+            rows.append(
+                (
+                    split,
+                    row["user_id"],
+                    row["group"],
+                    len(chosen),
+                    len(rejected),
+                    len(chosen.split()),
+                    len(rejected.split()),
+                )
+            )
+    return pd.DataFrame(
+        rows,
+        columns=[
+            "split",
+            "user_id",
+            "group",
+            "chosen_characters",
+            "rejected_characters",
+            "chosen_words",
+            "rejected_words",
+        ],
+    )
+
+
+def length_by_user(table: pd.DataFrame) -> pd.DataFrame:
+    """`lengths` by user: `pairs`, mean characters of both responses, share of pairs with the longer one chosen."""
+    table = table.assign(longer=(np.sign(table.chosen_words - table.rejected_words) + 1) / 2)
+    means = table.groupby("user_id").agg(
+        pairs=("split", "size"),
+        chosen_characters=("chosen_characters", "mean"),
+        rejected_characters=("rejected_characters", "mean"),
+        longer_chosen=("longer", "mean"),
+    )
+    return means.sort_values(["pairs"], ascending=False, kind="stable").reset_index()
+
+
+def length_rule(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
+    """What a length-only rule ranks right: its direction is learned on the train split, for all users or for each.
+
+    Args:
+        table: of `lengths`.
+
+    Returns:
+        Columns `split`, `rule`, `accuracy`, `low`, `high` (95%, clustered by user, by pair if there is one user only),
+        `pairs`, `users`; of the tests, and of "train (in sample)", on which the rule flatters itself.
+    """
+    table = table.assign(difference=table.chosen_words - table.rejected_words)
+    train = table[table.split == "train"]
+    rows = []
+    for split, part in table[table.split != "adapt_unseen"].groupby("split", sort=False):
+        clusters = part.user_id if part.user_id.nunique() > 1 else np.arange(len(part))
+        right = length_rules(train.user_id, train.difference, part.user_id, part.difference)
+        for rule, values in zip(("length rule", "length rule per user"), right, strict=True):
+            i = cluster_bootstrap(values, clusters, seed=seed)
+            name = "train (in sample)" if split == "train" else split
+            rows.append((name, rule, i.estimate, i.low, i.high, len(part), part.user_id.nunique()))
+    return pd.DataFrame(rows, columns=["split", "rule", "accuracy", "low", "high", "pairs", "users"])
+
+
+def agreement(data: DatasetDict, max_users: int = 15) -> pd.DataFrame:
+    """How often two users who compared the same two responses to a prompt preferred the same one.
+
+    Returns:
+        Columns `user_a`, `user_b` (both orders), `agreement` in [0, 1], `shared` (pairs that both compared); of the
+        `max_users` users who share most pairs with others. Empty where nobody shares any.
+    """
+    keys: dict[int, int] = {}
+    users: dict[str, int] = {}
+    cells: dict[tuple[int, int], int] = {}
+    for pairs in data.values():
+        for row in _columns(pairs, "user_id", "prompt", "chosen", "rejected"):
+            a, b = hash(_text(row["chosen"])), hash(_text(row["rejected"]))
+            key = keys.setdefault(hash((str(row["prompt"]), min(a, b), max(a, b))), len(keys))
+            cells[key, users.setdefault(row["user_id"], len(users))] = 1 if a < b else -1
+    place = np.array(list(cells)).T
+    signs = sparse.csr_matrix((np.array(list(cells.values())), place), shape=(len(keys), len(users)))
+    same_minus_other = (signs.T @ signs).tocoo()
+    shared = (abs(signs).T @ abs(signs)).tocsr()
+    others = np.asarray(shared.sum(axis=1)).ravel() - shared.diagonal()
+    chosen = set(np.argsort(-others, kind="stable")[:max_users][: (others > 0).sum()].tolist())
+    names = list(users)
+    rows = [
+        (names[a], names[b], (value / shared[a, b] + 1) / 2, int(shared[a, b]))
+        for a, b, value in zip(same_minus_other.row, same_minus_other.col, same_minus_other.data, strict=True)
+        if a != b and a in chosen and b in chosen
+    ]
+    # a pair of users who agree as often as not has no entry in the product
+    listed = {(a, b) for a, b, _, _ in rows}
+    for a in chosen:
+        for b in chosen:
+            if a != b and shared[a, b] and (names[a], names[b]) not in listed:
+                rows.append((names[a], names[b], 0.5, int(shared[a, b])))
+    return pd.DataFrame(rows, columns=["user_a", "user_b", "agreement", "shared"]).sort_values(
+        ["user_a", "user_b"], ignore_index=True
+    )
+
+
+def by_group(pairs: Dataset, max_groups: int = 8) -> tuple[str, list[str]]:
+    """What to tell users apart by: the column `group` if it is known, else `user_id`; and its most frequent values."""
+    column = "group" if any(pairs["group"]) else "user_id"
+    counts = pd.Series([value for value in pairs[column] if value]).value_counts()
+    return column, list(counts.index[:max_groups])
+
+
+def _sample(pairs: Dataset, responses: int, max_groups: int, seed: int) -> tuple[list[str], list[str]]:
+    """(group, chosen response) of up to `responses` pairs, as many of every group."""
+    column, names = by_group(pairs, max_groups)
+    values = np.array(pairs[column], dtype=object)
+    rng = np.random.default_rng(seed)
+    rows: list[int] = []
+    for name in names:
+        found = np.flatnonzero(values == name)
+        rows += rng.permutation(found)[: responses // len(names)].tolist()
+    chosen = pairs.select_columns("chosen").select(rows)["chosen"]
+    # a response that was compared with several others counts once
+    distinct = dict.fromkeys((str(values[row]), _text(messages)) for row, messages in zip(rows, chosen, strict=True))
+    return [group for group, _ in distinct], [text for _, text in distinct]
+
+
+def _tfidf(texts: list[str], vectorizer: TfidfVectorizer):
+    """TF-IDF weights `[texts, words]`; None where no word is left (numbers, or one word each)."""
+    try:
+        return vectorizer.fit_transform(texts)
+    except ValueError:
+        return None
+
+
+def response_map(pairs: Dataset, responses: int = 800, max_groups: int = 8, seed: int = 0) -> pd.DataFrame:
+    """A map of chosen responses: TF-IDF of words, 50 dimensions by SVD, two by t-SNE. Near means similar words.
+
+    Returns:
+        Columns `group`, `x`, `y`, `text` (the first 80 characters); empty for fewer than 10 responses.
+    """
+    groups, texts = _sample(pairs, responses, max_groups, seed)
+    empty = pd.DataFrame(columns=["group", "x", "y", "text"])
+    if len(texts) < 10:
+        return empty
+    weights = _tfidf(texts, TfidfVectorizer(sublinear_tf=True, min_df=2, stop_words="english"))
+    if weights is None or weights.shape[1] < 3:
+        return empty
+    dense = TruncatedSVD(min(50, weights.shape[1] - 1), random_state=seed).fit_transform(weights)
+    perplexity = min(30, (len(texts) - 1) / 3)
+    x, y = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(dense).T
+    return pd.DataFrame({"group": groups, "x": x, "y": y, "text": [text[:80] for text in texts]})
+
+
+def typical_words(
+    pairs: Dataset, responses: int = 4000, max_groups: int = 6, words: int = 60, seed: int = 0
+) -> pd.DataFrame:
+    """Words that a group's chosen responses have more of than the others': mean TF-IDF less that of all groups.
+
+    With one group: its most frequent words by TF-IDF.
+
+    Returns:
+        Columns `group`, `word`, `weight`, the heaviest `words` of each group.
+    """
+    groups, texts = _sample(pairs, responses, max_groups, seed)
+    vectorizer = TfidfVectorizer(
+        sublinear_tf=True,
+        min_df=min(2, len(texts)),
+        stop_words="english",
+        token_pattern=r"(?<!['’\w])[^\W\d_]{3,}(?!['’\w])",
+    )
+    weights = _tfidf(texts, vectorizer)
+    if weights is None:
+        return pd.DataFrame(columns=["group", "word", "weight"])
+    names = vectorizer.get_feature_names_out()
+    labels = np.array(groups, dtype=object)
+    order = list(dict.fromkeys(groups))
+    means = np.stack([np.asarray(weights[labels == name].mean(axis=0)).ravel() for name in order])
+    typical = means - means.mean(axis=0) if len(means) > 1 else means
+    rows = []
+    for name, line in zip(order, typical, strict=True):
+        rows += [(name, names[i], line[i]) for i in np.argsort(-line)[:words] if line[i] > 0]
+    return pd.DataFrame(rows, columns=["group", "word", "weight"])
+
+
+def browse(data: DatasetDict, users: int = 12, pairs: int = 4, seed: int = 0) -> HTML:
+    """Pairs to read, by user: one foldable block a user, in JupyterLab and in the report alike.
+
+    Args:
+        users: so many, those with most pairs.
+        pairs: of each user, drawn at random.
+    """
+    place = pd.DataFrame(
+        [(user, split, row) for split, found in data.items() for row, user in enumerate(found["user_id"])],
+        columns=["user", "split", "row"],
+    )
+    rng = np.random.default_rng(seed)
+    blocks: list[str] = []
+    for user, count in place.user.value_counts().head(users).items():
+        mine = place[place.user == user]
+        shown = mine.iloc[np.sort(rng.permutation(len(mine))[:pairs])]
+        rows = [(split, data[split][row]) for split, row in zip(shown.split, shown.row, strict=True)]
+        cells = [
+            (split, row["prompt"][-1]["content"], _text(row["chosen"]), _text(row["rejected"])) for split, row in rows
+        ]
+        table = "".join(
+            f"<tr>{''.join(f'<td style={_CELL!r}>{html.escape(cell)}</td>' for cell in line)}</tr>" for line in cells
+        )
+        one = rows[0][1]
+        group = f" ({html.escape(one['group'])})" if one["group"] else ""
+        about = html.escape((one["user_text"] or "")[:300])
+        head = "".join(f"<th>{name}</th>" for name in ("split", "last user turn", "chosen", "rejected"))
+        blocks.append(
+            f"<details{'' if blocks else ' open'}><summary><b>{html.escape(str(user))}</b>{group}: {count} pairs. "
+            f"<i>{about}</i></summary><table><tr>{head}</tr>{table}</table></details>"
+        )
+    return HTML("\n".join(blocks))
+
+
+_CELL = "text-align: left; vertical-align: top; white-space: pre-wrap; max-width: 32em"

@@ -1,0 +1,191 @@
+"""Figures of what models learn of their users: pure functions from a table to a matplotlib `Figure`."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+
+from prlhf_kit.figures.style import PALETTE, error_bars, new_figure
+
+
+def learning_curves(history: pd.DataFrame) -> Figure:
+    """Loss and reward accuracy over training. `history`: columns `step`, `method`, `loss`, `accuracy`."""
+    figure, (left, right) = new_figure(9, 3.2, ncols=2)
+    for i, (method, rows) in enumerate(history.groupby("method", sort=False)):
+        for ax, column in ((left, "loss"), (right, "accuracy")):
+            ax.plot(rows.step, rows[column], color=PALETTE[i], alpha=0.3, linewidth=1)
+            smooth = rows[column].rolling(5, min_periods=1).mean()
+            ax.plot(rows.step, smooth, color=PALETTE[i], label=method)
+    left.set(xlabel="optimizer step", ylabel="DPO loss (nats)")
+    right.set(xlabel="optimizer step", ylabel="training reward accuracy", ylim=(0, 1.02))
+    right.axhline(0.5, color="black", linewidth=1, linestyle=":")
+    figure.legend(
+        *right.get_legend_handles_labels(), frameon=False, title="mean of 5 logged values", loc="outside right center"
+    )
+    return figure
+
+
+def similarity(table: pd.DataFrame) -> Figure:
+    """Heatmap of a symmetric similarity in [-1, 1]. `table`: users by users."""
+    figure, ax = new_figure(0.55 * len(table) + 2.2, 0.5 * len(table) + 1.2)
+    sns.heatmap(
+        table,
+        cmap="PuOr",
+        vmin=-1,
+        vmax=1,
+        annot=len(table) <= 16,
+        fmt=".1f",
+        square=True,
+        ax=ax,
+        annot_kws={"size": 8},
+        cbar_kws={"label": "cosine similarity"},
+    )
+    ax.set(xlabel="user", ylabel="user")
+    return figure
+
+
+def accuracy_by_method(table: pd.DataFrame) -> Figure:
+    """Held-out accuracy with 95% intervals.
+
+    `table`: columns `split`, `method`, `accuracy`, `low`, `high`; rows of method "oracle" become a line.
+    """
+    splits = list(table.split.unique())
+    figure, axes = new_figure(4.6 * len(splits), 3.6, ncols=len(splits), sharey=True, squeeze=False)
+    for ax, split in zip(axes[0], splits, strict=True):
+        rows = table[table.split == split]
+        oracle, rows = rows[rows.method == "oracle"], rows[rows.method != "oracle"]
+        y = np.arange(len(rows))[::-1]
+        error = error_bars(rows, "accuracy")
+        colors = [PALETTE[0] if method.startswith("P-DPO") else "0.6" for method in rows.method]
+        ax.barh(y, rows.accuracy, color=colors, height=0.65)
+        ax.errorbar(rows.accuracy, y, xerr=error, fmt="none", ecolor="black", elinewidth=1, capsize=3)
+        ax.set_yticks(y, rows.method)
+        ax.axvline(0.5, color="black", linewidth=1, linestyle=":")
+        if len(oracle):
+            ax.axvline(oracle.accuracy.iloc[0], color=PALETTE[5], linewidth=1.5, label="oracle")
+            ax.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1.0), borderaxespad=0.1)
+        ax.set(xlabel=f"reward accuracy, {split} (95% interval)", xlim=(0, 1))
+    return figure
+
+
+def accuracy_by_user(table: pd.DataFrame) -> Figure:
+    """Each user's held-out accuracy, with intervals.
+
+    `table`: columns `user_id`, `method`, `accuracy`, `low`, `high`.
+    """
+    users = sorted(table.user_id.unique())
+    figure, ax = new_figure(6.5, min(0.4 * len(users), 30) + 1.3)
+    methods = list(table.groupby("method", sort=False))
+    for i, (method, rows) in enumerate(methods):
+        y = [users.index(u) + 0.2 * (i - (len(methods) - 1) / 2) for u in rows.user_id]
+        error = error_bars(rows, "accuracy")
+        ax.errorbar(rows.accuracy, y, xerr=error, fmt="osD^v"[i % 5], color=PALETTE[i % 8], capsize=3, label=method)
+    ax.set_yticks(range(len(users)), users if len(users) <= 100 else [""] * len(users))
+    ax.invert_yaxis()
+    ax.axvline(0.5, color="black", linewidth=1, linestyle=":")
+    ax.set(xlabel="reward accuracy on held-out pairs (95% interval)", ylabel="user", xlim=(-0.02, 1.02))
+    figure.legend(*ax.get_legend_handles_labels(), frameon=False, loc="outside upper center", ncols=3)
+    return figure
+
+
+def adaptation(table: pd.DataFrame) -> Figure:
+    """Accuracy on unseen users against the number of their known pairs, with intervals.
+
+    `table`: columns `k`, `method`, `accuracy`, `low`, `high`; methods that stand at k=0 only become lines.
+    """
+    figure, ax = new_figure(6.5, 3.6)
+    ks = sorted(table.k.unique())
+    for i, (method, rows) in enumerate(table.groupby("method", sort=False)):
+        if set(rows.k) == {0}:
+            ax.axhline(
+                rows.accuracy.iloc[0], color=PALETTE[i % 8], linestyle="--", linewidth=1.2, label=f"{method} (k = 0)"
+            )
+            continue
+        error = error_bars(rows, "accuracy")
+        x = [ks.index(k) + 0.06 * i for k in rows.k]
+        ax.errorbar(x, rows.accuracy, yerr=error, color=PALETTE[i % 8], marker="osD^v"[i % 5], capsize=3, label=method)
+    ax.set_xticks(range(len(ks)), [str(k) for k in ks])
+    ax.axhline(0.5, color="black", linewidth=1, linestyle=":")
+    ax.set(xlabel="known pairs of the user, k", ylabel="reward accuracy, test_unseen\n(95% interval)", ylim=(0, 1.02))
+    figure.legend(*ax.get_legend_handles_labels(), frameon=False, loc="outside upper center", ncols=3)
+    return figure
+
+
+def pairs_learned(table: pd.DataFrame) -> Figure:
+    """Held-out accuracy of user models against the pairs that each user gave in training, with intervals.
+
+    `table`: columns `user_model`, `k`, `accuracy`, `low`, `high`; rows of user_model "oracle" become a line.
+    """
+    figure, ax = new_figure(6.5, 3.6)
+    for i, (name, rows) in enumerate(table[table.user_model != "oracle"].groupby("user_model", sort=False)):
+        ax.plot(rows.k, rows.accuracy, color=PALETTE[i], marker="osD^v"[i % 5], label=name)
+        ax.fill_between(rows.k, rows.low, rows.high, color=PALETTE[i], alpha=0.15, linewidth=0)
+    for accuracy in table[table.user_model == "oracle"].accuracy:
+        ax.axhline(accuracy, color="black", linewidth=1, linestyle="--", label="oracle")
+    ax.axhline(0.5, color="black", linewidth=1, linestyle=":")
+    ax.set(
+        xlabel="training pairs of each user so far",
+        ylabel="reward accuracy, test_seen\n(95% interval)",
+        ylim=(None, 1.02),
+    )
+    figure.legend(*ax.get_legend_handles_labels(), frameon=False, loc="outside upper center", ncols=4)
+    return figure
+
+
+def user_map(table: pd.DataFrame) -> Figure:
+    """Users in a plane, one panel a user model. `table`: columns `user_model`, `user_id`, `group`, `x`, `y`."""
+    kinds = list(table.groupby("user_model", sort=False))
+    figure, axes = new_figure(4.2 * len(kinds) + 1.2, 3.8, ncols=len(kinds), squeeze=False)
+    known = list(dict.fromkeys(table.group))
+    for ax, (kind, rows) in zip(axes[0], kinds, strict=True):
+        for group, part in rows.groupby("group", sort=False):
+            i = known.index(group)
+            ax.scatter(part.x, part.y, s=45, marker="osD^vPX*"[i % 8], color=PALETTE[i % 8], label=group)
+        if len(rows) <= 30:
+            for row in rows.itertuples():
+                ax.annotate(row.user_id, (row.x, row.y), xytext=(4, 4), textcoords="offset points", fontsize=7)
+        ax.margins(0.2)
+        ax.set(title=kind, xlabel="first principal axis (no unit)", ylabel="second axis (no unit)")
+    figure.legend(*axes[0][0].get_legend_handles_labels(), frameon=False, title="type", loc="outside right upper")
+    return figure
+
+
+def swapped_utility(table: pd.DataFrame) -> Figure:
+    """Heatmap: what every user's answers are worth to every user, less the judge's mean over all authors.
+
+    `table`: columns `judge`, `author`, `utility`. A clear diagonal means that answers fit their own user.
+    """
+    means = table.pivot_table(index="judge", columns="author", values="utility", sort=False)
+    centred = means.sub(means.mean(axis=1), axis=0)
+    figure, ax = new_figure(0.55 * len(means) + 2.6, 0.5 * len(means) + 1.4)
+    limit = float(np.abs(centred.to_numpy()).max())
+    sns.heatmap(
+        centred,
+        cmap="PuOr",
+        center=0,
+        vmin=-limit,
+        vmax=limit,
+        annot=len(means) <= 16,
+        fmt=".1f",
+        square=True,
+        ax=ax,
+        annot_kws={"size": 8},
+        cbar_kws={"label": "true utility, less the row's mean\n(SD of attributes)"},
+    )
+    ax.set(xlabel="whom the answers were written for", ylabel="who judges them")
+    return figure
+
+
+# figure file -> (stage that leaves the table, table, function): how `prlhf figures` re-makes them without a model
+FIGURES = {
+    "learning_curves": ("03_pdpo_training", "history", learning_curves),
+    "similarity": ("03_pdpo_training", "similarity", similarity),
+    "accuracy_by_method": ("05_evaluation", "accuracy_by_method", accuracy_by_method),
+    "accuracy_by_user": ("05_evaluation", "accuracy_by_user", accuracy_by_user),
+    "swapped": ("05_evaluation", "swapped", swapped_utility),
+    "adaptation": ("06_new_users", "adaptation", adaptation),
+    "pairs_learned": ("09_user_models", "pairs_learned", pairs_learned),
+    "user_map": ("09_user_models", "user_map", user_map),
+}

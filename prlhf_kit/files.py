@@ -1,0 +1,119 @@
+"""What every part of the kit may use, without torch: files written whole or not at all, hashes, versions, git state."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm.auto import tqdm
+
+PACKAGES = (
+    "prlhf_kit",
+    "torch",
+    "transformers",
+    "trl",
+    "peft",
+    "datasets",
+    "accelerate",
+    "papermill",
+    "numpy",
+    "pandas",
+)
+
+
+def sha256(path: Path) -> str:
+    """Hex SHA-256 of a file, or of a folder's file names and contents (caches of `datasets` left out)."""
+    if path.is_dir():
+        files = sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("cache-"))
+        listing = [(p.relative_to(path).as_posix(), sha256(p)) for p in files]
+        return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
+    with path.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write JSON atomically, see `write_text`."""
+    write_text(path, json.dumps(content, indent=1, allow_nan=False))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file atomically: a reader sees the old file or the new one, never half of one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = unfinished(path)
+    with temporary.open("w", encoding="utf-8") as f:
+        f.write(text)
+        f.flush()
+        os.fsync(f.fileno())
+    temporary.replace(path)
+
+
+def unfinished(path: Path) -> Path:
+    """Where to write what is to become `path`. `prlhf runs gc` knows a killed process's leavings by this name."""
+    return path.with_name(f".{path.name}-{os.getpid()}-unfinished")
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide a result."""
+    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES}
+
+
+def git_state(folder: Path | None = None) -> dict[str, Any]:
+    """Commit and whether the work tree differs from it; both None outside a checkout."""
+
+    def git(*args: str) -> str | None:
+        try:
+            run = subprocess.run(
+                ["git", *args], cwd=folder or Path(__file__).parent, capture_output=True, text=True, check=True
+            )
+        except (OSError, subprocess.CalledProcessError):
+            return None
+        return run.stdout.strip()
+
+    status = git("status", "--porcelain")
+    return {"commit": git("rev-parse", "HEAD"), "dirty": None if status is None else bool(status)}
+
+
+def now() -> str:
+    """The time in UTC, ISO 8601, to the second."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def short_hash(*parts: object) -> str:
+    """16 hex digits that tell inputs apart. `parts`: whatever JSON can hold."""
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+
+def in_chunks(
+    compute: Callable[[Sequence], np.ndarray], items: Sequence, folder: Path | None, size: int = 256, what: str = ""
+) -> np.ndarray:
+    """`compute(items)`, `[n, ...]`, `size` items at a time.
+
+    Args:
+        compute: called with some of the items, returns one row each.
+        folder: where finished chunks lie; its name must tell these items and this computation from any other
+            (`short_hash`). None: nothing is kept.
+        what: said by the progress bar.
+    """
+    found = []
+    for start in tqdm(range(0, len(items), size), desc=what, disable=None, leave=False):
+        file = None if folder is None else folder / f"{start:09d}.npy"
+        if file is not None and file.exists():
+            found.append(np.load(file))
+            continue
+        found.append(np.asarray(compute(items[start : start + size])))
+        if file is not None:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            temporary = unfinished(file)
+            with temporary.open("wb") as f:  # by a path, numpy would add .npy to its name
+                np.save(f, found[-1])
+            temporary.replace(file)
+    return np.concatenate(found)

@@ -1,0 +1,236 @@
+"""Put a user model in front of any Hugging Face decoder-only model.
+
+`condition(model, user_model)` adds two hooks to the model's backbone. A call `model(input_ids, user_rows=rows)` then
+sees T_u user tokens *before the first token of the prompt*, or right after it where the user model says `after_bos`;
+their hidden states are cut off again, so that everything
+downstream (the LM head, TRL's fused one, labels, logits) keeps its shape. A call without `user_rows` is not touched.
+Hooks, not a wrapper class, because TRL calls the backbone directly and PEFT calls `forward` around any outer hook.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+ATTRIBUTE = "user_model"  # the name under which PEFT's `modules_to_save` finds it
+
+
+class ConditioningError(ValueError):
+    """The model can't be conditioned on a user; the message says why and what to do."""
+
+
+def causal_lm(model) -> PreTrainedModel:
+    """The causal LM inside a PEFT model; any other model is returned as it is."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def user_model_of(model) -> nn.Module:
+    """The user model in front of `model`. Raises `ConditioningError` if there is none."""
+    found = getattr(causal_lm(model), ATTRIBUTE, None)
+    if found is None:
+        raise ConditioningError(
+            f"this {type(causal_lm(model)).__name__} has no user model, so it would ignore the user silently. "
+            "Call prlhf_kit.condition(model, user_model) first, or load it with prlhf_kit.load_personalized(folder)."
+        )
+    if getattr(found, "disable_adapters", False):  # PEFT would fall back to the untrained copy
+        raise ConditioningError(
+            "user_rows were passed while the adapter is disabled. The reference model is not personalised: "
+            "leave user_rows out of the call."
+        )
+    return found
+
+
+def user_models(model) -> list[Any]:
+    """The user model in front of `model`; where PEFT wraps it, its untrained and its trained copies; none: []."""
+    found: Any = getattr(causal_lm(model), ATTRIBUTE, None)
+    if hasattr(found, "modules_to_save"):
+        return [found.original_module, *found.modules_to_save.values()]
+    return [] if found is None else [found]
+
+
+def takes_user_text(model) -> bool:
+    """Whether the users' own words are in the prompts of `model`, beside its soft tokens."""
+    return getattr(user_model_of(model), "user_text", False)
+
+
+def embed_with_users(
+    model,
+    rows: torch.Tensor,
+    input_ids: torch.Tensor | None = None,
+    attention_mask: torch.Tensor | None = None,
+    position_ids: torch.Tensor | None = None,
+    inputs_embeds: torch.Tensor | None = None,
+) -> dict[str, torch.Tensor]:
+    """Model inputs with the user tokens before each row's first real token, for left- or right-padded batches.
+
+    A user model with `after_bos` has them after that first token (a BOS token, as a rule).
+
+    Args:
+        rows: `[B]`, row of each sequence's user; or `[B, T_u, d_model]`, the user tokens themselves.
+        input_ids: `[B, L]`, or `inputs_embeds` `[B, L, d_model]` in its place.
+        attention_mask: `[B, L]`, 1 for real tokens; all ones by default.
+        position_ids: `[B or 1, L]`; counted from the mask by default.
+
+    Returns:
+        `inputs_embeds` `[B, T_u + L, d_model]`, `attention_mask` and `position_ids` `[B, T_u + L]`. Positions count
+        real tokens only and left padding stays on the left, so a padded row gets the same logits as the same row
+        alone, in a sliding window too.
+
+    Raises:
+        ConditioningError: a mask that is not `[B, L]`, rows that are not `[B]` or have no user, or more tokens than
+            the model's context holds.
+    """
+    if inputs_embeds is None:
+        inputs_embeds = model.get_input_embeddings()(input_ids)
+    batch, length = inputs_embeds.shape[:2]
+    if attention_mask is None:
+        attention_mask = torch.ones(batch, length, dtype=torch.long, device=inputs_embeds.device)
+    if attention_mask.dim() != 2:
+        raise ConditioningError(
+            f"the attention mask has shape {tuple(attention_mask.shape)}; user tokens can be put in front of a "
+            "padding mask of shape [batch, length] only."
+        )
+    rows = torch.as_tensor(rows, device=inputs_embeds.device)
+    if len(rows) != batch or rows.dim() != (3 if rows.is_floating_point() else 1):
+        raise ConditioningError(f"user_rows has shape {tuple(rows.shape)}, expected one row a sequence: ({batch},).")
+    user_model = user_model_of(model)
+    known = getattr(user_model, "num_rows", None)
+    if rows.is_floating_point():
+        users = rows.to(inputs_embeds.dtype)
+    elif known is not None and len(rows) and (int(rows.min()) < 0 or int(rows.max()) >= known):
+        raise ConditioningError(
+            f"user rows go from 0 (generic) to {known - 1}, got {int(rows.min())} to {int(rows.max())}. Take them "
+            "from the UserIndex that is saved with the model."
+        )
+    else:
+        users = user_model(rows).to(inputs_embeds.dtype)
+    ahead = users.shape[1]
+    check_length(model, ahead + int(attention_mask.sum(1).max()))
+    # slots of [users, row] in the order [left padding, (first token,) users, other real tokens]
+    slots = torch.arange(ahead + length, device=inputs_embeds.device).expand(batch, -1)
+    front = left_padding(attention_mask)[:, None] + _after(user_model)
+    order = torch.where(slots < front, slots + ahead, torch.where(slots < front + ahead, slots - front, slots))
+    if position_ids is not None:
+        position_ids = position_ids.expand(batch, -1)
+        first = position_ids.gather(1, left_padding(attention_mask)[:, None]) + _after(user_model)
+        users_at = first + torch.arange(ahead, device=position_ids.device)
+        behind = torch.arange(length, device=position_ids.device) >= front
+        position_ids = torch.cat([users_at, position_ids + ahead * behind], dim=1).gather(1, order)
+    attention_mask = torch.cat([attention_mask.new_ones(batch, ahead), attention_mask], dim=1).gather(1, order)
+    if position_ids is None:
+        position_ids = (attention_mask.cumsum(1) - 1).clamp(min=0)
+    joined = torch.cat([users, inputs_embeds], dim=1)
+    return {
+        "inputs_embeds": joined.gather(1, order[..., None].expand_as(joined)),
+        "attention_mask": attention_mask,
+        "position_ids": position_ids,
+    }
+
+
+def _after(user_model: nn.Module) -> int:
+    """How many of a row's real tokens stand before the user tokens: 1 after BOS, else 0."""
+    return int(getattr(user_model, "after_bos", False))
+
+
+def left_padding(attention_mask: torch.Tensor) -> torch.Tensor:
+    """Padding tokens before each row's first real one: `[B, L]` -> `[B]`."""
+    return attention_mask.long().argmax(1)
+
+
+def check_length(model, tokens: int) -> None:
+    """Raise `ConditioningError` where `tokens` (user tokens included) don't fit into the model's context."""
+    limit = getattr(model.config, "max_position_embeddings", None)
+    if limit is not None and tokens > limit:
+        raise ConditioningError(
+            f"a text of {tokens} tokens (user tokens included) exceeds the model's context of {limit}. Shorten or drop "
+            "it: kit.data.check drops over-long prompts, max_length cuts training texts."
+        )
+
+
+def condition(model: PreTrainedModel, user_model: nn.Module) -> PreTrainedModel:
+    """Attach `user_model` to `model` in place and return `model`. Call it before PEFT wraps the model.
+
+    Raises:
+        ConditioningError: an encoder-decoder model, one that is conditioned or wrapped by PEFT already, or one whose
+            backbone does not receive `user_rows` and would swallow the user silently (a probe makes sure).
+    """
+    if isinstance(model, PeftModel):
+        raise ConditioningError("the model is wrapped by PEFT already. Condition the base model, then apply PEFT.")
+    if model.config.is_encoder_decoder:
+        raise ConditioningError(
+            f"{type(model).__name__} is an encoder-decoder; only decoder-only models are supported."
+        )
+    if model.config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+        raise ConditioningError(f"{type(model).__name__} is an encoder; only decoder-only models are supported.")
+    if hasattr(model, ATTRIBUTE):
+        raise ConditioningError("the model has a user model already. Load a fresh base model to attach another one.")
+    backbone = model.base_model
+    if backbone is model:
+        raise ConditioningError(f"{type(model).__name__} has no separate backbone below its LM head to hook into.")
+    # float32 whatever the model's: in bfloat16 a row could not take small steps
+    model.add_module(ATTRIBUTE, user_model.to(device=model.device, dtype=torch.float32))
+    kept: torch.Tensor | None = None  # of the call that is running: the slots [B, L] that are not user tokens
+
+    def prepend(_backbone, args, kwargs):
+        nonlocal kept
+        rows = kwargs.pop("user_rows", None)
+        kept = None
+        if rows is None:
+            return args, kwargs
+        cache = kwargs.get("past_key_values")
+        if cache is not None and cache.get_seq_length():
+            raise ConditioningError("user_rows belong to the first call only: the cache holds the user tokens already.")
+        if args:
+            kwargs["input_ids"], args = args[0], args[1:]
+        names = ("input_ids", "attention_mask", "position_ids", "inputs_embeds")
+        given = {name: kwargs.pop(name, None) for name in names}
+        length = (given["input_ids"] if given["inputs_embeds"] is None else given["inputs_embeds"]).shape[1]
+        inputs = embed_with_users(model, rows, **given)
+        batch, total = inputs["attention_mask"].shape
+        slots = torch.arange(length, device=inputs["attention_mask"].device).expand(batch, -1)
+        front = left_padding(inputs["attention_mask"])[:, None] + _after(user_model)
+        kept = slots + (total - length) * (slots >= front)
+        return args, kwargs | inputs
+
+    def cut(_backbone, _args, _kwargs, output):
+        if kept is not None:
+            index = kept[..., None]
+            output.last_hidden_state = output.last_hidden_state.take_along_dim(index, 1)
+            if output.hidden_states is not None:
+                output.hidden_states = tuple(h.take_along_dim(index, 1) for h in output.hidden_states)
+        return output
+
+    hooks = [
+        backbone.register_forward_pre_hook(prepend, with_kwargs=True),
+        backbone.register_forward_hook(cut, with_kwargs=True),
+    ]
+    try:
+        with torch.no_grad():
+            model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=model.device), user_rows=torch.tensor([0]))
+        reason = None if kept is not None else "its forward does not hand user_rows on to the backbone"
+    except Exception as error:  # whatever the probe stumbles over, the model is handed back as it was
+        reason = f"{type(error).__name__}: {error}"
+    if reason:
+        for hook in hooks:
+            hook.remove()
+        delattr(model, ATTRIBUTE)
+        raise ConditioningError(
+            f"{type(model).__name__} can't be conditioned on users ({reason}). Use a model whose forward passes "
+            "unknown keyword arguments to its backbone and takes position_ids, as transformers' Llama, Mistral, Qwen, "
+            "Gemma, GPT-2 and GPT-NeoX families do (OPT, BLOOM and MPT do not)."
+        )
+    return model
+
+
+def longest_shared(model: PreTrainedModel) -> int | None:
+    """Tokens up to which a 4-D mask says all that the model's own masks say; None: any number, 0: it never does."""
+    if model.config._attn_implementation not in ("sdpa", "eager"):
+        return 0  # flash attention takes no masks, flex attention others
+    config = model.config.get_text_config()
+    windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
+    return min((window for window in windows if window), default=None)

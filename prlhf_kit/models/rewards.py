@@ -1,0 +1,201 @@
+"""Reward models in use: `score(prompts, responses, user_ids) -> Tensor[B]`, whatever kind of reward model it is.
+
+`preference` makes a judge of it, `best_of_n` a selector.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from prlhf_kit.data.schema import message
+from prlhf_kit.files import in_chunks, short_hash
+from prlhf_kit.models import hub
+from prlhf_kit.models.conditioning import causal_lm, user_models
+from prlhf_kit.models.reward_model import is_decoder, load_reward_model, two_types
+from prlhf_kit.models.tokenize import encode, padded, token_types
+from prlhf_kit.models.user_index import GENERIC, UserIndex
+
+Text = str | list[dict[str, str]]
+
+
+class RewardModel(Protocol):
+    """What judges, best-of-n and guided decoding (ARGS) need of a reward model."""
+
+    def score(
+        self, prompts: Sequence[Text], responses: Sequence[Text], user_ids: Sequence[str | None] | None = None
+    ) -> torch.Tensor:
+        """Rewards `[B]` (log-odds: a difference of two is that of the preference) of responses to prompts.
+
+        Args:
+            prompts, responses: texts, or lists of messages.
+            user_ids: for whom; None (of all, or of one): the generic user. Unknown users count as generic.
+        """
+        ...
+
+
+def messages(text: Text, role: str) -> list[dict[str, str]]:
+    """A text as the one message of `role`; messages as they are. Raises `ValueError` for an empty text."""
+    found = message(role, text) if isinstance(text, str) else text
+    if not any((m["content"] or "").strip() for m in found):
+        raise ValueError(f"an empty {'prompt' if role == 'user' else 'response'} has no reward. Leave it out.")
+    return found
+
+
+@dataclass
+class SequenceReward:
+    """A sequence classifier as reward model: one of the kit's, or any published one.
+
+    Args:
+        model, tokenizer: see `load_reward`.
+        users: rows of the users, where the model is conditioned on them.
+        dimension: which output is the reward, of a model with several (ArmoRM's `rewards`, or logits).
+        max_length, truncation_side: see `PersonalizedRewardConfig`.
+        unfinished: responses are beginnings, whose reward is read at their last token so far: for ARGS decoding.
+        cache: folder in which scores are kept, so that a killed scoring goes on; None: not.
+    """
+
+    model: Any
+    tokenizer: Any
+    users: UserIndex | None = None
+    dimension: int | None = None
+    max_length: int | None = 512
+    truncation_side: str = "left"
+    unfinished: bool = False
+    batch_size: int = 16
+    cache: Path | None = None
+
+    def __post_init__(self):
+        outputs = self.model.config.num_labels
+        if self.dimension is None and outputs != 1:
+            raise ValueError(
+                f"the model has {outputs} outputs: say which of them is the reward, dimension=0 to {outputs - 1}."
+            )
+        if self.model.config.pad_token_id is None:
+            self.model.config.pad_token_id = self.tokenizer.pad_token_id
+
+    @cached_property
+    def _fingerprint(self) -> list[object]:
+        """All that decides a text's score."""
+        return [hub.weights_hash(self.model), getattr(causal_lm(self.model), "pooling", None), self.dimension]
+
+    def score(
+        self, prompts: Sequence[Text], responses: Sequence[Text], user_ids: Sequence[str | None] | None = None
+    ) -> torch.Tensor:
+        """See `RewardModel.score`. Batched by length; equal texts are scored once."""
+        rows = [GENERIC] * len(prompts)
+        if self.users is not None and user_ids is not None:
+            rows = self.users.rows(user_ids, unknown="generic")
+        decoder = is_decoder(causal_lm(self.model))
+        asked = []
+        for prompt, response, row in zip(prompts, responses, rows, strict=True):
+            ids, start = encode(
+                self.tokenizer,
+                messages(prompt, "user"),
+                messages(response, "assistant"),
+                self.max_length,
+                self.truncation_side,
+                decoder,
+                self.unfinished,
+            )
+            asked.append((tuple(ids), start, row))
+        if not asked:
+            return torch.zeros(0)
+        unique = sorted(set(asked), key=lambda item: (len(item[0]), item))
+        folder = None if self.cache is None else self.cache / short_hash(self._fingerprint, unique)
+        found = torch.from_numpy(in_chunks(self._score, unique, folder, what="scoring"))
+        place = {item: i for i, item in enumerate(unique)}
+        return found[[place[item] for item in asked]]
+
+    @torch.inference_mode()
+    def _score(self, items: Sequence[tuple[tuple[int, ...], int, int]]) -> np.ndarray:
+        found = []
+        for first in tqdm(range(0, len(items), self.batch_size), desc="batches", disable=None, leave=False):
+            batch = items[first : first + self.batch_size]
+            # the token by which a published model finds the end of a text
+            ids, mask = padded([list(ids) for ids, _, _ in batch], self.model.config.pad_token_id)
+            inputs = {"input_ids": ids, "attention_mask": mask}
+            if two_types(causal_lm(self.model)):
+                inputs["token_type_ids"] = token_types(mask, [start for _, start, _ in batch])
+            if user_models(self.model):
+                inputs["user_rows"] = torch.tensor([row for _, _, row in batch])
+            output = self.model(**{k: v.to(self.model.device) for k, v in inputs.items()})
+            found.append(self._of(output).float().cpu().numpy())
+        return np.concatenate(found)
+
+    def _of(self, output) -> torch.Tensor:
+        """The rewards `[B]` in a model's output."""
+        if self.dimension is None:
+            return output.logits.reshape(-1)
+        table = output.get("rewards")
+        table = output.logits if table is None else table
+        if not 0 <= self.dimension < table.shape[-1]:
+            raise ValueError(f"dimension={self.dimension}: the model has outputs 0 to {table.shape[-1] - 1}.")
+        return table[:, self.dimension]
+
+
+def load_reward(
+    name: str,
+    dimension: int | None = None,
+    trust_remote_code: bool = False,
+    dtype: torch.dtype | None = None,
+    device: str | None = None,
+    **options,
+) -> SequenceReward:
+    """A reward model to score with.
+
+    Args:
+        name: folder of a model trained here, or any published sequence classifier, by hub id or folder
+            (`Ray2333/gpt2-large-helpful-reward_model`, for instance; its prompts are laid out as its tokenizer's chat
+            template says, or the plain one: set `tokenizer.chat_template` where it was trained with another).
+        dtype: None: bfloat16 on a GPU, else float32.
+        options: of `SequenceReward`.
+    """
+    if dtype is None:
+        dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
+    model, users = load_reward_model(name, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    tokenizer = hub.load_tokenizer(name, trust_remote_code=trust_remote_code)
+    return SequenceReward(model, tokenizer, users, dimension, **options)
+
+
+def preference(
+    reward: RewardModel,
+    prompts: Sequence[Text],
+    a: Sequence[Text],
+    b: Sequence[Text],
+    user_ids: Sequence[str | None] | None = None,
+) -> torch.Tensor:
+    """Probability `[B]` that each user prefers answer `a` to answer `b` (Bradley-Terry)."""
+    return torch.sigmoid(reward.score(prompts, a, user_ids) - reward.score(prompts, b, user_ids))
+
+
+def best_of_n(
+    reward: RewardModel,
+    prompts: Sequence[Text],
+    candidates: Sequence[Sequence[Text]],
+    user_ids: Sequence[str | None] | None = None,
+) -> list[tuple[int, float]]:
+    """Which of its candidates has the highest reward, for each prompt and user: (number, reward).
+
+    Args:
+        candidates: of each prompt at least one; `kit.generate(..., do_sample=True)` makes some.
+    """
+    if len(candidates) != len(prompts) or not all(candidates):
+        raise ValueError(
+            f"{len(prompts)} prompts and {len(candidates)} lists of candidates: expected one, not empty, each."
+        )
+    users = [None] * len(prompts) if user_ids is None else list(user_ids)
+    flat = [(i, text) for i, texts in enumerate(candidates) for text in texts]
+    scores = reward.score([prompts[i] for i, _ in flat], [text for _, text in flat], [users[i] for i, _ in flat])
+    found = []
+    for part in scores.split([len(texts) for texts in candidates]):
+        number = int(part.argmax())
+        found.append((number, part[number].item()))
+    return found

@@ -1,0 +1,157 @@
+"""Personalised models on disk: an adapter or a whole model, the user model, and `users.json` beside them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import PreTrainedModel
+
+from prlhf_kit.files import write_json
+from prlhf_kit.models.conditioning import ATTRIBUTE, ConditioningError, causal_lm, condition, user_models
+from prlhf_kit.models.hub import load_model, name_of, require_start
+from prlhf_kit.models.user_index import UserIndex
+from prlhf_kit.models.user_models import USER_MODELS, UserModel
+
+USER_WEIGHTS = "user_model.safetensors"  # of a fully fine-tuned model; an adapter holds its user model itself
+
+
+@contextlib.contextmanager
+def reference_of(model) -> Iterator[PreTrainedModel | PeftModel]:
+    """The model that `model` was trained from, not personalised: without its adapter, or, where the whole model was
+    trained, loaded again by its name (once)."""
+    if isinstance(model, PeftModel):
+        with model.disable_adapter():
+            yield model
+    else:
+        yield reference_model(model)
+
+
+def reference_model(model: PreTrainedModel) -> PreTrainedModel:
+    """The model that `model`, all of whose weights were trained, started from: loaded by its name (once)."""
+    kept = model.__dict__  # not an attribute, which would make the reference a part of the model
+    if "_reference" not in kept:
+        kept["_reference"] = load_model(reference_name(model), model.dtype, str(model.device))
+    return kept["_reference"]
+
+
+def reference_name(model: PreTrainedModel) -> str:
+    """Hub id, folder or short name of the model that a causal LM was trained from."""
+    return getattr(model, "reference_name", None) or name_of(model)
+
+
+def save_personalized(model, index: UserIndex, folder: str | Path) -> None:
+    """Write what `load_personalized` reads: the adapter with the user model (or the whole model, and the user model in
+    a file of its own, so that others can load the folder too), and `users.json`."""
+    if isinstance(model, PeftModel):
+        model.save_pretrained(str(folder))
+        name_base(folder, model)
+    else:
+        state = model.state_dict()
+        model.save_pretrained(str(folder), state_dict={k: v for k, v in state.items() if not is_users(k)})
+        save_user_model(state, folder)
+    save_index(model, index, folder)
+
+
+def name_base(folder: str | Path, model: PreTrainedModel | PeftModel) -> None:
+    """Let the adapter in `folder`, if there is one, name its base as the kit does: the embedded model by its short
+    name, which holds on any machine; or the folder of the adapter that was merged into it, of which PEFT knows nothing.
+    """
+    file = Path(folder, "adapter_config.json")
+    if file.is_file():
+        write_json(file, json.loads(file.read_text()) | {"base_model_name_or_path": name_of(causal_lm(model))})
+
+
+def is_users(name: str) -> bool:
+    """Whether a name in a state dict is that of a parameter of the user model."""
+    return name.startswith(f"{ATTRIBUTE}.")
+
+
+def save_user_model(state: dict[str, Any], folder: str | Path) -> None:
+    """Write the user model's part of a whole model's state dict."""
+    users = {name.removeprefix(f"{ATTRIBUTE}."): value.contiguous() for name, value in state.items() if is_users(name)}
+    save_file(users, Path(folder, USER_WEIGHTS))
+
+
+def load_user_model(model: PreTrainedModel, folder: str | Path) -> None:
+    """Read into a conditioned model what `save_user_model` wrote."""
+    getattr(model, ATTRIBUTE).load_state_dict(load_file(Path(folder, USER_WEIGHTS)))
+
+
+def save_index(model, index: UserIndex, folder: str | Path) -> None:
+    """Write `users.json`: the users' rows, the model that was trained, and how to build the user model again."""
+    user_model = next(iter(user_models(model)), None)
+    index.save(
+        folder,
+        base_model=reference_name(causal_lm(model)),
+        user_model=None if user_model is None else type(user_model).__name__,
+        num_tokens=0 if user_model is None else user_model.num_tokens,
+        options=user_model.options() if isinstance(user_model, UserModel) else None,
+    )
+
+
+def condition_as_saved(
+    model: PreTrainedModel,
+    folder: str | Path,
+    index: UserIndex,
+    saved: dict[str, Any],
+    user_model: nn.Module | None = None,
+) -> None:
+    """Condition `model` on an untrained user model like the one that `users.json` in `folder` (`saved`) speaks of.
+
+    Raises:
+        ConditioningError: it is not one of the kit's, and `user_model` is not of its class.
+    """
+    if user_model is None:
+        kinds: dict[str, Any] = {kind.__name__: kind for kind in USER_MODELS.values()}
+        kind = kinds.get(saved["user_model"])
+        if kind is not None:
+            user_model = kind(len(index), model.get_input_embeddings().weight, **saved["options"])
+    if user_model is None or type(user_model).__name__ != saved["user_model"]:
+        raise ConditioningError(
+            f"{folder} was trained with a {saved['user_model']}, got {type(user_model).__name__}. Pass "
+            f"user_model={saved['user_model']}(...), built as it was for training."
+        )
+    condition(model, user_model)
+
+
+def load_personalized(
+    folder: str | Path, base: str | PreTrainedModel | None = None, user_model: nn.Module | None = None
+) -> tuple[PreTrainedModel | PeftModel, UserIndex]:
+    """Load what `PersonalizedDPOTrainer.save_model` wrote: the adapter (or the model), the user model, the user index.
+
+    Args:
+        folder: where `users.json` and the adapter or model lie.
+        base: base model (a name, or a loaded model that is not conditioned yet); default: the one it was trained on.
+            Of a fully fine-tuned model, the reference.
+        user_model: where it is not one of the kit's (`USER_MODELS`): an untrained one of the same class and size,
+            whose values are then replaced by the trained ones.
+
+    Raises:
+        ConditioningError: there is no user model in `folder`, or it is of another class.
+    """
+    index, saved = UserIndex.load(folder)
+    if not saved.get("num_tokens"):
+        raise ConditioningError(
+            f"{folder} holds a vanilla DPO model without a user model. Load it with "
+            "prlhf_kit.training.controls.load_control(folder, base)."
+        )
+    whole = Path(folder, USER_WEIGHTS).exists()
+    if not isinstance(base, PreTrainedModel):
+        require_start(folder, base or saved["base_model"])
+    if whole:
+        model = load_model(str(folder))
+    else:
+        model = base if isinstance(base, PreTrainedModel) else load_model(base or saved["base_model"])
+    condition_as_saved(model, folder, index, saved, user_model)
+    if not whole:
+        return PeftModel.from_pretrained(model, folder).eval(), index
+    load_user_model(model, folder)
+    model.reference_name = name_of(base) if isinstance(base, PreTrainedModel) else (base or saved["base_model"])
+    return model.eval(), index

@@ -1,0 +1,96 @@
+"""Messages to tokens, and tokens to padded batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from transformers import PreTrainedTokenizerBase
+from trl.data_utils import common_prefix_length
+
+Messages = list[dict[str, str]]
+
+
+def encode(
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Messages,
+    response: Messages,
+    max_length: int | None = None,
+    truncation_side: str = "left",
+    decoder: bool = True,
+    unfinished: bool = False,
+) -> tuple[list[int], int]:
+    """Token ids of a prompt with its response, and how many of them are the prompt's.
+
+    A decoder reads both as its chat template lays them out; an encoder as its tokenizer joins two texts (`[CLS] prompt
+    [SEP] response [SEP]`, as a rule).
+
+    Args:
+        max_length: cut to so many tokens; None: not at all.
+        truncation_side: "left" cuts the beginning (as DSP does), "right" the end.
+        unfinished: the response is the beginning of one, so a decoder's template does not end it.
+    """
+    if truncation_side not in ("left", "right"):
+        raise ValueError(f"truncation_side={truncation_side!r}: expected 'left' or 'right'.")
+    if not decoder:
+        return _encode_for_encoder(tokenizer, prompt, response, max_length, truncation_side)
+    asked, answered = tokenize_completion(tokenizer, prompt, response)
+    if unfinished:
+        layout = {"continue_final_message": True, "return_dict": True}
+        answered = tokenizer.apply_chat_template(prompt + response, **layout)["input_ids"][len(asked) :]
+    cut = 0 if max_length is None else max(len(asked) + len(answered) - max_length, 0)
+    if truncation_side == "left":
+        asked, answered = asked[cut:], answered[max(cut - len(asked), 0) :]
+    else:
+        asked = asked[: len(asked) - max(cut - len(answered), 0)]
+        answered = answered[: max(len(answered) - cut, 0)]
+    return asked + answered, len(asked)
+
+
+def _encode_for_encoder(tokenizer, prompt, response, max_length: int | None, side: str) -> tuple[list[int], int]:
+    """As the tokenizer itself joins two texts, or one where there is no prompt."""
+    texts = ["\n\n".join(m["content"] for m in messages) for messages in (prompt, response) if messages]
+    found = tokenizer(*texts, verbose=False)  # it would warn of the length
+    if max_length is not None and len(found["input_ids"]) > max_length:
+        ends = [found.sequence_ids(0).count(0), found.sequence_ids(0).count(1)]
+        # the prompt's beginning or the response's end, unless that is not enough
+        how, own = ("only_first", ends[0]) if side == "left" else ("only_second", ends[1])
+        if len(texts) == 1 or len(found["input_ids"]) - max_length >= own:
+            how = "longest_first"
+        before, tokenizer.truncation_side = tokenizer.truncation_side, side
+        try:
+            found = tokenizer(*texts, truncation=how, max_length=max_length)
+        finally:
+            tokenizer.truncation_side = before
+    whose = found.sequence_ids(0)
+    return found["input_ids"], whose.index(1) if 1 in whose else 0
+
+
+def token_types(attention_mask: torch.Tensor, starts: Sequence[int]) -> torch.Tensor:
+    """0 for the prompt, 1 for the response: `[N, L]`, for encoders that tell the two texts of a pair apart.
+
+    Args:
+        starts: `[N]`, where each response begins among the real tokens.
+    """
+    behind = attention_mask.cumsum(1) > torch.tensor(starts)[:, None]
+    return (behind & attention_mask.bool()).long()
+
+
+def padded(texts: list[list[int]], pad_token_id: int, padding_side: str = "right") -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids and attention mask, `[N, L]` each."""
+    width = max(map(len, texts))
+    ids = torch.full((len(texts), width), pad_token_id)
+    mask = torch.zeros_like(ids)
+    for row, text in enumerate(texts):
+        place = slice(width - len(text), None) if padding_side == "left" else slice(len(text))
+        ids[row, place] = torch.tensor(text)
+        mask[row, place] = 1
+    return ids, mask
+
+
+def tokenize_completion(tokenizer: PreTrainedTokenizerBase, prompt: list[dict], completion: list[dict]):
+    """Token ids of (prompt, completion), cut as TRL's DPOTrainer cuts them: `[P]` and `[C]`."""
+    ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"]
+    full = tokenizer.apply_chat_template(prompt + completion, return_dict=True)["input_ids"]
+    cut = common_prefix_length(ids, full)
+    return full[:cut], full[cut:]

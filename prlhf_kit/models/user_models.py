@@ -1,0 +1,246 @@
+"""User models: from a user's row number to the soft tokens that stand for that user (P-RLHF, arXiv 2402.05133).
+
+Row 0 is the generic user: whoever is unknown, or whose preferences are not to be used.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from prlhf_kit.models.user_index import GENERIC
+
+
+def word_vectors(
+    word_embeddings: torch.Tensor,
+    rows: int,
+    num_tokens: int,
+    init: str = "words",
+    vocabulary: int | None = None,
+    seed: int = 0,
+) -> torch.Tensor:
+    """Starting values of soft tokens: `[rows, num_tokens, d_model]`.
+
+    Args:
+        word_embeddings: `[V, d_model]`, the language model's own input embeddings.
+        init: "words" (embeddings of random tokens of the vocabulary), or "normal" or "uniform" with the mean and
+            standard deviation of the embeddings.
+        vocabulary: draw words among the first so many token ids only. Vocabularies are numbered in the order in which
+            training a tokenizer found them, so these are about its most common tokens. None: all.
+        seed: of the draw.
+    """
+    words = word_embeddings.detach()
+    size = (rows, num_tokens, words.shape[1])
+    generator = torch.Generator().manual_seed(seed)
+    if init == "words":
+        known = len(words) if vocabulary is None else vocabulary
+        if not 0 < known <= len(words):
+            raise ValueError(f"vocabulary={vocabulary}: expected a number from 1 to {len(words)}, or None for all.")
+        drawn = torch.randint(known, size[:2], generator=generator)
+        return words[drawn.to(words.device)].clone()
+    if init == "normal":
+        values = torch.randn(size, generator=generator)
+    elif init == "uniform":
+        values = (torch.rand(size, generator=generator) * 2 - 1) * 3**0.5  # variance 1
+    else:
+        raise ValueError(f"init={init!r}: expected 'words', 'normal' or 'uniform'.")
+    return values.to(words) * words.std() + words.mean()
+
+
+class UserModel(nn.Module):
+    """A user model: what is a user's own (`own`, one row a user), and how it becomes soft tokens (`tokens`).
+
+    Subclasses set `own` `[num_rows, ...]`, define `tokens` and `num_tokens`, and add to `options`. Parameters named in
+    `shared_slow` learn at the adapter's rate, all others at `user_learning_rate`. Where row 0 is zero by definition
+    (`e_i = e_0 + ...`), `row_0_is_zero` is set: nothing is added for the generic user.
+
+    Args:
+        after_bos: user tokens go after each sequence's first token (a BOS token, as a rule), not in front of it.
+        user_text: explicit and implicit user information together (P-RLHF's textual information): the prompt's system
+            message is what the user says of themselves (`data.chat.with_user_text`). Trainer and scoring see to it;
+            prompts for generation have it already.
+    """
+
+    own: nn.Parameter
+    shared_slow: tuple[str, ...] = ("generic",)
+    row_0_is_zero = True
+
+    def __init__(self, after_bos: bool = False, user_text: bool = False):
+        super().__init__()
+        self.after_bos = after_bos
+        self.user_text = user_text
+
+    @property
+    def num_rows(self) -> int:
+        """Users and the generic one."""
+        return len(self.own)
+
+    @property
+    def num_tokens(self) -> int:
+        """T_u, the soft tokens a user takes in the context."""
+        raise NotImplementedError
+
+    def options(self) -> dict[str, Any]:
+        """Arguments beside the number of rows and the embeddings, to build an untrained one of the same shape."""
+        return {"num_tokens": self.num_tokens, "after_bos": self.after_bos, "user_text": self.user_text}
+
+    def tokens(self, own: torch.Tensor) -> torch.Tensor:
+        """Users' own numbers `[B, ...]` -> user tokens `[B, T_u, d_model]`."""
+        raise NotImplementedError
+
+    def user_offsets(self, rows: torch.Tensor) -> torch.Tensor:
+        """Rows `[B]` -> the users' own numbers `[B, ...]`; zeros for the generic user where that is their meaning."""
+        rows = rows.to(self.own.device)
+        own = self.own[rows]
+        if self.row_0_is_zero:
+            own = own * (rows > GENERIC).to(own.dtype).view(-1, *[1] * (own.dim() - 1))
+        return own
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        """Rows `[B]` (int64, 0 = generic) -> user tokens `[B, T_u, d_model]`."""
+        return self.tokens(self.user_offsets(rows))
+
+
+class IndividualUserModel(UserModel):
+    """Individual preferences: `e_i = e_0 + o_i`, or `e_i = o_i` (P-RLHF, `add_generic_user`).
+
+    The generic tokens `e_0` and each user's offset `o_i` start as in `word_vectors`, so users differ from the first
+    step on. A user costs `T_u * d_model` numbers.
+
+    Args:
+        num_rows: users + 1, i.e. `len(UserIndex)`.
+        word_embeddings: `[V, d_model]`, the language model's own input embeddings.
+        num_tokens: T_u.
+        add_generic_user: False gives `e_i = o_i`; row 0 then has tokens of its own that no user shares.
+        init, vocabulary, seed: see `word_vectors`.
+        after_bos, user_text: see `UserModel`.
+    """
+
+    def __init__(
+        self,
+        num_rows: int,
+        word_embeddings: torch.Tensor,
+        num_tokens: int = 10,
+        seed: int = 0,
+        add_generic_user: bool = True,
+        init: str = "words",
+        vocabulary: int | None = None,
+        after_bos: bool = False,
+        user_text: bool = False,
+    ):
+        super().__init__(after_bos, user_text)
+        vectors = word_vectors(word_embeddings, num_rows, num_tokens, init, vocabulary, seed)
+        self.row_0_is_zero = add_generic_user
+        self.generic = nn.Parameter(vectors[0].clone()) if add_generic_user else None  # e_0 [T_u, d_model]
+        if add_generic_user:
+            vectors[0] = 0
+        self.own = nn.Parameter(vectors)  # o [num_rows, T_u, d_model]
+
+    @property
+    def num_tokens(self) -> int:
+        return self.own.shape[1]
+
+    def options(self) -> dict[str, Any]:
+        return super().options() | {"add_generic_user": self.row_0_is_zero}
+
+    def tokens(self, own: torch.Tensor) -> torch.Tensor:
+        return own if self.generic is None else self.generic + own
+
+
+class ClusterUserModel(UserModel):
+    """Cluster-based preferences: `e_i = sum_k softmax(w_i)_k c_k` (P-RLHF).
+
+    K centres of T_u tokens are shared, which start as random words; a user, the generic one included, costs K numbers.
+    The logits `w_i` start as `N(0, 1)`: users who all started at the mean of the centres would hardly leave it. `own`
+    holds `w_i / 10`, since Adam moves every number by about the learning rate a step, and logits have farther to go
+    than the numbers of a token.
+
+    Args:
+        num_rows, word_embeddings, num_tokens, init, vocabulary, seed, after_bos, user_text: see `IndividualUserModel`.
+        clusters: K.
+    """
+
+    row_0_is_zero = False
+    SCALE = 10.0
+
+    def __init__(
+        self,
+        num_rows: int,
+        word_embeddings: torch.Tensor,
+        num_tokens: int = 10,
+        clusters: int = 5,
+        seed: int = 0,
+        init: str = "words",
+        vocabulary: int | None = None,
+        after_bos: bool = False,
+        user_text: bool = False,
+    ):
+        super().__init__(after_bos, user_text)
+        self.centres = nn.Parameter(word_vectors(word_embeddings, clusters, num_tokens, init, vocabulary, seed))
+        drawn = torch.randn(num_rows, clusters, generator=torch.Generator().manual_seed(seed + 1))
+        self.own = nn.Parameter((drawn / self.SCALE).to(word_embeddings))  # w / SCALE [num_rows, K]
+
+    @property
+    def num_tokens(self) -> int:
+        return self.centres.shape[1]
+
+    def options(self) -> dict[str, Any]:
+        return super().options() | {"clusters": len(self.centres)}
+
+    def tokens(self, own: torch.Tensor) -> torch.Tensor:
+        return torch.einsum("bk,ktd->btd", (self.SCALE * own).softmax(-1), self.centres)
+
+    def assignment(self) -> torch.Tensor:
+        """softmax(w): `[num_rows, K]`, rows add up to 1."""
+        return (self.SCALE * self.own.detach()).softmax(-1)
+
+
+class LowRankUserModel(UserModel):
+    """Users in a shared basis: `e_i = e_0 + sum_r a_ir B_r`. Beyond P-RLHF, for very many users.
+
+    A user costs `rank` numbers: a million users of rank 16 are 64 MB in float32, where T_u = 10 tokens of d_model =
+    4096 each would be 164 GB. The basis starts as random words, the coefficients as `N(0, 1 / rank)`.
+
+    Args:
+        num_rows, word_embeddings, num_tokens, init, vocabulary, seed, after_bos, user_text: see `IndividualUserModel`.
+        rank: r.
+    """
+
+    def __init__(
+        self,
+        num_rows: int,
+        word_embeddings: torch.Tensor,
+        num_tokens: int = 10,
+        rank: int = 16,
+        seed: int = 0,
+        init: str = "words",
+        vocabulary: int | None = None,
+        after_bos: bool = False,
+        user_text: bool = False,
+    ):
+        super().__init__(after_bos, user_text)
+        vectors = word_vectors(word_embeddings, rank + 1, num_tokens, init, vocabulary, seed)
+        self.generic = nn.Parameter(vectors[0].clone())  # e_0 [T_u, d_model]
+        self.basis = nn.Parameter(vectors[1:].clone())  # B [rank, T_u, d_model]
+        drawn = torch.randn(num_rows, rank, generator=torch.Generator().manual_seed(seed + 1))
+        drawn[GENERIC] = 0
+        self.own = nn.Parameter((drawn * rank**-0.5).to(word_embeddings))  # a [num_rows, rank]
+
+    @property
+    def num_tokens(self) -> int:
+        return self.generic.shape[0]
+
+    def options(self) -> dict[str, Any]:
+        return super().options() | {"rank": len(self.basis)}
+
+    def tokens(self, own: torch.Tensor) -> torch.Tensor:
+        return self.generic + torch.einsum("br,rtd->btd", own, self.basis)
+
+
+USER_MODELS: dict[str, type[UserModel]] = {
+    "individual": IndividualUserModel,
+    "cluster": ClusterUserModel,
+    "low_rank": LowRankUserModel,
+}

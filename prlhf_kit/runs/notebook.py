@@ -1,0 +1,268 @@
+"""Run notebooks headlessly through papermill, and refuse to believe it where papermill would be fooled.
+
+Closed traps of papermill 2.7: an unknown parameter or a missing `parameters` tag only warns; values lose their type on
+the command line; tuples, paths and sets turn into strings; a dead kernel leaves every cell "completed"; `sys.exit()`
+counts as success; parallel kernels can clash on ports; `cwd` is process-wide (so each notebook has a process of its
+own); nothing is skipped or resumed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import hashlib
+import json
+import os
+import platform
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import yaml
+from filelock import FileLock, Timeout
+
+from prlhf_kit.files import git_state, now, versions, write_json, write_text
+from prlhf_kit.runs.parameters import RunError, needs_of, resolve, uses_of
+from prlhf_kit.runs.report import notebook_page
+from prlhf_kit.runs.stage import RECORD, RESULT, SCHEMA, UNDER_RUNNER, inputs, read_record, set_aside
+
+NOTEBOOK = "notebook.ipynb"
+PAGE = "notebook.html"
+NO_PORT = "Kernel died before replying to kernel_info"
+GRACE = 20  # seconds that an interrupted notebook has to stop by itself
+
+
+def _key(notebook: Path, parameters: dict[str, Any], made_from: dict[str, dict[str, str]]) -> str:
+    """Hash of all that decides a stage's result: code, parameters (with the local files and folders that they name),
+    versions, and the artefacts of earlier stages."""
+    nb = nbformat.read(notebook, as_version=4)
+    package = Path(__file__).parents[1]
+    sources = {
+        str(p.relative_to(package)): p.read_bytes()
+        for p in sorted(package.rglob("*"))
+        if p.suffix in {".py", ".parquet"}
+    }
+    files = [state for text in _texts(parameters) for state in _state(notebook.parent, text)]
+    digest = hashlib.sha256(repr([(c.cell_type, c.source) for c in nb.cells]).encode())
+    digest.update(repr(sorted(parameters.items())).encode() + repr(sorted(versions().items())).encode())
+    digest.update(json.dumps([made_from, files], sort_keys=True).encode())
+    for name, content in sources.items():
+        digest.update(name.encode() + hashlib.sha256(content).digest())
+    return digest.hexdigest()
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text in a parameter's value, however deep in lists and dicts."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (list, dict)):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from _texts(each)
+
+
+def _state(here: Path, text: str) -> list[tuple[str, int, int]]:
+    """Name, bytes and time of the last change of the files that `text` names, seen from the notebook's folder `here`;
+    not their hashes, since a model may have many gigabytes. A folder around `here` or home ("." or "/") names none."""
+    with contextlib.suppress(OSError, ValueError):  # a text that can't be a path: too long, or with a null character
+        path = here / text
+        around = path.resolve()
+        if here.is_relative_to(around) or Path(os.path.expanduser("~")).is_relative_to(around):
+            return []
+        files = [path] if path.is_file() else sorted(path.rglob("*")) if path.is_dir() else []
+        found = [(str(p), p.stat()) for p in files if p.is_file() and not p.name.startswith("cache-")]
+        return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in found]
+    return []
+
+
+def run_notebook(
+    notebook: str | Path, run_dir: str | Path, parameters: Mapping[str, Any] | None = None, force: bool = False
+) -> dict[str, Any]:
+    """Execute `notebook` in a process of its own and leave `<run_dir>/<stem>/{notebook.ipynb,notebook.html,run.json}`.
+
+    A stage that completed with the same inputs is skipped. One that did not complete is started again in the same
+    folder, so that its training resumes from the last checkpoint. Where the inputs changed, the old folder moves to
+    `<run_dir>/.previous/<stem>`.
+
+    Args:
+        parameters: in place of the notebook's defaults; `run_dir` is set by the runner.
+        force: run it even if nothing changed, from the start.
+
+    Returns:
+        The record, with `"skipped": True` where nothing had to be done. `status` is `completed` or `failed`.
+
+    Raises:
+        RunError: the notebook or a parameter is wrong; nothing was run.
+        KeyboardInterrupt: after the record says `interrupted`.
+    """
+    notebook, run_dir = Path(notebook).resolve(), Path(run_dir).resolve()
+    values = resolve(notebook, {**(parameters or {}), "run_dir": str(run_dir)})
+    run_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(run_dir / f".{notebook.stem}.lock", timeout=0):
+            return _run(notebook, run_dir, values, force)
+    except Timeout:
+        raise RunError(
+            f"another process is running {notebook.stem} in {run_dir}. Wait for it, or choose another run name."
+        ) from None
+
+
+def _run(notebook: Path, run_dir: Path, values: dict[str, Any], force: bool) -> dict[str, Any]:
+    stage_dir = run_dir / notebook.stem
+    made_from = inputs(run_dir, [*needs_of(notebook), *uses_of(notebook)])
+    key = _key(notebook, values | {"run_dir": None}, made_from)
+    old = read_record(stage_dir)
+    same = old is not None and old.get("key") == key
+    if old and same and not force and old["status"] == "completed" and artifacts_there(stage_dir, old):
+        return old | {"skipped": True}
+    if stage_dir.exists() and (force or not same):
+        set_aside(stage_dir)
+    stage_dir.mkdir(parents=True, exist_ok=True)
+    for name in (RESULT, NOTEBOOK, PAGE):  # of an earlier attempt
+        (stage_dir / name).unlink(missing_ok=True)
+
+    record: dict[str, Any] = {
+        "schema": SCHEMA,
+        "stage": notebook.stem,
+        "status": "running",
+        "key": key,
+        "parameters": values,
+        "inputs": made_from,
+        "metrics": {},
+        "artifacts": {},
+        "versions": versions(),
+        "git": git_state(),
+        "pid": os.getpid(),
+        "host": platform.node(),
+        "started": now(),
+    }
+    write_json(stage_dir / RECORD, record)
+    start = time.monotonic()
+    interrupted = False
+    try:
+        code, log = _execute(notebook, stage_dir / NOTEBOOK, values)
+        if code and not (stage_dir / RESULT).exists() and NO_PORT in log:  # two runs' kernels took the same port
+            code, log = _execute(notebook, stage_dir / NOTEBOOK, values)
+    except KeyboardInterrupt:
+        interrupted, code, log = True, 130, ""
+    result = _read_result(stage_dir)
+    record |= result
+    record |= {"ended": now(), "seconds": round(time.monotonic() - start, 1)}
+    if interrupted:
+        record |= {"status": "interrupted", "error": "stopped by the user; run again to resume"}
+    else:
+        error = _error(stage_dir / NOTEBOOK, code, log, bool(result))
+        record |= {"status": "failed", "error": error} if error else {"status": "completed"}
+    _write_page(stage_dir)
+    write_json(stage_dir / RECORD, record)
+    (stage_dir / RESULT).unlink(missing_ok=True)
+    if interrupted:
+        raise KeyboardInterrupt
+    return record
+
+
+def artifacts_there(stage_dir: Path, record: dict[str, Any]) -> bool:
+    """Whether all that a completed stage recorded is still on the disk."""
+    return all((stage_dir / name).exists() for name in [*record["artifacts"], NOTEBOOK, PAGE])
+
+
+def _read_result(stage_dir: Path) -> dict[str, Any]:
+    try:
+        return json.loads((stage_dir / RESULT).read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def _execute(notebook: Path, out: Path, parameters: dict[str, Any]) -> tuple[int, str]:
+    """Papermill in a child process; its exit code and the end of its log. Ctrl-C ends the whole process group."""
+    quiet = bool(os.environ.get("CI")) or not sys.stderr.isatty()
+    with tempfile.TemporaryDirectory() as scratch:
+        values, log = Path(scratch, "parameters.yaml"), Path(scratch, "log.txt")
+        values.write_text(yaml.safe_dump(parameters))
+        command = [
+            sys.executable,
+            "-m",
+            "papermill",
+            str(notebook),
+            str(out),
+            "--parameters_file",
+            str(values),
+            "--cwd",
+            str(notebook.parent),
+            "--kernel",
+            "python3",
+            "--log-level",
+            "WARNING",
+            "--no-progress-bar" if quiet else "--progress-bar",
+        ]
+        env = os.environ | {UNDER_RUNNER: "1"}
+        with log.open("w") as sink:
+            child = subprocess.Popen(
+                command,
+                env=env,
+                stdout=sink,
+                stderr=sink if quiet else None,
+                start_new_session=True,
+                preexec_fn=_end_with_parent,
+            )
+            try:
+                code = child.wait()
+            except KeyboardInterrupt:
+                _end(child)
+                raise
+        return code, log.read_text()[-4000:]
+
+
+def _end_with_parent() -> None:
+    """In the child: be killed when the runner is, so that no orphan goes on training (Linux only)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+def _end(child: subprocess.Popen) -> None:
+    """Ask the notebook's process group to stop, and kill what is left after `GRACE` seconds."""
+    for sign in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, sign)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(GRACE if sign != signal.SIGKILL else None)
+            break
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)  # the kernel, in a session of its own, ends itself without papermill
+
+
+def _error(executed: Path, code: int, log: str, finished: bool) -> str | None:
+    """What went wrong, with the failing cell; None if the notebook ran to its closing cell."""
+    if (notebook := _read(executed)) is not None:
+        for number, cell in enumerate(notebook.cells):
+            for output in cell.get("outputs", []):
+                if output.output_type == "error":
+                    trace = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(output.traceback))
+                    return f"cell {number} raised {output.ename}: {output.evalue}\n{cell.source}\n---\n{trace[-3000:]}"
+    if code:
+        return f"papermill ended with exit code {code} (a kernel that died or was killed?)\n{log}"
+    if not finished:
+        return (
+            "the notebook ended without its closing cell `stage.finish(...)`: the kernel died, the notebook left by "
+            f"sys.exit(), or the cell is missing.\n{log}"
+        )
+    return None
+
+
+def _read(executed: Path) -> nbformat.NotebookNode | None:
+    """The executed notebook; None where papermill was killed before or while it wrote one."""
+    try:
+        return nbformat.read(executed, as_version=4)
+    except (OSError, nbformat.reader.NotJSONError, nbformat.ValidationError):
+        return None
+
+
+def _write_page(stage_dir: Path) -> None:
+    if (notebook := _read(stage_dir / NOTEBOOK)) is not None:
+        write_text(stage_dir / PAGE, notebook_page(notebook, stage_dir.name))

@@ -1,0 +1,116 @@
+"""Parameters of a notebook: their defaults, and given values in the types of these."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import difflib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import nbformat
+
+
+class RunError(RuntimeError):
+    """A notebook can't be run; the message says why and what to do."""
+
+
+def defaults(notebook: Path) -> dict[str, Any]:
+    """Parameters of a notebook and their default values.
+
+    Raises:
+        RunError: no such file, no cell tagged `parameters`, or a default that JSON can't hold as it is.
+    """
+    if not notebook.is_file():
+        raise RunError(f"there is no notebook {notebook}. Expected the path of an .ipynb file.")
+    try:
+        cells = nbformat.read(notebook, as_version=4).cells
+    except (ValueError, TypeError, AttributeError, nbformat.ValidationError) as error:  # its converters raise anything
+        raise RunError(f"{notebook} is no Jupyter notebook: {str(error).splitlines()[0]}") from None
+    tagged = [cell.source for cell in cells if "parameters" in cell.metadata.get("tags", [])]
+    if not tagged:
+        raise RunError(
+            f"{notebook} has no cell tagged 'parameters', so nothing could be injected. Tag the cell that holds the "
+            "defaults (JupyterLab: property inspector, Cell Tags)."
+        )
+    values: dict[str, Any] = {}
+    for node in ast.parse("\n".join(tagged)).body:  # papermill's own inspection stumbles over "=" and "#" in a line
+        if isinstance(node, ast.Assign):
+            names = [target.id for target in node.targets if isinstance(target, ast.Name)]
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            names = [node.target.id]
+        else:
+            continue
+        if node.value is None:
+            continue
+        try:
+            value = ast.literal_eval(node.value)
+            plain = json.loads(json.dumps(value)) == value
+        except (ValueError, TypeError):
+            plain = False
+        if not plain:
+            raise RunError(
+                f"parameter {names[0]!r} of {notebook} has the default {ast.unparse(node.value)}; expected a plain "
+                "Python value: text, a number, True, False, None, a list, or a dict with text keys."
+            )
+        values |= dict.fromkeys(names, value)
+    return values
+
+
+def typed(name: str, value: Any, default: Any) -> Any:
+    """`value` in the type of the parameter's default; text is read as that type. Text stays text ("00123" too).
+
+    >>> typed("n", "3", 1), typed("user", "00123", "ann"), typed("on", "false", True), typed("x", "1", 0.5)
+    (3, '00123', False, 1.0)
+    """
+    expected = type(default).__name__
+    error = RunError(f"parameter {name!r} is {value!r}, expected {expected} such as {default!r}.")
+    if isinstance(default, str):
+        if not isinstance(value, str):
+            raise error
+        return value
+    if isinstance(value, str):
+        words = {"true": True, "false": False, "none": None, "null": None}
+        with contextlib.suppress(ValueError, SyntaxError):
+            value = words[value.lower()] if value.lower() in words else ast.literal_eval(value)
+    if default is None or value is None:
+        return value
+    if isinstance(default, bool) or isinstance(value, bool):
+        ok = isinstance(default, bool) and isinstance(value, bool)
+    elif isinstance(default, float):
+        ok = isinstance(value, (int, float))
+        value = float(value) if ok else value
+    else:
+        ok = isinstance(value, type(default))
+    if not ok:
+        raise error
+    return value
+
+
+def resolve(notebook: Path, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """All parameters of `notebook` with `parameters` in place of defaults, typed. Unknown names raise `RunError`."""
+    values = defaults(notebook)
+    for name, value in parameters.items():
+        if name not in values:
+            raise unknown_parameter(name, values, notebook.name)
+        values[name] = typed(name, value, values[name])
+    return values
+
+
+def unknown_parameter(name: str, known: Mapping[str, Any], where: str) -> RunError:
+    """The error for a parameter that does not exist, with the nearest name that does."""
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return RunError(f"{where} has no parameter {name!r}.{hint} It has: {', '.join(sorted(known))}.")
+
+
+def needs_of(notebook: Path) -> list[str]:
+    """Stages without whose artefacts a notebook can't run, as its metadata says."""
+    return nbformat.read(notebook, as_version=4).metadata.get("prlhf_kit", {}).get("needs", [])
+
+
+def uses_of(notebook: Path) -> list[str]:
+    """Stages whose artefacts a notebook reads where they are there, as its metadata says."""
+    return nbformat.read(notebook, as_version=4).metadata.get("prlhf_kit", {}).get("uses", [])

@@ -1,0 +1,212 @@
+"""What a notebook leaves behind: its artefacts, and a record of everything that made them.
+
+A notebook begins with `stage = begin("03_pdpo_training", run_dir, globals())` right after its parameters and ends with
+`stage.finish(metrics)`. Under the runner (`notebook.py`) it completes `run.json`; in JupyterLab it is `run.json`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import resource
+import shutil
+import sys
+import warnings
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from filelock import FileLock, Timeout
+from IPython.core.interactiveshell import InteractiveShell
+from IPython.display import Image, display
+from matplotlib.figure import Figure
+
+from prlhf_kit.files import git_state, now, sha256, versions, write_json
+
+RESULT = "result.json"
+RECORD = "run.json"
+SCHEMA = 1  # version of `run.json`; docs/runs.md has its fields and says when it changes
+PREVIOUS = ".previous"
+PATIENCE = 30  # seconds to wait for another kernel that works in the same folder
+UNDER_RUNNER = "PRLHF_KIT_RUNNER"  # set by runs/notebook.py for the kernels that it starts
+
+
+class StageError(RuntimeError):
+    """A stage can't begin or end; the message says why and what to do."""
+
+
+def read_record(stage_dir: Path) -> dict[str, Any] | None:
+    """`run.json` of a stage, or None where there is none."""
+    try:
+        return json.loads((stage_dir / RECORD).read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def inputs(run_dir: Path, stages: Iterable[str]) -> dict[str, dict[str, str]]:
+    """What `stages` of a run left for later ones: stage -> data or model artefact -> SHA-256."""
+    found = {stage: (read_record(run_dir / stage) or {}).get("artifacts", {}) for stage in stages}
+    return {
+        stage: {name: entry.get("sha256") for name, entry in left.items() if entry["kind"] in ("data", "model")}
+        for stage, left in found.items()
+    }
+
+
+def set_aside(stage_dir: Path) -> None:
+    """Move a stage's folder to `<run_dir>/.previous/<stage>`: made from other inputs, but not to be lost."""
+    previous = stage_dir.parent / PREVIOUS / stage_dir.name
+    shutil.rmtree(previous, ignore_errors=True)
+    previous.parent.mkdir(exist_ok=True)
+    stage_dir.rename(previous)
+
+
+_held: dict[Path, FileLock] = {}  # stage folders that this process works in
+_names: dict[str, list[str]] = {}  # stage -> its parameters, as found when it first began in this process
+
+
+class Stage:
+    """One notebook's folder in a run, and what has been recorded for it so far. Made by `begin`."""
+
+    def __init__(self, name: str, run_dir: str | Path, parameters: dict[str, Any]):
+        self.name, self.run_dir, self.parameters = name, Path(run_dir).resolve(), parameters
+        self.dir = self.run_dir / name
+        self.run_dir.mkdir(parents=True, exist_ok=True)
+        self.started = now()
+        self.artifacts: dict[str, dict[str, str]] = {}
+        self.provenance: dict[str, dict[str, str]] = {}
+        self.inputs: dict[str, dict[str, str]] = {}
+        if self.dir in _held:  # the `begin` cell was run again in this kernel
+            _held.pop(self.dir).release()
+        self._lock = FileLock(self.run_dir / f".{name}.kernel.lock")
+        try:  # an earlier kernel whose runner was killed may take a moment to notice
+            self._lock.acquire(timeout=PATIENCE)
+        except Timeout:
+            raise StageError(
+                f"another process is working in {self.dir}. Wait for it or end it, or choose another run folder."
+            ) from None
+        _held[self.dir] = self._lock
+        if not os.environ.get(UNDER_RUNNER):
+            self._start_record()
+        self.dir.mkdir(exist_ok=True)
+        (self.dir / RESULT).unlink(missing_ok=True)
+
+    def _start_record(self) -> None:
+        """In JupyterLab: keep the folder (training resumes in it) only if it was made from the same inputs."""
+
+        def plain(parameters: dict) -> dict:
+            return {k: v for k, v in json.loads(json.dumps(parameters)).items() if k != "run_dir"}
+
+        earlier = [p.name for p in self.run_dir.iterdir() if p.is_dir() and p.name[0] != "." and p.name < self.name]
+        self.inputs = inputs(self.run_dir, earlier)
+        old = read_record(self.dir)
+        if old is not None:
+            made_from = old.get("inputs", {})
+            if plain(old["parameters"]) != plain(self.parameters) or inputs(self.run_dir, made_from) != made_from:
+                set_aside(self.dir)
+        write_json(self.dir / RECORD, self._record("running"))
+
+    def _record(self, status: str) -> dict[str, Any]:
+        return {
+            "schema": SCHEMA,
+            "stage": self.name,
+            "status": status,
+            "parameters": self.parameters,
+            "inputs": self.inputs,
+            "metrics": {},
+            "artifacts": {},
+            "versions": versions(),
+            "git": git_state(),
+            "pid": os.getpid(),
+            "host": platform.node(),
+            "started": self.started,
+        }
+
+    def input(self, stage: str, name: str) -> Path:
+        """Artefact `name` that an earlier stage of the same run left. Raises `StageError` if it isn't there."""
+        path = self.run_dir / stage / name
+        if not path.exists():
+            raise StageError(
+                f"{path} is missing: it is written by notebook {stage}. Run that first "
+                f"(`prlhf run notebooks/{stage}.ipynb --run {self.run_dir.name}`), or set run_dir to a run that has it."
+            )
+        return path
+
+    def uses(self, name: str, **what: str) -> None:
+        """Record under `name` what the stage worked with: a dataset's `fingerprint`, or a model's `id` too."""
+        self.provenance[name] = what
+
+    def artifact(self, name: str, kind: str, caption: str) -> Path:
+        """Path for an artefact (file or folder) that the caller writes; it is recorded with `kind` and `caption`."""
+        self.artifacts[name] = {"kind": kind, "caption": caption}
+        return self.dir / name
+
+    def figure(self, figure: Figure, name: str, caption: str) -> None:
+        """Save a figure as PNG and SVG, and show it: IPython shows pyplot's figures only, these are apart from it."""
+        from prlhf_kit.figures.style import save  # here, since seaborn takes seconds to import
+
+        png = self.artifact(f"{name}.png", "figure", caption)
+        save(figure, png)
+        if InteractiveShell.initialized():
+            display(Image(png, width=int(90 * figure.get_figwidth()), alt=caption))
+
+    def table(self, table: pd.DataFrame, name: str, caption: str, kind: str = "table") -> pd.DataFrame:
+        """Save a table as parquet and return it for display. `kind="headline"` opens the run's index page."""
+        table.to_parquet(self.artifact(f"{name}.parquet", kind, caption))
+        return table
+
+    def finish(self, metrics: Mapping[str, float] | None = None) -> None:
+        """The closing cell: checks the artefacts, then writes the record.
+
+        Args:
+            metrics: flat, name -> number; None where a number could not be computed.
+        """
+        flat = {name: None if value is None else float(value) for name, value in (metrics or {}).items()}
+        bad = [name for name, value in flat.items() if value is not None and not math.isfinite(value)]
+        if bad:
+            raise StageError(f"metric {bad[0]!r} is {flat[bad[0]]}; expected a finite number, or None.")
+        for name, entry in self.artifacts.items():
+            path = self.dir / name
+            if not path.exists():
+                raise StageError(f"artefact {path} was announced but not written.")
+            entry["sha256"] = sha256(path)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        record = {
+            "stage": self.name,
+            "parameters": self.parameters,
+            "metrics": flat,
+            "artifacts": self.artifacts,
+            "versions": versions(),
+            "git": git_state(),
+            "provenance": self.provenance,
+            "machine": {"platform": platform.platform(), "cpus": os.cpu_count()},
+            "started": self.started,
+            "ended": now(),
+            "peak_memory_bytes": peak,
+        }
+        under_runner = os.environ.get(UNDER_RUNNER)
+        write_json(
+            self.dir / (RESULT if under_runner else RECORD),
+            record if under_runner else self._record("completed") | record,
+        )
+        _held.pop(self.dir, self._lock).release()
+
+
+def begin(name: str, run_dir: str | Path, namespace: Mapping[str, Any]) -> Stage:
+    """Begin a notebook's stage. Call it in the cell after the parameters.
+
+    Args:
+        name: the notebook's stem, e.g. "03_pdpo_training".
+        run_dir: the run's folder, e.g. "../papermill_runs/interactive".
+        namespace: `globals()`; its plain values at this point are the resolved parameters.
+    """
+    # TRL 1.16 and PEFT 0.21 use names that transformers 6 will drop: nothing that a notebook's reader could mend
+    warnings.filterwarnings("ignore", ".*gradient_checkpointing. is deprecated", FutureWarning)
+    plain = (bool, int, float, str, list, dict, type(None))
+    hidden = {"In", "Out"}
+    names = _names.setdefault(
+        name, [k for k, v in namespace.items() if not k.startswith("_") and k not in hidden and isinstance(v, plain)]
+    )  # when the cell is run again in JupyterLab, later cells' variables are there too
+    return Stage(name, run_dir, {key: namespace[key] for key in names})
