@@ -20,6 +20,7 @@ draws the times, `--memory` measures the peak of each way in a process of its ow
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import os
 import platform
@@ -54,6 +55,8 @@ WAYS = [*dict.fromkeys(way for above, below in RATIOS.values() for way in above 
 SIZES = {
     "tiny": {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
              "num_key_value_heads": 2, "vocab_size": 49152, "tie_word_embeddings": True},
+    "135m": {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9,
+             "num_key_value_heads": 3, "vocab_size": 49152, "tie_word_embeddings": True},
     "1b": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32,
            "num_key_value_heads": 8, "tie_word_embeddings": True},
     "8b": {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
@@ -95,9 +98,15 @@ class Bench:
 
     def _make(self, name: str):
         if name == "reward":
-            config = self._load().config
+            base = self.model("base")
+            config = copy.deepcopy(base.config)
             config.num_labels = 1
-            model = reward_class(config)(config).to(self.device, self._load().dtype).eval()
+            torch.set_default_dtype(base.dtype)
+            try:
+                with torch.device(self.device):  # an 8B model takes minutes to initialise on a CPU
+                    model = reward_class(config)(config).eval()
+            finally:
+                torch.set_default_dtype(torch.float32)
             return SequenceReward(model, self.tokenizer)
         model = self._load()
         if name in ("base", "policy"):
@@ -108,7 +117,7 @@ class Bench:
 
     def _load(self):
         if self.size == "smollm2":
-            return kit.load_model()
+            return kit.load_model(dtype=torch.bfloat16 if self.device == "cuda" else torch.float32)
         return random_model(self.size, self.device)
 
     def decoder(self, base, guide) -> kit.GuidedDecoder:

@@ -17,64 +17,68 @@ from prlhf_kit.cli import main
 from prlhf_kit.runs import bundle
 
 ROOT = Path(__file__).parent.parent
-PARTS = ["learn/simulated/individual/0", "learn/simulated/dpo/0", "decode/tiny/1", "train/tiny/lora/32", "notebooks"]
+PARTS = [
+    "reference/simulated/0",
+    "learn/simulated/individual/0",
+    "decode/tiny/1/8",
+    "train/tiny/lora/32",
+    "learn/simulated/dpo/0",
+    "notebooks",
+]
 
 
-def gpu(file, *options, **kwargs):
-    command = [sys.executable, str(ROOT / "benchmarks" / "gpu.py"), "--tiny", "--json", str(file), *options]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **kwargs)
+def gpu(folder, *options, **kwargs):
+    command = [sys.executable, str(ROOT / "benchmarks" / "gpu.py"), "--tiny", "--minutes", "20", *options]
+    where = ["--json", str(folder / "gpu.json"), "--work", str(folder / "work")]
+    return subprocess.Popen([*command, *where], stdout=subprocess.PIPE, text=True, **kwargs)
 
 
 def test_every_part_runs_in_miniature(tmp_path):
-    with gpu(tmp_path / "gpu.json") as process:
+    with gpu(tmp_path) as process:
         said = process.communicate()[0]
     assert process.returncode == 0, said
     found = json.loads((tmp_path / "gpu.json").read_text())
     assert sorted(found["parts"]) == sorted(PARTS)
     assert {part["status"] for part in found["parts"].values()} == {"done"}
-    assert found["machine"]["versions"]["torch"]
-    assert found["tiny"] is True
-    for ratio in ("decode/tiny/1/pad_shared_vs_plain", "train/tiny/lora/32/alpha_1_vs_vanilla"):
+    for ratio in ("decode/tiny/1/8/pad_shared_vs_plain", "train/tiny/lora/32/alpha_1_vs_vanilla"):
         assert found["ratios"][ratio] > 0
     by_method = {row["method"]: row for row in found["learning"]}
     assert set(by_method) == {"length rule per user", "individual", "dpo"}
-    right = found["parts"][PARTS[0]]["right"]
-    assert len(right) == by_method["individual"]["n"] == 8
-    assert by_method["individual"]["mean"] == sum({"0": 0, "h": 0.5, "1": 1}[c] for c in right) / 8
-    assert by_method["individual"]["over_dpo"] == pytest.approx(
-        by_method["individual"]["mean"] - by_method["dpo"]["mean"]
-    )
-    # another machine's or version's results are not mixed with these
+    personal, vanilla = by_method["individual"], by_method["dpo"]
+    right = found["parts"]["learn/simulated/individual/0"]["right"]
+    assert len(right) == personal["n"] == 8
+    assert personal["mean"] == sum({"0": 0, "h": 0.5, "1": 1}[c] for c in right) / 8
+    assert personal["over_dpo"] == pytest.approx(personal["mean"] - vanilla["mean"])
+    # what was measured by other versions is not mixed with these
     found["machine"]["versions"]["torch"] = "1.0"
     (tmp_path / "gpu.json").write_text(json.dumps(found))
-    with gpu(tmp_path / "gpu.json", stderr=subprocess.PIPE) as process:
-        assert "measured elsewhere" in process.communicate()[1]
+    with gpu(tmp_path, stderr=subprocess.PIPE) as process:
+        assert "other versions. Choose another --json" in process.communicate()[1]
     assert process.returncode == 2
 
 
 def test_a_part_that_fails_ends_no_other_and_a_killed_run_goes_on(tmp_path):
-    file, parts = tmp_path / "gpu.json", ("--parts", "learn", "decode", "train")
-    (tmp_path / "gpu.work" / "tiny_model").mkdir(parents=True)  # a model without weights: trainings can't load it
-    with gpu(file, *parts, start_new_session=True) as process:
-        while not file.exists() or PARTS[2] not in json.loads(file.read_text())["parts"]:
+    """The first attempt has a model without weights, and is killed after its third part."""
+    file, parts = tmp_path / "gpu.json", ("--parts", "reference", "learn", "decode")
+    (tmp_path / "work" / "tiny_model").mkdir(parents=True)
+    decode = "decode/tiny/1/8"
+    with gpu(tmp_path, *parts, start_new_session=True) as process:
+        while not file.exists() or decode not in json.loads(file.read_text())["parts"]:
             assert process.poll() is None
             time.sleep(0.2)
         os.killpg(process.pid, signal.SIGKILL)
     first = json.loads(file.read_text())["parts"]
-    assert {name: first[name]["status"] for name in PARTS[:3]} == {
-        PARTS[0]: "failed",
-        PARTS[1]: "failed",
-        PARTS[2]: "done",
-    }
-    assert "can't load" in first[PARTS[0]]["error"]
+    assert first["reference/simulated/0"]["status"] == "failed"
+    assert "can't load" in first["reference/simulated/0"]["error"]
+    assert first[decode]["status"] == "done"
 
-    (tmp_path / "gpu.work" / "tiny_model").rmdir()
-    with gpu(file, *parts) as process:
+    (tmp_path / "work" / "tiny_model").rmdir()
+    with gpu(tmp_path, *parts) as process:
         said = process.communicate()[0]
     assert process.returncode == 0, said
     last = json.loads(file.read_text())["parts"]
-    assert last[PARTS[2]] == first[PARTS[2]]  # what was done is not measured again
-    assert {last[name]["status"] for name in PARTS[:4]} == {"done"}
+    assert last[decode] == first[decode]  # what was done is not measured again
+    assert {part["status"] for part in last.values()} == {"done"}
 
 
 LACKS = ("trl", "papermill")  # what the stand-in for a node does not have, and a package that is too old there
@@ -133,7 +137,7 @@ def test_bundle_holds_what_a_node_lacks_and_runs_there(node, tmp_path, capsys):
     assert (tmp_path / "there" / "data" / "small" / "card.json").is_file()
     # the embedded model was converted here already; a node does that once, in a folder of its own
     cache = os.environ.get("PRLHF_KIT_CACHE", Path.home() / ".cache" / "prlhf_kit")
-    run = f". there/env.sh && {python} there/benchmarks/gpu.py --tiny --parts decode --json gpu.json"
+    run = f". there/env.sh && {python} there/benchmarks/gpu.py --tiny --parts decode --json gpu.json --work work"
     done = subprocess.run(
         ["bash", "-c", run.replace("&&", f"&& PRLHF_KIT_CACHE={cache}")],
         cwd=tmp_path,

@@ -192,7 +192,7 @@ def problems(site: Path) -> list[str]:
             if asked not in seen and Path(str(distribution.locate_file(""))).resolve() == site.resolve():
                 seen.add(asked)  # the node's own packages are its own business
                 todo.append((one.name, one.extras))
-    for name in IMPORTED:
+    for name in (*IMPORTED, "prlhf_kit.training.pdpo", "prlhf_kit.decoding.guided"):
         try:
             importlib.import_module(name)
         except Exception as error:  # whatever a package that does not fit raises
