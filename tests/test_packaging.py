@@ -20,7 +20,8 @@ def names(requirements):
 def test_environment_and_pyproject_name_the_same_packages():
     lines = re.findall(r"^      - (.+)$", (ROOT / "environment.yml").read_text(), re.MULTILINE)
     packages = [line for line in lines if not line.startswith("--")]
-    assert names(packages) == names(PYPROJECT["project"]["dependencies"])
+    extra = PYPROJECT["project"]["optional-dependencies"]["notebooks"]
+    assert names(packages) == names([*PYPROJECT["project"]["dependencies"], *extra])
     assert "--constraint constraints.txt" in lines
 
 
@@ -29,7 +30,8 @@ def test_every_dependency_is_pinned_exactly_and_within_its_range():
 
     pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if line)
     pins = {name.lower().replace("_", "-"): version for name, version in pins.items()}
-    for text in [*PYPROJECT["project"]["dependencies"], *PYPROJECT["project"]["optional-dependencies"]["test"]]:
+    extras = PYPROJECT["project"]["optional-dependencies"]
+    for text in [*PYPROJECT["project"]["dependencies"], *extras["notebooks"], *extras["test"]]:
         requirement = Requirement(text)
         assert requirement.specifier.contains(pins[requirement.name.lower().replace("_", "-")]), text
     assert pins["torch"] == "2.13.0"

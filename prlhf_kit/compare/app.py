@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import html
+import importlib.util
 import ipaddress
 import logging
 import os
@@ -92,6 +93,8 @@ def serve(args: argparse.Namespace) -> int:
 
     from prlhf_kit.runs.parameters import RunError, defaults
 
+    if importlib.util.find_spec("voila") is None:
+        raise RunError("the page is served by voila, which is not installed. Run `pip install 'prlhf_kit[notebooks]'`.")
     run_dir = args.run_dir.resolve()
     trained = check_run(run_dir)
     given = dict(args.parameter or [])

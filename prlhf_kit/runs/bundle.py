@@ -25,7 +25,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from packaging.requirements import Requirement
+from packaging.requirements import Requirement  # comes with transformers
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
