@@ -281,5 +281,5 @@ def test_a_run_that_cannot_be_shown_is_refused(tmp_path, capsys):
 
 def test_without_voila_the_way_to_install_it_is_told(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert main(["app", str(tmp_path)]) == 2
+    assert cli.main(["app", str(tmp_path)]) == 2
     assert "pip install 'prlhf_kit[notebooks]'" in capsys.readouterr().err
