@@ -146,7 +146,8 @@ def test_bundle_holds_what_a_node_lacks_and_runs_there(node, tmp_path, capsys):
         env={"PATH": os.environ["PATH"], "HOME": os.environ["HOME"]},
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert json.loads((tmp_path / "gpu.json").read_text())["commit"] == told["commit"]
+    part = json.loads((tmp_path / "gpu.json").read_text())["parts"]["decode/tiny/1/8"]
+    assert part["commit"] == told["commit"]
 
     damaged = parts[0].read_bytes()
     parts[0].write_bytes(damaged[:-1] + bytes([damaged[-1] ^ 1]))
