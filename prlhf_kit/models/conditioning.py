@@ -194,11 +194,11 @@ def condition(model: PreTrainedModel, user_model: nn.Module) -> PreTrainedModel:
         batch, total = inputs["attention_mask"].shape
         slots = torch.arange(length, device=inputs["attention_mask"].device).expand(batch, -1)
         front = left_padding(inputs["attention_mask"])[:, None] + _after(user_model)
-        kept = slots + (total - length) * (slots >= front)
+        kept = slots + (total - length) * (slots >= front)  # the row's own tokens, behind the T_u user tokens
         return args, kwargs | inputs
 
     def cut(_backbone, _args, _kwargs, output):
-        if kept is not None:
+        if kept is not None:  # [B, T_u + L, d_model] -> [B, L, d_model]: what follows sees the length that it gave
             index = kept[..., None]
             output.last_hidden_state = output.last_hidden_state.take_along_dim(index, 1)
             if output.hidden_states is not None:

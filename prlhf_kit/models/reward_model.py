@@ -82,8 +82,8 @@ class _Pooled:
         if is_decoder(model) and kwargs.get("position_ids") is None and "user_rows" not in kwargs:
             kwargs["position_ids"] = (attention_mask.long().cumsum(1) - 1).clamp(min=0)
         hidden = model.base_model(input_ids=input_ids, attention_mask=attention_mask, **kwargs).last_hidden_state
-        pooled = pool(hidden, attention_mask, self.pooling)
-        rewards = getattr(model, head_name(model))(pooled)
+        pooled = pool(hidden, attention_mask, self.pooling)  # [N, L, d_model] -> [N, d_model]
+        rewards = getattr(model, head_name(model))(pooled)  # [N, 1]
         nll = None
         if lm_asked is not None:  # the LM head runs only over texts of which something is asked
             # a text's first token has nothing to be predicted from, wherever it stands

@@ -146,7 +146,7 @@ class IndividualUserModel(UserModel):
         return super().options() | {"add_generic_user": self.row_0_is_zero}
 
     def tokens(self, own: torch.Tensor) -> torch.Tensor:
-        return own if self.generic is None else self.generic + own
+        return own if self.generic is None else self.generic + own  # [T_u, d_model] + [B, T_u, d_model]
 
 
 class ClusterUserModel(UserModel):
@@ -190,6 +190,7 @@ class ClusterUserModel(UserModel):
         return super().options() | {"clusters": len(self.centres)}
 
     def tokens(self, own: torch.Tensor) -> torch.Tensor:
+        # weights [B, K], centres [K, T_u, d_model]
         return torch.einsum("bk,ktd->btd", (self.SCALE * own).softmax(-1), self.centres)
 
     def assignment(self) -> torch.Tensor:
@@ -236,6 +237,7 @@ class LowRankUserModel(UserModel):
         return super().options() | {"rank": len(self.basis)}
 
     def tokens(self, own: torch.Tensor) -> torch.Tensor:
+        # coefficients [B, r], basis [r, T_u, d_model]
         return self.generic + torch.einsum("br,rtd->btd", own, self.basis)
 
 

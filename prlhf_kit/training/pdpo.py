@@ -163,8 +163,9 @@ class PersonalizedDPOTrainer(DPOTrainer):
         return super().compute_ref_log_probs(model, {k: v for k, v in inputs.items() if k != "user_rows"})
 
     def _compute_loss(self, model, inputs, return_outputs):
+        # L = alpha * L_DPO(rows) + (1 - alpha) * L_DPO(generic rows), P-RLHF's equation of P-DPO
         inputs = dict(inputs)
-        rows = inputs.pop("user_rows")
+        rows = inputs.pop("user_rows")  # [2B]: chosen, then rejected
         if self.model.training and "prompt_mask" in inputs:  # TRL counts the tokens of attention_mask
             prompts = inputs["prompt_mask"].sum() * (len(rows) // len(inputs["prompt_mask"])) - len(rows)
             self._total_train_tokens += self.accelerator.gather_for_metrics(prompts).sum().item()

@@ -79,7 +79,8 @@ def compute_prompts_once(model: PreTrainedModel) -> None:
         asked = None
         if kwargs.get("prompt_ids") is None:
             return args, kwargs
-        prompt, mask = (kwargs.pop(name) for name in PROMPT_KEYS)
+        prompt, mask = (kwargs.pop(name) for name in PROMPT_KEYS)  # [n, P]; n is B where prompts are shared, else 2B
+        # [2B, C], without the prompt's last token, which the prompt's own row has
         responses, real = kwargs.pop("input_ids")[:, 1:], kwargs.pop("attention_mask")[:, 1:]
         users = kwargs.pop("user_rows", None)
         embed = model.get_input_embeddings()
@@ -87,11 +88,12 @@ def compute_prompts_once(model: PreTrainedModel) -> None:
             positions = (mask.cumsum(1) - 1).clamp(min=0)
             front = {"inputs_embeds": embed(prompt), "attention_mask": mask, "position_ids": positions}
         else:
-            front = embed_with_users(model, users[: len(prompt)], prompt, mask)
-        copies = len(responses) // len(prompt)
+            front = embed_with_users(model, users[: len(prompt)], prompt, mask)  # [n, T_u + P, d_model]
+        copies = len(responses) // len(prompt)  # 2 where chosen and rejected share the prompt's row
         asked = front["attention_mask"].shape[1], copies
         counted = (real.cumsum(1) - 1).clamp(min=0)  # padding stays within the model's context
         beside = [torch.cat(part.chunk(copies), 1) for part in (responses, real, counted)]  # [n, copies * C]
+        # each response goes on counting where the prompt ends, as if the other were not there
         positions = front["attention_mask"].sum(1, keepdim=True) + beside[2]
         embeds = torch.cat([front["inputs_embeds"], embed(beside[0]).to(front["inputs_embeds"].dtype)], 1)
         padding = torch.cat([front["attention_mask"], beside[1]], 1)

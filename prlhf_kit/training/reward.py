@@ -162,7 +162,8 @@ class PersonalizedRewardTrainer(RewardTrainer):
         inputs = dict(inputs)
         scores, mask, rows = (inputs.pop(name) for name in ("scores", "mask", "rows"))
         outputs = model(**inputs, **({"use_cache": False} if self._decoder else {}))
-        flat = outputs.logits.squeeze(-1).float()
+        flat = outputs.logits.squeeze(-1).float()  # [N], the responses of all lists one after the other
+        # back into lists [B, r], zeros where a list is shorter
         rewards = flat.new_zeros(scores.shape).masked_scatter(mask, flat)
         loss = ranking_part = ranking.ranking_loss(rewards, scores, mask)
         if self.args.center_rewards_coefficient is not None:

@@ -115,6 +115,7 @@ class RewardCollator:
         for i, example in enumerate(examples):
             scores[i, : len(example["scores"])] = torch.tensor(example["scores"])
             mask[i, : len(example["scores"])] = True
+        # N responses of all lists in one batch, [N, L]; scores[mask] gives their scores back in this order
         ids, attended = padded([t for e in examples for t in e["text_ids"]], self.pad_token_id, self.padding_side)
         batch = {  # scores first: Trainer takes the batch size from there
             "scores": scores,
@@ -127,7 +128,7 @@ class RewardCollator:
         if self.two_types:
             batch["token_type_ids"] = token_types(attended, starts)
         if self.lm_threshold is not None:
-            asked = attended * (scores[mask] > self.lm_threshold)[:, None]
+            asked = attended * (scores[mask] > self.lm_threshold)[:, None]  # [N, L]
             if not self.lm_on_prompt:
                 asked = asked * (attended.cumsum(1) > torch.tensor(starts)[:, None])
             batch["lm_asked"] = asked
