@@ -10,13 +10,13 @@ import datasets
 import numpy as np
 import pytest
 from filelock import FileLock
-from test_run_records import write_run
 
 from prlhf_kit import cli
 from prlhf_kit.files import in_chunks, write_json
 from prlhf_kit.models import logprobs
 from prlhf_kit.runs import carry_over
 from prlhf_kit.runs.cleaning import clean
+from runs.test_records import write_run
 
 USERS = [  # files and folders that are not the kit's
     ".env-2024", ".notes-2024", ".2024-notes", f".notes.txt-{2**22 + 1}", ".results/mine", "results/mine",

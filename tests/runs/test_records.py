@@ -11,21 +11,22 @@ from pathlib import Path
 import pytest
 from conftest import build_tiny
 from test_notebooks import SMOKE
-from test_runs import FINISH, command, make_notebook, wait_for  # noqa: F401  (make_notebook is a fixture)
+from tiny_notebooks import wait_for
 
 from prlhf_kit import cli
 from prlhf_kit.files import write_json
 from prlhf_kit.runs import commands, notebook, records, stage as record_module
 from prlhf_kit.runs.records import RunError, read
 from prlhf_kit.runs.stage import begin, read_record
+from runs.conftest import FINISH, command
 
-NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
-DEMO = Path(__file__).parent.parent / "papermill_runs" / "demo"
+NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
+DEMO = Path(__file__).parents[2] / "papermill_runs" / "demo"
 
 
 def described(record):
     """Of a record whose fields docs/runs.md has."""
-    table = set(re.findall(r"`(\w+)`", (Path(__file__).parents[1] / "docs" / "runs.md").read_text()))
+    table = set(re.findall(r"`(\w+)`", (Path(__file__).parents[2] / "docs" / "runs.md").read_text()))
     assert records.FIELDS <= set(record) <= table
     return record
 
@@ -55,7 +56,7 @@ def test_the_same_inputs_and_seed_give_the_same_metrics(twice, capsys):
     assert capsys.readouterr().out == "the same: 01_data_preparation, 03_pdpo_training\n"
 
 
-def test_fields_of_records_of_every_kind_are_described(twice, make_notebook, tmp_path):  # noqa: F811
+def test_fields_of_records_of_every_kind_are_described(twice, make_notebook, tmp_path):
     for path in twice.glob("?/*/run.json"):
         record = described(json.loads(path.read_text()))
         assert record["status"] == "completed"
@@ -74,7 +75,7 @@ def test_fields_of_records_of_every_kind_are_described(twice, make_notebook, tmp
     assert "key" not in read(stage.dir)
 
 
-def test_interrupted_running_and_died(make_notebook, tmp_path):  # noqa: F811
+def test_interrupted_running_and_died(make_notebook, tmp_path):
     slow = make_notebook("import time; (stage.dir / 'here').touch(); time.sleep(60)", FINISH)
     stage = tmp_path / "r" / "nb"
     for sign, status in ((signal.SIGINT, "interrupted"), (signal.SIGKILL, records.DIED)):

@@ -6,11 +6,11 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from test_runs import FINISH, make_notebook  # noqa: F401  (a fixture)
 
 from prlhf_kit import cli
 from prlhf_kit.runs import copies
 from prlhf_kit.runs.stage import read_record
+from runs.conftest import FINISH
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def server():
         server.shutdown()
 
 
-def test_every_stage_is_copied_the_failed_one_too(make_notebook, tmp_path, server, capsys):  # noqa: F811
+def test_every_stage_is_copied_the_failed_one_too(make_notebook, tmp_path, server, capsys):
     good, bad = make_notebook(FINISH, name="good"), make_notebook("1 / 0", FINISH, name="bad")
     line = ["run", str(good), str(bad), "--out", str(tmp_path), "--run", "r", "--copy-to"]
     assert cli.main([*line, f"{server.url}/?sig=secret"]) == 1
@@ -55,7 +55,7 @@ def test_every_stage_is_copied_the_failed_one_too(make_notebook, tmp_path, serve
         assert copied == (tmp_path / "r" / stage / "notebook.ipynb").read_text()
 
 
-def test_a_failed_copy_does_not_lose_the_run(make_notebook, tmp_path, server, capsys):  # noqa: F811
+def test_a_failed_copy_does_not_lose_the_run(make_notebook, tmp_path, server, capsys):
     notebooks = [str(make_notebook(FINISH, name=name)) for name in ("one", "two")]
     url = server.url.replace("http://", "http://me:hunter2@") + "?sig=abc"
     line = ["run", *notebooks, "--out", str(tmp_path), "--run", "r", "--copy-to", url]
@@ -89,7 +89,7 @@ def test_a_failed_copy_does_not_lose_the_run(make_notebook, tmp_path, server, ca
     ],
 )
 def test_stores_that_cannot_be_written_are_refused_before_anything_runs(
-    make_notebook, tmp_path, capsys, url, message  # noqa: F811
+    make_notebook, tmp_path, capsys, url, message
 ):  # fmt: skip
     package = {"s3": "boto3", "gs": "gcsfs", "abs": "azure"}.get(url.partition(":")[0])
     if package and importlib.util.find_spec(package):

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from test_runs import FINISH, make_notebook  # noqa: F401  (make_notebook is a fixture)
 
 from prlhf_kit.runs import notebook as runner, parameters, pipeline
+from runs.conftest import FINISH
 
 
-def test_stages_depend_on_what_they_use_where_it_is_there(make_notebook, tmp_path):  # noqa: F811
+def test_stages_depend_on_what_they_use_where_it_is_there(make_notebook, tmp_path):
     run = tmp_path / "run"
     first, second = make_notebook(FINISH, name="first"), make_notebook(FINISH, name="second", uses=["first"])
     assert runner.run_notebook(second, run)["inputs"] == {"first": {}}
@@ -26,7 +26,7 @@ def _key(notebook, **parameters):
     return runner._key(notebook, parameters, {})
 
 
-def test_files_that_parameters_name_however_deep_decide_the_key(make_notebook, tmp_path):  # noqa: F811
+def test_files_that_parameters_name_however_deep_decide_the_key(make_notebook, tmp_path):
     notebook = make_notebook(FINISH)
     (tmp_path / "deep").mkdir()
     file = tmp_path / "deep" / "answers.json"
@@ -40,7 +40,7 @@ def test_files_that_parameters_name_however_deep_decide_the_key(make_notebook, t
         file.unlink()
 
 
-def test_texts_that_are_no_paths_and_folders_around_the_notebook(make_notebook, tmp_path, monkeypatch):  # noqa: F811
+def test_texts_that_are_no_paths_and_folders_around_the_notebook(make_notebook, tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
     (tmp_path / "home" / "me").mkdir(parents=True)
     monkeypatch.setenv("HOME", str(tmp_path / "home" / "me"))
@@ -60,7 +60,7 @@ def test_what_notebooks_of_the_project_use_is_in_their_metadata():
         assert read <= {*parameters.needs_of(path), *parameters.uses_of(path)}, path.name
 
 
-def test_a_pipeline_runs_what_a_notebook_uses_before_it_if_both_are_in_it(make_notebook, tmp_path):  # noqa: F811
+def test_a_pipeline_runs_what_a_notebook_uses_before_it_if_both_are_in_it(make_notebook, tmp_path):
     make_notebook(FINISH, name="a", uses=["b", "elsewhere"])
     make_notebook(FINISH, name="b")
     file = tmp_path / "p.yaml"

@@ -6,44 +6,15 @@ import re
 import signal
 import subprocess
 import sys
-import time
 
-import nbformat
 import pytest
+from tiny_notebooks import wait_for
 
 from prlhf_kit import cli
 from prlhf_kit.files import write_json
 from prlhf_kit.runs import notebook as runner, parameters, report, stage as record_module
 from prlhf_kit.runs.stage import StageError, begin, read_record
-
-PARAMETERS = """run_dir = "x"  # where results go
-user = "ann"  # text
-n = 3  # whole number
-rate = 0.5  # number
-on = True  # flag
-limit = None  # open
-"""
-BODY = """from prlhf_kit.runs.stage import begin
-stage = begin("{name}", run_dir, globals())
-(stage.dir / "log.txt").open("a").write(f"{user}{n}")
-stage.artifact("log.txt", "data", "A log")
-"""
-FINISH = 'stage.finish({"twice": 2 * n})'
-
-
-@pytest.fixture
-def make_notebook(tmp_path):
-    def make(*cells, name="nb", needs=(), uses=(), tags=("parameters",), body=BODY, parameters=PARAMETERS):
-        nb = nbformat.v4.new_notebook()
-        first = nbformat.v4.new_code_cell(parameters, metadata={"tags": list(tags)})
-        nb.cells = [first, *map(nbformat.v4.new_code_cell, [body.replace("{name}", name), *cells])]
-        nb.metadata["prlhf_kit"] = {"needs": list(needs), "uses": list(uses)}
-        nb.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
-        path = tmp_path / f"{name}.ipynb"
-        nbformat.write(nb, path)
-        return path
-
-    return make
+from runs.conftest import BODY, FINISH, command
 
 
 def test_a_run_its_record_and_when_it_is_skipped(make_notebook, tmp_path):
@@ -180,17 +151,6 @@ def test_a_kernel_without_a_port_is_tried_again(make_notebook, tmp_path, monkeyp
     monkeypatch.setattr(runner, "_execute", unlucky)
     assert runner.run_notebook(make_notebook(FINISH), tmp_path / "run")["status"] == "completed"
     assert len(calls) == 2
-
-
-def command(*arguments):
-    return [sys.executable, "-m", "prlhf_kit.cli", "run", *map(str, arguments)]
-
-
-def wait_for(condition, seconds=60):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited too long"
-        time.sleep(0.1)
 
 
 def test_interrupt_and_kill_leave_a_record_and_the_next_run_goes_on(make_notebook, tmp_path):

@@ -141,7 +141,7 @@ def test_independent_stages_run_at_once_and_a_failure_stops_only_what_needs_it(t
 
 
 def test_the_demo_is_a_pipeline():
-    demo = Path(__file__).parents[1] / "configs" / "pipeline.yaml"
+    demo = Path(__file__).parents[2] / "configs" / "pipeline.yaml"
     stages = pipeline.read(demo, [("seed", "1")])
     assert [name[:2] for name in stages] == ["01", "02", "03", "04", "05"]
     assert all(stage.parameters == {"seed": "1"} for stage in stages.values())
