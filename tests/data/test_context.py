@@ -6,7 +6,6 @@ from hypothesis import given, settings, strategies as st
 
 from prlhf_kit.data.context import Contexts, people_of, require_context, with_context
 from prlhf_kit.data.schema import SchemaError, message, record
-from prlhf_kit.data.select import subsample
 
 PEOPLE = {"r/tea": "I love tea.", "r/coffee": "I love coffee.", "r/milk": "I love milk.", "r/chai": "I love tea."}
 ASKED = message("user", "What shall I drink?")
@@ -190,38 +189,3 @@ def test_the_record_tells_what_decides_the_prompts():
 
 def test_people_of_several_sets():
     assert people_of(rows(4), rows(2)) == PEOPLE
-
-
-# Subsampling ----------------------------------------------------------------------------------------------------------
-
-
-def test_subsample_takes_users_alike_and_whole_prompts():
-    users = ["a"] * 40 + ["b"] * 8
-    pairs = Dataset.from_list([record(f"p{i}", u, f"Q{i // 2}", "Yes.", f"No {i}.") for i, u in enumerate(users)])
-    few = subsample(pairs, 8)
-    assert sorted(few["user_id"]) == ["a"] * 4 + ["b"] * 4
-    by_prompt = [sum(p == q for q in few["prompt"]) for p in few["prompt"]]
-    assert set(by_prompt) == {2}
-    assert set(few["pair_id"]) <= set(subsample(pairs, 16)["pair_id"])  # nested
-
-
-def test_subsample_is_seeded_and_does_not_depend_on_the_order_of_rows():
-    pairs = rows(60)
-    drawn = set(subsample(pairs, 10, 1, seed=5)["pair_id"])
-    assert drawn == set(subsample(pairs.select(range(59, -1, -1)), 10, 1, seed=5)["pair_id"])
-    assert drawn != set(subsample(pairs, 10, 1, seed=6)["pair_id"])
-
-
-def test_subsample_by_score_ratio_and_pairs_a_prompt():
-    pairs = Dataset.from_list(
-        [record(f"p{i}", "a", "One post", "Yes.", f"No {i}.", score_ratio=1.0 + i / 4) for i in range(12)]
-    )
-    kept = subsample(pairs, None, 5, 2.0)
-    assert len(kept) == 5
-    assert min(kept["score_ratio"]) >= 2
-    with pytest.raises(SchemaError, match="no pair is left"):
-        subsample(pairs, min_score_ratio=100)
-    with pytest.raises(SchemaError, match="needs the column score_ratio"):
-        subsample(rows(), min_score_ratio=2)
-    with pytest.raises(SchemaError, match="pairs_per_prompt=0"):
-        subsample(pairs, pairs_per_prompt=0)

@@ -8,7 +8,7 @@ import prlhf_kit as kit
 from prlhf_kit.data import dsp, psoups
 from prlhf_kit.data.sources import read_rows
 
-REAL = Path(__file__).parent.parent.parent / "shared" / "data"
+REAL = Path(__file__).parents[3] / "shared" / "data"
 pytestmark = pytest.mark.skipif(not REAL.is_dir(), reason=f"no real data in {REAL}")
 
 # name, path, options, pairs by split, counts

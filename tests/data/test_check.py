@@ -259,3 +259,110 @@ def test_report_table_has_integers(tmp_path):
     _, report = kit.data.load_with_report("files", path)
     assert pd.api.types.is_integer_dtype(report.table.pairs)
     assert list(report.checks["check"]) == list(kit.data.RULES)
+
+
+def test_prompts_that_shortening_makes_equal_are_dropped_not_refused(tokenizer):
+    talk = [
+        {"role": "user", "content": "word " * 50},
+        {"role": "assistant", "content": "ok"},
+        {"role": "user", "content": "Now?"},
+    ]
+    other = [{**talk[0], "content": "other " * 50}, *talk[1:]]
+    train = [record("p0", "ann", talk, "a", "b"), record("p1", "ann", "Q?", "a", "b")]
+    test = [record("t0", "ann", other, "a", "b"), record("t1", "ann", "New?", "a", "b")]
+    from datasets import DatasetDict
+
+    data = DatasetDict(train=Dataset.from_list(train), test_seen=Dataset.from_list(test))
+    clean, report = kit.data.check(data, tokenizer, 40)
+    assert clean["test_seen"]["pair_id"] == ["t1"]
+    assert report.shortened == 1
+    assert "1 prompts without their oldest turns" in str(report)
+
+
+@pytest.fixture
+def good(pairs):
+    test = [record("t1", "a", "Something new?", "Yes indeed.", "No.")]
+    return DatasetDict(train=pairs, test_seen=Dataset.from_list(test))
+
+
+def with_row(data, row, split="train"):
+    return DatasetDict({**data, split: Dataset.from_list([*data[split], row])})
+
+
+def test_good_data_passes_unchanged(good):
+    clean, report = kit.data.check(good)
+    assert str(report) == "13 pairs kept, none dropped"
+    assert clean["train"].to_list() == good["train"].to_list()
+
+
+@pytest.mark.parametrize("column", kit.data.schema.COLUMNS)
+def test_missing_column_is_refused(good, column):
+    bad = DatasetDict({**good, "train": good["train"].remove_columns(column)})
+    with pytest.raises(kit.data.SchemaError, match=f"split 'train' has no column '{column}'"):
+        kit.data.check(bad)
+
+
+def test_user_id_that_is_not_text_is_refused(good):
+    numbers = good["train"].remove_columns("user_id").add_column("user_id", list(range(len(good["train"]))))
+    with pytest.raises(kit.data.SchemaError, match=r"user id 0 \(int\), expected non-empty text"):
+        kit.data.check(DatasetDict(train=numbers))
+    with pytest.raises(TypeError, match="7 is a int"):
+        kit.UserIndex(["ann", 7])
+
+
+def test_empty_and_equal_responses_are_dropped_and_counted_by_user(good):
+    bad = with_row(good, record("x1", "a", "Why?", "  ", "No."))
+    bad = with_row(bad, record("x2", "b", "Why?", "Same.", "Same."))
+    bad = with_row(bad, record("x3", "b", "Why?", "Yes.", ""))
+    clean, report = kit.data.check(bad)
+    assert report.table.to_dict("records") == [
+        {"split": "train", "user_id": "a", "reason": "empty response", "pairs": 1},
+        {"split": "train", "user_id": "b", "reason": "chosen equals rejected", "pairs": 1},
+        {"split": "train", "user_id": "b", "reason": "empty response", "pairs": 1},
+    ]
+    assert len(clean["train"]) == 12
+    assert "2 empty response (of 2 users)" in str(report)
+    assert report.checks.set_index("check").pairs["chosen equals rejected"] == 1
+
+
+def test_prompt_longer_than_the_limit_is_counted_by_user(good, tokenizer):
+    bad = with_row(good, record("x1", "a", "Why? " * 100, "Yes.", "No."))
+    _, report = kit.data.check(bad, tokenizer, 100)
+    assert report.table.to_dict("records") == [
+        {"split": "train", "user_id": "a", "reason": "prompt longer than 100 tokens", "pairs": 1}
+    ]
+
+
+def test_user_with_no_pairs_is_refused(good):
+    with pytest.raises(kit.data.SchemaError, match="1 users have no pairs in train, first 'zoe'"):
+        kit.data.check(good, users=["a", "zoe"])
+    with pytest.raises(kit.data.SchemaError, match=r"'dan'.*empty response"):
+        kit.data.check(with_row(good, record("x1", "dan", "Why?", "", "No.")))
+
+
+def test_other_refusals(good):
+    with pytest.raises(kit.data.SchemaError, match="the pair id 'p1' comes 2 times"):
+        kit.data.check(with_row(good, record("p1", "a", "Why?", "Yes.", "No.")))
+    with pytest.raises(kit.data.SchemaError, match="1 prompts of split 'test_seen' are in train or adapt_unseen"):
+        kit.data.check(with_row(good, record("t2", "a", "Question number 1?", "Yes.", "No."), "test_seen"))
+    with pytest.raises(kit.data.SchemaError, match="users who are not in train"):
+        kit.data.check(with_row(good, record("t2", "zoe", "New?", "Yes.", "No."), "test_seen"))
+    with pytest.raises(kit.data.SchemaError, match="users who are in train"):
+        kit.data.check(DatasetDict({**good, "test_unseen": good["test_seen"]}))
+    text = good["train"].map(lambda row: {"prompt": "plain"}, remove_columns="prompt")
+    with pytest.raises(kit.data.SchemaError, match="expected a list of"):
+        kit.data.check(DatasetDict(train=text))
+    with pytest.raises(kit.data.SchemaError, match="Did you mean 'simulated'"):
+        kit.data.load("simulatd")
+
+
+def test_pair_ids_and_prompts(pairs):
+    test = pairs.map(lambda row: {"prompt": [{"role": "user", "content": "New: " + row["prompt"][0]["content"]}]})
+    with pytest.raises(kit.data.SchemaError, match=r"pair id 'p1' comes 2 times \(in train, test_seen\)"):
+        kit.data.check(DatasetDict(train=pairs, test_seen=test))
+    numbered = pairs.remove_columns("pair_id").add_column("pair_id", list(range(len(pairs))))
+    with pytest.raises(kit.data.SchemaError, match=r"pair id \d+ \(int\), expected non-empty text"):
+        kit.data.check(DatasetDict(train=numbered))
+    silent = pairs.map(lambda row: {"prompt": [{"role": "user", "content": " "}]} if row["pair_id"] == "p1" else row)
+    _, report = kit.data.check(DatasetDict(train=silent))
+    assert report.table.to_dict("records") == [{"split": "train", "user_id": "b", "reason": "empty prompt", "pairs": 1}]
