@@ -4,7 +4,6 @@ import pytest
 import torch
 from conftest import ALL_FAMILIES
 from datasets import Dataset
-from test_pdpo import make_trainer
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
@@ -18,6 +17,7 @@ import prlhf_kit as kit
 from prlhf_kit.data.schema import record
 from prlhf_kit.models.user_models import LowRankUserModel
 from prlhf_kit.training.prompt_once import DataCollatorForPersonalizedPreference, compute_prompts_once, same_outputs
+from training.conftest import make_trainer
 
 PLAIN = {"share_prompt": False, "completion_logits_only": False}
 APART = {"share_prompt": False}

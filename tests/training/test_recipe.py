@@ -25,7 +25,7 @@ from prlhf_kit.training.controls import LABELS, load_controls
 from prlhf_kit.training.recipe import Recipe, build_trainer, train
 from prlhf_kit.training.resume import fit
 
-CONFIGS = Path(__file__).parent.parent / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ def test_two_processes_equal_one(recipe, tmp_path, monkeypatch, config):
 
 def test_a_sharded_model_gives_the_same():
     """FSDP2 on two CPU processes, without accelerate, which turns it off there."""
-    here = Path(__file__).parent
+    here = Path(__file__).parents[1]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "sharded.py"]
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=here, env=env, capture_output=True, text=True, timeout=300)

@@ -245,7 +245,7 @@ def test_two_processes_equal_one(base, pairs, tmp_path, monkeypatch):
         )  # fmt: skip
 
     one = reward_stages.train_reward(recipe("one", 4))
-    config = str(Path(__file__).parent.parent / "configs" / "ddp.yaml")
+    config = str(Path(__file__).parents[2] / "configs" / "ddp.yaml")
     two = reward_stages.train_reward(recipe("two", 2), ["--config_file", config, "--num_processes", "2"])
     order = ["step", "row"]
     assert one.sort_values(order).right.tolist() == two.sort_values(order).right.tolist()
