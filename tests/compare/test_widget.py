@@ -4,16 +4,14 @@ import json
 import threading
 import time
 
-import nbformat
 import pytest
 import torch
 from conftest import TARGETS, build_tiny
 from datasets import Dataset, DatasetDict
-from nbclient import NotebookClient
 from peft import LoraConfig, get_peft_model
 
 import prlhf_kit as kit
-from prlhf_kit.compare import app, cards, people, systems, token_marks, widget
+from prlhf_kit.compare import cards, people, systems, token_marks, widget
 from prlhf_kit.data import simulated
 from prlhf_kit.data.schema import message, record
 from prlhf_kit.decoding.answers import GuidedAnswer
@@ -283,16 +281,6 @@ def test_drafts_appear_while_the_kernel_is_free(panel, tokenizer):
     assert 'aria-busy="false"' in bodies(comparison)[0]
 
 
-def test_drafts_are_throttled(panel, tokenizer):
-    comparison = panel([Says("fast", "word " * 200, tokenizer)])
-    shown = []
-    begin = comparison._show
-    comparison._show = lambda number: shown.append(time.monotonic()) or begin(number)
-    comparison.generate.click()
-    ended(comparison)
-    assert len(shown) <= 4 + (shown[-1] - shown[0]) / widget.BETWEEN_DRAFTS
-
-
 def test_stop_ends_it_within_a_token(panel, tokenizer):
     told = []
 
@@ -377,40 +365,6 @@ def test_comparisons_take_turns(panel, tokenizer):
     first.generate.click()  # and it can be used again
     ended(first)
     assert first.shown[0].state == "done"
-
-
-def test_buttons_are_enabled_after_the_last_word(panel, tokenizer):
-    comparison = panel([Says("a", "x", tokenizer), Says("b", "y", tokenizer)])
-    told = []
-
-    def look(change):
-        if 'data-state="done"' in change["new"]:
-            told.append([card.children[1].disabled for card in comparison.cards.children])
-
-    comparison.status.observe(look, "value")
-    comparison.generate.click()
-    ended(comparison)
-    assert told == [[True, True]]
-    assert [card.children[1].disabled for card in comparison.cards.children] == [False, False]
-
-
-def test_a_reward_that_fails_is_shown_too(panel, offered):
-    def bad(*_):
-        raise ValueError("no such reward")
-
-    comparison = panel(offered.systems[:1], rewards={"bad": bad})
-    comparison.generate.click()
-    ended(comparison)
-    assert "no such reward" in bodies(comparison)[0]
-
-
-def test_what_goes_wrong_outside_a_card_is_said_too(panel, monkeypatch):
-    monkeypatch.setattr(widget, "lay_out", lambda *_: 1 / 0)
-    comparison = panel()
-    comparison.generate.click()
-    ended(comparison)
-    assert "That failed. ZeroDivisionError" in comparison.status.value
-    assert not comparison.generate.disabled
 
 
 def test_what_can_not_be_asked_is_refused_in_place(panel):
@@ -717,13 +671,6 @@ def test_a_file_that_can_not_be_written_is_said_in_place(panel, tokenizer, tmp_p
     assert not comparison.voted
 
 
-def test_a_half_written_vote_is_told_of(panel, tokenizer, tmp_path):
-    (tmp_path / "votes.jsonl").write_text('{"pair_id": "vo')
-    comparison = panel([Says("a", "x", tokenizer)])
-    assert "moved to" in comparison.status.value
-    assert (tmp_path / "votes.jsonl.torn").exists()
-
-
 def test_votes_that_can_not_be_mended_do_not_take_the_widget_away(panel, tokenizer, monkeypatch):
     def full(_):
         raise PermissionError(13, "Permission denied")
@@ -756,12 +703,6 @@ def test_static_table_and_page(offered):
         cards.write_all(PROMPT, [broken], who, 1.0, {}, 5)
 
 
-def test_the_notebook_takes_the_pages_parameters():
-    notebook = app.parameterised(app.NOTEBOOK, {"run_dir": "x", "votes": "y"})
-    injected = next(c for c in notebook.cells if "injected-parameters" in c.metadata.get("tags", []))
-    assert 'votes = "y"' in injected.source
-
-
 def test_live_is_where_somebody_may_be_at_the_screen(monkeypatch):
     """What JupyterLab, voila, and papermill or `jupyter execute` set; in a real kernel for the last."""
     monkeypatch.delenv("SERVER_SOFTWARE", raising=False)
@@ -782,12 +723,3 @@ def test_live_is_where_somebody_may_be_at_the_screen(monkeypatch):
     assert not cards.live()
     monkeypatch.setenv("SERVER_SOFTWARE", "voila/0.5.13")
     assert cards.live()
-
-
-def test_executed_without_a_front_end_is_not_live(monkeypatch):
-    monkeypatch.delenv("SERVER_SOFTWARE", raising=False)
-    monkeypatch.delenv("PRLHF_KIT_RUNNER", raising=False)
-    cell = nbformat.v4.new_code_cell("from prlhf_kit.compare import cards\nprint(cards.live())")
-    notebook = nbformat.v4.new_notebook(cells=[cell])
-    NotebookClient(notebook, kernel_name="python3", timeout=120).execute()
-    assert notebook.cells[0].outputs[-1]["text"] == "False\n"

@@ -24,13 +24,6 @@ def test_text_marks_and_what_is_no_pair():
     assert parse(layout(dialogue[:-1], dialogue[-1:])) == dialogue
 
 
-def gpt4llm(i):
-    return {
-        "user_input": f"Do {i}.",
-        "responses_and_scores": [{"response": "a", "score": 2}, {"response": "b", "score": 1}],
-    }
-
-
 def test_text_score_ties_in_part_and_texts_it_cannot_hold(tmp_path):
     row = {"text": [dialogue("Q", "a"), dialogue("Q", "b"), dialogue("Q", "c")], "score": [1.0, 1.0, 0.0]}
     data, report = kit.data.load_with_report("gpt4llm", write_json(tmp_path / "g.json", [row]), test_share=0)

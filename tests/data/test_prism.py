@@ -1,6 +1,5 @@
 """PRISM: histories, user texts, and turns without a choice."""
 
-import numpy as np
 import pytest
 from raw import conversation, participant, write_lines
 
@@ -38,29 +37,6 @@ def test_prism_pairs_history_and_user_text(prism_folder):
     assert report.counts["users"] == 20  # 99 completed nothing
     assert report.counts["conversations without a usable turn"] == 1
     assert report.table.set_index("user_id").pairs.to_dict() == {"user3": 4}
-
-
-def test_prism_splits_as_p_rlhf(prism_folder):
-    """The same draws as in P-RLHF's notebook, written down again with NumPy's global generator."""
-    data = kit.data.load("prism", prism_folder, adapt_share=0)
-    np.random.seed(123)
-    users = np.array([f"user{i}" for i in range(20)])
-    np.random.shuffle(users)
-    train, test = set(), set()
-    for place, user in enumerate(users):
-        talks = np.array([f"c{10 * int(user[4:]) + k}" for k in range(1 if user == "user7" else 4)])
-        if place < 18:
-            np.random.shuffle(talks)
-            cut = int(len(talks) * 0.9)
-            train, test = train | set(talks[:cut]), test | set(talks[cut:])
-        else:
-            test |= set(talks)
-    found = {split: {i.split("-")[0] for i in rows["pair_id"]} for split, rows in data.items()}
-    assert found["train"] == train
-    assert found["test_seen"] | found["test_unseen"] == test
-    assert "user7" not in data["train"]["user_id"]  # has one conversation only
-    with_adapt = kit.data.load("prism", prism_folder)
-    assert set(with_adapt["adapt_unseen"]["user_id"]) <= set(with_adapt["test_unseen"]["user_id"])
 
 
 def test_prism_stranger_is_refused(prism_folder):

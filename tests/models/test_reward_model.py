@@ -113,33 +113,6 @@ def test_judge_and_best_of_n_follow_the_user(base):
         reward.score(PROMPTS[:1], [" "])
 
 
-def test_scores_of_beginnings_steer_decoding_as_args_does(base, tokenizer):
-    """ARGS (Khanov et al. 2024): among the base's top k tokens, the greatest logit + w * reward."""
-    lm, reward = kit.load_model(base), SequenceReward(new_reward_model(base), tokenizer, unfinished=True)
-    prompt = message("user", PROMPTS[0])
-    ids, start = encode(tokenizer, prompt, message("assistant", "Boil"), unfinished=True)
-    assert tokenizer.decode(ids[start:]) == "Boil"  # the turn is not ended
-    own = reward.model(input_ids=torch.tensor([ids])).logits.item()
-    assert reward.score([prompt], ["Boil"]).item() == pytest.approx(own, abs=1e-5)
-    logits, tokens = lm(input_ids=torch.tensor([ids])).logits[0, -1].topk(5)
-    rewards = reward.score([prompt] * 5, ["Boil" + tokenizer.decode(token) for token in tokens])
-    assert (logits + 0 * rewards).argmax() == 0
-    assert (logits + 1e4 * rewards).argmax() == rewards.argmax() != 0
-
-
-def test_a_published_model_keeps_its_own_way(tokenizer, tmp_path):
-    """The shape of Ray2333/gpt2-large-helpful-reward_model: a sequence classifier with one logit."""
-    torch.manual_seed(0)
-    config = GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=len(tokenizer), num_labels=1, pad_token_id=2)
-    published = GPT2ForSequenceClassification(config).eval()
-    published.save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
-    scores = load_reward(str(tmp_path)).score(PROMPTS, RESPONSES)
-    for prompt, response, score in zip(PROMPTS, RESPONSES, scores, strict=True):
-        ids, _ = encode(tokenizer, message("user", prompt), message("assistant", response))
-        assert published(input_ids=torch.tensor([ids])).logits.item() == pytest.approx(score.item(), abs=1e-5)
-
-
 def test_a_model_with_several_outputs_needs_an_index(tokenizer, tmp_path):
     config = GPT2Config(n_embd=32, n_layer=1, n_head=4, vocab_size=len(tokenizer), num_labels=3, pad_token_id=2)
     GPT2ForSequenceClassification(config).save_pretrained(tmp_path)

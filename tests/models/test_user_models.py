@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
 
 import prlhf_kit as kit
 from prlhf_kit.models.conditioning import user_model_of
@@ -98,7 +97,9 @@ def test_where_the_tokens_go(make_tiny, kind, options, after_bos, architecture):
         expected = model(inputs_embeds=joined).logits
         kept = torch.cat([expected[:, :at], expected[:, at + 3 :]], 1)
         rows = torch.tensor([1, 3])
-        assert torch.allclose(model(input_ids=ids, user_rows=rows).logits, kept, atol=1e-5)
+        found = model(input_ids=ids, user_rows=rows, output_hidden_states=True)
+        assert torch.allclose(found.logits, kept, atol=1e-5)
+        assert {states.shape[1] for states in found.hidden_states} == {4}
         pad = torch.full((2, 2), 2)
         mask = torch.tensor([[0, 0, 1, 1, 1, 1]] * 2)
         left = model(input_ids=torch.cat([pad, ids], 1), attention_mask=mask, user_rows=rows,
@@ -106,23 +107,3 @@ def test_where_the_tokens_go(make_tiny, kind, options, after_bos, architecture):
         right = model(input_ids=torch.cat([ids, pad], 1), attention_mask=mask.flip(1), user_rows=rows).logits[:, :4]
     assert torch.allclose(left, kept, atol=1e-5)
     assert torch.allclose(right, kept, atol=1e-5)
-
-
-@pytest.fixture
-def trained(make_tiny, tokenizer, tmp_path):
-    """`trained(kind, options)`: a PEFT model with users a, b, c whose LoRA and table are not zero, and its index."""
-    make_tiny().save_pretrained(tmp_path / "base")
-    tokenizer.save_pretrained(tmp_path / "base")
-
-    def make(kind="individual", options=None, seed=0):
-        model = kit.load_model(str(tmp_path / "base"), device="cpu")
-        table = USER_MODELS[kind](4, model.get_input_embeddings().weight, 3, **(options or {}))
-        with torch.no_grad():
-            scale = 3.0 if kind == "cluster" else 0.5
-            table.own += scale * torch.randn(table.own.shape, generator=torch.Generator().manual_seed(7))
-        kit.condition(model, table)
-        config = LoraConfig(r=4, target_modules=["q_proj"], modules_to_save=["user_model"], init_lora_weights=False)
-        torch.manual_seed(seed)
-        return get_peft_model(model, config).eval(), kit.UserIndex(["a", "b", "c"])
-
-    return make

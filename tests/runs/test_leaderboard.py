@@ -221,12 +221,3 @@ def test_what_is_refused_before_anything_is_written(tmp_path, capsys):
     with pytest.raises(RunError, match="can't be written"):
         leaderboard.write_page([tmp_path], tmp_path / "good" / "index.html" / "page.html")
     assert not list(tmp_path.rglob("leaderboard.html"))
-
-
-def test_hundreds_of_runs(tmp_path):
-    for i in range(300):
-        stage(tmp_path / f"run_{i:03}", metrics={"first": i / 7, f"own_{i % 40}": 1.0}, notebook=False)
-    page = page_of(tmp_path)
-    assert len(page.rows["run"]) == 300
-    assert page.rows["first"][7:9] == ["1", "1.14"]
-    assert all(len(cells) == 300 for cells in page.rows.values())

@@ -21,7 +21,6 @@ from prlhf_kit.runs.stage import begin, read_record
 from runs.conftest import FINISH, command
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
-DEMO = Path(__file__).parents[2] / "papermill_runs" / "demo"
 
 
 def described(record):

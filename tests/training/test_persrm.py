@@ -1,7 +1,12 @@
-"""PAD's personalised reward model, and vocabulary-wide rewards: what is trained, what stays, and what is refused."""
+"""PAD's personalised reward model: what is trained, what stays, and what is refused."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from conftest import build_tiny
 from datasets import Dataset, load_from_disk
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
@@ -18,7 +23,7 @@ FAST = {"learning_rate": 1e-2, "num_train_epochs": 2, "per_device_train_batch_si
         "logging_steps": 1, "save_strategy": "no", "disable_tqdm": True}  # fmt: skip
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def wishes():
     """The same prompts and responses, ranked by two preferences in opposite ways."""
     rows = []
@@ -29,26 +34,28 @@ def wishes():
     return Dataset.from_list(rows)
 
 
-@pytest.fixture
-def recipe(base, tmp_path):
+@pytest.fixture(scope="module")
+def recipe(tokenizer, wishes, tmp_path_factory):
+    """A training that is done; tests only read it."""
+    folder = tmp_path_factory.mktemp("persrm")
+    build_tiny("llama", len(tokenizer)).save_pretrained(folder / "lm")
+    tokenizer.save_pretrained(folder / "lm")
     adapter = {"r": 4, "target_modules": ["q_proj", "v_proj"]}
-    return PersRMRecipe(base, str(tmp_path / "persrm"), backbone=FAST, head=FAST, adapter=adapter)
+    recipe = PersRMRecipe(str(folder / "lm"), str(folder / "persrm"), backbone=FAST, head=FAST, adapter=adapter)
+    assert set(train_persrm(recipe, wishes)) == {"backbone", "head"}
+    return recipe
 
 
-def test_two_stages(recipe, wishes, tokenizer, tmp_path):
-    logs = train_persrm(recipe, wishes)
-    assert set(logs) == {"backbone", "head"}
-    stages = tmp_path / "persrm-stages"
-    first, joined = (
-        load_file(folder / "adapter_model.safetensors") for folder in (stages / "backbone", tmp_path / "persrm")
-    )
+def test_two_stages(recipe, wishes, tokenizer):
+    out, stages = Path(recipe.out), Path(recipe.out + "-stages")
+    first, joined = (load_file(folder / "adapter_model.safetensors") for folder in (stages / "backbone", out))
     heads = [key for key in first if HEAD in key]
     weight = next(first[key] for key in heads if key.endswith("weight"))
     assert torch.equal(weight, torch.eye(len(weight)))  # stage 1 leaves the head the identity
     assert not any(first[key].any() for key in heads if key.endswith("bias"))
     for key in first:
         assert torch.equal(first[key], joined[key]) == (key not in heads)  # stage 2 changes the head alone
-    model = load_persrm(tmp_path / "persrm")
+    model = load_persrm(out)
     reward = ImplicitReward(kit.PAD(model), tokenizer, batch_size=5)
     chosen, rejected = (reward.score(wishes["prompt"], wishes[c], wishes["user_text"]) for c in ("chosen", "rejected"))
     assert (chosen > rejected).float().mean() > 0.9
@@ -62,9 +69,9 @@ def test_two_stages(recipe, wishes, tokenizer, tmp_path):
     stored = load_from_disk(str(stages / "pairs-backbone"))
     assert stored["ref_chosen_logps"] == pytest.approx(start.chosen_logp.tolist(), abs=1e-3)
     # nothing is trained twice, and nothing passes for another training
-    before = (tmp_path / "persrm" / "adapter_model.safetensors").stat().st_mtime_ns
+    before = (out / "adapter_model.safetensors").stat().st_mtime_ns
     train_persrm(recipe, wishes)
-    assert (tmp_path / "persrm" / "adapter_model.safetensors").stat().st_mtime_ns == before
+    assert (out / "adapter_model.safetensors").stat().st_mtime_ns == before
     with pytest.raises(ValueError, match="belongs to a training on other pairs"):
         train_persrm(recipe, wishes.select(range(8)))
 
@@ -77,20 +84,18 @@ def test_a_killed_training_goes_on(recipe, wishes, tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(persrm.PeftModel, "merge_and_unload", killed, raising=False)
+    cut = replace(recipe, out=str(tmp_path / "cut"))
     with pytest.raises(KeyboardInterrupt):
-        train_persrm(recipe, wishes)
-    assert not (tmp_path / "persrm").exists()
+        train_persrm(cut, wishes)
+    assert not Path(cut.out).exists()
     monkeypatch.undo()
-    train_persrm(recipe, wishes)
-    other = PersRMRecipe(recipe.model, str(tmp_path / "other"), backbone=FAST, head=FAST, adapter=recipe.adapter)
-    train_persrm(other, wishes)
-    one, two = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("persrm", "other"))
+    train_persrm(cut, wishes)
+    one, two = (load_file(Path(r.out, "adapter_model.safetensors")) for r in (recipe, cut))
     assert all(torch.equal(one[key], two[key]) for key in one)
 
 
-def test_it_steers_and_its_wording_is_that_of_its_training(recipe, wishes, tokenizer, tmp_path):
-    train_persrm(recipe, wishes)
-    model = load_persrm(tmp_path / "persrm")
+def test_it_steers_and_its_wording_is_that_of_its_training(recipe, wishes, tokenizer):
+    model = load_persrm(recipe.out)
     guide = kit.PAD(model)
     row = guide.rows(0, wishes[0]["prompt"], SHORT, tokenizer)[0][0]
     assert tokenizer.decode(row.ids).count(recipe.wording.format(SHORT)) == 1
@@ -99,8 +104,8 @@ def test_it_steers_and_its_wording_is_that_of_its_training(recipe, wishes, token
     assert short.tokens != long.tokens
 
 
-def test_a_persrm_without_its_head_is_an_error(recipe, wishes, tmp_path):
-    train_persrm(recipe, wishes)
+def test_a_persrm_without_its_head_is_an_error(recipe, tmp_path):
+    shutil.copytree(recipe.out, tmp_path / "persrm")
     weights = tmp_path / "persrm" / "adapter_model.safetensors"
     save_file({key: value for key, value in load_file(weights).items() if HEAD not in key}, weights)
     with pytest.raises(kit.ModelError, match="preference head is missing"):

@@ -105,6 +105,7 @@ def test_what_is_trained_is_saved_and_resumed(recipe, tokenizer, pairs, tmp_path
     assert now.keys() > started.keys()
     moved = [name for name, p in started.items() if not torch.equal(p, now[name])]
     assert bool(moved) == (train_base == "full")
+    assert any("lora" in name for name, _ in model.named_parameters()) == (train_base == "lora")
     scores = [score_pairs(model, tokenizer, pairs, index.rows(pairs["user_id"])).chosen_logp]
     with reference_of(model) as reference:
         assert score_pairs(reference, tokenizer, pairs).chosen_logp.tolist() == pytest.approx(
@@ -145,13 +146,6 @@ def test_a_four_bit_base(recipe, tokenizer, pairs, tmp_path):
     model, _ = kit.load_personalized(recipe.out)  # in front of the whole base
     one, two = (score_pairs(model, tokenizer, pairs, [row] * len(pairs)).chosen_logp for row in (1, 2))
     assert one.tolist() != two.tolist()
-
-
-def test_a_frozen_base_has_no_adapter(recipe):
-    recipe = replace(recipe, train_base="frozen", user_model="cluster", user_model_options={"clusters": 2})
-    train(recipe)
-    model, _ = kit.load_personalized(recipe.out)
-    assert not [name for name, _ in model.named_parameters() if "lora" in name]
 
 
 def test_controls_are_trained_and_scored(recipe, tokenizer, pairs, tmp_path):
