@@ -187,19 +187,6 @@ def test_at_full_vocabulary_and_w_1_a_system_is_its_policy(offered, run, tokeniz
     assert last.text == wanted
 
 
-def test_pad_takes_the_weight_and_differs_by_user(offered):
-    pad, base = offered.systems[3], offered.systems[0]
-
-    def text(system, user, weight):
-        *_, last = system.stream(PROMPT, user, weight, max_new_tokens=8)
-        return last.tokens
-
-    first, second = offered.users[:2]
-    assert text(pad, first, 0.0) == text(base, second, 5.0)
-    assert text(pad, first, 3.0) != text(pad, first, 0.0)
-    assert text(pad, first, 3.0) != text(pad, second, 3.0)
-
-
 def test_what_can_not_be_offered_is_said(run, tmp_path):
     with pytest.raises(StageError, match="written by notebook 01_data_preparation"):
         systems.of_run(tmp_path / "none", run[1])
@@ -466,27 +453,6 @@ def test_an_end_that_the_reward_chose_can_be_seen(tokenizer):
     assert 'aria-label="end of the answer;' in html
 
 
-def test_only_an_end_is_called_an_end(tokenizer):
-    def marked(tokens, base):
-        n = [0.0] * len(tokens)
-        return token_marks.marked(GuidedAnswer("", tokens, base, rewards=n, base_rewards=n), tokenizer)
-
-    emoji, tea, gap = (tokenizer(text)["input_ids"] for text in (" 🙂", " tea", "\n"))
-    html = marked([*tea, tea[0]], [*tea, emoji[-1]])  # the base would have gone on with a byte that is no character
-    assert 'data-base="part of a character"' in html
-    html = marked([*emoji[:-1], emoji[-2]], emoji)  # the base had another end of the character
-    assert 'aria-label="🙙; the base model would say: 🙂;' in html
-    html = marked([*tea, *emoji[:-1]], [*tea, *emoji[:-2], tea[0]])  # cut off within a character
-    assert 'aria-label="part of a character; the base' in html
-    assert ">▯</span>" in html
-    assert "\ufffd" not in html
-    html = marked([*gap, *tea], [tea[0], *tea])  # a line break comes first
-    assert 'aria-label="line break; the base model would say: ' in html
-    assert ">↵</span>" in html
-    assert "∎" not in html
-    assert "end of the answer" not in html
-
-
 def test_what_no_personal_reward_moved_is_not_said_to_be(panel, offered):
     comparison = panel()
     comparison.weight.value = 3.0
@@ -645,18 +611,6 @@ def test_who_wrote_what_can_be_asked_for_and_ends_the_vote(panel, tokenizer, tmp
     assert comparison.reveal.disabled  # nothing is hidden
 
 
-@pytest.mark.parametrize(("texts", "told"), [(("same", "same"), "no other answer"), (("", "x"), "empty answer")])
-def test_a_vote_that_says_nothing_is_refused_in_place(panel, tokenizer, tmp_path, texts, told):
-    comparison = panel([Says(f"s{i}", text, tokenizer) for i, text in enumerate(texts)])
-    comparison.voter.value = "ann"
-    comparison.generate.click()
-    ended(comparison)
-    comparison.cards.children[0].children[1].click()
-    assert told in comparison.status.value
-    assert 'data-state="refused"' in comparison.status.value
-    assert votes_in(tmp_path) == []
-
-
 def test_a_file_that_can_not_be_written_is_said_in_place(panel, tokenizer, tmp_path):
     (tmp_path / "folder").mkdir()
     comparison = panel([Says("a", "x", tokenizer), Says("b", "y", tokenizer)], votes=None)
@@ -669,17 +623,6 @@ def test_a_file_that_can_not_be_written_is_said_in_place(panel, tokenizer, tmp_p
     comparison._vote(0)
     assert "Not counted." in comparison.status.value
     assert not comparison.voted
-
-
-def test_votes_that_can_not_be_mended_do_not_take_the_widget_away(panel, tokenizer, monkeypatch):
-    def full(_):
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr(widget.voting, "mend", full)
-    comparison = panel([Says("a", "x", tokenizer)])
-    assert "Votes can&#x27;t be kept. [Errno 13] Permission denied" in comparison.status.value
-    comparison.generate.click()
-    assert ended(comparison).shown[0].state == "done"
 
 
 # Where nobody is at the screen ------------------------------------------------------------------------------------

@@ -231,28 +231,6 @@ def test_malformed_rows_are_refused_and_nothing_else_happens(rows, tmp_path):
             assert row["chosen"] != row["rejected"]
 
 
-MESSAGE = st.fixed_dictionaries(
-    {}, optional={"role": st.none() | TEXT | st.just("user"), "content": st.none() | TEXT, "x": TEXT}
-)
-MESSAGES = st.lists(MESSAGE, max_size=3)
-
-
-@QUIET
-@given(prompt=MESSAGES, user=st.none() | TEXT)
-def test_malformed_messages_are_refused(prompt, user):
-    row = record("p0", "ann", "Q?", "a", "b") | {"prompt": prompt, "user_id": user}
-    fine = bool(user) and bool(prompt) and all(m.get("role") and m.get("content") is not None for m in prompt)
-    fine = fine and prompt[-1]["role"] == "user"
-    try:
-        raw = collect([("train", row)])
-        clean, _ = kit.data.check(raw)
-    except kit.data.SchemaError:
-        assert not fine or not prompt[-1]["content"].strip()
-    else:
-        assert fine
-        assert len(clean["train"]) == 1
-
-
 def test_report_table_has_integers(tmp_path):
     path = tmp_path / "x.jsonl"
     path.write_text(json.dumps({"user_id": "a", "prompt": "Q", "chosen": "x", "rejected": "y"}))
@@ -270,8 +248,6 @@ def test_prompts_that_shortening_makes_equal_are_dropped_not_refused(tokenizer):
     other = [{**talk[0], "content": "other " * 50}, *talk[1:]]
     train = [record("p0", "ann", talk, "a", "b"), record("p1", "ann", "Q?", "a", "b")]
     test = [record("t0", "ann", other, "a", "b"), record("t1", "ann", "New?", "a", "b")]
-    from datasets import DatasetDict
-
     data = DatasetDict(train=Dataset.from_list(train), test_seen=Dataset.from_list(test))
     clean, report = kit.data.check(data, tokenizer, 40)
     assert clean["test_seen"]["pair_id"] == ["t1"]
@@ -341,10 +317,6 @@ def test_user_with_no_pairs_is_refused(good):
 
 
 def test_other_refusals(good):
-    with pytest.raises(kit.data.SchemaError, match="the pair id 'p1' comes 2 times"):
-        kit.data.check(with_row(good, record("p1", "a", "Why?", "Yes.", "No.")))
-    with pytest.raises(kit.data.SchemaError, match="1 prompts of split 'test_seen' are in train or adapt_unseen"):
-        kit.data.check(with_row(good, record("t2", "a", "Question number 1?", "Yes.", "No."), "test_seen"))
     with pytest.raises(kit.data.SchemaError, match="users who are not in train"):
         kit.data.check(with_row(good, record("t2", "zoe", "New?", "Yes.", "No."), "test_seen"))
     with pytest.raises(kit.data.SchemaError, match="users who are in train"):

@@ -4,7 +4,7 @@ import pytest
 from datasets import Dataset
 from hypothesis import given, settings, strategies as st
 
-from prlhf_kit.data.context import Contexts, people_of, require_context, with_context
+from prlhf_kit.data.context import Contexts, require_context, with_context
 from prlhf_kit.data.schema import SchemaError, message, record
 
 PEOPLE = {"r/tea": "I love tea.", "r/coffee": "I love coffee.", "r/milk": "I love milk.", "r/chai": "I love tea."}
@@ -56,13 +56,6 @@ def test_another_context_differs_from_the_true_one_in_every_row(kind, template):
         assert user in PEOPLE  # and who stated the preference stays who they are
     assert other["user_id"][:] == pairs["user_id"][:]
     assert set(other["context"]) == {kind}
-
-
-def test_whose_words_are_the_same_are_not_another_context():
-    for i in range(50):
-        asked = message("user", f"Question {i}?")
-        assert Contexts("random", PEOPLE, "user_text").whose("r/tea", asked) not in ("r/tea", "r/chai")
-        assert Contexts("random", PEOPLE, "community").whose("r/tea", asked) != "r/tea"
 
 
 def test_random_is_drawn_for_each_prompt_and_depends_on_seed_user_and_prompt_alone():
@@ -180,7 +173,3 @@ def test_the_record_tells_what_decides_the_prompts():
     assert config["seed"] == 4
     assert config["text"][0][0] == "system"
     assert Contexts("none", PEOPLE).config == {"context": "none"}
-
-
-def test_people_of_several_sets():
-    assert people_of(rows(4), rows(2)) == PEOPLE

@@ -48,10 +48,3 @@ def test_personalllm_truth(personalllm_folder):
     assert (p < 0.5).any()
     with pytest.raises(kit.data.SchemaError, match="61 pairs a user were asked for, but the train split has 60"):
         kit.data.load("personalllm", personalllm_folder, pairs_per_user=61)
-
-
-def test_dirichlet_concentration():
-    peaked = personalllm.weights(list("abcdefghij"), 500, 0.01)
-    flat = personalllm.weights(list("abcdefghij"), 500, 100.0)
-    assert peaked.max(axis=1).mean() > 0.9
-    assert flat.max(axis=1).mean() < 0.2

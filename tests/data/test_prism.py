@@ -43,28 +43,3 @@ def test_prism_stranger_is_refused(prism_folder):
     write_lines(prism_folder / "conversations.jsonl", [conversation(1, "user99")])
     with pytest.raises(kit.data.SchemaError, match="'c1' is of 'user99'"):
         kit.data.load("prism", prism_folder)
-
-
-def test_shortened_history_keeps_the_last_user_turn(tokenizer, tmp_path):
-    write_lines(tmp_path / "survey.jsonl", [participant(i) for i in range(20)])
-    talks = [conversation(10 * i + k, f"user{i}", turns=6) for i in range(20) for k in range(4)]
-    write_lines(tmp_path / "conversations.jsonl", talks)
-    full = kit.data.load("prism", tmp_path)
-    data, report = kit.data.load_with_report("prism", tmp_path, tokenizer=tokenizer, max_prompt_tokens=150)
-    assert report.table.empty
-    assert report.checks.set_index("check").pairs["over-long prompt"] > 0
-    whole = {row["pair_id"]: row["prompt"] for split in full.values() for row in split}
-    shorter = 0
-    for split in data.values():
-        for row in split:
-            before, after = whole[row["pair_id"]], row["prompt"]
-            assert after == before[len(before) - len(after) :]
-            assert after[0]["role"] == "user" == after[-1]["role"]
-            ids = tokenizer.apply_chat_template(after, add_generation_prompt=True, return_dict=True)["input_ids"]
-            assert len(ids) <= 150
-            shorter += len(after) < len(before)
-            if len(after) < len(before):  # one more turn would have been too long
-                more = before[len(before) - len(after) - 2 :]
-                ids = tokenizer.apply_chat_template(more, add_generation_prompt=True, return_dict=True)["input_ids"]
-                assert len(ids) > 150
-    assert shorter == report.checks.set_index("check").pairs["over-long prompt"]

@@ -43,21 +43,6 @@ def test_tldr_real(tldr_rows, tmp_path):
     assert len(data["train"]) == 9  # no policy filter in this mode
 
 
-def test_tldr_synthetic_follows_length_and_filters_policies(tldr_rows, tmp_path):
-    train, valid = tldr_rows
-    write_lines(tmp_path / "batch3.json", train + valid)  # OpenAI's own files: JSON lines, both splits
-    data, report = kit.data.load_with_report("tldr", tmp_path, mode="synthetic", top=2)
-    assert report.counts["after the policy filter, train"] == 9
-    assert report.counts["of the top 2 workers, train"] == 8
-    assert report.table[["reason", "pairs"]].to_dict("records") == [
-        {"reason": "not from two supervised policies", "pairs": 1}
-    ]
-    for split in data.values():
-        for row in split:
-            longer = len(row["chosen"][0]["content"]) > len(row["rejected"][0]["content"])
-            assert longer == (row["group"] == "longer")
-
-
 def test_tldr_preferences_are_p_rlhfs(tmp_path):
     """Counts of the ten workers and of those who prefer longer summaries in P-RLHF's released notebook."""
     train = [5245, 2920, 2437, 2366, 2200, 2126, 1824, 1606, 1366, 1209]

@@ -3,7 +3,6 @@
 import pytest
 import torch
 from conftest import ALL_FAMILIES
-from peft import LoraConfig, get_peft_model
 
 import prlhf_kit as kit
 from prlhf_kit.data.chat import tell
@@ -17,28 +16,6 @@ def prompt_ids(tokenizer, prompt):
     return tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_tensors="pt", return_dict=True)[
         "input_ids"
     ]
-
-
-def test_personalised_generate_equals_the_uncached_loop(personal, tokenizer):
-    rows = [3, 1, 2]
-    answers = kit.generate(personal, tokenizer, PROMPTS, rows, max_new_tokens=10)
-    with torch.no_grad():
-        for prompt, row, answer in zip(PROMPTS, rows, answers, strict=True):
-            ids, new = prompt_ids(tokenizer, prompt), []
-            while len(new) < 10 and tokenizer.eos_token_id not in new:
-                text = torch.cat([ids, torch.tensor([new], dtype=torch.long)], 1)
-                new.append(personal(input_ids=text, user_rows=torch.tensor([row])).logits[0, -1].argmax().item())
-            assert answer == tokenizer.decode(new, skip_special_tokens=True).strip()
-    assert len(set(kit.generate(personal, tokenizer, PROMPTS[1:2] * 3, rows, max_new_tokens=10))) > 1
-
-
-def test_batches_answer_like_single_prompts_in_a_sliding_window(make_tiny, tokenizer):
-    model = make_tiny("mistral", users=3, offsets=0.5)
-    personal = get_peft_model(model, LoraConfig(target_modules=["q_proj"], modules_to_save=["user_model"])).eval()
-    options = {"max_new_tokens": 10, "batch_size": 3}
-    together = kit.generate(personal, tokenizer, PROMPTS, [1, 2, 3], **options)
-    for i, prompt in enumerate(PROMPTS):
-        assert kit.generate(personal, tokenizer, [prompt], [i + 1], **options) == [together[i]]
 
 
 def test_sampling_is_seeded(personal, tokenizer):

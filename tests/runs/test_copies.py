@@ -84,14 +84,13 @@ def test_a_failed_copy_does_not_lose_the_run(make_notebook, tmp_path, server, ca
         ("https://github.com/me/mine", "not write to it"),
         ("FILE", "is a file; expected a folder"),
         ("s3://bucket/runs", r"boto3 optional dependency is missing.* pip install papermill\[s3\]"),
-        ("gs://bucket/runs", r"gcsfs optional dependency is missing.* pip install papermill\[gcs\]"),
         ("abs://me.blob.core.windows.net/c?sig=abc", r"papermill\[azure\]"),
     ],
 )
 def test_stores_that_cannot_be_written_are_refused_before_anything_runs(
     make_notebook, tmp_path, capsys, url, message
 ):  # fmt: skip
-    package = {"s3": "boto3", "gs": "gcsfs", "abs": "azure"}.get(url.partition(":")[0])
+    package = {"s3": "boto3", "abs": "azure"}.get(url.partition(":")[0])
     if package and importlib.util.find_spec(package):
         pytest.skip(f"{package} is installed, so papermill can write to {url}")
     (tmp_path / "file").touch()

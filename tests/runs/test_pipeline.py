@@ -43,13 +43,10 @@ def test_stages_come_after_what_they_need_with_their_parameters(tmp_path):
     ("stages", "message"),
     [
         ([{"notebook": "a.ipynb", "needs": ["c"]}, {"notebook": "c.ipynb", "needs": ["a"]}], "circle: (a <- c|c <- a)"),
-        ([{"notebook": "a.ipynb", "needs": ["a"]}], "circle: a <- a"),
         ([{"notebook": "a.ipynb", "needs": ["x"]}], "a needs 'x', which is no stage of it. It has: a"),
-        ([{"notebook": "b.ipynb"}], "b needs 'a', which is no stage"),
         ([{"notebook": "a.ipynb", "parameters": {"raet": 1}}], "no parameter 'raet'. Did you mean 'rate'"),
         ([{"notebook": "a.ipynb", "parameters": {"n": "x"}}], "'n' is 'x', expected int"),
         ([{"notebook": "a.ipynb", "parameters": {"limit": {1: 2}}}], "'limit' can't be {1: 2}"),
-        ([{"notebook": "a.ipynb", "parameters": {"limit": {1}}}], "'limit' can't be {1}"),
         ([{"notebook": "a.ipynb", "parameters": {"run_dir": "x"}}], "set with --run and --out"),
         ([{"notebook": "a.ipynb", "parameters": [1]}], "parameters as a mapping"),
         ([{"notebook": "a.ipynb", "need": ["a"]}], "expected notebook, and perhaps parameters and needs"),

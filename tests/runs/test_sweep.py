@@ -66,28 +66,22 @@ def test_names_are_files_names_and_differ(tmp_path, texts):
         ("--grid raet=1", "no parameter 'raet'. Did you mean 'rate'"),
         ("--grid n=1,2.5", "'n' is '2.5', expected int"),
         ("--grid names=1,2", "'names' is '1', expected list"),
-        ("--grid names=[1,2", "'names' is '[1,2', expected list"),
         ("--grid rate=0.1,0.10", "stands twice"),
         ("--grid rate", "has no values"),
-        ("--grid rate=", "has no values"),
         ("--grid rate=1,", "'rate' is '', expected float"),
         ("--grid rate=1 --grid rate=2", "given twice"),
         ("--grid rate=1 -p rate 2", "set twice"),
         ("--grid seed=5 --seeds 2", "leave one out"),
         ("--list LIST --grid n=1", "'n' is set twice"),
         ("--list EMPTY", "expected a list of mappings"),
-        ("--list BROKEN", "can't be read"),
         ("--list nowhere.yaml", "can't be read"),
         ("--list DATES", "can't be datetime.date"),
         ("--grid run_dir=a,b", "set with --run and --out"),
         ("--grid user=-x", "can't begin with '-'"),
         ("--grid limit=1e999", "'limit' can't be inf"),
-        ("--grid limit={1,2}", "'limit' can't be {1, 2}"),
-        ("--grid limit=b'x'", "'limit' can't be b'x'"),
         ("--grid limit={1:2}", "'limit' can't be {1: 2}"),
         ("--seeds 1 --copy-to ftp://host/x", "papermill writes to no ftp:// store"),
         ("", "nothing to sweep over"),
-        ("-p user x", "nothing to sweep over"),
         ("--grid n=1 -p user x -p user y", "'user' is given twice by -p"),
         ("--seeds 1 --partition gpu", "--partition is for Slurm"),
         ("--seeds 1 --executor slurm --workers 2", "--workers is for"),
@@ -100,7 +94,7 @@ def test_refused_before_anything_starts(tmp_path, capsys, options, message):
     notebook = write_notebook(tmp_path, "nb")
     (tmp_path / "out" / "a-run" / "01").mkdir(parents=True)
     write_json(tmp_path / "out" / "a-run" / "01" / "run.json", {"status": "completed"})
-    for name, text in {"LIST": "[{n: 1}]", "EMPTY": "[]", "BROKEN": "[{", "DATES": "[{limit: 2020-01-01}]"}.items():
+    for name, text in {"LIST": "[{n: 1}]", "EMPTY": "[]", "DATES": "[{limit: 2020-01-01}]"}.items():
         (tmp_path / name).write_text(text)
         options = options.replace(name, str(tmp_path / name))
     options = options.replace("RUN", "a-run")

@@ -91,20 +91,6 @@ def test_which_tokens_are_imitated(tokenizer, pairs):
     assert "lm_asked" not in RewardCollator(2, "right", None, True)(list(lists))
 
 
-def test_truncation_keeps_the_side_that_is_asked_for(tokenizer):
-    pairs = Dataset.from_list(
-        [record("p", "a", "Why?", "Yes" + " very" * 30 + " much", "No" + " very" * 20 + " little")]
-    )
-    full, _ = tokenized_lists(pairs, tokenizer, "train", None, "left", True)
-    for side in ("left", "right"):
-        cut, _ = tokenized_lists(pairs, tokenizer, "train", 20, side, True)
-        texts = {row["row"]: row["text_ids"] for row in full}
-        for row in cut:
-            for ids, n, whole in zip(row["text_ids"], row["prompt_tokens"], texts[row["row"]], strict=True):
-                assert ids == (whole[-20:] if side == "left" else whole[:20])
-                assert n <= len(ids)
-
-
 def test_every_set_has_its_accuracy_from_step_0(base, pairs, tmp_path):
     sets = {"academy": pairs.select(range(7)), "general": pairs}
     trained = trainer(base, pairs, tmp_path / "c", eval_dataset=sets, eval_strategy="steps", eval_steps=2)
@@ -126,19 +112,6 @@ def test_every_set_has_its_accuracy_from_step_0(base, pairs, tmp_path):
     assert found.user_id.tolist() == [sets[name]["user_id"][i] for name, i in zip(found.set, found.row, strict=True)]
 
 
-def test_early_stopping_follows_any_set(base, pairs, tmp_path):
-    more = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1, "num_train_epochs": 5,
-            "load_best_model_at_end": True, "metric_for_best_model": "eval_academy_accuracy"}  # fmt: skip
-    # the training pairs turned around: the better it learns, the worse it gets
-    worse = pairs.rename_columns({"chosen": "rejected", "rejected": "chosen"})
-    trained = trainer(base, pairs, tmp_path / "c", eval_dataset={"academy": worse, "own": pairs}, **more)
-    trained.add_callback(StopEarly(2))
-    trained.train()
-    assert trained.state.global_step < 15
-    found = [entry for entry in trained.state.log_history if "eval_academy_accuracy" in entry]
-    assert trained.state.best_metric == max(entry["eval_academy_accuracy"] for entry in found if entry["step"])
-
-
 def lists(n=4):
     return Dataset.from_list(
         [
@@ -147,14 +120,6 @@ def lists(n=4):
             for i in range(n)
         ]
     )  # fmt: skip
-
-
-def test_lists_of_different_lengths_train_together(base, tmp_path):
-    trained = trainer(base, lists(), tmp_path / "a", eval_dataset=lists(), eval_strategy="epoch", num_train_epochs=12)
-    trained.train()
-    last = [e for e in trained.state.log_history if "eval_accuracy" in e][-1]
-    assert last["eval_accuracy"] == 1
-    assert sum(pairs for *_, pairs in trained.evaluations[:4]) == 1 + 3 + 1 + 3
 
 
 def test_several_training_sets_are_mixed(base, pairs, tmp_path):

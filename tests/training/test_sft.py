@@ -95,8 +95,7 @@ def test_the_loss_is_on_responses_only_and_the_context_is_read(base, folder, tmp
     torch.testing.assert_close(trainer.compute_loss(trainer.model, dict(batch)), by_hand, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("train_base", ["lora", "full"])
-@pytest.mark.parametrize("adapters", ["stacked", "merged"])
+@pytest.mark.parametrize(("train_base", "adapters"), [("lora", "stacked"), ("lora", "merged"), ("full", "stacked")])
 def test_dpo_starts_from_exactly_what_sft_left_and_has_it_as_reference(
     base, folder, tmp_path, tokenizer, train_base, adapters
 ):
