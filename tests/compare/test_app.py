@@ -185,8 +185,11 @@ def test_a_page_sends_widgets_messages_only(run, address, tmp_path):
         async with websockets.connect(channels, **options):
             return True
 
-    for refused in ({}, {"additional_headers": {"Authorization": "token no"}},
-                    {"origin": "http://evil.example", "additional_headers": {"Cookie": "x=y"}}):  # fmt: skip
+    for refused in (
+        {},
+        {"additional_headers": {"Authorization": "token no"}},
+        {"origin": "http://evil.example", "additional_headers": {"Cookie": "x=y"}},
+    ):
         with pytest.raises(websockets.InvalidStatus) as error:
             asyncio.run(opened(**refused))
         assert error.value.response.status_code == 403

@@ -86,9 +86,11 @@ def panel(offered, tmp_path):
 
     def make(systems=None, users=None, prompts=None, **options):
         return widget.compare(
-            systems or offered.systems, users or offered.users, offered.prompts if prompts is None else prompts,
+            systems or offered.systems,
+            users or offered.users,
+            offered.prompts if prompts is None else prompts,
             **{"votes": tmp_path / "votes.jsonl", "rewards": offered.rewards, "max_new_tokens": 6, "seed": 3} | options,
-        )  # fmt: skip
+        )
 
     return make
 
@@ -141,8 +143,12 @@ class Says:
 
 def test_a_runs_systems_share_one_base(offered):
     assert [system.name for system in offered.systems] == [
-        "base model", "vanilla DPO", "P-DPO", "PAD", "prompt with user text",
-    ]  # fmt: skip
+        "base model",
+        "vanilla DPO",
+        "P-DPO",
+        "PAD",
+        "prompt with user text",
+    ]
     base = offered.systems[0].guide.model
     wanted = {p.data_ptr() for p in base.parameters()}
     for system in offered.systems[1:]:
@@ -153,8 +159,13 @@ def test_a_runs_systems_share_one_base(offered):
 
 def test_people_are_users_a_new_one_and_anybody(offered, run):
     assert [user.user_id for user in offered.users] == [
-        "structured-1", "companion-1", "formal-1", "casual-1", "casual-2", None,
-    ]  # fmt: skip
+        "structured-1",
+        "companion-1",
+        "formal-1",
+        "casual-1",
+        "casual-2",
+        None,
+    ]
     new = offered.users[-2]
     assert new.fitted == people.Fitted(pairs=2, steps=1, seed=0)
     assert (new.words, new.name) == ("I am casual-2.", "casual-2 (new: fitted to 2 pairs)")
@@ -219,9 +230,15 @@ def test_users_by_systems(panel, offered, run, tokenizer):
     found = [(card.title, card.whom) for card in comparison.shown]
     a, b = (user.name for user in offered.users[:2])
     assert found == [
-        ("base model", "anyone"), ("vanilla DPO", "anyone"), ("P-DPO", a), ("P-DPO", b), ("PAD, w = 2", a),
-        ("PAD, w = 2", b), ("prompt with user text", a), ("prompt with user text", b),
-    ]  # fmt: skip
+        ("base model", "anyone"),
+        ("vanilla DPO", "anyone"),
+        ("P-DPO", a),
+        ("P-DPO", b),
+        ("PAD, w = 2", a),
+        ("PAD, w = 2", b),
+        ("prompt with user text", a),
+        ("prompt with user text", b),
+    ]
     assert {card.state for card in comparison.shown} == {"done"}
     assert 'data-state="done"' in comparison.status.value
     assert not comparison.generate.disabled
@@ -521,9 +538,14 @@ def test_a_vote_is_added_to_the_file(panel, offered, tmp_path):
     assert (row["user_id"], row["user_text"], row["blind"], row["round"]) == ("ann", "I like tea.", False, 1)
     assert row["chosen"][0]["content"] == comparison.shown[1].text
     assert row["chosen_from"] == {
-        "system": "PAD", "user": "structured-1", "for": "structured-1", "weight": 3.0, "top_k": 10, "fitted": None,
+        "system": "PAD",
+        "user": "structured-1",
+        "for": "structured-1",
+        "weight": 3.0,
+        "top_k": 10,
+        "fitted": None,
         "ended": comparison.shown[1].ended,
-    }  # fmt: skip
+    }
     assert row["rejected_from"]["system"] == "base model"
     assert row["models"] == offered.fingerprints
     assert row["settings"] == {"max_new_tokens": 6, "do_sample": False}
@@ -633,8 +655,14 @@ def test_static_table_and_page(offered):
     written = cards.write_all(PROMPT, offered.systems, who, 1.5, offered.rewards, 5)
     table = cards.table(PROMPT, written)
     assert list(table.system) == [
-        "base model", "vanilla DPO", "P-DPO", "P-DPO", "PAD, w = 1.5", "PAD, w = 1.5", "prompt with user text",
-    ]  # fmt: skip
+        "base model",
+        "vanilla DPO",
+        "P-DPO",
+        "P-DPO",
+        "PAD, w = 1.5",
+        "PAD, w = 1.5",
+        "prompt with user text",
+    ]
     assert (table.prompt == "How do I make tea?").all()
     assert table["personal reward, nats"].notna().all()
     assert table["true utility, SD"].isna().tolist() == [False, False, False, True, False, True, False]

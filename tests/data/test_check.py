@@ -33,8 +33,14 @@ def test_duplicated_pair_keeps_the_first():
 
 
 def test_contradictory_pairs_are_all_dropped():
-    said_by = [("ann", "Q?", "a", "b"), ("ann", "Q?", "b", "a"), ("ann", "Q?", "a", "b"), ("bob", "Q?", "b", "a"),
-               ("ann", "Q?", "a", "c"), ("ann", "R?", "b", "a")]  # fmt: skip
+    said_by = [
+        ("ann", "Q?", "a", "b"),
+        ("ann", "Q?", "b", "a"),
+        ("ann", "Q?", "a", "b"),
+        ("bob", "Q?", "b", "a"),
+        ("ann", "Q?", "a", "c"),
+        ("ann", "R?", "b", "a"),
+    ]
     rows = [record(f"p{i}", *row) for i, row in enumerate(said_by)]
     clean, counts = checked(rows)
     assert clean["train"]["pair_id"] == ["p3", "p4", "p5"]
@@ -79,8 +85,11 @@ def test_users_with_too_few_pairs_leave_every_split():
 
 
 def test_over_long_pairs_count_the_response(tokenizer):
-    rows = [record("p0", "ann", "Q?", "yes " * 60, "b"), record("p1", "ann", "Q?", "a", "b " * 60),
-            record("p2", "ann", "Q?", "a", "c")]  # fmt: skip
+    rows = [
+        record("p0", "ann", "Q?", "yes " * 60, "b"),
+        record("p1", "ann", "Q?", "a", "b " * 60),
+        record("p2", "ann", "Q?", "a", "c"),
+    ]
     clean, counts = checked(rows, tokenizer=tokenizer, max_tokens=50)
     assert clean["train"]["pair_id"] == ["p2"]
     assert counts["over-long pair"] == 2

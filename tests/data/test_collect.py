@@ -58,8 +58,10 @@ def test_hub_code_reads_converted_tldr_webgpt_and_hh(tldr_rows, tmp_path, monkey
     root = tmp_path / "openai"
     write_parquet(root / "summarize_from_feedback" / "comparisons" / "train" / "0000.parquet", train)
     write_parquet(root / "summarize_from_feedback" / "comparisons" / "validation" / "0000.parquet", valid)
-    rows = [{"question": {"full_text": f"Why {i}?"}, "answer_0": "a", "answer_1": "b", "score_0": 1.0, "score_1": -1.0}
-            for i in range(5)]  # fmt: skip
+    rows = [
+        {"question": {"full_text": f"Why {i}?"}, "answer_0": "a", "answer_1": "b", "score_0": 1.0, "score_1": -1.0}
+        for i in range(5)
+    ]
     write_parquet(root / "webgpt_comparisons" / "default" / "train" / "0000.parquet", rows)
     hh = tmp_path / "Anthropic" / "hh-rlhf"
     for split in ("train", "test"):

@@ -35,5 +35,9 @@ def test_compred(compred_folder):
     held = kit.data.load("compred", compred_folder, factors=["history"], unseen=["historyB"])
     assert set(held["test_unseen"]["user_id"]) == {"historyB"} == set(held["adapt_unseen"]["user_id"])
     prompts = compred.prompts(compred_folder, ["science"])
-    assert prompts[0] == {"user_id": "scienceA", "user_text": "r/scienceA", "group": "science",
-                          "prompt": [{"role": "user", "content": "Why?"}]}  # fmt: skip
+    assert prompts[0] == {
+        "user_id": "scienceA",
+        "user_text": "r/scienceA",
+        "group": "science",
+        "prompt": [{"role": "user", "content": "Why?"}],
+    }

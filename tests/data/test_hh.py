@@ -34,10 +34,15 @@ def test_hh_original_and_cleaned(tmp_path):
 
 def test_hh_relabelled(tmp_path):
     rows = [
-        {"Index": i, "chosen": f"Human: Q{i}?\n\nAssistant: a", "rejected": f"Human: Q{i}?\n\nAssistant: b",
-         "data_subset": "harmless", "objective": ("helpful", "harmless")[i % 2]}
+        {
+            "Index": i,
+            "chosen": f"Human: Q{i}?\n\nAssistant: a",
+            "rejected": f"Human: Q{i}?\n\nAssistant: b",
+            "data_subset": "harmless",
+            "objective": ("helpful", "harmless")[i % 2],
+        }
         for i in range(40)
-    ]  # fmt: skip
+    ]
     rows.append(
         {**rows[0], "Index": 40, "objective": "harmless", "chosen": rows[0]["rejected"], "rejected": rows[0]["chosen"]}
     )

@@ -7,10 +7,15 @@ import prlhf_kit as kit
 
 def test_prefeval(tmp_path):
     rows = [
-        {"topic": f"topic{i % 3}", "preference": f"I like {i}.", "question": f"Which {i}?", "explanation": "",
-         "classification_task_options": [f"right {i}", f"wrong {i}", f"bad {i}", f"no {i}"]}
+        {
+            "topic": f"topic{i % 3}",
+            "preference": f"I like {i}.",
+            "question": f"Which {i}?",
+            "explanation": "",
+            "classification_task_options": [f"right {i}", f"wrong {i}", f"bad {i}", f"no {i}"],
+        }
         for i in range(30)
-    ]  # fmt: skip
+    ]
     data = kit.data.load("prefeval", write_json(tmp_path / "mcq.json", rows))
     assert set(data) == {"train", "test_unseen"}
     assert not set(data["train"]["user_id"]) & set(data["test_unseen"]["user_id"])

@@ -9,8 +9,12 @@ import prlhf_kit as kit
 
 
 def prefeval(i):
-    return {"topic": "t", "preference": f"I like {i}.", "question": f"Which {i}?",
-            "classification_task_options": [f"right {i}", "wrong", "bad"]}  # fmt: skip
+    return {
+        "topic": "t",
+        "preference": f"I like {i}.",
+        "question": f"Which {i}?",
+        "classification_task_options": [f"right {i}", "wrong", "bad"],
+    }
 
 
 def test_prepared_folders_keep_their_datasets_rules(tmp_path):

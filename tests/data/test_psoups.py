@@ -25,8 +25,14 @@ def test_psoups_wish_of_few_and_of_wishless_questions(tmp_path):
 
 
 def test_psoups_both_forms_agree(tmp_path):
-    wishes = {"P1A": "Be simple, please.", "P1B": "Be deep.", "P2A": "Be short.", "P2B": "Be long.", "P3A": "Be nice.",
-              "P3B": "Be rude."}  # fmt: skip
+    wishes = {
+        "P1A": "Be simple, please.",
+        "P1B": "Be deep.",
+        "P2A": "Be short.",
+        "P2B": "Be long.",
+        "P3A": "Be nice.",
+        "P3B": "Be rude.",
+    }
     questions = [f"{verb} is number {i}?" for i, verb in enumerate(["What", "Who", "Where"] * 4)]
     clean = []
     for number, (user, wish) in enumerate(wishes.items(), 1):

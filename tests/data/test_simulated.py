@@ -19,8 +19,11 @@ def test_shipped_responses():
 def test_simulated_is_seeded_disjoint_and_true():
     data = simulated.load(pairs_per_user=5, test_pairs_per_user=4, adapt_pairs_per_user=2)
     assert {name: len(split) for name, split in data.items()} == {
-        "train": 40, "test_seen": 32, "test_unseen": 16, "adapt_unseen": 8,
-    }  # fmt: skip
+        "train": 40,
+        "test_seen": 32,
+        "test_unseen": 16,
+        "adapt_unseen": 8,
+    }
     clean, report = kit.data.check(data)
     assert report.table.empty
     assert len(set(data["test_unseen"]["user_id"])) == 4
@@ -42,9 +45,11 @@ def test_contrast_shows_more_different_pairs_whoever_is_asked():
         people = simulated.population()
         first, second = ([m[0]["content"] for m in data["train"][c]] for c in ("chosen", "rejected"))
         return np.array(
-            [np.abs(people.utility([u] * len(first), first) - people.utility([u] * len(first), second)).mean()
-             for u in people.user_ids]
-        )  # fmt: skip
+            [
+                np.abs(people.utility([u] * len(first), first) - people.utility([u] * len(first), second)).mean()
+                for u in people.user_ids
+            ]
+        )
 
     plain, contrasted = spread(1), spread(4)
     assert (contrasted > 1.2 * plain).all()  # for every user, not only for whoever saw the pair

@@ -36,8 +36,11 @@ def test_tldr_real(tldr_rows, tmp_path):
     assert data["adapt_unseen"]["user_id"] == ["cy"]
     assert sorted(data["test_unseen"]["user_id"]) == ["cy", "dee"]
     assert pairs_of(data)[1] == (
-        "ann", "SUBREDDIT: r/tifu\nTITLE: Title 1\nPOST: Post 1.\nTL;DR: ", "A much longer summary.", "Short one."
-    )  # fmt: skip
+        "ann",
+        "SUBREDDIT: r/tifu\nTITLE: Title 1\nPOST: Post 1.\nTL;DR: ",
+        "A much longer summary.",
+        "Short one.",
+    )
     assert report.counts["comparisons, train"] == 10
     assert report.counts["comparisons, validation"] == 4
     assert len(data["train"]) == 9  # no policy filter in this mode

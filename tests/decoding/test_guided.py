@@ -184,9 +184,10 @@ def persrm(make_tiny, tokenizer, architecture):
     """A PersRM as after both stages: adapter and preference head are not what they were."""
     model = attach_head(make_tiny(architecture))
     config = LoraConfig(
-        target_modules=TARGETS[architecture], modules_to_save=["preference_head"],
+        target_modules=TARGETS[architecture],
+        modules_to_save=["preference_head"],
         fan_in_fan_out=architecture == "gpt2",
-    )  # fmt: skip
+    )
     model = get_peft_model(model, config).eval()
     with torch.no_grad():
         for name, p in model.named_parameters():
@@ -641,8 +642,12 @@ def test_formats_of_pad_and_args(tmp_path):
     file = tmp_path / "out_0.jsonl"
     formats.write_pad(file, ["Q1 ", "Q2 "], answers, "pad_0")
     assert json.loads(file.read_text())[1] == {
-        "prompt": "Q2 ", "result": "Nö.", "response": "Q2 Nö.", "elapsed": 0.25, "method": "pad_0",
-    }  # fmt: skip
+        "prompt": "Q2 ",
+        "result": "Nö.",
+        "response": "Q2 Nö.",
+        "elapsed": 0.25,
+        "method": "pad_0",
+    }
     assert [row["result"] for row in formats.read_pad(file)] == ["Yes.", "Nö."]
     lines = tmp_path / "lines.jsonl"
     lines.write_text("\n".join(json.dumps(row) for row in formats.read_pad(file)))

@@ -188,10 +188,18 @@ def test_keys_tell_apart_what_answers_differ_by(model, tokenizer, tmp_path, monk
     assert new == 2
     drawn = {"do_sample": True, "batch_size": 1}
     for options in (
-        {"max_new_tokens": 7}, {"system": "b"}, {"index": None}, {"contexts": contexts}, {"tokenizer": other},
-        {"num_beams": 2}, drawn, {**drawn, "seed": 1}, {**drawn, "temperature": 0.5}, {**drawn, "batch_size": 2},
+        {"max_new_tokens": 7},
+        {"system": "b"},
+        {"index": None},
+        {"contexts": contexts},
+        {"tokenizer": other},
+        {"num_beams": 2},
+        drawn,
+        {**drawn, "seed": 1},
+        {**drawn, "temperature": 0.5},
+        {**drawn, "batch_size": 2},
         {**drawn, "jobs": jobs[::-1]},
-    ):  # fmt: skip
+    ):
         table, new = asked(**options)
         assert new == (1 if options == {"index": None} else 2), options
         assert not set(table.key) & set(first.key)

@@ -474,9 +474,17 @@ def test_every_deciding_setting_is_part_of_the_key(make, tmp_path):
     with FaultServer() as server, FaultServer() as other:
         judge = make(server)
         changes = [
-            {}, {"model": "n"}, {"temperature": 0.5}, {"temperature": None}, {"seed": 1}, {"max_tokens": 99},
-            {"structured": False}, {"template": own}, {"about": {"u": {"criterion": "long"}}}, {"base_url": other.url},
-        ]  # fmt: skip
+            {},
+            {"model": "n"},
+            {"temperature": 0.5},
+            {"temperature": None},
+            {"seed": 1},
+            {"max_tokens": 99},
+            {"structured": False},
+            {"template": own},
+            {"about": {"u": {"criterion": "long"}}},
+            {"base_url": other.url},
+        ]
         for change in changes:
             changed = replace(judge, **change)
             assert changed(*questions(1)) == [A]
@@ -683,9 +691,12 @@ def served(tmp_path_factory):
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
     with log.open("w") as out:
         process = subprocess.Popen(
-            [*command, "--device", "cpu", "--dtype", "float32"], stdout=out, stderr=out, env=environment,
+            [*command, "--device", "cpu", "--dtype", "float32"],
+            stdout=out,
+            stderr=out,
+            env=environment,
             start_new_session=True,
-        )  # fmt: skip
+        )
     try:
         deadline = time.monotonic() + 120
         while True:
@@ -706,9 +717,15 @@ def served(tmp_path_factory):
 def test_a_real_model_on_a_real_server(served, tmp_path):
     url, model = served
     judge = LLMJudge(
-        model, "criterion", tmp_path / "real.sqlite", lambda user, prompt: {"criterion": CRITERIA[user]}, base_url=url,
-        max_tokens=10, timeout=120, concurrency=2,
-    )  # fmt: skip
+        model,
+        "criterion",
+        tmp_path / "real.sqlite",
+        lambda user, prompt: {"criterion": CRITERIA[user]},
+        base_url=url,
+        max_tokens=10,
+        timeout=120,
+        concurrency=2,
+    )
     answers = pd.DataFrame(
         [
             ("short", "P2A", "What is rain?", "Water that falls from clouds."),

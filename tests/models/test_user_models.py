@@ -102,8 +102,12 @@ def test_where_the_tokens_go(make_tiny, kind, options, after_bos, architecture):
         assert {states.shape[1] for states in found.hidden_states} == {4}
         pad = torch.full((2, 2), 2)
         mask = torch.tensor([[0, 0, 1, 1, 1, 1]] * 2)
-        left = model(input_ids=torch.cat([pad, ids], 1), attention_mask=mask, user_rows=rows,
-                     position_ids=(mask.cumsum(1) - 1).clamp(min=0)).logits[:, 2:]  # fmt: skip
+        left = model(
+            input_ids=torch.cat([pad, ids], 1),
+            attention_mask=mask,
+            user_rows=rows,
+            position_ids=(mask.cumsum(1) - 1).clamp(min=0),
+        ).logits[:, 2:]
         right = model(input_ids=torch.cat([ids, pad], 1), attention_mask=mask.flip(1), user_rows=rows).logits[:, :4]
     assert torch.allclose(left, kept, atol=1e-5)
     assert torch.allclose(right, kept, atol=1e-5)

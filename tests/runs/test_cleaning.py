@@ -19,9 +19,19 @@ from prlhf_kit.runs.cleaning import clean
 from runs.test_records import write_run
 
 USERS = [  # files and folders that are not the kit's
-    ".env-2024", ".notes-2024", ".2024-notes", f".notes.txt-{2**22 + 1}", ".results/mine", "results/mine",
-    ".hidden/mine", "notes.txt", "index.tmp", ".pdpo/mine", "plan-unfinished", "thesis-2024-unfinished/mine",
-]  # fmt: skip
+    ".env-2024",
+    ".notes-2024",
+    ".2024-notes",
+    f".notes.txt-{2**22 + 1}",
+    ".results/mine",
+    "results/mine",
+    ".hidden/mine",
+    "notes.txt",
+    "index.tmp",
+    ".pdpo/mine",
+    "plan-unfinished",
+    "thesis-2024-unfinished/mine",
+]
 OLD_AGE = 2 * 3600
 DEAD = 2**22 + 1  # larger than any process number of Linux
 
@@ -33,11 +43,20 @@ def run(tmp_path):
     write_run(tmp_path / "runs" / "r" / ".previous")
     stage = folder / "03_pdpo_training"
     for name in (
-        "data/a.txt", "data/x-checkpoints/kept", "data/.b-unfinished/kept", "pdpo/weights", "pdpo-checkpoints/c-1/w",
-        "persrm-stages/head-checkpoints/c-2/w", ".dpo-unfinished/w", f".train-{DEAD}-unfinished/w",
-        f".run.json-{DEAD}-unfinished", f".rows.npy-{DEAD}-unfinished", f".log-{os.getpid()}-unfinished",
-        f".test-{os.getpid()}-unfinished/w", *USERS,
-    ):  # fmt: skip
+        "data/a.txt",
+        "data/x-checkpoints/kept",
+        "data/.b-unfinished/kept",
+        "pdpo/weights",
+        "pdpo-checkpoints/c-1/w",
+        "persrm-stages/head-checkpoints/c-2/w",
+        ".dpo-unfinished/w",
+        f".train-{DEAD}-unfinished/w",
+        f".run.json-{DEAD}-unfinished",
+        f".rows.npy-{DEAD}-unfinished",
+        f".log-{os.getpid()}-unfinished",
+        f".test-{os.getpid()}-unfinished/w",
+        *USERS,
+    ):
         (stage / name).parent.mkdir(parents=True, exist_ok=True)
         (stage / name).write_text("0123456789")
     (folder / f".index.html-{DEAD}-unfinished").write_text("0123456789")
@@ -60,12 +79,19 @@ def files(folder):
 
 
 GOES = {
-    "03_pdpo_training/pdpo-checkpoints", "03_pdpo_training/persrm-stages/head-checkpoints",
-    "03_pdpo_training/.dpo-unfinished", f"03_pdpo_training/.train-{DEAD}-unfinished",
-    f"03_pdpo_training/.run.json-{DEAD}-unfinished", f"03_pdpo_training/.rows.npy-{DEAD}-unfinished",
-    ".previous/01_data_preparation", ".previous/03_pdpo_training", f".index.html-{DEAD}-unfinished",
-    ".03_pdpo_training.lock", ".03_pdpo_training.kernel.lock", ".09_gone.lock",
-}  # fmt: skip
+    "03_pdpo_training/pdpo-checkpoints",
+    "03_pdpo_training/persrm-stages/head-checkpoints",
+    "03_pdpo_training/.dpo-unfinished",
+    f"03_pdpo_training/.train-{DEAD}-unfinished",
+    f"03_pdpo_training/.run.json-{DEAD}-unfinished",
+    f"03_pdpo_training/.rows.npy-{DEAD}-unfinished",
+    ".previous/01_data_preparation",
+    ".previous/03_pdpo_training",
+    f".index.html-{DEAD}-unfinished",
+    ".03_pdpo_training.lock",
+    ".03_pdpo_training.kernel.lock",
+    ".09_gone.lock",
+}
 
 
 def test_what_goes_and_what_stays(run, capsys):

@@ -87,9 +87,7 @@ def test_a_failed_copy_does_not_lose_the_run(make_notebook, tmp_path, server, ca
         ("abs://me.blob.core.windows.net/c?sig=abc", r"papermill\[azure\]"),
     ],
 )
-def test_stores_that_cannot_be_written_are_refused_before_anything_runs(
-    make_notebook, tmp_path, capsys, url, message
-):  # fmt: skip
+def test_stores_that_cannot_be_written_are_refused_before_anything_runs(make_notebook, tmp_path, capsys, url, message):
     package = {"s3": "boto3", "abs": "azure"}.get(url.partition(":")[0])
     if package and importlib.util.find_spec(package):
         pytest.skip(f"{package} is installed, so papermill can write to {url}")

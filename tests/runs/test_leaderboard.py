@@ -77,9 +77,14 @@ def test_runs_side_by_side(tmp_path, capsys):
     stage(tmp_path / "a", metrics=numbers, parameters={"alpha": 1.0, "beta": 0.1})
     stage(tmp_path / "a", "01_data_preparation", {"pairs/train": 240.0}, seconds=13.0, peak_memory_bytes=2**30)
     stage(tmp_path / "b", metrics={"loss": 0.5, "accuracy/all users": 2 / 3}, parameters={"seed": 1, "beta": 0.1})
-    stage(tmp_path / "b", "05_evaluation", {"ece": 0.00002}, provenance={"data": {"fingerprint": "00"},
-          "base model": {"id": "tiny", "fingerprint": "35247a471349627b"}}, git={"commit": "b" * 40, "dirty": True},
-          ended="2026-11-22T10:00:00+00:00")  # fmt: skip
+    stage(
+        tmp_path / "b",
+        "05_evaluation",
+        {"ece": 0.00002},
+        provenance={"data": {"fingerprint": "00"}, "base model": {"id": "tiny", "fingerprint": "35247a471349627b"}},
+        git={"commit": "b" * 40, "dirty": True},
+        ended="2026-11-22T10:00:00+00:00",
+    )
     assert cli.main(["report", str(tmp_path)]) == 0
     assert capsys.readouterr().out == f"report: {tmp_path}/leaderboard.html\n"
     page = Page(tmp_path / "leaderboard.html")
@@ -152,8 +157,13 @@ def test_failed_torn_and_odd_records_are_listed(tmp_path):
     assert page.rows["run"] == ["bytes", "empty", "failed", "list", "odd", "torn"]
     unreadable = "unreadable record"
     assert page.rows["03_pdpo_training"] == [
-        unreadable, unreadable, "failed record", unreadable, "running record notebook", unreadable
-    ]  # fmt: skip
+        unreadable,
+        unreadable,
+        "failed record",
+        unreadable,
+        "running record notebook",
+        unreadable,
+    ]
     assert page.rows["accuracy"] == ["", "", "", "", "0.75", ""]
     assert [page.rows[name] for name in odd] == [[""] * 6] * 4
     assert "old" not in page.rows
@@ -188,8 +198,14 @@ def test_links_lead_to_files_wherever_the_page_is(tmp_path):
 def test_hostile_names_are_shown_as_text_and_nothing_is_fetched(tmp_path):
     evil = '"><script>alert(1)</script><img src=//x>'
     folder = evil.replace("/", "")
-    stage(tmp_path / folder, metrics={evil: 1.0}, parameters={f"p{evil}": evil}, status=evil, git={"commit": "<b>"},
-          provenance={f"d{evil}": {"id": evil, "fingerprint": "\ud800"}})  # fmt: skip
+    stage(
+        tmp_path / folder,
+        metrics={evil: 1.0},
+        parameters={f"p{evil}": evil},
+        status=evil,
+        git={"commit": "<b>"},
+        provenance={f"d{evil}": {"id": evil, "fingerprint": "\ud800"}},
+    )
     stage(tmp_path / "b")
     stage(tmp_path / "b", folder, metrics={})
     os.rename(tmp_path / "b", os.fsencode(tmp_path) + b"/\xff")  # a name that is not UTF-8

@@ -30,8 +30,14 @@ def test_files_that_parameters_name_however_deep_decide_the_key(make_notebook, t
     notebook = make_notebook(FINISH)
     (tmp_path / "deep").mkdir()
     file = tmp_path / "deep" / "answers.json"
-    for value in (str(file), "deep/answers.json", {"Llama 8B": str(file)}, ["--config_file", "deep/answers.json"],
-                  {"path": [{"a": str(file)}]}, {"path": "deep"}):  # fmt: skip
+    for value in (
+        str(file),
+        "deep/answers.json",
+        {"Llama 8B": str(file)},
+        ["--config_file", "deep/answers.json"],
+        {"path": [{"a": str(file)}]},
+        {"path": "deep"},
+    ):
         file.write_text("a")
         before = _key(notebook, outside=value)
         assert _key(notebook, outside=value) == before

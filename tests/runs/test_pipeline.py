@@ -120,8 +120,11 @@ def test_independent_stages_run_at_once_and_a_failure_stops_only_what_needs_it(t
     assert cli.main(line) == 1
     found = rows()
     assert {name: (read_record(run / name) or {}).get("status") for name in names} == {
-        "a": "completed", "bad": "failed", "c": None, "d": "completed",
-    }  # fmt: skip
+        "a": "completed",
+        "bad": "failed",
+        "c": None,
+        "d": "completed",
+    }
     assert found["c"] == "not run needs bad"
     assert found["bad"].startswith("failed")
     assert found["bad"].endswith("ValueError: too cold")

@@ -86,13 +86,23 @@ def test_running_and_died(tmp_path):
 
 
 OLD = {  # of the first demo: neither inputs, nor host, nor a folder's hash
-    "schema": 1, "stage": "01_data_preparation", "status": "completed", "key": "0" * 64, "parameters": {"seed": 0},
-    "metrics": {"pairs": 3}, "artifacts": {"data": {"kind": "data", "caption": "The dataset"}},
+    "schema": 1,
+    "stage": "01_data_preparation",
+    "status": "completed",
+    "key": "0" * 64,
+    "parameters": {"seed": 0},
+    "metrics": {"pairs": 3},
+    "artifacts": {"data": {"kind": "data", "caption": "The dataset"}},
     "versions": dict.fromkeys(("python", "prlhf_kit", "torch", "transformers", "trl"), "1"),
-    "git": {"commit": None, "dirty": None}, "pid": 7224, "started": "2026-11-21T06:35:00+00:00",
-    "provenance": {"data": {"fingerprint": "cc7dded3ea5cbe6e"}}, "machine": {"platform": "Linux", "cpus": 2},
-    "ended": "2026-11-21T06:36:00+00:00", "peak_memory_bytes": 1, "seconds": 60,
-}  # fmt: skip
+    "git": {"commit": None, "dirty": None},
+    "pid": 7224,
+    "started": "2026-11-21T06:35:00+00:00",
+    "provenance": {"data": {"fingerprint": "cc7dded3ea5cbe6e"}},
+    "machine": {"platform": "Linux", "cpus": 2},
+    "ended": "2026-11-21T06:36:00+00:00",
+    "peak_memory_bytes": 1,
+    "seconds": 60,
+}
 
 
 def test_what_is_no_record_of_this_kit_is_refused(tmp_path):
@@ -132,9 +142,14 @@ def test_list_of_a_thousand_runs_some_of_them_broken(tmp_path, capsys):
     assert len(rows) == 1000
     assert {n for n, row in rows.items() if "unreadable" in row["stages"].values()} == set(broken)
     assert rows["r7"] == {
-        "run": str(tmp_path / "runs" / "r7"), "stages": {"03_pdpo_training": "completed"},
-        "started": "2026-11-21T06:35:00+00:00", "seconds": 60, "commits": [], "models": [], "data": ["cc7dded3"],
-    }  # fmt: skip
+        "run": str(tmp_path / "runs" / "r7"),
+        "stages": {"03_pdpo_training": "completed"},
+        "started": "2026-11-21T06:35:00+00:00",
+        "seconds": 60,
+        "commits": [],
+        "models": [],
+        "data": ["cc7dded3"],
+    }
     assert cli.main(["runs", "list", str(tmp_path / "runs"), "--status", "failed"]) == 0
     [head, row] = capsys.readouterr().out.splitlines()
     assert head.split()[:2] == ["run", "stages"]
@@ -189,10 +204,13 @@ def test_diff(tmp_path, capsys):
     assert records.differences(a, b) == []
     assert cli.main(["runs", "diff", str(a), str(b)]) == 0
     write_run(
-        b, **parameters("b", alpha=0.7, beta=[1]), metrics={"same": 1, "acc": 0.75, "none": 2.0},
-        versions=OLD["versions"] | {"trl": "2"}, git={"commit": "c", "dirty": False},
+        b,
+        **parameters("b", alpha=0.7, beta=[1]),
+        metrics={"same": 1, "acc": 0.75, "none": 2.0},
+        versions=OLD["versions"] | {"trl": "2"},
+        git={"commit": "c", "dirty": False},
         provenance={"data": {"fingerprint": "other"}},
-    )  # fmt: skip
+    )
     (b / "01_data_preparation" / "run.json").unlink()
     capsys.readouterr()
     assert cli.main(["runs", "diff", str(a), str(b), "--json"]) == 1

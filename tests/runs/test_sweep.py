@@ -260,9 +260,12 @@ def finished_run(run_dir, name, text):
 
 def test_a_sweep_starts_from_a_finished_runs_stages_and_takes_values_as_they_are(tmp_path, capsys):
     second = write_notebook(
-        tmp_path, "second", 'text = stage.input("first", "model.txt").read_text()', "assert text == 'one'",
+        tmp_path,
+        "second",
+        'text = stage.input("first", "model.txt").read_text()',
+        "assert text == 'one'",
         needs=["first"],
-    )  # fmt: skip
+    )
     line = ["sweep", str(second), "--out", str(tmp_path), "--from", "demo", "--run", "s"]
     rows = [{"user": "a \"b\", 'c'", "rate": -1e-05, "names": ["-x", None], "limit": "five"}]
     (tmp_path / "rows.yaml").write_text(yaml.safe_dump(rows))

@@ -190,9 +190,12 @@ def test_the_curve_is_what_adapt_gives(trained, tokenizer):
     data = DatasetDict(adapt_unseen=known, test_unseen=test)
     ranked = new_users.ranked_by_pairs(model, tokenizer, data, [2, 4], steps=2, learning_rate=0.05, beta=1.0)
     assert ranked.groupby(["k", "method"]).size().to_dict() == {
-        (0, "generic row"): 6, (2, "nearest known user"): 6, (2, "fitted row"): 6, (4, "nearest known user"): 6,
+        (0, "generic row"): 6,
+        (2, "nearest known user"): 6,
+        (2, "fitted row"): 6,
+        (4, "nearest known user"): 6,
         (4, "fitted row"): 6,
-    }  # fmt: skip
+    }
     with model.disable_adapter():
         reference = score_pairs(model, tokenizer, test)
     found = adapt(model, tokenizer, kit.data.few_shot(data, 4), steps=2, learning_rate=0.05, beta=1.0)

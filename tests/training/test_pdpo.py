@@ -21,9 +21,15 @@ def test_training_moves_users_and_adapter_only(make_tiny, tokenizer, pairs, tmp_
     model = make_tiny(users=3)
     index = kit.UserIndex(["a", "b", "c"])
     args = kit.PersonalizedDPOConfig(
-        output_dir=str(tmp_path), report_to="none", max_steps=4, per_device_train_batch_size=4, use_cpu=True,
-        learning_rate=1e-3, user_learning_rate=1e-2, save_strategy="no",
-    )  # fmt: skip
+        output_dir=str(tmp_path),
+        report_to="none",
+        max_steps=4,
+        per_device_train_batch_size=4,
+        use_cpu=True,
+        learning_rate=1e-3,
+        user_learning_rate=1e-2,
+        save_strategy="no",
+    )
     peft_config = LoraConfig(target_modules=["q_proj"])
     with pytest.warns(UserWarning, match="1 users of the user index have no pair to train on, first 'c'"):
         trainer = kit.PersonalizedDPOTrainer(
@@ -73,10 +79,17 @@ def test_vanilla_is_one_parameter_and_equals_trl(make_tiny, tokenizer, pairs, tm
 
     ours = make_trainer(make_tiny(), tokenizer, pairs, tmp_path / "ours", personalized=False)
     args = DPOConfig(
-        output_dir=str(tmp_path / "trl"), report_to="none", max_steps=2, per_device_train_batch_size=4,
-        logging_steps=1, use_cpu=True, learning_rate=1e-3, save_strategy="no", bf16=False,
+        output_dir=str(tmp_path / "trl"),
+        report_to="none",
+        max_steps=2,
+        per_device_train_batch_size=4,
+        logging_steps=1,
+        use_cpu=True,
+        learning_rate=1e-3,
+        save_strategy="no",
+        bf16=False,
         gradient_checkpointing=False,
-    )  # fmt: skip
+    )
     peft_config = LoraConfig(target_modules=TARGETS["llama"])
     theirs = DPOTrainer(
         make_tiny(), args=args, train_dataset=pairs, processing_class=tokenizer, peft_config=peft_config
@@ -366,10 +379,19 @@ def test_user_model_beats_vanilla_on_held_out_pairs(tokenizer, tmp_path):
         if personalized:
             kit.condition(model, kit.IndividualUserModel(3, model.get_input_embeddings().weight, 10, SEED))
         args = kit.PersonalizedDPOConfig(
-            output_dir=str(tmp_path), personalized=personalized, alpha=1.0, learning_rate=1e-2, user_learning_rate=5e-2,
-            num_train_epochs=1, per_device_train_batch_size=10, report_to="none", save_strategy="no", use_cpu=True,
-            seed=SEED, logging_steps=10,
-        )  # fmt: skip
+            output_dir=str(tmp_path),
+            personalized=personalized,
+            alpha=1.0,
+            learning_rate=1e-2,
+            user_learning_rate=5e-2,
+            num_train_epochs=1,
+            per_device_train_batch_size=10,
+            report_to="none",
+            save_strategy="no",
+            use_cpu=True,
+            seed=SEED,
+            logging_steps=10,
+        )
         config = LoraConfig(r=8, target_modules="all-linear", lora_alpha=16)
         trainer = kit.PersonalizedDPOTrainer(
             model, args, train, None, tokenizer, user_index=index if personalized else None, peft_config=config

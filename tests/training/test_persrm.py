@@ -19,8 +19,15 @@ from prlhf_kit.models.preference_head import HEAD, attach_head
 from prlhf_kit.training.persrm import PersRMRecipe, load_persrm, train_persrm
 
 SHORT, LONG = "Short answers, please.", "Tell me everything at length."
-FAST = {"learning_rate": 1e-2, "num_train_epochs": 2, "per_device_train_batch_size": 4, "report_to": "none",
-        "logging_steps": 1, "save_strategy": "no", "disable_tqdm": True}  # fmt: skip
+FAST = {
+    "learning_rate": 1e-2,
+    "num_train_epochs": 2,
+    "per_device_train_batch_size": 4,
+    "report_to": "none",
+    "logging_steps": 1,
+    "save_strategy": "no",
+    "disable_tqdm": True,
+}
 
 
 @pytest.fixture(scope="module")

@@ -118,8 +118,10 @@ def test_the_reference_is_the_same_and_tokens_are_counted_alike(make_tiny, token
     def run(way, **options):
         trainer = make_trainer(make_tiny(users=3), tokenizer, uneven, tmp_path, max_steps=3, **options, **way)
         trainer.train()
-        return [{k: v for k, v in entry.items() if "time" not in k and "per_second" not in k and k != "total_flos"}
-                for entry in trainer.state.log_history]  # fmt: skip
+        return [
+            {k: v for k, v in entry.items() if "time" not in k and "per_second" not in k and k != "total_flos"}
+            for entry in trainer.state.log_history
+        ]
 
     for options in ({"precompute_ref_log_probs": True}, {"alpha": 1.0}, {"alpha": 0.0}):
         for a, b in zip(run({}, **options), run(PLAIN, **options), strict=True):

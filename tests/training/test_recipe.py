@@ -35,21 +35,33 @@ def recipe(make_tiny, tokenizer, pairs, tmp_path):
     tokenizer.save_pretrained(tmp_path / "base")
     add_reference_logps(pairs, model, tokenizer).save_to_disk(tmp_path / "pairs")
     return Recipe(
-        model=str(tmp_path / "base"), pairs=str(tmp_path / "pairs"), out=str(tmp_path / "out"),
-        user_model_options={"num_tokens": 3}, adapter={"target_modules": ["q_proj", "v_proj"]},
+        model=str(tmp_path / "base"),
+        pairs=str(tmp_path / "pairs"),
+        out=str(tmp_path / "out"),
+        user_model_options={"num_tokens": 3},
+        adapter={"target_modules": ["q_proj", "v_proj"]},
         settings={
-            "use_cpu": True, "report_to": "none", "per_device_train_batch_size": 4, "max_steps": 3, "seed": 0,
-            "learning_rate": 1e-2, "user_learning_rate": 1e-1, "logging_steps": 1, "save_steps": 2,
-            "max_grad_norm": 0.0, "alpha": 0.5,
+            "use_cpu": True,
+            "report_to": "none",
+            "per_device_train_batch_size": 4,
+            "max_steps": 3,
+            "seed": 0,
+            "learning_rate": 1e-2,
+            "user_learning_rate": 1e-1,
+            "logging_steps": 1,
+            "save_steps": 2,
+            "max_grad_norm": 0.0,
+            "alpha": 0.5,
         },
-    )  # fmt: skip
+    )
 
 
 def weights(folder):
     return {
-        (path.name, name): value for path in sorted(Path(folder).glob("*.safetensors"))
+        (path.name, name): value
+        for path in sorted(Path(folder).glob("*.safetensors"))
         for name, value in load_file(path).items()
-    }  # fmt: skip
+    }
 
 
 def assert_same(one, other, atol=1e-6):
@@ -207,8 +219,12 @@ def test_the_learning_curve_counts_the_pairs_of_training(recipe, pairs, tmp_path
     add_reference_logps(one, kit.load_model(recipe.model), kit.load_tokenizer(recipe.model)).save_to_disk(
         tmp_path / "one"
     )
-    settings = recipe.settings | {"eval_strategy": "steps", "eval_steps": 2, "per_device_train_batch_size": 2,
-                                  "gradient_accumulation_steps": 2}  # fmt: skip
+    settings = recipe.settings | {
+        "eval_strategy": "steps",
+        "eval_steps": 2,
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 2,
+    }
     train(replace(recipe, settings=settings, evaluation=str(tmp_path / "one")))
     curve = user_models.learning_curve(recipe.out)
     assert curve.step.tolist() == [2, 3]  # and the end, though 2 does not divide 3

@@ -25,17 +25,29 @@ LORA = {"r": 4, "target_modules": ["q_proj", "v_proj"]}
 
 
 def settings(folder, **more):
-    plain = {"output_dir": str(folder), "per_device_train_batch_size": 4, "num_train_epochs": 1, "learning_rate": 1e-2,
-             "report_to": "none", "logging_steps": 1, "use_cpu": True, "save_strategy": "no"}  # fmt: skip
+    plain = {
+        "output_dir": str(folder),
+        "per_device_train_batch_size": 4,
+        "num_train_epochs": 1,
+        "learning_rate": 1e-2,
+        "report_to": "none",
+        "logging_steps": 1,
+        "use_cpu": True,
+        "save_strategy": "no",
+    }
     return plain | more
 
 
 def trainer(base, pairs, folder, model=None, eval_dataset=None, tokenizer=None, peft=True, **more):
     model = model or new_reward_model(base, lm_head=bool(more.get("lm_loss_coeff")))
     return PersonalizedRewardTrainer(
-        model, PersonalizedRewardConfig(**settings(folder, **more)), pairs, eval_dataset,
-        tokenizer or kit.load_tokenizer(base), peft_config=LoraConfig(task_type="SEQ_CLS", **LORA) if peft else None,
-    )  # fmt: skip
+        model,
+        PersonalizedRewardConfig(**settings(folder, **more)),
+        pairs,
+        eval_dataset,
+        tokenizer or kit.load_tokenizer(base),
+        peft_config=LoraConfig(task_type="SEQ_CLS", **LORA) if peft else None,
+    )
 
 
 def losses(trained):
@@ -115,11 +127,17 @@ def test_every_set_has_its_accuracy_from_step_0(base, pairs, tmp_path):
 def lists(n=4):
     return Dataset.from_list(
         [
-            {"user_id": "a", "prompt": message("user", f"Question {i}?"), "scores": [0.0, -1.0, 2.0][: 2 + i % 2],
-             "responses": [message("assistant", t) for t in ("A drink.", "No.", "Leaves in hot water.")[: 2 + i % 2]]}
+            {
+                "user_id": "a",
+                "prompt": message("user", f"Question {i}?"),
+                "scores": [0.0, -1.0, 2.0][: 2 + i % 2],
+                "responses": [
+                    message("assistant", t) for t in ("A drink.", "No.", "Leaves in hot water.")[: 2 + i % 2]
+                ],
+            }
             for i in range(n)
         ]
-    )  # fmt: skip
+    )
 
 
 def test_several_training_sets_are_mixed(base, pairs, tmp_path):
@@ -131,9 +149,14 @@ def test_several_training_sets_are_mixed(base, pairs, tmp_path):
     pairs.save_to_disk(tmp_path / "pairs")
     lists().save_to_disk(tmp_path / "lists")
     recipe = reward_stages.RewardRecipe(
-        model=base, pairs=str(tmp_path / "lists"), out=str(tmp_path / "out"), adapter=LORA,
-        general=str(tmp_path / "pairs"), general_ratio=1.5, settings=settings(tmp_path / "c"),
-    )  # fmt: skip
+        model=base,
+        pairs=str(tmp_path / "lists"),
+        out=str(tmp_path / "out"),
+        adapter=LORA,
+        general=str(tmp_path / "pairs"),
+        general_ratio=1.5,
+        settings=settings(tmp_path / "c"),
+    )
     assert len(reward_stages.build_reward_trainer(recipe).train_dataset) == 4 + 6
 
 
@@ -169,10 +192,13 @@ def test_stages_go_on_from_each_other(base, pairs, tmp_path):
 
     def recipe(model, out, lm=0.1):
         return reward_stages.RewardRecipe(
-            model=str(model), pairs=str(tmp_path / "pairs"), out=str(tmp_path / out), adapter=LORA,
+            model=str(model),
+            pairs=str(tmp_path / "pairs"),
+            out=str(tmp_path / out),
+            adapter=LORA,
             evaluation={"own": str(tmp_path / "pairs")},
             settings=settings(tmp_path / f"{out}-checkpoints", lm_loss_coeff=lm, eval_strategy="epoch"),
-        )  # fmt: skip
+        )
 
     reward_stages.train_reward(recipe(base, "grft"))
     general, _ = load_reward_model(str(tmp_path / "grft"))
@@ -203,11 +229,21 @@ def test_two_processes_equal_one(base, pairs, tmp_path, monkeypatch):
 
     def recipe(out, batch):
         return reward_stages.RewardRecipe(
-            model=base, pairs=str(tmp_path / "pairs"), out=str(tmp_path / out), adapter=LORA, user_model="individual",
-            user_model_options={"num_tokens": 2}, evaluation={"own": str(tmp_path / "pairs")},
-            settings=settings(tmp_path / f"{out}-checkpoints", lm_loss_coeff=0.1, eval_strategy="epoch",
-                              per_device_train_batch_size=batch, per_device_eval_batch_size=5),
-        )  # fmt: skip
+            model=base,
+            pairs=str(tmp_path / "pairs"),
+            out=str(tmp_path / out),
+            adapter=LORA,
+            user_model="individual",
+            user_model_options={"num_tokens": 2},
+            evaluation={"own": str(tmp_path / "pairs")},
+            settings=settings(
+                tmp_path / f"{out}-checkpoints",
+                lm_loss_coeff=0.1,
+                eval_strategy="epoch",
+                per_device_train_batch_size=batch,
+                per_device_eval_batch_size=5,
+            ),
+        )
 
     one = reward_stages.train_reward(recipe("one", 4))
     config = str(Path(__file__).parents[2] / "configs" / "ddp.yaml")
@@ -288,9 +324,11 @@ def test_an_encoder_is_trained_as_it_is_scored(bert, tmp_path, peft):
     trained = PersonalizedRewardTrainer(
         new_reward_model(str(tmp_path / "mlm")),
         PersonalizedRewardConfig(**settings(tmp_path / "c", num_train_epochs=3, eval_strategy="epoch", seed=5)),
-        pairs, {"own": pairs}, tokenizer,
+        pairs,
+        {"own": pairs},
+        tokenizer,
         peft_config=LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query", "value"]) if peft else None,
-    )  # fmt: skip
+    )
     fit(trained, tmp_path / "out")
     reward = load_reward(str(tmp_path / "out"))
     gap = reward.score(pairs["prompt"], pairs["chosen"]) - reward.score(pairs["prompt"], pairs["rejected"])
@@ -298,9 +336,11 @@ def test_an_encoder_is_trained_as_it_is_scored(bert, tmp_path, peft):
     assert gap.mean().item() == pytest.approx(last["eval_own_margin"], abs=1e-5)
     with pytest.raises(ValueError, match="padding_side='left' goes with decoders"):
         PersonalizedRewardTrainer(
-            new_reward_model(folder), PersonalizedRewardConfig(**settings(tmp_path, padding_side="left")), pairs,
+            new_reward_model(folder),
+            PersonalizedRewardConfig(**settings(tmp_path, padding_side="left")),
+            pairs,
             processing_class=tokenizer,
-        )  # fmt: skip
+        )
 
 
 @pytest.mark.parametrize("peft", [True, False])
@@ -311,8 +351,18 @@ def test_users_in_front_of_the_backbone_are_learned(base, tmp_path, peft):
     model = new_reward_model(base)
     kit.condition(model, kit.IndividualUserModel(3, model.get_input_embeddings().weight, 4))
     before = model.user_model.own.detach().clone()
-    trained = trainer(base, pairs, tmp_path / "a", model=model, peft=peft, num_train_epochs=20, learning_rate=3e-3,
-                      user_learning_rate=3e-2, eval_dataset=pairs, eval_strategy="epoch")  # fmt: skip
+    trained = trainer(
+        base,
+        pairs,
+        tmp_path / "a",
+        model=model,
+        peft=peft,
+        num_train_epochs=20,
+        learning_rate=3e-3,
+        user_learning_rate=3e-2,
+        eval_dataset=pairs,
+        eval_strategy="epoch",
+    )
     fit(trained, tmp_path / "out")
     again, index = load_reward_model(str(tmp_path / "out"))
     assert trained.optimizer.param_groups[-1]["initial_lr"] == 3e-2
@@ -326,9 +376,12 @@ def test_users_in_front_of_the_backbone_are_learned(base, tmp_path, peft):
     stranger = Dataset.from_list([record("q", "c", "Why?", "Yes.", "No.")])
     with pytest.raises(ValueError, match="first 'c'"):
         PersonalizedRewardTrainer(
-            trained.accelerator.unwrap_model(trained.model), PersonalizedRewardConfig(**settings(tmp_path)), stranger,
-            processing_class=kit.load_tokenizer(base), user_index=index,
-        )  # fmt: skip
+            trained.accelerator.unwrap_model(trained.model),
+            PersonalizedRewardConfig(**settings(tmp_path)),
+            stranger,
+            processing_class=kit.load_tokenizer(base),
+            user_index=index,
+        )
 
 
 def test_sets_of_the_notebook(pairs, tokenizer):

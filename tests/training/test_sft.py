@@ -230,8 +230,15 @@ def test_two_trainings_that_share_sft_take_turns(base, folder, tmp_path):
 
 def test_a_recipe_file_chains_both_stages(base, folder, tmp_path, monkeypatch):
     file = tmp_path / "chain.json"
-    chain = {"model": base, "pairs": folder, "out": str(tmp_path / "dpo"), "context": "true", "adapter": ADAPTER,
-             "sft": {"settings": LOUD}, "settings": QUIET}  # fmt: skip
+    chain = {
+        "model": base,
+        "pairs": folder,
+        "out": str(tmp_path / "dpo"),
+        "context": "true",
+        "adapter": ADAPTER,
+        "sft": {"settings": LOUD},
+        "settings": QUIET,
+    }
     file.write_text(json.dumps(chain))
     monkeypatch.setattr(sys, "argv", ["recipe", str(file)])
     recipes.main()
@@ -248,8 +255,15 @@ def test_held_out_pairs_get_the_context_and_the_reference_too(base, folder, tmp_
     held_out = tmp_path / "held-out"
     strangers = [record(f"t{i}", "r/new", f"Another {i}?", "Yes.", "No.", "I am new.") for i in range(4)]
     Dataset.from_list(strangers).save_to_disk(held_out)
-    one = chained(base, folder, tmp_path, context="user_text", evaluation=str(held_out), method="dpo",
-                  settings=QUIET | {"eval_strategy": "steps", "eval_steps": 1})  # fmt: skip
+    one = chained(
+        base,
+        folder,
+        tmp_path,
+        context="user_text",
+        evaluation=str(held_out),
+        method="dpo",
+        settings=QUIET | {"eval_strategy": "steps", "eval_steps": 1},
+    )
     second = recipes.after_sft(one)
     told = load_from_disk(second.evaluation)
     assert {prompt[0]["content"] for prompt in told["prompt"]} == {"I am new."}
