@@ -158,18 +158,6 @@ def test_bytes_of_a_training_and_of_what_it_saves(make_tiny, tokenizer, pairs, t
     assert len(saved) - 8 - int.from_bytes(saved[:8], "little") == 4 * (adapter + table)
 
 
-def test_cost_grows_as_it_must():
-    model = cost.MODELS["Llama-3.1-8B"]
-    low, high = cost.training_hours(model, 100_000, "H100")
-    assert low < high
-    assert cost.training_hours(model, 200_000, "H100") == pytest.approx((2 * low, 2 * high))
-    once, thrice = (cost.generation_seconds(model, 100, "H100", rows) for rows in (1, 3))
-    assert once[0] < thrice[0] < 3 * once[0]  # the weights are read once for all
-    assert (
-        cost.training_peak(model, "lora", True)["activations"] < cost.training_peak(model, "lora", False)["activations"]
-    )
-
-
 def test_the_page_has_the_tables_that_the_script_prints():
     text = PAGE.read_text()
     for name, table in cost.tables().items():

@@ -18,6 +18,7 @@ def prompt_ids(tokenizer, prompt):
     ]
 
 
+@pytest.mark.parametrize("architecture", ["llama"])
 def test_sampling_is_seeded(personal, tokenizer):
     options = {"do_sample": True, "temperature": 1.3, "max_new_tokens": 8}
     one = kit.generate(personal, tokenizer, PROMPTS, [1, 2, 3], seed=1, **options)
@@ -25,6 +26,7 @@ def test_sampling_is_seeded(personal, tokenizer):
     assert one != kit.generate(personal, tokenizer, PROMPTS, [1, 2, 3], seed=2, **options)
 
 
+@pytest.mark.parametrize("architecture", ["llama"])
 def test_bad_requests(personal, tokenizer):
     for match, prompts, rows, options in (
         ("1 user rows for 3", PROMPTS, [1], {}),

@@ -7,8 +7,8 @@ from transformers import T5Config, T5ForConditionalGeneration
 import prlhf_kit as kit
 
 
-def test_conditioning_refusals(make_tiny, architecture):
-    model = make_tiny(architecture, users=2)
+def test_conditioning_refusals(make_tiny):
+    model = make_tiny(users=2)
     with pytest.raises(kit.ConditioningError, match="user model already"):
         kit.condition(model, kit.IndividualUserModel(3, model.get_input_embeddings().weight, 2))
     with pytest.raises(kit.ConditioningError, match=r"shape \(2,\), expected one row a sequence"):

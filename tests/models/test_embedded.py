@@ -36,7 +36,7 @@ def _convert_in_process(cache):
 
 
 def test_racing_processes_convert_once_and_damage_is_mended(tmp_path, monkeypatch):
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("fork")  # spawned ones would import torch first
     racers = [context.Process(target=_convert_in_process, args=(tmp_path,)) for _ in range(2)]
     for racer in racers:
         racer.start()
