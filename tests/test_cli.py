@@ -226,7 +226,7 @@ def test_a_full_disk_and_a_path_that_cannot_be(tmp_path, capsys):
 
 
 def test_exit_codes_are_documented():
-    """In `prlhf --help` and in the docs, the same ones; what each stands for is tested above and in runs/test_notebook."""
+    """In `prlhf --help` and in the docs, the same ones; what each stands for is tested above and in tests/runs."""
     in_help = dict(re.findall(r"^  (\d+) +(.*)$", PARSERS["prlhf"].format_help(), re.MULTILINE))
     in_docs = dict(re.findall(r"^\| (\d+) \| (.*) \|$", (ROOT / "docs" / "commands.md").read_text(), re.MULTILINE))
     codes = {

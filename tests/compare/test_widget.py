@@ -413,9 +413,7 @@ def test_prompts_are_chosen_or_typed(panel, tokenizer):
 # How it looks -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "text", ["<script>alert(1)</script>", "</article><h1>broken", "<img src=x onerror=alert(1)>", "&lt;"]
-)
+@pytest.mark.parametrize("text", ["</article><script>alert(1)</script>", "<img src=x onerror=alert(1)>", "&lt;"])
 def test_model_text_is_text(panel, tokenizer, text):
     system = Says(f"name {text}", text, tokenizer)
     comparison = panel([system], [people.User(f"user {text}", None, f"words {text}")])

@@ -8,7 +8,6 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -20,7 +19,6 @@ from prlhf_kit.evaluation import accuracy, user_models
 from prlhf_kit.models import conditioning
 from prlhf_kit.models.logprobs import add_reference_logps, score_pairs
 from prlhf_kit.models.saving import reference_of
-from prlhf_kit.models.user_models import ClusterUserModel
 from prlhf_kit.training.controls import LABELS, load_controls
 from prlhf_kit.training.recipe import Recipe, build_trainer, train
 from prlhf_kit.training.resume import fit
@@ -233,26 +231,6 @@ def test_the_learning_curve_counts_the_pairs_of_training(recipe, pairs, tmp_path
     train(replace(recipe, out=str(tmp_path / "blind")))
     with pytest.raises(ValueError, match="trained without evaluation"):
         user_models.learning_curve(tmp_path / "blind")
-
-
-def test_groups_and_map():
-    words = torch.randn(20, 4, generator=torch.Generator().manual_seed(0))
-    start, trained = (kit.IndividualUserModel(5, words, 2) for _ in range(2))
-    with torch.no_grad():
-        trained.own[1:3, :, 0] += 3.0
-        trained.own[3:5, :, 1] += 5.0
-    vectors = user_models.learned(trained, start)
-    assert vectors == pytest.approx(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), abs=1e-6)
-    assert vectors[0] == pytest.approx(vectors[1], abs=1e-6)
-    found = user_models.groups(trained, vectors, 2)
-    assert found[0] == found[1] != found[2] == found[3]
-    cluster = ClusterUserModel(4, words, 2, clusters=3)
-    with torch.no_grad():
-        cluster.own[1:] = torch.eye(3)[[2, 0, 2]] * 4
-    assert user_models.groups(cluster, vectors, 9).tolist() == [2, 0, 2]
-    table = user_models.user_map(["a", "b", "c", "d"], vectors)
-    assert table.x[0] == pytest.approx(table.x[1])
-    assert abs(table.x[0] - table.x[2]) > 1
 
 
 def test_the_users_words_beside_soft_tokens(recipe, tokenizer, pairs, tmp_path):
