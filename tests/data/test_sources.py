@@ -1,5 +1,6 @@
 """The loaders on real files, where they are there (`../shared/data`; the README says where to get the full sets)."""
 
+import functools
 from pathlib import Path
 
 import pytest
@@ -22,9 +23,15 @@ CASES = [
 ]
 
 
+@functools.cache
+def loaded(name, path, **options):
+    """Data and report, read once for all tests."""
+    return kit.data.load_with_report(name, REAL / path, **options)
+
+
 @pytest.mark.parametrize(("name", "path", "options", "pairs", "counts"), CASES)
 def test_real_files_load_and_every_pair_is_accounted_for(name, path, options, pairs, counts, tokenizer):
-    data, report = kit.data.load_with_report(name, REAL / path, **options)
+    data, report = loaded(name, path, **options)
     assert report.kept == sum(map(len, data.values())) == pairs
     assert report.counts == counts
     per_row = {"dsp": 20, "prefeval": 3}.get(name, 1)
@@ -40,9 +47,9 @@ def test_real_files_load_and_every_pair_is_accounted_for(name, path, options, pa
 
 
 def test_webgpt_ties_and_hh_dialogues():
-    _, report = kit.data.load_with_report("webgpt", REAL / "dsp")
+    _, report = loaded("webgpt", "dsp")
     assert report.table[["reason", "pairs"]].to_dict("records") == [{"reason": "tie", "pairs": 201}]
-    data = kit.data.load("hh", REAL / "dsp", subset="helpful")
+    data, _ = loaded("hh", "dsp", subset="helpful")
     assert max(len(prompt) for prompt in data["train"]["prompt"]) > 5
 
 
@@ -58,7 +65,7 @@ def test_orientation_on_real_files():
     """Chosen and rejected are those of the source, found again by their texts."""
     rows = list(read_rows([REAL / "hh_relabelled" / "both.jsonl.gz"]))
     stated = {(row["objective"], row["chosen"].strip()[-60:], row["rejected"].strip()[-60:]) for row in rows}
-    data = kit.data.load("hh_relabelled", REAL / "hh_relabelled")
+    data, _ = loaded("hh_relabelled", "hh_relabelled")
     for row in data["test_seen"]:
         assert (row["user_id"], row["chosen"][0]["content"][-60:], row["rejected"][0]["content"][-60:]) in stated or (
             len(row["chosen"][0]["content"]) < 60 or len(row["rejected"][0]["content"]) < 60
@@ -69,10 +76,10 @@ def test_orientation_on_real_files():
             text.split("## Assistant:\n")[-1].strip(): score
             for text, score in zip(row["text"], row["score"], strict=True)
         }
-    for row in kit.data.load("webgpt", REAL / "dsp")["train"]:
+    for row in loaded("webgpt", "dsp")[0]["train"]:
         assert scored[row["chosen"][0]["content"]] > scored[row["rejected"][0]["content"]]
     right = {row["classification_task_options"][0] for row in read_rows([REAL / "prefeval" / "mcq_options.json"])}
-    assert {row["chosen"][0]["content"] for row in kit.data.load("prefeval", REAL / "prefeval")["train"]} <= right
+    assert {row["chosen"][0]["content"] for row in loaded("prefeval", "prefeval")[0]["train"]} <= right
 
 
 def test_koala_prompts_are_there_for_generation():

@@ -3,10 +3,10 @@
 import math
 import os
 import re
-from html.parser import HTMLParser
 from urllib.parse import unquote
 
 import pytest
+from bs4 import BeautifulSoup
 
 from prlhf_kit import cli
 from prlhf_kit.files import write_json
@@ -14,39 +14,19 @@ from prlhf_kit.runs import leaderboard
 from prlhf_kit.runs.parameters import RunError
 
 
-class Page(HTMLParser):
+class Page:
     """The rows of the page's table as {name of row: [text of cell]}, and its links and tags."""
 
     def __init__(self, path):
-        super().__init__()
-        self.rows, self.links, self.tags, self.row, self.cell = {}, [], [], None, None
         self.path, self.text = path, path.read_text()
-        self.feed(self.text)
-
-    def handle_starttag(self, tag, attributes):
-        given = dict(attributes)
-        self.tags.append((tag, given))
-        if tag == "a":
-            self.links.append(given["href"])
-        if tag == "tr":
-            self.row = []
-        if tag in ("td", "th"):
-            self.cell = ""
-        if tag == "br" and self.cell:
-            self.cell += " "
-
-    def handle_data(self, data):
-        if self.cell is not None:
-            self.cell += data
-
-    def handle_endtag(self, tag):
-        if tag in ("td", "th"):
-            self.row.append(" ".join(self.cell.split()))
-            self.cell = None
-        if tag == "tr":
-            name = self.row[0]
-            assert name not in self.rows, f"two rows {name}"
-            self.rows[name] = self.row[1:]
+        page = BeautifulSoup(self.text, "html.parser")
+        self.tags = [(tag.name, tag.attrs) for tag in page.find_all(True)]
+        self.links = [link["href"] for link in page.find_all("a")]
+        for end in page.find_all("br"):
+            end.replace_with(" ")
+        rows = [[" ".join(cell.text.split()) for cell in row.find_all(["td", "th"])] for row in page.find_all("tr")]
+        self.rows = {name: cells for name, *cells in rows}
+        assert len(self.rows) == len(rows)
 
     def target(self, link):
         return self.path.parent / unquote(link)
