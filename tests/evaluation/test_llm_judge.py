@@ -589,23 +589,6 @@ def test_throttle(make):
         assert server.times[5] - server.times[0] >= 0.9  # five gaps of 0.2 s
 
 
-def test_requests_go_out_at_the_same_time(make):
-    marks = {f"Q{i}": ["hang"] for i in range(4)}
-    with FaultServer(marks) as server:
-        judge = make(server, concurrency=4)
-        thread = threading.Thread(target=judge, args=questions(6))
-        thread.start()
-        deadline = time.monotonic() + 30
-        while len(server.seen) < 4:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        time.sleep(0.1)
-        assert len(server.seen) == 4  # no more than that
-        server.release.set()
-        thread.join()
-        assert len(server.seen) == 6
-
-
 @pytest.mark.parametrize("same", [True, False])
 def test_threads_share_a_cache(make, same):
     with FaultServer(answer=by_question) as server:
