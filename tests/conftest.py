@@ -91,10 +91,15 @@ def build_tiny(architecture: str, vocabulary: int):
         size["num_key_value_heads"] = 2
     return model(
         config(
-            hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-            max_position_embeddings=256, **size, **options,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=256,
+            **size,
+            **options,
         )
-    ).eval()  # fmt: skip
+    ).eval()
 
 
 TARGETS = {name: ["q_proj", "v_proj"] for name in FAMILIES} | {"gpt2": ["c_attn"], "gpt_neox": ["query_key_value"]}

@@ -103,10 +103,13 @@ class Handler(BaseHTTPRequestHandler):
         if isinstance(answer, dict):
             return answer
         return {
-            "id": f"chat-{len(self.server.seen)}", "object": "chat.completion", "created": 1, "model": "served-name",
+            "id": f"chat-{len(self.server.seen)}",
+            "object": "chat.completion",
+            "created": 1,
+            "model": "served-name",
             "choices": [{"index": 0, "message": {"role": "assistant", "content": answer}, "finish_reason": "stop"}],
             "usage": {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110},
-        }  # fmt: skip
+        }
 
     def reply(self, status, content, headers=None, cut=False):
         data = content if isinstance(content, bytes) else json.dumps(content).encode()

@@ -39,45 +39,97 @@ def pairs_of(data, split="train"):
 
 def comparison(number, worker, split="train", texts=("Short one.", "A much longer summary."), choice=0, policy="sup1"):
     return {
-        "info": {"id": f"t3_{number}", "post": f"Post {number}.", "title": f"Title {number}", "subreddit": "tifu",
-                 "site": None, "article": None},
-        "summaries": [{"text": texts[0], "policy": policy, "note": ""},
-                      {"text": texts[1], "policy": "sup4_t.7", "note": ""}],
-        "choice": choice, "worker": worker, "batch": "batch3", "split": split, "extra": {"confidence": None},
-    }  # fmt: skip
+        "info": {
+            "id": f"t3_{number}",
+            "post": f"Post {number}.",
+            "title": f"Title {number}",
+            "subreddit": "tifu",
+            "site": None,
+            "article": None,
+        },
+        "summaries": [
+            {"text": texts[0], "policy": policy, "note": ""},
+            {"text": texts[1], "policy": "sup4_t.7", "note": ""},
+        ],
+        "choice": choice,
+        "worker": worker,
+        "batch": "batch3",
+        "split": split,
+        "extra": {"confidence": None},
+    }
 
 
 def participant(number, completed=3):
     return {
-        "user_id": f"user{number}", "num_completed_conversations": completed, "self_description": f"I am {number}.",
-        "system_string": "Be honest with me.", "age": "25-34 years old", "gender": "Female",
-        "education": "Prefer not to say", "employment_status": "Student", "marital_status": "Single",
+        "user_id": f"user{number}",
+        "num_completed_conversations": completed,
+        "self_description": f"I am {number}.",
+        "system_string": "Be honest with me.",
+        "age": "25-34 years old",
+        "gender": "Female",
+        "education": "Prefer not to say",
+        "employment_status": "Student",
+        "marital_status": "Single",
         "english_proficiency": "Fluent",
-        "order_stated_prefs": {"values": 4, "creativity": 1, "fluency": 5, "factuality": 2, "diversity": 6, "safety": 3,
-                               "personalisation": 7, "helpfulness": 8, "other": None},
-    }  # fmt: skip
+        "order_stated_prefs": {
+            "values": 4,
+            "creativity": 1,
+            "fluency": 5,
+            "factuality": 2,
+            "diversity": 6,
+            "safety": 3,
+            "personalisation": 7,
+            "helpfulness": 8,
+            "other": None,
+        },
+    }
 
 
 def conversation(number, user, turns=2, first="Hello", length=10):
     history = []
     for turn in range(turns):
-        history.append({"turn": turn, "role": "user", "content": f"{first} {number}.{turn}?", "if_chosen": None,
-                        "score": None})  # fmt: skip
+        history.append(
+            {"turn": turn, "role": "user", "content": f"{first} {number}.{turn}?", "if_chosen": None, "score": None}
+        )
         for i in range(4 if turn == 0 else 2):
-            history.append({"turn": turn, "role": "model", "content": f"answer {number}.{turn}.{i} " + "x" * length,
-                            "if_chosen": i == 1, "score": 50 + i})  # fmt: skip
-    return {"conversation_id": f"c{number}", "user_id": user, "conversation_turns": turns,
-            "conversation_history": history, "open_feedback": ""}  # fmt: skip
+            history.append(
+                {
+                    "turn": turn,
+                    "role": "model",
+                    "content": f"answer {number}.{turn}.{i} " + "x" * length,
+                    "if_chosen": i == 1,
+                    "score": 50 + i,
+                }
+            )
+    return {
+        "conversation_id": f"c{number}",
+        "user_id": user,
+        "conversation_turns": turns,
+        "conversation_history": history,
+        "open_feedback": "",
+    }
 
 
 def post(number, domain, k=0, labels=0, ratio=3.0, split="train"):
     return {
-        "domain": f"{domain}_{split}", "post_id": f"p{number}", "title": f"Title {number}",
-        "history": f"Text {number}.", "c_root_id_A": "a", "c_root_id_B": "b", "created_at_utc_A": 1.0,
-        "created_at_utc_B": 2.0, "score_A": 2,
-        "score_B": 6, "human_ref_A": f"A{number}.{k}", "human_ref_B": f"B{number}.{k}", "labels": labels,
-        "overlap_ratio": 0.0, "seconds_difference": 9.0, "score_ratio": ratio, "len_ratio": 1.0,
-    }  # fmt: skip
+        "domain": f"{domain}_{split}",
+        "post_id": f"p{number}",
+        "title": f"Title {number}",
+        "history": f"Text {number}.",
+        "c_root_id_A": "a",
+        "c_root_id_B": "b",
+        "created_at_utc_A": 1.0,
+        "created_at_utc_B": 2.0,
+        "score_A": 2,
+        "score_B": 6,
+        "human_ref_A": f"A{number}.{k}",
+        "human_ref_B": f"B{number}.{k}",
+        "labels": labels,
+        "overlap_ratio": 0.0,
+        "seconds_difference": 9.0,
+        "score_ratio": ratio,
+        "len_ratio": 1.0,
+    }
 
 
 def dialogue(question, answer):
@@ -143,9 +195,12 @@ def personalllm_folder(tmp_path):
             {"prompt": f"Prompt {i}", "subset": "x", "prompt_id": i}
             | {f"response_{k}": f"r{k} of {i}" for k in range(1, 9)}
             | {f"response_{k}_model": "gpt" for k in range(1, 9)}
-            | {f"response_{k}_{m}": float(s * rng.normal() + s) for k in range(1, 9)
-               for m, s in (("gemma_2b", 1), ("beaver_7b", 100), ("llama3_sfairx", 3))}
-        )  # fmt: skip
+            | {
+                f"response_{k}_{m}": float(s * rng.normal() + s)
+                for k in range(1, 9)
+                for m, s in (("gemma_2b", 1), ("beaver_7b", 100), ("llama3_sfairx", 3))
+            }
+        )
 
     root = tmp_path / "namkoong-lab" / "PersonalLLM"
     write_parquet(root / "data" / "train-00000-of-00001.parquet", [row(i) for i in range(60)])

@@ -1,0 +1,288 @@
+"""`prlhf app` over HTTP: who gets in, what can be fetched, and that nothing is left when it ends."""
+
+import asyncio
+import http.client
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import nbformat
+import pytest
+import websockets
+from jupyter_client.session import Session
+
+from prlhf_kit import cli
+from prlhf_kit.compare import app
+
+SECRET = "c0ffee-not-for-the-browser"
+TEMPLATE_FILE = "voila/templates/lab/static/index.css"
+
+
+def make_notebook(path: Path, *cells: str) -> Path:
+    v4 = nbformat.v4
+    notebook = v4.new_notebook(metadata={"kernelspec": {"name": "python3", "display_name": "", "language": "python"}})
+    notebook.cells = [
+        v4.new_markdown_cell("# A story"),
+        v4.new_code_cell(
+            "run_dir = 'none'  # the run\nvotes = ''  # a file\nn = 1  # a number",
+            metadata={"tags": ["parameters"]},
+        ),
+        *map(v4.new_code_cell, cells),
+    ]
+    nbformat.write(notebook, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A folder with all that `prlhf app` looks for before it serves, and its notebook."""
+    folder = tmp_path_factory.mktemp("app") / "demo"
+    for stage in app.NEEDED:
+        (folder / stage).mkdir(parents=True)
+        (folder / stage / "run.json").write_text(json.dumps({"status": "completed", "parameters": {"x": SECRET}}))
+    (folder / "votes.jsonl").write_text(SECRET)
+    (folder / "figure.png").write_text(SECRET)
+    cells = (
+        f"print('in', run_dir, votes, n)  # {SECRET}",
+        "import os; print('pid', os.getpid(), 'cwd', os.getcwd())",
+        "raise ValueError('broken <b>on purpose</b>')",
+        "print('after the error')",
+    )
+    make_notebook(folder.parent / "page.ipynb", *cells)
+    return folder
+
+
+@contextmanager
+def serving(run, *options, **environment):
+    """`prlhf app` in a process of its own; yields it and its address."""
+    env = os.environ | {"JUPYTER_TOKEN": "", "PYTHONWARNINGS": "default"} | environment
+    line = [sys.executable, "-m", "prlhf_kit.cli", "app", str(run), "--no-browser"]
+    line += ["--notebook", str(run.parent / "page.ipynb"), *options]
+    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env) as server:
+        try:
+            yield server, server.stdout.readline().strip()
+        finally:  # so that it takes its private folder away
+            server.terminate()
+            try:
+                server.wait(30)
+            except subprocess.TimeoutExpired:
+                server.kill()
+
+
+@pytest.fixture(scope="module")
+def address(run):
+    with serving(run, "--votes", str(run / "votes.jsonl"), "-p", "n", "7") as (_, address):
+        yield address
+
+
+def fetch(address, path="/", token=True, method="GET", headers=None):
+    """Status, text and headers of a path, which is sent as it is: clients with good manners would mend it."""
+    url = urlsplit(address)
+    headers = dict(headers or {})
+    if token:
+        headers["Authorization"] = "token " + url.query.removeprefix("token=")
+    connection = http.client.HTTPConnection(url.hostname, url.port, timeout=60)
+    try:
+        connection.request(method, path, headers=headers)
+        response = connection.getresponse()
+        return response.status, response.read().decode(errors="replace"), dict(response.getheaders())
+    finally:
+        connection.close()
+
+
+def kernel_of(page):
+    return re.search(r'"kernelId": "([\w-]+)"', page).group(1)
+
+
+def test_the_page_runs_the_notebook_without_its_code(run, address):
+    before = (run.parent / "page.ipynb").read_bytes()
+    status, page, headers = fetch(address)
+    assert status == 200
+    assert f"in {run} {run / 'votes.jsonl'} 7" in page
+    assert f"cwd {run.parent}" in page
+    assert "<title>demo - prlhf_kit</title>" in page
+    assert SECRET not in page  # it stands in the code
+    assert "ValueError" in page  # an error is shown where it happened
+    assert "<b>on purpose</b>" not in page
+    assert "after the error" not in page
+    assert "frame-ancestors 'self'" in headers["Content-Security-Policy"]
+    assert (run.parent / "page.ipynb").read_bytes() == before
+
+
+def test_the_address_alone_lets_nobody_in(address):
+    static = ["/voila/static/voila.js", f"/{TEMPLATE_FILE}", "/voila/files/figure.png"]
+    static += ["/voila/labextensions/@jupyter-widgets/jupyterlab-manager/package.json", "/voila/api/themes/x/index.css"]
+    kernel = "/api/kernels/" + kernel_of(fetch(address)[1])
+    for wrong in (None, "", "token wrong", "Bearer wrong"):
+        headers = {} if wrong is None else {"Authorization": wrong}
+        for path in ("/", "/?token=", "/?token=wrong", "/any.ipynb", "/voila/render/index.ipynb"):
+            status, page, headers_back = fetch(address, path, token=False, headers=headers)
+            assert (status, page) == (302, "")
+            assert headers_back["Location"].startswith("/login")
+        for path in [*static, kernel, f"{kernel}/channels"]:
+            assert fetch(address, path, token=False, headers=headers)[0] == 403, path
+        for method in ("DELETE", "POST"):
+            assert fetch(address, kernel, token=False, headers=headers, method=method)[0] in (403, 405)
+        shutdown = f"/voila/api/shutdown/{kernel.rpartition('/')[2]}"
+        assert fetch(address, shutdown, token=False, headers=headers, method="POST")[0] == 403
+    assert fetch(address, kernel)[0] == 200  # still there
+    assert fetch(address, f"/{TEMPLATE_FILE}")[0] == 200
+    assert fetch(address, "/login", token=False)[0] == 200
+
+
+def test_no_file_of_the_run_or_the_machine_can_be_fetched(run, address):
+    (run.parent / "link.png").symlink_to(run / "votes.jsonl")
+    wanted = [str(run / "votes.jsonl"), "/etc/passwd", str(run.parent / "page.ipynb"), str(run.parent / "link.png")]
+    paths = ["/index.ipynb", "/index.html.j2", "/open.html", "/figure.png", "/votes.jsonl", "/voila/files/figure.png"]
+    paths += ["/voila/files/index.ipynb", "/voila/files/index.ipynb?download=1", "/voila/api/contents/index.ipynb"]
+    steps = ("../", "%2e%2e/", "..%2f", "..\\", "..%5c", "....//", "%252e%252e%252f")
+    roots = ["/", "/static/"]
+    roots += [f"/voila/{root}/" for root in ("files", "static", "templates/lab/static", "templates", "labextensions")]
+    roots += [f"/voila/{root}/" for root in ("api/themes", "api/contents", "render", "tree")]
+    for name in wanted:
+        targets = [name, "/" + name, *(12 * step + name.lstrip("/") for step in steps)]
+        paths += [root + target for root in roots for target in targets]
+    statuses = set()
+    for path in paths:
+        status, text, _ = fetch(address, path)
+        statuses.add(status)
+        assert SECRET not in text, path
+        assert "root:" not in text, path
+        assert status != 200, path
+    assert statuses <= {302, 400, 403, 404, 500}, statuses
+
+
+def test_the_address_can_choose_no_template_and_no_theme(address):
+    for query in ("template=reveal", "template=..%2f..", "theme=%22%3E%3Cscript%3Ealert(1)%3C/script%3E"):
+        status, page, _ = fetch(address, f"/?{query}")
+        assert status == 200
+        assert "alert(1)" not in page
+        assert "reveal.js" not in page
+
+
+def test_another_name_for_this_machine_is_refused(address):
+    """A web page elsewhere can let its own name point to 127.0.0.1 (DNS rebinding)."""
+    assert fetch(address, headers={"Host": "evil.example"})[0] == 403
+    assert fetch(address, headers={"Host": f"localhost:{urlsplit(address).port}"})[0] == 200
+
+
+def test_a_page_sends_widgets_messages_only(run, address, tmp_path):
+    url = urlsplit(address)
+    kernel = kernel_of(fetch(address)[1])
+    channels = f"ws://{url.hostname}:{url.port}/api/kernels/{kernel}/channels"
+    token = {"Authorization": "token " + url.query.removeprefix("token=")}
+    session = Session()
+
+    async def opened(**options):
+        async with websockets.connect(channels, **options):
+            return True
+
+    for refused in (
+        {},
+        {"additional_headers": {"Authorization": "token no"}},
+        {"origin": "http://evil.example", "additional_headers": {"Cookie": "x=y"}},
+    ):
+        with pytest.raises(websockets.InvalidStatus) as error:
+            asyncio.run(opened(**refused))
+        assert error.value.response.status_code == 403
+
+    async def ask():
+        async with websockets.connect(channels, additional_headers=token) as socket:
+            for kind, content in (
+                ("execute_request", {"code": f"open({str(tmp_path / 'made')!r}, 'w')", "silent": False}),
+                ("kernel_info_request", {}),
+            ):
+                message = session.msg(kind, content)
+                message["header"]["date"] = "2000-01-01T00:00:00Z"
+                await socket.send(json.dumps(message | {"channel": "shell", "buffers": []}, default=str))
+            while True:
+                answer = json.loads(await asyncio.wait_for(socket.recv(), 20))
+                assert answer["msg_type"] != "execute_reply"
+                if answer["msg_type"] == "kernel_info_reply":
+                    return
+
+    asyncio.run(ask())  # the second question is answered, the first is not heard
+    assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
+def test_ending_it_ends_the_kernels(run, address, sign):
+    other = urlsplit(address).query
+    with tempfile.TemporaryDirectory(dir="/tmp") as short, serving(run, TMPDIR=short) as (server, address):
+        _, page, _ = fetch(address)
+        kernel = int(re.search(r"pid (\d+)", page)[1])
+        assert Path(f"/proc/{kernel}").exists()
+        [scratch] = Path(short).glob("prlhf-app-*")
+        assert scratch.stat().st_mode & 0o077 == 0
+        server.send_signal(sign)
+        err = server.communicate(timeout=30)[1]
+        assert server.returncode == 0, err
+        assert not Path(f"/proc/{kernel}").exists()
+        assert list(Path(short).iterdir()) == []
+        assert "Traceback" not in err
+        assert "WARNING" not in err
+        assert urlsplit(address).query != other  # a new token every time
+        assert len(other) > 40
+
+
+def test_other_addresses_are_warned_about_and_a_taken_port_is_left_alone(run):
+    with socket.socket() as taken:
+        taken.bind(("0.0.0.0", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with serving(run, "--ip", "0.0.0.0", "--port", str(port), JUPYTER_TOKEN="chosen") as (server, address):
+            assert address.endswith("/?token=chosen")
+            assert urlsplit(address).hostname == socket.gethostname().lower()
+            assert urlsplit(address).port != port
+            here = f"http://127.0.0.1:{urlsplit(address).port}/?token=chosen"
+            assert fetch(here, f"/{TEMPLATE_FILE}", token=False)[0] == 403
+            assert fetch(here, f"/{TEMPLATE_FILE}")[0] == 200
+            server.send_signal(signal.SIGINT)
+            err = server.communicate(timeout=30)[1]
+    assert "WARNING: listening on 0.0.0.0, without encryption" in err
+    assert f"ssh -L {urlsplit(address).port}:localhost" in err or f"ssh -L {port}:localhost" in err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--port", "0"], "--port is 0, expected a number from 1 to 65535"),
+        (["-p", "nn", "1"], "no parameter 'nn'. Did you mean 'n'?"),
+        (["-p", "n", "many"], "expected int"),
+        (["-p", "run_dir", "x"], "'run_dir' is set with DIR"),
+        (["--notebook", "nowhere.ipynb"], "there is no notebook nowhere.ipynb"),
+    ],
+)
+def test_wrong_options_are_refused(run, capsys, options, message):
+    line = ["app", str(run), "--notebook", str(run.parent / "page.ipynb"), *options]
+    assert cli.main(line) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_run_that_cannot_be_shown_is_refused(tmp_path, capsys):
+    data, training = app.NEEDED
+    assert cli.main(["app", str(tmp_path / "none")]) == 2
+    assert "none is no folder" in capsys.readouterr().err
+    assert cli.main(["app", str(tmp_path)]) == 2
+    assert f"stage {data} of {tmp_path} is not there" in capsys.readouterr().err
+    for stage, status in ((data, "completed"), (training, "failed")):
+        (tmp_path / stage).mkdir()
+        (tmp_path / stage / "run.json").write_text(json.dumps({"status": status}))
+    assert cli.main(["app", str(tmp_path)]) == 2
+    err = capsys.readouterr().err
+    assert f"stage {training} of {tmp_path} is failed" in err
+    assert f"--run {tmp_path.name}" in err
+
+
+def test_without_voila_the_way_to_install_it_is_told(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert cli.main(["app", str(tmp_path)]) == 2
+    assert "pip install 'prlhf_kit[notebooks]'" in capsys.readouterr().err

@@ -1,0 +1,45 @@
+"""PRISM: histories, user texts, and turns without a choice."""
+
+import pytest
+from raw import conversation, participant, write_lines
+
+import prlhf_kit as kit
+
+
+def test_prism_goes_on_after_a_turn_without_a_choice(tmp_path):
+    write_lines(tmp_path / "survey.jsonl", [participant(i) for i in range(20)])
+    talks = [conversation(10 * i + k, f"user{i}", turns=3) for i in range(20) for k in range(4)]
+    for message in talks[0]["conversation_history"]:
+        if message["turn"] == 1:
+            message["if_chosen"] = False if message["role"] == "model" else None
+    write_lines(tmp_path / "conversations.jsonl", talks)
+    data = kit.data.load("prism", tmp_path)
+    rows = [row for split in data.values() for row in split if row["pair_id"].startswith("c0-")]
+    assert [row["pair_id"] for row in rows] == ["c0-0-0", "c0-0-1", "c0-0-2", "c0-2-0"]
+    assert [m["role"] for m in rows[3]["prompt"]] == ["user", "assistant", "user"]
+    assert rows[3]["prompt"][2]["content"] == "Hello 0.1?\n\nHello 0.2?"
+
+
+def test_prism_pairs_history_and_user_text(prism_folder):
+    data, report = kit.data.load_with_report("prism", prism_folder)
+    rows = [row for split in data.values() for row in split]
+    one = [row for row in rows if row["pair_id"].startswith("c0-")]
+    assert [row["pair_id"] for row in one] == ["c0-0-0", "c0-0-1", "c0-0-2", "c0-1-0"]  # chosen against each rejected
+    assert {row["chosen"][0]["content"] for row in one} == {"answer 0.0.1 " + "x" * 10, "answer 0.1.1 " + "x" * 10}
+    assert [m["content"] for m in one[3]["prompt"]] == ["Hello 0.0?", "answer 0.0.1 " + "x" * 10, "Hello 0.1?"]
+    assert [m["role"] for m in one[3]["prompt"]] == ["user", "assistant", "user"]
+    assert one[0]["user_text"] == (
+        "How I want you to behave: Be honest with me.\n"
+        "What matters most to me: creative and inspiring answers, facts, answers that do no harm.\n"
+        "About me: I am 0.\n"
+        "Facts: age 25-34 years old; gender Female; work Student; family Single; English Fluent."
+    )
+    assert report.counts["users"] == 20  # 99 completed nothing
+    assert report.counts["conversations without a usable turn"] == 1
+    assert report.table.set_index("user_id").pairs.to_dict() == {"user3": 4}
+
+
+def test_prism_stranger_is_refused(prism_folder):
+    write_lines(prism_folder / "conversations.jsonl", [conversation(1, "user99")])
+    with pytest.raises(kit.data.SchemaError, match="'c1' is of 'user99'"):
+        kit.data.load("prism", prism_folder)

@@ -1,0 +1,89 @@
+"""Drawing pairs: few-shot sets, at most so many, subsamples."""
+
+from collections import Counter
+from itertools import combinations
+
+import pytest
+from datasets import Dataset, DatasetDict
+
+import prlhf_kit as kit
+from prlhf_kit.data.schema import SchemaError, record
+from prlhf_kit.data.select import subsample
+
+
+def test_few_shot_is_nested(personalllm_folder):
+    data = kit.data.load("personalllm", personalllm_folder, users=10, pairs_per_user=20, test_pairs_per_user=10)
+    sets = {k: kit.data.few_shot(data, k) for k in (1, 2, 5, 20)}
+    for k, rows in sets.items():
+        assert len(rows) == 2 * k
+        assert set(rows["user_id"]) == {"user-8", "user-9"}
+    for a, b in combinations(sets, 2):
+        assert set(sets[a]["pair_id"]) < set(sets[b]["pair_id"])
+    assert set(sets[5]["pair_id"]) != set(kit.data.few_shot(data, 5, seed=1)["pair_id"])
+    backwards = DatasetDict({**data, "adapt_unseen": data["adapt_unseen"].select(range(39, -1, -1))})
+    assert set(kit.data.few_shot(backwards, 5)["pair_id"]) == set(sets[5]["pair_id"])
+    with pytest.raises(kit.data.SchemaError, match="2 of 2 unseen users have fewer"):
+        kit.data.few_shot(data, 21)
+    assert len(kit.data.few_shot(data, 21, allow_fewer=True)) == 40
+    with pytest.raises(kit.data.SchemaError, match="no split 'adapt_unseen'"):
+        kit.data.few_shot(DatasetDict(train=data["train"]), 1)
+
+
+def test_at_most_so_many_pairs_of_a_user():
+    data = kit.data.load("simulated", pairs_per_user=10, test_pairs_per_user=4)
+    few, fewer = (kit.data.at_most(data, seed=3, train=k, test_seen=2) for k in (6, 3))
+    assert set(Counter(few["train"]["user_id"]).values()) == {6}
+    assert set(fewer["train"]["pair_id"]) < set(few["train"]["pair_id"])
+    assert set(Counter(few["test_seen"]["user_id"]).values()) == {2}
+    assert few["test_unseen"].num_rows == data["test_unseen"].num_rows
+    assert kit.data.at_most(data, train=None)["train"]["pair_id"] == data["train"]["pair_id"]
+    with pytest.raises(kit.data.SchemaError, match="no split 'dev'"):
+        kit.data.at_most(data, dev=3)
+    with pytest.raises(kit.data.SchemaError, match="train=0: expected a whole number"):
+        kit.data.at_most(data, train=0)
+
+
+PEOPLE = {"r/tea": "I love tea.", "r/coffee": "I love coffee.", "r/milk": "I love milk.", "r/chai": "I love tea."}
+
+
+def rows(n=60, users=tuple(PEOPLE)):
+    return Dataset.from_list(
+        [
+            record(
+                f"p{i}", users[i % len(users)], f"Question {i // 2}?", "Yes.", "No.", PEOPLE.get(users[i % len(users)])
+            )
+            for i in range(n)
+        ]
+    )
+
+
+def test_subsample_takes_users_alike_and_whole_prompts():
+    users = ["a"] * 40 + ["b"] * 8
+    pairs = Dataset.from_list([record(f"p{i}", u, f"Q{i // 2}", "Yes.", f"No {i}.") for i, u in enumerate(users)])
+    few = subsample(pairs, 8)
+    assert sorted(few["user_id"]) == ["a"] * 4 + ["b"] * 4
+    by_prompt = [sum(p == q for q in few["prompt"]) for p in few["prompt"]]
+    assert set(by_prompt) == {2}
+    assert set(few["pair_id"]) <= set(subsample(pairs, 16)["pair_id"])  # nested
+
+
+def test_subsample_is_seeded_and_does_not_depend_on_the_order_of_rows():
+    pairs = rows(60)
+    drawn = set(subsample(pairs, 10, 1, seed=5)["pair_id"])
+    assert drawn == set(subsample(pairs.select(range(59, -1, -1)), 10, 1, seed=5)["pair_id"])
+    assert drawn != set(subsample(pairs, 10, 1, seed=6)["pair_id"])
+
+
+def test_subsample_by_score_ratio_and_pairs_a_prompt():
+    pairs = Dataset.from_list(
+        [record(f"p{i}", "a", "One post", "Yes.", f"No {i}.", score_ratio=1.0 + i / 4) for i in range(12)]
+    )
+    kept = subsample(pairs, None, 5, 2.0)
+    assert len(kept) == 5
+    assert min(kept["score_ratio"]) >= 2
+    with pytest.raises(SchemaError, match="no pair is left"):
+        subsample(pairs, min_score_ratio=100)
+    with pytest.raises(SchemaError, match="needs the column score_ratio"):
+        subsample(rows(), min_score_ratio=2)
+    with pytest.raises(SchemaError, match="pairs_per_prompt=0"):
+        subsample(pairs, pairs_per_prompt=0)

@@ -1,0 +1,81 @@
+"""The simulated users."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import prlhf_kit as kit
+from prlhf_kit.data import simulated
+
+
+def test_shipped_responses():
+    table = simulated.responses()
+    assert table.prompt_id.nunique() >= 240
+    assert table.groupby("prompt_id").size().between(4, 6).all()
+    assert not table.duplicated(["prompt_id", "response"]).any()
+    assert table.response.str.strip().ne("").all()
+
+
+def test_simulated_is_seeded_disjoint_and_true():
+    data = simulated.load(pairs_per_user=5, test_pairs_per_user=4, adapt_pairs_per_user=2)
+    assert {name: len(split) for name, split in data.items()} == {
+        "train": 40,
+        "test_seen": 32,
+        "test_unseen": 16,
+        "adapt_unseen": 8,
+    }
+    clean, report = kit.data.check(data)
+    assert report.table.empty
+    assert len(set(data["test_unseen"]["user_id"])) == 4
+    again = simulated.load(pairs_per_user=5, test_pairs_per_user=4, adapt_pairs_per_user=2)
+    other = simulated.load(pairs_per_user=5, test_pairs_per_user=4, adapt_pairs_per_user=2, seed=1)
+    assert kit.data.fingerprint(clean) == kit.data.fingerprint(again) != kit.data.fingerprint(other)
+    people = simulated.population()
+    train = data["train"]
+    chosen, rejected = ([m[0]["content"] for m in train[c]] for c in ("chosen", "rejected"))
+    p = people.preference(train["user_id"], chosen, rejected)
+    assert p == pytest.approx(train["p_chosen"])
+    assert simulated.oracle_accuracy([0.9, 0.2, 0.5]) == pytest.approx((0.9 + 0.8 + 0.5) / 3)
+
+
+def test_contrast_shows_more_different_pairs_whoever_is_asked():
+    def spread(contrast):
+        """Mean true utility gap of the shown pairs, by type of the judge, over all users' pairs."""
+        data = simulated.load(contrast=contrast, pairs_per_user=60, test_pairs_per_user=1, adapt_pairs_per_user=1)
+        people = simulated.population()
+        first, second = ([m[0]["content"] for m in data["train"][c]] for c in ("chosen", "rejected"))
+        return np.array(
+            [
+                np.abs(people.utility([u] * len(first), first) - people.utility([u] * len(first), second)).mean()
+                for u in people.user_ids
+            ]
+        )
+
+    plain, contrasted = spread(1), spread(4)
+    assert (contrasted > 1.2 * plain).all()  # for every user, not only for whoever saw the pair
+    with pytest.raises(ValueError, match="contrast=0"):
+        simulated.load(contrast=0)
+
+
+def test_bradley_terry_draws_have_the_stated_rate():
+    """Over 4,000 drawn preferences, mean p_chosen is E[p^2 + (1-p)^2], within 5 standard errors."""
+    data = simulated.load(pairs_per_user=500, test_pairs_per_user=1, adapt_pairs_per_user=1)["train"]
+    p = np.array(data["p_chosen"])
+    expected = p**2 + (1 - p) ** 2
+    assert p.mean() == pytest.approx(expected.mean(), abs=5 * p.std() / np.sqrt(len(p)))
+
+
+def test_population_survives_saving(tmp_path):
+    people = simulated.population(seed=3)
+    people.save(tmp_path / "p.json")
+    back = simulated.Population.load(tmp_path / "p.json")
+    users, texts = people.user_ids, ["Hello there, friend!"] * len(people.user_ids)
+    assert back.utility(users, texts) == pytest.approx(people.utility(users, texts))
+    pd.testing.assert_frame_equal(back.weights, people.weights)
+
+
+def test_simulated_takes_no_path():
+    with pytest.raises(ValueError, match="takes no path"):
+        kit.data.load("simulated", "somewhere")
+    with pytest.raises(ValueError, match="at least 2 users a type"):
+        simulated.population(users_per_type=1)

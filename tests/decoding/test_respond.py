@@ -1,0 +1,321 @@
+"""Answers to test prompts: one for each, on disk batch by batch, resumed after a kill; long ones lose turns."""
+
+import copy
+import json
+import os
+import signal
+
+import pandas as pd
+import pytest
+import torch
+from datasets import Dataset
+
+import prlhf_kit as kit
+from prlhf_kit.data.context import Contexts, with_context
+from prlhf_kit.data.schema import ANSWERS, message
+from prlhf_kit.decoding import respond as module
+from prlhf_kit.decoding.respond import COLUMNS, respond
+from prlhf_kit.evaluation.judges import judged, longer
+
+PEOPLE = {"ann": "I like tea.", "bob": "I like it short.", "eve": "I hate puns."}
+INDEX = kit.UserIndex(["ann", "bob", "eve"])
+JOBS = [
+    {"user_id": user, "prompt": message("user", text), "pair_id": f"{user}{n}"}
+    for n, text in enumerate(("Hi", "Tell me something about the sea, please", "Why not?"))
+    for user in ("ann", "bob", "zoe")  # zoe has no row
+]
+LENGTH = {"max_new_tokens": 8}
+SAMPLED = {**LENGTH, "do_sample": True, "temperature": 1.5, "batch_size": 2, "seed": 3}
+
+
+def read(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+
+
+@pytest.fixture
+def architecture():
+    return "llama"
+
+
+@pytest.fixture
+def model(personal):
+    return personal
+
+
+def test_every_job_has_one_answer_in_order_as_generate_gives_it(model, tokenizer, tmp_path):
+    path = tmp_path / "new" / "answers.jsonl"
+    table = respond(model, tokenizer, Dataset.from_list(JOBS), path, system="mine", index=INDEX, batch_size=4, **LENGTH)
+    rows = INDEX.rows([job["user_id"] for job in JOBS], unknown="generic")
+    expected = kit.generate(model, tokenizer, [job["prompt"] for job in JOBS], rows, **LENGTH)
+    assert list(table.answer) == expected
+    assert list(table.columns) == list(COLUMNS)
+    assert list(table.columns[:4]) == list(ANSWERS)
+    assert list(table.user_id) == [job["user_id"] for job in JOBS]
+    assert list(table.prompt) == [job["prompt"][0]["content"] for job in JOBS]
+    assert set(table.system) == {"mine"}
+    assert set(table.context) == {"none"}
+    assert not table.shortened.any()
+    assert list(table.shown) == [job["prompt"] for job in JOBS]
+    assert table.key.is_unique
+    lines = {row["key"]: row for row in read(path)}
+    assert [lines[key] for key in table.key] == table.to_dict("records")
+    assert len(set(table.answer[3:6])) > 1  # users differ
+    assert (table.finished | (table.tokens == 8)).all()
+
+
+def test_finished_counts_tokens_before_the_end(make_tiny, tokenizer, tmp_path):
+    """A model that ends at once says nothing, and that is an answer; one that never ends is not finished."""
+    model = make_tiny()
+    free = respond(model, tokenizer, JOBS, tmp_path / "a", system="a", **LENGTH)
+    said_first = tokenizer(free.answer[0], add_special_tokens=False)["input_ids"][0]
+    model.generation_config.eos_token_id = [2, said_first]
+    mute = respond(model, tokenizer, JOBS, tmp_path / "a", system="a", **LENGTH)
+    assert mute.tokens[0] == 0
+    assert mute.finished[0]
+    assert len(mute) == len(JOBS)
+    model.generation_config.eos_token_id = 2
+    least = respond(model, tokenizer, JOBS, tmp_path / "a", system="a", min_new_tokens=8, **LENGTH)
+    assert list(least.tokens) == [8] * len(JOBS)
+    assert not least.finished.any()
+    text = free.answer[0][1:4]
+    stopped = respond(model, tokenizer, JOBS[:1], tmp_path / "a", system="a", stop_strings=[text], **LENGTH)
+    assert free.answer[0].startswith(stopped.answer[0])
+    assert text in stopped.answer[0]
+    assert stopped.finished[0]
+    assert 0 < stopped.tokens[0] < 8
+
+
+def counting(monkeypatch, stop_after=None):
+    """The prompts of each batch that is written; interrupted before batch number `stop_after`."""
+    calls, original = [], module.write_batch
+
+    def counted(model, tokenizer, prompts, *rest):
+        if len(calls) == stop_after:
+            raise KeyboardInterrupt
+        calls.append(len(prompts))
+        return original(model, tokenizer, prompts, *rest)
+
+    monkeypatch.setattr(module, "write_batch", counted)
+    return calls
+
+
+def test_equal_questions_are_asked_once_when_greedy(model, tokenizer, tmp_path, monkeypatch):
+    calls = counting(monkeypatch)
+    table = respond(model, tokenizer, JOBS + JOBS, tmp_path / "a", system="a", **LENGTH)
+    assert sum(calls) == 3  # without an index, users are alike
+    assert len(table) == len(read(tmp_path / "a")) == 2 * len(JOBS)
+    assert table.key.is_unique
+    assert list(table.answer[: len(JOBS)]) == list(table.answer[len(JOBS) :])
+    del calls[:]
+    strangers = [{**job, "user_id": name} for job in JOBS for name in ("zoe", None)]
+    respond(model, tokenizer, strangers, tmp_path / "a", system="a", index=INDEX, **LENGTH)
+    assert sum(calls) == 3  # who has no row is the generic user
+    del calls[:]
+    drawn = respond(model, tokenizer, JOBS + JOBS, tmp_path / "a", system="a", **SAMPLED)
+    assert sum(calls) == 2 * len(JOBS)
+    assert list(drawn.answer[: len(JOBS)]) != list(drawn.answer[len(JOBS) :])
+
+
+@pytest.mark.parametrize("options", [{"batch_size": 2, **LENGTH}, SAMPLED], ids=["greedy", "sampled"])
+def test_an_interrupted_call_goes_on(model, tokenizer, tmp_path, monkeypatch, options):
+    whole = respond(model, tokenizer, JOBS, tmp_path / "whole", system="a", index=INDEX, **options)
+    path = tmp_path / "answers.jsonl"
+    with monkeypatch.context() as patch:
+        calls = counting(patch, stop_after=2)
+        torch.manual_seed(99)  # what was drawn before does not matter
+        with pytest.raises(KeyboardInterrupt):
+            respond(model, tokenizer, JOBS, path, system="a", index=INDEX, **options)
+        assert calls == [2, 2]
+    assert len(read(path)) == 4
+    kept = path.read_text(encoding="utf-8").splitlines()[:3]
+    path.write_text("\n".join(kept) + '\n{"key": "cut o', encoding="utf-8")  # half a batch, and half a line
+    with monkeypatch.context() as patch:
+        calls = counting(patch)
+        again = respond(model, tokenizer, JOBS, path, system="a", index=INDEX, **options)
+        assert sum(calls) == (7 if "do_sample" in options else 6)  # sampling makes a batch as a whole or not at all
+    assert again.equals(whole)
+    assert path.read_text(encoding="utf-8").splitlines()[:3] == kept
+    assert sorted(row["key"] for row in read(path)) == sorted(whole.key)  # each once
+    with monkeypatch.context() as patch:
+        calls = counting(patch, stop_after=0)
+        assert respond(model, tokenizer, JOBS, path, system="a", index=INDEX, **options).equals(whole)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_killed_process_goes_on(make_tiny, tokenizer, tmp_path, monkeypatch):
+    """SIGKILL in the middle of a line, and within a letter of two bytes."""
+    model, path = make_tiny(), tmp_path / "answers.jsonl"
+    jobs = [{**job, "prompt": message("user", job["prompt"][0]["content"] + " é" * 5)} for job in JOBS]
+    original, written = module.add_lines, []
+
+    def killed(file, rows):
+        before = file.read_bytes() if file.exists() else b""
+        original(file, rows)
+        written.append(file)
+        if len(written) == 2:
+            new = file.read_bytes()[len(before) :]
+            file.write_bytes(before + new[: new.index("é".encode()) + 1])
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    child = os.fork()
+    if child == 0:
+        monkeypatch.setattr(module, "add_lines", killed)
+        respond(model, tokenizer, jobs, path, system="a", batch_size=1, **LENGTH)
+        os._exit(1)  # it was not killed
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert not path.read_bytes().endswith(b"\n")
+    calls = counting(monkeypatch)
+    table = respond(model, tokenizer, jobs, path, system="a", batch_size=1, **LENGTH)
+    assert calls == [1, 1]  # of three different questions, the first is there
+    assert table.equals(respond(model, tokenizer, jobs, tmp_path / "b", system="a", batch_size=1, **LENGTH))
+    assert len(read(path)) == len(jobs)
+
+
+def test_keys_tell_apart_what_answers_differ_by(model, tokenizer, tmp_path, monkeypatch):
+    path, calls = tmp_path / "answers.jsonl", counting(monkeypatch)
+    other = copy.deepcopy(tokenizer)
+    other.chat_template = tokenizer.chat_template.replace("assistant", "bot")
+    jobs = JOBS[:2]
+    contexts = Contexts("true", PEOPLE)
+
+    def asked(tokenizer=tokenizer, jobs=jobs, **options):
+        del calls[:]
+        with torch.random.fork_rng():
+            table = respond(model, tokenizer, jobs, path, **{"system": "a", "index": INDEX, **LENGTH, **options})
+        return table, sum(calls)
+
+    first, new = asked()
+    assert new == 2
+    drawn = {"do_sample": True, "batch_size": 1}
+    for options in (
+        {"max_new_tokens": 7},
+        {"system": "b"},
+        {"index": None},
+        {"contexts": contexts},
+        {"tokenizer": other},
+        {"num_beams": 2},
+        drawn,
+        {**drawn, "seed": 1},
+        {**drawn, "temperature": 0.5},
+        {**drawn, "batch_size": 2},
+        {**drawn, "jobs": jobs[::-1]},
+    ):
+        table, new = asked(**options)
+        assert new == (1 if options == {"index": None} else 2), options
+        assert not set(table.key) & set(first.key)
+    layers = [layer for layer in model.modules() if isinstance(getattr(layer, "scaling", None), dict)]
+    for layer in layers:
+        layer.scaling["default"] *= 2
+    assert asked()[1] == 2
+    for layer in layers:
+        layer.scaling["default"] /= 2
+    with model.disable_adapter():
+        assert asked(index=None)[1] == 1
+    model.get_base_model().generation_config.eos_token_id = 7
+    assert asked()[1] == 2
+    model.get_base_model().generation_config.eos_token_id = 2
+    assert asked(batch_size=1, seed=5)[1] == 0  # of no account when greedy
+    assert asked()[0].equals(first)  # rows of others were not touched, nor passed off
+    with torch.no_grad():
+        model.get_input_embeddings().weight[5] += 0.1
+    assert asked()[1] == 2
+
+
+def test_the_reader_is_shown_to_the_model_and_not_to_the_judge(model, tokenizer, tmp_path):
+    jobs = [job for job in JOBS if job["user_id"] in PEOPLE]
+    tables = []
+    for context in ("none", "true", "random", "user_text"):
+        contexts = Contexts(context, PEOPLE, seed=4)
+        table = respond(
+            model, tokenizer, jobs, tmp_path / "a", system=context, contexts=contexts, index=INDEX, **LENGTH
+        )
+        assert list(table.shown) == [contexts.put(job["prompt"], job["user_id"]) for job in jobs]
+        assert list(table.context_user) == [contexts.whose(job["user_id"], job["prompt"]) for job in jobs]
+        assert list(table.user_id) == [job["user_id"] for job in jobs]
+        assert list(table.prompt) == [job["prompt"][0]["content"] for job in jobs]
+        assert set(table.context) == {context}
+        tables.append(table)
+    none, true, random, _ = tables
+    assert none.context_user.isna().all()
+    assert (true.context_user == true.user_id).all()
+    assert (random.context_user != random.user_id).all()
+    assert list(true.answer) != list(none.answer)
+    seen = []
+
+    def judge(prompt, a, b, user):
+        seen.extend(zip(prompt, user, strict=True))
+        return longer(prompt, a, b, user)
+
+    verdicts = judged(judge, pd.concat([true, random]), [("true", "random")], "longer")
+    assert len(verdicts) == len(jobs)
+    assert set(seen) == {(job["prompt"][0]["content"], job["user_id"]) for job in jobs}
+
+
+def tokens_of(tokenizer, messages):
+    return len(tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"])
+
+
+def test_long_prompts_lose_their_oldest_turns_and_never_the_context(make_tiny, tokenizer, tmp_path):
+    dialogue = message("user", "First?") + message("assistant", "One answer. " * 9) + message("user", "And then?")
+    jobs = [{"user_id": "ann", "prompt": prompt} for prompt in (dialogue, message("user", "Short."))]
+    contexts = Contexts("true", PEOPLE)
+    limit = tokens_of(tokenizer, contexts.put(message("user", "And then?"), "ann"))
+    options = {"system": "a", "contexts": contexts, **LENGTH}
+    table = respond(make_tiny(), tokenizer, jobs, tmp_path / "a", max_prompt_tokens=limit, **options)
+    assert table.shown[0] == contexts.put(message("user", "And then?"), "ann")
+    assert table.prompt[0].startswith("First?")  # judges see all of it
+    assert list(table.shortened) == [True, False]
+    with pytest.raises(kit.DecodingError, match=f"job 0 has more than max_prompt_tokens={limit - 1} tokens"):
+        respond(make_tiny(), tokenizer, jobs, tmp_path / "a", max_prompt_tokens=limit - 1, **options)
+
+
+def test_the_draw_of_a_random_context_does_not_depend_on_the_cut(make_tiny, tokenizer, tmp_path):
+    people = dict.fromkeys("abcdefghijkl")
+    contexts = Contexts("random", people)
+    prompt = message("user", "One sentence. " * 20) + message("assistant", "Yes.") + message("user", "And then?")
+    jobs = [{"user_id": name, "prompt": prompt} for name in people]
+    table = respond(
+        make_tiny(), tokenizer, jobs, tmp_path / "a", system="a", contexts=contexts, max_prompt_tokens=90, **LENGTH
+    )
+    assert table.shortened.all()
+    assert list(table.context_user) == with_context(Dataset.from_list(jobs), contexts)["context_user"][:]
+
+
+def test_what_cannot_be_answered_is_refused_before_anything_is_generated(
+    model, make_tiny, tokenizer, tmp_path, monkeypatch
+):
+    counting(monkeypatch, stop_after=0)
+    path = tmp_path / "answers.jsonl"
+    told = with_context(Dataset.from_list(JOBS[:2]), Contexts("true", PEOPLE))
+    one = JOBS[:1]
+    for match, jobs, options in (
+        ("no jobs", [], {}),
+        ("job 1 lacks prompt", [*one, {"user_id": "ann"}], {}),
+        ("job 0 has a context in its prompt already", told, {}),
+        ("job 1 has the prompt 'Hi', expected messages", [*one, {"user_id": "ann", "prompt": "Hi"}], {}),
+        ("empty prompt", [*one, {"user_id": "ann", "prompt": message("user", " \n")}], {}),
+        ("ends with a message of 'assistant'", [{"user_id": "a", "prompt": message("assistant", "Hi")}], {}),
+        ("the user_id 3", [{"user_id": 3, "prompt": message("user", "Hi")}], {}),
+        ("no option 'max_new_token'. Did you mean 'max_new_tokens'", one, {"max_new_token": 3}),
+        ("max_new_tokens=None", one, {"max_new_tokens": None}),
+        ("num_return_sequences=2", one, {"do_sample": True, "num_return_sequences": 2}),
+        ("system=''", one, {"system": ""}),
+        ("context of 256", [*one, {"user_id": "a", "prompt": message("user", "long text " * 80)}], {}),
+        ("the index has 6 rows, the model 4", one, {"index": kit.UserIndex("abcde")}),
+    ):
+        with pytest.raises(kit.DecodingError, match=match):
+            respond(model, tokenizer, jobs, path, **{"system": "a", **options})
+    with pytest.raises(kit.data.SchemaError, match="nothing is known of the user 'zoe'"):
+        respond(model, tokenizer, JOBS, path, system="a", contexts=Contexts("true", PEOPLE))
+    with pytest.raises(kit.ConditioningError, match="has no user model"):
+        respond(make_tiny(), tokenizer, one, path, system="a", index=INDEX)
+    model.train()
+    with pytest.raises(kit.DecodingError, match="training mode"):
+        respond(model, tokenizer, one, path, system="a")
+    model.eval()
+    assert not path.exists()
+    for text in ('{"a": 1}\n', '{"key": "k", "prompt": "of another program"}\n'):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=r"line 1 of .* is no answer of respond"):
+            respond(model, tokenizer, one, path, system="a")
+        assert path.read_text() == text

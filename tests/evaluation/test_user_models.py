@@ -1,0 +1,29 @@
+"""Groups and maps of learned users."""
+
+import numpy as np
+import pytest
+import torch
+
+import prlhf_kit as kit
+from prlhf_kit.evaluation import user_models
+from prlhf_kit.models.user_models import ClusterUserModel
+
+
+def test_groups_and_map():
+    words = torch.randn(20, 4, generator=torch.Generator().manual_seed(0))
+    start, trained = (kit.IndividualUserModel(5, words, 2) for _ in range(2))
+    with torch.no_grad():
+        trained.own[1:3, :, 0] += 3.0
+        trained.own[3:5, :, 1] += 5.0
+    vectors = user_models.learned(trained, start)
+    assert vectors == pytest.approx(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), abs=1e-6)
+    assert vectors[0] == pytest.approx(vectors[1], abs=1e-6)
+    found = user_models.groups(trained, vectors, 2)
+    assert found[0] == found[1] != found[2] == found[3]
+    cluster = ClusterUserModel(4, words, 2, clusters=3)
+    with torch.no_grad():
+        cluster.own[1:] = torch.eye(3)[[2, 0, 2]] * 4
+    assert user_models.groups(cluster, vectors, 9).tolist() == [2, 0, 2]
+    table = user_models.user_map(["a", "b", "c", "d"], vectors)
+    assert table.x[0] == pytest.approx(table.x[1])
+    assert abs(table.x[0] - table.x[2]) > 1

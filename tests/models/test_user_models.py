@@ -1,0 +1,113 @@
+"""User models: what they compute, where their tokens go, what they cost."""
+
+import pytest
+import torch
+
+import prlhf_kit as kit
+from prlhf_kit.models.conditioning import user_model_of
+from prlhf_kit.models.user_models import (
+    USER_MODELS,
+    ClusterUserModel,
+    IndividualUserModel,
+    LowRankUserModel,
+    word_vectors,
+)
+
+WORDS = torch.randn(50, 8, generator=torch.Generator().manual_seed(0))
+KINDS = [
+    ("individual", {}),
+    ("individual", {"add_generic_user": False}),
+    ("cluster", {"clusters": 3}),
+    ("low_rank", {"rank": 2}),
+]
+
+
+def test_individual_by_hand():
+    model = IndividualUserModel(3, WORDS, 2)
+    e = model(torch.tensor([0, 1, 2]))
+    assert torch.equal(e[0], model.generic)
+    assert torch.equal(e[2], model.generic + model.own[2])
+    with torch.no_grad():
+        model.own[0] += 5  # row 0 is the generic user by definition, whatever its row says
+    assert torch.equal(model(torch.tensor([0]))[0], model.generic)
+    alone = IndividualUserModel(3, WORDS, 2, add_generic_user=False)
+    assert torch.equal(alone(torch.tensor([0, 2])), alone.own[[0, 2]])
+    assert {name for name, _ in alone.named_parameters()} == {"own"}
+
+
+def test_cluster_by_hand():
+    model = ClusterUserModel(3, WORDS, 2, clusters=4)
+    with torch.no_grad():
+        model.own[1] = torch.tensor([0.0, 100.0, 0.0, 0.0])
+        model.own[2] = 0.0
+    e = model(torch.tensor([1, 2]))
+    assert torch.allclose(e[0], model.centres[1])
+    assert torch.allclose(e[1], model.centres.mean(0))
+    assert torch.allclose(model.assignment().sum(1), torch.ones(3))
+
+
+def test_low_rank_by_hand_and_a_million_users_in_64_mb():
+    model = LowRankUserModel(4, WORDS, 2, rank=3)
+    e = model(torch.tensor([0, 3]))
+    assert torch.equal(e[0], model.generic)
+    by_hand = model.generic + sum(model.own[3, r] * model.basis[r] for r in range(3))
+    assert torch.allclose(e[1], by_hand, atol=1e-6)
+    many = LowRankUserModel(1_000_001, torch.randn(100, 64), 10, rank=16)
+    assert many.own.untyped_storage().nbytes() == 64_000_064
+    assert sum(p.untyped_storage().nbytes() for p in many.parameters()) < 65e6
+    assert many(torch.tensor([1_000_000])).shape == (1, 10, 64)
+
+
+def test_initial_tokens():
+    words = word_vectors(WORDS, 3, 4)
+    assert all(any(torch.equal(vector, word) for word in WORDS) for vector in words.flatten(0, 1))
+    common = word_vectors(WORDS, 30, 4, vocabulary=5)
+    assert all(any(torch.equal(vector, word) for word in WORDS[:5]) for vector in common.flatten(0, 1))
+    for init in ("normal", "uniform"):
+        drawn = word_vectors(WORDS, 200, 4, init)
+        assert drawn.std() == pytest.approx(WORDS.std().item(), rel=0.05)
+        assert torch.equal(drawn, word_vectors(WORDS, 200, 4, init))
+        assert not torch.equal(drawn, word_vectors(WORDS, 200, 4, init, seed=1))
+    with pytest.raises(ValueError, match="expected 'words', 'normal' or 'uniform'"):
+        word_vectors(WORDS, 1, 1, "zeros")
+    with pytest.raises(ValueError, match="from 1 to 50"):
+        word_vectors(WORDS, 1, 1, vocabulary=51)
+
+
+def conditioned(make_tiny, kind, options, architecture="llama", after_bos=False):
+    model = make_tiny(architecture)
+    table = USER_MODELS[kind](4, model.get_input_embeddings().weight, 3, after_bos=after_bos, **options)
+    with torch.no_grad():  # as if trained
+        table.own += 0.5 * torch.randn(table.own.shape, generator=torch.Generator().manual_seed(7))
+    return kit.condition(model, table)
+
+
+@pytest.mark.parametrize(("kind", "options"), KINDS)
+@pytest.mark.parametrize("after_bos", [False, True])
+def test_where_the_tokens_go(make_tiny, kind, options, after_bos, architecture):
+    """Logits with users equal those of embeddings that are put together by hand, for left and right padding."""
+    model = conditioned(make_tiny, kind, options, architecture, after_bos)
+    table = user_model_of(model)
+    ids = torch.tensor([[1, 7, 8, 9], [1, 11, 12, 13]])
+    embedded = model.get_input_embeddings()(ids)
+    users = table(torch.tensor([1, 3]))
+    at = int(after_bos)
+    joined = torch.cat([embedded[:, :at], users, embedded[:, at:]], 1)
+    with torch.no_grad():
+        expected = model(inputs_embeds=joined).logits
+        kept = torch.cat([expected[:, :at], expected[:, at + 3 :]], 1)
+        rows = torch.tensor([1, 3])
+        found = model(input_ids=ids, user_rows=rows, output_hidden_states=True)
+        assert torch.allclose(found.logits, kept, atol=1e-5)
+        assert {states.shape[1] for states in found.hidden_states} == {4}
+        pad = torch.full((2, 2), 2)
+        mask = torch.tensor([[0, 0, 1, 1, 1, 1]] * 2)
+        left = model(
+            input_ids=torch.cat([pad, ids], 1),
+            attention_mask=mask,
+            user_rows=rows,
+            position_ids=(mask.cumsum(1) - 1).clamp(min=0),
+        ).logits[:, 2:]
+        right = model(input_ids=torch.cat([ids, pad], 1), attention_mask=mask.flip(1), user_rows=rows).logits[:, :4]
+    assert torch.allclose(left, kept, atol=1e-5)
+    assert torch.allclose(right, kept, atol=1e-5)

@@ -1,0 +1,219 @@
+"""The page that compares runs: its numbers, links, and what it makes of torn, failed and hostile records."""
+
+import math
+import os
+import re
+from urllib.parse import unquote
+
+import pytest
+from bs4 import BeautifulSoup
+
+from prlhf_kit import cli
+from prlhf_kit.files import write_json
+from prlhf_kit.runs import leaderboard
+from prlhf_kit.runs.parameters import RunError
+
+
+class Page:
+    """The rows of the page's table as {name of row: [text of cell]}, and its links and tags."""
+
+    def __init__(self, path):
+        self.path, self.text = path, path.read_text()
+        page = BeautifulSoup(self.text, "html.parser")
+        self.tags = [(tag.name, tag.attrs) for tag in page.find_all(True)]
+        self.links = [link["href"] for link in page.find_all("a")]
+        for end in page.find_all("br"):
+            end.replace_with(" ")
+        rows = [[" ".join(cell.text.split()) for cell in row.find_all(["td", "th"])] for row in page.find_all("tr")]
+        self.rows = {name: cells for name, *cells in rows}
+        assert len(self.rows) == len(rows)
+
+    def target(self, link):
+        return self.path.parent / unquote(link)
+
+
+def stage(run, name="03_pdpo_training", metrics=None, parameters=None, notebook=True, **more):
+    record = {
+        "stage": name,
+        "status": "completed",
+        "parameters": {"run_dir": str(run), "seed": 0, "alpha": 0.5} | (parameters or {}),
+        "metrics": {"accuracy": 0.75} if metrics is None else metrics,
+        "git": {"commit": "a9319a1f12fa1a9b8263350214f7b4d97ed3c563", "dirty": False},
+        "started": "2026-11-21T06:39:20+00:00",
+        "provenance": {"data": {"fingerprint": "cc7dded3ea5cbe6e"}},
+    }
+    write_json(run / name / "run.json", record | more)
+    if notebook:
+        (run / name / "notebook.html").write_text("a notebook")
+        (run / "index.html").write_text("an index")
+
+
+def page_of(folder):
+    return Page(leaderboard.write_page([folder]))
+
+
+def test_runs_side_by_side(tmp_path, capsys):
+    numbers = {"loss": 0.69314718, "pairs": 12345.0, "accuracy/all users": None, "tokens": 1234567.8, "none": 0.0}
+    stage(tmp_path / "a", metrics=numbers, parameters={"alpha": 1.0, "beta": 0.1})
+    stage(tmp_path / "a", "01_data_preparation", {"pairs/train": 240.0}, seconds=13.0, peak_memory_bytes=2**30)
+    stage(tmp_path / "b", metrics={"loss": 0.5, "accuracy/all users": 2 / 3}, parameters={"seed": 1, "beta": 0.1})
+    stage(
+        tmp_path / "b",
+        "05_evaluation",
+        {"ece": 0.00002},
+        provenance={"data": {"fingerprint": "00"}, "base model": {"id": "tiny", "fingerprint": "35247a471349627b"}},
+        git={"commit": "b" * 40, "dirty": True},
+        ended="2026-11-22T10:00:00+00:00",
+    )
+    assert cli.main(["report", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == f"report: {tmp_path}/leaderboard.html\n"
+    page = Page(tmp_path / "leaderboard.html")
+    assert page.rows == {
+        "run": ["a", "b"],
+        "date (UTC)": ["2026-11-21 06:39", "2026-11-22 10:00"],
+        "commit": ["a9319a1f", "a9319a1f bbbbbbbb (dirty)"],
+        "data": ["cc7dded3ea5cbe6e", "cc7dded3ea5cbe6e 00"],
+        "base model": ["", "tiny 35247a471349627b"],
+        "seed": ["0", "1 (03_pdpo_training) 0 (05_evaluation)"],
+        "alpha": ["0.5 (01_data_preparation) 1.0 (03_pdpo_training)", "0.5"],  # but not beta: it does not differ
+        "01_data_preparation": ["completed 13 s, 1.0 GiB record notebook", ""],
+        "pairs/train": ["240", ""],
+        "03_pdpo_training": ["completed record notebook", "completed record notebook"],
+        "loss": ["0.693", "0.5"],
+        "pairs": ["12345", ""],
+        "accuracy/all users": ["", "0.667"],
+        "tokens": ["1234568", ""],
+        "none": ["0", ""],
+        "05_evaluation": ["", "completed record notebook"],
+        "ece": ["", "2e-05"],
+    }
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "leaderboard.html"]  # and nothing left over
+
+    table = leaderboard.metrics([tmp_path])
+    assert list(table.columns) == ["run", "stage", "status", "metric", "value", "record"]
+    values = table.set_index(["run", "stage", "metric"])["value"]
+    assert values["a", "03_pdpo_training", "loss"] == 0.69314718
+    assert math.isnan(values["a", "03_pdpo_training", "accuracy/all users"])
+    assert ("b", "03_pdpo_training", "pairs") not in values.index
+    assert set(table["record"]) == {str(path) for path in tmp_path.glob("*/*/run.json")}
+
+
+def test_parameters_differ_only_between_runs_that_have_their_stage(tmp_path):
+    stage(tmp_path / "a", "01_data", parameters={"same": [1, {"b": 2}], "length": 96})
+    stage(tmp_path / "a", "02_train", {"x": 1.0}, parameters={"length": 192, "new": ""})
+    stage(tmp_path / "b", "01_data", parameters={"same": [1, {"b": 2}], "length": 96})  # stopped before 02_train
+    stage(tmp_path / "c", "02_train", {"x": 1.0}, parameters={"length": 192})  # by a version without `new`
+    rows = page_of(tmp_path).rows
+    assert rows["new"] == ['""', "", ""]
+    assert rows["seed"] == ["0", "0", "0"]  # always there
+    assert not {"length", "same", "run_dir", "alpha"} & set(rows)
+
+
+def test_intervals_share_a_cell_and_no_number_is_lost(tmp_path):
+    full = {"win/base": 0.609375, "win_low/base": 0.375, "win_high/base": 0.8125, "win_n/base": 64.0, "f_n": 8.0}
+    stage(tmp_path / "full", metrics=full)
+    stage(tmp_path / "half", metrics={"win/base": 0.5, "win_low/base": 0.25})
+    stage(tmp_path / "none", metrics={"win/base": None, "win_low/base": None, "win_high/base": None, "win_n/base": 0.0})
+    page = page_of(tmp_path)
+    assert page.rows["win/base"] == ["0.609 [0.375, 0.812] n = 64", "0.5", ""]
+    assert page.rows["win_low/base"] == ["", "0.25", ""]
+    assert page.rows["win_n/base"] == ["", "", "0"]
+    assert page.rows["f_n"] == ["8", "", ""]
+
+
+def test_failed_torn_and_odd_records_are_listed(tmp_path):
+    stage(tmp_path / "failed", metrics={}, status="failed", error="boom", provenance={}, notebook=False)
+    for name, content in {"torn": '{"stage": "03', "list": "[1]", "empty": "", "bytes": "\udcff"}.items():
+        path = tmp_path / name / "03_pdpo_training" / "run.json"
+        path.parent.mkdir(parents=True)
+        path.write_text(content, errors="surrogateescape")
+    odd = {"nan": math.nan, "text": "0.5", "huge": 10**400, "list": [1]}
+    stage(tmp_path / "odd", status="running", git=None, provenance={"data": "x", "model": {}}, seconds="?", ended=5)
+    path = tmp_path / "odd" / "04" / "run.json"
+    path.parent.mkdir()
+    path.write_text(str({"status": 1, "metrics": odd, "parameters": []}).replace("'", '"').replace("nan,", "NaN,"))
+    stage(tmp_path / "failed" / ".previous", metrics={"old": 1.0})
+    page = page_of(tmp_path)
+    assert page.rows["run"] == ["bytes", "empty", "failed", "list", "odd", "torn"]
+    unreadable = "unreadable record"
+    assert page.rows["03_pdpo_training"] == [
+        unreadable,
+        unreadable,
+        "failed record",
+        unreadable,
+        "running record notebook",
+        unreadable,
+    ]
+    assert page.rows["accuracy"] == ["", "", "", "", "0.75", ""]
+    assert [page.rows[name] for name in odd] == [[""] * 6] * 4
+    assert "old" not in page.rows
+    table = leaderboard.metrics([tmp_path]).set_index("run")
+    assert table.loc["failed", "status"] == "failed"
+    assert math.isnan(table.loc["failed", "value"])
+
+
+def test_runs_with_the_same_name_are_told_apart(tmp_path):
+    for run in ("x/one/r", "y/one/r", "y/two/r", "y/two/s"):
+        stage(tmp_path / run)
+    page = page_of(tmp_path)
+    assert page.rows["run"] == ["x/one/r", "y/one/r", "two/r", "s"]
+    again = leaderboard.metrics([tmp_path / "y", tmp_path / "y" / "two" / "r"])  # given twice, listed once
+    assert list(again["run"]) == ["one/r", "two/r", "s"]
+
+
+def test_links_lead_to_files_wherever_the_page_is(tmp_path):
+    names = ["plain", "50% #1?", "a:b & 'c' \"d\"", "<i>ü</i>".replace("/", "")]
+    for name in names:
+        stage(tmp_path / "runs" / name)
+    for out in (tmp_path / "runs" / "leaderboard.html", tmp_path / "elsewhere" / "deep" / "page.html"):
+        assert cli.main(["report", *(str(tmp_path / "runs" / name) for name in names), "--out", str(out)]) == 0
+        page = Page(out)
+        assert page.rows["run"] == names
+        assert len(page.links) == 3 * len(names)
+        assert all(page.target(link).is_file() for link in page.links)
+        assert not any(re.match(r"[a-z]+:|/", link) for link in page.links)
+    assert leaderboard.write_page([tmp_path / "runs" / "plain"]) == tmp_path / "runs" / "leaderboard.html"
+
+
+def test_hostile_names_are_shown_as_text_and_nothing_is_fetched(tmp_path):
+    evil = '"><script>alert(1)</script><img src=//x>'
+    folder = evil.replace("/", "")
+    stage(
+        tmp_path / folder,
+        metrics={evil: 1.0},
+        parameters={f"p{evil}": evil},
+        status=evil,
+        git={"commit": "<b>"},
+        provenance={f"d{evil}": {"id": evil, "fingerprint": "\ud800"}},
+    )
+    stage(tmp_path / "b")
+    stage(tmp_path / "b", folder, metrics={})
+    os.rename(tmp_path / "b", os.fsencode(tmp_path) + b"/\xff")  # a name that is not UTF-8
+    page = page_of(tmp_path)
+    assert page.rows["run"] == [folder, "?"]
+    assert page.rows[evil] == ["1", ""]
+    assert page.rows[f"p{evil}"] == [evil, ""]
+    assert not any(tag == "script" for tag, _ in page.tags)
+    assert not {"img", "b", "link", "iframe"} & {tag for tag, _ in page.tags}
+    assert not any(name in ("src", "srcset") or name.startswith("on") for _, given in page.tags for name in given)
+    assert not re.search(r"https?://|@import|url\(", page.text)
+    assert len(page.links) == 8
+    assert os.path.exists(os.fsencode(tmp_path) + b"/\xff/index.html")
+    assert "%FF/index.html" in page.links
+
+
+def test_what_is_refused_before_anything_is_written(tmp_path, capsys):
+    stage(tmp_path / "good")
+    empty, missing = tmp_path / "empty", tmp_path / "missing"
+    (empty / ".previous" / "03").mkdir(parents=True)
+    write_json(empty / ".previous" / "03" / "run.json", {})
+    for bad, message in ((empty, "holds no run"), (missing, "is no folder")):
+        assert cli.main(["report", str(tmp_path / "good"), str(bad)]) == 2
+        err = capsys.readouterr().err
+        assert f"prlhf: {bad} {message}" in err
+        assert "prlhf run NOTEBOOK" in err
+    assert cli.main(["report", str(tmp_path), "--out", str(empty)]) == 2
+    assert f"--out {empty}/leaderboard.html" in capsys.readouterr().err
+    with pytest.raises(RunError, match="can't be written"):
+        leaderboard.write_page([tmp_path], tmp_path / "good" / "index.html" / "page.html")
+    assert not list(tmp_path.rglob("leaderboard.html"))

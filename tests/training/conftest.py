@@ -1,0 +1,20 @@
+"""What several files of trainings use."""
+
+from conftest import TARGETS
+from peft import LoraConfig
+
+import prlhf_kit as kit
+
+
+def make_trainer(model, tokenizer, pairs, tmp_path, architecture="llama", evaluate=None, **config):
+    args = kit.PersonalizedDPOConfig(
+        output_dir=str(tmp_path),
+        report_to="none",
+        per_device_train_batch_size=4,
+        logging_steps=1,
+        use_cpu=True,
+        **{"max_steps": 2, "learning_rate": 1e-3, "user_learning_rate": 1e-2, "save_strategy": "no", **config},
+    )
+    return kit.PersonalizedDPOTrainer(
+        model, args, pairs, evaluate, tokenizer, peft_config=LoraConfig(target_modules=TARGETS[architecture])
+    )

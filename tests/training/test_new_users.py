@@ -1,0 +1,217 @@
+"""Users who come and go: fitting new rows, adding them, forgetting them."""
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset, DatasetDict
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file
+
+import prlhf_kit as kit
+from prlhf_kit.data.schema import record
+from prlhf_kit.evaluation import new_users
+from prlhf_kit.figures import users as user_figures
+from prlhf_kit.models.conditioning import user_model_of
+from prlhf_kit.models.logprobs import response_logps, score_pairs
+from prlhf_kit.models.saving import save_personalized
+from prlhf_kit.models.tokenize import tokenize_completion
+from prlhf_kit.models.user_models import (
+    USER_MODELS,
+)
+from prlhf_kit.training.new_users import adapt, add_users, forget_users
+
+KINDS = [
+    ("individual", {}),
+    ("individual", {"add_generic_user": False}),
+    ("cluster", {"clusters": 3}),
+    ("low_rank", {"rank": 2}),
+]
+
+
+@pytest.fixture
+def trained(make_tiny, tokenizer, tmp_path):
+    """`trained(kind, options)`: a PEFT model with users a, b, c whose LoRA and table are not zero, and its index."""
+    make_tiny().save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+
+    def make(kind="individual", options=None, seed=0):
+        model = kit.load_model(str(tmp_path / "base"), device="cpu")
+        table = USER_MODELS[kind](4, model.get_input_embeddings().weight, 3, **(options or {}))
+        with torch.no_grad():
+            scale = 3.0 if kind == "cluster" else 0.5
+            table.own += scale * torch.randn(table.own.shape, generator=torch.Generator().manual_seed(7))
+        kit.condition(model, table)
+        config = LoraConfig(r=4, target_modules=["q_proj"], modules_to_save=["user_model"], init_lora_weights=False)
+        torch.manual_seed(seed)
+        return get_peft_model(model, config).eval(), kit.UserIndex(["a", "b", "c"])
+
+    return make
+
+
+def new_pairs(model, tokenizer, row, users=("x", "y"), n=6, seed=0):
+    """Pairs of new users who prefer what the user of `row` prefers: which of two random texts has the higher reward."""
+    draw = torch.Generator().manual_seed(seed)
+    words = "tea water hot leaf cup time good make drink milk".split()
+
+    def text():
+        return " ".join(words[i] for i in torch.randint(len(words), (4,), generator=draw).tolist())
+
+    rows = []
+    for user in users:
+        for i in range(n):
+            rows.append(record(f"{user}{i}", user, f"Question {i}?", text(), text()))
+    pairs = Dataset.from_list(rows)
+    with model.disable_adapter():
+        reference = score_pairs(model, tokenizer, pairs)
+    scores = score_pairs(model, tokenizer, pairs, [row] * len(pairs))
+    gap = (scores.chosen_logp - scores.rejected_logp) - (reference.chosen_logp - reference.rejected_logp)
+    swapped = [
+        {**r, "chosen": r["rejected"], "rejected": r["chosen"]} if g < 0 else r for r, g in zip(rows, gap, strict=True)
+    ]
+    return Dataset.from_list(swapped)
+
+
+@pytest.mark.parametrize(("kind", "options"), KINDS)
+def test_adapt_lowers_the_loss_and_changes_nothing_else(trained, tokenizer, kind, options):
+    model, _ = trained(kind, options)
+    pairs = new_pairs(model, tokenizer, 2)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    asked = {name: p.requires_grad for name, p in model.named_parameters()}
+    found = adapt(model, tokenizer, pairs, steps=8, learning_rate=0.05, beta=1.0, candidates=[])
+    assert found.start == [0, 0]
+    loss = found.history.pivot_table(index="step", columns="user_id", values="loss")
+    assert (loss.iloc[-1] < loss.iloc[0]).all()
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert asked == {name: p.requires_grad for name, p in model.named_parameters()}
+    nearest = adapt(model, tokenizer, pairs, steps=0, beta=1.0)
+    with model.disable_adapter():
+        reference = score_pairs(model, tokenizer, pairs)
+    losses = []  # of x, under each row, by hand
+    for row in range(4):
+        scores = score_pairs(model, tokenizer, pairs, [row] * len(pairs))
+        margin = scores.chosen_logp - scores.rejected_logp - reference.chosen_logp + reference.rejected_logp
+        losses.append(np.log1p(np.exp(-margin[scores.user_id == "x"])).mean())
+    best = int(np.argmin(losses))
+    assert nearest.start[0] == best
+    assert torch.equal(
+        nearest.own[0], user_model_of(model).modules_to_save["default"].user_offsets(torch.tensor([best]))[0]
+    )
+
+
+def test_users_are_fitted_together_as_alone(trained, tokenizer):
+    model, _ = trained()
+    pairs = new_pairs(model, tokenizer, 1, n=4)
+    options = {"steps": 3, "learning_rate": 0.02, "beta": 0.5, "decay": 0.1}
+    both = adapt(model, tokenizer, pairs, batch_size=3, **options)
+    for i, user in enumerate(both.user_ids):
+        alone = adapt(model, tokenizer, pairs.filter(lambda row, user=user: row["user_id"] == user), **options)
+        assert torch.allclose(both.own[i], alone.own[0], atol=1e-5)
+
+
+def test_adapt_follows_the_gradient_of_dpos_loss(trained, tokenizer):
+    """One step of Adam is `learning_rate` times the gradient's sign: the gradient of the loss by finite differences."""
+    model, _ = trained("low_rank", {"rank": 2})
+    model = model.double()
+    pairs = new_pairs(model, tokenizer, 1, users=("x",), n=3)
+    table = user_model_of(model).modules_to_save["default"]
+    with model.disable_adapter():
+        reference = score_pairs(model, tokenizer, pairs)
+    margin0 = torch.tensor((reference.chosen_logp - reference.rejected_logp).to_numpy())
+
+    def loss(own):
+        texts = [tokenize_completion(tokenizer, r["prompt"], r[c]) for c in ("chosen", "rejected") for r in pairs]
+        users = table.tokens(own[None]).expand(6, -1, -1)
+        with torch.no_grad():
+            chosen, rejected = response_logps(model, texts, tokenizer.pad_token_id, users).chunk(2)
+        return -torch.nn.functional.logsigmoid(0.3 * (chosen - rejected - margin0)).sum().item()
+
+    found = adapt(model, tokenizer, pairs, steps=1, learning_rate=1e-3, beta=0.3, candidates=[])
+    start = torch.zeros(2, dtype=torch.float64)
+    for i in range(2):
+        step = torch.zeros(2, dtype=torch.float64)
+        step[i] = 1e-3
+        slope = (loss(start + step) - loss(start - step)) / 2e-3
+        assert torch.sign(found.own[0, i]).item() == (-1 if slope > 0 else 1)
+        assert abs(found.own[0, i].item()) == pytest.approx(1e-3, rel=1e-3)
+
+
+@pytest.mark.parametrize(("kind", "options"), KINDS)
+def test_added_saved_loaded_and_forgotten(trained, tokenizer, kind, options, tmp_path):
+    model, index = trained(kind, options)
+    pairs = new_pairs(model, tokenizer, 2)
+    found = adapt(model, tokenizer, pairs, steps=2, learning_rate=0.05, beta=1.0)
+    longer = add_users(model, index, found)
+    assert longer.user_ids == ["a", "b", "c", "x", "y"]
+    with pytest.raises(ValueError, match="user 'x' has row 4 already"):
+        add_users(model, longer, found)
+    scores = score_pairs(model, tokenizer, pairs, longer.rows(pairs["user_id"]))
+    save_personalized(model, longer, tmp_path / "out")
+    loaded, back = kit.load_personalized(tmp_path / "out")
+    assert back.user_ids == longer.user_ids
+    again = score_pairs(loaded, tokenizer, pairs, back.rows(pairs["user_id"]))
+    assert again.chosen_logp.to_numpy() == pytest.approx(scores.chosen_logp.to_numpy(), abs=1e-4)
+    file = tmp_path / "out" / "adapter_model.safetensors"
+    gone = user_model_of(model).modules_to_save["default"].own[2].detach().clone()
+    assert _holds(file, gone)
+    shorter = forget_users(loaded, back, ["b"])
+    assert shorter.user_ids == ["a", "c", "x", "y"]
+    save_personalized(loaded, shorter, tmp_path / "out")
+    assert not _holds(file, gone)
+    assert "b" not in kit.UserIndex.load(tmp_path / "out")[0]
+    fewer, index = kit.load_personalized(tmp_path / "out")
+    after = score_pairs(fewer, tokenizer, pairs, index.rows(pairs["user_id"]))
+    assert after.chosen_logp.to_numpy() == pytest.approx(scores.chosen_logp.to_numpy(), abs=1e-4)
+    with pytest.raises(KeyError, match="'b' has no row"):
+        forget_users(fewer, index, ["b"])
+
+
+def _holds(file, values):
+    """Whether any row of any tensor in a file is `values`."""
+    for tensor in load_file(file).values():
+        if (
+            tensor.dim() == values.dim() + 1
+            and tensor.shape[1:] == values.shape
+            and (tensor == values).flatten(1).all(1).any()
+        ):
+            return True
+    return False
+
+
+def test_adapt_refusals(trained, tokenizer, pairs):
+    model, _ = trained()
+    with pytest.raises(ValueError, match="no pairs to adapt to"):
+        adapt(model, tokenizer, pairs.select([]))
+
+
+def test_the_curve_is_what_adapt_gives(trained, tokenizer):
+    model, _ = trained()
+    known = new_pairs(model, tokenizer, 2, n=4)
+    test = new_pairs(model, tokenizer, 2, n=3, seed=1)
+    data = DatasetDict(adapt_unseen=known, test_unseen=test)
+    ranked = new_users.ranked_by_pairs(model, tokenizer, data, [2, 4], steps=2, learning_rate=0.05, beta=1.0)
+    assert ranked.groupby(["k", "method"]).size().to_dict() == {
+        (0, "generic row"): 6,
+        (2, "nearest known user"): 6,
+        (2, "fitted row"): 6,
+        (4, "nearest known user"): 6,
+        (4, "fitted row"): 6,
+    }
+    with model.disable_adapter():
+        reference = score_pairs(model, tokenizer, test)
+    found = adapt(model, tokenizer, kit.data.few_shot(data, 4), steps=2, learning_rate=0.05, beta=1.0)
+    generic = score_pairs(model, tokenizer, test, [0] * len(test))
+    index = add_users(model, kit.UserIndex(["a", "b", "c"]), found)
+    for method, scores in {
+        "generic row": generic,
+        "nearest known user": score_pairs(
+            model, tokenizer, test, [found.start["xy".index(u)] for u in test["user_id"]]
+        ),
+        "fitted row": score_pairs(model, tokenizer, test, index.rows(test["user_id"])),
+    }.items():
+        margin = scores.chosen_logp - scores.rejected_logp - reference.chosen_logp + reference.rejected_logp
+        right = ranked[(ranked.method == method) & (ranked.k == (0 if method == "generic row" else 4))].right
+        assert right.tolist() == (margin > 0).astype(float).tolist()
+    curve = new_users.curve(ranked)
+    assert curve.pairs.eq(6).all()
+    assert curve.users.eq(2).all()
+    user_figures.adaptation(curve)

@@ -1,0 +1,139 @@
+"""PAD's personalised reward model: what is trained, what stays, and what is refused."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import build_tiny
+from datasets import Dataset, load_from_disk
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+
+import prlhf_kit as kit
+from prlhf_kit.data.schema import record
+from prlhf_kit.decoding.implicit import ImplicitReward
+from prlhf_kit.models.logprobs import score_pairs
+from prlhf_kit.models.preference_head import HEAD, attach_head
+from prlhf_kit.training.persrm import PersRMRecipe, load_persrm, train_persrm
+
+SHORT, LONG = "Short answers, please.", "Tell me everything at length."
+FAST = {
+    "learning_rate": 1e-2,
+    "num_train_epochs": 2,
+    "per_device_train_batch_size": 4,
+    "report_to": "none",
+    "logging_steps": 1,
+    "save_strategy": "no",
+    "disable_tqdm": True,
+}
+
+
+@pytest.fixture(scope="module")
+def wishes():
+    """The same prompts and responses, ranked by two preferences in opposite ways."""
+    rows = []
+    for i in range(8):
+        brief, full = "No.", f"Well, let me tell you all about number {i} and more."
+        rows.append(record(f"s{i}", "ann", f"Question {i}?", brief, full, SHORT))
+        rows.append(record(f"l{i}", "bob", f"Question {i}?", full, brief, LONG))
+    return Dataset.from_list(rows)
+
+
+@pytest.fixture(scope="module")
+def recipe(tokenizer, wishes, tmp_path_factory):
+    """A training that is done; tests only read it."""
+    folder = tmp_path_factory.mktemp("persrm")
+    build_tiny("llama", len(tokenizer)).save_pretrained(folder / "lm")
+    tokenizer.save_pretrained(folder / "lm")
+    adapter = {"r": 4, "target_modules": ["q_proj", "v_proj"]}
+    recipe = PersRMRecipe(str(folder / "lm"), str(folder / "persrm"), backbone=FAST, head=FAST, adapter=adapter)
+    assert set(train_persrm(recipe, wishes)) == {"backbone", "head"}
+    return recipe
+
+
+def test_two_stages(recipe, wishes, tokenizer):
+    out, stages = Path(recipe.out), Path(recipe.out + "-stages")
+    first, joined = (load_file(folder / "adapter_model.safetensors") for folder in (stages / "backbone", out))
+    heads = [key for key in first if HEAD in key]
+    weight = next(first[key] for key in heads if key.endswith("weight"))
+    assert torch.equal(weight, torch.eye(len(weight)))  # stage 1 leaves the head the identity
+    assert not any(first[key].any() for key in heads if key.endswith("bias"))
+    for key in first:
+        assert torch.equal(first[key], joined[key]) == (key not in heads)  # stage 2 changes the head alone
+    model = load_persrm(out)
+    reward = ImplicitReward(kit.PAD(model), tokenizer, batch_size=5)
+    chosen, rejected = (reward.score(wishes["prompt"], wishes[c], wishes["user_text"]) for c in ("chosen", "rejected"))
+    assert (chosen > rejected).float().mean() > 0.9
+    # the reference of stage 2 is the stage-1 backbone, that of stage 1 the model before; neither sees preferences
+    backbone = PeftModel.from_pretrained(attach_head(kit.load_model(recipe.model)), stages / "backbone").eval()
+    unseen = score_pairs(backbone, tokenizer, wishes)
+    stored = load_from_disk(str(stages / "pairs-head"))
+    assert stored["ref_chosen_logps"] == pytest.approx(unseen.chosen_logp.tolist(), abs=1e-3)
+    assert stored["ref_rejected_logps"] == pytest.approx(unseen.rejected_logp.tolist(), abs=1e-3)
+    start = score_pairs(kit.load_model(recipe.model), tokenizer, wishes)
+    stored = load_from_disk(str(stages / "pairs-backbone"))
+    assert stored["ref_chosen_logps"] == pytest.approx(start.chosen_logp.tolist(), abs=1e-3)
+    # nothing is trained twice, and nothing passes for another training
+    before = (out / "adapter_model.safetensors").stat().st_mtime_ns
+    train_persrm(recipe, wishes)
+    assert (out / "adapter_model.safetensors").stat().st_mtime_ns == before
+    with pytest.raises(ValueError, match="belongs to a training on other pairs"):
+        train_persrm(recipe, wishes.select(range(8)))
+
+
+def test_a_killed_training_goes_on(recipe, wishes, tmp_path, monkeypatch):
+    """Killed between the stages: stage 1 is not trained again, and the result is the same."""
+    from prlhf_kit.training import persrm
+
+    def killed(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(persrm.PeftModel, "merge_and_unload", killed, raising=False)
+    cut = replace(recipe, out=str(tmp_path / "cut"))
+    with pytest.raises(KeyboardInterrupt):
+        train_persrm(cut, wishes)
+    assert not Path(cut.out).exists()
+    monkeypatch.undo()
+    train_persrm(cut, wishes)
+    one, two = (load_file(Path(r.out, "adapter_model.safetensors")) for r in (recipe, cut))
+    assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+def test_it_steers_and_its_wording_is_that_of_its_training(recipe, wishes, tokenizer):
+    model = load_persrm(recipe.out)
+    guide = kit.PAD(model)
+    row = guide.rows(0, wishes[0]["prompt"], SHORT, tokenizer)[0][0]
+    assert tokenizer.decode(row.ids).count(recipe.wording.format(SHORT)) == 1
+    decoder = kit.GuidedDecoder(None, tokenizer, guide, max_new_tokens=6, top_k=50, weight=3.0)
+    short, long = decoder.generate([wishes[0]["prompt"]] * 2, [SHORT, LONG])
+    assert short.tokens != long.tokens
+
+
+def test_a_persrm_without_its_head_is_an_error(recipe, tmp_path):
+    shutil.copytree(recipe.out, tmp_path / "persrm")
+    weights = tmp_path / "persrm" / "adapter_model.safetensors"
+    save_file({key: value for key, value in load_file(weights).items() if HEAD not in key}, weights)
+    with pytest.raises(kit.ModelError, match="preference head is missing"):
+        load_persrm(tmp_path / "persrm")
+    weights.unlink()
+    with pytest.raises(kit.ModelError, match="preference head is missing"):
+        load_persrm(tmp_path / "persrm")
+    with pytest.raises(kit.ModelError, match="holds no PersRM"):
+        load_persrm(tmp_path)
+
+
+def test_bad_recipes_and_pairs(base, wishes, tmp_path):
+    with pytest.raises(ValueError, match=r"expected a text with one \{\}"):
+        PersRMRecipe(base, str(tmp_path / "x"), wording="Be good.")
+    silent = wishes.map(lambda row, i: {"user_text": row["user_text"] if i else None}, with_indices=True)
+    with pytest.raises(ValueError, match="1 of 16 pairs have no user_text"):
+        train_persrm(PersRMRecipe(base, str(tmp_path / "x")), silent)
+    with pytest.raises(ValueError, match="no pairs to train on"):
+        train_persrm(PersRMRecipe(base, str(tmp_path / "x")), wishes.select([]))
+    with pytest.raises(TypeError, match="learning_rat"):  # before stage 1
+        train_persrm(PersRMRecipe(base, str(tmp_path / "x"), head={"learning_rat": 1.0}), wishes)
+    assert not (tmp_path / "x-stages").exists()
+    with pytest.raises(ValueError, match="a preference head already"):
+        attach_head(attach_head(kit.load_model(base)))

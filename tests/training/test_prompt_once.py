@@ -1,0 +1,180 @@
+"""Prompts computed once and kept out of the LM head: the same loss and gradients as TRL's plain road, to 1e-5."""
+
+import pytest
+import torch
+from conftest import ALL_FAMILIES
+from datasets import Dataset
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    MambaConfig,
+    MambaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+)
+
+import prlhf_kit as kit
+from prlhf_kit.data.schema import record
+from prlhf_kit.models.user_models import LowRankUserModel
+from prlhf_kit.training.prompt_once import DataCollatorForPersonalizedPreference, compute_prompts_once, same_outputs
+from training.conftest import make_trainer
+
+PLAIN = {"share_prompt": False, "completion_logits_only": False}
+APART = {"share_prompt": False}
+
+
+@pytest.fixture
+def uneven():
+    """Prompts and responses of very different lengths, so that every kind of padding is there."""
+    says = ["Yes.", "No, " + "really " * 9 + "not!", "Why? " * 4, "Good " * 15]
+    rows = [
+        record(f"p{i}", "abc"[i % 3], "Tell me. " * (1 + 3 * (i % 3)), says[i % 4], says[(i + 1 + i % 2) % 4])
+        for i in range(6)
+    ]
+    return Dataset.from_list(rows)
+
+
+def loss_and_gradients(model, tokenizer, pairs, folder, architecture="llama", **options):
+    """Of one batch that holds all pairs, from the same weights each time."""
+    trainer = make_trainer(model, tokenizer, pairs, folder, architecture, **options)
+    model = trainer.model.eval()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():  # policy and reference differ
+        for name, p in model.named_parameters():
+            if "lora_B" in name:
+                p.normal_(0, 0.3, generator=generator)
+    batch = trainer.data_collator([dict(row) for row in trainer.train_dataset])
+    loss = trainer.compute_loss(model, batch)
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    gradients = torch.autograd.grad(loss, [p for _, p in named], allow_unused=True)
+    return loss, {n: torch.zeros(()) if g is None else g for (n, _), g in zip(named, gradients, strict=True)}, batch
+
+
+def same(found, expected):
+    assert found[0].item() == pytest.approx(expected[0].item(), abs=1e-5)
+    for name, wanted in expected[1].items():
+        torch.testing.assert_close(found[1][name], wanted, atol=1e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+    assert sum(bool((g.abs() > 1e-4).any()) for g in expected[1].values()) > 2
+
+
+@pytest.mark.parametrize("architecture", ALL_FAMILIES)
+def test_same_loss_and_gradients(make_tiny, tokenizer, uneven, tmp_path, architecture):
+    found = {}
+    for name, way in (("plain", PLAIN), ("apart", APART), ("shared", {})):
+        model = make_tiny(architecture, users=3, offsets=0.5)
+        found[name] = loss_and_gradients(model, tokenizer, uneven, tmp_path, architecture, alpha=0.3, **way)
+    same(found["apart"], found["plain"])
+    same(found["shared"], found["plain"])
+    if architecture in ("mistral", "gemma2"):  # longer than the window: a 4-D mask would be wrong there
+        assert "prompt_ids" not in found["shared"][2]
+    else:
+        assert len(found["shared"][2]["prompt_ids"]) == 6
+        assert len(found["apart"][2]["prompt_ids"]) == 12
+
+
+@pytest.mark.parametrize(
+    ("loss_type", "more"),
+    [  # which look at masks and single tokens
+        ("ipo", {"use_weighting": True}),
+        ("sft", {"ld_alpha": 0.5}),
+        ("sigmoid_norm", {"ld_alpha": 0.5}),
+        ("sigmoid_norm", {"personalized": False}),
+    ],
+)
+def test_what_else_looks_at_tokens(make_tiny, tokenizer, uneven, tmp_path, loss_type, more):
+    def run(way):
+        users = 0 if "personalized" in more else 3
+        model = make_tiny("llama", users=users, offsets=0.5)
+        return loss_and_gradients(model, tokenizer, uneven, tmp_path, loss_type=loss_type, **more, **way)
+
+    same(run({}), run(PLAIN))
+
+
+@pytest.mark.parametrize("mode", ["keep_start", "keep_end"])
+@pytest.mark.filterwarnings("ignore:.* pairs of the train set are longer", "ignore:.*keep_end.*:FutureWarning")
+def test_cut_texts(make_tiny, tokenizer, uneven, tmp_path, mode):
+    def run(way):
+        model = make_tiny("llama", users=3, offsets=0.5)
+        options = {"max_length": 75, "truncation_mode": mode, **way}
+        return loss_and_gradients(model, tokenizer, uneven, tmp_path, **options)
+
+    shared = run({})
+    same(shared, run(PLAIN))
+    assert ("prompt_ids" in shared[2]) == (mode == "keep_start")  # cut in front, two responses have two prompts
+
+
+@pytest.mark.parametrize("after_bos", [False, True])
+def test_user_tokens_after_bos(make_tiny, tokenizer, uneven, tmp_path, after_bos):
+    def run(way):
+        model = make_tiny()
+        words = model.get_input_embeddings().weight
+        kit.condition(model, LowRankUserModel(4, words, 2, rank=2, after_bos=after_bos))
+        return loss_and_gradients(model, tokenizer, uneven, tmp_path, alpha=0.5, **way)
+
+    same(run({}), run(PLAIN))
+
+
+def test_the_reference_is_the_same_and_tokens_are_counted_alike(make_tiny, tokenizer, uneven, tmp_path):
+    def run(way, **options):
+        trainer = make_trainer(make_tiny(users=3), tokenizer, uneven, tmp_path, max_steps=3, **options, **way)
+        trainer.train()
+        return [
+            {k: v for k, v in entry.items() if "time" not in k and "per_second" not in k and k != "total_flos"}
+            for entry in trainer.state.log_history
+        ]
+
+    for options in ({"precompute_ref_log_probs": True}, {"alpha": 1.0}, {"alpha": 0.0}):
+        for a, b in zip(run({}, **options), run(PLAIN, **options), strict=True):
+            assert a.keys() == b.keys()
+            for name in a:
+                if name != "entropy":
+                    assert a[name] == pytest.approx(b[name], abs=2e-4), name
+            assert a.get("num_tokens") == b.get("num_tokens")
+
+
+def test_recurrent_layers_are_noticed(make_tiny, tokenizer):
+    llama = make_tiny()
+    compute_prompts_once(llama)
+    assert same_outputs(llama, share=True)
+    assert same_outputs(llama, share=False)
+    mamba = MambaForCausalLM(MambaConfig(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2)).eval()
+    compute_prompts_once(mamba)
+    assert not same_outputs(mamba, share=True)
+
+
+def test_mixtures_of_experts_are_refused(tokenizer, uneven, tmp_path):
+    """Their router loss is computed from the mask that TRL passed, which is not the one that the model sees."""
+
+    def build():
+        size = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+        config = MixtralConfig(vocab_size=len(tokenizer), num_key_value_heads=2, num_local_experts=2, **size)
+        model = MixtralForCausalLM(config)
+        return kit.condition(model, kit.IndividualUserModel(4, model.get_input_embeddings().weight, 2))
+
+    with pytest.raises(ValueError, match=r"Set router_aux_loss_coef=0\.0"):
+        make_trainer(build(), tokenizer, uneven, tmp_path)
+    make_trainer(build(), tokenizer, uneven, tmp_path, router_aux_loss_coef=0.0, max_steps=1).train()
+
+
+def test_padding_stays_within_the_context(tokenizer):
+    """A short prompt's padded positions would lie behind GPT-2's table of positions."""
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=50, n_embd=8, n_layer=1, n_head=1, n_positions=12)).eval()
+    compute_prompts_once(model)
+    collate = DataCollatorForPersonalizedPreference(pad_token_id=0)
+    examples = [
+        {"prompt_ids": [1] * 10, "chosen_ids": [2], "rejected_ids": [3, 4], "user_row": 1},
+        {"prompt_ids": [1], "chosen_ids": [5] * 11, "rejected_ids": [6], "user_row": 2},
+    ]
+    batch = collate(examples)
+    assert batch["user_rows"].tolist() == [1, 2, 1, 2]
+    inputs = {k: batch[k] for k in ("input_ids", "attention_mask", "prompt_ids", "prompt_mask")}
+    hidden = model.base_model(**inputs).last_hidden_state
+    for row, (example, side) in enumerate((e, s) for s in ("chosen_ids", "rejected_ids") for e in examples):
+        text = torch.tensor([example["prompt_ids"] + example[side]])
+        alone = model.base_model(input_ids=text).last_hidden_state[0, len(example["prompt_ids"]) - 1 :]
+        torch.testing.assert_close(hidden[row, : len(alone)], alone, atol=1e-5, rtol=1e-4)
+
+
+def test_options_that_contradict_each_other_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="share_prompt=True gives back the hidden states of responses only"):
+        kit.PersonalizedDPOConfig(output_dir=str(tmp_path), completion_logits_only=False)
