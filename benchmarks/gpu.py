@@ -486,13 +486,14 @@ def references(tiny: bool, seed: int) -> list[Job]:
 def plan(tiny: bool) -> list[tuple[float, int, list[Job]]]:
     """Share of the time, jobs side by side, and the jobs of each part, best first."""
     if tiny:  # nothing is timed for its own sake, so all goes side by side
-        rest = [
+        jobs = [
+            *references(tiny, 0),
             Job("notebooks", 300),
-            *learning(tiny, 0),
             Job("decode", 150, {"size": "tiny", "batch": 1, "tokens": 8}),
             Job("train", 150, {"size": "tiny", "weights": "lora", "prompt_tokens": 32}),
+            *learning(tiny, 0),
         ]
-        return [(0.5, 1, references(tiny, 0)), (0.5, 2, rest)]
+        return [(1.0, 2, jobs)]
     decoded = [("1b", 8), ("8b", 8), ("smollm2", 1), ("1b", 1), ("8b", 1), ("1b", 64), ("smollm2", 8), ("8b", 64)]
     trained = [("1b", "lora", 512), ("8b", "lora", 512), ("135m", "lora", 64), ("1b", "lora", 64), ("1b", "full", 512)]
     trained += [("8b", "lora", 64), ("8b", "full", 512), ("1b", "full", 64), ("8b", "full", 64), ("135m", "lora", 512)]

@@ -101,7 +101,13 @@ def test_vanilla_is_one_parameter_and_equals_trl(make_tiny, tokenizer, pairs, tm
     assert losses[0] == pytest.approx(losses[1], abs=1e-6)
 
 
-@pytest.mark.parametrize("loss_type", ["bco_pair", "aot", "sigmoid_norm", ["sigmoid", "sft"]])
+LOSSES = (
+    "sigmoid hinge ipo exo_pair nca_pair robust bco_pair sppo_hard aot aot_unpaired apo_zero apo_down discopop sft "
+    "sigmoid_norm"
+).split()
+
+
+@pytest.mark.parametrize("loss_type", [*LOSSES, ["sigmoid", "sft"]])
 def test_trls_other_losses_train_users_too(make_tiny, tokenizer, pairs, tmp_path, loss_type):
     trainer = make_trainer(
         make_tiny(users=3), tokenizer, pairs, tmp_path, loss_type=loss_type, label_smoothing=0.1, max_steps=1
