@@ -185,7 +185,7 @@ def learn(setting: Setting, dataset: str, method: str, seed: int) -> dict[str, A
 def interval_of(values, pairs: Dataset) -> dict[str, Any]:
     """Mean with its 95% interval by user and prompt."""
     from prlhf_kit.data.chat import prompt_text
-    from prlhf_kit.evaluation.intervals import crossed_interval
+    from prlhf_kit.evaluation.statistics import crossed_interval
 
     i = crossed_interval(values, pairs["user_id"], [prompt_text(prompt) for prompt in pairs["prompt"]])
     return {"mean": i.estimate, "low": i.low, "high": i.high, "n": i.n, "users": len(set(pairs["user_id"]))}

@@ -33,11 +33,11 @@ from prlhf_kit.evaluation.context import (
     items,
     rewarded,
 )
-from prlhf_kit.evaluation.intervals import cluster_bootstrap, crossed_interval, holm, permutation_test
 from prlhf_kit.evaluation.judges import judged
 from prlhf_kit.evaluation.llm_judge import LLMJudge
 from prlhf_kit.evaluation.options import LIKELIHOOD, LONGEST, SHORTEST, SUMMED, choose, option_accuracy, questions
 from prlhf_kit.evaluation.paid_answers import JudgeError
+from prlhf_kit.evaluation.statistics import cluster_bootstrap, crossed_interval, holm, permutation_test
 from prlhf_kit.models.hub import load_tokenizer
 from prlhf_kit.models.logprobs import score_pairs
 from prlhf_kit.models.rewards import SequenceReward

@@ -331,7 +331,7 @@ def test_options_out_of_range_are_refused_before_anything_is_read(name, options,
 
 
 def test_many_clusters_have_the_bootstraps_interval():
-    from prlhf_kit.evaluation import intervals
+    from prlhf_kit.evaluation import statistics as intervals
 
     rng = np.random.default_rng(0)
     values, clusters = rng.random(3000) < 0.6, np.arange(3000) // 2

@@ -13,7 +13,7 @@ from prlhf_kit.data.select import unique_prompts
 from prlhf_kit.data.simulated import Population
 from prlhf_kit.evaluation import accuracy as compare
 from prlhf_kit.evaluation.accuracy import implicit_reward, length_direction, ranked_right
-from prlhf_kit.evaluation.intervals import cluster_bootstrap
+from prlhf_kit.evaluation.statistics import cluster_bootstrap
 from prlhf_kit.figures import data as data_figures, users as user_figures
 from prlhf_kit.models.logprobs import add_reference_logps, completion_logps, save_with_reference, score_pairs
 from prlhf_kit.training.controls import Control

@@ -14,7 +14,7 @@ from prlhf_kit.data.chat import prompt_text, tell, with_user_text
 from prlhf_kit.data.schema import ANSWERS
 from prlhf_kit.data.simulated import Population, oracle_accuracy
 from prlhf_kit.decoding.generate import generate
-from prlhf_kit.evaluation.intervals import cluster_bootstrap, crossed_interval
+from prlhf_kit.evaluation.statistics import cluster_bootstrap, crossed_interval
 from prlhf_kit.models.conditioning import takes_user_text
 from prlhf_kit.models.logprobs import score_pairs
 from prlhf_kit.models.saving import reference_of

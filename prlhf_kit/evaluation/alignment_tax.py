@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from datasets import Dataset
 
-from prlhf_kit.evaluation.intervals import cluster_bootstrap, detectable, holm, permutation_test
+from prlhf_kit.evaluation.statistics import cluster_bootstrap, detectable, holm, permutation_test
 
 
 def alignment_tax(

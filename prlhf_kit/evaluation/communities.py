@@ -17,9 +17,9 @@ from datasets import Dataset
 from prlhf_kit.data.chat import prompt_text
 from prlhf_kit.data.context import require_context
 from prlhf_kit.evaluation.accuracy import LENGTH, USER_LENGTH, length_rules, ranked_right, words
-from prlhf_kit.evaluation.intervals import cluster_bootstrap, holm
 from prlhf_kit.evaluation.judge_templates import earlier_choices, more_fields, read_judge_template
 from prlhf_kit.evaluation.paid_answers import JudgeError
+from prlhf_kit.evaluation.statistics import cluster_bootstrap, holm
 from prlhf_kit.evaluation.win_rate import COMPARISON, win_rates
 from prlhf_kit.models.rewards import RewardModel, Text
 

@@ -26,7 +26,7 @@ from prlhf_kit.data.context import RECORDED, Contexts, Messages
 from prlhf_kit.data.schema import SchemaError
 from prlhf_kit.evaluation.accuracy import ranked_right
 from prlhf_kit.evaluation.fairness import ACCURACY, differences
-from prlhf_kit.evaluation.intervals import cluster_bootstrap, crossed_interval, holm
+from prlhf_kit.evaluation.statistics import cluster_bootstrap, crossed_interval, holm
 
 NONE = "none"  # the context of nobody
 NEITHER, PROMPT, SOFT, BOTH = FOUR_WAYS = ("neither", "prompt only", "soft tokens", "both")

@@ -15,7 +15,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.manifold import TSNE
 
 from prlhf_kit.evaluation.accuracy import length_rules
-from prlhf_kit.evaluation.intervals import cluster_bootstrap
+from prlhf_kit.evaluation.statistics import cluster_bootstrap
 
 
 def _text(messages: list[dict[str, str]]) -> str:

@@ -13,7 +13,7 @@ import pandas as pd
 from datasets import Dataset
 
 from prlhf_kit.data.chat import prompt_text
-from prlhf_kit.evaluation.intervals import (
+from prlhf_kit.evaluation.statistics import (
     FEW,
     cluster_bootstrap,
     crossed_interval,

@@ -15,8 +15,8 @@ from sklearn.model_selection import GroupKFold
 from prlhf_kit import data as datasets_of_the_kit
 from prlhf_kit.data.simulated import oracle_accuracy
 from prlhf_kit.evaluation.accuracy import LENGTH, USER_LENGTH, length_rules, ranked_right, words
-from prlhf_kit.evaluation.intervals import cluster_bootstrap
 from prlhf_kit.evaluation.reward_models import prompts_of
+from prlhf_kit.evaluation.statistics import cluster_bootstrap
 from prlhf_kit.models.features import Embedder
 from prlhf_kit.training.heads import STRENGTHS, Heads, fit_heads, fit_pooled
 

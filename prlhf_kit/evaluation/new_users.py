@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from prlhf_kit.data.select import few_shot
 from prlhf_kit.evaluation.accuracy import ranked_right
-from prlhf_kit.evaluation.intervals import cluster_bootstrap
+from prlhf_kit.evaluation.statistics import cluster_bootstrap
 from prlhf_kit.models.user_index import GENERIC
 from prlhf_kit.training.new_users import adapt, known_users, log_ratios, tokenized, weigh
 

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from prlhf_kit.data.chat import prompt_text
 from prlhf_kit.data.context import RECORDED
 from prlhf_kit.data.schema import FEATURES, SchemaError
-from prlhf_kit.evaluation.intervals import cluster_bootstrap
+from prlhf_kit.evaluation.statistics import cluster_bootstrap
 from prlhf_kit.models.logprobs import as_read, completion_logps
 
 LIKELIHOOD, SUMMED = "likelihood a token", "summed likelihood"

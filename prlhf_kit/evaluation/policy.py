@@ -23,7 +23,7 @@ from prlhf_kit.data.chat import prompt_text
 from prlhf_kit.decoding.guides import PAD, Who, ids_of, start_of
 from prlhf_kit.decoding.readers import Row, reading
 from prlhf_kit.evaluation.accuracy import ranked_right
-from prlhf_kit.evaluation.intervals import Interval, around, crossed_interval
+from prlhf_kit.evaluation.statistics import Interval, around, crossed_interval
 from prlhf_kit.models.logprobs import completion_logits
 from prlhf_kit.models.rewards import Text, messages
 from prlhf_kit.models.tokenize import encode

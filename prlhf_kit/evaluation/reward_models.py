@@ -16,7 +16,7 @@ from sklearn.preprocessing import StandardScaler
 
 from prlhf_kit.data.attributes import measure_all
 from prlhf_kit.evaluation.accuracy import length_direction, ranked_right, words
-from prlhf_kit.evaluation.intervals import Interval, cluster_bootstrap
+from prlhf_kit.evaluation.statistics import Interval, cluster_bootstrap
 
 
 def _interval(rows: pd.DataFrame, seed: int) -> Interval:

@@ -21,7 +21,7 @@ from prlhf_kit.decoding.answers import GuidedAnswer
 from prlhf_kit.decoding.guides import ids_of
 from prlhf_kit.evaluation import heads as head_comparison
 from prlhf_kit.evaluation.accuracy import ranked_right
-from prlhf_kit.evaluation.intervals import Interval, cluster_bootstrap
+from prlhf_kit.evaluation.statistics import Interval, cluster_bootstrap
 from prlhf_kit.models.embedded import SENTENCES
 from prlhf_kit.models.features import load_embedder
 from prlhf_kit.models.logprobs import response_logps

@@ -11,7 +11,7 @@ import torch
 from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 
-from prlhf_kit.evaluation.intervals import cluster_bootstrap
+from prlhf_kit.evaluation.statistics import cluster_bootstrap
 from prlhf_kit.models.hub import MADE_FROM
 from prlhf_kit.models.user_index import UserIndex
 from prlhf_kit.models.user_models import ClusterUserModel, UserModel

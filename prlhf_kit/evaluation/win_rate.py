@@ -15,7 +15,7 @@ from sklearn.linear_model import LogisticRegression
 from tqdm.auto import tqdm
 
 from prlhf_kit.evaluation.accuracy import ranked_right
-from prlhf_kit.evaluation.intervals import (
+from prlhf_kit.evaluation.statistics import (
     around,
     cluster_bootstrap,
     crossed_interval,
