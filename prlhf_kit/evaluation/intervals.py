@@ -26,6 +26,7 @@ from prlhf_kit.evaluation.statistics import (
     permutation_test,
 )
 
+ALL = "all"  # users or communities together
 BOTH = ("user_id", "prompt")  # clusters where users answer the same prompts: what others of both would give
 ITEM = ("user_id", "prompt", "item")
 
@@ -58,7 +59,7 @@ def intervals(
     *,
     null: float | None = None,
     seed: int = 0,
-    **more: tuple[str, str],
+    **more: Any,
 ) -> pd.DataFrame:
     """Mean of a column for each group of a table, with a 95% interval.
 
@@ -110,6 +111,11 @@ def _interval(values: pd.Series, clusters: Sequence, seed: int) -> Interval:
 def _tests(differences: pd.Series, clusters: Sequence, seed: int) -> tuple[float, float]:
     test = permutation_test if len(clusters) == 1 else crossed_test
     return test(differences, *clusters, seed=seed), detectable(differences, *clusters)
+
+
+def with_all(table: pd.DataFrame, column: str = "community", of: str = "user_id") -> pd.DataFrame:
+    """The rows twice: `column` is each row's own `of`, and `ALL`."""
+    return pd.concat([table.assign(**{column: table[of]}), table.assign(**{column: ALL})], ignore_index=True)
 
 
 def with_holm(table: pd.DataFrame, family: Sequence[str] = ()) -> pd.DataFrame:
