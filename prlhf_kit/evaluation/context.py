@@ -77,16 +77,11 @@ def rewarded(scores: pd.DataFrame, anchor: pd.DataFrame) -> np.ndarray:
     Raises:
         ValueError: a pair has no row in `anchor`, or several.
     """
-    base = anchor.set_index("pair_id")
-    missing = scores.pair_id[~scores.pair_id.isin(base.index)]
-    if len(missing) or not base.index.is_unique:
-        raise ValueError(
-            f"the anchor has {len(base)} rows for {base.index.nunique()} pairs, and none for {len(missing)} scores; "
-            "expected one row for every pair. Score the same pairs with the reference model, without context."
-        )
-    base = base.loc[scores.pair_id]
-    gains = [scores[f"{of}_logp"].to_numpy() - base[f"{of}_logp"].to_numpy() for of in ("chosen", "rejected")]
-    difference = gains[0] - gains[1]
+    base = scores[["pair_id"]].merge(anchor, "left", on="pair_id", validate="many_to_one")
+    chosen, rejected = (
+        scores[f"{of}_logp"].to_numpy() - base[f"{of}_logp"].to_numpy() for of in ("chosen", "rejected")
+    )
+    difference = chosen - rejected  # NaN without an anchor, which `ranked_right` refuses
     return ranked_right(np.where(np.abs(difference) < TIE, 0.0, difference), np.zeros(len(difference)))
 
 
@@ -248,4 +243,6 @@ def four_way(table: pd.DataFrame, named: Collection[str] = (), seed: int = 0) ->
         found.append(intervals(part, by=["dataset", "method"], cluster=cluster, seed=seed, **NUMBERS))
         for wanted in (FOUR_WAY_COMPARISONS, CONTROL_COMPARISONS):
             gaps.append(differences(part, wanted, ["dataset"], cluster, seed=seed))
-    return pd.concat(found, ignore_index=True), pd.concat([g for g in gaps if len(g)], ignore_index=True)
+    return pd.concat(found, ignore_index=True), pd.concat(
+        [gap for gap in gaps if len(gap)] or gaps[:1], ignore_index=True
+    )

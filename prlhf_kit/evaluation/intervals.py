@@ -92,7 +92,7 @@ def intervals(
         if known.empty:
             rows.append((*names, *[np.nan] * (3 + len(tested)), 0, 0))
             continue
-        drawn = [known[column] for column in clusters] or [range(len(known))]
+        drawn = [known[column] for column in clusters]
         found = _interval(known[value], drawn, seed)
         tests = [] if null is None else _tests(known[value] - null, drawn, seed)
         rows.append((*names, *found[:3], *tests, found.n, found.clusters))
@@ -103,14 +103,18 @@ def intervals(
     return summed.merge(known, "left", on=by)
 
 
-def _interval(values: pd.Series, clusters: Sequence, seed: int) -> Interval:
-    interval = cluster_bootstrap if len(clusters) == 1 else crossed_interval
-    return interval(values, *clusters, seed=seed)
+def _interval(values: pd.Series, clusters: list[pd.Series], seed: int) -> Interval:
+    if len(clusters) == 2:
+        return crossed_interval(values, clusters[0], clusters[1], seed)
+    return cluster_bootstrap(values, clusters[0] if clusters else range(len(values)), seed=seed)
 
 
-def _tests(differences: pd.Series, clusters: Sequence, seed: int) -> tuple[float, float]:
-    test = permutation_test if len(clusters) == 1 else crossed_test
-    return test(differences, *clusters, seed=seed), detectable(differences, *clusters)
+def _tests(differences: pd.Series, clusters: list[pd.Series], seed: int) -> tuple[float, float]:
+    if len(clusters) == 2:
+        p = crossed_test(differences, clusters[0], clusters[1], seed=seed)
+        return p, detectable(differences, clusters[0], clusters[1])
+    drawn = clusters[0] if clusters else range(len(differences))
+    return permutation_test(differences, drawn, seed=seed), detectable(differences, drawn)
 
 
 def with_all(table: pd.DataFrame, column: str = "community", of: str = "user_id") -> pd.DataFrame:
@@ -120,13 +124,12 @@ def with_all(table: pd.DataFrame, column: str = "community", of: str = "user_id"
 
 def with_holm(table: pd.DataFrame, family: Sequence[str] = ()) -> pd.DataFrame:
     """`table` with `p_holm` behind `p`: corrected over all rows with the same values of the columns `family`."""
-    corrected = pd.Series(np.nan, table.index)
-    known = table[table.p.notna()]
+    found, known = table.assign(p_holm=np.nan), table[table.p.notna()]
     for _, part in known.groupby(list(family), sort=False, dropna=False) if family else [("", known)]:
-        corrected[part.index] = holm(part.p.tolist())
-    found = table.copy()
-    found.insert(found.columns.get_loc("p") + 1, "p_holm", corrected)
-    return found
+        found.loc[part.index, "p_holm"] = holm(part.p.tolist())
+    columns = list(table)
+    columns.insert(columns.index("p") + 1, "p_holm")
+    return found[columns]
 
 
 def minus(
@@ -191,9 +194,10 @@ def as_metrics(table: pd.DataFrame, name: str, value: str = "value", bounds: boo
     """
     kind, _, rest = name.partition("/")
     ends = {"": value, "_low": "low", "_high": "high", "_n": "n"} if bounds else {"": value}
+    rows: list[dict[str, Any]] = [{str(key): v for key, v in row.items()} for row in table.to_dict("records")]
     return {
         f"{kind}{end}/{rest}".format(**row): None if pd.isna(row[column]) else row[column]
-        for row in table.to_dict("records")
+        for row in rows
         for end, column in ends.items()
     }
 

@@ -141,7 +141,7 @@ def fairness(table: pd.DataFrame) -> Figure:
     for i, group in enumerate(groups):
         rows = table[table.group.fillna("") == group]
         draw_intervals(ax, rows, rows.index, i, label=group or None)
-    names_down(ax, table.user_id if len(table) <= 60 else [""] * len(table))
+    names_down(ax, list(table.user_id) if len(table) <= 60 else [""] * len(table))
     reference_line(ax, 0)
     ax.set(xlabel=f"{table.unit.iloc[0]} (95% interval)", ylabel="user, the least served first")
     if groups != [""]:
@@ -158,7 +158,7 @@ def position_bias(table: pd.DataFrame) -> Figure:
     figure, (left, right) = new_figure(8, 0.4 * len(bias) + 1.3, ncols=2, sharey=True, width_ratios=[3, 2])
     y = np.arange(len(bias))
     draw_intervals(left, bias, y, 0)
-    names_down(left, bias.judge)
+    names_down(left, list(bias.judge))
     left.set(xlabel="position bias (-1: always the second,\n1: always the first; 95% interval)", xlim=(-1.05, 1.05))
     reference_line(left, 0)
     right.barh(y, 100 * disagree.value, color=PALETTE[1], height=0.5)

@@ -87,8 +87,8 @@ def domain_heatmap(table: pd.DataFrame) -> Figure:
     In DSP a domain prefers its own responses to all others', so this is their win rate under each model.
     `table`: intervals by `model` and `pairs_of`. A diagonal of high values: models prefer their own.
     """
-    notes = [f"{r.value:.2f}\n[{r.low:.2f}, {r.high:.2f}]\nn={r.n}" for r in table.itertuples()]
-    cells = table.assign(note=notes).set_index(["model", "pairs_of"])
+    texts = [f"{r.value:.2f}\n[{r.low:.2f}, {r.high:.2f}]\nn={r.n}" for r in table.itertuples()]
+    cells = table.assign(note=texts).set_index(["model", "pairs_of"])
     models, others = list(dict.fromkeys(table.model)), list(dict.fromkeys(table.pairs_of))
     values, notes = (cells[column].unstack().loc[models, others] for column in ("value", "note"))
     figure, ax = new_figure(1.05 * len(values.columns) + 2.8, 0.7 * len(values) + 1.5)
