@@ -234,7 +234,7 @@ def interval_of(values, dataset: str, pairs: Dataset) -> dict[str, Any]:
     """Mean with its 95% interval: by user and prompt where users were drawn; domains and objectives are fixed, so
     there by prompt."""
     from prlhf_kit.data.chat import prompt_text
-    from prlhf_kit.evaluation.intervals import cluster_bootstrap, crossed_interval
+    from prlhf_kit.evaluation.statistics import cluster_bootstrap, crossed_interval
 
     prompts = [prompt_text(prompt) for prompt in pairs["prompt"]]
     drawn = dataset == "simulated"
@@ -245,7 +245,7 @@ def interval_of(values, dataset: str, pairs: Dataset) -> dict[str, Any]:
 
 def learning_tables(setting: Setting, parts: dict[str, Any]) -> list[dict[str, Any]]:
     """For each dataset, seed and method the accuracy, and paired with them its difference from vanilla DPO."""
-    from prlhf_kit.evaluation.accuracy import length_rules, words
+    from prlhf_kit.evaluation.accuracy import USER_LENGTH, length_rules
 
     rows = []
     ran = [(name.split("/")[1:], part) for name, part in parts.items() if name.startswith("learn/")]
@@ -254,8 +254,7 @@ def learning_tables(setting: Setting, parts: dict[str, Any]) -> list[dict[str, A
     for dataset, seed in dict.fromkeys((key[0], key[2]) for key, _ in ran):
         data = pairs_of(setting, dataset, int(seed))
         held_out = data["test_seen"]
-        gaps = [words(data[split]["chosen"]) - words(data[split]["rejected"]) for split in SPLITS]
-        rule = length_rules(data["train"]["user_id"], gaps[0], held_out["user_id"], gaps[1])[1]
+        rule = length_rules(data["train"], held_out)[USER_LENGTH]
         key = {"dataset": dataset, "seed": int(seed)}
         rows.append(key | {"method": "length rule per user"} | interval_of(rule, dataset, held_out))
         vanilla = rights.get((dataset, "dpo", seed))

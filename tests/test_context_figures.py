@@ -11,7 +11,7 @@ from test_evaluation_figures import bars, looks
 
 from prlhf_kit.commands import FIGURES
 from prlhf_kit.data.context import CONTEXTS
-from prlhf_kit.evaluation import communities, context, options
+from prlhf_kit.evaluation import context, intervals, options
 from prlhf_kit.figures import context as figures
 
 COMMUNITIES = ["askculinary", "AskHistorians and historiography", "ExplainLikeImFive", "legaladvice (United Kingdom)",
@@ -19,7 +19,7 @@ COMMUNITIES = ["askculinary", "AskHistorians and historiography", "ExplainLikeIm
 DATASETS = ["dsp", "hh_relabelled", "prefeval", "simulated"]
 
 
-def with_interval(table, value="accuracy", width=0.06):
+def with_interval(table, value="value", width=0.06):
     return table.assign(low=(table[value] - width).clip(0, 1), high=(table[value] + width).clip(0, 1))
 
 
@@ -30,7 +30,7 @@ def labels(ax):
 def four_ways(datasets):
     methods = [*context.FOUR_WAYS, "untrained", "length rule per user"]
     rows = [(d, m, 0.4 + 0.05 * i + 0.03 * j, 342, 5) for j, d in enumerate(datasets) for i, m in enumerate(methods)]
-    table = with_interval(pd.DataFrame(rows, columns=["dataset", "method", "accuracy", "n", "users"]))
+    table = with_interval(pd.DataFrame(rows, columns=["dataset", "method", "value", "n", "users"]))
     return table.assign(chance=np.where(table.dataset == "prefeval", 0.25, 0.5))
 
 
@@ -56,7 +56,7 @@ def test_four_way_of_one_dataset():
 def matrix(communities=COMMUNITIES):
     rows = [(a, c, 0.35 + 0.5 * (a == c) + 0.02 * i, 71 + i, a == c) for i, a in enumerate(communities)
             for c in [*reversed(communities), "none"]]  # fmt: skip
-    return pd.DataFrame(rows, columns=["community", "context", "accuracy", "n", "right"])
+    return pd.DataFrame(rows, columns=["community", "context", "value", "n", "right"])
 
 
 @looks
@@ -83,7 +83,7 @@ def test_option_accuracy():
     rows = [(m, c, r, 0.3 + 0.1 * i + 0.15 * (c != "none") - 0.1 * j) for i, m in enumerate(["untrained", "SFT", "DPO"])
             for c in ("none", "user_text") for j, r in enumerate(options.RULES)]  # fmt: skip
     rows += [("P-DPO, with the words of the user beside", "none", options.LIKELIHOOD, 0.8)]
-    table = with_interval(pd.DataFrame(rows, columns=["method", "context", "rule", "accuracy"])).assign(chance=0.25)
+    table = with_interval(pd.DataFrame(rows, columns=["method", "context", "rule", "value"])).assign(chance=0.25)
     figure = figures.option_accuracy(table)
     ax = figure.axes[0]
     assert labels(ax) == [
@@ -106,9 +106,7 @@ def test_option_accuracy():
 def of_contexts(datasets):
     rows = [(d, m, c, 0.5 + 0.1 * i - 0.05 * j, 171) for d in datasets for i, m in enumerate(["SFT", "DPO", "P-DPO"])
             for j, c in enumerate(("true", "none", "random", "shuffled"))]  # fmt: skip
-    return with_interval(pd.DataFrame(rows, columns=["dataset", "method", "context", "accuracy", "n"])).assign(
-        chance=0.5
-    )
+    return with_interval(pd.DataFrame(rows, columns=["dataset", "method", "context", "value", "n"])).assign(chance=0.5)
 
 
 @looks
@@ -172,7 +170,7 @@ def test_the_command_makes_them():
 def test_names_are_those_of_the_tables():
     for name in ("LIKELIHOOD", "SHORTEST", "LONGEST"):
         assert getattr(figures, name) == getattr(options, name)
-    assert (figures.FOUR_WAYS, figures.NONE, figures.ALL) == (context.FOUR_WAYS, context.NONE, communities.ALL)
+    assert (figures.FOUR_WAYS, figures.NONE, figures.ALL) == (context.FOUR_WAYS, context.NONE, intervals.ALL)
     assert set(figures.CONTEXTS) == set(CONTEXTS)
 
 

@@ -17,27 +17,30 @@ from prlhf_kit.data.context import Contexts, people_of, with_context
 from prlhf_kit.data.schema import SchemaError, message, record
 from prlhf_kit.data.sources import read_rows
 from prlhf_kit.evaluation.accuracy import LENGTH, USER_LENGTH, ranked_right
-from prlhf_kit.evaluation.communities import about, reward_accuracy_by_community, win_rates_by_community
+from prlhf_kit.evaluation.communities import about
 from prlhf_kit.evaluation.context import (
     BOTH,
     CONTEXT_COMPARISONS,
     FOUR_WAY_COMPARISONS,
     NEITHER,
+    NUMBERS,
     PROMPT,
     SOFT,
-    accuracies,
     by_context,
-    comparisons,
+    clusters,
     context_matrix,
     four_way,
     items,
     rewarded,
 )
-from prlhf_kit.evaluation.intervals import cluster_bootstrap, crossed_interval, holm, permutation_test
+from prlhf_kit.evaluation.intervals import differences, intervals, with_all
 from prlhf_kit.evaluation.judges import judged
 from prlhf_kit.evaluation.llm_judge import LLMJudge
-from prlhf_kit.evaluation.options import LIKELIHOOD, LONGEST, SHORTEST, SUMMED, choose, option_accuracy, questions
+from prlhf_kit.evaluation.options import RULES, choose, questions
 from prlhf_kit.evaluation.paid_answers import JudgeError
+from prlhf_kit.evaluation.reward_models import reward_accuracy
+from prlhf_kit.evaluation.statistics import cluster_bootstrap, crossed_interval, holm, permutation_test
+from prlhf_kit.evaluation.win_rate import win_rates_by_community
 from prlhf_kit.models.hub import load_tokenizer
 from prlhf_kit.models.logprobs import score_pairs
 from prlhf_kit.models.rewards import SequenceReward
@@ -138,7 +141,7 @@ def test_ties_share_the_point(make_tiny, tokenizer):
     assert table.right.tolist() == pytest.approx([1 / 3, 1 / 2])
     assert table.right_longest.tolist() == pytest.approx([1 / 3, 1 / 2])
     assert table.picked.isna().all()
-    assert option_accuracy(table).accuracy.tolist() == pytest.approx([5 / 12] * 4)
+    assert table[[*RULES.values()]].mean().tolist() == pytest.approx([5 / 12] * 4)
 
 
 def test_choose_hears_the_user_and_the_context(asked, make_tiny, tokenizer):
@@ -150,18 +153,6 @@ def test_choose_hears_the_user_and_the_context(asked, make_tiny, tokenizer):
     told = choose(model, tokenizer, with_context(rows, Contexts("true", people_of(asked))))
     for one, other in ((nobody, first), (first, second), (nobody, told)):
         assert abs(one.logps[0][0] - other.logps[0][0]) > 1e-3
-
-
-def test_option_accuracy_by_hand():
-    table = pd.DataFrame({"user_id": ["u", "u", "v", "w"], "options": [4, 4, 4, 2], "right": [1.0, 0, 1, 0.5],
-                          "right_sum": 0.0, "right_shortest": [0, 0, 0, 1.0], "right_longest": 1.0})  # fmt: skip
-    found = option_accuracy(table).set_index("rule")
-    assert found.accuracy.to_dict() == {LIKELIHOOD: 0.625, SUMMED: 0, SHORTEST: 0.25, LONGEST: 1}
-    assert found.chance.tolist() == [(3 / 4 + 1 / 2) / 4] * 4
-    assert (found.n == 4).all()
-    assert (found.users == 3).all()
-    i = cluster_bootstrap(table.right, table.user_id)
-    assert found.loc[LIKELIHOOD, ["low", "high"]].tolist() == [i.low, i.high]
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason=f"no real data in {REAL}")
@@ -192,9 +183,9 @@ def test_rewarded_by_hand():
     nearly = scores.assign(rejected_logp=scores.rejected_logp + 0.0005)  # rounding apart
     assert rewarded(nearly, anchor).tolist() == [1, 0, 0, 0.5]
     assert rewarded(nearly.assign(chosen_logp=nearly.chosen_logp + 0.002), anchor).tolist() == [1, 0, 0, 1]
-    with pytest.raises(ValueError, match="none for 1 scores"):
+    with pytest.raises(ValueError, match="1 of 4 reward differences are NaN"):
         rewarded(scores, anchor[1:].assign(pair_id="p"))
-    with pytest.raises(ValueError, match="4 rows for 2 pairs"):
+    with pytest.raises(ValueError, match="not unique"):
         rewarded(scores, pd.concat([anchor, anchor]))
 
 
@@ -221,7 +212,8 @@ def test_context_matrix_asks_every_pair_in_every_context_once(pairs, people):
     assert len(calls[0]) == 12 * 4
     asked = {(row["pair_id"], row["prompt"][0]["content"] if len(row["prompt"]) > 1 else "") for row in calls[0]}
     assert len(asked) == 48
-    cells = table.pivot(index="community", columns="context", values="accuracy")
+    table = intervals(table, by=["community", "context"], cluster="prompt")
+    cells = table.pivot(index="community", columns="context", values="value")
     assert cells[["none", "a", "b", "c"]].to_numpy().tolist() == [
         [0.5, 1, 0, 0], [0.5, 0, 1, 0], [0.5, 0, 0, 1]
     ]  # fmt: skip
@@ -236,9 +228,9 @@ def test_the_diagonal_is_the_right_context(pairs, people, make_tiny, tokenizer):
         return rewarded(score_pairs(model, tokenizer, rows), anchor)
 
     contexts = Contexts("shuffled", people)
-    matrix = context_matrix(rank, pairs, contexts).set_index(["community", "context"]).accuracy
+    matrix = context_matrix(rank, pairs, contexts).groupby(["community", "context"]).value.mean()
     single = by_context(rank, pairs, contexts, method="m")
-    table = accuracies(single, ["context", "user_id"]).set_index(["context", "user_id"]).accuracy
+    table = single.groupby(["context", "user_id"]).value.mean()
     for user in "abc":
         assert matrix[user, user] == table["true", user]
         assert matrix[user, "none"] == table["none", user] == 0.5  # the anchor against itself
@@ -252,20 +244,20 @@ def test_the_diagonal_is_the_right_context(pairs, people, make_tiny, tokenizer):
 
 def test_by_context_and_its_differences(pairs, people):
     table = by_context(by_rule, pairs, Contexts("true", people), dataset="d")
-    assert table.columns.tolist() == ["dataset", "context", "user_id", "prompt", "item", "value", "chance"]
-    found = accuracies(table, ["context"])
-    assert dict(zip(found.context, found.accuracy, strict=True)) == {
+    assert {"dataset", "context", "user_id", "prompt", "item", "value", "chance"} <= set(table)
+    found = intervals(table, by=["context"], **NUMBERS)
+    assert dict(zip(found.context, found.value, strict=True)) == {
         "true": 1, "none": 0.5, "random": 0, "shuffled": 0
     }  # fmt: skip
     assert (found.chance == 0.5).all()
-    gaps = comparisons(table, CONTEXT_COMPARISONS, "context", ["dataset"], named=True)
+    gaps = differences(table, CONTEXT_COMPARISONS, ["dataset"], clusters(named=True), column="context")
     assert gaps[["one", "other", "difference", "users"]].to_numpy().tolist() == [
         ["true", "none", 0.5, 3], ["true", "random", 1, 3], ["true", "shuffled", 1, 3]
     ]  # fmt: skip
     assert gaps.p.tolist() == [permutation_test([0.5] * 12, range(12))] * 3
     assert gaps.p_holm.tolist() == holm(gaps.p.tolist())
     # of users that are a sample, three can show nothing
-    assert (comparisons(table, CONTEXT_COMPARISONS, "context", ["dataset"]).p >= 0.25).all()
+    assert (differences(table, CONTEXT_COMPARISONS, ["dataset"], clusters(False), column="context").p >= 0.25).all()
 
 
 def test_by_context_of_questions(asked, make_tiny, tokenizer):
@@ -278,19 +270,10 @@ def test_by_context_of_questions(asked, make_tiny, tokenizer):
     assert table.prompt[:4].tolist() == [f"What would you advise, {user}?" for user in "abcd"]
 
 
-def test_rows_with_a_context_and_strange_answers_are_refused(pairs, people):
+def test_rows_with_a_context_are_not_scored_as_if_without(pairs, people):
     told = with_context(pairs, Contexts("true", people))
-    for call in (lambda: by_context(by_rule, told, Contexts("true", people)), lambda: items(told, [1.0] * 12),
-                 lambda: context_matrix(by_rule, told, Contexts("true", people))):  # fmt: skip
-        with pytest.raises(SchemaError, match="have a context already"):
-            call()
-    with pytest.raises(ValueError, match=r"shape \(3,\) for 48 rows"):
-        context_matrix(lambda rows: [1, 1, 1], pairs, Contexts("true", people))
-    with pytest.raises(ValueError, match=r"shape \(1,\) for 12 rows"):
-        items(pairs, [1.0])
-    nobody = pairs.map(lambda row: {"user_id": "none"})
-    with pytest.raises(ValueError, match="stands for no context"):
-        context_matrix(by_rule, nobody, Contexts("true", {"none": None}))
+    with pytest.raises(AssertionError, match="have a context already"):
+        items(told, [1.0] * 12)
     with pytest.raises(SchemaError, match="context=False"):
         by_context(by_rule, pairs, Contexts("true", people), kinds=(False,))
 
@@ -320,10 +303,10 @@ def test_four_way():
     assert found.users.tolist() == [4] * 5 + [30] * 2
     first = dsp[dsp.method == NEITHER]
     i = cluster_bootstrap(first.value, first.prompt)  # the communities are named
-    assert found.loc[0, ["accuracy", "low", "high"]].tolist() == [i.estimate, i.low, i.high]
+    assert found.loc[0, ["value", "low", "high"]].tolist() == [i.estimate, i.low, i.high]
     last = other[other.method == SOFT]
     i = crossed_interval(last.value, last.user_id, last.prompt)
-    assert found.loc[6, ["accuracy", "low", "high"]].tolist() == [i.estimate, i.low, i.high]
+    assert found.loc[6, ["value", "low", "high"]].tolist() == [i.estimate, i.low, i.high]
 
     assert list(zip(gaps.one[:6], gaps.other[:6], strict=True)) == list(FOUR_WAY_COMPARISONS)
     assert gaps.iloc[6:][["dataset", "one", "other"]].to_numpy().tolist() == [["other", SOFT, NEITHER]]
@@ -443,8 +426,6 @@ def test_win_rates_by_community_by_hand():
     i = cluster_bootstrap(read.preference.map({"a": 1, "tie": 0.5, "b": 0}), read.prompt)
     assert part.loc["all", ["low", "high"]].tolist() == [i.low, i.high]
     assert found[found.system_a == "right"].set_index("community").win_rate["a"] == 0
-    with pytest.raises(ValueError, match="stands for all of them"):
-        win_rates_by_community(judgements([("all", "p", "a")]))
 
 
 class Counts:
@@ -454,6 +435,11 @@ class Counts:
         return torch.tensor([text[0]["content"].count(user) for text, user in zip(responses, user_ids, strict=True)])
 
 
+def by_community(reward, pairs, train):
+    table = with_all(reward_accuracy(reward, pairs, train))
+    return intervals(table, by=["method", "community"], cluster="prompt").set_index(["method", "community"])
+
+
 def test_reward_accuracy_by_community_by_hand():
     pairs = [record("1", "a", "P?", "aa", "a b"), record("2", "a", "Q?", "b", "a a a"),
              record("3", "b", "P?", "b a", "ab"), record("4", "b", "R?", "b b", "x")]  # fmt: skip
@@ -461,27 +447,22 @@ def test_reward_accuracy_by_community_by_hand():
     train = [record(f"t{i}", user, f"{i}?", chosen, rejected) for i, (user, chosen, rejected) in enumerate(
         [("a", "x", "x x"), ("a", "x", "x x x"), ("b", "x x", "x"), ("b", "x x", "x"), ("b", "x x", "x")]
     )]  # fmt: skip
-    table = reward_accuracy_by_community(Counts(), Dataset.from_list(pairs), Dataset.from_list(train))
-    found = table.set_index(["method", "community"])
-    assert found.accuracy.to_dict() == {
+    found = by_community(Counts(), Dataset.from_list(pairs), Dataset.from_list(train))
+    assert found.value.to_dict() == {
         ("reward model", "a"): 0.5, ("reward model", "b"): 0.75, ("reward model", "all"): 0.625,
         (LENGTH, "a"): 0, (LENGTH, "b"): 1, (LENGTH, "all"): 0.5,
         (USER_LENGTH, "a"): 1, (USER_LENGTH, "b"): 1, (USER_LENGTH, "all"): 1,
     }  # fmt: skip
-    assert found.n.tolist() == [2, 2, 4] * 3
+    assert found.n.groupby("community").agg(set).to_dict() == {"a": {2}, "b": {2}, "all": {4}}
     i = cluster_bootstrap([1, 0, 0.5, 1], ["P", "Q", "P", "R"])
     assert found.loc[("reward model", "all"), ["low", "high"]].tolist() == [i.low, i.high]
-    with pytest.raises(ValueError, match="stands for all of them"):
-        reward_accuracy_by_community(
-            Counts(), Dataset.from_list([pairs[0] | {"user_id": "all"}]), Dataset.from_list(train)
-        )
 
 
 def test_reward_models_are_taken_as_they_are(pairs, base):
     """A real reward model: the pooled row is its accuracy over all pairs."""
     model = kit.new_reward_model(base)
     reward = SequenceReward(model.eval(), load_tokenizer(base))
-    found = reward_accuracy_by_community(reward, pairs, pairs).set_index(["method", "community"]).accuracy
+    found = by_community(reward, pairs, pairs).value
     prompts = list(pairs["prompt"])
     chosen, rejected = (reward.score(prompts, list(pairs[name])).numpy() for name in ("chosen", "rejected"))
     assert found["reward model", "all"] == ranked_right(chosen, rejected).mean()

@@ -71,10 +71,12 @@ def test_dimensions():
 
 @looks
 def test_reward_front():
-    table = pd.DataFrame({"guide": ["PAD"] * 3, "weight": [0.0, 1.0, 3.0], "x": [0.0, 1.0, 0.8], "y": [0.5, 0.6, 0.4],
-                          "x_low": [-0.2, 0.7, 0.5], "x_high": [0.2, 1.4, 1.0], "y_low": [0.4, 0.5, 0.3],
-                          "y_high": [0.6, 0.7, 0.5], "front": [False, True, False]})  # fmt: skip
-    figure = evaluation_figures.reward_front(table.assign(x_label="reward", y_label="coherence"))
+    both = {"reward": [0.0, 1.0, 0.8, -0.2, 0.7, 0.5, 0.2, 1.4, 1.0],
+            "coherence": [0.5, 0.6, 0.4, 0.4, 0.5, 0.3, 0.6, 0.7, 0.5]}  # fmt: skip
+    parts = [pd.DataFrame({"guide": "PAD", "weight": [0.0, 1.0, 3.0], "measure": measure, "value": numbers[:3],
+                           "low": numbers[3:6], "high": numbers[6:], "front": [False, True, False]})
+             for measure, numbers in both.items()]  # fmt: skip
+    figure = evaluation_figures.reward_front(pd.concat(parts, ignore_index=True))
     ax = figure.axes[0]
     assert ax.lines[0].get_xydata().tolist() == [[0, 0.5], [1, 0.6], [0.8, 0.4]]
     assert ax.collections[-1].get_offsets().tolist() == [[1, 0.6]]  # the ring
@@ -93,7 +95,7 @@ def test_length_against_win():
 
 @looks
 def test_fairness():
-    table = pd.DataFrame({"user_id": ["worst", "middle", "best"], "group": ["g", "h", "g"], "gain": [-0.2, 0.1, 0.5],
+    table = pd.DataFrame({"user_id": ["worst", "middle", "best"], "group": ["g", "h", "g"], "value": [-0.2, 0.1, 0.5],
                           "low": [-0.5, np.nan, 0.3], "high": [0.1, np.nan, 0.7], "unit": "gained"})  # fmt: skip
     figure = evaluation_figures.fairness(table)
     ax = figure.axes[0]
@@ -104,8 +106,15 @@ def test_fairness():
 
 @looks
 def test_position_bias():
-    table = pd.DataFrame({"judge": ["fair", "first"], "position_bias": [0.0, 1.0], "low": [-0.1, 1.0],
-                          "high": [0.1, 1.0], "disagree": [0.1, 1.0]})  # fmt: skip
+    table = pd.DataFrame(
+        {
+            "judge": ["fair", "first"] * 2,
+            "measure": ["prefers the first"] * 2 + ["orders disagree"] * 2,
+            "value": [0.0, 1.0, 0.1, 1.0],
+            "low": [-0.1, 1.0] * 2,
+            "high": [0.1, 1.0] * 2,
+        }
+    )
     figure = evaluation_figures.position_bias(table)
     left, right = figure.axes
     assert bars(left)[0] == [[0, 0], [1, 1]]
@@ -115,9 +124,9 @@ def test_position_bias():
 
 @looks
 def test_policy_accuracy():
-    table = pd.DataFrame({"guide": ["PAD"] * 2, "weight": [0.0, 1.0], "accuracy": [0.5, 0.6], "low": [0.4, 0.5],
-                          "high": [0.6, 0.8], "reward_accuracy": 0.9, "reward_low": 0.85,
-                          "reward_high": 0.95})  # fmt: skip
+    table = pd.DataFrame({"method": "PAD", "weight": [0.0, 1.0] * 2, "of": ["steered model"] * 2 + ["reward alone"] * 2,
+                          "value": [0.5, 0.6, 0.9, 0.9], "low": [0.4, 0.5, 0.85, 0.85],
+                          "high": [0.6, 0.8, 0.95, 0.95]})  # fmt: skip
     figure = evaluation_figures.policy_accuracy(table)
     ax = figure.axes[0]
     assert bars(ax)[0] == [[0, 0.5], [1, 0.6]]
@@ -127,7 +136,7 @@ def test_policy_accuracy():
 
 @looks
 def test_tax():
-    table = pd.DataFrame({"set": ["helpful", "harmless"], "model": "P-DPO", "change": [-0.1, 0.02],
+    table = pd.DataFrame({"set": ["helpful", "harmless"], "one": "P-DPO", "difference": [-0.1, 0.02],
                           "low": [-0.2, -0.05], "high": [0.0, 0.1]})  # fmt: skip
     figure = evaluation_figures.alignment_tax(table)
     assert bars(figure.axes[0]) == [[[-0.1, 0], [0.02, 1]]]
@@ -137,7 +146,7 @@ def test_tax():
 @looks
 def test_accuracy_by_method():
     table = pd.DataFrame({"split": "test_seen", "method": ["P-DPO, user", "vanilla DPO", "oracle"],
-                          "accuracy": [0.8, 0.5, 0.9], "low": [0.7, 0.4, 0.9], "high": [0.85, 0.6, 0.9]})  # fmt: skip
+                          "value": [0.8, 0.5, 0.9], "low": [0.7, 0.4, 0.9], "high": [0.85, 0.6, 0.9]})  # fmt: skip
     figure = user_figures.accuracy_by_method(table)
     assert [bar.get_width() for bar in figure.axes[0].patches] == [0.8, 0.5]
     return figure
@@ -145,7 +154,7 @@ def test_accuracy_by_method():
 
 @looks
 def test_accuracy_by_user():
-    users = pd.DataFrame({"user_id": ["b", "a"], "method": "m", "accuracy": [0.2, 0.6], "low": 0.1, "high": 0.9})
+    users = pd.DataFrame({"user_id": ["b", "a"], "method": "m", "value": [0.2, 0.6], "low": 0.1, "high": 0.9})
     figure = user_figures.accuracy_by_user(users)
     assert bars(figure.axes[0])[0] == [[0.2, 1], [0.6, 0]]
     return figure
@@ -154,7 +163,7 @@ def test_accuracy_by_user():
 @looks
 def test_adaptation():
     table = pd.DataFrame({"k": [0, 1, 4, 1, 4], "method": ["generic row"] + ["nearest"] * 2 + ["fitted"] * 2,
-                          "accuracy": [0.5, 0.6, 0.8, 0.55, 0.85], "low": 0.45, "high": 0.9})  # fmt: skip
+                          "value": [0.5, 0.6, 0.8, 0.55, 0.85], "low": 0.45, "high": 0.9})  # fmt: skip
     figure = user_figures.adaptation(table)
     assert [y for _, y in bars(figure.axes[0])[0]] == [0.6, 0.8]
     return figure

@@ -8,7 +8,7 @@ from datasets import Dataset, DatasetDict
 import prlhf_kit as kit
 from prlhf_kit.data.schema import record
 from prlhf_kit.evaluation import dataset
-from prlhf_kit.evaluation.accuracy import length_rules
+from prlhf_kit.evaluation.accuracy import LENGTH, USER_LENGTH, length_rules_of
 from prlhf_kit.figures import data as data_figures
 
 
@@ -37,7 +37,7 @@ def test_overview(data):
 
 def test_length_rule_learns_each_users_direction_from_training_pairs(data):
     lengths = dataset.lengths(data)
-    rule = dataset.length_rule(lengths).set_index(["split", "rule"]).accuracy
+    rule = dataset.length_rule(lengths).set_index(["split", "method"]).value
     assert rule["test_seen", "length rule"] == 0.5  # longer for all: right for ann only
     assert rule["test_seen", "length rule per user"] == 1.0
     assert rule["train (in sample)", "length rule per user"] == pytest.approx(6 / 7)
@@ -48,9 +48,9 @@ def test_length_rule_learns_each_users_direction_from_training_pairs(data):
 
 
 def test_length_rules_use_the_pooled_direction_for_strangers():
-    pooled, own = length_rules(["a", "a", "b"], [1, 2, -3], ["a", "b", "zoe"], [-4, -4, 4])
-    assert pooled.tolist() == [0, 0, 1]
-    assert own.tolist() == [0, 1, 1]
+    found = length_rules_of(["a", "a", "b"], [1, 2, -3], ["a", "b", "zoe"], [-4, -4, 4])
+    assert found[LENGTH].tolist() == [0, 0, 1]
+    assert found[USER_LENGTH].tolist() == [0, 1, 1]
 
 
 def test_agreement_by_hand(data):
@@ -123,7 +123,7 @@ def test_one_pair_and_answers_without_words(tmp_path):
     lengths = dataset.lengths(one)
     data_figures.lengths(lengths).savefig(tmp_path / "1.png")
     data_figures.users_and_pairs(lengths).savefig(tmp_path / "2.png")
-    assert dataset.length_rule(lengths).accuracy.tolist() == [1.0, 1.0]
+    assert dataset.length_rule(lengths).value.tolist() == [1.0, 1.0]
     numbers = split(*[("ann", f"Q{i}", str(2 * i), str(2 * i + 1)) for i in range(30)])
     assert dataset.response_map(numbers).empty
     assert dataset.typical_words(numbers).empty

@@ -11,11 +11,21 @@ from prlhf_kit.figures.evaluation import FIGURES as EVALUATION
 
 RNG = np.random.default_rng(0)
 AROUND = {"low": [0.4, 0.5, 0.3, 0.6], "high": [0.8, 0.9, 0.7, 0.95]}
-ACCURACY = {"accuracy": [0.6, 0.7, 0.5, 0.8], **AROUND}
-TRADE_OFF = {
-    "strategy": ["GRFT, CRFT"] * 2 + ["base, CRFT"] * 2, "point": [0.0, 1.0] * 2, "custom": [0.5, 0.7, 0.5, 0.6],
-    "custom_low": 0.4, "custom_high": 0.8, "general": [0.7, 0.6, 0.5, 0.45], "general_low": 0.4, "general_high": 0.75,
-}  # fmt: skip
+INTERVALS = {"value": [0.6, 0.7, 0.5, 0.8], **AROUND}
+# strategies, points, and the accuracy on custom and on general pairs
+TRADE_OFF = pd.DataFrame(
+    [
+        (strategy, point, of, value, 0.4, 0.8 if of == "custom" else 0.75)
+        for strategy, point, *both in (
+            ("GRFT, CRFT", 0.0, 0.5, 0.7),
+            ("GRFT, CRFT", 1.0, 0.7, 0.6),
+            ("base, CRFT", 0.0, 0.5, 0.5),
+            ("base, CRFT", 1.0, 0.6, 0.45),
+        )
+        for of, value in zip(("custom", "general"), both, strict=True)
+    ],
+    columns=["strategy", "point", "of", "value", "low", "high"],
+)
 GAINS = {
     "gain": [0.0, 0.5, 1.2, 0.8], "low": [0.0, 0.1, 0.6, -0.2], "high": [0.0, 1.0, 1.9, 1.9],
     "logp": [-0.6, -0.7, -0.8, -1.1], "changed": [0.0, 0.1, 0.2, 0.4], "asked": [1.0, 0.5, 0.25, 0.1],
@@ -33,22 +43,22 @@ TABLES = {
                                      "loss": [0.7, 0.6, 0.4, 0.7, 0.69, 0.7], "accuracy": [0.5, 0.6, 0.8] * 2}),
     "similarity": pd.DataFrame([[1.0, -0.4], [-0.4, 1.0]], index=["a", "b"], columns=["a", "b"]),
     "swapped": pd.DataFrame({"judge": list("aabb"), "author": list("abab"), "utility": [3.0, 1.0, 0.0, 4.0]}),
-    "pairs_learned": pd.DataFrame({"user_model": ["individual"] * 3 + ["oracle"], "k": [5, 10, 20, 20], **ACCURACY}),
+    "pairs_learned": pd.DataFrame({"user_model": ["individual"] * 3 + ["oracle"], "k": [5, 10, 20, 20], **INTERVALS}),
     "user_map": pd.DataFrame({"user_model": "individual", "user_id": list("abcd"), "group": list("gghh"),
                               "x": [0.0, 0.2, 1.0, 1.1], "y": [0.0, 0.1, 1.0, 0.8]}),
-    "adaptation": pd.DataFrame({"k": [0, 1, 2, 4], "method": ["generic row"] + ["nearest"] * 3, **ACCURACY}),
+    "adaptation": pd.DataFrame({"k": [0, 1, 2, 4], "method": ["generic row"] + ["nearest"] * 3, **INTERVALS}),
     "reward_stages": pd.DataFrame({"kind": ["domain", "domain", "general"], "name": ["academy", "poetry", "helpful"]}),
-    "reward_new_users": pd.DataFrame({"method": ["pooled, x"] + ["low_rank, x"] * 3, "k": [0, 1, 2, 4], **ACCURACY}),
+    "reward_new_users": pd.DataFrame({"method": ["pooled, x"] + ["low_rank, x"] * 3, "k": [0, 1, 2, 4], **INTERVALS}),
     "reward_word_clouds": pd.DataFrame({"group": ["g"], "word": ["tea"], "weight": [1.0]}),
     "reward_curves": pd.DataFrame({"model": ["grft"] * 2 + ["crft"] * 2, "set": "helpful", "step": [0, 9] * 2,
-                                   "pairs": 24, **ACCURACY}),
-    "domain_heatmap": pd.DataFrame({"model": list("aabb"), "pairs_of": list("abab"), "pairs": 24, **ACCURACY}),
-    "trade_off": pd.DataFrame(TRADE_OFF),
-    "reliability": pd.DataFrame({"model": ["a"] * 4, "confidence": [0.55, 0.65, 0.75, 0.9], "pairs": 9, **ACCURACY}),
+                                   "pairs": 24, **INTERVALS}),
+    "domain_heatmap": pd.DataFrame({"model": list("aabb"), "pairs_of": list("abab"), "n": 24, **INTERVALS}),
+    "trade_off": TRADE_OFF,
+    "reliability": pd.DataFrame({"model": ["a"] * 4, "confidence": [0.55, 0.65, 0.75, 0.9], "pairs": 9, **INTERVALS}),
     "reward_heads": pd.DataFrame({"split": "test_seen", "features": ["x", "x", "y", ""],
-                                  "head": ["pooled", "per_user", "pooled", "oracle"], **ACCURACY}),
+                                  "method": ["pooled", "per_user", "pooled", "oracle"], **INTERVALS}),
     "visible": pd.DataFrame({"features": ["x", "x"], "attribute": ["length", "lists"], "r2": [0.5, -0.1]}),
-    "head_trade_off": pd.DataFrame(TRADE_OFF).assign(custom_pairs=9, general_pairs=9, chosen=[False, True] * 2),
+    "head_trade_off": TRADE_OFF.assign(n=9, chosen=TRADE_OFF.point == 1),
     "reward_by_weight": pd.DataFrame({"guide": ["PAD"] * 4, "weight": [0.0, 0.5, 1.0, 3.0], **GAINS}),
     "steering_methods": pd.DataFrame({"method": ["base", "prompt", "PAD", "ARGS"], **GAINS}),
     "two_preferences": pd.DataFrame({"towards": ["a", "a", "both", "both"], "user_id": list("abab"), **GAINS}),

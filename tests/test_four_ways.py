@@ -6,12 +6,15 @@ import pytest
 from datasets import Dataset
 
 import prlhf_kit as kit
+from prlhf_kit.data.chat import prompt_text
 from prlhf_kit.data.context import Contexts, people_of, with_context
 from prlhf_kit.data.schema import record
-from prlhf_kit.evaluation import context_or_soft_tokens as ways
+from prlhf_kit.evaluation import context as ways
 from prlhf_kit.evaluation.accuracy import USER_LENGTH
 from prlhf_kit.evaluation.context import PROMPT, rewarded
-from prlhf_kit.evaluation.options import questions
+from prlhf_kit.evaluation.intervals import intervals
+from prlhf_kit.evaluation.options import LIKELIHOOD, RULES, choose, questions
+from prlhf_kit.evaluation.statistics import cluster_bootstrap
 from prlhf_kit.models.logprobs import score_pairs
 from prlhf_kit.models.user_index import GENERIC
 
@@ -29,8 +32,8 @@ def test_pairs_are_ranked_against_the_anchor_with_each_reader(make_tiny, tokeniz
     pairs, readers = told
     model, anchor = make_tiny(), score_pairs(make_tiny(), tokenizer, pairs)
     kinds = tuple(readers)
-    results, picked = ways.tried(model, tokenizer, pairs, readers["none"], kinds, anchor=anchor, method="mine")
-    assert picked.empty
+    results = ways.tried(model, tokenizer, pairs, readers["none"], kinds, anchor=anchor, method="mine")
+    assert set(results.rule) == {LIKELIHOOD}
     for kind, reader in readers.items():
         wanted = rewarded(score_pairs(model, tokenizer, with_context(pairs, reader)), anchor)
         found = results[results.context == kind]
@@ -46,7 +49,7 @@ def test_users_without_a_row_get_the_generic_one(personal, tokenizer, told):
     index = kit.UserIndex(["a", "b", "c"])
 
     def values(known):
-        return ways.tried(personal, tokenizer, pairs, readers["none"], ["none"], known, anchor)[0].value.tolist()
+        return ways.tried(personal, tokenizer, pairs, readers["none"], ["none"], known, anchor).value.tolist()
 
     by_row = [rewarded(score_pairs(personal, tokenizer, pairs, rows), anchor).tolist()
               for rows in (index.rows(pairs["user_id"]), [GENERIC] * len(pairs))]  # fmt: skip
@@ -63,11 +66,17 @@ def test_questions_are_chosen_by_likelihood(make_tiny, tokenizer):
     ]
     asked = questions(Dataset.from_list(rows))
     reader = Contexts("user_text", people_of(Dataset.from_list(rows)))
-    results, picked = ways.tried(make_tiny(), tokenizer, asked, reader, ["user_text"], dataset="mine", method="x")
-    assert results.chance.tolist() == [0.25] * 4
-    likelihood = picked[picked.rule == "likelihood a token"]
-    assert likelihood.accuracy.item() == pytest.approx(results.value.mean())
-    assert set(picked.context) == {"user_text"}
+    told = with_context(asked, reader)
+    results = ways.tried(make_tiny(), tokenizer, asked, reader, ["user_text"], dataset="mine", method="x")
+    assert results.chance.tolist() == [0.25] * 16
+    assert set(results.context) == {"user_text"}
+    assert not set(results.prompt) & {prompt_text(prompt) for prompt in told["prompt"]}  # compared on the same prompts
+    chosen = choose(make_tiny(), tokenizer, told)
+    for rule, column in RULES.items():
+        assert results[results.rule == rule].value.tolist() == chosen[column].tolist()
+    found = intervals(results, by=["rule"], cluster="user_id", **ways.NUMBERS).set_index("rule").loc[LIKELIHOOD]
+    i = cluster_bootstrap(chosen.right, chosen.user_id)
+    assert (found.value, found.low, found.high, found.n, found.users) == (*i[:4], 4)
 
 
 def test_the_length_rule_is_each_users_own(told):

@@ -117,17 +117,16 @@ def test_low_rank_reaches_the_oracle_on_features_that_carry_the_attributes(seed)
     data = kit.data.load("simulated", seed=seed)
     embedded = head_comparison.embed(data, [load_embedder("attributes")])
     found = head_comparison.fit("low_rank", data["train"], embedded["train"])
-    seen = head_comparison.accuracy(found, data, embedded).set_index("split").accuracy["test_seen"]
+    seen = head_comparison.held_out(found, data, embedded).groupby("split").value.mean()["test_seen"]
     assert seen > oracle_accuracy(data["test_seen"]["p_chosen"]) - 0.03
-    few = head_comparison.few_shot_accuracy(found, data, embedded, [0, 8, 1000])
-    assert few.k.tolist() == [0, 8]
-    assert few.accuracy[1] > oracle_accuracy(data["test_unseen"]["p_chosen"]) - 0.08
+    few = head_comparison.few_shot(found, data, embedded, [0, 8, 1000]).groupby("k").value.mean()
+    assert few.index.tolist() == [0, 8]
+    assert few[8] > oracle_accuracy(data["test_unseen"]["p_chosen"]) - 0.08
     without = kit.data.DatasetDict(
         {**data, "adapt_unseen": data["adapt_unseen"].filter(lambda r: r["user_id"] != "formal-3")}
     )
-    assert len(head_comparison.few_shot_accuracy(found, without, embedded, [0, 8])) == 1
-    controls = head_comparison.controls(data)
-    assert set(controls["head"]) == {"length rule", "length rule per user", "oracle"}
+    assert set(head_comparison.few_shot(found, without, embedded, [0, 8]).k) == {0}
+    assert set(head_comparison.controls(data).method) == {"length rule", "length rule per user"}
 
 
 def test_embedding_reads_responses_only_once_and_is_kept(make_tiny, tokenizer, tmp_path, monkeypatch):

@@ -11,6 +11,7 @@ from scipy.optimize import minimize_scalar
 from prlhf_kit.data import simulated
 from prlhf_kit.data.schema import ANSWERS
 from prlhf_kit.evaluation import win_rate
+from prlhf_kit.evaluation.intervals import intervals
 from prlhf_kit.evaluation.judges import (
     UNREADABLE,
     Oracle,
@@ -64,9 +65,9 @@ def test_a_judge_that_always_says_a_gives_one_half_and_a_position_bias_of_one():
     assert (rates[["win", "tie", "loss"]] == [0, 1, 0]).all(axis=None)
     assert rates.p.tolist() == [1, 1]
     assert win_rate.user_win_rates(found).user_win_rate.tolist() == [0.5, 0.5]
-    bias = win_rate.position_bias(found).iloc[0]
-    assert (bias.position_bias, bias.low, bias.high, bias.disagree, bias.n) == (1, 1, 1, 1, 24)
-    assert win_rate.position_bias(judged(says("b"), answers(), [("x", "y")], "last")).position_bias[0] == -1
+    bias = win_rate.position_bias(found)
+    assert bias[["value", "low", "high", "n"]].to_numpy().tolist() == [[1, 1, 1, 24]] * 2
+    assert win_rate.position_bias(judged(says("b"), answers(), [("x", "y")], "last")).value[0] == -1
     assert win_rate.length_controlled(found).lc_win_rate.tolist() == [0.5, 0.5]
     assert win_rate.bradley_terry(found).rating.tolist() == pytest.approx([1000, 1000, 1000])
 
@@ -104,7 +105,7 @@ def test_unreadable_verdicts_are_counted_and_win_nothing():
     assert np.isnan(rates.win_rate)
     assert np.isnan(rates.p_holm)
     assert win_rate.position_bias(silent).unread[0] == 12
-    for measure in (win_rate.by_user, win_rate.user_win_rates, win_rate.bradley_terry, win_rate.length_controlled):
+    for measure in (win_rate.user_win_rates, win_rate.bradley_terry, win_rate.length_controlled):
         assert measure(silent).empty
 
 
@@ -124,7 +125,7 @@ def test_without_users_each_prompt_is_asked_by_somebody_else():
     assert win_rate.user_win_rates(found).users_lost.tolist() == [7, 7, 7]
     assert win_rate.bradley_terry(found).system.tolist() == ["z", "y", "x"]
     assert len(win_rate.length_controlled(found, resamples=3)) == 3
-    assert win_rate.position_bias(found).position_bias[0] == 0
+    assert win_rate.position_bias(found).value[0] == 0
 
 
 def test_unknown_users_are_none_for_the_judge_whatever_pandas_makes_of_them(tmp_path):
@@ -205,13 +206,15 @@ def test_win_rates_by_hand():
     # signs of (1.0, -0.5, 0.0), the users' sums less one half each: |sum| >= 0.5 in all eight
     assert found.p == 1
     assert (found.prompts, found.p_holm) == (3, 1)
-    own = win_rate.by_user(table(rows)).set_index("user_id").win_rate
+    own = intervals(win_rate.with_wins(table(rows)), "win_rate", ["user_id"], "prompt").dropna(subset="win_rate")
+    own = own.set_index("user_id").win_rate
     assert own.to_dict() == {"a": 2.5 / 3, "b": 0, "c": 0.5}
     users = win_rate.user_win_rates(table(rows)).iloc[0]
     assert (users.users_won, users.users_tied, users.users_lost, users.n) == (1, 1, 1, 3)
     assert users.user_win_rate == 0.5
-    bias = win_rate.position_bias(table(rows)).iloc[0]
-    assert (bias.position_bias, bias.disagree, bias.n, bias.unread) == (1 / 5, 1 / 5, 5, 1)
+    bias = win_rate.position_bias(table(rows))
+    assert bias.measure.tolist() == [win_rate.FIRST, win_rate.DISAGREE]
+    assert bias[["value", "n", "unread"]].to_numpy().tolist() == [[1 / 5, 5, 1]] * 2
 
 
 def test_holm_runs_over_all_comparisons_of_a_judge():
@@ -269,7 +272,7 @@ def test_difficulty_is_read_from_other_comparisons():
     """How much better others do against b than against a, whoever of them is called a."""
     rows = [same("aabb"), same("aabb").assign(system_b="z"), same("bbbb").assign(system_a="z", system_b="y")]
     everything = pd.concat(rows, ignore_index=True)
-    everything["won"] = win_rate.won(everything)
+    everything = win_rate.with_wins(everything)
     prompts = everything.prompt[:4]
     # z loses to x on p0 and p1 and beats it on p2 and p3 (log-odds -log 3 and log 3); against y it always loses
     wanted = np.array([1, 1, -1, -1]) * np.log(3)
@@ -278,7 +281,7 @@ def test_difficulty_is_read_from_other_comparisons():
     turned = everything.copy()
     z = turned.system_b == "z"
     turned.loc[z, ["system_a", "system_b"]] = turned.loc[z, ["system_b", "system_a"]].to_numpy()
-    turned.loc[z, "won"] = 1 - turned.won[z]
+    turned.loc[z, "win_rate"] = 1 - turned.win_rate[z]
     assert win_rate._difficulty(prompts, turned, "x", "y") == pytest.approx(wanted)
     assert win_rate._difficulty(prompts, everything[:4], "x", "y").tolist() == [0] * 4  # nobody else
 

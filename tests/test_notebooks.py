@@ -184,11 +184,11 @@ def test_report_and_tables(run):
     assert page.index("Reward accuracy on held-out pairs") < page.index("<img")
     headline = pd.read_parquet(folder / "05_evaluation" / "headline.parquet")
     seen = headline[headline.split == "test_seen"]
-    assert set(seen.pairs) == {24}
+    assert set(seen.n) == {24}
     assert {"P-DPO, user", "vanilla DPO", "prompt with user text", "untrained", "length rule", "oracle"} <= set(
         seen.method
     )
-    unseen = headline[headline.split == "test_unseen"].set_index("method").accuracy
+    unseen = headline[headline.split == "test_unseen"].set_index("method").value
     assert unseen["P-DPO, user"] == unseen["P-DPO, generic row"]  # strangers are the generic user
     assert records["05_evaluation"]["metrics"]["accuracy/test_seen/oracle"] > 0.7
 
@@ -216,7 +216,7 @@ def test_scores_and_judgements_feed_everything(run):
     mine = scores[
         (scores.measure == "reward accuracy") & (scores.method == "P-DPO, user") & (scores.split == "test_seen")
     ]
-    assert headline.accuracy[(headline.method == "P-DPO, user")].iloc[0] == pytest.approx(mine.value.mean(), abs=1e-3)
+    assert headline.value[(headline.method == "P-DPO, user")].iloc[0] == pytest.approx(mine.value.mean(), abs=1e-3)
     metrics = records["05_evaluation"]["metrics"]
     for name in metrics:
         kind, _, what = name.partition("/")

@@ -7,6 +7,7 @@ import torch
 
 import prlhf_kit as kit
 from prlhf_kit.evaluation import policy
+from prlhf_kit.evaluation.intervals import intervals
 from prlhf_kit.models.logprobs import completion_logps
 
 WEIGHTS = [0.0, 1.0, 2.5]
@@ -67,29 +68,31 @@ def test_which_pairs_are_ranked_right_and_how_often(personal, tokenizer, pairs):
     guide = kit.PAD(personal, INDEX)
     some = pairs.select(range(6))
     ranks = policy.policy_ranks({"users": (guide, some["user_id"])}, tokenizer, some, [0.0, 1.0], batch_size=3)
-    assert len(ranks) == 12
+    assert len(ranks) == 24
     chosen, reward_c = policy.steered_logps(guide, tokenizer, some["prompt"], some["chosen"], some["user_id"], [1.0])
     other, reward_r = policy.steered_logps(guide, tokenizer, some["prompt"], some["rejected"], some["user_id"], [1.0])
     at_one = ranks[ranks.weight == 1.0]
-    assert at_one.right.tolist() == (chosen > other)[:, 0].float().tolist()
-    assert at_one.reward_right.tolist() == (reward_c > reward_r).float().tolist()
-    table = policy.policy_accuracies(ranks)
-    assert table.accuracy.tolist() == [ranks[ranks.weight == w].right.mean() for w in (0.0, 1.0)]
-    assert table.reward_accuracy.nunique() == 1
+    assert at_one[at_one.of == policy.POLICY].value.tolist() == (chosen > other)[:, 0].float().tolist()
+    assert at_one[at_one.of == policy.REWARD].value.tolist() == (reward_c > reward_r).float().tolist()
+    table = intervals(ranks, by=["of", "weight"])
+    steered = ranks[ranks.of == policy.POLICY]
+    found = table.value[table.of == policy.POLICY].tolist()
+    assert found == [steered[steered.weight == w].value.mean() for w in (0.0, 1.0)]
+    assert table.value[table.of == policy.REWARD].nunique() == 1
     assert (table.n == 6).all()
 
 
 def test_rank_correlation_by_hand():
     rows = [(user, guide, r, p) for user, guide, r, p in zip("uuvv", "ghgh", [0.5, 0.6, 0.7, 0.8], [0.5, 0.7, 0.6, 0.9],
                                                              strict=True)]  # fmt: skip
-    table = pd.DataFrame(rows, columns=["user_id", "guide", "reward_right", "right"]).assign(weight=1.0)
+    wide = pd.DataFrame(rows, columns=["user_id", "method", policy.REWARD, policy.POLICY]).assign(weight=1.0)
+    table = wide.melt(["user_id", "method", "weight"], var_name="of")
     tau = policy.rank_correlation(table)
     assert tau.estimate == pytest.approx((5 - 1) / 6)  # five pairs in the same order, one not
     assert (tau.n, tau.clusters) == (4, 2)
     assert -1 <= tau.low <= tau.estimate <= tau.high <= 1
-    assert np.isnan(policy.rank_correlation(table.assign(right=1.0)).estimate)
-    with pytest.raises(ValueError, match=r"ranks hold the weights \[1.0, 2.0\], expected one"):
-        policy.rank_correlation(pd.concat([table, table.assign(weight=2.0)]))
+    same = table.assign(value=table.value.where(table.of != policy.POLICY, 1.0))
+    assert np.isnan(policy.rank_correlation(same).estimate)
 
 
 def test_divergence_equals_a_plain_loop_and_is_zero_before_training(personal, make_tiny, tokenizer, pairs):

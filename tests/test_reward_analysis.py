@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from prlhf_kit.data.schema import record
 from prlhf_kit.evaluation import heads, reward_models
 from prlhf_kit.evaluation.heads import Embedded
+from prlhf_kit.evaluation.intervals import intervals
 from prlhf_kit.figures import rewards as reward_figures
 
 
@@ -22,13 +23,13 @@ def test_calibration_by_hand():
     odds = [log_odds(0.8)] * 4 + [-log_odds(0.8), 0.0]
     table, error = reward_models.calibration(odds, bins=5)
     assert table.confidence.tolist() == pytest.approx([0.5, 0.8])
-    assert table.accuracy.tolist() == pytest.approx([0.5, 0.8])  # a tie is right by half
-    assert table.pairs.tolist() == [1, 5]
+    assert table.value.tolist() == pytest.approx([0.5, 0.8])  # a tie is right by half
+    assert table.n.tolist() == [1, 5]
     assert error == pytest.approx(0)
     sure, error = reward_models.calibration([50.0, -50.0])
-    assert sure.accuracy.tolist() == [0.5]
+    assert sure.value.tolist() == [0.5]
     assert error == pytest.approx(0.5)
-    with pytest.raises(ValueError, match="at least one pair"):
+    with pytest.raises(AssertionError, match="at least one pair"):
         reward_models.calibration([])
 
 
@@ -38,15 +39,14 @@ def test_length_matched_and_length_control_by_hand():
 
     test = pairs((10, 9), (10, 8), (5, 20), (6, 6))
     assert reward_models.length_matched(test).tolist() == [True, False, False, True]
-    scored = pd.DataFrame({"model": "m", "right": [0.0, 1.0, 1.0, 1.0], "matched": [True, False, False, True]})
-    found = reward_models.length_control(scored, {"m": pairs((9, 3), (8, 2))}, {"m": test}).set_index(
-        ["pairs_used", "method"]
-    )
-    assert found.accuracy.to_dict() == {
+    scored = pd.DataFrame({"model": "m", "value": [0.0, 1.0, 1.0, 1.0], "matched": [True, False, False, True]})
+    found = reward_models.length_control(scored.assign(prompt="Q?"), {"m": pairs((9, 3), (8, 2))}, {"m": test})
+    found = intervals(found, by=["pairs_used", "method"], cluster="prompt").set_index(["pairs_used", "method"])
+    assert found.value.to_dict() == {
         ("all", "reward model"): 0.75, ("all", "length rule"): 0.625,
         ("length-matched", "reward model"): 0.5, ("length-matched", "length rule"): 0.75,
     }  # fmt: skip
-    assert found.pairs.tolist() == [4, 4, 2, 2]
+    assert found.n.tolist() == [4, 4, 2, 2]
 
 
 def evaluations():
@@ -63,14 +63,22 @@ def evaluations():
 
 
 def test_curves_and_trade_off_by_hand():
-    curve = reward_models.curves(evaluations(), by=["model"])
-    assert curve.accuracy.tolist() == [0.5, 0.5, 1.0, 1.0] * 2
-    assert (curve.low <= curve.accuracy).all()
-    assert (curve.accuracy <= curve.high).all()
-    trade = reward_models.trade_off(evaluations(), ["general"])
-    assert trade[["point", "custom", "general", "pairs"]].to_numpy().tolist() == [[0, 0.5, 0.5, 16], [1, 1.0, 1.0, 16]]
+    curve = intervals(reward_models.pair_by_pair(evaluations()), by=["model", "set", "step"], cluster="asked")
+    assert curve.value.tolist() == [0.5, 0.5, 1.0, 1.0] * 2
+    assert (curve.low <= curve.value).all()
+    assert (curve.value <= curve.high).all()
+    trade = trade_off()
+    assert trade[["point", "of", "value", "n"]].to_numpy().tolist() == [
+        [0, "custom", 0.5, 8], [0, "general", 0.5, 8], [1, "custom", 1.0, 8], [1, "general", 1.0, 8]
+    ]  # fmt: skip
     lists = pd.DataFrame({"set": "s", "step": 0, "prompt": ["a", "b"], "right": [0.0, 3.0], "pairs": [1, 3]})
-    assert reward_models.curves(lists)[["accuracy", "pairs"]].to_numpy().tolist() == [[0.75, 4]]
+    found = intervals(reward_models.pair_by_pair(lists), by=["set", "step"], cluster="asked")
+    assert found[["value", "n", "clusters"]].to_numpy().tolist() == [[0.75, 4, 2]]
+
+
+def trade_off():
+    table = reward_models.trade_off(evaluations(), ["general"])
+    return intervals(table, by=["strategy", "point", "of"], cluster="asked")
 
 
 def test_what_features_can_see():
@@ -98,34 +106,38 @@ def two_tastes(seed=0):
 
 
 def test_a_head_that_starts_from_the_general_one_keeps_more_of_it():
-    table = heads.trade_off(*two_tastes(), strengths=(0.01, 0.1, 1.0, 10.0)).set_index("strategy")
-    alone, after, mixed = (table.loc[path] for path in heads.PATHS)
+    table = heads.trade_off(*two_tastes(), strengths=(0.01, 0.1, 1.0, 10.0))
+    assert set(table.n) == {150}
+    wide = table.pivot(index=["strategy", "strength", "chosen"], columns="of", values="value").reset_index()
+    wide = wide.sort_values("strength", ascending=False).set_index("strategy")
+    alone, after, mixed = (wide.loc[path] for path in heads.PATHS)
     assert after.general.iloc[0] > 0.9 > after.custom.iloc[0]  # the general head itself
     assert alone.general.iloc[0] == alone.custom.iloc[0] == 0.5  # all rewards 0
     assert after.custom.iloc[-1] > after.custom.iloc[0]
     assert after.general[after.chosen].item() > alone.general[alone.chosen].item()
     assert mixed.general.iloc[-1] >= after.general.iloc[-1]
-    assert table.chosen.sum() == 3
-    assert set(table.custom_pairs) == set(table.general_pairs) == {150}
+    assert wide.chosen.sum() == 3
 
 
 def test_every_figure_is_drawn():
     reliability, _ = reward_models.calibration(np.linspace(-2, 3, 40), 4)
     tables = {
-        "curves": reward_models.curves(evaluations(), by=["model"]),
-        "domain_heatmap": pd.DataFrame(
-            {"model": list("aabb"), "pairs_of": list("abab"), "accuracy": 0.5, "low": 0.2, "high": 0.8, "pairs": 4}
+        "curves": intervals(
+            reward_models.pair_by_pair(evaluations()), by=["model", "set", "step"], cluster="asked"
         ),
-        "trade_off": reward_models.trade_off(evaluations(), ["general"]),
+        "domain_heatmap": pd.DataFrame(
+            {"model": list("aabb"), "pairs_of": list("abab"), "value": 0.5, "low": 0.2, "high": 0.8, "n": 4}
+        ),
+        "trade_off": trade_off(),
         "reliability": reliability.assign(model="m"),
         "reward_heads": pd.DataFrame(
-            {"split": "test_seen", "features": ["x", ""], "head": ["pooled", "oracle"], "accuracy": [0.5, 1.0],
+            {"split": "test_seen", "features": ["x", ""], "method": ["pooled", "oracle"], "value": [0.5, 1.0],
              "low": [0.4, 1.0], "high": [0.6, 1.0]}
         ),
         "head_trade_off": heads.trade_off(*two_tastes(), strengths=(0.1, 10.0)),
         "visible": pd.DataFrame({"features": "x", "attribute": ["length", "lists"], "r2": [0.5, -0.1]}),
         "new_users": pd.DataFrame(
-            {"method": ["pooled, x", "low_rank, x", "mixture, x"], "k": 1, "accuracy": 0.5, "low": 0.4, "high": 0.6}
+            {"method": ["pooled, x", "low_rank, x", "mixture, x"], "k": 1, "value": 0.5, "low": 0.4, "high": 0.6}
         ),
         "typical_words": pd.DataFrame({"group": ["g", "g"], "word": ["tea", "rain"], "weight": [2.0, 1.0]}),
         "reward_stages": pd.DataFrame(

@@ -5,9 +5,10 @@ import pandas as pd
 import pytest
 from datasets import Dataset
 
-from prlhf_kit.evaluation import fairness
-from prlhf_kit.evaluation.alignment_tax import alignment_tax
-from prlhf_kit.evaluation.intervals import (
+from prlhf_kit.data.schema import record
+from prlhf_kit.evaluation.accuracy import ranked_on_sets, spread
+from prlhf_kit.evaluation.intervals import ITEM, against, differences, intervals, long_table, minus
+from prlhf_kit.evaluation.statistics import (
     around,
     cluster_bootstrap,
     crossed_interval,
@@ -169,7 +170,7 @@ def test_small_cases_by_hand():
     assert permutation_test([1.0, 1.0], ["a", "a"]) == 1
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert holm([]) == []
-    with pytest.raises(ValueError, match="2 values and 1 clusters"):
+    with pytest.raises(ValueError, match="same length"):
         permutation_test([1, 2], ["a"])
 
 
@@ -177,65 +178,70 @@ def test_small_cases_by_hand():
 def scores():
     """Users a (3 of 4 right), b (1 of 2), c (0 of 2) under `m`; always right under `o`."""
     right = {"a": [1, 1, 1, 0], "b": [1, 0], "c": [0, 0]}
-    ranked = pd.DataFrame([(f"{u}{i}", u, float(v), 1.0) for u, values in right.items() for i, v in enumerate(values)],
-                          columns=["pair_id", "user_id", "m", "o"])  # fmt: skip
-    pairs = Dataset.from_dict(
-        {"prompt": [[{"role": "user", "content": str(i % 2)}] for i in range(8)], "group": ["g"] * 6 + ["h"] * 2}
-    )
-    return fairness.tidy(ranked, pairs, "test_seen")
-
-
-def test_scores_are_tidy(scores):
-    assert tuple(scores.columns) == fairness.SCORES
-    assert len(scores) == 16
-    assert scores[(scores.method == "m") & (scores.user_id == "b")].value.tolist() == [1, 0]
-    assert set(scores.prompt) == {"0", "1"}
+    users = [user for user, values in right.items() for _ in values]
+    rows = [
+        record(f"{i}", user, f"{i % 2}", "x", "y", group="h" if user == "c" else "g") for i, user in enumerate(users)
+    ]
+    values = {"m": [value for values in right.values() for value in values], "o": [1.0] * 8}
+    return long_table(Dataset.from_list(rows), values, split="test_seen")
 
 
 def test_means_and_spread_by_hand(scores):
-    pooled = fairness.means(scores, ["method"]).set_index("method")
+    pooled = intervals(scores, cluster="user_id").set_index("method")
     assert pooled.value.to_dict() == {"m": 0.5, "o": 1.0}
     assert pooled.n.tolist() == [8, 8]
     assert pooled.clusters.tolist() == [3, 3]
-    groups = fairness.means(scores[scores.method == "m"], ["group"]).set_index("group")
+    groups = intervals(scores[scores.method == "m"], by=["group"], cluster="user_id").set_index("group")
     assert groups.value.to_dict() == {"g": 4 / 6, "h": 0}
-    found = fairness.spread(scores)
+    found = spread(scores)
     mine = found[found.method == "m"].set_index("of")
-    assert mine.value.to_dict() == {"worst user": 0, "10th percentile": pytest.approx(0.1), "median user": 0.5,
-                                    "best user": 0.75}  # fmt: skip
+    assert mine.value.to_dict() == {
+        "worst user": 0,
+        "10th percentile": pytest.approx(0.1),
+        "median user": 0.5,
+        "best user": 0.75,
+    }
     assert mine.user_id["worst user"] == "c"
     assert mine.user_id["best user"] == "a"
     assert (mine.low.dropna() <= mine.value[mine.low.notna()]).all()
     assert mine.n.to_dict() == {"worst user": 2, "best user": 4, "10th percentile": 8, "median user": 8}
-    both = fairness.means(scores, ["method"], "both").set_index("method")
+    both = intervals(scores).set_index("method")
     assert both.value.to_dict() == {"m": 0.5, "o": 1.0}
     assert both.clusters.tolist() == [2, 2]
-    with pytest.raises(ValueError, match="the scores are of 2 measures"):
-        fairness.differences(pd.concat([scores, scores.assign(measure="words")]), "o")
+
+
+def test_percentiles_of_six_users_have_an_interval():
+    table = pd.DataFrame({"user_id": list("abcdef"), "prompt": list("pqrstu"), "value": [0, 1, 0, 1, 1, 1.0]})
+    found = spread(table.assign(split="s", method="m")).set_index("of")
+    assert found.clusters["median user"] == 6
+    assert 0 == found.low["median user"] < found.high["median user"] == 1
+    assert np.isnan(found.low["worst user"])  # of one prompt
 
 
 def test_paired_differences_by_hand(scores):
-    found = fairness.differences(scores, "o").iloc[0]
-    assert (found.method, found.control, found.difference) == ("o", "m", 0.5)
+    found = differences(scores, against("o", scores.method), ["split"]).iloc[0]
+    assert (found.one, found.other, found.difference) == ("o", "m", 0.5)
     # the users' sums 1, 1, 2: only the two permutations with equal signs are as far from 0; but of the prompts, which
     # all users share, two of four are
     assert (found.p, found.p_holm, found.n, found.users) == (2 / 4, 2 / 4, 8, 3)
-    assert fairness.differences(scores.assign(prompt=scores.item), "o").p[0] == 2 / 8
-    gains = fairness.gains_by_user(scores, "o", "m")
+    assert differences(scores.assign(prompt=scores.item), [("o", "m")], ["split"]).p[0] == 2 / 8
+    gaps = minus(scores[scores.method == "o"], scores[scores.method == "m"], on=ITEM)
+    gains = intervals(gaps, by=["user_id", "group"], cluster="prompt")
     assert gains.user_id.tolist() == ["a", "b", "c"]
-    assert gains.gain.tolist() == [0.25, 0.5, 1]
+    assert gains.value.tolist() == [0.25, 0.5, 1]
     assert gains.group.tolist() == ["g", "g", "h"]
-    assert fairness.differences(scores, "nobody").empty
+    assert differences(scores, against("nobody", scores.method), ["split"]).empty
 
 
 def test_tax_by_hand():
-    pairs = Dataset.from_dict({"prompt": [[{"role": "user", "content": c}] for c in "ppqr"]})
+    pairs = Dataset.from_list([record(str(i), "u", prompt, "x", "y") for i, prompt in enumerate("ppqr")])
     models = {"untrained": lambda _: np.array([1, 1, 0, 1]), "mine": lambda _: np.array([1, 0, 0, 0.5])}
-    found = alignment_tax(models, {"helpful": pairs}, "untrained").iloc[0]
-    assert (found["set"], found.model, found.accuracy, found.untrained, found.change) == (
-        "helpful", "mine", 0.375, 0.75, -0.375)  # fmt: skip
-    assert (found.n, found.prompts) == (4, 3)
-    assert found.low <= found.change <= found.high
-    assert found.p == 0.5  # sums of the prompts -1, 0, -0.5: |sum| >= 1.5 in 4 of 8
-    with pytest.raises(ValueError, match="untrained='base' is none of the models: untrained, mine"):
-        alignment_tax(models, {"helpful": pairs}, "base")
+    ranked = ranked_on_sets(models, {"helpful": pairs})
+    assert intervals(ranked, by=["set", "method"], cluster="prompt").value.tolist() == [0.75, 0.375]
+    found = differences(ranked, [("mine", "untrained")], ["set"], "prompt", family=[]).iloc[0]
+    assert (found["set"], found.one, found.difference) == ("helpful", "mine", -0.375)
+    assert (found.n, found.clusters) == (4, 3)
+    assert found.low <= found.difference <= found.high
+    assert found.p == found.p_holm == 0.5  # sums of the prompts -1, 0, -0.5: |sum| >= 1.5 in 4 of 8
+    with pytest.raises(ValueError, match="the general set 'none' has no pair left"):
+        ranked_on_sets(models, {"none": pairs.select([])})

@@ -9,6 +9,7 @@ import prlhf_kit as kit
 from prlhf_kit.data.schema import message, record
 from prlhf_kit.decoding.answers import GuidedAnswer
 from prlhf_kit.evaluation import steering
+from prlhf_kit.evaluation.intervals import intervals
 from prlhf_kit.figures import decoding as decoding_figures
 
 NAN = float("nan")
@@ -50,7 +51,7 @@ def test_gains_are_paired_with_the_bases_answers():
     steered = rows(users, np.arange(12.0) + 1.5, weight=1.0)
     [found] = steering.gains(steered.sample(frac=1, random_state=0), base, ["weight"]).to_dict("records")
     assert (found["gain"], found["low"], found["high"]) == pytest.approx((1.5, 1.5, 1.5))
-    assert (found["answers"], found["clusters"], found["weight"]) == (12, 6, 1.0)
+    assert (found["n"], found["clusters"], found["weight"]) == (12, 6, 1.0)
     two = ["a"] * 6 + ["b"] * 6  # two users: prompts are resampled
     few = steering.gains(rows(two, [0.0, 1, 2, 3, 4, 5] * 2, 6, m="x"), rows(two, [0.0] * 12, 6), ["m"])
     assert (few.clusters.item(), few.gain.item()) == (6, 2.5)
@@ -73,7 +74,7 @@ def test_what_two_people_gain_from_the_same_answers():
     found = steering.gains_of_two(table, ["ann", "bob"], judge, prompts)
     gained = found.set_index(["towards", "user_id"]).gain.to_dict()
     assert gained == {("ann", "ann"): 2, ("both", "ann"): 1, ("ann", "bob"): -1, ("both", "bob"): 0.5}
-    assert set(found.answers) == set(found.clusters) == {5}
+    assert set(found.n) == set(found.clusters) == {5}
 
 
 def test_log_probabilities_under_the_bare_base(make_tiny, tokenizer):
@@ -151,13 +152,20 @@ def test_figures_show_the_data_they_were_given():
 def test_the_pareto_front_by_hand():
     table = pd.DataFrame(
         {"guide": ["g"] * 10, "weight": [w for w in range(5) for _ in range(2)], "user_id": list("ab") * 5,
-         "x": [0, 0, 2, 2, 1, 1, 1, 1, 0, 2], "y": [3, 3, 1, 1, 2, 2, 1, 1, 2, 2]}
+         "gain": [0, 0, 2, 2, 1, 1, 1, 1, 0, 2], "words": [3, 3, 1, 1, 2, 2, 1, 1, 2, 2]}
     )  # fmt: skip
-    found = steering.front(table, "x", "y", ["guide", "weight"])
+
+    def front(table):
+        long = table.melt(["guide", "weight", "user_id"], var_name="measure")
+        found = intervals(long, by=["guide", "weight", "measure"], cluster="user_id")
+        return steering.front(found, ["guide", "weight"])
+
+    found = front(table)
+    x, y = found[found.measure == "gain"], found[found.measure == "words"]
     # (0, 3), (2, 1) and twice (1, 2) are beaten by none in both; (1, 1) is, by (1, 2)
-    assert found.front.tolist() == [True, True, True, False, True]
-    assert found[["x", "y"]].to_numpy().tolist() == [[0, 3], [2, 1], [1, 2], [1, 1], [1, 2]]
-    assert (found.x_low <= found.x).all()
+    assert x.front.tolist() == y.front.tolist() == [True, True, True, False, True]
+    assert [*zip(x.value, y.value, strict=True)] == [(0, 3), (2, 1), (1, 2), (1, 1), (1, 2)]
+    assert (found.low <= found.value).all()
     assert (found.n == 2).all()
-    silent = steering.front(table.assign(y=table.y.where(table.weight != 4)), "x", "y", ["guide", "weight"])
-    assert silent.front.tolist() == [True, True, True, False, False]
+    silent = front(table.assign(words=table.words.where(table.weight != 4)))
+    assert silent[silent.measure == "gain"].front.tolist() == [True, True, True, False, False]

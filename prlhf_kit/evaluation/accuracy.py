@@ -1,8 +1,8 @@
-"""A personalised model beside its controls: which pairs each ranks right, and the table that sums it up."""
+"""A personalised model beside its controls: which pairs each ranks right, whom it serves, what it answers."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -14,7 +14,8 @@ from prlhf_kit.data.chat import prompt_text, tell, with_user_text
 from prlhf_kit.data.schema import ANSWERS
 from prlhf_kit.data.simulated import Population, oracle_accuracy
 from prlhf_kit.decoding.generate import generate
-from prlhf_kit.evaluation.intervals import cluster_bootstrap, crossed_interval
+from prlhf_kit.evaluation.intervals import intervals, long_table
+from prlhf_kit.evaluation.statistics import FEW, expanded
 from prlhf_kit.models.conditioning import takes_user_text
 from prlhf_kit.models.logprobs import score_pairs
 from prlhf_kit.models.saving import reference_of
@@ -57,12 +58,12 @@ def ranked_by_method(
     Users who have no row are scored with the generic row, and with the pooled length rule.
 
     Returns:
-        One row a pair: `pair_id`, `user_id`, and one column a method. "prompt with user text" is left out where the
-        dataset has no `user_text`.
+        The long table. "prompt with user text" is left out where the dataset has no `user_text`.
     """
 
-    def reward(scores: pd.DataFrame, base: pd.DataFrame) -> np.ndarray:
-        return ranked_right(scores.chosen_logp - base.chosen_logp, scores.rejected_logp - base.rejected_logp)
+    def reward(scores: pd.DataFrame) -> np.ndarray:
+        # DPO's implicit reward up to beta: log pi(y|x) - log pi_ref(y|x) (arXiv 2305.18290, Eq. 5)
+        return ranked_right(scores.chosen_logp - reference.chosen_logp, scores.rejected_logp - reference.rejected_logp)
 
     rows = index.rows(pairs["user_id"], unknown="generic")
     with reference_of(personal) as untrained:
@@ -70,57 +71,84 @@ def ranked_by_method(
         text = None
         if all(pairs["user_text"]):
             text = score_pairs(untrained, tokenizer, with_user_text(pairs), batch_size=batch_size)
-    table = reference[["pair_id", "user_id"]].copy()
-    table[PERSONAL] = reward(score_pairs(personal, tokenizer, pairs, rows, batch_size), reference)
+    right = {PERSONAL: reward(score_pairs(personal, tokenizer, pairs, rows, batch_size))}
     generic = [GENERIC] * len(pairs)
     if rows == generic and not takes_user_text(personal):
-        table[GENERIC_ROW] = table[PERSONAL]
+        right[GENERIC_ROW] = right[PERSONAL]
     else:
         # not told who asks, nor what they say of themselves
         silent = pairs.map(lambda _: {"user_text": None}) if takes_user_text(personal) else pairs
-        table[GENERIC_ROW] = reward(score_pairs(personal, tokenizer, silent, generic, batch_size), reference)
-    for control in controls:
-        table[control.label] = reward(control.score(tokenizer, pairs, batch_size), reference)
+        right[GENERIC_ROW] = reward(score_pairs(personal, tokenizer, silent, generic, batch_size))
+    right |= {control.label: reward(control.score(tokenizer, pairs, batch_size)) for control in controls}
     if text is not None:
-        table[TEXT] = reward(text, reference)
-    table[UNTRAINED] = likelier(reference)
-    learned = words(train["chosen"]) - words(train["rejected"])
-    difference = words(pairs["chosen"]) - words(pairs["rejected"])
-    table[LENGTH], table[USER_LENGTH] = length_rules(train["user_id"], learned, pairs["user_id"], difference)
-    return table
+        right[TEXT] = reward(text)
+    right[UNTRAINED] = likelier(reference)
+    right |= length_rules(train, pairs)
+    return long_table(pairs, right)
 
 
-def accuracy_by_method(ranked: pd.DataFrame, pairs: Dataset, split: str, seed: int = 0) -> pd.DataFrame:
-    """Reward accuracy of each method with a 95% interval: by user, and by prompt where users share prompts.
+def oracle(tests: Mapping[str, Dataset]) -> pd.DataFrame:
+    """The best that can be expected where the dataset knows the truth (`p_chosen`): rows "oracle" for an intervals
+    table by `split` and `method`, whose interval has no width."""
+    rows = []
+    for split, pairs in tests.items():
+        if "p_chosen" in pairs.column_names:
+            best, users = oracle_accuracy(pairs["p_chosen"]), len(set(pairs["user_id"]))
+            found = {"value": best, "low": best, "high": best, "n": len(pairs), "clusters": users, "users": users}
+            rows.append({"split": split, "method": "oracle", **found})
+    return pd.DataFrame(rows)
+
+
+def spread(scores: pd.DataFrame, resamples: int = 2_000, seed: int = 0) -> pd.DataFrame:
+    """How evenly a method serves its users: for each split and method the worst user's accuracy, the 10th percentile,
+    the median and the best.
+
+    The least of several noisy numbers is too low on average, even where all users are served alike: look at the
+    controls' rows beside it.
 
     Returns:
-        Columns `split`, `method`, `accuracy`, `low`, `high`, `pairs`, `users`; the last row is the oracle where the
-        dataset knows the truth (`p_chosen`).
+        Columns `split`, `method`, `user_id` (who it is; None for percentiles), `value` with `low`, `high` (95%: of the
+        worst and the best user their own interval, clustered by prompt; of percentiles over users drawn anew, NaN of
+        fewer than 6), `n` (that user's values; for percentiles all), `clusters`, `of` ("worst user", "10th
+        percentile", "median user", "best user").
     """
+    keys = ["split", "method"]
+    own = scores.groupby([*keys, "user_id"], sort=False).value.mean().reset_index()
+    tables = []
+    for of, end in (("worst user", "idxmin"), ("best user", "idxmax")):
+        who = own.loc[own.groupby(keys, sort=False).value.agg(end), [*keys, "user_id"]]
+        tables.append(intervals(scores.merge(who), by=[*keys, "user_id"], cluster="prompt", seed=seed).assign(of=of))
     rows = []
-    prompts = [prompt_text(prompt) for prompt in pairs["prompt"]]
-    users = ranked.user_id.nunique()
-    for method in ranked.columns.drop(["pair_id", "user_id"]):
-        i = crossed_interval(ranked[method], ranked.user_id, prompts, seed=seed)
-        rows.append((split, method, i.estimate, i.low, i.high, i.n, users))
-    if "p_chosen" in pairs.column_names:
-        oracle = oracle_accuracy(pairs["p_chosen"])
-        rows.append((split, "oracle", oracle, oracle, oracle, len(pairs), users))
-    return pd.DataFrame(rows, columns=["split", "method", "accuracy", "low", "high", "pairs", "users"])
+    for (split, method), part in own.groupby(keys, sort=False):
+        n, users = int(((scores.split == split) & (scores.method == method)).sum()), len(part)
+        drawn = np.random.default_rng(seed).choice(part.value.to_numpy(), (resamples, users))
+        for of, q in (("10th percentile", 10), ("median user", 50)):
+            ends = [np.nan, np.nan]
+            if users >= FEW:
+                ends = np.quantile(np.percentile(drawn, q, axis=1), expanded(users))
+            rows.append((split, method, None, np.percentile(part.value, q), *ends, n, users, of))
+    return pd.concat([*tables, pd.DataFrame(rows, columns=tables[0].columns)], ignore_index=True)
 
 
-def accuracy_by_user(ranked: pd.DataFrame, methods: Sequence[str], seed: int = 0) -> pd.DataFrame:
-    """Reward accuracy of each user under each of `methods`, with a 95% interval over the user's own pairs.
+def ranked_on_sets(models: Mapping[str, Callable[[Dataset], np.ndarray]], sets: Mapping[str, Dataset]) -> pd.DataFrame:
+    """Which pairs of general sets (helpful, harmless, WebGPT, RewardBench, ...) models rank right: what
+    personalisation costs on preferences that everybody shares is `intervals.differences` of it.
+
+    Args:
+        models: name -> which pairs of a set it ranks right (1, 1/2, 0), `[n]`: a language model by `likelier` of
+            `score_pairs`, a reward model by `ranked_right` of its rewards. Compare like with like.
+        sets: name -> preference pairs.
 
     Returns:
-        Columns `user_id`, `method`, `accuracy`, `low`, `high`, `pairs`.
+        The long table, with the column `set`.
     """
-    rows = []
-    for method in methods:
-        for user, right in ranked.groupby("user_id")[method]:
-            i = cluster_bootstrap(right, range(len(right)), seed=seed)  # one user's pairs: each is its own cluster
-            rows.append((user, method, i.estimate, i.low, i.high, i.n))
-    return pd.DataFrame(rows, columns=["user_id", "method", "accuracy", "low", "high", "pairs"])
+    if empty := [name for name, pairs in sets.items() if not len(pairs)]:
+        raise ValueError(f"the general set {empty[0]!r} has no pair left. Raise the limit of its texts' length.")
+    tables = [
+        long_table(pairs, {model: ranks(pairs) for model, ranks in models.items()}, set=name)
+        for name, pairs in sets.items()
+    ]
+    return pd.concat(tables, ignore_index=True)
 
 
 def answers_by_system(
@@ -194,15 +222,6 @@ def swapped(
     return table.drop(columns=["text", "own"])
 
 
-def implicit_reward(policy_logp: ArrayLike, reference_logp: ArrayLike, beta: float = 1.0) -> np.ndarray:
-    """DPO's implicit reward `beta * (log pi(y|x) - log pi_ref(y|x))`, up to a term in x (arXiv 2305.18290, Eq. 5).
-
-    >>> implicit_reward([-1.0, -3.0], [-2.0, -2.0], beta=0.5).tolist()
-    [0.5, -0.5]
-    """
-    return beta * (np.asarray(policy_logp, float) - np.asarray(reference_logp, float))
-
-
 def ranked_right(chosen: ArrayLike, rejected: ArrayLike) -> np.ndarray:
     """1 where the chosen response has the higher reward, 1/2 where both are equal, else 0: `[n]`.
 
@@ -220,16 +239,20 @@ def ranked_right(chosen: ArrayLike, rejected: ArrayLike) -> np.ndarray:
     return (np.sign(difference) + 1) / 2
 
 
-def length_rules(
+def length_rules(train: Dataset, pairs: Dataset) -> dict[str, np.ndarray]:
+    """Which of `pairs` a rule that sees the number of words alone ranks right (1, 1/2, 0; `[n]`): with one direction
+    for all users (`LENGTH`), and with each user's (`USER_LENGTH`), learned from training pairs. Users without any get
+    the pooled one."""
+    learned, gap = (words(rows["chosen"]) - words(rows["rejected"]) for rows in (train, pairs))
+    return length_rules_of(train["user_id"], learned, pairs["user_id"], gap)
+
+
+def length_rules_of(
     train_users: ArrayLike, train_difference: ArrayLike, users: ArrayLike, difference: ArrayLike
-) -> tuple[np.ndarray, np.ndarray]:
-    """Which pairs a length-only rule ranks right (1, ties 1/2), with one direction for all users and with each user's.
+) -> dict[str, np.ndarray]:
+    """`length_rules` from lengths: whose pair it is, and its chosen minus its rejected length.
 
-    Args:
-        train_users, train_difference: `[m]`, whose training pair it is, and its chosen minus its rejected length.
-        users, difference: `[n]`, the same for the pairs to judge. Users without training pairs get the pooled rule.
-
-    >>> length_rules(["ann", "ann", "bob"], [3, 2, -1], ["ann", "bob"], [5, -5])[1].tolist()
+    >>> length_rules_of(["ann", "ann", "bob"], [3, 2, -1], ["ann", "bob"], [5, -5])[USER_LENGTH].tolist()
     [1.0, 1.0]
     """
     learned = pd.DataFrame({"user": np.asarray(train_users), "d": np.asarray(train_difference, float)})
@@ -237,7 +260,8 @@ def length_rules(
     own = {user: length_direction(d, np.zeros(len(d))) for user, d in learned.groupby("user").d}
     gap = np.asarray(difference, float)
     signs = np.array([own.get(user, pooled) for user in np.asarray(users)])
-    return ranked_right(pooled * gap, np.zeros(len(gap))), ranked_right(signs * gap, np.zeros(len(gap)))
+    zeros = np.zeros(len(gap))
+    return {LENGTH: ranked_right(pooled * gap, zeros), USER_LENGTH: ranked_right(signs * gap, zeros)}
 
 
 def length_direction(chosen_length: ArrayLike, rejected_length: ArrayLike) -> int:

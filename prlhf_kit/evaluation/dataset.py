@@ -14,8 +14,8 @@ from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.manifold import TSNE
 
-from prlhf_kit.evaluation.accuracy import length_rules
-from prlhf_kit.evaluation.intervals import cluster_bootstrap
+from prlhf_kit.evaluation.accuracy import length_rules_of
+from prlhf_kit.evaluation.intervals import intervals
 
 
 def _text(messages: list[dict[str, str]]) -> str:
@@ -44,30 +44,11 @@ def lengths(data: DatasetDict) -> pd.DataFrame:
     rows = []
     for split, pairs in data.items():
         for row in _columns(pairs, "user_id", "group", "chosen", "rejected"):
-            chosen, rejected = _text(row["chosen"]), _text(row["rejected"])
-            rows.append(
-                (
-                    split,
-                    row["user_id"],
-                    row["group"],
-                    len(chosen),
-                    len(rejected),
-                    len(chosen.split()),
-                    len(rejected.split()),
-                )
-            )
-    return pd.DataFrame(
-        rows,
-        columns=[
-            "split",
-            "user_id",
-            "group",
-            "chosen_characters",
-            "rejected_characters",
-            "chosen_words",
-            "rejected_words",
-        ],
-    )
+            found = {"split": split, "user_id": row["user_id"], "group": row["group"]}
+            texts = {of: _text(row[of]) for of in ("chosen", "rejected")}
+            found |= {f"{of}_characters": len(text) for of, text in texts.items()}
+            rows.append(found | {f"{of}_words": len(text.split()) for of, text in texts.items()})
+    return pd.DataFrame(rows)
 
 
 def length_by_user(table: pd.DataFrame) -> pd.DataFrame:
@@ -89,20 +70,19 @@ def length_rule(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
         table: of `lengths`.
 
     Returns:
-        Columns `split`, `rule`, `accuracy`, `low`, `high` (95%, clustered by user, by pair if there is one user only),
-        `pairs`, `users`; of the tests, and of "train (in sample)", on which the rule flatters itself.
+        `intervals` by `split` and `method` (over users, over pairs if there is one user only) with `users`; of the
+        tests, and of "train (in sample)", on which the rule flatters itself.
     """
     table = table.assign(difference=table.chosen_words - table.rejected_words)
     train = table[table.split == "train"]
-    rows = []
+    parts = []
     for split, part in table[table.split != "adapt_unseen"].groupby("split", sort=False):
-        clusters = part.user_id if part.user_id.nunique() > 1 else np.arange(len(part))
-        right = length_rules(train.user_id, train.difference, part.user_id, part.difference)
-        for rule, values in zip(("length rule", "length rule per user"), right, strict=True):
-            i = cluster_bootstrap(values, clusters, seed=seed)
-            name = "train (in sample)" if split == "train" else split
-            rows.append((name, rule, i.estimate, i.low, i.high, len(part), part.user_id.nunique()))
-    return pd.DataFrame(rows, columns=["split", "rule", "accuracy", "low", "high", "pairs", "users"])
+        name = "train (in sample)" if split == "train" else split
+        cluster = part.user_id if part.user_id.nunique() > 1 else np.arange(len(part))
+        right = length_rules_of(train.user_id, train.difference, part.user_id, part.difference)
+        parts += [part.assign(split=name, method=rule, value=value, cluster=cluster) for rule, value in right.items()]
+    by = ["split", "method"]
+    return intervals(pd.concat(parts), by=by, cluster="cluster", seed=seed, users=("user_id", "nunique"))
 
 
 def agreement(data: DatasetDict, max_users: int = 15) -> pd.DataFrame:

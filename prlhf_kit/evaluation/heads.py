@@ -1,4 +1,4 @@
-"""Heads on frozen features beside each other and beside their controls, as notebook 02 shows them."""
+"""Rewards on frozen features beside each other and beside their controls, as notebook 02 shows them."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ from datasets import Dataset, DatasetDict
 from sklearn.model_selection import GroupKFold
 
 from prlhf_kit import data as datasets_of_the_kit
-from prlhf_kit.data.simulated import oracle_accuracy
-from prlhf_kit.evaluation.accuracy import LENGTH, USER_LENGTH, length_rules, ranked_right, words
-from prlhf_kit.evaluation.intervals import cluster_bootstrap
-from prlhf_kit.evaluation.reward_models import prompts_of
+from prlhf_kit.evaluation.accuracy import length_rules, ranked_right
+from prlhf_kit.evaluation.intervals import long_table
+from prlhf_kit.evaluation.statistics import Interval, cluster_bootstrap
 from prlhf_kit.models.features import Embedder
 from prlhf_kit.training.heads import STRENGTHS, Heads, fit_heads, fit_pooled
 
@@ -63,73 +62,45 @@ def fit(kind: str, pairs: Dataset, embedded: Embedded) -> Heads:
     return fit_heads(kind, embedded.difference, pairs["user_id"], pairs["prompt"], scale)
 
 
-def accuracy(
-    heads: Heads, data: DatasetDict, embedded: dict[str, Embedded], by: str = "user_id", seed: int = 0
-) -> pd.DataFrame:
-    """Accuracy on each test split with a 95% interval: `split`, `accuracy`, `low`, `high`, `pairs`, `clusters`.
-
-    Args:
-        by: column by which the interval is clustered: "user_id", or "prompt" where users are a few fixed domains.
-    """
-    rows = []
+def held_out(heads: Heads, data: DatasetDict, embedded: dict[str, Embedded]) -> pd.DataFrame:
+    """Which pairs of each test split the heads rank right: the long table, with `split`."""
+    tables = []
     for split in _tests(data):
         odds = heads.reward(embedded[split].difference, data[split]["user_id"])
-        rows.append(_row(split, ranked_right(odds, 0 * odds), data[split], by, seed))
-    return pd.DataFrame(rows)
+        tables.append(long_table(data[split], {heads.kind: ranked_right(odds, 0 * odds)}, split=split))
+    return pd.concat(tables, ignore_index=True)
 
 
-def few_shot_accuracy(
-    heads: Heads,
-    data: DatasetDict,
-    embedded: dict[str, Embedded],
-    shots: Sequence[int],
-    by: str = "user_id",
-    seed: int = 0,
+def few_shot(
+    heads: Heads, data: DatasetDict, embedded: dict[str, Embedded], shots: Sequence[int], seed: int = 0
 ) -> pd.DataFrame:
-    """Accuracy on `test_unseen` after fitting each new user's own numbers to k of their pairs: as `accuracy`, with `k`.
-
-    Empty where no user is unseen; a k that some user has not is left out.
-    """
-    rows = []
+    """Which pairs of `test_unseen` are ranked right after fitting each new user's own numbers to k of their pairs: the
+    long table, with `k`. Empty where no user is unseen; a k that some user has not is left out."""
+    tables = [pd.DataFrame()]
     if {"test_unseen", "adapt_unseen"} <= set(data):
+        test = data["test_unseen"]
         place = {pair: i for i, pair in enumerate(data["adapt_unseen"]["pair_id"])}
         given = pd.Series(data["adapt_unseen"]["user_id"]).value_counts()
-        fewest = given.reindex(sorted(set(data["test_unseen"]["user_id"])), fill_value=0).min()
+        fewest = given.reindex(sorted(set(test["user_id"])), fill_value=0).min()
         for k in (k for k in shots if k <= fewest):
             adapted = heads
             if k:
                 few = datasets_of_the_kit.few_shot(data, k, seed)
                 chosen = [place[pair] for pair in few["pair_id"]]
                 adapted = heads.adapt(embedded["adapt_unseen"].difference[chosen], few["user_id"])
-            odds = adapted.reward(embedded["test_unseen"].difference, data["test_unseen"]["user_id"])
-            rows.append({"k": k} | _row("test_unseen", ranked_right(odds, 0 * odds), data["test_unseen"], by, seed))
-    return pd.DataFrame(rows)
+            odds = adapted.reward(embedded["test_unseen"].difference, test["user_id"])
+            tables.append(long_table(test, {heads.kind: ranked_right(odds, 0 * odds)}, k=k))
+    return pd.concat(tables, ignore_index=True)
 
 
-def controls(data: DatasetDict, by: str = "user_id", seed: int = 0) -> pd.DataFrame:
-    """Length rules and, where it is known, the oracle: as `accuracy`, with `head`, and `features` empty."""
-    learned = words(data["train"]["chosen"]) - words(data["train"]["rejected"])
-    rows = []
-    for split in _tests(data):
-        pairs = data[split]
-        gap = words(pairs["chosen"]) - words(pairs["rejected"])
-        rules = length_rules(data["train"]["user_id"], learned, pairs["user_id"], gap)
-        for name, right in zip((LENGTH, USER_LENGTH), rules, strict=True):
-            rows.append(_row(split, right, pairs, by, seed) | {"features": "", "head": name})
-        if "p_chosen" in pairs.column_names:
-            best = oracle_accuracy(pairs["p_chosen"])
-            known = {"accuracy": best, "low": best, "high": best}
-            rows.append(_row(split, rules[0], pairs, by, seed) | known | {"features": "", "head": "oracle"})
-    return pd.DataFrame(rows)
+def controls(data: DatasetDict) -> pd.DataFrame:
+    """Which pairs of each test split the length rules rank right: the long table, with `split`."""
+    tables = [long_table(data[s], length_rules(data["train"], data[s]), split=s) for s in _tests(data)]
+    return pd.concat(tables, ignore_index=True)
 
 
 def _tests(data: DatasetDict) -> list[str]:
     return [split for split in ("test_seen", "test_unseen") if split in data]
-
-
-def _row(split: str, right: np.ndarray, pairs: Dataset, by: str, seed: int) -> dict[str, object]:
-    i = cluster_bootstrap(right, [str(value) for value in pairs[by]], seed=seed)
-    return {"split": split, "accuracy": i.estimate, "low": i.low, "high": i.high, "pairs": i.n, "clusters": i.clusters}
 
 
 PATHS = ("customised alone", "general, then customised", "the same with general pairs mixed in")
@@ -152,13 +123,12 @@ def trade_off(
         seed: of the general pairs that are mixed in (as many as the domain has, or all) and of the intervals.
 
     Returns:
-        Columns `strategy`, `strength` (infinite: the general head, or all rewards 0), `chosen` (whether 5-fold
-        cross-validation by prompt on the domains' training pairs prefers it), `custom`, `custom_low`, `custom_high`,
-        `general`, `general_low`, `general_high` (95%, clustered by prompt), `custom_pairs`, `general_pairs`. Domains
-        have a head each; their pairs are counted together.
+        An intervals table by `strategy`, `strength` (infinite: the general head, or all rewards 0) and `of` ("custom"
+        or "general" pairs), clustered by prompt; `chosen`: whether 5-fold cross-validation by prompt on the domains'
+        training pairs prefers the strength. Domains have a head each; their pairs are counted together.
     """
     everything = np.concatenate([*general[1], *(part for _, e in domains.values() for part in e)])
-    prompts = prompts_of(general[0])
+    prompts = _prompts(general[0])
     first = fit_heads("pooled", general[1].difference, ["general"] * len(prompts), prompts, everything.std(0))
     start = torch.tensor(first.pooled)
 
@@ -175,18 +145,21 @@ def trade_off(
             for name, pairs in own.items():
                 more = z(general[1])[drawn[: len(pairs)]] if path == PATHS[2] else pairs[:0]
                 heads[name] = _fit(torch.cat([pairs, more]), strength, towards)
-                groups = pd.factorize(pd.Series(prompts_of(domains[name][0])))[0]
+                groups = pd.factorize(pd.Series(_prompts(domains[name][0])))[0]
                 for train, held in GroupKFold(5).split(groups, groups=groups):
                     fitted = _fit(torch.cat([pairs[train], more]), strength, towards)
                     held_out += torch.nn.functional.softplus(-pairs[held] @ fitted).sum().item()
-            rows.append(
-                {"strategy": path, "strength": strength, "nll": held_out}
-                | _accuracy("custom", heads, {n: (d, z(e)) for n, (d, e) in domain_tests.items()}, seed)
-                | _accuracy("general", heads, dict.fromkeys(heads, (general_test[0], z(general_test[1]))), seed)
-            )
+            tests = {
+                "custom": {name: (pairs, z(features)) for name, (pairs, features) in domain_tests.items()},
+                "general": dict.fromkeys(heads, (general_test[0], z(general_test[1]))),
+            }
+            for of, sets in tests.items():
+                i = _accuracy(heads, sets, seed)
+                # every domain's head ranks the same general pairs
+                n = i.n if of == "custom" else len(general_test[0])
+                found = {"value": i.estimate, "low": i.low, "high": i.high, "n": n, "clusters": i.clusters}
+                rows.append({"strategy": path, "strength": strength, "of": of, **found, "nll": held_out})
     table = pd.DataFrame(rows)
-    table["custom_pairs"] = sum(len(pairs) for pairs, _ in domain_tests.values())
-    table["general_pairs"] = len(general_test[0])
     table["chosen"] = table.nll == table.groupby("strategy").nll.transform("min")
     return table.drop(columns="nll")
 
@@ -195,11 +168,14 @@ def _fit(z: torch.Tensor, strength: float, towards: torch.Tensor) -> torch.Tenso
     return towards if np.isinf(strength) else fit_pooled(z, strength, towards)
 
 
-def _accuracy(kind: str, heads: Mapping, tests: Mapping, seed: int) -> dict[str, float]:
+def _accuracy(heads: Mapping, tests: Mapping, seed: int) -> Interval:
     right, clusters = [], []
     for name, (pairs, z) in tests.items():
         odds = (z @ heads[name]).numpy()
         right.append(ranked_right(odds, 0 * odds))
-        clusters += prompts_of(pairs)
-    i = cluster_bootstrap(np.concatenate(right), clusters, seed=seed)
-    return {kind: i.estimate, f"{kind}_low": i.low, f"{kind}_high": i.high}
+        clusters += _prompts(pairs)
+    return cluster_bootstrap(np.concatenate(right), clusters, seed=seed)
+
+
+def _prompts(pairs: Dataset) -> list[str]:
+    return [str(prompt) for prompt in pairs["prompt"]]

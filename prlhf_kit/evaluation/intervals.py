@@ -1,241 +1,208 @@
-"""Intervals and tests for numbers that come from several users: pairs of one user are not independent, users are."""
+"""Means with intervals for every group of one long table: how all of the evaluation is summed up.
+
+A long table has one row a number: `user_id`, `prompt` (its text), `item` (the pair, question or answer), `method`,
+`value`, and columns to look at it by, such as `split`, `group`, `judge`, `weight` or `k`. `long_table` makes one of
+pairs; everything that scores gives one.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
+import pandas as pd
+from datasets import Dataset
 from numpy.typing import ArrayLike
-from scipy import stats
-from statsmodels.stats.multitest import multipletests
-from statsmodels.stats.power import TTestPower
 
-FEW, MANY_CLUSTERS = 6, 2000
+from prlhf_kit.data.chat import prompt_text
+from prlhf_kit.evaluation.statistics import (
+    Interval,
+    cluster_bootstrap,
+    crossed_interval,
+    crossed_test,
+    detectable,
+    holm,
+    permutation_test,
+)
 
-
-class Interval(NamedTuple):
-    """An estimate with its bootstrap interval (NaN where one cluster says nothing), and the values and clusters behind
-    it."""
-
-    estimate: float
-    low: float
-    high: float
-    n: int
-    clusters: int
-
-    def __str__(self) -> str:
-        return f"{self.estimate:.3f} [{self.low:.3f}, {self.high:.3f}]"
+ALL = "all"  # users or communities together
+BOTH = ("user_id", "prompt")  # clusters where users answer the same prompts: what others of both would give
+ITEM = ("user_id", "prompt", "item")
 
 
-def cluster_bootstrap(
-    values: ArrayLike, clusters: Iterable[Any], confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
-) -> Interval:
-    """Mean of `values` `[n]` and its interval from resampling whole clusters (Cameron et al. 2008).
+def long_table(pairs: Dataset, values: Mapping[str, ArrayLike], **columns: Any) -> pd.DataFrame:
+    """The long table of what some methods make of `pairs` (or of questions).
 
-    The interval is the expanded percentile one (Hesterberg 2015, arXiv 1411.5279, Section 5.3): plain percentiles of
-    few clusters are too narrow, as a normal interval with the population's variance in place of the sample's would be.
-    No resampling of fewer than `FEW` clusters can leave the range of their means: there a t interval of the clustered
-    mean takes its place, cut off at the least and the greatest value; and with more than 2,000 a normal one, which
-    bootstrap intervals approach. Where all clusters have one mean the interval has no width: no resampling can show
-    what was never drawn. For a paired difference of two methods, pass the per-pair differences. scipy's `bootstrap`
-    resamples single values and has no clusters.
-
-    >>> cluster_bootstrap([1, 1, 0, 0], ["a", "a", "b", "b"]).estimate
-    0.5
+    Args:
+        values: method -> `[n]`, for instance which pairs it ranks right.
+        columns: the same for all rows, or `[n]`.
     """
-    values = _numbers(values)
-    sums, sizes = _by_cluster(values, clusters)
-    k, mean = len(sums), float(values.mean())
-    if k == 1:
-        low = high = np.nan
-    elif k < FEW or k > MANY_CLUSTERS:
-        error = np.sqrt(((sums - mean * sizes) ** 2).sum() * k / (k - 1)) / len(values)
-        low, high = np.clip(mean + np.array([-1, 1]) * _t(k, confidence) * error, values.min(), values.max())
-    else:
-        draws = np.random.default_rng(seed).multinomial(k, np.full(k, 1 / k), resamples)
-        low, high = np.quantile(draws @ sums / (draws @ sizes), expanded(k, confidence))
-    return Interval(mean, float(low), float(high), len(values), k)
+    key = "pair_id" if "pair_id" in pairs.column_names else "question_id"
+    rows = pd.DataFrame(
+        {
+            "user_id": list(pairs["user_id"]),
+            "group": list(pairs["group"]),
+            "prompt": [prompt_text(prompt) for prompt in pairs["prompt"]],
+            "item": list(pairs[key]),
+        }
+    ).assign(**columns)
+    tables = [rows.assign(method=method, value=np.asarray(value, float)) for method, value in values.items()]
+    return pd.concat(tables, ignore_index=True)
 
 
-def _t(clusters: int, confidence: float = 0.95) -> float:
-    return float(stats.t.ppf((1 + confidence) / 2, clusters - 1))
+def intervals(
+    table: pd.DataFrame,
+    value: str = "value",
+    by: Sequence[str] = ("method",),
+    cluster: str | Sequence[str] | None = BOTH,
+    *,
+    null: float | None = None,
+    seed: int = 0,
+    **more: Any,
+) -> pd.DataFrame:
+    """Mean of a column for each group of a table, with a 95% interval.
 
+    Args:
+        table: one row a number; numbers that are NaN are left out, and a group of none has n = 0.
+        value: the column whose mean is wanted.
+        by: the columns that make the groups, which stay in the order of the table.
+        cluster: the column whose values are independent draws ("user_id": what other users would give; "prompt": other
+            prompts), two such columns (both at once: `crossed_interval`), or None: every row is its own.
+        null: also test that the mean is this: columns `p` (`crossed_test`, or `permutation_test` by one cluster) and
+            `detectable` (the least true distance from it that so many clusters would show four times in five).
+        seed: of the bootstrap.
+        more: further columns over the rows that have a number, each a column and how pandas sums it up:
+            `users=("user_id", "nunique")`.
 
-def expanded(clusters: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Quantiles of a bootstrap distribution over so many clusters that give a `confidence` interval: Hesterberg 2015,
-    Section 5.3, Phi(-sqrt(n / (n - 1)) t). Wider than the plain (0.025, 0.975).
+    Returns:
+        One row a group: `by`, the mean under the column's own name, `low`, `high`, `p` and `detectable` if they are
+        asked for, `n` (numbers), `clusters`, and `more`. `low` and `high` are NaN where there is one cluster only.
 
-    >>> [round(q, 4) for q in expanded(8)]
-    [0.0057, 0.9943]
+    >>> table = pd.DataFrame({"method": ["a", "a", "b"], "user_id": ["u", "v", "u"], "value": [1.0, 0.0, 1.0]})
+    >>> intervals(table, by=["method"], cluster="user_id")[["method", "value", "n"]].to_numpy().tolist()
+    [['a', 0.5, 2], ['b', 1.0, 1]]
     """
-    tail = float(stats.norm.cdf(-np.sqrt(clusters / (clusters - 1)) * _t(clusters, confidence)))
-    return tail, 1 - tail
+    by = list(by)
+    clusters = [] if cluster is None else [cluster] if isinstance(cluster, str) else list(cluster)
+    tested = [] if null is None else ["p", "detectable"]
+    rows = []
+    for names, group in table.groupby(by, sort=False, dropna=False):
+        known = group[group[value].notna()]
+        if known.empty:
+            rows.append((*names, *[np.nan] * (3 + len(tested)), 0, 0))
+            continue
+        drawn = [known[column] for column in clusters]
+        found = _interval(known[value], drawn, seed)
+        tests = [] if null is None else _tests(known[value] - null, drawn, seed)
+        rows.append((*names, *found[:3], *tests, found.n, found.clusters))
+    summed = pd.DataFrame(rows, columns=[*by, value, "low", "high", *tested, "n", "clusters"])
+    if not more:
+        return summed
+    known = table[table[value].notna()].groupby(by, sort=False, dropna=False).agg(**more).reset_index()
+    return summed.merge(known, "left", on=by)
 
 
-def around(estimate: ArrayLike, draws: ArrayLike, clusters: int) -> np.ndarray:
-    """95% interval `[2, ...]` of a statistic from few bootstrap draws `[resamples, ...]` over so many clusters: t times
-    their standard deviation, with the sample's variance in place of the population's. NaN from one cluster."""
-    estimate, draws = np.asarray(estimate, float), np.asarray(draws, float)
-    if clusters < 2 or np.isnan(draws).all():
-        return np.full((2, *estimate.shape), np.nan)
-    width = _t(clusters) * np.sqrt(clusters / (clusters - 1)) * np.nanstd(draws, axis=0)
-    return np.stack([estimate - width, estimate + width])
+def _interval(values: pd.Series, clusters: list[pd.Series], seed: int) -> Interval:
+    if len(clusters) == 2:
+        return crossed_interval(values, clusters[0], clusters[1], seed)
+    return cluster_bootstrap(values, clusters[0] if clusters else range(len(values)), seed=seed)
 
 
-def drawn_weights(
-    users: Iterable[Any], prompts: Iterable[Any], resamples: int, seed: int = 0
-) -> tuple[Iterator[np.ndarray], int]:
-    """Bootstrap weights `[n]` of each draw, and the number of clusters: users are drawn anew, and prompts, too, where
-    they were answered for 1.5 users or more on average (the pigeonhole bootstrap, Owen 2007, arXiv 0712.1111)."""
-    codes = [_codes(users)]
-    asked = _codes(prompts)
-    if len(np.unique(np.column_stack([codes[0], asked]), axis=0)) >= 1.5 * (asked.max() + 1):
-        codes.append(asked)
-    sizes = [int(code.max()) + 1 for code in codes]
-    rng = np.random.default_rng(seed)
-
-    def draw() -> Iterator[np.ndarray]:
-        for _ in range(resamples):
-            parts = [rng.multinomial(k, np.full(k, 1 / k))[c] for k, c in zip(sizes, codes, strict=True)]
-            weights = np.prod(parts, axis=0)
-            if weights.any():  # where not every user has every prompt, a draw may hold nothing
-                yield weights.astype(float)
-
-    return draw(), min(sizes)
+def _tests(differences: pd.Series, clusters: list[pd.Series], seed: int) -> tuple[float, float]:
+    if len(clusters) == 2:
+        p = crossed_test(differences, clusters[0], clusters[1], seed=seed)
+        return p, detectable(differences, clusters[0], clusters[1])
+    drawn = clusters[0] if clusters else range(len(differences))
+    return permutation_test(differences, drawn, seed=seed), detectable(differences, drawn)
 
 
-def _own_prompts(users: Iterable[Any], prompts: Iterable[Any]) -> bool:
-    """Whether every prompt is one user's own."""
-    asked = _names(prompts)
-    return len({*zip(_names(users), asked, strict=True)}) == len({*asked})
+def with_all(table: pd.DataFrame, column: str = "community", of: str = "user_id") -> pd.DataFrame:
+    """The rows twice: `column` is each row's own `of`, and `ALL`."""
+    return pd.concat([table.assign(**{column: table[of]}), table.assign(**{column: ALL})], ignore_index=True)
 
 
-def _error(values: np.ndarray, users: Iterable[Any], prompts: Iterable[Any] | None = None) -> tuple[float, int]:
-    """Standard error of the mean, and the number of clusters that its t distribution goes by.
+def with_holm(table: pd.DataFrame, family: Sequence[str] = ()) -> pd.DataFrame:
+    """`table` with `p_holm` behind `p`: corrected over all rows with the same values of the columns `family`."""
+    found, known = table.assign(p_holm=np.nan), table[table.p.notna()]
+    for _, part in known.groupby(list(family), sort=False, dropna=False) if family else [("", known)]:
+        found.loc[part.index, "p_holm"] = holm(part.p.tolist())
+    columns = list(table)
+    columns.insert(columns.index("p") + 1, "p_holm")
+    return found[columns]
 
-    Clustered by user, or by user and prompt (Cameron, Gelbach & Miller 2011): the variance by user plus that by prompt
-    minus that by both, at least the greater of the two.
+
+def minus(
+    table: pd.DataFrame, base: pd.DataFrame, value: str = "value", on: Sequence[str] = ("user_id", "prompt")
+) -> pd.DataFrame:
+    """Paired differences: the rows of `table` that `base` has too, by the columns `on`, less the base's value."""
+    own = base[[*on, value]].rename(columns={value: "_base"})
+    both = table.merge(own, on=list(on), validate="many_to_one")
+    return both.assign(**{value: both[value] - both._base}).drop(columns="_base").dropna(subset=value)
+
+
+def differences(
+    table: pd.DataFrame,
+    wanted: Sequence[tuple[str, str]],
+    by: Sequence[str] = (),
+    cluster: str | Sequence[str] = BOTH,
+    *,
+    column: str = "method",
+    family: Sequence[str] | None = None,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """One method minus another on the same items, paired, for each value of `by`.
+
+    Args:
+        wanted: (one, other), such as `against("P-DPO, user", table.method)`; what is not in the table is left out.
+        column: what is compared: methods, or for instance the contexts of one.
+        family: Holm's correction is over the rows with the same values of these columns; None: of `by`.
+
+    Returns:
+        Columns `by`, `one`, `other`, `difference`, `low`, `high`, `p`, `p_holm`, `detectable`, `n`,
+        `clusters`, `users`; see `intervals`.
     """
-
-    def variance(codes: np.ndarray) -> tuple[float, int]:
-        k = int(codes.max()) + 1
-        sums = np.bincount(codes, weights=values - values.mean())
-        return float((sums**2).sum() / len(values) ** 2 * k / (k - 1)) if k > 1 else 0.0, k
-
-    own = _codes(users)
-    by_user, k = variance(own)
-    if prompts is None or _own_prompts(users, prompts):
-        return by_user**0.5, k
-    asked = _codes(prompts)
-    by_prompt, m = variance(asked)
-    both, _ = variance(np.unique(np.column_stack([own, asked]), axis=0, return_inverse=True)[1].ravel())
-    return max(by_user + by_prompt - both, by_user, by_prompt) ** 0.5, min(k, m)
+    by = list(by)
+    gaps = [
+        minus(table[table[column] == one], table[table[column] == other], on=[*by, *ITEM]).assign(one=one, other=other)
+        for one, other in wanted
+    ]
+    known = pd.concat(gaps, ignore_index=True).rename(columns={"value": "difference"})
+    groups = [*by, "one", "other"]
+    found = intervals(known, "difference", groups, cluster, null=0, seed=seed, users=("user_id", "nunique"))
+    return with_holm(found, by if family is None else family)
 
 
-def crossed_interval(values: ArrayLike, users: Iterable[Any], prompts: Iterable[Any], seed: int = 0) -> Interval:
-    """Mean of `values` `[n]` and its 95% interval where users answer the same prompts: what other users *and* other
-    prompts would give. t times the standard error clustered both ways (Cameron, Gelbach & Miller 2011), cut off at the
-    least and the greatest value. Where every prompt is one user's own it is `cluster_bootstrap` by user. `clusters` is
-    the smaller of the two numbers; from one of either, NaN.
+def against(one: str, others: Sequence[str]) -> list[tuple[str, str]]:
+    """`one` with each of the others, once.
+
+    >>> against("a", ["a", "b", "c", "b"])
+    [('a', 'b'), ('a', 'c')]
     """
-    values = _numbers(values)
-    users, prompts = list(users), list(prompts)
-    if _own_prompts(users, prompts):
-        return cluster_bootstrap(values, users, seed=seed)
-    error, k = _error(values, users, prompts)
-    mean = float(values.mean())
-    if k == 1:
-        return Interval(mean, np.nan, np.nan, len(values), k)
-    low, high = np.clip(mean + np.array([-1, 1]) * _t(k) * error, values.min(), values.max())
-    return Interval(mean, float(low), float(high), len(values), k)
+    return [(one, other) for other in dict.fromkeys(others) if other != one]
 
 
-def permutation_test(differences: ArrayLike, clusters: Iterable[Any], resamples: int = 9_999, seed: int = 0) -> float:
-    """Two-sided p-value of "two methods are equal" from paired `differences` `[n]`: the signs of whole clusters are
-    swapped (scipy's `permutation_test`; exact with up to 13 clusters). With k clusters it can't be below 2 / 2**k.
+def as_metrics(table: pd.DataFrame, name: str, value: str = "value", bounds: bool = True) -> dict[str, float | None]:
+    """Rows of an intervals table as numbers of a run's record; what is not a number is None.
 
-    >>> permutation_test([1, 1, 1, 1], ["a", "b", "c", "d"])
-    0.125
+    Args:
+        name: of each row's number, with the table's columns in braces: "accuracy/{split}/{method}".
+        bounds: also "accuracy_low/...", "accuracy_high/..." and "accuracy_n/...".
+
+    >>> as_metrics(pd.DataFrame({"method": ["m"], "value": [0.5]}), "accuracy/{method}", bounds=False)
+    {'accuracy/m': 0.5}
     """
-    sums, _ = _by_cluster(_numbers(differences), clusters)
-    if len(sums) == 1:
-        return 1.0  # two permutations, both as far from 0
-    found = stats.permutation_test(
-        (sums, np.zeros(len(sums))),
-        lambda a, b, axis: (a - b).sum(axis),
-        permutation_type="samples",
-        n_resamples=resamples,
-        vectorized=True,
-        batch=max(1, 5_000_000 // len(sums)),
-        rng=np.random.default_rng(seed),
-    )
-    return float(found.pvalue)
+    kind, _, rest = name.partition("/")
+    ends = {"": value, "_low": "low", "_high": "high", "_n": "n"} if bounds else {"": value}
+    rows: list[dict[str, Any]] = [{str(key): v for key, v in row.items()} for row in table.to_dict("records")]
+    return {
+        f"{kind}{end}/{rest}".format(**row): None if pd.isna(row[column]) else row[column]
+        for row in rows
+        for end, column in ends.items()
+    }
 
 
-def crossed_test(
-    differences: ArrayLike, users: Iterable[Any], prompts: Iterable[Any], resamples: int = 9_999, seed: int = 0
-) -> float:
-    """Two-sided p-value of "the mean difference is 0" where users answer the same prompts, for which swapping the signs
-    of users alone rejects too often. The greatest of three: `permutation_test` by user, the same by prompt, and the
-    t-test that `crossed_interval` inverts. Where every prompt is one user's own, the first alone.
-    """
-    values = _numbers(differences)
-    users, prompts = list(users), list(prompts)
-    found = permutation_test(values, users, resamples, seed)
-    if _own_prompts(users, prompts):
-        return found
-    error, k = _error(values, users, prompts)
-    both = 2 * stats.t.sf(abs(values.mean()) / error, k - 1) if error and k > 1 else 0.0
-    return max(found, permutation_test(values, prompts, resamples, seed), float(both))
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values corrected for many comparisons (Holm 1979, by statsmodels): each may be read against 0.05 as it is.
-
-    >>> holm([0.25, 0.5])
-    [0.5, 0.5]
-    """
-    if len(p_values) < 2:  # statsmodels collects garbage at each call, which takes up to half a second
-        return list(p_values)
-    return multipletests(p_values, method="holm")[1].tolist()
-
-
-def detectable(differences: ArrayLike, users: Iterable[Any], prompts: Iterable[Any] | None = None) -> float:
-    """The least true difference that so many users (and prompts, where they are shared), as different from each other
-    as these, would show with probability 0.8 in a two-sided t-test at 0.05 (statsmodels' `TTestPower`), uncorrected
-    for other comparisons. NaN where they don't differ.
-
-    >>> round(detectable([0.5, -0.5] * 50, range(100)), 3)
-    0.142
-    """
-    error, k = _error(_numbers(differences), list(users), None if prompts is None else list(prompts))
-    if k == 1 or error == 0:
-        return float("nan")
-    effect = TTestPower().solve_power(nobs=k, alpha=0.05, power=0.8, alternative="two-sided")
-    return float(effect * k**0.5 * error)
-
-
-def _codes(names: Iterable[Any]) -> np.ndarray:
-    return np.unique(_names(names), return_inverse=True)[1]
-
-
-def _names(clusters: Iterable[Any]) -> np.ndarray:
-    return np.array([str(name) for name in clusters])
-
-
-def _numbers(values: ArrayLike) -> np.ndarray:
-    values = np.asarray(values, float)
-    if not len(values) or np.isnan(values).any():
-        raise ValueError(
-            f"expected at least one value and no NaN, got {len(values)} with {np.isnan(values).sum()} NaN."
-        )
-    return values
-
-
-def _by_cluster(values: np.ndarray, clusters: Iterable[Any]) -> tuple[np.ndarray, np.ndarray]:
-    """Sum and number of the values of each cluster."""
-    codes = _codes(clusters)
-    if len(codes) != len(values):
-        raise ValueError(f"{len(values)} values and {len(codes)} clusters, expected one cluster a value.")
-    return np.bincount(codes, weights=values), np.bincount(codes)
+def readable(table: pd.DataFrame, index: str, columns: str, value: str = "value") -> pd.DataFrame:
+    """An intervals table to read: "mean [low, high]" of each `index` (down) and `columns` (across)."""
+    cells = [f"{v:.2f} [{lo:.2f}, {hi:.2f}]" for v, lo, hi in zip(table[value], table.low, table.high, strict=True)]
+    return table.assign(cells=cells)[table[value].notna()].pivot(index=index, columns=columns, values="cells")

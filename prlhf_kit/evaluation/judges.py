@@ -17,7 +17,7 @@ from sklearn.metrics import cohen_kappa_score
 
 from prlhf_kit.data.schema import ANSWERS
 from prlhf_kit.data.simulated import Population
-from prlhf_kit.evaluation.intervals import around, drawn_weights
+from prlhf_kit.evaluation.statistics import around, drawn_weights
 from prlhf_kit.models.rewards import RewardModel, Text, preference
 
 PREFERENCES = ("a", "b", "tie")

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from prlhf_kit.data.select import few_shot
 from prlhf_kit.evaluation.accuracy import ranked_right
-from prlhf_kit.evaluation.intervals import cluster_bootstrap
+from prlhf_kit.evaluation.intervals import long_table
 from prlhf_kit.models.user_index import GENERIC
 from prlhf_kit.training.new_users import adapt, known_users, log_ratios, tokenized, weigh
 
@@ -44,8 +44,8 @@ def ranked_by_pairs(
         seed: orders each user's pairs.
 
     Returns:
-        Columns `k`, `method` (`GENERIC_ROW`, which needs no pairs and stands at k=0, `NEAREST`, `FITTED`), `user_id`,
-        `pair_id`, `right` (1, 1/2 for a tie, 0).
+        The long table, with `k`; methods are `GENERIC_ROW`, which needs no pairs and stands at k=0, `NEAREST` and
+        `FITTED`.
     """
     test = data["test_unseen"]
     known = known_users(model)
@@ -78,24 +78,8 @@ def ranked_by_pairs(
     return pd.concat(tables, ignore_index=True)
 
 
-def curve(ranked: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
-    """Accuracy of each method by k, with a 95% interval clustered by user.
-
-    Returns:
-        Columns `k`, `method`, `accuracy`, `low`, `high`, `pairs`, `users`.
-    """
-    rows = []
-    for (k, method), part in ranked.groupby(["k", "method"], sort=False):
-        i = cluster_bootstrap(part.right, part.user_id, seed=seed)
-        rows.append((k, method, i.estimate, i.low, i.high, i.n, i.clusters))
-    return pd.DataFrame(rows, columns=["k", "method", "accuracy", "low", "high", "pairs", "users"])
-
-
 def _table(k: int, method: str, test: Dataset, margin: np.ndarray) -> pd.DataFrame:
-    right = ranked_right(margin, np.zeros(len(margin)))
-    return pd.DataFrame(
-        {"k": k, "method": method, "user_id": test["user_id"], "pair_id": test["pair_id"], "right": right}
-    )
+    return long_table(test, {method: ranked_right(margin, np.zeros(len(margin)))}, k=k)
 
 
 @torch.no_grad()

@@ -18,7 +18,6 @@ from transformers import PreTrainedTokenizerBase
 from prlhf_kit.data.chat import prompt_text
 from prlhf_kit.data.context import RECORDED
 from prlhf_kit.data.schema import FEATURES, SchemaError
-from prlhf_kit.evaluation.intervals import cluster_bootstrap
 from prlhf_kit.models.logprobs import as_read, completion_logps
 
 LIKELIHOOD, SUMMED = "likelihood a token", "summed likelihood"
@@ -122,17 +121,3 @@ def _right(values: np.ndarray, right: int) -> float:
     """
     top = values == values.max()
     return float(top[right] / top.sum())
-
-
-def option_accuracy(choices: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
-    """Accuracy of each rule over a table of `choose`, with a 95% interval clustered by user.
-
-    Returns:
-        Columns `rule` (`RULES`, the first being PrefEval's accuracy by likelihood), `accuracy`, `low`, `high`, `n`
-        (questions), `users`, and `chance`: the mean of 1 / number of options, which is what blind picks get.
-    """
-    rows = []
-    for rule, column in RULES.items():
-        i = cluster_bootstrap(choices[column], choices.user_id, seed=seed)
-        rows.append((rule, i.estimate, i.low, i.high, i.n, i.clusters, (1 / choices.options).mean()))
-    return pd.DataFrame(rows, columns=["rule", "accuracy", "low", "high", "n", "users", "chance"])

@@ -19,14 +19,16 @@ from scipy.stats import kendalltau
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from prlhf_kit.data.chat import prompt_text
 from prlhf_kit.decoding.guides import PAD, Who, ids_of, start_of
 from prlhf_kit.decoding.readers import Row, reading
 from prlhf_kit.evaluation.accuracy import ranked_right
-from prlhf_kit.evaluation.intervals import Interval, around, crossed_interval
+from prlhf_kit.evaluation.intervals import long_table
+from prlhf_kit.evaluation.statistics import Interval, around
 from prlhf_kit.models.logprobs import completion_logits
 from prlhf_kit.models.rewards import Text, messages
 from prlhf_kit.models.tokenize import encode
+
+POLICY, REWARD = "steered model", "reward alone"
 
 
 def mixed_logp(rows: Sequence[torch.Tensor], factors: Sequence[float], tokens: torch.Tensor) -> torch.Tensor:
@@ -105,45 +107,20 @@ def policy_ranks(
         guides: name -> guide, and for whom it steers on each pair.
 
     Returns:
-        One row for each guide, weight and pair: `guide`, `weight`, `pair_id`, `user_id`, `prompt` (as text), `right` (1
-        if the steered model finds the chosen response likelier, 1/2 if equally likely, else 0) and `reward_right` (the
-        same of the reward alone).
+        The long table, `method` being the guide, with `weight` and `of`: `POLICY`, whether the steered model finds the
+        chosen response likelier, and `REWARD`, whether the reward alone is higher.
     """
-    keys = pd.DataFrame({"pair_id": pairs["pair_id"], "user_id": pairs["user_id"]})
-    keys["prompt"] = [prompt_text(prompt) for prompt in pairs["prompt"]]
     tables = []
     for name, (guide, who) in guides.items():
-        logps, rewards = steered_logps(
-            guide,
-            tokenizer,
-            [*pairs["prompt"]] * 2,
-            [*pairs["chosen"], *pairs["rejected"]],
-            [*who] * 2,
-            weights,
-            batch_size=batch_size,
-        )
-        chosen, rejected = logps.chunk(2)
+        prompts, responses = [*pairs["prompt"]] * 2, [*pairs["chosen"], *pairs["rejected"]]
+        logps, rewards = steered_logps(guide, tokenizer, prompts, responses, [*who] * 2, weights, batch_size)
+        chosen, rejected = logps.chunk(2)  # [n, weights]
         reward_right = ranked_right(*rewards.chunk(2))
         for column, w in enumerate(weights):
             right = ranked_right(chosen[:, column], rejected[:, column])
-            tables.append(keys.assign(guide=name, weight=float(w), right=right, reward_right=reward_right))
+            for of, value in ((POLICY, right), (REWARD, reward_right)):
+                tables.append(long_table(pairs, {name: value}, weight=float(w), of=of))
     return pd.concat(tables, ignore_index=True)
-
-
-def policy_accuracies(ranks: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
-    """Accuracy of each steered model and of its reward, by weight, with 95% intervals (`crossed_interval`).
-
-    Returns:
-        Columns `guide`, `weight`, `accuracy`, `low`, `high`, `reward_accuracy`, `reward_low`, `reward_high`, `n` and
-        `users`.
-    """
-    rows = []
-    for (guide, weight), part in ranks.groupby(["guide", "weight"], sort=False):
-        i, j = (crossed_interval(part[c], part.user_id, part.prompt, seed=seed) for c in ("right", "reward_right"))
-        rows.append((guide, weight, *i[:3], *j[:3], i.n, part.user_id.nunique()))
-    found = ["accuracy", "low", "high", "reward_accuracy", "reward_low", "reward_high", "n", "users"]
-    columns = ["guide", "weight", *found]
-    return pd.DataFrame(rows, columns=columns)
 
 
 def token_kl(policy: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
@@ -223,9 +200,9 @@ def rank_correlation(ranks: pd.DataFrame, resamples: int = 1_000, seed: int = 0)
         ranks: rows of `policy_ranks` at one weight: a reward has one accuracy, so several would count it several times.
             Leave out PAD's released form, whose reward is a policy's own log-likelihood.
     """
-    if ranks.weight.nunique() != 1:
-        raise ValueError(f"ranks hold the weights {sorted(set(ranks.weight))}, expected one. Choose one of them.")
-    means = ranks.groupby(["user_id", "guide"], sort=False)[["reward_right", "right"]].mean()
+    assert ranks.weight.nunique() == 1, "ranks of one weight, expected: choose one"
+    means = ranks.groupby(["user_id", "method", "of"], sort=False).value.mean().unstack("of", sort=False)
+    means = means[[REWARD, POLICY]]
     parts = [part.to_numpy() for _, part in means.groupby("user_id", sort=False)]
 
     def tau(users: list[np.ndarray]) -> float:

@@ -15,60 +15,46 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from prlhf_kit.data.attributes import measure_all
-from prlhf_kit.evaluation.accuracy import length_direction, ranked_right, words
-from prlhf_kit.evaluation.intervals import Interval, cluster_bootstrap
+from prlhf_kit.evaluation.accuracy import length_direction, length_rules, ranked_right, words
+from prlhf_kit.evaluation.intervals import intervals, long_table
+from prlhf_kit.models.rewards import RewardModel
 
 
-def _interval(rows: pd.DataFrame, seed: int) -> Interval:
-    """Accuracy over pairs (a list has several); pairs on the same prompt are one cluster."""
-    pairs = rows.pairs.to_numpy()
-    clusters = np.repeat((rows["set"] + "\n" + rows["prompt"]).to_numpy(), pairs)
-    return cluster_bootstrap(np.repeat((rows.right / rows.pairs).to_numpy(), pairs), clusters, seed=seed)
+def reward_accuracy(reward: RewardModel, pairs: Dataset, train: Dataset) -> pd.DataFrame:
+    """Which of the held-out pairs a reward model ranks right, each scored for its own `user_id`, beside the rules of
+    length that are learned from the training pairs: the long table."""
+    n, prompts, users = len(pairs), list(pairs["prompt"]), list(pairs["user_id"])
+    scores = reward.score(prompts * 2, [*pairs["chosen"], *pairs["rejected"]], users * 2).double().cpu().numpy()
+    right = {"reward model": ranked_right(scores[:n], scores[n:])}
+    return long_table(pairs, right | length_rules(train, pairs))
 
 
-def curves(evaluations: pd.DataFrame, by: Iterable[str] = (), seed: int = 0) -> pd.DataFrame:
-    """Accuracy of each evaluation set at each step, with a 95% interval clustered by prompt.
-
-    Args:
-        evaluations: `step`, `set`, `prompt`, `right`, `pairs` (`evaluations.parquet` of a reward training), and the
-            columns `by`.
-
-    Returns:
-        Columns `by`, `set`, `step`, `accuracy`, `low`, `high`, `pairs`.
-    """
-    keys = [*by, "set", "step"]
-    rows = []
-    for names, part in evaluations.groupby(keys, sort=False):
-        i = _interval(part, seed)
-        rows.append((*names, i.estimate, i.low, i.high, i.n))
-    return pd.DataFrame(rows, columns=[*keys, "accuracy", "low", "high", "pairs"])
+def pair_by_pair(evaluations: pd.DataFrame) -> pd.DataFrame:
+    """The evaluations of a reward training (`evaluations.parquet`: `step`, `set`, `prompt`, `right`, `pairs`, ...) as a
+    long table. A list of responses has several pairs, which share its accuracy; `asked` names its prompt in its set."""
+    table = evaluations.assign(
+        value=evaluations.right / evaluations.pairs, asked=evaluations["set"] + "\n" + evaluations["prompt"]
+    )
+    return table.loc[table.index.repeat(table.pairs)].reset_index(drop=True)
 
 
-def trade_off(evaluations: pd.DataFrame, general: Iterable[str], seed: int = 0) -> pd.DataFrame:
-    """Accuracy over the general pairs and over the customised ones, of each strategy at each evaluation.
+def trade_off(evaluations: pd.DataFrame, general: Iterable[str]) -> pd.DataFrame:
+    """What bears on the trade-off between general and customised pairs, over training.
 
     Args:
-        evaluations: as in `curves`, with `strategy` and `domain` (whose model). A model's sets are the general ones and
-            its own domain; others are left out.
+        evaluations: as in `pair_by_pair`, with `strategy` and `domain` (whose model). A model's sets are the general
+            ones and its own domain; others are left out.
         general: names of the general sets.
 
     Returns:
-        Columns `strategy`, `point` (share of the evaluations after the first, from 0 to 1), `custom`, `custom_low`,
-        `custom_high`, `general`, `general_low`, `general_high` (95%, clustered by prompt), `pairs`.
+        `pair_by_pair` with `of` ("custom" or "general") and `point` (share of the evaluations after the first, from 0
+        to 1: trainings of different lengths are evaluated equally often).
     """
-    kind = np.where(evaluations.set.isin(list(general)), "general", "custom")
-    table = evaluations.assign(kind=kind)[(kind == "general") | (evaluations.set == evaluations.domain)]
-    # trainings of different lengths are evaluated equally often
+    of = np.where(evaluations.set.isin(list(general)), "general", "custom")
+    table = evaluations.assign(of=of)[(of == "general") | (evaluations.set == evaluations.domain)]
     number = table.groupby(["strategy", "domain"]).step.rank(method="dense") - 1
     table["point"] = number / number.groupby([table.strategy, table.domain]).transform("max").clip(lower=1)
-    rows = []
-    for (strategy, point), part in table.groupby(["strategy", "point"], sort=False):
-        found: dict[str, object] = {"strategy": strategy, "point": point, "pairs": int(part.pairs.sum())}
-        for name, own in part.groupby("kind"):
-            i = _interval(own, seed)
-            found |= {str(name): i.estimate, f"{name}_low": i.low, f"{name}_high": i.high}
-        rows.append(found)
-    return pd.DataFrame(rows)
+    return pair_by_pair(table)
 
 
 def calibration(log_odds: ArrayLike, bins: int = 10, clusters: ArrayLike | None = None) -> tuple[pd.DataFrame, float]:
@@ -82,27 +68,27 @@ def calibration(log_odds: ArrayLike, bins: int = 10, clusters: ArrayLike | None 
         clusters: `[n]`, by which the intervals are clustered; None: every pair is its own.
 
     Returns:
-        One row a bin of equal width that has pairs: `confidence` (mean), `accuracy`, `low`, `high` (95%), `pairs`; and
-        the error, sum over bins of their share of pairs times |accuracy - confidence|.
+        `intervals` by `bin` (of equal width), with the mean `confidence`; and the error, sum over bins of their share
+        of pairs times |accuracy - confidence|.
 
     >>> table, error = calibration([0.0, 0.0])
     >>> error
     0.0
     """
     odds = np.asarray(log_odds, float)
-    if not len(odds) or np.isnan(odds).any():
-        raise ValueError(f"expected at least one pair and no NaN, got {len(odds)} with {np.isnan(odds).sum()} NaN.")
-    confidence, right = expit(np.abs(odds)), (np.sign(odds) + 1) / 2
-    own = np.arange(len(odds)) if clusters is None else np.asarray(clusters)
-    place = np.clip(((confidence - 0.5) * 2 * bins).astype(int), 0, bins - 1)
-    rows = []
-    for number in np.unique(place):
-        inside = place == number
-        i = cluster_bootstrap(right[inside], own[inside])
-        rows.append((confidence[inside].mean(), i.estimate, i.low, i.high, i.n))
-    table = pd.DataFrame(rows, columns=["confidence", "accuracy", "low", "high", "pairs"])
-    error = float((table.pairs / len(odds) * (table.accuracy - table.confidence).abs()).sum())
-    return table, error
+    assert len(odds), "expected at least one pair"
+    confidence = expit(np.abs(odds))
+    table = pd.DataFrame(
+        {
+            "bin": np.clip(((confidence - 0.5) * 2 * bins).astype(int), 0, bins - 1),
+            "confidence": confidence,
+            "value": ranked_right(odds, 0 * odds),
+            "cluster": np.arange(len(odds)) if clusters is None else np.asarray(clusters),
+        }
+    )
+    found = intervals(table, by=["bin"], cluster="cluster", confidence=("confidence", "mean"))
+    error = float((found.n / len(odds) * (found.value - found.confidence).abs()).sum())
+    return found.sort_values("bin", ignore_index=True), error
 
 
 def length_matched(pairs: Dataset, tolerance: float = 0.1) -> np.ndarray:
@@ -115,55 +101,27 @@ def length_matched(pairs: Dataset, tolerance: float = 0.1) -> np.ndarray:
     return np.abs(chosen - rejected) <= tolerance * np.maximum(chosen, rejected)
 
 
-def prompts_of(pairs: Dataset) -> list[str]:
-    """Each pair's prompt as text, by which intervals are clustered: DSP's pairs of a query share it."""
-    return [str(prompt) for prompt in pairs["prompt"]]
-
-
-def heatmap(scored: pd.DataFrame, test: Mapping[str, Dataset], seed: int = 0) -> pd.DataFrame:
-    """How often each model ranks each domain's pairs as that domain does, with a 95% interval clustered by prompt.
+def length_control(scored: pd.DataFrame, train: Mapping[str, Dataset], test: Mapping[str, Dataset]) -> pd.DataFrame:
+    """Is it more than length? Each model on its own pairs, all and length-matched, beside the length rule.
 
     Args:
-        scored: one row a pair of `test[pairs_of]`, in order: `model`, `pairs_of`, `right`.
-
-    Returns:
-        Columns `model`, `pairs_of`, `accuracy`, `low`, `high`, `pairs`.
-    """
-    rows = []
-    for (model, other), part in scored.groupby(["model", "pairs_of"], sort=False):
-        i = cluster_bootstrap(part.right, prompts_of(test[str(other)]), seed=seed)
-        rows.append((model, other, i.estimate, i.low, i.high, i.n))
-    return pd.DataFrame(rows, columns=["model", "pairs_of", "accuracy", "low", "high", "pairs"])
-
-
-def length_control(
-    scored: pd.DataFrame, train: Mapping[str, Dataset], test: Mapping[str, Dataset], seed: int = 0
-) -> pd.DataFrame:
-    """Is it more than length? Each model's accuracy on its own pairs, all and length-matched, beside a length rule.
-
-    Args:
-        scored: one row a pair of `test`, in order: `model`, `right`, `matched` (`length_matched`).
+        scored: long table, one row a pair of `test`, in order: `model`, `value`, `prompt`, `matched`
+            (`length_matched`).
         train, test: pairs by model; the rule's direction is that of the training pairs.
 
     Returns:
-        Columns `model`, `pairs_used` ("all", "length-matched"), `method` ("reward model", "length rule"), `accuracy`,
-        `low`, `high` (95%), `pairs`. Where no pair is matched, there is no such row.
+        The long table with `model`, `pairs_used` ("all", "length-matched") and `method` ("reward model", "length
+        rule").
     """
-    rows = []
+    tables = []
     for model in dict.fromkeys(scored.model.tolist()):
         part = scored[scored.model == model]
         direction = length_direction(words(train[model]["chosen"]), words(train[model]["rejected"]))
         gap = words(test[model]["chosen"]) - words(test[model]["rejected"])
-        prompts = np.array(prompts_of(test[model]))
-        for used, kept in (("all", np.full(len(part), True)), ("length-matched", part.matched.to_numpy())):
-            for method, right in (
-                ("reward model", part.right.to_numpy()),
-                ("length rule", ranked_right(direction * gap, 0 * gap)),
-            ):
-                if kept.any():
-                    i = cluster_bootstrap(right[kept], prompts[kept], seed=seed)
-                    rows.append((model, used, method, i.estimate, i.low, i.high, i.n))
-    return pd.DataFrame(rows, columns=["model", "pairs_used", "method", "accuracy", "low", "high", "pairs"])
+        rule = part.assign(method="length rule", value=ranked_right(direction * gap, 0 * gap))
+        both = pd.concat([part.assign(method="reward model"), rule])
+        tables += [both.assign(pairs_used="all"), both[both.matched].assign(pairs_used="length-matched")]
+    return pd.concat(tables, ignore_index=True)
 
 
 def visible(features: np.ndarray, texts: Iterable[str], folds: int = 5) -> pd.DataFrame:

@@ -21,7 +21,8 @@ from prlhf_kit.decoding.answers import GuidedAnswer
 from prlhf_kit.decoding.guides import ids_of
 from prlhf_kit.evaluation import heads as head_comparison
 from prlhf_kit.evaluation.accuracy import ranked_right
-from prlhf_kit.evaluation.intervals import Interval, cluster_bootstrap
+from prlhf_kit.evaluation.intervals import intervals, minus
+from prlhf_kit.evaluation.statistics import Interval, cluster_bootstrap
 from prlhf_kit.models.embedded import SENTENCES
 from prlhf_kit.models.features import load_embedder
 from prlhf_kit.models.logprobs import response_logps
@@ -119,32 +120,28 @@ def answered(jobs: pd.DataFrame, answers: Sequence[GuidedAnswer], judge: Scorer,
     ).assign(**columns)
 
 
+MEANS: dict[str, Any] = {name: (name, "mean") for name in ("reward", "logp", "changed", "asked", "words")}
+
+
 def gains(table: pd.DataFrame, base: pd.DataFrame, by: Sequence[str], seed: int = 0) -> pd.DataFrame:
     """Rewards of answers minus those of the base's answers to the same prompts for the same users.
-
-    Intervals resample whole users, or whole prompts where a row has fewer than `FEW` users; NaN where of these, too.
 
     Args:
         table, base: rows of `answered`; `base` has one row a user and prompt.
         by: columns of `table`, of whose values there is one row each.
 
     Returns:
-        `by`, `gain`, `low`, `high`, `answers`, `clusters`, and the means `reward`, `logp`, `changed`, `asked`, `words`.
+        `intervals` of the column `gain`, over users, or over prompts where a row has fewer than `FEW` users (NaN where
+        of these, too); with the means `reward`, `logp`, `changed`, `asked`, `words`.
     """
-    own = base.set_index(["user_id", "prompt"]).reward
-    rows = []
-    for values, group in table.groupby(list(by), sort=False, dropna=False):
-        gain = group.reward.to_numpy() - own.loc[list(zip(group.user_id, group.prompt, strict=True))].to_numpy()
-        means = group[["reward", "logp", "changed", "asked", "words"]].mean()
-        rows.append({**dict(zip(by, values, strict=True)), **_interval(gain, group, seed), **means})
-    return pd.DataFrame(rows)
+    gained = minus(table.assign(gain=table.reward), base.assign(gain=base.reward), "gain")
+    return _few_users(gained, by, seed, **MEANS)
 
 
-def _interval(values: np.ndarray, group: pd.DataFrame, seed: int) -> dict[str, float]:
-    cluster = "user_id" if group.user_id.nunique() >= FEW else "prompt"
-    found = cluster_bootstrap(values, group[cluster], seed=seed)
-    low, high = (found.low, found.high) if found.clusters >= FEW else (np.nan, np.nan)
-    return {"gain": found.estimate, "low": low, "high": high, "answers": found.n, "clusters": found.clusters}
+def _few_users(table: pd.DataFrame, by: Sequence[str], seed: int, **more: Any) -> pd.DataFrame:
+    users, prompts = (intervals(table, "gain", by, cluster, seed=seed, **more) for cluster in ("user_id", "prompt"))
+    found = users.where(users.clusters >= FEW, prompts)
+    return found.assign(**{end: found[end].where(found.clusters >= FEW) for end in ("low", "high")})
 
 
 def gains_of_two(table: pd.DataFrame, users: Sequence[str], judge: Scorer, prompts: dict[str, list], seed: int = 0):
@@ -155,41 +152,23 @@ def gains_of_two(table: pd.DataFrame, users: Sequence[str], judge: Scorer, promp
         prompts: messages by their text.
 
     Returns:
-        `towards`, `user_id`, and as in `gains`; the base's own rows are left out.
+        `intervals` of the column `gain` by `user_id` and `towards`; the base's own rows are left out.
     """
-    rows = []
-    for user in users:
-        reward = judge([user] * len(table), [prompts[text] for text in table.prompt], list(table.answer))
-        judged = table.assign(reward=reward, user_id=user)
-        own = judged[judged.towards == "nobody"].set_index("prompt").reward
-        for name, group in judged[judged.towards != "nobody"].groupby("towards", sort=False):
-            gain = group.reward.to_numpy() - own.loc[group.prompt].to_numpy()
-            rows.append({"towards": name, "user_id": user, **_interval(gain, group, seed)})
-    return pd.DataFrame(rows)
+    asked = [prompts[text] for text in table.prompt]
+    both = [table.assign(user_id=user, gain=judge([user] * len(table), asked, list(table.answer))) for user in users]
+    judged = pd.concat(both, ignore_index=True)
+    nobody = judged.towards == "nobody"
+    return _few_users(minus(judged[~nobody], judged[nobody], "gain"), ["user_id", "towards"], seed)
 
 
-def front(table: pd.DataFrame, x: str, y: str, by: Sequence[str], seed: int = 0) -> pd.DataFrame:
-    """Means of two wanted things for each value of `by`, and which of them no other beats in both.
-
-    Returns:
-        `by`, `x` and `y` (means) with `x_low`, `x_high`, `y_low`, `y_high` (95%, clustered by user), `n`, and `front`
-        (bool: of the Pareto front; of equals, all).
-    """
-    rows = []
-    for values, group in table.groupby(list(by), sort=False):
-        row = dict(zip(by, values, strict=True)) | {"n": len(group)}
-        for name, column in (("x", x), ("y", y)):
-            known = group.dropna(subset=column)  # an empty answer has no coherence
-            if known.empty:
-                row |= dict.fromkeys((name, f"{name}_low", f"{name}_high"), np.nan)
-                continue
-            i = cluster_bootstrap(known[column], known.user_id, seed=seed)
-            row |= {name: i.estimate, f"{name}_low": i.low, f"{name}_high": i.high}
-        rows.append(row)
-    found = pd.DataFrame(rows)
-    places = found[["x", "y"]].to_numpy()
-    beaten = [bool(((places >= own).all(1) & (places > own).any(1)).any()) for own in places]
-    return found.assign(front=~np.array(beaten) & ~np.isnan(places).any(1))
+def front(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+    """An intervals table of two wanted things (its two values of `measure`) for each value of `by`, with `front`
+    (bool): no other is better in both (the Pareto front; of equals, all)."""
+    places = table.pivot(index=list(by), columns="measure", values="value")
+    values = places.to_numpy()
+    beaten = np.array([((values >= own).all(1) & (values > own).any(1)).any() for own in values])
+    on = pd.Series(~beaten & ~np.isnan(values).any(1), places.index, name="front")
+    return table.merge(on.reset_index(), on=list(by))
 
 
 def picture(answer: GuidedAnswer, tokenizer) -> str:

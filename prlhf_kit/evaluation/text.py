@@ -84,8 +84,6 @@ def distinct_n(texts: Iterable[str], n: int) -> float:
 
 
 def _unique_share(texts: Iterable[Sequence[str]], n: int) -> float:
-    if n < 1:
-        raise ValueError(f"n is {n}, expected at least 1.")
     found = [gram for tokens in texts for gram in ngrams(tokens, n)]
     return len(set(found)) / len(found) if found else float("nan")
 
@@ -95,11 +93,10 @@ def self_bleu(texts: Sequence[str]) -> float:
 
     By nltk, with its smoothing method 1 (0.1 for no match), as in Texygen. It grows with the number of texts: compare
     equal numbers. A text of fewer than four words has no 4-gram and stays below 1 even beside its like; texts without
-    words are left out. `ValueError` where fewer than two are left.
+    words are left out, and two have to be left.
     """
     tokens = [found for found in map(words, texts) if found]
-    if len(tokens) < 2:
-        raise ValueError(f"{len(tokens)} of {len(texts)} texts have words, expected two or more to compare.")
+    assert len(tokens) > 1, f"{len(tokens)} of {len(texts)} texts have words, expected two or more"
     options = {"smoothing_function": SmoothingFunction().method1}
     return float(np.mean([sentence_bleu(tokens[:i] + tokens[i + 1 :], t, **options) for i, t in enumerate(tokens)]))
 
@@ -176,8 +173,7 @@ def kl_per_token(policy_logps: Sequence[ArrayLike], base_logps: Sequence[ArrayLi
     rows = []
     for i, (policy, base) in enumerate(zip(policy_logps, base_logps, strict=True)):
         own, other = np.asarray(policy, float), np.asarray(base, float)
-        if own.shape != other.shape or own.ndim != 1:
-            raise ValueError(f"answer {i}: log-probabilities {own.shape} and {other.shape}, expected as many of both.")
+        assert own.shape == other.shape, f"answer {i}: log-probabilities {own.shape} and {other.shape}"
         d = own - other
         rows.append((len(d), d.mean(), (np.exp(-d) - 1 + d).mean()) if len(d) else (0, np.nan, np.nan))
     return pd.DataFrame(rows, columns=["tokens", "k1", "k3"]).astype({"tokens": int, "k1": float, "k3": float})
@@ -193,7 +189,7 @@ def text_scores(answers: pd.DataFrame) -> pd.DataFrame:
     tokens = [words(text) for text in texts]
     values: dict[str, Any] = {f"rep-{n}": [repetition(found, n) for found in tokens] for n in (2, 3, 4)}
     values = {"words": length(texts).words} | values | {"diversity": [diversity(found) for found in tokens]}
-    return _tidy(answers, values | {"Flesch reading ease": readability(texts).reading_ease, "refusal": refusals(texts)})
+    return _long(answers, values | {"Flesch reading ease": readability(texts).reading_ease, "refusal": refusals(texts)})
 
 
 def corpus_scores(answers: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
@@ -225,16 +221,9 @@ def reward_table(
     `prompts`: the messages that scorers are shown, by the prompt's text; else the text as the user's one message.
     """
     texts = _texts(answers)
-    if not scorers:
-        raise ValueError("no scorers, expected one or more by name.")
     shown = [(prompts or {}).get(text, message("user", text)) for text in answers.prompt]
     values = {name: np.asarray(scorer(list(answers.user_id), shown, texts)) for name, scorer in scorers.items()}
-    for name, found in values.items():
-        if found.shape != (len(texts),):
-            raise ValueError(
-                f"{name!r} gave rewards of shape {found.shape} for {len(texts)} answers, expected one each."
-            )
-    return _tidy(answers, values)
+    return _long(answers, values)
 
 
 def _texts(answers: pd.DataFrame) -> list[str]:
@@ -245,7 +234,7 @@ def _texts(answers: pd.DataFrame) -> list[str]:
     return list(answers.answer)
 
 
-def _tidy(answers: pd.DataFrame, values: Mapping[str, Any]) -> pd.DataFrame:
+def _long(answers: pd.DataFrame, values: Mapping[str, Any]) -> pd.DataFrame:
     keys = answers[["system", "user_id", "prompt"]].rename(columns={"system": "method"}).assign(item=answers.prompt)
     tables = [keys.assign(measure=name, value=np.asarray(value, float)) for name, value in values.items()]
     return pd.concat(tables, ignore_index=True)[list(SCORES)]

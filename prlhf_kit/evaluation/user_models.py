@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,7 +12,7 @@ import torch
 from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 
-from prlhf_kit.evaluation.intervals import cluster_bootstrap
+from prlhf_kit.evaluation.intervals import intervals
 from prlhf_kit.models.hub import MADE_FROM
 from prlhf_kit.models.user_index import UserIndex
 from prlhf_kit.models.user_models import ClusterUserModel, UserModel
@@ -28,8 +29,8 @@ def learning_curve(folder: str | Path, seed: int = 0) -> pd.DataFrame:
         folder: written by `fit`, of a model whose trainer evaluated at some steps (`user_metrics.parquet`).
 
     Returns:
-        Columns `step`, `k` (training pairs a user till then, on average), `accuracy` (mean over users), `low`, `high`
-        (95%, over users), `worst` (the least of a user's), `users`, `pairs` (all that were scored).
+        `intervals` by `step`, over users, with `k` (training pairs a user till then, on average), `worst` (the least of
+        a user's) and `pairs` (all that were scored).
     """
     metrics = pd.read_parquet(Path(folder, USER_METRICS))
     held_out = metrics[metrics["mode"] == "eval"]
@@ -38,14 +39,10 @@ def learning_curve(folder: str | Path, seed: int = 0) -> pd.DataFrame:
     made = json.loads(Path(folder, MADE_FROM).read_text())
     batch = made["per_device_train_batch_size"] * made["gradient_accumulation_steps"] * made["processes"]
     trained = len(UserIndex.load(folder)[0].user_ids)
-    users = held_out.user_id.nunique()
-    rows = []
-    for step in sorted(held_out.step.unique().tolist()):
-        part = held_out[held_out.step == step]
-        i = cluster_bootstrap(part.accuracy, part.user_id, seed=seed)
-        k = round(step * batch / trained)
-        rows.append((step, k, i.estimate, i.low, i.high, part.accuracy.min(), users, int(part.pairs.sum())))
-    return pd.DataFrame(rows, columns=["step", "k", "accuracy", "low", "high", "worst", "users", "pairs"])
+    table = held_out.rename(columns={"accuracy": "value"}).sort_values("step", kind="stable")
+    more: dict[str, Any] = {"worst": ("value", "min"), "pairs": ("pairs", "sum")}
+    found = intervals(table, by=["step"], cluster="user_id", seed=seed, **more)
+    return found.assign(k=(found.step * batch / trained).round().astype(int))
 
 
 def learned(trained: UserModel, untrained: UserModel) -> np.ndarray:

@@ -7,6 +7,7 @@ there is no verdict, and it is counted (`unread`), never a win.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,76 +16,69 @@ from sklearn.linear_model import LogisticRegression
 from tqdm.auto import tqdm
 
 from prlhf_kit.evaluation.accuracy import ranked_right
-from prlhf_kit.evaluation.intervals import (
-    around,
-    cluster_bootstrap,
-    crossed_interval,
-    crossed_test,
-    detectable,
-    drawn_weights,
-    holm,
-)
+from prlhf_kit.evaluation.intervals import ALL, BOTH, intervals, with_holm
+from prlhf_kit.evaluation.statistics import around, drawn_weights
 
 VALUE = {"a": 1.0, "tie": 0.5, "b": 0.0}
 COMPARISON = ("judge", "system_a", "system_b")
+FIRST, DISAGREE = "prefers the first", "orders disagree"
 
 
-def won(judgements: pd.DataFrame) -> np.ndarray:
-    """1 where system a won, 1/2 for a tie, 0 where b won, NaN without a verdict: `[n]`."""
-    return judgements.preference.map(VALUE).to_numpy(float)
+def with_wins(judgements: pd.DataFrame) -> pd.DataFrame:
+    """Judgements as a long table: `win_rate` is 1 where system a won, 1/2 for a tie, 0 where b won, NaN without a
+    verdict."""
+    return judgements.assign(win_rate=judgements.preference.map(VALUE).astype(float))
 
 
 def _read(judgements: pd.DataFrame) -> pd.DataFrame:
-    """Judgements that have a verdict, with the column `won`."""
-    return judgements.assign(won=won(judgements)).dropna(subset="won")
+    return with_wins(judgements).dropna(subset="win_rate")
 
 
-def win_rates(judgements: pd.DataFrame, by: Sequence[str] = COMPARISON, seed: int = 0) -> pd.DataFrame:
+def win_rates(
+    judgements: pd.DataFrame,
+    by: Sequence[str] = COMPARISON,
+    cluster: str | Sequence[str] = BOTH,
+    seed: int = 0,
+) -> pd.DataFrame:
     """Win rate of system a over b in every comparison, per sample: wins and half the ties, over all verdicts.
 
     Where users answer the same prompts, intervals and tests say what other users and other prompts would give.
 
     Returns:
-        One row for each value of `by`: these columns, `win_rate` with `low`, `high` (95%, `crossed_interval`), the
-        shares `win`, `tie` and `loss`, `n` (verdicts), `users`, `prompts`, `unread` (pairs without a verdict), `p`
-        (`crossed_test` of one half), `p_holm` (corrected for all rows of the table with the same first column: a
-        judge's) and `detectable` (the least true distance from 1/2 that such users and prompts would show with
-        probability 0.8, uncorrected).
+        `intervals` of `win_rate`, tested against 1/2: `by`, `win_rate`, `low`, `high`, `p`, `p_holm` (corrected for all
+        rows with the same first column: a judge's), `detectable`, `n` (verdicts), `clusters`, the shares `win`, `tie`
+        and `loss`, `users`, `prompts`, and `unread` (pairs without a verdict).
     """
-    rows = []
-    for names, group in judgements.groupby(list(by), sort=False):
-        part = _read(group)
-        row = dict(zip(by, names, strict=True)) | {"n": len(part), "unread": len(group) - len(part)}
-        if len(part):
-            i = crossed_interval(part.won, part.user_id, part.prompt, seed=seed)
-            row |= {
-                "win_rate": i.estimate,
-                "low": i.low,
-                "high": i.high,
-                "win": (part.won == 1).mean(),
-                "tie": (part.won == 0.5).mean(),
-                "loss": (part.won == 0).mean(),
-                "users": part.user_id.nunique(),
-                "prompts": part.prompt.nunique(),
-                "p": crossed_test(part.won - 0.5, part.user_id, part.prompt, seed=seed),
-                "detectable": detectable(part.won - 0.5, part.user_id, part.prompt),
-            }
-        rows.append(row)
-    columns = ("win_rate", "low", "high", "win", "tie", "loss", "n", "users", "prompts", "unread", "p", "detectable")
-    table = pd.DataFrame(rows, columns=[*by, *columns])
-    table["p_holm"] = np.nan
-    for _, part in table[table.p.notna()].groupby(by[0], sort=False):
-        table.loc[part.index, "p_holm"] = holm(part.p.tolist())
-    return table
+    table = with_wins(judgements)
+    for name, value in (("win", 1.0), ("tie", 0.5), ("loss", 0.0)):
+        table[name] = table.win_rate == value
+    shares: dict[str, Any] = {name: (name, "mean") for name in ("win", "tie", "loss")}
+    numbers: dict[str, Any] = {"users": ("user_id", "nunique"), "prompts": ("prompt", "nunique")}
+    found = intervals(table, "win_rate", by, cluster, null=0.5, seed=seed, **shares, **numbers)
+    found["unread"] = table.groupby(list(by), sort=False).size().to_numpy() - found.n
+    return with_holm(found, by[:1])
 
 
-def by_user(judgements: pd.DataFrame, by: Sequence[str] = COMPARISON, seed: int = 0) -> pd.DataFrame:
-    """Each user's own win rate: columns `by`, `user_id`, `win_rate`, `low`, `high` (95%, clustered by prompt), `n`."""
-    rows = []
-    for names, part in _read(judgements).groupby([*by, "user_id"], sort=False):
-        i = cluster_bootstrap(part.won, part.prompt, seed=seed)
-        rows.append((*names, i.estimate, i.low, i.high, i.n))
-    return pd.DataFrame(rows, columns=[*by, "user_id", "win_rate", "low", "high", "n"])
+def win_rates_by_community(judgements: pd.DataFrame, named: bool = True, seed: int = 0) -> pd.DataFrame:
+    """Win rate of system a over b among each community, and among all of them (`ALL`).
+
+    Communities are the `user_id`s. They have names, and those in the table are all that one asks about: intervals and
+    tests are by prompt, and say what other prompts would give.
+
+    Args:
+        judgements: of `judges.judged`; its `user_id` is the community, the true one. For contextual against plain, or
+            the right context against a random one, give the systems' answers those names.
+        named: False: users are draws from many people, so that "all" says what other users would give as well.
+
+    Returns:
+        Rows of `win_rates` with the column `community`; `p_holm` is corrected over the communities of a comparison (of
+        "all": `p`, since it is one test).
+    """
+    by = [*COMPARISON, "community"]
+    own = win_rates(judgements.assign(community=judgements.user_id), by, "prompt", seed)
+    together = win_rates(judgements.assign(community=ALL), by, "prompt" if named else BOTH, seed)
+    own = with_holm(own.drop(columns="p_holm"), COMPARISON)
+    return pd.concat([own, together.assign(p_holm=together.p)], ignore_index=True)
 
 
 def user_win_rates(judgements: pd.DataFrame, by: Sequence[str] = COMPARISON, seed: int = 0) -> pd.DataFrame:
@@ -92,49 +86,31 @@ def user_win_rates(judgements: pd.DataFrame, by: Sequence[str] = COMPARISON, see
     win rate is above one half. Users at exactly one half are ties and count one half.
 
     Returns:
-        Columns `by`, `user_win_rate` with `low`, `high` (95%, over users), the numbers `users_won`, `users_tied`,
-        `users_lost`, and `n` (users).
+        `intervals` of `user_win_rate`, over users, with the numbers `users_won`, `users_tied`, `users_lost`.
     """
-    rows = []
-    own = _read(judgements).groupby([*by, "user_id"], sort=False).won.mean().rename("win_rate").reset_index()
-    for names, part in own.groupby(list(by), sort=False):
-        verdict = ranked_right(part.win_rate.round(12), np.full(len(part), 0.5))
-        i = cluster_bootstrap(verdict, part.user_id, seed=seed)
-        counts = [int((verdict == value).sum()) for value in (1, 0.5, 0)]
-        rows.append((*names, i.estimate, i.low, i.high, *counts, i.n))
-    columns = [*by, "user_win_rate", "low", "high", "users_won", "users_tied", "users_lost", "n"]
-    return pd.DataFrame(rows, columns=columns)
+    own = _read(judgements).groupby([*by, "user_id"], sort=False).win_rate.mean().reset_index()
+    own["user_win_rate"] = ranked_right(own.win_rate.round(12), np.full(len(own), 0.5))
+    names = {"users_won": 1.0, "users_tied": 0.5, "users_lost": 0.0}
+    numbers: dict[str, Any] = {name: (name, "sum") for name in names}
+    own = own.assign(**{name: own.user_win_rate == value for name, value in names.items()})
+    return intervals(own, "user_win_rate", by, "user_id", seed=seed, **numbers)
 
 
 def position_bias(judgements: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     """Does a judge prefer what it is shown first? (Zheng et al. 2023, arXiv 2306.05685, Section 3.3.)
 
     Returns:
-        Columns `judge`, `position_bias` with `low`, `high` (95%, `crossed_interval`): how much more often the answer
-        shown first won than the one shown second, from -1 (always the second) over 0 to 1 (always the first);
-        `disagree` with `disagree_low`, `disagree_high` (share of pairs on which the two orders do not say the same),
-        `n` (pairs read in both orders) and `unread` (pairs that were not).
+        `intervals` by `judge` and `measure`, over pairs that were read in both orders: `FIRST`, how much more often the
+        answer shown first won than the one shown second, from -1 (always the second) over 0 to 1 (always the first);
+        `DISAGREE`, the share of pairs on which the two orders do not say the same. With `unread` (pairs that were not).
     """
-    rows = []
-    for judge, group in judgements.groupby("judge", sort=False):
-        part = group.dropna(subset=["first", "second"])
-        row = {"judge": judge, "n": len(part), "unread": len(group) - len(part)}
-        if len(part):
-            # in the first order a's answer is shown first, in the second order b's
-            first = part["first"].map(VALUE) - part["second"].map(VALUE)
-            i = crossed_interval(first, part.user_id, part.prompt, seed=seed)
-            j = crossed_interval(part["first"] != part["second"], part.user_id, part.prompt, seed=seed)
-            row |= {
-                "position_bias": i.estimate,
-                "low": i.low,
-                "high": i.high,
-                "disagree": j.estimate,
-                "disagree_low": j.low,
-                "disagree_high": j.high,
-            }
-        rows.append(row)
-    columns = ["position_bias", "low", "high", "disagree", "disagree_low", "disagree_high", "n", "unread"]
-    return pd.DataFrame(rows, columns=["judge", *columns])
+    first, second = judgements["first"].map(VALUE).astype(float), judgements["second"].map(VALUE).astype(float)
+    # in the first order a's answer is shown first, in the second order b's
+    both = {FIRST: first - second, DISAGREE: (first != second).astype(float).where((first - second).notna())}
+    table = pd.concat([judgements.assign(measure=name, value=value) for name, value in both.items()])
+    found = intervals(table, by=["judge", "measure"], seed=seed)
+    found["unread"] = table.groupby(["judge", "measure"], sort=False).size().to_numpy() - found.n
+    return found
 
 
 def bradley_terry(judgements: pd.DataFrame, resamples: int = 200, seed: int = 0) -> pd.DataFrame:
@@ -153,7 +129,7 @@ def bradley_terry(judgements: pd.DataFrame, resamples: int = 200, seed: int = 0)
         systems = sorted({*part.system_a, *part.system_b})
         place = {system: i for i, system in enumerate(systems)}
         a, b = part.system_a.map(place).to_numpy(), part.system_b.map(place).to_numpy()
-        verdicts = part.won.to_numpy()
+        verdicts = part.win_rate.to_numpy()
         draws, clusters = drawn_weights(part.user_id, part.prompt, resamples, seed)
         rating = _ratings(a, b, verdicts, np.ones(len(part)), len(systems))
         shown = tqdm(draws, total=resamples, desc="ratings", disable=None, leave=False)
@@ -202,6 +178,7 @@ def length_controlled(
         Columns `judge`, `system_a`, `system_b`, `win_rate`, `lc_win_rate` with `low`, `high` (95%, users drawn anew,
         and prompts that they share), `length_effect` (phi), `words_a`, `words_b` (means), `n`.
     """
+    columns = [*COMPARISON, "win_rate", "lc_win_rate", "low", "high", "length_effect", "words_a", "words_b", "n"]
     rows = []
     for judge, group in judgements.groupby("judge", sort=False):
         everything = _read(group)
@@ -209,26 +186,14 @@ def length_controlled(
         for (a, b), part in tqdm(compared, desc="length-controlled", disable=None, leave=False):
             gap = np.array([length(x) - length(y) for x, y in zip(part.answer_a, part.answer_b, strict=True)], float)
             difficulty = _difficulty(part.prompt, everything, a, b)
-            features, verdicts = np.column_stack([np.tanh(gap / (gap.std() or 1)), difficulty]), part.won.to_numpy()
+            features = np.column_stack([np.tanh(gap / (gap.std() or 1)), difficulty])
+            verdicts = part.win_rate.to_numpy()
             estimate, effect = _without_length(features, verdicts, np.ones(len(part)))
             draws, clusters = drawn_weights(part.user_id, part.prompt, resamples, seed)
             found = [_without_length(features, verdicts, weights)[0] for weights in draws]
             low, high = np.clip(around(estimate, found, clusters), 0, 1)
-            words = [np.mean([len(text.split()) for text in part[column]]) for column in ("answer_a", "answer_b")]
-            rows.append((judge, a, b, verdicts.mean(), estimate, low, high, effect, *words, len(part)))
-    columns = [
-        "judge",
-        "system_a",
-        "system_b",
-        "win_rate",
-        "lc_win_rate",
-        "low",
-        "high",
-        "length_effect",
-        "words_a",
-        "words_b",
-        "n",
-    ]
+            spoken = [part[f"answer_{of}"].str.split().str.len().mean() for of in "ab"]
+            rows.append((judge, a, b, verdicts.mean(), estimate, low, high, effect, *spoken, len(part)))
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -237,7 +202,7 @@ def _difficulty(prompts: pd.Series, everything: pd.DataFrame, a: Hashable, b: Ha
         """Log-odds that systems other than these two beat `system`, by prompt."""
         first = everything[(everything.system_b == system) & (everything.system_a != other)]
         second = everything[(everything.system_a == system) & (everything.system_b != other)]
-        won = pd.concat([first.won, 1 - second.won]).groupby(pd.concat([first.prompt, second.prompt]))
+        won = pd.concat([first.win_rate, 1 - second.win_rate]).groupby(pd.concat([first.prompt, second.prompt]))
         return pd.Series(logit((won.sum() + 0.5) / (won.count() + 1)))
 
     odds = odds_against(b, a).sub(odds_against(a, b), fill_value=0)

@@ -7,15 +7,14 @@ from textwrap import fill
 
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from prlhf_kit.figures.style import PALETTE, error_bars, marker_of, new_figure, reference_line
+from prlhf_kit.figures.style import PALETTE, error_bars, heatmap, marker_of, new_figure, reference_line
 from prlhf_kit.figures.users import learning_curves
 
-# as in evaluation/context.py, communities.py and options.py, which take seconds to import, as figures should not
+# as in evaluation/context.py, intervals.py and options.py, which take seconds to import, as figures should not
 FOUR_WAYS = ("neither", "prompt only", "soft tokens", "both")
 NONE, ALL = "none", "all"
 LIKELIHOOD, SHORTEST, LONGEST = "likelihood a token", "shortest option", "longest option"
@@ -54,20 +53,20 @@ def _points(ax: Axes, rows: pd.DataFrame, y, value: str, color: str, marker: str
 def four_way(table: pd.DataFrame) -> Figure:
     """Prompt only, soft user tokens, both, neither: accuracy with intervals, one panel a dataset, controls in grey.
 
-    `table`: rows of `context.four_way`, its first table: `dataset`, `method`, `accuracy`, `low`, `high`, `n`, `users`,
-    `chance` (the dotted line).
+    `table`: rows of `context.four_way`, its first table: intervals by `dataset` and `method`, with `users` and `chance`
+    (the dotted line).
     """
     controls = [method for method in dict.fromkeys(table.method) if method not in FOUR_WAYS]
     known = [method for method in [*FOUR_WAYS, *controls] if method in set(table.method)]
     figure, axes = _panels(list(dict.fromkeys(table.dataset)), len(known))
-    low = min(table.low.min(), table.accuracy.min(), table.chance.min())
+    low = min(table.low.min(), table.value.min(), table.chance.min())
     for dataset, ax in axes.items():
         part = table[table.dataset == dataset]
         methods = [method for method in known if method in set(part.method)]
         for i, method in enumerate(methods):
             color = PALETTE[FOUR_WAYS.index(method)] if method in FOUR_WAYS else CONTROL
             marker = marker_of(FOUR_WAYS.index(method)) if method in FOUR_WAYS else "o"
-            _points(ax, part[part.method == method], [i], "accuracy", color, marker)
+            _points(ax, part[part.method == method], [i], "value", color, marker)
         _labels(ax, methods)
         reference_line(ax, part.chance.iloc[0])
         ax.set_title(f"{dataset}: {_count(part.n)} items, {_count(part.users)} users", fontsize=10, loc="left")
@@ -84,30 +83,20 @@ def _count(numbers: pd.Series) -> str:
 def context_heatmap(table: pd.DataFrame) -> Figure:
     """Accuracy on each community's pairs with each community's context in the prompt; framed: the right one.
 
-    `table`: rows of `context.context_matrix`: `community`, `context` ("none" is drawn first), `accuracy`, `n`,
-    `right`, and `dataset` where there are several: one panel each.
+    `table`: intervals of `context.context_matrix` by `community`, `context` ("none" is drawn first) and `right`, and by
+    `dataset` where there are several: one panel each.
     """
     datasets = list(dict.fromkeys(table.dataset)) if "dataset" in table else [""]
     sizes = [table[table.dataset == d].community.nunique() if d else table.community.nunique() for d in datasets]
     width, height = 0.72 * (max(sizes) + 1) + 3.4, sum(0.5 * size + 2.1 for size in sizes)
     figure, axes = new_figure(width, height, nrows=len(datasets), squeeze=False, height_ratios=[s + 3 for s in sizes])
-    reach = max(0.1, float((table.accuracy - 0.5).abs().max()))
+    reach = max(0.1, float((table.value - 0.5).abs().max()))
     for ax, dataset in zip(axes[:, 0], datasets, strict=True):
         part = table[table.dataset == dataset] if dataset else table
         communities = list(dict.fromkeys(part.community))
         contexts = [NONE, *communities]
-        cells = part.pivot(index="community", columns="context", values="accuracy").loc[communities, contexts]
-        sns.heatmap(
-            cells,
-            cmap="PuOr",
-            vmin=0.5 - reach,
-            vmax=0.5 + reach,
-            annot=True,
-            fmt=".2f",
-            ax=ax,
-            annot_kws={"size": 8},
-            cbar_kws={"label": "accuracy (white: chance)"},
-        )
+        cells = part.pivot(index="community", columns="context", values="value").loc[communities, contexts]
+        heatmap(ax, cells, "accuracy (white: chance)", 0.5 - reach, 0.5 + reach, fmt=".2f")
         for row in part[part.right].itertuples():
             place = contexts.index(row.context), communities.index(row.community)
             ax.add_patch(Rectangle(place, 1, 1, fill=False, edgecolor="black", linewidth=2, clip_on=False))
@@ -125,8 +114,8 @@ def context_heatmap(table: pd.DataFrame) -> Figure:
 def option_accuracy(table: pd.DataFrame) -> Figure:
     """Multiple choice by likelihood, with and without the reader in the prompt, by method; grey: rules of length.
 
-    `table`: rows of `options.option_accuracy`: `rule`, `accuracy`, `low`, `high`, `chance` (the dotted line), and
-    `method` and `context` (what stood in the prompt). The rules of length know no model, so each is drawn once.
+    `table`: intervals by `rule` (`options.RULES`), `method` and `context` (what stood in the prompt), with `chance`
+    (the dotted line). The rules of length know no model, so each is drawn once.
     """
     likely = table[table.rule == LIKELIHOOD]
     rules = table[table.rule.isin([SHORTEST, LONGEST])].drop_duplicates("rule")
@@ -135,7 +124,7 @@ def option_accuracy(table: pd.DataFrame) -> Figure:
     figure, axes = _panels([""], len(names), legend=1)
     ax = axes[""]
     _by_context(ax, likely, methods)
-    _points(ax, rules, len(methods) + np.arange(len(rules)), "accuracy", CONTROL, "o")
+    _points(ax, rules, len(methods) + np.arange(len(rules)), "value", CONTROL, "o")
     _labels(ax, names)
     reference_line(ax, table.chance.iloc[0])
     ax.set(
@@ -149,13 +138,13 @@ def option_accuracy(table: pd.DataFrame) -> Figure:
 def by_context(table: pd.DataFrame) -> Figure:
     """Accuracy of methods with the right, no, and others' context in the same prompts, one panel a dataset.
 
-    `table`: rows of `context.accuracies` by `method` and `context`, and `dataset` where there are several: `accuracy`,
-    `low`, `high`, `n`, `chance` (the dotted line).
+    `table`: intervals by `method` and `context`, and by `dataset` where there are several, with `chance` (the dotted
+    line).
     """
     datasets = list(dict.fromkeys(table.dataset)) if "dataset" in table else [""]
     rows = 1.6 * table.groupby("dataset").method.nunique().max() if datasets[0] else 1.6 * table.method.nunique()
     figure, axes = _panels(datasets, rows, legend=1)
-    low = min(table.low.min(), table.accuracy.min(), table.chance.min())
+    low = min(table.low.min(), table.value.min(), table.chance.min())
     for dataset, ax in axes.items():
         part = table[table.dataset == dataset] if dataset else table
         methods = list(dict.fromkeys(part.method))
@@ -176,7 +165,7 @@ def _by_context(ax: Axes, rows: pd.DataFrame, methods: list) -> None:
         part = rows[rows.context == context]
         y = [methods.index(method) + 0.18 * (i - (len(known) - 1) / 2) for method in part.method]
         name, color, marker = CONTEXTS[context]
-        _points(ax, part, y, "accuracy", PALETTE[color], marker, name)
+        _points(ax, part, y, "value", PALETTE[color], marker, name)
 
 
 def _legend(figure: Figure, axes: Iterable[Axes], title: str, columns: int = 4) -> None:
@@ -189,7 +178,7 @@ def community_win_rates(table: pd.DataFrame) -> Figure:
     """Win rates by community with intervals, one panel a judge, one mark a comparison; filled: differs from 1/2 at 0.05
     after Holm.
 
-    `table`: rows of `communities.win_rates_by_community`.
+    `table`: rows of `win_rate.win_rates_by_community`.
     """
     communities = [c for c in dict.fromkeys(table.community) if c != ALL] + [ALL] * (ALL in set(table.community))
     pairs = list(dict.fromkeys(zip(table.system_a, table.system_b, strict=True)))

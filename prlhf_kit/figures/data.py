@@ -4,29 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.figure import Figure
 from wordcloud import WordCloud
 
-from prlhf_kit.figures.style import PALETTE, new_figure
+from prlhf_kit.figures.style import PALETTE, heatmap, new_figure
 
 
 def tastes(weights: pd.DataFrame) -> Figure:
     """Heatmap of users' true weights. `weights`: index user, one column an attribute."""
     figure, ax = new_figure(6.5, 0.32 * len(weights) + 1.4)
     limit = float(np.abs(weights.to_numpy()).max())
-    sns.heatmap(
-        weights,
-        cmap="PuOr",
-        center=0,
-        vmin=-limit,
-        vmax=limit,
-        annot=True,
-        fmt=".1f",
-        ax=ax,
-        annot_kws={"size": 8},
-        cbar_kws={"label": "weight (utility per SD of the attribute)"},
-    )
+    heatmap(ax, weights, "weight (utility per SD of the attribute)", -limit, limit)
     ax.set(xlabel="text attribute", ylabel="simulated user")
     return figure
 
@@ -71,17 +59,16 @@ def agreement(table: pd.DataFrame) -> Figure:
     shared = table.pivot_table(index="user_a", columns="user_b", values="shared")
     figure, ax = new_figure(0.6 * len(values) + 2.6, 0.5 * len(values) + 1.4)
     notes = values.map(lambda v: f"{v:.2f}") + "\n" + shared.map(lambda n: f"n={n:.0f}")
-    sns.heatmap(
+    heatmap(
+        ax,
         values,
-        cmap="PuOr",
-        vmin=0,
-        vmax=1,
-        annot=notes if len(values) <= 15 else None,
+        "same preference on shared pairs",
+        0,
+        1,
+        notes if len(values) <= 15 else None,
         fmt="",
-        ax=ax,
         square=True,
         annot_kws={"size": 6},
-        cbar_kws={"label": "same preference on shared pairs"},
     )
     ax.set_facecolor("0.9")  # nothing shared: not the white of 0.5
     ax.set(xlabel="user", ylabel="user")

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.figure import Figure
 
-from prlhf_kit.figures.style import PALETTE, error_bars, marker_of, new_figure, reference_line
+from prlhf_kit.figures.style import (
+    PALETTE,
+    beside,
+    draw_intervals,
+    error_bars,
+    heatmap,
+    legend,
+    marker_of,
+    names_down,
+    new_figure,
+    reference_line,
+)
 
 
 def win_matrix(table: pd.DataFrame) -> Figure:
@@ -33,19 +45,7 @@ def win_matrix(table: pd.DataFrame) -> Figure:
                 cells.loc[one, other] = value
                 notes.loc[one, other] = "" if np.isnan(value) else f"{value:.2f}{star}"
         last = stacked or number == len(judges) - 1
-        sns.heatmap(
-            cells,
-            cmap="PuOr",
-            vmin=0,
-            vmax=1,
-            annot=notes,
-            fmt="",
-            square=True,
-            ax=ax,
-            cbar=last,
-            annot_kws={"size": 8},
-            cbar_kws={"label": "win rate of the row"} if last else None,
-        )
+        heatmap(ax, cells, "win rate of the row", 0, 1, notes, fmt="", square=True, cbar=last)
         ax.set_facecolor("0.9")  # not compared: not the white of 0.5
         ax.set(title=f"judge: {judge}", xlabel="against", ylabel="system" if stacked or not number else "")
         ax.tick_params(axis="x", rotation=40)
@@ -61,70 +61,54 @@ def ratings(table: pd.DataFrame) -> Figure:
     figure, ax = new_figure(7, 0.45 * len(systems) + 1.4)
     judges = list(table.groupby("judge", sort=False))
     for i, (judge, rows) in enumerate(judges):
-        y = [systems.index(s) + 0.16 * (i - (len(judges) - 1) / 2) for s in rows.system]
-        ax.errorbar(
-            rows.rating,
-            y,
-            xerr=error_bars(rows, "rating"),
-            fmt=marker_of(i),
-            color=PALETTE[i % 8],
-            capsize=3,
-            label=judge,
-        )
-    ax.set_yticks(range(len(systems)), systems)
-    ax.set_ylim(len(systems) - 0.5, -0.5)
+        draw_intervals(ax, rows, beside(systems, rows.system, i, len(judges), 0.16), i, "rating", label=judge)
+    names_down(ax, systems)
     reference_line(ax, 1000)
     ax.set(xlabel="Bradley-Terry rating (Elo's scale, mean 1000; 95% interval)")
-    figure.legend(*ax.get_legend_handles_labels(), frameon=False, title="judge", loc="outside right upper")
+    legend(figure, ax, "outside right upper", title="judge")
     return figure
 
 
 def dimensions(table: pd.DataFrame) -> Figure:
     """Methods over preference dimensions, as lines over parallel axes with intervals.
 
-    `table`: columns `method`, `dimension`, `value`, `low`, `high`, and `unit` (the same everywhere).
+    `table`: intervals by `method` and `dimension`, and `unit` (the same everywhere).
     """
     names = list(dict.fromkeys(table.dimension))
     methods = list(table.groupby("method", sort=False))
     figure, ax = new_figure(1.5 * len(names) + 3.5, 3.8)
     for i, (method, rows) in enumerate(methods):
-        x = [names.index(d) + 0.07 * (i - (len(methods) - 1) / 2) for d in rows.dimension]
-        ax.errorbar(
-            x,
-            rows.value,
-            yerr=error_bars(rows, "value"),
-            marker=marker_of(i),
-            color=PALETTE[i % 8],
-            capsize=2,
-            linewidth=1.2,
-            label=method,
-        )
+        x = beside(names, rows.dimension, i, len(methods), 0.07)
+        style: dict[str, Any] = {"fmt": f"{marker_of(i)}-", "capsize": 2, "linewidth": 1.2, "label": method}
+        draw_intervals(ax, rows, x, i, upright=True, **style)
     ax.set_xticks(range(len(names)), names, rotation=20 if max(map(len, names)) > 12 else 0)
     for place in range(len(names)):
         ax.axvline(place, color="0.85", linewidth=1, zorder=0)
     reference_line(ax, 0, vertical=False)
     ax.set(xlabel="preference dimension", ylabel=f"{table.unit.iloc[0]}\n(95% interval)")
-    figure.legend(*ax.get_legend_handles_labels(), frameon=False, loc="outside right upper")
+    legend(figure, ax, "outside right upper")
     return figure
 
 
 def reward_front(table: pd.DataFrame) -> Figure:
     """Two things that are wanted at once, by weight; ringed: nothing else is better in both (the Pareto front).
 
-    `table`: rows of `steering.front` by `guide` and `weight`, and `x_label`, `y_label` (the same everywhere).
+    `table`: rows of `steering.front` by `guide` and `weight`; its first `measure` lies along x, its second along y.
     """
+    of_x, of_y = table.measure.unique()
     figure, ax = new_figure(7, 4.2)
     for i, (guide, rows) in enumerate(table.groupby("guide", sort=False)):
-        ax.plot(rows.x, rows.y, color=PALETTE[i % 8], marker=marker_of(i), linewidth=1, label=guide)
-        spans = [np.abs(rows[[f"{v}_low", f"{v}_high"]].to_numpy(float) - rows[[v]].to_numpy(float)).T for v in "xy"]
-        ax.errorbar(rows.x, rows.y, xerr=spans[0], yerr=spans[1], fmt="none", ecolor=PALETTE[i % 8], alpha=0.2)
-        for w, x, y in zip(rows.weight, rows.x, rows.y, strict=True):
-            ax.annotate(f"{w:g}", (x, y), xytext=(5, 4), textcoords="offset points", fontsize=8)
-    best = table[table.front]
-    ax.scatter(best.x, best.y, s=170, facecolors="none", edgecolors="black", linewidths=1, label="Pareto front")
+        x, y = rows[rows.measure == of_x], rows[rows.measure == of_y]
+        ax.plot(x.value, y.value, color=PALETTE[i % 8], marker=marker_of(i), linewidth=1, label=guide)
+        spans: dict[str, Any] = {"xerr": error_bars(x, "value"), "yerr": error_bars(y, "value")}
+        ax.errorbar(x.value, y.value, **spans, fmt="none", ecolor=PALETTE[i % 8], alpha=0.2)
+        for w, *place in zip(x.weight, x.value, y.value, strict=True):
+            ax.annotate(f"{w:g}", place, xytext=(5, 4), textcoords="offset points", fontsize=8)
+    best_x, best_y = (table.value[table.front & (table.measure == of)] for of in (of_x, of_y))
+    ax.scatter(best_x, best_y, s=170, facecolors="none", edgecolors="black", linewidths=1, label="Pareto front")
     ax.margins(0.1)
-    ax.set(xlabel=f"{table.x_label.iloc[0]} (95% intervals)", ylabel=f"{table.y_label.iloc[0]} (numbers: w)")
-    figure.legend(*ax.get_legend_handles_labels(), frameon=False, loc="outside upper center", ncols=2)
+    ax.set(xlabel=f"{of_x} (95% intervals)", ylabel=f"{of_y} (numbers: w)")
+    legend(figure, ax, ncols=2)
     return figure
 
 
@@ -143,34 +127,25 @@ def length_against_win(table: pd.DataFrame) -> Figure:
         ylabel="win rate of a user",
         ylim=(-0.05, 1.05),
     )
-    figure.legend(*ax.get_legend_handles_labels(), frameon=False, loc="outside upper center", ncols=2)
+    legend(figure, ax, ncols=2)
     return figure
 
 
 def fairness(table: pd.DataFrame) -> Figure:
     """What each user gains over the generic model, the least first.
 
-    `table`: rows of `fairness.gains_by_user`, and `unit` (the same everywhere).
+    `table`: intervals by `user_id` and `group` in the order to draw, and `unit` (the same everywhere).
     """
     figure, ax = new_figure(7, min(max(0.28 * len(table), 1.2), 20) + 1.2)
     groups = list(dict.fromkeys(table.group.fillna("")))
     for i, group in enumerate(groups):
         rows = table[table.group.fillna("") == group]
-        ax.errorbar(
-            rows.gain,
-            rows.index,
-            xerr=error_bars(rows, "gain"),
-            fmt=marker_of(i),
-            color=PALETTE[i % 8],
-            capsize=3,
-            label=group or None,
-        )
-    ax.set_yticks(range(len(table)), table.user_id if len(table) <= 60 else [""] * len(table))
-    ax.set_ylim(len(table) - 0.5, -0.5)
+        draw_intervals(ax, rows, rows.index, i, label=group or None)
+    names_down(ax, list(table.user_id) if len(table) <= 60 else [""] * len(table))
     reference_line(ax, 0)
     ax.set(xlabel=f"{table.unit.iloc[0]} (95% interval)", ylabel="user, the least served first")
     if groups != [""]:
-        figure.legend(*ax.get_legend_handles_labels(), frameon=False, title="type", loc="outside right upper")
+        legend(figure, ax, "outside right upper", title="type")
     return figure
 
 
@@ -179,17 +154,14 @@ def position_bias(table: pd.DataFrame) -> Figure:
 
     `table`: rows of `win_rate.position_bias`.
     """
-    figure, (left, right) = new_figure(8, 0.4 * len(table) + 1.3, ncols=2, sharey=True, width_ratios=[3, 2])
-    y = np.arange(len(table))
-    left.errorbar(table.position_bias, y, xerr=error_bars(table, "position_bias"), fmt="o", color=PALETTE[0], capsize=3)
-    left.set_yticks(y, table.judge)
-    left.set(
-        xlabel="position bias (-1: always the second,\n1: always the first; 95% interval)",
-        xlim=(-1.05, 1.05),
-        ylim=(len(table) - 0.5, -0.5),
-    )
+    bias, disagree = (table[table.measure == measure] for measure in table.measure.unique())
+    figure, (left, right) = new_figure(8, 0.4 * len(bias) + 1.3, ncols=2, sharey=True, width_ratios=[3, 2])
+    y = np.arange(len(bias))
+    draw_intervals(left, bias, y, 0)
+    names_down(left, list(bias.judge))
+    left.set(xlabel="position bias (-1: always the second,\n1: always the first; 95% interval)", xlim=(-1.05, 1.05))
     reference_line(left, 0)
-    right.barh(y, 100 * table.disagree, color=PALETTE[1], height=0.5)
+    right.barh(y, 100 * disagree.value, color=PALETTE[1], height=0.5)
     right.set(xlabel="pairs on which the two\norders disagree (%)", xlim=(0, 100))
     return figure
 
@@ -197,62 +169,40 @@ def position_bias(table: pd.DataFrame) -> Figure:
 def policy_accuracy(table: pd.DataFrame) -> Figure:
     """Does a model that is steered by a good reward prefer what was chosen?
 
-    `table`: rows of `policy.policy_accuracies`.
+    `table`: intervals of `policy.policy_ranks` by `method` (the guide), `weight` and `of`.
     """
     figure, ax = new_figure(7, 3.8)
-    for i, (guide, rows) in enumerate(table.groupby("guide", sort=False)):
-        x = rows.weight + 0.03 * i
-        ax.errorbar(
-            x,
-            rows.accuracy,
-            yerr=error_bars(rows, "accuracy"),
-            marker=marker_of(i),
-            color=PALETTE[i % 8],
-            capsize=3,
-            label=f"{guide}: steered model",
-        )
-        ax.axhline(
-            rows.reward_accuracy.iloc[0],
-            color=PALETTE[i % 8],
-            linestyle="--",
-            linewidth=1,
-            label=f"{guide}: reward alone",
-        )
-        ax.axhspan(rows.reward_low.iloc[0], rows.reward_high.iloc[0], color=PALETTE[i % 8], alpha=0.07, linewidth=0)
+    for i, (guide, rows) in enumerate(table.groupby("method", sort=False)):
+        steered, reward = rows[rows.of == "steered model"], rows[rows.of == "reward alone"].iloc[0]
+        line: dict[str, Any] = {"fmt": f"{marker_of(i)}-", "label": f"{guide}: steered model"}
+        draw_intervals(ax, steered, steered.weight + 0.03 * i, i, upright=True, **line)
+        style: dict[str, Any] = {"color": PALETTE[i % 8], "linestyle": "--", "linewidth": 1}
+        ax.axhline(reward.value, label=f"{guide}: reward alone", **style)
+        ax.axhspan(reward.low, reward.high, color=PALETTE[i % 8], alpha=0.07, linewidth=0)
     reference_line(ax, 0.5, vertical=False)
     ax.set(
         xlabel="weight w of the reward",
         ylabel="pairs whose chosen response\nis the likelier (95% interval)",
         ylim=(0, 1.02),
     )
-    figure.legend(*ax.get_legend_handles_labels(), frameon=False, loc="outside upper center", ncols=2)
+    legend(figure, ax, ncols=2)
     return figure
 
 
 def alignment_tax(table: pd.DataFrame) -> Figure:
     """What personalisation costs elsewhere: change of accuracy on general sets against the untrained model.
 
-    `table`: columns `set`, `model`, `change`, `low`, `high`.
+    `table`: `intervals.differences` by `set`: `one` is the model.
     """
     sets = list(dict.fromkeys(table["set"]))
     figure, ax = new_figure(7, 0.5 * len(sets) + 1.4)
-    models = list(table.groupby("model", sort=False))
+    models = list(table.groupby("one", sort=False))
     for i, (model, rows) in enumerate(models):
-        y = [sets.index(s) + 0.18 * (i - (len(models) - 1) / 2) for s in rows["set"]]
-        ax.errorbar(
-            rows.change,
-            y,
-            xerr=error_bars(rows, "change"),
-            fmt=marker_of(i),
-            color=PALETTE[i % 8],
-            capsize=3,
-            label=model,
-        )
-    ax.set_yticks(range(len(sets)), sets)
-    ax.set_ylim(len(sets) - 0.5, -0.5)
+        draw_intervals(ax, rows, beside(sets, rows["set"], i, len(models), 0.18), i, "difference", label=model)
+    names_down(ax, sets)
     reference_line(ax, 0)
     ax.set(xlabel="accuracy minus that of the untrained model (95% interval)")
-    figure.legend(*ax.get_legend_handles_labels(), frameon=False, loc="outside upper center", ncols=3)
+    legend(figure, ax, ncols=3)
     return figure
 
 

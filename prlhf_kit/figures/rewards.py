@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pandas as pd
-import seaborn as sns
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
 from prlhf_kit.figures.data import word_clouds
-from prlhf_kit.figures.style import PALETTE, error_bars, new_figure
+from prlhf_kit.figures.style import (
+    PALETTE,
+    beside,
+    draw_intervals,
+    error_bars,
+    heatmap,
+    legend,
+    marker_of,
+    new_figure,
+    reference_line,
+)
 from prlhf_kit.figures.users import adaptation
 
 
@@ -45,9 +57,9 @@ def stages(table: pd.DataFrame) -> Figure:
 
 
 def curves(table: pd.DataFrame) -> Figure:
-    """Accuracy of every evaluation set over training, with 95% intervals, one panel a model.
+    """Accuracy of every evaluation set over training, one panel a model.
 
-    `table`: columns `model`, `set`, `step`, `accuracy`, `low`, `high`.
+    `table`: intervals by `model`, `set` and `step`.
     """
     models = list(table.groupby("model", sort=False))
     columns = min(3, len(models))
@@ -59,9 +71,9 @@ def curves(table: pd.DataFrame) -> Figure:
     for ax, (model, rows) in zip(axes.flat, models, strict=False):
         for name, part in rows.groupby("set", sort=False):
             i = names.index(name)
-            ax.plot(part.step, part.accuracy, color=PALETTE[i % 8], marker="osD^vPX*"[i % 8], markersize=4, label=name)
+            ax.plot(part.step, part.value, color=PALETTE[i % 8], marker=marker_of(i), markersize=4, label=name)
             ax.fill_between(part.step, part.low, part.high, color=PALETTE[i % 8], alpha=0.08, linewidth=0)
-        ax.axhline(0.5, color="black", linewidth=1, linestyle=":")
+        reference_line(ax, 0.5, vertical=False)
         ax.set(title=model, xlabel="optimizer step", ylabel="accuracy (95%)", ylim=(0, 1.02))
         ax.title.set_fontsize(9)
     handles = {h.get_label(): h for ax in axes.flat for h in ax.get_lines() if not h.get_label().startswith("_")}
@@ -73,109 +85,84 @@ def domain_heatmap(table: pd.DataFrame) -> Figure:
     """How often each domain's reward model ranks each domain's pairs as that domain does.
 
     In DSP a domain prefers its own responses to all others', so this is their win rate under each model.
-    `table`: columns `model`, `pairs_of`, `accuracy`, `low`, `high`, `pairs`. A diagonal of high values: models prefer
-    their own.
+    `table`: intervals by `model` and `pairs_of`. A diagonal of high values: models prefer their own.
     """
-    table = table.assign(
-        note=[f"{r.accuracy:.2f}\n[{r.low:.2f}, {r.high:.2f}]\nn={r.pairs}" for r in table.itertuples()]
-    )
+    texts = [f"{r.value:.2f}\n[{r.low:.2f}, {r.high:.2f}]\nn={r.n}" for r in table.itertuples()]
+    cells = table.assign(note=texts).set_index(["model", "pairs_of"])
     models, others = list(dict.fromkeys(table.model)), list(dict.fromkeys(table.pairs_of))
-    cells = table.set_index(["model", "pairs_of"])
-    values, notes = (cells[column].unstack().loc[models, others] for column in ("accuracy", "note"))
+    values, notes = (cells[column].unstack().loc[models, others] for column in ("value", "note"))
     figure, ax = new_figure(1.05 * len(values.columns) + 2.8, 0.7 * len(values) + 1.5)
-    sns.heatmap(
-        values,
-        cmap="PuOr",
-        vmin=0,
-        vmax=1,
-        annot=notes,
-        fmt="",
-        ax=ax,
-        annot_kws={"size": 7},
-        cbar_kws={"label": "share ranked as they prefer"},
-    )
+    heatmap(ax, values, "share ranked as they prefer", 0, 1, notes, fmt="", annot_kws={"size": 7})
     ax.set(xlabel="whose held-out pairs", ylabel="whose reward model")
     return figure
+
+
+def _both_ways(ax: Axes, row: pd.DataFrame, i: int, size: float, label: Any) -> None:
+    """One mark with intervals along both axes. `row`: its intervals by `of`, "custom" and "general"."""
+    x, y = row[row.of == "custom"], row[row.of == "general"]
+    style: dict[str, Any] = {
+        "fmt": f"{marker_of(i)}-",
+        "color": PALETTE[i % 8],
+        "markersize": size,
+        "capsize": 3,
+        "elinewidth": 0.8,
+    }
+    ax.errorbar(x.value, y.value, xerr=error_bars(x, "value"), yerr=error_bars(y, "value"), label=label, **style)
 
 
 def trade_off(table: pd.DataFrame) -> Figure:
     """General against customised accuracy over training, one line a strategy, intervals at its end.
 
-    `table`: columns `strategy`, `point`, `custom`, `general`, and `_low` and `_high` of both.
+    `table`: intervals by `strategy`, `point` and `of` ("custom", "general").
     """
     figure, ax = new_figure(7.4, 4.2)
     for i, (strategy, rows) in enumerate(table.groupby("strategy", sort=False)):
-        rows = rows.sort_values("point")
-        ax.plot(rows.custom, rows.general, color=PALETTE[i % 8], linewidth=1.2, alpha=0.8)
-        ax.plot(rows.custom[:-1], rows.general[:-1], color=PALETTE[i % 8], linestyle="", marker=".", markersize=5)
-        end = rows.iloc[-1]
-        x, y = ([[end[k] - end[f"{k}_low"]], [end[f"{k}_high"] - end[k]]] for k in ("custom", "general"))
-        ax.errorbar(
-            end.custom,
-            end.general,
-            xerr=x,
-            yerr=y,
-            color=PALETTE[i % 8],
-            marker="osD^vPX*"[i % 8],
-            markersize=7,
-            capsize=3,
-            elinewidth=0.8,
-            label=strategy,
-        )
-    ax.axhline(0.5, color="black", linewidth=1, linestyle=":")
-    ax.axvline(0.5, color="black", linewidth=1, linestyle=":")
+        wide = rows.pivot(index="point", columns="of", values="value")
+        ax.plot(wide.custom, wide.general, color=PALETTE[i % 8], linewidth=1.2, alpha=0.8)
+        ax.plot(wide.custom[:-1], wide.general[:-1], color=PALETTE[i % 8], linestyle="", marker=".", markersize=5)
+        _both_ways(ax, rows[rows.point == rows.point.max()], i, 7, strategy)
+    reference_line(ax, 0.5, vertical=False)
+    reference_line(ax, 0.5)
     ax.set(xlabel="accuracy on the domain's own pairs (95% interval at the end)", ylabel="accuracy on general pairs")
-    figure.legend(*ax.get_legend_handles_labels(), frameon=False, loc="outside right upper")
+    legend(figure, ax, "outside right upper")
     return figure
 
 
 def reliability(table: pd.DataFrame) -> Figure:
-    """Reliability curves with 95% intervals. `table`: `model`, `confidence`, `accuracy`, `low`, `high`, `pairs`."""
+    """Reliability curves. `table`: intervals by `model` and `confidence`."""
     figure, ax = new_figure(6.4, 3.8)
     ax.plot([0.5, 1], [0.5, 1], color="black", linewidth=1, linestyle=":", label="perfect")
     for i, (model, rows) in enumerate(table.groupby("model", sort=False)):
-        error = error_bars(rows, "accuracy")
-        ax.errorbar(
-            rows.confidence,
-            rows.accuracy,
-            yerr=error,
-            color=PALETTE[i % 8],
-            marker="osD^vPX*"[i % 8],
-            capsize=3,
-            markersize=5,
-            label=model,
-        )
+        line: dict[str, Any] = {"fmt": f"{marker_of(i)}-", "markersize": 5, "label": model}
+        draw_intervals(ax, rows, rows.confidence, i, upright=True, **line)
     ax.set(xlabel="confidence of the preference", ylabel="accuracy (95% interval)", xlim=(0.49, 1.01), ylim=(0, 1.02))
-    figure.legend(*ax.get_legend_handles_labels(), frameon=False, loc="outside right upper")
+    legend(figure, ax, "outside right upper")
     return figure
 
 
 def heads(table: pd.DataFrame) -> Figure:
-    """Accuracy of heads on frozen features with 95% intervals, one panel a split.
+    """Accuracy of heads on frozen features, one panel a split.
 
-    `table`: columns `split`, `features`, `head`, `accuracy`, `low`, `high`; rows whose features are "" become lines.
+    `table`: intervals by `split`, `features` and `method`; rows whose features are "" become lines.
     """
     splits = list(dict.fromkeys(table.split))
     figure, axes = new_figure(4.4 * len(splits) + 1.4, 3.8, ncols=len(splits), sharey=True, squeeze=False)
-    kinds = list(dict.fromkeys(table[table.features != ""]["head"]))
+    kinds = list(dict.fromkeys(table[table.features != ""].method))
     for ax, split in zip(axes[0], splits, strict=True):
         rows = table[table.split == split]
         sets = list(dict.fromkeys(rows[rows.features != ""].features))
         for i, kind in enumerate(kinds):
-            part = rows[(rows["head"] == kind) & (rows.features != "")]
-            x = [sets.index(name) + 0.13 * (i - (len(kinds) - 1) / 2) for name in part.features]
-            error = error_bars(part, "accuracy")
-            ax.errorbar(
-                x, part.accuracy, yerr=error, fmt="osD^vPX*"[i % 8], color=PALETTE[i % 8], capsize=3, label=kind
-            )
+            part = rows[(rows.method == kind) & (rows.features != "")]
+            x = beside(sets, part.features, i, len(kinds), 0.13)
+            draw_intervals(ax, part, x, i, upright=True, label=kind)
         styles = {"oracle": {"color": PALETTE[5], "linewidth": 1.5}}
         for style, line in zip(("--", "-.", "-"), rows[rows.features == ""].itertuples(), strict=False):
-            look = styles.get(str(line.head), {"color": "0.3", "linewidth": 1.2, "linestyle": style})
-            ax.axhline(line.accuracy, label=line.head, **look)
-        ax.axhline(0.5, color="black", linewidth=1, linestyle=":")
+            look = styles.get(str(line.method), {"color": "0.3", "linewidth": 1.2, "linestyle": style})
+            ax.axhline(line.value, label=line.method, **look)
+        reference_line(ax, 0.5, vertical=False)
         ax.set_xticks(range(len(sets)), sets, rotation=15, ha="right")
         ax.set(xlabel="features", ylabel=f"accuracy, {split} (95%)", ylim=(0, 1.02), xlim=(-0.5, len(sets) - 0.5))
-    figure.legend(*axes[0][0].get_legend_handles_labels(), frameon=False, loc="outside right upper")
+    legend(figure, axes[0][0], "outside right upper")
     return figure
 
 
@@ -183,17 +170,7 @@ def visible(table: pd.DataFrame) -> Figure:
     """What features can see. `table`: columns `features`, `attribute`, `r2`."""
     values = table.pivot_table(index="features", columns="attribute", values="r2", sort=False)
     figure, ax = new_figure(0.95 * len(values.columns) + 2.6, 0.55 * len(values) + 1.5)
-    sns.heatmap(
-        values.clip(lower=0),
-        cmap="viridis",
-        vmin=0,
-        vmax=1,
-        annot=values,
-        fmt=".2f",
-        ax=ax,
-        annot_kws={"size": 8},
-        cbar_kws={"label": "cross-validated R²\nof a linear map"},
-    )
+    heatmap(ax, values.clip(lower=0), "cross-validated R²\nof a linear map", 0, 1, values, cmap="viridis", fmt=".2f")
     ax.set(xlabel="attribute of the response", ylabel="features")
     return figure
 
@@ -201,33 +178,22 @@ def visible(table: pd.DataFrame) -> Figure:
 def head_trade_off(table: pd.DataFrame) -> Figure:
     """General against customised accuracy of heads on frozen features, from a strong to a weak penalty.
 
-    `table`: columns `strategy`, `custom`, `general`, `_low` and `_high` of both, `custom_pairs`, `general_pairs`, and
-    `chosen`: the setting that cross-validation prefers, which is drawn large, with 95% intervals.
+    `table`: intervals by `strategy`, `strength` and `of` ("custom", "general"), in the order of the path, and `chosen`:
+    the setting that cross-validation prefers, which is drawn large, with its intervals.
     """
     figure, ax = new_figure(7.4, 4.2)
     for i, (strategy, rows) in enumerate(table.groupby("strategy", sort=False)):
-        ax.plot(rows.custom, rows.general, color=PALETTE[i % 8], marker=".", markersize=5, linewidth=1.2, alpha=0.8)
-        best = rows[rows.chosen].iloc[0]
-        x, y = ([[best[k] - best[f"{k}_low"]], [best[f"{k}_high"] - best[k]]] for k in ("custom", "general"))
-        ax.errorbar(
-            best.custom,
-            best.general,
-            xerr=x,
-            yerr=y,
-            color=PALETTE[i % 8],
-            marker="osD^vPX*"[i % 8],
-            markersize=8,
-            capsize=3,
-            elinewidth=0.8,
-            label=strategy,
-        )
-    ax.axhline(0.5, color="black", linewidth=1, linestyle=":")
-    ax.axvline(0.5, color="black", linewidth=1, linestyle=":")
+        custom, general = (rows.value[rows.of == of] for of in ("custom", "general"))
+        ax.plot(custom, general, color=PALETTE[i % 8], marker=".", markersize=5, linewidth=1.2, alpha=0.8)
+        _both_ways(ax, rows[rows.chosen].groupby("of").head(1), i, 8, strategy)
+    reference_line(ax, 0.5, vertical=False)
+    reference_line(ax, 0.5)
+    custom_n, general_n = (table.n[table.of == of].iloc[0] for of in ("custom", "general"))
     ax.set(
-        xlabel=f"accuracy on the domains' own pairs (n = {table.custom_pairs.iloc[0]})",
-        ylabel=f"accuracy on general pairs (n = {table.general_pairs.iloc[0]})",
+        xlabel=f"accuracy on the domains' own pairs (n = {custom_n})",
+        ylabel=f"accuracy on general pairs (n = {general_n})",
     )
-    figure.legend(*ax.get_legend_handles_labels(), frameon=False, loc="outside upper center", ncols=3)
+    legend(figure, ax, ncols=3)
     return figure
 
 

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.figure import Figure
 
-from prlhf_kit.figures.style import PALETTE, error_bars, new_figure
+from prlhf_kit.figures.style import (
+    PALETTE,
+    beside,
+    draw_intervals,
+    error_bars,
+    heatmap,
+    legend,
+    marker_of,
+    new_figure,
+    reference_line,
+)
 
 
 def learning_curves(history: pd.DataFrame) -> Figure:
@@ -20,117 +31,93 @@ def learning_curves(history: pd.DataFrame) -> Figure:
             ax.plot(rows.step, smooth, color=PALETTE[i], label=method)
     left.set(xlabel="optimizer step", ylabel="DPO loss (nats)")
     right.set(xlabel="optimizer step", ylabel="training reward accuracy", ylim=(0, 1.02))
-    right.axhline(0.5, color="black", linewidth=1, linestyle=":")
-    figure.legend(
-        *right.get_legend_handles_labels(), frameon=False, title="mean of 5 logged values", loc="outside right center"
-    )
+    reference_line(right, 0.5, vertical=False)
+    legend(figure, right, "outside right center", title="mean of 5 logged values")
     return figure
 
 
 def similarity(table: pd.DataFrame) -> Figure:
     """Heatmap of a symmetric similarity in [-1, 1]. `table`: users by users."""
     figure, ax = new_figure(0.55 * len(table) + 2.2, 0.5 * len(table) + 1.2)
-    sns.heatmap(
-        table,
-        cmap="PuOr",
-        vmin=-1,
-        vmax=1,
-        annot=len(table) <= 16,
-        fmt=".1f",
-        square=True,
-        ax=ax,
-        annot_kws={"size": 8},
-        cbar_kws={"label": "cosine similarity"},
-    )
+    heatmap(ax, table, "cosine similarity", -1, 1, len(table) <= 16, square=True)
     ax.set(xlabel="user", ylabel="user")
     return figure
 
 
 def accuracy_by_method(table: pd.DataFrame) -> Figure:
-    """Held-out accuracy with 95% intervals.
-
-    `table`: columns `split`, `method`, `accuracy`, `low`, `high`; rows of method "oracle" become a line.
-    """
+    """Held-out accuracy. `table`: intervals by `split` and `method`; rows of method "oracle" become a line."""
     splits = list(table.split.unique())
     figure, axes = new_figure(4.6 * len(splits), 3.6, ncols=len(splits), sharey=True, squeeze=False)
     for ax, split in zip(axes[0], splits, strict=True):
         rows = table[table.split == split]
         oracle, rows = rows[rows.method == "oracle"], rows[rows.method != "oracle"]
         y = np.arange(len(rows))[::-1]
-        error = error_bars(rows, "accuracy")
         colors = [PALETTE[0] if method.startswith("P-DPO") else "0.6" for method in rows.method]
-        ax.barh(y, rows.accuracy, color=colors, height=0.65)
-        ax.errorbar(rows.accuracy, y, xerr=error, fmt="none", ecolor="black", elinewidth=1, capsize=3)
+        ax.barh(y, rows.value, color=colors, height=0.65)
+        ax.errorbar(rows.value, y, xerr=error_bars(rows, "value"), fmt="none", ecolor="black", elinewidth=1, capsize=3)
         ax.set_yticks(y, rows.method)
-        ax.axvline(0.5, color="black", linewidth=1, linestyle=":")
+        reference_line(ax, 0.5)
         if len(oracle):
-            ax.axvline(oracle.accuracy.iloc[0], color=PALETTE[5], linewidth=1.5, label="oracle")
+            ax.axvline(oracle.value.iloc[0], color=PALETTE[5], linewidth=1.5, label="oracle")
             ax.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1.0), borderaxespad=0.1)
         ax.set(xlabel=f"reward accuracy, {split} (95% interval)", xlim=(0, 1))
     return figure
 
 
 def accuracy_by_user(table: pd.DataFrame) -> Figure:
-    """Each user's held-out accuracy, with intervals.
-
-    `table`: columns `user_id`, `method`, `accuracy`, `low`, `high`.
-    """
+    """Each user's held-out accuracy. `table`: intervals by `method` and `user_id`."""
     users = sorted(table.user_id.unique())
     figure, ax = new_figure(6.5, min(0.4 * len(users), 30) + 1.3)
     methods = list(table.groupby("method", sort=False))
     for i, (method, rows) in enumerate(methods):
-        y = [users.index(u) + 0.2 * (i - (len(methods) - 1) / 2) for u in rows.user_id]
-        error = error_bars(rows, "accuracy")
-        ax.errorbar(rows.accuracy, y, xerr=error, fmt="osD^v"[i % 5], color=PALETTE[i % 8], capsize=3, label=method)
+        draw_intervals(ax, rows, beside(users, rows.user_id, i, len(methods), 0.2), i, label=method)
     ax.set_yticks(range(len(users)), users if len(users) <= 100 else [""] * len(users))
     ax.invert_yaxis()
-    ax.axvline(0.5, color="black", linewidth=1, linestyle=":")
+    reference_line(ax, 0.5)
     ax.set(xlabel="reward accuracy on held-out pairs (95% interval)", ylabel="user", xlim=(-0.02, 1.02))
-    figure.legend(*ax.get_legend_handles_labels(), frameon=False, loc="outside upper center", ncols=3)
+    legend(figure, ax, ncols=3)
     return figure
 
 
 def adaptation(table: pd.DataFrame) -> Figure:
-    """Accuracy on unseen users against the number of their known pairs, with intervals.
+    """Accuracy on unseen users against the number of their known pairs.
 
-    `table`: columns `k`, `method`, `accuracy`, `low`, `high`; methods that stand at k=0 only become lines.
+    `table`: intervals by `k` and `method`; methods that stand at k=0 only become lines.
     """
     figure, ax = new_figure(6.5, 3.6)
     ks = sorted(table.k.unique())
     for i, (method, rows) in enumerate(table.groupby("method", sort=False)):
         if set(rows.k) == {0}:
-            ax.axhline(
-                rows.accuracy.iloc[0], color=PALETTE[i % 8], linestyle="--", linewidth=1.2, label=f"{method} (k = 0)"
-            )
+            style: dict[str, Any] = {"color": PALETTE[i % 8], "linestyle": "--", "linewidth": 1.2}
+            ax.axhline(rows.value.iloc[0], label=f"{method} (k = 0)", **style)
             continue
-        error = error_bars(rows, "accuracy")
         x = [ks.index(k) + 0.06 * i for k in rows.k]
-        ax.errorbar(x, rows.accuracy, yerr=error, color=PALETTE[i % 8], marker="osD^v"[i % 5], capsize=3, label=method)
+        draw_intervals(ax, rows, x, i, upright=True, fmt=f"{marker_of(i)}-", label=method)
     ax.set_xticks(range(len(ks)), [str(k) for k in ks])
-    ax.axhline(0.5, color="black", linewidth=1, linestyle=":")
+    reference_line(ax, 0.5, vertical=False)
     ax.set(xlabel="known pairs of the user, k", ylabel="reward accuracy, test_unseen\n(95% interval)", ylim=(0, 1.02))
-    figure.legend(*ax.get_legend_handles_labels(), frameon=False, loc="outside upper center", ncols=3)
+    legend(figure, ax, ncols=3)
     return figure
 
 
 def pairs_learned(table: pd.DataFrame) -> Figure:
-    """Held-out accuracy of user models against the pairs that each user gave in training, with intervals.
+    """Held-out accuracy of user models against the pairs that each user gave in training.
 
-    `table`: columns `user_model`, `k`, `accuracy`, `low`, `high`; rows of user_model "oracle" become a line.
+    `table`: intervals by `user_model` and `k`; rows of user_model "oracle" become a line.
     """
     figure, ax = new_figure(6.5, 3.6)
     for i, (name, rows) in enumerate(table[table.user_model != "oracle"].groupby("user_model", sort=False)):
-        ax.plot(rows.k, rows.accuracy, color=PALETTE[i], marker="osD^v"[i % 5], label=name)
+        ax.plot(rows.k, rows.value, color=PALETTE[i], marker=marker_of(i), label=name)
         ax.fill_between(rows.k, rows.low, rows.high, color=PALETTE[i], alpha=0.15, linewidth=0)
-    for accuracy in table[table.user_model == "oracle"].accuracy:
+    for accuracy in table[table.user_model == "oracle"].value:
         ax.axhline(accuracy, color="black", linewidth=1, linestyle="--", label="oracle")
-    ax.axhline(0.5, color="black", linewidth=1, linestyle=":")
+    reference_line(ax, 0.5, vertical=False)
     ax.set(
         xlabel="training pairs of each user so far",
         ylabel="reward accuracy, test_seen\n(95% interval)",
         ylim=(None, 1.02),
     )
-    figure.legend(*ax.get_legend_handles_labels(), frameon=False, loc="outside upper center", ncols=4)
+    legend(figure, ax, ncols=4)
     return figure
 
 
@@ -142,13 +129,13 @@ def user_map(table: pd.DataFrame) -> Figure:
     for ax, (kind, rows) in zip(axes[0], kinds, strict=True):
         for group, part in rows.groupby("group", sort=False):
             i = known.index(group)
-            ax.scatter(part.x, part.y, s=45, marker="osD^vPX*"[i % 8], color=PALETTE[i % 8], label=group)
+            ax.scatter(part.x, part.y, s=45, marker=marker_of(i), color=PALETTE[i % 8], label=group)
         if len(rows) <= 30:
             for row in rows.itertuples():
                 ax.annotate(row.user_id, (row.x, row.y), xytext=(4, 4), textcoords="offset points", fontsize=7)
         ax.margins(0.2)
         ax.set(title=kind, xlabel="first principal axis (no unit)", ylabel="second axis (no unit)")
-    figure.legend(*axes[0][0].get_legend_handles_labels(), frameon=False, title="type", loc="outside right upper")
+    legend(figure, axes[0][0], "outside right upper", title="type")
     return figure
 
 
@@ -161,18 +148,14 @@ def swapped_utility(table: pd.DataFrame) -> Figure:
     centred = means.sub(means.mean(axis=1), axis=0)
     figure, ax = new_figure(0.55 * len(means) + 2.6, 0.5 * len(means) + 1.4)
     limit = float(np.abs(centred.to_numpy()).max())
-    sns.heatmap(
+    heatmap(
+        ax,
         centred,
-        cmap="PuOr",
-        center=0,
-        vmin=-limit,
-        vmax=limit,
-        annot=len(means) <= 16,
-        fmt=".1f",
+        "true utility, less the row's mean\n(SD of attributes)",
+        -limit,
+        limit,
+        len(means) <= 16,
         square=True,
-        ax=ax,
-        annot_kws={"size": 8},
-        cbar_kws={"label": "true utility, less the row's mean\n(SD of attributes)"},
     )
     ax.set(xlabel="whom the answers were written for", ylabel="who judges them")
     return figure

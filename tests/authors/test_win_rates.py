@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 
 from authors.golden import golden
-from prlhf_kit.evaluation.win_rate import by_user, user_win_rates, win_rates
+from prlhf_kit.evaluation.intervals import intervals
+from prlhf_kit.evaluation.win_rate import user_win_rates, win_rates, with_wins
 
 GOLD = golden("win_rates.json")
 
@@ -63,7 +64,7 @@ def test_prism_rule_per_user(case):
 def test_psoups_rule(case):
     """A tie is a loss; the mean and its standard error are over users."""
     wanted = GOLD[case]["authors_psoups"]
-    found = by_user(ties_as(case, "b"))
+    found = intervals(with_wins(ties_as(case, "b")), "win_rate", ["user_id"], "prompt")
     number = found.user_id.str.removeprefix("u").astype(int)
     rates = found.win_rate.iloc[number.argsort()]
     assert rates.tolist() == pytest.approx(wanted["per_user"], abs=1e-12)

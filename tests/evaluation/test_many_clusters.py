@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from prlhf_kit.evaluation import intervals
+from prlhf_kit.evaluation import statistics as intervals
 
 
 def test_many_clusters_have_the_bootstraps_interval(monkeypatch):

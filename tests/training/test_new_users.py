@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 import prlhf_kit as kit
 from prlhf_kit.data.schema import record
 from prlhf_kit.evaluation import new_users
+from prlhf_kit.evaluation.intervals import intervals
 from prlhf_kit.figures import users as user_figures
 from prlhf_kit.models.conditioning import user_model_of
 from prlhf_kit.models.logprobs import response_logps, score_pairs
@@ -209,9 +210,9 @@ def test_the_curve_is_what_adapt_gives(trained, tokenizer):
         "fitted row": score_pairs(model, tokenizer, test, index.rows(test["user_id"])),
     }.items():
         margin = scores.chosen_logp - scores.rejected_logp - reference.chosen_logp + reference.rejected_logp
-        right = ranked[(ranked.method == method) & (ranked.k == (0 if method == "generic row" else 4))].right
+        right = ranked[(ranked.method == method) & (ranked.k == (0 if method == "generic row" else 4))].value
         assert right.tolist() == (margin > 0).astype(float).tolist()
-    curve = new_users.curve(ranked)
-    assert curve.pairs.eq(6).all()
-    assert curve.users.eq(2).all()
+    curve = intervals(ranked, by=["k", "method"], cluster="user_id")
+    assert curve.n.eq(6).all()
+    assert curve.clusters.eq(2).all()
     user_figures.adaptation(curve)

@@ -167,7 +167,7 @@ def test_controls_are_trained_and_scored(recipe, tokenizer, pairs, tmp_path):
     assert [c.label for c in controls] == list(LABELS.values())
     personal, index = kit.load_personalized(tmp_path / "runs" / "pdpo")
     table = accuracy.ranked_by_method(personal, controls, tokenizer, index, told, told)
-    assert {"P-DPO, user", *LABELS.values()} <= set(table)
+    assert {"P-DPO, user", *LABELS.values()} <= set(table.method)
     pooled = controls[list(LABELS).index("pooled")]
     assert pooled.score(tokenizer, told).chosen_logp.tolist() == pytest.approx(
         score_pairs(pooled.model, tokenizer, told, [1] * len(told)).chosen_logp.tolist()
@@ -251,12 +251,11 @@ def test_the_users_words_beside_soft_tokens(recipe, tokenizer, pairs, tmp_path):
     nothing_said = score_pairs(model, tokenizer, told.map(lambda _: {"user_text": None}), rows)
     assert scores.chosen_logp.tolist() != nothing_said.chosen_logp.tolist()
     table = accuracy.ranked_by_method(model, [], tokenizer, index, told, told)
-    assert (
-        table[accuracy.GENERIC_ROW].tolist()
-        == accuracy.ranked_by_method(
-            model, [], tokenizer, kit.UserIndex([]), told.map(lambda _: {"user_text": None}), told
-        )[accuracy.PERSONAL].tolist()
-    )  # not told who asks, in words neither
+    silent = told.map(lambda _: {"user_text": None})
+    other = accuracy.ranked_by_method(model, [], tokenizer, kit.UserIndex([]), silent, told)
+    # not told who asks, in words neither
+    generic = table[table.method == accuracy.GENERIC_ROW].value.tolist()
+    assert generic == other[other.method == accuracy.PERSONAL].value.tolist()
     adapted = kit.adapt(model, tokenizer, told.select(range(3)), steps=1, learning_rate=0.0)
     with reference_of(model) as reference:
         base = score_pairs(reference, tokenizer, told.select(range(1)))

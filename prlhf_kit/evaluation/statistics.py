@@ -1,0 +1,218 @@
+"""The interval and the test of one mean whose values come from several users: pairs of one user are not independent,
+users are. `intervals.py` applies them to every group of a table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import stats
+from statsmodels.regression.linear_model import OLS
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.power import TTestPower
+from statsmodels.stats.sandwich_covariance import cov_cluster, cov_cluster_2groups
+
+FEW, MANY_CLUSTERS = 6, 2000
+
+
+class Interval(NamedTuple):
+    """An estimate, its 95% interval (NaN where one cluster says nothing), and the values and clusters behind it."""
+
+    estimate: float
+    low: float
+    high: float
+    n: int
+    clusters: int
+
+    def __str__(self) -> str:
+        return f"{self.estimate:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+def cluster_bootstrap(
+    values: ArrayLike, clusters: Iterable[Any], confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
+) -> Interval:
+    """Mean of `values` `[n]` and its interval from resampling whole clusters (Cameron et al. 2008).
+
+    The interval is the expanded percentile one (Hesterberg 2015, arXiv 1411.5279, Section 5.3): plain percentiles of
+    few clusters are too narrow, as a normal interval with the population's variance in place of the sample's would be.
+    No resampling of fewer than `FEW` clusters can leave the range of their means: there a t interval of the clustered
+    mean takes its place, cut off at the least and the greatest value; and with more than 2,000 a normal one, which
+    bootstrap intervals approach. Where all clusters have one mean the interval has no width: no resampling can show
+    what was never drawn. For a paired difference of two methods, pass the per-pair differences. scipy's `bootstrap`
+    resamples single values and has no clusters.
+
+    >>> cluster_bootstrap([1, 1, 0, 0], ["a", "a", "b", "b"]).estimate
+    0.5
+    """
+    values, codes = _numbers(values), _codes(clusters)
+    sums, sizes = np.bincount(codes, weights=values), np.bincount(codes)  # [k] both
+    k, mean = len(sums), float(values.mean())
+    if k == 1:
+        low = high = np.nan
+    elif k < FEW or k > MANY_CLUSTERS:
+        error = np.sqrt(((sums - mean * sizes) ** 2).sum() * k / (k - 1)) / len(values)
+        low, high = np.clip(mean + np.array([-1, 1]) * _t(k, confidence) * error, values.min(), values.max())
+    else:
+        draws = np.random.default_rng(seed).multinomial(k, np.full(k, 1 / k), resamples)  # [resamples, k]
+        low, high = np.quantile(draws @ sums / (draws @ sizes), expanded(k, confidence))
+    return Interval(mean, float(low), float(high), len(values), k)
+
+
+def expanded(clusters: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Quantiles of a bootstrap distribution over so many clusters that give a `confidence` interval: Hesterberg 2015,
+    Section 5.3, Phi(-sqrt(n / (n - 1)) t). Wider than the plain (0.025, 0.975).
+
+    >>> [round(q, 4) for q in expanded(8)]
+    [0.0057, 0.9943]
+    """
+    tail = float(stats.norm.cdf(-np.sqrt(clusters / (clusters - 1)) * _t(clusters, confidence)))
+    return tail, 1 - tail
+
+
+def crossed_interval(values: ArrayLike, users: Iterable[Any], prompts: Iterable[Any], seed: int = 0) -> Interval:
+    """Mean of `values` `[n]` and its 95% interval where users answer the same prompts: what other users *and* other
+    prompts would give. t times the standard error clustered both ways (Cameron, Gelbach & Miller 2011), cut off at the
+    least and the greatest value. Where every prompt is one user's own it is `cluster_bootstrap` by user. `clusters` is
+    the smaller of the two numbers; from one of either, NaN.
+    """
+    values, users, prompts = _numbers(values), list(users), list(prompts)
+    if _own_prompts(users, prompts):
+        return cluster_bootstrap(values, users, seed=seed)
+    error, k = _error(values, users, prompts)
+    mean = float(values.mean())
+    if k == 1:
+        return Interval(mean, np.nan, np.nan, len(values), k)
+    low, high = np.clip(mean + np.array([-1, 1]) * _t(k) * error, values.min(), values.max())
+    return Interval(mean, float(low), float(high), len(values), k)
+
+
+def _error(values: np.ndarray, users: Iterable[Any], prompts: Iterable[Any] | None = None) -> tuple[float, int]:
+    """Standard error of the mean and the number of clusters that its t distribution goes by: clustered by user, or by
+    user and prompt, where it is at least the greater of the two (by statsmodels). NaN from one cluster."""
+    codes = [_codes(users)] if prompts is None or _own_prompts(users, prompts) else [_codes(users), _codes(prompts)]
+    k = min(int(code.max()) + 1 for code in codes)
+    if k == 1:
+        return np.nan, k
+    fit = OLS(values, np.ones(len(values))).fit()
+    variances = [cov_cluster(fit, codes[0])] if len(codes) == 1 else cov_cluster_2groups(fit, *codes)
+    return max(float(v.item()) for v in variances) ** 0.5, k
+
+
+def permutation_test(differences: ArrayLike, clusters: Iterable[Any], resamples: int = 9_999, seed: int = 0) -> float:
+    """Two-sided p-value of "two methods are equal" from paired `differences` `[n]`: the signs of whole clusters are
+    swapped (scipy's `permutation_test`; exact with up to 13 clusters). With k clusters it can't be below 2 / 2**k.
+
+    >>> permutation_test([1, 1, 1, 1], ["a", "b", "c", "d"])
+    0.125
+    """
+    sums = np.bincount(_codes(clusters), weights=_numbers(differences))
+    if len(sums) == 1:
+        return 1.0  # two permutations, both as far from 0
+    found = stats.permutation_test(
+        (sums, np.zeros(len(sums))),
+        lambda a, b, axis: (a - b).sum(axis),
+        permutation_type="samples",
+        n_resamples=resamples,
+        vectorized=True,
+        batch=max(1, 5_000_000 // len(sums)),
+        rng=np.random.default_rng(seed),
+    )
+    return float(found.pvalue)
+
+
+def crossed_test(
+    differences: ArrayLike, users: Iterable[Any], prompts: Iterable[Any], resamples: int = 9_999, seed: int = 0
+) -> float:
+    """Two-sided p-value of "the mean difference is 0" where users answer the same prompts, for which swapping the signs
+    of users alone rejects too often. The greatest of three: `permutation_test` by user, the same by prompt, and the
+    t-test that `crossed_interval` inverts. Where every prompt is one user's own, the first alone.
+    """
+    values, users, prompts = _numbers(differences), list(users), list(prompts)
+    found = permutation_test(values, users, resamples, seed)
+    if _own_prompts(users, prompts):
+        return found
+    error, k = _error(values, users, prompts)
+    both = 2 * stats.t.sf(abs(values.mean()) / error, k - 1) if k > 1 and error else 0.0
+    return max(found, permutation_test(values, prompts, resamples, seed), float(both))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values corrected for many comparisons (Holm 1979, by statsmodels): each may be read against 0.05 as it is.
+
+    >>> holm([0.25, 0.5])
+    [0.5, 0.5]
+    """
+    if len(p_values) < 2:  # statsmodels collects garbage at each call, which takes up to half a second
+        return list(p_values)
+    return multipletests(p_values, method="holm")[1].tolist()
+
+
+def detectable(differences: ArrayLike, users: Iterable[Any], prompts: Iterable[Any] | None = None) -> float:
+    """The least true difference that so many users (and prompts, where they are shared), as different from each other
+    as these, would show with probability 0.8 in a two-sided t-test at 0.05 (statsmodels' `TTestPower`), uncorrected
+    for other comparisons. NaN where they don't differ.
+
+    >>> round(detectable([0.5, -0.5] * 50, range(100)), 3)
+    0.142
+    """
+    error, k = _error(_numbers(differences), list(users), None if prompts is None else list(prompts))
+    if k == 1 or error < 1e-12:
+        return float("nan")
+    effect = TTestPower().solve_power(nobs=k, alpha=0.05, power=0.8, alternative="two-sided")
+    return float(effect * k**0.5 * error)
+
+
+def drawn_weights(
+    users: Iterable[Any], prompts: Iterable[Any], resamples: int, seed: int = 0
+) -> tuple[Iterator[np.ndarray], int]:
+    """Bootstrap weights `[n]` of each draw, and the number of clusters: users are drawn anew, and prompts, too, where
+    they were answered for 1.5 users or more on average (the pigeonhole bootstrap, Owen 2007, arXiv 0712.1111)."""
+    codes = [_codes(users)]
+    asked = _codes(prompts)
+    if len(np.unique(np.column_stack([codes[0], asked]), axis=0)) >= 1.5 * (asked.max() + 1):
+        codes.append(asked)
+    sizes = [int(code.max()) + 1 for code in codes]
+    rng = np.random.default_rng(seed)
+
+    def draw() -> Iterator[np.ndarray]:
+        for _ in range(resamples):
+            parts = [rng.multinomial(k, np.full(k, 1 / k))[c] for k, c in zip(sizes, codes, strict=True)]
+            weights = np.prod(parts, axis=0)
+            if weights.any():  # where not every user has every prompt, a draw may hold nothing
+                yield weights.astype(float)
+
+    return draw(), min(sizes)
+
+
+def around(estimate: ArrayLike, draws: ArrayLike, clusters: int) -> np.ndarray:
+    """95% interval `[2, ...]` of a statistic from few bootstrap draws `[resamples, ...]` over so many clusters: t times
+    their standard deviation, with the sample's variance in place of the population's. NaN from one cluster."""
+    estimate, draws = np.asarray(estimate, float), np.asarray(draws, float)
+    if clusters < 2 or np.isnan(draws).all():
+        return np.full((2, *estimate.shape), np.nan)
+    width = _t(clusters) * np.sqrt(clusters / (clusters - 1)) * np.nanstd(draws, axis=0)
+    return np.stack([estimate - width, estimate + width])
+
+
+def _t(clusters: int, confidence: float = 0.95) -> float:
+    return float(stats.t.ppf((1 + confidence) / 2, clusters - 1))
+
+
+def _own_prompts(users: Iterable[Any], prompts: Iterable[Any]) -> bool:
+    """Whether every prompt is one user's own."""
+    asked = [str(prompt) for prompt in prompts]
+    return len({*zip(map(str, users), asked, strict=True)}) == len({*asked})
+
+
+def _codes(names: Iterable[Any]) -> np.ndarray:
+    """Numbers `[n]` of the names, from 0 in their order as text."""
+    return np.unique(np.array([str(name) for name in names]), return_inverse=True)[1]
+
+
+def _numbers(values: ArrayLike) -> np.ndarray:
+    values = np.asarray(values, float)
+    assert len(values), "expected at least one value"
+    assert not np.isnan(values).any(), "expected no NaN"
+    return values
