@@ -46,7 +46,7 @@ from prlhf_kit.models.logprobs import score_pairs
 from prlhf_kit.models.rewards import SequenceReward
 from prlhf_kit.models.tokenize import tokenize_completion
 
-REAL = Path(__file__).parent.parent.parent / "shared" / "data" / "prefeval"
+REAL = Path(__file__).parents[3] / "shared" / "data" / "prefeval"
 
 
 # ---- multiple choice

@@ -3,8 +3,8 @@
 import numpy as np
 import pandas as pd
 import pytest
-from test_evaluation_figures import looks
 
+from figures.test_evaluation import looks
 from prlhf_kit.commands import FIGURES
 from prlhf_kit.figures.context import FIGURES as CONTEXT
 from prlhf_kit.figures.evaluation import FIGURES as EVALUATION

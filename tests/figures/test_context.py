@@ -7,8 +7,8 @@ from itertools import pairwise
 import numpy as np
 import pandas as pd
 import pytest
-from test_evaluation_figures import bars, looks
 
+from figures.test_evaluation import bars, looks
 from prlhf_kit.commands import FIGURES
 from prlhf_kit.data.context import CONTEXTS
 from prlhf_kit.evaluation import context, intervals, options

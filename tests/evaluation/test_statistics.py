@@ -6,6 +6,7 @@ import pytest
 from datasets import Dataset
 
 from prlhf_kit.data.schema import record
+from prlhf_kit.evaluation import statistics
 from prlhf_kit.evaluation.accuracy import ranked_on_sets, spread
 from prlhf_kit.evaluation.intervals import ITEM, against, differences, intervals, long_table, minus
 from prlhf_kit.evaluation.statistics import (
@@ -245,3 +246,13 @@ def test_tax_by_hand():
     assert found.p == found.p_holm == 0.5  # sums of the prompts -1, 0, -0.5: |sum| >= 1.5 in 4 of 8
     with pytest.raises(ValueError, match="the general set 'none' has no pair left"):
         ranked_on_sets(models, {"none": pairs.select([])})
+
+
+def test_many_clusters_have_the_bootstraps_interval(monkeypatch):
+    rng = np.random.default_rng(0)
+    values, clusters = rng.random(3000) < 0.6, np.arange(3000) // 2
+    boot = statistics.cluster_bootstrap(values, clusters)
+    monkeypatch.setattr(statistics, "MANY_CLUSTERS", 10)
+    normal = statistics.cluster_bootstrap(values, clusters)
+    assert normal.low == pytest.approx(boot.low, abs=0.003)
+    assert normal.high == pytest.approx(boot.high, abs=0.003)

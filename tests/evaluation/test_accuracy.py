@@ -106,7 +106,7 @@ def test_log_prob_equals_the_sum_by_hand(make_tiny, tokenizer, pairs):
 
 
 def test_reference_that_comes_with_the_data_is_used(make_tiny, tokenizer, pairs, tmp_path):
-    from test_pdpo import make_trainer
+    from training.conftest import make_trainer
 
     plain = make_trainer(make_tiny(users=3, offsets=0.5), tokenizer, pairs, tmp_path)
     known = add_reference_logps(pairs, make_tiny(), tokenizer)

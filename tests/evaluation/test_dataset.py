@@ -134,6 +134,6 @@ def test_docs_table_is_that_of_the_cards():
 
     from prlhf_kit.data.prepare import cards_table
 
-    page = (Path(__file__).parent.parent / "docs" / "datasets.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "datasets.md").read_text()
     assert cards_table() in page, "write it again: prlhf data list --markdown"
     assert all(f"| {name}" in page or f", {name} |" in page for name in kit.data.RULES)
