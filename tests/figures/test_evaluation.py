@@ -1,8 +1,8 @@
 """Every figure of the evaluation: it shows the numbers of its table, and looks as it did.
 
-Pictures are compared with `tests/figures/baseline` by pytest-mpl (root mean square of grey levels, with a tolerance for
-other versions of FreeType). After a wanted change call pytest with `--mpl-generate-path=tests/figures/baseline`, and look
-at what changed.
+Pictures are compared with those in `tests/figures/baseline` by pytest-mpl (root mean square of grey levels, with a
+tolerance for other versions of FreeType). After a wanted change call pytest with
+`--mpl-generate-path=tests/figures/baseline`, and look at what changed.
 """
 
 import matplotlib.pyplot as plt
