@@ -1,4 +1,8 @@
-"""Every way in which pairs are drawn from a dataset: by a seed, by user, by a column's value."""
+"""Every way in which pairs are drawn from a dataset: by a seed, by user, by a column's value.
+
+Fewer training pairs a user, for a learning curve: `at_most`. A few pairs of new users: `few_shot`. About n pairs of
+all: `subsample`.
+"""
 
 from __future__ import annotations
 

@@ -189,7 +189,8 @@ class Batch:
         if asked:
             given = sum((panel.rewards(candidates) for panel in self.panels), torch.zeros_like(values))
             rewards = torch.where(due, given, rewards)
-            steered = decoder.guide.own(weight) * values + weight * given
+            # score(v) = base_factor * base(v) + w * reward(v), see guides.py
+            steered = decoder.guide.base_factor(weight) * values + weight * given
             scores = torch.where(due & values.isfinite(), steered, values)
         picked = self._pick(torch.stack([scores, values]), self.drawn[:, step])
         apart = scores.log_softmax(-1)

@@ -249,7 +249,7 @@ class GuidedDecoder:
         dimension = self.guide.reward.dimension if isinstance(self.guide, ARGS) else None
         pooling = getattr(self.guide, "pooling", None)
         ends = eos_ids(causal_lm(self.base_model), self.tokenizer)
-        ours = [type(self.guide).__name__, self.guide.own(0.5), dimension, pooling, settings, ends]
+        ours = [type(self.guide).__name__, self.guide.base_factor(0.5), dimension, pooling, settings, ends]
         return [
             short_hash(ours, job.key, said(job.base), [[said(row), factor] for row, factor in job.planned])
             for job in jobs

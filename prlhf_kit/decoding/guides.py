@@ -2,17 +2,19 @@
 
 Among the base's top-k tokens v, with base(v) its log-probability after processors such as the repetition penalty:
 
-    score(v) = own * base(v) + w * reward(v)
+    score(v) = base_factor * base(v) + w * reward(v)
 
-- **PAD, the paper's form** (Chen et al. 2025, arXiv 2410.04070, Eq. 13 and Alg. 2): own = 1, reward(v) = log
+- **PAD, the paper's form** (Chen et al. 2025, arXiv 2410.04070, Eq. 13 and Alg. 2): base_factor = 1, reward(v) = log
   pi_pers(v | p, s) - log pi_ref(v | s). The base does not see the preference p.
-- **PAD, the released form**: own = 1 - w, reward(v) = log pi_pers(v | p, s), and the base sees the preference. The
-  authors' code takes log-softmax over the candidates only and the base as reference, which differs by a constant a
+- **PAD, the released form**: base_factor = 1 - w, reward(v) = log pi_pers(v | p, s), and the base sees the preference.
+  The authors' code takes log-softmax over the candidates only and the base as reference, which differs by a constant a
   step. At w = 1 the base only picks the candidates. With several people's policies it is multi-objective decoding (MOD:
   Shi et al. 2024, arXiv 2406.18853).
-- **ARGS** (Khanov et al. 2024, arXiv 2402.01694, Eq. 3): own = 1, reward(v) = r(x, y<t, v) of a sequence reward model.
+- **ARGS** (Khanov et al. 2024, arXiv 2402.01694, Eq. 3): base_factor = 1, reward(v) = r(x, y<t, v) of a sequence
+  reward model.
 
-Log-probabilities are over each model's whole vocabulary.
+Log-probabilities are over each model's whole vocabulary. `batch.Batch` adds the terms up; the reference comes in with
+the factor -1 (`PAD.rows`).
 """
 
 from __future__ import annotations
@@ -49,7 +51,7 @@ class Guide(Protocol):
     users: UserIndex | None
     tokenizer: PreTrainedTokenizerBase | None
 
-    def own(self, weight: float) -> float:
+    def base_factor(self, weight: float) -> float:
         """Factor of the base's log-probability."""
         ...
 
@@ -155,7 +157,7 @@ class PAD:
             )
         self._takes_words = conditioned and takes_user_text(self.model)
 
-    def own(self, weight: float) -> float:
+    def base_factor(self, weight: float) -> float:
         """1 in the paper's form, 1 - w in the released one."""
         return 1.0 if self.form == "paper" else 1.0 - weight
 
@@ -224,7 +226,7 @@ class ARGS:
                 "attention takes no 4-D mask, or has ALiBi). Choose among finished answers with best_of_n instead."
             )
 
-    def own(self, weight: float) -> float:
+    def base_factor(self, weight: float) -> float:
         """1."""
         return 1.0
 

@@ -6,8 +6,8 @@ gets), and columns that name what was tried, such as `dataset`, `method` and `co
 
 `named`: users are communities, domains or objectives with names, and those in the table are all that one asks about.
 Intervals and tests are then by prompt, and say what other prompts would give. Otherwise they say what other users *and*
-other prompts would give (`intervals.BOTH`), which few communities can never show: no test over two or four of them can
-give p < 0.05.
+other prompts would give (`intervals.BY_USER_AND_PROMPT`), which few communities can never show: no test over two or
+four of them can give p < 0.05.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from transformers import PreTrainedTokenizerBase
 
 from prlhf_kit.data.context import RECORDED, Context, Contexts, Messages, with_context
 from prlhf_kit.evaluation.accuracy import USER_LENGTH, length_rules, likelier, ranked_right
-from prlhf_kit.evaluation.intervals import BOTH as BOTH_CLUSTERS, differences, intervals, long_table
+from prlhf_kit.evaluation.intervals import BY_USER_AND_PROMPT as BOTH_CLUSTERS, differences, intervals, long_table
 from prlhf_kit.evaluation.options import LIKELIHOOD, RULES, choose
 from prlhf_kit.models.logprobs import score_pairs
 from prlhf_kit.models.user_index import UserIndex
 
 NONE = "none"  # the context of nobody
-NEITHER, PROMPT, SOFT, BOTH = FOUR_WAYS = ("neither", "prompt only", "soft tokens", "both")
+NEITHER, PROMPT, SOFT, BY_USER_AND_PROMPT = FOUR_WAYS = ("neither", "prompt only", "soft tokens", "both")
 UNTRAINED, SFT = "untrained", "SFT"
 GENERIC_ROW, SFT_TOLD = "soft tokens, generic row", "SFT, context"
 FOUR_WAY_COMPARISONS = (
     (PROMPT, NEITHER),
     (SOFT, NEITHER),
-    (BOTH, NEITHER),
-    (BOTH, PROMPT),
-    (BOTH, SOFT),
+    (BY_USER_AND_PROMPT, NEITHER),
+    (BY_USER_AND_PROMPT, PROMPT),
+    (BY_USER_AND_PROMPT, SOFT),
     (PROMPT, SOFT),
 )
 CONTROL_COMPARISONS = ((SOFT, GENERIC_ROW), (PROMPT, SFT_TOLD))  # is it the user's own row, and is it DPO?
@@ -91,7 +91,7 @@ def items(rows: Dataset, value: ArrayLike, **names: Any) -> pd.DataFrame:
     Args:
         rows: pairs, or `options.questions`, without context: methods are compared on the same prompts.
         value: `[n]`, for instance `rewarded(...)`, or `choose(...).right`.
-        names: what was tried, for instance `dataset="dsp", method=BOTH`.
+        names: what was tried, for instance `dataset="dsp", method=BY_USER_AND_PROMPT`.
     """
     assert not set(RECORDED) & set(rows.column_names), "the rows have a context already"
     chance = [1 / len(options) for options in rows["options"]] if "options" in rows.column_names else 0.5

@@ -71,7 +71,7 @@ def held_out(heads: Heads, data: DatasetDict, embedded: dict[str, Embedded]) -> 
     return pd.concat(tables, ignore_index=True)
 
 
-def few_shot(
+def ranked_after_few_shot(
     heads: Heads, data: DatasetDict, embedded: dict[str, Embedded], shots: Sequence[int], seed: int = 0
 ) -> pd.DataFrame:
     """Which pairs of `test_unseen` are ranked right after fitting each new user's own numbers to k of their pairs: the

@@ -1,8 +1,9 @@
-"""Means with intervals for every group of one long table: how all of the evaluation is summed up.
+"""Means with intervals for every group of one long table: how all of the evaluation is summed up. The bootstrap, the
+t interval clustered both ways and the tests are in `statistics.py`.
 
-A long table has one row a number: `user_id`, `prompt` (its text), `item` (the pair, question or answer), `method`,
-`value`, and columns to look at it by, such as `split`, `group`, `judge`, `weight` or `k`. `long_table` makes one of
-pairs; everything that scores gives one.
+A long table has one row per measured value: `user_id`, `prompt` (its text), `item` (the pair, question or answer),
+`method`, `value`, and columns to group by, such as `split`, `group`, `judge`, `weight` or `k`. `long_table` makes one
+of pairs; everything that scores gives one.
 """
 
 from __future__ import annotations
@@ -27,7 +28,10 @@ from prlhf_kit.evaluation.statistics import (
 )
 
 ALL = "all"  # users or communities together
-BOTH = ("user_id", "prompt")  # clusters where users answer the same prompts: what others of both would give
+BY_USER_AND_PROMPT = (
+    "user_id",
+    "prompt",
+)  # the interval covers new users and prompts
 ITEM = ("user_id", "prompt", "item")
 
 
@@ -55,7 +59,7 @@ def intervals(
     table: pd.DataFrame,
     value: str = "value",
     by: Sequence[str] = ("method",),
-    cluster: str | Sequence[str] | None = BOTH,
+    cluster: str | Sequence[str] | None = BY_USER_AND_PROMPT,
     *,
     null: float | None = None,
     seed: int = 0,
@@ -64,13 +68,14 @@ def intervals(
     """Mean of a column for each group of a table, with a 95% interval.
 
     Args:
-        table: one row a number; numbers that are NaN are left out, and a group of none has n = 0.
+        table: one row per measured value; values that are NaN are left out, and a group of none has n = 0.
         value: the column whose mean is wanted.
         by: the columns that make the groups, which stay in the order of the table.
-        cluster: the column whose values are independent draws ("user_id": what other users would give; "prompt": other
-            prompts), two such columns (both at once: `crossed_interval`), or None: every row is its own.
+        cluster: rows with the same value of this column depend on each other, and the interval says how the mean would
+            vary with other values ("user_id": other users; "prompt": other prompts). Two columns: both at once
+            (`crossed_interval`). None: every row by itself.
         null: also test that the mean is this: columns `p` (`crossed_test`, or `permutation_test` by one cluster) and
-            `detectable` (the least true distance from it that so many clusters would show four times in five).
+            `detectable` (the smallest true difference from it that so many clusters would show with 80% power).
         seed: of the bootstrap.
         more: further columns over the rows that have a number, each a column and how pandas sums it up:
             `users=("user_id", "nunique")`.
@@ -118,7 +123,7 @@ def _tests(differences: pd.Series, clusters: list[pd.Series], seed: int) -> tupl
 
 
 def with_all(table: pd.DataFrame, column: str = "community", of: str = "user_id") -> pd.DataFrame:
-    """The rows twice: `column` is each row's own `of`, and `ALL`."""
+    """A copy of all rows labelled `ALL` is added, so that one grouping gives each `of` and all together: `column`."""
     return pd.concat([table.assign(**{column: table[of]}), table.assign(**{column: ALL})], ignore_index=True)
 
 
@@ -132,20 +137,20 @@ def with_holm(table: pd.DataFrame, family: Sequence[str] = ()) -> pd.DataFrame:
     return found[columns]
 
 
-def minus(
-    table: pd.DataFrame, base: pd.DataFrame, value: str = "value", on: Sequence[str] = ("user_id", "prompt")
+def paired_differences(
+    table: pd.DataFrame, baseline: pd.DataFrame, value: str = "value", on: Sequence[str] = ("user_id", "prompt")
 ) -> pd.DataFrame:
-    """Paired differences: the rows of `table` that `base` has too, by the columns `on`, less the base's value."""
-    own = base[[*on, value]].rename(columns={value: "_base"})
-    both = table.merge(own, on=list(on), validate="many_to_one")
-    return both.assign(**{value: both[value] - both._base}).drop(columns="_base").dropna(subset=value)
+    """Each row's value minus the baseline's for the same columns `on`; rows without a partner are left out."""
+    theirs = baseline[[*on, value]].rename(columns={value: "_baseline"})
+    both = table.merge(theirs, on=list(on), validate="many_to_one")
+    return both.assign(**{value: both[value] - both._baseline}).drop(columns="_baseline").dropna(subset=value)
 
 
 def differences(
     table: pd.DataFrame,
     wanted: Sequence[tuple[str, str]],
     by: Sequence[str] = (),
-    cluster: str | Sequence[str] = BOTH,
+    cluster: str | Sequence[str] = BY_USER_AND_PROMPT,
     *,
     column: str = "method",
     family: Sequence[str] | None = None,
@@ -164,7 +169,9 @@ def differences(
     """
     by = list(by)
     gaps = [
-        minus(table[table[column] == one], table[table[column] == other], on=[*by, *ITEM]).assign(one=one, other=other)
+        paired_differences(table[table[column] == one], table[table[column] == other], on=[*by, *ITEM]).assign(
+            one=one, other=other
+        )
         for one, other in wanted
     ]
     known = pd.concat(gaps, ignore_index=True).rename(columns={"value": "difference"})

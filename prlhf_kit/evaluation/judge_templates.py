@@ -38,15 +38,15 @@ SCHEMA = {
 }
 
 
-def parse(text: str | None) -> Verdict:
+def parse_verdict(text: str | None) -> Verdict:
     """The verdict in a judge's answer: one JSON object and nothing else, but for white space or one ```json fence.
 
     "preference" must be "A", "B" or "tie"; "confidence", the probability of what is preferred, a number from 0.5 to 1,
     and 1 where it is not there. Further keys are passed over. All else is `UNREADABLE`: nothing is guessed.
 
-    >>> parse('{"preference": "B", "confidence": 0.75}')
+    >>> parse_verdict('{"preference": "B", "confidence": 0.75}')
     Verdict(preference='b', probability=0.25)
-    >>> parse("I prefer A.")
+    >>> parse_verdict("I prefer A.")
     Verdict(preference=None, probability=nan)
     """
     fenced = re.fullmatch(r"\s*```json\s(.*)```\s*", text or "", re.DOTALL)

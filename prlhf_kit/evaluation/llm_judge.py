@@ -1,6 +1,7 @@
 """A language model as judge, behind any endpoint that speaks OpenAI's chat completions: hosted, or a local server.
 
-What it is asked is a template, a text file with named fields; what it answered is kept on disk and asked only once.
+What it is asked is a template, a text file with named fields (`judge_templates`, whose `parse_verdict` reads the
+answer). What it answered is kept on disk and asked only once.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 
 from prlhf_kit.data.templates import Template
 from prlhf_kit.evaluation.endpoint import Endpoint, Spent
-from prlhf_kit.evaluation.judge_templates import SCHEMA, as_text, more_fields, parse, read_judge_template
+from prlhf_kit.evaluation.judge_templates import SCHEMA, as_text, more_fields, parse_verdict, read_judge_template
 from prlhf_kit.evaluation.judges import UNREADABLE, Verdict
 from prlhf_kit.evaluation.paid_answers import Estimate, JudgeError, PaidAnswers
 from prlhf_kit.models.rewards import Text
@@ -139,7 +140,7 @@ class LLMJudge:
             if missing:
                 self._endpoint.ask(missing, self._kept)
                 found |= self._kept.get(missing)
-        read = {key: parse(answer.text) for key, answer in found.items()}
+        read = {key: parse_verdict(answer.text) for key, answer in found.items()}
         self._unreadable.update(key for key, verdict in read.items() if verdict is UNREADABLE)
         return [read[key] for key in keys]
 

@@ -87,7 +87,7 @@ def steered_logps(
             tokens = torch.tensor(asked[i][1], device=mine[0][0].device)
             parts = [part.float().log_softmax(-1) for part, _ in mine]
             for column, w in enumerate(weights):
-                factors = [guide.own(w) if factor is None else w * factor for _, factor in mine]
+                factors = [guide.base_factor(w) if factor is None else w * factor for _, factor in mine]
                 found[i, column] = mixed_logp(parts, factors, tokens).cpu()
             for part, (_, factor) in zip(parts, mine, strict=True):
                 rewards[i] += (factor or 0.0) * part.gather(-1, tokens[:, None]).sum().cpu()

@@ -21,7 +21,7 @@ from prlhf_kit.decoding.answers import GuidedAnswer
 from prlhf_kit.decoding.guides import ids_of
 from prlhf_kit.evaluation import heads as head_comparison
 from prlhf_kit.evaluation.accuracy import ranked_right
-from prlhf_kit.evaluation.intervals import intervals, minus
+from prlhf_kit.evaluation.intervals import intervals, paired_differences
 from prlhf_kit.evaluation.statistics import Interval, cluster_bootstrap
 from prlhf_kit.models.embedded import SENTENCES
 from prlhf_kit.models.features import load_embedder
@@ -134,7 +134,7 @@ def gains(table: pd.DataFrame, base: pd.DataFrame, by: Sequence[str], seed: int 
         `intervals` of the column `gain`, over users, or over prompts where a row has fewer than `FEW` users (NaN where
         of these, too); with the means `reward`, `logp`, `changed`, `asked`, `words`.
     """
-    gained = minus(table.assign(gain=table.reward), base.assign(gain=base.reward), "gain")
+    gained = paired_differences(table.assign(gain=table.reward), base.assign(gain=base.reward), "gain")
     return _few_users(gained, by, seed, **MEANS)
 
 
@@ -158,7 +158,7 @@ def gains_of_two(table: pd.DataFrame, users: Sequence[str], judge: Scorer, promp
     both = [table.assign(user_id=user, gain=judge([user] * len(table), asked, list(table.answer))) for user in users]
     judged = pd.concat(both, ignore_index=True)
     nobody = judged.towards == "nobody"
-    return _few_users(minus(judged[~nobody], judged[nobody], "gain"), ["user_id", "towards"], seed)
+    return _few_users(paired_differences(judged[~nobody], judged[nobody], "gain"), ["user_id", "towards"], seed)
 
 
 def front(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:

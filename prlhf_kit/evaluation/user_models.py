@@ -23,7 +23,7 @@ def learning_curve(folder: str | Path, seed: int = 0) -> pd.DataFrame:
     """Held-out accuracy while a model was trained, by the pairs that a user had given till then.
 
     With one epoch every pair is new, so this is a learning curve; the learning rate has not come to its end at its
-    earlier points, though.
+    earlier points, though. No pairs are drawn here; for trainings of their own by size see `data.select.at_most`.
 
     Args:
         folder: written by `fit`, of a model whose trainer evaluated at some steps (`user_metrics.parquet`).

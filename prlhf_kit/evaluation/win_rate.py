@@ -16,7 +16,7 @@ from sklearn.linear_model import LogisticRegression
 from tqdm.auto import tqdm
 
 from prlhf_kit.evaluation.accuracy import ranked_right
-from prlhf_kit.evaluation.intervals import ALL, BOTH, intervals, with_holm
+from prlhf_kit.evaluation.intervals import ALL, BY_USER_AND_PROMPT, intervals, with_holm
 from prlhf_kit.evaluation.statistics import around, drawn_weights
 
 VALUE = {"a": 1.0, "tie": 0.5, "b": 0.0}
@@ -37,7 +37,7 @@ def _read(judgements: pd.DataFrame) -> pd.DataFrame:
 def win_rates(
     judgements: pd.DataFrame,
     by: Sequence[str] = COMPARISON,
-    cluster: str | Sequence[str] = BOTH,
+    cluster: str | Sequence[str] = BY_USER_AND_PROMPT,
     seed: int = 0,
 ) -> pd.DataFrame:
     """Win rate of system a over b in every comparison, per sample: wins and half the ties, over all verdicts.
@@ -76,7 +76,7 @@ def win_rates_by_community(judgements: pd.DataFrame, named: bool = True, seed: i
     """
     by = [*COMPARISON, "community"]
     own = win_rates(judgements.assign(community=judgements.user_id), by, "prompt", seed)
-    together = win_rates(judgements.assign(community=ALL), by, "prompt" if named else BOTH, seed)
+    together = win_rates(judgements.assign(community=ALL), by, "prompt" if named else BY_USER_AND_PROMPT, seed)
     own = with_holm(own.drop(columns="p_holm"), COMPARISON)
     return pd.concat([own, together.assign(p_holm=together.p)], ignore_index=True)
 

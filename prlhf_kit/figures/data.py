@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from wordcloud import WordCloud
 
-from prlhf_kit.figures.style import PALETTE, heatmap, new_figure
+from prlhf_kit.figures.style import PALETTE, heatmap, marker_of, new_figure
 
 
 def tastes(weights: pd.DataFrame) -> Figure:
@@ -79,9 +79,7 @@ def response_map(table: pd.DataFrame) -> Figure:
     """Scatter of responses, similar ones near each other. `table`: columns `group`, `x`, `y`."""
     figure, ax = new_figure(7, 4.6)
     for i, (group, rows) in enumerate(table.groupby("group", sort=False)):
-        ax.scatter(
-            rows.x, rows.y, s=9, marker="osD^vPX*"[i % 8], color=PALETTE[i % 8], alpha=0.7, linewidths=0, label=group
-        )
+        ax.scatter(rows.x, rows.y, s=9, marker=marker_of(i), color=PALETTE[i % 8], alpha=0.7, linewidths=0, label=group)
     ax.set(xlabel="t-SNE of TF-IDF, first axis (no unit)", ylabel="second axis (no unit)", xticks=[], yticks=[])
     figure.legend(
         *ax.get_legend_handles_labels(),

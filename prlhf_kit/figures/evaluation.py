@@ -1,4 +1,5 @@
-"""Figures of the evaluation: pure functions from a table to a matplotlib `Figure`."""
+"""Figures of the evaluation: pure functions from a table to a matplotlib `Figure`. Accuracy by method and by user is
+in `users.py`."""
 
 from __future__ import annotations
 
@@ -10,7 +11,6 @@ from matplotlib.figure import Figure
 
 from prlhf_kit.figures.style import (
     PALETTE,
-    beside,
     draw_intervals,
     error_bars,
     heatmap,
@@ -19,6 +19,7 @@ from prlhf_kit.figures.style import (
     names_down,
     new_figure,
     reference_line,
+    series_positions,
 )
 
 
@@ -61,7 +62,7 @@ def ratings(table: pd.DataFrame) -> Figure:
     figure, ax = new_figure(7, 0.45 * len(systems) + 1.4)
     judges = list(table.groupby("judge", sort=False))
     for i, (judge, rows) in enumerate(judges):
-        draw_intervals(ax, rows, beside(systems, rows.system, i, len(judges), 0.16), i, "rating", label=judge)
+        draw_intervals(ax, rows, series_positions(systems, rows.system, i, len(judges), 0.16), i, "rating", label=judge)
     names_down(ax, systems)
     reference_line(ax, 1000)
     ax.set(xlabel="Bradley-Terry rating (Elo's scale, mean 1000; 95% interval)")
@@ -78,7 +79,7 @@ def dimensions(table: pd.DataFrame) -> Figure:
     methods = list(table.groupby("method", sort=False))
     figure, ax = new_figure(1.5 * len(names) + 3.5, 3.8)
     for i, (method, rows) in enumerate(methods):
-        x = beside(names, rows.dimension, i, len(methods), 0.07)
+        x = series_positions(names, rows.dimension, i, len(methods), 0.07)
         style: dict[str, Any] = {"fmt": f"{marker_of(i)}-", "capsize": 2, "linewidth": 1.2, "label": method}
         draw_intervals(ax, rows, x, i, upright=True, **style)
     ax.set_xticks(range(len(names)), names, rotation=20 if max(map(len, names)) > 12 else 0)
@@ -198,7 +199,9 @@ def alignment_tax(table: pd.DataFrame) -> Figure:
     figure, ax = new_figure(7, 0.5 * len(sets) + 1.4)
     models = list(table.groupby("one", sort=False))
     for i, (model, rows) in enumerate(models):
-        draw_intervals(ax, rows, beside(sets, rows["set"], i, len(models), 0.18), i, "difference", label=model)
+        draw_intervals(
+            ax, rows, series_positions(sets, rows["set"], i, len(models), 0.18), i, "difference", label=model
+        )
     names_down(ax, sets)
     reference_line(ax, 0)
     ax.set(xlabel="accuracy minus that of the untrained model (95% interval)")

@@ -12,7 +12,6 @@ from matplotlib.patches import FancyBboxPatch
 from prlhf_kit.figures.data import word_clouds
 from prlhf_kit.figures.style import (
     PALETTE,
-    beside,
     draw_intervals,
     error_bars,
     heatmap,
@@ -20,6 +19,7 @@ from prlhf_kit.figures.style import (
     marker_of,
     new_figure,
     reference_line,
+    series_positions,
 )
 from prlhf_kit.figures.users import adaptation
 
@@ -153,7 +153,7 @@ def heads(table: pd.DataFrame) -> Figure:
         sets = list(dict.fromkeys(rows[rows.features != ""].features))
         for i, kind in enumerate(kinds):
             part = rows[(rows.method == kind) & (rows.features != "")]
-            x = beside(sets, part.features, i, len(kinds), 0.13)
+            x = series_positions(sets, part.features, i, len(kinds), 0.13)
             draw_intervals(ax, part, x, i, upright=True, label=kind)
         styles = {"oracle": {"color": PALETTE[5], "linewidth": 1.5}}
         for style, line in zip(("--", "-.", "-"), rows[rows.features == ""].itertuples(), strict=False):

@@ -39,7 +39,7 @@ MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*")
 
 
 def marker_of(i: int) -> str:
-    """Shifted where colours begin again, so that the ninth series does not look as the first."""
+    """The colours repeat after 8 series; the marker shifts by one there, so that the ninth differs from the first."""
     return MARKERS[(i + i // 8) % 8]
 
 
@@ -58,8 +58,8 @@ def draw_intervals(ax: Axes, rows: pd.DataFrame, at, i: int, value: str = "value
         ax.errorbar(rows[value], at, xerr=error_bars(rows, value), **style)
 
 
-def beside(names: list, of, i: int, series: int, step: float) -> list[float]:
-    """Places of the i-th of some series, which stand `step` apart around each name's own place."""
+def series_positions(names: list, of, i: int, series: int, step: float) -> list[float]:
+    """Axis positions of series i of `series`, `step` apart and centred on each name; `of`: the name of each row."""
     return [names.index(name) + step * (i - (series - 1) / 2) for name in of]
 
 

@@ -10,7 +10,6 @@ from matplotlib.figure import Figure
 
 from prlhf_kit.figures.style import (
     PALETTE,
-    beside,
     draw_intervals,
     error_bars,
     heatmap,
@@ -18,6 +17,7 @@ from prlhf_kit.figures.style import (
     marker_of,
     new_figure,
     reference_line,
+    series_positions,
 )
 
 
@@ -70,7 +70,7 @@ def accuracy_by_user(table: pd.DataFrame) -> Figure:
     figure, ax = new_figure(6.5, min(0.4 * len(users), 30) + 1.3)
     methods = list(table.groupby("method", sort=False))
     for i, (method, rows) in enumerate(methods):
-        draw_intervals(ax, rows, beside(users, rows.user_id, i, len(methods), 0.2), i, label=method)
+        draw_intervals(ax, rows, series_positions(users, rows.user_id, i, len(methods), 0.2), i, label=method)
     ax.set_yticks(range(len(users)), users if len(users) <= 100 else [""] * len(users))
     ax.invert_yaxis()
     reference_line(ax, 0.5)

@@ -2,9 +2,9 @@
 
 `condition(model, user_model)` adds two hooks to the model's backbone. A call `model(input_ids, user_rows=rows)` then
 sees T_u user tokens *before the first token of the prompt*, or right after it where the user model says `after_bos`;
-their hidden states are cut off again, so that everything
-downstream (the LM head, TRL's fused one, labels, logits) keeps its shape. A call without `user_rows` is not touched.
-Hooks, not a wrapper class, because TRL calls the backbone directly and PEFT calls `forward` around any outer hook.
+their hidden states are cut off again, so that everything downstream (the LM head, TRL's fused one, labels, logits)
+keeps its shape. A call without `user_rows` is not touched. Hooks, not a wrapper class, because TRL calls the backbone
+directly and PEFT calls `forward` around any outer hook.
 """
 
 from __future__ import annotations

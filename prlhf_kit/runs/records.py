@@ -1,4 +1,5 @@
-"""Run records, read and compared: `prlhf runs list`, `show` and `diff`."""
+"""Run records, read and compared: `prlhf runs list`, `show` and `diff`. Written by `notebook.py` (headless) and
+`stage.py` (JupyterLab)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """What a notebook leaves behind: its artefacts, and a record of everything that made them.
 
 A notebook begins with `stage = begin("03_pdpo_training", run_dir, globals())` right after its parameters and ends with
-`stage.finish(metrics)`. Under the runner (`notebook.py`) it completes `run.json`; in JupyterLab it is `run.json`.
+`stage.finish(metrics)`. In JupyterLab that writes `run.json`. Under the runner it
+writes `result.json`, which `notebook.py` takes over into `run.json`.
 """
 
 from __future__ import annotations

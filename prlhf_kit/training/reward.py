@@ -25,7 +25,7 @@ from prlhf_kit.models.conditioning import ATTRIBUTE, causal_lm, user_model_of, u
 from prlhf_kit.models.reward_model import is_decoder, load_lm_head, save_beside, two_types, without_extras
 from prlhf_kit.models.saving import load_user_model
 from prlhf_kit.models.user_index import UserIndex
-from prlhf_kit.training import ranking
+from prlhf_kit.training import reward_losses
 from prlhf_kit.training.resume import MarkComplete, set_users_apart
 from prlhf_kit.training.reward_config import PersonalizedRewardConfig
 from prlhf_kit.training.reward_data import RewardCollator, tokenized_lists
@@ -165,12 +165,12 @@ class PersonalizedRewardTrainer(RewardTrainer):
         flat = outputs.logits.squeeze(-1).float()  # [N], the responses of all lists one after the other
         # back into lists [B, r], zeros where a list is shorter
         rewards = flat.new_zeros(scores.shape).masked_scatter(mask, flat)
-        loss = ranking_part = ranking.ranking_loss(rewards, scores, mask)
+        loss = ranking_part = reward_losses.ranking_loss(rewards, scores, mask)
         if self.args.center_rewards_coefficient is not None:
-            loss = loss + self.args.center_rewards_coefficient * ranking.center_penalty(rewards, scores, mask)
+            loss = loss + self.args.center_rewards_coefficient * reward_losses.center_penalty(rewards, scores, mask)
         parts = {"ranking_loss": ranking_part.detach()}
         if self.args.lm_loss_coeff:
-            lm = ranking.imitation_loss(outputs.nll, scores[mask], self.args.lm_score_threshold)
+            lm = reward_losses.imitation_loss(outputs.nll, scores[mask], self.args.lm_score_threshold)
             loss = loss + self.args.lm_loss_coeff * lm
             parts["lm_loss"] = lm.detach()
         with torch.no_grad():
@@ -179,8 +179,8 @@ class PersonalizedRewardTrainer(RewardTrainer):
 
     def _count(self, rewards, scores, mask, rows, parts, tokens: int) -> None:
         """Keeps what `log` turns into metrics."""
-        right, pairs = ranking.ranked_right(rewards, scores, mask)
-        better = ranking.compared(scores, mask)
+        right, pairs = reward_losses.ranked_right(rewards, scores, mask)
+        better = reward_losses.compared(scores, mask)
         margin = ((rewards[:, :, None] - rewards[:, None, :]) * better).sum((1, 2))
         gather = self.accelerator.gather_for_metrics
         mode = "train" if self.model.training else "eval"

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from prlhf_kit.data.schema import SchemaError
 from prlhf_kit.models.tokenize import Messages, encode, padded, token_types
-from prlhf_kit.training.ranking import normalised
+from prlhf_kit.training.reward_losses import normalised
 
 
 def tokenized_lists(

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 import prlhf_kit as kit
 from authors.golden import MODELS, golden
-from prlhf_kit.training import ranking
+from prlhf_kit.training import reward_losses
 from prlhf_kit.training.reward_data import RewardCollator
 
 GOLD = golden("dsp.json")
@@ -49,8 +49,8 @@ def test_rewards_ranking_loss_and_accuracy(pooling, side):
     scores, mask = batch["scores"], batch["mask"]
     for found, row in zip(rewards.tolist(), wanted["rewards"], strict=True):
         assert found[: len(row)] == pytest.approx(row, abs=1e-5)
-    assert ranking.ranking_loss(rewards, scores, mask).item() == pytest.approx(wanted["ranking_loss"], abs=1e-5)
-    right, pairs = ranking.ranked_right(rewards, scores, mask)
+    assert reward_losses.ranking_loss(rewards, scores, mask).item() == pytest.approx(wanted["ranking_loss"], abs=1e-5)
+    right, pairs = reward_losses.ranked_right(rewards, scores, mask)
     assert (right.sum() / pairs.sum()).item() == pytest.approx(wanted["accuracy"])
 
 
@@ -60,6 +60,6 @@ def test_language_modelling_loss(pooling, place):
     """With padding on the right: with padding on the left the authors count the first token as a target, too."""
     threshold = GOLD["lm_thresholds"][place]
     batch, output, _ = compute(pooling, "right", threshold)
-    loss = ranking.imitation_loss(output.nll, batch["scores"][batch["mask"]], threshold)
+    loss = reward_losses.imitation_loss(output.nll, batch["scores"][batch["mask"]], threshold)
     wanted = GOLD["results"][f"right.{POOLING[pooling]}"]["lm_loss"][place]
     assert loss.item() == pytest.approx(wanted, abs=1e-5)

@@ -119,13 +119,13 @@ def test_low_rank_reaches_the_oracle_on_features_that_carry_the_attributes(seed)
     found = head_comparison.fit("low_rank", data["train"], embedded["train"])
     seen = head_comparison.held_out(found, data, embedded).groupby("split").value.mean()["test_seen"]
     assert seen > oracle_accuracy(data["test_seen"]["p_chosen"]) - 0.03
-    few = head_comparison.few_shot(found, data, embedded, [0, 8, 1000]).groupby("k").value.mean()
+    few = head_comparison.ranked_after_few_shot(found, data, embedded, [0, 8, 1000]).groupby("k").value.mean()
     assert few.index.tolist() == [0, 8]
     assert few[8] > oracle_accuracy(data["test_unseen"]["p_chosen"]) - 0.08
     without = kit.data.DatasetDict(
         {**data, "adapt_unseen": data["adapt_unseen"].filter(lambda r: r["user_id"] != "formal-3")}
     )
-    assert set(head_comparison.few_shot(found, without, embedded, [0, 8]).k) == {0}
+    assert set(head_comparison.ranked_after_few_shot(found, without, embedded, [0, 8]).k) == {0}
     assert set(head_comparison.controls(data).method) == {"length rule", "length rule per user"}
 
 

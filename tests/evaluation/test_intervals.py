@@ -7,13 +7,13 @@ from datasets import Dataset
 
 from prlhf_kit.data.schema import record
 from prlhf_kit.evaluation.intervals import (
-    BOTH,
+    BY_USER_AND_PROMPT,
     against,
     as_metrics,
     differences,
     intervals,
     long_table,
-    minus,
+    paired_differences,
     readable,
     with_holm,
 )
@@ -39,13 +39,13 @@ def table():
 
 
 @pytest.mark.parametrize("seed", [0, 3])
-@pytest.mark.parametrize("cluster", ["user_id", "prompt", BOTH, None])
+@pytest.mark.parametrize("cluster", ["user_id", "prompt", BY_USER_AND_PROMPT, None])
 def test_every_group_has_the_interval_and_the_test_of_its_values(table, cluster, seed):
     found = intervals(table, "value", ["split", "method"], cluster, null=0.5, seed=seed, users=("user_id", "nunique"))
     groups = table.dropna(subset="value").groupby(["split", "method"], sort=False)
     assert [*zip(found.split, found.method, strict=True)] == [*groups.groups]
     for row, (_, part) in zip(found.itertuples(), groups, strict=True):
-        if cluster == BOTH:
+        if cluster == BY_USER_AND_PROMPT:
             names, interval, test = [part.user_id, part.prompt], crossed_interval, crossed_test
         else:
             names = [range(len(part))] if cluster is None else [part[cluster]]
@@ -98,13 +98,13 @@ def test_paired_differences_are_those_of_the_pairs_both_have(table):
 
 def test_differences_by_one_cluster(table):
     found = differences(table, [("a", "b")], cluster="prompt").iloc[0]
-    gap = minus(table[table.method == "a"], table[table.method == "b"], on=["user_id", "prompt", "item"])
+    gap = paired_differences(table[table.method == "a"], table[table.method == "b"], on=["user_id", "prompt", "item"])
     assert (found.difference, found.low, found.high) == cluster_bootstrap(gap.value, gap.prompt)[:3]
     assert found.p == found.p_holm == permutation_test(gap.value, gap.prompt)
 
 
 def test_minus_keeps_the_rows_of_the_table(table):
-    found = minus(table[table.method != "a"], table[table.method == "a"], on=["user_id", "prompt"])
+    found = paired_differences(table[table.method != "a"], table[table.method == "a"], on=["user_id", "prompt"])
     assert found.method.drop_duplicates().tolist() == ["b", "c"]
     assert found.value.notna().all()
     row = found.iloc[0]

@@ -24,7 +24,7 @@ from hypothesis import given, strategies as st
 
 from prlhf_kit.data.psoups import PROFILES
 from prlhf_kit.data.schema import message, record
-from prlhf_kit.evaluation.judge_templates import CRITERIA, SCHEMA, TEMPLATES, earlier_choices, parse
+from prlhf_kit.evaluation.judge_templates import CRITERIA, SCHEMA, TEMPLATES, earlier_choices, parse_verdict
 from prlhf_kit.evaluation.judges import PREFERENCES, UNREADABLE, Verdict, judged
 from prlhf_kit.evaluation.llm_judge import LLMJudge
 from prlhf_kit.evaluation.paid_answers import JudgeError, PaidAnswers
@@ -84,7 +84,7 @@ def by_question(body):
     ],
 )
 def test_readable(text, verdict):
-    assert parse(text) == verdict
+    assert parse_verdict(text) == verdict
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_readable(text, verdict):
     ],
 )
 def test_unreadable(text):
-    assert parse(text) is UNREADABLE
+    assert parse_verdict(text) is UNREADABLE
 
 
 # ---- templates

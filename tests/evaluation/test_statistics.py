@@ -8,7 +8,7 @@ from datasets import Dataset
 from prlhf_kit.data.schema import record
 from prlhf_kit.evaluation import statistics
 from prlhf_kit.evaluation.accuracy import ranked_on_sets, spread
-from prlhf_kit.evaluation.intervals import ITEM, against, differences, intervals, long_table, minus
+from prlhf_kit.evaluation.intervals import ITEM, against, differences, intervals, long_table, paired_differences
 from prlhf_kit.evaluation.statistics import (
     around,
     cluster_bootstrap,
@@ -226,7 +226,7 @@ def test_paired_differences_by_hand(scores):
     # all users share, two of four are
     assert (found.p, found.p_holm, found.n, found.users) == (2 / 4, 2 / 4, 8, 3)
     assert differences(scores.assign(prompt=scores.item), [("o", "m")], ["split"]).p[0] == 2 / 8
-    gaps = minus(scores[scores.method == "o"], scores[scores.method == "m"], on=ITEM)
+    gaps = paired_differences(scores[scores.method == "o"], scores[scores.method == "m"], on=ITEM)
     gains = intervals(gaps, by=["user_id", "group"], cluster="prompt")
     assert gains.user_id.tolist() == ["a", "b", "c"]
     assert gains.value.tolist() == [0.25, 0.5, 1]

@@ -9,7 +9,7 @@ from transformers import AutoConfig
 
 from prlhf_kit.models.logprobs import text_nll
 from prlhf_kit.models.reward_model import new_reward_model, pool
-from prlhf_kit.training import ranking
+from prlhf_kit.training import reward_losses
 
 
 def nls(x):
@@ -18,7 +18,7 @@ def nls(x):
 
 
 def test_pairwise_loss_by_hand():
-    loss = ranking.pairwise_loss(torch.tensor([2.0, 0.0]), torch.tensor([1.0, 3.0]))
+    loss = reward_losses.pairwise_loss(torch.tensor([2.0, 0.0]), torch.tensor([1.0, 3.0]))
     assert loss.item() == pytest.approx((nls(1) + nls(-3)) / 2)
 
 
@@ -27,31 +27,31 @@ def test_listwise_loss_by_hand_with_ties_and_padding():
     scores = torch.tensor([[1.0, 0.0, 0.0], [0.0, 2.0, 7.0]])
     mask = torch.tensor([[True, True, True], [True, True, False]])
     expected = (nls(3 - 1) + nls(3 - 0.5) + nls(-0.1 - 0.2)) / 3  # the tie and the padding give no pair
-    assert ranking.ranking_loss(rewards, scores, mask).item() == pytest.approx(expected)
+    assert reward_losses.ranking_loss(rewards, scores, mask).item() == pytest.approx(expected)
     center = ((3 + 1) ** 2 + (3 + 0.5) ** 2 + (-0.1 + 0.2) ** 2) / 3
-    assert ranking.center_penalty(rewards, scores, mask).item() == pytest.approx(center)
-    right, pairs = ranking.ranked_right(rewards, scores, mask)
+    assert reward_losses.center_penalty(rewards, scores, mask).item() == pytest.approx(center)
+    right, pairs = reward_losses.ranked_right(rewards, scores, mask)
     assert right.tolist() == [2, 0]
     assert pairs.tolist() == [2, 1]
 
 
 def test_all_equal_scores_give_no_loss_and_a_gradient_of_zero():
     rewards = torch.tensor([[1.0, 2.0]], requires_grad=True)
-    loss = ranking.ranking_loss(rewards, torch.tensor([[0.5, 0.5]]))
+    loss = reward_losses.ranking_loss(rewards, torch.tensor([[0.5, 0.5]]))
     loss.backward()
     assert loss.item() == 0
     assert rewards.grad.tolist() == [[0, 0]]
 
 
 def test_ties_of_rewards_count_one_half():
-    right, pairs = ranking.ranked_right(torch.tensor([[1.0, 1.0]]), torch.tensor([[1.0, 0.0]]))
+    right, pairs = reward_losses.ranked_right(torch.tensor([[1.0, 1.0]]), torch.tensor([[1.0, 0.0]]))
     assert (right.item(), pairs.item()) == (0.5, 1)
 
 
 def test_negative_scores_keep_their_order():
     """DSP divides by the greatest score, which would turn these around."""
-    assert ranking.normalised(torch.tensor([[-3.0, -1.0, -2.0]])).tolist() == [[0, 1, 0.5]]
-    padded = ranking.normalised(torch.tensor([[0.0, 1.0, 5.0]]), torch.tensor([[True, True, False]]))
+    assert reward_losses.normalised(torch.tensor([[-3.0, -1.0, -2.0]])).tolist() == [[0, 1, 0.5]]
+    padded = reward_losses.normalised(torch.tensor([[0.0, 1.0, 5.0]]), torch.tensor([[True, True, False]]))
     assert padded[0, :2].tolist() == [0, 1]
     assert padded[0, 2].isnan()
 
@@ -65,9 +65,9 @@ def test_imitation_loss_by_hand():
     first = (-2 + math.log(math.exp(2) + 4) + math.log(5)) / 2  # token 0 has nothing before it
     assert nll.tolist() == pytest.approx([first, math.log(5), 0])
     scores = torch.tensor([1.0, 0.9, 0.0])
-    assert ranking.imitation_loss(nll, scores, 0.9).item() == pytest.approx(first)  # exceeds, not reaches
-    assert ranking.imitation_loss(nll, scores, 0.5).item() == pytest.approx((first + math.log(5)) / 2)
-    assert ranking.imitation_loss(nll, torch.zeros(3)).item() == 0
+    assert reward_losses.imitation_loss(nll, scores, 0.9).item() == pytest.approx(first)  # exceeds, not reaches
+    assert reward_losses.imitation_loss(nll, scores, 0.5).item() == pytest.approx((first + math.log(5)) / 2)
+    assert reward_losses.imitation_loss(nll, torch.zeros(3)).item() == 0
 
 
 def test_pooling_by_hand_on_either_side():
