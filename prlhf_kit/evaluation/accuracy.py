@@ -113,6 +113,7 @@ def spread(scores: pd.DataFrame, resamples: int = 2_000, seed: int = 0) -> pd.Da
         percentile", "median user", "best user").
     """
     keys = ["split", "method"]
+    scores = scores[scores.value.notna()]
     own = scores.groupby([*keys, "user_id"], sort=False).value.mean().reset_index()
     tables = []
     for of, end in (("worst user", "idxmin"), ("best user", "idxmax")):

@@ -24,21 +24,21 @@ from transformers import PreTrainedTokenizerBase
 
 from prlhf_kit.data.context import RECORDED, Context, Contexts, Messages, with_context
 from prlhf_kit.evaluation.accuracy import USER_LENGTH, length_rules, likelier, ranked_right
-from prlhf_kit.evaluation.intervals import BY_USER_AND_PROMPT as BOTH_CLUSTERS, differences, intervals, long_table
+from prlhf_kit.evaluation.intervals import BY_USER_AND_PROMPT, differences, intervals, long_table
 from prlhf_kit.evaluation.options import LIKELIHOOD, RULES, choose
 from prlhf_kit.models.logprobs import score_pairs
 from prlhf_kit.models.user_index import UserIndex
 
 NONE = "none"  # the context of nobody
-NEITHER, PROMPT, SOFT, BY_USER_AND_PROMPT = FOUR_WAYS = ("neither", "prompt only", "soft tokens", "both")
+NEITHER, PROMPT, SOFT, BOTH = FOUR_WAYS = ("neither", "prompt only", "soft tokens", "both")
 UNTRAINED, SFT = "untrained", "SFT"
 GENERIC_ROW, SFT_TOLD = "soft tokens, generic row", "SFT, context"
 FOUR_WAY_COMPARISONS = (
     (PROMPT, NEITHER),
     (SOFT, NEITHER),
-    (BY_USER_AND_PROMPT, NEITHER),
-    (BY_USER_AND_PROMPT, PROMPT),
-    (BY_USER_AND_PROMPT, SOFT),
+    (BOTH, NEITHER),
+    (BOTH, PROMPT),
+    (BOTH, SOFT),
     (PROMPT, SOFT),
 )
 CONTROL_COMPARISONS = ((SOFT, GENERIC_ROW), (PROMPT, SFT_TOLD))  # is it the user's own row, and is it DPO?
@@ -52,7 +52,7 @@ NUMBERS: dict[str, Any] = {
 
 def clusters(named: bool) -> str | tuple[str, str]:
     """What intervals and tests are clustered by: see above."""
-    return "prompt" if named else BOTH_CLUSTERS
+    return "prompt" if named else BY_USER_AND_PROMPT
 
 
 TIE = 1e-3  # nats, of a whole response: float32 rounds sums of some hundreds of nats by up to that
@@ -91,7 +91,7 @@ def items(rows: Dataset, value: ArrayLike, **names: Any) -> pd.DataFrame:
     Args:
         rows: pairs, or `options.questions`, without context: methods are compared on the same prompts.
         value: `[n]`, for instance `rewarded(...)`, or `choose(...).right`.
-        names: what was tried, for instance `dataset="dsp", method=BY_USER_AND_PROMPT`.
+        names: what was tried, for instance `dataset="dsp", method=BOTH`.
     """
     assert not set(RECORDED) & set(rows.column_names), "the rows have a context already"
     chance = [1 / len(options) for options in rows["options"]] if "options" in rows.column_names else 0.5
@@ -136,6 +136,8 @@ def context_matrix(rank: Rank, pairs: Dataset, contexts: Contexts) -> pd.DataFra
         says what the community's own says.
     """
     communities = list(dict.fromkeys(pairs["user_id"]))
+    if NONE in communities:
+        raise ValueError(f"a community is called {NONE!r}, which stands for no context here. Rename it in the data.")
     plain = list(pairs["prompt"])
     prompts = {NONE: plain, **{who: [contexts.say(prompt, who) for prompt in plain] for who in communities}}
     says = {who: str(told[0]) for who, told in prompts.items()}

@@ -58,7 +58,7 @@ def long_table(pairs: Dataset, values: Mapping[str, ArrayLike], **columns: Any) 
 def intervals(
     table: pd.DataFrame,
     value: str = "value",
-    by: Sequence[str] = ("method",),
+    by: str | Sequence[str] = ("method",),
     cluster: str | Sequence[str] | None = BY_USER_AND_PROMPT,
     *,
     null: float | None = None,
@@ -88,8 +88,9 @@ def intervals(
     >>> intervals(table, by=["method"], cluster="user_id")[["method", "value", "n"]].to_numpy().tolist()
     [['a', 0.5, 2], ['b', 1.0, 1]]
     """
-    by = list(by)
+    by = [by] if isinstance(by, str) else list(by)
     clusters = [] if cluster is None else [cluster] if isinstance(cluster, str) else list(cluster)
+    assert len(clusters) <= 2, f"clusters by {clusters}: two columns at most"
     tested = [] if null is None else ["p", "detectable"]
     rows = []
     for names, group in table.groupby(by, sort=False, dropna=False):
@@ -124,6 +125,8 @@ def _tests(differences: pd.Series, clusters: list[pd.Series], seed: int) -> tupl
 
 def with_all(table: pd.DataFrame, column: str = "community", of: str = "user_id") -> pd.DataFrame:
     """A copy of all rows labelled `ALL` is added, so that one grouping gives each `of` and all together: `column`."""
+    if (table[of] == ALL).any():
+        raise ValueError(f"one {of} is called {ALL!r}, which stands for all of them here. Rename it in the data.")
     return pd.concat([table.assign(**{column: table[of]}), table.assign(**{column: ALL})], ignore_index=True)
 
 
@@ -168,6 +171,10 @@ def differences(
         `clusters`, `users`; see `intervals`.
     """
     by = list(by)
+    groups = [*by, "one", "other"]
+    if not wanted:
+        numbers = ["difference", "low", "high", "p", "p_holm", "detectable", "n", "clusters", "users"]
+        return pd.DataFrame(columns=[*groups, *numbers])
     gaps = [
         paired_differences(table[table[column] == one], table[table[column] == other], on=[*by, *ITEM]).assign(
             one=one, other=other
@@ -175,7 +182,6 @@ def differences(
         for one, other in wanted
     ]
     known = pd.concat(gaps, ignore_index=True).rename(columns={"value": "difference"})
-    groups = [*by, "one", "other"]
     found = intervals(known, "difference", groups, cluster, null=0, seed=seed, users=("user_id", "nunique"))
     return with_holm(found, by if family is None else family)
 

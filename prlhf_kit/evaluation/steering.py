@@ -135,6 +135,7 @@ def gains(table: pd.DataFrame, base: pd.DataFrame, by: Sequence[str], seed: int 
         of these, too); with the means `reward`, `logp`, `changed`, `asked`, `words`.
     """
     gained = paired_differences(table.assign(gain=table.reward), base.assign(gain=base.reward), "gain")
+    assert len(gained) == len(table), "every answer has one of the base to the same prompt for the same user"
     return _few_users(gained, by, seed, **MEANS)
 
 
@@ -154,6 +155,7 @@ def gains_of_two(table: pd.DataFrame, users: Sequence[str], judge: Scorer, promp
     Returns:
         `intervals` of the column `gain` by `user_id` and `towards`; the base's own rows are left out.
     """
+    users = list(dict.fromkeys(users))  # two who want the same are one
     asked = [prompts[text] for text in table.prompt]
     both = [table.assign(user_id=user, gain=judge([user] * len(table), asked, list(table.answer))) for user in users]
     judged = pd.concat(both, ignore_index=True)

@@ -55,7 +55,7 @@ def win_rates(
     shares: dict[str, Any] = {name: (name, "mean") for name in ("win", "tie", "loss")}
     numbers: dict[str, Any] = {"users": ("user_id", "nunique"), "prompts": ("prompt", "nunique")}
     found = intervals(table, "win_rate", by, cluster, null=0.5, seed=seed, **shares, **numbers)
-    found["unread"] = table.groupby(list(by), sort=False).size().to_numpy() - found.n
+    found["unread"] = table.groupby(list(by), sort=False, dropna=False).size().to_numpy() - found.n
     return with_holm(found, by[:1])
 
 
@@ -74,6 +74,8 @@ def win_rates_by_community(judgements: pd.DataFrame, named: bool = True, seed: i
         Rows of `win_rates` with the column `community`; `p_holm` is corrected over the communities of a comparison (of
         "all": `p`, since it is one test).
     """
+    if (judgements.user_id == ALL).any():
+        raise ValueError(f"a community is called {ALL!r}, which stands for all of them here. Rename it in the data.")
     by = [*COMPARISON, "community"]
     own = win_rates(judgements.assign(community=judgements.user_id), by, "prompt", seed)
     together = win_rates(judgements.assign(community=ALL), by, "prompt" if named else BY_USER_AND_PROMPT, seed)
@@ -109,7 +111,7 @@ def position_bias(judgements: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     both = {FIRST: first - second, DISAGREE: (first != second).astype(float).where((first - second).notna())}
     table = pd.concat([judgements.assign(measure=name, value=value) for name, value in both.items()])
     found = intervals(table, by=["judge", "measure"], seed=seed)
-    found["unread"] = table.groupby(["judge", "measure"], sort=False).size().to_numpy() - found.n
+    found["unread"] = table.groupby(["judge", "measure"], sort=False, dropna=False).size().to_numpy() - found.n
     return found
 
 

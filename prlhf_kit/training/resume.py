@@ -94,6 +94,8 @@ def _text(value: object) -> object:
 
 def _refuse_another(path: Path, wanted: dict[str, Any], *folders: Path) -> None:
     found = json.loads(path.read_text())
+    if found.get("balance_users") is False:  # a setting of version 0.1, gone since
+        del found["balance_users"]
     different = sorted(k for k in {*found, *wanted} if found.get(k) != wanted.get(k))
     if different:
         name = different[0]

@@ -19,7 +19,7 @@ from prlhf_kit.data.sources import read_rows
 from prlhf_kit.evaluation.accuracy import LENGTH, USER_LENGTH, ranked_right
 from prlhf_kit.evaluation.communities import about
 from prlhf_kit.evaluation.context import (
-    BY_USER_AND_PROMPT,
+    BOTH,
     CONTEXT_COMPARISONS,
     FOUR_WAY_COMPARISONS,
     NEITHER,
@@ -292,7 +292,7 @@ def results(dataset, rates, users, prompts, seed=0):
 
 
 def test_four_way():
-    rates = {NEITHER: 0.5, PROMPT: 0.9, SOFT: 0.7, BY_USER_AND_PROMPT: 0.9, "length rule": 0.4}
+    rates = {NEITHER: 0.5, PROMPT: 0.9, SOFT: 0.7, BOTH: 0.9, "length rule": 0.4}
     table = pd.concat([results("dsp", rates, 4, 60), results("other", {NEITHER: 0.5, SOFT: 0.8}, 30, 4)])
     found, gaps = four_way(table, named=("dsp",))
     dsp, other = (table[table.dataset == name] for name in ("dsp", "other"))

@@ -15,6 +15,7 @@ from prlhf_kit.evaluation.intervals import (
     long_table,
     paired_differences,
     readable,
+    with_all,
     with_holm,
 )
 from prlhf_kit.evaluation.statistics import (
@@ -144,3 +145,15 @@ def test_as_metrics_and_to_read():
     }
     assert as_metrics(table, "n/{judge}", "n", bounds=False) == {"n/j": 4, "n/k": 0}
     assert readable(table, "judge", "w").to_dict() == {1.0: {"j": "0.50 [0.25, 0.75]"}}
+
+
+def test_what_is_easily_got_wrong_is_told():
+    table = pd.DataFrame({"user_id": ["all", "b"], "prompt": ["p", "q"], "item": [0, 1], "method": "m", "value": 1.0})
+    assert intervals(table, by="method").equals(intervals(table, by=["method"]))
+    with pytest.raises(AssertionError, match="two columns at most"):
+        intervals(table, cluster=["user_id", "prompt", "item"])
+    with pytest.raises(ValueError, match="called 'all'"):
+        with_all(table)
+    none = differences(table, against("m", table.method), ["item"])
+    assert none.empty
+    assert {"difference", "p_holm", "users"} < set(none)

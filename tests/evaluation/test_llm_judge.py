@@ -123,6 +123,12 @@ def test_unreadable(text):
     assert parse_verdict(text) is UNREADABLE
 
 
+@given(st.text(), st.sampled_from([ALWAYS_A, "```json\n" + ALWAYS_A + "\n```"]), st.booleans())
+def test_nothing_may_stand_beside_the_object(text, answer, before):
+    verdict = parse_verdict(text + answer if before else answer + text)
+    assert verdict is UNREADABLE if text.strip() else verdict in (A, UNREADABLE)
+
+
 # ---- templates
 
 
@@ -343,6 +349,17 @@ def test_a_refusal_stops_at_once_and_no_key_is_told(make, monkeypatch, caplog, t
         assert server.count()["Q0"] == server.count()["Q1"] == 1
 
 
+def test_what_is_under_way_at_a_refusal_is_kept(make):
+    with FaultServer({"Q0": ["hang"], "Q1": ["401"]}) as server:
+        judge = make(server, concurrency=2)
+        threading.Timer(0.5, server.release.set).start()
+        with pytest.raises(JudgeError, match="1 answers are kept"):
+            judge(*questions(9))
+        assert server.count() == {"Q0": 1, "Q1": 1}
+        judge(*questions(1))
+        assert len(server.seen) == 2
+
+
 def test_interrupt_keeps_what_came(make):
     with FaultServer({"Q2": ["interrupt"]}) as server:
         judge, start = make(server, concurrency=1), time.monotonic()
@@ -437,7 +454,17 @@ def test_a_key_in_place_of_its_name_is_refused(make):
     assert KEY not in "".join(traceback.format_exception(error.value))
 
 
-@pytest.mark.parametrize(("name", "bad"), [("max_tokens", 0), ("max_requests", -1), ("requests_per_minute", 0)])
+@pytest.mark.parametrize(
+    ("name", "bad"),
+    [
+        ("max_tokens", 0),
+        ("concurrency", 0),
+        ("max_requests", -1),
+        ("retries", -1),
+        ("timeout", 0),
+        ("requests_per_minute", 0),
+    ],
+)
 def test_impossible_settings_are_refused(make, name, bad):
     with pytest.raises(JudgeError, match=f"{name} is {bad}"):
         make("http://127.0.0.1:1/v1", **{name: bad})

@@ -75,6 +75,8 @@ def test_what_two_people_gain_from_the_same_answers():
     gained = found.set_index(["towards", "user_id"]).gain.to_dict()
     assert gained == {("ann", "ann"): 2, ("both", "ann"): 1, ("ann", "bob"): -1, ("both", "bob"): 0.5}
     assert set(found.n) == set(found.clusters) == {5}
+    alone = steering.gains_of_two(table, ["ann", "ann"], judge, prompts)  # there is one preference only
+    assert alone.gain.tolist() == [2, 1]
 
 
 def test_log_probabilities_under_the_bare_base(make_tiny, tokenizer):
