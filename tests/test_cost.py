@@ -188,8 +188,8 @@ def _commands(page, *programs):
 
 def test_commands_of_the_page_are_understood():
     found = _commands(PAGE, "prlhf", ".venv/bin/prlhf", "prlhf_kit")  # the last is the container's image
-    assert [words[0] for words in found].count("run") == 4
-    assert {words[0] for words in found} == {"run", "sweep", "report"}
+    assert [words[0] for words in found].count("run") == 5
+    assert {words[0] for words in found} == {"run", "sweep", "report", "data", "bundle"}
     for words in found:
         args = cli.parser().parse_args(words)
         for notebook in getattr(args, "notebooks", []):
