@@ -47,6 +47,7 @@ os.environ |= {"TQDM_DISABLE": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "T
 
 import torch
 from datasets import Dataset, load_from_disk
+from filelock import FileLock
 
 import prlhf_kit as kit
 from prlhf_kit.files import git_state, versions, write_json
@@ -151,8 +152,9 @@ def reference(setting: Setting, until: float, dataset: str, seed: int) -> dict[s
     tokenizer = kit.load_tokenizer(setting.model)
     base = kit.load_model(setting.model, DTYPE)
     start = synchronized()
-    for split, pairs in pairs_of(setting, dataset, seed).items():
-        save_with_reference(pairs, base, tokenizer, setting.pairs_folder(dataset, seed) / split, batch_size=32)
+    with FileLock(f"{setting.pairs_folder(dataset, seed)}.lock"):  # a training that needs it may make it, too
+        for split, pairs in pairs_of(setting, dataset, seed).items():
+            save_with_reference(pairs, base, tokenizer, setting.pairs_folder(dataset, seed) / split, batch_size=32)
     spent = synchronized() - start
     some = load_from_disk(setting.pairs_folder(dataset, seed) / "test_seen")
     some = some.select(range(min(100, len(some))))
@@ -173,7 +175,7 @@ def learn(setting: Setting, until: float, dataset: str, method: str, seed: int) 
     tokenizer = kit.load_tokenizer(setting.model)
     folder = setting.pairs_folder(dataset, seed)
     if not (folder / "test_seen").exists():
-        raise RuntimeError(f"there is no reference of {dataset}: its job did not end well")
+        reference(setting, until, dataset, seed)
     users = method if method in ("individual", "cluster") else "individual"
     batch = 16 if dataset == "simulated" else 32
     recipe = Recipe(
