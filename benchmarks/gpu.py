@@ -684,9 +684,9 @@ def main() -> int:
     for share, side_by_side, jobs in parts:
         until += share * 60 * args.minutes
         run_jobs(to_do(jobs), side_by_side, until, min(end, until + 30), setting, keep)
+    for name in [name for name, part in results["parts"].items() if part["status"] == "cut"]:
+        del results["parts"][name]
     for _, side_by_side, jobs in parts:  # what was not reached, or cut off at the end of its share
-        for name in [name for name, part in results["parts"].items() if part["status"] == "cut"]:
-            del results["parts"][name]
         run_jobs(to_do(jobs, again=False), side_by_side, end - 30, end, setting, keep)
     for seed in [] if args.tiny else range(1, 10):
         run_jobs(to_do(references(args.tiny, seed)), 1, end - 60, end, setting, keep)

