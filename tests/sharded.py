@@ -2,6 +2,7 @@
 gradients that it gives whole. Accelerate itself turns FSDP off on CPUs, so what its plugin does is done here by hand.
 """
 
+import os
 import sys
 
 import torch
@@ -57,7 +58,10 @@ def main():
         sharded.zero_grad()
     if dist.get_rank() == 0:
         print("the same", file=sys.stderr)
-    dist.destroy_process_group()
+    # With torch 2.13, gloo's threads abort about one process in ten that ends in the usual way ("terminate called
+    # without an active exception"): all has been compared, so end without destructors.
+    dist.barrier()
+    os._exit(0)
 
 
 if __name__ == "__main__":
