@@ -38,7 +38,6 @@ bench: setup
 	$(BIN)/python benchmarks/pdpo.py --json benchmarks/pdpo.json
 	$(BIN)/python benchmarks/reward.py --json benchmarks/reward.json
 	$(BIN)/python benchmarks/decoding.py --json benchmarks/decoding.json
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/cost.py --json benchmarks/cost.json
 
 lab: setup
 	$(BIN)/jupyter lab notebooks
