@@ -8,6 +8,7 @@ import sys
 import pandas as pd
 
 from prlhf_kit import data
+from prlhf_kit.data.load import resolved
 from prlhf_kit.data.prepare import cards_table, compare_counts, prepare, require_free
 from prlhf_kit.figures import (
     context as context_figures,
@@ -115,9 +116,9 @@ def list_datasets(args: argparse.Namespace) -> int:
     if args.markdown:
         print(cards_table())
         return 0
-    for name, module in data.DATASETS.items():
-        options = ", ".join(f"{key}={value!r}" for key, value in data.resolved(name, {}).items())
-        print(f"{name}: {module.CARD.title}\n    source: {module.CARD.source}\n    options: {options or 'none'}")
+    for name, card in data.DATASETS.items():
+        options = ", ".join(f"{key}={value!r}" for key, value in resolved(name, {}).items())
+        print(f"{name}: {card.title}\n    source: {card.source}\n    options: {options or 'none'}")
     return 0
 
 
@@ -151,7 +152,7 @@ def _load(args: argparse.Namespace):
     if args.name not in data.DATASETS:
         data.load(args.name)  # says what there is
         raise data.SchemaError(f"{args.name} is prepared already; give the name of a dataset.")
-    data.resolved(args.name, dict(args.option or []))
+    resolved(args.name, dict(args.option or []))
     tokenizer = load_tokenizer(args.model) if args.max_prompt_tokens or args.max_tokens else None
     limits = {"max_prompt_tokens": args.max_prompt_tokens, "max_tokens": args.max_tokens, "min_pairs": args.min_pairs}
     loaded, found = data.load_with_report(

@@ -42,10 +42,11 @@ def require_prefix(tokenizer: PreTrainedTokenizerBase) -> None:
     Raises:
         SchemaError: with both texts and the way out.
     """
+    name = repr(tokenizer.name_or_path or type(tokenizer).__name__)
     if tokenizer.chat_template is None:
         raise SchemaError(
-            "the tokenizer has no chat template. Load it with prlhf_kit.load_tokenizer, which gives it the plain one, "
-            "or set tokenizer.chat_template."
+            f"{name} has no chat template. Load it with prlhf_kit.load_tokenizer, which gives it the plain one, or set "
+            "tokenizer.chat_template."
         )
     for prompt, answer in _PROBES:
         try:
@@ -55,15 +56,14 @@ def require_prefix(tokenizer: PreTrainedTokenizerBase) -> None:
             if prompt[0]["role"] == "system":
                 continue  # a template may know no system role; texts that have one are refused when they come
             raise SchemaError(
-                f"the chat template does not take a plain dialogue of user and assistant: {error}"
+                f"the chat template of {name} takes no plain dialogue of user and assistant: {error}"
             ) from error
         if not whole.startswith(asked):
             raise SchemaError(
-                f"the chat template of {tokenizer.name_or_path or type(tokenizer).__name__!r} does not keep the prompt "
-                f"in front of the completion: the prompt is laid out as {asked[-80:]!r}, prompt and completion as "
-                f"{whole[-120:]!r}. Set tokenizer.chat_template to one that does: for many models "
-                "trl.chat_template_utils.get_training_chat_template(tokenizer) has it, and "
-                "prlhf_kit.data.chat.PLAIN_TEMPLATE always works, for a model that is trained with it."
+                f"the chat template of {name} does not keep the prompt in front of the completion: the prompt is laid "
+                f"out as {asked[-80:]!r}, prompt and completion as {whole[-120:]!r}. Set tokenizer.chat_template to "
+                "one that does: for many models trl.chat_template_utils.get_training_chat_template(tokenizer) has it, "
+                "and prlhf_kit.data.chat.PLAIN_TEMPLATE always works, for a model that is trained with it."
             )
 
 

@@ -4,12 +4,8 @@ Hub: `allenai/compred` (ODC-BY), configurations `finance`, `gender_sexuality`, `
 splits `train_pref`, `validation_pref`, `test_pref`, and `<factor>_test_prompts` with split `test_prompts`. Local: a
 folder with `<factor>/<split>*.parquet` and `<factor>_test_prompts/*.parquet`, as the hub's.
 
-Schema, as SHP's: `domain` (the community), `post_id`, `title`, `history` (the post's text), `human_ref_A`,
-`human_ref_B` (two comments), `labels` (1: A was preferred, 0: B), `score_ratio` (of the votes, preferred over other),
-and ids, times, scores. As in the paper's code, pairs with a score ratio of at least 2, at most 5 a post, drawn at
-random (seeded here).
-
-The hub's card counts 55,518 validation and 58,603 test pairs for `finance`, before that filter.
+As in the paper's code, pairs with a score ratio of at least 2, at most 5 a post, drawn at random (seeded here). The
+hub's card counts 55,518 validation and 58,603 test pairs for `finance`, before that filter.
 """
 
 from __future__ import annotations
@@ -21,14 +17,16 @@ from pathlib import Path
 
 from datasets import Dataset
 
-from prlhf_kit.data.collect import Card, Tally, names, require_known, share
+from prlhf_kit.data.cards import Tally, dataset, names, require_known, share, split_of
 from prlhf_kit.data.schema import SchemaError, message, record
-from prlhf_kit.data.sources import Rows, hub_rows, local_rows, require_columns, require_folder
+from prlhf_kit.data.sources import Rows, hub_rows, local_rows
 
 HUB = "allenai/compred"
 FACTORS = ("finance", "gender_sexuality", "history", "politics", "science")
-COLUMNS = ("domain", "post_id", "title", "history", "human_ref_A", "human_ref_B", "labels", "score_ratio")
-CARD = Card(
+
+
+@dataset(
+    "compred",
     title="ComPRed (Kumar et al. 2024, arXiv 2410.16027)",
     source=f"hub: {HUB}, {', '.join(FACTORS)}",
     licence="ODC-BY; Reddit comments keep their authors' rights",
@@ -38,9 +36,8 @@ CARD = Card(
     "told by the style and topic of its posts.",
     counts={"test_pref of finance": 58_603, "validation_pref of finance": 55_518},
     rules={"prompt in train and test": "drop", "user with too few pairs": "drop"},
+    folder=True,
 )
-
-
 def read(
     tally: Tally,
     path: str | Path | None = None,
@@ -54,6 +51,10 @@ def read(
 ) -> Iterator[tuple[str, dict]]:
     """Records: `train_pref` for training, `test_split` for tests.
 
+    A row (SHP's schema): `{"domain": "tea_train", "post_id": "p1", "title": "Green tea?", "history": "I like it.",
+    "human_ref_A": "Yes.", "human_ref_B": "No.", "labels": 1, "score_ratio": 3.0}`: a community, a post, two comments,
+    1 where A was preferred and 0 where B was, the ratio of their votes.
+
     Args:
         factors: which of `FACTORS`.
         test_split: "test_pref" or "validation_pref".
@@ -63,77 +64,51 @@ def read(
         seed: draws the pairs of a post.
     """
     factors, unseen = names(factors), names(unseen)
-    require_folder(path, "compred")
     require_known(factors, FACTORS, "factor")
     require_known([test_split], ("test_pref", "validation_pref"), "test split")
     communities = set()
     for factor in factors:
-        for split, (seen_split, unseen_split) in {
-            "train_pref": ("train", "adapt_unseen"),
-            test_split: ("test_seen", "test_unseen"),
-        }.items():
-            rows = _rows(path, factor, split)
+        for source, part in {"train_pref": "train", test_split: "test"}.items():
+            rows = (
+                hub_rows(HUB, source, factor)
+                if path is None
+                else local_rows(path, f"{factor}/{source}*", f"{factor}/{source}/*", f"{factor}_{source}*")
+            )
             kept = _draw(rows, min_score_ratio, max_pairs_per_post, seed)
-            for number, row in enumerate(rows()):
-                tally.count(f"{split} of {factor}")
-                community = _community(row["domain"])
-                communities.add(community)
-                where = unseen_split if community in unseen else seen_split
+            for number, row in enumerate(rows):
+                tally.count(f"{source} of {factor}")
+                user = _community(row["domain"])
+                communities.add(user)
+                split = split_of(user, "", unseen, 0, seed, part)
                 if row["score_ratio"] < min_score_ratio:
-                    tally.drop(where, community, f"score ratio below {min_score_ratio:g}")
+                    tally.drop(split, user, f"score ratio below {min_score_ratio:g}")
                 elif number not in kept:
-                    tally.drop(where, community, f"more than {max_pairs_per_post} pairs of a post")
+                    tally.drop(split, user, f"more than {max_pairs_per_post} pairs of a post")
                 else:
                     if row["labels"] not in (0, 1) or isinstance(row["labels"], bool):
                         raise SchemaError(f"labels is {row['labels']!r}, expected 1 (A was preferred) or 0 (B).")
-                    a, b = row["human_ref_A"], row["human_ref_B"]
-                    chosen, rejected = (a, b) if row["labels"] == 1 else (b, a)
-                    pair_id = f"{factor}-{split}-{number}"
-                    yield where, record(pair_id, community, _post(row), chosen, rejected, f"r/{community}", factor)
+                    answers = (row["human_ref_A"], row["human_ref_B"])[:: 1 if row["labels"] else -1]
+                    yield split, record(f"{factor}-{source}-{number}", user, _post(row), *answers, f"r/{user}", factor)
     require_known(unseen, communities, "community")
 
 
 def prompts(path: str | Path | None = None, factors: str | Sequence[str] = FACTORS) -> Dataset:
     """The dataset's own test prompts, for generation: columns `user_id`, `user_text`, `group`, `prompt` (messages)."""
-    factors = names(factors)
-    require_known(factors, FACTORS, "factor")
+    require_known(names(factors), FACTORS, "factor")
     out = []
-    for factor in factors:
+    for factor in names(factors):
         name = f"{factor}_test_prompts"
-        rows = hub_rows(HUB, "test_prompts", name) if path is None else local_rows(path, f"{name}/*", f"{name}*")
-        for row in rows():
-            require_columns(row, ("domain", "title"), "compred")
-            community = _community(row["domain"])
-            out.append(
-                {
-                    "user_id": community,
-                    "user_text": f"r/{community}",
-                    "group": factor,
-                    "prompt": message("user", _post(row)),
-                }
-            )
+        for row in hub_rows(HUB, "test_prompts", name) if path is None else local_rows(path, f"{name}/*", f"{name}*"):
+            user = _community(row["domain"])
+            asked = message("user", _post(row))
+            out.append({"user_id": user, "user_text": f"r/{user}", "group": factor, "prompt": asked})
     return Dataset.from_list(out)
-
-
-def _rows(path: str | Path | None, factor: str, split: str) -> Rows:
-    rows = (
-        hub_rows(HUB, split, factor)
-        if path is None
-        else local_rows(path, f"{factor}/{split}*", f"{factor}/{split}/*", f"{factor}_{split}*")
-    )
-
-    def checked():
-        for row in rows():
-            require_columns(row, COLUMNS, "compred")
-            yield row
-
-    return checked
 
 
 def _draw(rows: Rows, min_score_ratio: float, max_pairs_per_post: int, seed: int) -> set[int]:
     """Row numbers to keep: of every post those with the smallest of seeded random numbers."""
     best: dict[str, list[tuple[float, int]]] = {}
-    for number, row in enumerate(rows()):
+    for number, row in enumerate(rows):
         if row["score_ratio"] >= min_score_ratio:
             heap = best.setdefault(row["post_id"], [])
             # heapq keeps its smallest in front, so the random numbers are negated: the largest falls out

@@ -19,22 +19,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from datasets import Dataset, Features, Value
 
-from prlhf_kit.data.collect import share
+from prlhf_kit.data.cards import share
 from prlhf_kit.data.schema import SchemaError
-from prlhf_kit.data.templates import Template, read_template
+from prlhf_kit.data.templates import read_template
 from prlhf_kit.files import write_json
 
 Context = Literal["none", "true", "random", "shuffled", "user_text"]
 CONTEXTS: tuple[str, ...] = get_args(Context)
 TEMPLATES = ("community", "user_text")
-FIELDS = {"community", "user_text", "prompt"}
 CONTEXT_FILE = "context.json"  # beside a model: what it was told of its readers in training
 RECORDED = ("context", "context_user")  # columns that say what was put into a row's prompt
 
@@ -49,13 +46,11 @@ def require_context(context: object, allowed: Iterable[str] = CONTEXTS) -> None:
     """
     known = tuple(allowed)
     if not isinstance(context, str) or context not in known:
-        hint = (
-            ' For no context at all, write "none".' if str(context).lower() in ("false", "none", "0", "no", "") else ""
+        raise SchemaError(
+            f"context={context!r}: expected one of {', '.join(map(repr, known))}. No context at all is 'none'."
         )
-        raise SchemaError(f"context={context!r}: expected one of {', '.join(map(repr, known))}.{hint}")
 
 
-@dataclass(frozen=True)
 class Contexts:
     """Puts a reader into prompts.
 
@@ -73,54 +68,48 @@ class Contexts:
             template wants it, or all alike where others are to be drawn.
     """
 
-    context: Context
-    people: Mapping[str, str | None] = field(repr=False)
-    template: str | Path = ""
-    seed: int = 0
-    among: Collection[str] | None = field(default=None, repr=False)
-
-    def __post_init__(self):
-        require_context(self.context)
-        if self.context == "none":
+    def __init__(
+        self,
+        context: Context,
+        people: Mapping[str, str | None],
+        template: str | Path = "",
+        seed: int = 0,
+        among: Collection[str] | None = None,
+    ):
+        require_context(context)
+        self.context, self.people, self.template, self.seed, self.among = context, people, template, seed, among
+        if context == "none":
             return
-        if self.context == "user_text" and "user_text" not in self._read.fields:
+        name = template or ("user_text" if context == "user_text" else "community")
+        self._text = read_template(name, "data/context_prompts", TEMPLATES, alone="system")
+        self._require_usable_template()
+        silent = [user for user, text in people.items() if not (text or "").strip()]
+        if "user_text" in self._text.fields and silent:
             raise SchemaError(
-                f"context='user_text' with the template {str(self.template)!r}, which does not say it. Use a template "
-                "with the field user_text, or context='true'."
-            )
-        unknown = self._read.fields - FIELDS
-        if unknown or not self._read.fields & {"community", "user_text"}:
-            raise SchemaError(
-                f"the template {str(self.template)!r} has the fields {sorted(self._read.fields)}; expected community "
-                "or user_text, and perhaps prompt."
-            )
-        if any("{prompt}" in text for _, text in self._read.parts[:-1]) or (
-            len(self._read.parts) > 1 and "prompt" not in self._read.fields
-        ):
-            raise SchemaError(
-                f"the template {str(self.template)!r} has a system message and a user message, so {{prompt}} belongs "
-                "into the user message, after the line ---."
-            )
-        silent = [user for user, text in self.people.items() if not (text or "").strip()]
-        if "user_text" in self._read.fields and silent:
-            raise SchemaError(
-                f"{len(silent)} of {len(self.people)} users have no user_text, first {silent[0]!r}, but the template "
-                f"{self._read.name!r} puts it into the prompt. Use the template 'community', or data in which users "
+                f"{len(silent)} of {len(people)} users have no user_text, first {silent[0]!r}, but the template "
+                f"{self._text.name!r} puts it into the prompt. Use the template 'community', or data in which users "
                 "say what they want."
             )
-        if self.context in ("random", "shuffled") and len(self._others) < 2:
+        # what can be said of those who may be drawn -> the first user of whom it is, in an order that the seed draws
+        others = {self._says(user): user for user in sorted(people if among is None else among, reverse=True)}
+        self._others = dict(sorted(others.items(), key=lambda item: share(seed, "circle", *item[0])))
+        if context in ("random", "shuffled") and len(others) < 2:
             raise SchemaError(
-                f"context={self.context!r} draws among users of whom different things are said, found "
-                f"{len(self._others)}: {next(iter(self._others), None)!r}."
+                f"context={context!r} draws among users of whom different things are said, found {len(others)}: "
+                f"{next(iter(others), None)!r}."
             )
 
-    @cached_property
-    def _read(self) -> Template:
-        name = self.template or ("user_text" if self.context == "user_text" else "community")
-        try:
-            return read_template(name, "data/context_prompts", TEMPLATES, alone="system")
-        except ValueError as error:
-            raise SchemaError(str(error)) from error
+    def _require_usable_template(self) -> None:
+        parts, fields = self._text.parts, self._text.fields
+        if self.context == "user_text" and "user_text" not in fields:
+            wrong = "does not say what context='user_text' is about: use the field user_text, or context='true'"
+        elif not fields <= {"community", "user_text", "prompt"} or fields <= {"prompt"}:
+            wrong = f"has the fields {sorted(fields)}: expected community or user_text, and perhaps prompt"
+        elif "{prompt}" in "".join(text for _, text in parts[:-1]) or (len(parts) > 1 and "prompt" not in fields):
+            wrong = "has a system message and a user message, so {prompt} belongs into the user message, after the ---"
+        else:
+            return
+        raise SchemaError(f"the template {str(self._text.name)!r} {wrong}.")
 
     def _fields(self, user_id: str) -> dict[str, str]:
         if user_id not in self.people:
@@ -129,21 +118,7 @@ class Contexts:
 
     def _says(self, user_id: str) -> tuple[str, ...]:
         """What the template's own fields say of a user: by this two users differ."""
-        return tuple(value for name, value in self._fields(user_id).items() if name in self._read.fields)
-
-    @cached_property
-    def _others(self) -> dict[tuple[str, ...], str]:
-        """What can be said of those who may be drawn -> the first user of whom it is."""
-        drawn = self.people if self.among is None else self.among
-        return {self._says(user): user for user in sorted(drawn, reverse=True)}
-
-    @cached_property
-    def _circle(self) -> list[tuple[str, ...]]:
-        return sorted(self._others, key=lambda says: share(self.seed, "circle", *says))
-
-    @cached_property
-    def _places(self) -> dict[tuple[str, ...], int]:
-        return {says: place for place, says in enumerate(self._circle)}
+        return tuple(value for name, value in self._fields(user_id).items() if name in self._text.fields)
 
     def whose(self, user_id: str, prompt: Messages) -> str | None:
         """The user whose context stands in `prompt` when `user_id` asks; None without context.
@@ -154,13 +129,13 @@ class Contexts:
             return None
         if self.context in ("true", "user_text"):
             return user_id
-        says, n = self._says(user_id), len(self._circle)
+        says, circle = self._says(user_id), list(self._others)
         asked = "" if self.context == "shuffled" else "\0".join(message["content"] for message in prompt)
         drawn = share(self.seed, self.context, user_id, asked)
-        if says not in self._places:  # somebody who can't be drawn, so everybody who can is another
-            return self._others[self._circle[int(drawn * n)]]
-        step = 1 if self.context == "shuffled" else 1 + int(drawn * (n - 1))
-        return self._others[self._circle[(self._places[says] + step) % n]]
+        if says not in self._others:  # somebody who can't be drawn, so everybody who can is another
+            return self._others[circle[int(drawn * len(circle))]]
+        step = 1 if self.context == "shuffled" else 1 + int(drawn * (len(circle) - 1))
+        return self._others[circle[(circle.index(says) + step) % len(circle)]]
 
     def put(self, prompt: Messages, user_id: str) -> Messages:
         """`prompt` as `user_id`'s reader is put into it; a system message takes the place of the one that is there."""
@@ -170,8 +145,8 @@ class Contexts:
     def say(self, prompt: Messages, user_id: str) -> Messages:
         """`prompt` with what the template says of `user_id`, whatever `context` is."""
         values = self._fields(user_id) | {"prompt": prompt[-1]["content"]}
-        said = [(role, text.format_map(values)) for role, text in self._read.parts]
-        if "prompt" in self._read.fields:
+        said = [(role, text.format_map(values)) for role, text in self._text.parts]
+        if "prompt" in self._text.fields:
             said[-1] = ("user", said[-1][1])
             prompt = prompt[:-1]
         system = [{"role": role, "content": text} for role, text in said if role == "system"]
@@ -192,9 +167,9 @@ class Contexts:
             return {"context": "none"}
         return {
             "context": self.context,
-            "template": self._read.name,
-            "template_sha256": self._read.sha256,
-            "text": [list(part) for part in self._read.parts],
+            "template": self._text.name,
+            "template_sha256": self._text.sha256,
+            "text": [list(part) for part in self._text.parts],
             "seed": self.seed,
         }
 

@@ -11,12 +11,12 @@ import json
 import math
 import re
 from collections.abc import Iterable, Iterator
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from prlhf_kit.data.collect import Tally, opening, split_of
+from prlhf_kit.data.cards import Tally, opening, split_of
 from prlhf_kit.data.schema import SchemaError, record
-from prlhf_kit.data.sources import require_columns
 
 GENERAL = "general"  # the one user of datasets that do not say who preferred what
 _TURN = re.compile(r"(?:^|\n\n)(?:## )?(Human|Assistant):[ \n]?")
@@ -27,10 +27,16 @@ class NotAPair(ValueError):
     """Two texts that are no preference pair; the message is the reason under which the row is dropped."""
 
 
-def require_number(value: object, name: str) -> None:
-    """Refuse a score that is no finite number: it would make one response win by accident."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise SchemaError(f"{name} is {value!r}, expected a finite number. Leave out rows without a judgement.")
+def better_of(a: object, b: object) -> int | None:
+    """0 or 1: which of two scores is higher. None for a tie.
+
+    Raises:
+        SchemaError: one is no finite number, so that the other would win by accident.
+    """
+    for score in (a, b):
+        if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):
+            raise SchemaError(f"a score is {score!r}, expected a finite number. Leave out rows without a judgement.")
+    return None if a == b else int(b > a)  # type: ignore[operator]
 
 
 def parse(text: str) -> list[dict[str, str]]:
@@ -57,13 +63,13 @@ def parse(text: str) -> list[dict[str, str]]:
     return messages
 
 
-def common_prompt(*texts: str) -> tuple[list[dict[str, str]], list[str]]:
+def common_prompt(*texts: str | None) -> tuple[list[dict[str, str]], list[str]]:
     """The dialogue that several marked texts share, and each one's last answer.
 
     Raises:
         NotAPair: they differ before the last answer, or do not go from a human's turn to an assistant's.
     """
-    dialogues = [parse(text) for text in texts]
+    dialogues = [parse(text or "") for text in texts]
     prompt = dialogues[0][:-1]
     if any(dialogue[-1]["role"] != "assistant" for dialogue in dialogues):
         raise NotAPair("the dialogue does not end with the assistant")
@@ -81,30 +87,14 @@ def layout(prompt: list[dict[str, str]], response: list[dict[str, str]]) -> str:
         SchemaError: the format can't hold the dialogue: a system message, or a text with marks of its own.
     """
     sides = {role: side for side, role in _ROLES.items()}
-    messages = [*prompt, *response]
-    strange = [m["role"] for m in messages if m["role"] not in sides]
-    text = "\n\n".join(f"## {sides.get(m['role'], '?')}:\n{m['content']}" for m in messages)
-    if strange or parse(text) != [{"role": m["role"], "content": m["content"].strip()} for m in messages]:
-        what = f"a message of role {strange[0]!r}" if strange else "a turn that itself holds Human: or Assistant: marks"
-        raise SchemaError(f"the text-score format can't hold {what}: {text[:120]!r}. Leave that row out.")
+    messages = [{"role": m["role"], "content": m["content"].strip()} for m in (*prompt, *response)]
+    text = "\n\n".join(f"## {sides.get(m['role'])}:\n{m['content']}" for m in messages)
+    if any(m["role"] not in sides for m in messages) or parse(text) != messages:
+        raise SchemaError(
+            "the text-score format can't hold a system message, or a turn that itself holds Human: or Assistant: "
+            f"marks: {text[:120]!r}. Leave that row out."
+        )
     return text
-
-
-def text_score_pairs(row: dict[str, Any]) -> Iterator[tuple[int, int]]:
-    """(better, worse) indices of all pairs of a `text`-`score` row; none for ties.
-
-    Raises:
-        SchemaError: as many texts as scores are expected, two or more, and scores that are numbers.
-    """
-    texts, scores = row["text"], row["score"]
-    if len(texts) != len(scores) or len(texts) < 2:
-        raise SchemaError(f"a row has {len(texts)} texts and {len(scores)} scores, expected as many, at least two.")
-    for score in scores:
-        require_number(score, "score")
-    for i in range(len(texts)):
-        for j in range(i + 1, len(texts)):
-            if scores[i] != scores[j]:
-                yield (i, j) if scores[i] > scores[j] else (j, i)
 
 
 def text_score_records(
@@ -112,7 +102,7 @@ def text_score_records(
     tally: Tally,
     name: str,
     user_id: str = GENERAL,
-    split: str | None = None,
+    part: str | None = None,
     test_share: float = 0.1,
     seed: int = 0,
     unseen: Iterable[str] = (),
@@ -121,31 +111,32 @@ def text_score_records(
     """Records of `text`-`score` rows of one user. Ties and what is no pair are dropped and counted, by pair.
 
     Args:
-        split: of all rows; None splits by the dialogue's first turn.
-        unseen: where `user_id` is among them, the pairs are for adaptation and tests.
+        part, test_share, seed, unseen: see `split_of`; without a part it goes by the dialogue's first turn.
         count: under which name rows are counted.
     """
-    if split in ("train", "test_seen") and user_id in unseen:
-        split = {"train": "adapt_unseen", "test_seen": "test_unseen"}[split]
     for number, row in enumerate(rows):
-        require_columns(row, ("text", "score"), name)
         tally.count(count)
-        pairs = list(text_score_pairs(row))
-        n = len(row["text"])
-        for _ in range(n * (n - 1) // 2 - len(pairs)):
-            tally.drop(split or "(not split)", user_id, "tie")
+        texts, scores = row["text"], row["score"]
+        if len(texts) != len(scores) or len(texts) < 2:
+            raise SchemaError(f"a row has {len(texts)} texts and {len(scores)} scores, expected as many, at least two.")
+        split = split_of(user_id, "", unseen, test_share, seed, part) if part else None
+        pairs = []
+        for places in combinations(range(len(texts)), 2):
+            better = better_of(*(scores[i] for i in places))
+            if better is None:
+                tally.drop(split, user_id, "tie")
+            else:
+                pairs.append((places[better], places[1 - better]))
         if not pairs:
             continue
         try:
-            prompt, answers = common_prompt(*row["text"])
+            prompt, answers = common_prompt(*texts)
         except NotAPair as reason:
-            for _ in pairs:
-                tally.drop(split or "(not split)", user_id, str(reason))
+            tally.drop(split, user_id, str(reason), len(pairs))
             continue
-        where = split or split_of(user_id, opening(prompt), unseen, test_share, seed)
+        split = split or split_of(user_id, opening(prompt), unseen, test_share, seed)
         for i, j in pairs:
-            pair_id = f"{name}-{where}-{user_id}-{number}-{i}-{j}"
-            yield where, record(pair_id, user_id, prompt, answers[i], answers[j])
+            yield split, record(f"{name}-{split}-{user_id}-{number}-{i}-{j}", user_id, prompt, answers[i], answers[j])
 
 
 def write_text_score(rows: Iterable[dict[str, Any]], path: str | Path) -> None:

@@ -1,11 +1,9 @@
 """`dsp`: Domain-Specific Preferences (Cheng et al. 2023, arXiv 2309.03126): which domain's style is preferred.
 
-From https://github.com/Linear95/DSP: `data/domain_specific_preference.{train,test}.json`, each row `query` (an Alpaca
-instruction) and `responses{academy, business, entertainment, literature, normal}` by ChatGPT under a domain's system
-prompt (`normal`: Alpaca's own response). A user is a domain: it prefers its own response to each other one. Also read:
-one domain's pairs in `text`-`score` format, as DSP's own script writes them.
-
-13K queries; the test file has 661 rows (README and file of the release).
+From https://github.com/Linear95/DSP: `data/domain_specific_preference.{train,test}.json`. The five responses to an
+Alpaca instruction are ChatGPT's under a domain's system prompt (`normal`: Alpaca's own). A user is a domain: it prefers
+its own response to each other one. Also read: one domain's pairs in `text`-`score` format, as DSP's own script writes
+them. 13K queries; the test file has 661 rows (README and file of the release).
 """
 
 from __future__ import annotations
@@ -16,10 +14,13 @@ from pathlib import Path
 
 from datasets import DatasetDict, Features, List, Value
 
-from prlhf_kit.data.collect import Card, Tally, collect, names, require_known, split_of
+from prlhf_kit.data.cards import Tally, dataset, names, require_known, split_of
+from prlhf_kit.data.collect import collect
 from prlhf_kit.data.dialogue import text_score_records
 from prlhf_kit.data.schema import FEATURES, SchemaError, message, record
-from prlhf_kit.data.sources import local_rows, require_columns
+from prlhf_kit.data.sources import Rows, local_parts
+
+log = logging.getLogger(__name__)
 
 DOMAINS = {  # what a reader of each domain would say
     "academy": "I work in research: be precise and give reasons.",
@@ -28,7 +29,14 @@ DOMAINS = {  # what a reader of each domain would say
     "literature": "I love literature and art: write beautifully.",
     "normal": "A plain answer is all I need.",
 }
-CARD = Card(
+_LISTS = {name: FEATURES[name] for name in ("user_id", "user_text", "group", "prompt")}
+LISTWISE = Features(
+    {"list_id": Value("string"), **_LISTS, "responses": List(FEATURES["chosen"]), "scores": List(Value("float64"))}
+)
+
+
+@dataset(
+    "dsp",
     title="Domain-Specific Preferences (Cheng et al. 2023, arXiv 2309.03126)",
     source="https://github.com/Linear95/DSP, data/domain_specific_preference.{train,test}.json",
     licence="CC BY-NC 4.0",
@@ -38,12 +46,8 @@ CARD = Card(
     "of `normal`: a length rule per user does well. Rewards of any writing style tell domains apart.",
     counts={"queries, test": 661},
     rules={"prompt in train and test": "drop"},
+    by_path="download data/domain_specific_preference.train.json and .test.json from https://github.com/Linear95/DSP",
 )
-
-
-log = logging.getLogger(__name__)
-
-
 def read(
     tally: Tally,
     path: str | Path | None = None,
@@ -56,6 +60,9 @@ def read(
 ) -> Iterator[tuple[str, dict]]:
     """Records: for every query and domain, its own response against each other one.
 
+    A row: `{"query": "What is tea?", "responses": {"academy": "An infusion.", "business": "A market.",
+    "entertainment": "A party!", "literature": "A poem.", "normal": "A drink."}}`.
+
     Args:
         path: a file, or a folder with `*train.json` and `*test.json` (then their split is taken).
         domains: users to make; the others' responses are still what they are compared with.
@@ -63,31 +70,25 @@ def read(
         test_share, seed: for a single file, which is split by query.
         unseen: domains that are not trained on.
     """
-    domains, unseen = names(domains), names(unseen)
-    require_known(domains, DOMAINS, "domain")
-    require_known(unseen, domains, "domain")
-    for rows, part in _parts(path):
-        for number, row in enumerate(rows()):
-            if "text" in row:
-                if domain is None:
-                    raise SchemaError("a text-score file does not say whose pairs it holds: pass domain='academy' etc.")
-                require_known([domain], DOMAINS, "domain")
-                split = {"train": "train", "test": "test_seen"}.get(part)
-                records = text_score_records(rows(), tally, "dsp", domain, split, test_share, seed, unseen)
-                for where, pair in records:
-                    yield where, pair | {"user_text": DOMAINS[domain]}
-                break
-            responses = _responses(row)
+    domains, unseen = _known(domains, unseen)
+    for part, rows in _parts(path):
+        if "text" in next(iter(rows), {}):
+            if domain is None:
+                raise SchemaError("a text-score file does not say whose pairs it holds: pass domain='academy' etc.")
+            require_known([domain], DOMAINS, "domain")
+            for split, pair in text_score_records(rows, tally, "dsp", domain, part, test_share, seed, unseen):
+                yield split, pair | {"user_text": DOMAINS[domain]}
+            continue
+        for number, row in enumerate(rows):
             tally.count(f"queries, {part}" if part else "queries")
+            query, responses = row["query"], {name: row["responses"][name] for name in DOMAINS}
             for user in domains:
-                where = _where(part, user, row["query"], unseen, test_share, seed)
-                for other in responses:
+                split = split_of(user, query, unseen, test_share, seed, part)
+                for other in DOMAINS:
                     if other != user:
                         pair_id = f"{part or 'all'}-{number}-{user}-{other}"
-                        yield (
-                            where,
-                            record(pair_id, user, row["query"], responses[user], responses[other], DOMAINS[user]),
-                        )
+                        answers = responses[user], responses[other]
+                        yield split, record(pair_id, user, query, *answers, DOMAINS[user])
 
 
 def listwise(
@@ -104,69 +105,32 @@ def listwise(
         Columns `list_id`, `user_id`, `user_text`, `group`, `prompt`, `responses` (a list of messages each) and
         `scores` (1 for the domain's own response, else 0), split as `read` splits.
     """
-    domains, unseen = names(domains), names(unseen)
-    require_known(domains, DOMAINS, "domain")
-    require_known(unseen, domains, "domain")
-    messages = FEATURES["prompt"]
-    text = Value("string")
-    features = Features(
-        {
-            "list_id": text,
-            "user_id": text,
-            "user_text": text,
-            "group": text,
-            "prompt": messages,
-            "responses": List(messages),
-            "scores": List(Value("float64")),
-        }
-    )
+    domains, unseen = _known(domains, unseen)
 
-    def rows():
-        for source, part in _parts(path):
-            for number, row in enumerate(source()):
-                responses = _responses(row)
-                if not all((text or "").strip() for text in responses.values()):
+    def rows() -> Iterator[tuple[str, dict]]:
+        for part, source in _parts(path):
+            for number, row in enumerate(source):
+                responses = [row["responses"][name] for name in DOMAINS]
+                if not all((text or "").strip() for text in responses):
                     log.warning("listwise: row %d has an empty response and is left out", number)
                     continue
                 for user in domains:
-                    yield (
-                        _where(part, user, row["query"], unseen, test_share, seed),
-                        {
-                            "list_id": f"{part or 'all'}-{number}-{user}",
-                            "user_id": user,
-                            "user_text": DOMAINS[user],
-                            "group": None,
-                            "prompt": message("user", row["query"]),
-                            "responses": [message("assistant", response) for response in responses.values()],
-                            "scores": [float(name == user) for name in responses],
-                        },
-                    )
+                    out = {"list_id": f"{part or 'all'}-{number}-{user}", "user_id": user, "user_text": DOMAINS[user]}
+                    out |= {"group": None, "prompt": message("user", row["query"])}
+                    out |= {"responses": [message("assistant", text) for text in responses]}
+                    out |= {"scores": [float(name == user) for name in DOMAINS]}
+                    yield split_of(user, row["query"], unseen, test_share, seed, part), out
 
-    return collect(rows(), features)
+    return collect(rows(), LISTWISE)
 
 
-def _parts(path: str | Path | None):
-    if path is None:
-        raise SchemaError(
-            "'dsp' is not on the hub: download data/domain_specific_preference.train.json and .test.json from "
-            "https://github.com/Linear95/DSP and pass their folder, or one of them, as path."
-        )
-    found = {part: f"domain_specific_preference.{part}.json" for part in ("train", "test")}
-    found = {part: name for part, name in found.items() if (Path(path) / name).is_file()}
-    if found:
-        return [(local_rows(path, name), part) for part, name in found.items()]
-    return [(local_rows(path, "domain_specific_preference*.json", "*.json"), "")]  # "": split by query
+def _known(domains: str | Sequence[str], unseen: str | Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    domains, unseen = names(domains), names(unseen)
+    require_known(domains, DOMAINS, "domain")
+    require_known(unseen, domains, "domain")
+    return domains, unseen
 
 
-def _where(part: str, user: str, query: str, unseen: Sequence[str], test_share: float, seed: int) -> str:
-    if part:
-        return {"train": ("train", "adapt_unseen"), "test": ("test_seen", "test_unseen")}[part][user in unseen]
-    return split_of(user, query, unseen, test_share, seed)
-
-
-def _responses(row: dict) -> dict[str, str]:
-    require_columns(row, ("query", "responses"), "dsp")
-    missing = [name for name in DOMAINS if name not in row["responses"]]
-    if missing:
-        raise SchemaError(f"a row has no response of {missing[0]!r}, found {sorted(row['responses'])}.")
-    return {name: row["responses"][name] for name in DOMAINS}
+def _parts(path: str | Path | None) -> list[tuple[str | None, Rows]]:
+    name = "domain_specific_preference"
+    return local_parts(path or "", [f"{name}.{{part}}.json"], [f"{name}*.json", "*.json"])

@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from prlhf_kit.data.collect import Card, Tally, names, opening, require_known, split_of
+from prlhf_kit.data.cards import Tally, dataset, names, opening, require_known, split_of
 from prlhf_kit.data.schema import COLUMNS, MESSAGES, SPLITS, SchemaError, message
-from prlhf_kit.data.sources import local_files, local_rows, read_rows
+from prlhf_kit.data.sources import Rows, local_files, rows_of
 
-CARD = Card(
+
+@dataset(
+    "files",
     title="Files of one's own",
     source="path: JSON, JSON lines (also .gz), CSV or parquet",
     licence="your own",
     users="any",
     pairs="any",
     quality="The checks say what they find.",
+    by_path="write your pairs as JSON, CSV or parquet, one file or a folder of them,",
 )
-_NEEDED = ("user_id", "prompt", "chosen", "rejected")
-
-
 def read(
     tally: Tally,
     path: str | Path | None = None,
@@ -35,6 +34,8 @@ def read(
 ) -> Iterator[tuple[str, dict]]:
     """Records, with their `split` if there is such a column, else split by prompt.
 
+    A row: `{"user_id": "ann", "prompt": "How do I make tea?", "chosen": "Boil water.", "rejected": "No idea."}`.
+
     Args:
         path: a file, or a folder of files; files named train, test_seen, test_unseen or adapt_unseen (and more after a
             dot or a dash) are those splits.
@@ -44,58 +45,54 @@ def read(
         test_share, unseen, seed: where there is no split: share of the prompts for tests, users that are not trained
             on, and what draws the prompts.
     """
-    if path is None:
-        raise SchemaError("'files' reads your own data: pass path= a JSON, CSV or parquet file, or a folder of them.")
+    assert path is not None
     mapping = {name: name for name in (*COLUMNS, "split")} | dict(columns or {})
     require_known(mapping, (*COLUMNS, "split"), "column of the record")
     unseen, met = names(unseen), set()
     for part, rows in _parts(Path(path)):
-        for number, row in enumerate(rows()):
+        for number, row in enumerate(rows):
             tally.count("rows")
-            for name in _NEEDED:
+            where = f"row {number} of {part or path}"
+            for name in ("user_id", *MESSAGES):
                 if mapping[name] not in row:
                     raise SchemaError(
-                        f"row {number} of {path} has no column {mapping[name]!r} for {name!r}; found {sorted(row)}. "
+                        f"{where} has no column {mapping[name]!r} for {name!r}; found {sorted(row)}. "
                         f"Pass columns={{{name!r}: 'your column'}}."
                     )
             found = {name: row.get(column) for name, column in mapping.items()}
-            user = _id(found["user_id"])
-            met.add(user)
             _strip_prompt(found)
-            out: dict[str, Any] = {
-                "pair_id": _id(found["pair_id"]) or f"{part or 'row'}-{number}",
+            user = _id(found["user_id"], where, mapping["user_id"])
+            met.add(user)
+            out = {
+                "pair_id": _id(found["pair_id"], where, mapping["pair_id"]) or f"{part or 'row'}-{number}",
                 "user_id": user,
                 "user_text": found["user_text"] or None,
-                "group": _id(found["group"]) or None,
-                **{name: _messages(found[name], name, number) for name in MESSAGES},
+                "group": _id(found["group"], where, mapping["group"]) or None,
+                **{name: _messages(found[name], name, where, mapping[name]) for name in MESSAGES},
             }
             split = part or found["split"]
             if split is None:
                 split = split_of(user, opening(out["prompt"]), unseen, test_share, seed)
             elif split not in SPLITS:
-                raise SchemaError(f"row {number} has the split {split!r}, expected one of {', '.join(SPLITS)}.")
+                raise SchemaError(f"{where} has the split {split!r}, expected one of {', '.join(SPLITS)}.")
             yield split, out
     require_known(unseen, met, "user")
 
 
-def _parts(path: Path):
-    if not path.is_dir():
-        return [(None, local_rows(path))]
+def _parts(path: Path) -> list[tuple[str | None, Rows]]:
+    """(split, its rows), or (None, all rows) where no file is named after a split."""
     files = local_files(path, "*")
-    stems = {file: re.split(r"[.-]", file.name)[0] for file in files}
-    named = [split for split in SPLITS if split in stems.values()]
-    other = [file.name for file, stem in stems.items() if stem not in SPLITS]
+    by_stem: dict[str, list[Path]] = {}
+    for file in files:
+        by_stem.setdefault(file.name.replace("-", ".").split(".")[0], []).append(file)
+    named = [split for split in SPLITS if split in by_stem and path.is_dir()]
+    other = [files[0].name for stem, files in by_stem.items() if stem not in SPLITS]
     if named and other:
         raise SchemaError(
             f"{path} has files of the splits {named}, and {other[0]!r}, of which the split is unknown. Name it after "
             f"one of {', '.join(SPLITS)} (a test set is test_seen if its users are in train), or move it elsewhere."
         )
-    if not named:
-        return [(None, lambda: read_rows(files))]
-    return [
-        (split, lambda split=split: read_rows([file for file, stem in stems.items() if stem == split]))
-        for split in named
-    ]
+    return [(split, rows_of(by_stem[split])) for split in named] if named else [(None, rows_of(files))]
 
 
 def _strip_prompt(found: dict[str, Any]) -> None:
@@ -107,20 +104,25 @@ def _strip_prompt(found: dict[str, Any]) -> None:
         found["prompt"], found["chosen"], found["rejected"] = chosen[:-1], chosen[-1:], rejected[-1:]
 
 
-def _id(value: Any) -> str:
+def _id(value: Any, where: str, column: str) -> str:
     if value is None or isinstance(value, str):
         return value or ""
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
-    raise SchemaError(f"an id is {value!r} ({type(value).__name__}), expected text or a whole number.")
+    raise SchemaError(
+        f"{where}, column {column!r}: an id is {value!r} ({type(value).__name__}), expected text or a whole number."
+    )
 
 
-def _messages(value, name: str, number: int) -> list[dict[str, str]]:
+def _messages(value: Any, name: str, where: str, column: str) -> list[dict[str, str]]:
     if isinstance(value, str) and value.lstrip().startswith("[{"):  # messages in a CSV
         with contextlib.suppress(ValueError):  # then it is text after all
             value = json.loads(value)
-    if isinstance(value, str):
-        return message("user" if name == "prompt" else "assistant", value)
+    if value is None or isinstance(value, str):  # null: an empty text, which the checks drop and count
+        return message("user" if name == "prompt" else "assistant", value or "")
     if isinstance(value, list):
         return value
-    raise SchemaError(f"{name!r} of row {number} is {str(value)[:60]!r}, expected text or a list of messages.")
+    raise SchemaError(
+        f"{where}, column {column!r}: {name!r} is {str(value)[:60]!r}, expected text or a list of "
+        "{'role': ..., 'content': text} messages. Mend or remove the row."
+    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -13,13 +12,14 @@ import pandas as pd
 import yaml
 from datasets import DatasetDict
 
-from prlhf_kit.data import DATASETS, fingerprint, resolved
+from prlhf_kit.data.cards import DATASETS, Card
 from prlhf_kit.data.check import Report
-from prlhf_kit.data.collect import Card
+from prlhf_kit.data.load import fingerprint, resolved
 from prlhf_kit.data.schema import SchemaError
 from prlhf_kit.files import git_state, now, sha256, versions, write_json
 
 CARD_FILE = "card.json"
+DROPS = ["split", "user_id", "reason", "pairs"]
 
 
 def prepare(
@@ -53,9 +53,23 @@ def prepare(
     try:
         for split, dataset in data.items():
             dataset.to_parquet(staging / f"{split}.parquet")
-        card = _card(data, report, name, path, options, limits or {})
+        card = {
+            "dataset": name,
+            "path": None if path is None else str(path),
+            "source_sha256": None if path is None else sha256(Path(path)),
+            "options": resolved(name, options) if name in DATASETS else dict(options),
+            "limits": dict(limits or {}),
+            "fingerprint": fingerprint(data),
+            "splits": {split: {"pairs": len(rows), "users": len(set(rows["user_id"]))} for split, rows in data.items()},
+            "counts": dict(report.counts),
+            "drops": report.table.to_dict("records"),
+            "checks": report.checks.to_dict("records"),
+            "versions": versions(),
+            "git": git_state(),
+            "prepared": now(),
+        }
         write_json(staging / CARD_FILE, card)
-        (staging / "README.md").write_text(_page(card, DATASETS[name].CARD if name in DATASETS else None))
+        (staging / "README.md").write_text(_page(card, DATASETS.get(name)))
         staging.chmod(0o755)  # mkdtemp's folders are for their owner only
         if out.exists():
             shutil.rmtree(out)
@@ -78,61 +92,24 @@ def require_free(out: Path, path: str | Path | None, replace: bool) -> None:
         )
 
 
-def _card(data, report: Report, name, path, options, limits) -> dict[str, Any]:
-    return {
-        "dataset": name,
-        "path": None if path is None else str(path),
-        "source_sha256": None if path is None else sha256(Path(path)),
-        "options": resolved(name, options) if name in DATASETS else dict(options),
-        "limits": dict(limits),
-        "fingerprint": fingerprint(data),
-        "splits": {split: {"pairs": len(rows), "users": len(set(rows["user_id"]))} for split, rows in data.items()},
-        "counts": dict(report.counts),
-        "drops": report.table.to_dict("records"),
-        "checks": report.checks.to_dict("records"),
-        "versions": versions(),
-        "git": git_state(),
-        "prepared": now(),
-    }
-
-
-def _page(card: dict[str, Any], known: Card | None) -> str:
-    front = {
-        "configs": [
-            {"config_name": "default", "data_files": [{"split": s, "path": f"{s}.parquet"} for s in card["splits"]]}
-        ]
-    }
-    drops = pd.DataFrame(card["drops"], columns=["split", "user_id", "reason", "pairs"])
-    reasons = drops.groupby(["split", "reason"], as_index=False).pairs.sum()
-    facts = {
-        "Dataset": card["dataset"],
-        "Title": known.title if known else "",
-        "Source": known.source if known else "",
-        "Licence": known.licence if known else "",
-        "Users": known.users if known else "",
-        "Known of its quality": known.quality if known else "",
-        "Read from": f"{card['path'] or 'hub, or embedded'} "
-        + (f" (SHA-256 {card['source_sha256'][:16]})" if card["source_sha256"] else ""),
-        "Options": json.dumps(card["options"]),
-        "Limits": json.dumps(card["limits"]),
-        "Fingerprint": card["fingerprint"],
-        "Prepared": f"{card['prepared']}, prlhf_kit {card['versions']['prlhf_kit']}, commit {card['git']['commit']}",
+def _page(card: Mapping[str, Any], known: Card | None) -> str:
+    """`README.md`: where each split lies, as the hub reads it, and the card in words."""
+    files = [{"split": split, "path": f"{split}.parquet"} for split in card["splits"]]
+    front = {"configs": [{"config_name": "default", "data_files": files}]}
+    shown = ("title", "source", "licence", "users", "quality")
+    facts = {name: getattr(known, name) for name in shown} if known else {}
+    facts |= {k: v for k, v in card.items() if k not in ("splits", "drops", "checks")}
+    tables = {
+        "Splits": pd.DataFrame(card["splits"]).T,
+        "Dropped": pd.DataFrame(card["drops"], columns=DROPS).groupby(["split", "reason"])[["pairs"]].sum(),
+        "Checks": pd.DataFrame(card["checks"]).set_index("check"),
     }
     lines = ["---", yaml.safe_dump(front, sort_keys=False).strip(), "---", "", f"# {card['dataset']}", ""]
-    lines += [f"- **{key}**: {value}" for key, value in facts.items() if value]
-    lines += ["", "| split | pairs | users |", "|---|---|---|"]
-    lines += [f"| {split} | {n['pairs']} | {n['users']} |" for split, n in card["splits"].items()]
-    if card["counts"]:
-        lines += ["", "## Counted on the way", ""]
-        lines += [f"- {key}: {n}" + _beside(known, key) for key, n in card["counts"].items()]
-    lines += ["", "## Dropped", ""]
-    lines += [f"- {row.split}: {row.pairs} {row.reason}" for row in reasons.itertuples()] or ["Nothing."]
+    lines += [f"- **{name}**: {value}" for name, value in facts.items()]
+    for title, table in tables.items():
+        lines += ["", f"## {title}", "", "```", table.to_string() if len(table) else "Nothing.", "```"]
     lines += ["", "By user: `card.json`. Columns: the kit's preference record (`prlhf_kit/data/schema.py`).", ""]
     return "\n".join(lines)
-
-
-def _beside(known: Card | None, key: str) -> str:
-    return f" (paper: {known.counts[key]})" if known and key in known.counts else ""
 
 
 def compare_counts(name: str, report: Report) -> pd.DataFrame:
@@ -140,7 +117,7 @@ def compare_counts(name: str, report: Report) -> pd.DataFrame:
 
     `found` is missing where the options or the files at hand don't lead to that count.
     """
-    rows = [(key, paper, report.counts.get(key)) for key, paper in DATASETS[name].CARD.counts.items()]
+    rows = [(key, paper, report.counts.get(key)) for key, paper in DATASETS[name].counts.items()]
     table = pd.DataFrame(rows, columns=["count", "paper", "found"]).astype({"paper": "Int64", "found": "Int64"})
     return table.assign(difference=table.found - table.paper)
 
@@ -148,7 +125,6 @@ def compare_counts(name: str, report: Report) -> pd.DataFrame:
 def cards_table() -> str:
     """All datasets as a markdown table, for the docs."""
     lines = ["| name | what | users | pairs | licence | known of its quality |", "|---|---|---|---|---|---|"]
-    for name, module in DATASETS.items():
-        c = module.CARD
+    for name, c in DATASETS.items():
         lines.append(f"| `{name}` | {c.title}; {c.source} | {c.users} | {c.pairs} | {c.licence} | {c.quality} |")
     return "\n".join(lines)

@@ -3,12 +3,6 @@
 Hub: `HannahRoseKirk/prism-alignment`, configurations `survey` and `conversations` (split `train`). Local: a folder with
 `survey.jsonl` and `conversations.jsonl`.
 
-Survey, one row a participant: `user_id`, `num_completed_conversations`, `self_description`, `system_string` (how they
-want a model to behave), `order_stated_prefs{values, creativity, fluency, factuality, diversity, safety,
-personalisation, helpfulness, other}` (rank, 1 = most important), `age`, `gender`, `education`, `employment_status`,
-`marital_status`, `english_proficiency`, ... Conversations: `conversation_id`, `user_id`, `conversation_history[{turn,
-role, content, if_chosen, score, ...}]`: at every turn one message of the user and two to four of models.
-
 Protocol of P-RLHF (Li et al. 2024, arXiv 2402.05133) and its released notebook: at every turn the chosen response
 against each rejected one, the dialogue so far (with chosen responses) in the prompt; conversations without a usable
 turn of at most 2,300 characters are left out; 90% of the users, shuffled with NumPy's legacy generator and seed 123,
@@ -27,25 +21,11 @@ from pathlib import Path
 
 import numpy as np
 
-from prlhf_kit.data.collect import Card, Tally
+from prlhf_kit.data.cards import Tally, dataset
 from prlhf_kit.data.schema import SchemaError, message, record
-from prlhf_kit.data.sources import Rows, hub_rows, local_rows, require_columns
+from prlhf_kit.data.sources import hub_rows, local_rows
 
 HUB = "HannahRoseKirk/prism-alignment"
-SURVEY = (
-    "user_id",
-    "num_completed_conversations",
-    "self_description",
-    "system_string",
-    "order_stated_prefs",
-    "age",
-    "gender",
-    "education",
-    "employment_status",
-    "marital_status",
-    "english_proficiency",
-)
-CONVERSATION = ("conversation_id", "user_id", "conversation_history")
 CARES = {  # a stated preference -> what such a person cares about
     "values": "answers in line with their values and culture",
     "creativity": "creative and inspiring answers",
@@ -56,7 +36,18 @@ CARES = {  # a stated preference -> what such a person cares about
     "personalisation": "being known from earlier conversations",
     "helpfulness": "help with what they asked",
 }
-CARD = Card(
+FACTS = {  # as it is said of a person -> column of the survey
+    "age": "age",
+    "gender": "gender",
+    "education": "education",
+    "work": "employment_status",
+    "family": "marital_status",
+    "English": "english_proficiency",
+}
+
+
+@dataset(
+    "prism",
     title="PRISM (Kirk et al. 2024, arXiv 2404.16019)",
     source=f"hub: {HUB}, survey and conversations",
     licence="people's texts CC BY 4.0, models' responses CC BY-NC 4.0",
@@ -72,9 +63,8 @@ CARD = Card(
         "conversations without a usable turn": 2,
     },
     rules={"prompt in train and test": "drop", "user with too few pairs": "drop"},
+    folder=True,
 )
-
-
 def read(
     tally: Tally,
     path: str | Path | None = None,
@@ -86,74 +76,67 @@ def read(
 ) -> Iterator[tuple[str, dict]]:
     """Records with the person's survey answers as `user_text`.
 
+    A row of the survey: `{"user_id": "user0", "num_completed_conversations": 6, "self_description": "I teach.",
+    "system_string": "Be honest.", "order_stated_prefs": {"values": 2, "creativity": 1}, "age": "25-34 years old", ...}`
+    (rank 1 is the most important). A conversation: `{"conversation_id": "c0", "user_id": "user0",
+    "conversation_history": [{"turn": 0, "role": "user", "content": "Hi"}, {"turn": 0, "role": "model", "content":
+    "Hello!", "if_chosen": True, "score": 90}, ...]}`, at every turn one message of the user and two to four of models.
+
     Args:
         max_characters: longest last question and response together; longer pairs are dropped. None: any length.
         train_share: of the users, and of the conversations of each.
         adapt_share: of the conversations of an unseen user who has several.
         seed: shuffles users and conversations.
     """
-    survey, conversations = _sources(path)
-    texts = {}
-    for row in survey():
-        require_columns(row, SURVEY, "prism")
-        if row["num_completed_conversations"]:
-            texts[row["user_id"]] = describe(row)
+    if path is None:
+        survey, conversations = hub_rows(HUB, "train", "survey"), hub_rows(HUB, "train", "conversations")
+    else:
+        survey = local_rows(path, "survey.*", "survey/*")
+        conversations = local_rows(path, "conversations.*", "conversations/*")
+    texts = {row["user_id"]: describe(row) for row in survey if row["num_completed_conversations"]}
     by_user: dict[str, list[str]] = {user: [] for user in texts}
-    for row in conversations():
-        require_columns(row, CONVERSATION, "prism")
+    limit = max_characters or float("inf")
+    for row in conversations:
         tally.count("conversations")
         if row["user_id"] not in by_user:
             raise SchemaError(
                 f"conversation {row['conversation_id']!r} is of {row['user_id']!r}, who is not in the survey."
             )
-        if _usable(row["conversation_history"], max_characters):
+        usable = any(  # a turn has a pair, and all of its responses are short enough
+            asked and chosen and rejected and len(asked) + max(map(len, [chosen[0], *rejected])) <= limit
+            for asked, chosen, rejected in _turns(row["conversation_history"])
+        )
+        if usable:
             by_user[row["user_id"]].append(row["conversation_id"])
         else:
             tally.count("conversations without a usable turn")
     by_user = {user: ids for user, ids in by_user.items() if ids}
-    split = _splits(by_user, train_share, adapt_share, seed, tally)
-    for row in conversations():
+    splits = _splits(by_user, train_share, adapt_share, seed, tally)
+    for row in conversations:
         user, conversation = row["user_id"], row["conversation_id"]
-        if conversation not in split:
-            for _ in _pairs(row["conversation_history"]):
-                tally.drop("(not split)", user, "in a conversation without a usable turn")
-            continue
+        split = splits.get(conversation)
         for number, prompt, chosen, rejected in _pairs(row["conversation_history"]):
-            if max_characters and len(prompt[-1]["content"]) + max(len(chosen), len(rejected)) > max_characters:
-                tally.drop(split[conversation], user, f"longer than {max_characters} characters")
-                continue
-            pair_id = f"{conversation}-{number}"
-            yield split[conversation], record(pair_id, user, prompt, chosen, rejected, texts[user])
+            if split is None:
+                tally.drop(None, user, "in a conversation without a usable turn")
+            elif len(prompt[-1]["content"]) + max(len(chosen), len(rejected)) > limit:
+                tally.drop(split, user, f"longer than {max_characters} characters")
+            else:
+                yield split, record(f"{conversation}-{number}", user, prompt, chosen, rejected, texts[user])
 
 
 def describe(row: dict) -> str:
     """What a participant says of themselves, in sentences: wishes first, then values, then demographics."""
     ranks = {name: rank for name, rank in (row["order_stated_prefs"] or {}).items() if rank}
     first = [CARES[name] for name in sorted(ranks, key=lambda name: ranks[name]) if name in CARES and ranks[name] <= 3]
+    silent = (None, "", "Prefer not to say")
+    known = [f"{name} {row[column]}" for name, column in FACTS.items() if row[column] not in silent]
     parts = [
         f"How I want you to behave: {row['system_string']}" if row["system_string"] else "",
         f"What matters most to me: {', '.join(first)}." if first else "",
         f"About me: {row['self_description']}" if row["self_description"] else "",
+        f"Facts: {'; '.join(known)}." if known else "",
     ]
-    facts = {
-        "age": "age",
-        "gender": "gender",
-        "education": "education",
-        "work": "employment_status",
-        "family": "marital_status",
-        "English": "english_proficiency",
-    }
-    silent = (None, "", "Prefer not to say")
-    known = [f"{name} {row[column]}" for name, column in facts.items() if row[column] not in silent]
-    return "\n".join([*filter(None, parts), *([f"Facts: {'; '.join(known)}."] if known else [])])
-
-
-def _sources(path: str | Path | None) -> tuple[Rows, Rows]:
-    if path is None:
-        return hub_rows(HUB, "train", "survey"), hub_rows(HUB, "train", "conversations")
-    if Path(path).is_file():
-        raise SchemaError(f"{path} is a file; 'prism' needs the folder with survey.jsonl and conversations.jsonl.")
-    return local_rows(path, "survey.*", "survey/*"), local_rows(path, "conversations.*", "conversations/*")
+    return "\n".join(filter(None, parts))
 
 
 def _turns(history: list[dict]) -> Iterator[tuple[str, list[str], list[str]]]:
@@ -162,22 +145,16 @@ def _turns(history: list[dict]) -> Iterator[tuple[str, list[str], list[str]]]:
     for line in history:
         asked, chosen, rejected = turns.setdefault(line["turn"], ([], [], []))
         into = asked if line["role"] == "user" else chosen if line["if_chosen"] else rejected
-        into.append(line["content"] or "")
+        # the release writes "EMPTY STRING" for a response that was empty (its codebook)
+        into.append("" if line["content"] in (None, "EMPTY STRING") else line["content"])
     for number in sorted(turns):
         asked, chosen, rejected = turns[number]
         yield (asked[0] if asked else ""), chosen, rejected
 
 
-def _usable(history: list[dict], max_characters: int | None) -> bool:
-    """Whether any turn has a pair, all of whose responses are short enough."""
-    limit = max_characters or float("inf")
-    return any(
-        asked and chosen and rejected and len(asked) + max(map(len, [chosen[0], *rejected])) <= limit
-        for asked, chosen, rejected in _turns(history)
-    )
-
-
-def _splits(by_user: dict[str, list[str]], train_share: float, adapt_share: float, seed: int, tally: Tally):
+def _splits(
+    by_user: dict[str, list[str]], train_share: float, adapt_share: float, seed: int, tally: Tally
+) -> dict[str, str]:
     """Conversation -> split."""
     rng = np.random.RandomState(seed)  # P-RLHF's generator and order of draws
     users = np.array(list(by_user))

@@ -1,9 +1,8 @@
 """`psoups`: Personalized Soups (Jang et al. 2023, arXiv 2310.11564), with P-RLHF's six users.
 
 Its data are behind a link in https://github.com/joeljang/RLPHF. Local: `allcombo_8_cleaned.json` as P-RLHF makes it
-(`user_id` 1 to 6, `user_input`, `completion_a`, `completion_b`, the first preferred), or the folder `rm_training` with
-`P1A.json` ... `P3B.json` (the last three columns; many duplicates, and the wish of the profile at the end of every
-`user_input`, which is cut off here: it would tell the model what to learn).
+(`user_id` 1 to 6), or the folder `rm_training` with `P1A.json` ... `P3B.json` (without `user_id`; many duplicates, and
+the wish of the profile at the end of every `user_input`, which is cut off here: it would tell the model what to learn).
 
 Counts of P-RLHF's notebook: 53,471 pairs; P1A to P3B 8,959, 9,069, 8,239, 8,626, 9,356, 9,222.
 
@@ -18,11 +17,9 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from datasets import Dataset
-
-from prlhf_kit.data.collect import Card, Tally, names, require_known, split_of
-from prlhf_kit.data.schema import SchemaError, message, record
-from prlhf_kit.data.sources import local_rows, require_columns
+from prlhf_kit.data.cards import Tally, dataset, names, require_known, split_of
+from prlhf_kit.data.schema import SchemaError, record
+from prlhf_kit.data.sources import local_rows
 
 PROFILES = {  # P-RLHF's users 1 to 6, in its order, and what such a person would say
     "P1A": "Explain it so that a child in primary school can follow.",
@@ -32,7 +29,10 @@ PROFILES = {  # P-RLHF's users 1 to 6, in its order, and what such a person woul
     "P3A": "Be friendly and funny, as a close friend would be.",
     "P3B": "Do not be friendly with me.",
 }
-CARD = Card(
+
+
+@dataset(
+    "psoups",
     title="Personalized Soups (Jang et al. 2023, arXiv 2310.11564)",
     source="link in https://github.com/joeljang/RLPHF; allcombo_8_cleaned.json or rm_training/",
     licence="none stated in its repository",
@@ -49,9 +49,8 @@ CARD = Card(
         "pairs of P3A": 9_356,
         "pairs of P3B": 9_222,
     },
+    by_path="download its data by the link in https://github.com/joeljang/RLPHF (rm_training, allcombo_8_cleaned.json)",
 )
-
-
 def read(
     tally: Tally,
     path: str | Path | None = None,
@@ -62,60 +61,41 @@ def read(
 ) -> Iterator[tuple[str, dict]]:
     """Records split by prompt.
 
+    A row: `{"user_id": 3, "user_input": "How do I make tea?", "completion_a": "Boil water, add leaves.",
+    "completion_b": "Tea has a long history."}`, of which the first completion is preferred.
+
     Args:
         path: `allcombo_8_cleaned.json`, or a folder with it or with `P1A.json` ... `P3B.json`.
-        test_share: share of the prompts for tests.
+        test_share, seed: share of the prompts for tests, and what draws them.
         unseen: profiles that are not trained on.
-        seed: draws the prompts for tests.
     """
-    if path is None:
-        raise SchemaError(
-            "'psoups' is not on the hub: download its data by the link in https://github.com/joeljang/RLPHF and pass "
-            "path= its rm_training folder, or allcombo_8_cleaned.json."
-        )
     unseen = names(unseen)
     require_known(unseen, PROFILES, "profile")
     told: set[tuple] = set()
-    for user, question, a, b in _comparisons(Path(path)):
+    for user, question, a, b in _comparisons(Path(path or "")):
         key = (user, hash(question), hash(a), hash(b))
         if key in told:
-            tally.drop("(not split)", user, "duplicate in the source")
+            tally.drop(None, user, "duplicate in the source")
             continue
         told.add(key)
         if a != b:  # as P-RLHF counts
             tally.count("pairs")
             tally.count(f"pairs of {user}")
-        where = split_of(user, question, unseen, test_share, seed)
-        yield where, record(f"{user}-{len(told)}", user, question, a, b, PROFILES[user])
-
-
-def prompts(path: str | Path) -> Dataset:
-    """The evaluation prompts, `koala_eval_50.json` (`id`, `prompt`), of which P-RLHF and PAD generate from too.
-
-    Returns:
-        Columns `prompt_id`, `prompt` (messages). Every profile is asked all of them.
-    """
-    rows = []
-    for row in local_rows(path, "koala_eval_50.json")():
-        require_columns(row, ("id", "prompt"), "psoups")
-        rows.append({"prompt_id": str(row["id"]), "prompt": message("user", row["prompt"])})
-    return Dataset.from_list(rows)
+        split = split_of(user, question, unseen, test_share, seed)
+        yield split, record(f"{user}-{len(told)}", user, question, a, b, PROFILES[user])
 
 
 def _comparisons(path: Path) -> Iterator[tuple[str, str, str, str]]:
-    columns = ("user_input", "completion_a", "completion_b")
     if path.is_file() or (path / "allcombo_8_cleaned.json").is_file():
-        for row in local_rows(path, "allcombo_8_cleaned.json")():
-            require_columns(row, ("user_id", *columns), "psoups")
+        for row in local_rows(path, "allcombo_8_cleaned.json"):
             if row["user_id"] not in range(1, 7):
                 raise SchemaError(f"user_id is {row['user_id']!r}, expected 1 to 6 for {', '.join(PROFILES)}.")
-            yield (list(PROFILES)[row["user_id"] - 1], *(row[c] for c in columns))
+            yield list(PROFILES)[row["user_id"] - 1], row["user_input"], row["completion_a"], row["completion_b"]
         return
     for user in PROFILES:
         rows = local_rows(path, f"{user}.json*", f"rm_training/{user}.json*")
         backwards: list[str] = []
-        for row in rows():
-            require_columns(row, columns, "psoups")
+        for row in rows:
             backwards = [os.path.commonprefix([*backwards, row["user_input"][::-1]])]  # noqa: RUF071 (of characters)
         wish = _last_sentence(backwards[0][::-1]) if backwards else ""
         if not wish:
@@ -123,7 +103,7 @@ def _comparisons(path: Path) -> Iterator[tuple[str, str, str, str]]:
                 f"the questions of {user} do not all end with the same sentence, the wish of the profile, so it can't "
                 "be cut off. Pass allcombo_8_cleaned.json, where P-RLHF's notebook has done it."
             )
-        for row in rows():
+        for row in rows:
             yield user, row["user_input"].removesuffix(wish).strip(), row["completion_a"], row["completion_b"]
 
 

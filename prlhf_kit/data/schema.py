@@ -21,6 +21,7 @@ from datasets import Features, List, Value
 COLUMNS = ("pair_id", "user_id", "user_text", "group", "prompt", "chosen", "rejected")
 MESSAGES = ("prompt", "chosen", "rejected")
 SPLITS = ("train", "test_seen", "test_unseen", "adapt_unseen")
+ANSWERS = ("system", "user_id", "prompt", "answer")  # columns of the table of answers
 
 _TEXT = Value("string")
 _MESSAGES = List({"role": _TEXT, "content": _TEXT})
@@ -60,6 +61,3 @@ def record(
         "rejected": message("assistant", "" if rejected is None else rejected),
         **more,
     }
-
-
-ANSWERS = ("system", "user_id", "prompt", "answer")

@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 from datasets import Dataset, DatasetDict, concatenate_datasets
 
+from prlhf_kit.data.cards import require_known, share
 from prlhf_kit.data.chat import prompt_text
-from prlhf_kit.data.collect import share
 from prlhf_kit.data.schema import SchemaError
 
 
@@ -38,16 +38,13 @@ def subsample(
         seed: of the draw.
 
     Raises:
-        SchemaError: a number below 1, no column `score_ratio`, or nothing left.
+        SchemaError: a number below 1, or nothing left.
     """
-    for name, value in {"n": n, "pairs_per_prompt": pairs_per_prompt, "min_score_ratio": min_score_ratio}.items():
-        if value is not None and (isinstance(value, bool) or value < 1):
-            raise SchemaError(f"{name}={value!r}: expected a number of at least 1, or None for all.")
+    _require_positive(n=n, pairs_per_prompt=pairs_per_prompt, min_score_ratio=min_score_ratio)
     table = pd.DataFrame({"user": pairs["user_id"], "pair": pairs["pair_id"]})
     table["prompt"] = ["\0".join(m["content"] for m in prompt) for prompt in pairs["prompt"]]
     if min_score_ratio is not None:
-        if "score_ratio" not in pairs.column_names:
-            raise SchemaError(f"min_score_ratio needs the column score_ratio; the pairs have {pairs.column_names}.")
+        require_known(["score_ratio"], pairs.column_names, "column")
         table = table[[ratio is not None and ratio >= min_score_ratio for ratio in pairs["score_ratio"]]]
     if table.empty:
         raise SchemaError(f"no pair is left of {len(pairs)} (min_score_ratio={min_score_ratio}).")
@@ -77,8 +74,7 @@ def few_shot(data: DatasetDict, k: int, seed: int = 0, allow_fewer: bool = False
     """
     if "adapt_unseen" not in data:
         raise SchemaError(f"the data have no split 'adapt_unseen', only {list(data)}: no user is kept from training.")
-    if not isinstance(k, int) or k < 1:
-        raise SchemaError(f"k={k!r}: expected a whole number of pairs a user, at least 1.")
+    _require_positive(k=k)
     table = pd.DataFrame({"user": data["adapt_unseen"]["user_id"], "pair": data["adapt_unseen"]["pair_id"]})
     tested = set(data["test_unseen"]["user_id"]) if "test_unseen" in data else set()
     counts = table.user.value_counts()
@@ -99,13 +95,16 @@ def at_most(data: DatasetDict, seed: int = 0, **pairs: int | None) -> DatasetDic
     Raises:
         SchemaError: no such split, or a number below 1.
     """
-    for split, k in pairs.items():
-        if split not in data:
-            raise SchemaError(f"the data have no split {split!r}, only {list(data)}.")
-        if k is not None and (not isinstance(k, int) or k < 1):
-            raise SchemaError(f"{split}={k!r}: expected a whole number of pairs a user, at least 1, or None for all.")
+    require_known(pairs, data, "split")
+    _require_positive(**pairs)
     limited = {split: _first(data[split], k, seed, split) for split, k in pairs.items() if k is not None}
     return DatasetDict({**data, **limited})
+
+
+def _require_positive(**numbers: float | None) -> None:
+    for name, n in numbers.items():
+        if n is not None and n < 1:
+            raise SchemaError(f"{name}={n!r}: expected a number of at least 1, or None for all.")
 
 
 def _first(pairs: Dataset, k: int, seed: int, purpose: str) -> Dataset:

@@ -15,23 +15,14 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from datasets import Dataset, DatasetDict, Features, Value
+from datasets import Features, Value
 from scipy.special import expit
 
 from prlhf_kit.data.attributes import ATTRIBUTES, measure_all
-from prlhf_kit.data.collect import Card, Tally
+from prlhf_kit.data.cards import Tally, dataset
+from prlhf_kit.data.schema import SchemaError, record
 
 PARQUET = Path(__file__).with_name("simulated.parquet")
-CARD = Card(
-    title="Simulated users over real responses (this kit)",
-    source="embedded: 243 prompts, 1,452 responses of SmolLM2-135M-Instruct",
-    licence="Apache-2.0",
-    users="12 by default, in 4 types; weights over 6 text attributes",
-    pairs="as many as wanted",
-    quality="Tastes are simulated and about form only; what is true or useful plays no part.",
-    extra=Features({"p_chosen": Value("float64")}),
-)
-
 # Four types in two opposite pairs over format, tone and length. The weights of all types add up to zero, so that what
 # all users have in common is close to nothing. type -> (weights over attributes, what such a person would say)
 TYPES: dict[str, tuple[dict[str, float], str]] = {
@@ -137,7 +128,18 @@ def population(users_per_type: int = 3, temperature: float = 0.25, seed: int = 0
     return Population(weights_table, groups, attributes.mean(), attributes.std(), temperature)
 
 
-def load(
+@dataset(
+    "simulated",
+    title="Simulated users over real responses (this kit)",
+    source="embedded: 243 prompts, 1,452 responses of SmolLM2-135M-Instruct",
+    licence="Apache-2.0",
+    users="12 by default, in 4 types; weights over 6 text attributes",
+    pairs="as many as wanted",
+    quality="Tastes are simulated and about form only; what is true or useful plays no part.",
+    extra=Features({"p_chosen": Value("float64")}),
+)
+def read(
+    tally: Tally,
     path: str | Path | None = None,
     *,
     pairs_per_user: int = 40,
@@ -147,8 +149,8 @@ def load(
     temperature: float = 0.25,
     contrast: int = 4,
     seed: int = 0,
-) -> DatasetDict:
-    """The dataset as preference records, with `p_chosen`, the true probability of the stated preference, beside them.
+) -> Iterator[tuple[str, dict]]:
+    """Records with `p_chosen`, the true probability of the stated preference, beside them.
 
     60% of the prompts are for `train`, 10% for `adapt_unseen`, 30% for the two test splits. The last user of each
     type is never in training.
@@ -164,11 +166,9 @@ def load(
             hardly differ.
     """
     if path is not None:
-        raise ValueError(
-            f"'simulated' is embedded and takes no path, got {str(path)!r}. Load your own data by its name."
-        )
+        raise SchemaError(f"'simulated' is embedded and takes no path, got {str(path)!r}. Use 'files' for your own.")
     if contrast < 1:
-        raise ValueError(f"contrast={contrast}: expected 1 (random pairs) or more.")
+        raise SchemaError(f"contrast={contrast}: expected 1 (random pairs) or more.")
     people = population(users_per_type, temperature, seed)
     texts = responses()
     tastes = np.array([[weights.get(a, 0.0) for a in ATTRIBUTES] for weights, _ in TYPES.values()])
@@ -178,62 +178,31 @@ def load(
     order = rng.permutation(len(by_prompt))
     cut_train, cut_adapt = int(0.6 * len(order)), int(0.7 * len(order))
     pools = {"train": order[:cut_train], "adapt": order[cut_train:cut_adapt], "test": order[cut_adapt:]}
-    unseen = {f"{name}-{users_per_type}" for name in TYPES}
+    unseen = [f"{name}-{users_per_type}" for name in TYPES]
+    seen = [user for user in people.user_ids if user not in unseen]
     plan = {
-        "train": ("train", pairs_per_user, lambda user: user not in unseen),
-        "test_seen": ("test", test_pairs_per_user, lambda user: user not in unseen),
-        "test_unseen": ("test", test_pairs_per_user, lambda user: user in unseen),
-        "adapt_unseen": ("adapt", adapt_pairs_per_user, lambda user: user in unseen),
+        "train": ("train", pairs_per_user, seen),
+        "test_seen": ("test", test_pairs_per_user, seen),
+        "test_unseen": ("test", test_pairs_per_user, unseen),
+        "adapt_unseen": ("adapt", adapt_pairs_per_user, unseen),
     }
-    splits = {}
-    for split, (pool, size, wanted) in plan.items():
-        rows: list[dict] = []
-        for user in filter(wanted, people.user_ids):
+    for split, (pool, size, users) in plan.items():
+        shown: list[tuple[str, str, int, int]] = []  # pair id, user, rows of the two responses
+        for user in users:
             # a user sees each prompt once before any prompt comes back
             prompts = np.concatenate([rng.permutation(pools[pool]) for _ in range(-(-size // len(pools[pool])))])[:size]
             for i, prompt in enumerate(prompts):
                 drawn = [rng.choice(by_prompt[prompt], 2, replace=False) for _ in range(contrast)]
                 a, b = max(drawn, key=lambda pair: np.linalg.norm(places[pair[0]] - places[pair[1]]))
-                rows.append(
-                    {
-                        "user_id": user,
-                        "prompt": texts["prompt"][a],
-                        "a": texts["response"][a],
-                        "b": texts["response"][b],
-                        "pair_id": f"{split}-{user}-{i}",
-                    }
-                )
-        splits[split] = _records(pd.DataFrame(rows), people, rng)
-    return DatasetDict(splits)
-
-
-def read(tally: Tally, path: str | Path | None = None, **options) -> Iterator[tuple[str, dict]]:
-    """The rows of `load`, in the form of the kit's other loaders."""
-    for split, dataset in load(path, **options).items():
-        for row in dataset:
-            yield split, row
-
-
-def _records(pairs: pd.DataFrame, people: Population, rng: np.random.Generator) -> Dataset:
-    p = people.preference(pairs.user_id, pairs.a, pairs.b)
-    a_wins = rng.random(len(pairs)) < p
-
-    def said(texts: Iterable[str]) -> list[list[dict[str, str]]]:
-        return [[{"role": "assistant", "content": text}] for text in texts]
-
-    groups = [people.groups[user] for user in pairs.user_id]
-    return Dataset.from_dict(
-        {
-            "pair_id": pairs.pair_id.tolist(),
-            "user_id": pairs.user_id.tolist(),
-            "user_text": [TYPES[group][1] for group in groups],
-            "group": groups,
-            "prompt": [[{"role": "user", "content": prompt}] for prompt in pairs.prompt],
-            "chosen": said(np.where(a_wins, pairs.a, pairs.b)),
-            "rejected": said(np.where(a_wins, pairs.b, pairs.a)),
-            "p_chosen": np.where(a_wins, p, 1 - p),
-        }
-    )
+                shown.append((f"{split}-{user}-{i}", user, a, b))
+        pair_ids, asked, first, second = zip(*shown, strict=True)
+        p = people.preference(asked, texts["response"][list(first)], texts["response"][list(second)])
+        draws = rng.random(len(shown))
+        for pair_id, user, a, b, p_a, draw in zip(pair_ids, asked, first, second, p, draws, strict=True):
+            chosen, rejected, p_chosen = (a, b, p_a) if draw < p_a else (b, a, 1 - p_a)
+            group, answers = people.groups[user], (texts["response"][chosen], texts["response"][rejected])
+            more = {"user_text": TYPES[group][1], "group": group, "p_chosen": float(p_chosen)}
+            yield split, record(pair_id, user, texts["prompt"][a], *answers, **more)
 
 
 def oracle_accuracy(p_chosen: Iterable[float]) -> float:

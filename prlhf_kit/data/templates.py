@@ -10,6 +10,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
 
+from prlhf_kit.data.schema import SchemaError
+
 
 class Template(NamedTuple):
     """A template as it was read.
@@ -35,7 +37,7 @@ def read_template(template: str | Path, folder: str, known: Collection[str], alo
         alone: role of a text that has no such line.
 
     Raises:
-        ValueError: no such file, or a field that is not just a name.
+        SchemaError: no such file, or a field that is not just a name.
     """
     file = files("prlhf_kit") / folder / f"{template}.txt" if template in known else Path(template)
     try:
@@ -43,13 +45,15 @@ def read_template(template: str | Path, folder: str, known: Collection[str], alo
         *system, last = re.split(r"^---[ \t]*\n", text, maxsplit=1, flags=re.MULTILINE)
         found = [f for f in string.Formatter().parse(text) if f[1] is not None]
     except (OSError, ValueError) as error:
-        raise ValueError(
+        raise SchemaError(
             f"the template {str(template)!r} can't be read ({error}); expected {', '.join(known)}, or a text file "
             "with fields as {name}, in which a brace that is meant as such is written twice."
         ) from error
     for _, name, form, conversion in found:
         if form or conversion or not str(name).isidentifier():
-            raise ValueError(f"the template {str(template)!r} has a field {name!r}; expected names alone, as {{name}}.")
+            raise SchemaError(
+                f"the template {str(template)!r} has a field {name!r}; expected names alone, as {{name}}."
+            )
     parts = [("system", part.strip()) for part in system if part.strip()]
     parts.append(("user" if system else alone, last.strip()))
     sha256 = hashlib.sha256(text.encode()).hexdigest()

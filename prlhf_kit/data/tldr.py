@@ -5,9 +5,6 @@ repository, which recent `datasets` refuses, so the hub's own parquet conversion
 `refs/convert/parquet`). Local: a folder with `comparisons/{train,validation}/*.parquet`, the same as JSON lines,
 `save_to_disk` folders `train` and `validation`, or OpenAI's `batch*.json`.
 
-Schema: `info{id, post, title, subreddit, site, article}`, `summaries[{text, policy, note}]` (two), `choice` (index of
-the preferred one), `worker`, `batch`, `split`, `extra{confidence}`.
-
 Counts of P-RLHF (Li et al. 2024, arXiv 2402.05133) and its released notebook: 92,858 / 86,086 comparisons; 38,487 /
 16,294 after the policy filter; the ten workers with most training comparisons have 23,299 / 4,921, the forty 38,065 /
 13,060. Its worker preferences are drawn with NumPy's legacy generator, seed 3456: seven of the ten prefer longer
@@ -18,18 +15,23 @@ Departure: the rows of workers who are not seen are kept as `adapt_unseen` (P-RL
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from prlhf_kit.data.collect import Card, Tally
+from prlhf_kit.data.cards import Tally, dataset, require_known, split_of
 from prlhf_kit.data.schema import SchemaError, record
-from prlhf_kit.data.sources import Rows, hub_rows, local_rows, require_columns
+from prlhf_kit.data.sources import Rows, hub_rows, local_rows
 
 HUB = "openai/summarize_from_feedback"
-CARD = Card(
+PARTS = {"train": "train", "validation": "test", "valid1": "test", "valid2": "test"}
+
+
+@dataset(
+    "tldr",
     title="TL;DR comparisons (Stiennon et al. 2020, arXiv 2009.01325)",
     source=f"hub: {HUB}, comparisons",
     licence="MIT (code and labels); Reddit posts keep their authors' rights",
@@ -49,9 +51,6 @@ CARD = Card(
     },
     rules={"prompt in train and test": "drop", "user with too few pairs": "drop"},
 )
-COLUMNS = ("info", "summaries", "choice", "worker", "split")
-
-
 def read(
     tally: Tally,
     path: str | Path | None = None,
@@ -63,6 +62,10 @@ def read(
 ) -> Iterator[tuple[str, dict]]:
     """Records: `train` and `adapt_unseen` from the train split, both tests from the validation split.
 
+    A row: `{"info": {"post": "I fell.", "title": "Ouch", "subreddit": "tifu", "article": None}, "summaries": [{"text":
+    "Fell.", "policy": "sup4"}, {"text": "I fell.", "policy": "ref"}], "choice": 1, "worker": "w3", "split": "train"}`;
+    `choice` is the index of the preferred summary; of news articles, `article` is set in place of the others.
+
     Args:
         mode: "real", the workers' own choices on all pairs; "synthetic", P-RLHF's length preferences, on the pairs
             whose two policies contain "sup" and neither "ppo" nor "cnn".
@@ -70,47 +73,42 @@ def read(
         p_longer: with this probability a worker prefers longer summaries, else shorter ones ("synthetic").
         seed: draws the workers' preferences ("synthetic").
     """
-    if mode not in ("real", "synthetic"):
-        raise SchemaError(f"mode={mode!r}: expected 'real' (the worker's own choice) or 'synthetic' (P-RLHF's length).")
+    require_known([mode], ("real", "synthetic"), "mode")
+    synthetic = mode == "synthetic"
     sources = _sources(path)
-    found: dict[str, dict[str, int]] = {"train": {}, "validation": {}}
-    for row in _rows(sources):  # who annotated how much
-        split = _split(row)
-        tally.count(f"comparisons, {split}")
-        if mode == "real" or _supervised(row):
-            found[split][row["worker"]] = found[split].get(row["worker"], 0) + 1
-    columns = {split: pd.Series(workers, dtype=int) for split, workers in found.items()}
+    found: dict[str, Counter[str]] = {"train": Counter(), "validation": Counter()}
+    for row in (row for source in sources for row in source):  # who annotated how much
+        require_known([row["split"]], PARTS, "split")
+        name = "train" if row["split"] == "train" else "validation"
+        tally.count(f"comparisons, {name}")
+        if not synthetic or _supervised(row):
+            found[name][row["worker"]] += 1
     # in the order of ids first, so that it does not depend on the order of rows
-    table = pd.DataFrame(columns).fillna(0).astype(int).sort_index()
-    table = table.sort_values("train", ascending=False, kind="stable")
-    for split in ("train", "validation"):
-        tally.count(
-            f"{'after the policy filter' if mode == 'synthetic' else 'of all workers'}, {split}",
-            int(table[split].sum()),
-        )
-        if mode == "synthetic":
-            tally.count(f"of the top {top} workers, {split}", int(table[split].head(top).sum()))
+    table = pd.DataFrame({name: pd.Series(n, dtype=int) for name, n in found.items()}).fillna(0).astype(int)
+    table = table.sort_index().sort_values("train", ascending=False, kind="stable")
+    for name in found:
+        tally.count(f"{'after the policy filter' if synthetic else 'of all workers'}, {name}", int(table[name].sum()))
+        if synthetic:
+            tally.count(f"of the top {top} workers, {name}", int(table[name].head(top).sum()))
     seen = set(table.index[:top])
     drawn = np.random.RandomState(seed).random_sample(len(table)) < p_longer
-    taste = dict(zip(table.index, np.where(drawn, "longer", "shorter"), strict=True)) if mode == "synthetic" else {}
-    for number, row in enumerate(_rows(sources)):
-        worker, split = row["worker"], _split(row)
-        where = {"train": ("train", "adapt_unseen"), "validation": ("test_seen", "test_unseen")}[split][
-            worker not in seen
-        ]
-        if mode == "synthetic" and not _supervised(row):
-            tally.drop(where, worker, "not from two supervised policies")
+    taste = dict(zip(table.index, np.where(drawn, "longer", "shorter"), strict=True)) if synthetic else {}
+    for number, row in enumerate(row for source in sources for row in source):
+        worker, part = row["worker"], PARTS[row["split"]]
+        split = split_of(worker, "", () if worker in seen else (worker,), 0, seed, part)
+        if synthetic and not _supervised(row):
+            tally.drop(split, worker, "not from two supervised policies")
             continue
         a, b = (summary["text"] or "" for summary in row["summaries"])
         if row["choice"] not in (0, 1) or isinstance(row["choice"], bool):
             raise SchemaError(f"choice is {row['choice']!r}, expected 0 or 1: which of the two summaries is preferred.")
-        if mode == "real":
-            a_wins = row["choice"] == 0
-        else:
+        if synthetic:
             a_wins = len(a) >= len(b) if taste[worker] == "longer" else len(a) <= len(b)
-        chosen, rejected = (a, b) if a_wins else (b, a)
-        pair_id = f"{split}-{number}"
-        yield where, record(pair_id, worker, _prompt(row["info"]), chosen, rejected, group=taste.get(worker))
+        else:
+            a_wins = row["choice"] == 0
+        answers = (a, b) if a_wins else (b, a)
+        pair_id = f"{'train' if part == 'train' else 'validation'}-{number}"
+        yield split, record(pair_id, worker, _prompt(row["info"]), *answers, group=taste.get(worker))
 
 
 def _sources(path: str | Path | None) -> list[Rows]:
@@ -122,21 +120,6 @@ def _sources(path: str | Path | None) -> list[Rows]:
         local_rows(path, f"comparisons/{split}/*", f"comparisons/{split}*", f"{split}/*", f"{split}*", f"*{split}*")
         for split in ("train", "validation")
     ]
-
-
-def _rows(sources: list[Rows]) -> Iterator[dict]:
-    for source in sources:
-        for row in source():
-            require_columns(row, COLUMNS, "tldr")
-            if not isinstance(row["worker"], str) or len(row["summaries"]) != 2:
-                raise SchemaError(f"expected a worker (text) and two summaries, got {str(row)[:200]}.")
-            yield row
-
-
-def _split(row: dict) -> str:
-    if row["split"] not in ("train", "validation", "valid1", "valid2"):
-        raise SchemaError(f"split is {row['split']!r}, expected train, valid1 or valid2.")
-    return "train" if row["split"] == "train" else "validation"
 
 
 def _supervised(row: dict) -> bool:

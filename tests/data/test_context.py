@@ -146,7 +146,7 @@ def test_templates_that_cant_be_used_are_refused(tmp_path, text, message):
 
 
 def test_user_text_wants_a_template_that_says_it():
-    with pytest.raises(SchemaError, match="which does not say it"):
+    with pytest.raises(SchemaError, match="does not say what context='user_text' is about"):
         Contexts("user_text", PEOPLE, "community")
 
 

@@ -6,34 +6,44 @@ from datasets import load_dataset
 from raw import write_json, write_lines
 
 import prlhf_kit as kit
+from prlhf_kit.cli import main
 
 
-def prefeval(i):
-    return {
-        "topic": "t",
-        "preference": f"I like {i}.",
-        "question": f"Which {i}?",
-        "classification_task_options": [f"right {i}", "wrong", "bad"],
-    }
+def test_prepared_folder_loads_again_and_says_where_it_is_from(prism_folder, tmp_path_factory, capsys, caplog):
+    out = tmp_path_factory.mktemp("prepared") / "prism"
+    line = ["data", "prepare", "prism", "--path", str(prism_folder), "--out", str(out), "-o", "adapt_share", "0"]
+    assert main(line) == 0
+    direct = kit.data.load("prism", prism_folder, adapt_share=0)
+    assert "in a conversation without a usable turn" in caplog.text  # a drop is never silent
+    assert kit.data.fingerprint(kit.data.load(str(out))) == kit.data.fingerprint(direct)
+    assert set(load_dataset(str(out))) == set(direct)
+    card = json.loads((out / "card.json").read_text())
+    assert card["options"] == {"max_characters": 2300, "train_share": 0.9, "adapt_share": 0, "seed": 123}
+    assert card["fingerprint"] == kit.data.fingerprint(direct)
+    assert card["splits"]["train"]["users"] == len(set(direct["train"]["user_id"]))
+    assert len(card["source_sha256"]) == 64
+    page = (out / "README.md").read_text()
+    assert "in a conversation without a usable turn      4" in page
+    assert "CC BY 4.0" in page
+    assert main(line) == 2
+    assert "exists already" in capsys.readouterr().err
+    assert main([*line, "--force"]) == 0
+    assert [p.name for p in out.parent.iterdir()] == ["prism"]  # no staging folder is left
 
 
-def test_prepared_folders_keep_their_datasets_rules(tmp_path):
-    from prlhf_kit.cli import main
+def test_prepared_folders_keep_their_datasets_rules(tokenizer, tmp_path):
+    def row(i):
+        asked = "Which " + "very " * 60 * (i == 4) + f"one of {i}?"
+        return {"preference": f"I like {i}.", "question": asked, "classification_task_options": ["right", "wrong"]}
 
-    rows = [prefeval(i) for i in range(40)]
-    rows[4]["question"] = "Which " + "very " * 40 + "one?"
-    source = write_json(tmp_path / "src" / "mcq.json", rows)
+    source = write_json(tmp_path / "src" / "mcq.json", [row(i) for i in range(40)])
     assert main(["data", "prepare", "prefeval", "--path", str(source), "--out", str(tmp_path / "out")]) == 0
-    data, report = kit.data.load_with_report(
-        str(tmp_path / "out"), tokenizer=kit.load_tokenizer(), max_prompt_tokens=60
-    )
+    data, report = kit.data.load_with_report(str(tmp_path / "out"), tokenizer=tokenizer, max_prompt_tokens=60)
     assert report.checks.set_index("check").rule["user with too few pairs"] == "drop"
-    assert sum(map(len, data.values())) == 39 * 2
+    assert sum(map(len, data.values())) == 39
 
 
 def test_prepare_replaces_nothing_but_prepared_folders(tmp_path, capsys):
-    from prlhf_kit.cli import main
-
     row = {"user_id": "ann", "prompt": "Q?", "chosen": "a", "rejected": "b"}
     source = write_lines(tmp_path / "src" / "x.jsonl", [row])
     victim = tmp_path / "victim"
@@ -51,44 +61,15 @@ def test_prepare_replaces_nothing_but_prepared_folders(tmp_path, capsys):
     assert source.exists()
 
 
-def test_prepared_folder_loads_again_and_says_where_it_is_from(prism_folder, tmp_path_factory, capsys, caplog):
-    from prlhf_kit.cli import main
-
-    out = tmp_path_factory.mktemp("prepared") / "prism"
-    line = ["data", "prepare", "prism", "--path", str(prism_folder), "--out", str(out), "-o", "adapt_share", "0"]
-    assert main(line) == 0
-    direct = kit.data.load("prism", prism_folder, adapt_share=0)
-    assert "in a conversation without a usable turn" in caplog.text  # a drop is never silent
-    assert kit.data.fingerprint(kit.data.load(str(out))) == kit.data.fingerprint(direct)
-    assert set(load_dataset(str(out))) == set(direct)
-    card = json.loads((out / "card.json").read_text())
-    assert card["options"] == {"max_characters": 2300, "train_share": 0.9, "adapt_share": 0, "seed": 123}
-    assert card["fingerprint"] == kit.data.fingerprint(direct)
-    assert card["splits"]["train"]["users"] == len(set(direct["train"]["user_id"]))
-    assert len(card["source_sha256"]) == 64
-    page = (out / "README.md").read_text()
-    assert "4 in a conversation without a usable turn" in page
-    assert "CC BY 4.0" in page
-    assert main(line) == 2
-    assert "exists already" in capsys.readouterr().err
-    assert main([*line, "--force"]) == 0
-    assert [p.name for p in out.parent.iterdir()] == ["prism"]  # no staging folder is left
-
-
 def test_data_check_compares_with_the_papers(prism_folder, capsys):
-    from prlhf_kit.cli import main
-
     assert main(["data", "check", "prism", "--path", str(prism_folder)]) == 0
     said = capsys.readouterr().out
-    assert "conversation without a usable turn" in said
     [users] = [line.split() for line in said.splitlines() if line.strip().startswith("users ")]
     assert users == ["users", "1396", "20", "-1376"]
     assert "prompt in train and test    drop      0" in said
 
 
 def test_data_commands_refuse_politely(capsys, tmp_path):
-    from prlhf_kit.cli import main
-
     assert main(["data", "check", "tldrr"]) == 2
     assert "Did you mean 'tldr'" in capsys.readouterr().err
     assert main(["data", "check", "psoups", "--path", str(tmp_path), "--rule", "empty prompt", "mend"]) == 2

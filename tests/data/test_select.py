@@ -39,7 +39,7 @@ def test_at_most_so_many_pairs_of_a_user():
     assert kit.data.at_most(data, train=None)["train"]["pair_id"] == data["train"]["pair_id"]
     with pytest.raises(kit.data.SchemaError, match="no split 'dev'"):
         kit.data.at_most(data, dev=3)
-    with pytest.raises(kit.data.SchemaError, match="train=0: expected a whole number"):
+    with pytest.raises(kit.data.SchemaError, match="train=0: expected a number"):
         kit.data.at_most(data, train=0)
 
 
@@ -83,7 +83,7 @@ def test_subsample_by_score_ratio_and_pairs_a_prompt():
     assert min(kept["score_ratio"]) >= 2
     with pytest.raises(SchemaError, match="no pair is left"):
         subsample(pairs, min_score_ratio=100)
-    with pytest.raises(SchemaError, match="needs the column score_ratio"):
+    with pytest.raises(SchemaError, match="no column 'score_ratio'"):
         subsample(rows(), min_score_ratio=2)
     with pytest.raises(SchemaError, match="pairs_per_prompt=0"):
         subsample(pairs, pairs_per_prompt=0)

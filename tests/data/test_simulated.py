@@ -6,6 +6,7 @@ import pytest
 
 import prlhf_kit as kit
 from prlhf_kit.data import simulated
+from prlhf_kit.data.cards import Tally
 
 
 def test_shipped_responses():
@@ -17,19 +18,19 @@ def test_shipped_responses():
 
 
 def test_simulated_is_seeded_disjoint_and_true():
-    data = simulated.load(pairs_per_user=5, test_pairs_per_user=4, adapt_pairs_per_user=2)
+    few = {"pairs_per_user": 5, "test_pairs_per_user": 4, "adapt_pairs_per_user": 2}
+    data, report = kit.data.load_with_report("simulated", **few)
     assert {name: len(split) for name, split in data.items()} == {
         "train": 40,
         "test_seen": 32,
         "test_unseen": 16,
         "adapt_unseen": 8,
     }
-    clean, report = kit.data.check(data)
     assert report.table.empty
     assert len(set(data["test_unseen"]["user_id"])) == 4
-    again = simulated.load(pairs_per_user=5, test_pairs_per_user=4, adapt_pairs_per_user=2)
-    other = simulated.load(pairs_per_user=5, test_pairs_per_user=4, adapt_pairs_per_user=2, seed=1)
-    assert kit.data.fingerprint(clean) == kit.data.fingerprint(again) != kit.data.fingerprint(other)
+    again = kit.data.load("simulated", **few)
+    other = kit.data.load("simulated", **few, seed=1)
+    assert kit.data.fingerprint(data) == kit.data.fingerprint(again) != kit.data.fingerprint(other)
     people = simulated.population()
     train = data["train"]
     chosen, rejected = ([m[0]["content"] for m in train[c]] for c in ("chosen", "rejected"))
@@ -41,9 +42,10 @@ def test_simulated_is_seeded_disjoint_and_true():
 def test_contrast_shows_more_different_pairs_whoever_is_asked():
     def spread(contrast):
         """Mean true utility gap of the shown pairs, by type of the judge, over all users' pairs."""
-        data = simulated.load(contrast=contrast, pairs_per_user=60, test_pairs_per_user=1, adapt_pairs_per_user=1)
+        sizes = {"pairs_per_user": 60, "test_pairs_per_user": 1, "adapt_pairs_per_user": 1}
+        rows = [row for split, row in simulated.read(Tally(), contrast=contrast, **sizes) if split == "train"]
         people = simulated.population()
-        first, second = ([m[0]["content"] for m in data["train"][c]] for c in ("chosen", "rejected"))
+        first, second = ([row[c][0]["content"] for row in rows] for c in ("chosen", "rejected"))
         return np.array(
             [
                 np.abs(people.utility([u] * len(first), first) - people.utility([u] * len(first), second)).mean()
@@ -54,13 +56,15 @@ def test_contrast_shows_more_different_pairs_whoever_is_asked():
     plain, contrasted = spread(1), spread(4)
     assert (contrasted > 1.2 * plain).all()  # for every user, not only for whoever saw the pair
     with pytest.raises(ValueError, match="contrast=0"):
-        simulated.load(contrast=0)
+        kit.data.load("simulated", contrast=0)
 
 
 def test_bradley_terry_draws_have_the_stated_rate():
     """Over 4,000 drawn preferences, mean p_chosen is E[p^2 + (1-p)^2], within 5 standard errors."""
-    data = simulated.load(pairs_per_user=500, test_pairs_per_user=1, adapt_pairs_per_user=1)["train"]
-    p = np.array(data["p_chosen"])
+    sizes = {"pairs_per_user": 500, "test_pairs_per_user": 1, "adapt_pairs_per_user": 1}
+    # before the checks, which drop what a user says twice or contradicts
+    rows = [row for split, row in simulated.read(Tally(), **sizes) if split == "train"]
+    p = np.array([row["p_chosen"] for row in rows])
     expected = p**2 + (1 - p) ** 2
     assert p.mean() == pytest.approx(expected.mean(), abs=5 * p.std() / np.sqrt(len(p)))
 
@@ -74,8 +78,6 @@ def test_population_survives_saving(tmp_path):
     pd.testing.assert_frame_equal(back.weights, people.weights)
 
 
-def test_simulated_takes_no_path():
-    with pytest.raises(ValueError, match="takes no path"):
-        kit.data.load("simulated", "somewhere")
+def test_a_type_needs_two_users():
     with pytest.raises(ValueError, match="at least 2 users a type"):
         simulated.population(users_per_type=1)

@@ -56,14 +56,3 @@ def test_tldr_preferences_are_p_rlhfs(tmp_path):
     longer = [taste[f"w{w}"] == "longer" for w in range(10)]
     assert np.array(train)[longer].sum() == 16607
     assert np.array(valid)[longer].sum() == 3371
-
-
-def test_tldr_mode_is_checked(tmp_path):
-    with pytest.raises(kit.data.SchemaError, match="expected 'real'"):
-        kit.data.load("tldr", tmp_path, mode="fake")
-    with pytest.raises(kit.data.SchemaError, match="Did you mean 'mode'"):
-        kit.data.load("tldr", tmp_path, moed="real")
-    row = {key: value for key, value in comparison(1, "ann").items() if key not in ("choice", "split")}
-    path = write_lines(tmp_path / "x.jsonl", [row])
-    with pytest.raises(kit.data.SchemaError, match="no 'choice', 'split' in a row"):
-        kit.data.load("tldr", path)

@@ -15,7 +15,7 @@ from faults import ALWAYS_A, FaultServer
 import prlhf_kit as kit
 from prlhf_kit.data.context import Contexts, people_of, with_context
 from prlhf_kit.data.schema import SchemaError, message, record
-from prlhf_kit.data.sources import read_rows
+from prlhf_kit.data.sources import rows_of
 from prlhf_kit.evaluation.accuracy import LENGTH, USER_LENGTH, ranked_right
 from prlhf_kit.evaluation.communities import about
 from prlhf_kit.evaluation.context import (
@@ -158,7 +158,7 @@ def test_choose_hears_the_user_and_the_context(asked, make_tiny, tokenizer):
 @pytest.mark.skipif(not REAL.is_dir(), reason=f"no real data in {REAL}")
 def test_prefeval_has_its_questions_again():
     stated = {(row["preference"], row["question"]): row["classification_task_options"]
-              for row in read_rows([REAL / "mcq_options.json"])}  # fmt: skip
+              for row in rows_of([REAL / "mcq_options.json"])}  # fmt: skip
     total = 0
     for pairs in kit.data.load("prefeval", REAL).values():
         rows = questions(pairs)

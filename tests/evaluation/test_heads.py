@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from datasets import DatasetDict
 from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 
@@ -122,9 +123,7 @@ def test_low_rank_reaches_the_oracle_on_features_that_carry_the_attributes(seed)
     few = head_comparison.ranked_after_few_shot(found, data, embedded, [0, 8, 1000]).groupby("k").value.mean()
     assert few.index.tolist() == [0, 8]
     assert few[8] > oracle_accuracy(data["test_unseen"]["p_chosen"]) - 0.08
-    without = kit.data.DatasetDict(
-        {**data, "adapt_unseen": data["adapt_unseen"].filter(lambda r: r["user_id"] != "formal-3")}
-    )
+    without = DatasetDict({**data, "adapt_unseen": data["adapt_unseen"].filter(lambda r: r["user_id"] != "formal-3")})
     assert set(head_comparison.ranked_after_few_shot(found, without, embedded, [0, 8]).k) == {0}
     assert set(head_comparison.controls(data).method) == {"length rule", "length rule per user"}
 

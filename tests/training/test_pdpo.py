@@ -6,7 +6,6 @@ from conftest import TARGETS, build_tiny
 from peft import LoraConfig
 
 import prlhf_kit as kit
-from prlhf_kit.data import simulated
 from prlhf_kit.evaluation import accuracy as compare
 from prlhf_kit.models.conditioning import ATTRIBUTE
 from prlhf_kit.models.logprobs import completion_logps
@@ -375,7 +374,7 @@ def test_user_model_beats_vanilla_on_held_out_pairs(tokenizer, tmp_path):
     The two tastes are opposite, so without users about one half can be right. On seed 1, where the thresholds were
     set, the user model had 0.94 and vanilla DPO 0.50.
     """
-    data = simulated.load(pairs_per_user=400, test_pairs_per_user=50, users_per_type=2, seed=SEED)
+    data = kit.data.load("simulated", pairs_per_user=400, test_pairs_per_user=50, users_per_type=2, seed=SEED)
     users = ["structured-1", "companion-1"]
     train, test = (data[s].filter(lambda row: row["user_id"] in users) for s in ("train", "test_seen"))
     index = kit.UserIndex(users)

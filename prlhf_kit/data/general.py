@@ -1,0 +1,246 @@
+"""General preference sets: `hh`, `webgpt`, `gpt4llm` (one user), `hh_relabelled` (two objectives), `prefeval`."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from itertools import combinations
+from pathlib import Path
+
+from prlhf_kit.data.cards import Tally, dataset, opening, require_known, share, split_of
+from prlhf_kit.data.dialogue import GENERAL, NotAPair, better_of, common_prompt, text_score_records
+from prlhf_kit.data.schema import SchemaError, record
+from prlhf_kit.data.sources import Rows, hub_rows, local_files, local_parts, local_rows, rows_of
+
+HH, WEBGPT = "Anthropic/hh-rlhf", "openai/webgpt_comparisons"
+SUBSETS = ("helpful", "harmless")
+OBJECTIVES = {"helpful": "Help me with whatever I ask.", "harmless": "Never say anything that could do harm."}
+
+
+@dataset(
+    "hh",
+    title="HH-RLHF (Bai et al. 2022, arXiv 2204.05862)",
+    source=f"hub: {HH}; DSP's cleaned files: https://github.com/Linear95/DSP",
+    licence="MIT; DSP's cleaned files CC BY-NC 4.0",
+    users="1 (general): the crowd workers are not named",
+    pairs="helpful-base 46,189, harmless-base 44,849",
+    quality="Offensive content by design. Many pairs differ little, some are labelled against sense. In a few rows the "
+    "dialogues differ before the last answer; they are dropped. Some prompts are in train and test.",
+    # as commonly reported, not checked against the hub
+    counts={"helpful, train": 43_835, "helpful, test": 2_354, "harmless, train": 42_537, "harmless, test": 2_312},
+    rules={"prompt in train and test": "drop"},
+)
+def hh(
+    tally: Tally, path: str | Path | None = None, *, subset: str = "both", test_share: float = 0.1, seed: int = 0
+) -> Iterator[tuple[str, dict]]:
+    r"""Records of the user "general".
+
+    A row: `{"chosen": "\n\nHuman: Hi.\n\nAssistant: Hello!", "rejected": "\n\nHuman: Hi.\n\nAssistant: What?"}`, or in
+    `text`-`score` format.
+
+    Args:
+        path: a folder with `helpful-base/{train,test}.jsonl.gz` (and `harmless-base`, as on the hub), or with DSP's
+            cleaned `helpful.{train,test}.json`; or one file of either form.
+        subset: "helpful", "harmless" or "both".
+        test_share, seed: for a file without a split of its own, which is split by prompt.
+    """
+    require_known([subset], (*SUBSETS, "both"), "subset")
+    parts: list[tuple[str, str | None, Rows]] = []
+    if path is not None and Path(path).is_file():
+        name = Path(path).name.split(".")[0]
+        if subset != "both" and name in SUBSETS and name != subset:
+            raise SchemaError(f"subset={subset!r}, but {path} is {name!r}. Pass subset={name!r}, or the folder.")
+        parts = [(name, None, local_rows(path))]
+    else:
+        for name in SUBSETS if subset == "both" else (subset,):
+            if path is None:
+                parts += [(name, part, hub_rows(HH, part, data_dir=f"{name}-base")) for part in ("train", "test")]
+            else:
+                patterns = (f"{name}-base/{{part}}.*", f"{name}.{{part}}.*")
+                parts += [(name, part, rows) for part, rows in local_parts(path, patterns, [f"{name}*"])]
+    for name, part, rows in parts:
+        count = f"{name}, {part or 'all'}"
+        if "text" in next(iter(rows), {}):
+            yield from text_score_records(rows, tally, f"hh-{name}", GENERAL, part, test_share, seed, count=count)
+            continue
+        for number, row in enumerate(rows):
+            tally.count(count)
+            try:
+                prompt, answers = common_prompt(row["chosen"], row["rejected"])
+            except NotAPair as reason:
+                split = split_of(GENERAL, "", (), test_share, seed, part) if part else None
+                tally.drop(split, GENERAL, str(reason))
+                continue
+            split = split_of(GENERAL, opening(prompt), (), test_share, seed, part)
+            yield split, record(f"hh-{name}-{part or 'all'}-{number}", GENERAL, prompt, *answers)
+
+
+@dataset(
+    "webgpt",
+    title="WebGPT comparisons (Nakano et al. 2021, arXiv 2112.09332)",
+    source=f"hub: {WEBGPT}; DSP's cleaned files: https://github.com/Linear95/DSP",
+    licence="not stated on the hub (OpenAI); DSP's cleaned files CC BY-NC 4.0",
+    users="1 (general): the labellers are not named",
+    pairs="19,578 comparisons, about a quarter of them ties",
+    quality="Judged with the quotes in sight, which are not part of the record: marks such as [1] lead nowhere.",
+    counts={"comparisons": 19_578},
+    rules={"prompt in train and test": "drop"},
+)
+def webgpt(
+    tally: Tally, path: str | Path | None = None, *, test_share: float = 0.1, seed: int = 0
+) -> Iterator[tuple[str, dict]]:
+    """Records of the user "general", ties dropped and counted.
+
+    A row (the hub's parquet conversion): `{"question": {"full_text": "Why?"}, "answer_0": "So.", "answer_1": "No.",
+    "score_0": 0.5, "score_1": -0.5}`, or in `text`-`score` format.
+
+    Args:
+        path: a file of either form, or a folder with `webgpt*`.
+        test_share, seed: for a source without a split of its own, which is split by question.
+    """
+    parts: list[tuple[str | None, Rows]] = [(None, hub_rows(WEBGPT, "train", converted=True))] if path is None else []
+    if path is not None:
+        whole = ("webgpt*", "default/train/*", "*train*", "*.parquet", "*.jsonl")
+        parts = local_parts(path, ["webgpt.{part}.*"], whole)
+    for part, rows in parts:
+        if "text" in next(iter(rows), {}):
+            yield from text_score_records(rows, tally, "webgpt", GENERAL, part, test_share, seed)
+            continue
+        for number, row in enumerate(rows):
+            tally.count("comparisons")
+            question = row["question"]["full_text"]
+            split = split_of(GENERAL, question or "", (), test_share, seed)
+            better = better_of(row["score_0"], row["score_1"])
+            if better is None:
+                tally.drop(split, GENERAL, "tie")
+                continue
+            answers = row[f"answer_{better}"], row[f"answer_{1 - better}"]
+            yield split, record(f"webgpt-{number}", GENERAL, question, *answers)
+
+
+@dataset(
+    "gpt4llm",
+    title="GPT-4-LLM comparisons (Peng et al. 2023, arXiv 2304.03277)",
+    source="https://github.com/Instruction-Tuning-with-GPT-4/GPT-4-LLM, data/comparison_data_v2.json",
+    licence="CC BY-NC 4.0",
+    users="1 (general): GPT-4",
+    pairs="52K instructions with two or three scored responses each",
+    quality="One model's judgement, known to favour long answers and its own. Many scores are equal.",
+    rules={"prompt in train and test": "drop"},
+    by_path="download data/comparison_data_v2.json from https://github.com/Instruction-Tuning-with-GPT-4/GPT-4-LLM",
+)
+def gpt4llm(
+    tally: Tally, path: str | Path | None = None, *, test_share: float = 0.1, seed: int = 0
+) -> Iterator[tuple[str, dict]]:
+    """Records of the user "general": every pair of a prompt's responses with different scores.
+
+    A row: `{"user_input": "Make tea.", "responses_and_scores": [{"response": "Hot water.", "score": 8}, {"response":
+    "No.", "score": 2}]}`, or in `text`-`score` format (DSP's cleaned files).
+
+    Args:
+        path: a file of either form, or a folder with `comparison_data*.json` or `gpt4llm.{train,test}.json`.
+        test_share, seed: for a source without a split of its own, which is split by prompt.
+    """
+    assert path is not None
+    whole = ("comparison_data_v2.json", "comparison_data*.json", "gpt4llm*")
+    for part, rows in local_parts(path, ["gpt4llm.{part}.*"], whole):
+        if "text" in next(iter(rows), {}):
+            name = f"gpt4llm-{part}" if part else "gpt4llm"
+            yield from text_score_records(rows, tally, name, GENERAL, part, test_share, seed)
+            continue
+        for number, row in enumerate(rows):
+            tally.count("prompts")
+            split = split_of(GENERAL, row["user_input"], (), test_share, seed)
+            for (i, a), (j, b) in combinations(enumerate(row["responses_and_scores"]), 2):
+                tally.count("comparisons")
+                better = better_of(a["score"], b["score"])
+                if better is None:
+                    tally.drop(split, GENERAL, "tie")
+                    continue
+                answers = (a, b)[better]["response"], (b, a)[better]["response"]
+                yield split, record(f"gpt4llm-{number}-{i}-{j}", GENERAL, row["user_input"], *answers)
+
+
+@dataset(
+    "hh_relabelled",
+    title="HH-RLHF relabelled by objective (VPL, Poddar et al. 2024, arXiv 2408.10075)",
+    source="https://github.com/WEIRDLabUW/vpl_llm, both.jsonl.gz",
+    licence="base data MIT; labels as published with VPL",
+    users="2 objectives (helpful, harmless)",
+    pairs="3,370 in the file that was tried",
+    quality="Labelled by a model, not by people. The two users rank different pairs: where they disagree on the same "
+    "pair can't be read off it.",
+    by_path="make or download both.jsonl from https://github.com/WEIRDLabUW/vpl_llm",
+)
+def hh_relabelled(
+    tally: Tally, path: str | Path | None = None, *, test_share: float = 0.1, seed: int = 0
+) -> Iterator[tuple[str, dict]]:
+    r"""Records split by the dialogues' first turns. The objective is the user: pairs of both subsets are ranked by it.
+
+    A row: `{"chosen": "Human: Hi.\n\nAssistant: Hello!", "rejected": "Human: Hi.\n\nAssistant: What?", "objective":
+    "helpful", "data_subset": "harmless"}`.
+
+    Args:
+        path: the file, or a folder with `both.jsonl*`.
+        test_share, seed: share of the prompts for tests, and what draws them.
+    """
+    assert path is not None
+    for number, row in enumerate(local_rows(path, "both.jsonl*", "*.jsonl*")):
+        user = row["objective"]
+        if user not in OBJECTIVES:
+            raise SchemaError(f"the objective of row {number} is {user!r}, expected one of {list(OBJECTIVES)}.")
+        tally.count("pairs")
+        try:
+            prompt, answers = common_prompt(row["chosen"], row["rejected"])
+        except NotAPair as reason:
+            tally.drop(None, user, str(reason))
+            continue
+        split = split_of(user, opening(prompt), (), test_share, seed)
+        yield split, record(f"{user}-{number}", user, prompt, *answers, OBJECTIVES[user])
+
+
+@dataset(
+    "prefeval",
+    title="PrefEval, multiple choice (Zhao et al. 2025, arXiv 2502.09597)",
+    source="https://github.com/amazon-science/PrefEval, benchmark_dataset/mcq_options",
+    licence="CC BY-NC 4.0",
+    users="about 1,000 stated preferences on 20 topics",
+    pairs="3 a question: the option that respects the preference against each other one",
+    quality="Written by a model. Options are one sentence; the first is always the right one in the source. The same "
+    "question can be asked under two preferences.",
+    counts={"questions": 1_000, "topics": 20},
+    rules={"prompt in train and test": "drop", "user with too few pairs": "drop"},
+    by_path="download benchmark_dataset/mcq_options from https://github.com/amazon-science/PrefEval",
+)
+def prefeval(
+    tally: Tally, path: str | Path | None = None, *, unseen_share: float = 0.2, seed: int = 0
+) -> Iterator[tuple[str, dict]]:
+    """Records of `train` and `test_unseen`. A user is a preference; its text is `user_text`, its topic the group.
+
+    A user has one question (a few have two), so seen users have no new prompts to be tested on, and what is learnt
+    must come through `user_text`. A row: `{"topic": "tea", "preference": "I like green tea.", "question": "What shall
+    I drink?", "classification_task_options": ["Sencha.", "Coffee.", "Cola.", "Beer."]}`, the first option respects it.
+
+    Args:
+        path: a file, or the folder of topic files.
+        unseen_share: share of the users that are not trained on.
+        seed: draws them.
+    """
+    assert path is not None
+    topics: set[str] = set()
+    files = local_files(path, "*.json", "mcq_options/*.json")
+    rows = ((file, row) for file in files for row in rows_of([file]))
+    for number, (file, row) in enumerate(rows):
+        # one file a topic in the release, in which 'travel_hotel copy' is a slip
+        topic = (row.get("topic") or file.stem).removesuffix(" copy")
+        user = hashlib.sha256(row["preference"].encode()).hexdigest()[:12]
+        split = "test_unseen" if share(seed, "user", user) < unseen_share else "train"
+        tally.count("questions")
+        tally.count("topics", topic not in topics)
+        topics.add(topic)
+        options = row["classification_task_options"]
+        if not isinstance(options, list) or len(options) < 2:
+            raise SchemaError(f"classification_task_options is {options!r}, expected a list of two texts or more.")
+        for i, option in enumerate(options[1:]):
+            pair = (row["question"], options[0], option)
+            yield split, record(f"{number}-{user}-{i}", user, *pair, user_text=row["preference"], group=topic)

@@ -1,0 +1,158 @@
+"""`load`: any dataset of the kit, or a prepared folder, as checked preference records."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import inspect
+import json
+import logging
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from datasets import Dataset, DatasetDict, Features
+from transformers import PreTrainedTokenizerBase
+
+from prlhf_kit.data.cards import DATASETS, Tally
+from prlhf_kit.data.check import Report, check
+from prlhf_kit.data.collect import collect
+from prlhf_kit.data.schema import FEATURES, SPLITS, SchemaError
+from prlhf_kit.data.sources import last_read
+
+log = logging.getLogger(__name__)
+
+
+def load(name: str, path: str | Path | None = None, **options: Any) -> DatasetDict:
+    """Load dataset `name` as checked preference records (see `prlhf_kit.data.schema`).
+
+    What the loader and the checks drop is logged as a warning; `load_with_report` returns it.
+
+        data = load("dsp", "downloads/dsp", domains=["academy", "business"])
+        data["train"][0]["user_id"]  # "academy"
+
+    Args:
+        name: one of `DATASETS`, or a folder written by `prlhf data prepare` or `DatasetDict.save_to_disk`.
+        path: local file or folder in the dataset's own schema; None: from the hub, or embedded.
+        options: of the dataset's own loader (`prlhf data list`).
+
+    Raises:
+        SchemaError: the name or an option is unknown, or the data can't be used; the message says what to do.
+    """
+    data, report = load_with_report(name, path, **options)
+    if not report.table.empty:
+        log.warning("%s: %s", name, report)
+    return data
+
+
+def load_with_report(
+    name: str,
+    path: str | Path | None = None,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    max_prompt_tokens: int | None = None,
+    max_tokens: int | None = None,
+    min_pairs: int = 1,
+    rules: Mapping[str, str] | None = None,
+    **options: Any,
+) -> tuple[DatasetDict, Report]:
+    """`load`, with the report of what was counted and dropped, and with the limits and rules of `check`.
+
+    The data are read as a stream and mapped into memory from disk. The dataset's own `Card.rules` come before
+    `check.RULES`, and `rules` before both.
+    """
+    tally = Tally()
+    if name in DATASETS:
+        resolved(name, options)
+        raw, own = _read(name, tally, path, options), DATASETS[name].rules
+    elif path is not None or options:
+        raise SchemaError(_unknown(name))
+    else:
+        raw = _read_folder(name)
+        card = Path(name, "card.json")
+        made_of = json.loads(card.read_text()).get("dataset") if card.is_file() else None
+        own = DATASETS[made_of].rules if made_of in DATASETS else {}
+    data, report = check(
+        raw, tokenizer, max_prompt_tokens, max_tokens=max_tokens, min_pairs=min_pairs, rules={**own, **(rules or {})}
+    )
+    table = pd.concat([tally.table(), report.table], ignore_index=True).astype({"pairs": int})
+    return data, Report(table, report.kept, report.checks, dict(tally.counts), report.shortened)
+
+
+def _read(name: str, tally: Tally, path: str | Path | None, options: Mapping[str, Any]) -> DatasetDict:
+    """All that the loader yields. What goes wrong in a row is told as such: sources hold nulls and other types."""
+    card = DATASETS[name]
+    if path is None and card.by_path:
+        raise SchemaError(f"{name!r} is not on the hub: {card.by_path} and pass it as path.")
+    if card.folder and path is not None and Path(path).is_file():
+        raise SchemaError(f"{path} is a file; {name!r} needs the folder with all of its files, as the hub has it.")
+    last_read.clear()
+    try:
+        raw = collect(card.read(tally, path, **options), Features({**FEATURES, **(card.extra or {})}))
+    except SchemaError:
+        raise
+    except (TypeError, KeyError, AttributeError, IndexError, ValueError) as error:
+        where = "row {number} of {source}".format(**last_read) if last_read else f"the options {dict(options)}"
+        why = f"{type(error).__name__}: {error}"
+        if isinstance(error, KeyError) and last_read:
+            why = f"it has no column {error}, only {list(last_read['row'])}"
+        raise SchemaError(
+            f"{where} can't be used as {name!r}: {why}. A field is missing, null or of another type than in the "
+            "dataset's own schema (see its loader's docstring), or an option is of a wrong type. Data of your own: "
+            "'files', with a column mapping."
+        ) from error
+    if "train" not in raw:
+        raise SchemaError(
+            f"{name!r} gave no training pair, only pairs of {list(raw)}; dropped: {dict(tally.drops)}. Look at the "
+            "path and the options."
+        )
+    return raw
+
+
+def resolved(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of dataset `name` with the defaults filled in. Raises `SchemaError` for one that it does not have."""
+    parameters = inspect.signature(DATASETS[name].read).parameters
+    known = {key: p.default for key, p in parameters.items() if p.kind is p.KEYWORD_ONLY}
+    for key in options:
+        if key not in known:
+            raise SchemaError(
+                f"{name!r} has no option {key!r}.{_hint(key, known)} It has: {', '.join(known) or 'none'}."
+            )
+    return known | dict(options)
+
+
+def _read_folder(name: str) -> DatasetDict:
+    folder = Path(name)
+    if (folder / "dataset_dict.json").is_file():
+        return DatasetDict.load_from_disk(name)
+    found = {split: folder / f"{split}.parquet" for split in SPLITS if (folder / f"{split}.parquet").is_file()}
+    if not found:
+        raise SchemaError(_unknown(name))
+    try:
+        return DatasetDict({split: Dataset.from_parquet(str(file), split=split) for split, file in found.items()})
+    except Exception as error:  # of pyarrow or of the builder
+        raise SchemaError(f"can't read the prepared folder {name}: {error}. Prepare it again.") from error
+
+
+def _unknown(name: str) -> str:
+    return (
+        f"no dataset {name!r}.{_hint(name, DATASETS)} Known: {', '.join(DATASETS)}; or give a folder written by "
+        "`prlhf data prepare` or DatasetDict.save_to_disk with the columns of prlhf_kit.data.schema, without path or "
+        "options."
+    )
+
+
+def _hint(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f" Did you mean {near[0]!r}?" if near else ""
+
+
+def fingerprint(data: DatasetDict) -> str:
+    """Hash of all splits' contents, for run records: 16 hex digits, the same wherever the data was loaded."""
+    digest = hashlib.sha256()
+    for split in sorted(data):
+        digest.update(split.encode())
+        for batch in data[split].iter(1000):
+            digest.update(json.dumps(batch, sort_keys=True).encode())
+    return digest.hexdigest()[:16]

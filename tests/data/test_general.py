@@ -1,0 +1,170 @@
+"""The small general datasets on rows of their real schema, and what any field of any source may hold."""
+
+import functools
+
+import pytest
+from raw import comparison, dialogue, pairs_of, write_json, write_lines
+
+import prlhf_kit as kit
+from prlhf_kit.data import dsp
+
+
+def sizes(data):
+    return {split: len(rows) for split, rows in data.items()}
+
+
+def webgpt(i, score=0.5):
+    scores = {"score_0": score, "score_1": -score}
+    return {"question": {"full_text": f"Why {i}?"}, "answer_0": f"Zero {i}.", "answer_1": f"One {i}.", **scores}
+
+
+def gpt4llm(i, scores=(9, 7)):
+    answers = [
+        {"response": f"{name} {i}", "score": s} for name, s in zip(("gpt4", "text", "opt"), scores, strict=False)
+    ]
+    return {"user_input": f"Do {i}.", "responses_and_scores": answers}
+
+
+def prefeval(i):
+    options = [f"right {i}", f"wrong {i}", f"bad {i}", f"no {i}"]
+    asked = {"topic": f"topic{i % 3}", "preference": f"I like {i}.", "question": f"Which {i}?"}
+    return {**asked, "classification_task_options": options}
+
+
+def text_score(i):
+    return {"text": [dialogue(f"Q{i}", "yes"), dialogue(f"Q{i}", "no")], "score": [1.0, 0.0]}
+
+
+def relabelled(i, objective="helpful"):
+    return {"chosen": dialogue(f"Q{i}", "yes"), "rejected": dialogue(f"Q{i}", "no"), "objective": objective}
+
+
+def test_webgpt(tmp_path):
+    rows = [webgpt(i, score) for i, score in enumerate([0.5, -0.25, 0.0, 1.0, -1.0, 0.5])]
+    data, report = kit.data.load_with_report("webgpt", write_lines(tmp_path / "webgpt.jsonl", rows), test_share=0.4)
+    found = {question: chosen for split in data for _, question, chosen, _ in pairs_of(data, split)}
+    wins = {0: "Zero", 1: "One", 3: "Zero", 4: "One", 5: "Zero"}
+    assert found == {f"Why {i}?": f"{word} {i}." for i, word in wins.items()}
+    assert report.table.reason.tolist() == ["tie"]
+    assert report.counts == {"comparisons": 6}
+
+
+def test_gpt4llm_and_its_cleaned_files(tmp_path):
+    source = write_json(tmp_path / "comparison_data_v2.json", [gpt4llm(i, (9, 7, 7)) for i in range(10)])
+    data, report = kit.data.load_with_report("gpt4llm", source)
+    assert sum(sizes(data).values()) == 20
+    assert report.table.pairs.sum() == 10  # ties
+    assert all(chosen.startswith("gpt4") for split in data for _, _, chosen, _ in pairs_of(data, split))
+    write_json(tmp_path / "d" / "gpt4llm.train.json", [text_score(i) for i in range(3)])
+    write_json(tmp_path / "d" / "gpt4llm.test.json", [text_score(3)])
+    assert sizes(kit.data.load("gpt4llm", tmp_path / "d")) == {"train": 3, "test_seen": 1}
+
+
+def test_prefeval(tmp_path):
+    data = kit.data.load("prefeval", write_json(tmp_path / "mcq.json", [prefeval(i) for i in range(30)]))
+    assert set(data) == {"train", "test_unseen"}
+    assert not set(data["train"]["user_id"]) & set(data["test_unseen"]["user_id"])
+    assert sum(sizes(data).values()) == 90
+    row = data["train"][0]
+    assert (row["chosen"][0]["content"], row["user_text"], row["group"]) == ("right 0", "I like 0.", "topic0")
+
+
+def test_hh_original_and_cleaned_files_agree(tmp_path):
+    for subset in ("helpful", "harmless"):
+        for split, n in (("train", 6), ("test", 3)):
+            asked = [f"{subset} {split} {i}?" for i in range(n)]
+            rows = [{"chosen": dialogue(question, "Yes."), "rejected": dialogue(question, "No.")} for question in asked]
+            rows.append({"chosen": dialogue("A", "x"), "rejected": dialogue("B", "y")})
+            write_lines(tmp_path / "hub" / f"{subset}-base" / f"{split}.jsonl.gz", rows)
+            scored = [{"text": [r["rejected"], r["chosen"]], "score": [0.0, 1.0]} for r in rows]
+            scored.append({"text": [dialogue("C", "x"), dialogue("C", "y")], "score": [1.0, 1.0]})
+            write_json(tmp_path / "dsp" / f"{subset}.{split}.json", scored)
+    data, report = kit.data.load_with_report("hh", tmp_path / "hub")
+    cleaned, cleaned_report = kit.data.load_with_report("hh", tmp_path / "dsp")
+    assert sizes(data) == {"train": 12, "test_seen": 6}
+    assert all(pairs_of(data, split) == pairs_of(cleaned, split) for split in data)
+    assert report.counts["helpful, train"] == 7
+    differ = "the dialogues differ before their last answer"
+    assert report.table.groupby("reason").pairs.sum().to_dict() == {differ: 4}
+    assert cleaned_report.table.groupby("reason").pairs.sum().to_dict() == {differ: 4, "tie": 4}
+    assert set(data["train"]["user_id"]) == {"general"}
+    only = kit.data.load("hh", tmp_path / "hub", subset="harmless")
+    assert all(question.startswith("harmless") for _, question, _, _ in pairs_of(only))
+    with pytest.raises(kit.data.SchemaError, match=r"expected a file, or a folder with helpful\*"):
+        kit.data.load("hh", tmp_path)
+
+
+def test_hh_relabelled(tmp_path):
+    rows = [relabelled(i, ("helpful", "harmless")[i % 2]) for i in range(40)]
+    rows.append({"chosen": rows[0]["rejected"], "rejected": rows[0]["chosen"], "objective": "harmless"})
+    data, report = kit.data.load_with_report("hh_relabelled", write_lines(tmp_path / "both.jsonl.gz", rows))
+    assert report.table.empty  # two users may rank a prompt in opposite ways
+    assert {pair[0] for pair in pairs_of(data) if pair[1] == "Q0"} in ({"helpful", "harmless"}, set())
+    assert sum(sizes(data).values()) == 41
+    with pytest.raises(kit.data.SchemaError, match="objective of row 0 is 'fun'"):
+        kit.data.load("hh_relabelled", write_lines(tmp_path / "x.jsonl", [relabelled(0, "fun")]))
+
+
+def test_turns_of_one_dialogue_stay_in_one_split(tmp_path):
+    rows = []
+    for i in range(60):
+        first = dialogue(f"Start {i}", "ok")
+        for text in (f"\n\nHuman: Start {i}", f"{first}\n\nHuman: And then?"):
+            rows.append({"chosen": f"{text}\n\nAssistant: yes {i}", "rejected": f"{text}\n\nAssistant: no"})
+    data = kit.data.load("hh", write_lines(tmp_path / "helpful.jsonl", rows), test_share=0.3)
+    first = {split: {prompt[0]["content"] for prompt in rows["prompt"]} for split, rows in data.items()}
+    assert not first["train"] & first["test_seen"]
+    assert len(data["test_seen"]) > 10
+
+
+# Any field may be null or of another type -----------------------------------------------------------------------------
+
+ROWS = {
+    "tldr": lambda i: comparison(i, "ann", choice=1),
+    "webgpt": webgpt,
+    "gpt4llm": gpt4llm,
+    "prefeval": prefeval,
+    "hh": text_score,
+    "hh_relabelled": relabelled,
+    "dsp": lambda i: {"query": f"Q{i}", "responses": {d: f"{d} {i}" for d in dsp.DOMAINS}},
+}
+
+
+def paths(value, at=()):
+    """Every place in a row that holds a value of its own."""
+    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in inside:
+        yield (*at, key)
+        yield from paths(inner, (*at, key))
+
+
+@pytest.fixture(scope="module")
+def untouched(tmp_path_factory):
+    """Pairs of a dataset's rows but the fifth."""
+
+    @functools.cache
+    def pairs(name):
+        path = tmp_path_factory.mktemp(name) / "good.jsonl"
+        clean = kit.data.load(name, write_lines(path, [ROWS[name](i) for i in range(12) if i != 5]))
+        return {pair for split in clean for pair in pairs_of(clean, split)}
+
+    return pairs
+
+
+@pytest.mark.parametrize(("name", "at"), [(name, at) for name, make in ROWS.items() for at in paths(make(0))], ids=str)
+def test_any_field_may_be_null_or_of_another_type(name, at, untouched, tmp_path):
+    """Either a SchemaError, or every pair that is left is one of the untouched rows or the changed one with a text."""
+    for value in (None, 3):
+        rows = [ROWS[name](i) for i in range(12)]
+        changed = rows[5]
+        for key in at[:-1]:
+            changed = changed[key]
+        changed[at[-1]] = value
+        try:
+            data = kit.data.load(name, write_lines(tmp_path / "rows.jsonl", rows))
+        except kit.data.SchemaError:
+            continue
+        found = {pair for split in data for pair in pairs_of(data, split)}
+        extra = [pair for pair in found - untouched(name) if value not in pair and "5" not in pair[1]]
+        assert found >= untouched(name) or at[-1] in ("info", "worker", "choice", "split", "topic")
+        assert not [pair for pair in extra if "None" not in pair[1]] or at[-1] in ("text", "question", "preference")
