@@ -66,25 +66,21 @@ def ranked_by_method(
         return ranked_right(scores.chosen_logp - reference.chosen_logp, scores.rejected_logp - reference.rejected_logp)
 
     rows = index.rows(pairs["user_id"], unknown="generic")
+    # the generic row is not told who asks, nor what they say of themselves
+    silent = pairs.map(lambda _: {"user_text": None}) if takes_user_text(personal) else pairs
     with reference_of(personal) as untrained:
         reference = score_pairs(untrained, tokenizer, pairs, batch_size=batch_size)
-        text = None
+        text = {}
         if all(pairs["user_text"]):
-            text = score_pairs(untrained, tokenizer, with_user_text(pairs), batch_size=batch_size)
-    right = {PERSONAL: reward(score_pairs(personal, tokenizer, pairs, rows, batch_size))}
-    generic = [GENERIC] * len(pairs)
-    if rows == generic and not takes_user_text(personal):
-        right[GENERIC_ROW] = right[PERSONAL]
-    else:
-        # not told who asks, nor what they say of themselves
-        silent = pairs.map(lambda _: {"user_text": None}) if takes_user_text(personal) else pairs
-        right[GENERIC_ROW] = reward(score_pairs(personal, tokenizer, silent, generic, batch_size))
-    right |= {control.label: reward(control.score(tokenizer, pairs, batch_size)) for control in controls}
-    if text is not None:
-        right[TEXT] = reward(text)
-    right[UNTRAINED] = likelier(reference)
-    right |= length_rules(train, pairs)
-    return long_table(pairs, right)
+            text[TEXT] = reward(score_pairs(untrained, tokenizer, with_user_text(pairs), batch_size=batch_size))
+    right = {
+        PERSONAL: reward(score_pairs(personal, tokenizer, pairs, rows, batch_size)),
+        GENERIC_ROW: reward(score_pairs(personal, tokenizer, silent, [GENERIC] * len(pairs), batch_size)),
+        **{control.label: reward(control.score(tokenizer, pairs, batch_size)) for control in controls},
+        **text,
+        UNTRAINED: likelier(reference),
+    }
+    return long_table(pairs, right | length_rules(train, pairs))
 
 
 def oracle(tests: Mapping[str, Dataset]) -> pd.DataFrame:
@@ -120,14 +116,17 @@ def spread(scores: pd.DataFrame, resamples: int = 2_000, seed: int = 0) -> pd.Da
         who = own.loc[own.groupby(keys, sort=False).value.agg(end), [*keys, "user_id"]]
         tables.append(intervals(scores.merge(who), by=[*keys, "user_id"], cluster="prompt", seed=seed).assign(of=of))
     rows = []
+    counts = scores.groupby(keys).size()
     for (split, method), part in own.groupby(keys, sort=False):
-        n, users = int(((scores.split == split) & (scores.method == method)).sum()), len(part)
-        drawn = np.random.default_rng(seed).choice(part.value.to_numpy(), (resamples, users))
+        drawn = np.random.default_rng(seed).choice(part.value.to_numpy(), (resamples, len(part)))
         for of, q in (("10th percentile", 10), ("median user", 50)):
-            ends = [np.nan, np.nan]
-            if users >= FEW:
-                ends = np.quantile(np.percentile(drawn, q, axis=1), expanded(users))
-            rows.append((split, method, None, np.percentile(part.value, q), *ends, n, users, of))
+            low, high = (
+                np.quantile(np.percentile(drawn, q, axis=1), expanded(len(part)))
+                if len(part) >= FEW
+                else (np.nan, np.nan)
+            )
+            found = np.percentile(part.value, q)
+            rows.append((split, method, None, found, low, high, counts[split, method], len(part), of))
     return pd.concat([*tables, pd.DataFrame(rows, columns=tables[0].columns)], ignore_index=True)
 
 
@@ -174,30 +173,28 @@ def answers_by_system(
         words in its prompt (where all users said something).
     """
     words = dict(zip(train["user_id"], train["user_text"], strict=True))
-    jobs = [(user, prompt) for user in users for prompt in prompts]
+    asked_by = [user for user in users for _ in prompts]
+    plain = [*prompts] * len(users)
+    told = [tell(prompt, words[user]) for user, prompt in zip(asked_by, plain, strict=True)]
+    keys = pd.DataFrame({"user_id": asked_by, "prompt": [prompt_text(prompt) for prompt in plain]})
+    tables = []
 
-    def answered(model, prompts: Sequence, rows: Sequence[int] | None = None) -> list[str]:
+    def answer(system: str, model, asked: Sequence, rows: Sequence[int] | None = None) -> None:
         """Equal questions are asked once."""
-        keys = list(zip(map(str, prompts), rows or [GENERIC] * len(prompts), strict=True))
-        unique = dict(zip(keys, prompts, strict=True))
+        questions = list(zip(map(str, asked), rows or [GENERIC] * len(asked), strict=True))
+        unique = dict(zip(questions, asked, strict=True))
         own = [row for _, row in unique] if rows else None
         found = dict(zip(unique, generate(model, tokenizer, list(unique.values()), own, **options), strict=True))
-        return [found[key] for key in keys]
+        tables.append(keys.assign(system=system, answer=[found[question] for question in questions]))
 
-    said = takes_user_text(personal)
-    plain = [prompt for _, prompt in jobs]
-    told = [tell(prompt, words[user]) for user, prompt in jobs]
-    rows = index.rows(user for user, _ in jobs)
-    found = {PERSONAL: answered(personal, told if said else plain, rows)}
-    found[GENERIC_ROW] = answered(personal, plain, [GENERIC] * len(jobs))
+    answer(PERSONAL, personal, told if takes_user_text(personal) else plain, index.rows(asked_by))
+    answer(GENERIC_ROW, personal, plain, [GENERIC] * len(plain))
     if vanilla is not None:
-        found[VANILLA] = answered(vanilla.model, plain)
+        answer(VANILLA, vanilla.model, plain)
     with reference_of(personal) as untrained:
-        found[UNTRAINED] = answered(untrained, plain)
+        answer(UNTRAINED, untrained, plain)
         if all(words[user] for user in users):
-            found[TEXT] = answered(untrained, told)
-    keys = pd.DataFrame({"user_id": [u for u, _ in jobs], "prompt": [prompt_text(p) for p in plain]})
-    tables = [keys.assign(system=name, answer=texts) for name, texts in found.items()]
+            answer(TEXT, untrained, told)
     return pd.concat(tables, ignore_index=True)[list(ANSWERS)]
 
 
@@ -256,13 +253,11 @@ def length_rules_of(
     >>> length_rules_of(["ann", "ann", "bob"], [3, 2, -1], ["ann", "bob"], [5, -5])[USER_LENGTH].tolist()
     [1.0, 1.0]
     """
-    learned = pd.DataFrame({"user": np.asarray(train_users), "d": np.asarray(train_difference, float)})
-    pooled = length_direction(learned.d, np.zeros(len(learned)))
-    own = {user: length_direction(d, np.zeros(len(d))) for user, d in learned.groupby("user").d}
-    gap = np.asarray(difference, float)
-    signs = np.array([own.get(user, pooled) for user in np.asarray(users)])
-    zeros = np.zeros(len(gap))
-    return {LENGTH: ranked_right(pooled * gap, zeros), USER_LENGTH: ranked_right(signs * gap, zeros)}
+    learned, gap = pd.Series(np.asarray(train_difference, float)), np.asarray(difference, float)
+    pooled = length_direction(learned, 0)
+    own = learned.groupby(np.asarray(train_users)).agg(length_direction, 0)
+    signs = own.reindex(np.asarray(users)).fillna(pooled).to_numpy()
+    return {LENGTH: ranked_right(pooled * gap, 0), USER_LENGTH: ranked_right(signs * gap, 0)}
 
 
 def length_direction(chosen_length: ArrayLike, rejected_length: ArrayLike) -> int:

@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 from datasets import Dataset, DatasetDict
 from IPython.display import HTML
-from scipy import sparse
 from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.manifold import TSNE
@@ -44,11 +43,11 @@ def lengths(data: DatasetDict) -> pd.DataFrame:
     rows = []
     for split, pairs in data.items():
         for row in _columns(pairs, "user_id", "group", "chosen", "rejected"):
-            found = {"split": split, "user_id": row["user_id"], "group": row["group"]}
-            texts = {of: _text(row[of]) for of in ("chosen", "rejected")}
-            found |= {f"{of}_characters": len(text) for of, text in texts.items()}
-            rows.append(found | {f"{of}_words": len(text.split()) for of, text in texts.items()})
-    return pd.DataFrame(rows)
+            chosen, rejected = _text(row["chosen"]), _text(row["rejected"])
+            counts = (len(chosen), len(rejected), len(chosen.split()), len(rejected.split()))
+            rows.append((split, row["user_id"], row["group"], *counts))
+    counted = ["chosen_characters", "rejected_characters", "chosen_words", "rejected_words"]
+    return pd.DataFrame(rows, columns=["split", "user_id", "group", *counted])
 
 
 def length_by_user(table: pd.DataFrame) -> pd.DataFrame:
@@ -92,35 +91,18 @@ def agreement(data: DatasetDict, max_users: int = 15) -> pd.DataFrame:
         Columns `user_a`, `user_b` (both orders), `agreement` in [0, 1], `shared` (pairs that both compared); of the
         `max_users` users who share most pairs with others. Empty where nobody shares any.
     """
-    keys: dict[int, int] = {}
-    users: dict[str, int] = {}
-    cells: dict[tuple[int, int], int] = {}
+    rows = []
     for pairs in data.values():
         for row in _columns(pairs, "user_id", "prompt", "chosen", "rejected"):
             a, b = hash(_text(row["chosen"])), hash(_text(row["rejected"]))
-            key = keys.setdefault(hash((str(row["prompt"]), min(a, b), max(a, b))), len(keys))
-            cells[key, users.setdefault(row["user_id"], len(users))] = 1 if a < b else -1
-    place = np.array(list(cells)).T
-    signs = sparse.csr_matrix((np.array(list(cells.values())), place), shape=(len(keys), len(users)))
-    same_minus_other = (signs.T @ signs).tocoo()
-    shared = (abs(signs).T @ abs(signs)).tocsr()
-    others = np.asarray(shared.sum(axis=1)).ravel() - shared.diagonal()
-    chosen = set(np.argsort(-others, kind="stable")[:max_users][: (others > 0).sum()].tolist())
-    names = list(users)
-    rows = [
-        (names[a], names[b], (value / shared[a, b] + 1) / 2, int(shared[a, b]))
-        for a, b, value in zip(same_minus_other.row, same_minus_other.col, same_minus_other.data, strict=True)
-        if a != b and a in chosen and b in chosen
-    ]
-    # a pair of users who agree as often as not has no entry in the product
-    listed = {(a, b) for a, b, _, _ in rows}
-    for a in chosen:
-        for b in chosen:
-            if a != b and shared[a, b] and (names[a], names[b]) not in listed:
-                rows.append((names[a], names[b], 0.5, int(shared[a, b])))
-    return pd.DataFrame(rows, columns=["user_a", "user_b", "agreement", "shared"]).sort_values(
-        ["user_a", "user_b"], ignore_index=True
-    )
+            rows.append((hash((str(row["prompt"]), min(a, b), max(a, b))), row["user_id"], a < b))
+    table = pd.DataFrame(rows, columns=["pair", "user_id", "first"]).drop_duplicates(["pair", "user_id"], keep="last")
+    others = table.groupby("pair").user_id.transform("size") - 1
+    partners = others.groupby(table.user_id, sort=False).sum().sort_values(ascending=False, kind="stable")
+    table = table[table.user_id.isin(partners[partners > 0].index[:max_users])]
+    both = table.merge(table, on="pair", suffixes=("_a", "_b")).query("user_id_a != user_id_b")
+    both = both.rename(columns={"user_id_a": "user_a", "user_id_b": "user_b"}).assign(same=both.first_a == both.first_b)
+    return both.groupby(["user_a", "user_b"]).agg(agreement=("same", "mean"), shared=("same", "size")).reset_index()
 
 
 def by_group(pairs: Dataset, max_groups: int = 8) -> tuple[str, list[str]]:
@@ -215,26 +197,20 @@ def browse(data: DatasetDict, users: int = 12, pairs: int = 4, seed: int = 0) ->
         columns=["user", "split", "row"],
     )
     rng = np.random.default_rng(seed)
+    look = {"text-align": "left", "vertical-align": "top", "white-space": "pre-wrap", "max-width": "32em"}
     blocks: list[str] = []
     for user, count in place.user.value_counts().head(users).items():
         mine = place[place.user == user]
         shown = mine.iloc[np.sort(rng.permutation(len(mine))[:pairs])]
-        rows = [(split, data[split][row]) for split, row in zip(shown.split, shown.row, strict=True)]
-        cells = [
-            (split, row["prompt"][-1]["content"], _text(row["chosen"]), _text(row["rejected"])) for split, row in rows
-        ]
-        table = "".join(
-            f"<tr>{''.join(f'<td style={_CELL!r}>{html.escape(cell)}</td>' for cell in line)}</tr>" for line in cells
+        rows = [data[split][row] for split, row in zip(shown.split, shown.row, strict=True)]
+        table = pd.DataFrame(
+            {"split": [*shown.split], "last user turn": [row["prompt"][-1]["content"] for row in rows]}
         )
-        one = rows[0][1]
-        group = f" ({html.escape(one['group'])})" if one["group"] else ""
-        about = html.escape((one["user_text"] or "")[:300])
-        head = "".join(f"<th>{name}</th>" for name in ("split", "last user turn", "chosen", "rejected"))
+        table = table.assign(**{of: [_text(row[of]) for row in rows] for of in ("chosen", "rejected")})
+        page = table.style.format(escape="html").hide(axis="index").set_properties(**look).to_html()
+        group, about = (html.escape(rows[0][column] or "") for column in ("group", "user_text"))
         blocks.append(
-            f"<details{'' if blocks else ' open'}><summary><b>{html.escape(str(user))}</b>{group}: {count} pairs. "
-            f"<i>{about}</i></summary><table><tr>{head}</tr>{table}</table></details>"
+            f"<details{'' if blocks else ' open'}><summary><b>{html.escape(str(user))}</b>{group and f' ({group})'}: "
+            f"{count} pairs. <i>{about[:300]}</i></summary>{page}</details>"
         )
     return HTML("\n".join(blocks))
-
-
-_CELL = "text-align: left; vertical-align: top; white-space: pre-wrap; max-width: 32em"

@@ -17,21 +17,10 @@ from datasets import Dataset
 from numpy.typing import ArrayLike
 
 from prlhf_kit.data.chat import prompt_text
-from prlhf_kit.evaluation.statistics import (
-    Interval,
-    cluster_bootstrap,
-    crossed_interval,
-    crossed_test,
-    detectable,
-    holm,
-    permutation_test,
-)
+from prlhf_kit.evaluation.statistics import crossed_interval, crossed_test, detectable, holm
 
 ALL = "all"  # users or communities together
-BY_USER_AND_PROMPT = (
-    "user_id",
-    "prompt",
-)  # the interval covers new users and prompts
+BY_USER_AND_PROMPT = ("user_id", "prompt")  # the interval covers new users and prompts
 ITEM = ("user_id", "prompt", "item")
 
 
@@ -98,29 +87,16 @@ def intervals(
         if known.empty:
             rows.append((*names, *[np.nan] * (3 + len(tested)), 0, 0))
             continue
-        drawn = [known[column] for column in clusters]
-        found = _interval(known[value], drawn, seed)
-        tests = [] if null is None else _tests(known[value] - null, drawn, seed)
+        drawn = [known[column] for column in clusters] or [range(len(known))]
+        found = crossed_interval(known[value], *drawn, seed=seed)
+        gap = known[value] - (null or 0)
+        tests = [crossed_test(gap, *drawn, seed=seed), detectable(gap, *drawn)] if tested else []
         rows.append((*names, *found[:3], *tests, found.n, found.clusters))
     summed = pd.DataFrame(rows, columns=[*by, value, "low", "high", *tested, "n", "clusters"])
     if not more:
         return summed
     known = table[table[value].notna()].groupby(by, sort=False, dropna=False).agg(**more).reset_index()
     return summed.merge(known, "left", on=by)
-
-
-def _interval(values: pd.Series, clusters: list[pd.Series], seed: int) -> Interval:
-    if len(clusters) == 2:
-        return crossed_interval(values, clusters[0], clusters[1], seed)
-    return cluster_bootstrap(values, clusters[0] if clusters else range(len(values)), seed=seed)
-
-
-def _tests(differences: pd.Series, clusters: list[pd.Series], seed: int) -> tuple[float, float]:
-    if len(clusters) == 2:
-        p = crossed_test(differences, clusters[0], clusters[1], seed=seed)
-        return p, detectable(differences, clusters[0], clusters[1])
-    drawn = clusters[0] if clusters else range(len(differences))
-    return permutation_test(differences, drawn, seed=seed), detectable(differences, drawn)
 
 
 def with_all(table: pd.DataFrame, column: str = "community", of: str = "user_id") -> pd.DataFrame:
@@ -170,19 +146,11 @@ def differences(
         Columns `by`, `one`, `other`, `difference`, `low`, `high`, `p`, `p_holm`, `detectable`, `n`,
         `clusters`, `users`; see `intervals`.
     """
-    by = list(by)
+    ones = pd.DataFrame(wanted, columns=["one", "other"]).merge(table.rename(columns={column: "one"}), on="one")
+    gaps = paired_differences(ones, table.rename(columns={column: "other"}), on=[*by, *ITEM, "other"])
+    gaps = gaps.rename(columns={"value": "difference"})
     groups = [*by, "one", "other"]
-    if not wanted:
-        numbers = ["difference", "low", "high", "p", "p_holm", "detectable", "n", "clusters", "users"]
-        return pd.DataFrame(columns=[*groups, *numbers])
-    gaps = [
-        paired_differences(table[table[column] == one], table[table[column] == other], on=[*by, *ITEM]).assign(
-            one=one, other=other
-        )
-        for one, other in wanted
-    ]
-    known = pd.concat(gaps, ignore_index=True).rename(columns={"value": "difference"})
-    found = intervals(known, "difference", groups, cluster, null=0, seed=seed, users=("user_id", "nunique"))
+    found = intervals(gaps, "difference", groups, cluster, null=0, seed=seed, users=("user_id", "nunique"))
     return with_holm(found, by if family is None else family)
 
 
@@ -207,10 +175,9 @@ def as_metrics(table: pd.DataFrame, name: str, value: str = "value", bounds: boo
     """
     kind, _, rest = name.partition("/")
     ends = {"": value, "_low": "low", "_high": "high", "_n": "n"} if bounds else {"": value}
-    rows: list[dict[str, Any]] = [{str(key): v for key, v in row.items()} for row in table.to_dict("records")]
     return {
-        f"{kind}{end}/{rest}".format(**row): None if pd.isna(row[column]) else row[column]
-        for row in rows
+        f"{kind}{end}/{rest}".format_map(row): None if pd.isna(row[column]) else row[column]
+        for row in table.to_dict("records")
         for end, column in ends.items()
     }
 

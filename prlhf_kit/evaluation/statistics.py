@@ -30,74 +30,57 @@ class Interval(NamedTuple):
         return f"{self.estimate:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
-def cluster_bootstrap(
-    values: ArrayLike, clusters: Iterable[Any], confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
-) -> Interval:
-    """Mean of `values` `[n]` and its interval from resampling whole clusters (Cameron et al. 2008).
+def cluster_bootstrap(values: ArrayLike, clusters: Iterable[Any], resamples: int = 10_000, seed: int = 0) -> Interval:
+    """Mean of `values` `[n]` and its 95% interval from resampling whole clusters (Cameron et al. 2008).
 
-    The interval is the expanded percentile one (Hesterberg 2015, arXiv 1411.5279, Section 5.3): plain percentiles of
-    few clusters are too narrow, as a normal interval with the population's variance in place of the sample's would be.
-    No resampling of fewer than `FEW` clusters can leave the range of their means: there a t interval of the clustered
-    mean takes its place, cut off at the least and the greatest value; and with more than 2,000 a normal one, which
-    bootstrap intervals approach. Where all clusters have one mean the interval has no width: no resampling can show
-    what was never drawn. For a paired difference of two methods, pass the per-pair differences. scipy's `bootstrap`
-    resamples single values and has no clusters.
+    The interval is the expanded percentile one (`expanded`): plain percentiles of few clusters are too narrow. No
+    resampling of fewer than `FEW` clusters leaves the range of their means: there a t interval takes its place, cut off
+    at the least and the greatest value; and above `MANY_CLUSTERS` a normal one, which bootstrap intervals approach.
+    Where all clusters have one mean the interval has no width. For a paired difference of two methods, pass the
+    differences. scipy's `bootstrap` resamples single values and has no clusters.
 
     >>> cluster_bootstrap([1, 1, 0, 0], ["a", "a", "b", "b"]).estimate
     0.5
     """
     values, codes = _numbers(values), _codes(clusters)
     sums, sizes = np.bincount(codes, weights=values), np.bincount(codes)  # [k] both
-    k, mean = len(sums), float(values.mean())
-    if k == 1:
-        low = high = np.nan
-    elif k < FEW or k > MANY_CLUSTERS:
-        error = np.sqrt(((sums - mean * sizes) ** 2).sum() * k / (k - 1)) / len(values)
-        low, high = np.clip(mean + np.array([-1, 1]) * _t(k, confidence) * error, values.min(), values.max())
-    else:
-        draws = np.random.default_rng(seed).multinomial(k, np.full(k, 1 / k), resamples)  # [resamples, k]
-        low, high = np.quantile(draws @ sums / (draws @ sizes), expanded(k, confidence))
-    return Interval(mean, float(low), float(high), len(values), k)
+    k = len(sums)
+    if not FEW <= k <= MANY_CLUSTERS:
+        return _t_interval(values, [codes])
+    draws = np.random.default_rng(seed).multinomial(k, np.full(k, 1 / k), resamples)  # [resamples, k]
+    low, high = np.quantile(draws @ sums / (draws @ sizes), expanded(k))
+    return Interval(float(values.mean()), float(low), float(high), len(values), k)
 
 
-def expanded(clusters: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Quantiles of a bootstrap distribution over so many clusters that give a `confidence` interval: Hesterberg 2015,
-    Section 5.3, Phi(-sqrt(n / (n - 1)) t). Wider than the plain (0.025, 0.975).
-
-    >>> [round(q, 4) for q in expanded(8)]
-    [0.0057, 0.9943]
-    """
-    tail = float(stats.norm.cdf(-np.sqrt(clusters / (clusters - 1)) * _t(clusters, confidence)))
-    return tail, 1 - tail
-
-
-def crossed_interval(values: ArrayLike, users: Iterable[Any], prompts: Iterable[Any], seed: int = 0) -> Interval:
+def crossed_interval(
+    values: ArrayLike, users: Iterable[Any], prompts: Iterable[Any] | None = None, seed: int = 0
+) -> Interval:
     """Mean of `values` `[n]` and its 95% interval where users answer the same prompts: what other users *and* other
     prompts would give. t times the standard error clustered both ways (Cameron, Gelbach & Miller 2011), cut off at the
     least and the greatest value. Where every prompt is one user's own it is `cluster_bootstrap` by user. `clusters` is
     the smaller of the two numbers; from one of either, NaN.
     """
-    values, users, prompts = _numbers(values), list(users), list(prompts)
-    if _own_prompts(users, prompts):
+    values, codes = _numbers(values), _clusters(users, prompts)
+    if len(codes) == 1:
         return cluster_bootstrap(values, users, seed=seed)
-    error, k = _error(values, users, prompts)
-    mean = float(values.mean())
-    if k == 1:
-        return Interval(mean, np.nan, np.nan, len(values), k)
+    return _t_interval(values, codes)
+
+
+def _t_interval(values: np.ndarray, codes: Sequence[np.ndarray]) -> Interval:
+    (error, k), mean = _error(values, codes), float(values.mean())
     low, high = np.clip(mean + np.array([-1, 1]) * _t(k) * error, values.min(), values.max())
     return Interval(mean, float(low), float(high), len(values), k)
 
 
-def _error(values: np.ndarray, users: Iterable[Any], prompts: Iterable[Any] | None = None) -> tuple[float, int]:
-    """Standard error of the mean and the number of clusters that its t distribution goes by: clustered by user, or by
-    user and prompt, where it is at least the greater of the two (by statsmodels). NaN from one cluster."""
-    codes = [_codes(users)] if prompts is None or _own_prompts(users, prompts) else [_codes(users), _codes(prompts)]
-    k = min(int(code.max()) + 1 for code in codes)
-    if k == 1:
-        return np.nan, k
-    fit = OLS(values, np.ones(len(values))).fit()
-    variances = [cov_cluster(fit, codes[0])] if len(codes) == 1 else cov_cluster_2groups(fit, *codes)
-    return max(float(v.item()) for v in variances) ** 0.5, k
+def expanded(clusters: int) -> tuple[float, float]:
+    """Quantiles of a bootstrap distribution over so many clusters that give a 95% interval: Hesterberg 2015, arXiv
+    1411.5279, Section 5.3, Phi(-sqrt(n / (n - 1)) t). Wider than the plain (0.025, 0.975).
+
+    >>> [round(q, 4) for q in expanded(8)]
+    [0.0057, 0.9943]
+    """
+    tail = float(stats.norm.cdf(-np.sqrt(clusters / (clusters - 1)) * _t(clusters)))
+    return tail, 1 - tail
 
 
 def permutation_test(differences: ArrayLike, clusters: Iterable[Any], resamples: int = 9_999, seed: int = 0) -> float:
@@ -123,19 +106,22 @@ def permutation_test(differences: ArrayLike, clusters: Iterable[Any], resamples:
 
 
 def crossed_test(
-    differences: ArrayLike, users: Iterable[Any], prompts: Iterable[Any], resamples: int = 9_999, seed: int = 0
+    differences: ArrayLike,
+    users: Iterable[Any],
+    prompts: Iterable[Any] | None = None,
+    resamples: int = 9_999,
+    seed: int = 0,
 ) -> float:
     """Two-sided p-value of "the mean difference is 0" where users answer the same prompts, for which swapping the signs
     of users alone rejects too often. The greatest of three: `permutation_test` by user, the same by prompt, and the
     t-test that `crossed_interval` inverts. Where every prompt is one user's own, the first alone.
     """
-    values, users, prompts = _numbers(differences), list(users), list(prompts)
-    found = permutation_test(values, users, resamples, seed)
-    if _own_prompts(users, prompts):
-        return found
-    error, k = _error(values, users, prompts)
-    both = 2 * stats.t.sf(abs(values.mean()) / error, k - 1) if k > 1 and error else 0.0
-    return max(found, permutation_test(values, prompts, resamples, seed), float(both))
+    values, codes = _numbers(differences), _clusters(users, prompts)
+    found = [permutation_test(values, names, resamples, seed) for names in (users, prompts)[: len(codes)]]
+    if len(codes) == 2:
+        error, k = _error(values, codes)
+        found.append(float(2 * stats.t.sf(abs(values.mean()) / error, k - 1)) if k > 1 and error else 0.0)
+    return max(found)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -157,11 +143,22 @@ def detectable(differences: ArrayLike, users: Iterable[Any], prompts: Iterable[A
     >>> round(detectable([0.5, -0.5] * 50, range(100)), 3)
     0.142
     """
-    error, k = _error(_numbers(differences), list(users), None if prompts is None else list(prompts))
+    error, k = _error(_numbers(differences), _clusters(users, prompts))
     if k == 1 or error < 1e-12:
         return float("nan")
     effect = TTestPower().solve_power(nobs=k, alpha=0.05, power=0.8, alternative="two-sided")
     return float(effect * k**0.5 * error)
+
+
+def _error(values: np.ndarray, codes: Sequence[np.ndarray]) -> tuple[float, int]:
+    """Standard error of the mean clustered by one or both of `codes` (then at least the greater of the two), and the
+    number of clusters that its t distribution goes by. NaN from one cluster."""
+    k = min(int(code.max()) + 1 for code in codes)
+    if k == 1:
+        return np.nan, k
+    fit = OLS(values, np.ones(len(values))).fit()
+    variances = [cov_cluster(fit, codes[0])] if len(codes) == 1 else cov_cluster_2groups(fit, *codes)
+    return max(float(v.item()) for v in variances) ** 0.5, k
 
 
 def drawn_weights(
@@ -196,19 +193,20 @@ def around(estimate: ArrayLike, draws: ArrayLike, clusters: int) -> np.ndarray:
     return np.stack([estimate - width, estimate + width])
 
 
-def _t(clusters: int, confidence: float = 0.95) -> float:
-    return float(stats.t.ppf((1 + confidence) / 2, clusters - 1))
-
-
-def _own_prompts(users: Iterable[Any], prompts: Iterable[Any]) -> bool:
-    """Whether every prompt is one user's own."""
-    asked = [str(prompt) for prompt in prompts]
-    return len({*zip(map(str, users), asked, strict=True)}) == len({*asked})
+def _t(clusters: int) -> float:
+    return float(stats.t.ppf(0.975, clusters - 1))
 
 
 def _codes(names: Iterable[Any]) -> np.ndarray:
     """Numbers `[n]` of the names, from 0 in their order as text."""
     return np.unique(np.array([str(name) for name in names]), return_inverse=True)[1]
+
+
+def _clusters(users: Iterable[Any], prompts: Iterable[Any] | None) -> list[np.ndarray]:
+    """Codes `[n]` of the users, and of the prompts where some of them are shared."""
+    codes = [_codes(users)] if prompts is None else [_codes(users), _codes(prompts)]
+    shared = len(codes) == 2 and len(np.unique(np.column_stack(codes), axis=0)) > codes[1].max() + 1
+    return codes if shared else codes[:1]
 
 
 def _numbers(values: ArrayLike) -> np.ndarray:

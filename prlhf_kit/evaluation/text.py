@@ -55,35 +55,16 @@ def words(text: str) -> list[str]:
     return _WORD.findall(text.lower())
 
 
-def repetition(tokens: Sequence[str], n: int) -> float:
-    """rep-n = 1 - unique n-grams / all n-grams: 0 without any repetition; NaN where there are fewer than n tokens.
+def unique_share(texts: Iterable[Sequence[str]], n: int) -> float:
+    """Unique n-grams over all n-grams of tokenised texts; NaN where none has n tokens.
 
-    Welleck et al. 2019, arXiv 1908.04319 (seq-rep-n); also in ARGS, arXiv 2402.01694, whose code divides by one n-gram
-    more, so that short texts seem to repeat themselves.
+    Of one text it is 1 - rep-n (Welleck et al. 2019, arXiv 1908.04319), 1 without any repetition; ARGS' code (arXiv
+    2402.01694) divides by one n-gram more, so that short texts seem to repeat themselves. Of all texts together it is
+    distinct-n (Li et al. 2016, arXiv 1510.03055), which falls with the amount of text: compare equal numbers.
 
-    >>> repetition("a b a b a".split(), 2)  # ab, ba, ab, ba
+    >>> unique_share(["a b a b a".split()], 2)  # ab, ba, ab, ba
     0.5
     """
-    return 1 - _unique_share([tokens], n)
-
-
-def diversity(tokens: Sequence[str]) -> float:
-    """The product of 1 - rep-n over n = 2, 3, 4 (SimCTG, Su et al. 2022, arXiv 2202.06417; ARGS): 1 without any
-    repetition; NaN where there are fewer than four tokens."""
-    return float(np.prod([1 - repetition(tokens, n) for n in (2, 3, 4)]))
-
-
-def distinct_n(texts: Iterable[str], n: int) -> float:
-    """Unique n-grams over all n-grams of all texts together (Li et al. 2016, arXiv 1510.03055, there over all tokens);
-    NaN where no text has n words. It falls with the amount of text: compare equal numbers of answers.
-
-    >>> distinct_n(["the cat", "the dog"], 1)
-    0.75
-    """
-    return _unique_share([words(text) for text in texts], n)
-
-
-def _unique_share(texts: Iterable[Sequence[str]], n: int) -> float:
     found = [gram for tokens in texts for gram in ngrams(tokens, n)]
     return len(set(found)) / len(found) if found else float("nan")
 
@@ -123,60 +104,45 @@ def coherence(
     return found
 
 
-def readability(texts: Sequence[str]) -> pd.DataFrame:
-    """`reading_ease` (Flesch 1948: 100 is easy, 0 hard) and `grade` (Kincaid et al. 1975: US school grades) of English
-    texts, one row a text; NaN without any word in Latin letters.
+def reading_ease(text: str) -> float:
+    """Flesch's reading ease (1948: 100 is easy, 0 hard) of an English text; NaN without any word in Latin letters.
 
     Words and sentences (of more than two words) are textstat's. Its syllables need a dictionary that it downloads at
-    first use; here they are what it falls back to, pyphen's hyphenation. On 28,602 words of the simulated responses 95%
-    agree with that dictionary, the mean is 1.27 for 1.32: texts seem 5 points easier, 0.6 grades lower.
+    first use; here they are what it falls back to, pyphen's hyphenation: texts seem 5 points easier.
 
-    >>> readability(["The cat sat on the mat."]).round(3).to_dict("records")
-    [{'reading_ease': 116.145, 'grade': -1.45}]
+    >>> round(reading_ease("The cat sat on the mat."), 3)
+    116.145
     """
-    rows = []
-    for text in texts:
-        found = textstat.remove_punctuation(text).lower().split() if re.search("[A-Za-z]", text) else []
-        syllables = np.mean([len(_HYPHENS.positions(word)) + 1 for word in found]) if found else np.nan
-        per_sentence = textstat.words_per_sentence(text)
-        rows.append((206.835 - 1.015 * per_sentence - 84.6 * syllables, 0.39 * per_sentence + 11.8 * syllables - 15.59))
-    return pd.DataFrame(rows, columns=["reading_ease", "grade"], dtype=float)
+    if not re.search("[A-Za-z]", text):
+        return float("nan")
+    found = textstat.remove_punctuation(text).lower().split()
+    syllables = np.mean([len(_HYPHENS.positions(word)) + 1 for word in found])
+    return float(206.835 - 1.015 * textstat.words_per_sentence(text) - 84.6 * syllables)
 
 
-def length(texts: Sequence[str]) -> pd.DataFrame:
-    """`words` and `characters` (code points, white space included), one row a text."""
-    return pd.DataFrame({"words": [len(words(text)) for text in texts], "characters": [len(text) for text in texts]})
-
-
-def refusals(texts: Sequence[str]) -> np.ndarray:
-    """Which texts `[n]` open with a refusal: "I can't help", "I'm sorry, but I am unable to", "As an AI, I cannot".
+def is_refusal(text: str) -> bool:
+    """Whether a text opens with a refusal: "I can't help", "I'm sorry, but I am unable to", "As an AI, I cannot".
 
     English, and the opening only: other words or later refusals are missed; an answer that goes on to help counts.
 
-    >>> refusals(["I'm sorry, but I can't help with that.", "I'm sorry to hear that.", "I can't wait!"]).tolist()
-    [True, False, False]
+    >>> [is_refusal(text) for text in ("I'm sorry, but I can't help with that.", "I can't wait!")]
+    [True, False]
     """
-    return np.array([bool(_REFUSAL.match(text.replace("’", "'"))) for text in texts], dtype=bool)
+    return bool(_REFUSAL.match(text.replace("’", "'")))
 
 
-def kl_per_token(policy_logps: Sequence[ArrayLike], base_logps: Sequence[ArrayLike]) -> pd.DataFrame:
-    """How far each answer's policy is from the base (nats a token), from log-probabilities of the answer's tokens.
+def kl_per_token(policy_logps: ArrayLike, base_logps: ArrayLike) -> tuple[float, float]:
+    """How far an answer's policy is from the base (nats a token), from log-probabilities of the answer's tokens `[T]`.
 
-    Schulman 2020, "Approximating KL divergence" (joschu.net/blog/kl-approx.html), with d = log pi - log base: `k1` is
-    the mean of d, `k3` that of exp(-d) - 1 + d, which is never negative and varies less. Both estimate KL(pi, base) for
+    Schulman 2020, "Approximating KL divergence" (joschu.net/blog/kl-approx.html), with d = log pi - log base: k1 is
+    the mean of d, k3 that of exp(-d) - 1 + d, which is never negative and varies less. Both estimate KL(pi, base) for
     answers sampled from pi at temperature 1 only; of a greedy answer k1 is the log-ratio of one text, no more.
-    Each list has one list of log-probabilities (nats) an answer. Columns `tokens`, `k1`, `k3`; NaN without tokens.
 
-    >>> kl_per_token([[-1.0, -2.0]], [[-1.5, -2.5]]).k1.tolist()
-    [0.5]
+    >>> kl_per_token([-1.0, -2.0], [-1.5, -2.5])[0]
+    0.5
     """
-    rows = []
-    for i, (policy, base) in enumerate(zip(policy_logps, base_logps, strict=True)):
-        own, other = np.asarray(policy, float), np.asarray(base, float)
-        assert own.shape == other.shape, f"answer {i}: log-probabilities {own.shape} and {other.shape}"
-        d = own - other
-        rows.append((len(d), d.mean(), (np.exp(-d) - 1 + d).mean()) if len(d) else (0, np.nan, np.nan))
-    return pd.DataFrame(rows, columns=["tokens", "k1", "k3"]).astype({"tokens": int, "k1": float, "k3": float})
+    d = np.subtract(policy_logps, base_logps)
+    return float(d.mean()), float((np.exp(-d) - 1 + d).mean())
 
 
 def text_scores(answers: pd.DataFrame) -> pd.DataFrame:
@@ -187,9 +153,11 @@ def text_scores(answers: pd.DataFrame) -> pd.DataFrame:
     """
     texts = _texts(answers)
     tokens = [words(text) for text in texts]
-    values: dict[str, Any] = {f"rep-{n}": [repetition(found, n) for found in tokens] for n in (2, 3, 4)}
-    values = {"words": length(texts).words} | values | {"diversity": [diversity(found) for found in tokens]}
-    return _long(answers, values | {"Flesch reading ease": readability(texts).reading_ease, "refusal": refusals(texts)})
+    unique = {n: np.array([unique_share([found], n) for found in tokens]) for n in (2, 3, 4)}
+    values = {"words": [len(found) for found in tokens]} | {f"rep-{n}": 1 - share for n, share in unique.items()}
+    values["diversity"] = unique[2] * unique[3] * unique[4]  # SimCTG, Su et al. 2022, arXiv 2202.06417; ARGS
+    values["Flesch reading ease"] = [reading_ease(text) for text in texts]
+    return _long(answers, values | {"refusal": [is_refusal(text) for text in texts]})
 
 
 def corpus_scores(answers: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
@@ -206,7 +174,7 @@ def corpus_scores(answers: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     for (system, user), group in tqdm(written, desc="texts", disable=None, leave=False):
         texts = group.sort_values("prompt").answer
         drawn = [t for t in texts.sample(min(len(texts), SELF_BLEU_ANSWERS), random_state=seed) if words(t)]
-        values = {f"distinct-{n}": distinct_n(texts, n) for n in (1, 2, 3)}
+        values = {f"distinct-{n}": unique_share(map(words, texts), n) for n in (1, 2, 3)}
         values["self-BLEU"] = self_bleu(drawn) if len(drawn) > 1 else np.nan
         rows += [(name, system, user, None, None, value) for name, value in values.items()]
     return pd.DataFrame(rows, columns=list(SCORES))

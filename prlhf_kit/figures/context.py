@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable
 from textwrap import fill
 
 import numpy as np
@@ -11,7 +11,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from prlhf_kit.figures.style import PALETTE, error_bars, heatmap, marker_of, new_figure, reference_line
+from prlhf_kit.figures.style import (
+    PALETTE,
+    heatmap,
+    legend,
+    look,
+    names_down,
+    new_figure,
+    points,
+    reference_line,
+    side_by_side,
+)
 from prlhf_kit.figures.users import learning_curves
 
 # as in evaluation/context.py, intervals.py and options.py, which take seconds to import, as figures should not
@@ -19,35 +29,47 @@ FOUR_WAYS = ("neither", "prompt only", "soft tokens", "both")
 NONE, ALL = "none", "all"
 LIKELIHOOD, SHORTEST, LONGEST = "likelihood a token", "shortest option", "longest option"
 
-CONTROL = "0.55"  # grey of what is there to compare with
+CONTROL = {"color": "0.55", "marker": "o"}  # grey of what is there to compare with
 CONTEXTS = {
-    "true": ("right", 0, "o"),
-    "user_text": ("right", 0, "o"),
-    NONE: (NONE, 7, "s"),
-    "random": ("random", 5, "D"),
-    "shuffled": ("shuffled", 3, "^"),
+    "true": ("right", PALETTE[0], "o"),
+    "user_text": ("right", PALETTE[0], "o"),
+    NONE: (NONE, PALETTE[7], "s"),
+    "random": ("random", PALETTE[5], "D"),
+    "shuffled": ("shuffled", PALETTE[3], "^"),
 }
 """Context -> its name in the picture, its colour and its marker: the same in all figures."""
 
 
-def _panels(names: list, rows: float, width: float = 6.4, legend: int = 0):
+def _panels(names: list, rows: float, legend_rows: int):
     """Panels below each other, `rows` lines of text high each, so that a page as narrow as a phone's keeps labels."""
-    height = (0.34 * rows + 1.15) * len(names) + 0.28 * legend
-    figure, axes = new_figure(width, height, nrows=len(names), squeeze=False)
+    height = (0.34 * rows + 1.15) * len(names) + 0.28 * legend_rows
+    figure, axes = new_figure(6.4, height, nrows=len(names), squeeze=False)
     return figure, dict(zip(names, axes[:, 0], strict=True))
 
 
-def _labels(ax: Axes, names: list, width: int = 26) -> None:
-    """Names down the y axis, long ones in several lines, the first on top."""
-    ax.set_yticks(range(len(names)), [fill(str(name), width) for name in names])
-    ax.set_ylim(len(names) - 0.5, -0.5)
-    ax.tick_params(axis="y", length=0)
-    for place in range(len(names)):
-        ax.axhline(place, color="0.92", linewidth=1, zorder=0)
+def _by_dataset(table: pd.DataFrame, xlabel: str, rows: float, mark: Callable[[Axes, pd.DataFrame, list], None]):
+    """Accuracies of methods, one panel a dataset: `mark` draws them at the places of the methods. Dotted: chance."""
+    table = table if "dataset" in table else table.assign(dataset="held-out")
+    panels = table.groupby("dataset", sort=False)
+    figure, axes = _panels(list(panels.groups), rows * panels.method.nunique().max(), 1)
+    rank = {method: i for i, method in enumerate(FOUR_WAYS)}  # before all others
+    low = table[["low", "value", "chance"]].min(axis=None)
+    for dataset, part in panels:
+        ax = axes[dataset]
+        methods = sorted(dict.fromkeys(part.method), key=lambda method: rank.get(method, len(rank)))
+        mark(ax, part, methods)
+        names_down(ax, methods)
+        reference_line(ax, part.chance.iloc[0])
+        users = f", {_count(part.users)} users" if "users" in part else ""
+        ax.set_title(f"{dataset}: {_count(part.n)} items{users}", fontsize=10, loc="left")
+        ax.set(xlim=(max(-0.02, low - 0.05), 1.02))
+    ax.set_xlabel(xlabel)
+    return figure
 
 
-def _points(ax: Axes, rows: pd.DataFrame, y, value: str, color: str, marker: str, label: str | None = None) -> None:
-    ax.errorbar(rows[value], y, xerr=error_bars(rows, value), fmt=marker, color=color, capsize=3, label=label)
+def _count(numbers: pd.Series) -> str:
+    low, high = int(numbers.min()), int(numbers.max())
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
 def four_way(table: pd.DataFrame) -> Figure:
@@ -56,28 +78,13 @@ def four_way(table: pd.DataFrame) -> Figure:
     `table`: rows of `context.four_way`, its first table: intervals by `dataset` and `method`, with `users` and `chance`
     (the dotted line).
     """
-    controls = [method for method in dict.fromkeys(table.method) if method not in FOUR_WAYS]
-    known = [method for method in [*FOUR_WAYS, *controls] if method in set(table.method)]
-    figure, axes = _panels(list(dict.fromkeys(table.dataset)), len(known))
-    low = min(table.low.min(), table.value.min(), table.chance.min())
-    for dataset, ax in axes.items():
-        part = table[table.dataset == dataset]
-        methods = [method for method in known if method in set(part.method)]
-        for i, method in enumerate(methods):
-            color = PALETTE[FOUR_WAYS.index(method)] if method in FOUR_WAYS else CONTROL
-            marker = marker_of(FOUR_WAYS.index(method)) if method in FOUR_WAYS else "o"
-            _points(ax, part[part.method == method], [i], "value", color, marker)
-        _labels(ax, methods)
-        reference_line(ax, part.chance.iloc[0])
-        ax.set_title(f"{dataset}: {_count(part.n)} items, {_count(part.users)} users", fontsize=10, loc="left")
-        ax.set(xlim=(max(0, low - 0.05), 1.02))
-    ax.set_xlabel("accuracy on held-out items (95% interval; dotted: chance)")
-    return figure
 
+    def mark(ax: Axes, part: pd.DataFrame, methods: list) -> None:
+        for place, method in enumerate(methods):
+            style = look(FOUR_WAYS.index(method)) if method in FOUR_WAYS else CONTROL
+            points(ax, part[part.method == method], [place], 0, **style)
 
-def _count(numbers: pd.Series) -> str:
-    low, high = int(numbers.min()), int(numbers.max())
-    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+    return _by_dataset(table, "accuracy on held-out items (95% interval; dotted: chance)", 1, mark)
 
 
 def context_heatmap(table: pd.DataFrame) -> Figure:
@@ -117,22 +124,12 @@ def option_accuracy(table: pd.DataFrame) -> Figure:
     `table`: intervals by `rule` (`options.RULES`), `method` and `context` (what stood in the prompt), with `chance`
     (the dotted line). The rules of length know no model, so each is drawn once.
     """
-    likely = table[table.rule == LIKELIHOOD]
     rules = table[table.rule.isin([SHORTEST, LONGEST])].drop_duplicates("rule")
-    methods = list(dict.fromkeys(likely.method))
-    names = [*methods, *rules.rule]
-    figure, axes = _panels([""], len(names), legend=1)
-    ax = axes[""]
-    _by_context(ax, likely, methods)
-    _points(ax, rules, len(methods) + np.arange(len(rules)), "value", CONTROL, "o")
-    _labels(ax, names)
-    reference_line(ax, table.chance.iloc[0])
-    ax.set(
-        xlabel="questions answered as the user's preference asks\n(share; 95% interval; dotted: chance)",
-        xlim=(-0.02, 1.02),
+    rules = rules.assign(method=rules.rule, context="")
+    table = pd.concat([table[table.rule == LIKELIHOOD], rules])
+    return _with_contexts(
+        table, "questions answered as the user's preference asks\n(share; 95% interval; dotted: chance)"
     )
-    _legend(figure, [ax], "context")
-    return figure
 
 
 def by_context(table: pd.DataFrame) -> Figure:
@@ -141,37 +138,25 @@ def by_context(table: pd.DataFrame) -> Figure:
     `table`: intervals by `method` and `context`, and by `dataset` where there are several, with `chance` (the dotted
     line).
     """
-    datasets = list(dict.fromkeys(table.dataset)) if "dataset" in table else [""]
-    rows = 1.6 * table.groupby("dataset").method.nunique().max() if datasets[0] else 1.6 * table.method.nunique()
-    figure, axes = _panels(datasets, rows, legend=1)
-    low = min(table.low.min(), table.value.min(), table.chance.min())
-    for dataset, ax in axes.items():
-        part = table[table.dataset == dataset] if dataset else table
-        methods = list(dict.fromkeys(part.method))
-        _by_context(ax, part, methods)
-        _labels(ax, methods)
-        reference_line(ax, part.chance.iloc[0])
-        ax.set_title(f"{dataset or 'held-out'}: {_count(part.n)} items", fontsize=10, loc="left")
-        ax.set(xlim=(max(0, low - 0.05), 1.02))
-    ax.set_xlabel("accuracy (95% interval; dotted: chance)")
-    _legend(figure, axes.values(), "context")
+    return _with_contexts(table, "accuracy (95% interval; dotted: chance)")
+
+
+def _with_contexts(table: pd.DataFrame, xlabel: str) -> Figure:
+    """One line a method, one mark a context; grey: what knows none."""
+
+    def mark(ax: Axes, part: pd.DataFrame, methods: list) -> None:
+        known = [context for context in CONTEXTS if context in set(part.context)]
+        for i, context in enumerate(known):
+            rows, (name, color, marker) = part[part.context == context], CONTEXTS[context]
+            at = [methods.index(method) + 0.18 * (i - (len(known) - 1) / 2) for method in rows.method]
+            points(ax, rows, at, 0, color=color, marker=marker, label=name)
+        rest = part[~part.context.isin(known)]
+        if len(rest):
+            points(ax, rest, [methods.index(method) for method in rest.method], 0, **CONTROL)
+
+    figure = _by_dataset(table, xlabel, 1.6, mark)
+    legend(figure, title="context", ncols=4)
     return figure
-
-
-def _by_context(ax: Axes, rows: pd.DataFrame, methods: list) -> None:
-    """One line a method, one mark a context."""
-    known = [context for context in CONTEXTS if context in set(rows.context)]
-    for i, context in enumerate(known):
-        part = rows[rows.context == context]
-        y = [methods.index(method) + 0.18 * (i - (len(known) - 1) / 2) for method in part.method]
-        name, color, marker = CONTEXTS[context]
-        _points(ax, part, y, "value", PALETTE[color], marker, name)
-
-
-def _legend(figure: Figure, axes: Iterable[Axes], title: str, columns: int = 4) -> None:
-    """Above the panels, with what stands in any of them once."""
-    marks = {label: mark for ax in axes for mark, label in zip(*ax.get_legend_handles_labels(), strict=True)}
-    figure.legend(marks.values(), marks.keys(), frameon=False, title=title, loc="outside upper center", ncols=columns)
 
 
 def community_win_rates(table: pd.DataFrame) -> Figure:
@@ -181,24 +166,20 @@ def community_win_rates(table: pd.DataFrame) -> Figure:
     `table`: rows of `win_rate.win_rates_by_community`.
     """
     communities = [c for c in dict.fromkeys(table.community) if c != ALL] + [ALL] * (ALL in set(table.community))
-    pairs = list(dict.fromkeys(zip(table.system_a, table.system_b, strict=True)))
+    table = table.assign(pair=table.system_a + " over " + table.system_b)
+    pairs = list(dict.fromkeys(table.pair))
     lines = max(1.0, 0.6 * len(pairs)) * len(communities)
-    figure, axes = _panels(list(dict.fromkeys(table.judge)), lines, legend=len(pairs) + 1)
+    figure, axes = _panels(list(dict.fromkeys(table.judge)), lines, len(pairs) + 1)
     for judge, ax in axes.items():
-        for i, (a, b) in enumerate(pairs):
-            rows = table[(table.judge == judge) & (table.system_a == a) & (table.system_b == b)]
-            y = np.array([communities.index(c) for c in rows.community]) + 0.22 * (i - (len(pairs) - 1) / 2)
-            _points(ax, rows, y, "win_rate", PALETTE[i % 8], marker_of(i), f"{a} over {b}")
-            open_ = (~(rows.p_holm < 0.05)).to_numpy()
-            ax.plot(
-                rows.win_rate[open_], y[open_], marker_of(i), color=PALETTE[i % 8], markerfacecolor="white", zorder=3
-            )
-        _labels(ax, communities)
+        for color in ("white", None):  # the filled ones last: theirs is the legend's mark
+            part = table[(table.judge == judge) & ((table.p_holm < 0.05) == (color is None))]
+            style = {"value": "win_rate", "kinds": pairs, "markerfacecolor": color}
+            side_by_side(ax, part, "pair", "community", communities, 0.22, **style)
         reference_line(ax, 0.5)
         ax.set_title(f"judge: {judge}", fontsize=10, loc="left")
         ax.set(xlim=(-0.02, 1.02))
     ax.set_xlabel("win rate of the first (95% interval; filled: p < 0.05, Holm over communities)")
-    _legend(figure, axes.values(), "", columns=1)
+    legend(figure, ncols=1)
     return figure
 
 

@@ -7,45 +7,35 @@ import pandas as pd
 from matplotlib.figure import Figure
 from wordcloud import WordCloud
 
-from prlhf_kit.figures.style import PALETTE, heatmap, marker_of, new_figure
-
-
-def tastes(weights: pd.DataFrame) -> Figure:
-    """Heatmap of users' true weights. `weights`: index user, one column an attribute."""
-    figure, ax = new_figure(6.5, 0.32 * len(weights) + 1.4)
-    limit = float(np.abs(weights.to_numpy()).max())
-    heatmap(ax, weights, "weight (utility per SD of the attribute)", -limit, limit)
-    ax.set(xlabel="text attribute", ylabel="simulated user")
-    return figure
-
+from prlhf_kit.figures.style import PALETTE, legend, matrix, new_figure, reference_line, scatter
 
 MANY_USERS = 20  # more are not drawn one by one
 
 
+def tastes(weights: pd.DataFrame) -> Figure:
+    """Heatmap of users' true weights. `weights`: index user, one column an attribute."""
+    limit = float(np.abs(weights.to_numpy()).max())
+    axes = {"xlabel": "text attribute", "ylabel": "simulated user", "cell": (0.65, 0.32)}
+    return matrix(weights, "weight (utility per SD of the attribute)", -limit, limit, **axes)
+
+
 def users_and_pairs(pairs: pd.DataFrame) -> Figure:
     """How many pairs users have, and how many users and pairs a split. `pairs`: columns `split`, `user_id`."""
-    splits = list(pairs.split.unique())
     figure, (left, right) = new_figure(9, 3.2, ncols=2)
     counts = pairs.groupby(["split", "user_id"], sort=False).size()
-    bins = np.geomspace(1, counts.max() + 1, 25) if counts.max() > 30 else np.arange(0.5, counts.max() + 1.5)
-    for i, split in enumerate(splits):
-        left.hist(counts[split], bins=bins, histtype="step", linewidth=1.5, color=PALETTE[i], label=split)
-    left.set(xlabel="pairs of a user", ylabel="users", xscale="log" if counts.max() > 30 else "linear")
+    most = counts.max()
+    many = most > 30
+    bins = np.geomspace(1, most + 1, 25) if many else np.arange(0.5, most + 1.5)
+    for color, split in zip(PALETTE, counts.index.unique("split"), strict=False):
+        left.hist(counts[split], bins=bins, histtype="step", linewidth=1.5, color=color, label=split)
+    left.set(xlabel="pairs of a user", ylabel="users", xscale="log" if many else "linear")
     left.legend(frameon=False)
-    y = np.arange(len(splits))
-    for shift, (what, numbers) in zip(
-        (-0.2, 0.2),
-        {
-            "pairs": [int(counts[split].sum()) for split in splits],
-            "users": [len(counts[split]) for split in splits],
-        }.items(),
-        strict=True,
-    ):
-        bars = right.barh(y + shift, numbers, height=0.38, color=PALETTE[0 if what == "pairs" else 1], label=what)
-        right.bar_label(bars, [f"{n:,}" for n in numbers], padding=3, fontsize=8)
-    right.set_yticks(y, splits)
+    numbers = counts.groupby("split", sort=False).agg(pairs="sum", users="size")
+    numbers.plot.barh(ax=right, color=PALETTE[:2], width=0.76)
+    for bars in right.containers:
+        right.bar_label(bars, fmt="{:,.0f}", padding=3, fontsize=8)
     right.invert_yaxis()
-    right.set(xlabel="number (logarithmic)", xscale="log", xlim=(0.7, 8 * counts.groupby("split").sum().max()))
+    right.set(xlabel="number (logarithmic)", ylabel="", xscale="log", xlim=(0.7, 8 * numbers.pairs.max()))
     right.legend(frameon=False, loc="upper left", bbox_to_anchor=(0, -0.22), ncols=2)
     return figure
 
@@ -55,39 +45,21 @@ def agreement(table: pd.DataFrame) -> Figure:
 
     `table`: columns `user_a`, `user_b`, `agreement`, `shared`. Cells of users who share nothing stay empty.
     """
-    values = table.pivot_table(index="user_a", columns="user_b", values="agreement")
-    shared = table.pivot_table(index="user_a", columns="user_b", values="shared")
-    figure, ax = new_figure(0.6 * len(values) + 2.6, 0.5 * len(values) + 1.4)
-    notes = values.map(lambda v: f"{v:.2f}") + "\n" + shared.map(lambda n: f"n={n:.0f}")
-    heatmap(
-        ax,
-        values,
-        "same preference on shared pairs",
-        0,
-        1,
-        notes if len(values) <= 15 else None,
-        fmt="",
-        square=True,
-        annot_kws={"size": 6},
-    )
-    ax.set_facecolor("0.9")  # nothing shared: not the white of 0.5
-    ax.set(xlabel="user", ylabel="user")
+    values, shared = (table.pivot(index="user_a", columns="user_b", values=of) for of in ("agreement", "shared"))
+    notes = values.map("{:.2f}".format) + "\n" + shared.map("n={:.0f}".format)
+    style = {"notes": notes if len(values) <= 15 else None, "fmt": "", "square": True, "annot_kws": {"size": 6}}
+    axes = {"xlabel": "user", "ylabel": "user", "cell": (0.6, 0.5)}
+    figure = matrix(values, "same preference on shared pairs", 0, 1, **axes, **style)
+    figure.axes[0].set_facecolor("0.9")  # nothing shared: not the white of 0.5
     return figure
 
 
 def response_map(table: pd.DataFrame) -> Figure:
     """Scatter of responses, similar ones near each other. `table`: columns `group`, `x`, `y`."""
     figure, ax = new_figure(7, 4.6)
-    for i, (group, rows) in enumerate(table.groupby("group", sort=False)):
-        ax.scatter(rows.x, rows.y, s=9, marker=marker_of(i), color=PALETTE[i % 8], alpha=0.7, linewidths=0, label=group)
+    scatter(ax, table, "group", "x", "y", s=9, alpha=0.7, linewidths=0)
     ax.set(xlabel="t-SNE of TF-IDF, first axis (no unit)", ylabel="second axis (no unit)", xticks=[], yticks=[])
-    figure.legend(
-        *ax.get_legend_handles_labels(),
-        frameon=False,
-        title="chosen responses of",
-        markerscale=2,
-        loc="outside right upper",
-    )
+    legend(figure, "outside right upper", title="chosen responses of", markerscale=2)
     return figure
 
 
@@ -122,21 +94,19 @@ def lengths(pairs: pd.DataFrame) -> Figure:
     `pairs`: columns `split`, `user_id`, `chosen_words`, `rejected_words`.
     """
     pairs = pairs[pairs.split == "train"]
-    difference = pairs.chosen_words - pairs.rejected_words
-    by_user = pairs.assign(difference=difference).groupby("user_id").difference
-    users = sorted(by_user.groups, key=str)
-    if len(users) > MANY_USERS:
-        users = by_user.size().sort_values(ascending=False, kind="stable").index[:MANY_USERS].tolist()
-    groups = [by_user.get_group(user) for user in users]
+    pairs = pairs.assign(difference=pairs.chosen_words - pairs.rejected_words)
+    counts = pairs.user_id.value_counts()  # most pairs first
+    users = sorted(counts.index, key=str) if len(counts) <= MANY_USERS else list(counts.index[:MANY_USERS])
+    groups = [pairs.difference[pairs.user_id == user] for user in users]
     if len(users) > 1:
-        users, groups = [*users, f"all {by_user.ngroups}"], [*groups, difference]
+        users, groups = [*users, f"all {len(counts)}"], [*groups, pairs.difference]
     figure, ax = new_figure(6.5, 0.32 * len(users) + 1.2)
     style = {"patch_artist": True, "widths": 0.7, "flierprops": {"markersize": 3}, "medianprops": {"color": "black"}}
-    boxes = ax.boxplot(groups, orientation="horizontal", tick_labels=users, **style)
-    for user, box in zip(users, boxes["boxes"], strict=True):
+    boxes = ax.boxplot(groups, orientation="horizontal", tick_labels=users, **style)["boxes"]
+    for user, box in zip(users, boxes, strict=True):
         box.set_facecolor(PALETTE[1] if str(user).startswith("all ") else PALETTE[4])
     ax.invert_yaxis()
-    ax.axvline(0, color="black", linewidth=1, linestyle=":")
+    reference_line(ax, 0)
     ax.set(xlabel="words in the chosen response minus words in the rejected one", ylabel="user")
     return figure
 

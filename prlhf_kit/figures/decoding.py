@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from prlhf_kit.figures.style import PALETTE, error_bars, legend, new_figure, reference_line
+from prlhf_kit.figures.style import (
+    PALETTE,
+    crossed,
+    legend,
+    look,
+    names_down,
+    new_figure,
+    numbered,
+    points,
+    reference_line,
+)
 
-MARKERS = ("o", "s", "^", "D", "v", "P")
+GAINED = "reward gained over the base\n(judge's units, 95% interval)"
 
 
 def reward_by_weight(table: pd.DataFrame) -> Figure:
@@ -21,19 +29,17 @@ def reward_by_weight(table: pd.DataFrame) -> Figure:
     `table`: intervals of `gain` (`evaluation.steering.gains`) by `guide` and `weight`.
     """
     figure, (left, middle, right) = new_figure(11, 3.6, ncols=3)
-    for number, (guide, group) in enumerate(table.groupby("guide", sort=False)):
-        style = {"color": PALETTE[number], "marker": MARKERS[number]}
-        left.errorbar(group.weight, group.gain, yerr=error_bars(group, "gain"), capsize=3, label=guide, **style)
-        middle.plot(-group.logp, group.gain, linewidth=1, **style)
-        for w, x, y in zip(group.weight, -group.logp, group.gain, strict=True):
-            middle.annotate(f"{w:g}", (x, y), xytext=(4, 3), textcoords="offset points")
-        right.plot(group.weight, 100 * group.changed, **style)
+    for i, (guide, rows) in enumerate(table.groupby("guide", sort=False)):
+        points(left, rows, rows.weight, i, "gain", upright=True, linestyle="-", label=guide)
+        middle.plot(-rows.logp, rows.gain, linewidth=1, **look(i))
+        numbered(middle, rows.weight, -rows.logp, rows.gain, "{:g}")
+        right.plot(rows.weight, 100 * rows.changed, **look(i))
     for ax in (left, middle):
         reference_line(ax, 0, vertical=False)
-    left.set(xlabel="weight w", ylabel="reward gained over the base\n(judge's units, 95% interval)")
+    left.set(xlabel="weight w", ylabel=GAINED)
     middle.set(xlabel="divergence of the answers from the base\n(nats a token)", ylabel="reward gained (numbers: w)")
     right.set(xlabel="weight w", ylabel="tokens that differ from the\nbase's choice (%)", ylim=(0, None))
-    legend(figure, left, ncols=4)
+    legend(figure, ncols=4)
     return figure
 
 
@@ -43,12 +49,12 @@ def steering_methods(table: pd.DataFrame) -> Figure:
     `table`: intervals of `gain` (`evaluation.steering.gains`) by `method`.
     """
     figure, (left, right) = new_figure(9, 0.6 + 0.38 * len(table), ncols=2, sharey=True, width_ratios=[3, 2])
-    places = np.arange(len(table))[::-1]
-    left.errorbar(table.gain, places, xerr=error_bars(table, "gain"), fmt="o", color=PALETTE[0], capsize=3)
+    y = np.arange(len(table))
+    points(left, table, y, 0, "gain")
+    names_down(left, list(table.method))
     reference_line(left, 0)
-    left.set_yticks(places, table.method)
-    left.set(xlabel="reward gained over the base\n(judge's units, 95% interval)", ylim=(-0.6, len(table) - 0.4))
-    right.plot(table.logp, places, "s", color=PALETTE[5])
+    left.set(xlabel=GAINED)
+    right.plot(table.logp, y, "s", color=PALETTE[5])
     right.set(xlabel="log-probability under the base\n(nats a token)")
     return figure
 
@@ -60,19 +66,11 @@ def asked_seldom(table: pd.DataFrame) -> Figure:
     (times the base's own time).
     """
     figure, ax = new_figure(7, 3.4)
-    labels = [f"{name} ({share:.0%})" for name, share in zip(table.asks, table.asked, strict=True)]
-    for number, label in enumerate(labels):
-        one = table.iloc[[number]]
-        style: dict[str, Any] = {
-            "fmt": MARKERS[number % len(MARKERS)],
-            "color": PALETTE[number],
-            "capsize": 3,
-            "label": label,
-        }
-        ax.errorbar(one.slower, one.gain, yerr=error_bars(one, "gain"), **style)
+    for i, row in enumerate(table.itertuples()):
+        points(ax, table[i : i + 1], row.slower, i, "gain", upright=True, label=f"{row.asks} ({row.asked:.0%})")
     reference_line(ax, 0, vertical=False)
-    ax.set(xlabel="time (times the base's own)", ylabel="reward gained over the base\n(judge's units, 95% interval)")
-    legend(figure, ax, "outside right upper", title="asked at (share of tokens)")
+    ax.set(xlabel="time (times the base's own)", ylabel=GAINED)
+    legend(figure, "outside right upper", title="asked at (share of tokens)")
     return figure
 
 
@@ -83,20 +81,13 @@ def two_preferences(table: pd.DataFrame) -> Figure:
     """
     first, second = table.user_id.unique()
     figure, ax = new_figure(6.5, 4)
-    for number, (towards, group) in enumerate(table.groupby("towards", sort=False)):
-        x, y = (group[group.user_id == user] for user in (first, second))
-        spans: dict[str, Any] = {"xerr": error_bars(x, "gain"), "yerr": error_bars(y, "gain")}
-        style: dict[str, Any] = {
-            "fmt": MARKERS[number % len(MARKERS)],
-            "color": PALETTE[number],
-            "markersize": 8,
-            "elinewidth": 1,
-        }
-        ax.errorbar(x.gain, y.gain, **spans, **style, label=towards)
+    for i, (towards, rows) in enumerate(table.groupby("towards", sort=False)):
+        x, y = (rows[rows.user_id == user] for user in (first, second))
+        crossed(ax, x, y, i, "gain", markersize=8, elinewidth=1, label=towards)
     reference_line(ax, 0, vertical=False)
     reference_line(ax, 0)
     ax.set(xlabel=f"gained by {first} (judge's units)", ylabel=f"gained by {second}\n(judge's units)")
-    legend(figure, ax, "outside right upper", title="towards")
+    legend(figure, "outside right upper", title="towards")
     return figure
 
 

@@ -3,23 +3,23 @@ in `users.py`."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 from prlhf_kit.figures.style import (
     PALETTE,
-    draw_intervals,
-    error_bars,
+    crossed,
     heatmap,
     legend,
-    marker_of,
+    look,
     names_down,
     new_figure,
+    numbered,
+    points,
     reference_line,
-    series_positions,
+    scatter,
+    side_by_side,
 )
 
 
@@ -30,23 +30,17 @@ def win_matrix(table: pd.DataFrame) -> Figure:
     """
     judges = list(table.judge.unique())
     systems = list(dict.fromkeys([*table.system_a, *table.system_b]))
-    side = 0.75 * len(systems)
-    stacked = len(systems) > 6
+    side, stacked = 0.75 * len(systems), len(systems) > 6
     rows, columns = (len(judges), 1) if stacked else (1, len(judges))
-    figure, axes = new_figure(
-        side * columns + 3.2, (side + 1.6) * rows, nrows=rows, ncols=columns, sharey=not stacked, squeeze=False
-    )
+    size = (side * columns + 3.2, (side + 1.6) * rows)
+    figure, axes = new_figure(*size, nrows=rows, ncols=columns, sharey=not stacked, squeeze=False)
     for number, (ax, judge) in enumerate(zip(axes.flat, judges, strict=True)):
-        cells = pd.DataFrame(np.nan, index=systems, columns=systems)
-        notes = pd.DataFrame("", index=systems, columns=systems)
-        part = table[table.judge == judge]
-        for a, b, rate, p in zip(part.system_a, part.system_b, part.win_rate, part.p_holm, strict=True):
-            star = "*" if p < 0.05 else ""
-            for one, other, value in ((a, b, rate), (b, a, 1 - rate)):
-                cells.loc[one, other] = value
-                notes.loc[one, other] = "" if np.isnan(value) else f"{value:.2f}{star}"
+        part = table[table.judge == judge].pivot(index="system_a", columns="system_b", values=["win_rate", "p_holm"])
+        rates, p = (part[of].reindex(index=systems, columns=systems).astype(float) for of in ("win_rate", "p_holm"))
+        rates, p = rates.fillna(1 - rates.T), p.fillna(p.T)
+        notes = rates.map("{:.2f}".format) + (p < 0.05).map({True: "*", False: ""}.get)
         last = stacked or number == len(judges) - 1
-        heatmap(ax, cells, "win rate of the row", 0, 1, notes, fmt="", square=True, cbar=last)
+        heatmap(ax, rates, "win rate of the row", 0, 1, notes, fmt="", square=True, cbar=last)
         ax.set_facecolor("0.9")  # not compared: not the white of 0.5
         ax.set(title=f"judge: {judge}", xlabel="against", ylabel="system" if stacked or not number else "")
         ax.tick_params(axis="x", rotation=40)
@@ -60,13 +54,10 @@ def ratings(table: pd.DataFrame) -> Figure:
     """Bradley-Terry ratings with intervals, by judge. `table`: rows of `win_rate.bradley_terry`."""
     systems = list(dict.fromkeys(table.sort_values("rating", ascending=False).system))
     figure, ax = new_figure(7, 0.45 * len(systems) + 1.4)
-    judges = list(table.groupby("judge", sort=False))
-    for i, (judge, rows) in enumerate(judges):
-        draw_intervals(ax, rows, series_positions(systems, rows.system, i, len(judges), 0.16), i, "rating", label=judge)
-    names_down(ax, systems)
+    side_by_side(ax, table, "judge", "system", systems, 0.16, "rating")
     reference_line(ax, 1000)
     ax.set(xlabel="Bradley-Terry rating (Elo's scale, mean 1000; 95% interval)")
-    legend(figure, ax, "outside right upper", title="judge")
+    legend(figure, "outside right upper", title="judge")
     return figure
 
 
@@ -76,18 +67,14 @@ def dimensions(table: pd.DataFrame) -> Figure:
     `table`: intervals by `method` and `dimension`, and `unit` (the same everywhere).
     """
     names = list(dict.fromkeys(table.dimension))
-    methods = list(table.groupby("method", sort=False))
     figure, ax = new_figure(1.5 * len(names) + 3.5, 3.8)
-    for i, (method, rows) in enumerate(methods):
-        x = series_positions(names, rows.dimension, i, len(methods), 0.07)
-        style: dict[str, Any] = {"fmt": f"{marker_of(i)}-", "capsize": 2, "linewidth": 1.2, "label": method}
-        draw_intervals(ax, rows, x, i, upright=True, **style)
-    ax.set_xticks(range(len(names)), names, rotation=20 if max(map(len, names)) > 12 else 0)
-    for place in range(len(names)):
-        ax.axvline(place, color="0.85", linewidth=1, zorder=0)
+    line = {"upright": True, "linestyle": "-", "linewidth": 1.2}
+    side_by_side(ax, table, "method", "dimension", names, 0.07, **line)
+    ax.tick_params(axis="x", rotation=20 if max(map(len, names)) > 12 else 0)
+    ax.grid(axis="x", color="0.85")
     reference_line(ax, 0, vertical=False)
     ax.set(xlabel="preference dimension", ylabel=f"{table.unit.iloc[0]}\n(95% interval)")
-    legend(figure, ax, "outside right upper")
+    legend(figure, "outside right upper")
     return figure
 
 
@@ -100,16 +87,14 @@ def reward_front(table: pd.DataFrame) -> Figure:
     figure, ax = new_figure(7, 4.2)
     for i, (guide, rows) in enumerate(table.groupby("guide", sort=False)):
         x, y = rows[rows.measure == of_x], rows[rows.measure == of_y]
-        ax.plot(x.value, y.value, color=PALETTE[i % 8], marker=marker_of(i), linewidth=1, label=guide)
-        spans: dict[str, Any] = {"xerr": error_bars(x, "value"), "yerr": error_bars(y, "value")}
-        ax.errorbar(x.value, y.value, **spans, fmt="none", ecolor=PALETTE[i % 8], alpha=0.2)
-        for w, *place in zip(x.weight, x.value, y.value, strict=True):
-            ax.annotate(f"{w:g}", place, xytext=(5, 4), textcoords="offset points", fontsize=8)
+        ax.plot(x.value, y.value, **look(i), linewidth=1, label=guide)
+        crossed(ax, x, y, i, marker="", alpha=0.2)
+        numbered(ax, x.weight, x.value, y.value, "{:g}", fontsize=8)
     best_x, best_y = (table.value[table.front & (table.measure == of)] for of in (of_x, of_y))
     ax.scatter(best_x, best_y, s=170, facecolors="none", edgecolors="black", linewidths=1, label="Pareto front")
     ax.margins(0.1)
     ax.set(xlabel=f"{of_x} (95% intervals)", ylabel=f"{of_y} (numbers: w)")
-    legend(figure, ax, ncols=2)
+    legend(figure, ncols=2)
     return figure
 
 
@@ -119,16 +104,12 @@ def length_against_win(table: pd.DataFrame) -> Figure:
     `table`: columns `comparison`, `user_id`, `longer` (mean words of a's answers minus b's), `win_rate`.
     """
     figure, ax = new_figure(7, 3.8)
-    for i, (name, rows) in enumerate(table.groupby("comparison", sort=False)):
-        ax.scatter(rows.longer, rows.win_rate, s=36, marker=marker_of(i), color=PALETTE[i % 8], alpha=0.8, label=name)
+    scatter(ax, table, "comparison", "longer", "win_rate", s=36, alpha=0.8)
     reference_line(ax, 0)
     reference_line(ax, 0.5, vertical=False)
-    ax.set(
-        xlabel="words in one's own answers minus words in the other's (mean)",
-        ylabel="win rate of a user",
-        ylim=(-0.05, 1.05),
-    )
-    legend(figure, ax, ncols=2)
+    xlabel = "words in one's own answers minus words in the other's (mean)"
+    ax.set(xlabel=xlabel, ylabel="win rate of a user", ylim=(-0.05, 1.05))
+    legend(figure, ncols=2)
     return figure
 
 
@@ -138,15 +119,11 @@ def fairness(table: pd.DataFrame) -> Figure:
     `table`: intervals by `user_id` and `group` in the order to draw, and `unit` (the same everywhere).
     """
     figure, ax = new_figure(7, min(max(0.28 * len(table), 1.2), 20) + 1.2)
-    groups = list(dict.fromkeys(table.group.fillna("")))
-    for i, group in enumerate(groups):
-        rows = table[table.group.fillna("") == group]
-        draw_intervals(ax, rows, rows.index, i, label=group or None)
-    names_down(ax, list(table.user_id) if len(table) <= 60 else [""] * len(table))
+    side_by_side(ax, table.assign(group=table.group.fillna("")), "group", "user_id", list(table.user_id), 0)
     reference_line(ax, 0)
     ax.set(xlabel=f"{table.unit.iloc[0]} (95% interval)", ylabel="user, the least served first")
-    if groups != [""]:
-        legend(figure, ax, "outside right upper", title="type")
+    if table.group.any():
+        legend(figure, "outside right upper", title="type")
     return figure
 
 
@@ -158,7 +135,7 @@ def position_bias(table: pd.DataFrame) -> Figure:
     bias, disagree = (table[table.measure == measure] for measure in table.measure.unique())
     figure, (left, right) = new_figure(8, 0.4 * len(bias) + 1.3, ncols=2, sharey=True, width_ratios=[3, 2])
     y = np.arange(len(bias))
-    draw_intervals(left, bias, y, 0)
+    points(left, bias, y, 0)
     names_down(left, list(bias.judge))
     left.set(xlabel="position bias (-1: always the second,\n1: always the first; 95% interval)", xlim=(-1.05, 1.05))
     reference_line(left, 0)
@@ -175,18 +152,15 @@ def policy_accuracy(table: pd.DataFrame) -> Figure:
     figure, ax = new_figure(7, 3.8)
     for i, (guide, rows) in enumerate(table.groupby("method", sort=False)):
         steered, reward = rows[rows.of == "steered model"], rows[rows.of == "reward alone"].iloc[0]
-        line: dict[str, Any] = {"fmt": f"{marker_of(i)}-", "label": f"{guide}: steered model"}
-        draw_intervals(ax, steered, steered.weight + 0.03 * i, i, upright=True, **line)
-        style: dict[str, Any] = {"color": PALETTE[i % 8], "linestyle": "--", "linewidth": 1}
-        ax.axhline(reward.value, label=f"{guide}: reward alone", **style)
-        ax.axhspan(reward.low, reward.high, color=PALETTE[i % 8], alpha=0.07, linewidth=0)
+        line = {"upright": True, "linestyle": "-", "label": f"{guide}: steered model"}
+        points(ax, steered, steered.weight + 0.03 * i, i, **line)
+        color = PALETTE[i % 8]
+        ax.axhline(reward.value, label=f"{guide}: reward alone", color=color, linestyle="--", linewidth=1)
+        ax.axhspan(reward.low, reward.high, color=color, alpha=0.07, linewidth=0)
     reference_line(ax, 0.5, vertical=False)
-    ax.set(
-        xlabel="weight w of the reward",
-        ylabel="pairs whose chosen response\nis the likelier (95% interval)",
-        ylim=(0, 1.02),
-    )
-    legend(figure, ax, ncols=2)
+    ylabel = "pairs whose chosen response\nis the likelier (95% interval)"
+    ax.set(xlabel="weight w of the reward", ylabel=ylabel, ylim=(0, 1.02))
+    legend(figure, ncols=2)
     return figure
 
 
@@ -197,15 +171,10 @@ def alignment_tax(table: pd.DataFrame) -> Figure:
     """
     sets = list(dict.fromkeys(table["set"]))
     figure, ax = new_figure(7, 0.5 * len(sets) + 1.4)
-    models = list(table.groupby("one", sort=False))
-    for i, (model, rows) in enumerate(models):
-        draw_intervals(
-            ax, rows, series_positions(sets, rows["set"], i, len(models), 0.18), i, "difference", label=model
-        )
-    names_down(ax, sets)
+    side_by_side(ax, table, "one", "set", sets, 0.18, "difference")
     reference_line(ax, 0)
     ax.set(xlabel="accuracy minus that of the untrained model (95% interval)")
-    legend(figure, ax, ncols=3)
+    legend(figure, ncols=3)
     return figure
 
 

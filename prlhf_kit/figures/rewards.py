@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
 from prlhf_kit.figures.data import word_clouds
 from prlhf_kit.figures.style import (
     PALETTE,
-    draw_intervals,
-    error_bars,
-    heatmap,
+    band,
+    crossed,
     legend,
-    marker_of,
+    look,
+    matrix,
     new_figure,
+    points,
     reference_line,
-    series_positions,
+    side_by_side,
 )
 from prlhf_kit.figures.users import adaptation
 
@@ -70,14 +68,11 @@ def curves(table: pd.DataFrame) -> Figure:
         ax.axis("off")
     for ax, (model, rows) in zip(axes.flat, models, strict=False):
         for name, part in rows.groupby("set", sort=False):
-            i = names.index(name)
-            ax.plot(part.step, part.value, color=PALETTE[i % 8], marker=marker_of(i), markersize=4, label=name)
-            ax.fill_between(part.step, part.low, part.high, color=PALETTE[i % 8], alpha=0.08, linewidth=0)
+            band(ax, part, "step", names.index(name), alpha=0.08, markersize=4, label=name)
         reference_line(ax, 0.5, vertical=False)
-        ax.set(title=model, xlabel="optimizer step", ylabel="accuracy (95%)", ylim=(0, 1.02))
-        ax.title.set_fontsize(9)
-    handles = {h.get_label(): h for ax in axes.flat for h in ax.get_lines() if not h.get_label().startswith("_")}
-    figure.legend(handles.values(), handles.keys(), frameon=False, loc="outside right upper")
+        ax.set(xlabel="optimizer step", ylabel="accuracy (95%)", ylim=(0, 1.02))
+        ax.set_title(model, fontsize=9)
+    legend(figure, "outside right upper")
     return figure
 
 
@@ -91,23 +86,23 @@ def domain_heatmap(table: pd.DataFrame) -> Figure:
     cells = table.assign(note=texts).set_index(["model", "pairs_of"])
     models, others = list(dict.fromkeys(table.model)), list(dict.fromkeys(table.pairs_of))
     values, notes = (cells[column].unstack().loc[models, others] for column in ("value", "note"))
-    figure, ax = new_figure(1.05 * len(values.columns) + 2.8, 0.7 * len(values) + 1.5)
-    heatmap(ax, values, "share ranked as they prefer", 0, 1, notes, fmt="", annot_kws={"size": 7})
-    ax.set(xlabel="whose held-out pairs", ylabel="whose reward model")
+    axes = {"xlabel": "whose held-out pairs", "ylabel": "whose reward model", "cell": (1.05, 0.7)}
+    return matrix(values, "share ranked as they prefer", 0, 1, **axes, notes=notes, fmt="", annot_kws={"size": 7})
+
+
+def _paths(table: pd.DataFrame, xlabel: str, ylabel: str) -> Figure:
+    """General against customised accuracy, one line a strategy; the row that is `chosen` is large, with intervals."""
+    figure, ax = new_figure(7.4, 4.2)
+    for i, (strategy, rows) in enumerate(table.groupby("strategy", sort=False)):
+        custom, general = (rows[rows.of == of] for of in ("custom", "general"))
+        line = {"marker": ".", "markersize": 5, "linewidth": 1.2, "alpha": 0.8}
+        ax.plot(custom.value, general.value, **(look(i) | line))
+        last = (part[part.chosen].head(1) for part in (custom, general))
+        crossed(ax, *last, i, markersize=8, capsize=3, elinewidth=0.8, label=strategy)
+    reference_line(ax, 0.5, vertical=False)
+    reference_line(ax, 0.5)
+    ax.set(xlabel=xlabel, ylabel=ylabel)
     return figure
-
-
-def _both_ways(ax: Axes, row: pd.DataFrame, i: int, size: float, label: Any) -> None:
-    """One mark with intervals along both axes. `row`: its intervals by `of`, "custom" and "general"."""
-    x, y = row[row.of == "custom"], row[row.of == "general"]
-    style: dict[str, Any] = {
-        "fmt": f"{marker_of(i)}-",
-        "color": PALETTE[i % 8],
-        "markersize": size,
-        "capsize": 3,
-        "elinewidth": 0.8,
-    }
-    ax.errorbar(x.value, y.value, xerr=error_bars(x, "value"), yerr=error_bars(y, "value"), label=label, **style)
 
 
 def trade_off(table: pd.DataFrame) -> Figure:
@@ -115,16 +110,24 @@ def trade_off(table: pd.DataFrame) -> Figure:
 
     `table`: intervals by `strategy`, `point` and `of` ("custom", "general").
     """
-    figure, ax = new_figure(7.4, 4.2)
-    for i, (strategy, rows) in enumerate(table.groupby("strategy", sort=False)):
-        wide = rows.pivot(index="point", columns="of", values="value")
-        ax.plot(wide.custom, wide.general, color=PALETTE[i % 8], linewidth=1.2, alpha=0.8)
-        ax.plot(wide.custom[:-1], wide.general[:-1], color=PALETTE[i % 8], linestyle="", marker=".", markersize=5)
-        _both_ways(ax, rows[rows.point == rows.point.max()], i, 7, strategy)
-    reference_line(ax, 0.5, vertical=False)
-    reference_line(ax, 0.5)
-    ax.set(xlabel="accuracy on the domain's own pairs (95% interval at the end)", ylabel="accuracy on general pairs")
-    legend(figure, ax, "outside right upper")
+    table = table.sort_values("point", kind="stable")
+    table = table.assign(chosen=table.point == table.groupby("strategy").point.transform("max"))
+    xlabel = "accuracy on the domain's own pairs (95% interval at the end)"
+    figure = _paths(table, xlabel, "accuracy on general pairs")
+    legend(figure, "outside right upper")
+    return figure
+
+
+def head_trade_off(table: pd.DataFrame) -> Figure:
+    """General against customised accuracy of heads on frozen features, from a strong to a weak penalty.
+
+    `table`: intervals by `strategy`, `strength` and `of` ("custom", "general"), in the order of the path, and `chosen`:
+    the setting that cross-validation prefers, which is drawn large, with its intervals.
+    """
+    custom, general = (table.n[table.of == of].iloc[0] for of in ("custom", "general"))
+    xlabel = f"accuracy on the domains' own pairs (n = {custom})"
+    figure = _paths(table, xlabel, f"accuracy on general pairs (n = {general})")
+    legend(figure, ncols=3)
     return figure
 
 
@@ -133,10 +136,9 @@ def reliability(table: pd.DataFrame) -> Figure:
     figure, ax = new_figure(6.4, 3.8)
     ax.plot([0.5, 1], [0.5, 1], color="black", linewidth=1, linestyle=":", label="perfect")
     for i, (model, rows) in enumerate(table.groupby("model", sort=False)):
-        line: dict[str, Any] = {"fmt": f"{marker_of(i)}-", "markersize": 5, "label": model}
-        draw_intervals(ax, rows, rows.confidence, i, upright=True, **line)
+        points(ax, rows, rows.confidence, i, upright=True, linestyle="-", markersize=5, label=model)
     ax.set(xlabel="confidence of the preference", ylabel="accuracy (95% interval)", xlim=(0.49, 1.01), ylim=(0, 1.02))
-    legend(figure, ax, "outside right upper")
+    legend(figure, "outside right upper")
     return figure
 
 
@@ -147,54 +149,28 @@ def heads(table: pd.DataFrame) -> Figure:
     """
     splits = list(dict.fromkeys(table.split))
     figure, axes = new_figure(4.4 * len(splits) + 1.4, 3.8, ncols=len(splits), sharey=True, squeeze=False)
-    kinds = list(dict.fromkeys(table[table.features != ""].method))
+    kinds = list(dict.fromkeys(table.method[table.features != ""]))
     for ax, split in zip(axes[0], splits, strict=True):
         rows = table[table.split == split]
-        sets = list(dict.fromkeys(rows[rows.features != ""].features))
-        for i, kind in enumerate(kinds):
-            part = rows[(rows.method == kind) & (rows.features != "")]
-            x = series_positions(sets, part.features, i, len(kinds), 0.13)
-            draw_intervals(ax, part, x, i, upright=True, label=kind)
-        styles = {"oracle": {"color": PALETTE[5], "linewidth": 1.5}}
+        fitted = rows[rows.features != ""]
+        sets = list(dict.fromkeys(fitted.features))
+        side_by_side(ax, fitted, "method", "features", sets, 0.13, kinds=kinds, upright=True)
         for style, line in zip(("--", "-.", "-"), rows[rows.features == ""].itertuples(), strict=False):
-            look = styles.get(str(line.method), {"color": "0.3", "linewidth": 1.2, "linestyle": style})
-            ax.axhline(line.value, label=line.method, **look)
+            color, style = (PALETTE[5], "-") if line.method == "oracle" else ("0.3", style)
+            ax.axhline(line.value, label=line.method, color=color, linewidth=1.3, linestyle=style)
         reference_line(ax, 0.5, vertical=False)
         ax.set_xticks(range(len(sets)), sets, rotation=15, ha="right")
         ax.set(xlabel="features", ylabel=f"accuracy, {split} (95%)", ylim=(0, 1.02), xlim=(-0.5, len(sets) - 0.5))
-    legend(figure, axes[0][0], "outside right upper")
+    legend(figure, "outside right upper")
     return figure
 
 
 def visible(table: pd.DataFrame) -> Figure:
     """What features can see. `table`: columns `features`, `attribute`, `r2`."""
     values = table.pivot_table(index="features", columns="attribute", values="r2", sort=False)
-    figure, ax = new_figure(0.95 * len(values.columns) + 2.6, 0.55 * len(values) + 1.5)
-    heatmap(ax, values.clip(lower=0), "cross-validated R²\nof a linear map", 0, 1, values, cmap="viridis", fmt=".2f")
-    ax.set(xlabel="attribute of the response", ylabel="features")
-    return figure
-
-
-def head_trade_off(table: pd.DataFrame) -> Figure:
-    """General against customised accuracy of heads on frozen features, from a strong to a weak penalty.
-
-    `table`: intervals by `strategy`, `strength` and `of` ("custom", "general"), in the order of the path, and `chosen`:
-    the setting that cross-validation prefers, which is drawn large, with its intervals.
-    """
-    figure, ax = new_figure(7.4, 4.2)
-    for i, (strategy, rows) in enumerate(table.groupby("strategy", sort=False)):
-        custom, general = (rows.value[rows.of == of] for of in ("custom", "general"))
-        ax.plot(custom, general, color=PALETTE[i % 8], marker=".", markersize=5, linewidth=1.2, alpha=0.8)
-        _both_ways(ax, rows[rows.chosen].groupby("of").head(1), i, 8, strategy)
-    reference_line(ax, 0.5, vertical=False)
-    reference_line(ax, 0.5)
-    custom_n, general_n = (table.n[table.of == of].iloc[0] for of in ("custom", "general"))
-    ax.set(
-        xlabel=f"accuracy on the domains' own pairs (n = {custom_n})",
-        ylabel=f"accuracy on general pairs (n = {general_n})",
-    )
-    legend(figure, ax, ncols=3)
-    return figure
+    axes = {"xlabel": "attribute of the response", "ylabel": "features", "cell": (0.95, 0.55)}
+    style = {"notes": values, "cmap": "viridis", "fmt": ".2f"}
+    return matrix(values.clip(lower=0), "cross-validated R²\nof a linear map", 0, 1, **axes, **style)
 
 
 STAGE = "02_reward_models"

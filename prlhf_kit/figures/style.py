@@ -1,9 +1,11 @@
-"""What all figures share. Colours are Okabe & Ito's, told apart by people with any common form of colour blindness."""
+"""What all figures share: colours, marks with error bars, heatmaps, legends. Colours are Okabe & Ito's, told apart by
+people with any common form of colour blindness."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import matplotlib as mpl
@@ -15,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.rcsetup import cycler
 
 PALETTE = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000"]
+MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*")
 STYLE: dict[Any, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -25,9 +28,15 @@ STYLE: dict[Any, Any] = {
 
 
 def new_figure(width: float, height: float, **kwargs):
+    """A figure of so many inches apart from pyplot, and its axes; `kwargs`: of `Figure.subplots`."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         return figure, figure.subplots(**kwargs)
+
+
+def look(i: int) -> dict[str, Any]:
+    """Colour and marker of series i. The colours repeat after 8; the marker shifts by one there."""
+    return {"color": PALETTE[i % 8], "marker": MARKERS[(i + i // 8) % 8]}
 
 
 def error_bars(table: pd.DataFrame, value: str) -> np.ndarray:
@@ -35,38 +44,80 @@ def error_bars(table: pd.DataFrame, value: str) -> np.ndarray:
     return np.abs(table[["low", "high"]].to_numpy(float) - table[[value]].to_numpy(float)).T
 
 
-MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*")
-
-
-def marker_of(i: int) -> str:
-    """The colours repeat after 8 series; the marker shifts by one there, so that the ninth differs from the first."""
-    return MARKERS[(i + i // 8) % 8]
-
-
-def reference_line(ax: Axes, at: float, vertical: bool = True) -> None:
-    draw = ax.axvline if vertical else ax.axhline
-    draw(at, color="black", linewidth=1, linestyle=":")
-
-
-def draw_intervals(ax: Axes, rows: pd.DataFrame, at, i: int, value: str = "value", upright: bool = False, **more: Any):
-    """One series of an intervals table, the i-th: marks with error bars along x at the heights `at`, or, upright, along
-    y at the places `at`."""
-    style: dict[str, Any] = {"fmt": marker_of(i), "color": PALETTE[i % 8], "capsize": 3} | more
+def points(ax: Axes, rows: pd.DataFrame, at, i: int, value: str = "value", upright: bool = False, **more: Any) -> None:
+    """Series i of an intervals table: marks with error bars along x at the heights `at`, or, upright, along y at the
+    places `at`."""
+    style: dict[str, Any] = look(i) | {"linestyle": "none", "capsize": 3} | more
     if upright:
         ax.errorbar(at, rows[value], yerr=error_bars(rows, value), **style)
     else:
         ax.errorbar(rows[value], at, xerr=error_bars(rows, value), **style)
 
 
-def series_positions(names: list, of, i: int, series: int, step: float) -> list[float]:
-    """Axis positions of series i of `series`, `step` apart and centred on each name; `of`: the name of each row."""
-    return [names.index(name) + step * (i - (series - 1) / 2) for name in of]
+def side_by_side(
+    ax: Axes,
+    table: pd.DataFrame,
+    series: str,
+    names: str,
+    order: Sequence,
+    step: float,
+    value: str = "value",
+    kinds: Sequence | None = None,
+    **more: Any,
+) -> None:
+    """`points` of every value of the column `series`, `step` apart and centred at the place in `order` of its value of
+    the column `names`, which are written at the axis. `kinds` fixes whose look is whose over several calls."""
+    kinds = list(dict.fromkeys(table[series])) if kinds is None else kinds
+    for name, rows in table.groupby(series, sort=False):
+        i = kinds.index(name)
+        at = [order.index(row) + step * (i - (len(kinds) - 1) / 2) for row in rows[names]]
+        points(ax, rows, at, i, value, label=name, **more)
+    if more.get("upright"):
+        ax.set_xticks(range(len(order)), order)
+    else:
+        names_down(ax, order)
 
 
-def names_down(ax: Axes, names: Sequence[str]) -> None:
-    """Names down the y axis, the first on top."""
-    ax.set_yticks(range(len(names)), names)
+def crossed(ax: Axes, x: pd.DataFrame, y: pd.DataFrame, i: int, value: str = "value", **more: Any) -> None:
+    """Series i of two intervals tables of the same rows: marks with error bars along both axes."""
+    bars = {"xerr": error_bars(x, value), "yerr": error_bars(y, value)}
+    ax.errorbar(x[value], y[value], **bars, **(look(i) | {"linestyle": "none"} | more))
+
+
+def band(ax: Axes, rows: pd.DataFrame, x: str, i: int, alpha: float = 0.15, **more: Any) -> None:
+    """Series i of an intervals table as a line over the column `x`, with its intervals as a band."""
+    ax.plot(rows[x], rows.value, **look(i), **more)
+    ax.fill_between(rows[x], rows.low, rows.high, color=look(i)["color"], alpha=alpha, linewidth=0)
+
+
+def scatter(
+    ax: Axes, table: pd.DataFrame, series: str, x: str, y: str, order: Sequence | None = None, **more: Any
+) -> None:
+    """One mark a row, coloured by the column `series`; `order` fixes whose colour is whose over several panels."""
+    order = list(dict.fromkeys(table[series])) if order is None else order
+    for name, rows in table.groupby(series, sort=False):
+        ax.scatter(rows[x], rows[y], **look(order.index(name)), label=name, **more)
+
+
+def numbered(ax: Axes, texts: Iterable, x: Iterable[float], y: Iterable[float], fmt: str = "{}", **more: Any) -> None:
+    """A small text beside each mark."""
+    for text, *place in zip(texts, x, y, strict=True):
+        ax.annotate(fmt.format(text), place, xytext=(4, 4), textcoords="offset points", **more)
+
+
+def reference_line(ax: Axes, at: float, vertical: bool = True) -> None:
+    """A dotted line: chance, or no difference."""
+    draw = ax.axvline if vertical else ax.axhline
+    draw(at, color="black", linewidth=1, linestyle=":")
+
+
+def names_down(ax: Axes, names: Sequence) -> None:
+    """Names down the y axis, the first on top, long ones in several lines; of more than 100 none."""
+    ax.set_yticks(range(len(names)), [fill(str(name), 26) if len(names) <= 100 else "" for name in names])
     ax.set_ylim(len(names) - 0.5, -0.5)
+    ax.tick_params(axis="y", length=0)
+    ax.grid(axis="y", color="0.92", linewidth=1)
+    ax.set_axisbelow(True)
 
 
 def heatmap(ax: Axes, cells: pd.DataFrame, label: str, low: float, high: float, notes: Any = True, **more: Any) -> None:
@@ -75,9 +126,19 @@ def heatmap(ax: Axes, cells: pd.DataFrame, label: str, low: float, high: float, 
     sns.heatmap(cells, vmin=low, vmax=high, annot=notes, ax=ax, cbar_kws={"label": label}, **style)
 
 
-def legend(figure: Figure, ax: Axes, loc: Any = "outside upper center", **options: Any) -> None:
-    handles, labels = ax.get_legend_handles_labels()
-    figure.legend(handles, labels, frameon=False, loc=loc, **options)
+def matrix(cells: pd.DataFrame, *scale: Any, xlabel: str, ylabel: str, cell=(0.55, 0.5), **more: Any) -> Figure:
+    """A figure of one `heatmap`, with cells of so many inches. `scale`: `label`, `low` and `high` of it."""
+    rows, columns = cells.shape
+    figure, ax = new_figure(cell[0] * columns + 2.6, cell[1] * rows + 1.4)
+    heatmap(ax, cells, *scale, **more)
+    ax.set(xlabel=xlabel, ylabel=ylabel)
+    return figure
+
+
+def legend(figure: Figure, loc: Any = "outside upper center", **options: Any) -> None:
+    """Outside of the panels, with what stands in any of them once."""
+    marks = {label: mark for ax in figure.axes for mark, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+    figure.legend(marks.values(), marks.keys(), frameon=False, loc=loc, **options)
 
 
 def save(figure: Figure, path: Path) -> None:

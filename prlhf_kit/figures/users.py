@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 from prlhf_kit.figures.style import (
     PALETTE,
-    draw_intervals,
+    band,
     error_bars,
-    heatmap,
     legend,
-    marker_of,
+    matrix,
     new_figure,
+    numbered,
+    points,
     reference_line,
-    series_positions,
+    scatter,
+    side_by_side,
 )
 
 
@@ -32,16 +32,14 @@ def learning_curves(history: pd.DataFrame) -> Figure:
     left.set(xlabel="optimizer step", ylabel="DPO loss (nats)")
     right.set(xlabel="optimizer step", ylabel="training reward accuracy", ylim=(0, 1.02))
     reference_line(right, 0.5, vertical=False)
-    legend(figure, right, "outside right center", title="mean of 5 logged values")
+    legend(figure, "outside right center", title="mean of 5 logged values")
     return figure
 
 
 def similarity(table: pd.DataFrame) -> Figure:
     """Heatmap of a symmetric similarity in [-1, 1]. `table`: users by users."""
-    figure, ax = new_figure(0.55 * len(table) + 2.2, 0.5 * len(table) + 1.2)
-    heatmap(ax, table, "cosine similarity", -1, 1, len(table) <= 16, square=True)
-    ax.set(xlabel="user", ylabel="user")
-    return figure
+    numbers = {"notes": len(table) <= 16, "square": True}
+    return matrix(table, "cosine similarity", -1, 1, xlabel="user", ylabel="user", **numbers)
 
 
 def accuracy_by_method(table: pd.DataFrame) -> Figure:
@@ -68,14 +66,10 @@ def accuracy_by_user(table: pd.DataFrame) -> Figure:
     """Each user's held-out accuracy. `table`: intervals by `method` and `user_id`."""
     users = sorted(table.user_id.unique())
     figure, ax = new_figure(6.5, min(0.4 * len(users), 30) + 1.3)
-    methods = list(table.groupby("method", sort=False))
-    for i, (method, rows) in enumerate(methods):
-        draw_intervals(ax, rows, series_positions(users, rows.user_id, i, len(methods), 0.2), i, label=method)
-    ax.set_yticks(range(len(users)), users if len(users) <= 100 else [""] * len(users))
-    ax.invert_yaxis()
+    side_by_side(ax, table, "method", "user_id", users, 0.2)
     reference_line(ax, 0.5)
     ax.set(xlabel="reward accuracy on held-out pairs (95% interval)", ylabel="user", xlim=(-0.02, 1.02))
-    legend(figure, ax, ncols=3)
+    legend(figure, ncols=3)
     return figure
 
 
@@ -88,15 +82,15 @@ def adaptation(table: pd.DataFrame) -> Figure:
     ks = sorted(table.k.unique())
     for i, (method, rows) in enumerate(table.groupby("method", sort=False)):
         if set(rows.k) == {0}:
-            style: dict[str, Any] = {"color": PALETTE[i % 8], "linestyle": "--", "linewidth": 1.2}
+            style = {"color": PALETTE[i % 8], "linestyle": "--", "linewidth": 1.2}
             ax.axhline(rows.value.iloc[0], label=f"{method} (k = 0)", **style)
-            continue
-        x = [ks.index(k) + 0.06 * i for k in rows.k]
-        draw_intervals(ax, rows, x, i, upright=True, fmt=f"{marker_of(i)}-", label=method)
+        else:
+            at = [ks.index(k) + 0.06 * i for k in rows.k]
+            points(ax, rows, at, i, upright=True, linestyle="-", label=method)
     ax.set_xticks(range(len(ks)), [str(k) for k in ks])
     reference_line(ax, 0.5, vertical=False)
     ax.set(xlabel="known pairs of the user, k", ylabel="reward accuracy, test_unseen\n(95% interval)", ylim=(0, 1.02))
-    legend(figure, ax, ncols=3)
+    legend(figure, ncols=3)
     return figure
 
 
@@ -107,17 +101,13 @@ def pairs_learned(table: pd.DataFrame) -> Figure:
     """
     figure, ax = new_figure(6.5, 3.6)
     for i, (name, rows) in enumerate(table[table.user_model != "oracle"].groupby("user_model", sort=False)):
-        ax.plot(rows.k, rows.value, color=PALETTE[i], marker=marker_of(i), label=name)
-        ax.fill_between(rows.k, rows.low, rows.high, color=PALETTE[i], alpha=0.15, linewidth=0)
+        band(ax, rows, "k", i, label=name)
     for accuracy in table[table.user_model == "oracle"].value:
         ax.axhline(accuracy, color="black", linewidth=1, linestyle="--", label="oracle")
     reference_line(ax, 0.5, vertical=False)
-    ax.set(
-        xlabel="training pairs of each user so far",
-        ylabel="reward accuracy, test_seen\n(95% interval)",
-        ylim=(None, 1.02),
-    )
-    legend(figure, ax, ncols=4)
+    ylabel = "reward accuracy, test_seen\n(95% interval)"
+    ax.set(xlabel="training pairs of each user so far", ylabel=ylabel, ylim=(None, 1.02))
+    legend(figure, ncols=4)
     return figure
 
 
@@ -125,17 +115,13 @@ def user_map(table: pd.DataFrame) -> Figure:
     """Users in a plane, one panel a user model. `table`: columns `user_model`, `user_id`, `group`, `x`, `y`."""
     kinds = list(table.groupby("user_model", sort=False))
     figure, axes = new_figure(4.2 * len(kinds) + 1.2, 3.8, ncols=len(kinds), squeeze=False)
-    known = list(dict.fromkeys(table.group))
     for ax, (kind, rows) in zip(axes[0], kinds, strict=True):
-        for group, part in rows.groupby("group", sort=False):
-            i = known.index(group)
-            ax.scatter(part.x, part.y, s=45, marker=marker_of(i), color=PALETTE[i % 8], label=group)
+        scatter(ax, rows, "group", "x", "y", list(dict.fromkeys(table.group)), s=45)
         if len(rows) <= 30:
-            for row in rows.itertuples():
-                ax.annotate(row.user_id, (row.x, row.y), xytext=(4, 4), textcoords="offset points", fontsize=7)
+            numbered(ax, rows.user_id, rows.x, rows.y, fontsize=7)
         ax.margins(0.2)
         ax.set(title=kind, xlabel="first principal axis (no unit)", ylabel="second axis (no unit)")
-    legend(figure, axes[0][0], "outside right upper", title="type")
+    legend(figure, "outside right upper", title="type")
     return figure
 
 
@@ -146,19 +132,10 @@ def swapped_utility(table: pd.DataFrame) -> Figure:
     """
     means = table.pivot_table(index="judge", columns="author", values="utility", sort=False)
     centred = means.sub(means.mean(axis=1), axis=0)
-    figure, ax = new_figure(0.55 * len(means) + 2.6, 0.5 * len(means) + 1.4)
     limit = float(np.abs(centred.to_numpy()).max())
-    heatmap(
-        ax,
-        centred,
-        "true utility, less the row's mean\n(SD of attributes)",
-        -limit,
-        limit,
-        len(means) <= 16,
-        square=True,
-    )
-    ax.set(xlabel="whom the answers were written for", ylabel="who judges them")
-    return figure
+    label = "true utility, less the row's mean\n(SD of attributes)"
+    axes = {"xlabel": "whom the answers were written for", "ylabel": "who judges them"}
+    return matrix(centred, label, -limit, limit, **axes, notes=len(means) <= 16, square=True)
 
 
 # figure file -> (stage that leaves the table, table, function): how `prlhf figures` re-makes them without a model

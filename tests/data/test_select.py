@@ -87,3 +87,11 @@ def test_subsample_by_score_ratio_and_pairs_a_prompt():
         subsample(rows(), min_score_ratio=2)
     with pytest.raises(SchemaError, match="pairs_per_prompt=0"):
         subsample(pairs, pairs_per_prompt=0)
+
+
+def test_unique_prompts_are_seeded():
+    data = Dataset.from_dict({"prompt": [[{"role": "user", "content": t}] for t in "abcab"]})
+    drawn = kit.data.select.unique_prompts(data, 2, seed=1)
+    assert len(drawn) == 2
+    assert drawn == kit.data.select.unique_prompts(data, 2, seed=1)
+    assert len(kit.data.select.unique_prompts(data, 9)) == 3

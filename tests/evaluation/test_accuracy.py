@@ -1,22 +1,17 @@
-"""Measures against values computed by hand, intervals, scoring, and the figures."""
+"""Measures against values computed by hand: accuracy, its spread over users, swapped answers, tax."""
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-import torch
-from datasets import Dataset, load_from_disk
+from datasets import Dataset
 
 import prlhf_kit as kit
 from prlhf_kit.data.attributes import ATTRIBUTES
-from prlhf_kit.data.select import unique_prompts
+from prlhf_kit.data.schema import record
 from prlhf_kit.data.simulated import Population
 from prlhf_kit.evaluation import accuracy as compare
-from prlhf_kit.evaluation.accuracy import length_direction, ranked_right
-from prlhf_kit.evaluation.intervals import intervals
-from prlhf_kit.evaluation.statistics import cluster_bootstrap
-from prlhf_kit.figures import data as data_figures, users as user_figures
-from prlhf_kit.models.logprobs import add_reference_logps, completion_logps, save_with_reference, score_pairs
+from prlhf_kit.evaluation.accuracy import length_direction, length_rules_of, ranked_right
+from prlhf_kit.evaluation.intervals import differences, intervals
 from prlhf_kit.training.controls import Control
 
 
@@ -26,17 +21,9 @@ def test_metrics_by_hand():
         ranked_right([1, np.nan], [0, 0])
     assert length_direction([5, 1], [1, 9]) == 1  # one each: a tie goes to longer
     assert length_direction([5, 1, 1], [1, 9, 9]) == -1
-
-
-def test_accuracy_by_user_by_hand():
-    ranked = pd.DataFrame({"user_id": ["b", "a", "b"], "mine": [1.0, 0.0, 0.0], "other": [1.0, 1.0, 1.0]})
-    table = ranked.melt("user_id", var_name="method")
-    table = intervals(table[table.method == "mine"].sort_values("user_id"), by=["method", "user_id"], cluster=None)
-    assert table.user_id.tolist() == ["a", "b"]
-    assert table.value.tolist() == [0.0, 0.5]
-    assert table.low.isna().tolist() == [True, False]  # one pair says nothing of how far pairs differ
-    assert table[["low", "high"]].to_numpy()[1].tolist() == [0.0, 1.0]
-    assert table.n.tolist() == [1, 2]
+    found = length_rules_of(["a", "a", "b"], [1, 2, -3], ["a", "b", "zoe"], [-4, -4, 4])
+    assert found[compare.LENGTH].tolist() == [0, 0, 1]  # the pooled direction
+    assert found[compare.USER_LENGTH].tolist() == [0, 1, 1]  # and that for users without pairs
 
 
 def test_swapped_answers_by_hand():
@@ -55,66 +42,6 @@ def test_swapped_answers_by_hand():
     judged = table.set_index(["judge", "author", "prompt"]).utility
     assert judged["long", "short", "p"] == pytest.approx(np.log(2))
     assert judged["short", "long", "p"] == pytest.approx(-np.log(4))
-
-
-def test_cluster_bootstrap_by_hand_and_by_coverage():
-    found = cluster_bootstrap([1, 1, 1, 0, 0], ["a", "a", "a", "b", "b"], resamples=20_000)
-    # two clusters: both a (1/4), both b (1/4), one each (1/2, mean 3/5)
-    assert found == (0.6, 0.0, 1.0, 5, 2)
-    assert str(found) == "0.600 [0.000, 1.000]"
-    with pytest.raises(AssertionError, match="at least one value"):
-        cluster_bootstrap([], [])
-    # 30 clusters of 5 with a shared cluster effect: the clustered interval covers, one that ignores users does not
-    rng = np.random.default_rng(0)
-    clusters = np.repeat(np.arange(30), 5)
-    covered, naive = 0, 0
-    for i in range(300):
-        values = rng.normal(size=30)[clusters] + 0.5 * rng.normal(size=150)
-        ours = cluster_bootstrap(values, clusters, resamples=500, seed=i)
-        independent = cluster_bootstrap(values, range(150), resamples=500, seed=i)
-        covered += ours.low <= 0 <= ours.high
-        naive += independent.low <= 0 <= independent.high
-    assert 0.90 <= covered / 300 <= 0.98
-    assert naive / 300 < 0.8
-
-
-@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gpt_neox", "mistral"])
-def test_scores_do_not_depend_on_batch_or_repetition(make_tiny, tokenizer, pairs, architecture):
-    model = make_tiny(architecture, users=3, offsets=0.5)
-    rows = [1, 2, 3] * 4
-    one = score_pairs(model, tokenizer, pairs, rows, batch_size=1)
-    many = score_pairs(model, tokenizer, pairs, rows, batch_size=8)
-    pd.testing.assert_frame_equal(one, many, atol=1e-4)
-    with pytest.raises(kit.ConditioningError, match=r"text of \d+ tokens .* exceeds the model's context of 256"):
-        completion_logps(model, tokenizer, [*pairs["prompt"]][:1], [[{"role": "assistant", "content": "no " * 300}]])
-    twice = completion_logps(model, tokenizer, [*pairs["prompt"]] * 2, [*pairs["chosen"]] * 2, rows * 2)
-    assert twice[0] == pytest.approx([*one.chosen_logp] * 2, abs=1e-4)
-    assert twice[1] == [*one.chosen_tokens] * 2
-
-
-def test_log_prob_equals_the_sum_by_hand(make_tiny, tokenizer, pairs):
-    model = make_tiny()
-    row = pairs[3]
-    ids = tokenizer.apply_chat_template(row["prompt"] + row["chosen"], return_tensors="pt", return_dict=True)[
-        "input_ids"
-    ]
-    start = len(tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, return_dict=True)["input_ids"])
-    logps = model(input_ids=ids).logits.log_softmax(-1)[0, :-1].gather(-1, ids[0, 1:, None])[start - 1 :]
-    found, tokens = completion_logps(model, tokenizer, [row["prompt"]], [row["chosen"]])
-    assert found[0] == pytest.approx(logps.sum().item(), abs=1e-4)
-    assert tokens == [len(logps)]
-
-
-def test_reference_that_comes_with_the_data_is_used(make_tiny, tokenizer, pairs, tmp_path):
-    from training.conftest import make_trainer
-
-    plain = make_trainer(make_tiny(users=3, offsets=0.5), tokenizer, pairs, tmp_path)
-    known = add_reference_logps(pairs, make_tiny(), tokenizer)
-    ours = make_trainer(make_tiny(users=3, offsets=0.5), tokenizer, known, tmp_path)
-    losses = [t.compute_loss(t.model, t.data_collator(list(t.train_dataset))).item() for t in (plain, ours)]
-    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
-    with pytest.raises(ValueError, match="would cut it"):
-        make_trainer(make_tiny(users=3), tokenizer, known, tmp_path, max_length=40)
 
 
 def test_methods_side_by_side(make_tiny, tokenizer, pairs):
@@ -145,35 +72,32 @@ def test_methods_side_by_side(make_tiny, tokenizer, pairs):
     assert compare.TEXT not in set(without.method)
 
 
-def test_unique_prompts_are_seeded():
-    data = Dataset.from_dict({"prompt": [[{"role": "user", "content": t}] for t in "abcab"]})
-    drawn = unique_prompts(data, 2, seed=1)
-    assert len(drawn) == 2
-    assert drawn == unique_prompts(data, 2, seed=1)
-    assert len(unique_prompts(data, 9)) == 3
+def test_spread_by_hand():
+    """Users a (3 of 4 right), b (1 of 2), c (0 of 2)."""
+    table = pd.DataFrame({"user_id": list("aaaabbcc"), "prompt": list("pqpqpqpq"), "value": [1, 1, 1, 0, 1, 0, 0, 0]})
+    found = compare.spread(table.assign(split="s", method="m")).set_index("of")
+    assert found.value.to_dict() == {
+        "worst user": 0,
+        "10th percentile": pytest.approx(0.1),
+        "median user": 0.5,
+        "best user": 0.75,
+    }
+    assert (found.user_id["worst user"], found.user_id["best user"]) == ("c", "a")
+    assert found.n.to_dict() == {"worst user": 2, "best user": 4, "10th percentile": 8, "median user": 8}
+    six = pd.DataFrame({"user_id": list("abcdef"), "prompt": list("pqrstu"), "value": [0, 1, 0, 1, 1, 1.0]})
+    found = compare.spread(six.assign(split="s", method="m")).set_index("of")
+    assert 0 == found.low["median user"] < found.high["median user"] == 1
+    assert np.isnan(found.low["worst user"])  # of one prompt
 
 
-def test_figures_show_the_data_they_were_given():
-    history = pd.DataFrame({"step": [1, 2], "method": "m", "loss": [0.7, 0.5], "accuracy": [0.5, 1.0]})
-    left, _ = user_figures.learning_curves(history).axes
-    assert left.lines[0].get_ydata().tolist() == [0.7, 0.5]
-    judged = pd.DataFrame(
-        {"judge": ["b", "b", "a", "a"], "author": ["b", "a", "b", "a"], "prompt": "p", "utility": [3.0, 1.0, 0.0, 4.0]}
-    )
-    heatmap = user_figures.swapped_utility(judged).axes[0]
-    assert [label.get_text() for label in heatmap.get_yticklabels()] == ["b", "a"]
-    assert heatmap.collections[0].get_array().ravel().tolist() == [1, -1, -2, 2]
-    data_figures.tastes(pd.DataFrame({"length": [1.0, -1.0]}, index=["a", "b"]))
-    user_figures.similarity(pd.DataFrame(torch.eye(2).numpy(), index=["a", "b"], columns=["a", "b"]))
-    data_figures.lengths(
-        pd.DataFrame({"split": "train", "user_id": ["a", "a"], "chosen_words": [1, 2], "rejected_words": [3, 1]})
-    )
-    assert not plt.get_fignums()  # drawn apart from pyplot: nothing leaks in a long session
-
-
-def test_the_reference_is_computed_once_and_appears_whole(make_tiny, tokenizer, pairs, tmp_path):
-    (tmp_path / ".pairs-1-unfinished").mkdir()  # an earlier attempt was killed; `prlhf runs gc` takes it away
-    save_with_reference(pairs, make_tiny(), tokenizer, tmp_path / "pairs")
-    assert load_from_disk(tmp_path / "pairs").to_list() == add_reference_logps(pairs, make_tiny(), tokenizer).to_list()
-    save_with_reference(pairs, None, tokenizer, tmp_path / "pairs")  # it is there: no model is asked
-    assert {path.name for path in tmp_path.iterdir()} == {".pairs-1-unfinished", "pairs"}
+def test_tax_by_hand():
+    pairs = Dataset.from_list([record(str(i), "u", prompt, "x", "y") for i, prompt in enumerate("ppqr")])
+    models = {"untrained": lambda _: np.array([1, 1, 0, 1]), "mine": lambda _: np.array([1, 0, 0, 0.5])}
+    ranked = compare.ranked_on_sets(models, {"helpful": pairs})
+    assert intervals(ranked, by=["set", "method"], cluster="prompt").value.tolist() == [0.75, 0.375]
+    found = differences(ranked, [("mine", "untrained")], ["set"], "prompt", family=[]).iloc[0]
+    assert (found["set"], found.one, found.difference) == ("helpful", "mine", -0.375)
+    assert (found.n, found.clusters) == (4, 3)
+    assert found.p == found.p_holm == 0.5  # sums of the prompts -1, 0, -0.5: |sum| >= 1.5 in 4 of 8
+    with pytest.raises(ValueError, match="the general set 'none' has no pair left"):
+        compare.ranked_on_sets(models, {"none": pairs.select([])})

@@ -8,7 +8,6 @@ from datasets import Dataset, DatasetDict
 import prlhf_kit as kit
 from prlhf_kit.data.schema import record
 from prlhf_kit.evaluation import dataset
-from prlhf_kit.evaluation.accuracy import LENGTH, USER_LENGTH, length_rules_of
 from prlhf_kit.figures import data as data_figures
 
 
@@ -47,20 +46,12 @@ def test_length_rule_learns_each_users_direction_from_training_pairs(data):
     assert by_user.chosen_characters["cy"] == len("yes yes")
 
 
-def test_length_rules_use_the_pooled_direction_for_strangers():
-    found = length_rules_of(["a", "a", "b"], [1, 2, -3], ["a", "b", "zoe"], [-4, -4, 4])
-    assert found[LENGTH].tolist() == [0, 0, 1]
-    assert found[USER_LENGTH].tolist() == [0, 1, 1]
-
-
 def test_agreement_by_hand(data):
     table = dataset.agreement(data).set_index(["user_a", "user_b"])
     # Q1 opposite, Q2 the same, T1 opposite
     assert table.agreement["ann", "bob"] == pytest.approx(1 / 3) == table.agreement["bob", "ann"]
     assert table.shared["ann", "bob"] == 3
     assert "cy" not in table.index.get_level_values(0)
-    half = DatasetDict(train=data["train"])  # agree as often as not: a zero in the sparse product
-    assert dataset.agreement(half).agreement.tolist() == [0.5, 0.5]
     alone = DatasetDict(train=split(("ann", "Q", "a", "b"), ("bob", "R", "a", "b")))
     assert dataset.agreement(alone).empty
 
@@ -91,38 +82,25 @@ def test_response_map_is_seeded_and_says_which_group():
 
 
 def test_browse_escapes_and_is_by_user(data):
-    bad = DatasetDict(train=split(("<ann>", "Q?", "<script>alert(1)</script>", "b")))
-    page = dataset.browse(bad).data
+    page = dataset.browse(DatasetDict(train=split(("<ann>", "Q?", "<script>alert(1)</script>", "b")))).data
     assert "<script>" not in page
     assert "&lt;ann&gt;" in page
     page = dataset.browse(data, users=2, pairs=2).data
     assert page.count("<details") == 2
-    assert page.count("<tr>") == 2 + 4
-    assert "<b>ann</b>" in page
+    assert page.count("<tr>") == 2 + 4  # a head and two pairs each
+    assert "<b>ann</b>: 4 pairs" in page
 
 
-def test_figures_of_few_and_of_many_users(data, tmp_path):
+def test_lengths_of_few_and_of_many_users(data):
     many = DatasetDict(train=split(*[(f"u{i % 40}", f"Q{i}", "a b c"[: i % 5 + 1], "d") for i in range(400)]))
-    for name, one in (("few", data), ("many", many)):
-        lengths = dataset.lengths(one)
-        data_figures.users_and_pairs(lengths).savefig(tmp_path / f"{name}1.png")
-        figure = data_figures.lengths(lengths)
-        labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
-        assert labels[-1] == f"all {lengths[lengths.split == 'train'].user_id.nunique()}"
-        assert len(labels) <= data_figures.MANY_USERS + 1
-        figure.savefig(tmp_path / f"{name}2.png")
-    data_figures.agreement(dataset.agreement(data)).savefig(tmp_path / "3.png")
-    words = pd.DataFrame({"group": ["a", "a", "b"], "word": ["tea", "cup", "car"], "weight": [0.5, 0.2, 0.1]})
-    figure = data_figures.word_clouds(words)
-    assert [ax.get_title() for ax in figure.axes] == ["a", "b"]
-    figure.savefig(tmp_path / "4.png")
+    for one, shown, users in ((data, 3, 3), (many, data_figures.MANY_USERS, 40)):
+        ticks = data_figures.lengths(dataset.lengths(one)).axes[0].get_yticklabels()
+        assert [label.get_text() for label in ticks[shown:]] == [f"all {users}"]
 
 
-def test_one_pair_and_answers_without_words(tmp_path):
-    one = DatasetDict(train=split(("ann", "Q", "x y", "z")))
-    lengths = dataset.lengths(one)
-    data_figures.lengths(lengths).savefig(tmp_path / "1.png")
-    data_figures.users_and_pairs(lengths).savefig(tmp_path / "2.png")
+def test_one_pair_and_answers_without_words():
+    lengths = dataset.lengths(DatasetDict(train=split(("ann", "Q", "x y", "z"))))
+    assert len(data_figures.lengths(lengths).axes[0].get_yticklabels()) == 1
     assert dataset.length_rule(lengths).value.tolist() == [1.0, 1.0]
     numbers = split(*[("ann", f"Q{i}", str(2 * i), str(2 * i + 1)) for i in range(30)])
     assert dataset.response_map(numbers).empty

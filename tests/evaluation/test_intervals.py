@@ -8,6 +8,7 @@ from datasets import Dataset
 from prlhf_kit.data.schema import record
 from prlhf_kit.evaluation.intervals import (
     BY_USER_AND_PROMPT,
+    ITEM,
     against,
     as_metrics,
     differences,
@@ -39,10 +40,9 @@ def table():
     return found.assign(split=np.where(found.user_id < "u5", "seen", "unseen"))
 
 
-@pytest.mark.parametrize("seed", [0, 3])
 @pytest.mark.parametrize("cluster", ["user_id", "prompt", BY_USER_AND_PROMPT, None])
-def test_every_group_has_the_interval_and_the_test_of_its_values(table, cluster, seed):
-    found = intervals(table, "value", ["split", "method"], cluster, null=0.5, seed=seed, users=("user_id", "nunique"))
+def test_every_group_has_the_interval_and_the_test_of_its_values(table, cluster):
+    found = intervals(table, "value", ["split", "method"], cluster, null=0.5, seed=3, users=("user_id", "nunique"))
     groups = table.dropna(subset="value").groupby(["split", "method"], sort=False)
     assert [*zip(found.split, found.method, strict=True)] == [*groups.groups]
     for row, (_, part) in zip(found.itertuples(), groups, strict=True):
@@ -51,25 +51,21 @@ def test_every_group_has_the_interval_and_the_test_of_its_values(table, cluster,
         else:
             names = [range(len(part))] if cluster is None else [part[cluster]]
             interval, test = cluster_bootstrap, permutation_test
-        expected = interval(part.value, *names, seed=seed)
-        assert (row.value, row.low, row.high, row.n, row.clusters) == expected
-        assert row.p == test(part.value - 0.5, *names, seed=seed)
+        assert (row.value, row.low, row.high, row.n, row.clusters) == interval(part.value, *names, seed=3)
+        assert row.p == test(part.value - 0.5, *names, seed=3)
         assert row.detectable == detectable(part.value - 0.5, *names)
         assert row.users == part.user_id.nunique()
 
 
-def test_groups_without_a_number_or_with_one_cluster_say_so(table):
+def test_groups_without_a_number_a_name_or_a_second_cluster(table):
     empty = table.assign(value=table.value.where(table.method != "b"))
     found = intervals(empty, cluster="user_id", null=0.0).set_index("method")
     assert found.n.to_dict() == {"a": 72, "b": 0, "c": 72}
     assert found.loc["b", ["value", "low", "high", "p"]].isna().all()
-    one = intervals(table[table.user_id == "u0"], cluster="user_id")
+    one = intervals(table[table.user_id == "u0"], by="method", cluster="user_id")
     assert one.low.isna().all()
     assert one.value.notna().all()
     assert intervals(table[:0], null=0.0).empty
-
-
-def test_groups_may_have_no_name(table):
     found = intervals(table.assign(group=None), by=["group", "method"], cluster="user_id", users=("user_id", "nunique"))
     assert found.group.isna().all()
     assert found.users.tolist() == [8] * 3
@@ -92,25 +88,28 @@ def test_paired_differences_are_those_of_the_pairs_both_have(table):
     for _, part in found.groupby("split"):
         assert part.p_holm.tolist() == holm(part.p.tolist())
     assert differences(table, [("a", "nobody")], ["split"]).empty
+    assert differences(table, []).empty
     twice = pd.concat([table, table[table.method == "b"]])
     with pytest.raises(pd.errors.MergeError):
         differences(twice, [("a", "b")])
 
 
-def test_differences_by_one_cluster(table):
-    found = differences(table, [("a", "b")], cluster="prompt").iloc[0]
-    gap = paired_differences(table[table.method == "a"], table[table.method == "b"], on=["user_id", "prompt", "item"])
-    assert (found.difference, found.low, found.high) == cluster_bootstrap(gap.value, gap.prompt)[:3]
-    assert found.p == found.p_holm == permutation_test(gap.value, gap.prompt)
-
-
-def test_minus_keeps_the_rows_of_the_table(table):
-    found = paired_differences(table[table.method != "a"], table[table.method == "a"], on=["user_id", "prompt"])
-    assert found.method.drop_duplicates().tolist() == ["b", "c"]
-    assert found.value.notna().all()
-    row = found.iloc[0]
-    values = table[(table.user_id == row.user_id) & (table.prompt == row.prompt)].set_index("method").value
-    assert row.value == values["b"] - values["a"]
+def test_means_and_paired_differences_by_hand():
+    """Users a (3 of 4 right), b (1 of 2), c (0 of 2) under `m`; always right under `o`; two prompts for all."""
+    pairs = Dataset.from_list([record(f"{i}", u, f"{i % 2}", "x", "y") for i, u in enumerate("aaaabbcc")])
+    scores = long_table(pairs, {"m": [1, 1, 1, 0, 1, 0, 0, 0], "o": [1.0] * 8}, split="test_seen")
+    assert intervals(scores).set_index("method")[["value", "n", "clusters"]].T.to_dict("list") == {
+        "m": [0.5, 8, 2],
+        "o": [1, 8, 2],
+    }
+    found = differences(scores, [("o", "m")], ["split"]).iloc[0]
+    assert (found.one, found.other, found.difference) == ("o", "m", 0.5)
+    # the users' sums 1, 1, 2: only the two permutations with equal signs are as far from 0; but of the prompts, which
+    # all users share, two of four are
+    assert (found.p, found.p_holm, found.n, found.users) == (2 / 4, 2 / 4, 8, 3)
+    assert differences(scores.assign(prompt=scores.item), [("o", "m")], ["split"]).p[0] == 2 / 8
+    gaps = paired_differences(scores[scores.method == "o"], scores[scores.method == "m"], on=ITEM)
+    assert intervals(gaps, by="user_id", cluster="prompt").value.tolist() == [0.25, 0.5, 1]
 
 
 def test_holm_in_families():
@@ -147,13 +146,6 @@ def test_as_metrics_and_to_read():
     assert readable(table, "judge", "w").to_dict() == {1.0: {"j": "0.50 [0.25, 0.75]"}}
 
 
-def test_what_is_easily_got_wrong_is_told():
-    table = pd.DataFrame({"user_id": ["all", "b"], "prompt": ["p", "q"], "item": [0, 1], "method": "m", "value": 1.0})
-    assert intervals(table, by="method").equals(intervals(table, by=["method"]))
-    with pytest.raises(AssertionError, match="two columns at most"):
-        intervals(table, cluster=["user_id", "prompt", "item"])
+def test_a_user_called_all_is_refused():
     with pytest.raises(ValueError, match="called 'all'"):
-        with_all(table)
-    none = differences(table, against("m", table.method), ["item"])
-    assert none.empty
-    assert {"difference", "p_holm", "users"} < set(none)
+        with_all(pd.DataFrame({"user_id": ["all", "b"]}))

@@ -1,0 +1,172 @@
+"""A small table for every figure, by the figure's name."""
+
+import numpy as np
+import pandas as pd
+
+from prlhf_kit.evaluation import context, options
+
+RNG = np.random.default_rng(0)
+INTERVALS = {"value": [0.6, 0.7, 0.5, 0.8], "low": [0.4, 0.5, 0.3, 0.6], "high": [0.8, 0.9, 0.7, 0.95]}
+GAINS = {
+    "gain": [0.0, 0.5, 1.2, 0.8],
+    "low": [0.0, 0.1, 0.6, -0.2],
+    "high": [0.0, 1.0, 1.9, 1.9],
+    "logp": [-0.6, -0.7, -0.8, -1.1],
+    "changed": [0.0, 0.1, 0.2, 0.4],
+    "asked": [1.0, 0.5, 0.25, 0.1],
+}
+WORDS = {"split": "train", "user_id": list("aaaabbbb"), "chosen_words": [*range(8)], "rejected_words": [4] * 8}
+COMMUNITIES = ["askculinary", "AskHistorians and historiography", "ExplainLikeImFive", "legaladvice (United Kingdom)"]
+
+
+def table(columns, *rows, width=0.06, **more):
+    """Rows of the columns, the last of them a value with an interval."""
+    found = pd.DataFrame(rows, columns=columns.split())
+    value = found.iloc[:, -1]
+    return found.assign(low=value - width, high=value + width, **more)
+
+
+def context_matrix(communities, **more):
+    cells = [
+        (a, c, 0.35 + 0.5 * (a == c) + 0.02 * i) for i, a in enumerate(communities) for c in [*communities, "none"]
+    ]
+    found = table("community context value", *cells, n=71, **more)
+    return found.assign(right=found.community == found.context)
+
+
+def four_ways(*datasets):
+    methods = ["untrained", *reversed(context.FOUR_WAYS), "length rule per user"]
+    rows = [(d, m, 0.7 - 0.05 * i + 0.03 * j) for j, d in enumerate(datasets) for i, m in enumerate(methods)]
+    return table("dataset method value", *rows, n=342, users=5, chance=0.5)
+
+
+def of_contexts(*datasets):
+    rows = [
+        (d, m, c, 0.5 + 0.1 * i - 0.05 * j)
+        for d in datasets
+        for i, m in enumerate(["SFT", "DPO", "P-DPO"])
+        for j, c in enumerate(("true", "none", "random", "shuffled"))
+    ]
+    return table("dataset method context value", *rows, n=171, chance=0.5)
+
+
+TRADE_OFF = table(
+    "strategy point of value",
+    *[("GRFT, CRFT", 0.0, "custom", 0.5), ("GRFT, CRFT", 0.0, "general", 0.7)],
+    *[("GRFT, CRFT", 1.0, "custom", 0.7), ("GRFT, CRFT", 1.0, "general", 0.6)],
+    *[("base, CRFT", 0.0, "custom", 0.55), ("base, CRFT", 0.0, "general", 0.52)],
+    *[("base, CRFT", 1.0, "custom", 0.62), ("base, CRFT", 1.0, "general", 0.45)],
+)
+WIN_RATES = table(
+    "judge system_a system_b p_holm win_rate",
+    *[("oracle", "P-DPO, user", "vanilla DPO", 0.01, 0.8), ("oracle", "P-DPO, user", "untrained", 0.3, 0.6)],
+    ("longer", "P-DPO, user", "vanilla DPO", np.nan, 0.3),
+)
+BY_COMMUNITY = [
+    ("oracle", *pair, c, 0.01 if i < 2 else 0.4, 0.9 - 0.12 * i - 0.1 * j)
+    for j, pair in enumerate([("contextual", "plain"), ("right context", "random context")])
+    for i, c in enumerate([*COMMUNITIES, "all"])
+]
+OPTIONS = [
+    (m, c, r, 0.3 + 0.1 * i + 0.15 * (c != "none") - 0.1 * j)
+    for i, m in enumerate(["untrained", "SFT", "P-DPO, with the words of the user beside"])
+    for c in ("none", "user_text")
+    for j, r in enumerate(options.RULES)
+]
+TABLES = {
+    "tastes": pd.DataFrame({"length": [1.0, -1.0], "lists": [0.0, 0.5]}, index=["a", "b"]),
+    "users_and_pairs": pd.DataFrame(WORDS),
+    "lengths": pd.DataFrame(WORDS),
+    "agreement": pd.DataFrame(
+        {"user_a": list("aabb"), "user_b": list("abab"), "agreement": [1, 0.3, 0.3, 1], "shared": [9, 4, 4, 8]}
+    ),
+    "response_map": pd.DataFrame({"group": ["g", "h"] * 10, "x": RNG.normal(size=20), "y": RNG.normal(size=20)}),
+    "word_clouds": pd.DataFrame({"group": ["g", "g", "h"], "word": ["tea", "rain", "wind"], "weight": [3.0, 1.0, 2.0]}),
+    "learning_curves": pd.DataFrame(
+        {
+            "step": [1, 2, 3] * 2,
+            "method": ["P-DPO"] * 3 + ["vanilla DPO"] * 3,
+            "loss": [0.7, 0.6, 0.4, 0.7, 0.69, 0.7],
+            "accuracy": [0.5, 0.6, 0.8] * 2,
+        }
+    ),
+    "similarity": pd.DataFrame([[1.0, -0.4], [-0.4, 1.0]], index=["a", "b"], columns=["a", "b"]),
+    "swapped": pd.DataFrame({"judge": list("aabb"), "author": list("abab"), "utility": [3.0, 1.0, 0.0, 4.0]}),
+    "accuracy_by_method": table(
+        "method value", ("P-DPO, user", 0.8), ("vanilla DPO", 0.55), ("oracle", 0.9), split="test_seen"
+    ),
+    "accuracy_by_user": table("user_id value", ("b", 0.2), ("a", 0.6), method="m"),
+    "adaptation": pd.DataFrame({"k": [0, 1, 2, 4], "method": ["generic row"] + ["nearest"] * 3, **INTERVALS}),
+    "pairs_learned": pd.DataFrame({"user_model": ["individual"] * 3 + ["oracle"], "k": [5, 10, 20, 20], **INTERVALS}),
+    "user_map": pd.DataFrame(
+        {
+            "user_model": "individual",
+            "user_id": list("abcd"),
+            "group": list("gghh"),
+            "x": [0, 0.2, 1, 1.1],
+            "y": [0, 0.1, 1, 0.8],
+        }
+    ),
+    "reward_stages": pd.DataFrame({"kind": ["domain", "domain", "general"], "name": ["academy", "poetry", "helpful"]}),
+    "reward_new_users": pd.DataFrame({"method": ["pooled, x"] + ["low_rank, x"] * 3, "k": [0, 1, 2, 4], **INTERVALS}),
+    "reward_word_clouds": pd.DataFrame({"group": ["g"], "word": ["tea"], "weight": [1.0]}),
+    "reward_curves": pd.DataFrame({"model": list("aabb"), "set": "helpful", "step": [0, 9] * 2, **INTERVALS}),
+    "domain_heatmap": pd.DataFrame({"model": list("aabb"), "pairs_of": list("abab"), "n": 24, **INTERVALS}),
+    "trade_off": TRADE_OFF,
+    "reliability": pd.DataFrame({"model": ["a"] * 4, "confidence": [0.55, 0.65, 0.75, 0.9], **INTERVALS}),
+    "reward_heads": pd.DataFrame(
+        {
+            "split": "s",
+            "features": [*list("xxy"), ""],
+            "method": ["pooled", "per_user", "pooled", "oracle"],
+            **INTERVALS,
+        }
+    ),
+    "visible": pd.DataFrame({"features": ["x", "x"], "attribute": ["length", "lists"], "r2": [0.5, 0.1]}),
+    "head_trade_off": TRADE_OFF.assign(n=9, chosen=TRADE_OFF.point == 1),
+    "reward_by_weight": pd.DataFrame({"guide": "PAD", "weight": [0.0, 0.5, 1.0, 3.0], **GAINS}),
+    "steering_methods": pd.DataFrame({"method": ["base", "prompt", "PAD", "ARGS"], **GAINS}),
+    "two_preferences": pd.DataFrame({"towards": ["a", "a", "both", "both"], "user_id": list("abab"), **GAINS}),
+    "asked_seldom": pd.DataFrame(
+        {"asks": ["always", "every 2", "every 4", "unsure"], "slower": [1.7, 2.0, 1.8, 2.5], **GAINS}
+    ),
+    "win_matrix": WIN_RATES,
+    "ratings": table(
+        "judge system rating", ("oracle", "b", 1100), ("oracle", "a", 950), ("longer", "b", 900), width=100
+    ),
+    "dimensions": table(
+        "method dimension value", ("m", "formal", 1.0), ("m", "casual", -0.5), ("o", "formal", 0.1), unit="gained"
+    ),
+    "reward_front": table(
+        "weight measure front value",
+        *[(0.0, "reward", False, 0.0), (1.0, "reward", True, 1.0), (3.0, "reward", False, 0.8)],
+        *[(0.0, "coherence", False, 0.5), (1.0, "coherence", True, 0.6), (3.0, "coherence", False, 0.4)],
+        guide="PAD",
+    ),
+    "length_against_win": table(
+        "comparison longer win_rate", ("against a", -3.0, 0.2), ("against a", 2.0, 0.5), ("against b", 5.0, 1.0)
+    ),
+    "fairness": table(
+        "user_id group value", ("worst", "g", -0.2), ("middle", "h", 0.1), ("best", "g", 0.5), unit="gained"
+    ),
+    "position_bias": table(
+        "judge measure value",
+        *[("fair", "prefers the first", 0.0), ("first", "prefers the first", 1.0)],
+        *[("fair", "orders disagree", 0.1), ("first", "orders disagree", 1.0)],
+    ),
+    "policy_accuracy": table(
+        "weight of value",
+        *[(0.0, "steered model", 0.5), (1.0, "steered model", 0.6)],
+        *[(0.0, "reward alone", 0.9), (1.0, "reward alone", 0.9)],
+        method="PAD",
+    ),
+    "tax": table("set difference", ("helpful", -0.1), ("harmless", 0.02), one="P-DPO"),
+    "context_curves": pd.DataFrame({"step": [1, 2], "method": "SFT", "loss": [0.7, 0.5], "accuracy": [0.5, 1.0]}),
+    "four_way": four_ways("dsp", "hh_relabelled", "prefeval"),
+    "context_heatmap": pd.concat(
+        [context_matrix(["harmless", "helpful"], dataset="hh"), context_matrix(COMMUNITIES, dataset="dsp")]
+    ),
+    "option_accuracy": table("method context rule value", *OPTIONS, n=90, chance=0.25),
+    "by_context": of_contexts("dsp", "hh_relabelled"),
+    "community_win_rates": table("judge system_a system_b community p_holm win_rate", *BY_COMMUNITY, width=0.1),
+}

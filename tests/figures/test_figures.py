@@ -1,0 +1,156 @@
+"""Every figure: it shows the numbers of its table, at their names, and looks as it did.
+
+Pictures are compared with those in `tests/figures/baseline` by pytest-mpl (root mean square of grey levels, with a
+tolerance for other versions of FreeType). After a wanted change call pytest with
+`--mpl-generate-path=tests/figures/baseline`, and look at what changed.
+"""
+
+from itertools import pairwise
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+
+from figures.tables import COMMUNITIES, TABLES, WIN_RATES, context_matrix, of_contexts, table
+from prlhf_kit.commands import FIGURES
+from prlhf_kit.data.context import CONTEXTS
+from prlhf_kit.evaluation import context, intervals, options
+from prlhf_kit.figures import context as context_figures, style
+
+# what is drawn of the other tables is counted from them, or a drawing
+COLUMNS = {
+    **dict.fromkeys(("reward_by_weight", "steering_methods", "two_preferences", "asked_seldom"), ("gain",)),
+    **dict.fromkeys(("win_matrix", "community_win_rates"), ("win_rate",)),
+    **dict.fromkeys(("learning_curves", "context_curves"), ("loss", "accuracy")),
+    **dict.fromkeys(("response_map", "user_map"), ("x", "y")),
+    **{"tastes": ["length", "lists"], "similarity": ["a", "b"], "agreement": ["agreement"], "visible": ["r2"]},
+    **{"ratings": ["rating"], "length_against_win": ["longer", "win_rate"], "tax": ["difference"]},
+}
+
+
+def drawn(figure):
+    """All coordinates of lines and marks, ends of bars and cells of heatmaps."""
+    found = []
+    for ax in figure.axes:
+        found += [line.get_xydata() for line in ax.lines]
+        widths = [bar.get_width() for bar in ax.patches if hasattr(bar, "get_width")]
+        found += [widths, np.array(widths) / 100]  # of shares in percent
+        found += [part.get_offsets() for part in ax.collections]
+        found += [part.get_array() for part in ax.collections if part.get_array() is not None]
+    return np.concatenate([np.ma.getdata(part).astype(float).ravel() for part in found])
+
+
+def bars(ax):
+    """(x, y) of every error bar's points, in order."""
+    return [line.get_xydata().tolist() for line in ax.lines if line.get_marker() in style.MARKERS]
+
+
+def labels(ax, axis="y"):
+    return [label.get_text().replace("\n", " ") for label in getattr(ax, f"get_{axis}ticklabels")()]
+
+
+@pytest.mark.mpl_image_compare(baseline_dir="baseline", savefig_kwargs={"dpi": 50}, style="default", tolerance=12)
+@pytest.mark.parametrize("name", list(FIGURES))
+def test_picture(name):
+    shown = TABLES[name]
+    figure = FIGURES[name][2](shown)
+    if name == "option_accuracy":  # the rules of length know no context, and are drawn once
+        shown = shown[shown.rule == options.LIKELIHOOD]
+    numbers = drawn(figure)
+    for column in COLUMNS.get(name, ["value"] if "value" in shown else []):
+        assert all(np.isclose(numbers, value).any() for value in shown[column])
+    assert not plt.get_fignums()  # drawn apart from pyplot: nothing leaks in a long session
+    return figure
+
+
+def test_numbers_stand_at_their_names():
+    ax = FIGURES["ratings"][2](TABLES["ratings"]).axes[0]
+    assert labels(ax) == ["b", "a"]
+    assert bars(ax) == [[[1100, -0.08], [950, 0.92]], [[900, 0.08]]]
+    ax = FIGURES["accuracy_by_user"][2](TABLES["accuracy_by_user"]).axes[0]
+    assert labels(ax) == ["a", "b"]
+    assert bars(ax)[0] == [[0.2, 1], [0.6, 0]]
+    ax = FIGURES["fairness"][2](TABLES["fairness"]).axes[0]
+    assert labels(ax) == ["worst", "middle", "best"]
+    assert bars(ax) == [[[-0.2, 0], [0.5, 2]], [[0.1, 1]]]
+    ax = FIGURES["dimensions"][2](TABLES["dimensions"]).axes[0]
+    assert labels(ax, "x") == ["formal", "casual"]
+    assert [y for _, y in bars(ax)[0]] == [1.0, -0.5]
+    ax = FIGURES["swapped"][2](TABLES["swapped"].iloc[::-1]).axes[0]
+    assert labels(ax) == ["b", "a"]
+    assert ax.collections[0].get_array().ravel().tolist() == [2, -2, -1, 1]
+
+
+def test_win_matrix_has_both_sides_and_stars():
+    oracle, longer = (ax for ax in FIGURES["win_matrix"][2](WIN_RATES).figure.axes if ax.get_title())
+    cells = oracle.collections[0].get_array().reshape(3, 3)
+    assert (cells[0, 1], cells[1, 0]) == (0.8, pytest.approx(0.2))
+    assert cells.mask.diagonal().all()
+    assert cells.mask[1, 2]  # never compared
+    assert [t.get_text() for t in oracle.texts] == ["0.80*", "0.60", "0.20*", "0.40"]
+    assert [t.get_text() for t in longer.texts] == ["0.30", "0.70"]
+
+
+def test_four_ways_have_their_order_and_controls_come_after_them():
+    ax = FIGURES["four_way"][2](TABLES["four_way"]).axes[1]
+    assert labels(ax) == [*context.FOUR_WAYS, "untrained", "length rule per user"]
+    assert [xy[0] for xy in bars(ax)][:4] == [[pytest.approx(0.53 + 0.05 * i), i] for i in range(4)]
+    assert ax.get_title(loc="left") == "hh_relabelled: 342 items, 5 users"
+
+
+def test_context_heatmap_frames_the_right_context():
+    ax = FIGURES["context_heatmap"][2](context_matrix(COMMUNITIES)).axes[0]
+    cells = ax.collections[0].get_array().reshape(4, 5)
+    assert cells[:, 1:].diagonal().tolist() == pytest.approx([0.85 + 0.02 * i for i in range(4)])
+    assert [patch.get_xy() for patch in ax.patches] == [(i + 1, i) for i in range(4)]
+    assert labels(ax) == [f"{name} (n=71)" for name in COMMUNITIES]
+    assert labels(ax, "x") == ["none", *COMMUNITIES]
+
+
+def test_contexts_and_comparisons_have_their_marks():
+    figure = FIGURES["by_context"][2](of_contexts("dsp").drop(columns="dataset"))
+    right, none, random, shuffled = bars(figure.axes[0])
+    assert [x for x, _ in right] == pytest.approx([0.5, 0.6, 0.7])
+    assert right[0][1] < none[0][1] < random[0][1] < shuffled[0][1]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["right", "none", "random", "shuffled"]
+    ax = FIGURES["option_accuracy"][2](TABLES["option_accuracy"]).axes[0]
+    assert labels(ax)[-2:] == [options.SHORTEST, options.LONGEST]
+    ax = FIGURES["community_win_rates"][2](TABLES["community_win_rates"]).axes[0]
+    assert labels(ax) == [*COMMUNITIES, "all"]
+    assert [len(marks) for marks in bars(ax)] == [3, 3, 2, 2]  # hollow where not significant
+
+
+@pytest.mark.parametrize("name", ["four_way", "context_heatmap", "by_context"])
+def test_labels_neither_overlap_nor_leave_the_picture(name):
+    figure = FIGURES[name][2](TABLES[name])
+    figure.draw_without_rendering()
+    for ax in figure.axes:
+        boxes = [label.get_window_extent() for label in ax.get_yticklabels() if label.get_text()]
+        assert not any(one.overlaps(other) for one, other in pairwise(boxes))
+        assert all(figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 for box in boxes)
+
+
+def test_names_are_those_of_the_tables():
+    for name in ("LIKELIHOOD", "SHORTEST", "LONGEST"):
+        assert getattr(context_figures, name) == getattr(options, name)
+    shown = context_figures.FOUR_WAYS, context_figures.NONE, context_figures.ALL
+    assert shown == (context.FOUR_WAYS, context.NONE, intervals.ALL)
+    assert set(context_figures.CONTEXTS) == set(CONTEXTS)
+
+
+def test_the_same_table_gives_the_same_files_on_white(tmp_path):
+    for name in ("one", "two"):
+        style.save(FIGURES["win_matrix"][2](WIN_RATES), tmp_path / f"{name}.png")
+    for kind in ("png", "svg"):
+        assert (tmp_path / f"one.{kind}").read_bytes() == (tmp_path / f"two.{kind}").read_bytes()
+    assert plt.imread(tmp_path / "one.png")[0, 0].tolist() == [1, 1, 1, 1]  # readable on dark pages, too
+    assert "fill: #ffffff" in (tmp_path / "one.svg").read_text()
+
+
+def test_many_systems_stay_readable():
+    """Judges are stacked, and the ninth series does not look as the first."""
+    rows = [(judge, f"s{i}", f"s{k}", 1.0, 0.5) for judge in "jk" for i in range(9) for k in range(i)]
+    figure = FIGURES["win_matrix"][2](table("judge system_a system_b p_holm win_rate", *rows))
+    tops = [ax.get_position().y1 for ax in figure.axes if ax.get_title()]
+    assert tops[0] != tops[1]
+    assert style.look(8) != style.look(0)

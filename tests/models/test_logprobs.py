@@ -1,0 +1,55 @@
+"""Log-probabilities of responses: against a sum by hand, in batches as one by one, and kept beside the pairs."""
+
+import pandas as pd
+import pytest
+from datasets import load_from_disk
+
+import prlhf_kit as kit
+from prlhf_kit.models.logprobs import add_reference_logps, completion_logps, save_with_reference, score_pairs
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gpt_neox", "mistral"])
+def test_scores_do_not_depend_on_batch_or_repetition(make_tiny, tokenizer, pairs, architecture):
+    model = make_tiny(architecture, users=3, offsets=0.5)
+    rows = [1, 2, 3] * 4
+    one = score_pairs(model, tokenizer, pairs, rows, batch_size=1)
+    many = score_pairs(model, tokenizer, pairs, rows, batch_size=8)
+    pd.testing.assert_frame_equal(one, many, atol=1e-4)
+    with pytest.raises(kit.ConditioningError, match=r"text of \d+ tokens .* exceeds the model's context of 256"):
+        completion_logps(model, tokenizer, [*pairs["prompt"]][:1], [[{"role": "assistant", "content": "no " * 300}]])
+    twice = completion_logps(model, tokenizer, [*pairs["prompt"]] * 2, [*pairs["chosen"]] * 2, rows * 2)
+    assert twice[0] == pytest.approx([*one.chosen_logp] * 2, abs=1e-4)
+    assert twice[1] == [*one.chosen_tokens] * 2
+
+
+def test_log_prob_equals_the_sum_by_hand(make_tiny, tokenizer, pairs):
+    model = make_tiny()
+    row = pairs[3]
+    ids = tokenizer.apply_chat_template(row["prompt"] + row["chosen"], return_tensors="pt", return_dict=True)[
+        "input_ids"
+    ]
+    start = len(tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, return_dict=True)["input_ids"])
+    logps = model(input_ids=ids).logits.log_softmax(-1)[0, :-1].gather(-1, ids[0, 1:, None])[start - 1 :]
+    found, tokens = completion_logps(model, tokenizer, [row["prompt"]], [row["chosen"]])
+    assert found[0] == pytest.approx(logps.sum().item(), abs=1e-4)
+    assert tokens == [len(logps)]
+
+
+def test_reference_that_comes_with_the_data_is_used(make_tiny, tokenizer, pairs, tmp_path):
+    from training.conftest import make_trainer
+
+    plain = make_trainer(make_tiny(users=3, offsets=0.5), tokenizer, pairs, tmp_path)
+    known = add_reference_logps(pairs, make_tiny(), tokenizer)
+    ours = make_trainer(make_tiny(users=3, offsets=0.5), tokenizer, known, tmp_path)
+    losses = [t.compute_loss(t.model, t.data_collator(list(t.train_dataset))).item() for t in (plain, ours)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+    with pytest.raises(ValueError, match="would cut it"):
+        make_trainer(make_tiny(users=3), tokenizer, known, tmp_path, max_length=40)
+
+
+def test_the_reference_is_computed_once_and_appears_whole(make_tiny, tokenizer, pairs, tmp_path):
+    (tmp_path / ".pairs-1-unfinished").mkdir()  # an earlier attempt was killed; `prlhf runs gc` takes it away
+    save_with_reference(pairs, make_tiny(), tokenizer, tmp_path / "pairs")
+    assert load_from_disk(tmp_path / "pairs").to_list() == add_reference_logps(pairs, make_tiny(), tokenizer).to_list()
+    save_with_reference(pairs, None, tokenizer, tmp_path / "pairs")  # it is there: no model is asked
+    assert {path.name for path in tmp_path.iterdir()} == {".pairs-1-unfinished", "pairs"}
