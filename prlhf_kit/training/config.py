@@ -18,9 +18,9 @@ class PersonalizedDPOConfig(DPOConfig):
         user_learning_rate: peak learning rate of the users' own rows, and of what a user model shares but does not list
             in `shared_slow`. `learning_rate` is for everything else.
         user_weight_decay: of the same parameters.
-        share_prompt: compute each prompt once for both responses (`training/prompt_once.py`): same loss, less work.
-            Texts that are longer than the model's sliding window are computed as TRL does.
-        completion_logits_only: keep prompts out of the LM head: same loss, less work. `share_prompt` needs it.
+        share_prompt: compute each prompt once for both responses, and keep it out of the LM head
+            (`training/prompt_once.py`): same loss, less work. Texts that are longer than the model's sliding window are
+            computed as TRL does.
         personalized: False trains vanilla DPO on the same pairs in the same order: the control.
     """
 
@@ -28,8 +28,9 @@ class PersonalizedDPOConfig(DPOConfig):
     user_learning_rate: float = field(default=1e-2, metadata={"help": "Peak learning rate of the users' own rows."})
     user_weight_decay: float = field(default=0.0, metadata={"help": "Weight decay of the users' own rows."})
     share_prompt: bool = field(default=True, metadata={"help": "Compute each prompt once for both responses."})
-    completion_logits_only: bool = field(default=True, metadata={"help": "Keep prompts out of the LM head."})
     personalized: bool = field(default=True, metadata={"help": "False trains vanilla DPO on the same pairs."})
+    # the collator takes what it needs, `user_row` too
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Leave it off: users are a column."})
     # TRL turns it on by default, which costs a third more time; turn it on where memory asks for it
     gradient_checkpointing: bool = field(default=False, metadata={"help": "Recompute activations to save memory."})
     # everything that is trained is in every batch, so several processes need not look for what is not
@@ -49,11 +50,6 @@ class PersonalizedDPOConfig(DPOConfig):
             raise ValueError(
                 "use_liger_kernel=True replaces the model's forward and bypasses the hooks that put the user tokens "
                 "in front of the prompt. Set use_liger_kernel=False."
-            )
-        if self.share_prompt and not self.completion_logits_only:
-            raise ValueError(
-                "share_prompt=True gives back the hidden states of responses only, but completion_logits_only=False "
-                "asks for those of prompts. Set share_prompt=False, or completion_logits_only=True."
             )
         if self.bf16 is None:  # TRL's default is True everywhere, which is far slower than float32 on most CPUs
             self.bf16 = not self.fp16 and not self.use_cpu and torch.cuda.is_available()

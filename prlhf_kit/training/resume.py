@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,14 +21,16 @@ from transformers import BitsAndBytesConfig, PreTrainedModel, Trainer, TrainerCa
 
 from prlhf_kit.data import fingerprint
 from prlhf_kit.files import write_json
-from prlhf_kit.models.conditioning import ATTRIBUTE, causal_lm, user_models
+from prlhf_kit.models.conditioning import causal_lm, user_models
 from prlhf_kit.models.hub import MADE_FROM, load_model, weights_hash as weights_of
 from prlhf_kit.models.user_models import UserModel
 
 COMPLETE = "checkpoint_complete"
 HISTORY = "history.parquet"
-# settings that say where and how visibly to work, not what to learn
-ELSEWHERE = {"output_dir", "logging_dir", "run_name", "report_to", "disable_tqdm", "save_total_limit", "save_steps"}
+# settings that say where and how visibly to work, not what to learn; the last line's are gone or follow from the code
+ELSEWHERE = {"output_dir", "logging_dir", "run_name", "report_to", "disable_tqdm", "save_total_limit", "save_steps"} | {
+    *("balance_users", "completion_logits_only", "remove_unused_columns")
+}
 
 
 class MarkComplete(TrainerCallback):
@@ -94,9 +96,7 @@ def _text(value: object) -> object:
 
 def _refuse_another(path: Path, wanted: dict[str, Any], *folders: Path) -> None:
     found = json.loads(path.read_text())
-    if found.get("balance_users") is False:  # a setting of version 0.1, gone since
-        del found["balance_users"]
-    different = sorted(k for k in {*found, *wanted} if found.get(k) != wanted.get(k))
+    different = sorted(k for k in {*found, *wanted} - ELSEWHERE if found.get(k) != wanted.get(k))
     if different:
         name = different[0]
         raise ValueError(
@@ -195,33 +195,3 @@ def launch_recipe(recipe: Any, module: str, launch: Sequence[str]) -> None:
             last.append(line)
     if process.returncode:
         raise RuntimeError(f"`{' '.join(command)}` ended with {process.returncode}. It said:\n{''.join(last)}")
-
-
-def set_users_apart(
-    optimizer: torch.optim.Optimizer,
-    named: Iterable[tuple[str, torch.nn.Parameter]],
-    slow: Iterable[str],
-    learning_rate: float,
-    weight_decay: float,
-) -> torch.optim.Optimizer:
-    """`optimizer` with the users' own rows in parameter groups of their own.
-
-    What all users share (`slow`, e_0 for instance) stays with the adapter: it is in every batch, and where users
-    disagree its gradient is mostly noise, which Adam would turn into steps of the full, large size.
-
-    Args:
-        named: the model's named parameters.
-        slow: last parts of the names of the user model's parameters that stay at the adapter's rate.
-    """
-    table = {
-        id(p)
-        for name, p in named
-        if f"{ATTRIBUTE}." in name and name.rsplit(".", 1)[-1] not in slow and p.requires_grad
-    }
-    for group in list(optimizer.param_groups):
-        users = [p for p in group["params"] if id(p) in table]
-        if users:
-            group["params"] = [p for p in group["params"] if id(p) not in table]
-            options = {k: v for k, v in group.items() if k != "params"}
-            optimizer.add_param_group(options | {"params": users, "lr": learning_rate, "weight_decay": weight_decay})
-    return optimizer

@@ -25,6 +25,7 @@ from trl import SFTConfig, SFTTrainer
 from prlhf_kit.data.chat import count_tokens, prompt_texts, require_prefix
 from prlhf_kit.data.context import Context, Contexts, people_of, require_context, with_context
 from prlhf_kit.files import unfinished, write_json
+from prlhf_kit.models.conditioning import same_outputs
 from prlhf_kit.models.hub import SFT_FILE, load_model, load_tokenizer, weights_in
 from prlhf_kit.models.logprobs import REFERENCE
 from prlhf_kit.models.saving import name_base
@@ -69,13 +70,6 @@ class SFTRecipe:
                 )
 
 
-class _Trainer(SFTTrainer):
-    def _save(self, output_dir=None, state_dict=None):
-        super()._save(output_dir, state_dict)
-        if self.args.should_save:
-            name_base(output_dir or self.args.output_dir, self.accelerator.unwrap_model(self.model))
-
-
 def preferred(pairs: Dataset) -> Dataset:
     """What is imitated: columns `user_id`, `prompt`, `completion`, one row for each response that a user preferred to a
     prompt, however many pairs it was chosen in."""
@@ -91,16 +85,17 @@ def require_safe_packing(model, strategy: str) -> None:
     TRL's "bfd" starts the positions of each text at 0, by which transformers tells them apart; whether `model` then
     gives each of two texts what it gives it alone is tried.
     """
-    apart = strategy != "wrapped"
-    if apart:
-        ids = torch.arange(12, device=model.device)[None]
-        positions = torch.cat([torch.arange(5), torch.arange(7)])[None].to(model.device)
-        with torch.no_grad():
-            alone = [model.base_model(input_ids=part).last_hidden_state.float() for part in (ids[:, :5], ids[:, 5:])]
-            # without cache, as TRL calls it: with one, transformers takes the row for one text
-            packed = model.base_model(input_ids=ids, position_ids=positions, use_cache=False).last_hidden_state.float()
-        wanted = torch.cat(alone, 1)
-        apart = bool((packed - wanted).norm() < (1e-3 if model.dtype == torch.float32 else 0.05) * wanted.norm())
+    ids = torch.arange(12, device=model.device)[None]
+    positions = torch.cat([torch.arange(5), torch.arange(7)])[None].to(model.device)
+
+    def hidden(**inputs) -> torch.Tensor:  # without cache, as TRL calls it: with one, a row is taken for one text
+        return model.base_model(use_cache=False, **inputs).last_hidden_state
+
+    apart = strategy != "wrapped" and same_outputs(
+        model,
+        lambda: torch.cat([hidden(input_ids=ids[:, :5]), hidden(input_ids=ids[:, 5:])], 1),
+        lambda: hidden(input_ids=ids, position_ids=positions),
+    )
     if not apart:
         raise ValueError(
             f"packing=True with packing_strategy={strategy!r} and attn_implementation="
@@ -134,7 +129,7 @@ def build_sft_trainer(recipe: SFTRecipe) -> SFTTrainer:
     if args.packing:
         require_safe_packing(policy, args.packing_strategy)
     adapter = None if recipe.train_base == "full" else LoraConfig(**recipe.adapter)
-    trainer = _Trainer(policy, args, None, imitated["train"], imitated.get("eval"), tokenizer, peft_config=adapter)
+    trainer = SFTTrainer(policy, args, None, imitated["train"], imitated.get("eval"), tokenizer, peft_config=adapter)
     trainer.add_callback(MarkComplete())
     return trainer
 
@@ -191,6 +186,7 @@ def train_sft(recipe: SFTRecipe, launch: Sequence[str] = ()) -> pd.DataFrame:
     trainer = build_sft_trainer(recipe)
     log = fit(trainer, recipe.out)
     if trainer.is_world_process_zero():
+        name_base(recipe.out, trainer.accelerator.unwrap_model(trainer.model))
         write_json(Path(recipe.out, SFT_FILE), {"model": recipe.model, "pairs": recipe.pairs})
         write_context(recipe)
     return log
