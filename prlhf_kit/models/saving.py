@@ -78,14 +78,19 @@ def save_user_model(state: dict[str, Any], folder: str | Path) -> None:
 
 
 def load_user_model(model: PreTrainedModel, folder: str | Path) -> None:
-    """Read the user model of a whole model into a conditioned `model`: among its weights, or from `USER_WEIGHTS`."""
-    users = {}
-    for file in Path(folder).glob("*.safetensors"):
-        prefix = "" if file.name == USER_WEIGHTS else f"{ATTRIBUTE}."
-        with safe_open(file, "pt") as weights:
-            names = [name for name in weights.keys() if name.startswith(prefix)]  # noqa: SIM118  (not a dict)
-            users |= {name.removeprefix(prefix): weights.get_tensor(name) for name in names}
-    getattr(model, ATTRIBUTE).load_state_dict(users)
+    """Read the user model of a whole model into a conditioned `model`."""
+    getattr(model, ATTRIBUTE).load_state_dict(part_of_weights(folder, ATTRIBUTE, USER_WEIGHTS))
+
+
+def part_of_weights(folder: str | Path, name: str, file: str) -> dict[str, Any]:
+    """The state of the module `name` in the folder of a whole model: among its weights, or in a `file` of its own."""
+    found = {}
+    for path in Path(folder).glob("*.safetensors"):
+        prefix = "" if path.name == file else f"{name}."
+        with safe_open(path, "pt") as weights:
+            keys = [key for key in weights.keys() if key.startswith(prefix)]  # noqa: SIM118  (not a dict)
+            found |= {key.removeprefix(prefix): weights.get_tensor(key) for key in keys}
+    return found
 
 
 def save_index(model, index: UserIndex, folder: str | Path) -> None:

@@ -29,7 +29,7 @@ COMPLETE = "checkpoint_complete"
 HISTORY = "history.parquet"
 # settings that say where and how visibly to work, not what to learn; the last line's are gone or follow from the code
 ELSEWHERE = {"output_dir", "logging_dir", "run_name", "report_to", "disable_tqdm", "save_total_limit", "save_steps"} | {
-    *("balance_users", "completion_logits_only", "remove_unused_columns")
+    *("balance_users", "completion_logits_only", "padding_side", "remove_unused_columns")
 }
 
 
