@@ -84,7 +84,7 @@ def load_user_model(model: PreTrainedModel, folder: str | Path) -> None:
 
 def part_of_weights(folder: str | Path, name: str, file: str) -> dict[str, Any]:
     """The state of the module `name` in the folder of a whole model: among its weights, or in a `file` of its own."""
-    found = {}
+    found: dict[str, Any] = {}
     for path in Path(folder).glob("*.safetensors"):
         prefix = "" if path.name == file else f"{name}."
         with safe_open(path, "pt") as weights:

@@ -113,7 +113,7 @@ class PersonalizedDPOTrainer(PersonalizedTraining, DPOTrainer):
         self.dropped: dict[str, dict[str, int]] = {}
         self.truncated: dict[str, dict[str, int]] = {}
         self._hits: dict[str, list[tuple[int, float]]] = defaultdict(list)  # mode -> row of a pair's user, ranked right
-        self._longest = 0  # tokens of the longest text that the model will see
+        self._longest: float = 0  # tokens of the longest text that the model will see
         super().__init__(
             model=model,
             args=args,
@@ -130,7 +130,7 @@ class PersonalizedDPOTrainer(PersonalizedTraining, DPOTrainer):
                 f"{type(causal_lm(model)).__name__} is a mixture of experts, whose router loss TRL computes from the "
                 "texts' mask; user tokens and shared prompts don't go with it. Set router_aux_loss_coef=0.0."
             )
-        check_length(model, self._longest + user_tokens)
+        check_length(model, int(self._longest) + user_tokens)
 
     def _prepare_dataset(self, dataset, processing_class, args, dataset_name):
         # Private in TRL, which tokenises here and nowhere else: only here is known what max_length leaves of a pair.

@@ -66,11 +66,11 @@ def compute_prompts_once(model: PreTrainedModel) -> None:
     if getattr(model, "_computes_prompts_once", False):
         return
     model._computes_prompts_once = True
-    ahead: int | None = None  # of the call that is running: tokens in front of the responses, users' included
+    ahead = 0  # of the call that is running: tokens in front of the responses, users' included
 
     def join(_backbone, args, kwargs):
         nonlocal ahead
-        ahead = None
+        ahead = 0
         if "prompt_ids" not in kwargs:
             return args, kwargs
         prompts, responses = kwargs.pop("prompt_ids"), kwargs.pop("input_ids")[:, 1:]  # [B, P], [2B, C]
@@ -97,7 +97,7 @@ def compute_prompts_once(model: PreTrainedModel) -> None:
             last = hidden[:, ahead - 1 : ahead]
             return torch.cat([torch.cat([last, own], 1) for own in hidden[:, ahead:].chunk(2, 1)])
 
-        if ahead is not None:
+        if ahead:
             output.last_hidden_state = responses(output.last_hidden_state)
             if output.hidden_states is not None:
                 output.hidden_states = tuple(map(responses, output.hidden_states))

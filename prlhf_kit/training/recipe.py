@@ -274,7 +274,7 @@ def main() -> None:
     parser.add_argument("recipe", type=Path, help="JSON file with the fields of RecipeFile")
     known, launch = parser.parse_known_args()
     recipe = RecipeFile.read(known.recipe)
-    train(recipe, *recipe.arguments(), launch)
+    train(recipe, *recipe.arguments(), launch=launch)
 
 
 if __name__ == "__main__":
