@@ -179,9 +179,6 @@ def learn(setting: Setting, until: float, dataset: str, method: str, seed: int) 
     users = method if method in ("individual", "cluster") else "individual"
     batch = 16 if dataset == "simulated" else 32
     recipe = Recipe(
-        model=setting.model,
-        pairs=str(folder / "train"),
-        out=str(setting.work / f"{dataset}-{seed}-{method}"),
         method="pdpo" if method == users else method,
         user_model=users,
         user_model_options={"num_tokens": 8, "seed": seed},
@@ -201,7 +198,8 @@ def learn(setting: Setting, until: float, dataset: str, method: str, seed: int) 
             "seed": seed,
         },
     )
-    trainer = build_trainer(recipe)
+    out = setting.work / f"{dataset}-{seed}-{method}"
+    trainer = build_trainer(recipe, setting.model, load_from_disk(folder / "train"), out)
     # a third of what is left is kept for the held-out pairs
     times = step_times(until - (until - time.monotonic()) / 3)
     trainer.add_callback(times)

@@ -25,7 +25,7 @@ def conditioned():
 
 
 def loss_of(model, share):
-    collate = DataCollatorForPersonalizedPreference(pad_token_id=2, prompts_apart=share, share=share)
+    collate = DataCollatorForPersonalizedPreference(pad_token_id=2, longest=99 if share else 0)
     batch = collate(
         [
             {"prompt_ids": [5, 6, 7], "chosen_ids": [8, 9], "rejected_ids": [10, 11, 12], "user_row": 1},

@@ -16,7 +16,7 @@ from prlhf_kit.evaluation.intervals import intervals
 from prlhf_kit.models.hub import MADE_FROM
 from prlhf_kit.models.user_index import UserIndex
 from prlhf_kit.models.user_models import ClusterUserModel, UserModel
-from prlhf_kit.training.user_metrics import USER_METRICS
+from prlhf_kit.training.personal import USER_METRICS
 
 
 def learning_curve(folder: str | Path, seed: int = 0) -> pd.DataFrame:

@@ -9,6 +9,8 @@ directly and PEFT calls `forward` around any outer hook.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -227,10 +229,27 @@ def condition(model: PreTrainedModel, user_model: nn.Module) -> PreTrainedModel:
     return model
 
 
-def longest_shared(model: PreTrainedModel) -> int | None:
-    """Tokens up to which a 4-D mask says all that the model's own masks say; None: any number, 0: it never does."""
+def longest_shared(model: PreTrainedModel) -> float:
+    """Tokens up to which a 4-D mask says all that the model's own masks say: infinite, or 0 where it never does."""
     if model.config._attn_implementation not in ("sdpa", "eager"):
         return 0  # flash attention takes no masks, flex attention others
     config = model.config.get_text_config()
     windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
-    return min((window for window in windows if window), default=None)
+    return min((window for window in windows if window), default=math.inf)
+
+
+def same_outputs(model: PreTrainedModel, wanted: Callable, found: Callable) -> bool:
+    """Whether two ways to call `model` give the same tensor, up to rounding; False where the second one raises."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            expected = wanted().float()
+            difference = (found().float() - expected).norm()
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, TypeError, ValueError):  # what a model says to a 4-D mask, to embeddings or to positions
+        return False
+    finally:
+        model.train(training)
+    return bool(difference < (1e-3 if model.dtype == torch.float32 else 0.05) * expected.norm())

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
@@ -26,10 +26,10 @@ from prlhf_kit.models.embedded import ModelError
 from prlhf_kit.models.hub import from_hub
 from prlhf_kit.models.logprobs import text_nll
 from prlhf_kit.models.saving import (
-    USER_WEIGHTS,
     condition_as_saved,
     is_users,
     load_user_model,
+    part_of_weights,
     reference_name,
     save_index,
     save_user_model,
@@ -124,7 +124,7 @@ def reward_class(config) -> type[PreTrainedModel]:
         raise ModelError(f"transformers has no sequence classifier for {type(config).__name__}. Choose another model.")
     quiet = {  # a language model's checkpoint has no reward head, and a reward model no LM head
         "_keys_to_ignore_on_load_missing": [*(known._keys_to_ignore_on_load_missing or []), r"^(score|classifier)\."],
-        "_keys_to_ignore_on_load_unexpected": [r"^(lm_head|embed_out|cls)\b"],
+        "_keys_to_ignore_on_load_unexpected": [r"^(lm_head|embed_out|cls|user_model)\b"],
     }
     return type(known.__name__, (_Pooled, known), {"__module__": known.__module__, **quiet})
 
@@ -221,8 +221,8 @@ def save_beside(model, folder: str | Path, index: UserIndex | None, state: dict[
 
 def load_lm_head(model, folder: str | Path) -> None:
     """Read an LM head that was trained with the whole model, where `folder` has one."""
-    if hasattr(model, "lm_head") and Path(folder, LM_HEAD_FILE).is_file():
-        model.lm_head.load_state_dict(load_file(Path(folder, LM_HEAD_FILE)))
+    if hasattr(model, "lm_head") and (state := part_of_weights(folder, "lm_head", LM_HEAD_FILE)):
+        model.lm_head.load_state_dict(state)
 
 
 def load_reward_model(
@@ -258,7 +258,7 @@ def load_reward_model(
     if Path(name, "users.json").is_file():
         index, saved = UserIndex.load(name)
         condition_as_saved(model, name, index, saved)
-        if Path(name, USER_WEIGHTS).is_file():
+        if not adapter:
             load_user_model(model, name)
     if adapter:
         model = PeftModel.from_pretrained(model, name, is_trainable=trainable)

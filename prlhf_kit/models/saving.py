@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -47,15 +48,12 @@ def reference_name(model: PreTrainedModel) -> str:
 
 
 def save_personalized(model, index: UserIndex, folder: str | Path) -> None:
-    """Write what `load_personalized` reads: the adapter with the user model (or the whole model, and the user model in
-    a file of its own, so that others can load the folder too), and `users.json`."""
+    """Write what `load_personalized` reads: the adapter (or the whole model) with the user model, and `users.json`."""
     if isinstance(model, PeftModel):
         model.save_pretrained(str(folder))
         name_base(folder, model)
     else:
-        state = model.state_dict()
-        model.save_pretrained(str(folder), state_dict={k: v for k, v in state.items() if not is_users(k)})
-        save_user_model(state, folder)
+        model.save_pretrained(str(folder))
     save_index(model, index, folder)
 
 
@@ -80,8 +78,19 @@ def save_user_model(state: dict[str, Any], folder: str | Path) -> None:
 
 
 def load_user_model(model: PreTrainedModel, folder: str | Path) -> None:
-    """Read into a conditioned model what `save_user_model` wrote."""
-    getattr(model, ATTRIBUTE).load_state_dict(load_file(Path(folder, USER_WEIGHTS)))
+    """Read the user model of a whole model into a conditioned `model`."""
+    getattr(model, ATTRIBUTE).load_state_dict(part_of_weights(folder, ATTRIBUTE, USER_WEIGHTS))
+
+
+def part_of_weights(folder: str | Path, name: str, file: str) -> dict[str, Any]:
+    """The state of the module `name` in the folder of a whole model: among its weights, or in a `file` of its own."""
+    found: dict[str, Any] = {}
+    for path in Path(folder).glob("*.safetensors"):
+        prefix = "" if path.name == file else f"{name}."
+        with safe_open(path, "pt") as weights:
+            keys = [key for key in weights.keys() if key.startswith(prefix)]  # noqa: SIM118  (not a dict)
+            found |= {key.removeprefix(prefix): weights.get_tensor(key) for key in keys}
+    return found
 
 
 def save_index(model, index: UserIndex, folder: str | Path) -> None:
@@ -142,7 +151,7 @@ def load_personalized(
             f"{folder} holds a vanilla DPO model without a user model. Load it with "
             "prlhf_kit.training.controls.load_control(folder, base)."
         )
-    whole = Path(folder, USER_WEIGHTS).exists()
+    whole = not Path(folder, "adapter_config.json").exists()
     if not isinstance(base, PreTrainedModel):
         require_start(folder, base or saved["base_model"])
     if whole:

@@ -52,7 +52,8 @@ def word_vectors(
 class UserModel(nn.Module):
     """A user model: what is a user's own (`own`, one row a user), and how it becomes soft tokens (`tokens`).
 
-    Subclasses set `own` `[num_rows, ...]`, define `tokens` and `num_tokens`, and add to `options`. Parameters named in
+    Subclasses set `own` `[num_rows, ...]` and, as a rule, `generic` `[T_u, d_model]`, define `tokens` (without `generic`
+    also `num_tokens`), and add to `options`. Parameters named in
     `shared_slow` learn at the adapter's rate, all others at `user_learning_rate`. Where row 0 is zero by definition
     (`e_i = e_0 + ...`), `row_0_is_zero` is set: nothing is added for the generic user.
 
@@ -64,6 +65,7 @@ class UserModel(nn.Module):
     """
 
     own: nn.Parameter
+    generic: Any
     shared_slow: tuple[str, ...] = ("generic",)
     row_0_is_zero = True
 
@@ -79,8 +81,8 @@ class UserModel(nn.Module):
 
     @property
     def num_tokens(self) -> int:
-        """T_u, the soft tokens a user takes in the context."""
-        raise NotImplementedError
+        """T_u, the soft tokens a user takes in the context: as many as the generic user's."""
+        return len(self.generic)
 
     def options(self) -> dict[str, Any]:
         """Arguments beside the number of rows and the embeddings, to build an untrained one of the same shape."""
@@ -228,10 +230,6 @@ class LowRankUserModel(UserModel):
         drawn = torch.randn(num_rows, rank, generator=torch.Generator().manual_seed(seed + 1))
         drawn[GENERIC] = 0
         self.own = nn.Parameter((drawn * rank**-0.5).to(word_embeddings))  # a [num_rows, rank]
-
-    @property
-    def num_tokens(self) -> int:
-        return self.generic.shape[0]
 
     def options(self) -> dict[str, Any]:
         return super().options() | {"rank": len(self.basis)}

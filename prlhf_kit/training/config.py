@@ -1,8 +1,9 @@
-"""Settings of P-DPO: TRL's, and what is personal about it."""
+"""Settings of P-DPO: TRL's, what is personal about it, and presets."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from trl import DPOConfig
@@ -18,9 +19,9 @@ class PersonalizedDPOConfig(DPOConfig):
         user_learning_rate: peak learning rate of the users' own rows, and of what a user model shares but does not list
             in `shared_slow`. `learning_rate` is for everything else.
         user_weight_decay: of the same parameters.
-        share_prompt: compute each prompt once for both responses (`training/prompt_once.py`): same loss, less work.
-            Texts that are longer than the model's sliding window are computed as TRL does.
-        completion_logits_only: keep prompts out of the LM head: same loss, less work. `share_prompt` needs it.
+        share_prompt: compute each prompt once for both responses, and keep it out of the LM head
+            (`training/prompt_once.py`): same loss, less work. Texts that are longer than the model's sliding window are
+            computed as TRL does.
         personalized: False trains vanilla DPO on the same pairs in the same order: the control.
     """
 
@@ -28,8 +29,9 @@ class PersonalizedDPOConfig(DPOConfig):
     user_learning_rate: float = field(default=1e-2, metadata={"help": "Peak learning rate of the users' own rows."})
     user_weight_decay: float = field(default=0.0, metadata={"help": "Weight decay of the users' own rows."})
     share_prompt: bool = field(default=True, metadata={"help": "Compute each prompt once for both responses."})
-    completion_logits_only: bool = field(default=True, metadata={"help": "Keep prompts out of the LM head."})
     personalized: bool = field(default=True, metadata={"help": "False trains vanilla DPO on the same pairs."})
+    # the collator takes what it needs, `user_row` too
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Leave it off: users are a column."})
     # TRL turns it on by default, which costs a third more time; turn it on where memory asks for it
     gradient_checkpointing: bool = field(default=False, metadata={"help": "Recompute activations to save memory."})
     # everything that is trained is in every batch, so several processes need not look for what is not
@@ -50,13 +52,30 @@ class PersonalizedDPOConfig(DPOConfig):
                 "use_liger_kernel=True replaces the model's forward and bypasses the hooks that put the user tokens "
                 "in front of the prompt. Set use_liger_kernel=False."
             )
-        if self.share_prompt and not self.completion_logits_only:
-            raise ValueError(
-                "share_prompt=True gives back the hidden states of responses only, but completion_logits_only=False "
-                "asks for those of prompts. Set share_prompt=False, or completion_logits_only=True."
-            )
         if self.bf16 is None:  # TRL's default is True everywhere, which is far slower than float32 on most CPUs
             self.bf16 = not self.fp16 and not self.use_cpu and torch.cuda.is_available()
         if not torch.cuda.is_available():  # it would only warn
             self.dataloader_pin_memory = False
         super().__post_init__()
+
+
+QUERIES_AND_VALUES = r".*\.(q|v)_proj"
+_QUIET = {"lr_scheduler_type": "cosine", "warmup_steps": 0.1, "report_to": "none"}
+_CPU_ADAPTER = {"r": 8, "lora_alpha": 16, "target_modules": QUERIES_AND_VALUES}
+_OFTEN = {"logging_steps": 4, "save_steps": 20, "save_total_limit": 2}
+_CPU = {"num_train_epochs": 1.0, "per_device_train_batch_size": 4, "max_length": 192, **_OFTEN, **_QUIET}
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # ComPO (Kumar et al. 2024, arXiv 2410.16027): what is not named here is TRL's default
+    "compo": {
+        "sft": {"settings": {"learning_rate": 1e-5}, "adapter": {"r": 64, "lora_alpha": 16}},
+        "settings": {"learning_rate": 2e-7, "beta": 0.1},
+        "adapter": {"r": 64, "lora_alpha": 16},
+    },
+    # SmolLM2-135M on one CPU core, about a hundred pairs
+    "cpu": {
+        "sft": {"settings": {"learning_rate": 1e-4, **_CPU}, "adapter": _CPU_ADAPTER},
+        "settings": {"learning_rate": 2e-4, "user_learning_rate": 1e-2, "beta": 0.1, "alpha": 1.0, **_CPU},
+        "adapter": _CPU_ADAPTER,
+    },
+}

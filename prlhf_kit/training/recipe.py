@@ -1,4 +1,4 @@
-"""One training as a recipe that fits into a JSON file: in this process, or in several by `accelerate launch`.
+"""One training as a recipe of plain values: in this process, or in several by `accelerate launch`; after SFT, if asked.
 
 python -m prlhf_kit.training.recipe recipe.json
 python -m prlhf_kit.training.recipe recipe.json --config_file configs/fsdp.yaml
@@ -9,69 +9,65 @@ What follows the recipe goes to `accelerate launch`, which then trains each of i
 from __future__ import annotations
 
 import argparse
-import json
+import inspect
+import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
-from datasets import load_from_disk
+from datasets import Dataset, load_from_disk
+from filelock import FileLock
 from peft import LoraConfig
-from transformers import PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
+from prlhf_kit.data import fingerprint
 from prlhf_kit.data.context import Context, require_context
+from prlhf_kit.files import short_hash
 from prlhf_kit.models.conditioning import condition
-from prlhf_kit.models.hub import SFT_FILE, load_tokenizer, weights_in
+from prlhf_kit.models.hub import from_hub, load_tokenizer, weights_in
+from prlhf_kit.models.logprobs import REFERENCE, save_with_reference
+from prlhf_kit.models.tokenize import tokenize_completion
 from prlhf_kit.models.user_index import UserIndex
 from prlhf_kit.models.user_models import USER_MODELS
-from prlhf_kit.training.chain import ADAPTERS, after_sft, sft_of
-from prlhf_kit.training.config import PersonalizedDPOConfig
+from prlhf_kit.training.config import PRESETS as PRESETS, PersonalizedDPOConfig
 from prlhf_kit.training.controls import LABELS, WITHOUT_USERS, control_pairs
+from prlhf_kit.training.launch import Folders, check_train_base, in_folders, launch_recipe, load_base as load_base
 from prlhf_kit.training.pdpo import FROZEN_BASE, PersonalizedDPOTrainer
-from prlhf_kit.training.resume import HISTORY, check_train_base, fit, launch_recipe, load_base_model
-from prlhf_kit.training.sft import contexts_of, with_reader, write_context
+from prlhf_kit.training.resume import HISTORY, fit
+from prlhf_kit.training.sft import SFTRecipe, contexts_of, train_sft, with_reader, write_merged
 
-TRAIN_BASE = ("lora", "qlora", "full", "frozen")
+ADAPTERS = ("stacked", "merged")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What is trained, on what, and where it goes.
+    """What is trained and how: values only, which fit into a JSON file (`RecipeFile`).
 
     Args:
-        model: base model, as `load_model` takes it.
-        pairs: folder of preference pairs (`Dataset.save_to_disk`), best with the reference's log-probs
-            (`add_reference_logps`).
-        out: folder of the trained model; checkpoints lie beside it, in `<out>-checkpoints`.
         method: "pdpo", or a control (`training.controls.LABELS`).
         train_base: "lora", "qlora" (4-bit base, needs a GPU and `bitsandbytes`), "full", or "frozen": users alone.
         user_model, user_model_options: one of `USER_MODELS`, and its arguments.
         adapter: arguments of PEFT's `LoraConfig`.
         settings: arguments of `PersonalizedDPOConfig`.
-        evaluation: folder of held-out pairs, scored as `settings` say (`eval_strategy`); every user's accuracy is then
-            in `user_metrics.parquet`.
         context, template, context_seed: the reader in the prompt (`data.context`), for both stages; policy and
             reference see the same prompts. Pairs that have a context already are taken as they are, with "none".
-        sft: a supervised stage before, on the same pairs: arguments of `SFTRecipe` (`{}`: all defaults; its `out` is
-            `<out>-sft`, and recipes with the same one share it). The policy then starts from the SFT model, which is
-            the reference (`training.chain`). None: no such stage.
+        sft: a supervised stage before, on the same pairs: arguments of `SFTRecipe` (`{}`: all defaults), and `out`, its
+            folder (default `<out>-sft`), which recipes may share. The policy then starts from the SFT model, which is
+            the reference: it sees the same prompts, but no soft tokens. None: no such stage.
         adapters: "stacked": the SFT adapter stays a small file, merged when the kit loads the model (PEFT by itself
             would leave it out). "merged": it is merged once, and written as a whole model.
     """
 
-    model: str
-    pairs: str
-    out: str
     method: str = "pdpo"
     train_base: str = "lora"
     user_model: str = "individual"
     user_model_options: dict[str, Any] = field(default_factory=dict)
     adapter: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
-    evaluation: str = ""
     context: Context = "none"
     template: str = ""
     context_seed: int = 0
@@ -79,10 +75,12 @@ class Recipe:
     adapters: str = "stacked"
 
     def __post_init__(self):
-        check_train_base(self.train_base, TRAIN_BASE)
+        check_train_base(self.train_base, ("lora", "qlora", "full", "frozen"))
         require_context(self.context)
-        if self.adapters not in ADAPTERS:
-            raise ValueError(f"adapters={self.adapters!r}: expected one of {', '.join(ADAPTERS)}.")
+        known = {"adapters": ADAPTERS, "method": ("pdpo", *LABELS), "user_model": tuple(USER_MODELS)}
+        for name, values in known.items():
+            if getattr(self, name) not in values:
+                raise ValueError(f"{name}={getattr(self, name)!r}: expected one of {', '.join(values)}.")
         if self.sft is not None:
             sft_of(self)
             if self.train_base == "qlora" and self.adapters == "stacked":
@@ -96,39 +94,35 @@ class Recipe:
                 f"{own} puts the users' words into the prompts by itself, and context={self.context!r} "
                 "would do so again. Leave the former out and use context='user_text', or use context='none'."
             )
-        if self.method != "pdpo" and self.method not in LABELS:
-            raise ValueError(f"there is no control {self.method!r}; expected 'pdpo' or one of {', '.join(LABELS)}.")
-        if self.user_model not in USER_MODELS:
-            raise ValueError(f"user_model={self.user_model!r}: expected one of {', '.join(USER_MODELS)}.")
         if self.train_base == "frozen" and self.method in WITHOUT_USERS:
             raise ValueError(
                 f"the control {self.method!r} has no users, so with a frozen base nothing would be trained. Choose "
                 "among pooled and random_users."
             )
 
-    @classmethod
-    def read(cls, path: str | Path) -> Recipe:
-        """The recipe in a JSON file."""
-        return cls(**json.loads(Path(path).read_text()))
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeFile(Recipe, Folders):
+    """A JSON file: the fields of `Recipe`, and the folders."""
 
 
-def load_base(recipe: Recipe, device: str | None = None) -> PreTrainedModel:
-    """The base model of a recipe as it is trained, for the reference's log-probs too (`load_base_model`)."""
-    return load_base_model(recipe.model, recipe.train_base, device)
+def build_trainer(
+    recipe: Recipe,
+    model: str,
+    pairs: Dataset,
+    out: str | Path,
+    evaluation: Dataset | None = None,
+    policy: PreTrainedModel | None = None,
+) -> PersonalizedDPOTrainer:
+    """Model, pairs and trainer of a recipe, ready for `fit`. Arguments as of `train`; `sft` and `context` are its part.
 
-
-def build_trainer(recipe: Recipe) -> PersonalizedDPOTrainer:
-    """Model, pairs and trainer of a recipe, ready for `fit`."""
-    seed = recipe.settings.get("seed", 42)
-    given = load_from_disk(recipe.pairs)
-    held_out = load_from_disk(recipe.evaluation) if recipe.evaluation else None
-    contexts = contexts_of(recipe, given, *([held_out] if held_out else []))
-    pairs, personalized = control_pairs(recipe.method, with_reader(given, contexts), seed)
-    policy = load_base(recipe, "cpu")  # the trainer moves it
-    if Path(recipe.model, SFT_FILE).is_file():  # tells trainings apart (`fit`)
-        policy.starts_from = weights_in(recipe.model)
+    Args:
+        policy: the base model, where it is loaded already; it is changed.
+    """
+    policy = policy or load_base(model, recipe.train_base, "cpu")  # the trainer moves it
     # after the model: with DeepSpeed ZeRO-3, what is loaded later is in pieces, and the users start from its embeddings
-    ours = {"output_dir": f"{recipe.out}-checkpoints", "use_cpu": not torch.accelerator.is_available()}
+    pairs, personalized = control_pairs(recipe.method, pairs, recipe.settings.get("seed", 42))
+    ours = {"output_dir": f"{out}-checkpoints", "use_cpu": not torch.accelerator.is_available()}
     args = PersonalizedDPOConfig(**{**ours, **recipe.settings, "personalized": personalized})
     started = int(os.environ.get("WORLD_SIZE", 1))
     if args.world_size != started:
@@ -139,77 +133,149 @@ def build_trainer(recipe: Recipe) -> PersonalizedDPOTrainer:
     index = None
     if personalized:
         index = UserIndex(sorted(set(pairs["user_id"])))
-        words = policy.get_input_embeddings().weight
         kind: Any = USER_MODELS[recipe.user_model]
         own = {} if recipe.method == "pdpo" else {"user_text": False}  # controls know nothing of who asks
-        condition(policy, kind(len(index), words, **(recipe.user_model_options | own)))
+        condition(policy, kind(len(index), policy.get_input_embeddings().weight, **(recipe.user_model_options | own)))
     adapter = {"full": None, "frozen": FROZEN_BASE}.get(recipe.train_base, LoraConfig(**recipe.adapter))
-    if held_out is not None:
-        held_out = with_reader(held_out, contexts)
-        if recipe.method != "random_users":  # whose held-out pairs are those of the people who stated them
-            held_out = control_pairs(recipe.method, held_out)[0]
-    return PersonalizedDPOTrainer(policy, args, pairs, held_out, load_tokenizer(recipe.model), index, adapter)
+    if evaluation is not None and recipe.method != "random_users":  # held-out pairs stay those of who stated them
+        evaluation = control_pairs(recipe.method, evaluation)[0]
+    return PersonalizedDPOTrainer(policy, args, pairs, evaluation, load_tokenizer(model), index, adapter)
 
 
-def train(recipe: Recipe, launch: Sequence[str] = ()) -> pd.DataFrame:
+def train(
+    recipe: Recipe,
+    model: str,
+    pairs: Dataset,
+    out: str | Path,
+    evaluation: Dataset | None = None,
+    launch: Sequence[str] = (),
+) -> pd.DataFrame:
     """Train to the end, or resume (`fit`), and return the trainer's log.
 
     Args:
+        model: base model, as `load_model` takes it.
+        pairs: preference pairs, best with the reference's log-probs (`add_reference_logps`).
+        out: folder of the trained model; checkpoints lie beside it, in `<out>-checkpoints`.
+        evaluation: held-out pairs, scored as `settings` say (`eval_strategy`); every user's accuracy is then in
+            `user_metrics.parquet`.
         launch: arguments of `accelerate launch`, `["--config_file", "configs/fsdp.yaml"]` for instance, to train in
             processes of their own; none: in this process.
 
     Raises:
         RuntimeError: a launched training failed; the end of its output is in the message.
+        ValueError: settings or pairs that can't be trained, before the first stage.
     """
-    out, whole = Path(recipe.out), recipe
+    sets = {"pairs": pairs} | ({} if evaluation is None else {"evaluation": evaluation})
+    contexts = contexts_of(recipe, *sets.values())
+    policy = None
     if recipe.sft is not None:
         if int(os.environ.get("WORLD_SIZE", 1)) > 1:
             raise RuntimeError(
                 "a recipe with an SFT stage launches its stages by itself. Call `python -m prlhf_kit.training.recipe "
-                "recipe.json <arguments of accelerate launch>`, or train(recipe, launch)."
+                "recipe.json <arguments of accelerate launch>`, or train(..., launch=...)."
             )
-        recipe = after_sft(recipe, launch)
+        model, sets, policy = after_sft(recipe, model, sets, out, launch)
+    else:
+        sets = {name: with_reader(part, contexts) for name, part in sets.items()}
+    second = replace(recipe, context="none", template="", sft=None)  # its pairs have their context
     first = True
     if launch:
-        launch_recipe(recipe, "prlhf_kit.training.recipe", launch)
+        policy = None
+        one = in_folders(RecipeFile, second, model, sets["pairs"], str(out), sets.get("evaluation"))
+        launch_recipe(one, "prlhf_kit.training.recipe", launch)
     else:
-        trainer = build_trainer(recipe)
+        trainer = build_trainer(second, model, sets["pairs"], out, sets.get("evaluation"), policy)
         if trainer.dropped["train"]:
             print("pairs left out, by user:", trainer.dropped["train"])
         fit(trainer, out)
         first = trainer.is_world_process_zero()
-    if whole.context != "none" and first:
-        write_context(whole)
-    return pd.read_parquet(out / HISTORY)
+    if recipe.context != "none" and first:
+        contexts_of(recipe, pairs).save(out)
+    return pd.read_parquet(Path(out, HISTORY))
+
+
+def sft_of(recipe: Recipe) -> SFTRecipe:
+    """The first stage of a recipe with `sft`."""
+    own: dict[str, Any] = {key: value for key, value in (recipe.sft or {}).items() if key != "out"}
+    if shared := {"model", "pairs", "context", "template", "context_seed"} & set(own):
+        raise ValueError(f"sft has {', '.join(sorted(shared))}, which both stages share: leave it out of sft.")
+    base = "lora" if recipe.train_base == "frozen" else recipe.train_base
+    told = {name: getattr(recipe, name) for name in ("context", "template", "context_seed")}
+    return SFTRecipe(**{"train_base": base, "adapter": recipe.adapter, **told, **own})
+
+
+def after_sft(
+    recipe: Recipe, model: str, sets: dict[str, Dataset], out: str | Path, launch: Sequence[str] = ()
+) -> tuple[str, dict[str, Dataset], PreTrainedModel | None]:
+    """Train the first stage of `recipe`, or find it done, and compute the reference of all pairs under the SFT model.
+
+    Recipes that share an SFT stage share its reference too; if they run at once, they take turns.
+
+    Args:
+        sets: "pairs", and "evaluation" if there is one.
+
+    Returns:
+        The folder of the SFT model, the sets with context and reference, and the model itself if it was loaded.
+
+    Raises:
+        ValueError: settings or pairs that the second stage would refuse.
+    """
+    contexts = contexts_of(recipe, *sets.values())
+    for name, pairs in sets.items():
+        if set(REFERENCE) & set(pairs.column_names):
+            raise ValueError(
+                f"the set {name!r} brings reference log-probs, but after SFT the reference is the SFT model. Remove "
+                f"the columns {' and '.join(REFERENCE)}."
+            )
+    told = {name: with_reader(pairs, contexts) for name, pairs in sets.items()}
+    _require(recipe, model, told, out)
+    first = sft_of(recipe)
+    folder = start = (recipe.sft or {}).get("out", f"{out}-sft")
+    evaluation = sets.get("evaluation") if first.settings.get("eval_strategy", "no") != "no" else None
+    Path(folder).parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        train_sft(first, model, sets["pairs"], folder, evaluation, launch)
+        if recipe.adapters == "merged" and first.train_base != "full":
+            start = f"{folder}-merged"
+            write_merged(folder, start)
+        base = None
+        for name, pairs in told.items():
+            loaded = [recipe.train_base == "qlora", recipe.train_base == "full", torch.cuda.is_available()]
+            made_from = [weights_in(start), loaded, contexts.config, fingerprint({name: pairs})]
+            kept = Path(f"{folder}-{name}-{short_hash(*made_from)[:12]}")
+            if not kept.exists():
+                base = base or load_base(start, recipe.train_base)
+                save_with_reference(pairs, base, load_tokenizer(start), kept)
+            told[name] = load_from_disk(str(kept))
+    return start, told, base
+
+
+def _require(recipe: Recipe, model: str, sets: dict[str, Dataset], out: str | Path) -> None:
+    """Refuse, before the first stage, what the second would refuse."""
+    args = PersonalizedDPOConfig(**{"output_dir": str(out), "use_cpu": True, **recipe.settings})
+    LoraConfig(**recipe.adapter)
+    inspect.signature(USER_MODELS[recipe.user_model]).bind(1, None, **recipe.user_model_options)
+    tokenizer, config = load_tokenizer(model), from_hub(AutoConfig, model)
+    users = recipe.user_model_options.get("num_tokens", 10) if recipe.method == "pdpo" else 0
+    context = getattr(config, "max_position_embeddings", None) or math.inf
+    for name, pairs in sets.items():
+        texts = ((row["prompt"], row[side]) for row in pairs for side in ("chosen", "rejected"))
+        longest = max(sum(map(len, tokenize_completion(tokenizer, *text))) for text in texts)
+        if longest > (args.max_length or math.inf) or longest + users > context:
+            raise ValueError(
+                f"the longest pair of the set {name!r} has {longest} tokens, the reader in the prompt included; "
+                f"max_length={args.max_length} and the model's context of {context} (with {users} user tokens) must "
+                "hold it. Raise max_length, or leave long pairs out (reward_stages.fitting)."
+            )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe", type=Path, help="JSON file with the fields of Recipe")
+    parser.add_argument("recipe", type=Path, help="JSON file with the fields of RecipeFile")
     known, launch = parser.parse_known_args()
-    train(Recipe.read(known.recipe), launch)
+    recipe = RecipeFile.read(known.recipe)
+    train(recipe, *recipe.arguments(), launch=launch)
 
 
 if __name__ == "__main__":
     main()
-
-QUERIES_AND_VALUES = r".*\.(q|v)_proj"
-_QUIET = {"lr_scheduler_type": "cosine", "warmup_steps": 0.1, "report_to": "none"}
-_CPU_ADAPTER = {"r": 8, "lora_alpha": 16, "target_modules": QUERIES_AND_VALUES}
-_OFTEN = {"logging_steps": 4, "save_steps": 20, "save_total_limit": 2}
-_CPU = {"num_train_epochs": 1.0, "per_device_train_batch_size": 4, "max_length": 192, **_OFTEN, **_QUIET}
-
-PRESETS: dict[str, dict[str, Any]] = {
-    # ComPO (Kumar et al. 2024, arXiv 2410.16027): what is not named here is TRL's default
-    "compo": {
-        "sft": {"settings": {"learning_rate": 1e-5}, "adapter": {"r": 64, "lora_alpha": 16}},
-        "settings": {"learning_rate": 2e-7, "beta": 0.1},
-        "adapter": {"r": 64, "lora_alpha": 16},
-    },
-    # SmolLM2-135M on one CPU core, about a hundred pairs
-    "cpu": {
-        "sft": {"settings": {"learning_rate": 1e-4, **_CPU}, "adapter": _CPU_ADAPTER},
-        "settings": {"learning_rate": 2e-4, "user_learning_rate": 1e-2, "beta": 0.1, "alpha": 1.0, **_CPU},
-        "adapter": _CPU_ADAPTER,
-    },
-}

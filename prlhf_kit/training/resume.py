@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import os
 import shutil
-import subprocess
-import sys
-from collections import deque
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 from datasets import Dataset, DatasetDict
-from transformers import BitsAndBytesConfig, PreTrainedModel, Trainer, TrainerCallback
+from transformers import Trainer, TrainerCallback
 
 from prlhf_kit.data import fingerprint
 from prlhf_kit.files import write_json
-from prlhf_kit.models.conditioning import ATTRIBUTE, causal_lm, user_models
-from prlhf_kit.models.hub import MADE_FROM, load_model, weights_hash as weights_of
+from prlhf_kit.models.conditioning import causal_lm, user_models
+from prlhf_kit.models.hub import MADE_FROM, weights_hash
 from prlhf_kit.models.user_models import UserModel
+from prlhf_kit.training.launch import launch_recipe as launch_recipe  # reward_stages takes it from here
 
 COMPLETE = "checkpoint_complete"
 HISTORY = "history.parquet"
-# settings that say where and how visibly to work, not what to learn
+# settings that say where and how visibly to work, not what to learn; and some that are gone, or follow from the code
 ELSEWHERE = {"output_dir", "logging_dir", "run_name", "report_to", "disable_tqdm", "save_total_limit", "save_steps"}
+ELSEWHERE |= {"balance_users", "completion_logits_only", "padding_side", "remove_unused_columns"}
 
 
 class MarkComplete(TrainerCallback):
@@ -45,65 +39,35 @@ def last_checkpoint(output_dir: str | Path) -> str | None:
     return str(max(complete, key=lambda path: int(path.name.split("-")[1]))) if complete else None
 
 
-def _made_from(trainer: Trainer) -> dict[str, Any]:
-    """All that decides the result: settings, adapter, training pairs."""
-    settings = {k: v for k, v in trainer.args.to_dict().items() if k not in ELSEWHERE}
-    adapters = {name: config.to_dict() for name, config in getattr(trainer.model, "peft_config", {}).items()}
-    pairs = fingerprint(DatasetDict(train=_own_columns(trainer.train_dataset)))
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    decided = settings | {
-        "adapters": adapters,
-        "pairs": pairs,
+def made_from(trainer: Trainer) -> dict[str, Any]:
+    """All that decides the result: settings, adapter, starting weights, training pairs; as JSON gives it back."""
+    model: Any = trainer.accelerator.unwrap_model(trainer.model)
+    users = next(iter(user_models(model)), None)
+    options = users.options() if isinstance(users, UserModel) else None
+    held_out = trainer.eval_dataset
+    sets = {"pairs": {"train": trainer.train_dataset}}
+    if held_out is not None:
+        sets["evaluation"] = {"eval": held_out} if isinstance(held_out, Dataset) else dict(held_out)
+    decided = trainer.args.to_dict() | {
+        "adapters": {name: config.to_dict() for name, config in getattr(model, "peft_config", {}).items()},
         "model": model.config._name_or_path,
         "processes": trainer.args.world_size,
         "quantized": getattr(model, "quantization_method", None),
-        "user_model": _user_model(model),
+        "user_model": None if users is None else [type(users).__name__, options, weights_hash(users)],
     }
-    held_out = trainer.eval_dataset
-    if isinstance(held_out, Dataset):
-        held_out = {"eval": held_out}
-    if held_out:
-        decided["evaluation"] = fingerprint(DatasetDict({k: _own_columns(v) for k, v in held_out.items()}))
-    for name in ("starts_from", "pooling"):  # of reward models
+    for name, parts in sets.items():
+        # without the reference's log-probs: they follow from model and pairs, if not to the last bit on other threads
+        own = {k: v.remove_columns([c for c in v.column_names if c.startswith("ref_")]) for k, v in parts.items()}
+        decided[name] = fingerprint(DatasetDict(own))
+    for name in ("starts_from", "pooling"):
         if (value := getattr(causal_lm(model), name, None)) is not None:
             decided[name] = value
-    stops = [
-        one.state()["args"] for one in trainer.callback_handler.callbacks if hasattr(one, "early_stopping_patience")
-    ]
+    stops = [c.state()["args"] for c in trainer.callback_handler.callbacks if hasattr(c, "early_stopping_patience")]
     if stops:
         decided["early_stopping"] = stops
-    return json.loads(json.dumps(decided, sort_keys=True, default=_text))
-
-
-def _own_columns(pairs: Dataset) -> Dataset:
-    """Without the reference's log-probs: they follow from model and pairs, if not to the last bit on other threads."""
-    return pairs.remove_columns([name for name in pairs.column_names if name.startswith("ref_")])
-
-
-def _user_model(model) -> list[Any] | None:
-    """Class, shape and starting values."""
-    table = next(iter(user_models(model)), None)
-    if table is None:
-        return None
-    return [type(table).__name__, table.options() if isinstance(table, UserModel) else None, weights_of(table)]
-
-
-def _text(value: object) -> object:
-    return sorted(map(str, value)) if isinstance(value, (set, frozenset)) else str(value)
-
-
-def _refuse_another(path: Path, wanted: dict[str, Any], *folders: Path) -> None:
-    found = json.loads(path.read_text())
-    if found.get("balance_users") is False:  # a setting of version 0.1, gone since
-        del found["balance_users"]
-    different = sorted(k for k in {*found, *wanted} if found.get(k) != wanted.get(k))
-    if different:
-        name = different[0]
-        raise ValueError(
-            f"{path.parent} holds a training with other settings: {', '.join(different)} ({name} is "
-            f"{str(found.get(name))[:80]!r} there, {str(wanted.get(name))[:80]!r} here). Choose other folders, or "
-            f"delete {' and '.join(map(str, folders))} to train anew."
-        )
+    kept = {name: value for name, value in decided.items() if name not in ELSEWHERE}
+    plain = json.dumps(kept, sort_keys=True, default=lambda v: sorted(map(str, v)) if isinstance(v, set) else str(v))
+    return json.loads(plain)
 
 
 def fit(trainer: Trainer, folder: str | Path) -> pd.DataFrame:
@@ -119,21 +83,26 @@ def fit(trainer: Trainer, folder: str | Path) -> pd.DataFrame:
         ValueError: `folder` or the checkpoints were made with other settings, another adapter or other pairs.
     """
     folder, checkpoints = Path(folder), Path(trainer.args.output_dir)
-    made_from = _made_from(trainer)
+    wanted = made_from(trainer)
     for path in (folder / MADE_FROM, checkpoints / MADE_FROM):
-        if path.exists():
-            _refuse_another(path, made_from, folder, checkpoints)
+        found = json.loads(path.read_text()) if path.exists() else wanted
+        if different := sorted(k for k in {*found, *wanted} - ELSEWHERE if found.get(k) != wanted.get(k)):
+            name = different[0]
+            raise ValueError(
+                f"{path.parent} holds a training with other settings: {', '.join(different)} ({name} is "
+                f"{str(found.get(name))[:80]!r} there, {str(wanted.get(name))[:80]!r} here). Choose other folders, or "
+                f"delete {folder} and {checkpoints} to train anew."
+            )
     first = trainer.is_world_process_zero()
     trainer.accelerator.wait_for_everyone()  # all processes have looked before one of them writes
     if not folder.exists():
         if first:
-            write_json(checkpoints / MADE_FROM, made_from)
+            write_json(checkpoints / MADE_FROM, wanted)
         checkpoint = last_checkpoint(checkpoints)
         if checkpoint and first:
             print(f"resuming {folder.name} from {Path(checkpoint).name}")
         trainer.train(resume_from_checkpoint=checkpoint)
-        log = trainer.state.log_history
-        evaluated = {entry["step"] for entry in log if any(k.startswith("eval_") for k in entry)}
+        evaluated = {entry["step"] for entry in trainer.state.log_history if any(k.startswith("eval_") for k in entry)}
         if trainer.args.eval_strategy != "no" and trainer.state.global_step not in evaluated:
             trainer.evaluate()  # the end, whatever eval_steps is
         staging = folder.with_name(f".{folder.name}-unfinished")
@@ -142,86 +111,8 @@ def fit(trainer: Trainer, folder: str | Path) -> pd.DataFrame:
         trainer.accelerator.wait_for_everyone()
         trainer.save_model(str(staging))
         if first:
-            write_json(staging / MADE_FROM, made_from)
+            write_json(staging / MADE_FROM, wanted)
             pd.DataFrame(trainer.state.log_history).to_parquet(staging / HISTORY)
             staging.rename(folder)
         trainer.accelerator.wait_for_everyone()
     return pd.read_parquet(folder / HISTORY)
-
-
-def check_train_base(train_base: str, known: Sequence[str]) -> None:
-    """Raise `ValueError` for a way to train the base that is not known, or can't be gone here."""
-    if train_base not in known:
-        raise ValueError(f"train_base={train_base!r}: expected one of {', '.join(known)}.")
-    ready = torch.cuda.is_available() and importlib.util.find_spec("bitsandbytes") is not None
-    if train_base == "qlora" and not ready:
-        raise ValueError(
-            "train_base='qlora' needs a GPU and bitsandbytes (whose 4-bit layers have no gradient on CPUs, version "
-            "0.50): pip install bitsandbytes on a GPU machine; 'lora' runs anywhere."
-        )
-
-
-def load_base_model(model: str, train_base: str, device: str | None = None) -> PreTrainedModel:
-    """The base model as it is trained, for the reference's log-probs too: bfloat16 on a GPU unless its own weights are
-    trained, 4 bits for QLoRA; `device` as in `load_model`."""
-    dtype = torch.bfloat16 if torch.cuda.is_available() and train_base != "full" else torch.float32
-    if train_base == "qlora":
-        return load_model(model, dtype, f"cuda:{os.environ.get('LOCAL_RANK', '0')}", _four_bits())
-    return load_model(model, dtype, device)
-
-
-def _four_bits() -> BitsAndBytesConfig:
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16,
-    )
-
-
-def launch_recipe(recipe: Any, module: str, launch: Sequence[str]) -> None:
-    """Write `recipe` to `<out>-launched.json`, and train it by `accelerate launch <launch> -m <module>`.
-
-    Raises:
-        RuntimeError: the training failed; the end of its output is in the message.
-    """
-    file = Path(f"{recipe.out}-launched.json")
-    write_json(file, asdict(recipe))
-    command = [sys.executable, "-m", "accelerate.commands.launch", *launch, "-m", module, str(file)]
-    last: deque[str] = deque(maxlen=30)
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
-        for line in process.stdout or ():  # a notebook shows what Python prints, not what its children do
-            print(line, end="")
-            last.append(line)
-    if process.returncode:
-        raise RuntimeError(f"`{' '.join(command)}` ended with {process.returncode}. It said:\n{''.join(last)}")
-
-
-def set_users_apart(
-    optimizer: torch.optim.Optimizer,
-    named: Iterable[tuple[str, torch.nn.Parameter]],
-    slow: Iterable[str],
-    learning_rate: float,
-    weight_decay: float,
-) -> torch.optim.Optimizer:
-    """`optimizer` with the users' own rows in parameter groups of their own.
-
-    What all users share (`slow`, e_0 for instance) stays with the adapter: it is in every batch, and where users
-    disagree its gradient is mostly noise, which Adam would turn into steps of the full, large size.
-
-    Args:
-        named: the model's named parameters.
-        slow: last parts of the names of the user model's parameters that stay at the adapter's rate.
-    """
-    table = {
-        id(p)
-        for name, p in named
-        if f"{ATTRIBUTE}." in name and name.rsplit(".", 1)[-1] not in slow and p.requires_grad
-    }
-    for group in list(optimizer.param_groups):
-        users = [p for p in group["params"] if id(p) in table]
-        if users:
-            group["params"] = [p for p in group["params"] if id(p) not in table]
-            options = {k: v for k, v in group.items() if k != "params"}
-            optimizer.add_param_group(options | {"params": users, "lr": learning_rate, "weight_decay": weight_decay})
-    return optimizer

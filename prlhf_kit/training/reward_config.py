@@ -24,7 +24,6 @@ class PersonalizedRewardConfig(RewardConfig):
         lm_score_threshold: texts whose normalised score exceeds it are imitated.
         lm_on_prompt: the term takes in the prompt's tokens, as in DSP; False: the response's only.
         truncation_side: which end of a text that is too long is cut. (TRL drops such pairs.)
-        padding_side: of a batch; the rewards are the same.
         user_learning_rate, user_weight_decay: of the users' own rows, see `PersonalizedDPOConfig`.
     """
 
@@ -32,12 +31,13 @@ class PersonalizedRewardConfig(RewardConfig):
     lm_score_threshold: float = field(default=0.9, metadata={"help": "Normalised score of texts to be imitated."})
     lm_on_prompt: bool = field(default=True, metadata={"help": "Whether prompts count in the language-modelling term."})
     truncation_side: str = field(default="left", metadata={"help": "Which end of long texts is cut."})
-    padding_side: str = field(default="right", metadata={"help": "On which side batches are padded."})
     user_learning_rate: float = field(default=1e-2, metadata={"help": "Peak learning rate of the users' own rows."})
     user_weight_decay: float = field(default=0.0, metadata={"help": "Weight decay of the users' own rows."})
     learning_rate: float = field(default=1e-6, metadata={"help": "Peak learning rate; DSP: 1e-6, then 1e-7."})
     max_length: int | None = field(default=512, metadata={"help": "Tokens of prompt and response."})
     eval_on_start: bool = field(default=True, metadata={"help": "Evaluate before the first step."})
+    # the collator takes what it needs
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Leave it off: lists are columns."})
     # TRL turns it on by default, which costs a third more time
     gradient_checkpointing: bool = field(default=False, metadata={"help": "Recompute activations to save memory."})
     # early stopping goes on counting where a killed training did
@@ -45,9 +45,8 @@ class PersonalizedRewardConfig(RewardConfig):
     ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "Of DistributedDataParallel."})
 
     def __post_init__(self):
-        for name in ("truncation_side", "padding_side"):
-            if getattr(self, name) not in ("left", "right"):
-                raise ValueError(f"{name}={getattr(self, name)!r}: expected 'left' or 'right'.")
+        if self.truncation_side not in ("left", "right"):
+            raise ValueError(f"truncation_side={self.truncation_side!r}: expected 'left' or 'right'.")
         if self.lm_loss_coeff < 0 or not 0 <= self.lm_score_threshold < 1:
             raise ValueError(
                 f"lm_loss_coeff={self.lm_loss_coeff}, lm_score_threshold={self.lm_score_threshold}: expected a weight "

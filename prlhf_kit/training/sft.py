@@ -18,45 +18,38 @@ from typing import Any
 
 import pandas as pd
 import torch
-from datasets import Dataset, load_from_disk
+from datasets import Dataset
 from peft import LoraConfig
 from trl import SFTConfig, SFTTrainer
 
 from prlhf_kit.data.chat import count_tokens, prompt_texts, require_prefix
 from prlhf_kit.data.context import Context, Contexts, people_of, require_context, with_context
 from prlhf_kit.files import unfinished, write_json
+from prlhf_kit.models.conditioning import same_outputs
 from prlhf_kit.models.hub import SFT_FILE, load_model, load_tokenizer, weights_in
 from prlhf_kit.models.logprobs import REFERENCE
 from prlhf_kit.models.saving import name_base
-from prlhf_kit.training.resume import HISTORY, MarkComplete, check_train_base, fit, launch_recipe, load_base_model
+from prlhf_kit.training.launch import Folders, check_train_base, in_folders, launch_recipe, load_base
+from prlhf_kit.training.resume import HISTORY, MarkComplete, fit
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SFTRecipe:
-    """One supervised fine-tuning.
+    """How a model is fine-tuned: values only.
 
     Args:
-        model: base model, as `load_model` takes it.
-        pairs: folder of preference pairs (`Dataset.save_to_disk`), the same as DPO's: their chosen responses are
-            imitated, each once (`preferred`).
-        out: folder of the trained adapter (or model); checkpoints lie beside it, in `<out>-checkpoints`.
         context, template, context_seed: the reader in the prompt, see `data.context`.
         train_base: "lora", "qlora" (4-bit base, needs a GPU and `bitsandbytes`) or "full".
         adapter: arguments of PEFT's `LoraConfig`.
         settings: arguments of TRL's `SFTConfig`.
-        evaluation: folder of held-out pairs, on whose chosen responses the loss is measured (`eval_strategy`).
     """
 
-    model: str
-    pairs: str
-    out: str
     context: Context = "none"
     template: str = ""
     context_seed: int = 0
     train_base: str = "lora"
     adapter: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
-    evaluation: str = ""
 
     def __post_init__(self):
         check_train_base(self.train_base, ("lora", "qlora", "full"))
@@ -69,11 +62,9 @@ class SFTRecipe:
                 )
 
 
-class _Trainer(SFTTrainer):
-    def _save(self, output_dir=None, state_dict=None):
-        super()._save(output_dir, state_dict)
-        if self.args.should_save:
-            name_base(output_dir or self.args.output_dir, self.accelerator.unwrap_model(self.model))
+@dataclass(frozen=True, kw_only=True)
+class SFTRecipeFile(SFTRecipe, Folders):
+    """A JSON file: the fields of `SFTRecipe`, and the folders."""
 
 
 def preferred(pairs: Dataset) -> Dataset:
@@ -91,16 +82,17 @@ def require_safe_packing(model, strategy: str) -> None:
     TRL's "bfd" starts the positions of each text at 0, by which transformers tells them apart; whether `model` then
     gives each of two texts what it gives it alone is tried.
     """
-    apart = strategy != "wrapped"
-    if apart:
-        ids = torch.arange(12, device=model.device)[None]
-        positions = torch.cat([torch.arange(5), torch.arange(7)])[None].to(model.device)
-        with torch.no_grad():
-            alone = [model.base_model(input_ids=part).last_hidden_state.float() for part in (ids[:, :5], ids[:, 5:])]
-            # without cache, as TRL calls it: with one, transformers takes the row for one text
-            packed = model.base_model(input_ids=ids, position_ids=positions, use_cache=False).last_hidden_state.float()
-        wanted = torch.cat(alone, 1)
-        apart = bool((packed - wanted).norm() < (1e-3 if model.dtype == torch.float32 else 0.05) * wanted.norm())
+    ids = torch.arange(12, device=model.device)[None]
+    positions = torch.cat([torch.arange(5), torch.arange(7)])[None].to(model.device)
+
+    def hidden(**inputs) -> torch.Tensor:  # without cache, as TRL calls it: with one, a row is taken for one text
+        return model.base_model(use_cache=False, **inputs).last_hidden_state
+
+    apart = strategy != "wrapped" and same_outputs(
+        model,
+        lambda: torch.cat([hidden(input_ids=ids[:, :5]), hidden(input_ids=ids[:, 5:])], 1),
+        lambda: hidden(input_ids=ids, position_ids=positions),
+    )
     if not apart:
         raise ValueError(
             f"packing=True with packing_strategy={strategy!r} and attn_implementation="
@@ -109,32 +101,33 @@ def require_safe_packing(model, strategy: str) -> None:
         )
 
 
-def build_sft_trainer(recipe: SFTRecipe) -> SFTTrainer:
-    """Model, responses and trainer of a recipe, ready for `fit`.
+def build_sft_trainer(
+    recipe: SFTRecipe, model: str, pairs: Dataset, out: str | Path, evaluation: Dataset | None = None
+) -> SFTTrainer:
+    """Model, responses and trainer of a recipe, ready for `fit`; arguments as of `train_sft`.
 
     Raises:
         SchemaError: the context can't be put into the prompts.
         ValueError: packing where it is not safe, or no response fits `max_length`.
     """
-    ours = {"output_dir": f"{recipe.out}-checkpoints", "use_cpu": not torch.accelerator.is_available()}
+    ours = {"output_dir": f"{out}-checkpoints", "use_cpu": not torch.accelerator.is_available()}
     quick = {"gradient_checkpointing": False, "bf16": torch.cuda.is_available(), "completion_only_loss": True}
     args = SFTConfig(**{**ours, **quick, **recipe.settings})
     if not torch.cuda.is_available():  # it would only warn
         args.dataloader_pin_memory = False
-    tokenizer = load_tokenizer(recipe.model)
+    tokenizer = load_tokenizer(model)
     require_prefix(tokenizer)
-    folders = {"train": recipe.pairs} | ({"eval": recipe.evaluation} if recipe.evaluation else {})
-    sets = {name: load_from_disk(folder) for name, folder in folders.items()}
-    contexts = contexts_of(recipe, sets["train"], *sets.values())
-    imitated = {
-        name: _fitting(preferred(with_reader(pairs, contexts)), tokenizer, args.max_length, name)
-        for name, pairs in sets.items()
-    }
-    policy = load_base_model(recipe.model, recipe.train_base, "cpu")  # the trainer moves it
+    sets = {"train": pairs} | ({} if evaluation is None else {"eval": evaluation})
+    contexts = contexts_of(recipe, *sets.values())
+    imitated = {}
+    for name, part in sets.items():
+        rows = preferred(with_reader(part, contexts))
+        imitated[name] = rows if args.max_length is None else _fitting(rows, tokenizer, args.max_length, name)
+    policy = load_base(model, recipe.train_base, "cpu")  # the trainer moves it
     if args.packing:
         require_safe_packing(policy, args.packing_strategy)
     adapter = None if recipe.train_base == "full" else LoraConfig(**recipe.adapter)
-    trainer = _Trainer(policy, args, None, imitated["train"], imitated.get("eval"), tokenizer, peft_config=adapter)
+    trainer = SFTTrainer(policy, args, None, imitated["train"], imitated.get("eval"), tokenizer, peft_config=adapter)
     trainer.add_callback(MarkComplete())
     return trainer
 
@@ -163,10 +156,8 @@ def with_reader(pairs: Dataset, contexts: Contexts) -> Dataset:
     return with_context(pairs, contexts)
 
 
-def _fitting(rows: Dataset, tokenizer, max_length: int | None, name: str) -> Dataset:
+def _fitting(rows: Dataset, tokenizer, max_length: int, name: str) -> Dataset:
     """The rows of which at least half the response is within `max_length`; how many are left out or cut is printed."""
-    if max_length is None:
-        return rows
     prompts = count_tokens(tokenizer, prompt_texts(tokenizer, list(rows["prompt"]), answered=False))
     dialogues = [p + c for p, c in zip(rows["prompt"], rows["completion"], strict=True)]
     whole = count_tokens(tokenizer, prompt_texts(tokenizer, dialogues, answered=True))
@@ -179,26 +170,33 @@ def _fitting(rows: Dataset, tokenizer, max_length: int | None, name: str) -> Dat
     return rows.select(kept)
 
 
-def train_sft(recipe: SFTRecipe, launch: Sequence[str] = ()) -> pd.DataFrame:
+def train_sft(
+    recipe: SFTRecipe,
+    model: str,
+    pairs: Dataset,
+    out: str | Path,
+    evaluation: Dataset | None = None,
+    launch: Sequence[str] = (),
+) -> pd.DataFrame:
     """Train to the end, or resume (`fit`), and return the trainer's log.
 
     Args:
+        model: base model, as `load_model` takes it.
+        pairs: the same as DPO's: their chosen responses are imitated, each once (`preferred`).
+        out: folder of the trained adapter (or model); checkpoints lie beside it, in `<out>-checkpoints`.
+        evaluation: held-out pairs, on whose chosen responses the loss is measured (`eval_strategy`).
         launch: as in `recipe.train`.
     """
     if launch:
-        launch_recipe(recipe, __name__, launch)
-        return pd.read_parquet(Path(recipe.out, HISTORY))
-    trainer = build_sft_trainer(recipe)
-    log = fit(trainer, recipe.out)
+        launch_recipe(in_folders(SFTRecipeFile, recipe, model, pairs, str(out), evaluation), __name__, launch)
+        return pd.read_parquet(Path(out, HISTORY))
+    trainer = build_sft_trainer(recipe, model, pairs, out, evaluation)
+    log = fit(trainer, out)
     if trainer.is_world_process_zero():
-        write_json(Path(recipe.out, SFT_FILE), {"model": recipe.model, "pairs": recipe.pairs})
-        write_context(recipe)
+        name_base(out, trainer.accelerator.unwrap_model(trainer.model))
+        write_json(Path(out, SFT_FILE), {"model": model})
+        contexts_of(recipe, pairs).save(out)
     return log
-
-
-def write_context(recipe: Any) -> None:
-    """Write beside a trained model what it was told of its readers, for `data.context.context_of`."""
-    contexts_of(recipe, load_from_disk(recipe.pairs)).save(recipe.out)
 
 
 def write_merged(folder: str | Path, out: str | Path) -> None:
@@ -221,8 +219,9 @@ def write_merged(folder: str | Path, out: str | Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe", type=Path, help="JSON file with the fields of SFTRecipe")
-    train_sft(SFTRecipe(**json.loads(parser.parse_args().recipe.read_text())))
+    parser.add_argument("recipe", type=Path, help="JSON file with the fields of SFTRecipeFile")
+    recipe = SFTRecipeFile.read(parser.parse_args().recipe)
+    train_sft(recipe, *recipe.arguments())
 
 
 if __name__ == "__main__":

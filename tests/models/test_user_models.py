@@ -1,9 +1,13 @@
 """User models: what they compute, where their tokens go, what they cost."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 
 import prlhf_kit as kit
+from prlhf_kit.models import user_models
 from prlhf_kit.models.conditioning import user_model_of
 from prlhf_kit.models.user_models import (
     USER_MODELS,
@@ -56,6 +60,25 @@ def test_low_rank_by_hand_and_a_million_users_in_64_mb():
     assert many.own.untyped_storage().nbytes() == 64_000_064
     assert sum(p.untyped_storage().nbytes() for p in many.parameters()) < 65e6
     assert many(torch.tensor([1_000_000])).shape == (1, 10, 64)
+
+
+def test_the_user_model_of_contributing(make_tiny):
+    text = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text().split("## Add a user model")[1]
+    assert len(text.split("\n## ")[0].splitlines()) <= 25
+    names = dict(vars(user_models))
+    exec(re.search("```python\n(.*?)```", text, re.DOTALL)[1], names)
+    model = make_tiny()
+    table = names["OneDirectionUserModel"](4, model.get_input_embeddings().weight, 3)
+    with torch.no_grad():
+        table.own[2] = 1.5
+    kit.condition(model, table)
+    ids = torch.tensor([[5, 6, 7]])
+    one, two, generic = (model(input_ids=ids, user_rows=torch.tensor([row])).logits for row in (1, 2, 0))
+    assert torch.equal(one, generic)
+    two.sum().backward()
+    assert not torch.equal(one, two)
+    assert table.own.grad.nonzero().flatten().tolist() == [2]
+    assert (table.num_tokens, table.num_rows, table.options()["num_tokens"]) == (3, 4, 3)
 
 
 def test_initial_tokens():

@@ -334,13 +334,6 @@ def test_an_encoder_is_trained_as_it_is_scored(bert, tmp_path, peft):
     gap = reward.score(pairs["prompt"], pairs["chosen"]) - reward.score(pairs["prompt"], pairs["rejected"])
     last = [entry for entry in trained.state.log_history if "eval_own_margin" in entry][-1]
     assert gap.mean().item() == pytest.approx(last["eval_own_margin"], abs=1e-5)
-    with pytest.raises(ValueError, match="padding_side='left' goes with decoders"):
-        PersonalizedRewardTrainer(
-            new_reward_model(folder),
-            PersonalizedRewardConfig(**settings(tmp_path, padding_side="left")),
-            pairs,
-            processing_class=tokenizer,
-        )
 
 
 @pytest.mark.parametrize("peft", [True, False])

@@ -1,0 +1,110 @@
+"""Where a training runs and what it starts from: the base model, folders named in a JSON file, several processes."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset, load_from_disk
+from transformers import BitsAndBytesConfig, PreTrainedModel
+
+from prlhf_kit.files import write_json
+from prlhf_kit.models.hub import SFT_FILE, load_model, weights_in
+
+
+@dataclass(frozen=True, kw_only=True)
+class Folders:
+    """What a JSON file says beside a recipe's values.
+
+    Args:
+        model: base model, as `load_model` takes it.
+        pairs: folder of preference pairs (`Dataset.save_to_disk`).
+        out: folder of the trained model; checkpoints lie beside it, in `<out>-checkpoints`.
+        evaluation: folder of held-out pairs; "": none.
+    """
+
+    model: str
+    pairs: str
+    out: str
+    evaluation: str = ""
+
+    @classmethod
+    def read(cls, path: str | Path) -> Any:
+        """The recipe and its folders in a JSON file."""
+        return cls(**json.loads(Path(path).read_text()))
+
+    def arguments(self) -> tuple[str, Dataset, str, Dataset | None]:
+        """Model, pairs, out and held-out pairs, as `train` and `train_sft` take them."""
+        held_out = load_from_disk(self.evaluation) if self.evaluation else None
+        return self.model, load_from_disk(self.pairs), self.out, held_out
+
+
+def in_folders(kind: type[Folders], recipe: Any, model: str, pairs: Dataset, out: str, evaluation: Dataset | None):
+    """`recipe` as a JSON file holds it, its pairs written beside `out`."""
+    folders = {}
+    for name, part in (("pairs", pairs), ("evaluation", evaluation)):
+        folder = f"{out}-launched-{name}"
+        shutil.rmtree(folder, ignore_errors=True)
+        if part is not None:
+            part.save_to_disk(folder)
+            folders[name] = folder
+    return kind(**{**vars(recipe), "model": model, "out": str(out), "evaluation": "", **folders})
+
+
+def check_train_base(train_base: str, known: Sequence[str]) -> None:
+    """Raise `ValueError` for a way to train the base that is not known, or can't be gone here."""
+    if train_base not in known:
+        raise ValueError(f"train_base={train_base!r}: expected one of {', '.join(known)}.")
+    ready = torch.cuda.is_available() and importlib.util.find_spec("bitsandbytes") is not None
+    if train_base == "qlora" and not ready:
+        raise ValueError(
+            "train_base='qlora' needs a GPU and bitsandbytes (whose 4-bit layers have no gradient on CPUs, version "
+            "0.50): pip install bitsandbytes on a GPU machine; 'lora' runs anywhere."
+        )
+
+
+def load_base(model: str, train_base: str = "lora", device: str | None = None) -> PreTrainedModel:
+    """The base model as it is trained, for the reference's log-probs too: bfloat16 on a GPU unless its own weights are
+    trained, 4 bits for QLoRA; `device` as in `load_model`."""
+    dtype = torch.bfloat16 if torch.cuda.is_available() and train_base != "full" else torch.float32
+    four_bits = None
+    if train_base == "qlora":
+        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+        four_bits = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.bfloat16,
+        )
+    loaded: Any = load_model(model, dtype, device, four_bits)
+    if Path(model, SFT_FILE).is_file():  # tells trainings apart (`fit`)
+        loaded.starts_from = weights_in(model)
+    return loaded
+
+
+def launch_recipe(recipe: Any, module: str, launch: Sequence[str]) -> None:
+    """Write `recipe` to `<out>-launched.json`, and train it by `accelerate launch <launch> -m <module>`.
+
+    Raises:
+        RuntimeError: the training failed; the end of its output is in the message.
+    """
+    file = Path(f"{recipe.out}-launched.json")
+    write_json(file, asdict(recipe))
+    command = [sys.executable, "-m", "accelerate.commands.launch", *launch, "-m", module, str(file)]
+    last: deque[str] = deque(maxlen=30)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        for line in process.stdout or ():  # a notebook shows what Python prints, not what its children do
+            print(line, end="")
+            last.append(line)
+    if process.returncode:
+        raise RuntimeError(f"`{' '.join(command)}` ended with {process.returncode}. It said:\n{''.join(last)}")

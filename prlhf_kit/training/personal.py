@@ -1,0 +1,126 @@
+"""What the P-DPO trainer and the reward trainer share: a class between TRL's trainers and the kit's.
+
+The users' own learning rate, the user model and `users.json` beside each saved model, a table that outlives a resume.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from peft import PeftConfig
+from transformers import Trainer
+from transformers.trainer_utils import get_last_checkpoint
+
+from prlhf_kit.models.conditioning import ATTRIBUTE, user_model_of, user_models
+from prlhf_kit.models.user_index import UserIndex
+from prlhf_kit.training.resume import MarkComplete
+
+USER_METRICS = "user_metrics.parquet"
+
+
+class Table:
+    """Rows that a trainer collects, kept in the parquet file `file` beside each saved model."""
+
+    def __init__(self, file: str, columns: Sequence[str], key: Sequence[str]):
+        self.file, self.columns, self.key = file, list(columns), list(key)
+        self.rows: list[tuple] = []
+
+    def save(self, folder: str | Path) -> None:
+        table = pd.DataFrame(self.rows, columns=self.columns)
+        # a resumed training may evaluate the same step again
+        table.drop_duplicates(self.key, keep="last").to_parquet(Path(folder, self.file))
+
+    def load(self, folder: str | Path) -> None:
+        if Path(folder, self.file).is_file():
+            self.rows = list(pd.read_parquet(Path(folder, self.file)).itertuples(index=False, name=None))
+
+
+class PersonalizedTraining(Trainer):
+    """Comes before TRL's trainer among a class's bases; subclasses set `table` and write what else lies beside a model.
+
+    Args:
+        peft_config: of the adapter; the caller's object is not changed.
+        trained_whole: modules that are trained and saved whole with the adapter.
+        kwargs: of TRL's trainer.
+    """
+
+    table: Table
+
+    def __init__(self, model, peft_config: PeftConfig | None = None, trained_whole: Iterable[str] = (), **kwargs):
+        if peft_config is not None:
+            peft_config = copy.deepcopy(peft_config)
+            peft_config.modules_to_save = sorted({*(peft_config.modules_to_save or ()), *trained_whole}) or None
+        super().__init__(model=model, peft_config=peft_config, **kwargs)  # type: ignore[call-arg]
+        # TRL puts all that is trained on a quantized base into bfloat16, in which a row could not take small steps
+        for table in user_models(self.model):
+            table.float()
+        self.add_callback(MarkComplete())
+
+    def create_optimizer(self, model=None) -> torch.optim.Optimizer:
+        """TRL's optimizer with the users' own rows in parameter groups of their own.
+
+        What all users share (`shared_slow`, e_0 for instance) stays with the adapter: it is in every batch, and where
+        users disagree its gradient is mostly noise, which Adam would turn into steps of the full, large size.
+        """
+        known = self.optimizer is not None
+        optimizer = super().create_optimizer(model)
+        if known or not user_models(self.model):
+            return optimizer
+        slow = getattr(user_model_of(self.model), "shared_slow", ("generic",))
+        named = (self.model if model is None else model).named_parameters()
+        own = {id(p) for name, p in named if f"{ATTRIBUTE}." in name and name.rsplit(".", 1)[-1] not in slow}
+        args: Any = self.args
+        for group in list(optimizer.param_groups):
+            users = [p for p in group["params"] if id(p) in own]
+            if users:
+                group["params"] = [p for p in group["params"] if id(p) not in own]
+                rates = {"lr": args.user_learning_rate, "weight_decay": args.user_weight_decay}
+                optimizer.add_param_group(group | {"params": users} | rates)
+        return optimizer
+
+    def train(self, resume_from_checkpoint=None, **kwargs):
+        """TRL's, with the table of the checkpoint; what a killed training has evaluated is not evaluated again."""
+        folder = get_last_checkpoint(self.args.output_dir) if resume_from_checkpoint is True else resume_from_checkpoint
+        if folder:
+            self.table.load(folder)
+            self.args.eval_on_start = False  # early stopping would count it twice
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """TRL's, with the table beside the model, and what `write_beside` writes."""
+        super().save_model(output_dir, _internal_call)
+        if self.args.should_save:
+            folder = output_dir or self.args.output_dir
+            self.table.save(folder)
+            self.write_beside(self.accelerator.unwrap_model(self.model), folder)
+
+    def write_beside(self, model, folder: str) -> None:
+        """Write what loading the model in `folder` needs beside its weights."""
+        raise NotImplementedError
+
+
+def index_for(model, user_ids: Iterable[str], index: UserIndex | None) -> UserIndex:
+    """`index`, or one of the training pairs' `user_ids`, for a conditioned `model`.
+
+    Raises:
+        ValueError: a user without a row, or a user model with another number of rows.
+    """
+    users = sorted(set(user_ids))
+    index = index or UserIndex(users)
+    if missing := [user for user in users if user not in index]:
+        raise ValueError(
+            f"{len(missing)} users of the training set have no row in the user index, first {missing[0]!r}. "
+            "Build the index from the training set: UserIndex(sorted(set(train['user_id'])))."
+        )
+    rows = getattr(user_models(model)[-1], "num_rows", len(index))
+    if rows != len(index):
+        raise ValueError(
+            f"the user model has {rows} rows, but the user index {len(index)} (users and the generic one). "
+            "Build it with num_rows=len(user_index)."
+        )
+    return index

@@ -1,0 +1,76 @@
+"""The private names of TRL, PEFT and transformers that the kit uses: a new version that changes one fails here."""
+
+import ast
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+from transformers import AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel, Trainer
+from trl import DPOTrainer, RewardTrainer
+from trl.trainer.utils import add_fused_lm_head
+
+from prlhf_kit.training.pdpo import PersonalizedDPOTrainer
+from prlhf_kit.training.personal import PersonalizedTraining
+from prlhf_kit.training.reward import PersonalizedRewardTrainer
+from training.conftest import make_trainer
+
+ROOT = Path(__file__).parents[2]
+OVERRIDDEN = {  # method -> parameters that it is called with
+    (DPOTrainer, "_prepare_dataset"): ["self", "dataset", "processing_class", "args", "dataset_name"],
+    (DPOTrainer, "_precompute_ref_logps"): ["self", "dataset", "name", "batch_size"],
+    (RewardTrainer, "_prepare_dataset"): ["self", "dataset", "processing_class", "args", "dataset_name"],
+}
+PUBLIC = {  # overridden too, or called
+    (DPOTrainer, "compute_loss"): ["self", "model", "inputs", "return_outputs", "num_items_in_batch"],
+    (DPOTrainer, "compute_ref_log_probs"): ["self", "model", "inputs"],
+    (RewardTrainer, "compute_loss"): ["self", "model", "inputs", "return_outputs", "num_items_in_batch"],
+    (Trainer, "save_model"): ["self", "output_dir", "_internal_call"],
+    (Trainer, "create_optimizer"): ["self", "model"],
+    (Trainer, "log"): ["self", "logs", "start_time"],
+}
+
+
+@pytest.mark.parametrize(("where", "parameters"), [*OVERRIDDEN.items(), *PUBLIC.items()], ids=str)
+def test_methods_have_the_parameters_that_the_kit_relies_on(where, parameters):
+    owner, name = where
+    assert list(inspect.signature(getattr(owner, name)).parameters) == parameters
+
+
+def test_what_is_read_is_there(make_tiny, tokenizer, pairs, tmp_path):
+    trainer = make_trainer(make_tiny(users=3), tokenizer, pairs, tmp_path, max_steps=1)
+    assert set(trainer._metrics) == {"train", "eval"}
+    assert trainer.precompute_ref_logps is True
+    seen = {}
+    trainer.train()
+    model = make_tiny()
+    add_fused_lm_head(model)
+    model.base_model.register_forward_pre_hook(lambda _, args, kwargs: seen.update(kwargs), with_kwargs=True)
+    batch = trainer.data_collator(list(trainer.train_dataset.select(range(2))))
+    ids = batch["input_ids"]
+    found = model(input_ids=ids, attention_mask=ids * 0 + 1, labels=ids, fused_lm_head=True, more=3)
+    assert found.log_probs.shape == (4, ids.shape[1] - 1)
+    assert seen["more"] == 3  # other keys of a batch come to the backbone, where the hooks wait for them
+    config = make_tiny().config
+    assert isinstance(config._name_or_path, str)
+    assert config._attn_implementation in ("sdpa", "eager")
+    assert hasattr(AutoModelForSequenceClassification, "_model_mapping")
+    for name in ("_keys_to_ignore_on_load_missing", "_keys_to_ignore_on_load_unexpected"):
+        assert hasattr(PreTrainedModel, name)
+
+
+def test_contributing_lists_all_of_them():
+    section = (ROOT / "CONTRIBUTING.md").read_text().split("## Private names")[1].split("\n## ")[0]
+    listed = set(re.findall(r"`(?:\w+\.)*(_\w+)`", section))
+    used = set()
+    for kind in (PersonalizedTraining, PersonalizedDPOTrainer, PersonalizedRewardTrainer):
+        theirs = {name for base in kind.__mro__ if not base.__module__.startswith("prlhf") for name in vars(base)}
+        used |= {name for name in theirs & set(vars(kind)) if re.match("_[a-z]", name)}
+    assert used == {name for _, name in OVERRIDDEN}
+    known = {name for kind in (PreTrainedModel, PretrainedConfig, DPOTrainer, RewardTrainer) for name in dir(kind)}
+    known |= {"_metrics", "_attn_implementation", "_name_or_path", "_model_mapping"}  # of objects, not of classes
+    for folder in ("models", "training", "decoding", "evaluation"):
+        for path in (ROOT / "prlhf_kit" / folder).glob("*.py"):
+            found = {node.attr for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)}
+            used |= {name for name in found & known if re.match("_[a-z]", name)}
+    assert used <= listed, "say in CONTRIBUTING.md why"
