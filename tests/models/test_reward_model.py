@@ -71,7 +71,9 @@ def test_scores_are_the_same_in_any_batch_and_go_on_after_a_kill(base, tmp_path,
         [load_reward(str(folder)).score([p], [r]).item() for p, r in zip(PROMPTS, RESPONSES, strict=True)], abs=1e-5
     )
     monkeypatch.setattr(SequenceReward, "_score", lambda *_: pytest.fail("scored again"))
-    assert torch.equal(load_reward(str(folder), cache=tmp_path / "scores").score(PROMPTS, RESPONSES), together)
+    assert torch.equal(
+        load_reward(str(folder), batch_size=2, cache=tmp_path / "scores").score(PROMPTS, RESPONSES), together
+    )
 
 
 def test_killed_in_the_middle_only_the_rest_is_computed(tmp_path):
