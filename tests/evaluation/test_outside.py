@@ -113,9 +113,7 @@ def test_pad_with_what_the_chat_template_leaves(tmp_path):
 def test_pad_of_some_responses_with_their_prompt_is_unclear(tmp_path):
     rows = [{"prompt": f"{i}?", "response": f"{i}? Yes.", "method": "PAD"} for i in range(3)]
     rows[1]["response"] = "Yes."
-    with pytest.raises(
-        ValueError, match=r"2 of 3 responses begin with their prompt.*row 2 of .* Give the answer alone"
-    ):
+    with pytest.raises(ValueError, match=r"some responses in .* begin with their prompt.* Give the answer alone"):
         read_answers(write_json(tmp_path / "a.json", rows))
     rows[1]["result"] = "Yes."
     assert read_answers(write_json(tmp_path / "a.json", rows)).answer.tolist() == ["Yes."] * 3
