@@ -19,7 +19,7 @@ from prlhf_kit.models.tokenize import tokenize_completion
 from prlhf_kit.models.user_models import (
     USER_MODELS,
 )
-from prlhf_kit.training.new_users import adapt, add_users, forget_users
+from prlhf_kit.training.new_users import Evidence, adapt, add_users, forget_users, weigh
 
 KINDS = [
     ("individual", {}),
@@ -72,13 +72,21 @@ def new_pairs(model, tokenizer, row, users=("x", "y"), n=6, seed=0):
     return Dataset.from_list(swapped)
 
 
+def generic_only(model, tokenizer, pairs):
+    """So that everybody starts at the generic row."""
+    found = weigh(model, tokenizer, pairs)
+    return Evidence(found.rows[:1], found.margins[:, :1], found.reference)
+
+
 @pytest.mark.parametrize(("kind", "options"), KINDS)
 def test_adapt_lowers_the_loss_and_changes_nothing_else(trained, tokenizer, kind, options):
     model, _ = trained(kind, options)
     pairs = new_pairs(model, tokenizer, 2)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     asked = {name: p.requires_grad for name, p in model.named_parameters()}
-    found = adapt(model, tokenizer, pairs, steps=8, learning_rate=0.05, beta=1.0, candidates=[])
+    found = adapt(
+        model, tokenizer, pairs, steps=8, learning_rate=0.05, beta=1.0, evidence=generic_only(model, tokenizer, pairs)
+    )
     assert found.start == [0, 0]
     loss = found.history.pivot_table(index="step", columns="user_id", values="loss")
     assert (loss.iloc[-1] < loss.iloc[0]).all()
@@ -102,7 +110,7 @@ def test_adapt_lowers_the_loss_and_changes_nothing_else(trained, tokenizer, kind
 def test_users_are_fitted_together_as_alone(trained, tokenizer):
     model, _ = trained()
     pairs = new_pairs(model, tokenizer, 1, n=4)
-    options = {"steps": 3, "learning_rate": 0.02, "beta": 0.5, "decay": 0.1}
+    options = {"steps": 3, "learning_rate": 0.02, "beta": 0.5}
     both = adapt(model, tokenizer, pairs, batch_size=3, **options)
     for i, user in enumerate(both.user_ids):
         alone = adapt(model, tokenizer, pairs.filter(lambda row, user=user: row["user_id"] == user), **options)
@@ -126,7 +134,9 @@ def test_adapt_follows_the_gradient_of_dpos_loss(trained, tokenizer):
             chosen, rejected = response_logps(model, texts, tokenizer.pad_token_id, users).chunk(2)
         return -torch.nn.functional.logsigmoid(0.3 * (chosen - rejected - margin0)).sum().item()
 
-    found = adapt(model, tokenizer, pairs, steps=1, learning_rate=1e-3, beta=0.3, candidates=[])
+    found = adapt(
+        model, tokenizer, pairs, steps=1, learning_rate=1e-3, beta=0.3, evidence=generic_only(model, tokenizer, pairs)
+    )
     start = torch.zeros(2, dtype=torch.float64)
     for i in range(2):
         step = torch.zeros(2, dtype=torch.float64)
