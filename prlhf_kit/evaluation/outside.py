@@ -90,11 +90,12 @@ def read_answers(path: str | Path, format: str | None = None, system: str | None
     answers["answer"] = answers.answer.str.strip()
     twice = answers.duplicated(["system", "user_id", "prompt"])
     if twice.any():
-        row = answers[twice].iloc[0]
+        again = answers[twice].iloc[0]
         raise ValueError(
             f"{twice.sum()} of {len(answers)} answers in {path} have the system, user and prompt of an earlier one, "
-            f"first row {row.name + 1} ({row.system!r}, {row.user_id!r}, {str(row.prompt)[:60]!r}); expected one each. "
-            "Keep one of them in the file, or give samples different systems' names."
+            f"first row {twice.tolist().index(True) + 1} ({again.system!r}, {again.user_id!r}, "
+            f"{str(again.prompt)[:60]!r}); expected one each. Keep one of them in the file, or give samples different "
+            "systems' names."
         )
     return answers[[*ANSWERS, *(column for column in answers if column not in ANSWERS)]]
 

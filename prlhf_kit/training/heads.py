@@ -88,8 +88,8 @@ class Heads:
         """
         if self.kind == "pooled":
             return self
-        rows, names = pd.factorize(np.array(user_ids), sort=True)
-        z, rows = torch.tensor(difference / self.scale, dtype=torch.float64), torch.tensor(rows)
+        who, names = pd.factorize(np.array(user_ids), sort=True)
+        z, rows = torch.tensor(difference / self.scale, dtype=torch.float64), torch.tensor(who)
         known = torch.tensor(np.array(list(self.users.values())))
         centre = known.mean(0) if self.kind != "per_user" else torch.zeros_like(known[0])
         precision = torch.eye(known.shape[1], dtype=torch.float64) * (1.0 if self.kind == "mixture" else self.strength)
