@@ -33,12 +33,12 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, LlamaConfig
 
 import prlhf_kit as kit
 from prlhf_kit.decoding.guides import ids_of
 from prlhf_kit.decoding.readers import few_rows
-from prlhf_kit.models.reward_model import reward_class
+from prlhf_kit.models.reward_model import pooled_by_mask
 from prlhf_kit.models.rewards import SequenceReward
 
 RATIOS = {  # name -> (ways whose times are added, divided by the added times of these)
@@ -104,7 +104,7 @@ class Bench:
             torch.set_default_dtype(base.dtype)
             try:
                 with torch.device(self.device):  # an 8B model takes minutes to initialise on a CPU
-                    model = reward_class(config)(config).eval()
+                    model = pooled_by_mask(AutoModelForSequenceClassification.from_config(config)).eval()
             finally:
                 torch.set_default_dtype(torch.float32)
             return SequenceReward(model, self.tokenizer)

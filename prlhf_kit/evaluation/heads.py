@@ -11,11 +11,11 @@ import pandas as pd
 import torch
 from datasets import Dataset, DatasetDict
 from sklearn.model_selection import GroupKFold
+from torch.nn.functional import softplus
 
 from prlhf_kit import data as datasets_of_the_kit
 from prlhf_kit.evaluation.accuracy import length_rules, ranked_right
-from prlhf_kit.evaluation.intervals import long_table
-from prlhf_kit.evaluation.statistics import Interval, cluster_bootstrap
+from prlhf_kit.evaluation.intervals import intervals, long_table
 from prlhf_kit.models.features import Embedder
 from prlhf_kit.training.heads import STRENGTHS, Heads, fit_heads, fit_pooled
 
@@ -67,7 +67,7 @@ def held_out(heads: Heads, data: DatasetDict, embedded: dict[str, Embedded]) -> 
     tables = []
     for split in _tests(data):
         odds = heads.reward(embedded[split].difference, data[split]["user_id"])
-        tables.append(long_table(data[split], {heads.kind: ranked_right(odds, 0 * odds)}, split=split))
+        tables.append(long_table(data[split], {heads.kind: ranked_right(odds, 0)}, split=split))
     return pd.concat(tables, ignore_index=True)
 
 
@@ -89,7 +89,7 @@ def ranked_after_few_shot(
                 chosen = [place[pair] for pair in few["pair_id"]]
                 adapted = heads.adapt(embedded["adapt_unseen"].difference[chosen], few["user_id"])
             odds = adapted.reward(embedded["test_unseen"].difference, test["user_id"])
-            tables.append(long_table(test, {heads.kind: ranked_right(odds, 0 * odds)}, k=k))
+            tables.append(long_table(test, {heads.kind: ranked_right(odds, 0)}, k=k))
     return pd.concat(tables, ignore_index=True)
 
 
@@ -130,51 +130,43 @@ def trade_off(
     everything = np.concatenate([*general[1], *(part for _, e in domains.values() for part in e)])
     prompts = _prompts(general[0])
     first = fit_heads("pooled", general[1].difference, ["general"] * len(prompts), prompts, everything.std(0))
-    start = torch.tensor(first.pooled)
 
     def z(features: Embedded) -> torch.Tensor:
         return torch.tensor(features.difference / first.scale, dtype=torch.float64)
 
-    own = {name: z(features) for name, (_, features) in domains.items()}
-    drawn = np.random.default_rng(seed).permutation(len(prompts))
-    rows = []
+    mixed = z(general[1])[np.random.default_rng(seed).permutation(len(prompts))]
+    own, tests = ({name: z(e) for name, (_, e) in sets.items()} for sets in (domains, domain_tests))
+    groups = {name: pd.factorize(pd.Series(_prompts(pairs)))[0] for name, (pairs, _) in domains.items()}
+    folds = {name: list(GroupKFold(5).split(of, groups=of)) for name, of in groups.items()}
+    asked = {
+        "custom": [prompt for name in domains for prompt in _prompts(domain_tests[name][0])],
+        "general": _prompts(general_test[0]),
+    }
+    tables = []
     for path in PATHS:
-        towards = torch.zeros_like(start) if path == PATHS[0] else start
+        towards = torch.tensor(first.pooled) * (path != PATHS[0])
         for strength in (np.inf, *sorted(strengths, reverse=True)):
-            heads, held_out = {}, 0.0
+            nll, custom, everybody = 0.0, [], []
             for name, pairs in own.items():
-                more = z(general[1])[drawn[: len(pairs)]] if path == PATHS[2] else pairs[:0]
-                heads[name] = _fit(torch.cat([pairs, more]), strength, towards)
-                groups = pd.factorize(pd.Series(_prompts(domains[name][0])))[0]
-                for train, held in GroupKFold(5).split(groups, groups=groups):
+                more = mixed[: len(pairs) if path == PATHS[2] else 0]
+                for train, held in folds[name]:
                     fitted = _fit(torch.cat([pairs[train], more]), strength, towards)
-                    held_out += torch.nn.functional.softplus(-pairs[held] @ fitted).sum().item()
-            tests = {
-                "custom": {name: (pairs, z(features)) for name, (pairs, features) in domain_tests.items()},
-                "general": dict.fromkeys(heads, (general_test[0], z(general_test[1]))),
-            }
-            for of, sets in tests.items():
-                i = _accuracy(heads, sets, seed)
-                # every domain's head ranks the same general pairs
-                n = i.n if of == "custom" else len(general_test[0])
-                found = {"value": i.estimate, "low": i.low, "high": i.high, "n": n, "clusters": i.clusters}
-                rows.append({"strategy": path, "strength": strength, "of": of, **found, "nll": held_out})
-    table = pd.DataFrame(rows)
+                    nll += softplus(-pairs[held] @ fitted).sum().item()
+                head = _fit(torch.cat([pairs, more]), strength, towards)
+                custom.append(ranked_right(tests[name] @ head, 0))
+                everybody.append(ranked_right(z(general_test[1]) @ head, 0))
+            # every domain's head ranks the same general pairs
+            right = {"custom": np.concatenate(custom), "general": np.mean(everybody, 0)}
+            row = {"strategy": path, "strength": strength, "nll": nll}
+            tables += [pd.DataFrame({**row, "of": of, "prompt": asked[of], "value": right[of]}) for of in right]
+    by = ["strategy", "strength", "of"]
+    table = intervals(pd.concat(tables), by=by, cluster="prompt", seed=seed, nll=("nll", "first"))
     table["chosen"] = table.nll == table.groupby("strategy").nll.transform("min")
     return table.drop(columns="nll")
 
 
 def _fit(z: torch.Tensor, strength: float, towards: torch.Tensor) -> torch.Tensor:
     return towards if np.isinf(strength) else fit_pooled(z, strength, towards)
-
-
-def _accuracy(heads: Mapping, tests: Mapping, seed: int) -> Interval:
-    right, clusters = [], []
-    for name, (pairs, z) in tests.items():
-        odds = (z @ heads[name]).numpy()
-        right.append(ranked_right(odds, 0 * odds))
-        clusters += _prompts(pairs)
-    return cluster_bootstrap(np.concatenate(right), clusters, seed=seed)
 
 
 def _prompts(pairs: Dataset) -> list[str]:

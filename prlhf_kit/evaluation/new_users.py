@@ -7,15 +7,14 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 import torch
-from datasets import Dataset, DatasetDict
+from datasets import DatasetDict
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from prlhf_kit.data.select import few_shot
 from prlhf_kit.evaluation.accuracy import ranked_right
 from prlhf_kit.evaluation.intervals import long_table
-from prlhf_kit.models.user_index import GENERIC
-from prlhf_kit.training.new_users import adapt, known_users, log_ratios, tokenized, weigh
+from prlhf_kit.training.new_users import adapt, log_ratios, tokenized, weigh
 
 GENERIC_ROW, NEAREST, FITTED = "generic row", "nearest known user", "fitted row"
 
@@ -48,17 +47,14 @@ def ranked_by_pairs(
         `FITTED`.
     """
     test = data["test_unseen"]
-    known = known_users(model)
     largest = few_shot(data, max(ks), seed)
     place = {pair: i for i, pair in enumerate(largest["pair_id"])}
-    evidence = weigh(model, tokenizer, largest, known, batch_size)
-    worth, reference = weigh(model, tokenizer, test, known, batch_size)
-    users = list(test["user_id"])
+    known = weigh(model, tokenizer, largest, batch_size)
+    tested = weigh(model, tokenizer, test, batch_size)
     asked = tokenized(model, tokenizer, test) if steps else []
-    tables = [_table(0, GENERIC_ROW, test, worth[:, GENERIC])]
+    tables = [long_table(test, {GENERIC_ROW: ranked_right(tested.margins[:, 0], 0)}, k=0)]
     for k in tqdm(ks, desc="known pairs a user", disable=None, leave=False):
         pairs = few_shot(data, k, seed)
-        rows = [place[pair] for pair in pairs["pair_id"]]
         found = adapt(
             model,
             tokenizer,
@@ -67,24 +63,17 @@ def ranked_by_pairs(
             learning_rate=learning_rate,
             beta=beta,
             batch_size=batch_size,
-            candidates=known,
-            evidence=evidence.of(rows),
+            evidence=known.of([place[pair] for pair in pairs["pair_id"]]),
         )
-        column = {user: (GENERIC, *known).index(row) for user, row in zip(found.user_ids, found.start, strict=True)}
-        tables.append(_table(k, NEAREST, test, worth[np.arange(len(test)), [column[user] for user in users]]))
+        who = [found.user_ids.index(user) for user in test["user_id"]]
+        nearest = [tested.rows.index(found.start[i]) for i in who]
+        margins = {NEAREST: tested.margins[np.arange(len(test)), nearest]}
         if steps:
-            own = found.own[[found.user_ids.index(user) for user in users]]
-            tables.append(_table(k, FITTED, test, _log_ratio(model, tokenizer, asked, own, batch_size) - reference))
+            ratios = []
+            with torch.no_grad():
+                for i in range(0, len(test), batch_size):
+                    own = found.own[who[i : i + batch_size]]
+                    ratios.append(log_ratios(model, asked[i : i + batch_size], own, tokenizer.pad_token_id))
+            margins[FITTED] = torch.cat(ratios).cpu().double().numpy() - tested.reference
+        tables.append(long_table(test, {method: ranked_right(margin, 0) for method, margin in margins.items()}, k=k))
     return pd.concat(tables, ignore_index=True)
-
-
-def _table(k: int, method: str, test: Dataset, margin: np.ndarray) -> pd.DataFrame:
-    return long_table(test, {method: ranked_right(margin, np.zeros(len(margin)))}, k=k)
-
-
-@torch.no_grad()
-def _log_ratio(model, tokenizer, asked: list, own: torch.Tensor, batch_size: int) -> np.ndarray:
-    parts = [slice(i, i + batch_size) for i in range(0, len(asked), batch_size)]
-    shown = tqdm(parts, desc="scoring", disable=None, leave=False)
-    found = [log_ratios(model, asked[part], own[part], tokenizer.pad_token_id) for part in shown]
-    return torch.cat(found).cpu().double().numpy()

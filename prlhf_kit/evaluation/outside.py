@@ -19,7 +19,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,6 @@ NAMED = {"pad": "method", "alpaca_eval": "generator"}  # the field that names th
 _ASSISTANT = re.compile(r"<\|start_header_id\|>assistant<\|end_header_id\|>\n\n|<\|assistant\|>\n")
 _TAGS = re.compile(r"<\|start_header_id\|>\w+<\|end_header_id\|>\n\n|<\|(?:user|assistant)\|>\n")
 _ENDS = re.compile(r"<\|eot_id\|>|<\|end_of_text\|>|<\|endoftext\|>|</s>")
-
-At = Callable[[int], str]  # where a row is, for messages
 
 
 def read_answers(path: str | Path, format: str | None = None, system: str | None = None) -> pd.DataFrame:
@@ -62,32 +61,42 @@ def read_answers(path: str | Path, format: str | None = None, system: str | None
     """
     path = Path(path)
     rows = _rows(path)
-    format = format or _format(rows[0], path)
+    format = format or _format(rows[0].fields, path)
     if format not in NEEDED:
         raise ValueError(f"format={format!r}: expected one of {', '.join(NEEDED)}, or None.")
-    needed = [field for field in NEEDED[format] if system is None or field != NAMED.get(format)]
-
-    def at(number: int) -> str:
-        return f"row {number + 1} of {path}"
-
-    for number, row in enumerate(rows):
-        missing = [field for field in needed if field not in row]
-        if missing:
-            hint = " Or pass `system`." if missing == [NAMED.get(format)] else ""
+    read = {"p-rlhf": _p_rlhf, "pad": _pad, "compred": _compred, "alpaca_eval": _alpaca_eval}[format]
+    name = None if system else NAMED.get(format)
+    needed = [field for field in NEEDED[format] if field == name or field != NAMED.get(format)]
+    found = []
+    for row in rows:
+        if missing := [field for field in needed if field not in row.fields]:
+            hint = " Or pass `system`." if missing == [name] else ""
             raise ValueError(
-                f"{at(number)} lacks {', '.join(missing)}; it has {', '.join(row)}. {format!r} needs "
+                f"{row.where} lacks {', '.join(missing)}; it has {', '.join(row.fields)}. {format!r} needs "
                 f"{', '.join(needed)}.{hint}"
             )
-    read = {"p-rlhf": _p_rlhf, "pad": _pad, "compred": _compred, "alpaca_eval": _alpaca_eval}[format]
-    answers = pd.DataFrame(read(rows, at))
-    name = NAMED.get(format)
-    named = [_text(row, name, at(i)) for i, row in enumerate(rows)] if name and system is None else system or path.stem
-    answers.insert(0, "system", named)
+        user = row.fields.get("user_id")
+        by = row.text(name) if name else system or path.stem
+        found.append({"system": by, "user_id": None if user is None else str(user)} | read(row))
+    whole = [row for row in rows if format == "pad" and "result" not in row.fields]
+    begin = {row.text("response").startswith(row.text("prompt")) for row in whole}
+    if len(begin) == 2:
+        raise ValueError(
+            f"some responses in {path} begin with their prompt and some do not, expected all or none (the answer "
+            "alone). Give the answer alone as `result`."
+        )
+    answers = pd.DataFrame(found)
+    answers["user_id"] = pd.Series([row["user_id"] for row in found], dtype=object)  # None stays None
     answers["answer"] = answers.answer.str.strip()
-    if "user_id" not in answers:
-        users = [None if row.get("user_id") is None else str(row["user_id"]) for row in rows]
-        answers["user_id"] = pd.Series(users, dtype=object)
-    _once_each(answers, path)
+    twice = answers.duplicated(["system", "user_id", "prompt"])
+    if twice.any():
+        again = answers[twice].iloc[0]
+        raise ValueError(
+            f"{twice.sum()} of {len(answers)} answers in {path} have the system, user and prompt of an earlier one, "
+            f"first row {twice.tolist().index(True) + 1} ({again.system!r}, {again.user_id!r}, "
+            f"{str(again.prompt)[:60]!r}); expected one each. Keep one of them in the file, or give samples different "
+            "systems' names."
+        )
     return answers[[*ANSWERS, *(column for column in answers if column not in ANSWERS)]]
 
 
@@ -98,36 +107,49 @@ def write_alpaca_eval(path: str | Path, answers: pd.DataFrame) -> None:
     write_text(Path(path), json.dumps(rows, ensure_ascii=False, indent=1))
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
+@dataclass
+class _Row:
+    """A row of a file, and where it is."""
+
+    fields: dict[str, Any]
+    where: str
+
+    def text(self, field: str) -> str:
+        value = self.fields[field]
+        if not isinstance(value, str):
+            raise ValueError(
+                f"{self.where} has {field} = {json.dumps(value)[:60]}, expected text. Leave the row out if nothing was "
+                'generated; an empty answer is "".'
+            )
+        return value
+
+
+def _rows(path: Path) -> list[_Row]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 ({error}). Save it as UTF-8.") from error
     try:
         found = json.loads(text)
-    except ValueError as error:
-        lines = [(i, line) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
-        if len(lines) < 2 or text.lstrip().startswith("["):
-            raise ValueError(
-                f"{path} is not JSON ({error}); expected a JSON array or object, or JSON lines."
-            ) from error
-        found = [_line(line, i, path) for i, line in lines]
+    except ValueError:
+        found = []
+        for number, line in enumerate(text.split("\n"), 1):  # a line separator within a text ends no line
+            try:
+                found += [json.loads(line)] if line.strip() else []
+            except ValueError as error:
+                raise ValueError(
+                    f"line {number} of {path} is not JSON ({error}); expected a JSON array or object, or JSON lines. "
+                    "The file may have been cut off."
+                ) from error
     if isinstance(found, dict):  # P-RLHF's, by prompt id; else JSON lines of one row
         by_id = bool(found) and all(isinstance(row, dict) for row in found.values())
         found = [{"prompt_id": name, **row} for name, row in found.items()] if by_id else [found]
     if not isinstance(found, list) or not found or found == [{}]:
         raise ValueError(f"{path} has no answers; expected a JSON array or object, or JSON lines.")
-    for i, row in enumerate(found, 1):
+    for number, row in enumerate(found, 1):
         if not isinstance(row, dict):
-            raise ValueError(f"row {i} of {path} is {str(row)[:60]!r}, expected a JSON object.")
-    return found
-
-
-def _line(line: str, number: int, path: Path) -> Any:
-    try:
-        return json.loads(line)
-    except ValueError as error:
-        raise ValueError(f"line {number} of {path} is not JSON ({error}). The file may have been cut off.") from error
+            raise ValueError(f"row {number} of {path} is {str(row)[:60]!r}, expected a JSON object.")
+    return [_Row(row, f"row {number} of {path}") for number, row in enumerate(found, 1)]
 
 
 def _format(row: dict[str, Any], path: Path) -> str:
@@ -141,95 +163,52 @@ def _format(row: dict[str, Any], path: Path) -> str:
     return fits[0]
 
 
-def _text(row: dict[str, Any], field: str, where: str) -> str:
-    if not isinstance(row[field], str):
-        raise ValueError(
-            f"{where} has {field} = {json.dumps(row[field])[:60]}, expected text. Leave the row out if nothing was "
-            'generated; an empty answer is "".'
-        )
-    return row[field]
-
-
-def _p_rlhf(rows: list[dict[str, Any]], at: At) -> list[dict[str, Any]]:
-    found = []
-    for i, row in enumerate(rows):
-        field = "truncated_history" if "truncated_history" in row else "prompt" if "prompt" in row else "input_text"
-        prompt = _TAGS.sub("", re.sub(r"<\|eot_id\|>\n?", "\n\n", _text(row, field, at(i)))).strip()
-        shown, output = _text(row, "input_text", at(i)), _text(row, "output_text", at(i))
+def _p_rlhf(row: _Row) -> dict[str, Any]:
+    field = next(f for f in ("truncated_history", "prompt", "input_text") if f in row.fields)
+    prompt = _TAGS.sub("", re.sub(r"<\|eot_id\|>\n?", "\n\n", row.text(field))).strip()
+    shown, output = row.text("input_text"), row.text("output_text")
+    _, as_given, answer = output.partition(shown)
+    if not as_given:  # decoding may change white space, so the answer is what follows the prompt's last tag
         turns = len(_ASSISTANT.findall(shown))
-        _, as_given, answer = output.partition(shown)
-        if not as_given:  # decoding may change white space, so the answer is what follows the prompt's last tag
-            parts = _ASSISTANT.split(output, maxsplit=turns)
-            if not turns or len(parts) <= turns:
-                raise ValueError(f"{at(i)} has an output_text that does not begin with its input_text, expected both.")
-            answer = parts[-1]
-        user = str(row["prompt_id"]).partition("_")[0]
-        found.append({"user_id": user, "prompt": prompt, "answer": _ENDS.split(answer, maxsplit=1)[0]})
-    return found
+        parts = _ASSISTANT.split(output, maxsplit=turns)
+        if not turns or len(parts) <= turns:
+            raise ValueError(f"{row.where} has an output_text that does not begin with its input_text, expected both.")
+        answer = parts[-1]
+    user = str(row.fields["prompt_id"]).partition("_")[0]
+    return {"user_id": user, "prompt": prompt, "answer": _ENDS.split(answer, maxsplit=1)[0]}
 
 
-def _pad(rows: list[dict[str, Any]], at: At) -> list[dict[str, Any]]:
-    found, begins = [], {}
-    for i, row in enumerate(rows):
-        prompt, answer = _text(row, "prompt", at(i)), _text(row, "result" if "result" in row else "response", at(i))
-        if "result" not in row:
-            begins[i] = answer.startswith(prompt)
-            answer = answer.removeprefix(prompt)
-        # PAD decodes the whole chat, role names and all
-        chat = re.match(rf"(?:system\n\n.*?)?user\n\n{re.escape(prompt.strip())}\s*assistant\n\n", answer, re.DOTALL)
-        seconds = {"seconds": row["elapsed"]} if "elapsed" in row else {}
-        found.append({"prompt": prompt, "answer": answer[chat.end() :] if chat else answer, **seconds})
-    if len(set(begins.values())) == 2:
-        odd = next(i for i, begin in begins.items() if begin != begins[next(iter(begins))])
+def _pad(row: _Row) -> dict[str, Any]:
+    prompt = row.text("prompt")
+    answer = row.text("result") if "result" in row.fields else row.text("response").removeprefix(prompt)
+    # PAD decodes the whole chat, role names and all
+    chat = re.match(rf"(?:system\n\n.*?)?user\n\n{re.escape(prompt.strip())}\s*assistant\n\n", answer, re.DOTALL)
+    seconds = {"seconds": row.fields["elapsed"]} if "elapsed" in row.fields else {}
+    return {"prompt": prompt, "answer": answer[chat.end() :] if chat else answer, **seconds}
+
+
+def _compred(row: _Row) -> dict[str, Any]:
+    community = re.sub(r"_(train|validation|test)$", "", row.text("domain"))  # as in data/compred.py
+    post = row.text("post") if row.fields["post"] else ""
+    response = row.fields["response"]
+    response = response if isinstance(response, dict) else {"response": response}
+    if len(response) != 1:
         raise ValueError(
-            f"{sum(begins.values())} of {len(begins)} responses begin with their prompt, expected all or none (the "
-            f"answer alone); {at(odd)} is not as those before it. Give the answer alone as `result`."
+            f"{row.where} has {len(response)} responses ({', '.join(response)}), expected one. Put each into a file of "
+            "its own."
         )
-    return found
+    return {
+        "user_id": community,
+        "user_text": f"r/{community}",
+        "prompt": "\n\n".join(filter(None, (row.text("title").strip(), post.strip()))),
+        "answer": _Row(response, row.where).text(next(iter(response))),
+    }
 
 
-def _compred(rows: list[dict[str, Any]], at: At) -> list[dict[str, Any]]:
-    found = []
-    for i, row in enumerate(rows):
-        # as in data/compred.py
-        community = re.sub(r"_(train|validation|test)$", "", _text(row, "domain", at(i)))
-        title, post = _text(row, "title", at(i)).strip(), _text(row, "post", at(i)).strip() if row["post"] else ""
-        response = row["response"] if isinstance(row["response"], dict) else {"response": row["response"]}
-        if len(response) != 1:
-            raise ValueError(
-                f"{at(i)} has {len(response)} responses ({', '.join(response)}), expected one. Put each into a file "
-                "of its own."
-            )
-        answer = _text(response, next(iter(response)), at(i))
-        found.append(
-            {
-                "user_id": community,
-                "user_text": f"r/{community}",
-                "prompt": "\n\n".join(filter(None, (title, post))),
-                "answer": answer,
-            }
-        )
-    return found
-
-
-def _alpaca_eval(rows: list[dict[str, Any]], at: At) -> list[dict[str, Any]]:
-    found = []
-    for i, row in enumerate(rows):
-        parts = [_text(row, "instruction", at(i)), _text(row, "input", at(i)) if row.get("input") else ""]
-        extra = {"dataset": row["dataset"]} if "dataset" in row else {}
-        found.append({"prompt": "\n\n".join(filter(None, parts)), "answer": _text(row, "output", at(i)), **extra})
-    return found
-
-
-def _once_each(answers: pd.DataFrame, path: Path) -> None:
-    twice = answers.duplicated(["system", "user_id", "prompt"])
-    if twice.any():
-        row = answers[twice].iloc[0]
-        raise ValueError(
-            f"{twice.sum()} of {len(answers)} answers in {path} have the system, user and prompt of an earlier one, "
-            f"first row {twice.tolist().index(True) + 1} ({row.system!r}, {row.user_id!r}, {str(row.prompt)[:60]!r}); "
-            "expected one each. Keep one of them in the file, or give samples different systems' names."
-        )
+def _alpaca_eval(row: _Row) -> dict[str, Any]:
+    asked = row.text("instruction"), row.text("input") if row.fields.get("input") else ""
+    extra = {"dataset": row.fields["dataset"]} if "dataset" in row.fields else {}
+    return {"prompt": "\n\n".join(filter(None, asked)), "answer": row.text("output"), **extra}
 
 
 def for_run(answers: pd.DataFrame, users: Sequence[str], prompts: Sequence[str]) -> pd.DataFrame:

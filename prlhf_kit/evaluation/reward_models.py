@@ -15,7 +15,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from prlhf_kit.data.attributes import measure_all
-from prlhf_kit.evaluation.accuracy import length_direction, length_rules, ranked_right, words
+from prlhf_kit.evaluation.accuracy import LENGTH, length_rules, ranked_right, words
 from prlhf_kit.evaluation.intervals import intervals, long_table
 from prlhf_kit.models.rewards import RewardModel
 
@@ -82,7 +82,7 @@ def calibration(log_odds: ArrayLike, bins: int = 10, clusters: ArrayLike | None 
         {
             "bin": np.clip(((confidence - 0.5) * 2 * bins).astype(int), 0, bins - 1),
             "confidence": confidence,
-            "value": ranked_right(odds, 0 * odds),
+            "value": ranked_right(odds, 0),
             "cluster": np.arange(len(odds)) if clusters is None else np.asarray(clusters),
         }
     )
@@ -116,16 +116,14 @@ def length_control(scored: pd.DataFrame, train: Mapping[str, Dataset], test: Map
     tables = []
     for model in dict.fromkeys(scored.model.tolist()):
         part = scored[scored.model == model]
-        direction = length_direction(words(train[model]["chosen"]), words(train[model]["rejected"]))
-        gap = words(test[model]["chosen"]) - words(test[model]["rejected"])
-        rule = part.assign(method="length rule", value=ranked_right(direction * gap, 0 * gap))
+        rule = part.assign(method=LENGTH, value=length_rules(train[model], test[model])[LENGTH])
         both = pd.concat([part.assign(method="reward model"), rule])
         tables += [both.assign(pairs_used="all"), both[both.matched].assign(pairs_used="length-matched")]
     return pd.concat(tables, ignore_index=True)
 
 
-def visible(features: np.ndarray, texts: Iterable[str], folds: int = 5) -> pd.DataFrame:
-    """How much of each text attribute can be read off the features by a linear map: cross-validated R^2.
+def visible(features: np.ndarray, texts: Iterable[str]) -> pd.DataFrame:
+    """How much of each text attribute can be read off the features by a linear map: R^2 in 5 folds.
 
     What can't be read off them, no head on these features can reward.
 
@@ -135,11 +133,10 @@ def visible(features: np.ndarray, texts: Iterable[str], folds: int = 5) -> pd.Da
     Returns:
         Columns `attribute`, `r2` (1 all of it, 0 or less nothing, NaN where all texts have the same value).
     """
-    attributes = measure_all(texts)
     model = make_pipeline(StandardScaler(), RidgeCV(np.logspace(-1, 5, 7)))
-    split = KFold(folds, shuffle=True, random_state=0)
-    found = {
-        name: cross_val_score(model, features, values, cv=split).mean() if values.nunique() > 1 else np.nan
-        for name, values in attributes.items()
-    }
-    return pd.DataFrame({"attribute": list(found), "r2": list(found.values())})
+    split = KFold(5, shuffle=True, random_state=0)
+    found = [
+        (name, cross_val_score(model, features, values, cv=split).mean() if values.nunique() > 1 else np.nan)
+        for name, values in measure_all(texts).items()
+    ]
+    return pd.DataFrame(found, columns=["attribute", "r2"])

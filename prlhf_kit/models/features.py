@@ -13,17 +13,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
-from transformers import AutoConfig, AutoModel, AutoTokenizer
-from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+from transformers import AutoModel, AutoTokenizer
 
 from prlhf_kit.data.attributes import measure_all
-from prlhf_kit.files import in_chunks, short_hash
 from prlhf_kit.models import hub
-from prlhf_kit.models.tokenize import encode, padded
+from prlhf_kit.models.reward_model import is_decoder
+from prlhf_kit.models.tokenize import Messages, encode, in_batches, padded, token_types
 
 ATTRIBUTES = "attributes"
-Messages = list[dict[str, str]]
 
 
 @dataclass(frozen=True)
@@ -57,43 +54,30 @@ class Embedder:
         if self.model is None:
             texts = [" ".join(m["content"] for m in response) for response in responses]
             return measure_all(texts).to_numpy(np.float32)
-        asked: list[tuple[tuple[int, ...], int]] = []
+        side = "left" if self.decoder else "right"
+        asked = []
         for prompt, response in zip(prompts, responses, strict=True):
-            ids, start = encode(
-                self.tokenizer,
-                prompt if self.decoder else [],
-                response,
-                self.max_length,
-                "left" if self.decoder else "right",
-                self.decoder,
-            )
+            read = prompt if self.decoder else []
+            ids, start = encode(self.tokenizer, read, response, self.max_length, side, self.decoder)
             asked.append((tuple(ids), start))
-        unique = sorted(set(asked), key=lambda item: (len(item[0]), item))
-        folder = None if cache is None else cache / short_hash(self._weights, unique)
-        vectors = in_chunks(self._embed, unique, folder, what=f"embedding ({self.name})")
-        place = {item: i for i, item in enumerate(unique)}
-        return vectors[[place[item] for item in asked]]
+        kept = None if cache is None else cache / self._weights
+        return in_batches(self._embed, asked, self.batch_size, kept, f"embedding ({self.name})")
 
     @cached_property
     def _weights(self) -> str:
         return hub.weights_hash(self.model)
 
     @torch.inference_mode()
-    def _embed(self, items: Sequence[tuple[tuple[int, ...], int]]) -> np.ndarray:
-        found = []
-        for start in tqdm(range(0, len(items), self.batch_size), desc="batches", disable=None, leave=False):
-            batch = items[start : start + self.batch_size]
-            ids, mask = padded([list(text) for text, _ in batch], self.tokenizer.pad_token_id or 0)
-            ids, mask = ids.to(self.model.device), mask.to(self.model.device)
-            options = {"use_cache": False} if self.decoder else {}
-            hidden = self.model(input_ids=ids, attention_mask=mask, **options).last_hidden_state.float()
-            first = torch.tensor([start for _, start in batch], device=ids.device)
-            counted = (mask * (mask.cumsum(1) > first[:, None]))[..., None]
-            vectors = (hidden * counted).sum(1) / counted.sum(1)
-            if not self.decoder:
-                vectors = torch.nn.functional.normalize(vectors, dim=1)
-            found.append(vectors.cpu().numpy())
-        return np.concatenate(found)
+    def _embed(self, batch: Sequence[tuple[tuple[int, ...], int]]) -> np.ndarray:
+        ids, mask = padded([list(text) for text, _ in batch], self.tokenizer.pad_token_id or 0)
+        inputs = {"input_ids": ids.to(self.model.device), "attention_mask": mask.to(self.model.device)}
+        options = {"use_cache": False} if self.decoder else {}
+        hidden = self.model(**inputs, **options).last_hidden_state.float()  # [B, L, d]
+        counted = token_types(mask, [start for _, start in batch]).to(hidden)[..., None]
+        vectors = (hidden * counted).sum(1) / counted.sum(1)
+        if not self.decoder:
+            vectors = torch.nn.functional.normalize(vectors, dim=1)
+        return vectors.cpu().numpy()
 
 
 def load_embedder(name: str, max_length: int = 512, batch_size: int = 32) -> Embedder:
@@ -105,15 +89,9 @@ def load_embedder(name: str, max_length: int = 512, batch_size: int = 32) -> Emb
     """
     if name == ATTRIBUTES:
         return Embedder(name)
-    decoder = hub.from_hub(AutoConfig, name).model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
     model = hub.from_hub(AutoModel, name, dtype=torch.float32).eval()
+    model = model.to("cuda" if torch.cuda.is_available() else "cpu")
+    decoder = is_decoder(model)
     tokenizer = hub.load_tokenizer(name) if decoder else hub.from_hub(AutoTokenizer, name)
-    limit = getattr(model.config, "max_position_embeddings", max_length)
-    return Embedder(
-        name,
-        model.to("cuda" if torch.cuda.is_available() else "cpu"),
-        tokenizer,
-        decoder,
-        min(max_length, limit),
-        batch_size,
-    )
+    limit = min(max_length, getattr(model.config, "max_position_embeddings", max_length))
+    return Embedder(name, model, tokenizer, decoder, limit, batch_size)

@@ -16,14 +16,15 @@ import torch
 from peft import PeftModel
 from safetensors.torch import save_file
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+from transformers.utils import logging
 
-from prlhf_kit.files import sha256, write_json
+from prlhf_kit.files import write_json
 from prlhf_kit.models.conditioning import causal_lm
 from prlhf_kit.models.embedded import ModelError
-from prlhf_kit.models.hub import from_hub
+from prlhf_kit.models.hub import from_hub, weights_in
 from prlhf_kit.models.logprobs import text_nll
 from prlhf_kit.models.saving import (
     condition_as_saved,
@@ -62,43 +63,34 @@ def pool(hidden: torch.Tensor, attention_mask: torch.Tensor, pooling: str) -> to
     real = attention_mask[..., None].bool()
     if pooling == "mean":
         return (hidden * real).sum(1) / real.sum(1)
-    if pooling == "max":
-        return hidden.masked_fill(~real, -torch.inf).amax(1)
-    raise ValueError(f"pooling={pooling!r}: expected one of {', '.join(POOLING)}.")
+    return hidden.masked_fill(~real, -torch.inf).amax(1)
 
 
 class _Pooled:
     """What the kit changes in a sequence classifier: pooling by the mask, and the LM term."""
 
-    pooling = "last"
-
     def forward(self, input_ids=None, attention_mask=None, lm_asked=None, **kwargs):
         """Args as of the class itself, and `lm_asked` `[N, L]`: tokens whose log-likelihood is wanted."""
         model: Any = self
-        if self.pooling == "own":
-            return super().forward(input_ids=input_ids, attention_mask=attention_mask, **kwargs)  # type: ignore[misc]
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         if is_decoder(model) and kwargs.get("position_ids") is None and "user_rows" not in kwargs:
             kwargs["position_ids"] = (attention_mask.long().cumsum(1) - 1).clamp(min=0)
         hidden = model.base_model(input_ids=input_ids, attention_mask=attention_mask, **kwargs).last_hidden_state
-        pooled = pool(hidden, attention_mask, self.pooling)  # [N, L, d_model] -> [N, d_model]
+        pooled = pool(hidden, attention_mask, model.pooling)  # [N, L, d_model] -> [N, d_model]
         rewards = getattr(model, head_name(model))(pooled)  # [N, 1]
-        nll = None
-        if lm_asked is not None:  # the LM head runs only over texts of which something is asked
-            # a text's first token has nothing to be predicted from, wherever it stands
-            lm_asked = lm_asked * nn.functional.pad(attention_mask[:, :-1], (1, 0))
-            rows = lm_asked.any(1).nonzero().squeeze(1)
-            found = text_nll(self._lm_logits(hidden[rows]), input_ids[rows], lm_asked[rows])
-            nll = found.new_zeros(len(hidden)).index_put((rows,), found)
-        return RewardOutput(logits=rewards, nll=nll)
-
-    def _lm_logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        model: Any = self
+        if lm_asked is None:
+            return RewardOutput(logits=rewards)
+        # a text's first token has nothing to be predicted from, wherever it stands
+        lm_asked = lm_asked * nn.functional.pad(attention_mask[:, :-1], (1, 0))
+        rows = lm_asked.any(1).nonzero().squeeze(1)  # the LM head runs only over texts of which something is asked
         own = getattr(model, "lm_head", None)  # where it is not the word embeddings
-        logits = nn.functional.linear(hidden, model.get_input_embeddings().weight) if own is None else own(hidden)
+        words = model.get_input_embeddings().weight
+        logits = nn.functional.linear(hidden[rows], words) if own is None else own(hidden[rows])
         cap = getattr(model.config, "final_logit_softcapping", None)  # Gemma 2
-        return logits if cap is None else cap * torch.tanh(logits / cap)
+        logits = logits if cap is None else cap * torch.tanh(logits / cap)
+        found = text_nll(logits, input_ids[rows], lm_asked[rows])
+        return RewardOutput(logits=rewards, nll=found.new_zeros(len(hidden)).index_put((rows,), found))
 
 
 def is_decoder(model) -> bool:
@@ -116,17 +108,28 @@ def head_name(model) -> str:
     return "score" if hasattr(model, "score") else "classifier"
 
 
-def reward_class(config) -> type[PreTrainedModel]:
-    """transformers' sequence classifier for `config`, with pooling by the mask; saved folders are those of the class
-    itself. Raises `ModelError` where transformers has none."""
-    known = AutoModelForSequenceClassification._model_mapping.get(type(config), None)
-    if known is None:
-        raise ModelError(f"transformers has no sequence classifier for {type(config).__name__}. Choose another model.")
-    quiet = {  # a language model's checkpoint has no reward head, and a reward model no LM head
-        "_keys_to_ignore_on_load_missing": [*(known._keys_to_ignore_on_load_missing or []), r"^(score|classifier)\."],
-        "_keys_to_ignore_on_load_unexpected": [r"^(lm_head|embed_out|cls|user_model)\b"],
-    }
-    return type(known.__name__, (_Pooled, known), {"__module__": known.__module__, **quiet})
+def pooled_by_mask(model: PreTrainedModel, pooling: str | None = None) -> Any:
+    """`model`, one of transformers' sequence classifiers, pooled by the mask and with an LM term. Saved, it is an
+    ordinary model of its class.
+
+    Args:
+        pooling: one of `POOLING`, of which "own" changes nothing; None: "last" for decoders, "own" for encoders.
+
+    Raises:
+        ValueError: a pooling that the model's head does not go with.
+    """
+    model.pooling = pooling or ("last" if is_decoder(model) else "own")
+    if model.pooling not in POOLING:
+        raise ValueError(f"pooling={pooling!r}: expected one of {', '.join(POOLING)}.")
+    if model.pooling == "own":
+        return model
+    if not isinstance(getattr(model, head_name(model), None), nn.Linear):
+        raise ValueError(f"{type(model).__name__}'s head is not one linear map, so it goes with pooling='own' only.")
+    if getattr(model.base_model, "pooler", None) is not None:
+        model.base_model.pooler = None  # of an encoder's own way: it would get no gradient
+    kind = type(model)
+    model.__class__ = type(kind.__name__, (_Pooled, kind), {"__module__": kind.__module__})
+    return model
 
 
 def new_reward_model(
@@ -141,7 +144,7 @@ def new_reward_model(
 
     Args:
         name: as `load_model` takes it, or an encoder.
-        pooling: one of `POOLING`; None: "last" for decoders, the class's own for encoders.
+        pooling: see `pooled_by_mask`.
         lm_head: keep the base's own LM head, for DSP's language-modelling term.
         seed: of the new head.
 
@@ -149,13 +152,16 @@ def new_reward_model(
         ModelError: no such model, or an LM head is wanted of a model that has none.
         ValueError: a pooling that the model's head does not go with.
     """
-    config = from_hub(AutoConfig, name)
-    config.num_labels = 1
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model: Any
-        model, info = from_hub(reward_class(config), name, config=config, dtype=dtype, output_loading_info=True)
-    _set_pooling(model, pooling)
+    known = logging.get_verbosity()
+    logging.set_verbosity_error()  # a language model's checkpoint has no reward head, of which transformers would warn
+    try:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            options = {"num_labels": 1, "dtype": dtype, "output_loading_info": True}
+            model, info = from_hub(AutoModelForSequenceClassification, name, **options)
+    finally:
+        logging.set_verbosity(known)
+    model = pooled_by_mask(model, pooling)
     # what no checkpoint brought must be trained and saved, with an adapter too
     fresh = {key.rsplit(".", 1)[0] for key in info["missing_keys"]} | {head_name(model)}
     model.fresh = sorted(fresh & {name for name, _ in model.named_modules()})
@@ -164,26 +170,13 @@ def new_reward_model(
     return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
 
 
-def _set_pooling(model, pooling: str | None) -> None:
-    pooling = pooling or ("last" if is_decoder(model) else "own")
-    if pooling not in POOLING:
-        raise ValueError(f"pooling={pooling!r}: expected one of {', '.join(POOLING)}.")
-    head = getattr(model, head_name(model), None)
-    if pooling != "own" and not isinstance(head, nn.Linear):
-        raise ValueError(f"{type(model).__name__}'s head is not one linear map, so it goes with pooling='own' only.")
-    model.pooling = pooling
-    if pooling != "own" and getattr(model.base_model, "pooler", None) is not None:
-        model.base_model.pooler = None  # of an encoder's own way: it would get no gradient
-
-
 def _attach_lm_head(model, name: str) -> None:
-    if not is_decoder(model) or model.pooling == "own":
+    scaled = any(getattr(model.config, scale, None) not in (None, 1) for scale in ("logit_scale", "logits_scaling"))
+    if not is_decoder(model) or model.pooling == "own" or scaled:
         raise ModelError(
             f"{type(model).__name__} with pooling={model.pooling!r} has no language-modelling term: it needs a decoder "
-            "whose pooling is last, mean or max. Set lm_loss_coeff=0."
+            "that does not scale its logits, and whose pooling is last, mean or max. Set lm_loss_coeff=0."
         )
-    if any(getattr(model.config, scale, None) not in (None, 1) for scale in ("logit_scale", "logits_scaling")):
-        raise ModelError(f"{type(model).__name__} scales its logits, which the LM term does not. Set lm_loss_coeff=0.")
     if not model.config.tie_word_embeddings:
         model.lm_head = from_hub(AutoModelForCausalLM, name, dtype=model.dtype).get_output_embeddings()
     model.has_lm_head = True
@@ -248,8 +241,7 @@ def load_reward_model(
     adapter = Path(name, "adapter_config.json").is_file()
     model = new_reward_model(written["base_model"] if adapter else name, written["pooling"], dtype=dtype, device=device)
     model.reference_name = written["base_model"]
-    # tells apart what goes on from it (`fit`)
-    model.starts_from = [sha256(file) for file in sorted(Path(name).glob("*.safetensors"))]
+    model.starts_from = weights_in(name)  # tells apart what goes on from it (`fit`)
     if lm_head:
         _attach_lm_head(model, written["base_model"])
         load_lm_head(model, name)

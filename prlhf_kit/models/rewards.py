@@ -13,14 +13,13 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
 from prlhf_kit.data.schema import message
-from prlhf_kit.files import in_chunks, short_hash
+from prlhf_kit.files import short_hash
 from prlhf_kit.models import hub
 from prlhf_kit.models.conditioning import causal_lm, user_models
 from prlhf_kit.models.reward_model import is_decoder, load_reward_model, two_types
-from prlhf_kit.models.tokenize import encode, padded, token_types
+from prlhf_kit.models.tokenize import encode, in_batches, padded, token_types
 from prlhf_kit.models.user_index import GENERIC, UserIndex
 
 Text = str | list[dict[str, str]]
@@ -82,14 +81,17 @@ class SequenceReward:
             self.model.config.pad_token_id = self.tokenizer.pad_token_id
 
     @cached_property
-    def _fingerprint(self) -> list[object]:
+    def _fingerprint(self) -> str:
         """All that decides a text's score."""
-        return [hub.weights_hash(self.model), getattr(causal_lm(self.model), "pooling", None), self.dimension]
+        pooling = getattr(causal_lm(self.model), "pooling", None)
+        return short_hash(hub.weights_hash(self.model), pooling, self.dimension)
 
     def score(
         self, prompts: Sequence[Text], responses: Sequence[Text], user_ids: Sequence[str | None] | None = None
     ) -> torch.Tensor:
         """See `RewardModel.score`. Batched by length; equal texts are scored once."""
+        if not prompts:
+            return torch.zeros(0)
         rows = [GENERIC] * len(prompts)
         if self.users is not None and user_ids is not None:
             rows = self.users.rows(user_ids, unknown="generic")
@@ -106,29 +108,20 @@ class SequenceReward:
                 self.unfinished,
             )
             asked.append((tuple(ids), start, row))
-        if not asked:
-            return torch.zeros(0)
-        unique = sorted(set(asked), key=lambda item: (len(item[0]), item))
-        folder = None if self.cache is None else self.cache / short_hash(self._fingerprint, unique)
-        found = torch.from_numpy(in_chunks(self._score, unique, folder, what="scoring"))
-        place = {item: i for i, item in enumerate(unique)}
-        return found[[place[item] for item in asked]]
+        kept = None if self.cache is None else self.cache / self._fingerprint
+        return torch.from_numpy(in_batches(self._score, asked, self.batch_size, kept, "scoring"))
 
     @torch.inference_mode()
-    def _score(self, items: Sequence[tuple[tuple[int, ...], int, int]]) -> np.ndarray:
-        found = []
-        for first in tqdm(range(0, len(items), self.batch_size), desc="batches", disable=None, leave=False):
-            batch = items[first : first + self.batch_size]
-            # the token by which a published model finds the end of a text
-            ids, mask = padded([list(ids) for ids, _, _ in batch], self.model.config.pad_token_id)
-            inputs = {"input_ids": ids, "attention_mask": mask}
-            if two_types(causal_lm(self.model)):
-                inputs["token_type_ids"] = token_types(mask, [start for _, start, _ in batch])
-            if user_models(self.model):
-                inputs["user_rows"] = torch.tensor([row for _, _, row in batch])
-            output = self.model(**{k: v.to(self.model.device) for k, v in inputs.items()})
-            found.append(self._of(output).float().cpu().numpy())
-        return np.concatenate(found)
+    def _score(self, batch: Sequence[tuple[tuple[int, ...], int, int]]) -> np.ndarray:
+        # the token by which a published model finds the end of a text
+        ids, mask = padded([list(text) for text, _, _ in batch], self.model.config.pad_token_id)
+        inputs = {"input_ids": ids, "attention_mask": mask}
+        if two_types(causal_lm(self.model)):
+            inputs["token_type_ids"] = token_types(mask, [start for _, start, _ in batch])
+        if user_models(self.model):
+            inputs["user_rows"] = torch.tensor([row for _, _, row in batch])
+        output = self.model(**{name: value.to(self.model.device) for name, value in inputs.items()})
+        return self._of(output).float().cpu().numpy()
 
     def _of(self, output) -> torch.Tensor:
         """The rewards `[B]` in a model's output."""
@@ -194,8 +187,5 @@ def best_of_n(
     users = [None] * len(prompts) if user_ids is None else list(user_ids)
     flat = [(i, text) for i, texts in enumerate(candidates) for text in texts]
     scores = reward.score([prompts[i] for i, _ in flat], [text for _, text in flat], [users[i] for i, _ in flat])
-    found = []
-    for part in scores.split([len(texts) for texts in candidates]):
-        number = int(part.argmax())
-        found.append((number, part[number].item()))
-    return found
+    best = [(int(part.argmax()), part) for part in scores.split([len(texts) for texts in candidates])]
+    return [(number, part[number].item()) for number, part in best]

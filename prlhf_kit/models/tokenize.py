@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 from trl.data_utils import common_prefix_length
+
+from prlhf_kit.files import in_chunks, short_hash
 
 Messages = list[dict[str, str]]
 
@@ -86,6 +91,29 @@ def padded(texts: list[list[int]], pad_token_id: int, padding_side: str = "right
         ids[row, place] = torch.tensor(text)
         mask[row, place] = 1
     return ids, mask
+
+
+def in_batches(
+    run: Callable[[Sequence[Any]], Any],
+    items: Sequence[tuple],
+    batch_size: int,
+    cache: Path | None = None,
+    what: str = "",
+) -> np.ndarray:
+    """`run` of all `items`, `[n, ...]`, in batches of about equal length; equal items are computed once.
+
+    Args:
+        run: called with at most `batch_size` of the items, returns one row each.
+        items: token ids (a tuple) first, then what else the result depends on.
+        cache: folder in which finished batches are kept, so that a killed computation goes on; its name must tell the
+            model. None: not.
+        what: said by the progress bar.
+    """
+    unique = sorted(set(items), key=lambda item: (len(item[0]), item))
+    folder = None if cache is None else cache / short_hash(batch_size, unique)
+    found = in_chunks(run, unique, folder, batch_size, what)
+    place = {item: i for i, item in enumerate(unique)}
+    return found[[place[item] for item in items]]
 
 
 def tokenize_completion(tokenizer: PreTrainedTokenizerBase, prompt: list[dict], completion: list[dict]):

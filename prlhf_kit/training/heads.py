@@ -15,7 +15,7 @@ LoRe's notation: its first row of V is `w_0` here, with a weight of 1 for every 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from scipy.special import softmax
 from sklearn.cluster import KMeans
 from sklearn.model_selection import GroupKFold
 
@@ -32,8 +33,10 @@ from prlhf_kit.models.rewards import Text, messages
 
 KINDS = ("pooled", "per_user", "low_rank", "mixture")
 STRENGTHS = (0.001, 0.01, 0.1, 1.0, 10.0, 100.0)  # tried for w_0 and for what is personal
-MANY_USERS = 200
 RANKS = (1, 2, 3, 4, 6)  # r of low_rank, K of mixture
+
+# w_0 [d], own numbers [users, .], and what is shared, V or H [size, d]
+Weights = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -67,12 +70,11 @@ class Heads:
 
     def weights(self, user_ids: Sequence[str | None]) -> np.ndarray:
         """`[n, d]`, in units of the scaled features; users who are not known get the mean user's."""
-        mean = np.mean(list(self.users.values()), 0) if self.users else None
-        own = [self.users.get(user, mean) if user is not None else mean for user in user_ids]
-        if self.kind == "pooled":
-            return np.tile(self.pooled, (len(own), 1))
-        table = torch.tensor(np.array(own))
-        return self.pooled + _personal(self.kind, table, torch.tensor(self.shared)).numpy()
+        mean = np.mean(list(self.users.values()), 0)
+        own = np.array([mean if user is None else self.users.get(user, mean) for user in user_ids])
+        if self.kind == "mixture":
+            own = softmax(own, 1)
+        return self.pooled + (own if self.kind == "per_user" else own @ self.shared)
 
     def reward(self, features: np.ndarray, user_ids: Sequence[str | None]) -> np.ndarray:
         """Rewards `[n]` of features `[n, d]`; for differences of features, the log-odds of the preference."""
@@ -86,25 +88,23 @@ class Heads:
         """
         if self.kind == "pooled":
             return self
-        names = sorted(set(user_ids))
-        z, rows = torch.tensor(difference / self.scale, dtype=torch.float64), _rows(user_ids, names)
+        who, names = pd.factorize(np.array(user_ids), sort=True)
+        z, rows = torch.tensor(difference / self.scale, dtype=torch.float64), torch.tensor(who)
         known = torch.tensor(np.array(list(self.users.values())))
-        centre = known.mean(0) if self.kind != "per_user" else torch.zeros(known.shape[1], dtype=torch.float64)
-        own = centre.repeat(len(names), 1).clone().requires_grad_()
-        pooled, shared = torch.tensor(self.pooled), torch.tensor(self.shared)
+        centre = known.mean(0) if self.kind != "per_user" else torch.zeros_like(known[0])
         precision = torch.eye(known.shape[1], dtype=torch.float64) * (1.0 if self.kind == "mixture" else self.strength)
         if self.kind == "low_rank":
             spread = (known - centre).T @ (known - centre) / max(len(known) - 1, 1)
             precision = torch.linalg.inv(spread + 0.05 * spread.diagonal().mean() * torch.eye(len(spread)))
+        own = centre.repeat(len(names), 1).requires_grad_()
+        pooled, shared = torch.tensor(self.pooled), torch.tensor(self.shared)
 
         def loss() -> torch.Tensor:
-            away = own - centre
-            prior = 0.5 * ((away @ precision) * away).sum()
-            return _nll(self.kind, z, rows, pooled, own, shared).sum() + prior
+            prior = 0.5 * (((own - centre) @ precision) * (own - centre)).sum()
+            return _nll(self.kind, z, rows, pooled, own, shared) + prior
 
-        _minimise(loss, [own])
-        fitted = {name: own[i].detach().numpy() for i, name in enumerate(names)}
-        return replace(self, users=self.users | fitted)
+        _minimise(loss, own)
+        return replace(self, users=self.users | dict(zip(names, own.detach().numpy(), strict=True)))
 
 
 def fit_heads(
@@ -115,9 +115,9 @@ def fit_heads(
     scale: np.ndarray,
     strengths: Sequence[float] = STRENGTHS,
     sizes: Sequence[int] = RANKS,
-    folds: int = 5,
 ) -> Heads:
-    """Fit one kind of rewards; its strengths and size are those with the least cross-validated negative log-likelihood.
+    """Fit one kind of rewards; its strengths and size are those with the least cross-validated negative log-likelihood
+    (5 folds).
 
     Args:
         kind: one of `KINDS`.
@@ -134,79 +134,96 @@ def fit_heads(
     if not np.isfinite(difference).all():
         raise ValueError(f"{(~np.isfinite(difference)).any(1).sum()} of {len(difference)} pairs have NaN features.")
     groups = pd.factorize(pd.Series([str(p) for p in prompts]))[0]
-    if groups.max() + 1 < folds:
-        raise ValueError(f"{groups.max() + 1} prompts are too few for {folds} folds. Give more pairs, or fewer folds.")
+    if groups.max() < 4:
+        raise ValueError(f"{groups.max() + 1} prompts are too few for 5 folds. Give more pairs.")
     scale = np.where(scale > 0, scale, 1.0) * difference.shape[1] ** 0.5  # so that strengths mean the same for any d
-    names = sorted(set(user_ids))
-    z, rows = torch.tensor(difference / scale, dtype=torch.float64), _rows(user_ids, names)
-    parts = [
-        (torch.tensor(train), torch.tensor(held)) for train, held in GroupKFold(folds).split(difference, groups=groups)
-    ]
+    who, names = pd.factorize(np.array(user_ids), sort=True)
+    z, rows, users = torch.tensor(difference / scale, dtype=torch.float64), torch.tensor(who), len(names)
+    folds = [tuple(map(torch.tensor, fold)) for fold in GroupKFold(5).split(difference, groups=groups)]
+    nobody: list[Any] = [torch.zeros(users, 0, dtype=torch.float64), torch.zeros(0, z.shape[1], dtype=torch.float64)]
 
-    def validated(kind: str, fits: Iterable[tuple]) -> float:
+    def validated(kind: str, fits: Sequence[Weights]) -> float:
         """Negative log-likelihood of a pair (nats) that each fold's fit gives to what it was not fitted to."""
-        held_out = zip(parts, fits, strict=True)
-        return sum(_nll(kind, z[held], rows[held], *fit).sum().item() for (_, held), fit in held_out) / len(z)
+        held_out = zip(folds, fits, strict=True)
+        return sum(_nll(kind, z[held], rows[held], *fit).item() for (_, held), fit in held_out) / len(z)
 
-    tried: list[tuple[float, int, float, float]] = []
-    common = {s: [fit_pooled(z[train], s) for train, _ in parts] for s in strengths}
-    for s, fits in common.items():
-        tried.append((s, 0, np.nan, validated("pooled", ((w0, None, None) for w0 in fits))))
-    base = min(tried, key=lambda row: row[3])[0]
-    wanted = {"pooled": [], "per_user": [0]}.get(kind, [n for n in sizes if n < len(names)])
+    # first the strength of w_0, as for everybody; then size and strength of what is personal
+    common = {s: [fit_pooled(z[train], s) for train, _ in folds] for s in strengths}
+    tried = [(s, 0, np.nan, validated("pooled", [(w0, *nobody) for w0 in fits])) for s, fits in common.items()]
+    base = size = strength = min(tried, key=lambda row: row[3])[0]
+    wanted = {"pooled": [], "per_user": [0]}.get(kind, [n for n in sizes if n < users])
+    personal = []
     for s in strengths if wanted else ():
-        starts = [
-            _fit_per_user(len(names), base, s, z[train], rows[train], w0)
-            for (train, _), w0 in zip(parts, common[base], strict=True)
+        fits = [
+            _fit(kind, wanted, base, s, z[train], rows[train], users, w0)
+            for (train, _), w0 in zip(folds, common[base], strict=True)
         ]
-        for n in wanted:
-            fitted = [
-                _fit(kind, n, base, s, z[train], rows[train], start)
-                for (train, _), start in zip(parts, starts, strict=True)
-            ]
-            tried.append((base, n, s, validated(kind, fitted)))
-    size, strength = 0, base
-    if wanted:
-        _, size, strength, _ = min((row for row in tried if row[2] == row[2]), key=lambda row: row[3])
-    scores = pd.DataFrame(tried, columns=["pooled_strength", "size", "strength", "nll"])
-    w0 = fit_pooled(z, base)
-    own, shared = torch.zeros(len(names), 0), torch.zeros(0, z.shape[1])
-    if wanted:
-        start = _fit_per_user(len(names), base, strength, z, rows, w0)
-        w0, own, shared = _fit(kind, size, base, strength, z, rows, start)
-    users = {name: own[i].numpy() for i, name in enumerate(names)}
-    return Heads(kind, scale, w0.numpy(), shared.numpy(), users, base, strength, scores)
+        personal += [(base, n, s, validated(kind, of_size)) for n, *of_size in zip(wanted, *fits, strict=True)]
+    weights: Weights = (fit_pooled(z, base), *nobody)
+    if personal:
+        _, size, strength, _ = min(personal, key=lambda row: row[3])
+        [weights] = _fit(kind, [size], base, strength, z, rows, users, weights[0])
+    w0, own, shared = (part.numpy() for part in weights)
+    scores = pd.DataFrame([*tried, *personal], columns=["pooled_strength", "size", "strength", "nll"])
+    return Heads(kind, scale, w0, shared, dict(zip(names, own, strict=True)), base, strength, scores)
 
 
-def _rows(user_ids: Sequence[str], names: list[str]) -> torch.Tensor:
-    place = {name: i for i, name in enumerate(names)}
-    return torch.tensor([place[user] for user in user_ids])
+def fit_pooled(z: torch.Tensor, strength: float, towards: torch.Tensor | None = None) -> torch.Tensor:
+    """One Bradley-Terry head `[d]` for the differences `z` `[n, d]` (float64), regularised towards `towards` (0)."""
+    centre = torch.zeros(z.shape[1], dtype=torch.float64) if towards is None else towards
+    w = centre.clone().requires_grad_()
+    _minimise(lambda: F.softplus(-z @ w).sum() + strength / 2 * (w - centre).square().sum(), w)
+    return w.detach()
 
 
-def _personal(kind: str, own: torch.Tensor, shared: torch.Tensor) -> torch.Tensor:
-    """What is added to w_0: own numbers `[U, .]` -> `[U, d]`."""
-    if kind == "mixture":
-        own = own.softmax(-1)
-    return own if kind == "per_user" else own @ shared
+def _fit(
+    kind: str, sizes: Sequence[int], pooled_strength: float, strength: float, z, rows, users: int, pooled: torch.Tensor
+) -> list[Weights]:
+    """The weights of one kind for each of `sizes`; w_0 starts at `pooled`.
 
+    Low rank and mixture are not convex. They start from the heads of single users: their best approximation of that
+    rank, or their k-means.
+    """
 
-def _log_odds(kind: str, z, rows, pooled, own, shared) -> torch.Tensor:
-    common = z @ pooled
-    if kind == "pooled":
-        return common
+    def minimised(kind: str, pooled: torch.Tensor, own: torch.Tensor, shared: torch.Tensor) -> Weights:
+        w0, own, shared = (start.contiguous().clone().requires_grad_() for start in (pooled, own, shared))
+        # a mixture's logits are only kept finite
+        of_own = 1e-2 if kind == "mixture" else strength / 2
+
+        def loss() -> torch.Tensor:
+            penalty = of_own * own.square().sum() + strength / 2 * shared.square().sum()
+            return _nll(kind, z, rows, w0, own, shared) + penalty + pooled_strength / 2 * w0.square().sum()
+
+        _minimise(loss, w0, own, shared)
+        return w0.detach(), own.detach(), shared.detach()
+
+    d = z.shape[1]
+    zeros = torch.zeros(users, d, dtype=torch.float64)
+    w0, heads, nothing = minimised("per_user", pooled, zeros, zeros[:0])
     if kind == "per_user":
-        if len(own) <= MANY_USERS:  # every user's reward of every pair: more numbers, but one matrix product
-            return common + (z @ own.T).gather(1, rows[:, None]).squeeze(1)
-        return common + (z * own[rows]).sum(1)
-    coefficients = own.softmax(-1) if kind == "mixture" else own
-    return common + ((z @ shared.T) * coefficients[rows]).sum(1)
+        return [(w0, heads, nothing)]
+    found = []
+    u, s, v = torch.linalg.svd(heads, full_matrices=False)
+    for size in sizes:
+        if kind == "low_rank":
+            root = s[:size].sqrt() + 1e-3
+            own, shared = u[:, :size] * root, root[:, None] * v[:size]
+        else:
+            means = KMeans(size, n_init=5, random_state=0).fit(heads.numpy())
+            own = 2.0 * F.one_hot(torch.tensor(means.labels_).long(), size).double()
+            shared = torch.tensor(means.cluster_centers_).double()
+        found.append(minimised(kind, w0, own, shared))
+    return found
 
 
 def _nll(kind: str, z, rows, pooled, own, shared) -> torch.Tensor:
-    return F.softplus(-_log_odds(kind, z, rows, pooled, own, shared))
+    """Negative log-likelihood (nats) of all pairs: `z` `[n, d]`, of the users in `rows` `[n]`."""
+    seen = z if kind == "per_user" else z @ shared.T  # `[n, d]`, or what the shared heads say `[n, size]`
+    own = F.embedding(rows, own.softmax(-1) if kind == "mixture" else own)
+    return F.softplus(-(z @ pooled + (seen * own).sum(1))).sum()
 
 
-def _minimise(loss: Callable[[], torch.Tensor], parameters: list[torch.Tensor]) -> None:
+def _minimise(loss: Callable[[], torch.Tensor], *parameters: torch.Tensor) -> None:
     optimizer = torch.optim.LBFGS(
         parameters, max_iter=100, tolerance_grad=1e-4, tolerance_change=1e-6, line_search_fn="strong_wolfe"
     )
@@ -218,57 +235,6 @@ def _minimise(loss: Callable[[], torch.Tensor], parameters: list[torch.Tensor]) 
         return value
 
     optimizer.step(closure)
-
-
-def fit_pooled(z: torch.Tensor, strength: float, towards: torch.Tensor | None = None) -> torch.Tensor:
-    """One Bradley-Terry head `[d]` for the differences `z` `[n, d]` (float64), regularised towards `towards` (0)."""
-    centre = torch.zeros(z.shape[1], dtype=torch.float64) if towards is None else towards
-    w = centre.clone().requires_grad_()
-    _minimise(lambda: F.softplus(-z @ w).sum() + strength / 2 * (w - centre).square().sum(), [w])
-    return w.detach()
-
-
-def _fit_per_user(users: int, pooled_strength: float, strength: float, z, rows, pooled: torch.Tensor) -> tuple:
-    """w_0 `[d]`, all d_u `[users, d]`, and nothing shared. `pooled`: where w_0 starts."""
-    w0 = pooled.clone().requires_grad_()
-    own = torch.zeros(users, z.shape[1], dtype=torch.float64, requires_grad=True)
-    shared = torch.zeros(0, z.shape[1], dtype=torch.float64)
-
-    def loss() -> torch.Tensor:
-        penalty = strength / 2 * own.square().sum() + pooled_strength / 2 * w0.square().sum()
-        return _nll("per_user", z, rows, w0, own, shared).sum() + penalty
-
-    _minimise(loss, [w0, own])
-    return w0.detach(), own.detach(), shared
-
-
-def _fit(kind: str, size: int, pooled_strength: float, strength: float, z, rows, start: tuple) -> tuple:
-    """w_0 `[d]`, own numbers `[users, .]` and what is shared, all together.
-
-    Low rank and mixture are not convex. They start from the heads of single users (`start`): their best approximation
-    of that rank, or their k-means.
-    """
-    if kind == "per_user":
-        return start
-    w0, heads = start[0].clone().requires_grad_(), start[1]
-    if kind == "low_rank":
-        u, s, v = torch.linalg.svd(heads, full_matrices=False)
-        root = s[:size].sqrt() + 1e-3
-        own, shared = (u[:, :size] * root).contiguous(), (root[:, None] * v[:size]).contiguous()
-    else:
-        means = KMeans(size, n_init=5, random_state=0).fit(heads.numpy())
-        own = 2.0 * F.one_hot(torch.tensor(means.labels_).long(), size).double()
-        shared = torch.tensor(means.cluster_centers_).double()
-    own, shared = own.requires_grad_(), shared.requires_grad_()
-    # a mixture's logits are only kept finite
-    of_own = strength / 2 if kind == "low_rank" else 1e-2
-
-    def loss() -> torch.Tensor:
-        penalty = of_own * own.square().sum() + strength / 2 * shared.square().sum()
-        return _nll(kind, z, rows, w0, own, shared).sum() + penalty + pooled_strength / 2 * w0.square().sum()
-
-    _minimise(loss, [w0, own, shared])
-    return w0.detach(), own.detach(), shared.detach()
 
 
 @dataclass

@@ -50,27 +50,23 @@ def adapt(
     steps: int = 10,
     learning_rate: float = 3e-3,
     beta: float = 0.1,
-    decay: float = 0.0,
-    candidates: Sequence[int] | None = None,
     batch_size: int = 16,
     evidence: Evidence | None = None,
 ) -> Adapted:
     """Fit the rows of users who have none, by DPO's loss on their own pairs; everything else is frozen.
 
-    Every user starts at the candidate row that explains their pairs best, or at the generic one, and goes on by Adam.
-    The log-probs under the reference and under the candidates are computed once; all users are fitted together, and
+    Every user starts at the row that explains their pairs best, a known user's or the generic one, and goes on by Adam.
+    The log-probs under the reference and under the known rows are computed once; all users are fitted together, and
     since nothing is shared among them each gets what it would get alone.
 
     Args:
         model: trained personalised model (of `load_personalized` or a trainer) whose user model is a `UserModel`.
         pairs: preference records of the new users (`kit.data.few_shot`).
-        steps: of Adam; 0 keeps the best candidate.
+        steps: of Adam; 0 keeps the best row to start from.
         learning_rate: of the users' own numbers.
         beta: of DPO.
-        decay: pulls a user to where they started: `decay / 2 * |own - start|^2` is added to the summed loss.
-        candidates: rows of known users to start from; default: all of up to 64 known users, none of more.
         batch_size: pairs in a forward pass.
-        evidence: of the pairs, under the candidates (`weigh`), where it is known already.
+        evidence: of the pairs (`weigh`), where it is known already.
 
     Raises:
         ValueError: no pairs, or a user model of another kind.
@@ -80,47 +76,29 @@ def adapt(
         raise ValueError("there are no pairs to adapt to; a user without pairs is the generic user, row 0.")
     user_ids = sorted(set(pairs["user_id"]))
     who = torch.tensor([user_ids.index(user) for user in pairs["user_id"]])
-    candidates = known_users(model) if candidates is None else list(candidates)
-    if evidence is None:
-        evidence = weigh(model, tokenizer, pairs, candidates, batch_size)
-    reference = torch.tensor(evidence.reference)
+    evidence = evidence or weigh(model, tokenizer, pairs, batch_size)
     nats = np.logaddexp(0, -beta * evidence.margins)  # DPO's loss of each pair under each row
     losses = np.stack([np.bincount(who, weights=one, minlength=len(user_ids)) for one in nats.T])
-    start = [(GENERIC, *candidates)[i] for i in np.argmin(losses, axis=0)]
+    start = [evidence.rows[i] for i in losses.argmin(0)]
+    own = table.user_offsets(torch.tensor(start)).detach().clone().requires_grad_()
+    optimizer = torch.optim.Adam([own], lr=learning_rate)
     asked = tokenized(model, tokenizer, pairs) if steps else []
-    frozen = [p for p in model.parameters() if p.requires_grad]
-    bar = tqdm(total=steps * len(asked), desc="adapting", unit=" pairs", disable=None, leave=False)
+    reference = torch.tensor(evidence.reference)
+    rows = []
     training = model.training
-    model.eval()
-    for p in frozen:
-        p.requires_grad_(False)
-    try:
-        begun = table.user_offsets(torch.tensor(start)).detach().clone()
-        own = begun.clone().requires_grad_()
-        optimizer = torch.optim.Adam([own], lr=learning_rate)
-        rows = []
-        for step in range(steps):
-            optimizer.zero_grad()
-            seen = torch.zeros(len(user_ids))
-            for i in range(0, len(asked), batch_size):
-                part = slice(i, i + batch_size)
-                gap = log_ratios(model, asked[part], own[who[part]], tokenizer.pad_token_id)
-                gap = gap - reference[part].to(gap)
-                loss = -logsigmoid(beta * gap)
-                loss.sum().backward()
-                seen.index_add_(0, who[part], loss.detach().float().cpu())
-                bar.update(len(loss))
-            if decay:
-                (decay / 2 * (own - begun).square().sum()).backward()
-            rows += [
-                (step, user, value) for user, value in zip(user_ids, (seen / who.bincount()).tolist(), strict=True)
-            ]
-            optimizer.step()
-    finally:
-        bar.close()
-        model.train(training)
-        for p in frozen:
-            p.requires_grad_(True)
+    model.eval()  # no dropout
+    for step in tqdm(range(steps), desc="adapting", unit=" steps", disable=None, leave=False):
+        optimizer.zero_grad()
+        seen = torch.zeros(len(user_ids))
+        for i in range(0, len(asked), batch_size):
+            part = slice(i, i + batch_size)
+            ratios = log_ratios(model, asked[part], own[who[part]], tokenizer.pad_token_id)
+            loss = -logsigmoid(beta * (ratios - reference[part].to(ratios)))
+            loss.sum().backward(inputs=[own])
+            seen.index_add_(0, who[part], loss.detach().float().cpu())
+        rows += [(step, user, value) for user, value in zip(user_ids, (seen / who.bincount()).tolist(), strict=True)]
+        optimizer.step()
+    model.train(training)
     return Adapted(user_ids, own.detach(), pd.DataFrame(rows, columns=["step", "user_id", "loss"]), start)
 
 
@@ -147,37 +125,33 @@ def log_ratios(model, asked: Sequence[tuple[Tokens, Tokens]], own: torch.Tensor,
 
 
 class Evidence(NamedTuple):
-    """What pairs say of rows: `margins` `[n, 1 + candidates]`, DPO's reward margins without beta (nats) under the
-    generic row and each candidate, and `reference` `[n]`, the reference's log pi(chosen) - log pi(rejected)."""
+    """What pairs say of user rows: `margins` `[n, rows]`, DPO's reward margins without beta (nats) under each of
+    `rows`, of which the first is the generic one; `reference` `[n]`, the reference's log pi(chosen) - log pi(rejected).
+    """
 
+    rows: list[int]
     margins: np.ndarray
     reference: np.ndarray
 
-    def of(self, rows: Sequence[int]) -> Evidence:
+    def of(self, pairs: Sequence[int]) -> Evidence:
         """That of some of the pairs."""
-        return Evidence(self.margins[rows], self.reference[rows])
+        return Evidence(self.rows, self.margins[pairs], self.reference[pairs])
 
 
-def weigh(
-    model, tokenizer: PreTrainedTokenizerBase, pairs: Dataset, candidates: Sequence[int], batch_size: int = 16
-) -> Evidence:
-    """Score `pairs` under the reference, the generic row and each of `candidates`."""
+def weigh(model, tokenizer: PreTrainedTokenizerBase, pairs: Dataset, batch_size: int = 16) -> Evidence:
+    """Score `pairs` under the reference and the rows that a new user may start from: the generic one and those of up to
+    64 known users; of more, the generic one alone."""
+
+    def ratios(scored, rows: list[int] | None = None) -> np.ndarray:
+        scores = score_pairs(scored, tokenizer, pairs, rows, batch_size)
+        return (scores.chosen_logp - scores.rejected_logp).to_numpy()
+
+    known = user_table(model).num_rows
+    rows = list(range(known)) if known <= 65 else [GENERIC]
     with reference_of(model) as base:
-        reference = _gap(score_pairs(base, tokenizer, pairs, batch_size=batch_size))
-    rows = (GENERIC, *candidates)
+        reference = ratios(base)
     shown = tqdm(rows, desc="known users", disable=None, leave=False)
-    found = [_gap(score_pairs(model, tokenizer, pairs, [row] * len(pairs), batch_size)) - reference for row in shown]
-    return Evidence(np.stack(found, axis=1), reference)
-
-
-def _gap(scores: pd.DataFrame) -> np.ndarray:
-    return (scores.chosen_logp - scores.rejected_logp).to_numpy()
-
-
-def known_users(model) -> list[int]:
-    """Rows of up to 64 known users, to start from; none where there are more."""
-    rows = user_table(model).num_rows
-    return list(range(1, rows)) if rows <= 65 else []
+    return Evidence(rows, np.stack([ratios(model, [row] * len(pairs)) - reference for row in shown], 1), reference)
 
 
 def user_table(model) -> UserModel:
@@ -199,7 +173,8 @@ def add_users(model, index: UserIndex, adapted: Adapted) -> UserIndex:
     if known:
         raise ValueError(f"user {known[0]!r} has row {index.row(known[0])} already; forget_users removes it.")
     for table in user_models(model):
-        table.own = _like(table.own, torch.cat([table.own.detach(), adapted.own.to(table.own)]))
+        longer = torch.cat([table.own.detach(), adapted.own.to(table.own)])
+        table.own = torch.nn.Parameter(longer, requires_grad=table.own.requires_grad)
     return UserIndex([*index.user_ids, *adapted.user_ids])
 
 
@@ -215,9 +190,5 @@ def forget_users(model, index: UserIndex, user_ids: Iterable[str]) -> UserIndex:
     gone = set(index.rows(list(user_ids)))
     left = [row for row in range(len(index)) if row not in gone]
     for table in user_models(model):
-        table.own = _like(table.own, table.own.detach()[left].clone())
+        table.own = torch.nn.Parameter(table.own.detach()[left].clone(), requires_grad=table.own.requires_grad)
     return UserIndex([user for user in index.user_ids if index.row(user) not in gone])
-
-
-def _like(parameter: torch.nn.Parameter, values: torch.Tensor) -> torch.nn.Parameter:
-    return torch.nn.Parameter(values, requires_grad=parameter.requires_grad)

@@ -13,7 +13,7 @@ say which reference stage 2 has; its training code is not published.)
 from __future__ import annotations
 
 import json
-import os
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,13 @@ import pandas as pd
 import torch
 from datasets import Dataset, DatasetDict, load_from_disk
 from peft import LoraConfig, PeftModel
-from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from prlhf_kit.data import fingerprint
 from prlhf_kit.data.chat import tell
-from prlhf_kit.files import sha256, write_json
+from prlhf_kit.files import sha256, short_hash, write_json
 from prlhf_kit.models.embedded import ModelError
-from prlhf_kit.models.hub import load_model, load_tokenizer, name_of
+from prlhf_kit.models.hub import load_model, load_tokenizer
 from prlhf_kit.models.logprobs import REFERENCE, save_with_reference
 from prlhf_kit.models.preference_head import HEAD, attach_head
 from prlhf_kit.training.config import PersonalizedDPOConfig
@@ -97,65 +97,49 @@ def train_persrm(recipe: PersRMRecipe, pairs: Dataset) -> dict[str, pd.DataFrame
     Returns:
         The logs of the stages "backbone" and "head".
     """
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise RuntimeError("train_persrm runs in one process, but several were started. Leave accelerate launch out.")
-    tokenizer, out = load_tokenizer(recipe.model), Path(recipe.out)
-    stages = out.with_name(f"{out.name}-stages")
     # what is wrong is refused before any work
     with_preference(pairs, recipe.wording)
-    backbone, head = (_settings(s, stages / n) for s, n in ((recipe.backbone, "backbone"), (recipe.head, "head")))
+    stages = Path(f"{recipe.out}-stages")
+    settings = {"use_cpu": not torch.accelerator.is_available(), "personalized": False}
+    backbone, head = (
+        PersonalizedDPOConfig(**{"output_dir": str(stages / f"{name}-checkpoints"), **settings, **own})
+        for name, own in (("backbone", recipe.backbone), ("head", recipe.head))
+    )
+    tokenizer = load_tokenizer(recipe.model)
     dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
-    logs = {}
-    base = load_model(recipe.model, dtype)
-    with_reference = with_preference(_with_reference(pairs, base, tokenizer, stages / "pairs-backbone"), recipe.wording)
+    pairs = pairs.remove_columns([name for name in REFERENCE if name in pairs.column_names])
+    made_from = short_hash(fingerprint(DatasetDict(train=pairs)))
+
+    def with_reference(name: str, model) -> Dataset:
+        """The pairs with the preference in their prompts, and the log-probs of `model`, which does not see it."""
+        folder = stages / f"pairs-{name}-{made_from}"
+        save_with_reference(pairs, model, tokenizer, folder)
+        return with_preference(load_from_disk(str(folder)), recipe.wording)
+
+    model: Any = attach_head(load_model(recipe.model, dtype))
+    told = with_reference("backbone", model)
     adapter = LoraConfig(**{**recipe.adapter, "modules_to_save": [HEAD]})
-    trainer = PersonalizedDPOTrainer(attach_head(base), backbone, with_reference, None, tokenizer, None, adapter)
+    trainer = PersonalizedDPOTrainer(model, backbone, told, None, tokenizer, None, adapter)
     for name, parameter in trainer.model.named_parameters():
         if HEAD in name:  # the identity, in this stage
             parameter.requires_grad = False
-    logs["backbone"] = fit(trainer, stages / "backbone")
+    logs = {"backbone": fit(trainer, stages / "backbone")}
     # the backbone, frozen and merged, is the reference of the head
-    merged: Any = PeftModel.from_pretrained(attach_head(load_model(recipe.model, dtype)), stages / "backbone")
-    merged = merged.merge_and_unload()
-    merged.starts_from = sha256(stages / "backbone" / WEIGHTS)  # tells trainings apart (`fit`)
-    with_reference = with_preference(_with_reference(pairs, merged, tokenizer, stages / "pairs-head"), recipe.wording)
-    only_head = LoraConfig(target_modules=FROZEN_BASE.target_modules, modules_to_save=[HEAD])
-    trainer = PersonalizedDPOTrainer(merged, head, with_reference, None, tokenizer, None, only_head)
-    logs["head"] = fit(trainer, stages / "head")
-    if not (out / PERSRM_FILE).is_file():
-        _join(recipe, stages, out)
-    return logs
-
-
-def _with_reference(pairs: Dataset, model, tokenizer, folder: Path) -> Dataset:
-    """`pairs`, which the model sees without preferences, with its log-probs; computed once."""
-    pairs = pairs.remove_columns([name for name in REFERENCE if name in pairs.column_names])
-    save_with_reference(pairs, model, tokenizer, folder)
-    found = load_from_disk(str(folder))
-    if fingerprint(DatasetDict(train=found.remove_columns(list(REFERENCE)))) != fingerprint(DatasetDict(train=pairs)):
-        raise ValueError(
-            f"{folder.parent} belongs to a training on other pairs. Choose another out, or delete {folder.parent} and "
-            "the PersRM beside it to train anew."
-        )
-    return found
-
-
-def _settings(settings: dict[str, Any], folder: Path) -> PersonalizedDPOConfig:
-    on_cpu = not torch.accelerator.is_available()
-    ours = {"output_dir": f"{folder}-checkpoints", "use_cpu": on_cpu, "personalized": False}
-    return PersonalizedDPOConfig(**{**ours, **settings})
-
-
-def _join(recipe: PersRMRecipe, stages: Path, out: Path) -> None:
-    """Stage 1's adapter with stage 2's head, in one folder."""
-    base = attach_head(load_model(recipe.model, device="cpu"))
-    model = PeftModel.from_pretrained(base, stages / "backbone")
-    with safe_open(stages / "head" / WEIGHTS, "pt") as file:
-        trained = {key.rsplit(".", 1)[1]: file.get_tensor(key) for key in file.keys() if HEAD in key}  # noqa: SIM118 (no mapping)
-    getattr(base, HEAD).modules_to_save["default"].load_state_dict(trained)
-    model.save_pretrained(str(out))
+    model = PeftModel.from_pretrained(attach_head(load_model(recipe.model, dtype)), stages / "backbone")
+    model = model.merge_and_unload()
+    model.starts_from = sha256(stages / "backbone" / WEIGHTS)  # tells trainings apart (`fit`)
+    told = with_reference("head", model)
+    adapter = LoraConfig(target_modules=FROZEN_BASE.target_modules, modules_to_save=[HEAD])
+    logs["head"] = fit(PersonalizedDPOTrainer(model, head, told, None, tokenizer, None, adapter), stages / "head")
+    # stage 1's adapter with stage 2's head
+    out = Path(recipe.out)
+    out.mkdir(parents=True, exist_ok=True)
+    shutil.copy(stages / "backbone" / "adapter_config.json", out)
+    trained = {name: value for name, value in load_file(stages / "head" / WEIGHTS).items() if HEAD in name}
+    save_file(load_file(stages / "backbone" / WEIGHTS) | trained, out / WEIGHTS)
     # last, so that a folder with it is complete
-    write_json(out / PERSRM_FILE, {"base_model": name_of(base), "wording": recipe.wording})
+    write_json(out / PERSRM_FILE, {"base_model": recipe.model, "wording": recipe.wording})
+    return logs
 
 
 def load_persrm(folder: str | Path, base=None) -> PeftModel:
@@ -173,10 +157,7 @@ def load_persrm(folder: str | Path, base=None) -> PeftModel:
         raise ModelError(f"{folder} holds no PersRM ({PERSRM_FILE} is missing). train_persrm writes one.")
     saved = json.loads((folder / PERSRM_FILE).read_text())
     weights = folder / WEIGHTS
-    found: list[str] = []
-    if weights.is_file():
-        with safe_open(weights, "pt") as file:
-            found = [key for key in file.keys() if HEAD in key]  # noqa: SIM118 (no mapping)
+    found = [name for name in load_file(weights) if HEAD in name] if weights.is_file() else []
     if len(found) != 2:
         raise ModelError(
             f"the preference head is missing in {weights}: expected its weight and bias, found {found}. Copy the whole "

@@ -24,21 +24,16 @@ def compared(scores: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Te
     return better
 
 
-def pairwise_loss(chosen: torch.Tensor, rejected: torch.Tensor) -> torch.Tensor:
-    """Mean of `-log sigmoid(r(x, chosen) - r(x, rejected))` (nats) over pairs `[B]`, the Bradley-Terry negative
-    log-likelihood (Ouyang et al. 2022, arXiv 2203.02155, Eq. 1).
-
-    >>> round(pairwise_loss(torch.tensor([1.0]), torch.tensor([1.0])).item(), 4)
-    0.6931
-    """
-    return -F.logsigmoid(chosen - rejected).mean()
-
-
 def ranking_loss(rewards: torch.Tensor, scores: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-    """Mean of `-log sigmoid(r_i - r_j)` (nats) over all pairs with `scores_i > scores_j` in the batch.
+    """Mean of `-log sigmoid(r_i - r_j)` (nats) over all pairs with `scores_i > scores_j` in the batch (DSP's ranking
+    loss).
 
-    With two responses a list it is `pairwise_loss`. Of the lists in one batch, each weighs as many pairs as it has, as
-    in DSP's release. 0 where no pair is left.
+    With two responses a list it is the Bradley-Terry negative log-likelihood of pairs (Ouyang et al. 2022, arXiv
+    2203.02155, Eq. 1). Of the lists in one batch, each weighs as many pairs as it has, as in DSP's release. 0 where no
+    pair is left.
+
+    >>> round(ranking_loss(torch.tensor([[1.0, 1.0]]), torch.tensor([[1.0, 0.0]])).item(), 4)
+    0.6931
 
     Args:
         rewards: `[B, r]`, finite everywhere, padding included.

@@ -20,16 +20,16 @@ from typing import Any
 import pandas as pd
 import torch
 from datasets import Dataset, DatasetDict, concatenate_datasets, load_from_disk
-from peft import LoraConfig
+from peft import LoraConfig, PeftModel
 
 from prlhf_kit.data.select import drawn, sampled, split_by
-from prlhf_kit.models.conditioning import condition
+from prlhf_kit.models.conditioning import causal_lm, condition
 from prlhf_kit.models.hub import load_tokenizer
 from prlhf_kit.models.reward_model import REWARD_FILE, load_reward_model, new_reward_model
 from prlhf_kit.models.tokenize import encode
 from prlhf_kit.models.user_index import UserIndex
 from prlhf_kit.models.user_models import USER_MODELS
-from prlhf_kit.training.resume import fit, launch_recipe
+from prlhf_kit.training.resume import fit
 from prlhf_kit.training.reward import EVALUATIONS, PersonalizedRewardTrainer
 from prlhf_kit.training.reward_config import PersonalizedRewardConfig, StopEarly
 
@@ -59,6 +59,8 @@ STRATEGIES = {
     "GRFT + LM, CRFT + LM": Strategy(grft_lm=0.1, crft_lm=0.1),
     "GRFT, CRFT with general pairs": Strategy(general_ratio=1.0),
 }
+
+GENERAL = "general/train"  # name of the set that GRFT is trained on; no domain has it
 
 
 @dataclass(frozen=True)
@@ -93,74 +95,61 @@ class RewardRecipe:
 
 
 def build_reward_trainer(recipe: RewardRecipe) -> PersonalizedRewardTrainer:
-    """Model, sets and trainer of a recipe, ready for `fit`."""
+    """Model, sets and trainer of a recipe, ready for `fit`.
+
+    Raises:
+        ValueError: an adapter, a pooling or users that the earlier stage in `model` does not have.
+    """
     ours = {"output_dir": f"{recipe.out}-checkpoints", "use_cpu": not torch.accelerator.is_available()}
     args = PersonalizedRewardConfig(**{**ours, **recipe.settings})
-    imitates = args.lm_loss_coeff > 0
-    if Path(recipe.model, REWARD_FILE).is_file():
-        _refuse_change(recipe)
-        model, index = load_reward_model(recipe.model, trainable=True, lm_head=imitates, device="cpu")
-    else:
-        model, index = new_reward_model(recipe.model, recipe.pooling, imitates, args.seed, device="cpu"), None
+    imitates, index = args.lm_loss_coeff > 0, None
+    adapter = None if recipe.adapter is None else LoraConfig(task_type="SEQ_CLS", **recipe.adapter)
     folders = [recipe.pairs] if isinstance(recipe.pairs, str) else recipe.pairs
     training = {str(folder): load_from_disk(folder) for folder in folders}
     if recipe.general_ratio:
         wanted = recipe.general_ratio * sum(map(len, training.values()))
         training[recipe.general] = drawn(load_from_disk(recipe.general), round(wanted), args.seed)
+    if Path(recipe.model, REWARD_FILE).is_file():  # an earlier stage, which is trained further as it is
+        model, index = load_reward_model(recipe.model, trainable=True, lm_head=imitates, device="cpu")
+        adapted, pooling = isinstance(model, PeftModel), causal_lm(model).pooling
+        wrong = {
+            "adapter=None (the whole model)": adapted and adapter is None,
+            f"pooling={recipe.pooling!r}": recipe.pooling not in (None, pooling),
+            f"user_model={recipe.user_model!r}": bool(recipe.user_model) and adapted and index is None,
+        }
+        if found := [what for what, is_wrong in wrong.items() if is_wrong]:
+            raise ValueError(
+                f"{found[0]} does not go with {recipe.model}, which has {'an adapter' if adapted else 'no adapter'}, "
+                f"pooling={pooling!r} and {'users' if index else 'no users'}: an earlier stage is trained further as "
+                "it is. Leave the setting out, or choose it in the first stage."
+            )
+        adapter = None if adapted else adapter
+    else:
+        model = new_reward_model(recipe.model, recipe.pooling, imitates, args.seed, device="cpu")
     if recipe.user_model and index is None:
         index = UserIndex(sorted({user for pairs in training.values() for user in pairs["user_id"]}))
         kind: Any = USER_MODELS[recipe.user_model]
         condition(model, kind(len(index), model.get_input_embeddings().weight, **recipe.user_model_options))
-    new = recipe.adapter is not None and not hasattr(model, "peft_config")
+    held_out = {name: load_from_disk(folder) for name, folder in recipe.evaluation.items()}
+    callbacks = [StopEarly(recipe.patience)] if recipe.patience else None
+    tokenizer = load_tokenizer(recipe.model)
     return PersonalizedRewardTrainer(
-        model,
-        args,
-        training,
-        {name: load_from_disk(folder) for name, folder in recipe.evaluation.items()} or None,
-        load_tokenizer(recipe.model),
-        index,
-        LoraConfig(task_type="SEQ_CLS", **(recipe.adapter or {})) if new else None,
-        callbacks=[StopEarly(recipe.patience)] if recipe.patience else None,
+        model, args, training, held_out or None, tokenizer, index, adapter, callbacks=callbacks
     )
 
 
-def _refuse_change(recipe: RewardRecipe) -> None:
-    """What a stage that goes on from an earlier one can't change."""
-    adapted = Path(recipe.model, "adapter_config.json").is_file()
-    pooling = json.loads(Path(recipe.model, REWARD_FILE).read_text())["pooling"]
-    users = Path(recipe.model, "users.json").is_file()
-    wrong = {
-        "adapter=None (the whole model)": adapted and recipe.adapter is None,
-        f"pooling={recipe.pooling!r}": recipe.pooling not in (None, pooling),
-        f"user_model={recipe.user_model!r}": bool(recipe.user_model) and adapted and not users,
-    }
-    for what, is_wrong in wrong.items():
-        if is_wrong:
-            raise ValueError(
-                f"{what} does not go with {recipe.model}, which has {'an adapter' if adapted else 'no adapter'}, "
-                f"pooling={pooling!r} and {'users' if users else 'no users'}: an earlier stage is trained further as "
-                "it is. Leave the setting out, or choose it in the first stage."
-            )
-
-
-def train_reward(recipe: RewardRecipe, launch: Sequence[str] = ()) -> pd.DataFrame:
+def train_reward(recipe: RewardRecipe) -> pd.DataFrame:
     """Train to the end, or resume (`fit`), and return which pairs each evaluation ranked right.
-
-    Args:
-        launch: as in `recipe.train`.
 
     Returns:
         Columns `step`, `set`, `row`, `user_id`, `prompt`, `right`, `pairs`, see `PersonalizedRewardTrainer`; up to the
         step that was saved, where that is the best one.
     """
-    if launch:
-        launch_recipe(recipe, __name__, launch)
-    else:
-        trainer = build_reward_trainer(recipe)
-        for name, dropped in trainer.dropped.items():
-            if dropped:
-                print(f"{name}: left out {dropped}")
-        fit(trainer, recipe.out)
+    trainer = build_reward_trainer(recipe)
+    for name, dropped in trainer.dropped.items():
+        if dropped:
+            print(f"{name}: left out {dropped}")
+    fit(trainer, recipe.out)
     table = pd.read_parquet(Path(recipe.out, EVALUATIONS))
     return table[table.step <= json.loads(Path(recipe.out, REWARD_FILE).read_text())["step"]]
 
@@ -192,18 +181,6 @@ def evaluated(points: int) -> dict[str, Any]:
     return often if points > 1 else {"eval_strategy": "epoch", "save_strategy": "epoch"}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe", type=Path, help="JSON file with the fields of RewardRecipe")
-    train_reward(RewardRecipe(**json.loads(parser.parse_args().recipe.read_text())))
-
-
-if __name__ == "__main__":
-    main()
-
-GENERAL = "general/train"  # name of the set that GRFT is trained on; no domain has it
-
-
 def fitting(pairs: Dataset, tokenizer, max_length: int) -> Dataset:
     """The pairs of which neither text is longer than `max_length` tokens (others would be cut)."""
 
@@ -230,8 +207,8 @@ def domain_sets(
     found = {}
     for name in names:
         for split, key, n in (("train", name, train), ("test_seen", f"{name}/test", test)):
-            found[key] = _not_empty(sampled(own[split][name], n, seed), key, max_length)
-    return found
+            found[key] = sampled(own[split][name], n, seed)
+    return _not_empty(found, max_length)
 
 
 def general_sets(
@@ -259,12 +236,23 @@ def general_sets(
         else:
             held_out = short["test_seen"]
             parts.append(sampled(short["train"], -(-train // trained), seed))
-        found[f"{name}/test"] = _not_empty(sampled(held_out, test, seed), f"{name}/test", max_length)
-    found[GENERAL] = _not_empty(sampled(concatenate_datasets(parts), train, seed), "general", max_length)
-    return found
+        found[f"{name}/test"] = sampled(held_out, test, seed)
+    found[GENERAL] = sampled(concatenate_datasets(parts), train, seed)
+    return _not_empty(found, max_length)
 
 
-def _not_empty(pairs: Dataset, name: str, max_length: int) -> Dataset:
-    if not len(pairs):
-        raise ValueError(f"no pair of {name!r} has texts of at most {max_length} tokens. Raise max_length.")
-    return pairs
+def _not_empty(sets: dict[str, Dataset], max_length: int) -> dict[str, Dataset]:
+    for name, pairs in sets.items():
+        if not len(pairs):
+            raise ValueError(f"no pair of {name!r} has texts of at most {max_length} tokens. Raise max_length.")
+    return sets
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe", type=Path, help="JSON file with the fields of RewardRecipe")
+    train_reward(RewardRecipe(**json.loads(parser.parse_args().recipe.read_text())))
+
+
+if __name__ == "__main__":
+    main()

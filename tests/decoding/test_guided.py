@@ -9,6 +9,7 @@ import torch
 from conftest import TARGETS, build_tiny
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from transformers import (
+    AutoModelForSequenceClassification,
     BloomConfig,
     BloomForSequenceClassification,
     GPT2Config,
@@ -25,7 +26,7 @@ from prlhf_kit.decoding.answers import AnswerFile, GuidedAnswer
 from prlhf_kit.decoding.implicit import ImplicitReward
 from prlhf_kit.decoding.readers import FewRows
 from prlhf_kit.models.preference_head import attach_head, heads_on
-from prlhf_kit.models.reward_model import reward_class
+from prlhf_kit.models.reward_model import pooled_by_mask
 from prlhf_kit.models.rewards import SequenceReward
 
 PROMPTS = [
@@ -340,8 +341,7 @@ def reward_model(tokenizer, architecture="llama", pooling="last", users=0, seed=
     config = language_model.config
     config.num_labels = 1
     torch.manual_seed(seed)
-    model = reward_class(config)(config).eval()
-    model.pooling = pooling
+    model = pooled_by_mask(AutoModelForSequenceClassification.from_config(config), pooling).eval()
     if users:
         table = kit.IndividualUserModel(users + 1, model.get_input_embeddings().weight, 3)
         with torch.no_grad():

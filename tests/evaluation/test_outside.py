@@ -9,8 +9,7 @@ from raw import write_json, write_lines
 from prlhf_kit.data import compred
 from prlhf_kit.data.schema import ANSWERS
 from prlhf_kit.decoding.answers import GuidedAnswer, write_pad
-from prlhf_kit.evaluation.judges import judged, longer
-from prlhf_kit.evaluation.outside import NEEDED, for_run, read_answers, write_alpaca_eval
+from prlhf_kit.evaluation.outside import for_run, read_answers, write_alpaca_eval
 from prlhf_kit.evaluation.steering import prompt_text
 
 USER, ASSISTANT = (f"<|start_header_id|>{role}<|end_header_id|>\n\n" for role in ("user", "assistant"))
@@ -61,13 +60,6 @@ def test_p_rlhf_soups_and_tldr(tmp_path):
     shown = f"<|endoftext|>USER: 0<|endoftext|>||{asked}"
     tldr = write_json(tmp_path / "tldr.json", entry("0_5", asked, shown, f"{shown}I fell.<|endoftext|>"))
     assert rows_of(tldr) == [{"system": "tldr", "user_id": "0", "prompt": asked.strip(), "answer": "I fell."}]
-    lost = write_json(tmp_path / "lost.json", entry("0_5", asked, shown, "I fell."))
-    with pytest.raises(ValueError, match=r"row 1 of .*lost.json has an output_text that does not begin with its input"):
-        read_answers(lost)
-    cut = f"{USER}Why?<|eot_id|>\n{ASSISTANT}"
-    nothing = write_json(tmp_path / "nothing.json", entry("u_c_0", "", cut, f"{USER}Why"))
-    with pytest.raises(ValueError, match="does not begin with its input_text"):
-        read_answers(nothing)
 
 
 # PAD and ARGS --------------------------------------------------------------------------------------------------------
@@ -110,17 +102,6 @@ def test_pad_with_what_the_chat_template_leaves(tmp_path):
     assert read_answers(write_json(tmp_path / "b.json", rows)).answer.tolist() == expected
 
 
-def test_pad_of_some_responses_with_their_prompt_is_unclear(tmp_path):
-    rows = [{"prompt": f"{i}?", "response": f"{i}? Yes.", "method": "PAD"} for i in range(3)]
-    rows[1]["response"] = "Yes."
-    with pytest.raises(
-        ValueError, match=r"2 of 3 responses begin with their prompt.*row 2 of .* Give the answer alone"
-    ):
-        read_answers(write_json(tmp_path / "a.json", rows))
-    rows[1]["result"] = "Yes."
-    assert read_answers(write_json(tmp_path / "a.json", rows)).answer.tolist() == ["Yes."] * 3
-
-
 # ComPreD -------------------------------------------------------------------------------------------------------------
 
 
@@ -139,9 +120,6 @@ def test_compred(tmp_path):
          "user_text": "r/personalfinance"},
     ]  # fmt: skip
     assert read_answers(write_lines(tmp_path / "base.jsonl", rows[:1])).system.tolist() == ["base"]
-    rows[1]["response"] = {"1": "a", "5": "b"}
-    with pytest.raises(ValueError, match=r"row 2 of .* has 2 responses \(1, 5\), expected one"):
-        read_answers(write_lines(tmp_path / "outputs.jsonl", rows))
 
 
 def test_compred_names_users_and_prompts_as_the_dataset_does(compred_folder, tmp_path):
@@ -157,26 +135,18 @@ def test_compred_names_users_and_prompts_as_the_dataset_does(compred_folder, tmp
 
 
 def test_alpaca_eval(tmp_path):
+    both = {"generator": "m", "dataset": "koala", "datasplit": "eval"}
     rows = [
-        {
-            "instruction": "Add.",
-            "input": "1, 2",
-            "output": "3",
-            "generator": "m",
-            "dataset": "koala",
-            "datasplit": "eval",
-        },
-        {"instruction": "Why?", "input": "", "output": " ", "generator": "m", "dataset": "koala", "datasplit": "eval"},
+        {"instruction": "Add.", "input": "1, 2", "output": "3", **both},
+        {"instruction": "Why?", "input": "", "output": " ", **both},
     ]
     path = write_json(tmp_path / "model_outputs.json", rows)
     assert rows_of(path) == [
         {"system": "m", "user_id": None, "prompt": "Add.\n\n1, 2", "answer": "3", "dataset": "koala"},
         {"system": "m", "user_id": None, "prompt": "Why?", "answer": "", "dataset": "koala"},
     ]
-    reference = write_json(tmp_path / "ref.json", [{"instruction": "Why?", "output": "So."}])
-    with pytest.raises(ValueError, match=r"row 1 of .*ref.json lacks generator; .* Or pass `system`"):
-        read_answers(reference)
-    assert read_answers(reference, system="reference").system.tolist() == ["reference"]
+    unnamed = write_json(tmp_path / "ref.json", [{"instruction": "Why?", "output": "So."}])
+    assert read_answers(unnamed, system="reference").system.tolist() == ["reference"]
 
 
 def test_alpaca_eval_round_trip(tmp_path):
@@ -188,35 +158,22 @@ def test_alpaca_eval_round_trip(tmp_path):
     assert written[0] == {"generator": "a", "user_id": "ann", "instruction": "Why?", "output": "Yes. 😀"}
 
 
-def test_what_was_read_can_be_judged(tmp_path):
-    """Also answers that are for nobody in particular."""
-    rows = [{"instruction": "Why?", "output": o, "generator": g} for o, g in (("one two", "a"), ("one", "b"))]
-    found = judged(longer, read_answers(write_json(tmp_path / "a.json", rows)), [("a", "b")], "longer")
-    assert found.preference.tolist() == ["a"]
-
-
 # Files that are not as they should be --------------------------------------------------------------------------------
 
 PAD = {"prompt": "Why?", "response": "Why? Yes.", "method": "PAD"}
+ALPACA = {"instruction": "Add.", "output": "3", "generator": "m"}
 
 
 def test_the_format_is_found_out_or_named(tmp_path):
-    both = PAD | {"instruction": "Add.", "output": "3", "generator": "m"}
-    path = write_json(tmp_path / "a.json", [both])
+    path = write_json(tmp_path / "a.json", [PAD | ALPACA])
     with pytest.raises(ValueError, match=r"could be pad or alpaca_eval: its first row has prompt, .* Pass `format`"):
         read_answers(path)
     assert read_answers(path, "pad").answer.tolist() == ["Yes."]
     assert read_answers(path, "alpaca_eval").answer.tolist() == ["3"]
-    with pytest.raises(
-        ValueError, match=r"row 1 of .* lacks title, post, domain; it has prompt, .*'compred' needs title"
-    ):
-        read_answers(path, "compred")
-    with pytest.raises(ValueError, match="format='csv': expected one of p-rlhf, pad, compred, alpaca_eval, or None"):
-        read_answers(path, "csv")
-    unknown = write_json(tmp_path / "b.json", [{"question": "Why?", "answer": "So."}])
-    with pytest.raises(ValueError, match="none of the known formats: its first row has question, answer") as error:
-        read_answers(unknown)
-    assert all(f"{name}: {', '.join(fields)}" in str(error.value) for name, fields in NEEDED.items())
+    wrong = {"compred": "row 1 of .* lacks title, post, domain; .*'compred' needs title", "csv": "format='csv'"}
+    for format, message in wrong.items():
+        with pytest.raises(ValueError, match=message):
+            read_answers(path, format)
 
 
 def test_beginnings_and_lines(tmp_path):
@@ -233,6 +190,41 @@ def test_beginnings_and_lines(tmp_path):
     assert read_answers(path).answer.tolist() == ["Yes."]
 
 
+COMPRED = {"title": "Why?", "post": "", "domain": "x", "response": "a"}
+P_RLHF = {"prompt_id": "1_1", "input_text": "a", "output_text": "ab"}
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([PAD | {"response": None}], "row 1 of .*a.json has response = null, expected text. .* an empty answer is"),
+        ([PAD | {"result": None}], "result = null"),
+        ([PAD | {"prompt": ["Why?"]}], r'prompt = \["Why\?"\]'),
+        ([PAD | {"method": 3}], "method = 3"),
+        ([PAD, PAD | {"prompt": "How?", "response": "So."}], "some responses in .* begin with their prompt"),
+        ([PAD, {"prompt": "Why?", "method": "PAD"}], "row 2 of .* lacks response; .* 'pad' needs prompt, resp"),
+        ([COMPRED | {"response": {"1": None}}], "1 = null"),
+        ([COMPRED | {"response": {"1": "a", "5": "b"}}], r"row 1 of .* has 2 responses \(1, 5\), expected one"),
+        ([COMPRED | {"post": 4}], "post = 4"),
+        ([ALPACA | {"output": None}], "output = null"),
+        ([ALPACA | {"input": ["a"]}], "input = "),
+        ([{"instruction": "Why?", "output": "So."}], "row 1 of .* lacks generator; .* Or pass `system`"),
+        ([P_RLHF | {"output_text": None}], "output_text = null"),
+        ([P_RLHF | {"output_text": "b"}], "does not begin with its input_text"),
+        ([P_RLHF | {"input_text": f"{USER}Why?<|eot_id|>\n{ASSISTANT}"}], "does not begin with its input_text"),
+        (
+            [PAD, PAD | {"prompt": "How?", "response": "How? So."}, PAD],
+            r"1 of 3 answers .*, first row 3 \('PAD', None, 'W",
+        ),
+        ([{"question": "Why?", "answer": "So."}], "none of the known formats: its first row has question, answer"),
+        ([PAD, 7], "row 2 of .* is '7', expected a JSON object"),
+    ],
+)
+def test_a_bad_row_is_refused_by_its_number(tmp_path, rows, message):
+    with pytest.raises(ValueError, match=message):
+        read_answers(write_json(tmp_path / "a.json", rows))
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{}", "null", "[3]", "3", '"x"', "{", "[{]", "\n", '["a"]'])
 def test_files_without_answers(tmp_path, text):
     path = tmp_path / "a.json"
@@ -241,66 +233,17 @@ def test_files_without_answers(tmp_path, text):
         read_answers(path)
 
 
-def test_malformed_files(tmp_path):
+def test_files_that_were_cut_off_or_are_not_utf_8(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text(json.dumps(PAD) + "\n\n" + json.dumps(PAD)[:20])
     with pytest.raises(ValueError, match=r"line 3 of .*a\.jsonl is not JSON .* may have been cut off"):
         read_answers(path)
-    path.write_text("[" + json.dumps(PAD) + ",\n{")
-    with pytest.raises(ValueError, match=r"is not JSON .* expected a JSON array or object, or JSON lines"):
-        read_answers(path)
     path.write_bytes(json.dumps([PAD | {"method": "é"}], ensure_ascii=False).encode("latin-1"))
     with pytest.raises(ValueError, match=r"is not UTF-8 .* Save it as UTF-8"):
         read_answers(path)
-    path.write_text(json.dumps(PAD) + "\n7\n")
-    with pytest.raises(ValueError, match=r"row 2 of .* is '7', expected a JSON object"):
-        read_answers(path)
-    with pytest.raises(FileNotFoundError):
-        read_answers(tmp_path / "none.json")
 
 
-def test_rows_lack_nothing(tmp_path):
-    short = {k: v for k, v in PAD.items() if k != "response"}
-    with pytest.raises(
-        ValueError, match=r"row 2 of .* lacks response; it has prompt, method. 'pad' needs prompt, resp"
-    ):
-        read_answers(write_json(tmp_path / "a.json", [PAD, short]))
-    no_method = {k: v for k, v in PAD.items() if k != "method"}
-    assert read_answers(write_json(tmp_path / "a.json", [no_method]), system="x").system.tolist() == ["x"]
-
-
-@pytest.mark.parametrize(
-    ("row", "field"),
-    [
-        (PAD | {"response": None}, "response = null"),
-        (PAD | {"result": None}, "result = null"),
-        (PAD | {"prompt": ["Why?"]}, r'prompt = \["Why\?"\]'),
-        (PAD | {"method": 3}, "method = 3"),
-        ({"title": "Why?", "post": "", "domain": "x", "response": {"1": None}}, "1 = null"),
-        ({"title": "Why?", "post": 4, "domain": "x", "response": "a"}, "post = 4"),
-        ({"instruction": "Why?", "output": None, "generator": "m"}, "output = null"),
-        ({"instruction": "Why?", "input": ["a"], "output": "b", "generator": "m"}, r'input = \["a"\]'),
-        ({"prompt_id": "1_1", "input_text": "a", "output_text": None}, "output_text = null"),
-    ],
-)
-def test_what_is_no_text_is_refused_with_its_row(tmp_path, row, field):
-    with pytest.raises(ValueError, match=f"row 1 of .*a.json has {field}, expected text. .* an empty answer is"):
-        read_answers(write_json(tmp_path / "a.json", [row]))
-
-
-def test_the_row_of_a_null_answer(tmp_path):
-    rows = [{"instruction": f"{i}?", "output": "x", "generator": "m"} for i in range(5)]
-    rows[3]["output"] = None
-    with pytest.raises(ValueError, match="row 4 of"):
-        read_answers(write_lines(tmp_path / "a.jsonl", rows))
-
-
-def test_two_answers_to_one_prompt_are_refused(tmp_path):
-    rows = [PAD, PAD | {"prompt": "How?", "response": "How? So."}, PAD, PAD]
-    with pytest.raises(
-        ValueError, match=r"2 of 4 answers in .*, first row 3 \('PAD', None, 'Why\?'\); expected one each"
-    ):
-        read_answers(write_json(tmp_path / "a.json", rows))
+def test_users_and_systems_keep_answers_apart(tmp_path):
     apart = [PAD | {"user_id": 1}, PAD | {"user_id": 2}, PAD | {"method": "ARGS"}]
     assert read_answers(write_json(tmp_path / "a.json", apart)).user_id.tolist() == ["1", "2", None]
 

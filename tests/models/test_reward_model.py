@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from conftest import ALL_FAMILIES, build_tiny
 from transformers import (
+    AutoConfig,
     AutoModelForSequenceClassification,
     GPT2Config,
     GPT2ForSequenceClassification,
@@ -18,7 +20,7 @@ from prlhf_kit.data.schema import message
 from prlhf_kit.files import in_chunks
 from prlhf_kit.models.conditioning import ConditioningError
 from prlhf_kit.models.embedded import ModelError
-from prlhf_kit.models.reward_model import load_reward_model, new_reward_model, save_reward_model
+from prlhf_kit.models.reward_model import load_reward_model, new_reward_model, pool, save_reward_model
 from prlhf_kit.models.rewards import SequenceReward, best_of_n, load_reward, preference
 from prlhf_kit.models.tokenize import encode
 from prlhf_kit.models.user_index import UserIndex
@@ -60,18 +62,21 @@ def test_an_lm_head_that_is_trained_goes_from_stage_to_stage(base, tokenizer, tm
     assert json.loads((tmp_path / "reward.json").read_text())["base_model"] == base
 
 
-def test_scores_are_the_same_in_any_batch_and_go_on_after_a_kill(base, tmp_path, monkeypatch):
-    folder = tmp_path / "rm"
-    folder.mkdir()
-    save_reward_model(new_reward_model(base), kit.load_tokenizer(base), folder)
-    reward = load_reward(str(folder), batch_size=2, cache=tmp_path / "scores")
+def test_scores_are_the_same_in_any_batch_and_go_on_after_a_kill(tokenizer, tmp_path, monkeypatch):
+    config = GPT2Config(n_embd=32, n_layer=1, n_head=4, vocab_size=len(tokenizer), num_labels=1, pad_token_id=7)
+    GPT2ForSequenceClassification(config).save_pretrained(tmp_path)  # whose padding token is not the tokenizer's
+    tokenizer.save_pretrained(tmp_path)
+    cached = {"batch_size": 2, "cache": tmp_path / "scores"}
+    reward = load_reward(str(tmp_path), **cached)
     together = reward.score(PROMPTS, RESPONSES)
     assert together.shape == (3,)
-    assert together.tolist() == pytest.approx(
-        [load_reward(str(folder)).score([p], [r]).item() for p, r in zip(PROMPTS, RESPONSES, strict=True)], abs=1e-5
-    )
+    alone = [load_reward(str(tmp_path)).score([p], [r]).item() for p, r in zip(PROMPTS, RESPONSES, strict=True)]
+    assert together.tolist() == pytest.approx(alone, abs=1e-5)
+    mean = SequenceReward(new_reward_model(str(tmp_path), "mean"), tokenizer, **cached)
+    assert not torch.allclose(mean.score(PROMPTS, RESPONSES), together)  # kept by pooling
     monkeypatch.setattr(SequenceReward, "_score", lambda *_: pytest.fail("scored again"))
-    assert torch.equal(load_reward(str(folder), cache=tmp_path / "scores").score(PROMPTS, RESPONSES), together)
+    assert torch.equal(load_reward(str(tmp_path), **cached).score(PROMPTS, RESPONSES), together)
+    assert reward.score([], []).shape == (0,)
 
 
 def test_killed_in_the_middle_only_the_rest_is_computed(tmp_path):
@@ -113,6 +118,11 @@ def test_judge_and_best_of_n_follow_the_user(base):
         reward.score(PROMPTS[:1], [" "])
 
 
+def token_ids(tokenizer):
+    texts = zip(PROMPTS, RESPONSES, strict=True)
+    return [torch.tensor([encode(tokenizer, message("user", p), message("assistant", r))[0]]) for p, r in texts]
+
+
 def test_a_model_with_several_outputs_needs_an_index(tokenizer, tmp_path):
     config = GPT2Config(n_embd=32, n_layer=1, n_head=4, vocab_size=len(tokenizer), num_labels=3, pad_token_id=2)
     GPT2ForSequenceClassification(config).save_pretrained(tmp_path)
@@ -122,14 +132,9 @@ def test_a_model_with_several_outputs_needs_an_index(tokenizer, tmp_path):
     with pytest.raises(ValueError, match="outputs 0 to 2"):
         load_reward(str(tmp_path), dimension=3).score(PROMPTS, RESPONSES)
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
-    ids = [
-        encode(tokenizer, message("user", p), message("assistant", r))[0]
-        for p, r in zip(PROMPTS, RESPONSES, strict=True)
-    ]
-    own = torch.cat([model(input_ids=torch.tensor([text])).logits for text in ids])
-    for i in range(3):
-        found = load_reward(str(tmp_path), dimension=i).score(PROMPTS, RESPONSES)
-        assert found.tolist() == pytest.approx(own[:, i].tolist(), abs=1e-5)
+    own = torch.cat([model(input_ids=ids).logits for ids in token_ids(tokenizer)])
+    found = load_reward(str(tmp_path), dimension=1).score(PROMPTS, RESPONSES)
+    assert found.tolist() == pytest.approx(own[:, 1].tolist(), abs=1e-5)
 
 
 def test_a_model_of_armorms_shape(base, tokenizer):
@@ -155,33 +160,10 @@ def test_a_model_of_armorms_shape(base, tokenizer):
             return Output(rewards=rewards, logits=rewards.mean(1))
 
     model = ArmoShape().eval()
-    ids = [
-        encode(tokenizer, message("user", p), message("assistant", r))[0]
-        for p, r in zip(PROMPTS, RESPONSES, strict=True)
-    ]
-    own = torch.cat([model(torch.tensor([text]), torch.ones(1, len(text), dtype=torch.long)).rewards for text in ids])
-    for i in range(4):
-        found = SequenceReward(model, tokenizer, dimension=i).score(PROMPTS, RESPONSES)
-        assert found.tolist() == pytest.approx(own[:, i].tolist(), abs=1e-5)
-    assert SequenceReward(model, tokenizer).score(PROMPTS, RESPONSES).tolist() == pytest.approx(
-        own.mean(1).tolist(), abs=1e-5
-    )
-    with pytest.raises(ValueError, match="outputs 0 to 3"):
-        SequenceReward(model, tokenizer, dimension=4).score(PROMPTS, RESPONSES)
-
-
-def test_scores_are_kept_by_pooling_and_padding_is_the_models_own(tokenizer, tmp_path):
-    config = GPT2Config(n_embd=32, n_layer=1, n_head=4, vocab_size=len(tokenizer), num_labels=1, pad_token_id=7)
-    GPT2ForSequenceClassification(config).save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
-    own = load_reward(str(tmp_path), cache=tmp_path / "scores")
-    together = own.score(PROMPTS, RESPONSES)
-    assert together.tolist() == pytest.approx(
-        [own.score([p], [r]).item() for p, r in zip(PROMPTS, RESPONSES, strict=True)], abs=1e-5
-    )
-    mean = SequenceReward(new_reward_model(str(tmp_path), "mean"), tokenizer, cache=tmp_path / "scores")
-    assert not torch.allclose(mean.score(PROMPTS, RESPONSES), together)
-    assert own.score([], []).shape == (0,)
+    own = torch.cat([model(ids, torch.ones_like(ids)).rewards for ids in token_ids(tokenizer)])
+    for dimension, rewards in ((3, own[:, 3]), (None, own.mean(1))):
+        found = SequenceReward(model, tokenizer, dimension=dimension).score(PROMPTS, RESPONSES)
+        assert found.tolist() == pytest.approx(rewards.tolist(), abs=1e-5)
 
 
 def test_an_encoder_reads_prompt_and_response_as_its_tokenizer_joins_them(bert):
@@ -217,3 +199,32 @@ def test_what_does_not_go_together_is_refused(bert, base):
         kit.condition(new_reward_model(folder), torch.nn.Embedding(2, 32))
     model = new_reward_model(folder, "mean")
     assert model(input_ids=torch.tensor([[2, 7, 3]])).logits.shape == (1, 1)
+
+
+def test_pooling_by_hand_on_either_side():
+    hidden = torch.tensor([[[1.0, -5.0], [3.0, -1.0], [9.0, 9.0]], [[9.0, 9.0], [1.0, -5.0], [3.0, -1.0]]])
+    mask = torch.tensor([[1, 1, 0], [0, 1, 1]])
+    assert pool(hidden, mask, "max").tolist() == [[3, -1], [3, -1]]  # not the 0 of a zeroed padding
+    assert pool(hidden, mask, "mean").tolist() == [[2, -3], [2, -3]]
+
+
+@pytest.mark.parametrize("architecture", ALL_FAMILIES)
+def test_padding_side_and_lm_head_on_every_family(architecture, tokenizer, tmp_path):
+    """A padded batch gives the rewards of single texts, and the LM term is the base model's own loss."""
+    lm = build_tiny(architecture, len(tokenizer))
+    lm.save_pretrained(tmp_path)
+    texts = [[7, 8, 9, 10, 11, 2], [12, 13, 2]]  # ending with the token that pads, too
+    for pooling in ("last", "max"):
+        model = new_reward_model(str(tmp_path), pooling, lm_head=True)
+        model.config.pad_token_id = 2
+        alone = [model(input_ids=torch.tensor([t])).logits.item() for t in texts]
+        for left in (False, True):
+            room = [2] * 3
+            ids = torch.tensor([texts[0], room + texts[1] if left else texts[1] + room])
+            mask = torch.tensor([[1] * 6, [0] * 3 + [1] * 3 if left else [1] * 3 + [0] * 3])
+            output = model(input_ids=ids, attention_mask=mask, lm_asked=mask)
+            assert output.logits.flatten().tolist() == pytest.approx(alone, abs=1e-4), (pooling, left)
+            for text, nll in zip(texts, output.nll.tolist(), strict=True):
+                own = lm(input_ids=torch.tensor([text]), labels=torch.tensor([text])).loss.item()
+                assert nll == pytest.approx(own, abs=1e-4)
+    assert AutoConfig.from_pretrained(tmp_path).architectures == [type(lm).__name__]

@@ -16,10 +16,8 @@ from prlhf_kit.models.conditioning import user_model_of
 from prlhf_kit.models.logprobs import response_logps, score_pairs
 from prlhf_kit.models.saving import save_personalized
 from prlhf_kit.models.tokenize import tokenize_completion
-from prlhf_kit.models.user_models import (
-    USER_MODELS,
-)
-from prlhf_kit.training.new_users import adapt, add_users, forget_users
+from prlhf_kit.models.user_models import USER_MODELS
+from prlhf_kit.training.new_users import Evidence, adapt, add_users, forget_users, weigh
 
 KINDS = [
     ("individual", {}),
@@ -27,6 +25,14 @@ KINDS = [
     ("cluster", {"clusters": 3}),
     ("low_rank", {"rank": 2}),
 ]
+
+
+def margins(model, tokenizer, pairs, rows):
+    """DPO's reward margins without beta: under `rows`, against the reference."""
+    with model.disable_adapter():
+        reference = score_pairs(model, tokenizer, pairs)
+    scores = score_pairs(model, tokenizer, pairs, rows)
+    return scores.chosen_logp - scores.rejected_logp - reference.chosen_logp + reference.rejected_logp
 
 
 @pytest.fixture
@@ -57,19 +63,21 @@ def new_pairs(model, tokenizer, row, users=("x", "y"), n=6, seed=0):
     def text():
         return " ".join(words[i] for i in torch.randint(len(words), (4,), generator=draw).tolist())
 
-    rows = []
-    for user in users:
-        for i in range(n):
-            rows.append(record(f"{user}{i}", user, f"Question {i}?", text(), text()))
+    rows = [record(f"{user}{i}", user, f"Question {i}?", text(), text()) for user in users for i in range(n)]
     pairs = Dataset.from_list(rows)
-    with model.disable_adapter():
-        reference = score_pairs(model, tokenizer, pairs)
-    scores = score_pairs(model, tokenizer, pairs, [row] * len(pairs))
-    gap = (scores.chosen_logp - scores.rejected_logp) - (reference.chosen_logp - reference.rejected_logp)
-    swapped = [
-        {**r, "chosen": r["rejected"], "rejected": r["chosen"]} if g < 0 else r for r, g in zip(rows, gap, strict=True)
-    ]
-    return Dataset.from_list(swapped)
+    gap = margins(model, tokenizer, pairs, [row] * len(pairs))
+    return Dataset.from_list(
+        [
+            {**r, "chosen": r["rejected"], "rejected": r["chosen"]} if g < 0 else r
+            for r, g in zip(rows, gap, strict=True)
+        ]
+    )
+
+
+def generic_only(model, tokenizer, pairs):
+    """So that everybody starts at the generic row."""
+    found = weigh(model, tokenizer, pairs)
+    return Evidence(found.rows[:1], found.margins[:, :1], found.reference)
 
 
 @pytest.mark.parametrize(("kind", "options"), KINDS)
@@ -78,31 +86,28 @@ def test_adapt_lowers_the_loss_and_changes_nothing_else(trained, tokenizer, kind
     pairs = new_pairs(model, tokenizer, 2)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     asked = {name: p.requires_grad for name, p in model.named_parameters()}
-    found = adapt(model, tokenizer, pairs, steps=8, learning_rate=0.05, beta=1.0, candidates=[])
+    found = adapt(
+        model, tokenizer, pairs, steps=8, learning_rate=0.05, beta=1.0, evidence=generic_only(model, tokenizer, pairs)
+    )
     assert found.start == [0, 0]
     loss = found.history.pivot_table(index="step", columns="user_id", values="loss")
     assert (loss.iloc[-1] < loss.iloc[0]).all()
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert asked == {name: p.requires_grad for name, p in model.named_parameters()}
     nearest = adapt(model, tokenizer, pairs, steps=0, beta=1.0)
-    with model.disable_adapter():
-        reference = score_pairs(model, tokenizer, pairs)
-    losses = []  # of x, under each row, by hand
-    for row in range(4):
-        scores = score_pairs(model, tokenizer, pairs, [row] * len(pairs))
-        margin = scores.chosen_logp - scores.rejected_logp - reference.chosen_logp + reference.rejected_logp
-        losses.append(np.log1p(np.exp(-margin[scores.user_id == "x"])).mean())
-    best = int(np.argmin(losses))
-    assert nearest.start[0] == best
-    assert torch.equal(
-        nearest.own[0], user_model_of(model).modules_to_save["default"].user_offsets(torch.tensor([best]))[0]
-    )
+    mine = np.array(pairs["user_id"]) == "x"  # under each row, by hand
+    losses = [np.log1p(np.exp(-margins(model, tokenizer, pairs, [row] * len(pairs))[mine])).mean() for row in range(4)]
+    assert nearest.start[0] == np.argmin(losses)
+    table = user_model_of(model).modules_to_save["default"]
+    assert torch.equal(nearest.own, table.user_offsets(torch.tensor(nearest.start)))
 
 
 def test_users_are_fitted_together_as_alone(trained, tokenizer):
     model, _ = trained()
     pairs = new_pairs(model, tokenizer, 1, n=4)
-    options = {"steps": 3, "learning_rate": 0.02, "beta": 0.5, "decay": 0.1}
+    with pytest.raises(ValueError, match="no pairs to adapt to"):
+        adapt(model, tokenizer, pairs.select([]))
+    options = {"steps": 3, "learning_rate": 0.02, "beta": 0.5}
     both = adapt(model, tokenizer, pairs, batch_size=3, **options)
     for i, user in enumerate(both.user_ids):
         alone = adapt(model, tokenizer, pairs.filter(lambda row, user=user: row["user_id"] == user), **options)
@@ -126,7 +131,9 @@ def test_adapt_follows_the_gradient_of_dpos_loss(trained, tokenizer):
             chosen, rejected = response_logps(model, texts, tokenizer.pad_token_id, users).chunk(2)
         return -torch.nn.functional.logsigmoid(0.3 * (chosen - rejected - margin0)).sum().item()
 
-    found = adapt(model, tokenizer, pairs, steps=1, learning_rate=1e-3, beta=0.3, candidates=[])
+    found = adapt(
+        model, tokenizer, pairs, steps=1, learning_rate=1e-3, beta=0.3, evidence=generic_only(model, tokenizer, pairs)
+    )
     start = torch.zeros(2, dtype=torch.float64)
     for i in range(2):
         step = torch.zeros(2, dtype=torch.float64)
@@ -168,20 +175,8 @@ def test_added_saved_loaded_and_forgotten(trained, tokenizer, kind, options, tmp
 
 def _holds(file, values):
     """Whether any row of any tensor in a file is `values`."""
-    for tensor in load_file(file).values():
-        if (
-            tensor.dim() == values.dim() + 1
-            and tensor.shape[1:] == values.shape
-            and (tensor == values).flatten(1).all(1).any()
-        ):
-            return True
-    return False
-
-
-def test_adapt_refusals(trained, tokenizer, pairs):
-    model, _ = trained()
-    with pytest.raises(ValueError, match="no pairs to adapt to"):
-        adapt(model, tokenizer, pairs.select([]))
+    rows = [row for tensor in load_file(file).values() if tensor.dim() == values.dim() + 1 for row in tensor]
+    return any(row.shape == values.shape and torch.equal(row, values) for row in rows)
 
 
 def test_the_curve_is_what_adapt_gives(trained, tokenizer):
@@ -190,28 +185,18 @@ def test_the_curve_is_what_adapt_gives(trained, tokenizer):
     test = new_pairs(model, tokenizer, 2, n=3, seed=1)
     data = DatasetDict(adapt_unseen=known, test_unseen=test)
     ranked = new_users.ranked_by_pairs(model, tokenizer, data, [2, 4], steps=2, learning_rate=0.05, beta=1.0)
-    assert ranked.groupby(["k", "method"]).size().to_dict() == {
-        (0, "generic row"): 6,
-        (2, "nearest known user"): 6,
-        (2, "fitted row"): 6,
-        (4, "nearest known user"): 6,
-        (4, "fitted row"): 6,
-    }
-    with model.disable_adapter():
-        reference = score_pairs(model, tokenizer, test)
+    fitted = [(k, method) for k in (2, 4) for method in ("nearest known user", "fitted row")]
+    assert ranked.groupby(["k", "method"]).size().to_dict() == dict.fromkeys([(0, "generic row"), *fitted], 6)
     found = adapt(model, tokenizer, kit.data.few_shot(data, 4), steps=2, learning_rate=0.05, beta=1.0)
-    generic = score_pairs(model, tokenizer, test, [0] * len(test))
     index = add_users(model, kit.UserIndex(["a", "b", "c"]), found)
-    for method, scores in {
-        "generic row": generic,
-        "nearest known user": score_pairs(
-            model, tokenizer, test, [found.start["xy".index(u)] for u in test["user_id"]]
-        ),
-        "fitted row": score_pairs(model, tokenizer, test, index.rows(test["user_id"])),
-    }.items():
-        margin = scores.chosen_logp - scores.rejected_logp - reference.chosen_logp + reference.rejected_logp
-        right = ranked[(ranked.method == method) & (ranked.k == (0 if method == "generic row" else 4))].value
-        assert right.tolist() == (margin > 0).astype(float).tolist()
+    nearest = [found.start["xy".index(user)] for user in test["user_id"]]
+    for method, k, rows in (
+        ("generic row", 0, [0] * len(test)),
+        ("nearest known user", 4, nearest),
+        ("fitted row", 4, index.rows(test["user_id"])),
+    ):
+        right = ranked[(ranked.method == method) & (ranked.k == k)].value
+        assert right.tolist() == (margins(model, tokenizer, test, rows) > 0).astype(float).tolist()
     curve = intervals(ranked, by=["k", "method"], cluster="user_id")
     assert curve.n.eq(6).all()
     assert curve.clusters.eq(2).all()

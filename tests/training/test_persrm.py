@@ -69,17 +69,20 @@ def test_two_stages(recipe, wishes, tokenizer):
     # the reference of stage 2 is the stage-1 backbone, that of stage 1 the model before; neither sees preferences
     backbone = PeftModel.from_pretrained(attach_head(kit.load_model(recipe.model)), stages / "backbone").eval()
     unseen = score_pairs(backbone, tokenizer, wishes)
-    stored = load_from_disk(str(stages / "pairs-head"))
+    [folder] = stages.glob("pairs-head-*")
+    stored = load_from_disk(str(folder))
     assert stored["ref_chosen_logps"] == pytest.approx(unseen.chosen_logp.tolist(), abs=1e-3)
     assert stored["ref_rejected_logps"] == pytest.approx(unseen.rejected_logp.tolist(), abs=1e-3)
     start = score_pairs(kit.load_model(recipe.model), tokenizer, wishes)
-    stored = load_from_disk(str(stages / "pairs-backbone"))
+    [folder] = stages.glob("pairs-backbone-*")
+    stored = load_from_disk(str(folder))
     assert stored["ref_chosen_logps"] == pytest.approx(start.chosen_logp.tolist(), abs=1e-3)
     # nothing is trained twice, and nothing passes for another training
-    before = (out / "adapter_model.safetensors").stat().st_mtime_ns
+    before = (stages / "head" / "adapter_model.safetensors").stat().st_mtime_ns
     train_persrm(recipe, wishes)
-    assert (out / "adapter_model.safetensors").stat().st_mtime_ns == before
-    with pytest.raises(ValueError, match="belongs to a training on other pairs"):
+    assert (stages / "head" / "adapter_model.safetensors").stat().st_mtime_ns == before
+    assert all(torch.equal(value, joined[key]) for key, value in load_file(out / "adapter_model.safetensors").items())
+    with pytest.raises(ValueError, match="holds a training with other settings: pairs"):
         train_persrm(recipe, wishes.select(range(8)))
 
 

@@ -16,7 +16,7 @@ from prlhf_kit.data.schema import SchemaError, message, record
 from prlhf_kit.models.reward_model import load_reward_model, new_reward_model
 from prlhf_kit.models.rewards import SequenceReward, load_reward
 from prlhf_kit.training import reward_stages
-from prlhf_kit.training.resume import HISTORY, fit
+from prlhf_kit.training.resume import HISTORY, fit, launch_recipe
 from prlhf_kit.training.reward import EVALUATIONS, PersonalizedRewardTrainer
 from prlhf_kit.training.reward_config import PersonalizedRewardConfig, StopEarly
 from prlhf_kit.training.reward_data import RewardCollator, tokenized_lists
@@ -247,7 +247,9 @@ def test_two_processes_equal_one(base, pairs, tmp_path, monkeypatch):
 
     one = reward_stages.train_reward(recipe("one", 4))
     config = str(Path(__file__).parents[2] / "configs" / "ddp.yaml")
-    two = reward_stages.train_reward(recipe("two", 2), ["--config_file", config, "--num_processes", "2"])
+    launched = ["--config_file", config, "--num_processes", "2"]
+    launch_recipe(recipe("two", 2), reward_stages.__name__, launched)
+    two = pd.read_parquet(tmp_path / "two" / EVALUATIONS)
     order = ["step", "row"]
     assert one.sort_values(order).right.tolist() == two.sort_values(order).right.tolist()
     assert len(two) == 2 * len(pairs)  # no pair twice, though 5 does not divide 12
