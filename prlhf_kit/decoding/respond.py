@@ -19,7 +19,7 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from prlhf_kit.data.chat import prompt_text, prompt_texts, shorten
+from prlhf_kit.data.chat import prompt_text, shorten
 from prlhf_kit.data.context import RECORDED, Contexts, Messages
 from prlhf_kit.data.schema import ANSWERS
 from prlhf_kit.decoding.answers import add_lines, read_lines
@@ -28,8 +28,8 @@ from prlhf_kit.decoding.generate import (
     check_context,
     generation_config,
     identity,
+    ids_of,
     in_batches,
-    require_text,
     write_batch,
 )
 from prlhf_kit.files import short_hash
@@ -87,7 +87,7 @@ def respond(
     config = generation_config(model, tokenizer, generation)
     _require(model, config, index, system, max_prompt_tokens, batch_size)
     asked = _read_jobs(tokenizer, jobs, contexts, index, max_prompt_tokens, system)
-    check_context(model, max(len(job.ids) for job in asked), config.max_new_tokens, users=index is not None)
+    check_context(model, index is not None, max(len(job.ids) for job in asked), config.max_new_tokens)
     weights = identity(model)
     questions = _questions(asked, once=not config.do_sample)
     first = [asked[numbers[0]] for numbers in questions]
@@ -105,7 +105,7 @@ def respond(
         rows = None if index is None else [first[q].user for q in batch]
         if config.do_sample:
             torch.manual_seed(int(short_hash(seed, number)[:8], 16))
-        written = write_batch(model, tokenizer, [first[q].row["shown"] for q in batch], rows, config)
+        written = write_batch(model, tokenizer, [first[q].ids for q in batch], rows, config)
         new = {}
         for q, one in zip(batch, written, strict=True):
             for i in questions[q]:
@@ -234,7 +234,6 @@ def _messages(prompt: Any, at: str) -> Messages:
     if not listed or not all(isinstance(m, Mapping) and isinstance(m.get("content"), str) for m in prompt):
         raise DecodingError(f"{at} has the prompt {str(prompt)[:100]!r}, expected messages with role and content.")
     found = [{"role": str(m.get("role")), "content": m["content"]} for m in prompt]
-    require_text([found])
     if found[-1]["role"] != "user":
         raise DecodingError(f"{at} ends with a message of {found[-1]['role']!r}; expected one of the user's to answer.")
     return found
@@ -246,8 +245,7 @@ def _fitting(
     """`prompt` with its context (which stays whole), its token ids, and whether it was shortened to `limit` of them."""
 
     def ids(own: Messages) -> tuple[int, ...]:
-        [text] = prompt_texts(tokenizer, [say(own)], answered=False)
-        return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+        return ids_of(tokenizer, say(own))
 
     def fits(own: Messages) -> bool:
         return limit is None or len(ids(own)) <= limit
