@@ -1,61 +1,29 @@
-"""One decoder for PAD, ARGS and their kin: a base model, steered token by token by a guide (`decoding/guides.py`).
-
-`Steered` is a causal LM for transformers' `generate`, which does all else: penalties, stop strings, ends of answers.
-"""
+"""One decoder for PAD, ARGS and their kin: a base model, steered token by token by a guide (`decoding/guides.py`)."""
 
 from __future__ import annotations
 
 import math
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
 from tqdm.auto import tqdm
-from transformers import (
-    GenerationConfig,
-    GenerationMixin,
-    LogitsProcessorList,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    StoppingCriteriaList,
-    StopStringCriteria,
-    TemperatureLogitsWarper,
-    TopPLogitsWarper,
-)
-from transformers.modeling_outputs import CausalLMOutput
+from transformers import LogitsProcessorList, PreTrainedTokenizerBase, TemperatureLogitsWarper, TopPLogitsWarper
 
-from prlhf_kit.decoding.answers import AnswerFile, GuidedAnswer
-from prlhf_kit.decoding.generate import DecodingError, Prompt, check_context, eos_ids, identity, ids_of, left_padded
+from prlhf_kit.decoding.answers import GuidedAnswer, add_lines, read_lines
+from prlhf_kit.decoding.generate import DecodingError, Prompt, check_context, eos_ids, identity, ids_of
 from prlhf_kit.decoding.guides import ARGS, PAD, Guide, Who, start_of
-from prlhf_kit.decoding.readers import Reader, Row, mixes
+from prlhf_kit.decoding.readers import Row, mixes
+from prlhf_kit.decoding.steered import Request, Steered
 from prlhf_kit.files import short_hash
 from prlhf_kit.models import hub
 from prlhf_kit.models.conditioning import causal_lm, longest_shared
 
 Weight = float | Sequence[float] | Callable[[int], float]
-PER_TOKEN = ("tokens", "base_tokens", "logps", "base_logps", "rewards", "base_rewards", "divergence")
-
-
-@dataclass(frozen=True)
-class Request:
-    """One answer to write. `key` tells it from all others, and is the seed of its sampling."""
-
-    prompt: Prompt
-    who: Who
-    key: str
-    base: Row
-    guide: list[tuple[Row, float]]
-
-    @property
-    def rows(self) -> list[Row]:
-        """All that is read for it."""
-        return [self.base, *(row for row, _ in self.guide)]
 
 
 @dataclass
@@ -104,8 +72,7 @@ class GuidedDecoder:
 
     def __post_init__(self):
         guided = self.guide.model
-        self._mixing: dict[int, bool] = {}  # by the model's id, as the next
-        self._identities: dict[int, str] = {}
+        self._identities: dict[int, str] = {}  # by the model's id, since hashing weights takes a second a GB
         for model in (self.base, guided):
             if isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning:
                 raise DecodingError(
@@ -120,6 +87,8 @@ class GuidedDecoder:
             self.base_model, self.base_adapter = row.model, row.adapter
         elif self.base is causal_lm(guided) and isinstance(guided, PeftModel):
             self.base_model, self.base_adapter = guided, False
+        # whether rows of the guide's model with and without its adapter are read in one batch
+        self.mixes = not isinstance(guided, PeftModel) or mixes(causal_lm(guided))
         self.vocabulary = min(m.get_input_embeddings().weight.shape[0] for m in (self.base_model, guided))
         self._refuse_another_tokenizer()
         if not 1 <= self.top_k <= self.vocabulary:
@@ -149,24 +118,23 @@ class GuidedDecoder:
     def _refuse_another_tokenizer(self) -> None:
         """Base and guide are compared token by token, so both need the same tokens, and the same cuts of a text."""
         own, other = self.tokenizer, self.guide.tokenizer
-        if other is None:
-            base, guided = causal_lm(self.base_model), causal_lm(self.guide.model)
-            if base is guided or (hub.name_of(base) and hub.name_of(base) == hub.name_of(guided)):
-                return
-            raise DecodingError(
-                "base and guide are different models. They are compared token by token, so both need the same "
-                "tokenizer: pass the guide's own as tokenizer=... to it, for it to be compared with the base's."
-            )
+        base, guided = causal_lm(self.base_model), causal_lm(self.guide.model)
+        if other is None and (base is guided or (hub.name_of(base) and hub.name_of(base) == hub.name_of(guided))):
+            return
         probe = "Ünïcode 12345, don't\n\n  def f(x): return {'x': x}\t<|im_end|></s> 東京 🙂"
-        mine, theirs = own.get_vocab(), other.get_vocab()
-        tokens = [t(probe, add_special_tokens=False)["input_ids"] for t in (own, other)]
-        if mine != theirs or tokens[0] != tokens[1]:
-            example = next((t for t in mine if mine[t] != theirs.get(t)), "how text is cut into tokens")
-            raise DecodingError(
-                f"base and guide have different tokenizers ({len(mine)} and {len(theirs)} tokens; they differ in "
-                f"{example!r}). Guided decoding compares token by token: use models of one family, or choose among "
-                "finished answers with best_of_n, for which tokenizers don't matter."
-            )
+        if other is None:
+            differ = "base and guide are different models: pass the guide's own tokenizer=... to it, to be compared"
+        elif own.get_vocab() != other.get_vocab():
+            different = dict(set(own.get_vocab().items()) ^ set(other.get_vocab().items()))
+            differ = f"base and guide have {len(own)} and {len(other)} tokens, different ones in {min(different)!r}"
+        elif own(probe)["input_ids"] != other(probe)["input_ids"]:
+            differ = "base and guide differ in how text is cut into tokens"
+        else:
+            return
+        raise DecodingError(
+            f"{differ}. Guided decoding compares token by token: use models of one family, or choose among finished "
+            "answers with best_of_n, for which tokenizers don't matter."
+        )
 
     def generate(
         self, prompts: Sequence[Prompt], who: Sequence[Who] | None = None, out: str | Path | None = None
@@ -183,9 +151,11 @@ class GuidedDecoder:
             DecodingError: an empty prompt, one beyond the context, an unknown user: before anything is decoded.
         """
         jobs = self._jobs(prompts, [None] * len(prompts) if who is None else who)
-        file = None if out is None else AnswerFile(Path(out))
-        found = {} if file is None else dict(file.found)
-        keys = [job.key for job in jobs] if file is None else self._made_by(jobs)
+        found: dict[str, GuidedAnswer] = {}
+        keys = [job.key for job in jobs]
+        if out is not None:
+            found = read_lines(Path(out), GuidedAnswer.from_json, "answer of guided decoding")
+            keys = self._made_by(jobs)
         # long and short prompts apart, so that little is spent on padding
         left = [i for i, key in enumerate(keys) if key not in found]
         left.sort(key=lambda i: max(row.length for row in jobs[i].rows))
@@ -194,8 +164,10 @@ class GuidedDecoder:
                 chunk = left[start : start + self.batch_size]
                 [answers] = Steered(self, [jobs[i] for i in chunk]).write(self.max_new_tokens)
                 found |= {keys[i]: answer for i, answer in zip(chunk, answers, strict=True)}
-                if file is not None:
-                    file.add([(keys[i], jobs[i].prompt, jobs[i].who, found[keys[i]]) for i in chunk])
+                if out is not None:
+                    told = [{"key": keys[i], "prompt": jobs[i].prompt, "who": jobs[i].who} for i in chunk]
+                    rows = [row | one.to_json() for row, one in zip(told, answers, strict=True)]
+                    add_lines(Path(out), rows)
                 bar.update(len(chunk))
         return [found[key] for key in keys]
 
@@ -244,137 +216,3 @@ class GuidedDecoder:
             return [row.ids, row.adapter, row.head, row.user, self._identities[id(row.model)]]
 
         return [short_hash(ours, job.key, read(job.base), [[read(row), f] for row, f in job.guide]) for job in jobs]
-
-    def weights_of(self, row: Row) -> object:
-        """What rows have in common that can be read as one batch."""
-        bare = causal_lm(row.model)
-        if id(bare) not in self._mixing:
-            self._mixing[id(bare)] = mixes(bare)  # tried once a decoder
-        return id(bare), row.adapter or self._mixing[id(bare)]
-
-
-class Steered(PreTrainedModel, GenerationMixin):
-    """A batch of answers, as a model for `generate`.
-
-    `forward` reads the base's rows, and what shares their weights; `steer` is the formula, behind processors such as
-    the repetition penalty; `end` notes which answers have ended. Caches are the readers' own.
-    """
-
-    @torch.inference_mode()  # prompts are read here
-    def __init__(self, decoder: GuidedDecoder, jobs: Sequence[Request]):
-        super().__init__(PreTrainedConfig(vocab_size=decoder.vocabulary))
-        self.settings, self.guide, self.began = decoder, decoder.guide, time.perf_counter()
-        rows = [replace(job.base, owner=i) for i, job in enumerate(jobs)]
-        factors = dict.fromkeys(rows, 0.0)
-        for i, job in enumerate(jobs if any(decoder.weights) else ()):
-            for row, factor in job.guide:
-                mine = replace(row, owner=i)
-                factors[mine] = factors.get(mine, 0.0) + factor
-        # beside the base's own, where they share its weights and are read at every step
-        together = decoder.every == 1 and decoder.unsure_above <= 0
-        batches: dict[object, list[Row]] = {"base": rows}
-        for row in list(factors)[len(rows) :]:
-            weights = decoder.weights_of(row)
-            shared = together and weights == decoder.weights_of(rows[0])
-            batches.setdefault("base" if shared else weights, []).append(row)
-        self.base = Reader(batches.pop("base"))
-        readers = [self.base, *map(self.guide.reader, batches.values())]
-        self.readers = [(reader, torch.tensor([factors[row] for row in reader.rows])) for reader in readers]
-        self.readers = [(reader, factor.to(reader.device)) for reader, factor in self.readers if factor.any()]
-        self.texts, _ = left_padded([job.base.ids for job in jobs], self.device)
-        self.width = self.texts.shape[1]
-        seeds = [torch.Generator().manual_seed(int(job.key[:15], 16)) for job in jobs]
-        self.drawn = torch.stack([torch.rand(decoder.max_new_tokens, generator=s) for s in seeds]).to(self.device)
-        self.ends = torch.tensor(eos_ids(causal_lm(decoder.base_model), decoder.tokenizer), device=self.device)
-        strings = [decoder.stop_strings] if isinstance(decoder.stop_strings, str) else list(decoder.stop_strings)
-        self.stops = StopStringCriteria(decoder.tokenizer, strings) if strings else None
-        self.columns: list[torch.Tensor] = []  # `[B, len(PER_TOKEN)]` of each token
-        self.length, self.seconds = [0] * len(jobs), [0.0] * len(jobs)
-        self.ended = torch.zeros(len(jobs), dtype=torch.bool, device=self.device)
-
-    @property
-    def device(self) -> torch.device:
-        """The base's."""
-        return self.base.device
-
-    @torch.inference_mode()
-    def write(self, at_once: int) -> Iterator[list[GuidedAnswer]]:
-        """The answers so far, after every `at_once` tokens."""
-        decoder = self.settings
-        while not self.ended.all() and len(self.columns) < decoder.max_new_tokens:
-            config = GenerationConfig(
-                max_length=self.texts.shape[1] + at_once,
-                min_length=self.width + decoder.min_new_tokens,
-                repetition_penalty=float(decoder.repetition_penalty),
-                eos_token_id=self.ends.tolist() or None,
-                pad_token_id=decoder.tokenizer.pad_token_id or 0,  # what is behind an answer's end
-                use_cache=False,  # readers have their own
-            )
-            more: Any = {
-                "logits_processor": LogitsProcessorList([self.steer]),
-                "stopping_criteria": StoppingCriteriaList([self.end]),
-            }
-            self.texts = self.generate(self.texts, generation_config=config, **more)
-            yield self.answers()
-
-    def forward(self, input_ids: torch.Tensor, **_) -> CausalLMOutput:
-        """The base's logits of the next token."""
-        logits = self.base.read(input_ids[:, self.width :])[: len(input_ids), None, : self.settings.vocabulary]
-        return CausalLMOutput(logits=logits)
-
-    def steer(self, texts: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-        """The base's processed logits `[B, V]` to those of the one token that is chosen."""
-        decoder, new = self.settings, texts[:, self.width :]
-        step = new.shape[1]
-        logp = logits.log_softmax(-1)
-        # by id, since among equals the first one counts in generate
-        candidates = logp.topk(decoder.top_k).indices.sort(-1).values
-        values = logp.gather(1, candidates)
-        due = torch.full((len(new), 1), step % decoder.every == 0, device=self.device)
-        if decoder.unsure_above > 0:
-            due &= torch.special.entr(logp.exp()).sum(-1, keepdim=True) > decoder.unsure_above
-        weight, rewards, scores = decoder.weights[step], torch.full_like(values, torch.nan), values
-        if weight != 0 and due.any():
-            given = torch.zeros_like(values)
-            for reader, factor in self.readers:
-                said = factor[:, None] * reader.rewards(new, candidates)
-                given.index_add_(0, reader.owner.to(self.device), said.to(self.device))
-            rewards = torch.where(due, given, rewards)
-            # score(v) = base_factor * base(v) + w * reward(v), see guides.py
-            steered = self.guide.base_factor(weight) * values + weight * given
-            scores = torch.where(due & values.isfinite(), steered, values)
-        picked = self._pick(torch.stack([scores, values]), self.drawn[:, step])
-        apart = scores.log_softmax(-1)
-        kl = (apart.exp() * (apart - values.log_softmax(-1))).nan_to_num(0.0).sum(-1)  # 0 where both are -inf
-        chosen = [column.gather(1, picked).double() for column in (candidates, values, rewards)]
-        self.columns.append(torch.cat([*chosen, kl[:, None].double()], 1))
-        return torch.full_like(logits, -torch.inf).scatter(1, candidates.gather(1, picked[:, :1]), 0.0)
-
-    def _pick(self, scores: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
-        """Numbers of the tokens `[B, s]` by several sets of scores `[s, B, k]`, with the same random numbers `[B]`."""
-        if not self.settings.do_sample:
-            return scores.argmax(-1).t()
-        warpers: Any = self.settings.warpers
-        bounds = torch.stack([warpers(None, one).softmax(-1).cumsum(-1) for one in scores])
-        reached = drawn[:, None] * bounds[..., -1:]
-        return (bounds <= reached).sum(-1).clamp(max=scores.shape[-1] - 1).t()
-
-    def end(self, texts: torch.Tensor, _scores, **_) -> torch.Tensor:
-        """Which answers have ended, `[B]`, by an end of text or a stop string."""
-        spent = time.perf_counter() - self.began
-        for row in (~self.ended).nonzero().flatten().tolist():
-            self.length[row], self.seconds[row] = len(self.columns), spent
-        self.ended |= torch.isin(texts[:, -1], self.ends)
-        if self.stops is not None:
-            self.ended |= self.stops(texts, None)
-        return self.ended
-
-    def answers(self) -> list[GuidedAnswer]:
-        """What is written so far."""
-        found = []
-        for table, length, spent in zip(torch.stack(self.columns, 1), self.length, self.seconds, strict=True):
-            values: dict[str, list] = dict(zip(PER_TOKEN, table[:length].t().tolist(), strict=True))
-            values |= {name: [int(token) for token in values[name]] for name in ("tokens", "base_tokens")}
-            text = self.settings.tokenizer.decode(values["tokens"], skip_special_tokens=True).strip()
-            found.append(GuidedAnswer(text, **values, seconds=spent))
-        return found

@@ -21,10 +21,10 @@ from transformers import (
 import prlhf_kit as kit
 from prlhf_kit.data.chat import tell
 from prlhf_kit.decoding import answers as formats
-from prlhf_kit.decoding.answers import AnswerFile, GuidedAnswer
-from prlhf_kit.decoding.guided import Steered
+from prlhf_kit.decoding.answers import GuidedAnswer, add_lines, read_lines
 from prlhf_kit.decoding.implicit import ImplicitReward
 from prlhf_kit.decoding.readers import FewRows
+from prlhf_kit.decoding.steered import Steered
 from prlhf_kit.models.preference_head import attach_head, heads_on
 from prlhf_kit.models.reward_model import reward_class
 from prlhf_kit.models.rewards import SequenceReward
@@ -619,9 +619,8 @@ def test_json_lines_resume(personal, tokenizer, tmp_path, monkeypatch):
         with pytest.raises(ValueError, match=r"line 1 of .* is no answer"):
             decoder.generate(PROMPTS, WHO, out=file)
         assert file.read_text() == text  # other people's files stay as they are
-    seen = AnswerFile(tmp_path / "separators.jsonl")
-    seen.add([("k", PROMPTS[0], None, GuidedAnswer("a\u2028b\u2029c\x85d", [1], [1]))])
-    assert AnswerFile(seen.path).found["k"].text == "a\u2028b\u2029c\x85d"
+    add_lines(file := tmp_path / "separators.jsonl", [{"key": "k", "text": "a\u2028b\u2029c\x85d"}])
+    assert read_lines(file, lambda row: row["text"], "text") == {"k": "a\u2028b\u2029c\x85d"}
 
 
 def words_keys(file):
@@ -649,13 +648,6 @@ def test_formats_of_pad_and_args(tmp_path):
         "elapsed": 0.25,
         "method": "pad_0",
     }
-    assert [row["result"] for row in formats.read_pad(file)] == ["Yes.", "Nö."]
-    lines = tmp_path / "lines.jsonl"
-    lines.write_text("\n".join(json.dumps(row) for row in formats.read_pad(file)))
-    assert formats.read_pad(lines) == formats.read_pad(file)
-    file.write_text('[{"prompt": "Q"}]')
-    with pytest.raises(ValueError, match=r"answer 0 .* lacks elapsed, method, response, result"):
-        formats.read_pad(file)
     config = tmp_path / "grid.config"
     config.write_text(
         '{"rm_weight": 0.6, "topk": 10, "mode": "greedy", "sample_temp": null, "perspective": "humour"}\n'
@@ -672,13 +664,10 @@ def test_formats_of_pad_and_args(tmp_path):
     assert second == {"weight": 1.0, "top_k": 40, "do_sample": True, "temperature": 0.7, "extra": {}}
     formats.write_pad_config(config, [first, second])
     assert formats.read_pad_config(config) == [first, second]
-    for line, match in (('{"topk": 1}', "lacks mode, rm_weight"), (lines.read_text().splitlines()[0], "lacks mode")):
+    for line in ('{"topk": 1}', '{"rm_weight": 1, "topk": 1, "mode": "beam", "sample_temp": null}'):
         config.write_text(line)
-        with pytest.raises(ValueError, match=match):
+        with pytest.raises(ValueError, match=r"line 1 of .* Expected rm_weight"):
             formats.read_pad_config(config)
-    config.write_text('{"rm_weight": 1, "topk": 1, "mode": "beam", "sample_temp": null}')
-    with pytest.raises(ValueError, match="mode 'beam'"):
-        formats.read_pad_config(config)
 
 
 def test_linear_maps_of_few_rows_are_the_same_product():
@@ -757,7 +746,7 @@ def test_tokenizers_that_differ(personal, tokenizer):
         (lambda s: s["model"]["vocab"].update({"zzz": 600}), "600 and 601 tokens"),
         (
             lambda s: s["model"]["vocab"].update(a=s["model"]["vocab"]["b"], b=s["model"]["vocab"]["a"]),
-            "differ in '[ab]'",
+            "different ones in '[ab]'",
         ),
         (lambda s: s["model"]["merges"].reverse(), "how text is cut"),
     ):
