@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,13 @@ from tqdm.auto import tqdm
 from transformers import LogitsProcessorList, PreTrainedTokenizerBase, TemperatureLogitsWarper, TopPLogitsWarper
 
 from prlhf_kit.decoding.answers import GuidedAnswer, add_lines, read_lines
-from prlhf_kit.decoding.generate import DecodingError, Prompt, check_context, eos_ids, identity, ids_of
-from prlhf_kit.decoding.guides import ARGS, PAD, Guide, Who, start_of
+from prlhf_kit.decoding.generate import DecodingError, Prompt, check_context, eos_ids, identity, ids_of, in_batches
+from prlhf_kit.decoding.guides import ARGS, Guide, Who, start_of
 from prlhf_kit.decoding.readers import Row, mixes
 from prlhf_kit.decoding.steered import Request, Steered
 from prlhf_kit.files import short_hash
 from prlhf_kit.models import hub
-from prlhf_kit.models.conditioning import causal_lm, longest_shared
+from prlhf_kit.models.conditioning import causal_lm
 
 Weight = float | Sequence[float] | Callable[[int], float]
 
@@ -81,7 +81,7 @@ class GuidedDecoder:
                 )
         self.base_model, self.base_adapter = self.base, True
         if self.base is None:
-            if not isinstance(self.guide, PAD):
+            if isinstance(self.guide, ARGS):
                 raise DecodingError("base is None, but a reward model has no base to steer. Pass a language model.")
             row = start_of(guided, 0, ())
             self.base_model, self.base_adapter = row.model, row.adapter
@@ -156,19 +156,17 @@ class GuidedDecoder:
         if out is not None:
             found = read_lines(Path(out), GuidedAnswer.from_json, "answer of guided decoding")
             keys = self._made_by(jobs)
-        # long and short prompts apart, so that little is spent on padding
-        left = [i for i, key in enumerate(keys) if key not in found]
-        left.sort(key=lambda i: max(row.length for row in jobs[i].rows))
-        with tqdm(total=len(left), desc="guided decoding", disable=None, leave=False) as bar:
-            for start in range(0, len(left), self.batch_size):
-                chunk = left[start : start + self.batch_size]
-                [answers] = Steered(self, [jobs[i] for i in chunk]).write(self.max_new_tokens)
-                found |= {keys[i]: answer for i, answer in zip(chunk, answers, strict=True)}
-                if out is not None:
-                    told = [{"key": keys[i], "prompt": jobs[i].prompt, "who": jobs[i].who} for i in chunk]
-                    rows = [row | one.to_json() for row, one in zip(told, answers, strict=True)]
-                    add_lines(Path(out), rows)
-                bar.update(len(chunk))
+        left = [(key, job) for key, job in zip(keys, jobs, strict=True) if key not in found]
+        batches = in_batches([max(row.length for row in job.rows) for _, job in left], self.batch_size)
+        for numbers in tqdm(batches, desc="guided decoding", disable=None, leave=False):
+            batch = [left[i] for i in numbers]
+            [answers] = Steered(self, [job for _, job in batch]).write(self.max_new_tokens)
+            rows = []
+            for (key, job), answer in zip(batch, answers, strict=True):
+                found[key] = answer
+                rows.append({"key": key, "prompt": job.prompt, "who": job.who, **answer.to_json()})
+            if out is not None:
+                add_lines(Path(out), rows)
         return [found[key] for key in keys]
 
     def stream(self, prompt: Prompt, who: Who = None) -> Iterator[GuidedAnswer]:
@@ -180,22 +178,24 @@ class GuidedDecoder:
         if len(who) != len(prompts):
             raise DecodingError(f"{len(who)} entries in who for {len(prompts)} prompts; expected one a prompt.")
         found, asked = [], Counter[str]()
-        window = longest_shared(causal_lm(self.guide.model)) if isinstance(self.guide, ARGS) else None
         for prompt, person in zip(prompts, who, strict=True):
             told = self.guide.base_text(person)
             base = Row(0, ids_of(self.tokenizer, prompt, told), self.base_model, adapter=self.base_adapter)
-            plain = dict(person) if isinstance(person, Mapping) else person  # as JSON holds it
-            plain = plain if plain is None or isinstance(plain, str | dict) else list(plain)
+            plain: Any = person  # as JSON holds it
+            if isinstance(person, Mapping):
+                plain = {name: float(share) for name, share in person.items()}
+            elif not isinstance(person, str | None):
+                plain = list(person)
             key = short_hash(self.seed, prompt, plain)
             asked[key] += 1
             rows = self.guide.rows(0, prompt, person, self.tokenizer)
             found.append(Request(prompt, plain, short_hash(key, asked[key]), base, rows))
             for row in found[-1].rows:
                 check_context(causal_lm(row.model), False, row.length, self.max_new_tokens)
-            longest = max(row.length for row, _ in rows) + self.max_new_tokens
-            if window is not None and longest > window:
+            longest = max((row.length for row, _ in rows), default=0) + self.max_new_tokens
+            if self.guide.window is not None and longest > self.guide.window:
                 raise DecodingError(
-                    f"the reward model's attention has a window of {window} tokens (0: it takes no mask at all, as "
+                    f"the reward model's attention has a window of {self.guide.window} tokens (0: it takes no mask, as "
                     f"flash attention), into which a text of {longest} does not fit: its candidates can't be scored in "
                     "one forward. Shorten the prompt, lower max_new_tokens, or load it with sdpa attention."
                 )
@@ -203,11 +203,11 @@ class GuidedDecoder:
 
     def _made_by(self, jobs: Sequence[Request]) -> list[str]:
         """Keys that tell each answer from those of other requests, settings, prompts as laid out, or models."""
-        plain = (str, int, float, tuple, list, type(None))
-        asked = [{k: v for k, v in vars(part).items() if isinstance(v, plain)} for part in (self, self.guide)]
-        for name in ("weight", "seed", "batch_size"):  # `weights` says all of `weight`, and the job's key has the seed
-            asked[0].pop(name, None)
-        ours = [type(self.guide).__name__, *asked, eos_ids(causal_lm(self.base_model), self.tokenizer)]
+        others = ("base", "tokenizer", "guide", "weight", "seed", "batch_size")  # the job's key has the seed
+        settings = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in others}
+        guide = {name: v for name, v in vars(self.guide).items() if isinstance(v, str | int | float)}
+        ends = eos_ids(causal_lm(self.base_model), self.tokenizer)
+        ours = [settings, self.weights, type(self.guide).__name__, guide, ends]
         for row in (row for job in jobs for row in job.rows):
             if id(row.model) not in self._identities:
                 self._identities[id(row.model)] = identity(row.model)

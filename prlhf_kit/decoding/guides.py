@@ -30,7 +30,7 @@ from transformers import PreTrainedTokenizerBase
 
 from prlhf_kit.decoding.generate import DecodingError, Prompt, ids_of
 from prlhf_kit.decoding.readers import CandidateReader, Reader, Row, reads_candidates
-from prlhf_kit.models.conditioning import causal_lm, takes_user_text, user_models
+from prlhf_kit.models.conditioning import causal_lm, longest_shared, takes_user_text, user_models
 from prlhf_kit.models.preference_head import has_head
 from prlhf_kit.models.reward_model import head_name, is_decoder
 from prlhf_kit.models.rewards import SequenceReward
@@ -53,6 +53,7 @@ class Guide(ABC):
     model: Any
     users: UserIndex | None = None
     tokenizer: PreTrainedTokenizerBase | None = None
+    window: int | None = None  # the longest text that `reader` can read; None: any
 
     @abstractmethod
     def rows(self, owner: int, prompt: Prompt, who: Who, tokenizer: PreTrainedTokenizerBase) -> list[tuple[Row, float]]:
@@ -197,7 +198,7 @@ class ARGS(Guide):
         bare: Any = causal_lm(self.reward.model)
         self.model, self.users, self.tokenizer = self.reward.model, self.reward.users, self.reward.tokenizer
         self.pooling = getattr(bare, "pooling", "own").replace("own", "last")
-        self.output = self.reward.dimension or 0
+        self.output, self.window = self.reward.dimension or 0, longest_shared(bare)
         linear = is_decoder(bare) and hasattr(bare, head_name(bare)) and bare.base_model is not bare
         if not linear or not reads_candidates(self.model):
             raise DecodingError(

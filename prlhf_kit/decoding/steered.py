@@ -96,9 +96,10 @@ class Steered(PreTrainedModel, GenerationMixin):
         """The answers so far, after every `at_once` tokens."""
         decoder = self.settings
         while not self.ended.all() and len(self.columns) < decoder.max_new_tokens:
+            longest = self.texts.shape[1] + at_once
             config = GenerationConfig(
-                max_length=self.texts.shape[1] + at_once,
-                min_length=self.width + decoder.min_new_tokens,
+                max_length=longest,
+                min_length=min(self.width + decoder.min_new_tokens, longest),
                 repetition_penalty=float(decoder.repetition_penalty),
                 eos_token_id=self.ends.tolist() or None,
                 pad_token_id=decoder.tokenizer.pad_token_id or 0,  # what is behind an answer's end
