@@ -36,7 +36,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, LlamaConfig
 
 import prlhf_kit as kit
-from prlhf_kit.decoding.guides import ids_of
+from prlhf_kit.decoding.generate import ids_of
 from prlhf_kit.decoding.readers import few_rows
 from prlhf_kit.models.reward_model import pooled_by_mask
 from prlhf_kit.models.rewards import SequenceReward

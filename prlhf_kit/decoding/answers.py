@@ -44,7 +44,19 @@ class GuidedAnswer:
         """Of this answer, in its batch."""
         return len(self.tokens) / self.seconds if self.seconds else math.nan
 
+    def to_json(self) -> dict[str, Any]:
+        """As JSON holds it, which knows no NaN."""
+        none = {name: [None if math.isnan(v) else v for v in getattr(self, name)] for name in MAY_BE_NAN}
+        return {**asdict(self), **none, "tokens_per_second": self.tokens_per_second}
 
+    @classmethod
+    def from_json(cls, row: dict[str, Any]) -> GuidedAnswer:
+        """The inverse of `to_json`."""
+        nan = {name: [math.nan if v is None else v for v in row[name]] for name in MAY_BE_NAN}
+        return cls(**{name: row[name] for name in cls.__dataclass_fields__} | nan)
+
+
+MAY_BE_NAN = ("rewards", "base_rewards")
 BEGINNING = b'{"key": '
 
 
@@ -81,70 +93,14 @@ def add_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
         file.writelines(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
 
 
-class AnswerFile:
-    """JSON lines to which answers are added as they come. A line that a crash cut off is dropped at the next start."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        self.found: dict[str, GuidedAnswer] = read_lines(path, _guided, "answer of guided decoding")
-
-    def add(self, rows: Iterable[tuple[str, Any, Any, GuidedAnswer]]) -> None:
-        """Append (key, prompt, for whom, answer) of each."""
-        lines = []
-        for key, prompt, who, answer in rows:
-            values = {name: _to_json(value) for name, value in asdict(answer).items()}
-            speed = _to_json(answer.tokens_per_second)
-            lines.append({"key": key, "prompt": prompt, "who": who, **values, "tokens_per_second": speed})
-            self.found[key] = answer
-        add_lines(self.path, lines)
-
-
-def _guided(row: dict[str, Any]) -> GuidedAnswer:
-    return GuidedAnswer(**{name: _from_json(row[name]) for name in GuidedAnswer.__dataclass_fields__})
-
-
-def _to_json(value):
-    if isinstance(value, list):
-        return [_to_json(v) for v in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
-
-
-def _from_json(value):
-    if isinstance(value, list):
-        return [math.nan if v is None else v for v in value]
-    return math.nan if value is None else value
-
-
 def write_pad(path: str | Path, prompts: Sequence[str], answers: Sequence[GuidedAnswer], method: str) -> None:
     """Answers as PAD's and ARGS's own programs write theirs: one JSON array of `prompt`, `result` (the answer),
-    `response` (prompt and answer), `elapsed` (seconds) and `method`."""
+    `response` (prompt and answer), `elapsed` (seconds) and `method`; `kit.read_answers` reads them."""
     rows = [
         {"prompt": p, "result": a.text, "response": p + a.text, "elapsed": a.seconds, "method": method}
         for p, a in zip(prompts, answers, strict=True)
     ]
     write_text(Path(path), json.dumps(rows, ensure_ascii=False))
-
-
-def read_pad(path: str | Path) -> list[dict[str, Any]]:
-    """Answers in PAD's and ARGS's format (see `write_pad`), from a JSON array or JSON lines.
-
-    Raises:
-        ValueError: it is neither, or a row lacks one of the five fields.
-    """
-    text = Path(path).read_text(encoding="utf-8")
-    try:
-        rows = (
-            json.loads(text)
-            if text.lstrip().startswith("[")
-            else [json.loads(t) for t in text.split("\n") if t.strip()]
-        )
-    except ValueError as error:
-        raise ValueError(f"{path} is neither a JSON array nor JSON lines ({error}).") from error
-    for number, row in enumerate(rows):
-        missing = {"prompt", "result", "response", "elapsed", "method"} - set(row)
-        if missing:
-            raise ValueError(f"answer {number} of {path} lacks {', '.join(sorted(missing))}; it has {sorted(row)}.")
-    return rows
 
 
 def read_pad_config(path: str | Path) -> list[dict[str, Any]]:
@@ -160,20 +116,20 @@ def read_pad_config(path: str | Path) -> list[dict[str, Any]]:
     for number, line in enumerate(filter(str.strip, Path(path).read_text(encoding="utf-8").split("\n")), 1):
         row = json.loads(line)
         missing = {"rm_weight", "topk", "mode", "sample_temp"} - set(row)
-        if missing:
-            raise ValueError(f"line {number} of {path} lacks {', '.join(sorted(missing))}; it has {sorted(row)}.")
-        weight, top_k, temperature = row.pop("rm_weight"), row.pop("topk"), row.pop("sample_temp")
-        mode = row.pop("mode")
-        mode = row.pop("sampling", mode)
-        if mode not in ("greedy", "topk"):
-            raise ValueError(f"line {number} of {path} has the mode {mode!r}, expected 'greedy' or 'topk'.")
+        mode = row.get("sampling", row.get("mode"))
+        if missing or mode not in ("greedy", "topk"):
+            raise ValueError(
+                f"line {number} of {path} has {sorted(row)} and the mode {mode!r}. Expected rm_weight, topk, "
+                "sample_temp and the mode 'greedy' or 'topk'."
+            )
+        known = ("rm_weight", "topk", "mode", "sampling", "sample_temp")
         found.append(
             {
-                "weight": float(weight),
-                "top_k": int(top_k),
+                "weight": float(row["rm_weight"]),
+                "top_k": int(row["topk"]),
                 "do_sample": mode == "topk",
-                "temperature": 1.0 if temperature is None else float(temperature),
-                "extra": row,
+                "temperature": 1.0 if row["sample_temp"] is None else float(row["sample_temp"]),
+                "extra": {name: value for name, value in row.items() if name not in known},
             }
         )
     return found

@@ -11,6 +11,7 @@ from peft import PeftModel
 from tqdm.auto import tqdm
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
+from prlhf_kit.data.chat import prompt_texts, tell
 from prlhf_kit.files import short_hash
 from prlhf_kit.models import hub
 from prlhf_kit.models.conditioning import embed_with_users, user_model_of
@@ -22,52 +23,36 @@ class DecodingError(ValueError):
     """The request can't be decoded; the message says why and what to do."""
 
 
-def require_text(prompts: Sequence[Prompt]) -> None:
-    """Raise `DecodingError` where a prompt is empty."""
-    for prompt in prompts:
-        if not prompt or not prompt[-1]["content"].strip():
-            raise DecodingError(f"an empty prompt can't be answered: {prompt!r}. Expected messages with text.")
+def ids_of(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, told: str | None = None) -> tuple[int, ...]:
+    """Token ids of a prompt that waits for its answer, with `told` as its system message.
+
+    Raises:
+        DecodingError: the prompt is empty.
+        SchemaError: the chat template refuses its roles.
+    """
+    if not prompt or not prompt[-1]["content"].strip():
+        raise DecodingError(f"an empty prompt can't be answered: {prompt!r}. Expected messages with text.")
+    [text] = prompt_texts(tokenizer, [tell(prompt, told)], answered=False)
+    return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-def require_same_tokenizer(own: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> None:
-    """Raise `DecodingError` where a base and its guide have other tokens, or cut text into them in another way."""
-    probe = "Ünïcode 12345, don't\n\n  def f(x): return {'x': x}\t<|im_end|></s> 東京 🙂"
-    mine, theirs = own.get_vocab(), other.get_vocab()
-    tokens = [t(probe, add_special_tokens=False)["input_ids"] for t in (own, other)]
-    if mine != theirs or tokens[0] != tokens[1]:
-        example = next((t for t in mine if mine[t] != theirs.get(t)), "how text is cut into tokens")
-        raise DecodingError(
-            f"base and guide have different tokenizers ({len(mine)} and {len(theirs)} tokens; they differ in "
-            f"{example!r}). Guided decoding compares token by token: use models of one family, or choose among "
-            "finished answers with best_of_n, for which tokenizers don't matter."
-        )
+def left_padded(texts: Sequence[Sequence[int]], device) -> tuple[torch.Tensor, torch.Tensor]:
+    """`input_ids` and `attention_mask`, `[B, L]` each.
+
+    What is masked repeats the text's first token: a repetition penalty, which takes no mask, has met that one anyway.
+    """
+    width = max(map(len, texts))
+    ids = [[*text[:1] * (width - len(text)), *text] for text in texts]
+    mask = [[0] * (width - len(text)) + [1] * len(text) for text in texts]
+    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
 
 
-def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], device) -> dict[str, torch.Tensor]:
-    """Chat prompts as a left-padded batch: `input_ids`, `attention_mask` and `position_ids`, each `[B, L]`."""
-    require_text(prompts)
-    batch = tokenizer.apply_chat_template(
-        list(prompts),
-        add_generation_prompt=True,
-        padding=True,
-        return_dict=True,
-        return_tensors="pt",
-        tokenizer_kwargs={"padding_side": "left"},
-    )
-    mask = batch["attention_mask"].to(device)
-    return {
-        "input_ids": batch["input_ids"].to(device),
-        "attention_mask": mask,
-        "position_ids": (mask.cumsum(1) - 1).clamp(min=0),
-    }
-
-
-def check_context(model, prompt_tokens: int, max_new_tokens: int, users: bool = False) -> None:
+def check_context(model, users: bool, prompt_tokens: int, max_new_tokens: int) -> None:
     """Raise `DecodingError` where prompt, user tokens (with `users`) and answer don't fit into the model's context."""
     if users:
         user_model: Any = user_model_of(model)
         prompt_tokens += user_model.num_tokens
-    limit = getattr(model.config, "max_position_embeddings", None)
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if limit is not None and prompt_tokens + max_new_tokens > limit:
         raise DecodingError(
             f"a prompt of {prompt_tokens} tokens (user tokens included) and {max_new_tokens} new ones exceed the "
@@ -105,17 +90,13 @@ def in_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
 
-def switched_off(model) -> bool:
-    """Whether the adapters of a PEFT model are switched off (`disable_adapter`)."""
-    return any(getattr(module, "disable_adapters", False) is True for module in model.modules())
-
-
 def identity(model) -> str:
     """16 hex digits that tell apart models that answer differently: their weights, the scale of their adapters, and
     which of these are on. About a second a GB."""
     scales = {n: m.scaling for n, m in model.named_modules() if isinstance(getattr(m, "scaling", None), dict)}
     active = list(model.active_adapters) if isinstance(model, PeftModel) else []
-    return short_hash(hub.weights_hash(model), scales, active, switched_off(model))
+    off = any(getattr(module, "disable_adapters", False) is True for module in model.modules())
+    return short_hash(hub.weights_hash(model), scales, active, off)
 
 
 class Written(NamedTuple):
@@ -130,24 +111,24 @@ class Written(NamedTuple):
 def write_batch(
     model,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[Prompt],
+    texts: Sequence[Sequence[int]],
     user_rows: Sequence[int] | None,
     config: GenerationConfig,
 ) -> list[Written]:
-    """Answer some prompts at once, with the KV cache; arguments as of `generate`."""
-    device = model.get_input_embeddings().weight.device
-    inputs = encode_prompts(tokenizer, prompts, device)
-    start_of_answer = inputs["input_ids"].shape[1]
-    check_context(model, start_of_answer, config.max_new_tokens, users=user_rows is not None)
+    """Answer some prompts, as token ids, at once, with the KV cache; other arguments as of `generate`."""
+    ids, mask = left_padded(texts, model.get_input_embeddings().weight.device)
+    inputs = {"input_ids": ids, "attention_mask": mask}
     if user_rows is not None:
         inputs = embed_with_users(model, torch.tensor(user_rows), **inputs)
-        start_of_answer = 0  # generate returns new tokens only
-    del inputs["position_ids"]  # generate counts them from the mask
+        del inputs["position_ids"]  # generate counts them from the mask
+        # penalties go by the ids, of which the users' soft tokens have none: as for padding, the first ones count
+        ids = torch.cat([ids[:, :1].expand(-1, inputs["attention_mask"].shape[1] - ids.shape[1]), ids], 1)
+        inputs["input_ids"] = ids
     more = {"tokenizer": tokenizer} if config.stop_strings else {}
-    out = model.generate(**inputs, generation_config=config, **more)[:, start_of_answer:]
-    kept = [until_end(ids, config) for ids in out.tolist()]
-    texts = tokenizer.batch_decode([ids for ids, _ in kept], skip_special_tokens=True)
-    return [Written(text.strip(), len(ids), ended) for text, (ids, ended) in zip(texts, kept, strict=True)]
+    out = model.generate(**inputs, generation_config=config, **more)[:, ids.shape[1] :]
+    kept = [until_end(new, config) for new in out.tolist()]
+    answers = tokenizer.batch_decode([new for new, _ in kept], skip_special_tokens=True)
+    return [Written(text.strip(), len(new), ended) for text, (new, ended) in zip(answers, kept, strict=True)]
 
 
 def until_end(ids: list[int], config: GenerationConfig) -> tuple[list[int], bool]:
@@ -181,17 +162,22 @@ def generate(
 
     Returns:
         One answer a prompt, without special tokens.
+
+    Raises:
+        DecodingError: an empty prompt, one beyond the context, an unknown option, or not one user row a prompt.
     """
     if user_rows is not None and len(user_rows) != len(prompts):
         raise DecodingError(f"{len(user_rows)} user rows for {len(prompts)} prompts; expected one row a prompt.")
     if seed is not None:
         torch.manual_seed(seed)
     config = generation_config(model, tokenizer, generation)
+    texts = [ids_of(tokenizer, prompt) for prompt in prompts]
+    check_context(model, user_rows is not None, max(map(len, texts), default=0), config.max_new_tokens)
     answers = [""] * len(prompts)
-    batches = in_batches([sum(len(m["content"]) for m in prompt) for prompt in prompts], batch_size)
+    batches = in_batches([len(text) for text in texts], batch_size)
     for chunk in tqdm(batches, desc="generating", disable=None, leave=False):
         rows = None if user_rows is None else [user_rows[i] for i in chunk]
-        written = write_batch(model, tokenizer, [prompts[i] for i in chunk], rows, config)
+        written = write_batch(model, tokenizer, [texts[i] for i in chunk], rows, config)
         for i, one in zip(chunk, written, strict=True):
             answers[i] = one.text
     return answers

@@ -13,25 +13,24 @@ Among the base's top-k tokens v, with base(v) its log-probability after processo
 - **ARGS** (Khanov et al. 2024, arXiv 2402.01694, Eq. 3): base_factor = 1, reward(v) = r(x, y<t, v) of a sequence
   reward model.
 
-Log-probabilities are over each model's whole vocabulary. `batch.Batch` adds the terms up; the reference comes in with
-the factor -1 (`PAD.rows`).
+Log-probabilities are over each model's whole vocabulary. `guided.Steered.steer` adds the terms up; the reference comes
+in with the factor -1 (`PAD.rows`).
 """
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
-from prlhf_kit.data.chat import tell
-from prlhf_kit.decoding.candidates import reads_candidates
-from prlhf_kit.decoding.generate import DecodingError, Prompt
-from prlhf_kit.decoding.readers import Row
-from prlhf_kit.models.conditioning import causal_lm, takes_user_text, user_models
+from prlhf_kit.decoding.generate import DecodingError, Prompt, ids_of
+from prlhf_kit.decoding.readers import CandidateReader, Reader, Row, reads_candidates
+from prlhf_kit.models.conditioning import causal_lm, longest_shared, takes_user_text, user_models
 from prlhf_kit.models.preference_head import has_head
 from prlhf_kit.models.reward_model import head_name, is_decoder
 from prlhf_kit.models.rewards import SequenceReward
@@ -44,30 +43,33 @@ Who = str | Sequence[str] | Mapping[str, float] | None
 FORMS = ("paper", "released")
 
 
-class Guide(Protocol):
-    """What `GuidedDecoder` needs of a guide."""
+class Guide(ABC):
+    """What `GuidedDecoder` needs of a guide: `rows`, which are read beside the base, and with which factors they count.
+
+    A subclass sets `model` (what is read), `users` and `tokenizer` (None: the base's); its other plain attributes are
+    taken for settings on which answers depend.
+    """
 
     model: Any
-    users: UserIndex | None
-    tokenizer: PreTrainedTokenizerBase | None
+    users: UserIndex | None = None
+    tokenizer: PreTrainedTokenizerBase | None = None
+    window: int | None = None  # the longest text that `reader` can read; None: any
+
+    @abstractmethod
+    def rows(self, owner: int, prompt: Prompt, who: Who, tokenizer: PreTrainedTokenizerBase) -> list[tuple[Row, float]]:
+        """What is read for answer number `owner`, and the factor with which each reward counts."""
 
     def base_factor(self, weight: float) -> float:
         """Factor of the base's log-probability."""
-        ...
+        return 1.0
 
     def base_text(self, who: Who) -> str | None:
         """What the base is told of the preference."""
-        ...
+        return None
 
-    def rows(self, owner: int, prompt: Prompt, who: Who, tokenizer) -> list[tuple[Row, float]]:
-        """What is read for one answer, and with which factor it counts."""
-        ...
-
-
-def ids_of(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, told: str | None = None) -> tuple[int, ...]:
-    """Token ids of a prompt that waits for its answer."""
-    found = tokenizer.apply_chat_template(tell(prompt, told), add_generation_prompt=True, return_dict=True)
-    return tuple(found["input_ids"])
+    def reader(self, rows: Sequence[Row]) -> Reader:
+        """What reads the rows; its `rewards` are those of the candidates, by default their log-probabilities."""
+        return Reader(rows)
 
 
 def start_of(model, owner: int, ids: tuple[int, ...]) -> Row:
@@ -84,47 +86,33 @@ def weighed(who: Who) -> dict[str | None, float]:
         return {who: 1.0}
     if not isinstance(who, Mapping):
         return {" ".join(who): 1.0}
-    bad = {name: value for name, value in who.items() if not math.isfinite(value)}
-    if bad or not who:
+    if not who or not all(map(math.isfinite, who.values())):
         raise DecodingError(f"weights of preferences are {dict(who)}, expected finite numbers, at least one.")
     return {name: float(value) for name, value in who.items()}
 
 
-def rows_of(users: UserIndex | None, names: Sequence[str | None]) -> list[int | None]:
-    """Rows of users, 0 (the generic one) for None. Raises `DecodingError` for one that the index does not know."""
+def users_with_weights(users: UserIndex | None, who: Who) -> list[tuple[str | None, int | None, float]]:
+    """(name, row, weight) of each of `weighed(who)`; the row is that of a user, 0 (the generic one) for None.
+
+    Raises:
+        DecodingError: a user that the index does not know.
+    """
+    shares = weighed(who)
     if users is None:
-        return [None] * len(names)
-    unknown = [name for name in names if name is not None and name not in users]
+        return [(name, None, share) for name, share in shares.items()]
+    unknown = [name for name in shares if name is not None and name not in users]
     if unknown:
         some = ", ".join(map(repr, users.user_ids[:5]))
         raise DecodingError(
             f"{unknown[0]!r} has no row in the user index, which knows {len(users.user_ids)} users ({some}, ...). Use "
-            "one of them, None for the generic user, or kit.adapt the model to the new user first."
+            "one of them, None for the generic user, {user_id: weight} for several, or kit.adapt the model to the new "
+            "user first."
         )
-    return [0 if name is None else users.rows([name])[0] for name in names]
-
-
-def _refuse_list(guide: Guide, who: Who) -> None:
-    if guide.users is not None and not (who is None or isinstance(who, (str, Mapping))):
-        raise DecodingError(f"several users need weights: {list(who)}, expected {{user_id: weight}}.")
-
-
-def _rows_for_users(guide: Guide, owner: int, prompt: Prompt, who: Who, tokenizer) -> list[tuple[Row, float]]:
-    """A reward model's rows: one for each user with a weight, or one where the model knows none."""
-    if guide.users is None and who is not None:
-        raise DecodingError(
-            f"the reward model knows no users, so it can't steer for {who!r}. Leave `who` out, or steer with one "
-            "that was trained for users."
-        )
-    _refuse_list(guide, who)
-    shares = weighed(who) if guide.users is not None else {None: 1.0}
-    ids = ids_of(tokenizer, prompt)
-    users = rows_of(guide.users, list(shares))
-    return [(Row(owner, ids, guide.model, user=u), s) for u, s in zip(users, shares.values(), strict=True)]
+    return [(name, 0 if name is None else users.rows([name])[0], share) for name, share in shares.items()]
 
 
 @dataclass
-class PAD:
+class PAD(Guide):
     """Steering by a policy that knows the person, against the model that it started from.
 
     Args:
@@ -181,27 +169,22 @@ class PAD:
             )
         return self.words[name]
 
-    def rows(self, owner: int, prompt: Prompt, who: Who, tokenizer) -> list[tuple[Row, float]]:
-        """See `Guide.rows`: policies with their weights, and in the paper's form the reference."""
-        tokenizer, shares = self.tokenizer or tokenizer, weighed(who)
-        _refuse_list(self, who)
-        users, head = rows_of(self.users, list(shares)), has_head(self.model)
+    def rows(self, owner: int, prompt: Prompt, who: Who, tokenizer: PreTrainedTokenizerBase) -> list[tuple[Row, float]]:
+        """Policies with their weights, and in the paper's form the reference."""
+        tokenizer, head = self.tokenizer or tokenizer, has_head(self.model)
         found = [
             (Row(owner, ids_of(tokenizer, prompt, self._text(name)), self.model, head=head, user=user), share)
-            for (name, share), user in zip(shares.items(), users, strict=True)
+            for name, user, share in users_with_weights(self.users, who)
         ]
         if self.form == "paper":
-            found.append((self._reference(owner, ids_of(tokenizer, prompt)), -sum(shares.values())))
+            ids = ids_of(tokenizer, prompt)
+            reference = Row(owner, ids, self.model, head=False) if head else start_of(self.model, owner, ids)
+            found.append((reference, -sum(share for _, share in found)))
         return found
-
-    def _reference(self, owner: int, ids: tuple[int, ...]) -> Row:
-        if has_head(self.model):
-            return Row(owner, ids, self.model, head=False)
-        return start_of(self.model, owner, ids)
 
 
 @dataclass
-class ARGS:
+class ARGS(Guide):
     """Steering by a sequence reward model, which is read at every candidate.
 
     Args:
@@ -213,26 +196,30 @@ class ARGS:
 
     def __post_init__(self):
         bare: Any = causal_lm(self.reward.model)
-        self.pooling = getattr(bare, "pooling", "own").replace("own", "last")
-        if not is_decoder(bare) or not hasattr(bare, head_name(bare)) or bare.base_model is bare:
-            raise DecodingError(
-                f"{type(bare).__name__} can't be read token by token: ARGS needs a decoder with a linear reward head. "
-                "Choose among its answers with best_of_n instead."
-            )
         self.model, self.users, self.tokenizer = self.reward.model, self.reward.users, self.reward.tokenizer
-        if not reads_candidates(self.model, self.pooling):
+        self.pooling = getattr(bare, "pooling", "own").replace("own", "last")
+        self.output, self.window = self.reward.dimension or 0, longest_shared(bare)
+        linear = is_decoder(bare) and hasattr(bare, head_name(bare)) and bare.base_model is not bare
+        if not linear or not reads_candidates(self.model):
             raise DecodingError(
-                f"{type(bare).__name__} does not score candidates in one forward as it scores them one by one (its "
-                "attention takes no 4-D mask, or has ALiBi). Choose among finished answers with best_of_n instead."
+                f"{type(bare).__name__} can't be read token by token: ARGS needs a decoder with a linear reward head, "
+                "which scores candidates in one forward as it scores them one by one (attention that takes a 4-D mask, "
+                "no ALiBi). Choose among finished answers with best_of_n instead."
             )
 
-    def base_factor(self, weight: float) -> float:
-        """1."""
-        return 1.0
+    def rows(self, owner: int, prompt: Prompt, who: Who, tokenizer: PreTrainedTokenizerBase) -> list[tuple[Row, float]]:
+        """One row a user with a weight, or one where the reward model knows none."""
+        if self.users is None and who is not None:
+            raise DecodingError(
+                f"the reward model knows no users, so it can't steer for {who!r}. Leave `who` out, or steer with one "
+                "that was trained for users."
+            )
+        ids = ids_of(self.tokenizer, prompt)
+        return [
+            (Row(owner, ids, self.model, user=user), share) for _, user, share in users_with_weights(self.users, who)
+        ]
 
-    def base_text(self, who: Who) -> None:
-        """Nothing."""
-
-    def rows(self, owner: int, prompt: Prompt, who: Who, tokenizer) -> list[tuple[Row, float]]:
-        """See `Guide.rows`."""
-        return _rows_for_users(self, owner, prompt, who, self.tokenizer)
+    def reader(self, rows: Sequence[Row]) -> Reader:
+        """Rewards, not log-probabilities."""
+        bare: Any = causal_lm(self.model)
+        return CandidateReader(rows, self.pooling, self.output, getattr(bare, head_name(bare)))

@@ -10,6 +10,7 @@ import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from prlhf_kit.decoding.generate import in_batches
 from prlhf_kit.decoding.guides import PAD, Who
 from prlhf_kit.decoding.readers import Row, reading
 from prlhf_kit.models.logprobs import response_logps
@@ -43,29 +44,19 @@ class ImplicitReward:
         self, prompts: Sequence[Text], responses: Sequence[Text], user_ids: Sequence[Who] | None = None
     ) -> torch.Tensor:
         """See `RewardModel.score`; `user_ids` are users or preferences, see `decoding.guides.Who`."""
-        asked: dict[tuple, list[tuple[Row, list[int], float]]] = defaultdict(list)
+        groups: dict[tuple, list[tuple[Row, list[int], float]]] = defaultdict(list)  # read in the same way
         for i, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
-            who = None if user_ids is None else user_ids[i]
             question = messages(prompt, "user")
-            said = messages(response, "assistant")
-            ids, start = encode(self.tokenizer, question, said, unfinished=self.unfinished)
-            completion = ids[start:]
-            for row, factor in self.guide.rows(i, question, who, self.tokenizer):
-                asked[row.model, row.adapter, row.head, row.user is None].append((row, completion, factor))
+            ids, start = encode(self.tokenizer, question, messages(response, "assistant"), unfinished=self.unfinished)
+            for row, factor in self.guide.rows(i, question, None if user_ids is None else user_ids[i], self.tokenizer):
+                groups[row.model, row.adapter, row.head, row.user is None].append((row, ids[start:], factor))
         found = torch.zeros(len(prompts))
-        with tqdm(total=sum(map(len, asked.values())), desc="scoring", disable=None, leave=False) as bar:
-            for items in asked.values():
-                items.sort(key=lambda item: item[0].length + len(item[1]))
-                for start in range(0, len(items), self.batch_size):
-                    batch = items[start : start + self.batch_size]
-                    texts = [(list(row.ids), completion) for row, completion, _ in batch]
-                    for (row, _, factor), logp in zip(batch, self._logps([b[0] for b in batch], texts), strict=True):
-                        found[row.owner] += factor * logp
-                    bar.update(len(batch))
+        for items in tqdm(groups.values(), desc="scoring", disable=None, leave=False):
+            for chunk in in_batches([row.length + len(completion) for row, completion, _ in items], self.batch_size):
+                rows, completions, factors = zip(*(items[i] for i in chunk), strict=True)
+                users = None if rows[0].user is None else torch.tensor([row.user for row in rows])
+                texts = [(list(row.ids), completion) for row, completion in zip(rows, completions, strict=True)]
+                with reading(rows):
+                    logps = response_logps(rows[0].model, texts, self.tokenizer.pad_token_id, users).cpu()
+                found.index_add_(0, torch.tensor([row.owner for row in rows]), torch.tensor(factors) * logps)
         return found
-
-    def _logps(self, rows: list[Row], texts: list[tuple[list[int], list[int]]]) -> list[float]:
-        row = rows[0]  # all are read by the same model in the same way
-        users = None if row.user is None else torch.tensor([r.user for r in rows])
-        with reading(row, len(rows)):
-            return response_logps(row.model, texts, self.tokenizer.pad_token_id, users).tolist()

@@ -19,10 +19,11 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
+from transformers import DynamicCache
 
+from prlhf_kit.decoding.generate import left_padded
 from prlhf_kit.models.conditioning import ATTRIBUTE, causal_lm, embed_with_users, user_models
 from prlhf_kit.models.preference_head import HEAD, heads_on
-from prlhf_kit.models.tokenize import padded
 
 
 @dataclass(frozen=True)
@@ -52,153 +53,206 @@ class Row:
 
 
 @contextlib.contextmanager
-def reading(row: Row, n: int) -> Iterator[None]:
-    """Within it, `row.model` reads batches of `n` rows as `row` says: with its adapter and head, or without."""
+def reading(rows: Sequence[Row]) -> Iterator[None]:
+    """Within it, the rows' model reads them as a batch, each with or without its adapter and preference head."""
+    model = rows[0].model
     with contextlib.ExitStack() as stack:
-        if isinstance(row.model, PeftModel) and not row.adapter:
-            stack.enter_context(row.model.disable_adapter())
-        stack.enter_context(heads_on(causal_lm(row.model), torch.full((n,), row.head)))
+        on = [row.adapter for row in rows]
+        if isinstance(model, PeftModel) and not any(on):
+            stack.enter_context(model.disable_adapter())
+        elif not all(on):
+            stack.enter_context(_lora_on(model, torch.tensor(on)))
+        stack.enter_context(heads_on(causal_lm(model), torch.tensor([row.head and row.adapter for row in rows])))
         yield
 
 
-def _tuners(model) -> list[Any]:
-    return [m for m in model.modules() if isinstance(m, BaseTunerLayer)]
+@contextlib.contextmanager
+def _lora_on(model, rows: torch.Tensor) -> Iterator[None]:
+    """LoRA on some rows of a batch, `[R]`: PEFT multiplies what an adapter adds by `scaling`, here a column of 0 and
+    1 times it. PEFT's own way (`adapter_names`) hooks every layer at every call: a tenth of a small model's time."""
+    layers = [(m, dict(m.scaling), m.weight.device) for m in model.modules() if isinstance(m, LoraLinear)]
+    try:
+        for layer, scaling, device in layers:
+            layer.scaling.update({name: rows.to(device)[:, None, None] * value for name, value in scaling.items()})
+        yield
+    finally:
+        for layer, scaling, _ in layers:
+            layer.scaling.update(scaling)
 
 
 def mixes(model) -> bool:
     """Whether rows with and without the adapter can be of one batch: plain LoRA on linear maps only (no DoRA), beside
     users and preference heads, in a model that keeps rows apart (OPT and mixtures of experts flatten them). Two rows
     are tried."""
+    tuners: list[Any] = [m for m in model.modules() if isinstance(m, BaseTunerLayer)]
     saved = {name for name, module in model.named_modules() if hasattr(module, "modules_to_save")}
-    plain = all(type(m) is LoraLinear and not m.lora_variant and not m.merged for m in _tuners(model))
+    plain = all(type(m) is LoraLinear and not m.lora_variant and not m.merged for m in tuners)
     if not (plain and saved <= {ATTRIBUTE, HEAD}):
         return False
-    if not _tuners(model):
-        return True
     ids = torch.zeros(2, 3, dtype=torch.long, device=model.get_input_embeddings().weight.device)
     with torch.inference_mode():
         wanted = model(input_ids=ids).logits[0]
         try:
-            with _Gate(model, torch.tensor([True, False]))():
+            with _lora_on(model, torch.tensor([True, False])):
                 found = model(input_ids=ids).logits
         except RuntimeError:
             return False
     return found.shape[0] == 2 and torch.allclose(found[0], wanted, rtol=1e-2, atol=1e-2)
 
 
-class _Gate:
-    """LoRA of some rows of a batch: PEFT multiplies what an adapter adds by its `scaling`, here a column of factors."""
-
-    def __init__(self, model, on: torch.Tensor):
-        self.layers = [(layer, dict(layer.scaling), layer.weight.device) for layer in _tuners(model)]
-        self.on = on.float()[:, None, None]
-
-    def keep(self, rows: torch.Tensor) -> None:
-        self.on = self.on[rows]
-
-    @contextlib.contextmanager
-    def __call__(self) -> Iterator[None]:
-        factor: dict[tuple[float, torch.device], torch.Tensor] = {}
-        try:
-            for layer, scaling, device in self.layers:
-                for name, value in scaling.items():
-                    if (value, device) not in factor:
-                        factor[value, device] = self.on.to(device) * value
-                    layer.scaling[name] = factor[value, device]
-            yield
-        finally:
-            for layer, scaling, _ in self.layers:
-                layer.scaling.update(scaling)
-
-
 class Reader:
     """Rows of one set of weights, and what they have read so far.
 
-    Either `mixes(model)`, or all rows have the adapter or none has.
-
-    `owner` `[R]` says whose each row is; a batch's answers are numbered by their place among those still written.
+    Either `mixes(model)`, or all rows have the adapter or none has. `owner` `[R]` says whose each row is.
     """
 
-    def __init__(self, rows: Sequence[Row], pad_token_id: int):
-        self.model = rows[0].model
+    def __init__(self, rows: Sequence[Row]):
+        self.rows, self.model = rows, rows[0].model
         self.bare: Any = causal_lm(self.model)
         self.device = self.bare.get_input_embeddings().weight.device
         self.owner = torch.tensor([row.owner for row in rows], device=self.device)
-        self.rows, self.pad_token_id = rows, pad_token_id
-        self.heads = torch.tensor([row.head and row.adapter for row in rows], device=self.device)
-        self.mask: torch.Tensor | None = None  # none where no row is padded: attention is faster without
+        self.seen = 0  # new tokens that were read
         self.cache: Any = None
-        on = torch.tensor([row.adapter for row in rows], device=self.device)
-        self.gate = _Gate(self.bare, on) if on.any() and not on.all() else None
-        self.off = not on.any() and isinstance(self.model, PeftModel)
+        self._start()
+        self.positions = self.mask.sum(1, keepdim=True) - 1  # of the last token that was read
 
-    def start(self) -> torch.Tensor:
-        """Read the prompts. Returns the logits of the first token, `[R, V]`."""
-        inputs = self._embedded() if any(row.user is not None for row in self.rows) else self._padded()
-        mask = inputs.pop("attention_mask")
-        self.mask = None if mask.all() else mask
-        positions = (mask.cumsum(1) - 1).clamp(min=0)
-        self.positions = positions[:, -1:]
-        return self._call(attention_mask=self.mask, position_ids=positions, **inputs)
+    def _start(self) -> None:
+        """Read the prompts."""
+        inputs = self._prompts()
+        self.mask = inputs.pop("attention_mask")
+        self.padded = not self.mask.all()
+        self.logits = self._logits(position_ids=(self.mask.cumsum(1) - 1).clamp(min=0), **inputs)
 
-    def read(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Read the next tokens of every answer, `[B, n]`. Returns the logits of the one after them, `[R, V]`."""
-        tokens = tokens.to(self.device)[self.owner]
-        n = tokens.shape[1]
-        if self.mask is not None:
+    def read(self, new: torch.Tensor) -> torch.Tensor:
+        """Logits `[R, V]` after the answers' tokens so far, `[B, n]`: what was not read yet is read in one go."""
+        tokens = new.to(self.device)[self.owner, self.seen :]
+        if n := tokens.shape[1]:
+            self.seen += n
             self.mask = nn.functional.pad(self.mask, (0, n), value=1)
-        positions = self.positions + torch.arange(1, n + 1, device=self.device)
-        self.positions = positions[:, -1:]
-        return self._call(input_ids=tokens, attention_mask=self.mask, position_ids=positions)
+            steps = self.positions + torch.arange(1, n + 1, device=self.device)
+            self.positions = steps[:, -1:]
+            self.logits = self._logits(input_ids=tokens, position_ids=steps)
+        return self.logits
 
-    def keep(self, alive: torch.Tensor) -> None:
-        """Only the rows of the answers `alive` `[b]` (numbers, ascending) stay."""
-        alive = alive.to(self.device)
-        place = torch.full((int(max(self.owner.max(), alive.max())) + 1,), -1, device=self.device)
-        place[alive] = torch.arange(len(alive), device=self.device)
-        rows = (place[self.owner] >= 0).nonzero().squeeze(1)
-        self.owner, self.heads, self.positions = place[self.owner[rows]], self.heads[rows], self.positions[rows]
-        if self.mask is not None:
-            self.mask = self.mask[rows]
-        if self.gate is not None:
-            self.gate.keep(rows)
-        self.cache.batch_select_indices(rows)
+    def rewards(self, new: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
+        """What each row says of the candidates `[B, k]` for the next token, `[R, k]`: here their log-probabilities."""
+        logits = self.read(new)
+        return logits.gather(1, candidates.to(self.device)[self.owner]) - logits.logsumexp(1, keepdim=True)
 
-    def _call(self, **inputs) -> torch.Tensor:
-        with contextlib.ExitStack() as stack:
-            if self.gate is not None:
-                stack.enter_context(self.gate())
-            if self.off:
-                stack.enter_context(self.model.disable_adapter())
-            stack.enter_context(heads_on(self.bare, self.heads))
-            stack.enter_context(few_rows(self.bare, len(self.owner)))
-            out = self.bare(**inputs, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
+    def _logits(self, **inputs) -> torch.Tensor:
+        mask = self.mask if self.padded else None  # attention is faster without
+        with reading(self.rows), few_rows(self.bare, len(self.rows)):
+            out = self.bare(**inputs, attention_mask=mask, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
         self.cache = out.past_key_values
         return out.logits[:, -1].float()
 
-    def _padded(self) -> dict[str, torch.Tensor]:
-        ids, mask = padded([list(row.ids) for row in self.rows], self.pad_token_id, "left")
-        return {"input_ids": ids.to(self.device), "attention_mask": mask.to(self.device)}
-
-    def _embedded(self) -> dict[str, torch.Tensor]:
+    def _prompts(self) -> dict[str, torch.Tensor]:
         """Rows with and without user tokens in front, in one left-padded batch."""
-        found = self._padded()
-        embeds, mask = self.bare.get_input_embeddings()(found["input_ids"]), found["attention_mask"]
+        ids, mask = left_padded([row.ids for row in self.rows], self.device)
         told = torch.tensor([row.user is not None for row in self.rows], device=self.device)
+        if not told.any():
+            return {"input_ids": ids, "attention_mask": mask}
+        embeds = self.bare.get_input_embeddings()(ids)
         users = torch.tensor([row.user for row in self.rows if row.user is not None])
         with_users = embed_with_users(self.model, users, inputs_embeds=embeds[told], attention_mask=mask[told])
         ahead = with_users["attention_mask"].shape[1] - mask.shape[1]
-        embeds = nn.functional.pad(embeds, (0, 0, ahead, 0))
-        mask = nn.functional.pad(mask, (ahead, 0))
+        embeds, mask = nn.functional.pad(embeds, (0, 0, ahead, 0)), nn.functional.pad(mask, (ahead, 0))
         embeds[told], mask[told] = with_users["inputs_embeds"], with_users["attention_mask"]
         return {"inputs_embeds": embeds, "attention_mask": mask}
+
+
+class CandidateReader(Reader):
+    """A reward model that scores candidates for the next token, all in one forward on the same cache (ARGS).
+
+    The k candidates follow the text as k further tokens that stand at the same position and see the text and
+    themselves, but not each other (a 4-D mask). Of them nothing stays: the chosen one is read again with the next ones.
+    """
+
+    def __init__(self, rows: Sequence[Row], pooling: str, output: int, head: nn.Module):
+        self.pooling, self.output, self.head = pooling, output, head
+        self.pooled: Any = None  # of all that was read: sum or maximum `[R, d]`
+        super().__init__(rows)
+
+    def _start(self) -> None:
+        self.cache = DynamicCache()  # whole texts, in layers with a window too
+        ids, mask = left_padded([row.ids for row in self.rows], self.device)
+        users, ahead = [row.user for row in self.rows], 0
+        if users[0] is None:
+            more = {"position_ids": (mask.cumsum(1) - 1).clamp(min=0)}
+        else:  # a reward model knows users, or it doesn't
+            more, ahead = {"user_rows": torch.tensor(users)}, user_models(self.model)[0].num_tokens
+        self.count = mask.sum(1, keepdim=True)
+        self._remember(self._hidden(input_ids=ids, attention_mask=mask, **more), mask)
+        left = (mask == 0).sum(1, keepdim=True)
+        self.mask = (torch.arange(ahead + mask.shape[1], device=self.device) >= left).long()
+
+    def rewards(self, new: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
+        """Rewards `[R, k]` of the texts that end with each candidate `[B, k]`."""
+        pending, candidates = new.to(self.device)[self.owner, self.seen :], candidates.to(self.device)[self.owner]
+        n, k = pending.shape[1], candidates.shape[1]
+        self.seen += n
+        self.mask = nn.functional.pad(self.mask, (0, n), value=1)
+        known = self.mask.shape[1]
+        sees = torch.zeros(len(pending), n + k, known + k, dtype=torch.bool, device=self.device)
+        sees[:, :, :known] = self.mask[:, None].bool()
+        sees[:, :n, known - n : known] = torch.ones(n, n, dtype=torch.bool, device=self.device).tril()
+        sees[:, n:, known:] = torch.eye(k, dtype=torch.bool, device=self.device)
+        blocked = torch.zeros(sees.shape, dtype=self.bare.dtype, device=self.device)
+        blocked.masked_fill_(~sees, torch.finfo(self.bare.dtype).min)
+        steps = torch.arange(1, n + k + 1, device=self.device).clamp(max=n + 1)
+        hidden = self._hidden(
+            input_ids=torch.cat([pending, candidates], 1),
+            attention_mask=blocked[:, None],
+            position_ids=self.positions + steps,
+        )
+        self.cache.crop(-k)
+        self.positions, self.count = self.positions + n, self.count + n
+        self._remember(hidden[:, :n], torch.ones_like(pending))
+        self.candidates = hidden[:, n:]
+        if self.pooling == "mean":
+            self.candidates = (self.pooled[:, None] + self.candidates) / (self.count + 1)[:, None]
+        elif self.pooling == "max":
+            self.candidates = torch.maximum(self.pooled[:, None], self.candidates)
+        return self.head(self.candidates.to(hidden.dtype))[..., self.output].float()
+
+    def _hidden(self, **inputs) -> torch.Tensor:
+        with reading(self.rows):
+            return self.bare.base_model(**inputs, past_key_values=self.cache, use_cache=True).last_hidden_state
+
+    def _remember(self, hidden: torch.Tensor, mask: torch.Tensor) -> None:
+        """For a reward that is read off all tokens' mean or maximum."""
+        if not hidden.shape[1] or self.pooling == "last":
+            return
+        real = mask[..., None].bool()
+        if self.pooling == "mean":
+            found = (hidden.float() * real).sum(1)
+            self.pooled = found if self.pooled is None else self.pooled + found
+        else:
+            found = hidden.masked_fill(~real, -torch.inf).amax(1)
+            self.pooled = found if self.pooled is None else torch.maximum(self.pooled, found)
+
+
+@torch.inference_mode()
+def reads_candidates(model) -> bool:
+    """Whether a reward model's hidden states of candidates, read in one forward, are those of whole texts: a short
+    one is tried."""
+    text, candidates = (1, 2, 3), torch.tensor([[4, 5]])
+    try:
+        reader = CandidateReader([Row(0, text, model)], "last", 0, nn.Identity())
+        reader.rewards(candidates[:, :0], candidates)
+        whole = torch.tensor([[*text, 5]], device=reader.device)
+        wanted = reader.bare.base_model(input_ids=whole).last_hidden_state[0, -1].float()
+    except (RuntimeError, ValueError, TypeError):  # what models say to such a mask
+        return False
+    tolerance = 1e-3 if reader.bare.dtype == torch.float32 else 0.05
+    return bool((reader.candidates[0, 1].float() - wanted).norm() < tolerance * wanted.norm())
 
 
 FEW = 4
 
 
 class FewRows(TorchFunctionMode):
-    """Within it, `torch.nn.functional.linear` of at most `FEW` rows takes that road."""
+    """Within it, linear maps of at most `FEW` rows are a matrix times columns, about as fast in BLAS as one row."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if func is F.linear and not kwargs and args[0].numel() <= FEW * args[0].shape[-1]:

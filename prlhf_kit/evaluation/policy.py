@@ -185,7 +185,7 @@ def _read(rows: Sequence[Row], completions: Sequence[list[int]], pad: int) -> li
         unique = sorted(first.values())
         users = None if one.user is None else torch.tensor([rows[i].user for i in unique])
         texts = [(list(rows[i].ids), completions[i]) for i in unique]
-        with reading(one, len(unique)):
+        with reading([rows[i] for i in unique]):
             logits = completion_logits(one.model, texts, pad, users)
         read = {i: part[-len(completions[i]) :] for i, part in zip(unique, logits, strict=True)}
         found |= {i: read[same[i]] for i in members}

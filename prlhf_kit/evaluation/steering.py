@@ -18,7 +18,7 @@ from prlhf_kit.data.chat import prompt_text
 from prlhf_kit.data.select import sampled
 from prlhf_kit.data.simulated import Population
 from prlhf_kit.decoding.answers import GuidedAnswer
-from prlhf_kit.decoding.guides import ids_of
+from prlhf_kit.decoding.generate import ids_of
 from prlhf_kit.evaluation import heads as head_comparison
 from prlhf_kit.evaluation.accuracy import ranked_right
 from prlhf_kit.evaluation.intervals import intervals, paired_differences

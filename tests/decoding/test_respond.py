@@ -290,7 +290,7 @@ def test_what_cannot_be_answered_is_refused_before_anything_is_generated(
     one = JOBS[:1]
     for match, jobs, options in (
         ("no jobs", [], {}),
-        ("job 1 lacks prompt", [*one, {"user_id": "ann"}], {}),
+        ("job 1 is {'user_id': 'ann'}", [*one, {"user_id": "ann"}], {}),
         ("job 0 has a context in its prompt already", told, {}),
         ("job 1 has the prompt 'Hi', expected messages", [*one, {"user_id": "ann", "prompt": "Hi"}], {}),
         ("empty prompt", [*one, {"user_id": "ann", "prompt": message("user", " \n")}], {}),
@@ -299,7 +299,6 @@ def test_what_cannot_be_answered_is_refused_before_anything_is_generated(
         ("no option 'max_new_token'. Did you mean 'max_new_tokens'", one, {"max_new_token": 3}),
         ("max_new_tokens=None", one, {"max_new_tokens": None}),
         ("num_return_sequences=2", one, {"do_sample": True, "num_return_sequences": 2}),
-        ("system=''", one, {"system": ""}),
         ("context of 256", [*one, {"user_id": "a", "prompt": message("user", "long text " * 80)}], {}),
         ("the index has 6 rows, the model 4", one, {"index": kit.UserIndex("abcde")}),
     ):

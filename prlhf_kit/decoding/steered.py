@@ -1,0 +1,176 @@
+"""The steered base as a causal LM, for transformers' `generate`, which does all else: penalties, lengths, the loop."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import (
+    GenerationConfig,
+    GenerationMixin,
+    LogitsProcessorList,
+    PreTrainedConfig,
+    PreTrainedModel,
+    StoppingCriteriaList,
+    StopStringCriteria,
+)
+from transformers.modeling_outputs import CausalLMOutput
+
+from prlhf_kit.decoding.answers import GuidedAnswer
+from prlhf_kit.decoding.generate import Prompt, eos_ids, left_padded
+from prlhf_kit.decoding.guides import Who
+from prlhf_kit.decoding.readers import Reader, Row
+from prlhf_kit.models.conditioning import causal_lm
+
+if TYPE_CHECKING:
+    from prlhf_kit.decoding.guided import GuidedDecoder
+
+PER_TOKEN = ("tokens", "base_tokens", "logps", "base_logps", "rewards", "base_rewards", "divergence")
+
+
+@dataclass(frozen=True)
+class Request:
+    """One answer to write. `key` tells it from all others, and is the seed of its sampling."""
+
+    prompt: Prompt
+    who: Who
+    key: str
+    base: Row
+    guide: list[tuple[Row, float]]
+
+    @property
+    def rows(self) -> list[Row]:
+        """All that is read for it."""
+        return [self.base, *(row for row, _ in self.guide)]
+
+
+class Steered(PreTrainedModel, GenerationMixin):
+    """A batch of answers, as a model for `generate`.
+
+    `forward` reads the base's rows, and what shares their weights; `steer` is the formula, behind processors such as
+    the repetition penalty; `end` notes which answers have ended. Caches are the readers' own.
+    """
+
+    @torch.inference_mode()  # prompts are read here
+    def __init__(self, decoder: GuidedDecoder, jobs: Sequence[Request]):
+        super().__init__(PreTrainedConfig(vocab_size=decoder.vocabulary))
+        self.settings, self.guide, self.began = decoder, decoder.guide, time.perf_counter()
+        rows = [replace(job.base, owner=i) for i, job in enumerate(jobs)]
+        factors = dict.fromkeys(rows, 0.0)
+        for i, job in enumerate(jobs if any(decoder.weights) else ()):
+            for row, factor in job.guide:
+                mine = replace(row, owner=i)
+                factors[mine] = factors.get(mine, 0.0) + factor
+        # beside the base's own, where they share its weights and are read at every step
+        together = decoder.every == 1 and decoder.unsure_above <= 0
+        base = (id(causal_lm(decoder.base_model)), decoder.mixes or decoder.base_adapter)
+        batches: dict[object, list[Row]] = {"base": rows}
+        for row in list(factors)[len(rows) :]:
+            weights = (id(causal_lm(row.model)), decoder.mixes or row.adapter)
+            batches.setdefault("base" if together and weights == base else weights, []).append(row)
+        self.base = Reader(batches.pop("base"))
+        readers = [self.base, *map(self.guide.reader, batches.values())]
+        self.readers = [(reader, torch.tensor([factors[row] for row in reader.rows])) for reader in readers]
+        self.readers = [(reader, factor.to(reader.device)) for reader, factor in self.readers if factor.any()]
+        self.texts, _ = left_padded([job.base.ids for job in jobs], self.device)
+        self.width = self.texts.shape[1]
+        seeds = [torch.Generator().manual_seed(int(job.key[:15], 16)) for job in jobs]
+        self.drawn = torch.stack([torch.rand(decoder.max_new_tokens, generator=s) for s in seeds]).to(self.device)
+        self.ends = torch.tensor(eos_ids(causal_lm(decoder.base_model), decoder.tokenizer), device=self.device)
+        strings = [decoder.stop_strings] if isinstance(decoder.stop_strings, str) else list(decoder.stop_strings)
+        self.stops = StopStringCriteria(decoder.tokenizer, strings) if strings else None
+        self.columns: list[torch.Tensor] = []  # `[B, len(PER_TOKEN)]` of each token
+        self.length, self.seconds = [0] * len(jobs), [0.0] * len(jobs)
+        self.ended = torch.zeros(len(jobs), dtype=torch.bool, device=self.device)
+
+    @property
+    def device(self) -> torch.device:
+        """The base's."""
+        return self.base.device
+
+    @torch.inference_mode()
+    def write(self, at_once: int) -> Iterator[list[GuidedAnswer]]:
+        """The answers so far, after every `at_once` tokens."""
+        decoder = self.settings
+        while not self.ended.all() and len(self.columns) < decoder.max_new_tokens:
+            longest = self.texts.shape[1] + at_once
+            config = GenerationConfig(
+                max_length=longest,
+                min_length=min(self.width + decoder.min_new_tokens, longest),
+                repetition_penalty=float(decoder.repetition_penalty),
+                eos_token_id=self.ends.tolist() or None,
+                pad_token_id=decoder.tokenizer.pad_token_id or 0,  # what is behind an answer's end
+                use_cache=False,  # as for this
+            )
+            more: Any = {
+                "attention_mask": torch.ones_like(self.texts),  # readers have their own
+                "logits_processor": LogitsProcessorList([self.steer]),
+                "stopping_criteria": StoppingCriteriaList([self.end]),
+            }
+            self.texts = self.generate(self.texts, generation_config=config, **more)
+            yield self.answers()
+
+    def forward(self, input_ids: torch.Tensor, **_) -> CausalLMOutput:
+        """The base's logits of the next token."""
+        logits = self.base.read(input_ids[:, self.width :])[: len(input_ids), None, : self.settings.vocabulary]
+        return CausalLMOutput(logits=logits)
+
+    def steer(self, texts: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        """The base's processed logits `[B, V]` to those of the one token that is chosen."""
+        decoder, new = self.settings, texts[:, self.width :]
+        step = new.shape[1]
+        logp = logits.log_softmax(-1)
+        # by id, since among equals the first one counts in generate
+        candidates = logp.topk(decoder.top_k).indices.sort(-1).values
+        values = logp.gather(1, candidates)
+        due = torch.full((len(new), 1), step % decoder.every == 0, device=self.device)
+        if decoder.unsure_above > 0:
+            due &= torch.special.entr(logp.exp()).sum(-1, keepdim=True) > decoder.unsure_above
+        weight, rewards, scores = decoder.weights[step], torch.full_like(values, torch.nan), values
+        if weight != 0 and due.any():
+            given = torch.zeros_like(values)
+            for reader, factor in self.readers:
+                said = factor[:, None] * reader.rewards(new, candidates)
+                given.index_add_(0, reader.owner.to(self.device), said.to(self.device))
+            rewards = torch.where(due, given, rewards)
+            # score(v) = base_factor * base(v) + w * reward(v), see guides.py
+            steered = self.guide.base_factor(weight) * values + weight * given
+            scores = torch.where(due & values.isfinite(), steered, values)
+        picked = self._pick(torch.stack([scores, values]), self.drawn[:, step])
+        apart = scores.log_softmax(-1)
+        kl = (apart.exp() * (apart - values.log_softmax(-1))).nan_to_num(0.0).sum(-1)  # 0 where both are -inf
+        chosen = [column.gather(1, picked).double() for column in (candidates, values, rewards)]
+        self.columns.append(torch.cat([*chosen, kl[:, None].double()], 1))
+        return torch.full_like(logits, -torch.inf).scatter(1, candidates.gather(1, picked[:, :1]), 0.0)
+
+    def _pick(self, scores: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
+        """Numbers of the tokens `[B, s]` by several sets of scores `[s, B, k]`, with the same random numbers `[B]`."""
+        if not self.settings.do_sample:
+            return scores.argmax(-1).t()
+        warpers: Any = self.settings.warpers
+        bounds = torch.stack([warpers(None, one).softmax(-1).cumsum(-1) for one in scores])
+        reached = drawn[:, None] * bounds[..., -1:]
+        return (bounds <= reached).sum(-1).clamp(max=scores.shape[-1] - 1).t()
+
+    def end(self, texts: torch.Tensor, _scores, **_) -> torch.Tensor:
+        """Which answers have ended, `[B]`, by an end of text or a stop string."""
+        spent = time.perf_counter() - self.began
+        for row in (~self.ended).nonzero().flatten().tolist():
+            self.length[row], self.seconds[row] = len(self.columns), spent
+        self.ended |= torch.isin(texts[:, -1], self.ends)
+        if self.stops is not None:
+            self.ended |= self.stops(texts, None)
+        return self.ended
+
+    def answers(self) -> list[GuidedAnswer]:
+        """What is written so far."""
+        found = []
+        for table, length, spent in zip(torch.stack(self.columns, 1), self.length, self.seconds, strict=True):
+            values: dict[str, list] = dict(zip(PER_TOKEN, table[:length].t().tolist(), strict=True))
+            values |= {name: [int(token) for token in values[name]] for name in ("tokens", "base_tokens")}
+            text = self.settings.tokenizer.decode(values["tokens"], skip_special_tokens=True).strip()
+            found.append(GuidedAnswer(text, **values, seconds=spent))
+        return found

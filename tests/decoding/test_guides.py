@@ -1,0 +1,314 @@
+"""PAD, ARGS and a guide of one's own against plain loops of their formulas, token for token in float32."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TARGETS, build_tiny
+from peft import LoraConfig, get_peft_model
+from transformers import (
+    AutoModelForSequenceClassification,
+    BloomConfig,
+    BloomForSequenceClassification,
+    OPTConfig,
+    OPTForCausalLM,
+)
+
+import prlhf_kit as kit
+from decoding.plain import PROMPTS, draws, ids_of, reader, steered
+from prlhf_kit.decoding.implicit import ImplicitReward
+from prlhf_kit.models.preference_head import attach_head
+from prlhf_kit.models.reward_model import pooled_by_mask
+from prlhf_kit.models.rewards import SequenceReward
+
+USERS = kit.UserIndex(["ann", "bob", "eve"])
+WHO, ROWS = ["ann", "bob", None], [1, 2, 0]
+SAID = ["Be brief.", "Ask me something back, and be kind.", "Be brief."]
+LENGTH = {"max_new_tokens": 12, "top_k": 5}
+ON_ONE = pytest.mark.parametrize("architecture", ["llama"])  # where models of another architecture do nothing else
+
+
+def moved(model, scale, seed=5):
+    """Parameters as after training."""
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if "lora_B" in name or ("preference_head" in name and "modules_to_save" in name):
+                p += scale * torch.randn(p.shape, generator=torch.Generator().manual_seed(seed))
+    return model
+
+
+def another(make_tiny, architecture="llama"):
+    base = make_tiny(architecture)
+    with torch.no_grad():
+        for p in base.parameters():
+            p += 0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(2))
+    return base
+
+
+def check_users(personal, tokenizer, base=None, guide=None, weight=2.0):
+    """PAD, the paper's form, with users' soft tokens."""
+    guide = guide or kit.PAD(personal, USERS, tokenizer=tokenizer)
+    out = kit.GuidedDecoder(base, tokenizer, guide, weight=weight, **LENGTH).generate(PROMPTS, WHO)
+    for prompt, row, answer in zip(PROMPTS, ROWS, out, strict=True):
+        reference = reader(personal, tokenizer, prompt, adapter=False)
+        own = reference if base is None else reader(base, tokenizer, prompt)
+        terms = [(reader(personal, tokenizer, prompt, user=row), 1.0), (reference, -1.0)]
+        assert answer.tokens == steered(tokenizer, own, terms, weight)
+        assert answer.text == tokenizer.decode(answer.tokens, skip_special_tokens=True).strip()
+    return out
+
+
+@pytest.mark.parametrize("weight", [0.0, 3.0])
+def test_pad_with_users_and_a_shared_base(personal, tokenizer, weight):
+    out = check_users(personal, tokenizer, weight=weight)
+    assert any(any(answer.changed) for answer in out) == (weight > 0)
+    guide = kit.PAD(personal, USERS)  # its base is the model below the adapter
+    below = kit.GuidedDecoder(personal.get_base_model(), tokenizer, guide, weight=weight, **LENGTH)
+    assert [a.tokens for a in below.generate(PROMPTS, WHO)] == [a.tokens for a in out]
+
+
+def test_pad_with_a_base_of_its_own(personal, make_tiny, tokenizer, architecture):
+    check_users(personal, tokenizer, another(make_tiny, architecture), weight=1.5)
+
+
+@pytest.mark.parametrize("base", ["shared", "own"])
+def test_an_adapter_that_can_not_act_on_some_rows_is_read_apart(make_tiny, tokenizer, base):
+    """DoRA, whose output is no sum of the base's and the adapter's."""
+    config = LoraConfig(target_modules=["q_proj", "v_proj"], modules_to_save=["user_model"], use_dora=True)
+    personal = moved(get_peft_model(make_tiny(users=3, offsets=0.8), config).eval(), 0.4)
+    check_users(personal, tokenizer, another(make_tiny) if base == "own" else None)
+
+
+@pytest.mark.parametrize("family", ["mistral", "gemma2"])
+def test_texts_longer_than_the_window(make_tiny, tokenizer, family):
+    model = make_tiny(family, users=3, offsets=0.8)
+    config = LoraConfig(target_modules=TARGETS[family], modules_to_save=["user_model"])
+    check_users(get_peft_model(model, config).eval(), tokenizer)
+
+
+def test_models_that_flatten_rows_are_read_apart(tokenizer):
+    """OPT's layers see all tokens of a batch as one list, in which an adapter can't tell rows apart."""
+    torch.manual_seed(0)
+    size = {"hidden_size": 32, "ffn_dim": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "init_std": 0.2}
+    ends = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
+    model = OPTForCausalLM(OPTConfig(vocab_size=600, word_embed_proj_dim=32, **size, **ends)).eval()
+    policy = moved(get_peft_model(model, LoraConfig(target_modules="all-linear")).eval(), 0.2)
+    out = kit.GuidedDecoder(None, tokenizer, kit.PAD(policy), weight=2.0, **LENGTH).generate(PROMPTS, SAID)
+    for prompt, said, answer in zip(PROMPTS, SAID, out, strict=True):
+        reference = reader(policy, tokenizer, prompt, adapter=False)
+        terms = [(reader(policy, tokenizer, prompt, said), 1.0), (reference, -1.0)]
+        assert answer.tokens == steered(tokenizer, reference, terms, 2.0)
+
+
+@pytest.fixture
+def persrm(make_tiny, architecture):
+    """A PersRM as after both stages: adapter and preference head are not what they were."""
+    targets, gpt2 = TARGETS[architecture], architecture == "gpt2"
+    config = LoraConfig(target_modules=targets, modules_to_save=["preference_head"], fan_in_fan_out=gpt2)
+    return moved(get_peft_model(attach_head(make_tiny(architecture)), config).eval(), 0.3)
+
+
+def plain_persrm(persrm, base, tokenizer, prompt, said, form="paper", **options):
+    """PAD with a PersRM: `said` is {preference: weight}. The reference is its backbone, adapter and all, without its
+    head; the base has no adapter."""
+    told = " ".join(said) if form == "released" else None
+    own = reader(base or persrm, tokenizer, prompt, told, adapter=base is not None)
+    terms = [(reader(persrm, tokenizer, prompt, text), share) for text, share in said.items()]
+    if form == "paper":
+        terms.append((reader(persrm, tokenizer, prompt, head=False), -sum(said.values())))
+    return steered(tokenizer, own, terms, released=form == "released", **options)
+
+
+@pytest.mark.parametrize(("form", "shared"), [("paper", True), ("paper", False), ("released", True)])
+def test_pad_with_preferences_in_words(persrm, make_tiny, tokenizer, architecture, form, shared):
+    base = None if shared else another(make_tiny, architecture)
+    settings = {"weight": 0.8, **LENGTH}
+    guide = kit.PAD(persrm, form=form, tokenizer=tokenizer)
+    greedy = kit.GuidedDecoder(base, tokenizer, guide, **settings)
+    sampler = kit.GuidedDecoder(base, tokenizer, guide, do_sample=True, temperature=1.4, **settings)
+    out = greedy.generate(PROMPTS, SAID)
+    assert any(any(answer.changed) for answer in out)
+    for i, sampled in enumerate(sampler.generate(PROMPTS, SAID)):
+        asked = (persrm, base, tokenizer, PROMPTS[i], {SAID[i]: 1.0}, form)
+        assert out[i].tokens == plain_persrm(*asked, weight=0.8)
+        drawn = {"draws": draws(sampler, PROMPTS[i], SAID[i]), "temperature": 1.4}
+        assert sampled.tokens == plain_persrm(*asked, weight=0.8, **drawn)
+
+
+@ON_ONE
+def test_several_preferences(persrm, tokenizer):
+    """Joined in the prompt, or read one by one with weights of their own for every prompt (negative ones, too)."""
+    a, b = SAID[:2]
+    asked = [[a, b], {a: 0.7, b: 0.6}, {a: 1.0, b: -0.5}]
+    out = kit.GuidedDecoder(None, tokenizer, kit.PAD(persrm), **LENGTH).generate([PROMPTS[1]] * 3, asked)
+    for said, answer in zip([{f"{a} {b}": 1.0}, *asked[1:]], out, strict=True):
+        assert answer.tokens == plain_persrm(persrm, None, tokenizer, PROMPTS[1], said)
+
+
+@ON_ONE
+def test_mixing_users_policies(personal, tokenizer):
+    """Multi-objective decoding: at w = 1 of the released form the base only picks the candidates."""
+    guide = kit.PAD(personal, USERS, form="released")
+    decoder = kit.GuidedDecoder(None, tokenizer, guide, top_k=600, max_new_tokens=8)
+    [answer] = decoder.generate(PROMPTS[1:2], [{"ann": 0.6, "bob": 0.4}])
+    ann, bob = (reader(personal, tokenizer, PROMPTS[1], user=row) for row in (1, 2))
+    assert answer.tokens == steered(tokenizer, lambda new: 0.6 * ann(new) + 0.4 * bob(new), [], k=600, steps=8)
+
+
+def test_any_language_model_reads_a_preference_against_itself(make_tiny, tokenizer):
+    model = make_tiny()
+    decoder = kit.GuidedDecoder(model, tokenizer, kit.PAD(model), weight=1.5, **LENGTH)
+    told, nothing = decoder.generate([PROMPTS[0]] * 2, [SAID[0], None])
+    own = reader(model, tokenizer, PROMPTS[0])
+    assert told.tokens == steered(tokenizer, own, [(reader(model, tokenizer, PROMPTS[0], SAID[0]), 1), (own, -1)], 1.5)
+    assert not any(nothing.changed)
+
+
+def test_users_words_and_soft_tokens(make_tiny, tokenizer):
+    """The policy sees both, the base neither."""
+    model = make_tiny()
+    kit.condition(model, kit.IndividualUserModel(4, model.get_input_embeddings().weight, 2, user_text=True))
+    with torch.no_grad():
+        model.user_model.own.normal_(0, 0.8)
+    personal = get_peft_model(model, LoraConfig(target_modules=["q_proj"], modules_to_save=["user_model"])).eval()
+    decoder = kit.GuidedDecoder(None, tokenizer, kit.PAD(personal, USERS, {"ann": SAID[0]}), weight=2.0, **LENGTH)
+    [answer] = decoder.generate(PROMPTS[1:2], ["ann"])
+    reference = reader(personal, tokenizer, PROMPTS[1], adapter=False)
+    terms = [(reader(personal, tokenizer, PROMPTS[1], SAID[0], user=1), 1.0), (reference, -1.0)]
+    assert answer.tokens == steered(tokenizer, reference, terms, 2.0)
+    with pytest.raises(kit.DecodingError, match="none of 'bob'"):
+        decoder.generate(PROMPTS[:1], ["bob"])
+
+
+@ON_ONE
+def test_implied_rewards_of_responses(personal, persrm, tokenizer):
+    """Those of all its tokens added up; best-of-n takes them as any other reward."""
+    texts = ["No, thanks.", "Yes!", "It depends on the weather, my friend."]
+    with_users = ImplicitReward(kit.PAD(personal, USERS), tokenizer, batch_size=2).score(PROMPTS, texts, WHO)
+    in_words = ImplicitReward(kit.PAD(persrm), tokenizer).score(PROMPTS, texts, SAID)
+    for i, (prompt, text) in enumerate(zip(PROMPTS, texts, strict=True)):
+        whole = tokenizer(text + "<|im_end|>\n")["input_ids"]
+
+        def summed(read, whole=whole):
+            return sum(read(whole[:t])[token].item() for t, token in enumerate(whole))
+
+        policy, reference = (
+            reader(personal, tokenizer, prompt, user=ROWS[i]),
+            reader(personal, tokenizer, prompt, adapter=False),
+        )
+        assert with_users[i].item() == pytest.approx(summed(policy) - summed(reference), abs=1e-3)
+        policy, reference = reader(persrm, tokenizer, prompt, SAID[i]), reader(persrm, tokenizer, prompt, head=False)
+        assert in_words[i].item() == pytest.approx(summed(policy) - summed(reference), abs=1e-3)
+    reward = ImplicitReward(kit.PAD(personal, USERS), tokenizer)
+    alone = reward.score([PROMPTS[0]] * 3, texts, ["ann"] * 3)
+    assert kit.best_of_n(reward, PROMPTS[:1], [texts], ["ann"])[0][0] == alone.argmax()
+
+
+def reward_model(tokenizer, architecture="llama", pooling="last", users=0):
+    config = build_tiny(architecture, len(tokenizer)).config
+    config.num_labels = 1
+    torch.manual_seed(3)
+    model = pooled_by_mask(AutoModelForSequenceClassification.from_config(config), pooling).eval()
+    if users:
+        table = kit.IndividualUserModel(users + 1, model.get_input_embeddings().weight, 3)
+        with torch.no_grad():
+            table.own.normal_(0, 0.8)
+        kit.condition(model, table)
+    return SequenceReward(model, tokenizer, USERS if users else None, unfinished=True)
+
+
+@torch.no_grad()
+def reward_of(reward, ids, new, rows=((None, 1.0),)):
+    text, found = torch.cat([ids, torch.tensor([new])], 1), 0.0
+    for row, share in rows:
+        inputs = {} if row is None else {"user_rows": torch.tensor([row])}
+        found += share * reward.model(input_ids=text, **inputs).logits.item()
+    return found
+
+
+def plain_args(base, reward, tokenizer, prompt, weight, rows=((None, 1.0),)):
+    ids = ids_of(tokenizer, prompt)
+
+    def rewards(new, candidates):
+        return torch.tensor([reward_of(reward, ids, [*new, token], rows) for token in candidates.tolist()])
+
+    return steered(tokenizer, reader(base, tokenizer, prompt), rewards, weight)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "pooling"),
+    [("llama", "mean"), ("llama", "max"), ("gpt2", "last"), ("gpt2", "max"), ("gpt_neox", "mean")],
+)
+def test_args_scores_candidates_on_one_cache(make_tiny, tokenizer, architecture, pooling):
+    base, reward = make_tiny(architecture), reward_model(tokenizer, architecture, pooling)
+    out = kit.GuidedDecoder(base, tokenizer, kit.ARGS(reward), weight=5.0, **LENGTH).generate(PROMPTS)
+    for prompt, answer in zip(PROMPTS, out, strict=True):
+        assert answer.tokens == plain_args(base, reward, tokenizer, prompt, 5.0)
+    assert any(any(answer.changed) for answer in out)
+
+
+def test_args_in_bfloat16(make_tiny, tokenizer):
+    """Rounding differs with the order of sums, so rewards are compared, not tokens."""
+    base, reward = make_tiny().bfloat16(), reward_model(tokenizer, pooling="mean")
+    reward.model.bfloat16()
+    [answer] = kit.GuidedDecoder(base, tokenizer, kit.ARGS(reward), weight=2.0, **LENGTH).generate(PROMPTS[1:2])
+    ids = ids_of(tokenizer, PROMPTS[1])
+    wanted = [reward_of(reward, ids, answer.tokens[: t + 1]) for t in range(len(answer.tokens))]
+    assert answer.rewards == pytest.approx(wanted, abs=0.05)
+
+
+@pytest.mark.parametrize("family", ["mistral", "gemma2"])
+def test_args_with_a_window(make_tiny, tokenizer, family):
+    """A reward model with a window: while texts fit into it; longer ones are refused, not scored wrongly."""
+    base, wide = make_tiny("llama"), reward_model(tokenizer, f"{family}_wide")
+    out = kit.GuidedDecoder(base, tokenizer, kit.ARGS(wide), weight=1.5, **LENGTH).generate(PROMPTS)
+    for prompt, answer in zip(PROMPTS, out, strict=True):
+        assert answer.tokens == plain_args(base, wide, tokenizer, prompt, 1.5)
+    narrow = kit.GuidedDecoder(base, tokenizer, kit.ARGS(reward_model(tokenizer, family)), **LENGTH)
+    with pytest.raises(kit.DecodingError, match="window of 16"):
+        narrow.generate(PROMPTS)
+
+
+def test_args_for_users(make_tiny, tokenizer):
+    base, reward = make_tiny(), reward_model(tokenizer, users=3, pooling="mean")
+    decoder = kit.GuidedDecoder(base, tokenizer, kit.ARGS(reward), weight=2.0, **LENGTH)
+    rows = [[(1, 1.0)], [(1, 0.5), (3, 1.0)], [(0, 1.0)]]
+    out = decoder.generate(PROMPTS, ["ann", {"ann": 0.5, "eve": 1.0}, None])
+    for prompt, mine, answer in zip(PROMPTS, rows, out, strict=True):
+        assert answer.tokens == plain_args(base, reward, tokenizer, prompt, 2.0, mine)
+
+
+@ON_ONE
+def test_the_guide_of_contributing(personal, tokenizer):
+    text = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text()
+    [code] = re.findall(r"^## Add a guide\n.*?^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    names: dict = {}
+    exec(code, names)
+    guide = names["AgainstTheOthers"](personal, USERS)
+    out = kit.GuidedDecoder(None, tokenizer, guide, weight=2.0, **LENGTH).generate(PROMPTS, ["ann"] * 3)
+    for prompt, answer in zip(PROMPTS, out, strict=True):
+        terms = [(reader(personal, tokenizer, prompt, user=row), factor) for row, factor in ((1, 1.0), (0, -1.0))]
+        assert answer.tokens == steered(tokenizer, reader(personal, tokenizer, prompt, adapter=False), terms, 2.0)
+
+
+@ON_ONE
+def test_refusals(personal, make_tiny, tokenizer, bert):
+    bloom = BloomForSequenceClassification(
+        BloomConfig(vocab_size=600, hidden_size=32, n_layer=1, n_head=4, num_labels=1)
+    )
+    with pytest.raises(ValueError, match="has no reference"):
+        ImplicitReward(kit.PAD(personal, USERS, form="released"), tokenizer)
+    for match, make in (
+        ("form='authors'", lambda: kit.PAD(personal, USERS, form="authors")),
+        ("pass users=index", lambda: kit.PAD(personal)),
+        ("no soft tokens", lambda: kit.PAD(make_tiny(), USERS)),
+        ("BertForSequenceClassification can't be read", lambda: kit.ARGS(kit.load_reward(bert[0]))),
+        ("BloomForSequenceClassification can't", lambda: kit.ARGS(SequenceReward(bloom.eval(), tokenizer))),
+        ("no base to steer", lambda: kit.GuidedDecoder(None, tokenizer, kit.ARGS(reward_model(tokenizer)))),
+    ):
+        with pytest.raises(kit.DecodingError, match=match):
+            make()
+    anybody = kit.GuidedDecoder(make_tiny(), tokenizer, kit.ARGS(reward_model(tokenizer)), **LENGTH)
+    with pytest.raises(kit.DecodingError, match="knows no users, so it can't steer for 'ann'"):
+        anybody.generate(PROMPTS[:1], ["ann"])
