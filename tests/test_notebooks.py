@@ -227,7 +227,8 @@ def test_scores_and_judgements_feed_everything(run):
 
 @pytest.fixture
 def always_a():
-    with FaultServer() as server:
+    server = FaultServer()
+    with server.on_loopback() as server.url:
         yield server
 
 

@@ -12,7 +12,7 @@ four of them can give p < 0.05.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -22,7 +22,7 @@ from datasets import Dataset, concatenate_datasets
 from numpy.typing import ArrayLike
 from transformers import PreTrainedTokenizerBase
 
-from prlhf_kit.data.context import RECORDED, Context, Contexts, Messages, with_context
+from prlhf_kit.data.context import RECORDED, Contexts, with_context
 from prlhf_kit.evaluation.accuracy import USER_LENGTH, length_rules, likelier, ranked_right
 from prlhf_kit.evaluation.intervals import BY_USER_AND_PROMPT, differences, intervals, long_table
 from prlhf_kit.evaluation.options import LIKELIHOOD, RULES, choose
@@ -44,23 +44,13 @@ FOUR_WAY_COMPARISONS = (
 CONTROL_COMPARISONS = ((SOFT, GENERIC_ROW), (PROMPT, SFT_TOLD))  # is it the user's own row, and is it DPO?
 CONTEXT_COMPARISONS = (("true", "none"), ("true", "random"), ("true", "shuffled"))
 
-NUMBERS: dict[str, Any] = {
-    "users": ("user_id", "nunique"),
-    "chance": ("chance", "mean"),
-}  # what stands beside accuracies
+NUMBERS: dict[str, Any] = {"users": ("user_id", "nunique"), "chance": ("chance", "mean")}  # beside accuracies
+TIE = 1e-3  # nats, of a whole response: float32 rounds sums of some hundreds of nats by up to that
 
 
 def clusters(named: bool) -> str | tuple[str, str]:
     """What intervals and tests are clustered by: see above."""
     return "prompt" if named else BY_USER_AND_PROMPT
-
-
-TIE = 1e-3  # nats, of a whole response: float32 rounds sums of some hundreds of nats by up to that
-
-Rank = Callable[[Dataset], ArrayLike]
-"""Rows with prompts as they are to be asked -> `[n]`, which are ranked right (1, 1/2 for a tie, 0). For instance
-`lambda rows: rewarded(score_pairs(model, tokenizer, rows), anchor)`, or `lambda rows: choose(model, tokenizer,
-rows).right`."""
 
 
 def rewarded(scores: pd.DataFrame, anchor: pd.DataFrame) -> np.ndarray:
@@ -98,79 +88,27 @@ def items(rows: Dataset, value: ArrayLike, **names: Any) -> pd.DataFrame:
     return long_table(rows, {"": value}, chance=chance).drop(columns="method").assign(**names)
 
 
-def by_context(
-    rank: Rank,
-    rows: Dataset,
-    contexts: Contexts,
-    kinds: Sequence[str] = ("true", "none", "random", "shuffled"),
-    **names: str,
-) -> pd.DataFrame:
-    """Results of one model with different contexts in the same prompts: a table of `items` with the column `context`.
-
-    `intervals(table, by=["context"])` and `differences(table, CONTEXT_COMPARISONS, column="context")` sum it up.
-
-    Args:
-        rank: is called once, with all rows in all contexts.
-        rows: pairs or questions without context.
-        contexts: template, people and seed; its own `context` does not count.
-    """
-    users = rows["user_id"]
-    prompts = {}
-    for kind in kinds:
-        put = replace(contexts, context=kind).put  # type: ignore[arg-type]  # refuses what is no context
-        prompts[kind] = [put(prompt, user) for prompt, user in zip(rows["prompt"], users, strict=True)]
-    found = _ranked(rank, rows, prompts)
-    return pd.concat([items(rows, value, **names, context=kind) for kind, value in found.items()], ignore_index=True)
-
-
-def context_matrix(rank: Rank, pairs: Dataset, contexts: Contexts) -> pd.DataFrame:
-    """Every community's pairs with every community's context in the prompt, and with none.
-
-    Args:
-        rank: is called once, with all pairs in all contexts.
-        pairs: without context. Communities are their users.
-        contexts: template and people; its own `context` does not count.
-
-    Returns:
-        `items` with `community` (whose pairs), `context` (whose context; "none"), and `right`: whether that context
-        says what the community's own says.
-    """
-    communities = list(dict.fromkeys(pairs["user_id"]))
-    if NONE in communities:
-        raise ValueError(f"a community is called {NONE!r}, which stands for no context here. Rename it in the data.")
-    plain = list(pairs["prompt"])
-    prompts = {NONE: plain, **{who: [contexts.say(prompt, who) for prompt in plain] for who in communities}}
-    says = {who: str(told[0]) for who, told in prompts.items()}
-    tables = []
-    for context, value in _ranked(rank, pairs, prompts).items():
-        right = [context != NONE and says[context] == says[user] for user in pairs["user_id"]]
-        tables.append(items(pairs, value, community=list(pairs["user_id"]), context=context, right=right))
-    return pd.concat(tables, ignore_index=True)
-
-
-def _ranked(rank: Rank, rows: Dataset, prompts: Mapping[str, list[Messages]]) -> dict[str, np.ndarray]:
-    """`rank` of `rows` with the prompts of every key, in one call, so that equal questions are asked once."""
-    rest, feature = rows.remove_columns("prompt"), rows.features["prompt"]
-    parts = [rest.add_column("prompt", column, feature=feature) for column in prompts.values()]
-    values = np.asarray(rank(concatenate_datasets(parts)), float)
-    return dict(zip(prompts, values.reshape(len(prompts), len(rows)), strict=True))
-
-
-def rank_of(
+def ranked(
     model,
     tokenizer: PreTrainedTokenizerBase,
+    rows: Dataset,
+    index: UserIndex | None = None,
     anchor: pd.DataFrame | None = None,
     batch_size: int = 16,
-    index: UserIndex | None = None,
-) -> Rank:
-    """How `model` ranks pairs: by its gain in log-probability over `anchor` (`rewarded`), or, without an anchor, by its
-    mean log-probability a token. Users without a row in `index` get the generic one."""
+) -> dict[str, np.ndarray]:
+    """What a model gets right, prompts as they are: rule -> `[n]` (1, 1/2 for a tie, 0).
 
-    def rank(pairs: Dataset) -> np.ndarray:
-        scores = score_pairs(model, tokenizer, pairs, _rows(pairs, index), batch_size)
-        return likelier(scores) if anchor is None else rewarded(scores, anchor)
-
-    return rank
+    Args:
+        rows: pairs, ranked by the gain in log-probability over `anchor` (`rewarded`) or, without one, by the mean
+            log-probability a token; or `options.questions`, by all of `options.RULES`.
+        index: the rows of users in the model's user table; others get the generic one. None: no user model.
+    """
+    users = None if index is None else index.rows(rows["user_id"], unknown="generic")
+    if "options" in rows.column_names:
+        chosen = choose(model, tokenizer, rows, users, batch_size)
+        return {rule: chosen[column].to_numpy() for rule, column in RULES.items()}
+    scores = score_pairs(model, tokenizer, rows, users, batch_size)
+    return {LIKELIHOOD: likelier(scores) if anchor is None else rewarded(scores, anchor)}
 
 
 def tried(
@@ -178,37 +116,64 @@ def tried(
     tokenizer: PreTrainedTokenizerBase,
     rows: Dataset,
     contexts: Contexts,
-    kinds: Sequence[Context],
+    kinds: Sequence[str],
     index: UserIndex | None = None,
     anchor: pd.DataFrame | None = None,
     batch_size: int = 16,
     **names: str,
 ) -> pd.DataFrame:
-    """What one model gets right with each of some kinds of context in the prompts.
+    """What one model gets right with each of some kinds of context in the same prompts; see `ranked`.
+
+    `intervals(table, by=["context"])` and `differences(table, CONTEXT_COMPARISONS, column="context")` sum it up.
 
     Args:
-        rows: pairs (ranked as `rank_of` says), or `options.questions` (right if that option has the highest mean
-            log-probability a token), without context.
+        rows: without context.
         contexts: template, people and seed; its own `context` does not count.
         names: columns that say what was tried.
 
     Returns:
         A table of `items` with the columns `context` and `rule`: for questions `options.RULES`, for pairs the first.
     """
-    if "options" not in rows.column_names:
-        rank = rank_of(model, tokenizer, anchor, batch_size, index)
-        return by_context(rank, rows, contexts, kinds, **names, rule=LIKELIHOOD)
-    results = []
-    for kind in kinds:
-        asked = with_context(rows, replace(contexts, context=kind))
-        chosen = choose(model, tokenizer, asked, _rows(rows, index), batch_size)
-        right = {rule: chosen[column] for rule, column in RULES.items()}
-        results += [items(rows, value, **names, context=kind, rule=rule) for rule, value in right.items()]
-    return pd.concat(results, ignore_index=True)
+    put = [with_context(rows, replace(contexts, context=kind)) for kind in kinds]  # type: ignore[arg-type]
+    found = ranked(model, tokenizer, concatenate_datasets(put), index, anchor, batch_size)
+    tables = [
+        items(rows, value.reshape(len(kinds), -1)[i], **names, context=kind, rule=rule)
+        for i, kind in enumerate(kinds)
+        for rule, value in found.items()
+    ]
+    return pd.concat(tables, ignore_index=True)
 
 
-def _rows(rows: Dataset, index: UserIndex | None) -> list[int] | None:
-    return None if index is None else index.rows(rows["user_id"], unknown="generic")
+def context_matrix(
+    model,
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Dataset,
+    contexts: Contexts,
+    anchor: pd.DataFrame | None = None,
+    batch_size: int = 16,
+) -> pd.DataFrame:
+    """Every community's pairs with every community's context in the prompt, and with none; see `ranked`.
+
+    Args:
+        pairs: without context. Communities are their users.
+        contexts: template and people; its own `context` does not count.
+
+    Returns:
+        `items` with `community` (whose pairs), `context` (whose context; "none"), and `right`: whether that context
+        says what the community's own says.
+    """
+    users, prompts = pairs["user_id"][:], pairs["prompt"][:]
+    assert NONE not in users, f"{NONE!r} stands for no context"
+    put = {NONE: prompts} | {who: [contexts.say(prompt, who) for prompt in prompts] for who in dict.fromkeys(users)}
+    rest, feature = pairs.remove_columns("prompt"), pairs.features["prompt"]
+    parts = [rest.add_column("prompt", column, feature=feature) for column in put.values()]
+    # in one call, so that equal questions are asked once
+    values = ranked(model, tokenizer, concatenate_datasets(parts), None, anchor, batch_size)[LIKELIHOOD]
+    tables = []
+    for context, value in zip(put, values.reshape(len(put), -1), strict=True):
+        right = [context != NONE and put[context][0] == put[user][0] for user in users]
+        tables.append(items(pairs, value, community=users, context=context, right=right))
+    return pd.concat(tables, ignore_index=True)
 
 
 def by_length(train: Dataset, pairs: Dataset, **names: str) -> pd.DataFrame:
@@ -245,6 +210,5 @@ def four_way(table: pd.DataFrame, named: Collection[str] = (), seed: int = 0) ->
         found.append(intervals(part, by=["dataset", "method"], cluster=cluster, seed=seed, **NUMBERS))
         for wanted in (FOUR_WAY_COMPARISONS, CONTROL_COMPARISONS):
             gaps.append(differences(part, wanted, ["dataset"], cluster, seed=seed))
-    return pd.concat(found, ignore_index=True), pd.concat(
-        [gap for gap in gaps if len(gap)] or gaps[:1], ignore_index=True
-    )
+    known = [gap for gap in gaps if len(gap)] or gaps[:1]  # pandas warns of empty ones
+    return pd.concat(found, ignore_index=True), pd.concat(known, ignore_index=True)

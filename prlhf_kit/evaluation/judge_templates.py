@@ -1,20 +1,26 @@
-"""What a language model is asked as a judge, and how its answer is read."""
+"""What a language model is asked as a judge, what it is told of a person, and how its answer is read.
+
+Another protocol is a text file in `judge_prompts`, the function that reads its answers, and a line in `TEMPLATES`.
+"""
 
 from __future__ import annotations
 
 import json
 import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from datasets import Dataset
+
 from prlhf_kit.data.schema import message
 from prlhf_kit.data.templates import Template, read_template
+from prlhf_kit.evaluation.endpoint import JudgeError
 from prlhf_kit.evaluation.judges import UNREADABLE, Verdict
-from prlhf_kit.evaluation.paid_answers import JudgeError
 from prlhf_kit.models.rewards import Text
 
-TEMPLATES = ("criterion", "community", "profile")
-FIELDS = {"prompt", "answer_a", "answer_b"}
+FIELDS = {"prompt", "answer_a", "answer_b"}  # of every template
 CRITERIA = {
     # Personalized Soups (arXiv 2310.11564)
     "P1A": "The answer is easy: a child in primary school can follow its words and ideas.",
@@ -29,11 +35,13 @@ CRITERIA = {
     "humour": "The answer is amusing: it makes the reader smile with wit or playfulness.",
 }
 SHORT = 400  # characters that are told of an earlier question or answer
-CONFIDENCE = {"type": "number", "minimum": 0.5, "maximum": 1}
 SCHEMA = {
     "type": "object",
-    "properties": {"preference": {"type": "string", "enum": ["A", "B", "tie"]}, "confidence": CONFIDENCE},
-    "required": ["preference", "confidence"],  # of the servers that check; `parse` can do without the confidence
+    "properties": {
+        "preference": {"type": "string", "enum": ["A", "B", "tie"]},
+        "confidence": {"type": "number", "minimum": 0.5, "maximum": 1},
+    },
+    "required": ["preference", "confidence"],  # of the servers that check; `parse_verdict` needs no confidence
     "additionalProperties": False,
 }
 
@@ -49,9 +57,15 @@ def parse_verdict(text: str | None) -> Verdict:
     >>> parse_verdict("I prefer A.")
     Verdict(preference=None, probability=nan)
     """
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(dict(pairs)) != len(pairs):
+            raise ValueError("a key stands twice, so the answer says two things")
+        return dict(pairs)
+
     fenced = re.fullmatch(r"\s*```json\s(.*)```\s*", text or "", re.DOTALL)
     try:
-        found = json.loads(fenced[1] if fenced else text or "", object_pairs_hook=_object)
+        found = json.loads(fenced[1] if fenced else text or "", object_pairs_hook=once)
     except (ValueError, RecursionError):
         return UNREADABLE
     if not isinstance(found, dict):
@@ -64,14 +78,15 @@ def parse_verdict(text: str | None) -> Verdict:
     return Verdict("a", float(sure)) if preference == "A" else Verdict("b", 1.0 - sure)
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    if len(dict(pairs)) != len(pairs):
-        raise ValueError("a key stands twice, so the answer says two things")
-    return dict(pairs)
+TEMPLATES: dict[str, Callable[[str | None], Verdict]] = {  # and what reads the answers
+    "criterion": parse_verdict,
+    "community": parse_verdict,
+    "profile": parse_verdict,
+}
 
 
 def read_judge_template(template: str | Path) -> Template:
-    """One of `TEMPLATES`, or a text file of the same form, see `LLMJudge`."""
+    """One of `TEMPLATES`, or a text file of the same form, see `LLMJudge`. Raises `JudgeError`."""
     try:
         found = read_template(template, "evaluation/judge_prompts", TEMPLATES)
     except ValueError as error:
@@ -81,12 +96,37 @@ def read_judge_template(template: str | Path) -> Template:
     return found
 
 
-def more_fields(template: Template) -> set[str]:
-    """A judge template's fields beside the standard ones."""
-    return template.fields - FIELDS
+def about(
+    people: Mapping[str, str | None], earlier: Dataset | None = None
+) -> Callable[[str | None, Text], dict[str, str]]:
+    """What an `LLMJudge` is told of the person who asks, in all shipped templates: its argument `about`.
+
+    That is always who really asked, the answers' `user_id`, whatever stood in the prompt of the model that answered.
+
+    Args:
+        people: `user_id` -> `user_text` (`data.context.people_of`). A judge is told of nobody else.
+        earlier: pairs from which `history` is told, see `earlier_choices`.
+
+    Returns:
+        (user, prompt) -> the fields of what is known: `community` (the user_id), `profile` (the user_text), `criterion`
+        (the user's in `CRITERIA`, else the user_text) and `history`.
+    """
+    places = defaultdict(list)
+    for place, user in enumerate(earlier["user_id"] if earlier else ()):
+        places[user].append(place)
+
+    def known(user: str | None, prompt: Text) -> dict[str, str]:
+        if user is None or user not in people:
+            return {}
+        said, own = people[user], (earlier[place] for place in places[user]) if earlier else ()
+        history = earlier_choices(own, prompt)
+        found = {"community": user, "profile": said, "criterion": CRITERIA.get(user, said), "history": history}
+        return {name: text for name, text in found.items() if text}
+
+    return known
 
 
-def earlier_choices(pairs: Any, user_id: str | None, prompt: Text, limit: int = 3) -> str:
+def earlier_choices(pairs: Iterable[Mapping[str, Any]], prompt: Text, limit: int = 3) -> str:
     """What a user chose earlier, in words, for the field `history` of the template "profile".
 
     Nothing is told of the judged turn and later ones: a pair is left out if the judged question stands in its prompt,
@@ -94,19 +134,18 @@ def earlier_choices(pairs: Any, user_id: str | None, prompt: Text, limit: int = 
     System messages don't count, since all dialogues may share them.
 
     Args:
-        pairs: a `Dataset` or list of records (see `data/schema.py`), of this user or of all.
-        user_id: whose; None: nobody's.
+        pairs: the user's own records (see `data/schema.py`).
         prompt: what is judged.
         limit: of the choices told: the first in the data, one a prompt.
     """
-    users = pairs["user_id"][:] if hasattr(pairs, "column_names") else [pair["user_id"] for pair in pairs]
     judged = _turns(prompt)
     told: dict[str, str] = {}
-    for place in [i for i, user in enumerate(users) if user == user_id and user is not None]:
-        pair = pairs[place]
+    for pair in pairs:
+        if len(told) == limit:
+            break
         turns = _turns(pair["prompt"])
         earlier = len(turns) < len(judged) and judged[: len(turns)] == turns
-        if judged[-1] in turns or (turns[:1] == judged[:1] and not earlier) or len(told) == limit:
+        if judged[-1] in turns or (turns[:1] == judged[:1] and not earlier):
             continue
         texts = [turns[-1][1], *(pair[answer][-1]["content"] for answer in ("chosen", "rejected"))]
         flat = (" ".join(text.split()) for text in texts)

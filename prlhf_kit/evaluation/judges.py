@@ -10,14 +10,11 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, NamedTuple, Protocol
 
-import krippendorff
 import numpy as np
 import pandas as pd
-from sklearn.metrics import cohen_kappa_score
 
 from prlhf_kit.data.schema import ANSWERS
 from prlhf_kit.data.simulated import Population
-from prlhf_kit.evaluation.statistics import around, drawn_weights
 from prlhf_kit.models.rewards import RewardModel, Text, preference
 
 PREFERENCES = ("a", "b", "tie")
@@ -96,21 +93,6 @@ def longer(prompt, answer_a, answer_b, user) -> list[Verdict]:
     return verdicts([float(np.sign(a - b) + 1) / 2 for a, b in words])
 
 
-JUDGEMENTS = (
-    "judge",
-    "user_id",
-    "prompt",
-    "system_a",
-    "system_b",
-    "answer_a",
-    "answer_b",
-    "first",
-    "second",
-    "preference",
-    "probability",
-)
-
-
 def require_answers(answers: pd.DataFrame) -> None:
     """Raise `ValueError` where the columns `ANSWERS` are not all there."""
     missing = [column for column in ANSWERS if column not in answers]
@@ -138,44 +120,55 @@ def judged(
         prompts: what the judge is shown as prompt, by its text in `answers`: a dialogue's messages, for instance.
 
     Returns:
-        One row a pair, columns `JUDGEMENTS`: `first` is the verdict ("a", "b", "tie") with system a's answer shown
-        first and `second` with b's first, both in terms of a and b, None where unreadable; `preference` what counts,
-        None where there is no verdict; `probability` that a is preferred, the mean over both orders. Where the users of
-        answers are not known (None), each prompt counts as asked by somebody else: `user_id` is then "somebody: " and
-        the prompt.
+        One row a pair: `judge`, `user_id`, `prompt`, `system_a`, `system_b`, `answer_a`, `answer_b`; `first`, the
+        verdict ("a", "b", "tie") with system a's answer shown first, and `second`, with b's first, both in terms of a
+        and b, None where unreadable; `preference`, what counts, None where there is no verdict; `probability` that a is
+        preferred, the mean over both orders. Where the users of answers are not known (None), each prompt counts as
+        asked by somebody else: `user_id` is then "somebody: " and the prompt.
+
+    Raises:
+        ValueError: answers that can't be compared, or a judge that does not give one verdict on each pair.
     """
-    pairs = _pairs(answers, systems)
+    require_answers(answers)
+    texts = [text for column in ("prompt", "answer") for text in answers[column] if not isinstance(text, str)]
+    if texts:
+        raise ValueError(f"{len(texts)} prompts or answers are no text, for instance {texts[0]!r}; expected text.")
+    twice = answers[answers.duplicated(["system", "user_id", "prompt"])]
+    if len(twice):
+        row = twice.iloc[0]
+        raise ValueError(
+            f"{row.system!r} has two answers for user {row.user_id!r} to {str(row.prompt)[:60]!r}; expected one. "
+            "Average over samples, or give them different systems' names."
+        )
+    tables = []
+    for a, b in systems:
+        one, other = (answers[answers.system == system][["user_id", "prompt", "answer"]] for system in (a, b))
+        both = one.merge(other, on=["user_id", "prompt"], suffixes=("_a", "_b"), validate="one_to_one")
+        if both.empty:
+            there = ", ".join(map(str, answers.system.unique()))
+            raise ValueError(f"{a!r} and {b!r} have no user and prompt in common; there are answers of {there}.")
+        tables.append(both.assign(judge=name, system_a=a, system_b=b))
+    pairs = pd.concat(tables, ignore_index=True)
     shown = [(prompts or {}).get(text, text) for text in pairs.prompt]
-    a, b = pairs.answer_a.tolist(), pairs.answer_b.tolist()
+    left, right = pairs.answer_a.tolist(), pairs.answer_b.tolist()
     users = [None if pd.isna(user) else user for user in pairs.user_id]  # NaN, as pandas may have it
-    found = judge(shown * 2, a + b, b + a, users * 2)
-    if len(found) != 2 * len(pairs):
-        raise ValueError(f"the judge {name!r} gave {len(found)} verdicts on {2 * len(pairs)} pairs, expected one each.")
-    strange = {v.preference for v in found} - {*PREFERENCES, None}
-    if strange:
-        raise ValueError(f"the judge {name!r} prefers {strange.pop()!r}, expected one of {PREFERENCES}, or None.")
-    swapped = {"a": "b", "b": "a", "tie": "tie", None: None}
+    found = judge(shown * 2, left + right, right + left, users * 2)
+    strange = {verdict.preference for verdict in found} - {*PREFERENCES, None}
+    if strange or len(found) != 2 * len(pairs):
+        raise ValueError(
+            f"the judge {name!r} gave {len(found)} verdicts on {2 * len(pairs)} pairs, with the preferences "
+            f"{', '.join(map(repr, strange)) or 'expected'}; expected one each, of {PREFERENCES} or None."
+        )
     first, second = found[: len(pairs)], found[len(pairs) :]
-    of_a = [v.preference for v in first]
-    of_b = [swapped[v.preference] for v in second]
+    swapped = {"a": "b", "b": "a", "tie": "tie", None: None}
+    of_a, of_b = [v.preference for v in first], [swapped[v.preference] for v in second]
     agree = [agreed(one, other) for one, other in zip(of_a, of_b, strict=True)]
-    pairs["judge"] = name
     pairs["first"], pairs["second"], pairs["preference"] = of_a, of_b, agree
-    pairs["probability"] = [
-        (v.probability + 1 - w.probability) / 2 if None not in (v.preference, w.preference) else np.nan
-        for v, w in zip(first, second, strict=True)
-    ]
+    # of an unreadable one it is NaN
+    pairs["probability"] = [(v.probability + 1 - w.probability) / 2 for v, w in zip(first, second, strict=True)]
     pairs["user_id"] = [f"somebody: {p}" if u is None else u for u, p in zip(users, pairs.prompt, strict=True)]
-    return pairs[list(JUDGEMENTS)]
-
-
-def comparable(answers: pd.DataFrame) -> list[tuple[str, str]]:
-    """All two systems that answered a prompt for the same user, in the order of their first answers."""
-    asked: dict[Any, set] = {
-        system: set(zip(part.user_id, part.prompt, strict=True))
-        for system, part in answers.groupby("system", sort=False)
-    }
-    return [(a, b) for a, b in combinations(asked, 2) if asked[a] & asked[b]]
+    columns = "judge user_id prompt system_a system_b answer_a answer_b first second preference probability"
+    return pairs[columns.split()]
 
 
 def agreed(first: str | None, second: str | None) -> str | None:
@@ -189,70 +182,10 @@ def agreed(first: str | None, second: str | None) -> str | None:
     return first if first == second else "tie"
 
 
-def _pairs(answers: pd.DataFrame, systems: Sequence[tuple[str, str]]) -> pd.DataFrame:
-    """`user_id`, `prompt`, `system_a`, `system_b`, `answer_a`, `answer_b` of all two answers that can be compared."""
-    require_answers(answers)
-    texts = [text for column in ("prompt", "answer") for text in answers[column] if not isinstance(text, str)]
-    if texts:
-        raise ValueError(f"{len(texts)} prompts or answers are no text, for instance {texts[0]!r}; expected text.")
-    keys = ["user_id", "prompt"]
-    twice = answers.duplicated(["system", *keys])
-    if twice.any():
-        row = answers[twice].iloc[0]
-        raise ValueError(
-            f"{row.system!r} has two answers for user {row.user_id!r} to {str(row.prompt)[:60]!r}; expected one. "
-            "Average over samples, or give them different systems' names."
-        )
-    tables = []
-    for a, b in systems:
-        for system in (a, b):
-            if not (answers.system == system).any():
-                raise ValueError(f"no answers of {system!r}; there are {', '.join(map(str, answers.system.unique()))}.")
-        one, other = (answers[answers.system == s][[*keys, "answer"]] for s in (a, b))
-        both = one.merge(other, on=keys, suffixes=("_a", "_b"), validate="one_to_one")
-        if both.empty:
-            raise ValueError(f"{a!r} and {b!r} have no user and prompt in common.")
-        tables.append(both.assign(system_a=a, system_b=b))
-    return pd.concat(tables, ignore_index=True)
-
-
-def judge_agreement(judgements: pd.DataFrame, resamples: int = 200, seed: int = 0) -> pd.DataFrame:
-    """How far judges agree on the same pairs, beyond chance: Cohen's kappa (1960, scikit-learn) of every two judges and
-    Krippendorff's alpha (nominal, by the library `krippendorff`) of all of them, over the verdicts a, b and tie.
-
-    Returns:
-        Columns `judges`, `measure`, `value` with `low`, `high` (95%, users drawn anew, and prompts that they share;
-        NaN where there is only one verdict to agree on), `same` (share of equal verdicts), `n` (pairs that two judges
-        at least have judged).
-    """
-    keys = ["user_id", "prompt", "system_a", "system_b"]
-    table = judgements.pivot(index=keys, columns="judge", values="preference")
-    codes = table.apply(lambda column: column.map({"a": 0, "tie": 1, "b": 2})).astype(float)
-    asked = [(one, other) for i, one in enumerate(codes) for other in list(codes)[i + 1 :]]
-    plans = [(f"{one} / {other}", "Cohen's kappa", _kappa, [one, other]) for one, other in asked]
-    if len(asked):
-        plans.append((" / ".join(map(str, codes)), "Krippendorff's alpha", _alpha, list(codes)))
-    rows = []
-    for name, label, measure, judges in plans:
-        shared = codes[judges].dropna(thresh=2)
-        if shared.empty:
-            continue
-        values = shared.to_numpy()
-        draws, clusters = drawn_weights(
-            shared.index.get_level_values("user_id"), shared.index.get_level_values("prompt"), resamples, seed
-        )
-        # a drawn pair counts as often as it was drawn
-        found = [measure(values.repeat(weights.astype(int), axis=0)) for weights in draws]
-        low, high = np.clip(around(measure(values), found, clusters), -1, 1)
-        same = (shared.nunique(axis=1) == 1).mean()
-        rows.append((name, label, measure(values), low, high, same, len(shared)))
-    return pd.DataFrame(rows, columns=["judges", "measure", "value", "low", "high", "same", "n"])
-
-
-def _kappa(codes: np.ndarray) -> float:
-    return cohen_kappa_score(*codes.T) if len(np.unique(codes)) > 1 else np.nan
-
-
-def _alpha(codes: np.ndarray) -> float:
-    varied = len(np.unique(codes[~np.isnan(codes)])) > 1
-    return krippendorff.alpha(codes.T, level_of_measurement="nominal") if varied else np.nan
+def comparable(answers: pd.DataFrame) -> list[tuple[str, str]]:
+    """All two systems that answered a prompt for the same user, in the order of their first answers."""
+    asked: dict[Any, set] = {
+        system: set(zip(part.user_id, part.prompt, strict=True))
+        for system, part in answers.groupby("system", sort=False)
+    }
+    return [(a, b) for a, b in combinations(asked, 2) if asked[a] & asked[b]]

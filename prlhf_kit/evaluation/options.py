@@ -36,31 +36,22 @@ def questions(pairs: Dataset) -> Dataset:
         `user_text`, `group`, `prompt`, `options` (`[k]` responses, each a list of messages, in the pairs' order with
         the right one first), `right_option` (its place: 0), and the columns `RECORDED` where the pairs have a context.
     """
+    kept = [n for n in ("user_id", "user_text", "group", "prompt", *RECORDED) if n in pairs.column_names]
     found: dict[str, dict] = {}
     for pair in pairs:
-        key = str([pair["user_id"], pair["prompt"], pair["chosen"]])
-        if key not in found:
-            kept = {name: pair[name] for name in _kept(pairs)}
-            found[key] = {"question_id": pair["pair_id"], **kept, "options": [pair["chosen"]], "right_option": 0}
-        if pair["rejected"] not in found[key]["options"]:
-            found[key]["options"].append(pair["rejected"])
+        new = {"question_id": pair["pair_id"], **{name: pair[name] for name in kept}, "options": [pair["chosen"]]}
+        options = found.setdefault(str([pair["user_id"], pair["prompt"], pair["chosen"]]), new)["options"]
+        if pair["rejected"] not in options:
+            options.append(pair["rejected"])
     few = [row["question_id"] for row in found.values() if len(row["options"]) < 2]
     if few:
         raise SchemaError(
             f"{len(few)} questions have one option only, first the pair {few[0]!r}; expected a rejected response that "
             "is not the chosen one."
         )
-    features = {
-        "question_id": Value("string"),
-        **{name: pairs.features[name] for name in _kept(pairs)},
-        "options": List(FEATURES["chosen"]),
-        "right_option": Value("int64"),
-    }
-    return Dataset.from_list(list(found.values()), features=Features(features))
-
-
-def _kept(pairs: Dataset) -> list[str]:
-    return [n for n in ("user_id", "user_text", "group", "prompt", *RECORDED) if n in pairs.column_names]
+    types = {"question_id": Value("string"), **{name: pairs.features[name] for name in kept}}
+    types |= {"options": List(FEATURES["chosen"]), "right_option": Value("int64")}
+    return Dataset.from_list([row | {"right_option": 0} for row in found.values()], features=Features(types))
 
 
 def choose(
@@ -85,19 +76,14 @@ def choose(
     """
     rows = questions if user_rows is None else as_read(model, questions)
     number = [len(options) for options in rows["options"]]
-    place = np.repeat(np.arange(len(number)), number).tolist()
-    prompts = list(rows["prompt"])
-    logps, tokens = completion_logps(
-        model,
-        tokenizer,
-        [prompts[i] for i in place],
-        [option for options in rows["options"] for option in options],
-        None if user_rows is None else [user_rows[i] for i in place],
-        batch_size,
-    )
-    ends = np.cumsum(number)[:-1]
+    place = np.repeat(np.arange(len(number)), number).tolist()  # of the question, for each option
+    prompts = rows["prompt"][:]
+    users = None if user_rows is None else [user_rows[i] for i in place]
+    answers = [option for options in rows["options"] for option in options]
+    scored = completion_logps(model, tokenizer, [prompts[i] for i in place], answers, users, batch_size)
     found = []
-    for summed, length, right in zip(np.split(logps, ends), np.split(tokens, ends), rows["right_option"], strict=True):
+    logps, tokens = (np.split(numbers, np.cumsum(number)[:-1]) for numbers in scored)
+    for summed, length, right in zip(logps, tokens, rows["right_option"], strict=True):
         mean = summed / length
         best = np.flatnonzero(mean == mean.max())
         rules = {"right": mean, "right_sum": summed, "right_shortest": -length, "right_longest": length}
@@ -106,11 +92,10 @@ def choose(
     asked = {
         "question_id": rows["question_id"],
         "user_id": rows["user_id"],
-        "prompt": [prompt_text(prompt) for prompt in rows["prompt"]],
+        "prompt": [prompt_text(prompt) for prompt in prompts],
         "options": number,
     }
-    table = pd.concat([pd.DataFrame(asked), pd.DataFrame(found)], axis=1)
-    return table.astype({"picked": "Int64"})
+    return pd.concat([pd.DataFrame(asked), pd.DataFrame(found)], axis=1).astype({"picked": "Int64"})
 
 
 def _right(values: np.ndarray, right: int) -> float:

@@ -1,4 +1,4 @@
-"""What judgements say: win rates, ratings of many systems, length control, position bias.
+"""What judgements say: win rates, ratings of many systems, length control, position bias, agreement of judges.
 
 Every function takes the tidy table of `judges.judged`. A tie is one half; where a judge's answer could not be read
 there is no verdict, and it is counted (`unread`), never a win.
@@ -7,12 +7,15 @@ there is no verdict, and it is counted (`unread`), never a win.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
+from itertools import combinations
 from typing import Any
 
+import krippendorff
 import numpy as np
 import pandas as pd
 from scipy.special import expit, logit
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import cohen_kappa_score
 from tqdm.auto import tqdm
 
 from prlhf_kit.evaluation.accuracy import ranked_right
@@ -22,6 +25,7 @@ from prlhf_kit.evaluation.statistics import around, drawn_weights
 VALUE = {"a": 1.0, "tie": 0.5, "b": 0.0}
 COMPARISON = ("judge", "system_a", "system_b")
 FIRST, DISAGREE = "prefers the first", "orders disagree"
+KAPPA, ALPHA = "Cohen's kappa", "Krippendorff's alpha"
 
 
 def with_wins(judgements: pd.DataFrame) -> pd.DataFrame:
@@ -83,19 +87,20 @@ def win_rates_by_community(judgements: pd.DataFrame, named: bool = True, seed: i
     return pd.concat([own, together.assign(p_holm=together.p)], ignore_index=True)
 
 
-def user_win_rates(judgements: pd.DataFrame, by: Sequence[str] = COMPARISON, seed: int = 0) -> pd.DataFrame:
+def user_win_rates(judgements: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     """Win rate per user, P-RLHF's second number (Li et al. 2024, arXiv 2402.05133, Section 5): a user is won whose own
     win rate is above one half. Users at exactly one half are ties and count one half.
 
     Returns:
-        `intervals` of `user_win_rate`, over users, with the numbers `users_won`, `users_tied`, `users_lost`.
+        `intervals` of `user_win_rate` by `COMPARISON`, over users, with the numbers `users_won`, `users_tied`,
+        `users_lost`.
     """
-    own = _read(judgements).groupby([*by, "user_id"], sort=False).win_rate.mean().reset_index()
+    own = _read(judgements).groupby([*COMPARISON, "user_id"], sort=False).win_rate.mean().reset_index()
     own["user_win_rate"] = ranked_right(own.win_rate.round(12), np.full(len(own), 0.5))
     names = {"users_won": 1.0, "users_tied": 0.5, "users_lost": 0.0}
     numbers: dict[str, Any] = {name: (name, "sum") for name in names}
     own = own.assign(**{name: own.user_win_rate == value for name, value in names.items()})
-    return intervals(own, "user_win_rate", by, "user_id", seed=seed, **numbers)
+    return intervals(own, "user_win_rate", COMPARISON, "user_id", seed=seed, **numbers)
 
 
 def position_bias(judgements: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
@@ -129,42 +134,26 @@ def bradley_terry(judgements: pd.DataFrame, resamples: int = 200, seed: int = 0)
     tables = []
     for judge, part in _read(judgements).groupby("judge", sort=False):
         systems = sorted({*part.system_a, *part.system_b})
-        place = {system: i for i, system in enumerate(systems)}
-        a, b = part.system_a.map(place).to_numpy(), part.system_b.map(place).to_numpy()
-        verdicts = part.win_rate.to_numpy()
-        draws, clusters = drawn_weights(part.user_id, part.prompt, resamples, seed)
-        rating = _ratings(a, b, verdicts, np.ones(len(part)), len(systems))
-        shown = tqdm(draws, total=resamples, desc="ratings", disable=None, leave=False)
-        drawn = [_ratings(a, b, verdicts, weights, len(systems)) for weights in shown]
-        low, high = around(rating, drawn, clusters)
-        games = [int(((a == i) | (b == i)).sum()) for i in range(len(systems))]
-        table = pd.DataFrame({"judge": judge, "system": systems, "rating": rating})
-        tables.append(table.assign(low=low, high=high, n=games).sort_values("rating", ascending=False))
+        a, b = (part[name].map(systems.index).to_numpy() for name in ("system_a", "system_b"))
+        features = np.eye(len(systems))[a] - np.eye(len(systems))[b]
+        rating, low, high = _resampled(_ratings, part, resamples, seed, features, part.win_rate.to_numpy())
+        table = pd.DataFrame({"judge": judge, "system": systems, "rating": rating, "low": low, "high": high})
+        table["n"] = np.bincount([*a, *b])
+        tables.append(table.sort_values("rating", ascending=False))
     if not tables:
         return pd.DataFrame(columns=["judge", "system", "rating", "low", "high", "n"])
     return pd.concat(tables, ignore_index=True)
 
 
-def _ratings(a: np.ndarray, b: np.ndarray, verdicts: np.ndarray, weights: np.ndarray, systems: int) -> np.ndarray:
-    """Ratings `[systems]` on Elo's scale, from the systems' numbers, the verdicts and their weights, `[n]` each."""
-    wins = np.zeros((systems, systems))  # [winner, loser]
-    np.add.at(wins, (a, b), weights * verdicts)
-    np.add.at(wins, (b, a), weights * (1 - verdicts))
-    winner, loser = np.nonzero(wins)
-    features = np.eye(systems)[winner] - np.eye(systems)[loser]
-    model = LogisticRegression(C=100, fit_intercept=False, tol=1e-8)
-    # half of each win as it is and half seen from the loser, so that both outcomes are there
-    halves = np.tile(wins[winner, loser] / 2, 2)
-    model.fit(np.vstack([features, -features]), np.repeat([1, 0], len(winner)), halves)
-    strength = model.coef_[0]
+def _ratings(weights: np.ndarray, features: np.ndarray, verdicts: np.ndarray) -> np.ndarray:
+    """Ratings `[systems]` on Elo's scale; `features` `[n, systems]` are 1 for a and -1 for b."""
+    strength = _logistic(weights, features, verdicts, C=100, fit_intercept=False).coef_[0]
     return 1000 + 400 / np.log(10) * (strength - strength.mean())
 
 
-def length_controlled(
-    judgements: pd.DataFrame, length: Callable[[str], int] = len, resamples: int = 200, seed: int = 0
-) -> pd.DataFrame:
+def length_controlled(judgements: pd.DataFrame, resamples: int = 200, seed: int = 0) -> pd.DataFrame:
     """Length-controlled win rate (AlpacaEval 2: Dubois et al. 2024, arXiv 2404.04475): what would the win rate of a
-    over b be if their answers were equally long?
+    over b be if their answers had equally many characters?
 
         P(a wins on x) = sigmoid(theta + phi * tanh((len_a - len_b) / std(len_a - len_b)) + psi * difficulty_x)
 
@@ -172,9 +161,6 @@ def length_controlled(
     *other* systems do on it against b than against a: the difference of the log-odds of their mean verdicts, half a win
     and half a loss added, less its mean; 0 where there are none. `phi` and `psi` are held back by a weak ridge, `theta`
     is not. Whichever of two systems is called a, their rates add up to one.
-
-    Args:
-        length: of an answer; the default counts characters, as AlpacaEval does.
 
     Returns:
         Columns `judge`, `system_a`, `system_b`, `win_rate`, `lc_win_rate` with `low`, `high` (95%, users drawn anew,
@@ -185,17 +171,15 @@ def length_controlled(
     for judge, group in judgements.groupby("judge", sort=False):
         everything = _read(group)
         compared = everything.groupby(["system_a", "system_b"], sort=False)
-        for (a, b), part in tqdm(compared, desc="length-controlled", disable=None, leave=False):
-            gap = np.array([length(x) - length(y) for x, y in zip(part.answer_a, part.answer_b, strict=True)], float)
+        for (a, b), part in compared:
+            gap = (part.answer_a.map(len) - part.answer_b.map(len)).to_numpy(float)
             difficulty = _difficulty(part.prompt, everything, a, b)
             features = np.column_stack([np.tanh(gap / (gap.std() or 1)), difficulty])
-            verdicts = part.win_rate.to_numpy()
-            estimate, effect = _without_length(features, verdicts, np.ones(len(part)))
-            draws, clusters = drawn_weights(part.user_id, part.prompt, resamples, seed)
-            found = [_without_length(features, verdicts, weights)[0] for weights in draws]
-            low, high = np.clip(around(estimate, found, clusters), 0, 1)
-            spoken = [part[f"answer_{of}"].str.split().str.len().mean() for of in "ab"]
-            rows.append((judge, a, b, verdicts.mean(), estimate, low, high, effect, *spoken, len(part)))
+            found = _resampled(_without_length, part, resamples, seed, features, part.win_rate.to_numpy())
+            (rate, effect), (low, _), (high, _) = found
+            words = [part[f"answer_{of}"].map(lambda text: len(text.split())).mean() for of in "ab"]
+            mean = part.win_rate.mean()
+            rows.append((judge, a, b, mean, rate, *np.clip((low, high), 0, 1), effect, *words, len(part)))
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -211,15 +195,64 @@ def _difficulty(prompts: pd.Series, everything: pd.DataFrame, a: Hashable, b: Ha
     return prompts.map(odds - odds.mean()).fillna(0.0).to_numpy(float)
 
 
-def _without_length(features: np.ndarray, verdicts: np.ndarray, weights: np.ndarray) -> tuple[float, float]:
+def _without_length(weights: np.ndarray, features: np.ndarray, verdicts: np.ndarray) -> np.ndarray:
     """(win rate predicted with the first feature at 0, that feature's coefficient)."""
-    won, lost = weights * verdicts, weights * (1 - verdicts)
-    if not won.any() or not lost.any():  # always or never: no length could be told from it
-        return float(won.any()), 0.0
-    model = LogisticRegression(C=10, tol=1e-8)
-    counted = np.concatenate([won, lost])
-    rows = counted > 0
-    model.fit(np.vstack([features, features])[rows], np.repeat([1, 0], len(verdicts))[rows], counted[rows])
+    won, lost = weights @ verdicts, weights @ (1 - verdicts)
+    if not won or not lost:  # always or never: no length could be told from it
+        return np.array([won > 0, 0.0], float)
+    model = _logistic(weights, features, verdicts, C=10)
     effect, difficulty = model.coef_[0]
     predicted = expit(model.intercept_[0] + difficulty * features[:, 1])
-    return float(np.average(predicted, weights=weights)), float(effect)
+    return np.array([np.average(predicted, weights=weights), effect])
+
+
+def _logistic(weights: np.ndarray, features: np.ndarray, verdicts: np.ndarray, **options: Any) -> LogisticRegression:
+    """Features `[n, k]` -> verdicts `[n]`, of which each is a win and a loss in its parts."""
+    parts = np.concatenate([weights * verdicts, weights * (1 - verdicts)])
+    model = LogisticRegression(tol=1e-8, **options)
+    return model.fit(np.vstack([features, features]), np.repeat([1, 0], len(verdicts)), parts)
+
+
+def judge_agreement(judgements: pd.DataFrame, resamples: int = 200, seed: int = 0) -> pd.DataFrame:
+    """How far judges agree on the same pairs, beyond chance: Cohen's kappa (1960, scikit-learn) of every two judges and
+    Krippendorff's alpha (nominal, by the library `krippendorff`) of all of them, over the verdicts a, b and tie.
+
+    Returns:
+        Columns `judges`, `measure`, `value` with `low`, `high` (95%, users drawn anew, and prompts that they share;
+        NaN where there is only one verdict to agree on), `same` (share of equal verdicts), `n` (pairs that two judges
+        at least have judged).
+    """
+    keys = ["user_id", "prompt", "system_a", "system_b"]
+    codes = judgements.assign(code=judgements.preference.map({"a": 0, "tie": 1, "b": 2}).astype(float))
+    codes = codes.pivot(index=keys, columns="judge", values="code")
+    plans = [(KAPPA, [*two]) for two in combinations(codes, 2)]
+    rows = []
+    for measure, judges in plans + [(ALPHA, list(codes))] * bool(plans):
+        shared = codes[judges].dropna(thresh=2)
+        if shared.empty:
+            continue
+        value, low, high = _resampled(_agreement, shared.reset_index(), resamples, seed, shared.to_numpy(), measure)
+        same = (shared.nunique(axis=1) == 1).mean()
+        name = " / ".join(map(str, judges))
+        rows.append((name, measure, value, *np.clip((low, high), -1, 1), same, len(shared)))
+    return pd.DataFrame(rows, columns=["judges", "measure", "value", "low", "high", "same", "n"])
+
+
+def _agreement(weights: np.ndarray, codes: np.ndarray, measure: str) -> float:
+    drawn = codes.repeat(weights.astype(int), axis=0)  # a drawn pair counts as often as it was drawn
+    if len(np.unique(drawn[~np.isnan(drawn)])) < 2:
+        return np.nan
+    return (
+        cohen_kappa_score(*drawn.T) if measure == KAPPA else krippendorff.alpha(drawn.T, level_of_measurement="nominal")
+    )
+
+
+def _resampled(
+    statistic: Callable[..., Any], table: pd.DataFrame, resamples: int, seed: int, *data: Any
+) -> tuple[Any, Any, Any]:
+    """`statistic(weights, *data)` with the rows' weights `[n]` all one, and its 95% interval: users are drawn anew, and
+    prompts that they share."""
+    draws, clusters = drawn_weights(table.user_id, table.prompt, resamples, seed)
+    drawn = [statistic(weights, *data) for weights in tqdm(draws, total=resamples, disable=None, leave=False)]
+    estimate = statistic(np.ones(len(table)), *data)
+    return (estimate, *around(estimate, drawn, clusters))

@@ -1,0 +1,243 @@
+"""The LLM judge against an endpoint that fails in every way: nothing is paid for twice, lost or invented."""
+
+import json
+import logging
+import re
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+from faults import ALWAYS_A, BODIES, ERRORS, FaultServer
+
+from prlhf_kit.evaluation.endpoint import Endpoint, JudgeError, PaidAnswers
+from prlhf_kit.evaluation.judge_templates import parse_verdict
+from prlhf_kit.evaluation.judges import UNREADABLE, Verdict
+from prlhf_kit.evaluation.llm_judge import LLMJudge
+
+KEY = "sk-verysecret-0123456789abcdef"
+A, B = Verdict("a", 0.9), Verdict("b", 0.25)
+
+
+def questions(n):
+    """Arguments of a call with `n` comparisons, marked Q0, Q1, ..."""
+    return [f"Q{i}?" for i in range(n)], ["left"] * n, ["right"] * n, ["u"] * n
+
+
+def by_question(body):
+    """A for even questions, B for odd ones."""
+    even = int(re.search(r"Q(\d)", body["messages"][-1]["content"])[1]) % 2 == 0
+    return ALWAYS_A if even else '{"preference": "B", "confidence": 0.75}'
+
+
+@pytest.mark.parametrize("fault", ["408", "429", "500", "503", *BODIES, *ERRORS])
+def test_what_may_pass_is_asked_again_and_loses_no_other_answer(make_judge, fault, tmp_path):
+    server = FaultServer({"Q1": [fault] * 99, "Q2": [fault]}, by_question)
+    judge = make_judge(server, retries=3, concurrency=2)
+    with pytest.raises(JudgeError, match="1 of 4 requests to http://judge/v1 got no answer") as error:
+        judge(*questions(4))
+    assert ERRORS[fault].__name__ in str(error.value) if fault in ERRORS else "choices[0].message" in str(error.value)
+    assert f"3 answers are kept in {tmp_path / 'c.sqlite'}" in str(error.value)
+    assert server.count() == {"Q0": 1, "Q1": 4, "Q2": 2, "Q3": 1}
+    assert [judge.spent[name] for name in ("requests", "retries", "answers")] == [4, 4, 3]
+    server.script["Q1"] = [fault]
+    assert judge(*questions(4)) == judge(*questions(4)) == [A, B, A, B]
+    assert server.count() == {"Q0": 1, "Q1": 6, "Q2": 2, "Q3": 1}
+
+
+def test_retry_after_is_heeded(make_judge):
+    start = time.monotonic()
+    assert make_judge(FaultServer({"Q0": ["429 after 0.4"]}))(*questions(1)) == [A]
+    assert 0.4 <= time.monotonic() - start < 5
+
+
+def test_a_server_that_is_gone_is_not_asked_for_ever(make_judge):
+    judge = make_judge(FaultServer({"Q": ["closed"] * 999}), retries=1, concurrency=2)
+    with pytest.raises(JudgeError, match="300 of 300 requests"):
+        judge(*questions(300))
+    assert judge.spent["requests"] < 40
+
+
+@pytest.mark.parametrize("status", ["302", "400", "401", "404", "422"])
+def test_a_refusal_stops_at_once_and_no_key_is_told(make_judge, monkeypatch, caplog, tmp_path, status):
+    monkeypatch.setenv("JUDGE_KEY", f" {KEY}\n")
+    caplog.set_level(logging.DEBUG)
+    server = FaultServer({"Q2": [status] * 99})
+    judge = make_judge(server, concurrency=1, api_key_env="JUDGE_KEY")
+    with pytest.raises(JudgeError, match=f"status {status}.*Bearer \\*\\*\\*.*structured=False") as error:
+        judge(*questions(9))
+    assert server.count() == {"Q0": 1, "Q1": 1, "Q2": 1}  # the first two are kept
+    assert all(request.headers["Authorization"] == f"Bearer {KEY}" for request in server.requests)
+    told = "".join(traceback.format_exception(error.value)) + repr(error.value.__context__) + caplog.text
+    told += repr(judge) + json.dumps(judge.config) + repr(judge.spent) + "".join(map(repr, caplog.records))
+    assert "HTTP Request" in caplog.text  # so something was logged
+    assert KEY not in told
+    assert all(KEY.encode() not in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+    server.script["Q2"].clear()
+    assert judge(*questions(9)) == [A] * 9
+    assert server.count()["Q0"] == server.count()["Q1"] == 1
+
+
+def test_what_is_under_way_at_a_refusal_is_kept(make_judge):
+    server = FaultServer({"Q0": ["hang"], "Q1": ["401"]})
+    judge = make_judge(server, concurrency=2)
+    threading.Timer(0.3, server.release.set).start()
+    with pytest.raises(JudgeError, match="1 answers are kept"):
+        judge(*questions(9))
+    assert server.count() == {"Q0": 1, "Q1": 1}
+    judge(*questions(1))
+    assert len(server.seen) == 2
+
+
+def test_interrupt_keeps_what_came(make_judge):
+    server = FaultServer({"Q2": ["interrupt"]})
+    judge = make_judge(server, concurrency=1)
+    with pytest.raises(KeyboardInterrupt):
+        judge(*questions(6))
+    assert server.count() == {"Q0": 1, "Q1": 1, "Q2": 1}
+    assert judge(*questions(6)) == [A] * 6
+    assert server.count() == {f"Q{i}": 1 for i in range(6)}
+
+
+ASKING = """
+import sys
+from prlhf_kit.evaluation.endpoint import Endpoint, PaidAnswers
+bodies = {f"key {i}": {"messages": [{"content": f"Q{i}?"}]} for i in range(6)}
+Endpoint(sys.argv[1], None, concurrency=2, timeout=60, retries=5).ask(bodies, PaidAnswers(sys.argv[2]))
+"""
+
+
+def test_a_killed_process_loses_no_answer(tmp_path):
+    server = FaultServer({"Q3": ["hang"], "Q4": ["hang"]}, by_question)
+    with server.on_loopback() as url:
+        process = subprocess.Popen([sys.executable, "-c", ASKING, url, str(tmp_path / "c")])
+        try:
+            deadline = time.monotonic() + 120
+            while server.count() != {f"Q{i}": 1 for i in range(5)}:  # two at a time, so the first three are kept
+                assert process.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+        finally:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+        kept = PaidAnswers(tmp_path / "c")
+        bodies = {f"key {i}": {"messages": [{"content": f"Q{i}?"}]} for i in range(6)}
+        assert list(kept.get(bodies)) == ["key 0", "key 1", "key 2"]
+        Endpoint(url, None, 2, 60, 5).ask({key: bodies[key] for key in bodies if key not in kept.get(bodies)}, kept)
+        assert [parse_verdict(text) for text in kept.get(bodies).values()] == [A, B] * 3
+        assert server.count() == {"Q0": 1, "Q1": 1, "Q2": 1, "Q3": 2, "Q4": 2, "Q5": 1}
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        {"message": {"role": "assistant", "content": None, "refusal": "I can't."}, "finish_reason": "stop"},
+        {"message": {"role": "assistant"}},
+        {"message": {"role": "assistant", "content": '{"preference": "A", "conf'}, "finish_reason": "length"},
+        {"message": {"role": "assistant", "content": "A \ud800"}, "finish_reason": 3},
+        {"message": {"role": "assistant", "content": [{"type": "text", "text": ALWAYS_A}]}, "finish_reason": "stop"},
+    ],
+)
+def test_what_can_not_be_read_is_paid_once_counted_and_no_win(make_judge, choice):
+    server = FaultServer(answer={"choices": [choice], "usage": "many"})
+    judge = make_judge(server)
+    for _ in range(2):
+        assert judge(*questions(2)) == [UNREADABLE] * 2
+    assert len(server.seen) == 2
+    assert [judge.spent[name] for name in ("unreadable", "answers", "uncounted")] == [2, 2, 2]
+
+
+def test_the_cache_holds_what_the_server_said(make_judge, tmp_path):
+    make_judge(FaultServer(answer="\nno verdict "))(*questions(1))
+    db = sqlite3.connect(tmp_path / "c.sqlite")
+    columns = "text, finish_reason, model, id, usage, time"
+    [(*said, usage, when)] = db.execute(f"SELECT {columns} FROM judge_answers").fetchall()
+    db.close()
+    assert said == ["\nno verdict ", "stop", "served-name", "chat-1"]
+    assert json.loads(usage) == {"prompt_tokens": 100, "completion_tokens": 10}
+    assert pd.Timestamp(when) > pd.Timestamp("2024", tz="UTC")
+
+
+def test_a_file_that_is_no_cache_is_refused(make_judge, tmp_path):
+    (tmp_path / "c.sqlite").write_text("these are my notes, not a database\n" * 99)
+    with pytest.raises(JudgeError, match="can't be used as a judge's cache"):
+        make_judge()
+    assert (tmp_path / "c.sqlite").read_text().startswith("these are my notes")
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_threads_share_a_cache(make_judge, same):
+    server, found = FaultServer(answer=by_question), {}
+    judge = make_judge(server, concurrency=2)
+
+    def work(i):
+        found[i] = (judge if same else replace(judge))(*questions(8))
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(3)]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    assert found == {i: [A, B] * 4 for i in range(3)}
+    assert len(server.seen) == 8 if same else 8 <= len(server.seen) <= 24
+    fresh = replace(judge)
+    assert fresh(*questions(8)) == [A, B] * 4
+    assert fresh.spent["requests"] == 0
+
+
+# ---- keys and addresses
+
+
+def test_no_key_goes_to_other_endpoints_than_the_one_named(make_judge, monkeypatch):
+    for name in ("OPENAI_API_KEY", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID"):
+        monkeypatch.setenv(name, KEY)
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://elsewhere/v1")
+    server = FaultServer()
+    make_judge(server)(*questions(1))
+    [request] = server.requests
+    assert request.url.host == "judge"
+    assert KEY not in str(list(request.headers.items()))
+
+
+def test_openai_is_the_default_and_wants_its_key(make_judge, tmp_path, monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    server = FaultServer()
+    about = make_judge(server).about
+    judge = LLMJudge("m", "criterion", tmp_path / "c", about)
+    with pytest.raises(JudgeError, match="OPENAI_API_KEY is not set; expected the key of https://api"):
+        judge(*questions(1))
+    assert server.seen == []
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    assert judge(*questions(1)) == [A]
+    assert str(server.requests[0].url) == "https://api.openai.com/v1/chat/completions"
+    assert server.seen[0]["max_completion_tokens"] == 100
+
+
+@pytest.mark.parametrize("key", ["a b", "schlüssel"])
+def test_what_is_no_key_is_refused_and_not_told(make_judge, monkeypatch, key):
+    monkeypatch.setenv("JUDGE_KEY", key)
+    with pytest.raises(JudgeError, match="JUDGE_KEY is no key") as error:
+        make_judge(api_key_env="JUDGE_KEY")(*questions(1))
+    assert key not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"base_url": f"https://me:{KEY}@host/v1"}, "base_url"),
+        ({"base_url": f"https://{KEY}@host/v1"}, "base_url"),
+        ({"base_url": f"https://host/v1?key={KEY}"}, "base_url"),
+        ({"base_url": "host/v1"}, "base_url"),
+        ({"base_url": "ftp://host/v1"}, "base_url"),
+        ({"base_url": ""}, "base_url"),
+        ({"api_key_env": KEY}, "api_key_env is no name"),
+    ],
+)
+def test_secrets_in_settings_are_refused_and_not_told(make_judge, settings, words):
+    with pytest.raises(JudgeError, match=words) as error:
+        make_judge(**settings)
+    assert KEY not in "".join(traceback.format_exception(error.value))
