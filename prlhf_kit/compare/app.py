@@ -14,52 +14,18 @@ import ipaddress
 import logging
 import os
 import secrets
+import shutil
 import socket
 import sys
 import tempfile
 import webbrowser
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
 NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "07_compare_responses.ipynb"  # in a checkout
 NEEDED = ("01_data_preparation", "03_pdpo_training")
-PORT = 8866
 IDLE = 600  # seconds that the kernel of a page that is gone lives on
-
-# voila's own page, less its links to a content delivery network, and in the colours that the browser asks for
-TEMPLATE = """{%- extends 'voila/templates/lab/index.html.j2' -%}
-{% import "spinner.macro.html.j2" as spinner %}
-{%- block notebook_css -%}
-{{ resources.include_js("static/voila-style.js") }}
-{{ spinner.css() }}
-{{ super.super() }}
-{{ resources.include_css("static/theme-dark.css") | replace("<link", '<link media="(prefers-color-scheme: dark)"') }}
-<style>
-:root { color-scheme: light dark; }
-.jp-mod-noOutputs.jp-mod-noInput { display: none; }
-body.jp-Notebook { padding: 0 max(.5rem, calc((100vw - 72rem) / 2)); }
-</style>
-{%- endblock notebook_css -%}
-{%- block body_header -%}
-{{ super() }}
-<script>
-"use strict";
-{
-  const dark = matchMedia("(prefers-color-scheme: dark)");
-  const follow = () => {
-    document.body.dataset.jpThemeLight = String(!dark.matches);
-    document.body.dataset.jpThemeName = dark.matches ? "JupyterLab Dark" : "JupyterLab Light";
-    document.body.classList.toggle("theme-dark", dark.matches);
-    document.body.classList.toggle("theme-light", !dark.matches);
-  };
-  dark.addEventListener("change", follow);
-  follow();
-}
-</script>
-{%- endblock body_header -%}
-"""
 OPEN = '<!doctype html><title>prlhf app</title><meta http-equiv="refresh" content="0; url={0}"><a href="{0}">Open</a>'
 EXPOSED = """prlhf app: WARNING: listening on {ip}, without encryption. Whoever sees the traffic sees the token and the
 votes; whoever has the token can use the models. To reach a remote machine, leave --ip as it is and use
@@ -78,8 +44,9 @@ def add_parser(commands: Any) -> None:
         "  prlhf app papermill_runs/demo --no-browser --port 9000 --votes votes/ann.jsonl",
     )
     p.add_argument("run_dir", type=Path, metavar="DIR", help="a run with " + " and ".join(NEEDED) + " completed")
-    p.add_argument("--port", type=int, default=PORT, help="or the next free one (default: %(default)s)")
+    p.add_argument("--port", type=int, default=8866, help="or the next free one (default: %(default)s)")
     p.add_argument("--ip", default="127.0.0.1", help="address to listen on (default: %(default)s, this machine only)")
+    p.add_argument("--pages", type=int, default=8, help="open at once, each with its models (default: %(default)s)")
     p.add_argument("--no-browser", action="store_true", help="only print the address")
     p.add_argument("--votes", type=Path, metavar="FILE", help="where votes are appended (default: in the run)")
     p.add_argument("--notebook", type=Path, default=NOTEBOOK, help="the page's notebook (default: the checkout's)")
@@ -90,79 +57,54 @@ def add_parser(commands: Any) -> None:
 def serve(args: argparse.Namespace) -> int:
     """`prlhf app`: serve until Ctrl-C or SIGTERM. Raises `RunError`, before anything is served, for what is wrong."""
     import nbformat
+    from papermill.iorw import load_notebook_node
+    from papermill.parameterize import parameterize_notebook
 
-    from prlhf_kit.runs.parameters import RunError, defaults
+    from prlhf_kit.runs.parameters import RunError, defaults, resolve
+    from prlhf_kit.runs.stage import read_record
 
     if importlib.util.find_spec("voila") is None:
         raise RunError("the page is served by voila, which is not installed. Run `pip install 'prlhf_kit[notebooks]'`.")
-    run_dir = args.run_dir.resolve()
-    trained = check_run(run_dir)
+    run_dir, trained = args.run_dir.resolve(), {}
+    for stage in NEEDED:
+        record = read_record(run_dir / stage) or {"status": "not there"}
+        if record.get("status") != "completed":
+            raise RunError(
+                f"stage {stage} of {run_dir} is {record.get('status')}; the page needs it completed. "
+                f"`prlhf run notebooks/{NEEDED[0]}.ipynb notebooks/{NEEDED[1]}.ipynb --run {run_dir.name}` makes it."
+            )
+        trained = record.get("parameters", {})
     given = dict(args.parameter or [])
     for name, option in (("run_dir", "DIR"), ("votes", "--votes")):
         if name in given:
             raise RunError(f"parameter {name!r} is set with {option}, not with -p.")
-    given["run_dir"] = str(run_dir)
-    if args.votes:
-        given["votes"] = str(args.votes.resolve())
     if not args.notebook.is_file():
         raise RunError(
             f"there is no notebook {args.notebook}. A checkout of prlhf_kit has it (`pip install -e .` there), not "
             "the installed package alone; with a copy of it elsewhere, give --notebook PATH."
         )
-    if not 0 < args.port < 65536:
-        raise RunError(f"--port is {args.port}, expected a number from 1 to 65535.")
+    if not 0 < args.port < 65536 or args.pages < 1:
+        raise RunError(f"--port is {args.port} and --pages {args.pages}; expected a port from 1 to 65535, and a page.")
+    given["run_dir"] = str(run_dir)
+    if args.votes:
+        given["votes"] = str(args.votes.resolve())
     if "model" in trained and "model" in defaults(args.notebook):  # the run knows its base
         given.setdefault("model", trained["model"])
-    notebook = parameterised(args.notebook, given)
+    notebook = parameterize_notebook(
+        load_notebook_node(str(args.notebook)), resolve(args.notebook, given), kernel_name="python3", language="python"
+    )
     notebook.metadata["title"] = f"{run_dir.name} - prlhf_kit"
     with tempfile.TemporaryDirectory(prefix="prlhf-app-") as scratch:  # readable by its owner only
         nbformat.write(notebook, Path(scratch, "index.ipynb"))
-        Path(scratch, "index.html.j2").write_text(TEMPLATE)
-        _run_server(Path(scratch), args.notebook.resolve().parent, args.ip, args.port, not args.no_browser)
+        shutil.copy(Path(__file__).with_name("page.html.j2"), Path(scratch, "index.html.j2"))
+        _run_server(Path(scratch), args)
     return 0
 
 
-def check_run(run_dir: Path) -> dict[str, Any]:
-    """The parameters that a run was trained with. Raises `RunError` where it does not hold what the page shows."""
-    from prlhf_kit.runs.parameters import RunError
-    from prlhf_kit.runs.stage import read_record
-
-    if not run_dir.is_dir():
-        raise RunError(f"{run_dir} is no folder; expected a run's, such as papermill_runs/demo.")
-    for stage in NEEDED:
-        record = read_record(run_dir / stage) or {"status": "not there"}
-        status = record.get("status")
-        if status != "completed":
-            raise RunError(
-                f"stage {stage} of {run_dir} is {status}; the page needs it completed. "
-                f"`prlhf run notebooks/{NEEDED[0]}.ipynb notebooks/{NEEDED[1]}.ipynb --run {run_dir.name}` makes it."
-            )
-    return record.get("parameters", {})
-
-
-def parameterised(notebook: Path, parameters: Mapping[str, Any]) -> Any:
-    """A copy of `notebook` (an nbformat node) with `parameters` in place of its defaults, checked as in `prlhf run`."""
-    from papermill.iorw import load_notebook_node
-    from papermill.parameterize import parameterize_notebook
-
-    from prlhf_kit.runs.parameters import resolve
-
-    values = resolve(notebook, parameters)
-    return parameterize_notebook(load_notebook_node(str(notebook)), values, kernel_name="python3", language="python")
-
-
-def _local(ip: str) -> bool:
-    try:
-        return ip == "localhost" or ipaddress.ip_address(ip).is_loopback
-    except ValueError:
-        return False
-
-
-def _run_server(scratch: Path, cwd: Path, ip: str, port: int, browser: bool) -> None:
-    """Serve `scratch/index.ipynb`, whose kernels work in `cwd`: the folder of the notebook, as in JupyterLab."""
+def _run_server(scratch: Path, args: argparse.Namespace) -> None:
+    """Serve `scratch/index.ipynb`, whose kernels work in the folder of the notebook, as in JupyterLab."""
     from jupyter_server import DEFAULT_STATIC_FILES_PATH
     from jupyter_server.base.handlers import JupyterHandler
-    from tornado.ioloop import IOLoop
     from tornado.web import HTTPError, StaticFileHandler
     from traitlets.config import Config
     from voila.app import Voila
@@ -173,14 +115,9 @@ def _run_server(scratch: Path, cwd: Path, ip: str, port: int, browser: bool) -> 
         async def prepare(self) -> None:
             await super().prepare()
             _ = self.xsrf_token  # sets a cookie, without which a page that is left can't end its kernel
-
-    class App(Voila):
-        def init_handlers(self) -> list:
-            return [(route, guarded(handler), *more) for route, handler, *more in super().init_handlers()]
-
-        def listen(self) -> None:
-            IOLoop.current().add_callback(announce)  # by then the port is known
-            super().listen()
+            if self.current_user and len(self.kernel_manager.list_kernel_ids()) >= args.pages:
+                self.set_status(503)
+                self.finish(f"{args.pages} pages are open already. Close one, or wait {IDLE // 60} minutes.")
 
     def guarded(handler: type) -> type:
         """Voila's file handlers ask nobody who they are."""
@@ -197,47 +134,58 @@ def _run_server(scratch: Path, cwd: Path, ip: str, port: int, browser: bool) -> 
 
         return type("WithToken", bases, {"prepare": prepare})
 
-    def announce() -> None:
-        host = socket.gethostname() if ip in ("", "0.0.0.0", "::") else f"[{ip}]" if ":" in ip else ip
-        url = f"http://{host}:{app.port}/?{urlencode({'token': app.token})}"
-        print(f"{url}\nCtrl-C ends it.", flush=True)
-        if browser:  # by a file, since other users of the machine could read the token in a command line
-            page = scratch / "open.html"
-            page.write_text(OPEN.format(html.escape(url)))
-            webbrowser.open(page.as_uri())
+    class App(Voila):
+        def init_handlers(self) -> list:
+            return [(route, guarded(handler), *more) for route, handler, *more in super().init_handlers()]
 
-    if not _local(ip):
-        print(EXPOSED.format(ip=ip or "all addresses", port=port), file=sys.stderr, flush=True)
+        def launch_browser(self) -> None:  # once the port is known; voila's own would open it without the token
+            anywhere = args.ip in ("", "0.0.0.0", "::")
+            host = socket.gethostname() if anywhere else f"[{args.ip}]" if ":" in args.ip else args.ip
+            url = f"http://{host}:{self.port}/?{urlencode({'token': self.token})}"
+            print(f"{url}\nCtrl-C ends it.", flush=True)
+            if not args.no_browser:  # by a file: other users of the machine could read the token in a command line
+                page = scratch / "open.html"
+                page.write_text(OPEN.format(html.escape(url)))
+                webbrowser.open(page.as_uri())
+
+    try:
+        local = args.ip == "localhost" or ipaddress.ip_address(args.ip).is_loopback
+    except ValueError:
+        local = False
+    if not local:
+        print(EXPOSED.format(ip=args.ip or "all addresses", port=args.port), file=sys.stderr, flush=True)
     config = Config()
     config.VoilaConfiguration.file_allowlist = []  # voila/files serves pictures of the notebook's folder by default
     config.VoilaConfiguration.allow_template_override = "NO"
     config.VoilaConfiguration.allow_theme_override = "NO"
     config.VoilaConfiguration.show_tracebacks = True  # an error stands where the page would
-    config.MappingKernelManager.root_dir = str(cwd)
+    config.MappingKernelManager.root_dir = str(args.notebook.resolve().parent)
     config.MappingKernelManager.cull_idle_timeout = IDLE
     config.MappingKernelManager.cull_interval = 60
+    config.VoilaIdentityProvider.cookie_options = {"samesite": "Strict"}
     if os.name == "posix" and len(str(scratch)) < 40:  # the path of a socket has at most 103 bytes
         config.KernelManager.transport = "ipc"  # in the private folder, in place of open ports
-    settings = {
-        "static_path": DEFAULT_STATIC_FILES_PATH,  # pages of errors ask for it
-        "static_url_prefix": "/voila/static/",
-        "allow_remote_access": not _local(ip),  # here, a Host other than localhost is some web page's trick
-        "log_function": lambda handler: None,
-    }
     logging.getLogger("tornado").setLevel(logging.ERROR)
     app = App(
         config=config,
         config_file_paths=[],
         notebook_path=str(scratch / "index.ipynb"),
         root_dir=str(scratch),
-        ip=ip,
-        port=port,
-        open_browser=False,
+        ip=args.ip,
+        port=args.port,
+        open_browser=True,
         token=os.environ.get("JUPYTER_TOKEN") or secrets.token_urlsafe(32),
         identity_provider_class=VoilaIdentityProvider,
         log_level=logging.ERROR,
         connection_dir_root=str(scratch),
-        tornado_settings=settings,
+        tornado_settings={
+            "static_path": DEFAULT_STATIC_FILES_PATH,  # pages of errors ask for it
+            "static_url_prefix": "/voila/static/",
+            "allow_remote_access": not local,  # here, a Host other than localhost is some web page's trick
+            "xsrf_cookie_kwargs": {"samesite": "Strict"},
+            "headers": {"Referrer-Policy": "no-referrer"},  # the address holds the token
+            "log_function": lambda handler: None,
+        },
     )
     app.initialize([])
     app.template_paths.insert(0, str(scratch))

@@ -3,36 +3,59 @@
 from __future__ import annotations
 
 import copy
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import pandas as pd
+import torch
 from datasets import DatasetDict, load_from_disk
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from prlhf_kit.compare.people import ANYONE, User, add_new, seen
 from prlhf_kit.data.schema import message
-from prlhf_kit.data.select import unique_prompts
+from prlhf_kit.data.select import few_shot, unique_prompts
 from prlhf_kit.data.simulated import Population
 from prlhf_kit.decoding.answers import GuidedAnswer
-from prlhf_kit.decoding.generate import DecodingError, Prompt, eos_ids
+from prlhf_kit.decoding.generate import Prompt
 from prlhf_kit.decoding.guided import GuidedDecoder
-from prlhf_kit.decoding.guides import PAD, Guide, Who, start_of
+from prlhf_kit.decoding.guides import PAD, Guide
 from prlhf_kit.decoding.implicit import ImplicitReward
 from prlhf_kit.evaluation.accuracy import TEXT
+from prlhf_kit.files import in_chunks, short_hash
 from prlhf_kit.models import embedded, hub
-from prlhf_kit.models.conditioning import causal_lm
 from prlhf_kit.models.saving import load_personalized
+from prlhf_kit.models.user_index import UserIndex
 from prlhf_kit.runs.stage import StageError
-from prlhf_kit.training.controls import LABELS, load_control
+from prlhf_kit.training.controls import LABELS
+from prlhf_kit.training.new_users import Adapted, adapt, add_users
 from prlhf_kit.training.persrm import load_persrm
 
 BASE, PERSONAL, STEERED, PERSRM = "base model", "P-DPO", "PAD", "PAD, PersRM"
 VANILLA = LABELS["dpo"]
 NAMES = (BASE, VANILLA, PERSONAL, STEERED, TEXT, PERSRM)
+MANY = 12  # seen users on offer where none are named
+
+
+@dataclass(frozen=True, eq=False)
+class User:
+    """Whom an answer is for.
+
+    Args:
+        name: as shown.
+        user_id: who has a row in the user index; None: the generic user.
+        words: what they say of themselves.
+        fitted: `pairs`, `steps` and `seed` that a new user's row was fitted with; None: they were in training.
+    """
+
+    name: str
+    user_id: str | None = None
+    words: str | None = None
+    fitted: dict[str, int] | None = None
+
+
+ANYONE = User("anyone (generic user)")
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,72 +66,45 @@ class System:
         name: as shown.
         guide: what steers the model that its own was trained from; `weight` 0: that model alone.
         tokenizer: of that model.
-        reads: what it is told of the user: their row ("user"), their own "words", or "nothing".
+        reads: what it goes by: the user's row ("user_id"), their own "words", or nothing of them.
         weight: its w; None: the one that is asked for.
-        top_k: candidates a step; None: the whole vocabulary. At w = 1 that is the guide's own policy.
+        top_k: candidates a token; None: the whole vocabulary. At w = 1 that is the guide's own policy.
     """
 
     name: str
     guide: Guide
     tokenizer: PreTrainedTokenizerBase
-    reads: Literal["user", "words", "nothing"] = "nothing"
+    reads: Literal["user_id", "words"] | None = None
     weight: float | None = None
     top_k: int | None = None
 
-    @property
-    def by_user(self) -> bool:
-        """Whether its answers depend on the user."""
-        return self.reads != "nothing"
-
-    def stream(
-        self,
-        prompt: Prompt,
-        user: User,
-        weight: float = 1.0,
-        stop: threading.Event | None = None,
-        max_new_tokens: int = 64,
-    ) -> Iterator[GuidedAnswer]:
-        """One greedy answer as it grows: after every token all there is so far, until it ends or `stop` is set.
+    def stream(self, prompt: Prompt, user: User, weight: float = 1.0, max_new_tokens: int = 64) -> Iterator[Any]:
+        """One greedy answer as it grows: after every token a `GuidedAnswer` of all there is so far.
 
         Raises:
-            DecodingError: an empty prompt, one beyond the context, or a user of whom it knows nothing.
+            DecodingError: an empty prompt, or one beyond the context.
         """
-        sizes = [len(self.tokenizer), self.guide.model.get_input_embeddings().weight.shape[0]]
+        vocabulary = min(len(self.tokenizer), self.guide.model.get_input_embeddings().weight.shape[0])
         decoder = GuidedDecoder(
             None,
             self.tokenizer,
             self.guide,
             weight=weight if self.weight is None else self.weight,
-            top_k=self.top_k or min(sizes),
+            top_k=self.top_k or vocabulary,
             max_new_tokens=max_new_tokens,
         )
-        for draft in decoder.stream(prompt, self._who(user)):
-            yield draft
-            if stop is not None and stop.is_set():
-                return
+        return decoder.stream(prompt, self.reads and getattr(user, self.reads))
 
-    def ended(self, tokens: Sequence[int]) -> bool:
+    def ended(self, answer: GuidedAnswer, max_new_tokens: int) -> bool:
         """Whether the model ended this answer, rather than the number of tokens that it may have."""
-        base = start_of(self.guide.model, 0, ()).model
-        return bool(tokens) and tokens[-1] in eos_ids(causal_lm(base), self.tokenizer)
-
-    def knows(self, user: User) -> bool:
-        """Whether it has what it goes by: only a user's own words may be missing."""
-        return self.reads != "words" or bool(user.words)
-
-    def _who(self, user: User) -> Who:
-        if not self.knows(user):
-            raise DecodingError(
-                f"{user.name} says nothing of themselves (no user_text), so {self.name!r} has nothing to go by."
-            )
-        return {"user": user.user_id, "words": user.words, "nothing": None}[self.reads]
+        return len(answer.tokens) < max_new_tokens or answer.tokens[-1] == self.tokenizer.eos_token_id
 
 
 Reward = Callable[[User, Prompt, str], float | None]  # of an answer, for a user; None: it does not know the user
 
 
 @dataclass(frozen=True)
-class Compared:
+class Offered:
     """What a run offers for comparison.
 
     Args:
@@ -124,11 +120,6 @@ class Compared:
     data: DatasetDict
 
 
-def twin(model: PreTrainedModel) -> PreTrainedModel:
-    """A second model on the very same tensors, so that another adapter costs no second base in memory."""
-    return copy.deepcopy(model, {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]})
-
-
 def of_run(
     run_dir: str | Path,
     model: str = embedded.EMBEDDED,
@@ -141,7 +132,7 @@ def of_run(
     steps: int = 2,
     top_k: int = 10,
     seed: int = 0,
-) -> Compared:
+) -> Offered:
     """Load what a run's stages 01 and 03 left (and the PersRM of 04, if it is there), all on one base in memory.
 
     Args:
@@ -151,81 +142,67 @@ def of_run(
         prompts: texts on offer; none: `n_prompts` test prompts, drawn by `seed`.
         k: known pairs of the new user, one of those who were never in training; 0: no such user.
         steps: of Adam when that user is fitted; 0 chooses the nearest known user. Fitted once, then kept in the cache.
-        top_k: candidates a step of PAD.
+        top_k: candidates a token of PAD.
 
     Raises:
         StageError: the run lacks a stage.
         ValueError: a user has no row in the model, or the run has no such system.
     """
-    if unknown := [name for name in systems if name not in NAMES]:
-        raise ValueError(f"there is no system {unknown[0]!r}. Expected some of: {', '.join(NAMES)}.")
     run_dir = Path(run_dir).resolve()
     data: Any = load_from_disk(_left(run_dir, "01_data_preparation", "data"))
     trained = _left(run_dir, "03_pdpo_training", "pdpo")
+    control, persrm = trained.with_name("dpo"), run_dir / "04_pad_decoding" / "persrm"
+    spoken = any(data["train"]["user_text"])
+    there = {VANILLA: control.exists(), TEXT: spoken, PERSRM: spoken and persrm.exists()}
+    names = [name for name in NAMES if there.get(name, True)]
+    if unknown := [name for name in systems if name not in names]:
+        raise ValueError(f"{run_dir.name} has no system {unknown[0]!r}. It has: {', '.join(names)}.")
+    names = [name for name in names if not systems or name in systems]
+
     tokenizer, base = hub.load_tokenizer(model), hub.load_model(model)
-    personal, index = load_personalized(trained, twin(base) if _adapter(trained) else model)
-    _share(personal, base)
-    people = seen(data, index, users)
+    whole = not (trained / "adapter_config.json").exists()
+    personal, index = load_personalized(trained, model if whole else twin(base))
+    if whole:  # the reference is this base, no further copy (`saving.reference_model`)
+        vars(personal)["_reference"] = base
+    people = _seen(data, index, users)
     if k and "adapt_unseen" in data:
-        new, index = add_new(data, personal, index, tokenizer, k, steps, seed)
+        new, index = _new(data, personal, index, tokenizer, k, steps, seed)
         people.append(new)
-    fingerprints = {BASE: hub.weights_hash(base), PERSONAL: hub.weights_hash(personal)}  # the new user's row, too
-    words = {user.user_id: user.words for user in people if user.user_id and user.words}
-    guide = PAD(personal, index, words)
+    guide = PAD(personal, index, {user.user_id: user.words for user in people if user.user_id and user.words})
+    fingerprints = {BASE: hub.weights_hash(base), PERSONAL: hub.weights_hash(personal)}
+
     found = [System(BASE, PAD(base), tokenizer, weight=0.0)]
-    control, persrm = run_dir / "03_pdpo_training" / "dpo", run_dir / "04_pad_decoding" / "persrm"
-    if control.exists() and (not systems or VANILLA in systems):
+    if VANILLA in names:
         vanilla = _vanilla(control, base, model)
         fingerprints[VANILLA] = hub.weights_hash(vanilla)
         found.append(System(VANILLA, PAD(vanilla), tokenizer, weight=1.0))
-    found.append(System(PERSONAL, guide, tokenizer, "user", weight=1.0))
-    found.append(System(STEERED, guide, tokenizer, "user", top_k=top_k))
-    if words:
-        found.append(System(TEXT, PAD(base), tokenizer, "words", weight=1.0))
-        if persrm.exists() and (not systems or PERSRM in systems):
-            steering = load_persrm(persrm, twin(base))
-            fingerprints[PERSRM] = hub.weights_hash(steering)
-            found.append(System(PERSRM, PAD(steering), tokenizer, "words", top_k=top_k))
-    offered = [system.name for system in found]
-    if missing := [name for name in systems if name not in offered]:
-        raise ValueError(f"{run_dir.name} has no {missing[0]!r}, only {', '.join(offered)}.")
-    rewards = {"personal reward, nats": personal_reward(guide, tokenizer)}
-    if (population := run_dir / "01_data_preparation" / "population.json").exists():
-        rewards["true utility, SD"] = true_utility(Population.load(population))
-    asked = [message("user", text) for text in prompts]
-    return Compared(
-        [system for system in found if not systems or system.name in systems],
+    found.append(System(PERSONAL, guide, tokenizer, "user_id", weight=1.0))
+    found.append(System(STEERED, guide, tokenizer, "user_id", top_k=top_k))
+    found.append(System(TEXT, PAD(base), tokenizer, "words", weight=1.0))
+    if PERSRM in names:
+        steering = load_persrm(persrm, twin(base))
+        fingerprints[PERSRM] = hub.weights_hash(steering)
+        found.append(System(PERSRM, PAD(steering), tokenizer, "words", top_k=top_k))
+
+    # what PAD adds up over an answer, whoever wrote it: log pi_pers(y | p, x) - log pi_ref(y | x)
+    implicit = ImplicitReward(guide, tokenizer, unfinished=True)  # answers may be cut off
+    rewards: dict[str, Reward] = {
+        "personal reward, nats": lambda user, prompt, text: implicit.score([prompt], [text], [user.user_id]).item()
+    }
+    if (truth := run_dir / "01_data_preparation" / "population.json").exists():
+        population = Population.load(truth)
+        rewards["true utility, SD"] = lambda user, _, text: (
+            float(population.utility([user.user_id], [text])[0]) if user.user_id in population.user_ids else None
+        )
+    return Offered(
+        [system for system in found if system.name in names],
         [*people, ANYONE],
-        asked or unique_prompts(data["test_seen" if "test_seen" in data else "train"], n_prompts, seed),
+        [message("user", text) for text in prompts]
+        or unique_prompts(data["test_seen" if "test_seen" in data else "train"], n_prompts, seed),
         rewards,
         fingerprints,
         data,
     )
-
-
-def _vanilla(folder: Path, base: PreTrainedModel, model: str):
-    """Vanilla DPO's model, whose reference is `base`."""
-    if _adapter(folder):
-        return PeftModel.from_pretrained(twin(base), folder).eval()
-    whole = load_control(folder, model).model
-    whole.reference_name = model
-    _share(whole, base)
-    return whole
-
-
-def personal_reward(guide: PAD, tokenizer: PreTrainedTokenizerBase) -> Reward:
-    """What PAD adds up over an answer, whoever wrote it: log pi_pers(y | p, x) - log pi_ref(y | x), in nats."""
-    reward = ImplicitReward(guide, tokenizer, unfinished=True)  # answers may be cut off
-    return lambda user, prompt, answer: reward.score([prompt], [answer], [user.user_id]).item()
-
-
-def true_utility(people: Population) -> Reward:
-    """What simulated users truly like, in standard deviations of the attributes."""
-
-    def utility(user: User, prompt: Prompt, answer: str) -> float | None:
-        return float(people.utility([user.user_id], [answer])[0]) if user.user_id in people.user_ids else None
-
-    return utility
 
 
 def _left(run_dir: Path, stage: str, name: str) -> Path:
@@ -238,11 +215,52 @@ def _left(run_dir: Path, stage: str, name: str) -> Path:
     return path
 
 
-def _adapter(folder: Path) -> bool:
-    return (folder / "adapter_config.json").exists()
+def twin(model: PreTrainedModel) -> PreTrainedModel:
+    """A second model on the very same tensors, so that another adapter costs no second base in memory."""
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]})
 
 
-def _share(trained, base: PreTrainedModel) -> None:
-    """Where all weights were trained, the reference is this base, not a copy (`saving.reference_model`)."""
-    if not isinstance(trained, PeftModel):
-        vars(trained)["_reference"] = base
+def _vanilla(folder: Path, base: PreTrainedModel, model: str):
+    """Vanilla DPO's model, whose reference is `base`."""
+    if (folder / "adapter_config.json").exists():
+        return PeftModel.from_pretrained(twin(base), folder).eval()
+    whole = hub.load_model(str(folder))
+    whole.reference_name = model
+    vars(whole)["_reference"] = base
+    return whole
+
+
+def _seen(data: DatasetDict, index: UserIndex, wanted: Sequence[str]) -> list[User]:
+    """The users `wanted`; or up to `MANY` who were trained on, the first of every group first."""
+    if unknown := [user for user in wanted if user not in index]:
+        some = ", ".join(index.user_ids[:5])
+        raise ValueError(f"user {unknown[0]!r} has no row in the P-DPO model. It knows {some}, ...: name some of them.")
+    train, known = data["train"], list(index.user_ids)
+    words = dict(zip(train["user_id"], train["user_text"], strict=True))
+    groups = dict(zip(train["user_id"], train["group"], strict=True))
+    place = pd.Series(known).groupby([str(groups.get(user)) for user in known]).cumcount()
+    first = [known[i] for i in place.sort_values(kind="stable").index[:MANY]]
+    return [User(user, user, words.get(user)) for user in dict.fromkeys(wanted or first)]
+
+
+def _new(
+    data: DatasetDict, personal, index: UserIndex, tokenizer, k: int, steps: int, seed: int
+) -> tuple[User, UserIndex]:
+    """The first user of `adapt_unseen`, with a row in `personal` that is fitted to `k` of their pairs (or read from the
+    kit's cache), and the index with that row."""
+    pairs = few_shot(data, k, seed, allow_fewer=True)
+    name = min(pairs["user_id"])
+    theirs = pairs.filter(lambda row: row["user_id"] == name)
+    made_from = [list(theirs[column]) for column in ("prompt", "chosen", "rejected", "user_text")]
+    folder = embedded.cache_dir() / "adapted" / short_hash(hub.weights_hash(personal), steps, made_from)
+    own = in_chunks(
+        lambda _: adapt(personal, tokenizer, theirs, steps=steps).own.float().cpu().numpy(),
+        [name],
+        folder,
+        what=f"fitting {name}",
+    )
+    index = add_users(personal, index, Adapted([name], torch.from_numpy(own), pd.DataFrame(), []))
+    n = len(theirs)
+    told = f"{n} pair{'s' * (n != 1)}{f', {k} were asked for' if n < k else ''}"
+    fitted = {"pairs": n, "steps": steps, "seed": seed}
+    return User(f"{name} (new: fitted to {told})", name, theirs["user_text"][0], fitted), index

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
 from prlhf_kit.data.schema import record
-from prlhf_kit.files import now
-
-TORN = ".torn"
+from prlhf_kit.files import now, write_text
 
 
 class VoteError(ValueError):
@@ -24,9 +21,9 @@ class VoteError(ValueError):
 def records(
     voter: str,
     prompt: list[dict[str, str]],
-    answers: Iterable[tuple[str, Mapping[str, Any]]],
+    answers: Sequence[tuple[str, Mapping[str, Any]]],
     chosen: int,
-    voter_text: str | None = None,
+    voter_text: str = "",
     **more: Any,
 ) -> list[dict[str, Any]]:
     """One preference record for each answer that `chosen` was preferred to.
@@ -45,93 +42,32 @@ def records(
     """
     if not voter.strip():
         raise VoteError("Type your name (or any id of yours) first: a vote counts as that person's preference.")
-    shown = [(text.strip(), made_by) for text, made_by in answers]
-    best, best_by = shown[chosen]
+    best, best_by = answers[chosen][0].strip(), answers[chosen][1]
     if not best:
         raise VoteError("An empty answer can't be preferred.")
-    others = [(text, made_by) for text, made_by in shown if text and text != best]
+    others = [(text.strip(), made_by) for text, made_by in answers if text.strip() not in ("", best)]
     if not others:
         raise VoteError("There is no other answer than this one: the others are empty, or the same to the letter.")
-    vote = f"vote-{uuid.uuid4().hex[:12]}"
+    more |= {"vote": f"vote-{uuid.uuid4().hex[:12]}", "time": now(), "chosen_from": best_by}
+    about = voter_text.strip() or None
     return [
-        record(
-            f"{vote}-{i}",
-            voter.strip(),
-            prompt,
-            best,
-            text,
-            (voter_text or "").strip() or None,
-            vote=vote,
-            chosen_from=dict(best_by),
-            rejected_from=dict(made_by),
-            time=now(),
-            **more,
-        )
+        record(f"{more['vote']}-{i}", voter.strip(), prompt, best, text, about, rejected_from=made_by, **more)
         for i, (text, made_by) in enumerate(others)
     ]
 
 
-def append(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> str:
-    """Add `rows` to the JSON lines in `path`, all or none, and wait until they are on the disk.
-
-    Several processes may do so at once. Returns what `mend` had to say, or "".
+def append(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Add `rows` to the JSON lines in `path`, all or none, whatever happens meanwhile. Several processes may do so at
+    once.
 
     Raises:
-        OSError: it can't be written; the file is as it was.
+        OSError: it can't be written, or is locked for half a minute; the file is as it was.
     """
-    path = Path(path)
+    path = Path(path).resolve()  # a link stays one
     path.parent.mkdir(parents=True, exist_ok=True)
-    lines = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows).encode()
-    with _lock(path), path.open("ab", buffering=0) as file:
-        told = _mend(path)
-        before = file.seek(0, os.SEEK_END)
-        try:
-            written = 0
-            while written < len(lines):
-                written += file.write(lines[written:]) or 0
-            os.fsync(file.fileno())
-        except OSError:
-            file.truncate(before)
-            raise
-    return told
-
-
-def mend(path: str | Path) -> str:
-    """Move a last line that a crash cut off to `<path>.torn`, so that the file can be read.
-
-    Returns what was done, or "".
-    """
-    path = Path(path)
-    if not path.exists():
-        return ""
-    with _lock(path):
-        return _mend(path)
-
-
-def _lock(path: Path) -> FileLock:
-    return FileLock(path.with_name(f".{path.name}.lock"), timeout=30)
-
-
-def _mend(path: Path) -> str:
-    content = path.read_bytes()
-    last = content.rpartition(b"\n")[2]
-    if not last:
-        return ""
-    with path.open("r+b") as file:
-        try:
-            json.loads(last)  # whole: only its line break is missing
-        except ValueError:
-            torn = path.with_name(path.name + TORN)
-            with torn.open("ab") as aside:
-                aside.write(last + b"\n")
-                aside.flush()
-                os.fsync(aside.fileno())
-            file.truncate(len(content) - len(last))
-            told = f"The last line of {path} was cut off by a crash; its {len(last)} bytes were moved to {torn}."
-        else:
-            file.seek(0, os.SEEK_END)
-            file.write(b"\n")
-            told = ""
-        file.flush()
-        os.fsync(file.fileno())
-    return told
+    lines = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+    with FileLock(path.with_name(f".{path.name}.lock"), timeout=30):
+        before = path.read_text(encoding="utf-8") if path.exists() else ""
+        if before and not before.endswith("\n"):  # edited by hand
+            before += "\n"
+        write_text(path, before + lines)

@@ -1,7 +1,6 @@
 """The side-by-side page (`prlhf app`) in a browser: with a trained run, and with systems that say nasty things."""
 
 import json
-import re
 import time
 
 import nbformat
@@ -14,10 +13,9 @@ NASTY = "<script>window.pwned = 1</script><img src=x onerror='window.pwned = 2'>
 FAKES = f'''
 import time
 from dataclasses import dataclass
-from prlhf_kit.compare import widget
+from prlhf_kit.compare.systems import Offered, System, User
+from prlhf_kit.compare.widget import Comparison
 from prlhf_kit.decoding.answers import GuidedAnswer
-from prlhf_kit.compare.people import User
-from prlhf_kit.compare.systems import System
 
 class Characters:
     def decode(self, tokens, **options):
@@ -28,9 +26,9 @@ class Fake(System):
     """Says `text`, a character at a time; one in eight was moved by the reward."""
     text: str = ""
     pause: float = 0.0
-    def ended(self, answer):
+    def ended(self, answer, max_new_tokens):
         return True
-    def stream(self, prompt, user, weight=1.0, stop=None, max_new_tokens=64):
+    def stream(self, prompt, user, weight=1.0, max_new_tokens=64):
         if self.text == "error":
             raise ValueError("out of <i>luck</i>")
         for n in range(1, len(self.text) + 1):
@@ -39,8 +37,6 @@ class Fake(System):
             base = [ord("<") if i % 8 == 7 else token for i, token in enumerate(tokens)]
             some = [0.5] * n
             yield GuidedAnswer(self.text[:n], tokens, base, some, some, some, [0.0] * n, some, 1.0)
-            if stop is not None and stop.is_set():
-                return
 
 def fake(name, text, pause=0.0):
     return Fake(name, None, Characters(), text=text, pause=pause)
@@ -48,7 +44,8 @@ def fake(name, text, pause=0.0):
 systems = [fake("nasty <u>name</u>", {NASTY!r}), fake("slow", "word " * 400, 0.01), fake("broken", "error")]
 users = [User("ann", "ann", "I like <b>short</b>"), User("bob", "bob")]
 prompts = [[dict(role="user", content="Chosen?")]]
-widget.compare(systems, users, prompts, votes=votes, rewards={{"length <small>": lambda u, p, a: float(len(a))}})
+rewards = {{"length <small>": lambda u, p, a: float(len(a))}}
+Comparison(Offered(systems, users, prompts, rewards, {{}}, None), votes=votes)
 '''
 
 
@@ -108,7 +105,7 @@ def test_a_persons_way_through_the_page(address, open_page):
     assert any("w = 1.75" in label for label in labels)
     first = answers.first.locator(".prlhf-text").inner_text()
     assert first.strip()
-    assert float(answers.first.locator("[data-reward]").first.inner_text())
+    assert float(answers.first.locator("dd").first.inner_text())
     shot(page, "app-answers")
 
     page.get_by_label("Your name, to vote").fill("Zoë")
@@ -122,19 +119,21 @@ def test_a_persons_way_through_the_page(address, open_page):
         assert vote["user_text"] == "plain words"
         assert vote["prompt"][-1]["content"] == "How do I make <tea>?"
         assert vote["chosen"] != vote["rejected"]
-    assert page.get_by_role("button", name=re.compile("Vote for")).first.is_disabled()
+    page.get_by_role("button", name="Vote for answer 1").click()
+    state(page, "refused")
+    expect(page.get_by_role("status")).to_contain_text("You have voted")
 
     page.get_by_label("Blind").check()
     generate.click()
     state(page, "done")
     cards = page.get_by_role("region", name="Answers")
     assert not any(name in cards.inner_text() for name in ("P-DPO", "PAD", *two))
-    assert page.locator("[data-system], [data-user], .prlhf-token, [data-reward]").count() == 0
+    assert page.locator(".prlhf-token, dl").count() == 0
     expect(page.get_by_role("button", name="Show who wrote what")).to_be_visible()
-    page.get_by_role("button", name="Vote for answer 1").click()
+    vote = page.get_by_role("button", name="Vote for answer 1")
+    vote.click()
     state(page, "voted")
-    expect(page.get_by_role("button", name="Show who wrote what")).to_be_hidden()
-    expect(generate).to_be_focused()
+    expect(vote).to_be_focused()
     assert "P-DPO" in cards.inner_text()  # told after the vote
     kept = votes_in(votes)
     assert len(kept) > len(found)
@@ -206,7 +205,7 @@ def test_by_keyboard_alone_with_hostile_answers(fakes, open_page):
     pressed = time.monotonic()
     page.keyboard.press("Enter")
     state(page, "stopped")
-    expect(page.get_by_role("button", name="Generate")).to_be_focused()  # not lost with the button that was pressed
+    expect(page.get_by_role("button", name="Stop")).to_be_focused()
     assert time.monotonic() - pressed < 5
     assert 0 < len(slow.inner_text()) < 5 * 400 - 10
 
@@ -216,7 +215,7 @@ def test_by_keyboard_alone_with_hostile_answers(fakes, open_page):
     reach(page.get_by_role("button", name="Generate"))
     page.keyboard.press("Enter")
     state(page, "done")
-    expect(page.get_by_role("button", name="Generate")).to_be_focused()  # by way of Stop
+    expect(page.get_by_role("button", name="Generate")).to_be_focused()
     nasty, broken = page.get_by_role("article").all()
     assert nasty.locator(".prlhf-text").inner_text().strip() == NASTY.strip()
     assert nasty.locator("script, img, b:not(.prlhf-who b), u, small").count() == 0
@@ -253,9 +252,10 @@ def test_votes_are_refused_with_the_reason_until_they_can_count(fakes, open_page
     chosen(page, "Systems", "nasty <u>name</u>", "broken")
     page.get_by_role("button", name="Generate").click()
     state(page, "done")
-    assert page.get_by_role("button", name="Vote for answer 2").is_disabled()  # the broken one
-    page.get_by_role("button", name="Vote for answer 1").click()
+    page.get_by_role("button", name="Vote for answer 2").click()
     state(page, "refused")
+    expect(page.get_by_role("status")).to_contain_text("This answer is not complete")
+    page.get_by_role("button", name="Vote for answer 1").click()
     expect(page.get_by_role("status")).to_contain_text("Type your name")
     page.get_by_label("Your name, to vote").fill("ann")
     page.get_by_role("button", name="Vote for answer 1").click()

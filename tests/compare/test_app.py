@@ -93,7 +93,7 @@ def fetch(address, path="/", token=True, method="GET", headers=None):
     try:
         connection.request(method, path, headers=headers)
         response = connection.getresponse()
-        return response.status, response.read().decode(errors="replace"), dict(response.getheaders())
+        return response.status, response.read().decode(errors="replace"), response.headers
     finally:
         connection.close()
 
@@ -104,7 +104,7 @@ def kernel_of(page):
 
 def test_the_page_runs_the_notebook_without_its_code(run, address):
     before = (run.parent / "page.ipynb").read_bytes()
-    status, page, headers = fetch(address)
+    status, page, _ = fetch(address)
     assert status == 200
     assert f"in {run} {run / 'votes.jsonl'} 7" in page
     assert f"cwd {run.parent}" in page
@@ -113,7 +113,6 @@ def test_the_page_runs_the_notebook_without_its_code(run, address):
     assert "ValueError" in page  # an error is shown where it happened
     assert "<b>on purpose</b>" not in page
     assert "after the error" not in page
-    assert "frame-ancestors 'self'" in headers["Content-Security-Policy"]
     assert (run.parent / "page.ipynb").read_bytes() == before
 
 
@@ -160,18 +159,21 @@ def test_no_file_of_the_run_or_the_machine_can_be_fetched(run, address):
     assert statuses <= {302, 400, 403, 404, 500}, statuses
 
 
-def test_the_address_can_choose_no_template_and_no_theme(address):
-    for query in ("template=reveal", "template=..%2f..", "theme=%22%3E%3Cscript%3Ealert(1)%3C/script%3E"):
+def test_a_page_elsewhere_learns_and_changes_nothing(address):
+    for query in ("template=reveal", "theme=%22%3E%3Cscript%3Ealert(1)%3C/script%3E"):
         status, page, _ = fetch(address, f"/?{query}")
         assert status == 200
         assert "alert(1)" not in page
         assert "reveal.js" not in page
-
-
-def test_another_name_for_this_machine_is_refused(address):
-    """A web page elsewhere can let its own name point to 127.0.0.1 (DNS rebinding)."""
+    _, _, headers = fetch(address, f"/?{urlsplit(address).query}", token=False)
+    assert headers["Referrer-Policy"] == "no-referrer"  # the address holds the token
+    cookies = headers.get_all("Set-Cookie")
+    assert len(cookies) == 2
+    assert all("SameSite=Strict" in cookie for cookie in cookies)
+    assert "frame-ancestors 'self'" in headers["Content-Security-Policy"]
+    # a web page elsewhere can let its own name point to 127.0.0.1 (DNS rebinding)
     assert fetch(address, headers={"Host": "evil.example"})[0] == 403
-    assert fetch(address, headers={"Host": f"localhost:{urlsplit(address).port}"})[0] == 200
+    assert fetch(address, f"/{TEMPLATE_FILE}", headers={"Host": f"localhost:{urlsplit(address).port}"})[0] == 200
 
 
 def test_a_page_sends_widgets_messages_only(run, address, tmp_path):
@@ -213,16 +215,20 @@ def test_a_page_sends_widgets_messages_only(run, address, tmp_path):
     assert not (tmp_path / "made").exists()
 
 
-@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
-def test_ending_it_ends_the_kernels(run, address, sign):
+def test_so_many_pages_are_open_at_once_and_ending_it_ends_their_kernels(run, address):
     other = urlsplit(address).query
-    with tempfile.TemporaryDirectory(dir="/tmp") as short, serving(run, TMPDIR=short) as (server, address):
+    with (
+        tempfile.TemporaryDirectory(dir="/tmp") as short,
+        serving(run, "--pages", "1", TMPDIR=short) as (server, address),
+    ):
         _, page, _ = fetch(address)
         kernel = int(re.search(r"pid (\d+)", page)[1])
         assert Path(f"/proc/{kernel}").exists()
+        status, refused, _ = fetch(address)
+        assert (status, "1 pages are open already" in refused) == (503, True)
         [scratch] = Path(short).glob("prlhf-app-*")
         assert scratch.stat().st_mode & 0o077 == 0
-        server.send_signal(sign)
+        server.send_signal(signal.SIGTERM)
         err = server.communicate(timeout=30)[1]
         assert server.returncode == 0, err
         assert not Path(f"/proc/{kernel}").exists()
@@ -247,6 +253,7 @@ def test_other_addresses_are_warned_about_and_a_taken_port_is_left_alone(run):
             assert fetch(here, f"/{TEMPLATE_FILE}")[0] == 200
             server.send_signal(signal.SIGINT)
             err = server.communicate(timeout=30)[1]
+            assert server.returncode == 0, err
     assert "WARNING: listening on 0.0.0.0, without encryption" in err
     assert f"ssh -L {urlsplit(address).port}:localhost" in err or f"ssh -L {port}:localhost" in err
 
@@ -254,7 +261,7 @@ def test_other_addresses_are_warned_about_and_a_taken_port_is_left_alone(run):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--port", "0"], "--port is 0, expected a number from 1 to 65535"),
+        (["--port", "0"], "--port is 0 and --pages 8; expected a port from 1 to 65535"),
         (["-p", "nn", "1"], "no parameter 'nn'. Did you mean 'n'?"),
         (["-p", "n", "many"], "expected int"),
         (["-p", "run_dir", "x"], "'run_dir' is set with DIR"),
@@ -262,15 +269,12 @@ def test_other_addresses_are_warned_about_and_a_taken_port_is_left_alone(run):
     ],
 )
 def test_wrong_options_are_refused(run, capsys, options, message):
-    line = ["app", str(run), "--notebook", str(run.parent / "page.ipynb"), *options]
-    assert cli.main(line) == 2
+    assert cli.main(["app", str(run), "--notebook", str(run.parent / "page.ipynb"), *options]) == 2
     assert message in capsys.readouterr().err
 
 
-def test_a_run_that_cannot_be_shown_is_refused(tmp_path, capsys):
+def test_what_can_not_be_served_is_refused(tmp_path, capsys, monkeypatch):
     data, training = app.NEEDED
-    assert cli.main(["app", str(tmp_path / "none")]) == 2
-    assert "none is no folder" in capsys.readouterr().err
     assert cli.main(["app", str(tmp_path)]) == 2
     assert f"stage {data} of {tmp_path} is not there" in capsys.readouterr().err
     for stage, status in ((data, "completed"), (training, "failed")):
@@ -280,9 +284,6 @@ def test_a_run_that_cannot_be_shown_is_refused(tmp_path, capsys):
     err = capsys.readouterr().err
     assert f"stage {training} of {tmp_path} is failed" in err
     assert f"--run {tmp_path.name}" in err
-
-
-def test_without_voila_the_way_to_install_it_is_told(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert cli.main(["app", str(tmp_path)]) == 2
     assert "pip install 'prlhf_kit[notebooks]'" in capsys.readouterr().err

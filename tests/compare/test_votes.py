@@ -8,7 +8,6 @@ import pytest
 
 import prlhf_kit as kit
 from prlhf_kit.compare import votes
-from prlhf_kit.compare.votes import VoteError
 from prlhf_kit.data.schema import COLUMNS, message
 
 ASKED = message("user", "What is tea?")
@@ -19,8 +18,9 @@ def read(path):
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def test_a_vote_is_a_preference_over_every_other_answer(tmp_path):
-    rows = votes.records(" ann ", ASKED, ANSWERS, 1, " I like tea. ", blind=True, order=["a", "b"])
+def test_a_vote_is_a_preference_over_every_other_answer():
+    answers = [*ANSWERS, (f" {ANSWERS[1][0]} ", {}), ("", {})]  # the chosen one again, and an empty one
+    rows = votes.records(" ann ", ASKED, answers, 1, " I like tea. ", blind=True, order=["a", "b"])
     assert [(r["chosen"][0]["content"], r["rejected"][0]["content"]) for r in rows] == [
         (ANSWERS[1][0], "A drink."),
         (ANSWERS[1][0], "No."),
@@ -45,13 +45,8 @@ def test_a_vote_is_a_preference_over_every_other_answer(tmp_path):
     ],
 )
 def test_what_is_no_preference_is_refused(voter, texts, chosen, told):
-    with pytest.raises(VoteError, match=told):
+    with pytest.raises(votes.VoteError, match=told):
         votes.records(voter, ASKED, [(text, {}) for text in texts], chosen)
-
-
-def test_answers_like_the_chosen_one_are_no_alternatives():
-    rows = votes.records("ann", ASKED, [("a", {}), ("a ", {}), ("", {}), ("b", {"who": "b"})], 0)
-    assert [r["rejected_from"] for r in rows] == [{"who": "b"}]
 
 
 def test_votes_are_training_data(tmp_path):
@@ -70,45 +65,24 @@ def test_votes_are_training_data(tmp_path):
     assert report.table.set_index("reason").pairs.to_dict() == {"contradictory pair": 2}
 
 
-@pytest.mark.parametrize("torn", ['{"pair_id": "vote-1", "chos', '{"pair_id": "vote-1", "text": "é'])
-def test_a_line_that_a_crash_cut_off_is_moved_aside(tmp_path, torn):
-    path = tmp_path / "votes.jsonl"
-    votes.append(path, votes.records("ann", ASKED, ANSWERS, 0))
-    whole = path.read_bytes()
-    half = torn.encode()[:-1]  # within a character, too
-    path.write_bytes(whole + half)
-    told = votes.append(path, votes.records("bob", ASKED, ANSWERS, 1))
-    assert f"{len(half)} bytes were moved to {path}.torn" in told
-    assert (tmp_path / "votes.jsonl.torn").read_bytes() == half + b"\n"
-    assert path.read_bytes().startswith(whole)
-    assert [row["user_id"] for row in read(path)] == ["ann"] * 2 + ["bob"] * 2
-    path.write_bytes(path.read_bytes() + half)  # and again
-    assert votes.mend(path)
-    assert (tmp_path / "votes.jsonl.torn").read_bytes() == (half + b"\n") * 2
-    assert votes.mend(path) == ""
-    assert len(kit.data.load("files", path, test_share=0.0)["train"]) == 4
-
-
-def test_a_whole_last_line_without_its_break_is_kept(tmp_path):
-    path = tmp_path / "votes.jsonl"
-    path.write_text('{"user_id": "ann"}')  # edited by hand
-    assert votes.append(path, [{"user_id": "bob"}]) == ""
-    assert [row["user_id"] for row in read(path)] == ["ann", "bob"]
-    assert votes.mend(tmp_path / "none.jsonl") == ""
-
-
-def test_a_full_disk_leaves_the_file_as_it_was(tmp_path, monkeypatch):
-    path = tmp_path / "votes.jsonl"
-    votes.append(path, [{"user_id": "ann"}])
+@pytest.mark.parametrize("where", ["fsync", "replace"])
+def test_a_crash_or_a_full_disk_leaves_the_file_as_it_was(tmp_path, monkeypatch, where):
+    path, link = tmp_path / "votes.jsonl", tmp_path / "link.jsonl"
+    link.symlink_to(path)
+    path.write_text('{"user_id": "ann é"}', encoding="utf-8")  # edited by hand: without a line break
     before = path.read_bytes()
 
-    def full(_):
+    def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
-        votes.append(path, [{"user_id": "bob"}])
+    with monkeypatch.context() as patch:
+        patch.setattr(os if where == "fsync" else type(path), where, full)
+        with pytest.raises(OSError, match="No space left"):
+            votes.append(link, [{"user_id": "bob"}])
     assert path.read_bytes() == before
+    votes.append(link, [{"user_id": "bob"}])
+    assert [row["user_id"] for row in read(path)] == ["ann é", "bob"]
+    assert link.is_symlink()
 
 
 def test_votes_at_once_lose_nothing(tmp_path):
