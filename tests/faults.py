@@ -12,6 +12,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import httpx2 as httpx
 
 ALWAYS_A = '{"preference": "A", "confidence": 0.9}'
+
+
+def questions(n):
+    """A judge's arguments for `n` comparisons, marked Q0, Q1, ..."""
+    return [f"Q{i}?" for i in range(n)], ["left"] * n, ["right"] * n, ["u"] * n
+
+
 BODIES = {
     "broken": '{"id": "x", "choices": [{"mess',
     "html": "<html>busy</html>",

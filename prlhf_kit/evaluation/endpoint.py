@@ -27,7 +27,7 @@ COUNTED = ("requests", "retries", "answers", "uncounted", *TOKENS)
 GIVE_UP = 20  # unanswered requests one after the other: the server is gone
 WAY_OUT = (
     "Check base_url (most end in /v1), the model's name and the key. If the server does not know response_format, set "
-    "structured=False; if temperature or seed, set that to None."
+    "structured=False; if temperature or seed, set that to None. "
 )
 
 
@@ -139,8 +139,8 @@ class Endpoint:
             last = last.replace(secret, "***") if self.api_key_env else last  # a server may repeat the key
             raise JudgeError(
                 f"{len(wanted) - answered} of {len(wanted)} requests to {self.base_url} got no answer, the last one: "
-                f"{last[:400]}. {WAY_OUT if refused else ''}\n{answered} answers are kept in {kept.path}; call again "
-                "to ask only for the rest."
+                f"{last[:400]}. {WAY_OUT if refused else ''}{answered} answers are kept in {kept.path}; call again to "
+                "ask only for the rest."
             )
 
     def _ask(

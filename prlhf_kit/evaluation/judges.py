@@ -66,14 +66,9 @@ class Oracle:
 
 @dataclass(frozen=True)
 class RewardJudge:
-    """Any reward model, personalised or not. An empty answer loses to any other, since it has no reward.
-
-    Args:
-        tie: answers whose preference is less sure than this, |p - 1/2| <= tie, are equal.
-    """
+    """Any reward model, personalised or not. An empty answer loses to any other, since it has no reward."""
 
     reward: RewardModel
-    tie: float = 0.0
 
     def __call__(self, prompt, answer_a, answer_b, user) -> list[Verdict]:
         """See `Judge`."""
@@ -83,7 +78,6 @@ class RewardJudge:
         if len(both):
             of = lambda column: [column[i] for i in both]  # noqa: E731
             p[both] = preference(self.reward, of(prompt), of(answer_a), of(answer_b), of(user)).double().numpy()
-        p[np.abs(p - 0.5) <= self.tie] = 0.5
         return verdicts(p.tolist())
 
 

@@ -10,11 +10,12 @@ import sys
 import threading
 import time
 import traceback
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pandas as pd
 import pytest
-from faults import ALWAYS_A, BODIES, ERRORS, FaultServer
+from faults import ALWAYS_A, BODIES, ERRORS, FaultServer, questions
 
 from prlhf_kit.evaluation.endpoint import Endpoint, JudgeError, PaidAnswers
 from prlhf_kit.evaluation.judge_templates import parse_verdict
@@ -23,11 +24,6 @@ from prlhf_kit.evaluation.llm_judge import LLMJudge
 
 KEY = "sk-verysecret-0123456789abcdef"
 A, B = Verdict("a", 0.9), Verdict("b", 0.25)
-
-
-def questions(n):
-    """Arguments of a call with `n` comparisons, marked Q0, Q1, ..."""
-    return [f"Q{i}?" for i in range(n)], ["left"] * n, ["right"] * n, ["u"] * n
 
 
 def by_question(body):
@@ -171,19 +167,13 @@ def test_a_file_that_is_no_cache_is_refused(make_judge, tmp_path):
     assert (tmp_path / "c.sqlite").read_text().startswith("these are my notes")
 
 
-@pytest.mark.parametrize("same", [True, False])
-def test_threads_share_a_cache(make_judge, same):
-    server, found = FaultServer(answer=by_question), {}
+def test_threads_share_a_judge_and_its_cache(make_judge):
+    server = FaultServer(answer=by_question)
     judge = make_judge(server, concurrency=2)
-
-    def work(i):
-        found[i] = (judge if same else replace(judge))(*questions(8))
-
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(3)]
-    [thread.start() for thread in threads]
-    [thread.join() for thread in threads]
-    assert found == {i: [A, B] * 4 for i in range(3)}
-    assert len(server.seen) == 8 if same else 8 <= len(server.seen) <= 24
+    with ThreadPoolExecutor(3) as pool:
+        found = [pool.submit(one, *questions(8)) for one in (judge, judge, replace(judge))]
+    assert [one.result() for one in found] == [[A, B] * 4] * 3
+    assert judge.spent["requests"] <= 8
     fresh = replace(judge)
     assert fresh(*questions(8)) == [A, B] * 4
     assert fresh.spent["requests"] == 0
@@ -217,27 +207,20 @@ def test_openai_is_the_default_and_wants_its_key(make_judge, tmp_path, monkeypat
     assert server.seen[0]["max_completion_tokens"] == 100
 
 
-@pytest.mark.parametrize("key", ["a b", "schlüssel"])
-def test_what_is_no_key_is_refused_and_not_told(make_judge, monkeypatch, key):
-    monkeypatch.setenv("JUDGE_KEY", key)
-    with pytest.raises(JudgeError, match="JUDGE_KEY is no key") as error:
-        make_judge(api_key_env="JUDGE_KEY")(*questions(1))
-    assert key not in str(error.value)
+WRONG = [
+    f"https://me:{KEY}@host/v1",
+    f"https://{KEY}@host/v1",
+    f"https://host/v1?key={KEY}",
+    "host/v1",
+    "ftp://host/v1",
+]
 
 
 @pytest.mark.parametrize(
-    ("settings", "words"),
-    [
-        ({"base_url": f"https://me:{KEY}@host/v1"}, "base_url"),
-        ({"base_url": f"https://{KEY}@host/v1"}, "base_url"),
-        ({"base_url": f"https://host/v1?key={KEY}"}, "base_url"),
-        ({"base_url": "host/v1"}, "base_url"),
-        ({"base_url": "ftp://host/v1"}, "base_url"),
-        ({"base_url": ""}, "base_url"),
-        ({"api_key_env": KEY}, "api_key_env is no name"),
-    ],
+    "settings", [*({"base_url": url} for url in WRONG), {"api_key_env": KEY}, {"api_key_env": "BAD"}]
 )
-def test_secrets_in_settings_are_refused_and_not_told(make_judge, settings, words):
-    with pytest.raises(JudgeError, match=words) as error:
-        make_judge(**settings)
+def test_what_could_be_a_secret_is_refused_and_not_told(make_judge, monkeypatch, settings):
+    monkeypatch.setenv("BAD", f"{KEY} {KEY}")
+    with pytest.raises(JudgeError, match=r"base_url is not of the form|api_key_env is no name|BAD is no key") as error:
+        make_judge(FaultServer(), **settings)(*questions(1))
     assert KEY not in "".join(traceback.format_exception(error.value))

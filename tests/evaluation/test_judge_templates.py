@@ -25,12 +25,9 @@ A = Verdict("a", 0.9)
         ('{"preference": "A", "confidence": 0.9}', A),
         ('{"preference": "B", "confidence": 0.75}', Verdict("b", 0.25)),
         ('{"preference": "tie", "confidence": 0.8}', Verdict("tie", 0.5)),
-        ('{"preference": "A"}', Verdict("a", 1.0)),
         ('{"preference": "B"}', Verdict("b", 0.0)),
-        ('{"preference": "B", "confidence": 0.5}', Verdict("b", 0.5)),
         ('{"why": {"preference": "B"}, "preference": "A"}', Verdict("a", 1.0)),
         ('\n  {"confidence": 0.9,\n "preference": "A"}  \n', A),
-        ('```json\n{"preference": "A", "confidence": 0.9}\n```', A),
         (' \n```json\n\n{"preference": "A",\n"confidence": 0.9}```\n ', A),
     ],
 )
@@ -45,12 +42,9 @@ def test_readable(text, verdict):
         "{}",
         '{"preference": "a"}',
         '{"preference": ["A"]}',
-        '[{"preference": "A"}]',
         '{"preference": "A", "confidence": 0.49}',
-        '{"preference": "A", "confidence": 90}',
         '{"preference": "A", "confidence": "0.9"}',
         '{"preference": "A", "confidence": true}',
-        '{"preference": "A", "confidence": NaN}',
         '{"preference": "tie", "confidence": 0.2}',
         '{"preference": "A", "confidence": 0.9',
         '{"preference": "A"}\n{"preference": "B"}',
@@ -69,10 +63,6 @@ def test_unreadable(text):
 def test_nothing_may_stand_beside_the_object(text, answer, before):
     verdict = parse_verdict(text + answer if before else answer + text)
     assert verdict is UNREADABLE if text.strip() else verdict in (A, UNREADABLE)
-
-
-def test_criteria_are_those_of_the_papers():
-    assert set(PROFILES) | {"helpful", "harmless", "humour"} <= set(CRITERIA)
 
 
 @pytest.mark.parametrize(
@@ -129,6 +119,7 @@ def test_what_a_judge_is_told():
     assert known("a", "Tea?")["history"] == about(people)("a", "Why?")["history"] == "none known"
     assert set(known("b", "Why?")) == {"community", "history"}
     assert known("P2A", "Why?")["criterion"] == CRITERIA["P2A"]
+    assert set(PROFILES) | {"helpful", "harmless", "humour"} <= set(CRITERIA)
     assert known("z", "Why?") == known(None, "Why?") == {}
 
 
@@ -139,48 +130,29 @@ def dialogue(*texts):
     return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
 
 
-def turns_of(name, turns):
-    """One pair a turn of a dialogue; every text is found nowhere else."""
-    rows, texts = [], []
-    for turn in range(turns):
-        texts.append(f"<{name}{turn}-asked>")
-        chosen, rejected = f"<{name}{turn}-chosen>", f"<{name}{turn}-rejected>"
-        rows.append(record(f"{name}{turn}", "u", dialogue(*texts), chosen, rejected))
-        texts.append(chosen)
-    return rows
-
-
-@pytest.mark.parametrize("system", [False, True])
-def test_no_choice_of_the_judged_turn_or_a_later_one_is_told(system):
-    rows = turns_of("k", 4) + turns_of("m", 2)
-    if system:  # the same for all dialogues
-        rows = [row | {"prompt": message("system", "Be good.") + row["prompt"]} for row in rows]
-    for turn in range(4):
-        told = earlier_choices(rows, rows[turn]["prompt"], limit=99)
-        for other in range(4):
-            marks = [f"<k{other}-asked>", f"<k{other}-rejected>"]
-            assert [mark in told for mark in marks] == [other < turn] * 2
-        assert f"<k{turn}-chosen>" not in told
-        assert all(f"<m{i}-{what}>" in told for i in range(2) for what in ("asked", "chosen", "rejected"))
-        assert "Be good." not in told
-
-
-def test_no_choice_leaks_by_a_text_prompt_a_cut_dialogue_or_a_branch():
-    rows = turns_of("k", 4)
-    last = rows[2]["prompt"][-1]["content"]
-    cut = [row | {"prompt": row["prompt"][-3:]} for row in rows]  # histories may be cut to their last turns
-    for pairs, prompt in [(cut, rows[2]["prompt"])] + [
-        (rows, asked) for asked in (last, f" {last}\n", rows[2]["prompt"][-3:], rows[2]["prompt"][-1:])
+def test_no_choice_of_the_judged_turn_or_a_later_one_is_told():
+    """Also where the judged prompt is a text or cut, where their histories are cut, or where a dialogue branches."""
+    be_good, rows, texts = message("system", "Be good."), [], []  # one message for all dialogues
+    for i in range(4):
+        texts.append(f"<asked {i}>")
+        rows.append(record(f"{i}", "u", be_good + dialogue(*texts), f"<chosen {i}>", f"<rejected {i}>"))
+        texts.append(f"<chosen {i}>")
+    other = record("o", "u", dialogue("<asked o>"), "<chosen o>", "<rejected o>")
+    judged_prompt = rows[2]["prompt"]
+    cut = [row | {"prompt": row["prompt"][-3:]} for row in rows]
+    for pairs, prompt in [
+        (rows, judged_prompt),
+        (cut, judged_prompt),
+        (rows, judged_prompt[-3:]),
+        (rows, " <asked 2>\n"),
     ]:
-        told = earlier_choices(pairs, prompt, limit=99)
-        assert "<k2" not in told
-        assert "<k3" not in told
-    branch = record("b", "u", dialogue("<k0-asked>", "<k0-rejected>", "<b-asked>"), "<b-chosen>", "<b-rejected>")
-    shorter = record("s", "u", dialogue("<k0-asked>"), "<s-chosen>", "<s-rejected>")
-    told = earlier_choices([branch, shorter], rows[2]["prompt"], limit=99)
-    assert "<b-" not in told  # begins alike, but is no part of the judged one
-    assert "<s-chosen>" in told
-    assert earlier_choices([shorter, branch], dialogue("<k0-asked>")) == "none known"
+        told = earlier_choices([*pairs, other], prompt, limit=99)
+        assert not re.search(r"<(asked|rejected) [23]>|<chosen 2>|Be good", told)
+        assert "<chosen o>" in told
+    told = earlier_choices(rows, judged_prompt)
+    assert all(f"<{what} {i}>" in told for what in ("asked", "chosen", "rejected") for i in (0, 1))
+    branch = record("b", "u", dialogue("<asked 0>", "<rejected 0>", "<asked b>"), "<chosen b>", "<rejected b>")
+    assert earlier_choices([branch], judged_prompt) == "none known"  # begins alike, but is no part of the judged one
 
 
 @given(st.lists(st.lists(st.sampled_from("xyz"), min_size=1, max_size=4), min_size=1, max_size=6), st.data())

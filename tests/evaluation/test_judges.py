@@ -129,4 +129,3 @@ def test_a_reward_model_as_judge():
     found = RewardJudge(Words())(["p"] * 5, a, b, ["bob", "ann", "ann", "bob", None])
     assert [v.preference for v in found] == ["a", "b", "b", "tie", "tie"]
     assert found[0].probability == pytest.approx(1 / (1 + np.exp(-1)))
-    assert RewardJudge(Words(), tie=0.3)(["p"], ["one two"], ["one"], ["bob"]) == [Verdict("tie", 0.5)]

@@ -1,11 +1,10 @@
 """What the LLM judge sends, keeps and costs, and what `judged` makes of its verdicts."""
 
-import json
 from dataclasses import replace
 
 import pandas as pd
 import pytest
-from faults import ALWAYS_A, FaultServer
+from faults import ALWAYS_A, FaultServer, questions
 
 from prlhf_kit.data.schema import message
 from prlhf_kit.evaluation.endpoint import JudgeError
@@ -16,10 +15,6 @@ A = Verdict("a", 0.9)
 TWO = pd.DataFrame(
     [{"system": s, "user_id": "u", "prompt": f"Q{i}?", "answer": f"{s} {i}"} for s in "xy" for i in range(4)]
 )
-
-
-def questions(n):
-    return [f"Q{i}?" for i in range(n)], ["left"] * n, ["right"] * n, ["u"] * n
 
 
 # ---- what is sent
@@ -81,35 +76,16 @@ def test_every_deciding_setting_is_part_of_the_key(make_judge, tmp_path):
     own, server = tmp_path / "own.txt", FaultServer()
     own.write_text("{prompt}{answer_a}{answer_b}{criterion}")
     judge = make_judge(server)
-    changes = [
-        {},
-        {"model": "n"},
-        {"temperature": 0.5},
-        {"temperature": None},
-        {"seed": 1},
-        {"max_tokens": 99},
-        {"structured": False},
-        {"template": own},
-        {"about": {"u": {"criterion": "long"}}},
-        {"base_url": "http://other/v1"},
-    ]
-    for change in changes:
-        changed = replace(judge, **change)
-        assert changed(*questions(1)) == [A]
-        assert changed.spent["answers"] == 1, change
-    for change in (
-        {"concurrency": 1},
-        {"retries": 0},
-        {"timeout": 9},
-        {"prices": (1, 1)},
-        {"base_url": "http://judge/v1/"},
-    ):
-        again = replace(judge, **change)
-        assert again(*questions(1)) == [A]
-        assert again.spent["requests"] == 0, change
-    assert len(server.seen) == len(changes)
-    configs = [json.dumps(replace(judge, **change).config) for change in changes if "about" not in change]
-    assert len(set(configs)) == len(configs)
+    changes = {"model": "n", "temperature": None, "seed": 1, "max_tokens": 99, "structured": False, "template": own}
+    changes |= {"about": {"u": {"criterion": "long"}}, "base_url": "http://other/v1"}
+    same = {"concurrency": 1, "retries": 0, "timeout": 9, "prices": (1, 1), "base_url": "http://judge/v1/"}
+    assert judge(*questions(1)) == [A]
+    for new, settings in ((1, changes), (0, same)):
+        for name, value in settings.items():
+            changed = replace(judge, **{name: value})
+            assert changed(*questions(1)) == [A]
+            assert changed.spent["answers"] == new, name
+            assert (changed.config != judge.config) == (new and name != "about")
 
 
 def test_answers_paid_for_by_earlier_versions_are_found(make_judge):
@@ -118,23 +94,19 @@ def test_answers_paid_for_by_earlier_versions_are_found(make_judge):
     assert key == "bd3b2ed09fe109e92238a63d710ca9ffd487ddddfae32f93a346ad7535d4ed59"
 
 
-def test_equal_requests_are_asked_once_and_both_orders_are_two(make_judge):
-    server = FaultServer()
-    assert make_judge(server)(["Q0?"] * 5, list("aaaba"), list("bbbab"), ["u"] * 5) == [A] * 5
-    assert len(server.seen) == 2
-
-
 def test_max_requests_is_a_limit_over_all_calls(make_judge):
     server = FaultServer()
+    assert make_judge(server)(["Q9?"] * 5, list("aaaba"), list("bbbab"), ["u"] * 5) == [A] * 5  # equal ones: once
+    assert len(server.seen) == 2
     judge = make_judge(server, max_requests=4)
     with pytest.raises(JudgeError, match="needs 5 new requests, and 0 of max_requests=4"):
         judge(*questions(5))
-    assert server.seen == []
+    assert len(server.seen) == 2
     assert judge(*questions(3)) == [A] * 3
     assert judge(*questions(4)) == judge(*questions(4)) == [A] * 4  # one new one
     with pytest.raises(JudgeError, match="needs 1 new requests, and 4 of max_requests=4"):
         judge(*questions(5))
-    assert len(server.seen) == 4
+    assert len(server.seen) == 6
 
 
 def test_dry_run_and_costs_by_hand(make_judge, tmp_path, capsys):
@@ -158,29 +130,20 @@ def test_dry_run_and_costs_by_hand(make_judge, tmp_path, capsys):
     assert len(server.seen) == 1
 
 
-# ---- in both orders
+KNOWS = '{"preference": "B", "confidence": 0.9}'
 
 
-def test_a_judge_that_always_names_the_first_has_no_say(make_judge):
-    server = FaultServer()
-    table = judged(make_judge(server), TWO, [("x", "y")], "llm")
-    assert (table.preference == "tie").all()
-    assert table.probability.to_numpy() == pytest.approx(0.5)
-    assert (table["first"] == "a").all()
-    assert (table["second"] == "b").all()
-    assert len(server.seen) == 8
-
-
-@pytest.mark.parametrize(("otherwise", "preference"), [('{"preference": "B", "confidence": 0.9}', "a"), ("?", None)])
-def test_a_judge_that_knows_is_right_in_both_orders(make_judge, otherwise, preference):
+@pytest.mark.parametrize(("otherwise", "preference"), [(KNOWS, "a"), (ALWAYS_A, "tie"), ("?", None)])
+def test_in_both_orders(make_judge, otherwise, preference):
+    """One that finds x's answer wherever it stands, one that always names the first, one that can't always be read."""
     server = FaultServer(
         answer=lambda body: ALWAYS_A if "<answer_a>\nx" in body["messages"][-1]["content"] else otherwise
     )
     turns = [*message("user", "hello"), *message("assistant", "hi")]
     shown = {f"Q{i}?": [*turns, *message("user", f"Q{i}?")] for i in range(4)}
     table = judged(make_judge(server), TWO, [("x", "y")], "llm", shown)
-    assert table.preference.isna().all() if preference is None else (table.preference == preference).all()
-    assert (
-        table.probability.isna().all() if preference is None else table.probability.tolist() == pytest.approx([0.9] * 4)
-    )
+    assert [None if pd.isna(found) else found for found in table.preference] == [preference] * 4
+    wanted = {"a": 0.9, "tie": 0.5, None: float("nan")}[preference]
+    assert table.probability.tolist() == pytest.approx([wanted] * 4, nan_ok=True)
+    assert len(server.seen) == 8
     assert all("Assistant: hi\n\nUser: Q" in body["messages"][-1]["content"] for body in server.seen)
