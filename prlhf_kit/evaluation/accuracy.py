@@ -116,8 +116,8 @@ def spread(scores: pd.DataFrame, resamples: int = 2_000, seed: int = 0) -> pd.Da
         who = own.loc[own.groupby(keys, sort=False).value.agg(end), [*keys, "user_id"]]
         tables.append(intervals(scores.merge(who), by=[*keys, "user_id"], cluster="prompt", seed=seed).assign(of=of))
     rows = []
-    counts = scores.groupby(keys).size()
     for (split, method), part in own.groupby(keys, sort=False):
+        n = int(((scores.split == split) & (scores.method == method)).sum())
         drawn = np.random.default_rng(seed).choice(part.value.to_numpy(), (resamples, len(part)))
         for of, q in (("10th percentile", 10), ("median user", 50)):
             low, high = (
@@ -126,7 +126,7 @@ def spread(scores: pd.DataFrame, resamples: int = 2_000, seed: int = 0) -> pd.Da
                 else (np.nan, np.nan)
             )
             found = np.percentile(part.value, q)
-            rows.append((split, method, None, found, low, high, counts[split, method], len(part), of))
+            rows.append((split, method, None, found, low, high, n, len(part), of))
     return pd.concat([*tables, pd.DataFrame(rows, columns=tables[0].columns)], ignore_index=True)
 
 

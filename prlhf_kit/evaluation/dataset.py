@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -197,7 +198,12 @@ def browse(data: DatasetDict, users: int = 12, pairs: int = 4, seed: int = 0) ->
         columns=["user", "split", "row"],
     )
     rng = np.random.default_rng(seed)
-    look = {"text-align": "left", "vertical-align": "top", "white-space": "pre-wrap", "max-width": "32em"}
+    look: dict[str, Any] = {
+        "text-align": "left",
+        "vertical-align": "top",
+        "white-space": "pre-wrap",
+        "max-width": "32em",
+    }
     blocks: list[str] = []
     for user, count in place.user.value_counts().head(users).items():
         mine = place[place.user == user]

@@ -87,7 +87,7 @@ def intervals(
         if known.empty:
             rows.append((*names, *[np.nan] * (3 + len(tested)), 0, 0))
             continue
-        drawn = [known[column] for column in clusters] or [range(len(known))]
+        drawn: list[Any] = [known[column] for column in clusters] or [range(len(known))]
         found = crossed_interval(known[value], *drawn, seed=seed)
         gap = known[value] - (null or 0)
         tests = [crossed_test(gap, *drawn, seed=seed), detectable(gap, *drawn)] if tested else []

@@ -31,20 +31,6 @@ from prlhf_kit.models.tokenize import encode
 POLICY, REWARD = "steered model", "reward alone"
 
 
-def mixed_logp(rows: Sequence[torch.Tensor], factors: Sequence[float], tokens: torch.Tensor) -> torch.Tensor:
-    """Summed log-probability (nats) of `tokens` `[T]` under softmax(sum of factor * log-probabilities) at each token.
-
-    Args:
-        rows: log-probabilities `[T, V]` of each model that is read, where they predict the tokens.
-
-    >>> flat = torch.zeros(1, 4)
-    >>> round(mixed_logp([flat, flat], [1.0, 5.0], torch.tensor([2])).exp().item(), 4)
-    0.25
-    """
-    score = sum(factor * row for row, factor in zip(rows, factors, strict=True))
-    return torch.as_tensor(score).log_softmax(-1).gather(-1, tokens[:, None]).sum()
-
-
 @torch.inference_mode()
 def steered_logps(
     guide: PAD,
@@ -88,7 +74,9 @@ def steered_logps(
             parts = [part.float().log_softmax(-1) for part, _ in mine]
             for column, w in enumerate(weights):
                 factors = [guide.base_factor(w) if factor is None else w * factor for _, factor in mine]
-                found[i, column] = mixed_logp(parts, factors, tokens).cpu()
+                score = sum(factor * part for part, factor in zip(parts, factors, strict=True))  # [T, V]
+                logps = torch.as_tensor(score).log_softmax(-1)
+                found[i, column] = logps.gather(-1, tokens[:, None]).sum().cpu()
             for part, (_, factor) in zip(parts, mine, strict=True):
                 rewards[i] += (factor or 0.0) * part.gather(-1, tokens[:, None]).sum().cpu()
     return found, rewards
@@ -121,16 +109,6 @@ def policy_ranks(
             for of, value in ((POLICY, right), (REWARD, reward_right)):
                 tables.append(long_table(pairs, {name: value}, weight=float(w), of=of))
     return pd.concat(tables, ignore_index=True)
-
-
-def token_kl(policy: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
-    """KL(policy, base) in nats of each next-token distribution: logits `[T, V]` both, `[T]`.
-
-    >>> round(token_kl(torch.tensor([[0.0, 0.0]]), torch.tensor([[1.0, 1.0]])).item(), 4)
-    0.0
-    """
-    own, other = policy.float().log_softmax(-1), base.float().log_softmax(-1)
-    return F.kl_div(other, own, reduction="none", log_target=True).sum(-1)
 
 
 @torch.inference_mode()
@@ -168,7 +146,8 @@ def divergence(
             said += [ids[start:]] * 2
         logits = _read(rows, said, tokenizer.pad_token_id)
         for place, i in enumerate(chunk):
-            found[i] = token_kl(logits[2 * place], logits[2 * place + 1]).mean().item()
+            policy, base = (logits[2 * place + of].float().log_softmax(-1) for of in (0, 1))  # [T, V] both
+            found[i] = F.kl_div(base, policy, reduction="none", log_target=True).sum(-1).mean().item()
     return found
 
 

@@ -53,7 +53,7 @@ def cluster_bootstrap(values: ArrayLike, clusters: Iterable[Any], resamples: int
 
 
 def crossed_interval(
-    values: ArrayLike, users: Iterable[Any], prompts: Iterable[Any] | None = None, seed: int = 0
+    values: ArrayLike, users: Iterable[Any], prompts: Iterable[Any] | None = None, *, seed: int = 0
 ) -> Interval:
     """Mean of `values` `[n]` and its 95% interval where users answer the same prompts: what other users *and* other
     prompts would give. t times the standard error clustered both ways (Cameron, Gelbach & Miller 2011), cut off at the
@@ -109,6 +109,7 @@ def crossed_test(
     differences: ArrayLike,
     users: Iterable[Any],
     prompts: Iterable[Any] | None = None,
+    *,
     resamples: int = 9_999,
     seed: int = 0,
 ) -> float:
@@ -117,8 +118,9 @@ def crossed_test(
     t-test that `crossed_interval` inverts. Where every prompt is one user's own, the first alone.
     """
     values, codes = _numbers(differences), _clusters(users, prompts)
-    found = [permutation_test(values, names, resamples, seed) for names in (users, prompts)[: len(codes)]]
-    if len(codes) == 2:
+    found = [permutation_test(values, users, resamples, seed)]
+    if prompts is not None and len(codes) == 2:
+        found.append(permutation_test(values, prompts, resamples, seed))
         error, k = _error(values, codes)
         found.append(float(2 * stats.t.sf(abs(values.mean()) / error, k - 1)) if k > 1 and error else 0.0)
     return max(found)

@@ -154,7 +154,9 @@ def text_scores(answers: pd.DataFrame) -> pd.DataFrame:
     texts = _texts(answers)
     tokens = [words(text) for text in texts]
     unique = {n: np.array([unique_share([found], n) for found in tokens]) for n in (2, 3, 4)}
-    values = {"words": [len(found) for found in tokens]} | {f"rep-{n}": 1 - share for n, share in unique.items()}
+    values: dict[str, Any] = {"words": [len(found) for found in tokens]} | {
+        f"rep-{n}": 1 - share for n, share in unique.items()
+    }
     values["diversity"] = unique[2] * unique[3] * unique[4]  # SimCTG, Su et al. 2022, arXiv 2202.06417; ARGS
     values["Flesch reading ease"] = [reading_ease(text) for text in texts]
     return _long(answers, values | {"refusal": [is_refusal(text) for text in texts]})

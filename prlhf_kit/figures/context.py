@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from textwrap import fill
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -29,7 +30,7 @@ FOUR_WAYS = ("neither", "prompt only", "soft tokens", "both")
 NONE, ALL = "none", "all"
 LIKELIHOOD, SHORTEST, LONGEST = "likelihood a token", "shortest option", "longest option"
 
-CONTROL = {"color": "0.55", "marker": "o"}  # grey of what is there to compare with
+CONTROL: dict[str, Any] = {"color": "0.55", "marker": "o"}  # grey of what is there to compare with
 CONTEXTS = {
     "true": ("right", PALETTE[0], "o"),
     "user_text": ("right", PALETTE[0], "o"),
@@ -53,7 +54,7 @@ def _by_dataset(table: pd.DataFrame, xlabel: str, rows: float, mark: Callable[[A
     panels = table.groupby("dataset", sort=False)
     figure, axes = _panels(list(panels.groups), rows * panels.method.nunique().max(), 1)
     rank = {method: i for i, method in enumerate(FOUR_WAYS)}  # before all others
-    low = table[["low", "value", "chance"]].min(axis=None)
+    low = float(table[["low", "value", "chance"]].min().min())
     for dataset, part in panels:
         ax = axes[dataset]
         methods = sorted(dict.fromkeys(part.method), key=lambda method: rank.get(method, len(rank)))
@@ -173,8 +174,8 @@ def community_win_rates(table: pd.DataFrame) -> Figure:
     for judge, ax in axes.items():
         for color in ("white", None):  # the filled ones last: theirs is the legend's mark
             part = table[(table.judge == judge) & ((table.p_holm < 0.05) == (color is None))]
-            style = {"value": "win_rate", "kinds": pairs, "markerfacecolor": color}
-            side_by_side(ax, part, "pair", "community", communities, 0.22, **style)
+            style = {"markerfacecolor": color}
+            side_by_side(ax, part, "pair", "community", communities, 0.22, "win_rate", pairs, **style)
         reference_line(ax, 0.5)
         ax.set_title(f"judge: {judge}", fontsize=10, loc="left")
         ax.set(xlim=(-0.02, 1.02))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
@@ -15,8 +17,9 @@ MANY_USERS = 20  # more are not drawn one by one
 def tastes(weights: pd.DataFrame) -> Figure:
     """Heatmap of users' true weights. `weights`: index user, one column an attribute."""
     limit = float(np.abs(weights.to_numpy()).max())
-    axes = {"xlabel": "text attribute", "ylabel": "simulated user", "cell": (0.65, 0.32)}
-    return matrix(weights, "weight (utility per SD of the attribute)", -limit, limit, **axes)
+    label = "weight (utility per SD of the attribute)"
+    names = ("text attribute", "simulated user")
+    return matrix(weights, label, -limit, limit, *names, cell=(0.65, 0.32))
 
 
 def users_and_pairs(pairs: pd.DataFrame) -> Figure:
@@ -31,7 +34,7 @@ def users_and_pairs(pairs: pd.DataFrame) -> Figure:
     left.set(xlabel="pairs of a user", ylabel="users", xscale="log" if many else "linear")
     left.legend(frameon=False)
     numbers = counts.groupby("split", sort=False).agg(pairs="sum", users="size")
-    numbers.plot.barh(ax=right, color=PALETTE[:2], width=0.76)
+    numbers.plot.barh(ax=right, color=dict(zip(numbers, PALETTE, strict=False)), width=0.76)
     for bars in right.containers:
         right.bar_label(bars, fmt="{:,.0f}", padding=3, fontsize=8)
     right.invert_yaxis()
@@ -47,9 +50,13 @@ def agreement(table: pd.DataFrame) -> Figure:
     """
     values, shared = (table.pivot(index="user_a", columns="user_b", values=of) for of in ("agreement", "shared"))
     notes = values.map("{:.2f}".format) + "\n" + shared.map("n={:.0f}".format)
-    style = {"notes": notes if len(values) <= 15 else None, "fmt": "", "square": True, "annot_kws": {"size": 6}}
-    axes = {"xlabel": "user", "ylabel": "user", "cell": (0.6, 0.5)}
-    figure = matrix(values, "same preference on shared pairs", 0, 1, **axes, **style)
+    style: dict[str, Any] = {
+        "notes": notes if len(values) <= 15 else None,
+        "fmt": "",
+        "square": True,
+        "annot_kws": {"size": 6},
+    }
+    figure = matrix(values, "same preference on shared pairs", 0, 1, "user", "user", cell=(0.6, 0.5), **style)
     figure.axes[0].set_facecolor("0.9")  # nothing shared: not the white of 0.5
     return figure
 

@@ -3,6 +3,8 @@ in `users.py`."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
@@ -68,8 +70,8 @@ def dimensions(table: pd.DataFrame) -> Figure:
     """
     names = list(dict.fromkeys(table.dimension))
     figure, ax = new_figure(1.5 * len(names) + 3.5, 3.8)
-    line = {"upright": True, "linestyle": "-", "linewidth": 1.2}
-    side_by_side(ax, table, "method", "dimension", names, 0.07, **line)
+    style: dict[str, Any] = {"upright": True, "linestyle": "-", "linewidth": 1.2}
+    side_by_side(ax, table, "method", "dimension", names, 0.07, **style)
     ax.tick_params(axis="x", rotation=20 if max(map(len, names)) > 12 else 0)
     ax.grid(axis="x", color="0.85")
     reference_line(ax, 0, vertical=False)
@@ -152,8 +154,8 @@ def policy_accuracy(table: pd.DataFrame) -> Figure:
     figure, ax = new_figure(7, 3.8)
     for i, (guide, rows) in enumerate(table.groupby("method", sort=False)):
         steered, reward = rows[rows.of == "steered model"], rows[rows.of == "reward alone"].iloc[0]
-        line = {"upright": True, "linestyle": "-", "label": f"{guide}: steered model"}
-        points(ax, steered, steered.weight + 0.03 * i, i, **line)
+        x = steered.weight + 0.03 * i
+        points(ax, steered, x, i, upright=True, linestyle="-", label=f"{guide}: steered model")
         color = PALETTE[i % 8]
         ax.axhline(reward.value, label=f"{guide}: reward alone", color=color, linestyle="--", linewidth=1)
         ax.axhspan(reward.low, reward.high, color=color, alpha=0.07, linewidth=0)

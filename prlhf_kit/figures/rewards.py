@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
@@ -86,8 +88,8 @@ def domain_heatmap(table: pd.DataFrame) -> Figure:
     cells = table.assign(note=texts).set_index(["model", "pairs_of"])
     models, others = list(dict.fromkeys(table.model)), list(dict.fromkeys(table.pairs_of))
     values, notes = (cells[column].unstack().loc[models, others] for column in ("value", "note"))
-    axes = {"xlabel": "whose held-out pairs", "ylabel": "whose reward model", "cell": (1.05, 0.7)}
-    return matrix(values, "share ranked as they prefer", 0, 1, **axes, notes=notes, fmt="", annot_kws={"size": 7})
+    style: dict[str, Any] = {"notes": notes, "fmt": "", "annot_kws": {"size": 7}, "cell": (1.05, 0.7)}
+    return matrix(values, "share ranked as they prefer", 0, 1, "whose held-out pairs", "whose reward model", **style)
 
 
 def _paths(table: pd.DataFrame, xlabel: str, ylabel: str) -> Figure:
@@ -97,8 +99,8 @@ def _paths(table: pd.DataFrame, xlabel: str, ylabel: str) -> Figure:
         custom, general = (rows[rows.of == of] for of in ("custom", "general"))
         line = {"marker": ".", "markersize": 5, "linewidth": 1.2, "alpha": 0.8}
         ax.plot(custom.value, general.value, **(look(i) | line))
-        last = (part[part.chosen].head(1) for part in (custom, general))
-        crossed(ax, *last, i, markersize=8, capsize=3, elinewidth=0.8, label=strategy)
+        x, y = (part[part.chosen].head(1) for part in (custom, general))
+        crossed(ax, x, y, i, markersize=8, capsize=3, elinewidth=0.8, label=strategy)
     reference_line(ax, 0.5, vertical=False)
     reference_line(ax, 0.5)
     ax.set(xlabel=xlabel, ylabel=ylabel)
@@ -168,9 +170,9 @@ def heads(table: pd.DataFrame) -> Figure:
 def visible(table: pd.DataFrame) -> Figure:
     """What features can see. `table`: columns `features`, `attribute`, `r2`."""
     values = table.pivot_table(index="features", columns="attribute", values="r2", sort=False)
-    axes = {"xlabel": "attribute of the response", "ylabel": "features", "cell": (0.95, 0.55)}
-    style = {"notes": values, "cmap": "viridis", "fmt": ".2f"}
-    return matrix(values.clip(lower=0), "cross-validated R²\nof a linear map", 0, 1, **axes, **style)
+    style: dict[str, Any] = {"notes": values, "cmap": "viridis", "fmt": ".2f", "cell": (0.95, 0.55)}
+    label = "cross-validated R²\nof a linear map"
+    return matrix(values.clip(lower=0), label, 0, 1, "attribute of the response", "features", **style)
 
 
 STAGE = "02_reward_models"

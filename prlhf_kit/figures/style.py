@@ -80,8 +80,8 @@ def side_by_side(
 
 def crossed(ax: Axes, x: pd.DataFrame, y: pd.DataFrame, i: int, value: str = "value", **more: Any) -> None:
     """Series i of two intervals tables of the same rows: marks with error bars along both axes."""
-    bars = {"xerr": error_bars(x, value), "yerr": error_bars(y, value)}
-    ax.errorbar(x[value], y[value], **bars, **(look(i) | {"linestyle": "none"} | more))
+    style: dict[str, Any] = look(i) | {"linestyle": "none"} | more
+    ax.errorbar(x[value], y[value], xerr=error_bars(x, value), yerr=error_bars(y, value), **style)
 
 
 def band(ax: Axes, rows: pd.DataFrame, x: str, i: int, alpha: float = 0.15, **more: Any) -> None:
@@ -101,8 +101,8 @@ def scatter(
 
 def numbered(ax: Axes, texts: Iterable, x: Iterable[float], y: Iterable[float], fmt: str = "{}", **more: Any) -> None:
     """A small text beside each mark."""
-    for text, *place in zip(texts, x, y, strict=True):
-        ax.annotate(fmt.format(text), place, xytext=(4, 4), textcoords="offset points", **more)
+    for text, right, up in zip(texts, x, y, strict=True):
+        ax.annotate(fmt.format(text), (right, up), xytext=(4, 4), textcoords="offset points", **more)
 
 
 def reference_line(ax: Axes, at: float, vertical: bool = True) -> None:
@@ -126,11 +126,13 @@ def heatmap(ax: Axes, cells: pd.DataFrame, label: str, low: float, high: float, 
     sns.heatmap(cells, vmin=low, vmax=high, annot=notes, ax=ax, cbar_kws={"label": label}, **style)
 
 
-def matrix(cells: pd.DataFrame, *scale: Any, xlabel: str, ylabel: str, cell=(0.55, 0.5), **more: Any) -> Figure:
-    """A figure of one `heatmap`, with cells of so many inches. `scale`: `label`, `low` and `high` of it."""
+def matrix(
+    cells: pd.DataFrame, label: str, low: float, high: float, xlabel: str, ylabel: str, cell=(0.55, 0.5), **more: Any
+) -> Figure:
+    """A figure of one `heatmap`, with cells of so many inches."""
     rows, columns = cells.shape
     figure, ax = new_figure(cell[0] * columns + 2.6, cell[1] * rows + 1.4)
-    heatmap(ax, cells, *scale, **more)
+    heatmap(ax, cells, label, low, high, **more)
     ax.set(xlabel=xlabel, ylabel=ylabel)
     return figure
 

@@ -38,8 +38,7 @@ def learning_curves(history: pd.DataFrame) -> Figure:
 
 def similarity(table: pd.DataFrame) -> Figure:
     """Heatmap of a symmetric similarity in [-1, 1]. `table`: users by users."""
-    numbers = {"notes": len(table) <= 16, "square": True}
-    return matrix(table, "cosine similarity", -1, 1, xlabel="user", ylabel="user", **numbers)
+    return matrix(table, "cosine similarity", -1, 1, "user", "user", notes=len(table) <= 16, square=True)
 
 
 def accuracy_by_method(table: pd.DataFrame) -> Figure:
@@ -134,8 +133,8 @@ def swapped_utility(table: pd.DataFrame) -> Figure:
     centred = means.sub(means.mean(axis=1), axis=0)
     limit = float(np.abs(centred.to_numpy()).max())
     label = "true utility, less the row's mean\n(SD of attributes)"
-    axes = {"xlabel": "whom the answers were written for", "ylabel": "who judges them"}
-    return matrix(centred, label, -limit, limit, **axes, notes=len(means) <= 16, square=True)
+    names = ("whom the answers were written for", "who judges them")
+    return matrix(centred, label, -limit, limit, *names, notes=len(means) <= 16, square=True)
 
 
 # figure file -> (stage that leaves the table, table, function): how `prlhf figures` re-makes them without a model
