@@ -103,7 +103,8 @@ def check(
         raise SchemaError("max_prompt_tokens and max_tokens count a tokenizer's tokens: pass tokenizer too.")
     limits = {"over-long prompt": max_prompt_tokens, "over-long pair": max_tokens}
     short: dict[tuple[str, int], list[dict]] = {}  # (split, row) -> its prompt without the oldest turns
-    table = pd.concat([_scan(*item, tokenizer, limits, rules, short) for item in data.items()], ignore_index=True)
+    scans = [_scan(split, pairs, tokenizer, limits, rules, short) for split, pairs in data.items()]
+    table = pd.concat(scans, ignore_index=True)
     _mark_repeats(table)
     _mark_leaks(table, rules)
     _mark_users(table, rules, min_pairs)
@@ -111,7 +112,8 @@ def check(
     kept = table[table.reason == ""]
     left = [place for place in zip(kept.split, kept.row, strict=True) if place in short] if short else []
     clean = DatasetDict()
-    for split, rows in kept.groupby("split", sort=False).row:
+    for split in kept.split.unique():
+        rows = kept.row[kept.split == split]
         clean[split] = data[split] if len(rows) == len(data[split]) else data[split].select(rows.to_numpy())
         if any(where == split for where, _ in left):
             prompts = zip(rows, clean[split], strict=True)
@@ -182,25 +184,27 @@ def _scan(split: str, pairs: Dataset, tokenizer, limits, rules, short) -> pd.Dat
 
 def _wrong(column: str, value: Any) -> str:
     """What is wrong with a value, as the end of a sentence; "": nothing."""
-    found = f"{str(value)[:80]!r} ({type(value).__name__})"
     if column not in MESSAGES:
-        if isinstance(value, str) and value:
-            return ""
-        return f"{found}, expected non-empty text. Convert it once: dataset.map(lambda row: {{..., str(row[...])}})."
-    try:
-        roles = [m["role"] for m in value]
-        formed = all(isinstance(m[key], str) for m in value for key in ("role", "content")) and all(roles)
-    except (TypeError, KeyError):
-        formed = False
-    if not formed or not roles:
-        return f"{found}, expected a list of {{'role': ..., 'content': text}} messages."
-    if roles[-1] == "user" if column == "prompt" else roles[0] == "assistant":
-        return ""
-    rule = "end with role 'user'" if column == "prompt" else "begin with role 'assistant'"
-    return (
-        f"a list with the roles {roles}, expected it to {rule}. Put the dialogue so far into prompt, and only what "
-        "answers it into chosen and rejected."
-    )
+        right = isinstance(value, str) and bool(value)
+        wanted = "non-empty text. Convert it once: dataset.map(lambda row: {..., str(row[...])})."
+    else:
+        wanted = "a list of {'role': ..., 'content': text} messages."
+        try:
+            roles = [m["role"] for m in value]
+            right = (
+                bool(roles)
+                and all(roles)
+                and all(isinstance(m[key], str) for m in value for key in ("role", "content"))
+            )
+        except (TypeError, KeyError):
+            right = False
+        if right and (roles[-1] != "user" if column == "prompt" else roles[0] != "assistant"):
+            rule = "end with role 'user'" if column == "prompt" else "begin with role 'assistant'"
+            return (
+                f"a list with the roles {roles}, expected it to {rule}. Put the dialogue so far into prompt, and only "
+                "what answers it into chosen and rejected."
+            )
+    return "" if right else f"{str(value)[:80]!r} ({type(value).__name__}), expected {wanted}"
 
 
 def _reason(prompt: list[dict], chosen: list[dict], rejected: list[dict]) -> str:
@@ -280,7 +284,8 @@ def _mark_users(table: pd.DataFrame, rules: Mapping[str, str], min_pairs: int) -
     enough = counts.index[counts >= min_pairs]
     few = "user with too few pairs"
     if rules[few] == "refuse":
-        for split, rows in table.groupby("split", sort=False):
+        for split in table.split.unique():
+            rows = table[table.split == split]
             lost = sorted(set(rows.user) - set(enough if split == "train" else rows.user[rows.reason == ""]))
             if lost:
                 why = rows.reason[(rows.user == lost[0]) & (rows.reason != "")].value_counts().to_dict()
@@ -294,7 +299,8 @@ def _mark_users(table: pd.DataFrame, rules: Mapping[str, str], min_pairs: int) -
         table.loc[seen[~seen.user.isin(enough)].index, "reason"] = few
     kept = table[table.reason == ""]
     trained = set(table.user[table.split == "train"])
-    for split, users in kept.groupby("split", sort=False).user:
+    for split in kept.split.unique():
+        users = kept.user[kept.split == split]
         if split == "test_seen" and (odd := set(users) - set(enough)):
             raise SchemaError(f"split 'test_seen' has users who are not in train: {sorted(odd)[:3]}.")
         if split.endswith("unseen") and (odd := set(users) & trained):

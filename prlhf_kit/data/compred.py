@@ -87,8 +87,9 @@ def read(
                 else:
                     if row["labels"] not in (0, 1) or isinstance(row["labels"], bool):
                         raise SchemaError(f"labels is {row['labels']!r}, expected 1 (A was preferred) or 0 (B).")
-                    answers = (row["human_ref_A"], row["human_ref_B"])[:: 1 if row["labels"] else -1]
-                    yield split, record(f"{factor}-{source}-{number}", user, _post(row), *answers, f"r/{user}", factor)
+                    chosen, rejected = (row[f"human_ref_{side}"] for side in ("AB" if row["labels"] else "BA"))
+                    pair_id = f"{factor}-{source}-{number}"
+                    yield split, record(pair_id, user, _post(row), chosen, rejected, f"r/{user}", factor)
     require_known(unseen, communities, "community")
 
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -51,6 +52,7 @@ def require_context(context: object, allowed: Iterable[str] = CONTEXTS) -> None:
         )
 
 
+@dataclass
 class Contexts:
     """Puts a reader into prompts.
 
@@ -68,34 +70,33 @@ class Contexts:
             template wants it, or all alike where others are to be drawn.
     """
 
-    def __init__(
-        self,
-        context: Context,
-        people: Mapping[str, str | None],
-        template: str | Path = "",
-        seed: int = 0,
-        among: Collection[str] | None = None,
-    ):
-        require_context(context)
-        self.context, self.people, self.template, self.seed, self.among = context, people, template, seed, among
-        if context == "none":
+    context: Context
+    people: Mapping[str, str | None] = field(repr=False)
+    template: str | Path = ""
+    seed: int = 0
+    among: Collection[str] | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        require_context(self.context)
+        if self.context == "none":
             return
-        name = template or ("user_text" if context == "user_text" else "community")
+        name = self.template or ("user_text" if self.context == "user_text" else "community")
         self._text = read_template(name, "data/context_prompts", TEMPLATES, alone="system")
         self._require_usable_template()
-        silent = [user for user, text in people.items() if not (text or "").strip()]
+        silent = [user for user, text in self.people.items() if not (text or "").strip()]
         if "user_text" in self._text.fields and silent:
             raise SchemaError(
-                f"{len(silent)} of {len(people)} users have no user_text, first {silent[0]!r}, but the template "
+                f"{len(silent)} of {len(self.people)} users have no user_text, first {silent[0]!r}, but the template "
                 f"{self._text.name!r} puts it into the prompt. Use the template 'community', or data in which users "
                 "say what they want."
             )
         # what can be said of those who may be drawn -> the first user of whom it is, in an order that the seed draws
-        others = {self._says(user): user for user in sorted(people if among is None else among, reverse=True)}
-        self._others = dict(sorted(others.items(), key=lambda item: share(seed, "circle", *item[0])))
-        if context in ("random", "shuffled") and len(others) < 2:
+        drawn = sorted(self.people if self.among is None else self.among, reverse=True)
+        others = {self._says(user): user for user in drawn}
+        self._others = dict(sorted(others.items(), key=lambda item: share(self.seed, "circle", *item[0])))
+        if self.context in ("random", "shuffled") and len(others) < 2:
             raise SchemaError(
-                f"context={context!r} draws among users of whom different things are said, found {len(others)}: "
+                f"context={self.context!r} draws among users of whom different things are said, found {len(others)}: "
                 f"{next(iter(others), None)!r}."
             )
 

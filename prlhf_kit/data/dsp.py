@@ -115,10 +115,15 @@ def listwise(
                     log.warning("listwise: row %d has an empty response and is left out", number)
                     continue
                 for user in domains:
-                    out = {"list_id": f"{part or 'all'}-{number}-{user}", "user_id": user, "user_text": DOMAINS[user]}
-                    out |= {"group": None, "prompt": message("user", row["query"])}
-                    out |= {"responses": [message("assistant", text) for text in responses]}
-                    out |= {"scores": [float(name == user) for name in DOMAINS]}
+                    out = {
+                        "list_id": f"{part or 'all'}-{number}-{user}",
+                        "user_id": user,
+                        "user_text": DOMAINS[user],
+                        "group": None,
+                        "prompt": message("user", row["query"]),
+                        "responses": [message("assistant", text) for text in responses],
+                        "scores": [float(name == user) for name in DOMAINS],
+                    }
                     yield split_of(user, row["query"], unseen, test_share, seed, part), out
 
     return collect(rows(), LISTWISE)

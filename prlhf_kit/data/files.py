@@ -63,7 +63,7 @@ def read(
             _strip_prompt(found)
             user = _id(found["user_id"], where, mapping["user_id"])
             met.add(user)
-            out = {
+            out: dict[str, Any] = {
                 "pair_id": _id(found["pair_id"], where, mapping["pair_id"]) or f"{part or 'row'}-{number}",
                 "user_id": user,
                 "user_text": found["user_text"] or None,

@@ -191,12 +191,12 @@ def hh_relabelled(
             raise SchemaError(f"the objective of row {number} is {user!r}, expected one of {list(OBJECTIVES)}.")
         tally.count("pairs")
         try:
-            prompt, answers = common_prompt(row["chosen"], row["rejected"])
+            prompt, (chosen, rejected) = common_prompt(row["chosen"], row["rejected"])
         except NotAPair as reason:
             tally.drop(None, user, str(reason))
             continue
         split = split_of(user, opening(prompt), (), test_share, seed)
-        yield split, record(f"{user}-{number}", user, prompt, *answers, OBJECTIVES[user])
+        yield split, record(f"{user}-{number}", user, prompt, chosen, rejected, OBJECTIVES[user])
 
 
 @dataset(

@@ -12,6 +12,7 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -201,7 +202,7 @@ def read(
         for pair_id, user, a, b, p_a, draw in zip(pair_ids, asked, first, second, p, draws, strict=True):
             chosen, rejected, p_chosen = (a, b, p_a) if draw < p_a else (b, a, 1 - p_a)
             group, answers = people.groups[user], (texts["response"][chosen], texts["response"][rejected])
-            more = {"user_text": TYPES[group][1], "group": group, "p_chosen": float(p_chosen)}
+            more: dict[str, Any] = {"user_text": TYPES[group][1], "group": group, "p_chosen": float(p_chosen)}
             yield split, record(pair_id, user, texts["prompt"][a], *answers, **more)
 
 

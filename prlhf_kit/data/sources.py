@@ -8,6 +8,7 @@ import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,7 @@ def local_files(path: str | Path, *patterns: str) -> list[Path]:
 
 def rows_of(files: Iterable[Path]) -> Rows:
     """Rows of JSON (a list of objects), JSON lines, CSV, parquet or Arrow files."""
-    return Rows([(str(file), lambda file=file: _read(file)) for file in files])
+    return Rows([(str(file), partial(_read, file)) for file in files])
 
 
 def local_rows(path: str | Path, *patterns: str) -> Rows:

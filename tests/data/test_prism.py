@@ -43,3 +43,15 @@ def test_prism_stranger_is_refused(prism_folder):
     write_lines(prism_folder / "conversations.jsonl", [conversation(1, "user99")])
     with pytest.raises(kit.data.SchemaError, match="'c1' is of 'user99'"):
         kit.data.load("prism", prism_folder)
+
+
+def test_a_response_that_was_empty_is_dropped_and_counted(tmp_path):
+    """The release writes it as "EMPTY STRING"."""
+    write_lines(tmp_path / "survey.jsonl", [participant(i) for i in range(10)])
+    talks = [conversation(10 * i + k, f"user{i}", turns=1) for i in range(10) for k in range(4)]
+    talks[0]["conversation_history"][1]["content"] = "EMPTY STRING"  # rejected
+    talks[1]["conversation_history"][2]["content"] = "EMPTY STRING"  # chosen, against three others
+    write_lines(tmp_path / "conversations.jsonl", talks)
+    data, report = kit.data.load_with_report("prism", tmp_path)
+    assert "EMPTY STRING" not in str([split.to_list() for split in data.values()])
+    assert report.table[["reason", "pairs"]].to_dict("records") == [{"reason": "empty response", "pairs": 4}]
