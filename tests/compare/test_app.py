@@ -19,12 +19,11 @@ import pytest
 import websockets
 from jupyter_client.session import Session
 
+from compare.conftest import RECORD
 from prlhf_kit import cli
 from prlhf_kit.compare import app
 
 SECRET = "c0ffee-not-for-the-browser"
-RECORD = {"schema": 1, "status": "completed", "started": "2026-01-01T00:00:00+00:00"}
-RECORD |= {name: {} for name in ("parameters", "metrics", "artifacts", "versions", "git")}
 TEMPLATE_FILE = "voila/templates/lab/static/index.css"
 
 
