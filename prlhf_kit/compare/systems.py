@@ -160,10 +160,8 @@ def of_run(
     names = [name for name in names if not systems or name in systems]
 
     tokenizer, base = hub.load_tokenizer(model), hub.load_model(model)
-    whole = not (trained / "adapter_config.json").exists()
-    personal, index = load_personalized(trained, model if whole else twin(base))
-    if whole:  # the reference is this base, no further copy (`saving.reference_model`)
-        vars(personal)["_reference"] = base
+    personal, index = load_personalized(trained, twin(base) if _is_adapter(trained) else model)
+    _refer(personal, base, model)
     people = _seen(data, index, users)
     if k and "adapt_unseen" in data:
         new, index = _new(data, personal, index, tokenizer, k, steps, seed)
@@ -173,7 +171,9 @@ def of_run(
 
     found = [System(BASE, PAD(base), tokenizer, weight=0.0)]
     if VANILLA in names:
-        vanilla = _vanilla(control, base, model)
+        adapter = _is_adapter(control)
+        vanilla = PeftModel.from_pretrained(twin(base), control).eval() if adapter else hub.load_model(str(control))
+        _refer(vanilla, base, model)
         fingerprints[VANILLA] = hub.weights_hash(vanilla)
         found.append(System(VANILLA, PAD(vanilla), tokenizer, weight=1.0))
     found.append(System(PERSONAL, guide, tokenizer, "user_id", weight=1.0))
@@ -220,14 +220,16 @@ def twin(model: PreTrainedModel) -> PreTrainedModel:
     return copy.deepcopy(model, {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]})
 
 
-def _vanilla(folder: Path, base: PreTrainedModel, model: str):
-    """Vanilla DPO's model, whose reference is `base`."""
-    if (folder / "adapter_config.json").exists():
-        return PeftModel.from_pretrained(twin(base), folder).eval()
-    whole = hub.load_model(str(folder))
-    whole.reference_name = model
-    vars(whole)["_reference"] = base
-    return whole
+def _is_adapter(folder: Path) -> bool:
+    return (folder / "adapter_config.json").exists()
+
+
+def _refer(trained, base: PreTrainedModel, name: str) -> None:
+    """Of a model all of whose weights were trained, `base` is the reference, not one more copy of it that
+    `saving.reference_model` would load."""
+    if not isinstance(trained, PeftModel):
+        trained.reference_name = name
+        vars(trained)["_reference"] = base
 
 
 def _seen(data: DatasetDict, index: UserIndex, wanted: Sequence[str]) -> list[User]:

@@ -79,8 +79,8 @@ class Comparison(ui.VBox):
 
         short = [" ".join(prompt[-1]["content"].split())[:90] for prompt in offered.prompts]
         options = [("(a prompt of your own)", -1), *((f"{i + 1}. {text}", i) for i, text in enumerate(short))]
-        wide = {"layout": {"width": "100%"}, "style": {"description_width": "initial"}}
         narrow = {"style": {"description_width": "initial"}}
+        wide = narrow | {"layout": {"width": "100%"}}
         self.choose = ui.Dropdown(options=options, description="Choose a prompt", **wide)
         self.earlier = ui.HTML()
         self.prompt = ui.Textarea(description="or type one (Ctrl-Enter generates)", rows=3, **wide)
@@ -108,26 +108,20 @@ class Comparison(ui.VBox):
         groups = [users, systems, ui.VBox([ui.HTML("<h3>Settings</h3>"), self.weight, self.length, self.blind])]
         if votes:
             groups.append(ui.VBox([ui.HTML("<h3>Votes</h3>"), self.voter, self.about]))
-        options_box, actions = ui.Box(groups), ui.Box([self.generate, self.stop, self.reveal, self.status])
-        super().__init__(
-            [ui.HTML(STYLE), self.choose, self.earlier, self.prompt, options_box, actions, self.cards, script]
-        )
-        for name, part in {  # for the style sheet, the script and the tests
+        form, actions = ui.Box(groups), ui.Box([self.generate, self.stop, self.reveal, self.status])
+        super().__init__([ui.HTML(STYLE), self.choose, self.earlier, self.prompt, form, actions, self.cards, script])
+        # for the style sheet, the script and the tests
+        for name in "choose prompt weight voter about generate status cards".split():
+            getattr(self, name).add_class(f"prlhf-{name}")
+        named = {
             "compare": self,
-            "choose": self.choose,
-            "prompt": self.prompt,
-            "options": options_box,
             "users": users,
             "systems": systems,
-            "weight": self.weight,
-            "voter": self.voter,
-            "about": self.about,
+            "options": form,
             "actions": actions,
-            "generate": self.generate,
-            "status": self.status,
-            "cards": self.cards,
             "script": script,
-        }.items():
+        }
+        for name, part in named.items():
             part.add_class(f"prlhf-{name}")
         self.choose.observe(self._chosen, "value")
         self.choose.value = 0 if offered.prompts else -1

@@ -5,9 +5,11 @@ import time
 
 import nbformat
 import pytest
+from compare.conftest import RECORD
 from playwright.sync_api import expect
 
 from browser.conftest import CHEAP, assert_contrast, assert_readable_on_a_phone, serving, shot
+from prlhf_kit.compare.app import NEEDED
 
 NASTY = "<script>window.pwned = 1</script><img src=x onerror='window.pwned = 2'></div></article>&amp; <b>not bold\u202e"
 FAKES = f'''
@@ -152,9 +154,12 @@ def test_a_persons_way_through_the_page(address, open_page):
 
 
 @pytest.fixture(scope="module")
-def fakes(tiny_run, tmp_path_factory):
+def fakes(tmp_path_factory):
     """The page with `FAKES`; its address and its file of votes."""
     folder = tmp_path_factory.mktemp("fakes")
+    for stage in NEEDED:
+        (folder / stage).mkdir()
+        (folder / stage / "run.json").write_text(json.dumps(RECORD))
     notebook = nbformat.v4.new_notebook(metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}})
     parameters = f"run_dir = ''  # a run\nvotes = {str(folder / 'votes.jsonl')!r}  # a file"
     notebook.cells = [
@@ -162,7 +167,7 @@ def fakes(tiny_run, tmp_path_factory):
         nbformat.v4.new_code_cell(FAKES),
     ]
     nbformat.write(notebook, folder / "fakes.ipynb")
-    with serving(tiny_run, "--notebook", folder / "fakes.ipynb") as address:
+    with serving(folder, "--notebook", folder / "fakes.ipynb") as address:
         yield address, folder / "votes.jsonl"
 
 

@@ -12,6 +12,9 @@ from prlhf_kit.data import simulated
 from prlhf_kit.data.schema import record
 from prlhf_kit.decoding.answers import GuidedAnswer
 
+RECORD = {"schema": 1, "status": "completed", "started": "2026-01-01T00:00:00+00:00"}  # of a stage
+RECORD |= {name: {} for name in ("parameters", "metrics", "artifacts", "versions", "git")}
+
 
 def lora(model, seed):
     kept = ["user_model"] if hasattr(model, "user_model") else None

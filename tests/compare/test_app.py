@@ -19,6 +19,7 @@ import pytest
 import websockets
 from jupyter_client.session import Session
 
+from compare.conftest import RECORD
 from prlhf_kit import cli
 from prlhf_kit.compare import app
 
@@ -47,7 +48,7 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("app") / "demo"
     for stage in app.NEEDED:
         (folder / stage).mkdir(parents=True)
-        (folder / stage / "run.json").write_text(json.dumps({"status": "completed", "parameters": {"x": SECRET}}))
+        (folder / stage / "run.json").write_text(json.dumps(RECORD | {"parameters": {"x": SECRET}}))
     (folder / "votes.jsonl").write_text(SECRET)
     (folder / "figure.png").write_text(SECRET)
     cells = (
@@ -279,7 +280,7 @@ def test_what_can_not_be_served_is_refused(tmp_path, capsys, monkeypatch):
     assert f"stage {data} of {tmp_path} is not there" in capsys.readouterr().err
     for stage, status in ((data, "completed"), (training, "failed")):
         (tmp_path / stage).mkdir()
-        (tmp_path / stage / "run.json").write_text(json.dumps({"status": status}))
+        (tmp_path / stage / "run.json").write_text(json.dumps(RECORD | {"status": status}))
     assert cli.main(["app", str(tmp_path)]) == 2
     err = capsys.readouterr().err
     assert f"stage {training} of {tmp_path} is failed" in err
