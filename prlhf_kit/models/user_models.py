@@ -52,10 +52,10 @@ def word_vectors(
 class UserModel(nn.Module):
     """A user model: what is a user's own (`own`, one row a user), and how it becomes soft tokens (`tokens`).
 
-    Subclasses set `own` `[num_rows, ...]` and, as a rule, `generic` `[T_u, d_model]`, define `tokens` (without `generic`
-    also `num_tokens`), and add to `options`. Parameters named in
-    `shared_slow` learn at the adapter's rate, all others at `user_learning_rate`. Where row 0 is zero by definition
-    (`e_i = e_0 + ...`), `row_0_is_zero` is set: nothing is added for the generic user.
+    Subclasses set `own` `[num_rows, ...]` and, as a rule, `generic` `[T_u, d_model]`, define `tokens` (without
+    `generic` also `num_tokens`), and add to `options`. Parameters named in `shared_slow` learn at the adapter's rate,
+    all others at `user_learning_rate`. Where row 0 is zero by definition (`e_i = e_0 + ...`), `row_0_is_zero` is set:
+    nothing is added for the generic user.
 
     Args:
         after_bos: user tokens go after each sequence's first token (a BOS token, as a rule), not in front of it.
