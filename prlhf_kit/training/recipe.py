@@ -273,7 +273,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", type=Path, help="JSON file with the fields of RecipeFile")
     known, launch = parser.parse_known_args()
-    recipe = RecipeFile.read(known.recipe)
+    recipe: RecipeFile = RecipeFile.read(known.recipe)
     train(recipe, *recipe.arguments(), launch=launch)
 
 
