@@ -364,7 +364,7 @@ def train(setting: Setting, until: float, size: str, weights: str, prompt_tokens
         found[way], memory[way] = statistics.median(times[warm_up:]), peak_gib()
         if options is not None:  # where sharing does not give the same numbers on this GPU, the trainer turns it off
             collator = trainer.data_collator
-            roads[way] = {"share_prompt": collator.share, "prompts_apart": collator.prompts_apart}
+            roads[way] = {"share_prompt": collator.longest > 0}
         del trainer
     vanilla = found.get("vanilla", math.nan)
     return {

@@ -1,7 +1,8 @@
 """Speed and memory of P-DPO: vanilla TRL DPO, the kit, and P-RLHF's scheme, on the same pairs in one run.
 
 (a) `vanilla`: TRL's DPOTrainer without users, its reference computed once (`precompute_ref_log_probs`).
-(b) `ours`: the kit at alpha = 0.5; `ours_alpha1` at alpha = 1; and `ours` with one saving taken away at a time.
+(b) `ours`: the kit at alpha = 0.5; `ours_alpha1` at alpha = 1; and `ours` with each prompt computed twice.
+    `vanilla_long`, `ours_alpha1_long`: prompts of 400 tokens and responses of 40.
 (c) `prlhf_scheme`: every pair twice, for its user and for the generic one, all as rows of one batch, and the
     reference computed in every step (arXiv 2402.05133; written from this description).
 
@@ -25,15 +26,26 @@ import tempfile
 import time
 from pathlib import Path
 
-PLAIN = {"share_prompt": False, "completion_logits_only": False}
 WAYS = {
     "vanilla": {},
     "ours": {},
     "ours_alpha1": {"alpha": 1.0},
-    "prlhf_scheme": PLAIN | {"alpha": 1.0, "precompute_ref_log_probs": False},
+    "prlhf_scheme": {"share_prompt": False, "alpha": 1.0, "precompute_ref_log_probs": False},
     "ours_prompt_twice": {"share_prompt": False},
-    "ours_plain": PLAIN,
+    "vanilla_long": {},
+    "ours_alpha1_long": {"alpha": 1.0},
 }
+
+
+def with_lengths(pairs, tokenizer, prompt: int, response: int):
+    """`pairs` with their texts repeated and cut to so many tokens."""
+
+    def text(message, n):
+        ids = (tokenizer(message["content"] + " ", add_special_tokens=False)["input_ids"] * n)[:n]
+        return [message | {"content": tokenizer.decode(ids)}]
+
+    lengths = {"prompt": prompt, "chosen": response, "rejected": response}
+    return pairs.map(lambda row: {name: text(row[name][-1], n) for name, n in lengths.items()})
 
 
 def run(way: str, pairs: int, batch_size: int) -> None:
@@ -62,6 +74,8 @@ def run(way: str, pairs: int, batch_size: int) -> None:
 
     data = kit.data.load("simulated", pairs_per_user=-(-pairs // 8))["train"].select(range(pairs))
     model, tokenizer = kit.load_model(device=None), kit.load_tokenizer()
+    if way.endswith("_long"):
+        data = with_lengths(data, tokenizer, 400, 40)
     adapter = LoraConfig(r=8, target_modules=["q_proj", "v_proj"])
     with tempfile.TemporaryDirectory() as out:
         options = {
@@ -70,7 +84,7 @@ def run(way: str, pairs: int, batch_size: int) -> None:
             "precompute_ref_log_probs": True, "disable_tqdm": True, **WAYS[way],
         }  # fmt: skip
         start = time.perf_counter()
-        if way == "vanilla":
+        if way.startswith("vanilla"):
             dpo = DPOConfig(bf16=torch.cuda.is_available(), use_cpu=not torch.cuda.is_available(), **options)
             pair_columns = data.select_columns(["prompt", "chosen", "rejected"])
             trainer = DPOTrainer(
@@ -120,8 +134,10 @@ def main() -> None:
     pairs_of = {
         "ours_vs_vanilla": ("ours", "vanilla"),
         "ours_alpha1_vs_vanilla": ("ours_alpha1", "vanilla"),
+        "ours_alpha1_long_vs_vanilla_long": ("ours_alpha1_long", "vanilla_long"),
         "prlhf_scheme_vs_ours": ("prlhf_scheme", "ours"),
-    } | {f"{way}_vs_ours": (way, "ours") for way in args.ways if way.startswith("ours_") and way != "ours_alpha1"}
+        "ours_prompt_twice_vs_ours": ("ours_prompt_twice", "ours"),
+    }
     ratios = {}
     for name, (above, below) in pairs_of.items():
         if above in found and below in found:

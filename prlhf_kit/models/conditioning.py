@@ -120,9 +120,8 @@ def embed_with_users(
     if position_ids is not None:
         position_ids = position_ids.expand(batch, -1)
         first = position_ids.gather(1, left_padding(attention_mask)[:, None]) + _after(user_model)
-        users_at = first + torch.arange(ahead, device=position_ids.device)
-        behind = torch.arange(length, device=position_ids.device) >= front
-        position_ids = torch.cat([users_at, position_ids + ahead * behind], dim=1).gather(1, order)
+        behind = position_ids + ahead * (slots[:, :length] >= front)
+        position_ids = torch.cat([first + slots[:, :ahead], behind], dim=1).gather(1, order)
     attention_mask = torch.cat([attention_mask.new_ones(batch, ahead), attention_mask], dim=1).gather(1, order)
     if position_ids is None:
         position_ids = (attention_mask.cumsum(1) - 1).clamp(min=0)
@@ -163,17 +162,11 @@ def condition(model: PreTrainedModel, user_model: nn.Module) -> PreTrainedModel:
     """
     if isinstance(model, PeftModel):
         raise ConditioningError("the model is wrapped by PEFT already. Condition the base model, then apply PEFT.")
-    if model.config.is_encoder_decoder:
-        raise ConditioningError(
-            f"{type(model).__name__} is an encoder-decoder; only decoder-only models are supported."
-        )
-    if model.config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
-        raise ConditioningError(f"{type(model).__name__} is an encoder; only decoder-only models are supported.")
+    if model.config.is_encoder_decoder or model.config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+        raise ConditioningError(f"{type(model).__name__} has an encoder; only decoder-only models are supported.")
     if hasattr(model, ATTRIBUTE):
         raise ConditioningError("the model has a user model already. Load a fresh base model to attach another one.")
     backbone = model.base_model
-    if backbone is model:
-        raise ConditioningError(f"{type(model).__name__} has no separate backbone below its LM head to hook into.")
     # float32 whatever the model's: in bfloat16 a row could not take small steps
     model.add_module(ATTRIBUTE, user_model.to(device=model.device, dtype=torch.float32))
     kept: torch.Tensor | None = None  # of the call that is running: the slots [B, L] that are not user tokens

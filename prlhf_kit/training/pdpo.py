@@ -34,7 +34,7 @@ FROZEN_BASE = LoraConfig(target_modules=DUMMY_TARGET_MODULES)
 
 
 def pdpo_loss(dpo: Callable[[torch.Tensor], torch.Tensor], rows: torch.Tensor, alpha: float) -> torch.Tensor:
-    """P-DPO's loss (P-RLHF, arXiv 2402.05133, the objective of section 4.3):
+    """P-DPO's loss (P-RLHF, arXiv 2402.05133, the personalised DPO objective):
 
         L = alpha * L_DPO(policy of the user) + (1 - alpha) * L_DPO(policy of the generic user)
 

@@ -55,7 +55,7 @@ class PersonalizedTraining(Trainer):
         if peft_config is not None:
             peft_config = copy.deepcopy(peft_config)
             peft_config.modules_to_save = sorted({*(peft_config.modules_to_save or ()), *trained_whole}) or None
-        super().__init__(model=model, peft_config=peft_config, **kwargs)  # type: ignore[call-arg]
+        super().__init__(model=model, peft_config=peft_config, **kwargs)
         # TRL puts all that is trained on a quantized base into bfloat16, in which a row could not take small steps
         for table in user_models(self.model):
             table.float()

@@ -9,7 +9,6 @@ What follows the recipe goes to `accelerate launch`, which then trains each of i
 from __future__ import annotations
 
 import argparse
-import inspect
 import math
 import os
 from collections.abc import Sequence
@@ -254,9 +253,10 @@ def _require(recipe: Recipe, model: str, sets: dict[str, Dataset], out: str | Pa
     """Refuse, before the first stage, what the second would refuse."""
     args = PersonalizedDPOConfig(**{"output_dir": str(out), "use_cpu": True, **recipe.settings})
     LoraConfig(**recipe.adapter)
-    inspect.signature(USER_MODELS[recipe.user_model]).bind(1, None, **recipe.user_model_options)
     tokenizer, config = load_tokenizer(model), from_hub(AutoConfig, model)
-    users = recipe.user_model_options.get("num_tokens", 10) if recipe.method == "pdpo" else 0
+    kind: Any = USER_MODELS[recipe.user_model]
+    smallest = kind(1, torch.zeros(config.get_text_config().vocab_size, 1), **recipe.user_model_options)
+    users = smallest.num_tokens if recipe.method == "pdpo" else 0
     context = getattr(config, "max_position_embeddings", None) or math.inf
     for name, pairs in sets.items():
         texts = ((row["prompt"], row[side]) for row in pairs for side in ("chosen", "rejected"))
@@ -273,7 +273,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", type=Path, help="JSON file with the fields of RecipeFile")
     known, launch = parser.parse_known_args()
-    recipe = RecipeFile.read(known.recipe)
+    recipe: RecipeFile = RecipeFile.read(known.recipe)
     train(recipe, *recipe.arguments(), launch=launch)
 
 

@@ -183,8 +183,8 @@ class PersonalizedRewardTrainer(PersonalizedTraining, RewardTrainer):
         super().log(logs, start_time)
 
     def evaluation_loop(self, *args, **kwargs):
-        for key in [key for key in self._ranked if key.startswith("eval")]:  # of a prediction, which logs nothing
-            del self._ranked[key]
+        """TRL's, without what a prediction left, which logs nothing."""
+        self._ranked = defaultdict(list, {k: v for k, v in self._ranked.items() if not k.startswith("eval")})
         return super().evaluation_loop(*args, **kwargs)
 
     def write_beside(self, model, folder: str) -> None:

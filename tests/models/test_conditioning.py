@@ -14,7 +14,7 @@ def test_conditioning_refusals(make_tiny):
     with pytest.raises(kit.ConditioningError, match=r"shape \(2,\), expected one row a sequence"):
         model(input_ids=torch.tensor([[5]]), user_rows=torch.tensor([1, 2]))
     t5 = T5ForConditionalGeneration(T5Config(d_model=8, d_kv=8, d_ff=8, num_layers=1, num_heads=1, vocab_size=20))
-    with pytest.raises(kit.ConditioningError, match="encoder-decoder"):
+    with pytest.raises(kit.ConditioningError, match="T5ForConditionalGeneration has an encoder"):
         kit.condition(t5, kit.IndividualUserModel(3, t5.get_input_embeddings().weight, 2))
 
 

@@ -283,6 +283,9 @@ def test_killed_it_resumes_to_the_same_model(base, pairs, tmp_path, peft):
     fit(again, tmp_path / "resumed")
     for name, p in whole.model.named_parameters():
         assert torch.equal(p, dict(again.model.named_parameters())[name]), name
+    loaded, _ = load_reward_model(str(tmp_path / "resumed"), lm_head=True)
+    for name, p in loaded.named_parameters():
+        assert torch.equal(p, dict(again.model.named_parameters())[name]), name
     tables = [pd.read_parquet(tmp_path / n / EVALUATIONS).sort_values(["step", "row"]) for n in ("whole", "resumed")]
     assert tables[0].reset_index(drop=True).equals(tables[1].reset_index(drop=True))
 
