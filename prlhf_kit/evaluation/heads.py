@@ -136,6 +136,7 @@ def trade_off(
 
     mixed = z(general[1])[np.random.default_rng(seed).permutation(len(prompts))]
     own, tests = ({name: z(e) for name, (_, e) in sets.items()} for sets in (domains, domain_tests))
+    for_all = z(general_test[1])
     groups = {name: pd.factorize(pd.Series(_prompts(pairs)))[0] for name, (pairs, _) in domains.items()}
     folds = {name: list(GroupKFold(5).split(of, groups=of)) for name, of in groups.items()}
     asked = {
@@ -154,7 +155,7 @@ def trade_off(
                     nll += softplus(-pairs[held] @ fitted).sum().item()
                 head = _fit(torch.cat([pairs, more]), strength, towards)
                 custom.append(ranked_right(tests[name] @ head, 0))
-                everybody.append(ranked_right(z(general_test[1]) @ head, 0))
+                everybody.append(ranked_right(for_all @ head, 0))
             # every domain's head ranks the same general pairs
             right = {"custom": np.concatenate(custom), "general": np.mean(everybody, 0)}
             row = {"strategy": path, "strength": strength, "nll": nll}

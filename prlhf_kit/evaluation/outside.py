@@ -66,15 +66,8 @@ def read_answers(path: str | Path, format: str | None = None, system: str | None
         raise ValueError(f"format={format!r}: expected one of {', '.join(NEEDED)}, or None.")
     read = {"p-rlhf": _p_rlhf, "pad": _pad, "compred": _compred, "alpaca_eval": _alpaca_eval}[format]
     name = None if system else NAMED.get(format)
-    needed = [field for field in NEEDED[format] if field == name or field != NAMED.get(format)]
     found = []
     for row in rows:
-        if missing := [field for field in needed if field not in row.fields]:
-            hint = " Or pass `system`." if missing == [name] else ""
-            raise ValueError(
-                f"{row.where} lacks {', '.join(missing)}; it has {', '.join(row.fields)}. {format!r} needs "
-                f"{', '.join(needed)}.{hint}"
-            )
         user = row.fields.get("user_id")
         by = row.text(name) if name else system or path.stem
         found.append({"system": by, "user_id": None if user is None else str(user)} | read(row))
@@ -115,11 +108,13 @@ class _Row:
     where: str
 
     def text(self, field: str) -> str:
-        value = self.fields[field]
+        value = self.fields.get(field)
         if not isinstance(value, str):
+            found = f"{field} = {json.dumps(value)[:60]}" if field in self.fields else f"no {field!r}"
+            hint = " Or pass `system`." if field in NAMED.values() else ""
             raise ValueError(
-                f"{self.where} has {field} = {json.dumps(value)[:60]}, expected text. Leave the row out if nothing was "
-                'generated; an empty answer is "".'
+                f"{self.where} has {found}, expected text; its fields are {', '.join(self.fields)}. Leave the row out "
+                f'if nothing was generated; an empty answer is "".{hint}'
             )
         return value
 
@@ -174,7 +169,7 @@ def _p_rlhf(row: _Row) -> dict[str, Any]:
         if not turns or len(parts) <= turns:
             raise ValueError(f"{row.where} has an output_text that does not begin with its input_text, expected both.")
         answer = parts[-1]
-    user = str(row.fields["prompt_id"]).partition("_")[0]
+    user = row.text("prompt_id").partition("_")[0]
     return {"user_id": user, "prompt": prompt, "answer": _ENDS.split(answer, maxsplit=1)[0]}
 
 
@@ -189,8 +184,8 @@ def _pad(row: _Row) -> dict[str, Any]:
 
 def _compred(row: _Row) -> dict[str, Any]:
     community = re.sub(r"_(train|validation|test)$", "", row.text("domain"))  # as in data/compred.py
-    post = row.text("post") if row.fields["post"] else ""
-    response = row.fields["response"]
+    post = "" if row.fields.get("post", "?") in ("", None) else row.text("post")  # may be empty, but not missing
+    response = row.fields.get("response")
     response = response if isinstance(response, dict) else {"response": response}
     if len(response) != 1:
         raise ValueError(

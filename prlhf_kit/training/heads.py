@@ -150,7 +150,7 @@ def fit_heads(
     # first the strength of w_0, as for everybody; then size and strength of what is personal
     common = {s: [fit_pooled(z[train], s) for train, _ in folds] for s in strengths}
     tried = [(s, 0, np.nan, validated("pooled", [(w0, *nobody) for w0 in fits])) for s, fits in common.items()]
-    base = size = strength = min(tried, key=lambda row: row[3])[0]
+    base = strength = min(tried, key=lambda row: row[3])[0]
     wanted = {"pooled": [], "per_user": [0]}.get(kind, [n for n in sizes if n < users])
     personal = []
     for s in strengths if wanted else ():

