@@ -42,7 +42,7 @@ def left_padded(texts: Sequence[Sequence[int]], device) -> tuple[torch.Tensor, t
     What is masked repeats the text's first token: a repetition penalty, which takes no mask, has met that one anyway.
     """
     width = max(map(len, texts))
-    ids = [[*text[:1] * (width - len(text)), *text] for text in texts]
+    ids = [[text[0]] * (width - len(text)) + list(text) for text in texts]
     mask = [[0] * (width - len(text)) + [1] * len(text) for text in texts]
     return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
 

@@ -128,7 +128,7 @@ def respond(
         if config.do_sample:
             torch.manual_seed(int(short_hash(seed, number)[:8], 16))
         first = [asked[same[q][0]] for q in batch]
-        rows = None if index is None else [job.user for job in first]
+        rows: Any = None if index is None else [job.user for job in first]
         new = {}
         for q, one in zip(batch, write_batch(model, tokenizer, [job.ids for job in first], rows, config), strict=True):
             for i in same[q]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,7 @@ from transformers.modeling_outputs import CausalLMOutput
 
 from prlhf_kit.decoding.answers import GuidedAnswer
 from prlhf_kit.decoding.generate import Prompt, eos_ids, left_padded
-from prlhf_kit.decoding.guides import Who
+from prlhf_kit.decoding.guides import Guide, Who
 from prlhf_kit.decoding.readers import Reader, Row
 from prlhf_kit.models.conditioning import causal_lm
 
@@ -59,22 +60,26 @@ class Steered(PreTrainedModel, GenerationMixin):
         super().__init__(PreTrainedConfig(vocab_size=decoder.vocabulary))
         self.settings, self.guide, self.began = decoder, decoder.guide, time.perf_counter()
         rows = [replace(job.base, owner=i) for i, job in enumerate(jobs)]
-        factors = dict.fromkeys(rows, 0.0)
+        factors: dict[Row, float] = defaultdict(float)
         for i, job in enumerate(jobs if any(decoder.weights) else ()):
             for row, factor in job.guide:
-                mine = replace(row, owner=i)
-                factors[mine] = factors.get(mine, 0.0) + factor
-        # beside the base's own, where they share its weights and are read at every step
-        together = decoder.every == 1 and decoder.unsure_above <= 0
+                factors[replace(row, owner=i)] += factor
+        # beside the base's own, where they share its weights, are read at every step and by no reader of their own
+        plain = type(self.guide).reader is Guide.reader
+        together = plain and decoder.every == 1 and decoder.unsure_above <= 0
         base = (id(causal_lm(decoder.base_model)), decoder.mixes or decoder.base_adapter)
-        batches: dict[object, list[Row]] = {"base": rows}
-        for row in list(factors)[len(rows) :]:
+        beside, apart = dict.fromkeys(rows, 0.0), defaultdict[object, dict[Row, float]](dict)
+        for row, factor in factors.items():
             weights = (id(causal_lm(row.model)), decoder.mixes or row.adapter)
-            batches.setdefault("base" if together and weights == base else weights, []).append(row)
-        self.base = Reader(batches.pop("base"))
-        readers = [self.base, *map(self.guide.reader, batches.values())]
-        self.readers = [(reader, torch.tensor([factors[row] for row in reader.rows])) for reader in readers]
-        self.readers = [(reader, factor.to(reader.device)) for reader, factor in self.readers if factor.any()]
+            mine = beside if plain and (row in beside or (together and weights == base)) else apart[weights]
+            mine[row] = factor
+        self.base = Reader(list(beside))
+        readers = [(self.base, beside), *((self.guide.reader(list(rows)), rows) for rows in apart.values())]
+        self.readers = [
+            (reader, torch.tensor(list(factor_of.values()), device=reader.device))
+            for reader, factor_of in readers
+            if any(factor_of.values())
+        ]
         self.texts, _ = left_padded([job.base.ids for job in jobs], self.device)
         self.width = self.texts.shape[1]
         seeds = [torch.Generator().manual_seed(int(job.key[:15], 16)) for job in jobs]
@@ -103,10 +108,10 @@ class Steered(PreTrainedModel, GenerationMixin):
                 repetition_penalty=float(decoder.repetition_penalty),
                 eos_token_id=self.ends.tolist() or None,
                 pad_token_id=decoder.tokenizer.pad_token_id or 0,  # what is behind an answer's end
-                use_cache=False,  # as for this
+                use_cache=False,  # readers have their own, as of what follows
             )
             more: Any = {
-                "attention_mask": torch.ones_like(self.texts),  # readers have their own
+                "attention_mask": torch.ones_like(self.texts),
                 "logits_processor": LogitsProcessorList([self.steer]),
                 "stopping_criteria": StoppingCriteriaList([self.end]),
             }

@@ -5,17 +5,8 @@ import torch
 from conftest import ALL_FAMILIES
 
 import prlhf_kit as kit
-from prlhf_kit.data.chat import tell
-
-PROMPTS = [
-    [{"role": "user", "content": text}] for text in ("Hi", "Tell me something about the sea, please", "Why not?")
-]
-
-
-def prompt_ids(tokenizer, prompt):
-    return tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_tensors="pt", return_dict=True)[
-        "input_ids"
-    ]
+from decoding.plain import PROMPTS, ids_of
+from prlhf_kit.data.schema import message
 
 
 @pytest.mark.parametrize("architecture", ["llama"])
@@ -41,7 +32,7 @@ def test_bad_requests(personal, tokenizer):
 @torch.no_grad()
 def next_logps(model, tokenizer, prompt, row, new):
     """Without a cache: the whole text again. The end of the text is forbidden, as by `min_new_tokens`."""
-    text = torch.cat([prompt_ids(tokenizer, prompt), torch.tensor([new], dtype=torch.long)], 1)
+    text = torch.cat([ids_of(tokenizer, prompt), torch.tensor([new], dtype=torch.long)], 1)
     logits = model(input_ids=text, user_rows=torch.tensor([row])).logits[0, -1]
     logits[tokenizer.eos_token_id] = -torch.inf
     return logits.log_softmax(-1)
@@ -93,15 +84,13 @@ def test_every_family_generates_for_users_as_without_a_cache(make_tiny, tokenize
     assert len(set(one)) > 1  # users differ
 
 
-def test_users_words_change_what_is_generated(make_tiny, tokenizer):
-    model = make_tiny()
-    words = model.get_input_embeddings().weight
-    kit.condition(model, kit.IndividualUserModel(3, words, 2, user_text=True))
-    told = [tell(prompt, "I like it short.") for prompt in PROMPTS]
-    assert [prompt[0]["role"] for prompt in told] == ["system"] * 3
-    assert tell(told[0], "At length.") == [{"role": "system", "content": "At length."}, *PROMPTS[0]]
-    assert tell(PROMPTS[0], None) == PROMPTS[0]
-    length = {"max_new_tokens": 8, "min_new_tokens": 8}
-    assert kit.generate(model, tokenizer, told, [1] * 3, **length) != kit.generate(
-        model, tokenizer, PROMPTS, [1] * 3, **length
-    )
+@pytest.mark.parametrize("users", [True, False])
+def test_penalties_do_not_depend_on_the_batch(make_tiny, tokenizer, users):
+    """They go by token ids, of which padding and soft tokens have none of their own."""
+    model = make_tiny(users=2, offsets=0.8)
+    prompts = [message("user", "how do i make tea " * n) for n in (1, 5, 8)]
+    rows, same = [1, 2, 1], {"max_new_tokens": 24, "repetition_penalty": 3.0}
+    together = kit.generate(model, tokenizer, prompts, rows if users else None, **same)
+    for prompt, row, answer in zip(prompts, rows, together, strict=True):
+        assert kit.generate(model, tokenizer, [prompt], [row] if users else None, **same) == [answer]
+    assert together != kit.generate(model, tokenizer, prompts, rows if users else None, max_new_tokens=24)

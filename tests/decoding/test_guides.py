@@ -18,6 +18,7 @@ from transformers import (
 import prlhf_kit as kit
 from decoding.plain import PROMPTS, draws, ids_of, reader, steered
 from prlhf_kit.decoding.implicit import ImplicitReward
+from prlhf_kit.decoding.readers import Reader
 from prlhf_kit.models.preference_head import attach_head
 from prlhf_kit.models.reward_model import pooled_by_mask
 from prlhf_kit.models.rewards import SequenceReward
@@ -290,6 +291,26 @@ def test_the_guide_of_contributing(personal, tokenizer):
     for prompt, answer in zip(PROMPTS, out, strict=True):
         terms = [(reader(personal, tokenizer, prompt, user=row), factor) for row, factor in ((1, 1.0), (0, -1.0))]
         assert answer.tokens == steered(tokenizer, reader(personal, tokenizer, prompt, adapter=False), terms, 2.0)
+
+
+class Twice(Reader):
+    def rewards(self, new, candidates):
+        return 2 * super().rewards(new, candidates)
+
+
+class Doubled(kit.PAD):
+    def reader(self, rows):
+        return Twice(rows)
+
+
+@ON_ONE
+def test_a_guide_with_a_reader_of_its_own(personal, tokenizer):
+    """It is asked, where the guide shares the base's weights, too."""
+    once, twice = (
+        kit.GuidedDecoder(None, tokenizer, guide(personal, USERS), weight=weight, **LENGTH).generate(PROMPTS, WHO)
+        for guide, weight in ((kit.PAD, 2.0), (Doubled, 1.0))
+    )
+    assert [a.tokens for a in once] == [a.tokens for a in twice]
 
 
 @ON_ONE
