@@ -10,7 +10,6 @@ from prlhf_kit.data.schema import message, record
 from prlhf_kit.decoding.answers import GuidedAnswer
 from prlhf_kit.evaluation import steering
 from prlhf_kit.evaluation.intervals import intervals
-from prlhf_kit.figures import decoding as decoding_figures
 
 NAN = float("nan")
 
@@ -116,39 +115,6 @@ def test_a_picture_escapes_what_models_write(tokenizer):
     assert "<script" not in page
     assert page.count("base: &amp;") == n
     assert "reward +1.00" in page
-
-
-def test_figures_show_the_data_they_were_given():
-    shared = {
-        "low": [0.0, 0.2],
-        "high": [0.1, 0.5],
-        "logp": [-1.0, -1.5],
-        "divergence": [0.0, 0.4],
-        "gain": [0.05, 0.4],
-    }
-    weights = pd.DataFrame({"guide": "PAD", "weight": [0.0, 1.0], "changed": [0.0, 0.3], **shared})
-    left, middle, right = decoding_figures.reward_by_weight(weights).axes
-    assert left.lines[0].get_xydata().tolist() == [[0.0, 0.05], [1.0, 0.4]]
-    assert middle.lines[0].get_xydata().tolist() == [[1.0, 0.05], [1.5, 0.4]]
-    assert [text.get_text() for text in middle.texts] == ["0", "1"]
-    assert right.lines[0].get_ydata().tolist() == [0.0, 30.0]
-    methods = pd.DataFrame({"method": ["base", "PAD"], **shared})
-    left, right = decoding_figures.steering_methods(methods).axes
-    assert left.lines[0].get_xydata().tolist() == [[0.05, 1], [0.4, 0]]
-    assert [label.get_text() for label in left.get_yticklabels()] == ["base", "PAD"]
-    seldom = pd.DataFrame({"asks": ["every token", "every 2nd"], "asked": [1.0, 0.5], "slower": [1.5, 1.2], **shared})
-    [ax] = decoding_figures.asked_seldom(seldom).axes
-    assert ax.get_legend_handles_labels()[1] == ["every token (100%)", "every 2nd (50%)"]
-    points = [line.get_xydata().tolist() for line in ax.lines if line.get_marker() in decoding_figures.MARKERS]
-    assert points == [[[1.5, 0.05]], [[1.2, 0.4]]]
-    two = pd.DataFrame(
-        {"towards": ["ann", "both"] * 2, "user_id": ["ann"] * 2 + ["bob"] * 2, "gain": [1.0, 0.5, -1, 0.4]}
-    )
-    two = two.assign(low=two.gain - 0.1, high=two.gain + 0.1)
-    [ax] = decoding_figures.two_preferences(two).axes
-    points = [line.get_xydata().tolist() for line in ax.lines if line.get_marker() in decoding_figures.MARKERS]
-    assert points == [[[1.0, -1.0]], [[0.5, 0.4]]]
-    assert ax.get_xlabel() == "gained by ann (judge's units)"
 
 
 def test_the_pareto_front_by_hand():
