@@ -193,7 +193,7 @@ class GuidedDecoder:
             for row in found[-1].rows:
                 check_context(causal_lm(row.model), False, row.length, self.max_new_tokens)
             longest = max((row.length for row, _ in rows), default=0) + self.max_new_tokens
-            if self.guide.window is not None and longest > self.guide.window:
+            if longest > self.guide.window:
                 raise DecodingError(
                     f"the reward model's attention has a window of {self.guide.window} tokens (0: it takes no mask, as "
                     f"flash attention), into which a text of {longest} does not fit: its candidates can't be scored in "

@@ -53,7 +53,7 @@ class Guide(ABC):
     model: Any
     users: UserIndex | None = None
     tokenizer: PreTrainedTokenizerBase | None = None
-    window: int | None = None  # the longest text that `reader` can read; None: any
+    window: float = math.inf  # the longest text that `reader` can read, in tokens
 
     @abstractmethod
     def rows(self, owner: int, prompt: Prompt, who: Who, tokenizer: PreTrainedTokenizerBase) -> list[tuple[Row, float]]:
