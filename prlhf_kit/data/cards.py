@@ -34,6 +34,33 @@ class Tally:
 
 
 @dataclass(frozen=True)
+class Report:
+    """What the checks found, and what a loader had dropped before them.
+
+    Args:
+        table: one row per split, user and reason: columns `split`, `user_id`, `reason`, `pairs` (dropped).
+        kept: pairs that are left, all splits together.
+        checks: one row a check: columns `check`, `rule`, `pairs` (that failed it).
+        counts: what the loader counted on its way, for comparison with a paper's own numbers.
+        shortened: prompts that are kept without their oldest turns.
+    """
+
+    table: pd.DataFrame
+    kept: int
+    checks: pd.DataFrame
+    counts: Mapping[str, int] = field(default_factory=dict)
+    shortened: int = 0
+
+    def __str__(self) -> str:
+        more = f"; {self.shortened} prompts without their oldest turns" if self.shortened else ""
+        if self.table.empty:
+            return f"{self.kept} pairs kept, none dropped{more}"
+        found = self.table.groupby("reason").agg(pairs=("pairs", "sum"), users=("user_id", "nunique"))
+        lines = [f"  {row.pairs} {reason} (of {row.users} users)" for reason, row in found.iterrows()]
+        return f"{self.kept} pairs kept, {self.table.pairs.sum()} dropped{more}:\n" + "\n".join(lines)
+
+
+@dataclass(frozen=True)
 class Card:
     """Facts about a dataset, and its loader.
 

@@ -7,7 +7,6 @@ duplicates, contradictions and prompts that leak into a test are each found by o
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ import pandas as pd
 from datasets import Dataset, DatasetDict
 from transformers import PreTrainedTokenizerBase
 
+from prlhf_kit.data.cards import Report
 from prlhf_kit.data.chat import count_tokens, prompt_texts, require_prefix, shorten
 from prlhf_kit.data.collect import collect
 from prlhf_kit.data.schema import COLUMNS, MESSAGES, SchemaError
@@ -38,33 +38,6 @@ RULES = {
     # fewer than `min_pairs` pairs in `train`. "drop" drops the user's test pairs too
     "user with too few pairs": "refuse",
 }
-
-
-@dataclass(frozen=True)
-class Report:
-    """What the checks found, and what a loader had dropped before them.
-
-    Args:
-        table: one row per split, user and reason: columns `split`, `user_id`, `reason`, `pairs` (dropped).
-        kept: pairs that are left, all splits together.
-        checks: one row a check: columns `check`, `rule`, `pairs` (that failed it).
-        counts: what the loader counted on its way, for comparison with a paper's own numbers.
-        shortened: prompts that are kept without their oldest turns.
-    """
-
-    table: pd.DataFrame
-    kept: int
-    checks: pd.DataFrame
-    counts: Mapping[str, int] = field(default_factory=dict)
-    shortened: int = 0
-
-    def __str__(self) -> str:
-        more = f"; {self.shortened} prompts without their oldest turns" if self.shortened else ""
-        if self.table.empty:
-            return f"{self.kept} pairs kept, none dropped{more}"
-        found = self.table.groupby("reason").agg(pairs=("pairs", "sum"), users=("user_id", "nunique"))
-        lines = [f"  {row.pairs} {reason} (of {row.users} users)" for reason, row in found.iterrows()]
-        return f"{self.kept} pairs kept, {self.table.pairs.sum()} dropped{more}:\n" + "\n".join(lines)
 
 
 def check(
@@ -94,7 +67,13 @@ def check(
     Returns:
         The data without the dropped pairs, and the report.
     """
-    rules = _rules(rules)
+    for name, rule in (rules or {}).items():
+        if name not in RULES:
+            raise SchemaError(f"no check {name!r}; there are: {', '.join(RULES)}.")
+        allowed = ("refuse", "drop", "shorten") if name == "over-long prompt" else ("refuse", "drop")
+        if rule not in allowed:
+            raise SchemaError(f"the rule of {name!r} is {rule!r}, expected one of {allowed}.")
+    rules = RULES | dict(rules or {})
     if not data:
         raise SchemaError("the data have no split, expected at least 'train'.")
     if tokenizer is not None:
@@ -122,25 +101,14 @@ def check(
             clean[split] = collect(changed, clean[split].features)[split]
     found = table.reason.value_counts().to_dict()
     found["over-long prompt"] = found.get("over-long prompt", 0) + len(left)
-    checks = pd.DataFrame(
-        [(name, rule, found.get(name, 0)) for name, rule in rules.items()], columns=["check", "rule", "pairs"]
-    )
+    checks = pd.DataFrame({"check": list(rules), "rule": list(rules.values())})
+    checks["pairs"] = [found.get(name, 0) for name in rules]
     told = {
         name: f"{name.removeprefix('over-long ')} longer than {limit} tokens" for name, limit in limits.items() if limit
     }
     dropped = table[table.reason != ""].rename(columns={"user": "user_id"}).replace({"reason": told})
     drops = dropped.groupby(["split", "user_id", "reason"], sort=False).size().rename("pairs").reset_index()
     return clean, Report(drops, len(kept), checks, shortened=len(left))
-
-
-def _rules(changed: Mapping[str, str] | None) -> dict[str, str]:
-    for name, rule in (changed or {}).items():
-        if name not in RULES:
-            raise SchemaError(f"no check {name!r}; there are: {', '.join(RULES)}.")
-        allowed = ("refuse", "drop", "shorten") if name == "over-long prompt" else ("refuse", "drop")
-        if rule not in allowed:
-            raise SchemaError(f"the rule of {name!r} is {rule!r}, expected one of {allowed}.")
-    return RULES | dict(changed or {})
 
 
 def _scan(split: str, pairs: Dataset, tokenizer, limits, rules, short) -> pd.DataFrame:

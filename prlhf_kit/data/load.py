@@ -15,8 +15,8 @@ import pandas as pd
 from datasets import Dataset, DatasetDict, Features
 from transformers import PreTrainedTokenizerBase
 
-from prlhf_kit.data.cards import DATASETS, Tally
-from prlhf_kit.data.check import Report, check
+from prlhf_kit.data.cards import DATASETS, Report, Tally
+from prlhf_kit.data.check import check
 from prlhf_kit.data.collect import collect
 from prlhf_kit.data.schema import FEATURES, SPLITS, SchemaError
 from prlhf_kit.data.sources import last_read

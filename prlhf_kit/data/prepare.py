@@ -12,8 +12,7 @@ import pandas as pd
 import yaml
 from datasets import DatasetDict
 
-from prlhf_kit.data.cards import DATASETS, Card
-from prlhf_kit.data.check import Report
+from prlhf_kit.data.cards import DATASETS, Card, Report
 from prlhf_kit.data.load import fingerprint, resolved
 from prlhf_kit.data.schema import SchemaError
 from prlhf_kit.files import git_state, now, sha256, versions, write_json
