@@ -195,7 +195,7 @@ def test_what_does_not_go_together_is_refused(bert, base):
         new_reward_model(folder, lm_head=True)
     with pytest.raises(ValueError, match="expected one of last, mean, max, own"):
         new_reward_model(base, "first")
-    with pytest.raises(ConditioningError, match="is an encoder"):
+    with pytest.raises(ConditioningError, match="has an encoder"):
         kit.condition(new_reward_model(folder), torch.nn.Embedding(2, 32))
     model = new_reward_model(folder, "mean")
     assert model(input_ids=torch.tensor([[2, 7, 3]])).logits.shape == (1, 1)
