@@ -77,7 +77,7 @@ def test_without_a_command_help_is_shown(capsys):
 def test_help_imports_nothing_that_takes_long():
     code = (
         "import sys; from prlhf_kit import cli\ntry: cli.main(['--help'])\nexcept SystemExit: pass\n"
-        "heavy = {'torch', 'transformers', 'datasets', 'matplotlib', 'pandas', 'nbformat', 'IPython', 'submitit'}\n"
+        "heavy = {'torch', 'transformers', 'datasets', 'matplotlib', 'pandas', 'nbformat', 'IPython', 'snakemake'}\n"
         "print(sorted(heavy & set(sys.modules)), file=sys.stderr)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -172,7 +172,7 @@ def test_debug_shows_the_traceback_wherever_it_stands(capsys, tmp_path):
 
 def test_a_failed_notebook_is_a_line_and_its_traceback_is_shown_on_demand(monkeypatch, capsys, tmp_path):
     record = {"status": "failed", "error": "cell 3 raised ValueError: too cold\nx = f()\n---\nTraceback ..."}
-    monkeypatch.setattr("prlhf_kit.commands.run_notebook", lambda *_: record)
+    monkeypatch.setattr("prlhf_kit.runs.notebook.run_notebook", lambda *_: record)
     (tmp_path / "r").mkdir()
     line = ["run", str(ROOT / "notebooks" / "01_data_preparation.ipynb"), "--out", str(tmp_path), "--run", "r"]
     said = "prlhf: 01_data_preparation failed: cell 3 raised ValueError: too cold"
