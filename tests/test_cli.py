@@ -217,7 +217,9 @@ def test_a_full_disk_and_a_path_that_cannot_be(tmp_path, capsys):
     assert done.returncode == cli.EXIT_FILES
     assert re.fullmatch(r"prlhf: OSError: .*No space left on device. Free some space, .*\n", done.stderr)
 
-    write_json(tmp_path / "r" / "03_pdpo_training" / "run.json", {"status": "running"})
+    record = dict.fromkeys(("parameters", "metrics", "artifacts", "versions", "git"), {})
+    record |= {"schema": 1, "status": "running", "started": "2026"}
+    write_json(tmp_path / "r" / "03_pdpo_training" / "run.json", record)
     (tmp_path / "file").touch()
     assert cli.main(["figures", str(tmp_path / "r"), "--out", str(tmp_path / "file" / "figures")]) == cli.EXIT_FILES
     err = capsys.readouterr().err
