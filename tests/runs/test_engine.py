@@ -70,6 +70,7 @@ def test_a_sweep_whose_stages_fail_and_the_same_command_again(tmp_path, capsys, 
     assert cli.main(line) == 0
     assert [starts(place / "b") for place in places] == [1, 2, 2]  # in the folders that they had
     assert starts(tmp_path / "s" / ".shared" / "all" / "a") == 1
+    capsys.readouterr()
     monkeypatch.setattr(engine, "_run", lambda *_: pytest.fail("started an engine for nothing"))
     assert cli.main(line) == 0
     assert capsys.readouterr().out.count("unchanged") == 7
