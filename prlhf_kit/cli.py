@@ -18,13 +18,13 @@ from typing import Any, NoReturn
 import shtab
 
 from prlhf_kit.compare import app
-from prlhf_kit.runs import commands as run_commands, pipeline, sweep
+from prlhf_kit.runs import commands as run_commands
 
 RUNS = Path("papermill_runs")
 EXIT_USAGE, EXIT_INTERNAL, EXIT_FILES, EXIT_INTERRUPTED, EXIT_PIPE = 2, 70, 74, 130, 141
 EXIT_CODES = """exit codes:
   0    done
-  1    a notebook failed, and its record (run.json) says in which cell and why; of `runs diff`: the runs differ
+  1    a notebook failed, and its record (run.json) says in which cell and why
   2    wrong usage: an option, a parameter or an input is not as expected; the message says what to change
   70   an error inside prlhf_kit (--debug shows the traceback)
   74   a file or the network can't be read or written: no space, no permission, no such file
@@ -161,9 +161,7 @@ def parser() -> argparse.ArgumentParser:
     p.set_defaults(action=_later("runs.bundle", "command"))
     _data_parser(commands)
     app.add_parser(commands)
-    run_commands.add_parser(commands)
-    sweep.add_parser(commands)
-    pipeline.add_parser(commands)
+    run_commands.add_parsers(commands)
     for each in parsers(top):
         for action in each._actions:
             if action.type is Path:

@@ -5,36 +5,11 @@ from __future__ import annotations
 import argparse
 import sys
 
-import pandas as pd
-
-from prlhf_kit import data
-from prlhf_kit.data.load import resolved
-from prlhf_kit.data.prepare import cards_table, compare_counts, prepare, require_free
-from prlhf_kit.figures import (
-    context as context_figures,
-    data as data_figures,
-    decoding as decoding_figures,
-    evaluation as evaluation_figures,
-    rewards as reward_figures,
-    users as user_figures,
-)
-from prlhf_kit.figures.style import save
-from prlhf_kit.models.hub import load_tokenizer
-from prlhf_kit.runs import leaderboard
-from prlhf_kit.runs.jobs import check_places
-from prlhf_kit.runs.notebook import run_notebook
+from prlhf_kit.runs.commands import check_places
 from prlhf_kit.runs.parameters import RunError, defaults, resolve, unknown_parameter
-from prlhf_kit.runs.report import tables, write_index
 from prlhf_kit.runs.stage import RECORD, read_record
 
-FIGURES = (
-    data_figures.FIGURES
-    | user_figures.FIGURES
-    | reward_figures.FIGURES
-    | decoding_figures.FIGURES
-    | evaluation_figures.FIGURES
-    | context_figures.FIGURES
-)
+# what takes seconds to import is imported where it is needed: a person waits for the prompt
 
 
 def run(args: argparse.Namespace) -> int:
@@ -51,8 +26,10 @@ def run(args: argparse.Namespace) -> int:
     plans = {n: {k: v for k, v in given.items() if k in known[n]} for n in args.notebooks}
     for notebook, parameters in plans.items():  # all of them are checked before any of them runs
         resolve(notebook, parameters)
-    if args.copy_to:
-        from prlhf_kit.runs import copies
+    from prlhf_kit.runs import copies
+    from prlhf_kit.runs.notebook import run_notebook
+    from prlhf_kit.runs.report import tables, write_index
+
     whole = True
     for notebook, parameters in plans.items():
         print(f"{notebook.stem} ...", flush=True)
@@ -84,10 +61,17 @@ def run(args: argparse.Namespace) -> int:
 
 def figures(args: argparse.Namespace) -> int:
     """`prlhf figures`: re-make a run's figures from its tables, without a model."""
-    if not any(read_record(args.run_dir / stage) for stage in {stage for stage, _, _ in FIGURES.values()}):
+    import pandas as pd
+    from pyarrow import ArrowInvalid
+
+    from prlhf_kit.figures import context, data, decoding, evaluation, rewards, users
+    from prlhf_kit.figures.style import save
+
+    every = data.FIGURES | users.FIGURES | rewards.FIGURES | decoding.FIGURES | evaluation.FIGURES | context.FIGURES
+    if not any(read_record(args.run_dir / stage) for stage in {stage for stage, _, _ in every.values()}):
         raise RunError(f"{args.run_dir} holds no stage of a run. Give the folder of one, papermill_runs/demo say.")
     args.out.mkdir(parents=True, exist_ok=True)
-    for name, (stage, table, draw) in FIGURES.items():
+    for name, (stage, table, draw) in every.items():
         path = args.run_dir / stage / f"{table}.parquet"
         if not path.is_file():
             status = (read_record(args.run_dir / stage) or {}).get("status", "was not run")
@@ -97,8 +81,8 @@ def figures(args: argparse.Namespace) -> int:
             continue
         try:
             figure = draw(pd.read_parquet(path))
-        except (KeyError, AttributeError) as error:
-            print(f"{name}: left out, its table is of an earlier version ({error}); run {stage} again")
+        except (KeyError, AttributeError, ArrowInvalid) as error:
+            print(f"{name}: left out, its table is damaged or of an earlier version ({error}); run {stage} again")
             continue
         save(figure, args.out / f"{name}.png")
         print(args.out / f"{name}.png")
@@ -107,13 +91,20 @@ def figures(args: argparse.Namespace) -> int:
 
 def report(args: argparse.Namespace) -> int:
     """`prlhf report`: all runs' numbers side by side on one page."""
+    from prlhf_kit.runs import leaderboard
+
     print(f"report: {leaderboard.write_page(args.dirs, args.out)}")
     return 0
 
 
 def list_datasets(args: argparse.Namespace) -> int:
     """`prlhf data list`: every dataset and its options."""
+    from prlhf_kit import data
+    from prlhf_kit.data.load import resolved
+
     if args.markdown:
+        from prlhf_kit.data.prepare import cards_table
+
         print(cards_table())
         return 0
     for name, card in data.DATASETS.items():
@@ -124,6 +115,8 @@ def list_datasets(args: argparse.Namespace) -> int:
 
 def prepare_dataset(args: argparse.Namespace) -> int:
     """`prlhf data prepare`: load, check and write a dataset."""
+    from prlhf_kit.data.prepare import prepare, require_free
+
     require_free(args.out, args.path, args.force)  # before any long work
     loaded, found, limits = _load(args)
     out = prepare(loaded, found, args.out, args.name, args.path, dict(args.option or []), limits, args.force)
@@ -133,6 +126,8 @@ def prepare_dataset(args: argparse.Namespace) -> int:
 
 def check_dataset(args: argparse.Namespace) -> int:
     """`prlhf data check`: load and check a dataset, and compare its counts with the paper's."""
+    from prlhf_kit.data.prepare import compare_counts
+
     loaded, found, _ = _load(args)
     print(f"{found}\n\n{found.checks.to_string(index=False)}\n")
     for split, rows in loaded.items():
@@ -149,6 +144,10 @@ def check_dataset(args: argparse.Namespace) -> int:
 
 def _load(args: argparse.Namespace):
     """What `prlhf data` loads, its report, and the limits that were set."""
+    from prlhf_kit import data
+    from prlhf_kit.data.load import resolved
+    from prlhf_kit.models.hub import load_tokenizer
+
     if args.name not in data.DATASETS:
         data.load(args.name)  # says what there is
         raise data.SchemaError(f"{args.name} is prepared already; give the name of a dataset.")

@@ -49,7 +49,7 @@ def write_text(path: Path, text: str) -> None:
     """Write a file atomically: a reader sees the old file or the new one, never half of one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = unfinished(path)
-    with temporary.open("w", encoding="utf-8") as f:
+    with temporary.open("w", encoding="utf-8", errors="replace") as f:
         f.write(text)
         f.flush()
         os.fsync(f.fileno())
@@ -57,7 +57,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def unfinished(path: Path) -> Path:
-    """Where to write what is to become `path`. `prlhf runs gc` knows a killed process's leavings by this name."""
+    """Where to write what is to become `path`."""
     return path.with_name(f".{path.name}-{os.getpid()}-unfinished")
 
 

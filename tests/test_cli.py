@@ -77,7 +77,7 @@ def test_without_a_command_help_is_shown(capsys):
 def test_help_imports_nothing_that_takes_long():
     code = (
         "import sys; from prlhf_kit import cli\ntry: cli.main(['--help'])\nexcept SystemExit: pass\n"
-        "heavy = {'torch', 'transformers', 'datasets', 'matplotlib', 'pandas', 'nbformat', 'IPython', 'submitit'}\n"
+        "heavy = {'torch', 'transformers', 'datasets', 'matplotlib', 'pandas', 'nbformat', 'IPython', 'snakemake'}\n"
         "print(sorted(heavy & set(sys.modules)), file=sys.stderr)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -172,7 +172,7 @@ def test_debug_shows_the_traceback_wherever_it_stands(capsys, tmp_path):
 
 def test_a_failed_notebook_is_a_line_and_its_traceback_is_shown_on_demand(monkeypatch, capsys, tmp_path):
     record = {"status": "failed", "error": "cell 3 raised ValueError: too cold\nx = f()\n---\nTraceback ..."}
-    monkeypatch.setattr("prlhf_kit.commands.run_notebook", lambda *_: record)
+    monkeypatch.setattr("prlhf_kit.runs.notebook.run_notebook", lambda *_: record)
     (tmp_path / "r").mkdir()
     line = ["run", str(ROOT / "notebooks" / "01_data_preparation.ipynb"), "--out", str(tmp_path), "--run", "r"]
     said = "prlhf: 01_data_preparation failed: cell 3 raised ValueError: too cold"
@@ -217,7 +217,9 @@ def test_a_full_disk_and_a_path_that_cannot_be(tmp_path, capsys):
     assert done.returncode == cli.EXIT_FILES
     assert re.fullmatch(r"prlhf: OSError: .*No space left on device. Free some space, .*\n", done.stderr)
 
-    write_json(tmp_path / "r" / "03_pdpo_training" / "run.json", {"status": "running"})
+    record = {key: {} for key in ("parameters", "metrics", "artifacts", "versions", "git")}
+    record |= {"schema": 1, "status": "running", "started": "2026"}
+    write_json(tmp_path / "r" / "03_pdpo_training" / "run.json", record)
     (tmp_path / "file").touch()
     assert cli.main(["figures", str(tmp_path / "r"), "--out", str(tmp_path / "file" / "figures")]) == cli.EXIT_FILES
     err = capsys.readouterr().err

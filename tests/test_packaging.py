@@ -31,7 +31,7 @@ def test_every_dependency_is_pinned_exactly_and_within_its_range():
     pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if line)
     pins = {name.lower().replace("_", "-"): version for name, version in pins.items()}
     extras = PYPROJECT["project"]["optional-dependencies"]
-    for text in [*PYPROJECT["project"]["dependencies"], *extras["notebooks"], *extras["test"]]:
+    for text in [*PYPROJECT["project"]["dependencies"], *extras["notebooks"], *extras["scale"], *extras["test"]]:
         requirement = Requirement(text)
         assert requirement.specifier.contains(pins[requirement.name.lower().replace("_", "-")]), text
     assert pins["torch"] == "2.13.0"

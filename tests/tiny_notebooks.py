@@ -15,12 +15,12 @@ with (stage.dir / "starts.txt").open("a") as f:
 FINISH = 'stage.finish({"twice": 2 * n})'
 
 
-def write_notebook(folder, name, *cells, needs=(), parameters=PARAMETERS):
-    """`<folder>/<name>.ipynb` with `cells` between the stage's begin and finish."""
+def write_notebook(folder, name, *cells, needs=(), uses=(), parameters=PARAMETERS, finish=FINISH):
+    """`<folder>/<name>.ipynb` with `cells` between the stage's begin and `finish`."""
     nb = nbformat.v4.new_notebook()
     first = nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]})
-    nb.cells = [first, *map(nbformat.v4.new_code_cell, [BODY.replace("{name}", name), *cells, FINISH])]
-    nb.metadata["prlhf_kit"] = {"needs": list(needs)}
+    nb.cells = [first, *map(nbformat.v4.new_code_cell, [BODY.replace("{name}", name), *cells, finish])]
+    nb.metadata["prlhf_kit"] = {"needs": list(needs), "uses": list(uses)}
     nb.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
     path = folder / f"{name}.ipynb"
     nbformat.write(nb, path)

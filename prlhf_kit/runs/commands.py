@@ -1,216 +1,248 @@
-"""`prlhf runs list|show|diff|gc`: options, and how the findings are printed."""
+"""`prlhf sweep`, `prlhf pipeline` and `prlhf runs list`: many runs, from a grid or a file, and what there is of them.
+
+What takes long to import is imported when a command is called: `prlhf --help` reads this file.
+"""
 
 from __future__ import annotations
 
 import argparse
-import json
-import sys
+import csv
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from prlhf_kit.runs.plans import Node
 
 RUNS = Path("papermill_runs")
-# written out, since the help is to come at once: tests compare it with run_records.STATUSES
-STATUSES = ("completed", "failed", "interrupted", "running", "died", "unreadable")
+DONE = ("completed", "unchanged")
 
 
-def add_parser(commands: Any) -> None:
-    """The sub-parsers of `prlhf runs`."""
+def add_parsers(commands: Any) -> None:
+    """Register the subcommands."""
+    p = commands.add_parser(
+        "sweep",
+        help="run notebooks for every combination of parameters",
+        description="Run notebooks for every combination of parameters, here or on a cluster, by Snakemake "
+        "(pip install 'prlhf_kit[scale]', docs/slurm.md). A stage whose parameters are the same in several runs is run "
+        "once for all of them. One that fails stops only what needs it; the same command resumes. Exit code 1: not all "
+        "completed; 74: not all was copied.",
+        epilog="examples:\n"
+        "  prlhf sweep notebooks/03_pdpo_training.ipynb --from demo --grid beta=0.1,0.5 --seeds 3 --run beta\n"
+        "  prlhf sweep notebooks/01_data_preparation.ipynb notebooks/03_pdpo_training.ipynb \\\n"
+        "      --grid user_model=individual,cluster --grid 'controls=[],[\"dpo\"]' --workers 2 --dry-run\n"
+        "  prlhf sweep notebooks/03_pdpo_training.ipynb --from demo --list runs.yaml --profile slurm\n"
+        "runs.yaml is a list of parameters that are set together:\n"
+        "  - {user_model: individual, alpha: 1.0}\n"
+        "  - {user_model: cluster, alpha: 0.5}",
+    )
+    p.add_argument("notebooks", nargs="+", type=Path, metavar="NOTEBOOK", help="an .ipynb file")
+    p.add_argument("--grid", action="append", default=[], metavar="NAME=VALUE,...", help="values of a parameter")
+    p.add_argument("--seeds", type=_count, metavar="N", help="each combination with seed 0 .. N-1")
+    p.add_argument("--list", type=Path, metavar="FILE", help="YAML list of combinations, each with the whole grid")
+    p.add_argument("--from", dest="source", metavar="RUN", help="finished run whose stages the notebooks need")
+    p.add_argument("--run", default="sweep", metavar="NAME", help="name of the sweep's folder (default: sweep)")
+    p.set_defaults(action=sweep)
+    _add_options(p)
+
+    p = commands.add_parser(
+        "pipeline",
+        help="run the notebooks of a YAML file, each after what it needs",
+        description="Run the notebooks of a YAML file into one run's folder, each after those that it needs, by "
+        "Snakemake (pip install 'prlhf_kit[scale]'). What is completed and unchanged is skipped; one that fails stops "
+        "only those that need it. Exit code 1: not all completed; 74: not all was copied.",
+        epilog="examples:\n"
+        "  prlhf pipeline configs/pipeline.yaml --run demo\n"
+        "  prlhf pipeline configs/pipeline.yaml --run seed1 -p seed 1 --workers 2\n"
+        "the file, whose notebooks are looked for from its own folder (what a notebook's metadata says that it needs,\n"
+        "or uses where it is there, holds as well):\n"
+        "  stages:\n"
+        "    - notebook: ../notebooks/01_data_preparation.ipynb\n"
+        "      parameters: {pairs_kept: {train: 80}}\n"
+        "    - notebook: ../notebooks/03_pdpo_training.ipynb\n"
+        "      needs: [01_data_preparation]",
+    )
+    p.add_argument("file", type=Path, metavar="FILE", help="the YAML file")
+    p.add_argument("--run", metavar="NAME", help="name of the run's folder (default: the file's)")
+    p.set_defaults(action=pipeline)
+    _add_options(p)
+
     top = commands.add_parser(
         "runs",
-        help="list, show, compare and clean up runs",
-        description="Read the records of runs (docs/runs.md): list them, show one, compare two, free their space.",
-        epilog="examples:\n  prlhf runs list\n  prlhf runs diff papermill_runs/seed0 papermill_runs/seed1",
+        help="list runs",
+        description="Look at runs by their records (docs/runs.md).",
+        epilog="examples:\n  prlhf runs list",
     )
-    actions = top.add_subparsers(metavar="COMMAND")
-
-    p = actions.add_parser(
+    p = top.add_subparsers(metavar="COMMAND").add_parser(
         "list",
         help="one row a run",
         description="One row a run: what became of its stages, when it began, its time, commit (+: with uncommitted "
         "changes), model and data. died: it says running, but its process is gone.",
-        epilog="examples:\n  prlhf runs list\n  prlhf runs list papermill_runs /other/runs --status failed\n"
-        "  prlhf runs list --json",
+        epilog="examples:\n  prlhf runs list\n  prlhf runs list papermill_runs /other/runs",
     )
     p.add_argument("dirs", nargs="*", type=Path, metavar="DIR", help=f"runs, or folders of runs (default: {RUNS})")
-    p.add_argument("--status", choices=STATUSES, help="only runs with a stage of that status")
-    p.add_argument("--json", action="store_true", help="as JSON")
     p.set_defaults(action=list_runs)
 
-    p = actions.add_parser(
-        "show",
-        help="one run in full",
-        description="Everything that a run's records hold: parameters, metrics, artefacts, versions, errors.",
-        epilog="examples:\n  prlhf runs show papermill_runs/demo\n"
-        "  prlhf runs show papermill_runs/demo/03_pdpo_training --json",
-    )
-    p.add_argument("run_dir", type=Path, metavar="DIR", help="the run's folder, or that of one of its stages")
-    p.add_argument("--json", action="store_true", help="the records themselves, by stage")
-    p.set_defaults(action=show)
 
-    p = actions.add_parser(
-        "diff",
-        help="what differs between two runs",
-        description="What differs between two runs, stage by stage: parameters, versions, git, machine, data and "
-        "models, metrics (with their difference). Times and the place of the folders don't count.",
-        epilog="examples:\n  prlhf runs diff papermill_runs/seed0 papermill_runs/seed1\n"
-        "  prlhf runs diff papermill_runs/demo old/demo --json\n\nexit codes, as of diff: 0 the same, 1 different, "
-        "2 they can't be compared",
-    )
-    p.add_argument("run_a", type=Path, metavar="DIR", help="a run's folder, or that of one of its stages")
-    p.add_argument("run_b", type=Path, metavar="DIR", help="the other")
-    p.add_argument("--json", action="store_true", help="as JSON")
-    p.set_defaults(action=diff)
-
-    p = actions.add_parser(
-        "gc",
-        help="free the space that nothing needs",
-        description="Name what runs no longer need: checkpoints of completed stages, stages that a later one replaced "
-        "(.previous), what killed processes left half-written, lock files. Deletes nothing without --delete; leaves "
-        "every artefact, everything in use, and all that lies behind a link.",
-        epilog="examples:\n  prlhf runs gc\n  prlhf runs gc papermill_runs/demo --older-than 7 --delete",
-    )
-    p.add_argument("folder", nargs="?", type=Path, default=RUNS, metavar="DIR", help=f"runs or a run (default: {RUNS})")
+def _add_options(p: argparse.ArgumentParser) -> None:
     p.add_argument(
-        "--older-than",
-        type=float,
-        default=0,
-        metavar="DAYS",
-        help="only what did not change since; lock files at any age",
+        "-p",
+        "--parameter",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("NAME", "VALUE"),
+        help="set it in all stages that have it",
     )
-    how = p.add_mutually_exclusive_group()
-    how.add_argument("--dry-run", action="store_true", help="only name it (this is the default)")
-    how.add_argument("--delete", action="store_true", help="delete it")
-    p.set_defaults(action=gc)
+    p.add_argument("--out", type=Path, default=RUNS, metavar="DIR", help="where runs are kept (default: %(default)s)")
+    p.add_argument("--copy-to", metavar="URL", help="executed notebooks go there too, see `prlhf run`")
+    p.add_argument("--dry-run", action="store_true", help="show what would be run and stop")
+    p.add_argument(
+        "--profile", default="local", metavar="NAME", help="local, slurm, or a folder with Snakemake's config.yaml"
+    )
+    p.add_argument("--workers", type=_count, metavar="N", help="stages at once, here (default: as many as GPUs, or 1)")
+
+
+def _count(text: str) -> int:
+    """A whole number from 1 up."""
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is less than 1")
+    return number
+
+
+def check_places(out: Path, copy_to: str | None) -> None:
+    """Raises `RunError` where runs are to be kept in a store, or their notebooks copied to where they can't be."""
+    from prlhf_kit.runs.copies import check_store
+    from prlhf_kit.runs.parameters import RunError
+
+    if ":/" in str(out):  # pathlib has made one slash of two
+        raise RunError(
+            f"--out {out} is an address, expected a local folder. `--copy-to URL` sends the executed notebooks to a "
+            "store as well."
+        )
+    if copy_to:
+        check_store(copy_to)
+
+
+def sweep(args: argparse.Namespace) -> int:
+    """`prlhf sweep`: 0 if all runs completed, 74 if `--copy-to` then lacks some of them, else 1."""
+    from prlhf_kit.runs import grid, plans
+    from prlhf_kit.runs.parameters import RunError
+    from prlhf_kit.runs.stage import RECORD
+
+    check_places(args.out, args.copy_to)
+    rows, same = grid.combinations(args.notebooks, args.grid, args.list, args.seeds, grid.once(args.parameter))
+    folder = (args.out / args.run).resolve()
+    if any(path.is_file() for path in folder.glob(f"*/{RECORD}")):
+        raise RunError(f"{folder} is a run, not a sweep. Choose another name with --run.")
+    source = None
+    if args.source:
+        found = [path.resolve() for path in (Path(args.source), args.out / args.source) if path.is_dir()]
+        if not found:
+            raise RunError(f"--from {args.source}: there is no such folder, and no run of this name in {args.out}.")
+        source = found[0]
+    runs, links = plans.plan_sweep(args.notebooks, rows, same, folder, source)
+    nodes = plans.in_order({node.name: node for made in runs.values() for node in made}.values())
+    if not args.dry_run:
+        for place, target in links.items():
+            plans.link(place, target)
+    try:
+        return _execute(nodes, folder, args)
+    finally:
+        if folder.is_dir() and not args.dry_run:
+            parameters = {grid.name_of(row): row | same for row in rows}
+            _write_summary(folder / "summary.csv", {name: (parameters[name], made) for name, made in runs.items()})
+            done = sum(all(node.status in DONE for node in made) for made in runs.values())
+            print(f"{done} of {len(runs)} runs completed; metrics: {folder}/summary.csv; a page: prlhf report {folder}")
+
+
+def pipeline(args: argparse.Namespace) -> int:
+    """`prlhf pipeline`: 0 if all its stages are completed, 74 if `--copy-to` then lacks some of them, else 1."""
+    from prlhf_kit.runs import plans
+
+    check_places(args.out, args.copy_to)
+    run_dir = (args.out / (args.run or args.file.stem)).resolve()
+    return _execute(plans.read_pipeline(args.file, run_dir, args.parameter), run_dir, args)
+
+
+def _execute(nodes: Sequence[Node], folder: Path, args: argparse.Namespace) -> int:
+    """Run the nodes, and show what became of them; with --dry-run what is to be run."""
+    from prlhf_kit.runs import engine, plans
+
+    if args.dry_run:
+        plans.look(nodes)
+        texts = [", ".join(f"{name} {value!r}" for name, value in node.parameters.items()) for node in nodes]
+        heads = [
+            [node.name.partition("/")[2], node.notebook.stem, node.status.replace("not run", "to run")]
+            for node in nodes
+        ]
+        print(_in_columns([[*head, text] for head, text in zip(heads, texts, strict=True)]))
+        return 0
+    engine.check_profile(args.profile)
+    print(f"{len(nodes)} stages in {folder}", flush=True)
+    try:
+        engine.execute(nodes, folder, args.profile, args.workers, args.copy_to)
+    finally:
+        print(f"\n{_summary(nodes)}\n")
+    return _exit_code(nodes)
 
 
 def list_runs(args: argparse.Namespace) -> int:
     """`prlhf runs list`."""
-    import pandas as pd
+    from prlhf_kit.runs import records
 
-    from prlhf_kit.runs import records as run_records
-
-    found = [run_records.summary(run) for run in run_records.runs_in(args.dirs or [RUNS])]
-    found = [row for row in found if args.status in (None, *row["stages"].values())]
-    if args.json:
-        print(json.dumps(found, indent=1))
-    elif not found:
-        print("no runs" + (f" with a stage that is {args.status}" if args.status else ""))
-    else:
-        table = pd.DataFrame(
-            {
-                "run": row["run"],
-                "stages": run_records.in_words(row["stages"]),
-                "started (UTC)": (row["started"] or "")[:16].replace("T", " "),
-                "time": _time(row["seconds"]),
-                "commit": " ".join(row["commits"]),
-                "model": " ".join(row["models"]),
-                "data": " ".join(row["data"]),
-            }
-            for row in found
-        )
-        print(_columns([table.columns.tolist(), *table.to_numpy().tolist()]))
+    rows = [records.row(run) for run in records.runs_in(args.dirs or [RUNS])]
+    print(_in_columns([["run", "stages", "started (UTC)", "time", "commit", "model", "data"], *rows]))
     return 0
 
 
-def show(args: argparse.Namespace) -> int:
-    """`prlhf runs show`. Exit code 2 where none of the records can be read."""
-    from prlhf_kit.runs import records as run_records
-    from prlhf_kit.runs.parameters import RunError
-
-    records, errors = {}, {}
-    for stage, folder in run_records.stages(args.run_dir).items():
-        try:
-            records[stage] = run_records.read(folder)
-        except RunError as error:
-            errors[stage] = str(error)
-    if not records:
-        raise RunError("; ".join(errors.values()))
-    if args.json:
-        print(json.dumps(records, indent=1))
-    else:
-        print("\n\n".join(_shown(record, run_records.seconds(record)) for record in records.values()))
-    for message in errors.values():
-        print(f"prlhf: {message}", file=sys.stderr)
-    return 0
+def _exit_code(nodes: Iterable[Node]) -> int:
+    """0 if all completed; 74 if all did, but not all notebooks were copied; else 1."""
+    nodes = list(nodes)
+    if not all(node.status in DONE for node in nodes):
+        return 1
+    return 74 if any(node.message for node in nodes) else 0
 
 
-def _shown(record: dict[str, Any], seconds: float) -> str:
-    commit = (record["git"]["commit"] or "none")[:7] + (" with uncommitted changes" if record["git"]["dirty"] else "")
-    peak = record.get("peak_memory_bytes")
-    head = [f"began {record['started'][:19].replace('T', ' ')} UTC", f"took {_time(seconds)}"] if seconds else []
-    head += [f"{peak / 2**30:.1f} GiB"] if peak else []
-    parts = {
-        "parameters": [[name, json.dumps(value)] for name, value in record["parameters"].items()],
-        "metrics": [[name, "none" if v is None else f"{v:g}"] for name, v in record["metrics"].items()],
-        "artefacts": [[name, entry["kind"], entry["caption"]] for name, entry in record["artifacts"].items()],
-        "data and models": [
-            [name, " ".join(str(value) for value in entry.values() if value)]
-            for name, entry in record.get("provenance", {}).items()
-        ],
-        "versions": [[", ".join(f"{name} {version}" for name, version in record["versions"].items())]],
-    }
-    lines = [f"{record['stage']}: " + ", ".join([record["status"], *head, f"commit {commit}"])]
-    for title, rows in parts.items():
-        if rows:
-            lines += [f"  {title}", _columns(rows, indent=4)]
-    if "error" in record:
-        lines += ["  error", *("    " + line for line in record["error"].splitlines())]
-    return "\n".join(lines)
-
-
-def diff(args: argparse.Namespace) -> int:
-    """`prlhf runs diff`: 0 the same, 1 different."""
-    from prlhf_kit.runs import records as run_records
-
-    rows = run_records.differences(args.run_a, args.run_b)
-    if args.json:
-        print(json.dumps(rows, indent=1))
-    elif not rows:
-        print("the same: " + ", ".join(run_records.stages(args.run_a)))
-    for stage in dict.fromkeys(row["stage"] for row in rows if not args.json):
-        print(stage)
-        print(_columns([_difference(row) for row in rows if row["stage"] == stage], indent=2))
-    return int(bool(rows))
-
-
-def _difference(row: dict[str, Any]) -> list[str]:
-    a, b = (json.dumps(row[side]) if side in row else "(absent)" for side in "ab")
-    change = f"  ({row['difference']:+g})" if "difference" in row else ""
-    return [row["section"], row["name"], f"{a} -> {b}{change}"]
-
-
-def gc(args: argparse.Namespace) -> int:
-    """`prlhf runs gc`. Exit code 74 where something could not be deleted."""
-    from prlhf_kit.runs import cleaning
-
-    freed = failed = locks = 0
-    for one in cleaning.clean(args.folder, args.older_than, args.delete):
-        if one.why == cleaning.FREE_LOCK:  # many, and empty
-            locks += 1
-            continue
-        failed += one.failed
-        freed += 0 if one.left or one.failed else one.size
-        verb = "left" if one.left or one.failed else "deleted" if args.delete else "would delete"
-        size = "" if one.left else f" ({_size(one.size)})"
-        print(f"{verb} {one.path}{size}: {one.why}", file=sys.stderr if one.failed else sys.stdout)
-    what = _size(freed) + (f" and {locks} lock files that nobody holds" if locks else "")
-    print(f"{what}: freed" if args.delete else f"{what} can go; --delete does it")
-    return 74 if failed else 0
-
-
-def _size(size: int) -> str:
-    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
-
-
-def _time(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def _columns(rows: list[list[str]], indent: int = 0) -> str:
+def _in_columns(rows: Sequence[Sequence[str]]) -> str:
     """Rows of texts in columns; the last one is as wide as it likes."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    widths[-1] = 0
-    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
-    return "\n".join(" " * indent + line.rstrip() for line in lines)
+    widths = [*[max(map(len, column)) for column in zip(*rows, strict=True)][:-1], 0]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+
+def _summary(nodes: Sequence[Node]) -> str:
+    """The table for the terminal: one line for each stage, with how it failed."""
+    rows = [["run", "stage", "status", "seconds", "cell", "message"]]
+    for node in nodes:
+        stage, _, run = node.name.partition("/")
+        shown = (run, stage, node.status, node.seconds, node.cell, node.message)
+        rows.append(["" if value is None else str(value) for value in shown])
+    return _in_columns(rows)
+
+
+def _write_summary(file: Path, runs: Mapping[str, tuple[Mapping[str, Any], Sequence[Node]]]) -> None:
+    """A CSV with a row for each run: parameters, status, where and how it failed, and all metrics of what completed."""
+    from prlhf_kit.runs.stage import read_record
+
+    lines: list[dict[str, Any]] = []
+    for name, (parameters, nodes) in runs.items():
+        stopped = next((node for node in nodes if node.status not in DONE), None)
+        seconds = [node.seconds for node in nodes if node.seconds is not None]
+        line = {
+            "run": name,
+            **parameters,
+            "status": stopped.status if stopped else "completed",
+            "seconds": sum(seconds),
+        }
+        line |= {"stage": stopped and stopped.notebook.stem, "cell": stopped and stopped.cell}
+        line |= {"message": stopped and stopped.message}
+        for node in nodes:
+            record = read_record(node.stage_dir) if node.status in DONE else None
+            line |= {
+                f"{node.notebook.stem}.{key}": value for key, value in (record or {"metrics": {}})["metrics"].items()
+            }
+        lines.append(line)
+    with file.open("w", newline="") as sink:
+        writer = csv.DictWriter(sink, list(dict.fromkeys(name for line in lines for name in line)))
+        writer.writeheader()
+        writer.writerows(lines)

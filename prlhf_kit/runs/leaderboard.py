@@ -16,10 +16,10 @@ from jinja2 import Environment
 from markupsafe import Markup, escape
 
 from prlhf_kit.files import write_text
-from prlhf_kit.runs.notebook import PAGE as NOTEBOOK_PAGE
 from prlhf_kit.runs.parameters import RunError
+from prlhf_kit.runs.records import records_of, runs_in
 from prlhf_kit.runs.report import STYLE
-from prlhf_kit.runs.stage import RECORD, read_record
+from prlhf_kit.runs.stage import PAGE as NOTEBOOK_PAGE, RECORD
 
 NAME = "leaderboard.html"
 COLUMNS = ["run", "stage", "status", "metric", "value", "record"]
@@ -49,30 +49,21 @@ class RunRecords:
     stages: dict[str, dict[str, Any]]
 
 
-def find_runs(folder: Path) -> list[Path]:
-    """`folder` if it is a run, else all runs under it. Hidden folders (`.previous`) are left out."""
-    children = sorted(path for path in folder.iterdir() if path.name[0] != "." and path.is_dir())
-    if any((child / RECORD).is_file() for child in children):
-        return [folder]
-    return [run for child in children for run in find_runs(child)]
-
-
 def collect(dirs: Iterable[str | Path]) -> list[RunRecords]:
     """Every run in `dirs`, each a run or a folder of runs. Raises `RunError` for one that holds no run."""
-    found: dict[Path, None] = {}
-    for folder in (Path(os.path.abspath(given)) for given in dirs):  # abspath: a link to a run keeps its own name
-        runs = find_runs(folder) if folder.is_dir() else []
-        if not runs:
-            what = "holds no run" if folder.is_dir() else "is no folder"
-            raise RunError(
-                f"{folder} {what}. Expected a run (a folder with <stage>/{RECORD} in it) or a folder of runs, such as "
-                "papermill_runs. `prlhf run NOTEBOOK --run NAME` makes one."
-            )
-        found |= dict.fromkeys(runs)
+    runs = runs_in(Path(os.path.abspath(given)) for given in dirs)  # abspath: a link to a run keeps its own name
+    nothing = {"status": "unreadable", "parameters": {}, "metrics": {}, "git": {}}  # listed all the same
+    found = [records_of(run) for run in runs]
+    for record in [record for records in found for record in records.values() if record]:
+        record["metrics"] = {name: _number(value) for name, value in record["metrics"].items()}
     return [
-        RunRecords(name, path, {p.parent.name: _stage(p.parent) for p in sorted(path.glob(f"[!.]*/{RECORD}"))})
-        for name, path in zip(_names(list(found)), found, strict=True)
+        RunRecords(name, run, {stage: record or nothing for stage, record in records.items()})
+        for name, run, records in zip(_names(runs), runs, found, strict=True)
     ]
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) and abs(value) <= sys.float_info.max else None
 
 
 def metrics(dirs: Iterable[str | Path]) -> pd.DataFrame:
@@ -130,20 +121,6 @@ def _names(paths: list[Path]) -> list[str]:
         names |= {path: name for name, (path, *others) in same.items() if not others}
         left = [path for group in same.values() if len(group) > 1 for path in group]
     return [names[path] for path in paths]
-
-
-def _stage(folder: Path) -> dict[str, Any]:
-    """The record of a stage; whatever is torn or missing in it is empty, so that the run is listed all the same."""
-    read: Any = read_record(folder)
-    record: dict[str, Any] = read if isinstance(read, dict) else {}
-    for name in ("parameters", "metrics", "git", "provenance"):
-        record[name] = record[name] if isinstance(record.get(name), dict) else {}
-    record["status"] = str(record.get("status", "unreadable"))
-    record["metrics"] = {
-        name: float(value) if isinstance(value, int | float) and abs(value) <= sys.float_info.max else None
-        for name, value in record["metrics"].items()
-    }
-    return record
 
 
 def _link(text: str, path: Path, page: Path) -> Markup:
@@ -217,8 +194,11 @@ def _setup(runs: list[RunRecords]) -> list[list[str]]:
     rows = [["date (UTC)", *(max(times)[:16].replace("T", " ") for times in dates)]]
     commits = [[_commit(s["git"]) for s in run.stages.values() if s["git"]] for run in runs]
     rows.append(["commit", *("\n".join(dict.fromkeys(found)) for found in commits)])
-    for kind in dict.fromkeys(name for run in runs for s in run.stages.values() for name in s["provenance"]):
-        found = [[s["provenance"][kind] for s in run.stages.values() if kind in s["provenance"]] for run in runs]
+    for kind in dict.fromkeys(name for run in runs for s in run.stages.values() for name in s.get("provenance", {})):
+        found = [
+            [s.get("provenance", {})[kind] for s in run.stages.values() if kind in s.get("provenance", {})]
+            for run in runs
+        ]
         rows.append([kind, *("\n".join(dict.fromkeys(map(_identity, entries))) for entries in found)])
     return rows + _parameters(runs)
 

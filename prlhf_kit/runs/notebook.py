@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import hashlib
 import json
 import os
@@ -20,21 +21,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import nbformat
-import yaml
 from filelock import FileLock, Timeout
 
 from prlhf_kit.files import git_state, now, versions, write_json, write_text
-from prlhf_kit.runs.parameters import RunError, needs_of, resolve, uses_of
-from prlhf_kit.runs.report import notebook_page
-from prlhf_kit.runs.stage import RECORD, RESULT, SCHEMA, UNDER_RUNNER, inputs, read_record, set_aside
+from prlhf_kit.runs.parameters import RunError, needs_of, read, resolve, uses_of
+from prlhf_kit.runs.stage import NOTEBOOK, PAGE, RECORD, RESULT, SCHEMA, UNDER_RUNNER, inputs, read_record, set_aside
 
-NOTEBOOK = "notebook.ipynb"
-PAGE = "notebook.html"
 NO_PORT = "Kernel died before replying to kernel_info"
 GRACE = 20  # seconds that an interrupted notebook has to stop by itself
 
@@ -42,20 +39,21 @@ GRACE = 20  # seconds that an interrupted notebook has to stop by itself
 def _key(notebook: Path, parameters: dict[str, Any], made_from: dict[str, dict[str, str]]) -> str:
     """Hash of all that decides a stage's result: code, parameters (with the local files and folders that they name),
     versions, and the artefacts of earlier stages."""
-    nb = nbformat.read(notebook, as_version=4)
-    package = Path(__file__).parents[1]
-    sources = {
-        str(p.relative_to(package)): p.read_bytes()
-        for p in sorted(package.rglob("*"))
-        if p.suffix in {".py", ".parquet"}
-    }
+    cells = [(cell["cell_type"], cell["source"]) for cell in read(notebook)["cells"]]
     files = [state for text in _texts(parameters) for state in _state(notebook.parent, text)]
-    digest = hashlib.sha256(repr([(c.cell_type, c.source) for c in nb.cells]).encode())
-    digest.update(repr(sorted(parameters.items())).encode() + repr(sorted(versions().items())).encode())
-    digest.update(json.dumps([made_from, files], sort_keys=True).encode())
-    for name, content in sources.items():
-        digest.update(name.encode() + hashlib.sha256(content).digest())
+    digest = hashlib.sha256(repr(cells).encode() + repr(sorted(parameters.items())).encode())
+    digest.update(json.dumps([made_from, files], sort_keys=True).encode() + _installed())
     return digest.hexdigest()
+
+
+@functools.cache
+def _installed() -> bytes:
+    """Hash of the package's sources and of the versions."""
+    package = Path(__file__).parents[1]
+    digest = hashlib.sha256(repr(sorted(versions().items())).encode())
+    for path in sorted(p for p in package.rglob("*") if p.suffix in {".py", ".parquet"}):
+        digest.update(str(path.relative_to(package)).encode() + hashlib.sha256(path.read_bytes()).digest())
+    return digest.digest()
 
 
 def _texts(value: Any) -> Iterator[str]:
@@ -81,8 +79,50 @@ def _state(here: Path, text: str) -> list[tuple[str, int, int]]:
     return []
 
 
+@dataclass(frozen=True)
+class Plan:
+    """A notebook that is to run in a run's folder, with everything that decides its result."""
+
+    notebook: Path
+    run_dir: Path
+    parameters: dict[str, Any]
+    inputs: dict[str, dict[str, str]]
+    key: str
+
+    def record(self) -> dict[str, Any] | None:
+        """What an earlier run of the same left."""
+        old = read_record(self.run_dir / self.notebook.stem)
+        return old if old is not None and old.get("key") == self.key else None
+
+    def done(self) -> dict[str, Any] | None:
+        """The record, if the stage completed and all that it left is still on the disk."""
+        old = self.record()
+        if old is None or old["status"] != "completed":
+            return None
+        there = all((self.run_dir / self.notebook.stem / name).exists() for name in [*old["artifacts"], NOTEBOOK, PAGE])
+        return old if there else None
+
+
+def plan(
+    notebook: str | Path,
+    run_dir: str | Path,
+    parameters: Mapping[str, Any] | None = None,
+    needs: Iterable[str] = (),
+) -> Plan:
+    """Look at a notebook, its parameters and what it is made from; nothing is run. Raises `RunError`."""
+    notebook, run_dir = Path(notebook).resolve(), Path(run_dir).resolve()
+    values = resolve(notebook, {**(parameters or {}), "run_dir": str(run_dir)})
+    made_from = inputs(run_dir, dict.fromkeys([*needs_of(notebook), *uses_of(notebook), *needs]))
+    return Plan(notebook, run_dir, values, made_from, _key(notebook, values | {"run_dir": None}, made_from))
+
+
 def run_notebook(
-    notebook: str | Path, run_dir: str | Path, parameters: Mapping[str, Any] | None = None, force: bool = False
+    notebook: str | Path,
+    run_dir: str | Path,
+    parameters: Mapping[str, Any] | None = None,
+    force: bool = False,
+    needs: Iterable[str] = (),
+    wait: bool = False,
 ) -> dict[str, Any]:
     """Execute `notebook` in a process of its own and leave `<run_dir>/<stem>/{notebook.ipynb,notebook.html,run.json}`.
 
@@ -93,6 +133,8 @@ def run_notebook(
     Args:
         parameters: in place of the notebook's defaults; `run_dir` is set by the runner.
         force: run it even if nothing changed, from the start.
+        needs: stages that it is made from, besides those that its metadata names.
+        wait: while another process runs the stage; else that is refused.
 
     Returns:
         The record, with `"skipped": True` where nothing had to be done. `status` is `completed` or `failed`.
@@ -101,26 +143,24 @@ def run_notebook(
         RunError: the notebook or a parameter is wrong; nothing was run.
         KeyboardInterrupt: after the record says `interrupted`.
     """
-    notebook, run_dir = Path(notebook).resolve(), Path(run_dir).resolve()
-    values = resolve(notebook, {**(parameters or {}), "run_dir": str(run_dir)})
+    notebook, run_dir = Path(notebook), Path(run_dir)
+    resolve(notebook, {**(parameters or {}), "run_dir": str(run_dir)})  # before anything is written
     run_dir.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(run_dir / f".{notebook.stem}.lock", timeout=0):
-            return _run(notebook, run_dir, values, force)
+        with FileLock(run_dir / f".{notebook.stem}.lock", timeout=-1 if wait else 0):
+            return _run(plan(notebook, run_dir, parameters, needs), force)
     except Timeout:
         raise RunError(
             f"another process is running {notebook.stem} in {run_dir}. Wait for it, or choose another run name."
         ) from None
 
 
-def _run(notebook: Path, run_dir: Path, values: dict[str, Any], force: bool) -> dict[str, Any]:
-    stage_dir = run_dir / notebook.stem
-    made_from = inputs(run_dir, [*needs_of(notebook), *uses_of(notebook)])
-    key = _key(notebook, values | {"run_dir": None}, made_from)
-    old = read_record(stage_dir)
-    same = old is not None and old.get("key") == key
-    if old and same and not force and old["status"] == "completed" and artifacts_there(stage_dir, old):
-        return old | {"skipped": True}
+def _run(plan: Plan, force: bool) -> dict[str, Any]:
+    notebook, values = plan.notebook, plan.parameters
+    stage_dir = plan.run_dir / notebook.stem
+    same = plan.record() is not None
+    if not force and (done := plan.done()):
+        return done | {"skipped": True}
     if stage_dir.exists() and (force or not same):
         set_aside(stage_dir)
     stage_dir.mkdir(parents=True, exist_ok=True)
@@ -131,9 +171,9 @@ def _run(notebook: Path, run_dir: Path, values: dict[str, Any], force: bool) -> 
         "schema": SCHEMA,
         "stage": notebook.stem,
         "status": "running",
-        "key": key,
+        "key": plan.key,
         "parameters": values,
-        "inputs": made_from,
+        "inputs": plan.inputs,
         "metrics": {},
         "artifacts": {},
         "versions": versions(),
@@ -151,7 +191,9 @@ def _run(notebook: Path, run_dir: Path, values: dict[str, Any], force: bool) -> 
             code, log = _execute(notebook, stage_dir / NOTEBOOK, values)
     except KeyboardInterrupt:
         interrupted, code, log = True, 130, ""
-    result = _read_result(stage_dir)
+    result: dict[str, Any] = {}  # none, where the notebook did not come to its closing cell
+    with contextlib.suppress(OSError, ValueError):
+        result = json.loads((stage_dir / RESULT).read_text())
     record |= result
     record |= {"ended": now(), "seconds": round(time.monotonic() - start, 1)}
     if interrupted:
@@ -167,24 +209,12 @@ def _run(notebook: Path, run_dir: Path, values: dict[str, Any], force: bool) -> 
     return record
 
 
-def artifacts_there(stage_dir: Path, record: dict[str, Any]) -> bool:
-    """Whether all that a completed stage recorded is still on the disk."""
-    return all((stage_dir / name).exists() for name in [*record["artifacts"], NOTEBOOK, PAGE])
-
-
-def _read_result(stage_dir: Path) -> dict[str, Any]:
-    try:
-        return json.loads((stage_dir / RESULT).read_text())
-    except (OSError, ValueError):
-        return {}
-
-
 def _execute(notebook: Path, out: Path, parameters: dict[str, Any]) -> tuple[int, str]:
     """Papermill in a child process; its exit code and the end of its log. Ctrl-C ends the whole process group."""
     quiet = bool(os.environ.get("CI")) or not sys.stderr.isatty()
     with tempfile.TemporaryDirectory() as scratch:
         values, log = Path(scratch, "parameters.yaml"), Path(scratch, "log.txt")
-        values.write_text(yaml.safe_dump(parameters))
+        values.write_text(json.dumps(parameters))  # which is YAML, too
         command = [
             sys.executable,
             "-m",
@@ -201,15 +231,14 @@ def _execute(notebook: Path, out: Path, parameters: dict[str, Any]) -> tuple[int
             "WARNING",
             "--no-progress-bar" if quiet else "--progress-bar",
         ]
-        env = os.environ | {UNDER_RUNNER: "1"}
         with log.open("w") as sink:
             child = subprocess.Popen(
                 command,
-                env=env,
+                env=os.environ | {UNDER_RUNNER: "1"},
                 stdout=sink,
                 stderr=sink if quiet else None,
                 start_new_session=True,
-                preexec_fn=_end_with_parent,
+                preexec_fn=killed_with_parent,
             )
             try:
                 code = child.wait()
@@ -219,8 +248,8 @@ def _execute(notebook: Path, out: Path, parameters: dict[str, Any]) -> tuple[int
         return code, log.read_text()[-4000:]
 
 
-def _end_with_parent() -> None:
-    """In the child: be killed when the runner is, so that no orphan goes on training (Linux only)."""
+def killed_with_parent() -> None:
+    """In the child: be killed when the parent is, so that no orphan goes on training (Linux only)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
@@ -239,12 +268,12 @@ def _end(child: subprocess.Popen) -> None:
 
 def _error(executed: Path, code: int, log: str, finished: bool) -> str | None:
     """What went wrong, with the failing cell; None if the notebook ran to its closing cell."""
-    if (notebook := _read(executed)) is not None:
-        for number, cell in enumerate(notebook.cells):
-            for output in cell.get("outputs", []):
-                if output.output_type == "error":
-                    trace = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(output.traceback))
-                    return f"cell {number} raised {output.ename}: {output.evalue}\n{cell.source}\n---\n{trace[-3000:]}"
+    for number, cell in enumerate(_executed(executed)["cells"]):
+        for output in cell.get("outputs", []):
+            if output["output_type"] == "error":
+                trace = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(output["traceback"]))
+                raised = f"cell {number} raised {output['ename']}: {output['evalue']}"
+                return f"{raised}\n{cell['source']}\n---\n{trace[-3000:]}"
     if code:
         return f"papermill ended with exit code {code} (a kernel that died or was killed?)\n{log}"
     if not finished:
@@ -255,14 +284,17 @@ def _error(executed: Path, code: int, log: str, finished: bool) -> str | None:
     return None
 
 
-def _read(executed: Path) -> nbformat.NotebookNode | None:
-    """The executed notebook; None where papermill was killed before or while it wrote one."""
-    try:
-        return nbformat.read(executed, as_version=4)
-    except (OSError, nbformat.reader.NotJSONError, nbformat.ValidationError):
-        return None
+def _executed(notebook: Path) -> dict[str, Any]:
+    """The executed notebook; one without cells where papermill was killed before or while it wrote it."""
+    with contextlib.suppress(RunError):
+        return read(notebook)
+    return {"cells": []}
 
 
 def _write_page(stage_dir: Path) -> None:
-    if (notebook := _read(stage_dir / NOTEBOOK)) is not None:
-        write_text(stage_dir / PAGE, notebook_page(notebook, stage_dir.name))
+    import nbformat
+
+    from prlhf_kit.runs.report import notebook_page
+
+    with contextlib.suppress(OSError, nbformat.reader.NotJSONError, nbformat.ValidationError):
+        write_text(stage_dir / PAGE, notebook_page(nbformat.read(stage_dir / NOTEBOOK, 4), stage_dir.name))

@@ -14,6 +14,7 @@ import pandas as pd
 from jinja2 import Environment
 from nbconvert import HTMLExporter
 from PIL import Image
+from pyarrow import ArrowInvalid
 
 from prlhf_kit.files import write_text
 from prlhf_kit.runs.stage import inputs, read_record
@@ -97,18 +98,24 @@ PROGRESS = "application/vnd.jupyter.widget-view+json"
 
 def records(run_dir: Path) -> list[dict[str, Any]]:
     """Records of all stages of a run, in the order of their names."""
-    found = (read_record(path) for path in sorted(run_dir.iterdir()) if path.is_dir() and path.name[0] != ".")
-    return [record for record in found if record]
+    found = {path: read_record(path) for path in sorted(run_dir.iterdir()) if path.is_dir() and path.name[0] != "."}
+    return [record | {"stage": path.name} for path, record in found.items() if record]
 
 
 def tables(run_dir: Path, kind: str) -> list[tuple[str, pd.DataFrame]]:
-    """(caption, table) of each artefact of `kind` in a run, results before data."""
-    return [
-        (entry["caption"], pd.read_parquet(run_dir / record["stage"] / name))
-        for record in reversed(records(run_dir))
-        for name, entry in record["artifacts"].items()
-        if entry["kind"] == kind
-    ]
+    """(caption, table) of each artefact of `kind` in a run, results before data. A lost one says so in its caption."""
+    found = []
+    for record in reversed(records(run_dir)):
+        for name, entry in record["artifacts"].items():
+            if entry["kind"] == kind:
+                path = run_dir / record["stage"] / name
+                try:
+                    found.append((entry["caption"], pd.read_parquet(path)))
+                except (OSError, ArrowInvalid):  # gone, or cut
+                    found.append(
+                        (f"{entry['caption']}: {path} can't be read; run {record['stage']} again", pd.DataFrame())
+                    )
+    return found
 
 
 def to_html(table: pd.DataFrame) -> str:

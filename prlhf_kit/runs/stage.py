@@ -17,16 +17,17 @@ import sys
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 from filelock import FileLock, Timeout
-from IPython.core.interactiveshell import InteractiveShell
-from IPython.display import Image, display
-from matplotlib.figure import Figure
 
 from prlhf_kit.files import git_state, now, sha256, versions, write_json
 
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+NOTEBOOK, PAGE = "notebook.ipynb", "notebook.html"  # as it was executed, and as a page
 RESULT = "result.json"
 RECORD = "run.json"
 SCHEMA = 1  # version of `run.json`; docs/runs.md has its fields and says when it changes
@@ -40,11 +41,32 @@ class StageError(RuntimeError):
 
 
 def read_record(stage_dir: Path) -> dict[str, Any] | None:
-    """`run.json` of a stage, or None where there is none."""
+    """`run.json` of a stage. What is no record, or one of a later schema than this version knows, counts as none."""
     try:
-        return json.loads((stage_dir / RECORD).read_text())
-    except (OSError, ValueError):
+        record = json.loads((stage_dir / RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
         return None
+    kinds = {"schema": int, "status": str, "started": str}
+    kinds |= dict.fromkeys(("parameters", "metrics", "artifacts", "versions", "git"), dict)
+    if not isinstance(record, dict) or not all(isinstance(record.get(name), kind) for name, kind in kinds.items()):
+        return None
+    entries = [*record["artifacts"].values(), *record.get("provenance", {}).values()]
+    if record["schema"] > SCHEMA or not all(isinstance(entry, dict) for entry in entries):
+        return None
+    return record if all({"kind", "caption"} <= entry.keys() for entry in record["artifacts"].values()) else None
+
+
+def process_is_gone(record: Mapping[str, Any]) -> bool:
+    """Whether a record says `running`, but its process was killed; known on that process's machine only."""
+    if record["status"] != "running" or "pid" not in record or record.get("host") != platform.node():
+        return False
+    try:
+        os.kill(record["pid"], 0)
+    except (ProcessLookupError, OverflowError):
+        return True
+    except PermissionError:  # another user's
+        pass
+    return False
 
 
 def inputs(run_dir: Path, stages: Iterable[str]) -> dict[str, dict[str, str]]:
@@ -146,7 +168,10 @@ class Stage:
 
     def figure(self, figure: Figure, name: str, caption: str) -> None:
         """Save a figure as PNG and SVG, and show it: IPython shows pyplot's figures only, these are apart from it."""
-        from prlhf_kit.figures.style import save  # here, since seaborn takes seconds to import
+        from IPython.core.interactiveshell import InteractiveShell  # these take seconds to import
+        from IPython.display import Image, display
+
+        from prlhf_kit.figures.style import save
 
         png = self.artifact(f"{name}.png", "figure", caption)
         save(figure, png)
@@ -173,6 +198,10 @@ class Stage:
             if not path.exists():
                 raise StageError(f"artefact {path} was announced but not written.")
             entry["sha256"] = sha256(path)
+        for path in list(
+            self.dir.rglob("*-checkpoints/checkpoint-*")
+        ):  # the trained model is there; a tracker's log stays
+            shutil.rmtree(path)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
         record = {
             "stage": self.name,

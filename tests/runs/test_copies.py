@@ -1,4 +1,4 @@
-"""Copies of executed notebooks in other stores (`prlhf run --copy-to`), by papermill's own handlers."""
+"""Copies of executed notebooks in other stores (`prlhf run --copy-to`), by fsspec."""
 
 import importlib.util
 import json
@@ -8,7 +8,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from prlhf_kit import cli
-from prlhf_kit.runs import copies
 from prlhf_kit.runs.stage import read_record
 from runs.conftest import FINISH
 
@@ -62,7 +61,7 @@ def test_a_failed_copy_does_not_lose_the_run(make_notebook, tmp_path, server, ca
     server.status = 503
     assert cli.main(line) == 74
     out, err = capsys.readouterr()
-    assert f"{server.url}/r/one/notebook.ipynb was not written: HTTPError: 503" in err
+    assert f"{server.url}/r/one/notebook.ipynb was not written: HTTPStatusError: " in err
     assert "the same command copies it" in err
     assert not any(secret in out + err for secret in ("hunter2", "abc"))
     assert (tmp_path / "r" / "index.html").exists()
@@ -74,37 +73,25 @@ def test_a_failed_copy_does_not_lose_the_run(make_notebook, tmp_path, server, ca
     server.shutdown()
     server.server_close()
     assert cli.main(line) == 74
-    assert "ConnectionError" in capsys.readouterr().err
+    assert "ConnectError" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("url", "message"),
     [
-        ("ftp://host/x", r"writes to no ftp:// store. Expected a local folder, or one of abs://, adl://, gs://"),
-        ("https://github.com/me/mine", "not write to it"),
+        ("nowhere://host/x?sig=abc", "--copy-to nowhere://host/x: Protocol not known: nowhere"),
         ("FILE", "is a file; expected a folder"),
-        ("s3://bucket/runs", r"boto3 optional dependency is missing.* pip install papermill\[s3\]"),
-        ("abs://me.blob.core.windows.net/c?sig=abc", r"papermill\[azure\]"),
+        ("gs://bucket/runs", "gcsfs"),
     ],
 )
 def test_stores_that_cannot_be_written_are_refused_before_anything_runs(make_notebook, tmp_path, capsys, url, message):
-    package = {"s3": "boto3", "abs": "azure"}.get(url.partition(":")[0])
-    if package and importlib.util.find_spec(package):
-        pytest.skip(f"{package} is installed, so papermill can write to {url}")
+    if url.startswith("gs") and importlib.util.find_spec("gcsfs"):
+        pytest.skip("gcsfs is installed, so fsspec can write there")
     (tmp_path / "file").touch()
     url = url.replace("FILE", str(tmp_path / "file"))
     line = ["run", str(make_notebook(FINISH)), "--out", str(tmp_path), "--run", "r", "--copy-to", url]
     assert cli.main(line) == 2
-    with pytest.raises(copies.RunError, match=message):
-        copies.check_store(url)
-    assert "abc" not in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert message in err
+    assert "abc" not in err
     assert not (tmp_path / "r").exists()
-
-
-def test_the_clients_that_are_looked_for_are_papermills():
-    """The check reads names of papermill's module; another release that renames them must not pass in silence."""
-    from papermill import iorw
-
-    schemes = {name.partition("://")[0] for name, _ in iorw.papermill_io._handlers if "://" in name}
-    assert schemes == {*copies.CLIENTS, "http", "https"}
-    assert all(hasattr(iorw, client) for client in copies.CLIENTS.values())

@@ -6,7 +6,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from prlhf_kit.runs import notebook as runner, parameters, pipeline
+from prlhf_kit.runs import notebook as runner, parameters
 from runs.conftest import FINISH
 
 
@@ -64,16 +64,3 @@ def test_what_notebooks_of_the_project_use_is_in_their_metadata():
         code = "".join(cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code")
         read = set(re.findall(r'"(\d\d_[a-z_]+)"', code)) - {path.stem}
         assert read <= {*parameters.needs_of(path), *parameters.uses_of(path)}, path.name
-
-
-def test_a_pipeline_runs_what_a_notebook_uses_before_it_if_both_are_in_it(make_notebook, tmp_path):
-    make_notebook(FINISH, name="a", uses=["b", "elsewhere"])
-    make_notebook(FINISH, name="b")
-    file = tmp_path / "p.yaml"
-    file.write_text("stages: [{notebook: a.ipynb}, {notebook: b.ipynb}]")
-    stages = pipeline.read(file)
-    assert list(stages) == ["b", "a"]
-    assert (stages["a"].needs, stages["a"].only_here) == ({"b"}, set())
-    demo = pipeline.read(Path(runner.__file__).parents[2] / "configs" / "pipeline.yaml")
-    assert demo["05_evaluation"].needs == {"01_data_preparation", "03_pdpo_training", "04_pad_decoding"}
-    assert demo["04_pad_decoding"].needs == {"01_data_preparation", "02_reward_models", "03_pdpo_training"}

@@ -32,6 +32,7 @@ def missing() -> str:
 @contextlib.contextmanager
 def cluster(folder: Path) -> Iterator[Path]:
     """Start munged, slurmctld and slurmd with all they write in `folder`; yields slurm.conf's path, for SLURM_CONF.
+    `folder`/bin comes first on the PATH.
 
     Raises:
         RuntimeError: the node is not ready within a minute; with the ends of the daemons' logs.
@@ -51,6 +52,9 @@ def cluster(folder: Path) -> Iterator[Path]:
         "key-file": key.name, "socket": "munge.socket", "pid-file": "munge.pid", "log-file": "munge.log",
         "seed-file": "munge.seed",
     }.items()]  # fmt: skip
+    (folder / "bin").mkdir()  # Snakemake's executor takes SLURM_CONF from srun; a real cluster's stands in /etc
+    (folder / "bin" / "srun").write_text(f'#!/bin/sh\nSLURM_CONF={conf} exec {shutil.which("srun")} "$@"\n')
+    (folder / "bin" / "srun").chmod(0o755)
     env = os.environ | {"SLURM_CONF": str(conf), "PATH": os.environ["PATH"] + ":/usr/sbin"}
     with contextlib.ExitStack() as stack:
         for command in (["munged", "--foreground", "--force", *munge], ["slurmctld", "-D", "-i"], ["slurmd", "-D"]):
@@ -114,6 +118,6 @@ if __name__ == "__main__":
     if reason := missing():
         raise SystemExit(reason)
     with tempfile.TemporaryDirectory(prefix="slurm-") as place, cluster(Path(place)) as where:
-        print(f"export SLURM_CONF={where}", flush=True)
+        print(f"export SLURM_CONF={where} PATH={where.parent}/bin:$PATH", flush=True)
         with contextlib.suppress(KeyboardInterrupt):
             signal.pause()

@@ -1,0 +1,223 @@
+"""Many stages: which of them are to run, sent to Snakemake, watched, and told with the cell that failed.
+
+Snakemake knows the order, the workers, Slurm and other clusters. What is unchanged it is not told: the runner's own key
+(`notebook.plan`) decides that here, before a process starts. Each call works in a new folder, so nothing is to unlock
+after a kill; records and the stages' own locks are all that is kept.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from prlhf_kit.files import write_json
+from prlhf_kit.runs.copies import CopyError, copy_notebook
+from prlhf_kit.runs.grid import read_yaml
+from prlhf_kit.runs.notebook import killed_with_parent
+from prlhf_kit.runs.parameters import RunError
+from prlhf_kit.runs.plans import DONE, Node, look
+from prlhf_kit.runs.stage import process_is_gone, read_record
+
+HERE = Path(__file__).parent
+WORK = ".engine"  # what Snakemake and Slurm write
+PATIENCE = 60  # seconds to stop: a notebook has twice 20
+
+
+def check_profile(profile: str) -> dict[str, Any]:
+    """The settings of a profile, with the key `folder`.
+
+    Raises:
+        RunError: there is no such profile, or what it needs is not installed.
+    """
+    folder = HERE / "profiles" / profile if (HERE / "profiles" / profile).is_dir() else Path(profile)
+    found = [path for path in (folder / "config.v9+.yaml", folder / "config.yaml") if path.is_file()]
+    if not found:
+        raise RunError(f"--profile {profile}: expected local, slurm, or a folder with Snakemake's config.yaml.")
+    settings = read_yaml(found[0]) or {}
+    executor = settings.get("executor", "local")
+    modules = ["snakemake"] + [f"snakemake_executor_plugin_{executor.replace('-', '_')}"] * (executor != "local")
+    for module in modules:
+        if importlib.util.find_spec(module) is None:
+            raise RunError(f"{module} is not installed, which sends the runs: pip install 'prlhf_kit[scale]'.")
+    if executor == "slurm" and shutil.which("sbatch") is None:
+        raise RunError(
+            "there is no sbatch on this machine's PATH. Start it on the cluster's login node, or use --profile local."
+        )
+    return settings | {"folder": folder.resolve(), "executor": executor}
+
+
+def gpus() -> list[str]:
+    """GPUs that jobs may be given: those of CUDA_VISIBLE_DEVICES where it is set, else all that nvidia-smi names."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None and shutil.which("nvidia-smi"):
+        command = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
+        visible = ",".join(subprocess.run(command, capture_output=True, text=True, check=False).stdout.split())
+    return [name for each in (visible or "").split(",") if (name := each.strip()) and name != "-1"]
+
+
+def execute(
+    nodes: Sequence[Node], folder: Path, profile: str, workers: int | None = None, copy_to: str | None = None
+) -> None:
+    """Run those of `nodes` that are not done, and fill in what became of each; one that fails stops only what needs it.
+
+    Args:
+        nodes: in order; their links are there.
+        folder: of the sweep or the run.
+        profile: as `check_profile` takes it.
+        workers: stages at once on this machine; None: as many as GPUs, or 1.
+        copy_to: a store for executed notebooks.
+
+    Raises:
+        RunError: another process works in `folder`, or Snakemake could not begin.
+        KeyboardInterrupt: after the stages were stopped.
+    """
+    work = folder / WORK
+    work.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(work / "lock", timeout=0):
+            todo = look(nodes)
+            for node in nodes:
+                if node.status == "unchanged":
+                    _copy(node, copy_to)
+            if todo:
+                _run(todo, work, profile, workers, copy_to)
+    except Timeout:
+        raise RunError(f"another prlhf works in {folder}. Wait for it, or choose another name with --run.") from None
+
+
+def _run(todo: Sequence[Node], work: Path, profile: str, workers: int | None, copy_to: str | None) -> None:
+    settings = check_profile(profile)
+    for old in work.glob("run-*"):
+        shutil.rmtree(old, ignore_errors=True)
+    place = Path(tempfile.mkdtemp(prefix="run-", dir=work))
+    here = settings["executor"] == "local"
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    devices = gpus() if here else []
+    workers = workers or max(1, len(devices))
+    threads = max(1, cores // workers) if here else 1
+    devices = devices if workers > 1 else []  # a single worker has the whole machine
+    names = {node.name for node in todo}
+    jobs = {
+        node.name: {
+            "notebook": str(node.notebook.resolve()),
+            "run_dir": str(node.run_dir),
+            "parameters": node.parameters,
+            "needs": node.needs,
+            "after": [name for name in node.after if name in names],
+            "log": str(_log(node)),
+        }
+        for node in todo
+    }
+    own_threads = os.environ.get("OMP_NUM_THREADS")
+    write_json(place / "plan.json", {"nodes": jobs, "threads": threads, "own_threads": own_threads, "gpus": devices})
+    for node in todo:
+        node.run_dir.mkdir(parents=True, exist_ok=True)
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "snakemake",
+        "--snakefile",
+        str(HERE / "Snakefile"),
+        "--directory",
+        str(place),
+    ]
+    command += ["--config", "plan=plan.json", "--profile", str(settings["folder"]), "--nolock", "--nocolor"]
+    command += ["--cores", str(workers * threads)] if here else []
+    command += ["--resources", f"gpu={len(devices)}"] if devices else []
+    before = {node.name: read_record(node.stage_dir) for node in todo}
+    log = place / "snakemake.log"
+    with log.open("w") as sink:
+        child = subprocess.Popen(
+            command,
+            cwd=place,
+            stdin=subprocess.DEVNULL,
+            stdout=sink,
+            stderr=sink,
+            start_new_session=True,
+            preexec_fn=killed_with_parent,
+        )
+        waiting = {node.name: node for node in todo}
+        try:
+            while child.poll() is None:
+                time.sleep(0.2)
+                for node in [node for node in waiting.values() if _marker(place, node).exists()]:
+                    _completed(waiting.pop(node.name), before[node.name], copy_to)
+        except BaseException:  # Ctrl-C: jobs end their notebooks, and Slurm's are cancelled
+            os.killpg(child.pid, signal.SIGINT)
+            try:
+                child.wait(PATIENCE)
+            except (subprocess.TimeoutExpired, KeyboardInterrupt):
+                os.killpg(child.pid, signal.SIGKILL)
+                child.wait()
+            raise
+        finally:
+            blocks = re.findall(r"\n    message: (.*)\n(?:    .*\n)*?    output: (\S+)\.done", log.read_text())
+            reasons = {name: reason for reason, name in blocks if reason != "None"}
+            for node in waiting.values():
+                if _marker(place, node).exists():
+                    _completed(node, before[node.name], copy_to)
+                else:
+                    _ended(node, before[node.name], reasons.get(node.name), todo)
+    if child.returncode and all(node.status == "not run" for node in todo):
+        raise RunError(f"Snakemake could not begin: {_last(log)} See {log}.")
+
+
+def _marker(place: Path, node: Node) -> Path:
+    return place / f"{node.name}.done"
+
+
+def _log(node: Node) -> Path:
+    return node.run_dir / f"{node.notebook.stem}.log"
+
+
+def _completed(node: Node, before: Mapping[str, Any] | None, copy_to: str | None) -> None:
+    node.end("unchanged" if read_record(node.stage_dir) == before else "completed")
+    _copy(node, copy_to)
+    _tell(node)
+
+
+def _ended(node: Node, before: Mapping[str, Any] | None, reason: str | None, todo: Sequence[Node]) -> None:
+    """What became of a node that did not complete: its record says, else the engine, else its log."""
+    record = read_record(node.stage_dir)
+    if missing := [other.name for other in todo if other.name in node.after and other.status not in DONE]:
+        node.message = f"needs {', '.join(name.partition('/')[0] for name in missing)}"
+        return
+    if record is not None and record != before:
+        status = "died" if process_is_gone(record) else record["status"]
+        node.end(status, reason or (_last(_log(node)) if status == "died" else None))
+    elif reason or _log(node).exists():
+        node.status, node.message = "failed", reason or _last(_log(node))
+    _tell(node)
+
+
+def _tell(node: Node) -> None:
+    stage, _, run = node.name.partition("/")
+    took = f" ({node.seconds:.0f} s)" if node.status == "completed" and node.seconds is not None else ""
+    where = f", cell {node.cell}" if node.cell is not None else ""
+    print(f"{run} {stage} {node.status}{took}{where}" + (f": {node.message}" if node.message else ""), flush=True)
+
+
+def _copy(node: Node, copy_to: str | None) -> None:
+    if copy_to:
+        try:
+            copy_notebook(node.stage_dir, copy_to)
+        except CopyError as error:
+            node.message = f"not copied: {error}"
+
+
+def _last(log: Path) -> str:
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    return lines[-1].removeprefix("prlhf: ") if lines else "it said nothing"

@@ -1,0 +1,81 @@
+"""The combinations of a sweep: which they are, what they are called, what is refused."""
+
+import pytest
+from tiny_notebooks import write_notebook
+
+from prlhf_kit.runs import grid
+from prlhf_kit.runs.parameters import RunError
+
+
+def test_every_combination(tmp_path):
+    notebook = write_notebook(tmp_path, "nb")
+    (tmp_path / "rows.yaml").write_text("- {user: '00123', limit: null}\n- {user: b, names: [x, null]}")
+    rows, same = grid.combinations([notebook], ["rate=1,1e-5"], tmp_path / "rows.yaml", seeds=2, fixed={"n": "7"})
+    assert same == {"n": 7}
+    assert len(rows) == 8
+    assert rows[0] == {"user": "00123", "limit": None, "rate": 1.0, "seed": 0}
+    assert rows[-1] == {"user": "b", "names": ["x", None], "rate": 1e-05, "seed": 1}
+    assert [grid.name_of(row) for row in rows[:2]] == [
+        "user~00123_limit~null_rate~1.0_seed~0",
+        "user~00123_limit~null_rate~1.0_seed~1",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("limit='a,b',c, 3,\"it's, so\",None", ["a,b", "c", 3, "it's, so", None]),
+        ('user=a, b," c, d",1', ["a", "b", " c, d", "1"]),
+        ("names=['a]',\"b,\"],[]", [["a]", "b,"], []]),
+        ("rate=1,-1e-05,1e-5", [1.0, -1e-05]),
+    ],
+)
+def test_values_are_parted_as_yaml_does_it(tmp_path, text, values):
+    def found():
+        rows, _ = grid.combinations([write_notebook(tmp_path, "nb")], [text])
+        return [row[text.split("=")[0]] for row in rows]
+
+    if text.startswith("rate"):
+        text = text.rpartition(",")[0]
+    assert found() == values
+
+
+@pytest.mark.parametrize("texts", [["../../etc", "a/b", "a b", "a_b"], ["x" * 300, "x" * 299 + "y"], ["é", "ü"], "Aa"])
+def test_names_are_files_names_and_differ(texts):
+    names = [grid.name_of({"user": text}) for text in texts]
+    assert len({name.casefold() for name in names}) == len(texts)
+    assert all(len(name) <= grid.LONGEST and name.isascii() and not set("/=,") & set(name) for name in names)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"grids": ["raet=1"]}, "no parameter 'raet'. Did you mean 'rate'"),
+        ({"grids": ["n=1,x"]}, "'n' is 'x', expected int"),
+        ({"grids": ["limit=1,1e999"]}, "'limit' can't be inf: a run's record could not hold it"),
+        ({"grids": ["names=[[1]"]}, "are no values that YAML can read"),
+        ({"grids": ["run_dir=x"]}, "set with --run and --out"),
+        ({"grids": ["n"]}, "has no values"),
+        ({"grids": ["n=1", "n=2"]}, "--grid n is given twice"),
+        ({"grids": ["n=1,1"]}, "stands twice in the sweep"),
+        ({"grids": ["seed=1"], "seeds": 2}, "both given"),
+        ({"grids": ["n=1"], "fixed": {"n": "2"}}, "'n' is set twice"),
+        ({"seeds": 1, "fixed": {"sed": "2"}}, "no parameter 'sed'"),
+        ({"file": "n: 1"}, "holds no list of mappings"),
+        ({"file": "[{rate: fast}]"}, "'rate' is 'fast', expected float"),
+        ({"file": "["}, "can't be read"),
+        ({}, "nothing to sweep over"),
+    ],
+)
+def test_refused_before_anything_starts(tmp_path, options, message):
+    if "file" in options:
+        (tmp_path / "rows.yaml").write_text(options["file"])
+        options = options | {"file": tmp_path / "rows.yaml"}
+    with pytest.raises(RunError, match=message):
+        grid.combinations([write_notebook(tmp_path, "nb")], **options)
+
+
+def test_a_value_must_fit_every_notebook_that_has_the_parameter(tmp_path):
+    notebooks = [write_notebook(tmp_path, "a"), write_notebook(tmp_path, "b", parameters='run_dir = "x"\nn = "one"\n')]
+    with pytest.raises(RunError, match="'n' is 3, expected str"):
+        grid.combinations(notebooks, ["n=3"])

@@ -1,0 +1,143 @@
+"""What is to be run: the stages of sweeps and pipelines, what they share, and what is refused."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from tiny_notebooks import write_notebook
+
+from prlhf_kit import cli
+from prlhf_kit.runs import plans
+from prlhf_kit.runs.parameters import RunError
+from prlhf_kit.runs.stage import begin
+
+DEMO = Path(__file__).parents[2] / "configs" / "pipeline.yaml"
+
+
+def test_a_stage_whose_parameters_are_the_same_in_several_runs_is_one_node(tmp_path):
+    parameters = {"01": "seed = 0", "02": "size = 1", "03": "beta = 0.1", "05": "judge = 'a'"}
+    needs = {"01": [], "02": ["01"], "03": ["01"], "05": ["01", "03"]}
+    notebooks = [
+        write_notebook(tmp_path, name, needs=needs[name], parameters=f'run_dir = "x"\n{text}\n')
+        for name, text in parameters.items()
+    ]
+    rows = [{"beta": beta, "seed": seed, "judge": judge} for beta in (0.1, 0.5) for seed in (0, 1) for judge in "ab"]
+    runs, links = plans.plan_sweep(notebooks[::-1], rows, {"size": 3}, tmp_path / "s")
+    names = {node.name for nodes in runs.values() for node in nodes}
+    assert names == {
+        *(f"{stage}/seed~{seed}" for stage in ("01", "02") for seed in (0, 1)),
+        *(f"03/beta~{beta}_seed~{seed}" for beta in (0.1, 0.5) for seed in (0, 1)),
+        *(f"05/{name}" for name in runs),
+    }
+    assert len(runs) == 8
+    nodes = {node.notebook.stem: node for node in runs["beta~0.5_seed~1_judge~b"]}
+    assert {stage: node.parameters for stage, node in nodes.items()} == {
+        "01": {"seed": 1},
+        "02": {"size": 3},
+        "03": {"beta": 0.5},
+        "05": {"judge": "b"},
+    }
+    assert set(nodes["05"].after) == {"01/seed~1", "03/beta~0.5_seed~1"}
+    run = tmp_path / "s" / "beta~0.5_seed~1_judge~b"
+    assert nodes["05"].run_dir == run
+    assert links[run / "03"] == nodes["03"].stage_dir == tmp_path / "s" / plans.SHARED / "beta~0.5_seed~1" / "03"
+    assert links[nodes["03"].run_dir / "01"] == links[run / "01"] == nodes["01"].stage_dir
+    assert not {run / "05", nodes["03"].run_dir / "02"} & links.keys()  # its own; not what 03 is made from
+
+
+@pytest.mark.parametrize(
+    ("needs", "source", "message"),
+    [
+        ({"a": [], "b": ["x"]}, None, "b.ipynb needs the stage x, which is not among the notebooks.*--from RUN"),
+        ({"a": [], "b": ["x"]}, "empty", "b.ipynb needs the stage x, which is not completed in --from"),
+        ({"a": [], "b": ["a"]}, "empty", "no notebook needs a stage of it"),
+        ({"a": ["b"], "b": ["a"]}, None, "circle: (a <- b <- a|b <- a <- b)"),
+    ],
+)
+def test_sweeps_that_are_refused(tmp_path, needs, source, message):
+    notebooks = [write_notebook(tmp_path, name, needs=each) for name, each in needs.items()]
+    with pytest.raises(RunError, match=message):
+        plans.plan_sweep(notebooks, [{"n": 1}], {}, tmp_path / "s", source and tmp_path / source)
+    with pytest.raises(RunError, match="two notebooks have the same name"):
+        plans.plan_sweep([notebooks[0]] * 2, [{"n": 1}], {}, tmp_path / "s")
+
+
+def test_stages_of_a_finished_run(tmp_path):
+    stage = begin("a", tmp_path / "demo", {"run_dir": "x"})
+    stage.finish()
+    notebook = write_notebook(tmp_path, "b", needs=["a"], uses=["elsewhere"])
+    runs, links = plans.plan_sweep([notebook], [{"n": 1}, {"n": 2}], {}, tmp_path / "s", tmp_path / "demo")
+    assert set(runs) == {"n~1", "n~2"}
+    assert links == {tmp_path / "s" / name / "a": tmp_path / "demo" / "a" for name in runs}
+    place = tmp_path / "s" / "n~1" / "a"
+    for _ in range(2):
+        plans.link(place, tmp_path / "demo" / "a")
+        assert (place / "run.json").is_file()
+    plans.link(place, tmp_path / "later" / "a")  # which is not there yet
+    assert not place.exists()
+
+
+def write(folder, *stages):
+    file = folder / "p.yaml"
+    file.write_text(yaml.safe_dump({"stages": list(stages)}))
+    return file
+
+
+def test_a_pipelines_stages_come_after_what_they_need_with_their_parameters(tmp_path):
+    for name, needs in {"a": [], "b": ["a"], "c": []}.items():
+        write_notebook(tmp_path, name, needs=needs, uses=["a", "elsewhere"] if name == "c" else ())
+    file = write(
+        tmp_path,
+        {"notebook": "c.ipynb", "needs": ["b"], "parameters": {"rate": 1, "user": "00123", "names": [None]}},
+        {"notebook": "b.ipynb"},
+        {"notebook": "a.ipynb", "parameters": {"n": 5}},
+    )
+    a, b, c = plans.read_pipeline(file, tmp_path / "r", [("seed", "7"), ("n", "-6")])
+    assert [node.name for node in (a, b, c)] == ["a/r", "b/r", "c/r"]
+    assert (b.after, c.after) == (["a/r"], ["b/r", "a/r"])  # from the notebook's own metadata too
+    assert "b" in c.needs  # so that what b leaves decides whether c is run again
+    assert a.parameters == {"n": -6, "seed": 7}  # given ones come before the file's
+    assert c.parameters == {"rate": 1.0, "user": "00123", "names": [None], "n": -6, "seed": 7}
+
+
+@pytest.mark.parametrize(
+    ("stages", "message"),
+    [
+        ([{"notebook": "a.ipynb", "needs": ["c"]}, {"notebook": "c.ipynb", "needs": ["a"]}], "circle: (a <- c|c <- a)"),
+        ([{"notebook": "a.ipynb", "needs": ["x"]}], "a needs 'x', which is no stage of it. It has: a"),
+        ([{"notebook": "a.ipynb", "parameters": {"raet": 1}}], "no parameter 'raet'. Did you mean 'rate'"),
+        ([{"notebook": "a.ipynb", "parameters": {"n": "x"}}], "'n' is 'x', expected int"),
+        ([{"notebook": "a.ipynb", "parameters": {"limit": {1: 2}}}], "'limit' can't be {1: 2}"),
+        ([{"notebook": "a.ipynb", "parameters": {"run_dir": "x"}}], "set with --run and --out"),
+        ([{"notebook": "a.ipynb", "parameters": [1]}], "parameters as a mapping"),
+        ([{"notebook": "a.ipynb", "need": ["a"]}], "expected notebook, and perhaps parameters and needs"),
+        ([{"notebook": "a.ipynb"}, {"notebook": "sub/../a.ipynb"}], "names the stage a twice"),
+        ([{"notebook": "nowhere.ipynb"}], "there is no notebook"),
+        (["a.ipynb"], "stage 1 of"),
+        ([], "no list of stages"),
+    ],
+)
+def test_pipelines_that_are_refused_before_anything_starts(tmp_path, stages, message):
+    for name, needs in {"a": [], "b": ["a"], "c": []}.items():
+        write_notebook(tmp_path, name, needs=needs)
+    (tmp_path / "sub").mkdir()
+    with pytest.raises(RunError, match=message):
+        plans.read_pipeline(write(tmp_path, *stages), tmp_path / "out" / "p")
+    assert cli.main(["pipeline", str(tmp_path / "p.yaml"), "--out", str(tmp_path / "out")]) == 2
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("text", [None, "stages: [", "stages: {}\nother: 1", "- a.ipynb"])
+def test_files_that_are_no_pipeline(tmp_path, text):
+    if text:
+        (tmp_path / "p.yaml").write_text(text)
+    with pytest.raises(RunError, match=r"can't be read|holds no list of stages"):
+        plans.read_pipeline(tmp_path / "p.yaml", tmp_path)
+
+
+def test_the_demo_is_a_pipeline():
+    nodes = plans.read_pipeline(DEMO, Path("demo"), [("seed", "1")])
+    assert sorted(node.name[:2] for node in nodes) == ["01", "02", "03", "04", "05"]
+    assert all(node.parameters == {"seed": 1} for node in nodes)
+    needs = {node.notebook.stem[:2]: {name[:2] for name in node.after} for node in nodes}
+    assert (needs["04"], needs["05"]) == ({"01", "02", "03"}, {"01", "03", "04"})
