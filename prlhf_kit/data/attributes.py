@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterable
 
 import pandas as pd
-import textstat
 
 ATTRIBUTES = ("length", "readability", "lists", "questions", "warmth", "formality")
 
@@ -40,6 +39,8 @@ def measure(text: str) -> dict[str, float]:
     - `warmth`: log(1 + warm words + exclamation marks);
     - `formality`: formal words minus informal ones and contractions, per 10 words.
     """
+    import textstat  # takes two seconds, which `prlhf data list` need not wait for
+
     words = [w.lower().replace("’", "'") for w in _WORD.findall(text)]
     lines = [line for line in text.splitlines() if line.strip()]
     formal = sum(w in _FORMAL for w in words) - sum(w in _INFORMAL or "'" in w for w in words)

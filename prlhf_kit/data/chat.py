@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from datasets import Dataset
 from jinja2 import TemplateError
-from transformers import PreTrainedTokenizerBase
 
 from prlhf_kit.data.schema import SchemaError, message
+
+if TYPE_CHECKING:  # transformers takes a second to import
+    from transformers import PreTrainedTokenizerBase
 
 # The plain template: every message under a heading with its role, an empty line between messages, and the end-of-text
 # token right after what the assistant says, so that a model learns to stop:

@@ -7,17 +7,19 @@ duplicates, contradictions and prompts that leak into a test are each found by o
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 from datasets import Dataset, DatasetDict
-from transformers import PreTrainedTokenizerBase
 
 from prlhf_kit.data.cards import Report
 from prlhf_kit.data.chat import count_tokens, prompt_texts, require_prefix, shorten
 from prlhf_kit.data.collect import collect
 from prlhf_kit.data.schema import COLUMNS, MESSAGES, SchemaError
+
+if TYPE_CHECKING:  # transformers takes a second to import
+    from transformers import PreTrainedTokenizerBase
 
 # Name -> what happens to a pair that fails it. `rules=` of `check` changes a rule.
 RULES = {

@@ -9,17 +9,19 @@ import json
 import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from datasets import Dataset, DatasetDict, Features
-from transformers import PreTrainedTokenizerBase
 
 from prlhf_kit.data.cards import DATASETS, Report, Tally
 from prlhf_kit.data.check import check
 from prlhf_kit.data.collect import collect
 from prlhf_kit.data.schema import FEATURES, SPLITS, SchemaError
 from prlhf_kit.data.sources import last_read
+
+if TYPE_CHECKING:  # transformers takes a second to import
+    from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
 
