@@ -15,7 +15,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
-import shtab
+try:
+    import shtab  # of the extra [notebooks]: completes commands in the shell
+except ModuleNotFoundError:
+    shtab = None  # type: ignore[assignment]
 
 from prlhf_kit.compare import app
 from prlhf_kit.runs import commands as run_commands
@@ -105,7 +108,8 @@ def parser() -> argparse.ArgumentParser:
     )
     top.set_defaults(debug=False)
     top.add_argument("--version", action="version", version=f"prlhf_kit {importlib.metadata.version('prlhf_kit')}")
-    shtab.add_argument_to(top, help="print a script that completes commands, options and paths in this shell")
+    if shtab is not None:
+        shtab.add_argument_to(top, help="print a script that completes commands, options and paths in this shell")
     commands = top.add_subparsers(metavar="COMMAND")
 
     p = commands.add_parser(
@@ -162,7 +166,7 @@ def parser() -> argparse.ArgumentParser:
     _data_parser(commands)
     app.add_parser(commands)
     run_commands.add_parsers(commands)
-    for each in parsers(top):
+    for each in parsers(top) if shtab is not None else ():
         for action in each._actions:
             if action.type is Path:
                 action.complete = shtab.DIRECTORY if action.metavar == "DIR" else shtab.FILE  # type: ignore[attr-defined]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+import importlib
 import importlib.metadata
 import json
 import os
@@ -28,6 +29,18 @@ PACKAGES = (
     "numpy",
     "pandas",
 )
+
+
+def of_extra(module: str, extra: str) -> Any:
+    """A module that comes with one of the kit's extras only.
+
+    Raises:
+        ImportError: it is not installed; the message says how.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise ImportError(f"{error.name} is not installed. Call: pip install 'prlhf_kit[{extra}]'") from error
 
 
 def sha256(path: Path) -> str:

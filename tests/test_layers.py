@@ -16,7 +16,7 @@ BELOW = {
     "training": {"files", "data", "models"},
     "decoding": {"files", "data", "models"},
     "evaluation": {"files", "data", "models", "training", "decoding"},
-    "figures": {"data"},  # names of columns and labels
+    "figures": {"files", "data"},  # names of columns and labels
     "runs": {"files", "figures"},  # how a figure is saved
     "compare": {"files", "data", "models", "training", "decoding", "evaluation", "runs"},
     "commands": {"files", "data", "models", "figures", "runs"},

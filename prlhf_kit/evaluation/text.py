@@ -15,8 +15,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import textstat
-from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
-from nltk.util import ngrams
 from numpy.typing import ArrayLike
 from pyphen import Pyphen
 from tqdm.auto import tqdm
@@ -24,6 +22,7 @@ from tqdm.auto import tqdm
 from prlhf_kit.data.schema import message
 from prlhf_kit.evaluation.judges import require_answers
 from prlhf_kit.evaluation.steering import Scorer
+from prlhf_kit.files import of_extra
 from prlhf_kit.models.features import Embedder
 from prlhf_kit.models.rewards import Text
 
@@ -65,7 +64,7 @@ def unique_share(texts: Iterable[Sequence[str]], n: int) -> float:
     >>> unique_share(["a b a b a".split()], 2)  # ab, ba, ab, ba
     0.5
     """
-    found = [gram for tokens in texts for gram in ngrams(tokens, n)]
+    found = [tuple(tokens[i : i + n]) for tokens in texts for i in range(len(tokens) - n + 1)]
     return len(set(found)) / len(found) if found else float("nan")
 
 
@@ -78,8 +77,10 @@ def self_bleu(texts: Sequence[str]) -> float:
     """
     tokens = [found for found in map(words, texts) if found]
     assert len(tokens) > 1, f"{len(tokens)} of {len(texts)} texts have words, expected two or more"
-    options = {"smoothing_function": SmoothingFunction().method1}
-    return float(np.mean([sentence_bleu(tokens[:i] + tokens[i + 1 :], t, **options) for i, t in enumerate(tokens)]))
+    bleu = of_extra("nltk.translate.bleu_score", "notebooks")
+    options = {"smoothing_function": bleu.SmoothingFunction().method1}
+    scores = [bleu.sentence_bleu(tokens[:i] + tokens[i + 1 :], t, **options) for i, t in enumerate(tokens)]
+    return float(np.mean(scores))
 
 
 def coherence(

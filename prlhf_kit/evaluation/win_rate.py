@@ -10,7 +10,6 @@ from collections.abc import Callable, Hashable, Sequence
 from itertools import combinations
 from typing import Any
 
-import krippendorff
 import numpy as np
 import pandas as pd
 from scipy.special import expit, logit
@@ -21,6 +20,7 @@ from tqdm.auto import tqdm
 from prlhf_kit.evaluation.accuracy import ranked_right
 from prlhf_kit.evaluation.intervals import ALL, BY_USER_AND_PROMPT, intervals, with_holm
 from prlhf_kit.evaluation.statistics import around, drawn_weights
+from prlhf_kit.files import of_extra
 
 VALUE = {"a": 1.0, "tie": 0.5, "b": 0.0}
 COMPARISON = ("judge", "system_a", "system_b")
@@ -242,9 +242,9 @@ def _agreement(weights: np.ndarray, codes: np.ndarray, measure: str) -> float:
     drawn = codes.repeat(weights.astype(int), axis=0)  # a drawn pair counts as often as it was drawn
     if len(np.unique(drawn[~np.isnan(drawn)])) < 2:
         return np.nan
-    return (
-        cohen_kappa_score(*drawn.T) if measure == KAPPA else krippendorff.alpha(drawn.T, level_of_measurement="nominal")
-    )
+    if measure == KAPPA:
+        return cohen_kappa_score(*drawn.T)
+    return of_extra("krippendorff", "notebooks").alpha(drawn.T, level_of_measurement="nominal")
 
 
 def _resampled(

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from wordcloud import WordCloud
 
 from prlhf_kit.figures.style import PALETTE, legend, matrix, new_figure, reference_line, scatter
+from prlhf_kit.files import of_extra
 
 MANY_USERS = 20  # more are not drawn one by one
 
@@ -80,7 +80,7 @@ def word_clouds(table: pd.DataFrame) -> Figure:
         ax.axis("off")
     for i, (group, rows) in enumerate(groups):
         color = PALETTE[i % 8] if PALETTE[i % 8] != "#F0E442" else "#8a7f00"  # yellow can't be read on white
-        cloud = WordCloud(
+        cloud = of_extra("wordcloud", "notebooks").WordCloud(
             width=640,
             height=400,
             background_color="white",
