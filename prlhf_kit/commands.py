@@ -64,14 +64,13 @@ def figures(args: argparse.Namespace) -> int:
     import pandas as pd
     from pyarrow import ArrowInvalid
 
-    from prlhf_kit.figures import context, data, decoding, evaluation, rewards, users
+    from prlhf_kit.figures.index import FIGURES
     from prlhf_kit.figures.style import save
 
-    every = data.FIGURES | users.FIGURES | rewards.FIGURES | decoding.FIGURES | evaluation.FIGURES | context.FIGURES
-    if not any(read_record(args.run_dir / stage) for stage in {stage for stage, _, _ in every.values()}):
+    if not any(read_record(args.run_dir / stage) for stage in {stage for stage, _, _ in FIGURES.values()}):
         raise RunError(f"{args.run_dir} holds no stage of a run. Give the folder of one, papermill_runs/demo say.")
     args.out.mkdir(parents=True, exist_ok=True)
-    for name, (stage, table, draw) in every.items():
+    for name, (stage, table, draw) in FIGURES.items():
         path = args.run_dir / stage / f"{table}.parquet"
         if not path.is_file():
             status = (read_record(args.run_dir / stage) or {}).get("status", "was not run")

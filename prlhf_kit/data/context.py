@@ -78,10 +78,10 @@ class Contexts:
 
     def __post_init__(self) -> None:
         require_context(self.context)
-        if self.context == "none":
-            return
         name = self.template or ("user_text" if self.context == "user_text" else "community")
         self._text = read_template(name, "data/context_prompts", TEMPLATES, alone="system")
+        if self.context == "none":
+            return
         self._require_usable_template()
         silent = [user for user, text in self.people.items() if not (text or "").strip()]
         if "user_text" in self._text.fields and silent:

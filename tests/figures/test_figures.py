@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from figures.tables import COMMUNITIES, TABLES, WIN_RATES, context_matrix, of_contexts, table
-from prlhf_kit.commands import FIGURES
 from prlhf_kit.data.context import CONTEXTS
 from prlhf_kit.evaluation import context, intervals, options
 from prlhf_kit.figures import context as context_figures, style
+from prlhf_kit.figures.index import FIGURES
 
 # what is drawn of the other tables is counted from them, or a drawing
 COLUMNS = {
