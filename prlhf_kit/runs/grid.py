@@ -115,7 +115,7 @@ def name_of(row: Mapping[str, Any]) -> str:
     No "=" and no ",": Snakemake reads them on the way to a cluster as its own.
 
     >>> name_of({"beta": 0.1, "user_model": "low_rank", "seed": 2}), name_of({"user": "a b"}), name_of({})
-    ('beta~0.1_user_model~low_rank_seed~2', 'user~a_b-0d6d8f8e', 'all')
+    ('beta~0.1_user_model~low_rank_seed~2', 'user~a_b-6e69912f', 'all')
     """
     texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in row.items()}
     plain = {name: re.sub(r"[^\w.+-]+", "_", text, flags=re.ASCII) for name, text in texts.items()}

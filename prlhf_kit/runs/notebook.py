@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from filelock import FileLock, Timeout
 
 from prlhf_kit.files import git_state, now, versions, write_json, write_text
@@ -214,7 +215,7 @@ def _execute(notebook: Path, out: Path, parameters: dict[str, Any]) -> tuple[int
     quiet = bool(os.environ.get("CI")) or not sys.stderr.isatty()
     with tempfile.TemporaryDirectory() as scratch:
         values, log = Path(scratch, "parameters.yaml"), Path(scratch, "log.txt")
-        values.write_text(json.dumps(parameters))  # which is YAML, too
+        values.write_text(yaml.safe_dump(parameters))  # JSON is no YAML: its 5e-06 would be a text
         command = [
             sys.executable,
             "-m",

@@ -47,6 +47,13 @@ def test_a_run_its_record_and_when_it_is_skipped(make_notebook, tmp_path):
     assert (run / ".previous" / "nb" / "log.txt").read_text() == "001237"  # nothing computed is lost
 
 
+def test_a_small_number_in_a_dict_stays_a_number(make_notebook, tmp_path):
+    """YAML reads JSON's 5e-06 as a text."""
+    notebook = make_notebook("stage.finish({'twice': 2 * limit['learning_rate']})")
+    record = runner.run_notebook(notebook, tmp_path / "run", {"limit": {"learning_rate": 5e-6}})
+    assert record["metrics"] == {"twice": 1e-5}, record
+
+
 @pytest.mark.parametrize(
     ("cell", "message"),
     [

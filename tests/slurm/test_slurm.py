@@ -43,7 +43,7 @@ def start(slurm, tmp_path):
         tmp_path, "03", SLOW.format(str(tmp_path)), needs=["01"], parameters='run_dir = "x"\nn = 0\nhow = "fine"\n'
     )
     settings = yaml.safe_load((engine.HERE / "profiles" / "slurm" / "config.yaml").read_text())
-    settings["default-resources"] = ["gpu=1", "runtime=2", "mem_mb=2000", "cpus_per_task=1"]
+    settings["default-resources"] = ["gpu=1", "runtime=1", "mem_mb=2000", "cpus_per_task=1"]
     settings["set-resources"] = {"01": {"gpu": 0}}
     settings["slurm-init-seconds-before-status-checks"] = 3
     (tmp_path / "profile").mkdir()
@@ -93,7 +93,7 @@ def test_a_shared_stage_a_cell_that_fails_a_cancelled_job_and_a_time_limit(start
         names[0, "slow"]: "interrupted",
         names[1, "slow"]: "completed",  # tried again after its time limit, in the folder that it had
     }
-    assert "CANCELLED" in found[names[0, "slow"]]["message"]
+    assert "SLURM-job" in found[names[0, "slow"]]["message"]
     assert found[names[0, "bad"]]["message"] == "ZeroDivisionError: division by zero"
     assert found[names[0, "bad"]]["cell"]
     assert starts(folder / ".shared" / "all" / "01") == 1
