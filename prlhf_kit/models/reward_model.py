@@ -19,12 +19,11 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
-from transformers.utils import logging
 
 from prlhf_kit.files import write_json
 from prlhf_kit.models.conditioning import causal_lm
 from prlhf_kit.models.embedded import ModelError
-from prlhf_kit.models.hub import from_hub, weights_in
+from prlhf_kit.models.hub import from_hub, weights_in, without_load_report
 from prlhf_kit.models.logprobs import text_nll
 from prlhf_kit.models.saving import (
     condition_as_saved,
@@ -152,15 +151,10 @@ def new_reward_model(
         ModelError: no such model, or an LM head is wanted of a model that has none.
         ValueError: a pooling that the model's head does not go with.
     """
-    known = logging.get_verbosity()
-    logging.set_verbosity_error()  # a language model's checkpoint has no reward head, of which transformers would warn
-    try:
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            options = {"num_labels": 1, "dtype": dtype, "output_loading_info": True}
-            model, info = from_hub(AutoModelForSequenceClassification, name, **options)
-    finally:
-        logging.set_verbosity(known)
+    with without_load_report(), torch.random.fork_rng():  # a language model's checkpoint has no reward head
+        torch.manual_seed(seed)
+        options = {"num_labels": 1, "dtype": dtype, "output_loading_info": True}
+        model, info = from_hub(AutoModelForSequenceClassification, name, **options)
     model = pooled_by_mask(model, pooling)
     # what no checkpoint brought must be trained and saved, with an adapter too
     fresh = {key.rsplit(".", 1)[0] for key in info["missing_keys"]} | {head_name(model)}

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from prlhf_kit.files import write_json
 from prlhf_kit.models.conditioning import ATTRIBUTE, ConditioningError, causal_lm, condition, user_models
-from prlhf_kit.models.hub import load_model, name_of, require_start
+from prlhf_kit.models.hub import load_model, name_of, require_start, without_load_report
 from prlhf_kit.models.user_index import UserIndex
 from prlhf_kit.models.user_models import USER_MODELS, UserModel
 
@@ -85,7 +85,8 @@ def load_user_model(model: PreTrainedModel, folder: str | Path) -> None:
 def part_of_weights(folder: str | Path, name: str, file: str) -> dict[str, Any]:
     """The state of the module `name` in the folder of a whole model: among its weights, or in a `file` of its own."""
     found: dict[str, Any] = {}
-    for path in Path(folder).glob("*.safetensors"):
+    # the model's own weights last: a file of its own may be left from an earlier version
+    for path in sorted(Path(folder).glob("*.safetensors"), key=lambda path: path.name != file):
         prefix = "" if path.name == file else f"{name}."
         with safe_open(path, "pt") as weights:
             keys = [key for key in weights.keys() if key.startswith(prefix)]  # noqa: SIM118  (not a dict)
@@ -152,10 +153,15 @@ def load_personalized(
             "prlhf_kit.training.controls.load_control(folder, base)."
         )
     whole = not Path(folder, "adapter_config.json").exists()
+    if not whole and list(Path(folder).glob("model*.safetensors")):
+        raise ConditioningError(
+            f"{folder} holds an adapter and a whole model, of two trainings. Delete the older one's files."
+        )
     if not isinstance(base, PreTrainedModel):
         require_start(folder, base or saved["base_model"])
     if whole:
-        model = load_model(str(folder))
+        with without_load_report():  # transformers does not know the users
+            model = load_model(str(folder))
     else:
         model = base if isinstance(base, PreTrainedModel) else load_model(base or saved["base_model"])
     condition_as_saved(model, folder, index, saved, user_model)

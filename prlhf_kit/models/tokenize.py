@@ -110,8 +110,14 @@ def in_batches(
         what: said by the progress bar.
     """
     unique = sorted(set(items), key=lambda item: (len(item[0]), item))
-    folder = None if cache is None else cache / short_hash(batch_size, unique)
-    found = in_chunks(run, unique, folder, batch_size, what)
+
+    def chunk(some: Sequence[tuple]) -> np.ndarray:
+        return np.concatenate([run(some[i : i + batch_size]) for i in range(0, len(some), batch_size)])
+
+    if cache is None:
+        found = in_chunks(run, unique, None, batch_size, what)
+    else:
+        found = in_chunks(chunk, unique, cache / short_hash(unique), what=what)
     place = {item: i for i, item in enumerate(unique)}
     return found[[place[item] for item in items]]
 

@@ -87,18 +87,22 @@ def adapt(
     rows = []
     training = model.training
     model.eval()  # no dropout
-    for step in tqdm(range(steps), desc="adapting", unit=" steps", disable=None, leave=False):
-        optimizer.zero_grad()
-        seen = torch.zeros(len(user_ids))
-        for i in range(0, len(asked), batch_size):
-            part = slice(i, i + batch_size)
-            ratios = log_ratios(model, asked[part], own[who[part]], tokenizer.pad_token_id)
-            loss = -logsigmoid(beta * (ratios - reference[part].to(ratios)))
-            loss.sum().backward(inputs=[own])
-            seen.index_add_(0, who[part], loss.detach().float().cpu())
-        rows += [(step, user, value) for user, value in zip(user_ids, (seen / who.bincount()).tolist(), strict=True)]
-        optimizer.step()
-    model.train(training)
+    try:
+        for step in tqdm(range(steps), desc="adapting", unit=" steps", disable=None, leave=False):
+            optimizer.zero_grad()
+            seen = torch.zeros(len(user_ids))
+            for i in range(0, len(asked), batch_size):
+                part = slice(i, i + batch_size)
+                ratios = log_ratios(model, asked[part], own[who[part]], tokenizer.pad_token_id)
+                loss = -logsigmoid(beta * (ratios - reference[part].to(ratios)))
+                loss.sum().backward(inputs=[own])
+                seen.index_add_(0, who[part], loss.detach().float().cpu())
+            rows += [
+                (step, user, value) for user, value in zip(user_ids, (seen / who.bincount()).tolist(), strict=True)
+            ]
+            optimizer.step()
+    finally:
+        model.train(training)
     return Adapted(user_ids, own.detach(), pd.DataFrame(rows, columns=["step", "user_id", "loss"]), start)
 
 

@@ -17,6 +17,7 @@ from transformers import Trainer
 from transformers.trainer_utils import get_last_checkpoint
 
 from prlhf_kit.models.conditioning import ATTRIBUTE, user_model_of, user_models
+from prlhf_kit.models.saving import USER_WEIGHTS
 from prlhf_kit.models.user_index import UserIndex
 from prlhf_kit.training.resume import MarkComplete
 
@@ -87,6 +88,11 @@ class PersonalizedTraining(Trainer):
         """TRL's, with the table of the checkpoint; what a killed training has evaluated is not evaluated again."""
         folder = get_last_checkpoint(self.args.output_dir) if resume_from_checkpoint is True else resume_from_checkpoint
         if folder:
+            if list(Path(folder).glob(f"{USER_WEIGHTS}*")) or Path(folder, "lm_head.safetensors").is_file():
+                raise ValueError(
+                    f"{folder} is a checkpoint of an earlier version, which kept users and LM head apart from the "
+                    "model's weights. Delete the checkpoints to train anew."
+                )
             self.table.load(folder)
             self.args.eval_on_start = False  # early stopping would count it twice
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)

@@ -13,6 +13,7 @@ say which reference stage 2 has; its training code is not published.)
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -98,6 +99,8 @@ def train_persrm(recipe: PersRMRecipe, pairs: Dataset) -> dict[str, pd.DataFrame
         The logs of the stages "backbone" and "head".
     """
     # what is wrong is refused before any work
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise RuntimeError("train_persrm runs in one process, but several were started. Leave accelerate launch out.")
     with_preference(pairs, recipe.wording)
     stages = Path(f"{recipe.out}-stages")
     settings = {"use_cpu": not torch.accelerator.is_available(), "personalized": False}

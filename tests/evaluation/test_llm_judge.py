@@ -9,7 +9,7 @@ from faults import ALWAYS_A, FaultServer, questions
 from prlhf_kit.data.schema import message
 from prlhf_kit.evaluation.endpoint import JudgeError
 from prlhf_kit.evaluation.judge_templates import SCHEMA, TEMPLATES, about
-from prlhf_kit.evaluation.judges import Verdict, judged
+from prlhf_kit.evaluation.judges import UNREADABLE, Verdict, judged
 
 A = Verdict("a", 0.9)
 TWO = pd.DataFrame(
@@ -44,6 +44,23 @@ def test_own_template_takes_values_verbatim(make_judge, tmp_path):
         judge([prompt], [odd[1]], [odd[2]], [None])
         wanted = "|".join([said, odd[1], odd[2], "{}", "None {prompt}", said])
         assert server.seen[-1]["messages"] == message("user", wanted)
+
+
+def test_own_template_with_its_own_parser(make_judge, tmp_path):
+    path, server = tmp_path / "graded.txt", FaultServer()
+    path.write_text("{prompt}|{answer_a}|{answer_b}\n")
+
+    def graded(text):
+        return Verdict("b", 0.25) if "preference" in text else UNREADABLE
+
+    assert make_judge(server, template=path, parse=graded)(["p"], ["a"], ["b"], [None]) == [Verdict("b", 0.25)]
+    assert "response_format" not in server.seen[0]  # the form is that of `parse_verdict`
+
+
+@pytest.mark.parametrize("setting", [{"max_tokens": 0}, {"concurrency": 0}, {"retries": -1}, {"timeout": 0}], ids=str)
+def test_settings_out_of_range_are_refused(make_judge, setting):
+    with pytest.raises(JudgeError, match=f"{next(iter(setting))} is -?[01], expected"):
+        make_judge(FaultServer(), **setting)
 
 
 def test_unfilled_fields_are_refused_before_anything_is_sent(make_judge):

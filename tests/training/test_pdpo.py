@@ -139,6 +139,17 @@ def test_save_and_load_give_identical_logits(make_tiny, tokenizer, pairs, tmp_pa
     assert one != two
 
 
+def test_what_two_trainings_or_an_earlier_version_left_is_refused(make_tiny, tokenizer, pairs, tmp_path):
+    trainer = make_trainer(make_tiny(users=3), tokenizer, pairs, tmp_path / "out")
+    trainer.save_model()
+    (tmp_path / "out" / "model.safetensors").touch()
+    with pytest.raises(kit.ConditioningError, match="holds an adapter and a whole model"):
+        kit.load_personalized(tmp_path / "out")
+    (tmp_path / "out" / "user_model.safetensors").touch()
+    with pytest.raises(ValueError, match="a checkpoint of an earlier version"):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "out"))
+
+
 def test_refusals_at_construction(make_tiny, tokenizer, pairs, tmp_path):
     nobody = pairs.remove_columns("user_id")
     for users, train, more, message in (
