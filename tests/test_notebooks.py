@@ -278,6 +278,18 @@ def test_evaluation_of_real_users_and_of_answers_made_elsewhere(run, dsp_file, t
     assert "win_rate_n/theirs" in record["metrics"]
 
 
+def test_the_same_inputs_and_seed_give_the_same_metrics(run, tmp_path, monkeypatch):
+    folder, records = run
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    for notebook in NOTEBOOKS:
+        if notebook.stem in ("01_data_preparation", "03_pdpo_training"):
+            parameters = SMOKE[notebook.stem] | {"model": str(folder.parent / "tiny")}
+            again = runs.run_notebook(notebook, tmp_path / "again", parameters)
+            assert again["metrics"] == records[notebook.stem]["metrics"]
+            assert len(again["metrics"]) > 3
+    assert not list(tmp_path.rglob("checkpoint-*"))  # of a completed stage
+
+
 def test_killed_in_mid_training_it_resumes_to_the_same_kind_of_record(run, tmp_path):
     folder, records = run
     first, training = (n for n in NOTEBOOKS if n.stem in ("01_data_preparation", "03_pdpo_training"))

@@ -7,8 +7,6 @@ import re
 from pathlib import Path
 
 import pytest
-from conftest import build_tiny
-from test_notebooks import SMOKE
 
 from prlhf_kit import cli
 from prlhf_kit.files import write_json
@@ -16,7 +14,6 @@ from prlhf_kit.runs import notebook, records, report, stage as record_module
 from prlhf_kit.runs.stage import begin, read_record
 from runs.conftest import FINISH
 
-NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 RECORD = {
     "schema": 1,
     "status": "completed",
@@ -34,22 +31,6 @@ def described(record):
     table = set(re.findall(r"`(\w+)`", (Path(__file__).parents[2] / "docs" / "runs.md").read_text()))
     assert RECORD.keys() <= set(record) <= table
     return record
-
-
-def test_the_same_inputs_and_seed_give_the_same_metrics(tokenizer, tmp_path, monkeypatch):
-    """Notebooks 01 and 03 on a tiny model, with the same inputs and seed in two folders."""
-    build_tiny("llama", len(tokenizer)).save_pretrained(tmp_path / "tiny")
-    tokenizer.save_pretrained(tmp_path / "tiny")
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    for stem in ("01_data_preparation", "03_pdpo_training"):
-        parameters = SMOKE[stem] | {"model": str(tmp_path / "tiny")}
-        a, b = (
-            described(notebook.run_notebook(NOTEBOOKS / f"{stem}.ipynb", tmp_path / run, parameters)) for run in "ab"
-        )
-        assert a["status"] == "completed", a.get("error")
-        assert a["metrics"] == b["metrics"]
-        assert len(a["metrics"]) > 3
-    assert not list(tmp_path.rglob("checkpoint-*"))  # of a completed stage
 
 
 def test_fields_of_records_of_every_kind_are_described(make_notebook, tmp_path):

@@ -43,7 +43,7 @@ def start(slurm, tmp_path):
         tmp_path, "03", SLOW.format(str(tmp_path)), needs=["01"], parameters='run_dir = "x"\nn = 0\nhow = "fine"\n'
     )
     settings = yaml.safe_load((engine.HERE / "profiles" / "slurm" / "config.yaml").read_text())
-    settings["default-resources"] = ["gpu=1", "runtime=1", "mem_mb=2000", "cpus_per_task=1"]
+    settings["default-resources"] = ["gpu=1", "runtime=2", "mem_mb=2000", "cpus_per_task=1"]
     settings["set-resources"] = {"01": {"gpu": 0}}
     settings["slurm-init-seconds-before-status-checks"] = 3
     (tmp_path / "profile").mkdir()
@@ -119,7 +119,9 @@ def test_a_controller_that_is_killed_and_started_again(start, slurm, tmp_path):
     wait_for(lambda: len(slurm("squeue", "--noheader", "--states=running").splitlines()) == 2, 240)
     assert read_record(stage)["status"] == "running"
     assert starts(stage) == 1
-    out, _ = second.communicate(timeout=400)  # the first one's job ends at its time limit
+    first_job = min(map(int, slurm("squeue", "--noheader", "--states=running", "--format=%i").split()))
+    slurm("scancel", str(first_job))
+    out, _ = second.communicate(timeout=400)
     assert second.returncode == 0, out
     assert starts(stage) == 2
     assert Path(tmp_path / "s" / "summary.csv").is_file()
