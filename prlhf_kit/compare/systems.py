@@ -34,7 +34,14 @@ from prlhf_kit.training.persrm import load_persrm
 
 BASE, PERSONAL, STEERED, PERSRM = "base model", "P-DPO", "PAD", "PAD, PersRM"
 VANILLA = LABELS["dpo"]
-NAMES = (BASE, VANILLA, PERSONAL, STEERED, TEXT, PERSRM)
+KNOWS = {
+    BASE: "nothing; not trained here",
+    VANILLA: "nothing; trained on everybody's pairs",
+    PERSONAL: "soft tokens, learned from their pairs (notebook 03)",
+    STEERED: "the same soft tokens, which steer the untrained base with weight w (notebook 04)",
+    TEXT: "their own words, in the prompt of the base",
+    PERSRM: "their own words, steering the base (notebook 04)",
+}
 MANY = 12  # seen users on offer where none are named
 
 
@@ -138,7 +145,7 @@ def of_run(
     Args:
         model: the base model that notebook 03 trained on.
         users: seen users on offer; none: up to `MANY` of them, those of different groups first.
-        systems: some of `NAMES`; none: all that the run has.
+        systems: some of `KNOWS`; none: all that the run has.
         prompts: texts on offer; none: `n_prompts` test prompts, drawn by `seed`.
         k: known pairs of the new user, one of those who were never in training; 0: no such user.
         steps: of Adam when that user is fitted; 0 chooses the nearest known user. Fitted once, then kept in the cache.
@@ -154,7 +161,7 @@ def of_run(
     control, persrm = trained.with_name("dpo"), run_dir / "04_pad_decoding" / "persrm"
     spoken = any(data["train"]["user_text"])
     there = {VANILLA: control.exists(), TEXT: spoken, PERSRM: spoken and persrm.exists()}
-    names = [name for name in NAMES if there.get(name, True)]
+    names = [name for name in KNOWS if there.get(name, True)]
     if unknown := [name for name in systems if name not in names]:
         raise ValueError(f"{run_dir.name} has no system {unknown[0]!r}. It has: {', '.join(names)}.")
     names = [name for name in names if not systems or name in systems]

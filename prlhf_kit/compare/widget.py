@@ -61,8 +61,8 @@ class Comparison(ui.VBox):
         offered: Offered,
         *,
         votes: str | Path | None = None,
-        weight: float = 1.0,
-        max_new_tokens: int = 64,
+        weight: float = 2.0,
+        max_new_tokens: int = 256,
         blind: bool = False,
         seed: int | None = None,
     ):

@@ -49,11 +49,8 @@ class Request:
 
 
 class Steered(PreTrainedModel, GenerationMixin):
-    """A batch of answers, as a model for `generate`.
-
-    `forward` reads the base's rows, and what shares their weights; `steer` is the formula, behind processors such as
-    the repetition penalty; `end` notes which answers have ended. Caches are the readers' own.
-    """
+    """A batch of answers, as a model for `generate`: `forward` reads the base's rows and what shares their weights,
+    `steer` is the formula, `end` notes which answers have ended. Caches are the readers' own."""
 
     @torch.inference_mode()  # prompts are read here
     def __init__(self, decoder: GuidedDecoder, jobs: Sequence[Request]):

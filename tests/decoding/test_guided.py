@@ -12,6 +12,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 import prlhf_kit as kit
 from decoding.plain import PROMPTS, draws, ids_of, reader, steered
 from decoding.test_guides import LENGTH, ROWS, USERS, WHO, another, reward_model
+from prlhf_kit.decoding.answers import locked
 from prlhf_kit.decoding.readers import FewRows
 from prlhf_kit.decoding.steered import Steered
 
@@ -222,6 +223,8 @@ def test_json_lines_resume(personal, tokenizer, tmp_path, monkeypatch):
     personal.base_model.set_adapter("other")
     kit.GuidedDecoder(None, tokenizer, kit.PAD(personal, USERS), every=2, **LENGTH).generate(PROMPTS, WHO, out=file)
     assert len({line["key"] for line in lines()}) == len(lines()) == 15
+    with locked(file.resolve()), pytest.raises(ValueError, match="being written by another call"):
+        decoder.generate(PROMPTS, WHO, out=file)
     for text in ('{"a": 1}\n', '[{"prompt": "what write_pad writes"}]'):
         file.write_text(text)
         with pytest.raises(ValueError, match=r"line 1 of .* is no answer"):
@@ -252,7 +255,11 @@ def test_bad_settings_and_requests(personal, make_tiny, tokenizer):
         with pytest.raises(ValueError, match=match):
             made(**options)
     for match, prompts, who in (
-        ("2 entries in who for 1 prompts", PROMPTS[:1], ["ann", "bob"]),
+        (r"who is \['ann', 'bob'\] for 1 prompts", PROMPTS[:1], ["ann", "bob"]),
+        ("who is 'ann' for 3 prompts, expected a list", PROMPTS, "ann"),
+        ("who has 1, expected a user's id", PROMPTS[:1], [1]),
+        ("a prompt is .*'content': 'Hi'.*list of such lists", PROMPTS[0], None),
+        ("a prompt is 'Hi', expected a list of messages", ["Hi"], None),
         ("empty prompt", [[{"role": "user", "content": " "}]], ["ann"]),
         ("context of 256", [PROMPTS[0], [{"role": "user", "content": "long text " * 80}]], ["ann"] * 2),
         ("'zoe' has no row in the user index", PROMPTS[:2], ["ann", "zoe"]),
@@ -281,8 +288,8 @@ def test_tokenizers_that_differ(personal, tokenizer):
 
     for other, match in (
         (None, "pass the guide's own"),
-        (changed(lambda m: m["vocab"].update({"zzz": 600})), "600 and 601 tokens"),
-        (changed(lambda m: m["vocab"].update(a=m["vocab"]["b"], b=m["vocab"]["a"])), r"different ones in '[ab]'"),
+        (changed(lambda m: m["vocab"].update({"zzz": 600})), "600 and 601 tokens, of which 'zzz' is missing and 600"),
+        (changed(lambda m: m["vocab"].update(a=m["vocab"]["b"], b=m["vocab"]["a"])), r"of which 'a' is \d+ and \d+"),
         (changed(lambda m: m["merges"].reverse()), "how text is cut"),
     ):
         with pytest.raises(kit.DecodingError, match=match):
