@@ -117,12 +117,18 @@ def _run_server(scratch: Path, args: argparse.Namespace) -> None:
             await super().prepare()
             _ = self.xsrf_token  # sets a cookie, without which a page that is left can't end its kernel
 
+        def write_error(self, status_code: int, **more) -> None:
+            if status_code == 503:
+                self.finish(f"{args.pages} pages are open already. Close one, or wait {IDLE // 60} minutes.")
+            else:
+                super().write_error(status_code, **more)
+
     class Kernels(AsyncMappingKernelManager):
         starting = 0  # of which `list_kernel_ids` knows nothing yet
 
         async def start_kernel(self, **options) -> Any:  # type: ignore[override]  # async, as what it overrides is
             if len(self.list_kernel_ids()) + Kernels.starting >= args.pages:
-                raise HTTPError(503, f"{args.pages} pages are open already. Close one, or wait {IDLE // 60} minutes.")
+                raise HTTPError(503)
             Kernels.starting += 1
             try:
                 return await super().start_kernel(**options)
