@@ -1,9 +1,5 @@
-"""`prlhf app RUN`: a run's side-by-side comparison as a web page, served by voila to whoever has the token.
-
-Voila serves one private copy of the notebook. Everything that it answers with wants the token: the page, the kernel's
-endpoints and, other than in voila by itself, the static files too. A page can send its widgets' messages to the
-kernel, no code; no file of the run can be fetched.
-"""
+"""`prlhf app RUN`: a run's side-by-side comparison as a web page, served by voila. Page, kernel and static files
+want the token. A page can send its widgets' messages to the kernel, no code."""
 
 from __future__ import annotations
 

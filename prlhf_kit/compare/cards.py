@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -26,18 +26,14 @@ UNFINISHED = "\ufffd"  # what a tokenizer makes of bytes that are no character y
 
 
 class Piece(NamedTuple):
-    """The least number of tokens that are whole characters. `base`: what the base would have said there, if not this.
-
-    `gain`: the reward gained, `depth`: as a share of the answer's largest; `name`: of what can't be seen, to be read
-    out; `before` and `after`: spaces around the text.
-    """
+    """The least number of tokens that are whole characters."""
 
     text: str
-    base: str | None = None
-    gain: float = 0.0
-    depth: float = 0.0
-    name: str = ""
-    before: str = ""
+    base: str | None = None  # what the base would have said there, if not this
+    gain: float = 0.0  # the reward gained
+    depth: float = 0.0  # as a share of the answer's largest
+    name: str = ""  # of what can't be seen, to be read out
+    before: str = ""  # spaces around the text
     after: str = ""
 
 
@@ -87,23 +83,16 @@ def picture(answer: GuidedAnswer, tokenizer) -> str:
 
 @dataclass(eq=False)
 class Card:
-    """One answer: of a system, for one user, or for all `users` alike where the system goes by nothing of them.
-
-    Args:
-        weight: PAD's w; of a system with a weight of its own, that.
-        state: "waiting", "writing", "done", "stopped" or "failed".
-        ended: the model ended the answer; an answer that is done without that was cut off at the longest length.
-        rewards: (user, name of the reward, value).
-    """
+    """One answer: of a system, for one user, or for all `users` alike where the system goes by nothing of them."""
 
     system: System
     users: Sequence[User]
-    weight: float
-    state: str = "waiting"
+    weight: float  # PAD's w; of a system with a weight of its own, that
+    state: Literal["waiting", "writing", "done", "stopped", "failed"] = "waiting"
     answer: GuidedAnswer | None = None
     error: str = ""
-    ended: bool = False
-    rewards: list[tuple[User, str, float]] = field(default_factory=list)
+    ended: bool = False  # by the model; done without that, it was cut off at the longest length
+    rewards: list[tuple[User, str, float]] = field(default_factory=list)  # user, name of the reward, value
 
     @property
     def title(self) -> str:

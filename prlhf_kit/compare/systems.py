@@ -47,19 +47,12 @@ MANY = 12  # seen users on offer where none are named
 
 @dataclass(frozen=True, eq=False)
 class User:
-    """Whom an answer is for.
-
-    Args:
-        name: as shown.
-        user_id: who has a row in the user index; None: the generic user.
-        words: what they say of themselves.
-        fitted: `pairs`, `steps` and `seed` that a new user's row was fitted with; None: they were in training.
-    """
+    """Whom an answer is for, by the name that is shown."""
 
     name: str
-    user_id: str | None = None
-    words: str | None = None
-    fitted: dict[str, int] | None = None
+    user_id: str | None = None  # None: the generic user
+    words: str | None = None  # what they say of themselves
+    fitted: dict[str, int] | None = None  # `pairs`, `steps` and `seed` of a new user's row; None: they were in training
 
 
 ANYONE = User("anyone (generic user)")
@@ -70,7 +63,6 @@ class System:
     """One way to answer.
 
     Args:
-        name: as shown.
         guide: what steers the model that its own was trained from; `weight` 0: that model alone.
         tokenizer: of that model.
         reads: what it goes by: the user's row ("user_id"), their own "words", or nothing of them.
@@ -86,11 +78,7 @@ class System:
     top_k: int | None = None
 
     def stream(self, prompt: Prompt, user: User, weight: float = 1.0, max_new_tokens: int = 64) -> Iterator[Any]:
-        """One greedy answer as it grows: after every token a `GuidedAnswer` of all there is so far.
-
-        Raises:
-            DecodingError: an empty prompt, or one beyond the context.
-        """
+        """One greedy answer as it grows: after every token a `GuidedAnswer` of all there is so far."""
         vocabulary = min(len(self.tokenizer), self.guide.model.get_input_embeddings().weight.shape[0])
         decoder = GuidedDecoder(
             None,
@@ -112,18 +100,13 @@ Reward = Callable[[User, Prompt, str], float | None]  # of an answer, for a user
 
 @dataclass(frozen=True)
 class Offered:
-    """What a run offers for comparison.
-
-    Args:
-        rewards: name with its unit -> reward of an answer.
-        fingerprints: model -> hash of its weights, those of P-DPO with the new user's.
-    """
+    """What a run offers for comparison."""
 
     systems: list[System]
     users: list[User]
     prompts: list[Prompt]
-    rewards: dict[str, Reward]
-    fingerprints: dict[str, str]
+    rewards: dict[str, Reward]  # by name with its unit
+    fingerprints: dict[str, str]  # model -> hash of its weights, those of P-DPO with the new user's
     data: DatasetDict
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -156,26 +157,22 @@ class GuidedDecoder:
             ValueError: `out` is a file of something else, or another call is writing it.
         """
         jobs = self._jobs(prompts, [None] * len(prompts) if who is None else who)
-        if out is None:
-            return self._answers(jobs, [job.key for job in jobs], None)
-        with locked(Path(out)):
-            return self._answers(jobs, self._made_by(jobs), Path(out))
-
-    def _answers(self, jobs: Sequence[Request], keys: Sequence[str], out: Path | None) -> list[GuidedAnswer]:
-        found: dict[str, GuidedAnswer] = {}
-        if out is not None:
-            found = read_lines(out, GuidedAnswer.from_json, "answer of guided decoding")
-        left = [(key, job) for key, job in zip(keys, jobs, strict=True) if key not in found]
-        batches = in_batches([max(row.length for row in job.rows) for _, job in left], self.batch_size)
-        for numbers in tqdm(batches, desc="guided decoding", disable=None, leave=False):
-            batch = [left[i] for i in numbers]
-            [answers] = Steered(self, [job for _, job in batch]).write(self.max_new_tokens)
-            rows = []
-            for (key, job), answer in zip(batch, answers, strict=True):
-                found[key] = answer
-                rows.append({"key": key, "prompt": job.prompt, "who": job.who, **answer.to_json()})
+        keys = [job.key for job in jobs] if out is None else self._made_by(jobs)
+        with contextlib.nullcontext() if out is None else locked(Path(out)):
+            found: dict[str, GuidedAnswer] = {}
             if out is not None:
-                add_lines(out, rows)
+                found = read_lines(Path(out), GuidedAnswer.from_json, "answer of guided decoding")
+            left = [(key, job) for key, job in zip(keys, jobs, strict=True) if key not in found]
+            batches = in_batches([max(row.length for row in job.rows) for _, job in left], self.batch_size)
+            for numbers in tqdm(batches, desc="guided decoding", disable=None, leave=False):
+                batch = [left[i] for i in numbers]
+                [answers] = Steered(self, [job for _, job in batch]).write(self.max_new_tokens)
+                rows = []
+                for (key, job), answer in zip(batch, answers, strict=True):
+                    found[key] = answer
+                    rows.append({"key": key, "prompt": job.prompt, "who": job.who, **answer.to_json()})
+                if out is not None:
+                    add_lines(Path(out), rows)
         return [found[key] for key in keys]
 
     def stream(self, prompt: Prompt, who: Who = None) -> Iterator[GuidedAnswer]:

@@ -245,30 +245,3 @@ def test_by_keyboard_alone_with_hostile_answers(fakes, open_page):
     assert_contrast(page, "#rendered_cells")
     assert page.evaluate("window.pwned") is None
     assert votes_in(votes) == []
-
-
-def test_votes_are_refused_with_the_reason_until_they_can_count(fakes, open_page):
-    address, votes = fakes
-    page = open_page(address)
-    page.get_by_role("button", name="Generate").wait_for()
-    chosen(page, "Systems")
-    page.get_by_role("button", name="Generate").click()
-    state(page, "refused")
-    expect(page.get_by_role("status")).to_contain_text("Choose at least one user and one system")
-    prompt = page.get_by_label("or type one")
-    prompt.fill("  ")
-    prompt.press("Control+Enter")
-    expect(page.get_by_role("status")).to_contain_text("The prompt is empty")
-    prompt.fill("Why?")
-    chosen(page, "Systems", "nasty <u>name</u>", "broken")
-    page.get_by_role("button", name="Generate").click()
-    state(page, "done")
-    page.get_by_role("button", name="Vote for answer 2").click()
-    state(page, "refused")
-    expect(page.get_by_role("status")).to_contain_text("This answer is not complete")
-    page.get_by_role("button", name="Vote for answer 1").click()
-    expect(page.get_by_role("status")).to_contain_text("Type your name")
-    page.get_by_label("Your name, to vote").fill("ann")
-    page.get_by_role("button", name="Vote for answer 1").click()
-    expect(page.get_by_role("status")).to_contain_text("There is no other answer than this one")
-    assert votes_in(votes) == []
