@@ -60,7 +60,7 @@ def check_users(personal, tokenizer, base=None, guide=None, weight=2.0):
     return out
 
 
-@pytest.mark.parametrize("weight", [0.0, 3.0])
+@pytest.mark.parametrize(("architecture", "weight"), [("llama", 0.0), ("llama", 3.0), ("gpt2", 3.0), ("gpt_neox", 3.0)])
 def test_pad_with_users_and_a_shared_base(personal, tokenizer, weight):
     out = check_users(personal, tokenizer, weight=weight)
     assert any(any(answer.changed) for answer in out) == (weight > 0)
@@ -121,7 +121,14 @@ def plain_persrm(persrm, base, tokenizer, prompt, said, form="paper", **options)
     return steered(tokenizer, own, terms, released=form == "released", **options)
 
 
-@pytest.mark.parametrize(("form", "shared"), [("paper", True), ("paper", False), ("released", True)])
+@pytest.mark.parametrize(
+    ("architecture", "form", "shared"),
+    [
+        *((name, "paper", True) for name in ("llama", "gpt2", "gpt_neox")),
+        ("gpt2", "paper", False),
+        ("llama", "released", True),
+    ],
+)
 def test_pad_with_preferences_in_words(persrm, make_tiny, tokenizer, architecture, form, shared):
     base = None if shared else another(make_tiny, architecture)
     settings = {"weight": 0.8, **LENGTH}
