@@ -34,7 +34,7 @@ SMOKE = {
         "strategies": ["GRFT + LM, CRFT + LM", "base, CRFT", "GRFT, CRFT with general pairs"],
         "shots": [0, 1],
     },
-    "03_pdpo_training": {"save_steps": 2},
+    "03_pdpo_training": {"settings": {"save_steps": 2}},
     "04_pad_decoding": {
         "weights": [0.0, 2.0],
         "top_ks": [2],
