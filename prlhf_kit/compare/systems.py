@@ -40,7 +40,7 @@ KNOWS = {
     PERSONAL: "soft tokens, learned from their pairs (notebook 03)",
     STEERED: "the same soft tokens, which steer the untrained base with weight w (notebook 04)",
     TEXT: "their own words, in the prompt of the base",
-    PERSRM: "their own words, steering the base (notebook 04)",
+    PERSRM: "their own words, steering the base (notebook 04b)",
 }
 MANY = 12  # seen users on offer where none are named
 
@@ -141,7 +141,7 @@ def of_run(
     run_dir = Path(run_dir).resolve()
     data: Any = load_from_disk(_left(run_dir, "01_data_preparation", "data"))
     trained = _left(run_dir, "03_pdpo_training", "pdpo")
-    control, persrm = trained.with_name("dpo"), run_dir / "04_pad_decoding" / "persrm"
+    control, persrm = trained.with_name("dpo"), run_dir / "04b_persrm" / "persrm"
     spoken = any(data["train"]["user_text"])
     there = {VANILLA: control.exists(), TEXT: spoken, PERSRM: spoken and persrm.exists()}
     names = [name for name in KNOWS if there.get(name, True)]

@@ -170,3 +170,13 @@ def front(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     beaten = np.array([((values >= own).all(1) & (values > own).any(1)).any() for own in values])
     on = pd.Series(~beaten & ~np.isnan(values).any(1), places.index, name="front")
     return table.merge(on.reset_index(), on=list(by))
+
+
+def judge_of(data: DatasetDict, stage: Path, cache: Path | None = None) -> tuple[Scorer, str]:
+    """A judge that takes no part in steering, and what it is called: the true utility where the data's stage left a
+    simulated population, else `feature_judge`."""
+    if (stage / "population.json").exists():
+        people = Population.load(stage / "population.json")
+        return true_utility(people), "true utility, in standard deviations of the attributes"
+    judge, held = feature_judge(data, cache)
+    return judge, f"reward on sentence embeddings, right on {held} of {held.n} held-out pairs"
