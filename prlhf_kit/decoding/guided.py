@@ -54,9 +54,6 @@ class GuidedDecoder:
         top_k: candidates a step.
         max_new_tokens, min_new_tokens, stop_strings, repetition_penalty: as of `generate`, on the base's logits.
         do_sample: draw from softmax(score / temperature) over the candidates, cut to `top_p`; else the best one.
-        every: ask the guide for every m-th token only; the base goes on alone between.
-        unsure_above: ask the guide only where the base's entropy (nats) is above this. What the guide skips it reads in
-            one go when it is asked next.
         batch_size: answers at once.
 
     Raises:
@@ -78,8 +75,6 @@ class GuidedDecoder:
     temperature: float = 1.0
     top_p: float = 1.0
     seed: int = 0
-    every: int = 1
-    unsure_above: float = 0.0
     batch_size: int = 16
 
     def __post_init__(self):
@@ -105,7 +100,7 @@ class GuidedDecoder:
         self._refuse_another_tokenizer()
         if not 1 <= self.top_k <= self.vocabulary:
             raise DecodingError(f"top_k is {self.top_k}, expected 1 to {self.vocabulary}, the size of the vocabulary.")
-        for name in ("max_new_tokens", "every", "batch_size"):
+        for name in ("max_new_tokens", "batch_size"):
             if getattr(self, name) < 1:
                 raise DecodingError(f"{name} is {getattr(self, name)}, expected a whole number from 1 on.")
         self.warpers = LogitsProcessorList([TemperatureLogitsWarper(float(self.temperature))] if self.do_sample else [])

@@ -119,33 +119,6 @@ def test_schedules(personal, tokenizer):
 
 
 @pytest.mark.parametrize("kind", ["pad", "args"])
-def test_the_guide_may_be_asked_for_some_tokens_only(steering, make_tiny, tokenizer, kind):
-    """Every third token: as with w = 0 at the others, whatever the guide has not read it reads in one go."""
-    base = another(make_tiny)
-
-    def decoder(**settings):
-        return kit.GuidedDecoder(base, tokenizer, steering[kind], **{"weight": 2.0, **LENGTH} | settings)
-
-    whole = decoder(weight=[2.0 if t % 3 == 0 else 0.0 for t in range(12)]).generate(PROMPTS, WHO)
-    some = decoder(every=3).generate(PROMPTS, WHO)
-    assert tokens(some) == tokens(whole)
-    assert [math.isnan(r) for r in some[0].rewards] == [t % 3 != 0 for t in range(len(some[0].tokens))]
-
-    def entropies(answers):
-        read = [reader(base, tokenizer, prompt) for prompt in PROMPTS]
-        met = [r(a.tokens[:t]) for r, a in zip(read, answers, strict=True) for t in range(len(a.tokens))]
-        return torch.special.entr(torch.stack(met).exp()).sum(-1)
-
-    # only where the base is unsure: the threshold is amid the entropies that were met
-    sure = decoder(unsure_above=entropies(some).median().item() + 1e-4)
-    out = sure.generate(PROMPTS, WHO)
-    asked = [not math.isnan(reward) for answer in out for reward in answer.rewards]
-    assert asked == (entropies(out) > sure.unsure_above).tolist()
-    assert 0 < sum(asked) < len(asked)
-    assert [tokens(sure.generate([p], [w]))[0] for p, w in zip(PROMPTS, WHO, strict=True)] == tokens(out)
-
-
-@pytest.mark.parametrize("kind", ["pad", "args"])
 def test_answers_that_end_do_not_disturb_the_others(steering, make_tiny, tokenizer, kind):
     base = another(make_tiny)
     decoder = kit.GuidedDecoder(base, tokenizer, steering[kind], **LENGTH)
@@ -188,7 +161,8 @@ def test_json_lines_resume(personal, tokenizer, tmp_path, monkeypatch):
     def lines():
         return [json.loads(line) for line in file.read_text().splitlines()]
 
-    decoder = kit.GuidedDecoder(None, tokenizer, kit.PAD(personal, USERS), batch_size=1, every=2, **LENGTH)
+    settings = {"weight": [1.0, 0.0], **LENGTH}  # NaN where the guide is not asked
+    decoder = kit.GuidedDecoder(None, tokenizer, kit.PAD(personal, USERS), batch_size=1, **settings)
     write, calls = Steered.write, []
 
     def counted(self, at_once):
@@ -218,10 +192,10 @@ def test_json_lines_resume(personal, tokenizer, tmp_path, monkeypatch):
     decoder.generate(PROMPTS, WHO, out=file)
     other = copy.deepcopy(tokenizer)
     other.chat_template = tokenizer.chat_template.replace("assistant", "bot")
-    kit.GuidedDecoder(None, other, kit.PAD(personal, USERS), every=2, **LENGTH).generate(PROMPTS, WHO, out=file)
+    kit.GuidedDecoder(None, other, kit.PAD(personal, USERS), **settings).generate(PROMPTS, WHO, out=file)
     personal.add_adapter("other", LoraConfig(target_modules=["q_proj"]))
     personal.base_model.set_adapter("other")
-    kit.GuidedDecoder(None, tokenizer, kit.PAD(personal, USERS), every=2, **LENGTH).generate(PROMPTS, WHO, out=file)
+    kit.GuidedDecoder(None, tokenizer, kit.PAD(personal, USERS), **settings).generate(PROMPTS, WHO, out=file)
     assert len({line["key"] for line in lines()}) == len(lines()) == 15
     with locked(file.resolve()), pytest.raises(ValueError, match="being written by another call"):
         decoder.generate(PROMPTS, WHO, out=file)
@@ -249,7 +223,7 @@ def test_bad_settings_and_requests(personal, make_tiny, tokenizer):
     for match, options in (
         ("top_k is 601", {"top_k": 601}),
         ("weight is nan", {"weight": float("nan")}),
-        ("every is 0", {"every": 0}),
+        ("batch_size is 0", {"batch_size": 0}),
         ("strictly positive float", {"do_sample": True, "temperature": 0.0}),
     ):
         with pytest.raises(ValueError, match=match):

@@ -256,6 +256,14 @@ def test_args_scores_candidates_on_one_cache(make_tiny, tokenizer, architecture,
     assert any(any(answer.changed) for answer in out)
 
 
+def test_args_reads_in_one_go_what_it_was_not_asked_for(make_tiny, tokenizer):
+    base, reward = make_tiny(), reward_model(tokenizer, pooling="mean")
+    weights = [5.0 if t % 3 == 0 else 0.0 for t in range(12)]
+    out = kit.GuidedDecoder(base, tokenizer, kit.ARGS(reward), weight=weights, **LENGTH).generate(PROMPTS)
+    for prompt, answer in zip(PROMPTS, out, strict=True):
+        assert answer.tokens == plain_args(base, reward, tokenizer, prompt, weights)
+
+
 def test_args_in_bfloat16(make_tiny, tokenizer):
     """Rounding differs with the order of sums, so rewards are compared, not tokens."""
     base, reward = make_tiny().bfloat16(), reward_model(tokenizer, pooling="mean")
