@@ -10,6 +10,7 @@ directly and PEFT calls `forward` around any outer hook.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -145,7 +146,7 @@ def left_padding(attention_mask: torch.Tensor) -> torch.Tensor:
 
 def check_length(model, tokens: int) -> None:
     """Raise `ConditioningError` where `tokens` (user tokens included) don't fit into the model's context."""
-    limit = getattr(model.config, "max_position_embeddings", None)
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if limit is not None and tokens > limit:
         raise ConditioningError(
             f"a text of {tokens} tokens (user tokens included) exceeds the model's context of {limit}. Shorten or drop "
@@ -219,7 +220,25 @@ def condition(model: PreTrainedModel, user_model: nn.Module) -> PreTrainedModel:
             "unknown keyword arguments to its backbone and takes position_ids, as transformers' Llama, Mistral, Qwen, "
             "Gemma, GPT-2 and GPT-NeoX families do (OPT, BLOOM and MPT do not)."
         )
+    _warn_of_scale(model, user_model)
     return model
+
+
+def _warn_of_scale(model: PreTrainedModel, user_model: nn.Module) -> None:
+    """Gemma's embedding layer scales its weights, others norm them: as starts for soft tokens, the weights alone are
+    far too short or too long."""
+    words = model.get_input_embeddings()
+    known: Any = words.weight
+    with torch.no_grad():
+        ids = torch.arange(min(100, len(known)), device=known.device)
+        given, stored = (vectors.float().norm(dim=-1).mean() for vectors in (words(ids), known[ids]))
+        users = user_model(torch.tensor([0])).float().norm(dim=-1).mean()
+    if not 0.2 < given / stored < 5 and not 0.2 < given / users < 5:
+        warnings.warn(
+            f"soft tokens start with a length of {users:.3g}, {type(model).__name__}'s words have {given:.3g}: its "
+            "embedding layer scales them. Build the user model on model.get_input_embeddings(), not on its weight.",
+            stacklevel=3,
+        )
 
 
 def longest_shared(model: PreTrainedModel) -> float:

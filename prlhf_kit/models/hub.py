@@ -49,13 +49,22 @@ def without_load_report() -> Iterator[None]:
 def load_tokenizer(name: str = EMBEDDED, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """Tokenizer of `name` with a pad token and a chat template: its own, or `data.chat.PLAIN_TEMPLATE` if it has none.
 
-    A base model has not seen the plain template in training, but is not worse off with it than with any other.
+    A base model has not seen the plain template in training, but is not worse off with it than with any other. Padding
+    is masked everywhere, so that where there is no pad token another special token serves: EOS, else unknown, else BOS.
+
+    Raises:
+        ModelError: no such tokenizer, or one without any of these tokens.
     """
     tokenizer = from_hub(AutoTokenizer, name, trust_remote_code=trust_remote_code)
     if tokenizer.chat_template is None:
         tokenizer.chat_template = PLAIN_TEMPLATE
     if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.bos_token
+    if tokenizer.pad_token is None:
+        raise ModelError(
+            f"the tokenizer of {name!r} has no pad, end-of-text, unknown or begin token, so nothing can be padded. "
+            "Name one of its tokens, tokenizer.pad_token = '<|endoftext|>' for instance, and save it (save_pretrained)."
+        )
     return tokenizer
 
 
@@ -132,10 +141,12 @@ def from_hub(auto_class, name: str, **kwargs):
     try:
         return auto_class.from_pretrained(resolve(name), **kwargs)
     except (OSError, ValueError) as error:
+        said = str(error).splitlines() or [type(error).__name__]
         raise ModelError(
-            f"can't load {name!r}: {str(error).splitlines()[0]} Expected {EMBEDDED!r}, a local folder written by "
-            "`save_pretrained`, or a hub id. If the hub can't be reached from here, download the model elsewhere "
-            "with `hf download`, copy the folder and pass its path."
+            f"can't load {name!r}: {said[0]} Expected {EMBEDDED!r}, a local folder written by `save_pretrained`, or a "
+            f"hub id. A gated or private model: ask for access on its page (https://huggingface.co/{name}) and log in "
+            "by `hf auth login`, or set HF_TOKEN. No way to the hub from here: download the model elsewhere with "
+            "`hf download`, copy the folder and pass its path."
         ) from error
 
 
@@ -155,5 +166,5 @@ def weights_hash(model: torch.nn.Module) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)  # may be a number
     return digest.hexdigest()[:16]

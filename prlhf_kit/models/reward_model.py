@@ -28,6 +28,7 @@ from prlhf_kit.models.logprobs import text_nll
 from prlhf_kit.models.saving import (
     condition_as_saved,
     is_users,
+    load_index,
     load_user_model,
     part_of_weights,
     reference_name,
@@ -242,7 +243,7 @@ def load_reward_model(
         model.to(device)
     index = None
     if Path(name, "users.json").is_file():
-        index, saved = UserIndex.load(name)
+        index, saved = load_index(name)
         condition_as_saved(model, name, index, saved)
         if not adapter:
             load_user_model(model, name)

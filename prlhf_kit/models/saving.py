@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import PeftModel
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -16,6 +18,7 @@ from transformers import PreTrainedModel
 
 from prlhf_kit.files import write_json
 from prlhf_kit.models.conditioning import ATTRIBUTE, ConditioningError, causal_lm, condition, user_models
+from prlhf_kit.models.embedded import ModelError
 from prlhf_kit.models.hub import load_model, name_of, require_start, without_load_report
 from prlhf_kit.models.user_index import UserIndex
 from prlhf_kit.models.user_models import USER_MODELS, UserModel
@@ -83,27 +86,53 @@ def load_user_model(model: PreTrainedModel, folder: str | Path) -> None:
 
 
 def part_of_weights(folder: str | Path, name: str, file: str) -> dict[str, Any]:
-    """The state of the module `name` in the folder of a whole model: among its weights, or in a `file` of its own."""
+    """The state of module `name` in the folder of a model or adapter: among its weights, or in a `file` of its own."""
     found: dict[str, Any] = {}
     # the model's own weights last: a file of its own may be left from an earlier version
     for path in sorted(Path(folder).glob("*.safetensors"), key=lambda path: path.name != file):
-        prefix = "" if path.name == file else f"{name}."
         with safe_open(path, "pt") as weights:
-            keys = [key for key in weights.keys() if key.startswith(prefix)]  # noqa: SIM118  (not a dict)
-            found |= {key.removeprefix(prefix): weights.get_tensor(key) for key in keys}
+            for key in weights.keys():  # noqa: SIM118  (not a dict)
+                own = key.removeprefix("base_model.model.")  # PEFT's
+                if path.name == file or own.startswith(f"{name}."):
+                    found[own.removeprefix(f"{name}.")] = weights.get_tensor(key)
     return found
 
 
 def save_index(model, index: UserIndex, folder: str | Path) -> None:
-    """Write `users.json`: the users' rows, the model that was trained, and how to build the user model again."""
+    """Write `users.json` beside the weights in `folder`, to which it is bound: the users' rows, the model that was
+    trained, and how to build the user model again. (`user_model` null: a vanilla model, without users.)"""
     user_model = next(iter(user_models(model)), None)
     index.save(
         folder,
         base_model=reference_name(causal_lm(model)),
         user_model=None if user_model is None else type(user_model).__name__,
-        num_tokens=0 if user_model is None else user_model.num_tokens,
         options=user_model.options() if isinstance(user_model, UserModel) else None,
+        binding=None if user_model is None else binding(folder, index),
     )
+
+
+def binding(folder: str | Path, index: UserIndex) -> str:
+    """Hash of who has which row and of the user model's weights in `folder`, an adapter's or a whole model's."""
+    digest = hashlib.sha256(json.dumps(index.user_ids).encode())
+    for name, tensor in sorted(part_of_weights(folder, ATTRIBUTE, USER_WEIGHTS).items()):
+        digest.update(name.encode() + tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def load_index(folder: str | Path) -> tuple[UserIndex, dict[str, Any]]:
+    """`users.json` in `folder`: the users' rows, and what else `save_index` wrote.
+
+    Raises:
+        ModelError: it does not belong to the weights beside it.
+    """
+    index, saved = UserIndex.load(folder)
+    if saved.get("binding") not in (None, binding(folder, index)):
+        raise ModelError(
+            f"{folder}: users.json does not belong to the user model beside it (users or weights are others than those "
+            "that were saved together), so users would get each other's answers. Put back the folder as training wrote "
+            "it, or train again."
+        )
+    return index, saved
 
 
 def condition_as_saved(
@@ -122,7 +151,7 @@ def condition_as_saved(
         kinds: dict[str, Any] = {kind.__name__: kind for kind in USER_MODELS.values()}
         kind = kinds.get(saved["user_model"])
         if kind is not None:
-            user_model = kind(len(index), model.get_input_embeddings().weight, **saved["options"])
+            user_model = kind(len(index), model.get_input_embeddings(), **saved["options"])
     if user_model is None or type(user_model).__name__ != saved["user_model"]:
         raise ConditioningError(
             f"{folder} was trained with a {saved['user_model']}, got {type(user_model).__name__}. Pass "
@@ -146,8 +175,8 @@ def load_personalized(
     Raises:
         ConditioningError: there is no user model in `folder`, or it is of another class.
     """
-    index, saved = UserIndex.load(folder)
-    if not saved.get("num_tokens"):
+    index, saved = load_index(folder)
+    if saved["user_model"] is None:
         raise ConditioningError(
             f"{folder} holds a vanilla DPO model without a user model. Load it with "
             "prlhf_kit.training.controls.load_control(folder, base)."

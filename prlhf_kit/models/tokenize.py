@@ -39,7 +39,7 @@ def encode(
         raise ValueError(f"truncation_side={truncation_side!r}: expected 'left' or 'right'.")
     if not decoder:
         return _encode_for_encoder(tokenizer, prompt, response, max_length, truncation_side)
-    asked, answered = tokenize_completion(tokenizer, prompt, response)
+    asked, answered = tokenize_completions(tokenizer, prompt, response)
     if unfinished:
         layout = {"continue_final_message": True, "return_dict": True}
         answered = tokenizer.apply_chat_template(prompt + response, **layout)["input_ids"][len(asked) :]
@@ -122,9 +122,15 @@ def in_batches(
     return found[[place[item] for item in items]]
 
 
-def tokenize_completion(tokenizer: PreTrainedTokenizerBase, prompt: list[dict], completion: list[dict]):
-    """Token ids of (prompt, completion), cut as TRL's DPOTrainer cuts them: `[P]` and `[C]`."""
+def tokenize_completions(
+    tokenizer: PreTrainedTokenizerBase, prompt: Messages, *completions: Messages
+) -> tuple[list[int], ...]:
+    """Token ids of a prompt and of each of its completions: `[P]`, `[C]`, ...
+
+    As in TRL's DPOTrainer, all are cut where the prompt and each whole text agree: white space with which one of two
+    responses begins may merge with the prompt's last token, which then belongs to neither prompt.
+    """
     ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"]
-    full = tokenizer.apply_chat_template(prompt + completion, return_dict=True)["input_ids"]
-    cut = common_prefix_length(ids, full)
-    return full[:cut], full[cut:]
+    whole = [tokenizer.apply_chat_template(prompt + one, return_dict=True)["input_ids"] for one in completions]
+    cut = min(common_prefix_length(ids, one) for one in whole)
+    return ids[:cut], *(one[cut:] for one in whole)

@@ -14,7 +14,7 @@ from prlhf_kit.models.user_index import GENERIC
 
 
 def word_vectors(
-    word_embeddings: torch.Tensor,
+    word_embeddings: nn.Module | torch.Tensor,
     rows: int,
     num_tokens: int,
     init: str = "words",
@@ -24,29 +24,36 @@ def word_vectors(
     """Starting values of soft tokens: `[rows, num_tokens, d_model]`.
 
     Args:
-        word_embeddings: `[V, d_model]`, the language model's own input embeddings.
-        init: "words" (embeddings of random tokens of the vocabulary), or "normal" or "uniform" with the mean and
-            standard deviation of the embeddings.
+        word_embeddings: the language model's own embedding layer (`model.get_input_embeddings()`), whose *output* soft
+            tokens start as: Gemma's layer scales its weights, others norm them. Or a table of vectors `[V, d_model]`.
+        init: "words" (random tokens of the vocabulary), or "normal" or "uniform" with the mean and standard deviation
+            of all words.
         vocabulary: draw words among the first so many token ids only. Vocabularies are numbered in the order in which
             training a tokenizer found them, so these are about its most common tokens. None: all.
         seed: of the draw.
     """
-    words = word_embeddings.detach()
-    size = (rows, num_tokens, words.shape[1])
+    table: torch.Tensor = word_embeddings.weight if isinstance(word_embeddings, nn.Module) else word_embeddings  # type: ignore
+
+    def words(ids: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            ids = ids.to(table.device)
+            return (word_embeddings(ids) if isinstance(word_embeddings, nn.Module) else table[ids]).clone()
+
+    size = (rows, num_tokens, table.shape[1])
     generator = torch.Generator().manual_seed(seed)
     if init == "words":
-        known = len(words) if vocabulary is None else vocabulary
-        if not 0 < known <= len(words):
-            raise ValueError(f"vocabulary={vocabulary}: expected a number from 1 to {len(words)}, or None for all.")
-        drawn = torch.randint(known, size[:2], generator=generator)
-        return words[drawn.to(words.device)].clone()
+        known = len(table) if vocabulary is None else vocabulary
+        if not 0 < known <= len(table):
+            raise ValueError(f"vocabulary={vocabulary}: expected a number from 1 to {len(table)}, or None for all.")
+        return words(torch.randint(known, size[:2], generator=generator))
     if init == "normal":
         values = torch.randn(size, generator=generator)
     elif init == "uniform":
         values = (torch.rand(size, generator=generator) * 2 - 1) * 3**0.5  # variance 1
     else:
         raise ValueError(f"init={init!r}: expected 'words', 'normal' or 'uniform'.")
-    return values.to(words) * words.std() + words.mean()
+    known_words = words(torch.arange(len(table)))
+    return values.to(known_words) * known_words.std() + known_words.mean()
 
 
 class UserModel(nn.Module):
@@ -113,7 +120,7 @@ class IndividualUserModel(UserModel):
 
     Args:
         num_rows: users + 1, i.e. `len(UserIndex)`.
-        word_embeddings: `[V, d_model]`, the language model's own input embeddings.
+        word_embeddings: `model.get_input_embeddings()`, see `word_vectors`.
         num_tokens: T_u.
         add_generic_user: False gives `e_i = o_i`; row 0 then has tokens of its own that no user shares.
         init, vocabulary, seed: see `word_vectors`.
@@ -123,7 +130,7 @@ class IndividualUserModel(UserModel):
     def __init__(
         self,
         num_rows: int,
-        word_embeddings: torch.Tensor,
+        word_embeddings: nn.Module | torch.Tensor,
         num_tokens: int = 10,
         seed: int = 0,
         add_generic_user: bool = True,
@@ -169,7 +176,7 @@ class ClusterUserModel(UserModel):
     def __init__(
         self,
         num_rows: int,
-        word_embeddings: torch.Tensor,
+        word_embeddings: nn.Module | torch.Tensor,
         num_tokens: int = 10,
         clusters: int = 5,
         seed: int = 0,
@@ -180,7 +187,7 @@ class ClusterUserModel(UserModel):
         super().__init__(**place)
         self.centres = nn.Parameter(word_vectors(word_embeddings, clusters, num_tokens, init, vocabulary, seed))
         drawn = torch.randn(num_rows, clusters, generator=torch.Generator().manual_seed(seed + 1))
-        self.own = nn.Parameter((drawn / self.SCALE).to(word_embeddings))  # w / SCALE [num_rows, K]
+        self.own = nn.Parameter((drawn / self.SCALE).to(self.centres))  # w / SCALE [num_rows, K]
 
     @property
     def num_tokens(self) -> int:
@@ -212,7 +219,7 @@ class LowRankUserModel(UserModel):
     def __init__(
         self,
         num_rows: int,
-        word_embeddings: torch.Tensor,
+        word_embeddings: nn.Module | torch.Tensor,
         num_tokens: int = 10,
         rank: int = 16,
         seed: int = 0,
@@ -226,7 +233,7 @@ class LowRankUserModel(UserModel):
         self.basis = nn.Parameter(vectors[1:].clone())  # B [rank, T_u, d_model]
         drawn = torch.randn(num_rows, rank, generator=torch.Generator().manual_seed(seed + 1))
         drawn[GENERIC] = 0
-        self.own = nn.Parameter((drawn * rank**-0.5).to(word_embeddings))  # a [num_rows, rank]
+        self.own = nn.Parameter((drawn * rank**-0.5).to(self.generic))  # a [num_rows, rank]
 
     def options(self) -> dict[str, Any]:
         return super().options() | {"rank": len(self.basis)}

@@ -98,8 +98,7 @@ def load_control(folder: str | Path, base: str) -> Control:
     """The control that was trained into `folder`, whose name is its own."""
     folder = Path(folder)
     label, text = LABELS[folder.name], folder.name == "dpo_text"
-    saved = UserIndex.load(folder)[1]
-    if saved["num_tokens"]:
+    if UserIndex.load(folder)[1]["user_model"] is not None:
         model, index = load_personalized(folder, base)
         return Control(label, model, index, text)
     if Path(folder, "adapter_config.json").exists():

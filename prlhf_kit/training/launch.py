@@ -49,6 +49,13 @@ class Folders:
         return self.model, load_from_disk(self.pairs), self.out, held_out
 
 
+def writable(pairs: Dataset) -> Dataset:
+    """`pairs`, in memory where `datasets` can't write its caches beside them."""
+    if all(os.access(Path(file["filename"]).parent, os.W_OK) for file in pairs.cache_files):
+        return pairs
+    return Dataset(pairs.with_format("arrow")[:], info=pairs.info, split=pairs.split)
+
+
 def in_folders(kind: type[Folders], recipe: Any, model: str, pairs: Dataset, out: str, evaluation: Dataset | None):
     """`recipe` as a JSON file holds it, its pairs written beside `out`."""
     folders = {}

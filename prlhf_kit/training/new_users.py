@@ -18,9 +18,8 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from prlhf_kit.models.conditioning import user_model_of, user_models
-from prlhf_kit.models.logprobs import as_read, response_logps, score_pairs
+from prlhf_kit.models.logprobs import as_read, response_logps, score_pairs, tokenize_pairs
 from prlhf_kit.models.saving import reference_of
-from prlhf_kit.models.tokenize import tokenize_completion
 from prlhf_kit.models.user_index import GENERIC, UserIndex
 from prlhf_kit.models.user_models import UserModel
 
@@ -111,13 +110,7 @@ Tokens = tuple[list[int], list[int]]  # of a prompt and a completion
 
 def tokenized(model, tokenizer: PreTrainedTokenizerBase, pairs: Dataset) -> list[tuple[Tokens, Tokens]]:
     """Chosen and rejected of each pair, as `log_ratios` takes them; with the users' words where `model` has them."""
-    return [
-        (
-            tokenize_completion(tokenizer, row["prompt"], row["chosen"]),
-            tokenize_completion(tokenizer, row["prompt"], row["rejected"]),
-        )
-        for row in as_read(model, pairs)
-    ]
+    return [((p, c), (p, r)) for p, c, r in tokenize_pairs(tokenizer, as_read(model, pairs))]
 
 
 def log_ratios(model, asked: Sequence[tuple[Tokens, Tokens]], own: torch.Tensor, pad_token_id: int) -> torch.Tensor:

@@ -21,11 +21,12 @@ from trl import DPOTrainer
 
 from prlhf_kit.data.chat import require_prefix, with_user_text
 from prlhf_kit.models.conditioning import ATTRIBUTE, causal_lm, check_length, takes_user_text, user_model_of
-from prlhf_kit.models.logprobs import REFERENCE
+from prlhf_kit.models.logprobs import REFERENCE, require_lengths
 from prlhf_kit.models.saving import name_base, save_index
 from prlhf_kit.models.user_index import GENERIC, UserIndex
 from prlhf_kit.training.config import PersonalizedDPOConfig
 from prlhf_kit.training.controls import require_user_text
+from prlhf_kit.training.launch import writable
 from prlhf_kit.training.personal import USER_METRICS, PersonalizedTraining, Table, index_for
 from prlhf_kit.training.prompt_once import collator_for, compute_prompts_once
 
@@ -106,18 +107,17 @@ class PersonalizedDPOTrainer(PersonalizedTraining, DPOTrainer):
                     "stated each preference; see prlhf_kit.data.schema for the record."
                 )
         users: Any = user_model_of(model) if args.personalized else None
-        user_tokens = users.num_tokens if args.personalized else 0
+        self._unwrapped, self._user_tokens = model, users.num_tokens if args.personalized else 0
         self._user_text = args.personalized and takes_user_text(model)
         self.user_index = index_for(model, train_dataset["user_id"], user_index) if args.personalized else UserIndex([])
         self.table = Table(USER_METRICS, ["step", "mode", "user_id", "accuracy", "pairs"], ["step", "mode", "user_id"])
         self.dropped: dict[str, dict[str, int]] = {}
         self.truncated: dict[str, dict[str, int]] = {}
         self._hits: dict[str, list[tuple[int, float]]] = defaultdict(list)  # mode -> row of a pair's user, ranked right
-        self._longest: float = 0  # tokens of the longest text that the model will see
         super().__init__(
             model=model,
             args=args,
-            data_collator=collator_for(model, args, processing_class.pad_token_id, user_tokens),
+            data_collator=collator_for(model, args, processing_class.pad_token_id, self._user_tokens),
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class,
@@ -130,34 +130,35 @@ class PersonalizedDPOTrainer(PersonalizedTraining, DPOTrainer):
                 f"{type(causal_lm(model)).__name__} is a mixture of experts, whose router loss TRL computes from the "
                 "texts' mask; user tokens and shared prompts don't go with it. Set router_aux_loss_coef=0.0."
             )
-        check_length(model, int(self._longest) + user_tokens)
 
     def _prepare_dataset(self, dataset, processing_class, args, dataset_name):
         # Private in TRL, which tokenises here and nowhere else: only here is known what max_length leaves of a pair.
+        dataset = writable(dataset)
         if self._user_text:
             require_user_text(dataset)
             dataset = with_user_text(dataset)
         if "user_row" not in dataset.column_names:
             rows = self.user_index.rows(dataset["user_id"], unknown="generic")
             dataset = dataset.add_column("user_row", rows)
-        asked = Counter(dataset["user_id"])
+        whole, asked = dataset, Counter(dataset["user_id"])
         dataset = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
         ids = [dataset[column] for column in ("prompt_ids", "chosen_ids", "rejected_ids")]
         lengths = [len(p) + max(len(c), len(r)) for p, c, r in zip(*ids, strict=True)]
         longest, limit = max(lengths, default=0), args.max_length or math.inf
-        if set(REFERENCE) & set(dataset.column_names) and (args.ld_alpha is not None or longest > limit):
-            raise ValueError(
-                f"the {dataset_name} dataset brings reference log-probs that are sums over whole texts, but "
-                + (f"ld_alpha={args.ld_alpha} weights them by token. " if args.ld_alpha is not None else "")
-                + (f"max_length={limit} would cut its longest pair of {longest} tokens. " if longest > limit else "")
-                + f"Change that, or remove the columns {' and '.join(REFERENCE)}."
-            )
+        if set(REFERENCE) & set(dataset.column_names):  # sums over whole texts
+            if longest > limit or len(dataset) < len(whole):
+                require_lengths(processing_class, whole, args.max_length, dataset_name)
+            if args.ld_alpha is not None:
+                raise ValueError(
+                    f"the {dataset_name} dataset brings reference log-probs of whole texts, but "
+                    f"ld_alpha={args.ld_alpha} weights them by token. Remove the columns {' and '.join(REFERENCE)}."
+                )
+        check_length(self._unwrapped, int(min(longest, limit)) + self._user_tokens)  # before the reference is computed
         cut = Counter(user for user, n in zip(dataset["user_id"], lengths, strict=True) if n > limit)
         if cut and args.truncation_mode == "keep_start":  # what is left of the two may be the same
             rooms = [max(limit - len(p), 0) for p in ids[0]]
             left = [i for i, (n, c, r) in enumerate(zip(rooms, *ids[1:], strict=True)) if c[:n] != r[:n]]
             dataset = dataset.select(left)
-        self._longest = max(self._longest, min(longest, limit))
         self.truncated[dataset_name] = dict(cut)
         self.dropped[dataset_name] = dropped = dict(asked - Counter(dataset["user_id"]))
         if cut:

@@ -14,12 +14,10 @@ import pandas as pd
 import torch
 from peft import PeftConfig
 from transformers import Trainer
-from transformers.trainer_utils import get_last_checkpoint
 
 from prlhf_kit.models.conditioning import ATTRIBUTE, user_model_of, user_models
-from prlhf_kit.models.saving import USER_WEIGHTS
 from prlhf_kit.models.user_index import UserIndex
-from prlhf_kit.training.resume import MarkComplete
+from prlhf_kit.training.resume import Checkpoints, damage, last_checkpoint
 
 USER_METRICS = "user_metrics.parquet"
 
@@ -60,7 +58,7 @@ class PersonalizedTraining(Trainer):
         # TRL puts all that is trained on a quantized base into bfloat16, in which a row could not take small steps
         for table in user_models(self.model):
             table.float()
-        self.add_callback(MarkComplete())
+        self.add_callback(Checkpoints())
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         """TRL's optimizer with the users' own rows in parameter groups of their own.
@@ -86,16 +84,16 @@ class PersonalizedTraining(Trainer):
 
     def train(self, resume_from_checkpoint=None, **kwargs):
         """TRL's, with the table of the checkpoint; what a killed training has evaluated is not evaluated again."""
-        folder = get_last_checkpoint(self.args.output_dir) if resume_from_checkpoint is True else resume_from_checkpoint
+        folder = last_checkpoint(self.args.output_dir) if resume_from_checkpoint is True else resume_from_checkpoint
         if folder:
-            if list(Path(folder).glob(f"{USER_WEIGHTS}*")) or Path(folder, "lm_head.safetensors").is_file():
+            if damaged := damage(Path(folder)):
                 raise ValueError(
-                    f"{folder} is a checkpoint of an earlier version, which kept users and LM head apart from the "
-                    "model's weights. Delete the checkpoints to train anew."
+                    f"{folder} is no complete checkpoint: {damaged[0]} is missing or damaged, or an earlier version "
+                    "wrote it. Resume from another one, or delete the checkpoints to train anew."
                 )
             self.table.load(folder)
             self.args.eval_on_start = False  # early stopping would count it twice
-        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        return super().train(resume_from_checkpoint=folder, **kwargs)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """TRL's, with the table beside the model, and what `write_beside` writes."""

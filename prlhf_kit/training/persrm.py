@@ -30,9 +30,10 @@ from prlhf_kit.data.chat import tell
 from prlhf_kit.files import sha256, short_hash, write_json
 from prlhf_kit.models.embedded import ModelError
 from prlhf_kit.models.hub import load_model, load_tokenizer
-from prlhf_kit.models.logprobs import REFERENCE, save_with_reference
+from prlhf_kit.models.logprobs import REFERENCE, require_lengths, save_with_reference
 from prlhf_kit.models.preference_head import HEAD, attach_head
 from prlhf_kit.training.config import PersonalizedDPOConfig
+from prlhf_kit.training.launch import writable
 from prlhf_kit.training.pdpo import FROZEN_BASE, PersonalizedDPOTrainer
 from prlhf_kit.training.resume import fit
 
@@ -101,7 +102,8 @@ def train_persrm(recipe: PersRMRecipe, pairs: Dataset) -> dict[str, pd.DataFrame
     # what is wrong is refused before any work
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise RuntimeError("train_persrm runs in one process, but several were started. Leave accelerate launch out.")
-    with_preference(pairs, recipe.wording)
+    pairs = writable(pairs)
+    told = with_preference(pairs, recipe.wording)
     stages = Path(f"{recipe.out}-stages")
     settings = {"use_cpu": not torch.accelerator.is_available(), "personalized": False}
     backbone, head = (
@@ -112,6 +114,9 @@ def train_persrm(recipe: PersRMRecipe, pairs: Dataset) -> dict[str, pd.DataFrame
     dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
     pairs = pairs.remove_columns([name for name in REFERENCE if name in pairs.column_names])
     made_from = short_hash(fingerprint(DatasetDict(train=pairs)))
+
+    for args in (backbone, head):
+        require_lengths(tokenizer, told, args.max_length)
 
     def with_reference(name: str, model) -> Dataset:
         """The pairs with the preference in their prompts, and the log-probs of `model`, which does not see it."""

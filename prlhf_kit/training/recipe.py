@@ -24,17 +24,24 @@ from peft import LoraConfig
 from transformers import AutoConfig, PreTrainedModel
 
 from prlhf_kit.data import fingerprint
+from prlhf_kit.data.chat import with_user_text
 from prlhf_kit.data.context import Context, require_context
 from prlhf_kit.files import short_hash
 from prlhf_kit.models.conditioning import condition
 from prlhf_kit.models.hub import from_hub, load_tokenizer, weights_in
-from prlhf_kit.models.logprobs import REFERENCE, save_with_reference
-from prlhf_kit.models.tokenize import tokenize_completion
+from prlhf_kit.models.logprobs import REFERENCE, require_lengths, save_with_reference
 from prlhf_kit.models.user_index import UserIndex
 from prlhf_kit.models.user_models import USER_MODELS
 from prlhf_kit.training.config import PRESETS as PRESETS, PersonalizedDPOConfig
 from prlhf_kit.training.controls import LABELS, WITHOUT_USERS, control_pairs
-from prlhf_kit.training.launch import Folders, check_train_base, in_folders, launch_recipe, load_base as load_base
+from prlhf_kit.training.launch import (
+    Folders,
+    check_train_base,
+    in_folders,
+    launch_recipe,
+    load_base as load_base,
+    writable,
+)
 from prlhf_kit.training.pdpo import FROZEN_BASE, PersonalizedDPOTrainer
 from prlhf_kit.training.resume import HISTORY, fit
 from prlhf_kit.training.sft import SFTRecipe, contexts_of, train_sft, with_reader, write_merged
@@ -134,7 +141,7 @@ def build_trainer(
         index = UserIndex(sorted(set(pairs["user_id"])))
         kind: Any = USER_MODELS[recipe.user_model]
         own = {} if recipe.method == "pdpo" else {"user_text": False}  # controls know nothing of who asks
-        condition(policy, kind(len(index), policy.get_input_embeddings().weight, **(recipe.user_model_options | own)))
+        condition(policy, kind(len(index), policy.get_input_embeddings(), **(recipe.user_model_options | own)))
     adapter = {"full": None, "frozen": FROZEN_BASE}.get(recipe.train_base, LoraConfig(**recipe.adapter))
     if evaluation is not None and recipe.method != "random_users":  # held-out pairs stay those of who stated them
         evaluation = control_pairs(recipe.method, evaluation)[0]
@@ -164,7 +171,7 @@ def train(
         RuntimeError: a launched training failed; the end of its output is in the message.
         ValueError: settings or pairs that can't be trained, before the first stage.
     """
-    sets = {"pairs": pairs} | ({} if evaluation is None else {"evaluation": evaluation})
+    sets = {"pairs": writable(pairs)} | ({} if evaluation is None else {"evaluation": writable(evaluation)})
     contexts = contexts_of(recipe, *sets.values())
     policy = None
     if recipe.sft is not None:
@@ -227,7 +234,8 @@ def after_sft(
                 f"the columns {' and '.join(REFERENCE)}."
             )
     told = {name: with_reader(pairs, contexts) for name, pairs in sets.items()}
-    _require(recipe, model, told, out)
+    for name, pairs in told.items():
+        require(recipe, model, pairs, name)
     first = sft_of(recipe)
     folder = start = (recipe.sft or {}).get("out", f"{out}-sft")
     evaluation = sets.get("evaluation") if first.settings.get("eval_strategy", "no") != "no" else None
@@ -249,24 +257,32 @@ def after_sft(
     return start, told, base
 
 
-def _require(recipe: Recipe, model: str, sets: dict[str, Dataset], out: str | Path) -> None:
-    """Refuse, before the first stage, what the second would refuse."""
-    args = PersonalizedDPOConfig(**{"output_dir": str(out), "use_cpu": True, **recipe.settings})
+def require(recipe: Recipe, model: str, pairs: Dataset, name: str = "train") -> None:
+    """Refuse what training by `recipe` on `pairs` would refuse, without a model: before the reference is computed, say.
+
+    Args:
+        model: base model, as `load_model` takes it.
+        pairs: with their context; the users' words are put in where the recipe says so.
+        name: of the set, for messages.
+
+    Raises:
+        ValueError, TypeError: settings, adapter or user model, or pairs that are too long.
+    """
+    args = PersonalizedDPOConfig(**{"output_dir": "", "use_cpu": True, **recipe.settings})
     LoraConfig(**recipe.adapter)
-    tokenizer, config = load_tokenizer(model), from_hub(AutoConfig, model)
+    tokenizer, config = load_tokenizer(model), from_hub(AutoConfig, model).get_text_config()
     kind: Any = USER_MODELS[recipe.user_model]
-    smallest = kind(1, torch.zeros(config.get_text_config().vocab_size, 1), **recipe.user_model_options)
-    users = smallest.num_tokens if recipe.method == "pdpo" else 0
+    users = kind(1, torch.zeros(config.vocab_size, 1), **recipe.user_model_options)  # the smallest one
+    if recipe.method == "dpo_text" or (recipe.method == "pdpo" and users.user_text):
+        pairs = with_user_text(writable(pairs))
+    user_tokens = 0 if recipe.method in WITHOUT_USERS else users.num_tokens
+    longest = require_lengths(tokenizer, pairs, args.max_length, name)
     context = getattr(config, "max_position_embeddings", None) or math.inf
-    for name, pairs in sets.items():
-        texts = ((row["prompt"], row[side]) for row in pairs for side in ("chosen", "rejected"))
-        longest = max(sum(map(len, tokenize_completion(tokenizer, *text))) for text in texts)
-        if longest > (args.max_length or math.inf) or longest + users > context:
-            raise ValueError(
-                f"the longest pair of the set {name!r} has {longest} tokens, the reader in the prompt included; "
-                f"max_length={args.max_length} and the model's context of {context} (with {users} user tokens) must "
-                "hold it. Raise max_length, or leave long pairs out (reward_stages.fitting)."
-            )
+    if longest + user_tokens > context:
+        raise ValueError(
+            f"the longest pair of the {name} set has {longest} tokens and, with {user_tokens} user tokens, exceeds the "
+            f"model's context of {context}. `-p max_tokens` in notebook 01 leaves such pairs out."
+        )
 
 
 def main() -> None:

@@ -29,6 +29,7 @@ from prlhf_kit.models.reward_model import REWARD_FILE, load_reward_model, new_re
 from prlhf_kit.models.tokenize import encode
 from prlhf_kit.models.user_index import UserIndex
 from prlhf_kit.models.user_models import USER_MODELS
+from prlhf_kit.training.launch import writable
 from prlhf_kit.training.resume import fit
 from prlhf_kit.training.reward import EVALUATIONS, PersonalizedRewardTrainer
 from prlhf_kit.training.reward_config import PersonalizedRewardConfig, StopEarly
@@ -129,7 +130,7 @@ def build_reward_trainer(recipe: RewardRecipe) -> PersonalizedRewardTrainer:
     if recipe.user_model and index is None:
         index = UserIndex(sorted({user for pairs in training.values() for user in pairs["user_id"]}))
         kind: Any = USER_MODELS[recipe.user_model]
-        condition(model, kind(len(index), model.get_input_embeddings().weight, **recipe.user_model_options))
+        condition(model, kind(len(index), model.get_input_embeddings(), **recipe.user_model_options))
     held_out = {name: load_from_disk(folder) for name, folder in recipe.evaluation.items()}
     callbacks = [StopEarly(recipe.patience)] if recipe.patience else None
     tokenizer = load_tokenizer(recipe.model)
@@ -187,7 +188,7 @@ def fitting(pairs: Dataset, tokenizer, max_length: int) -> Dataset:
     def fits(row) -> bool:
         return all(len(encode(tokenizer, row["prompt"], row[c])[0]) <= max_length for c in ("chosen", "rejected"))
 
-    return pairs.filter(fits)
+    return writable(pairs).filter(fits)
 
 
 def domain_sets(

@@ -29,8 +29,8 @@ from prlhf_kit.models.conditioning import same_outputs
 from prlhf_kit.models.hub import SFT_FILE, load_model, load_tokenizer, weights_in
 from prlhf_kit.models.logprobs import REFERENCE
 from prlhf_kit.models.saving import name_base
-from prlhf_kit.training.launch import Folders, check_train_base, in_folders, launch_recipe, load_base
-from prlhf_kit.training.resume import HISTORY, MarkComplete, fit
+from prlhf_kit.training.launch import Folders, check_train_base, in_folders, launch_recipe, load_base, writable
+from prlhf_kit.training.resume import HISTORY, Checkpoints, fit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +117,7 @@ def build_sft_trainer(
         args.dataloader_pin_memory = False
     tokenizer = load_tokenizer(model)
     require_prefix(tokenizer)
-    sets = {"train": pairs} | ({} if evaluation is None else {"eval": evaluation})
+    sets = {"train": writable(pairs)} | ({} if evaluation is None else {"eval": writable(evaluation)})
     contexts = contexts_of(recipe, *sets.values())
     imitated = {}
     for name, part in sets.items():
@@ -128,7 +128,7 @@ def build_sft_trainer(
         require_safe_packing(policy, args.packing_strategy)
     adapter = None if recipe.train_base == "full" else LoraConfig(**recipe.adapter)
     trainer = SFTTrainer(policy, args, None, imitated["train"], imitated.get("eval"), tokenizer, peft_config=adapter)
-    trainer.add_callback(MarkComplete())
+    trainer.add_callback(Checkpoints())
     return trainer
 
 

@@ -32,7 +32,7 @@ RESPONSES = ["Boil water first, then pour it over the leaves.", "Water.", "No."]
 def test_saved_models_come_back_and_others_can_load_them(base, tokenizer, tmp_path):
     model = new_reward_model(base, "mean", lm_head=True)
     users = UserIndex(["ann", "bob"])
-    kit.condition(model, kit.IndividualUserModel(3, model.get_input_embeddings().weight, 2))
+    kit.condition(model, kit.IndividualUserModel(3, model.get_input_embeddings(), 2))
     (tmp_path / "rm").mkdir()
     save_reward_model(model, tokenizer, tmp_path / "rm", users)
     again, index = load_reward_model(str(tmp_path / "rm"), lm_head=True)
@@ -98,7 +98,7 @@ def test_killed_in_the_middle_only_the_rest_is_computed(tmp_path):
 
 def test_judge_and_best_of_n_follow_the_user(base):
     model = new_reward_model(base)
-    table = kit.IndividualUserModel(3, model.get_input_embeddings().weight, 2)
+    table = kit.IndividualUserModel(3, model.get_input_embeddings(), 2)
     with torch.no_grad():
         table.own += torch.randn(table.own.shape, generator=torch.Generator().manual_seed(3))
     kit.condition(model, table)

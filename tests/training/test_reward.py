@@ -347,7 +347,7 @@ def test_users_in_front_of_the_backbone_are_learned(base, tmp_path, peft):
     texts = [("Short.", "A long answer with many words.")[:: 1 if i % 2 else -1] for i in range(24)]
     pairs = Dataset.from_list([record(f"p{i}", "ab"[i % 2], f"Question {i // 2}?", *t) for i, t in enumerate(texts)])
     model = new_reward_model(base)
-    kit.condition(model, kit.IndividualUserModel(3, model.get_input_embeddings().weight, 4))
+    kit.condition(model, kit.IndividualUserModel(3, model.get_input_embeddings(), 4))
     before = model.user_model.own.detach().clone()
     trained = trainer(
         base,
