@@ -73,15 +73,14 @@ def load_model(
 ) -> PreTrainedModel:
     """Causal LM `name` in eval mode on `device` (default: a GPU if there is one).
 
-    A folder with an adapter (of a `SFTRecipe` or a vanilla DPO training) is its base model with the adapter merged in,
-    so that a later stage starts from it and has it as its reference.
-
-    `quantization_config` is transformers' (`BitsAndBytesConfig(load_in_4bit=True)` for QLoRA).
+    A folder with an adapter (of SFT or vanilla DPO) is its base model with the adapter merged in, so that a later stage
+    starts from it and has it as its reference. `quantization_config` is transformers', for QLoRA.
 
     Raises:
         ModelError: no such model, the hub can't be reached, the model is not a decoder-only language model, or an
             adapter that can't be merged: of a personalised model, or into quantized weights.
     """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if Path(name, "adapter_config.json").is_file():
         return _merged(name, dtype, device, quantization_config)
     config = from_hub(AutoConfig, name)
@@ -92,7 +91,6 @@ def load_model(
             f"{name!r} is a {'/'.join(architectures)}, which is not a causal language model. Pass a decoder-only "
             f"model such as {EMBEDDED!r} or 'meta-llama/Llama-3.2-1B-Instruct'."
         )
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if quantization_config is not None:  # quantized weights are put on their device as they are loaded
         options = {"quantization_config": quantization_config, "device_map": {"": device}}
         return from_hub(AutoModelForCausalLM, name, dtype=dtype, **options).eval()
@@ -117,7 +115,7 @@ def require_start(folder: str | Path, start: str) -> None:
         )
 
 
-def _merged(folder: str, dtype: torch.dtype, device: str | None, quantization_config) -> PreTrainedModel:
+def _merged(folder: str, dtype: torch.dtype, device: str, quantization_config) -> PreTrainedModel:
     """The base model of an adapter with the adapter in its weights, merged in float32 whatever `dtype`."""
     adapter = json.loads(Path(folder, "adapter_config.json").read_text())
     if ATTRIBUTE in (adapter.get("modules_to_save") or ()):
@@ -134,7 +132,7 @@ def _merged(folder: str, dtype: torch.dtype, device: str | None, quantization_co
     base = load_model(adapter["base_model_name_or_path"], torch.float32, "cpu")
     model: Any = PeftModel.from_pretrained(base, folder).merge_and_unload()
     model.config._name_or_path = folder
-    return model.to(device=device or ("cuda" if torch.cuda.is_available() else "cpu"), dtype=dtype).eval()
+    return model.to(device=device, dtype=dtype).eval()
 
 
 def from_hub(auto_class, name: str, **kwargs):

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from peft import PeftModel
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -22,8 +21,6 @@ from prlhf_kit.models.embedded import ModelError
 from prlhf_kit.models.hub import load_model, name_of, require_start, without_load_report
 from prlhf_kit.models.user_index import UserIndex
 from prlhf_kit.models.user_models import USER_MODELS, UserModel
-
-USER_WEIGHTS = "user_model.safetensors"  # of a fully fine-tuned model; an adapter holds its user model itself
 
 
 @contextlib.contextmanager
@@ -40,6 +37,11 @@ def reference_of(model) -> Iterator[PreTrainedModel | PeftModel]:
 def reference_model(model: PreTrainedModel) -> PreTrainedModel:
     """The model that `model`, all of whose weights were trained, started from: loaded by its name (once)."""
     kept = model.__dict__  # not an attribute, which would make the reference a part of the model
+    if not reference_name(model):
+        raise ConditioningError(
+            f"it is not known what this {type(model).__name__} was trained from, and that is its reference. Set "
+            "model.reference_name to the base model's folder or hub id, or load the model with load_personalized."
+        )
     if "_reference" not in kept:
         kept["_reference"] = load_model(reference_name(model), model.dtype, str(model.device))
     return kept["_reference"]
@@ -52,11 +54,8 @@ def reference_name(model: PreTrainedModel) -> str:
 
 def save_personalized(model, index: UserIndex, folder: str | Path) -> None:
     """Write what `load_personalized` reads: the adapter (or the whole model) with the user model, and `users.json`."""
-    if isinstance(model, PeftModel):
-        model.save_pretrained(str(folder))
-        name_base(folder, model)
-    else:
-        model.save_pretrained(str(folder))
+    model.save_pretrained(str(folder))
+    name_base(folder, model)
     save_index(model, index, folder)
 
 
@@ -69,31 +68,19 @@ def name_base(folder: str | Path, model: PreTrainedModel | PeftModel) -> None:
         write_json(file, json.loads(file.read_text()) | {"base_model_name_or_path": name_of(causal_lm(model))})
 
 
-def is_users(name: str) -> bool:
-    """Whether a name in a state dict is that of a parameter of the user model."""
-    return name.startswith(f"{ATTRIBUTE}.")
-
-
-def save_user_model(state: dict[str, Any], folder: str | Path) -> None:
-    """Write the user model's part of a whole model's state dict."""
-    users = {name.removeprefix(f"{ATTRIBUTE}."): value.contiguous() for name, value in state.items() if is_users(name)}
-    save_file(users, Path(folder, USER_WEIGHTS))
-
-
 def load_user_model(model: PreTrainedModel, folder: str | Path) -> None:
     """Read the user model of a whole model into a conditioned `model`."""
-    getattr(model, ATTRIBUTE).load_state_dict(part_of_weights(folder, ATTRIBUTE, USER_WEIGHTS))
+    getattr(model, ATTRIBUTE).load_state_dict(part_of_weights(folder, ATTRIBUTE))
 
 
-def part_of_weights(folder: str | Path, name: str, file: str) -> dict[str, Any]:
-    """The state of module `name` in the folder of a model or adapter: among its weights, or in a `file` of its own."""
+def part_of_weights(folder: str | Path, name: str) -> dict[str, Any]:
+    """The state of the module `name` in the folder of a model or adapter."""
     found: dict[str, Any] = {}
-    # the model's own weights last: a file of its own may be left from an earlier version
-    for path in sorted(Path(folder).glob("*.safetensors"), key=lambda path: path.name != file):
+    for path in Path(folder).glob("*.safetensors"):
         with safe_open(path, "pt") as weights:
             for key in weights.keys():  # noqa: SIM118  (not a dict)
                 own = key.removeprefix("base_model.model.")  # PEFT's
-                if path.name == file or own.startswith(f"{name}."):
+                if own.startswith(f"{name}."):
                     found[own.removeprefix(f"{name}.")] = weights.get_tensor(key)
     return found
 
@@ -114,7 +101,7 @@ def save_index(model, index: UserIndex, folder: str | Path) -> None:
 def binding(folder: str | Path, index: UserIndex) -> str:
     """Hash of who has which row and of the user model's weights in `folder`, an adapter's or a whole model's."""
     digest = hashlib.sha256(json.dumps(index.user_ids).encode())
-    for name, tensor in sorted(part_of_weights(folder, ATTRIBUTE, USER_WEIGHTS).items()):
+    for name, tensor in sorted(part_of_weights(folder, ATTRIBUTE).items()):
         digest.update(name.encode() + tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
 
@@ -166,16 +153,15 @@ def load_personalized(
     """Load what `PersonalizedDPOTrainer.save_model` wrote: the adapter (or the model), the user model, the user index.
 
     Args:
-        folder: where `users.json` and the adapter or model lie.
         base: base model (a name, or a loaded model that is not conditioned yet); default: the one it was trained on.
             Of a fully fine-tuned model, the reference.
-        user_model: where it is not one of the kit's (`USER_MODELS`): an untrained one of the same class and size,
-            whose values are then replaced by the trained ones.
+        user_model: where it is not one of the kit's (`USER_MODELS`): an untrained one of the same class and size.
 
     Raises:
         ConditioningError: there is no user model in `folder`, or it is of another class.
+        ModelError: `users.json` belongs to other weights.
     """
-    index, saved = load_index(folder)
+    index, saved = UserIndex.load(folder)
     if saved["user_model"] is None:
         raise ConditioningError(
             f"{folder} holds a vanilla DPO model without a user model. Load it with "
@@ -186,6 +172,7 @@ def load_personalized(
         raise ConditioningError(
             f"{folder} holds an adapter and a whole model, of two trainings. Delete the older one's files."
         )
+    load_index(folder)
     if not isinstance(base, PreTrainedModel):
         require_start(folder, base or saved["base_model"])
     if whole:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,19 +25,19 @@ class PersonalizedDPOConfig(DPOConfig):
         personalized: False trains vanilla DPO on the same pairs in the same order: the control.
     """
 
-    alpha: float = field(default=0.5, metadata={"help": "Weight of the user's loss against the generic user's."})
-    user_learning_rate: float = field(default=1e-2, metadata={"help": "Peak learning rate of the users' own rows."})
-    user_weight_decay: float = field(default=0.0, metadata={"help": "Weight decay of the users' own rows."})
-    share_prompt: bool = field(default=True, metadata={"help": "Compute each prompt once for both responses."})
-    personalized: bool = field(default=True, metadata={"help": "False trains vanilla DPO on the same pairs."})
+    alpha: float = 0.5
+    user_learning_rate: float = 1e-2
+    user_weight_decay: float = 0.0
+    share_prompt: bool = True
+    personalized: bool = True
     # the collator takes what it needs, `user_row` too
-    remove_unused_columns: bool = field(default=False, metadata={"help": "Leave it off: users are a column."})
+    remove_unused_columns: bool = False
     # TRL turns it on by default, which costs a third more time; turn it on where memory asks for it
-    gradient_checkpointing: bool = field(default=False, metadata={"help": "Recompute activations to save memory."})
+    gradient_checkpointing: bool = False
     # everything that is trained is in every batch, so several processes need not look for what is not
-    ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "Of DistributedDataParallel."})
+    ddp_find_unused_parameters: bool | None = False
     # the reference never changes: once a pair, not once an epoch, and no second model in memory
-    precompute_ref_log_probs: bool = field(default=True, metadata={"help": "Compute the reference before training."})
+    precompute_ref_log_probs: bool = True
 
     def __post_init__(self):
         if not 0 <= self.alpha <= 1:

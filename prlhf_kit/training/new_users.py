@@ -62,13 +62,7 @@ def adapt(
         model: trained personalised model (of `load_personalized` or a trainer) whose user model is a `UserModel`.
         pairs: preference records of the new users (`kit.data.few_shot`).
         steps: of Adam; 0 keeps the best row to start from.
-        learning_rate: of the users' own numbers.
-        beta: of DPO.
-        batch_size: pairs in a forward pass.
         evidence: of the pairs (`weigh`), where it is known already.
-
-    Raises:
-        ValueError: no pairs, or a user model of another kind.
     """
     table = user_table(model)
     if not len(pairs):

@@ -1,8 +1,6 @@
 """P-DPO: DPO with a user model in front of the policy (P-RLHF, arXiv 2402.05133), on top of TRL's DPOTrainer.
 
-Any `loss_type` of TRL takes the place of L_DPO, which gives P-IPO, P-hinge and so on (P-*PO). Deviations from the
-paper: the users' rows have a learning rate of their own, since a row is touched by few batches; the reference is
-computed once a pair, not once a term.
+Any `loss_type` of TRL may take L_DPO's place (P-*PO). Unlike in the paper, users' rows have their own learning rate.
 """
 
 from __future__ import annotations
@@ -58,21 +56,16 @@ def pdpo_loss(dpo: Callable[[torch.Tensor], torch.Tensor], rows: torch.Tensor, a
 class PersonalizedDPOTrainer(PersonalizedTraining, DPOTrainer):
     """TRL's `DPOTrainer` for datasets with a `user_id` column and a model prepared by `prlhf_kit.condition`.
 
-    The user table is trained and saved with the adapter, and `users.json` (the `UserIndex`) beside it. Logged are
-    TRL's metrics of the user pass under their own names, those of the generic pass under `generic/`, and the spread of
-    reward accuracies among users: `users/mean`, `users/worst`, `users/p10`, `users/std`, `users/seen` (how many had a
-    pair). Every user's own is in `user_metrics` and, beside each saved adapter, in `user_metrics.parquet`: `step`,
-    `mode`, `user_id`, `accuracy`, `pairs` (since the last time). `dropped[split]` counts, per user, the pairs that TRL
-    left out because the prompt alone fills `max_length`, or because nothing that is left tells chosen from rejected;
-    `truncated[split]` counts those whose end is cut.
+    Beside TRL's metrics of the user pass it logs those of the generic pass (`generic/`) and the spread of reward
+    accuracies among users (`users/mean`, `worst`, `p10`, `std`, `seen`). Every user's own is in `table` and, beside
+    each saved adapter, in `user_metrics.parquet`: `step`, `mode`, `user_id`, `accuracy`, `pairs` (since the last time).
+    `dropped[split]` counts, per user, the pairs of which `max_length` leaves nothing to learn from.
 
     Args:
         model: conditioned causal LM (for the vanilla control, `personalized=False`: any causal LM).
-        args: `PersonalizedDPOConfig`.
-        user_index: rows of the users; every user of `train_dataset` must be in it. Users of an evaluation set who
-            are not in it are scored as the generic user.
-        peft_config: of the adapter (LoRA; with a quantized model, QLoRA), `modules_to_save` is completed with the user
-            model. `FROZEN_BASE` trains the user model alone, None the whole model.
+        user_index: rows of the users, with all of `train_dataset`. Others are scored as the generic user.
+        peft_config: of the adapter, which the user model is saved with. `FROZEN_BASE` trains the user model alone, None
+            the whole model.
         kwargs: of `DPOTrainer`. `ref_model` only where the whole model is trained and `precompute_ref_log_probs` off.
 
     Raises:
@@ -112,7 +105,6 @@ class PersonalizedDPOTrainer(PersonalizedTraining, DPOTrainer):
         self.user_index = index_for(model, train_dataset["user_id"], user_index) if args.personalized else UserIndex([])
         self.table = Table(USER_METRICS, ["step", "mode", "user_id", "accuracy", "pairs"], ["step", "mode", "user_id"])
         self.dropped: dict[str, dict[str, int]] = {}
-        self.truncated: dict[str, dict[str, int]] = {}
         self._hits: dict[str, list[tuple[int, float]]] = defaultdict(list)  # mode -> row of a pair's user, ranked right
         super().__init__(
             model=model,
@@ -159,7 +151,6 @@ class PersonalizedDPOTrainer(PersonalizedTraining, DPOTrainer):
             rooms = [max(limit - len(p), 0) for p in ids[0]]
             left = [i for i, (n, c, r) in enumerate(zip(rooms, *ids[1:], strict=True)) if c[:n] != r[:n]]
             dataset = dataset.select(left)
-        self.truncated[dataset_name] = dict(cut)
         self.dropped[dataset_name] = dropped = dict(asked - Counter(dataset["user_id"]))
         if cut:
             warnings.warn(
@@ -230,11 +221,6 @@ class PersonalizedDPOTrainer(PersonalizedTraining, DPOTrainer):
             return outputs
 
         return call
-
-    @property
-    def user_metrics(self) -> list[tuple[int, str, str, float, float]]:
-        """Every user's accuracy so far: step, mode, user, accuracy, pairs."""
-        return self.table.rows
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """TRL's, with the spread of accuracies among the users who had a pair since the last time."""

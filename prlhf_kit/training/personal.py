@@ -1,7 +1,4 @@
-"""What the P-DPO trainer and the reward trainer share: a class between TRL's trainers and the kit's.
-
-The users' own learning rate, the user model and `users.json` beside each saved model, a table that outlives a resume.
-"""
+"""What the P-DPO trainer and the reward trainer share: the users' learning rate, what lies beside a saved model."""
 
 from __future__ import annotations
 

@@ -35,11 +35,10 @@ from prlhf_kit.models.user_models import USER_MODELS
 from prlhf_kit.training.config import PRESETS as PRESETS, PersonalizedDPOConfig
 from prlhf_kit.training.controls import LABELS, WITHOUT_USERS, control_pairs
 from prlhf_kit.training.launch import (
-    Folders,
     check_train_base,
-    in_folders,
     launch_recipe,
     load_base as load_base,
+    read_recipe,
     writable,
 )
 from prlhf_kit.training.pdpo import FROZEN_BASE, PersonalizedDPOTrainer
@@ -51,7 +50,7 @@ ADAPTERS = ("stacked", "merged")
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What is trained and how: values only, which fit into a JSON file (`RecipeFile`).
+    """What is trained and how: values only, which fit into a JSON file (`launch.read_recipe`).
 
     Args:
         method: "pdpo", or a control (`training.controls.LABELS`).
@@ -105,11 +104,6 @@ class Recipe:
                 f"the control {self.method!r} has no users, so with a frozen base nothing would be trained. Choose "
                 "among pooled and random_users."
             )
-
-
-@dataclass(frozen=True, kw_only=True)
-class RecipeFile(Recipe, Folders):
-    """A JSON file: the fields of `Recipe`, and the folders."""
 
 
 def build_trainer(
@@ -187,8 +181,8 @@ def train(
     first = True
     if launch:
         policy = None
-        one = in_folders(RecipeFile, second, model, sets["pairs"], str(out), sets.get("evaluation"))
-        launch_recipe(one, "prlhf_kit.training.recipe", launch)
+        held_out = sets.get("evaluation")
+        launch_recipe("prlhf_kit.training.recipe", launch, second, model, sets["pairs"], out, held_out)
     else:
         trainer = build_trainer(second, model, sets["pairs"], out, sets.get("evaluation"), policy)
         if trainer.dropped["train"]:
@@ -215,16 +209,11 @@ def after_sft(
 ) -> tuple[str, dict[str, Dataset], PreTrainedModel | None]:
     """Train the first stage of `recipe`, or find it done, and compute the reference of all pairs under the SFT model.
 
-    Recipes that share an SFT stage share its reference too; if they run at once, they take turns.
-
-    Args:
-        sets: "pairs", and "evaluation" if there is one.
+    Recipes that share an SFT stage share its reference too; if they run at once, they take turns. What the second stage
+    would refuse is refused first. `sets`: "pairs", and "evaluation" if there is one.
 
     Returns:
         The folder of the SFT model, the sets with context and reference, and the model itself if it was loaded.
-
-    Raises:
-        ValueError: settings or pairs that the second stage would refuse.
     """
     contexts = contexts_of(recipe, *sets.values())
     for name, pairs in sets.items():
@@ -287,10 +276,9 @@ def require(recipe: Recipe, model: str, pairs: Dataset, name: str = "train") -> 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe", type=Path, help="JSON file with the fields of RecipeFile")
+    parser.add_argument("recipe", type=Path, help="JSON file, see launch.read_recipe")
     known, launch = parser.parse_known_args()
-    recipe: RecipeFile = RecipeFile.read(known.recipe)
-    train(recipe, *recipe.arguments(), launch=launch)
+    train(*read_recipe(Recipe, known.recipe), launch=launch)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ from prlhf_kit.files import sha256, write_json
 from prlhf_kit.models.conditioning import causal_lm, user_models
 from prlhf_kit.models.hub import MADE_FROM, weights_hash
 from prlhf_kit.models.user_models import UserModel
-from prlhf_kit.training.launch import launch_recipe as launch_recipe  # reward_stages takes it from here
 
 COMPLETE = "checkpoint_complete"
 HISTORY = "history.parquet"

@@ -29,7 +29,7 @@ from prlhf_kit.models.conditioning import same_outputs
 from prlhf_kit.models.hub import SFT_FILE, load_model, load_tokenizer, weights_in
 from prlhf_kit.models.logprobs import REFERENCE
 from prlhf_kit.models.saving import name_base
-from prlhf_kit.training.launch import Folders, check_train_base, in_folders, launch_recipe, load_base, writable
+from prlhf_kit.training.launch import check_train_base, launch_recipe, load_base, read_recipe, writable
 from prlhf_kit.training.resume import HISTORY, Checkpoints, fit
 
 
@@ -60,11 +60,6 @@ class SFTRecipe:
                     f"settings has {name!r}, which changes the tokenizer in mid-way: the context would be counted, and "
                     "DPO trained, with another. Save the model with a tokenizer that has it, and give that folder."
                 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class SFTRecipeFile(SFTRecipe, Folders):
-    """A JSON file: the fields of `SFTRecipe`, and the folders."""
 
 
 def preferred(pairs: Dataset) -> Dataset:
@@ -188,7 +183,7 @@ def train_sft(
         launch: as in `recipe.train`.
     """
     if launch:
-        launch_recipe(in_folders(SFTRecipeFile, recipe, model, pairs, str(out), evaluation), __name__, launch)
+        launch_recipe(__name__, launch, recipe, model, pairs, out, evaluation)
         return pd.read_parquet(Path(out, HISTORY))
     trainer = build_sft_trainer(recipe, model, pairs, out, evaluation)
     log = fit(trainer, out)
@@ -219,9 +214,8 @@ def write_merged(folder: str | Path, out: str | Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe", type=Path, help="JSON file with the fields of SFTRecipeFile")
-    recipe = SFTRecipeFile.read(parser.parse_args().recipe)
-    train_sft(recipe, *recipe.arguments())
+    parser.add_argument("recipe", type=Path, help="JSON file, see launch.read_recipe")
+    train_sft(*read_recipe(SFTRecipe, parser.parse_args().recipe))
 
 
 if __name__ == "__main__":

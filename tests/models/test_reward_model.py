@@ -174,13 +174,10 @@ def test_an_encoder_reads_prompt_and_response_as_its_tokenizer_joins_them(bert):
     assert start == joined["token_type_ids"].index(1)
     words = joined["input_ids"]
     for length in (len(words) - 2, 6):  # a part of one text, and more than that
-        for side in ("left", "right"):
-            cut, start = encode(
-                tokenizer, message("user", PROMPTS[0]), message("assistant", RESPONSES[0]), length, side, False
-            )
-            assert (len(cut), cut[0], cut[-1]) == (length, tokenizer.cls_token_id, tokenizer.sep_token_id)
-            if length > 6:  # the prompt's beginning, or the response's end
-                assert cut[1:] == words[3:] if side == "left" else cut[:-1] == words[:-3]
+        cut, start = encode(tokenizer, message("user", PROMPTS[0]), message("assistant", RESPONSES[0]), length, False)
+        assert (len(cut), cut[0], cut[-1]) == (length, tokenizer.cls_token_id, tokenizer.sep_token_id)
+        if length > 6:  # the prompt's beginning
+            assert cut[1:] == words[3:]
     alone, start = encode(tokenizer, [], message("assistant", RESPONSES[0]), decoder=False)
     assert (alone, start) == (tokenizer(RESPONSES[0])["input_ids"], 0)
     scores = load_reward(folder).score(PROMPTS, RESPONSES)

@@ -60,7 +60,7 @@ def test_metrics_of_the_two_passes_are_apart(make_tiny, tokenizer, pairs, tmp_pa
     trainer.train()
     logs = trainer.evaluate()
     assert logs["eval_rewards/margins"] != logs["eval_generic/rewards/margins"]
-    evaluated = [row for row in trainer.user_metrics if row[1] == "eval"]
+    evaluated = [row for row in trainer.table.rows if row[1] == "eval"]
     assert [row[2] for row in evaluated] == ["a", "b", "c"]
     per_user = [accuracy for _, _, _, accuracy, _ in evaluated]
     assert logs["eval_users/worst"] == min(per_user)
@@ -184,7 +184,6 @@ def test_over_long_prompts_are_counted_by_user(make_tiny, tokenizer, pairs, tmp_
     )
     trainer = make_trainer(make_tiny(users=3), tokenizer, long, tmp_path, max_length=120)
     assert trainer.dropped["train"] == {"a": 2, "b": 1}
-    assert trainer.truncated["train"] == {}
 
 
 def test_cut_responses_are_counted_and_equal_ones_dropped(make_tiny, tokenizer, pairs, tmp_path):
@@ -201,9 +200,8 @@ def test_cut_responses_are_counted_and_equal_ones_dropped(make_tiny, tokenizer, 
             else row
         )
     )
-    with pytest.warns(UserWarning, match="2 pairs of the train set are longer than max_length=120"):
+    with pytest.warns(UserWarning, match=r"2 pairs of the train set .* by user: {'a': 1, 'b': 1}"):
         trainer = make_trainer(make_tiny(users=3), tokenizer, cut, tmp_path, max_length=120)
-    assert trainer.truncated["train"] == {"a": 1, "b": 1}
     assert trainer.dropped["train"] == {"a": 1}
     assert len(trainer.train_dataset) == 11
     with pytest.raises(kit.ConditioningError, match="exceeds the model's context of 256"):
@@ -224,7 +222,7 @@ def test_user_metrics_are_a_table_and_survive_a_resume(make_tiny, tokenizer, pai
     resumed = make_trainer(make_tiny(users=3), tokenizer, pairs, tmp_path / "c", **options)
     fit(resumed, tmp_path / "resumed")
     assert "resuming resumed from checkpoint-2" in capsys.readouterr().out
-    assert resumed.user_metrics == whole.user_metrics
+    assert resumed.table.rows == whole.table.rows
 
 
 class OffsetsOnly(kit.IndividualUserModel):

@@ -19,7 +19,8 @@ from prlhf_kit.models import conditioning
 from prlhf_kit.models.logprobs import add_reference_logps, require_lengths, score_pairs
 from prlhf_kit.models.saving import reference_of
 from prlhf_kit.training.controls import LABELS, load_controls
-from prlhf_kit.training.recipe import Recipe, RecipeFile, build_trainer, require, train
+from prlhf_kit.training.launch import read_recipe
+from prlhf_kit.training.recipe import Recipe, build_trainer, require, train
 from prlhf_kit.training.resume import fit
 from prlhf_kit.training.sft import SFTRecipe, train_sft
 
@@ -89,8 +90,8 @@ def test_two_processes_equal_one(base, reference, tmp_path, monkeypatch, config)
     assert two["loss"].dropna().tolist() == pytest.approx(one["loss"].dropna().tolist(), abs=1e-5)
     a, b = (pd.read_parquet(tmp_path / name / "user_metrics.parquet") for name in ("one", "two"))
     pd.testing.assert_frame_equal(a, b)
-    file = RecipeFile.read(tmp_path / "two-launched.json")  # all that the processes were told
-    assert (file.model, file.out, file.settings) == (base, str(tmp_path / "two"), SETTINGS | half)
+    told, model, _, out, _ = read_recipe(Recipe, tmp_path / "two-launched.json")  # all that the processes were told
+    assert (model, out, told) == (base, str(tmp_path / "two"), recipe(half))
 
 
 def test_a_sharded_model_gives_the_same():
@@ -293,5 +294,5 @@ def test_a_failed_launch_says_why(reference, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "executable", str(script))  # in place of accelerate
     with pytest.raises(RuntimeError, match=r"ended with 3\. It said:\nno model is called nowhere"):
         train(recipe(), "nowhere", reference, tmp_path / "out", launch=["--num_processes", "1"])
-    file = RecipeFile.read(tmp_path / "out-launched.json")
-    assert (file.model, file.arguments()[1][:]) == ("nowhere", reference[:])
+    _, model, pairs, _, _ = read_recipe(Recipe, tmp_path / "out-launched.json")
+    assert (model, pairs[:]) == ("nowhere", reference[:])
