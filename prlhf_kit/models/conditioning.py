@@ -1,6 +1,6 @@
-"""Put a user model in front of any Hugging Face decoder-only model, by two hooks on its backbone: TRL calls the backbone
-directly, and PEFT calls `forward` around any outer hook. The users' hidden states are cut off again, so that LM head,
-labels and logits keep their shape. A call without `user_rows` is not touched.
+"""Put a user model in front of any Hugging Face decoder-only model, by two hooks on its backbone (which TRL calls
+directly). The users' hidden states are cut off again, so that LM head, labels and logits keep their shape. A call
+without `user_rows` is not touched.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from prlhf_kit.data.chat import require_prefix, with_user_text
 from prlhf_kit.files import unfinished
 from prlhf_kit.models.conditioning import check_length, embed_with_users, takes_user_text, user_models
-from prlhf_kit.models.tokenize import in_batches, tokenize_completions
+from prlhf_kit.models.tokenize import in_batches, padded, tokenize_completions
 
 REFERENCE = ("ref_chosen_logps", "ref_rejected_logps")
 
@@ -31,12 +31,7 @@ def response_logps(
         users: `[n]` rows, or `[n, T_u, d_model]` user tokens; None leaves the model unconditioned.
     """
     logits = completion_logits(model, sequences, pad_token_id, users)
-    keep = logits.shape[1]
-    ids = torch.zeros(logits.shape[:2], dtype=torch.long, device=logits.device)
-    asked = torch.zeros(logits.shape[:2], device=logits.device)
-    for row, (_, completion) in enumerate(sequences):
-        ids[row, keep - len(completion) :] = torch.tensor(completion, device=logits.device)
-        asked[row, keep - len(completion) :] = 1
+    ids, asked = (part.to(logits.device) for part in padded([c for _, c in sequences], pad_token_id, "left"))
     per_token = logits.float().log_softmax(-1).gather(-1, ids[:, :, None]).squeeze(-1)
     return (per_token * asked).sum(1)
 
@@ -49,16 +44,11 @@ def completion_logits(
 
     Sequences are padded on the left, so that the LM head runs over completions only. Arguments: see `response_logps`.
     """
-    width = max(len(prompt) + len(completion) for prompt, completion in sequences)
     keep = max(len(completion) for _, completion in sequences)
-    check_length(model, width)
     device = model.get_input_embeddings().weight.device
-    ids = torch.full((len(sequences), width), pad_token_id, device=device)
-    mask = torch.zeros_like(ids)
-    for row, (prompt, completion) in enumerate(sequences):
-        start = width - len(prompt) - len(completion)
-        ids[row, start:] = torch.tensor(prompt + completion, device=device)
-        mask[row, start:] = 1
+    texts = [prompt + completion for prompt, completion in sequences]
+    ids, mask = (part.to(device) for part in padded(texts, pad_token_id, "left"))
+    check_length(model, ids.shape[1])
     inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": (mask.cumsum(1) - 1).clamp(min=0)}
     if users is not None:
         inputs = embed_with_users(model, users, **inputs)

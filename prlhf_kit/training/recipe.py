@@ -160,10 +160,6 @@ def train(
             `user_metrics.parquet`.
         launch: arguments of `accelerate launch`, `["--config_file", "configs/fsdp.yaml"]` for instance, to train in
             processes of their own; none: in this process.
-
-    Raises:
-        RuntimeError: a launched training failed; the end of its output is in the message.
-        ValueError: settings or pairs that can't be trained, before the first stage.
     """
     sets = {"pairs": writable(pairs)} | ({} if evaluation is None else {"evaluation": writable(evaluation)})
     contexts = contexts_of(recipe, *sets.values())
@@ -249,13 +245,8 @@ def after_sft(
 def require(recipe: Recipe, model: str, pairs: Dataset, name: str = "train") -> None:
     """Refuse what training by `recipe` on `pairs` would refuse, without a model: before the reference is computed, say.
 
-    Args:
-        model: base model, as `load_model` takes it.
-        pairs: with their context; the users' words are put in where the recipe says so.
-        name: of the set, for messages.
-
     Raises:
-        ValueError, TypeError: settings, adapter or user model, or pairs that are too long.
+        ValueError, TypeError: settings, adapter or user model, or pairs (of the set `name`) that are too long.
     """
     args = PersonalizedDPOConfig(**{"output_dir": "", "use_cpu": True, **recipe.settings})
     LoraConfig(**recipe.adapter)

@@ -96,11 +96,7 @@ class RewardRecipe:
 
 
 def build_reward_trainer(recipe: RewardRecipe) -> PersonalizedRewardTrainer:
-    """Model, sets and trainer of a recipe, ready for `fit`.
-
-    Raises:
-        ValueError: an adapter, a pooling or users that the earlier stage in `model` does not have.
-    """
+    """Model, sets and trainer of a recipe, ready for `fit`."""
     ours = {"output_dir": f"{recipe.out}-checkpoints", "use_cpu": not torch.accelerator.is_available()}
     args = PersonalizedRewardConfig(**{**ours, **recipe.settings})
     imitates, index = args.lm_loss_coeff > 0, None
@@ -140,12 +136,8 @@ def build_reward_trainer(recipe: RewardRecipe) -> PersonalizedRewardTrainer:
 
 
 def train_reward(recipe: RewardRecipe) -> pd.DataFrame:
-    """Train to the end, or resume (`fit`), and return which pairs each evaluation ranked right.
-
-    Returns:
-        Columns `step`, `set`, `row`, `user_id`, `prompt`, `right`, `pairs`, see `PersonalizedRewardTrainer`; up to the
-        step that was saved, where that is the best one.
-    """
+    """Train to the end, or resume (`fit`), and return which pairs each evaluation ranked right up to the step that was
+    saved: `step`, `set`, `row`, `user_id`, `prompt`, `right`, `pairs`, see `PersonalizedRewardTrainer`."""
     trainer = build_reward_trainer(recipe)
     for name, dropped in trainer.dropped.items():
         if dropped:
@@ -194,11 +186,7 @@ def fitting(pairs: Dataset, tokenizer, max_length: int) -> Dataset:
 def domain_sets(
     data: DatasetDict, column: str, names: Sequence[str], tokenizer, max_length: int, train: int, test: int, seed: int
 ) -> dict[str, Dataset]:
-    """Training (`<name>`) and held-out pairs (`<name>/test`, of `test_seen`) of each domain that fit `max_length`.
-
-    Raises:
-        ValueError: a name that no pair has in `column`, or of which no pair is short enough.
-    """
+    """Training (`<name>`) and held-out pairs (`<name>/test`, of `test_seen`) of each domain that fit `max_length`."""
     known = sorted({value for value in data["train"][column] if value})
     unknown = [name for name in names if name not in known]
     if unknown:

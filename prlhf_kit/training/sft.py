@@ -35,14 +35,7 @@ from prlhf_kit.training.resume import HISTORY, Checkpoints, fit
 
 @dataclass(frozen=True, kw_only=True)
 class SFTRecipe:
-    """How a model is fine-tuned: values only.
-
-    Args:
-        context, template, context_seed: the reader in the prompt, see `data.context`.
-        train_base: "lora", "qlora" (4-bit base, needs a GPU and `bitsandbytes`) or "full".
-        adapter: arguments of PEFT's `LoraConfig`.
-        settings: arguments of TRL's `SFTConfig`.
-    """
+    """How a model is fine-tuned; fields as of `recipe.Recipe`, `settings` are arguments of TRL's `SFTConfig`."""
 
     context: Context = "none"
     template: str = ""
@@ -63,8 +56,7 @@ class SFTRecipe:
 
 
 def preferred(pairs: Dataset) -> Dataset:
-    """What is imitated: columns `user_id`, `prompt`, `completion`, one row for each response that a user preferred to a
-    prompt, however many pairs it was chosen in."""
+    """What is imitated: columns `user_id`, `prompt`, `completion`, each response that a user preferred once."""
     keys = zip(pairs["user_id"], map(str, pairs["prompt"]), map(str, pairs["chosen"]), strict=True)
     first = {key: i for i, key in reversed(list(enumerate(keys)))}
     kept = pairs.select(sorted(first.values())).select_columns(["user_id", "prompt", "chosen"])
@@ -72,11 +64,8 @@ def preferred(pairs: Dataset) -> Dataset:
 
 
 def require_safe_packing(model, strategy: str) -> None:
-    """Raise `ValueError` where texts that are packed into one row would see each other.
-
-    TRL's "bfd" starts the positions of each text at 0, by which transformers tells them apart; whether `model` then
-    gives each of two texts what it gives it alone is tried.
-    """
+    """Raise `ValueError` where texts that are packed into one row would see each other, which is tried: with TRL's
+    "bfd" transformers tells them apart by their positions, with some kinds of attention only."""
     ids = torch.arange(12, device=model.device)[None]
     positions = torch.cat([torch.arange(5), torch.arange(7)])[None].to(model.device)
 
@@ -99,12 +88,7 @@ def require_safe_packing(model, strategy: str) -> None:
 def build_sft_trainer(
     recipe: SFTRecipe, model: str, pairs: Dataset, out: str | Path, evaluation: Dataset | None = None
 ) -> SFTTrainer:
-    """Model, responses and trainer of a recipe, ready for `fit`; arguments as of `train_sft`.
-
-    Raises:
-        SchemaError: the context can't be put into the prompts.
-        ValueError: packing where it is not safe, or no response fits `max_length`.
-    """
+    """Model, responses and trainer of a recipe, ready for `fit`; arguments as of `train_sft`."""
     ours = {"output_dir": f"{out}-checkpoints", "use_cpu": not torch.accelerator.is_available()}
     quick = {"gradient_checkpointing": False, "bf16": torch.cuda.is_available(), "completion_only_loss": True}
     args = SFTConfig(**{**ours, **quick, **recipe.settings})
@@ -136,11 +120,7 @@ def contexts_of(recipe: Any, train: Dataset, *sets: Dataset) -> Contexts:
 
 
 def with_reader(pairs: Dataset, contexts: Contexts) -> Dataset:
-    """`pairs` with the reader in their prompts; for "none" they stay as they are, with a context or without.
-
-    Raises:
-        ValueError: they have one, and another is asked for; or they bring a reference that did not see it.
-    """
+    """`pairs` with the reader in their prompts; for "none" they stay as they are, with a context or without."""
     if contexts.context == "none":
         return pairs
     if set(REFERENCE) & set(pairs.column_names):
@@ -173,15 +153,8 @@ def train_sft(
     evaluation: Dataset | None = None,
     launch: Sequence[str] = (),
 ) -> pd.DataFrame:
-    """Train to the end, or resume (`fit`), and return the trainer's log.
-
-    Args:
-        model: base model, as `load_model` takes it.
-        pairs: the same as DPO's: their chosen responses are imitated, each once (`preferred`).
-        out: folder of the trained adapter (or model); checkpoints lie beside it, in `<out>-checkpoints`.
-        evaluation: held-out pairs, on whose chosen responses the loss is measured (`eval_strategy`).
-        launch: as in `recipe.train`.
-    """
+    """Train to the end, or resume (`fit`), and return the trainer's log. Arguments as of `recipe.train`: the pairs are
+    DPO's, whose chosen responses are imitated, each once."""
     if launch:
         launch_recipe(__name__, launch, recipe, model, pairs, out, evaluation)
         return pd.read_parquet(Path(out, HISTORY))
@@ -195,11 +168,7 @@ def train_sft(
 
 
 def write_merged(folder: str | Path, out: str | Path) -> None:
-    """Write an adapter and its base as one ordinary model, with the tokenizer; nothing is done where it lies there.
-
-    Raises:
-        ValueError: what lies there is another adapter's.
-    """
+    """Write an adapter and its base as one ordinary model, with the tokenizer, unless it lies there."""
     out, weights = Path(out), weights_in(folder)
     if out.exists():
         if json.loads((out / SFT_FILE).read_text()).get("merged") != weights:

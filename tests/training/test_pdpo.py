@@ -17,40 +17,18 @@ from training.conftest import make_trainer
 
 def test_training_moves_users_and_adapter_only(make_tiny, tokenizer, pairs, tmp_path):
     pairs = pairs.filter(lambda row: row["user_id"] != "c")
-    model = make_tiny(users=3)
-    index = kit.UserIndex(["a", "b", "c"])
-    args = kit.PersonalizedDPOConfig(
-        output_dir=str(tmp_path),
-        report_to="none",
-        max_steps=4,
-        per_device_train_batch_size=4,
-        use_cpu=True,
-        learning_rate=1e-3,
-        user_learning_rate=1e-2,
-        save_strategy="no",
-    )
-    peft_config = LoraConfig(target_modules=["q_proj"])
+    args = make_trainer(make_tiny(users=2), tokenizer, pairs, tmp_path, max_steps=4).args
+    index, peft_config = kit.UserIndex(["a", "b", "c"]), LoraConfig(target_modules=["q_proj"])
     with pytest.warns(UserWarning, match="1 users of the user index have no pair to train on, first 'c'"):
-        trainer = kit.PersonalizedDPOTrainer(
-            model, args, pairs, None, tokenizer, user_index=index, peft_config=peft_config
-        )
+        trainer = kit.PersonalizedDPOTrainer(make_tiny(users=3), args, pairs, None, tokenizer, index, peft_config)
     assert peft_config.modules_to_save is None  # the caller's config is not changed
     before = {n: p.detach().clone() for n, p in trainer.model.named_parameters()}
     trainer.train()
-    lrs = {id(p): g["initial_lr"] for g in trainer.optimizer.param_groups for p in g["params"]}
-    moved = set()
-    for name, p in trainer.model.named_parameters():
-        if not torch.equal(p, before[name]):
-            moved.add(name)
-        if p.requires_grad:
-            assert lrs[id(p)] == (1e-2 if name.endswith("own") else 1e-3)  # what all users share learns slowly
-    assert {n for n in moved if "lora_" not in n} == {
-        "base_model.model.user_model.modules_to_save.default.generic",
-        "base_model.model.user_model.modules_to_save.default.own",
-    }
+    moved = {name for name, p in trainer.model.named_parameters() if not torch.equal(p, before[name])}
+    users = "base_model.model.user_model.modules_to_save.default."
+    assert {n for n in moved if "lora_" not in n} == {f"{users}generic", f"{users}own"}
     assert any("lora_B" in n for n in moved)
-    name = "base_model.model.user_model.modules_to_save.default.own"
-    changed = (trainer.model.get_parameter(name) != before[name]).flatten(1).any(1)
+    changed = (trainer.model.get_parameter(f"{users}own") != before[f"{users}own"]).flatten(1).any(1)
     assert changed.tolist() == [False, True, True, False]  # nothing is added for the generic user; c has no pairs
 
 
@@ -96,13 +74,7 @@ def test_vanilla_is_one_parameter_and_equals_trl(make_tiny, tokenizer, pairs, tm
     assert losses[0] == pytest.approx(losses[1], abs=1e-6)
 
 
-LOSSES = (
-    "sigmoid hinge ipo exo_pair nca_pair robust bco_pair sppo_hard aot aot_unpaired apo_zero apo_down discopop sft "
-    "sigmoid_norm"
-).split()
-
-
-@pytest.mark.parametrize("loss_type", [*LOSSES, ["sigmoid", "sft"]])
+@pytest.mark.parametrize("loss_type", ["ipo", "bco_pair", "aot", "discopop", ["sigmoid", "sft"]])
 def test_trls_other_losses_train_users_too(make_tiny, tokenizer, pairs, tmp_path, loss_type):
     trainer = make_trainer(
         make_tiny(users=3), tokenizer, pairs, tmp_path, loss_type=loss_type, label_smoothing=0.1, max_steps=1
@@ -371,7 +343,7 @@ SEED = 0
 
 def test_user_model_beats_the_generic_row_on_held_out_pairs(tokenizer, tmp_path):
     """Structured against companion: two opposite tastes, so without users about one half can be right."""
-    data = kit.data.load("simulated", pairs_per_user=250, test_pairs_per_user=50, users_per_type=2, seed=SEED)
+    data = kit.data.load("simulated", pairs_per_user=160, test_pairs_per_user=50, users_per_type=2, seed=SEED)
     users = ["structured-1", "companion-1"]
     train, test = (data[s].filter(lambda row: row["user_id"] in users) for s in ("train", "test_seen"))
     model = build_tiny("llama", len(tokenizer))
