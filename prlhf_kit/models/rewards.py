@@ -28,12 +28,8 @@ class RewardModel(Protocol):
     def score(
         self, prompts: Sequence[Text], responses: Sequence[Text], user_ids: Sequence[str | None] | None = None
     ) -> torch.Tensor:
-        """Rewards `[B]` (log-odds: a difference of two is that of the preference) of responses to prompts.
-
-        Args:
-            prompts, responses: texts, or lists of messages.
-            user_ids: for whom; None (of all, or of one): the generic user. Unknown users count as generic.
-        """
+        """Rewards `[B]` (log-odds: a difference of two is that of the preference) of responses to prompts, for users;
+        None (of all, or of one) and unknown users count as the generic one."""
         ...
 
 

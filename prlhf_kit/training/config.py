@@ -16,12 +16,9 @@ class PersonalizedDPOConfig(DPOConfig):
     Args:
         alpha: weight of the user's loss against the generic user's, in [0, 1]. At 1 and 0 the term without weight
             is not computed.
-        user_learning_rate: peak learning rate of the users' own rows, and of what a user model shares but does not list
+        user_learning_rate, user_weight_decay: of the users' own rows, and of what a user model shares but does not list
             in `shared_slow`. `learning_rate` is for everything else.
-        user_weight_decay: of the same parameters.
-        share_prompt: compute each prompt once for both responses, and keep it out of the LM head
-            (`training/prompt_once.py`): same loss, less work. Texts that are longer than the model's sliding window are
-            computed as TRL does.
+        share_prompt: compute each prompt once for both responses (`training/prompt_once.py`): same loss, less work.
         personalized: False trains vanilla DPO on the same pairs in the same order: the control.
     """
 

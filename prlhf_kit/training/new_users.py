@@ -1,7 +1,4 @@
-"""New users of a trained P-DPO model: what is theirs is fitted to a few of their pairs, and nothing else changes.
-
-Beyond P-RLHF, which serves whoever it has not seen with the generic user's row.
-"""
+"""New users of a trained P-DPO model: what is theirs is fitted to a few of their pairs (beyond P-RLHF)."""
 
 from __future__ import annotations
 
@@ -26,19 +23,12 @@ from prlhf_kit.models.user_models import UserModel
 
 @dataclass(frozen=True)
 class Adapted:
-    """What `adapt` found.
+    """What `adapt` found."""
 
-    Args:
-        user_ids: the new users, sorted.
-        own: `[n, ...]`, their own numbers, in the order of `user_ids` (see `UserModel.own`).
-        history: `step`, `user_id`, `loss` (nats a pair, before that step).
-        start: where each user began: the row of a known user, or 0, the generic one.
-    """
-
-    user_ids: list[str]
-    own: torch.Tensor
-    history: pd.DataFrame
-    start: list[int]
+    user_ids: list[str]  # the new users, sorted
+    own: torch.Tensor  # [n, ...], their own numbers (see `UserModel.own`)
+    history: pd.DataFrame  # step, user_id, loss (nats a pair, before that step)
+    start: list[int]  # where each user began: the row of a known user, or 0, the generic one
 
 
 def adapt(
@@ -155,11 +145,7 @@ def user_table(model) -> UserModel:
 
 
 def add_users(model, index: UserIndex, adapted: Adapted) -> UserIndex:
-    """Give the users of `adapt` rows behind those that are there. Changes `model`; returns the longer index.
-
-    Raises:
-        ValueError: a user is known already.
-    """
+    """Give the users of `adapt` rows behind those that are there. Changes `model`; returns the longer index."""
     known = [user for user in adapted.user_ids if user in index]
     if known:
         raise ValueError(f"user {known[0]!r} has row {index.row(known[0])} already; forget_users removes it.")
@@ -172,11 +158,7 @@ def add_users(model, index: UserIndex, adapted: Adapted) -> UserIndex:
 def forget_users(model, index: UserIndex, user_ids: Iterable[str]) -> UserIndex:
     """Delete users' rows. Changes `model`; returns the shorter index, in which later users move up.
 
-    What is shared (adapter, e_0, centres, basis) was trained on their pairs too and stays: only training again without
-    them removes that.
-
-    Raises:
-        KeyError: a user is unknown.
+    What is shared (adapter, e_0, centres, basis) was trained on their pairs too and stays.
     """
     gone = set(index.rows(list(user_ids)))
     left = [row for row in range(len(index)) if row not in gone]

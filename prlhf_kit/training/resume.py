@@ -103,13 +103,8 @@ def made_from(trainer: Trainer) -> dict[str, Any]:
 
 
 def fit(trainer: Trainer, folder: str | Path) -> pd.DataFrame:
-    """Train to the end and save the adapter into `folder`; resume where an earlier call was killed.
-
-    Checkpoints lie in `trainer.args.output_dir`. `folder` appears only when it is complete, with the log beside the
-    adapter; if it is there already, nothing is trained.
-
-    Returns:
-        The trainer's log, one row a logging step.
+    """Train to the end, save the adapter into `folder` and return the trainer's log; resume where an earlier call was
+    killed. `folder` appears only when it is complete; if it is there already, nothing is trained.
 
     Raises:
         ValueError: `folder` or the checkpoints were made with other settings, another adapter or other pairs.

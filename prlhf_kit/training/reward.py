@@ -1,9 +1,5 @@
-"""Customised reward models (DSP: Cheng et al. 2023, arXiv 2309.03126) on top of TRL's RewardTrainer.
-
-    L = ranking loss + lm_loss_coeff * language-modelling loss of the preferred responses
-
-over pairs or lists of scored responses, with any number of evaluation sets, and with a user model in front of the
-backbone where there is one.
+"""Customised reward models (DSP: Cheng et al. 2023, arXiv 2309.03126) on top of TRL's RewardTrainer:
+L = ranking loss + lm_loss_coeff * language-modelling loss of the preferred responses, over pairs or scored lists.
 """
 
 from __future__ import annotations
@@ -38,12 +34,10 @@ class PersonalizedRewardTrainer(PersonalizedTraining, RewardTrainer):
 
     Args:
         model: from `new_reward_model` or `load_reward_model(trainable=True)`; conditioned on users or not.
-        args: `PersonalizedRewardConfig`.
         train_dataset, eval_dataset: preference pairs or lists (`reward_data.tokenized_lists`), or a dict of several
             sets: those to train on are mixed, those to evaluate are evaluated one by one.
         user_index: rows of the users, where the model is conditioned. Others are scored as the generic user.
-        peft_config: `modules_to_save` is completed with the reward head and the user model. None: the whole model
-            is trained, or the adapter that the model has.
+        peft_config: None: the whole model is trained, or the adapter that the model has.
     """
 
     args: PersonalizedRewardConfig
