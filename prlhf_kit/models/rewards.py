@@ -106,17 +106,13 @@ class SequenceReward:
         if user_models(self.model):
             inputs["user_rows"] = torch.tensor([row for _, _, row in batch])
         output = self.model(**{name: value.to(self.model.device) for name, value in inputs.items()})
-        return self._of(output).float().cpu().numpy()
-
-    def _of(self, output) -> torch.Tensor:
-        """The rewards `[B]` in a model's output."""
         if self.dimension is None:
-            return output.logits.reshape(-1)
+            return output.logits.reshape(-1).float().cpu().numpy()
         table = output.get("rewards")
         table = output.logits if table is None else table
         if not 0 <= self.dimension < table.shape[-1]:
             raise ValueError(f"dimension={self.dimension}: the model has outputs 0 to {table.shape[-1] - 1}.")
-        return table[:, self.dimension]
+        return table[:, self.dimension].float().cpu().numpy()
 
 
 def load_reward(

@@ -1,7 +1,4 @@
-"""DSP's three stages as recipes: base LM -> general (GRFT) -> customised reward fine-tuning (CRFT).
-
-Which stages there are, which of them imitates the preferred responses (LM loss), and whether general pairs are mixed
-into the last one, is a `Strategy`; one training is a `RewardRecipe` (Cheng et al. 2023, arXiv 2309.03126).
+"""DSP's three stages as recipes: base LM -> general (GRFT) -> customised reward fine-tuning (CRFT; arXiv 2309.03126).
 
 python -m prlhf_kit.training.reward_stages recipe.json
 accelerate launch --config_file configs/ddp.yaml -m prlhf_kit.training.reward_stages recipe.json
@@ -175,12 +172,15 @@ def evaluated(points: int) -> dict[str, Any]:
 
 
 def fitting(pairs: Dataset, tokenizer, max_length: int) -> Dataset:
-    """The pairs of which neither text is longer than `max_length` tokens (others would be cut)."""
+    """The pairs of which neither text is longer than `max_length` tokens; how many are left out is printed."""
 
     def fits(row) -> bool:
         return all(len(encode(tokenizer, row["prompt"], row[c])[0]) <= max_length for c in ("chosen", "rejected"))
 
-    return writable(pairs).filter(fits)
+    kept = writable(pairs).filter(fits)
+    if len(kept) < len(pairs):
+        print(f"{len(pairs) - len(kept):,} of {len(pairs):,} pairs are longer than max_length={max_length}: left out")
+    return kept
 
 
 def domain_sets(

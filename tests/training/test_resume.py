@@ -1,5 +1,7 @@
 """Checkpoints: damaged ones are left out, never trained on from."""
 
+from pathlib import Path
+
 import pandas as pd
 import pytest
 
@@ -19,8 +21,16 @@ def flip(path):
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("harm", [lambda path: path.unlink(), cut, flip])
-@pytest.mark.parametrize("name", ["optimizer.pt", "adapter_model.safetensors", "checkpoint_complete"])
+@pytest.mark.parametrize(
+    ("name", "harm"),
+    [
+        ("optimizer.pt", Path.unlink),  # it would silently train to another model
+        ("optimizer.pt", flip),
+        ("adapter_model.safetensors", cut),
+        ("checkpoint_complete", cut),
+        ("checkpoint_complete", Path.unlink),
+    ],
+)
 def test_an_older_checkpoint_takes_a_damaged_ones_place(make_tiny, tokenizer, pairs, tmp_path, capsys, harm, name):
     def trained(out):
         trainer = make_trainer(make_tiny(users=3), tokenizer, pairs, tmp_path / "c", **OPTIONS)

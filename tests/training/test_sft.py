@@ -24,7 +24,7 @@ from prlhf_kit.models.logprobs import REFERENCE, add_reference_logps, score_pair
 from prlhf_kit.models.saving import reference_name, reference_of
 from prlhf_kit.training import recipe as recipes
 from prlhf_kit.training.recipe import PRESETS, Recipe, after_sft, build_trainer, sft_of, train
-from prlhf_kit.training.sft import SFTRecipe, build_sft_trainer, contexts_of, preferred, train_sft
+from prlhf_kit.training.sft import SFTRecipe, build_sft_trainer, contexts_of, preferred
 
 ADAPTER = {"r": 4, "target_modules": ["q_proj", "v_proj"]}
 LOUD = {"learning_rate": 5e-2, "max_steps": 2, "per_device_train_batch_size": 4, "report_to": "none"}  # moves weights
@@ -278,13 +278,6 @@ def test_responses_that_dont_fit_are_left_out_and_counted(base, data, tmp_path, 
     assert f"cut, at max_length={longest - 1} tokens" in capsys.readouterr().out
     with pytest.raises(ValueError, match="no response of the train set fits max_length=4"):
         build(max_length=4)
-
-
-def test_sft_resumes_and_refuses_other_settings(base, data, tmp_path):
-    log = train_sft(sft(), base, data, tmp_path / "sft")
-    assert log.equals(train_sft(sft(), base, data, tmp_path / "sft"))  # finds it done
-    with pytest.raises(ValueError, match="other settings"):
-        train_sft(sft(context="true"), base, data, tmp_path / "sft")
 
 
 @pytest.mark.parametrize("name", PRESETS)
