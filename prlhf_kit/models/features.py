@@ -25,15 +25,12 @@ ATTRIBUTES = "attributes"
 
 @dataclass(frozen=True)
 class Embedder:
-    """A frozen model that gives every response one vector.
-
-    A decoder reads prompt and response; the vector is the mean of its last hidden states over the response's tokens. A
-    sentence encoder reads the response alone; the vector is the mean over all its tokens, of length 1.
+    """A frozen model that gives every response one vector: the mean of a decoder's last hidden states over the response
+    that follows its prompt, or a sentence encoder's mean over the response alone, of length 1.
 
     Args:
         model: backbone; None: the vector is the response's text attributes (`data/attributes.py`).
-        max_length: tokens; of longer texts a decoder does not read the beginning, so that the response is left, and a
-            sentence encoder not the end.
+        max_length: tokens; of longer texts a decoder does not read the beginning, a sentence encoder not the end.
     """
 
     name: str
@@ -46,19 +43,14 @@ class Embedder:
     def __call__(
         self, prompts: Sequence[Messages], responses: Sequence[Messages], cache: Path | None = None
     ) -> np.ndarray:
-        """`[n, d]` float32. Equal texts are embedded once.
-
-        Args:
-            cache: folder in which the vectors are kept (`cache_dir() / "features"`, for instance); None: not.
-        """
+        """`[n, d]` float32, kept in the folder `cache` where there is one."""
         if self.model is None:
             texts = [" ".join(m["content"] for m in response) for response in responses]
             return measure_all(texts).to_numpy(np.float32)
-        side = "left" if self.decoder else "right"
         asked = []
         for prompt, response in zip(prompts, responses, strict=True):
             read = prompt if self.decoder else []
-            ids, start = encode(self.tokenizer, read, response, self.max_length, side, self.decoder)
+            ids, start = encode(self.tokenizer, read, response, self.max_length, self.decoder)
             asked.append((tuple(ids), start))
         kept = None if cache is None else cache / self._weights
         return in_batches(self._embed, asked, self.batch_size, kept, f"embedding ({self.name})")

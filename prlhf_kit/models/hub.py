@@ -50,14 +50,23 @@ def load_tokenizer(name: str = EMBEDDED, trust_remote_code: bool = False) -> Pre
     """Tokenizer of `name` with a pad token and a chat template: its own, or `data.chat.PLAIN_TEMPLATE` if it has none.
 
     A base model has not seen the plain template in training, but is not worse off with it than with any other. The BOS
-    token that its tokenizer puts before every text stands before the template's, too.
+    token that its tokenizer puts before every text stands before the template's, too. Padding is masked everywhere, so
+    that where there is no pad token another special token serves: EOS, else unknown, else BOS.
+
+    Raises:
+        ModelError: no such tokenizer, or one without any of these tokens.
     """
     tokenizer = from_hub(AutoTokenizer, name, trust_remote_code=trust_remote_code)
     if tokenizer.chat_template is None:
         bos = tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
         tokenizer.chat_template = "{{ bos_token }}" * bos + PLAIN_TEMPLATE
     if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.bos_token
+    if tokenizer.pad_token is None:
+        raise ModelError(
+            f"the tokenizer of {name!r} has no pad, end-of-text, unknown or begin token, so nothing can be padded. "
+            "Name one of its tokens, tokenizer.pad_token = '<|endoftext|>' for instance, and save it (save_pretrained)."
+        )
     return tokenizer
 
 
@@ -66,15 +75,14 @@ def load_model(
 ) -> PreTrainedModel:
     """Causal LM `name` in eval mode on `device` (default: a GPU if there is one).
 
-    A folder with an adapter (of a `SFTRecipe` or a vanilla DPO training) is its base model with the adapter merged in,
-    so that a later stage starts from it and has it as its reference.
-
-    `quantization_config` is transformers' (`BitsAndBytesConfig(load_in_4bit=True)` for QLoRA).
+    A folder with an adapter (of SFT or vanilla DPO) is its base model with the adapter merged in, so that a later stage
+    starts from it and has it as its reference. `quantization_config` is transformers', for QLoRA.
 
     Raises:
         ModelError: no such model, the hub can't be reached, the model is not a decoder-only language model, or an
             adapter that can't be merged: of a personalised model, or into quantized weights.
     """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if Path(name, "adapter_config.json").is_file():
         return _merged(name, dtype, device, quantization_config)
     config = from_hub(AutoConfig, name)
@@ -85,7 +93,6 @@ def load_model(
             f"{name!r} is a {'/'.join(architectures)}, which is not a causal language model. Pass a decoder-only "
             f"model such as {EMBEDDED!r} or 'meta-llama/Llama-3.2-1B-Instruct'."
         )
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if quantization_config is not None:  # quantized weights are put on their device as they are loaded
         options = {"quantization_config": quantization_config, "device_map": {"": device}}
         return from_hub(AutoModelForCausalLM, name, dtype=dtype, **options).eval()
@@ -110,7 +117,7 @@ def require_start(folder: str | Path, start: str) -> None:
         )
 
 
-def _merged(folder: str, dtype: torch.dtype, device: str | None, quantization_config) -> PreTrainedModel:
+def _merged(folder: str, dtype: torch.dtype, device: str, quantization_config) -> PreTrainedModel:
     """The base model of an adapter with the adapter in its weights, merged in float32 whatever `dtype`."""
     adapter = json.loads(Path(folder, "adapter_config.json").read_text())
     if ATTRIBUTE in (adapter.get("modules_to_save") or ()):
@@ -127,17 +134,19 @@ def _merged(folder: str, dtype: torch.dtype, device: str | None, quantization_co
     base = load_model(adapter["base_model_name_or_path"], torch.float32, "cpu")
     model: Any = PeftModel.from_pretrained(base, folder).merge_and_unload()
     model.config._name_or_path = folder
-    return model.to(device=device or ("cuda" if torch.cuda.is_available() else "cpu"), dtype=dtype).eval()
+    return model.to(device=device, dtype=dtype).eval()
 
 
 def from_hub(auto_class, name: str, **kwargs):
     try:
         return auto_class.from_pretrained(resolve(name), **kwargs)
     except (OSError, ValueError) as error:
+        said = str(error).splitlines() or [type(error).__name__]
         raise ModelError(
-            f"can't load {name!r}: {str(error).splitlines()[0]} Expected {EMBEDDED!r}, a local folder written by "
-            "`save_pretrained`, or a hub id. If the hub can't be reached from here, download the model elsewhere "
-            "with `hf download`, copy the folder and pass its path."
+            f"can't load {name!r}: {said[0]} Expected {EMBEDDED!r}, a local folder written by `save_pretrained`, or a "
+            f"hub id. A gated or private model: ask for access on its page (https://huggingface.co/{name}) and log in "
+            "by `hf auth login`, or set HF_TOKEN. No way to the hub from here: download the model elsewhere with "
+            "`hf download`, copy the folder and pass its path."
         ) from error
 
 
@@ -157,5 +166,5 @@ def weights_hash(model: torch.nn.Module) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)  # may be a number
     return digest.hexdigest()[:16]

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
 from datasets import Dataset
-from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from prlhf_kit.data.chat import require_prefix, with_user_text
 from prlhf_kit.files import unfinished
-from prlhf_kit.models.conditioning import check_length, embed_with_users, takes_user_text
-from prlhf_kit.models.tokenize import require_tokenizer, tokenize_completion
+from prlhf_kit.models.conditioning import check_length, embed_with_users, takes_user_text, user_models
+from prlhf_kit.models.tokenize import in_batches, padded, require_tokenizer, tokenize_completions
 
 REFERENCE = ("ref_chosen_logps", "ref_rejected_logps")
 
@@ -30,12 +31,7 @@ def response_logps(
         users: `[n]` rows, or `[n, T_u, d_model]` user tokens; None leaves the model unconditioned.
     """
     logits = completion_logits(model, sequences, pad_token_id, users)
-    keep = logits.shape[1]
-    ids = torch.zeros(logits.shape[:2], dtype=torch.long, device=logits.device)
-    asked = torch.zeros(logits.shape[:2], device=logits.device)
-    for row, (_, completion) in enumerate(sequences):
-        ids[row, keep - len(completion) :] = torch.tensor(completion, device=logits.device)
-        asked[row, keep - len(completion) :] = 1
+    ids, asked = (part.to(logits.device) for part in padded([c for _, c in sequences], pad_token_id, "left"))
     per_token = logits.float().log_softmax(-1).gather(-1, ids[:, :, None]).squeeze(-1)
     return (per_token * asked).sum(1)
 
@@ -48,16 +44,11 @@ def completion_logits(
 
     Sequences are padded on the left, so that the LM head runs over completions only. Arguments: see `response_logps`.
     """
-    width = max(len(prompt) + len(completion) for prompt, completion in sequences)
     keep = max(len(completion) for _, completion in sequences)
-    check_length(model, width)
     device = model.get_input_embeddings().weight.device
-    ids = torch.full((len(sequences), width), pad_token_id, device=device)
-    mask = torch.zeros_like(ids)
-    for row, (prompt, completion) in enumerate(sequences):
-        start = width - len(prompt) - len(completion)
-        ids[row, start:] = torch.tensor(prompt + completion, device=device)
-        mask[row, start:] = 1
+    texts = [prompt + completion for prompt, completion in sequences]
+    ids, mask = (part.to(device) for part in padded(texts, pad_token_id, "left"))
+    check_length(model, ids.shape[1])
     inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": (mask.cumsum(1) - 1).clamp(min=0)}
     if users is not None:
         inputs = embed_with_users(model, users, **inputs)
@@ -66,6 +57,32 @@ def completion_logits(
 
 
 @torch.inference_mode()
+def sequence_logps(
+    model,
+    tokenizer: PreTrainedTokenizerBase,
+    sequences: Sequence[tuple[list[int], list[int]]],
+    user_rows: Sequence[int] | None = None,
+    batch_size: int = 16,
+) -> list[float]:
+    """`response_logps` in batches of about equal length; repeated sequences are computed once.
+
+    Args:
+        user_rows: `[n]` rows of the users; None leaves the model unconditioned (the reference).
+    """
+    require_tokenizer(model, tokenizer)
+    users = 0 if user_rows is None else user_models(model)[-1].num_tokens
+    check_length(model, users + max((len(p) + len(c) for p, c in sequences), default=0))
+
+    def run(batch: Sequence[tuple[tuple[int, ...], int, int]]) -> np.ndarray:
+        parts = [(list(ids[:start]), list(ids[start:])) for ids, start, _ in batch]
+        rows = None if user_rows is None else torch.tensor([row for _, _, row in batch])
+        return response_logps(model, parts, tokenizer.pad_token_id or 0, rows).cpu().numpy()
+
+    rows = [0] * len(sequences) if user_rows is None else user_rows
+    asked = [((*p, *c), len(p), row) for (p, c), row in zip(sequences, rows, strict=True)]
+    return in_batches(run, asked, batch_size, what="scoring").tolist() if asked else []
+
+
 def completion_logps(
     model,
     tokenizer: PreTrainedTokenizerBase,
@@ -74,32 +91,11 @@ def completion_logps(
     user_rows: Sequence[int] | None = None,
     batch_size: int = 16,
 ) -> tuple[list[float], list[int]]:
-    """Summed log-probability (nats) and token count of each completion given its prompt.
-
-    Sequences are batched by length and padded on the left, so that the LM head runs over completions only; repeated
-    ones are computed once.
-
-    Args:
-        user_rows: `[n]` rows of the users; None leaves the model unconditioned (the reference).
-    """
+    """Summed log-probability (nats) and token count of each completion given its prompt, see `sequence_logps`."""
     require_prefix(tokenizer)
-    require_tokenizer(model, tokenizer)
-    asked = [tokenize_completion(tokenizer, p, c) for p, c in zip(prompts, completions, strict=True)]
-    rows = [None] * len(asked) if user_rows is None else list(user_rows)
-    keys = [(row, *map(tuple, pair)) for row, pair in zip(rows, asked, strict=True)]
-    first = {key: i for i, key in reversed(list(enumerate(keys)))}  # the same question is answered once
-    pairs = [asked[i] for i in first.values()]
-    unique_rows = [rows[i] for i in first.values()]
-    order = sorted(range(len(pairs)), key=lambda i: len(pairs[i][0]) + len(pairs[i][1]))
-    logps = [0.0] * len(pairs)
-    for start in tqdm(range(0, len(order), batch_size), desc="scoring", disable=None, leave=False):
-        chunk = order[start : start + batch_size]
-        users = None if user_rows is None else torch.tensor([unique_rows[i] for i in chunk])
-        found = response_logps(model, [pairs[i] for i in chunk], tokenizer.pad_token_id, users).tolist()
-        for i, value in zip(chunk, found, strict=True):
-            logps[i] = value
-    place = {key: i for i, key in enumerate(first)}
-    return [logps[place[key]] for key in keys], [len(completion) for _, completion in asked]
+    asked = [tokenize_completions(tokenizer, p, c) for p, c in zip(prompts, completions, strict=True)]
+    logps = sequence_logps(model, tokenizer, [(p, c) for p, c in asked], user_rows, batch_size)
+    return logps, [len(completion) for _, completion in asked]
 
 
 def score_pairs(
@@ -115,22 +111,50 @@ def score_pairs(
         One row a pair: `pair_id`, `user_id`, `chosen_logp`, `rejected_logp` (nats, summed over the completion's
         tokens), `chosen_tokens`, `rejected_tokens`.
     """
-    prompts = list((pairs if user_rows is None else as_read(model, pairs))["prompt"])
+    require_prefix(tokenizer)
     rows = None if user_rows is None else [*user_rows, *user_rows]
-    logps, tokens = completion_logps(
-        model, tokenizer, prompts * 2, [*pairs["chosen"], *pairs["rejected"]], rows, batch_size
-    )
-    n = len(prompts)
+    asked = tokenize_pairs(tokenizer, pairs if user_rows is None else as_read(model, pairs))
+    sequences = [(p, c) for p, c, _ in asked] + [(p, r) for p, _, r in asked]
+    logps = sequence_logps(model, tokenizer, sequences, rows, batch_size)
     return pd.DataFrame(
         {
             "pair_id": pairs["pair_id"],
             "user_id": pairs["user_id"],
-            "chosen_logp": logps[:n],
-            "rejected_logp": logps[n:],
-            "chosen_tokens": tokens[:n],
-            "rejected_tokens": tokens[n:],
+            "chosen_logp": logps[: len(asked)],
+            "rejected_logp": logps[len(asked) :],
+            "chosen_tokens": [len(c) for _, c, _ in asked],
+            "rejected_tokens": [len(r) for _, _, r in asked],
         }
     )
+
+
+def tokenize_pairs(tokenizer: PreTrainedTokenizerBase, pairs: Dataset) -> list[tuple[list[int], ...]]:
+    """Token ids of prompt, chosen and rejected response of each pair, as TRL's DPOTrainer cuts them."""
+    texts = zip(pairs["prompt"], pairs["chosen"], pairs["rejected"], strict=True)
+    return [tokenize_completions(tokenizer, *text) for text in texts]
+
+
+def require_lengths(tokenizer: PreTrainedTokenizerBase, pairs: Dataset, max_length: int | None, name="train") -> int:
+    """Refuse pairs that `max_length` would cut, before anything is computed from their whole texts.
+
+    Args:
+        name: of the set, for the message.
+
+    Returns:
+        Tokens of the longest pair: its prompt and longer response.
+
+    Raises:
+        ValueError: how many are too long, and both ways out.
+    """
+    lengths = [len(p) + max(len(c), len(r)) for p, c, r in tokenize_pairs(tokenizer, pairs)]
+    long = [n for n in lengths if n > (max_length or math.inf)]
+    if long:
+        raise ValueError(
+            f"{len(long):,} of {len(lengths):,} pairs of the {name} set are longer than max_length={max_length}: "
+            f"`-p max_length {max(long)}`, or `-p max_tokens {max_length}` in notebook 01 leaves them out and counts "
+            "them."
+        )
+    return max(lengths)
 
 
 def as_read(model, pairs: Dataset) -> Dataset:

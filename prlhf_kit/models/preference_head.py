@@ -19,11 +19,8 @@ _ROWS = "_preference_head_rows"
 def attach_head(model: PreTrainedModel) -> PreTrainedModel:
     """Put a preference head, the identity, behind the backbone of `model` and return `model`.
 
-    A hook, as for users (`conditioning.condition`), so that TRL's fused LM head sees it too. With PEFT's adapters
-    disabled the head is off: the reference has none.
-
-    Raises:
-        ValueError: the model has a preference head already.
+    A hook, as for users (`conditioning.condition`). With PEFT's adapters disabled the head is off: the reference has
+    none. Raises `ValueError` where there is one already.
     """
     if hasattr(model, HEAD):
         raise ValueError("the model has a preference head already. Load a fresh base model to attach another one.")
@@ -42,9 +39,9 @@ def attach_head(model: PreTrainedModel) -> PreTrainedModel:
             return output
         hidden = output.last_hidden_state
         moved = found(hidden.to(torch.float32)).to(hidden.dtype)
-        output.last_hidden_state = (
-            moved if rows is None else torch.where(rows.to(hidden.device)[:, None, None], moved, hidden)
-        )
+        if rows is not None:
+            moved = torch.where(rows.to(hidden.device)[:, None, None], moved, hidden)
+        output.last_hidden_state = moved
         return output
 
     model.base_model.register_forward_hook(apply, with_kwargs=True)

@@ -1,8 +1,6 @@
-"""Reward models: a transformers sequence classifier with one output, pooled by the mask, with the base's LM head.
+"""Reward models: a transformers sequence classifier with one output, with the base's LM head.
 
-A decoder's own classes read the reward at the last token that is not the padding token, which is one too early where
-padding and end of text are the same token, and differs with the side of the padding. Here the attention mask decides.
-Published reward models keep their own way (`pooling="own"`), since they were trained with it.
+Where a text ends the attention mask decides, not the padding token, which may be the end-of-text token too.
 """
 
 from __future__ import annotations
@@ -14,7 +12,6 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from safetensors.torch import save_file
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
@@ -27,18 +24,16 @@ from prlhf_kit.models.hub import from_hub, weights_in, without_load_report
 from prlhf_kit.models.logprobs import text_nll
 from prlhf_kit.models.saving import (
     condition_as_saved,
-    is_users,
+    load_index,
     load_user_model,
     part_of_weights,
     reference_name,
     save_index,
-    save_user_model,
 )
 from prlhf_kit.models.user_index import UserIndex
 
 POOLING = ("last", "mean", "max", "own")
 REWARD_FILE = "reward.json"
-LM_HEAD_FILE = "lm_head.safetensors"  # of a model whose LM head is not its word embeddings
 
 
 @dataclass
@@ -66,10 +61,10 @@ def pool(hidden: torch.Tensor, attention_mask: torch.Tensor, pooling: str) -> to
 
 
 class _Pooled:
-    """What the kit changes in a sequence classifier: pooling by the mask, and the LM term."""
+    """A sequence classifier pooled by the mask, with an LM term."""
 
     def forward(self, input_ids=None, attention_mask=None, lm_asked=None, **kwargs):
-        """Args as of the class itself, and `lm_asked` `[N, L]`: tokens whose log-likelihood is wanted."""
+        """As the class's own; `lm_asked` `[N, L]`: tokens whose log-likelihood is wanted."""
         model: Any = self
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
@@ -142,14 +137,9 @@ def new_reward_model(
     """A reward model to train: the backbone of `name` (a language model, an encoder) and a new head with one output.
 
     Args:
-        name: as `load_model` takes it, or an encoder.
         pooling: see `pooled_by_mask`.
-        lm_head: keep the base's own LM head, for DSP's language-modelling term.
+        lm_head: keep the base's own LM head, for DSP's language-modelling term. Raises `ModelError` if it has none.
         seed: of the new head.
-
-    Raises:
-        ModelError: no such model, or an LM head is wanted of a model that has none.
-        ValueError: a pooling that the model's head does not go with.
     """
     with without_load_report(), torch.random.fork_rng():  # a language model's checkpoint has no reward head
         torch.manual_seed(seed)
@@ -178,38 +168,17 @@ def _attach_lm_head(model, name: str) -> None:
 
 def save_reward_model(model, tokenizer, folder: str | Path, index: UserIndex | None = None) -> None:
     """Write what `load_reward_model` and `rewards.load_reward` read. (Trainers do so themselves.)"""
-    state = model.state_dict()
-    model.save_pretrained(str(folder), state_dict=None if isinstance(model, PeftModel) else without_extras(state))
+    model.save_pretrained(str(folder))
     tokenizer.save_pretrained(str(folder))
-    save_beside(model, folder, index, state)
+    save_beside(model, folder, index)
 
 
-def without_extras(state: dict[str, Any]) -> dict[str, Any]:
-    """A whole model's state without LM head and users, so that others can load the folder too."""
-    return {name: value for name, value in state.items() if not name.startswith("lm_head.") and not is_users(name)}
-
-
-def save_beside(model, folder: str | Path, index: UserIndex | None, state: dict[str, Any], **more: object) -> None:
-    """Write `reward.json` and the users; of a whole model with the state `state` also LM head and user model.
-
-    `more`: further entries of `reward.json`.
-    """
+def save_beside(model, folder: str | Path, index: UserIndex | None, **more: object) -> None:
+    """Write `reward.json`, with `more`, and the users beside the weights in `folder`."""
     bare: Any = causal_lm(model)
-    if not isinstance(model, PeftModel):
-        head = {k.removeprefix("lm_head."): v.contiguous() for k, v in state.items() if k.startswith("lm_head.")}
-        if head:
-            save_file(head, Path(folder, LM_HEAD_FILE))
-        if any(map(is_users, state)):
-            save_user_model(state, folder)
     write_json(Path(folder, REWARD_FILE), {"pooling": bare.pooling, "base_model": reference_name(bare), **more})
     if index is not None:
         save_index(model, index, folder)
-
-
-def load_lm_head(model, folder: str | Path) -> None:
-    """Read an LM head that was trained with the whole model, where `folder` has one."""
-    if hasattr(model, "lm_head") and (state := part_of_weights(folder, "lm_head", LM_HEAD_FILE)):
-        model.lm_head.load_state_dict(state)
 
 
 def load_reward_model(
@@ -238,11 +207,12 @@ def load_reward_model(
     model.starts_from = weights_in(name)  # tells apart what goes on from it (`fit`)
     if lm_head:
         _attach_lm_head(model, written["base_model"])
-        load_lm_head(model, name)
+        if hasattr(model, "lm_head") and (state := part_of_weights(name, "lm_head")):  # trained with the whole model
+            model.lm_head.load_state_dict(state)
         model.to(device)
     index = None
     if Path(name, "users.json").is_file():
-        index, saved = UserIndex.load(name)
+        index, saved = load_index(name)
         condition_as_saved(model, name, index, saved)
         if not adapter:
             load_user_model(model, name)

@@ -1,7 +1,4 @@
-"""Reward models in use: `score(prompts, responses, user_ids) -> Tensor[B]`, whatever kind of reward model it is.
-
-`preference` makes a judge of it, `best_of_n` a selector.
-"""
+"""Reward models in use: `score(prompts, responses, user_ids) -> Tensor[B]`, whatever kind of reward model it is."""
 
 from __future__ import annotations
 
@@ -31,12 +28,8 @@ class RewardModel(Protocol):
     def score(
         self, prompts: Sequence[Text], responses: Sequence[Text], user_ids: Sequence[str | None] | None = None
     ) -> torch.Tensor:
-        """Rewards `[B]` (log-odds: a difference of two is that of the preference) of responses to prompts.
-
-        Args:
-            prompts, responses: texts, or lists of messages.
-            user_ids: for whom; None (of all, or of one): the generic user. Unknown users count as generic.
-        """
+        """Rewards `[B]` (log-odds: a difference of two is that of the preference) of responses to prompts, for users;
+        None (of all, or of one) and unknown users count as the generic one."""
         ...
 
 
@@ -56,7 +49,7 @@ class SequenceReward:
         model, tokenizer: see `load_reward`.
         users: rows of the users, where the model is conditioned on them.
         dimension: which output is the reward, of a model with several (ArmoRM's `rewards`, or logits).
-        max_length, truncation_side: see `PersonalizedRewardConfig`.
+        max_length: of prompt and response; the beginning of longer ones is not read.
         unfinished: responses are beginnings, whose reward is read at their last token so far: for ARGS decoding.
         cache: folder in which scores are kept, so that a killed scoring goes on; None: not.
     """
@@ -66,7 +59,6 @@ class SequenceReward:
     users: UserIndex | None = None
     dimension: int | None = None
     max_length: int | None = 512
-    truncation_side: str = "left"
     unfinished: bool = False
     batch_size: int = 16
     cache: Path | None = None
@@ -98,15 +90,8 @@ class SequenceReward:
         decoder = is_decoder(causal_lm(self.model))
         asked = []
         for prompt, response, row in zip(prompts, responses, rows, strict=True):
-            ids, start = encode(
-                self.tokenizer,
-                messages(prompt, "user"),
-                messages(response, "assistant"),
-                self.max_length,
-                self.truncation_side,
-                decoder,
-                self.unfinished,
-            )
+            read, written = messages(prompt, "user"), messages(response, "assistant")
+            ids, start = encode(self.tokenizer, read, written, self.max_length, decoder, self.unfinished)
             asked.append((tuple(ids), start, row))
         kept = None if self.cache is None else self.cache / self._fingerprint
         return torch.from_numpy(in_batches(self._score, asked, self.batch_size, kept, "scoring"))
@@ -121,17 +106,13 @@ class SequenceReward:
         if user_models(self.model):
             inputs["user_rows"] = torch.tensor([row for _, _, row in batch])
         output = self.model(**{name: value.to(self.model.device) for name, value in inputs.items()})
-        return self._of(output).float().cpu().numpy()
-
-    def _of(self, output) -> torch.Tensor:
-        """The rewards `[B]` in a model's output."""
         if self.dimension is None:
-            return output.logits.reshape(-1)
+            return output.logits.reshape(-1).float().cpu().numpy()
         table = output.get("rewards")
         table = output.logits if table is None else table
         if not 0 <= self.dimension < table.shape[-1]:
             raise ValueError(f"dimension={self.dimension}: the model has outputs 0 to {table.shape[-1] - 1}.")
-        return table[:, self.dimension]
+        return table[:, self.dimension].float().cpu().numpy()
 
 
 def load_reward(
@@ -146,8 +127,8 @@ def load_reward(
 
     Args:
         name: folder of a model trained here, or any published sequence classifier, by hub id or folder
-            (`Ray2333/gpt2-large-helpful-reward_model`, for instance; its prompts are laid out as its tokenizer's chat
-            template says, or the plain one: set `tokenizer.chat_template` where it was trained with another).
+            (`Ray2333/gpt2-large-helpful-reward_model`, for instance; set its `tokenizer.chat_template` where it was
+            trained with another than its own or the plain one).
         dtype: None: bfloat16 on a GPU, else float32.
         options: of `SequenceReward`.
     """

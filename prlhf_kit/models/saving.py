@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import PeftModel
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import nn
 from transformers import PreTrainedModel
 
 from prlhf_kit.files import write_json
 from prlhf_kit.models.conditioning import ATTRIBUTE, ConditioningError, causal_lm, condition, user_models
+from prlhf_kit.models.embedded import ModelError
 from prlhf_kit.models.hub import load_model, name_of, require_start, without_load_report
 from prlhf_kit.models.tokenize import TOKENIZER
 from prlhf_kit.models.user_index import UserIndex
 from prlhf_kit.models.user_models import USER_MODELS, UserModel
-
-USER_WEIGHTS = "user_model.safetensors"  # of a fully fine-tuned model; an adapter holds its user model itself
 
 
 @contextlib.contextmanager
@@ -38,6 +38,11 @@ def reference_of(model) -> Iterator[PreTrainedModel | PeftModel]:
 def reference_model(model: PreTrainedModel) -> PreTrainedModel:
     """The model that `model`, all of whose weights were trained, started from: loaded by its name (once)."""
     kept = model.__dict__  # not an attribute, which would make the reference a part of the model
+    if not reference_name(model):
+        raise ConditioningError(
+            f"it is not known what this {type(model).__name__} was trained from, and that is its reference. Set "
+            "model.reference_name to the base model's folder or hub id, or load the model with load_personalized."
+        )
     if "_reference" not in kept:
         kept["_reference"] = load_model(reference_name(model), model.dtype, str(model.device))
     return kept["_reference"]
@@ -50,11 +55,8 @@ def reference_name(model: PreTrainedModel) -> str:
 
 def save_personalized(model, index: UserIndex, folder: str | Path) -> None:
     """Write what `load_personalized` reads: the adapter (or the whole model) with the user model, and `users.json`."""
-    if isinstance(model, PeftModel):
-        model.save_pretrained(str(folder))
-        name_base(folder, model)
-    else:
-        model.save_pretrained(str(folder))
+    model.save_pretrained(str(folder))
+    name_base(folder, model)
     save_index(model, index, folder)
 
 
@@ -67,45 +69,59 @@ def name_base(folder: str | Path, model: PreTrainedModel | PeftModel) -> None:
         write_json(file, json.loads(file.read_text()) | {"base_model_name_or_path": name_of(causal_lm(model))})
 
 
-def is_users(name: str) -> bool:
-    """Whether a name in a state dict is that of a parameter of the user model."""
-    return name.startswith(f"{ATTRIBUTE}.")
-
-
-def save_user_model(state: dict[str, Any], folder: str | Path) -> None:
-    """Write the user model's part of a whole model's state dict."""
-    users = {name.removeprefix(f"{ATTRIBUTE}."): value.contiguous() for name, value in state.items() if is_users(name)}
-    save_file(users, Path(folder, USER_WEIGHTS))
-
-
 def load_user_model(model: PreTrainedModel, folder: str | Path) -> None:
     """Read the user model of a whole model into a conditioned `model`."""
-    getattr(model, ATTRIBUTE).load_state_dict(part_of_weights(folder, ATTRIBUTE, USER_WEIGHTS))
+    getattr(model, ATTRIBUTE).load_state_dict(part_of_weights(folder, ATTRIBUTE))
 
 
-def part_of_weights(folder: str | Path, name: str, file: str) -> dict[str, Any]:
-    """The state of the module `name` in the folder of a whole model: among its weights, or in a `file` of its own."""
+def part_of_weights(folder: str | Path, name: str) -> dict[str, Any]:
+    """The state of the module `name` in the folder of a model or adapter."""
     found: dict[str, Any] = {}
-    # the model's own weights last: a file of its own may be left from an earlier version
-    for path in sorted(Path(folder).glob("*.safetensors"), key=lambda path: path.name != file):
-        prefix = "" if path.name == file else f"{name}."
+    for path in Path(folder).glob("*.safetensors"):
         with safe_open(path, "pt") as weights:
-            keys = [key for key in weights.keys() if key.startswith(prefix)]  # noqa: SIM118  (not a dict)
-            found |= {key.removeprefix(prefix): weights.get_tensor(key) for key in keys}
+            for key in weights.keys():  # noqa: SIM118  (not a dict)
+                own = key.removeprefix("base_model.model.")  # PEFT's
+                if own.startswith(f"{name}."):
+                    found[own.removeprefix(f"{name}.")] = weights.get_tensor(key)
     return found
 
 
 def save_index(model, index: UserIndex, folder: str | Path) -> None:
-    """Write `users.json`: the users' rows, the model that was trained, and how to build the user model again."""
+    """Write `users.json` beside the weights in `folder`, to which it is bound: the users' rows, the model that was
+    trained, and how to build the user model again. (`user_model` null: a vanilla model, without users.)"""
     user_model = next(iter(user_models(model)), None)
     index.save(
         folder,
         base_model=reference_name(causal_lm(model)),
         user_model=None if user_model is None else type(user_model).__name__,
-        num_tokens=0 if user_model is None else user_model.num_tokens,
         options=user_model.options() if isinstance(user_model, UserModel) else None,
         tokenizer=getattr(causal_lm(model), TOKENIZER, None),
+        binding=None if user_model is None else binding(folder, index),
     )
+
+
+def binding(folder: str | Path, index: UserIndex) -> str:
+    """Hash of who has which row and of the user model's weights in `folder`, an adapter's or a whole model's."""
+    digest = hashlib.sha256(json.dumps(index.user_ids).encode())
+    for name, tensor in sorted(part_of_weights(folder, ATTRIBUTE).items()):
+        digest.update(name.encode() + tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def load_index(folder: str | Path) -> tuple[UserIndex, dict[str, Any]]:
+    """`users.json` in `folder`: the users' rows, and what else `save_index` wrote.
+
+    Raises:
+        ModelError: it does not belong to the weights beside it.
+    """
+    index, saved = UserIndex.load(folder)
+    if saved.get("binding") not in (None, binding(folder, index)):
+        raise ModelError(
+            f"{folder}: users.json does not belong to the user model beside it (users or weights are others than those "
+            "that were saved together), so users would get each other's answers. Put back the folder as training wrote "
+            "it, or train again."
+        )
+    return index, saved
 
 
 def condition_as_saved(
@@ -124,7 +140,7 @@ def condition_as_saved(
         kinds: dict[str, Any] = {kind.__name__: kind for kind in USER_MODELS.values()}
         kind = kinds.get(saved["user_model"])
         if kind is not None:
-            user_model = kind(len(index), model.get_input_embeddings().weight, **saved["options"])
+            user_model = kind(len(index), model.get_input_embeddings(), **saved["options"])
     if user_model is None or type(user_model).__name__ != saved["user_model"]:
         raise ConditioningError(
             f"{folder} was trained with a {saved['user_model']}, got {type(user_model).__name__}. Pass "
@@ -140,17 +156,16 @@ def load_personalized(
     """Load what `PersonalizedDPOTrainer.save_model` wrote: the adapter (or the model), the user model, the user index.
 
     Args:
-        folder: where `users.json` and the adapter or model lie.
         base: base model (a name, or a loaded model that is not conditioned yet); default: the one it was trained on.
             Of a fully fine-tuned model, the reference.
-        user_model: where it is not one of the kit's (`USER_MODELS`): an untrained one of the same class and size,
-            whose values are then replaced by the trained ones.
+        user_model: where it is not one of the kit's (`USER_MODELS`): an untrained one of the same class and size.
 
     Raises:
         ConditioningError: there is no user model in `folder`, or it is of another class.
+        ModelError: `users.json` belongs to other weights.
     """
     index, saved = UserIndex.load(folder)
-    if not saved.get("num_tokens"):
+    if saved["user_model"] is None:
         raise ConditioningError(
             f"{folder} holds a vanilla DPO model without a user model. Load it with "
             "prlhf_kit.training.controls.load_control(folder, base)."
@@ -160,6 +175,7 @@ def load_personalized(
         raise ConditioningError(
             f"{folder} holds an adapter and a whole model, of two trainings. Delete the older one's files."
         )
+    load_index(folder)
     if not isinstance(base, PreTrainedModel):
         require_start(folder, base or saved["base_model"])
     if whole:

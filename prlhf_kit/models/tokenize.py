@@ -26,7 +26,6 @@ def encode(
     prompt: Messages,
     response: Messages,
     max_length: int | None = None,
-    truncation_side: str = "left",
     decoder: bool = True,
     unfinished: bool = False,
 ) -> tuple[list[int], int]:
@@ -36,38 +35,29 @@ def encode(
     [SEP] response [SEP]`, as a rule).
 
     Args:
-        max_length: cut to so many tokens; None: not at all.
-        truncation_side: "left" cuts the beginning (as DSP does), "right" the end.
+        max_length: so many tokens are left at the end of prompt and response (DSP cuts the beginning); None: all.
         unfinished: the response is the beginning of one, so a decoder's template does not end it.
     """
-    if truncation_side not in ("left", "right"):
-        raise ValueError(f"truncation_side={truncation_side!r}: expected 'left' or 'right'.")
     if not decoder:
-        return _encode_for_encoder(tokenizer, prompt, response, max_length, truncation_side)
-    asked, answered = tokenize_completion(tokenizer, prompt, response)
+        return _encode_for_encoder(tokenizer, prompt, response, max_length)
+    asked, answered = tokenize_completions(tokenizer, prompt, response)
     if unfinished:
         layout = {"continue_final_message": True, "return_dict": True}
         answered = tokenizer.apply_chat_template(prompt + response, **layout)["input_ids"][len(asked) :]
     cut = 0 if max_length is None else max(len(asked) + len(answered) - max_length, 0)
-    if truncation_side == "left":
-        asked, answered = asked[cut:], answered[max(cut - len(asked), 0) :]
-    else:
-        asked = asked[: len(asked) - max(cut - len(answered), 0)]
-        answered = answered[: max(len(answered) - cut, 0)]
+    asked, answered = asked[cut:], answered[max(cut - len(asked), 0) :]
     return asked + answered, len(asked)
 
 
-def _encode_for_encoder(tokenizer, prompt, response, max_length: int | None, side: str) -> tuple[list[int], int]:
-    """As the tokenizer itself joins two texts, or one where there is no prompt."""
+def _encode_for_encoder(tokenizer, prompt, response, max_length: int | None) -> tuple[list[int], int]:
+    """As the tokenizer joins two texts, the prompt's beginning cut; or one, its end cut, where there is no prompt."""
     texts = ["\n\n".join(m["content"] for m in messages) for messages in (prompt, response) if messages]
     found = tokenizer(*texts, verbose=False)  # it would warn of the length
     if max_length is not None and len(found["input_ids"]) > max_length:
-        ends = [found.sequence_ids(0).count(0), found.sequence_ids(0).count(1)]
-        # the prompt's beginning or the response's end, unless that is not enough
-        how, own = ("only_first", ends[0]) if side == "left" else ("only_second", ends[1])
-        if len(texts) == 1 or len(found["input_ids"]) - max_length >= own:
-            how = "longest_first"
-        before, tokenizer.truncation_side = tokenizer.truncation_side, side
+        # of the response as well where the prompt's is not enough
+        enough = len(texts) == 2 and len(found["input_ids"]) - max_length < found.sequence_ids(0).count(0)
+        how = "only_first" if enough else "longest_first"
+        before, tokenizer.truncation_side = tokenizer.truncation_side, "left" if len(texts) == 2 else "right"
         try:
             found = tokenizer(*texts, truncation=how, max_length=max_length)
         finally:
@@ -152,9 +142,15 @@ def in_batches(
     return found[[place[item] for item in items]]
 
 
-def tokenize_completion(tokenizer: PreTrainedTokenizerBase, prompt: list[dict], completion: list[dict]):
-    """Token ids of (prompt, completion), cut as TRL's DPOTrainer cuts them: `[P]` and `[C]`."""
+def tokenize_completions(
+    tokenizer: PreTrainedTokenizerBase, prompt: Messages, *completions: Messages
+) -> tuple[list[int], ...]:
+    """Token ids of a prompt and of each of its completions: `[P]`, `[C]`, ...
+
+    As in TRL's DPOTrainer, all are cut where the prompt and each whole text agree: white space with which one of two
+    responses begins may merge with the prompt's last token, which then belongs to neither prompt.
+    """
     ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"]
-    full = tokenizer.apply_chat_template(prompt + completion, return_dict=True)["input_ids"]
-    cut = common_prefix_length(ids, full)
-    return full[:cut], full[cut:]
+    whole = [tokenizer.apply_chat_template(prompt + one, return_dict=True)["input_ids"] for one in completions]
+    cut = min(common_prefix_length(ids, one) for one in whole)
+    return ids[:cut], *(one[cut:] for one in whole)

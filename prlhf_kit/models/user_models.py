@@ -14,7 +14,7 @@ from prlhf_kit.models.user_index import GENERIC
 
 
 def word_vectors(
-    word_embeddings: torch.Tensor,
+    word_embeddings: nn.Module | torch.Tensor,
     rows: int,
     num_tokens: int,
     init: str = "words",
@@ -24,29 +24,34 @@ def word_vectors(
     """Starting values of soft tokens: `[rows, num_tokens, d_model]`.
 
     Args:
-        word_embeddings: `[V, d_model]`, the language model's own input embeddings.
-        init: "words" (embeddings of random tokens of the vocabulary), or "normal" or "uniform" with the mean and
-            standard deviation of the embeddings.
-        vocabulary: draw words among the first so many token ids only. Vocabularies are numbered in the order in which
-            training a tokenizer found them, so these are about its most common tokens. None: all.
+        word_embeddings: the language model's own embedding layer (`model.get_input_embeddings()`), whose *output* soft
+            tokens start as: Gemma's layer scales its weights, others norm them. Or a table of vectors `[V, d_model]`.
+        init: "words" (random ones), or "normal" or "uniform" with the mean and standard deviation of all words.
+        vocabulary: draw among the first so many token ids only, which are about the most common ones. None: all.
         seed: of the draw.
     """
-    words = word_embeddings.detach()
-    size = (rows, num_tokens, words.shape[1])
+    table: torch.Tensor = word_embeddings.weight if isinstance(word_embeddings, nn.Module) else word_embeddings  # type: ignore
+
+    def words(ids: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            ids = ids.to(table.device)
+            return (word_embeddings(ids) if isinstance(word_embeddings, nn.Module) else table[ids]).clone()
+
+    size = (rows, num_tokens, table.shape[1])
     generator = torch.Generator().manual_seed(seed)
     if init == "words":
-        known = len(words) if vocabulary is None else vocabulary
-        if not 0 < known <= len(words):
-            raise ValueError(f"vocabulary={vocabulary}: expected a number from 1 to {len(words)}, or None for all.")
-        drawn = torch.randint(known, size[:2], generator=generator)
-        return words[drawn.to(words.device)].clone()
+        known = len(table) if vocabulary is None else vocabulary
+        if not 0 < known <= len(table):
+            raise ValueError(f"vocabulary={vocabulary}: expected a number from 1 to {len(table)}, or None for all.")
+        return words(torch.randint(known, size[:2], generator=generator))
     if init == "normal":
         values = torch.randn(size, generator=generator)
     elif init == "uniform":
         values = (torch.rand(size, generator=generator) * 2 - 1) * 3**0.5  # variance 1
     else:
         raise ValueError(f"init={init!r}: expected 'words', 'normal' or 'uniform'.")
-    return values.to(words) * words.std() + words.mean()
+    known_words = words(torch.arange(len(table)))
+    return values.to(known_words) * known_words.std() + known_words.mean()
 
 
 class UserModel(nn.Module):
@@ -54,14 +59,12 @@ class UserModel(nn.Module):
 
     Subclasses set `own` `[num_rows, ...]` and, as a rule, `generic` `[T_u, d_model]`, define `tokens` (without
     `generic` also `num_tokens`), and add to `options`. Parameters named in `shared_slow` learn at the adapter's rate,
-    all others at `user_learning_rate`. Where row 0 is zero by definition (`e_i = e_0 + ...`), `row_0_is_zero` is set:
-    nothing is added for the generic user.
+    all others at `user_learning_rate`. `row_0_is_zero`: nothing is added for the generic user (`e_i = e_0 + ...`).
 
     Args:
         after_bos: user tokens go after each sequence's first token (a BOS token, as a rule), not in front of it.
-        user_text: explicit and implicit user information together (P-RLHF's textual information): the prompt's system
-            message is what the user says of themselves (`data.chat.with_user_text`). Trainer and scoring see to it;
-            prompts for generation have it already.
+        user_text: the prompt's system message is what the user says of themselves (P-RLHF's textual information);
+            trainer and scoring put it there, prompts for generation have it already.
     """
 
     own: nn.Parameter
@@ -106,24 +109,21 @@ class UserModel(nn.Module):
 
 
 class IndividualUserModel(UserModel):
-    """Individual preferences: `e_i = e_0 + o_i`, or `e_i = o_i` (P-RLHF, `add_generic_user`).
-
-    The generic tokens `e_0` and each user's offset `o_i` start as in `word_vectors`, so users differ from the first
-    step on. A user costs `T_u * d_model` numbers.
+    """Individual preferences: `e_i = e_0 + o_i` (P-RLHF). Users differ from the first step on; each costs `T_u *
+    d_model` numbers.
 
     Args:
         num_rows: users + 1, i.e. `len(UserIndex)`.
-        word_embeddings: `[V, d_model]`, the language model's own input embeddings.
+        word_embeddings, init, vocabulary, seed: see `word_vectors`.
         num_tokens: T_u.
         add_generic_user: False gives `e_i = o_i`; row 0 then has tokens of its own that no user shares.
-        init, vocabulary, seed: see `word_vectors`.
         place: see `UserModel`.
     """
 
     def __init__(
         self,
         num_rows: int,
-        word_embeddings: torch.Tensor,
+        word_embeddings: nn.Module | torch.Tensor,
         num_tokens: int = 10,
         seed: int = 0,
         add_generic_user: bool = True,
@@ -153,14 +153,9 @@ class IndividualUserModel(UserModel):
 class ClusterUserModel(UserModel):
     """Cluster-based preferences: `e_i = sum_k softmax(w_i)_k c_k` (P-RLHF).
 
-    K centres of T_u tokens are shared, which start as random words; a user, the generic one included, costs K numbers.
-    The logits `w_i` start as `N(0, 1)`: users who all started at the mean of the centres would hardly leave it. `own`
-    holds `w_i / 10`, since Adam moves every number by about the learning rate a step, and logits have farther to go
-    than the numbers of a token.
-
-    Args:
-        num_rows, word_embeddings, num_tokens, init, vocabulary, seed, place: see `IndividualUserModel`.
-        clusters: K.
+    A user, the generic one included, costs K (`clusters`) numbers. The logits `w_i` start as `N(0, 1)`: users who all
+    started at the mean of the centres would hardly leave it. `own` holds `w_i / 10`, since Adam moves every number by
+    about the learning rate a step, and logits have farther to go. Other arguments: see `IndividualUserModel`.
     """
 
     row_0_is_zero = False
@@ -169,7 +164,7 @@ class ClusterUserModel(UserModel):
     def __init__(
         self,
         num_rows: int,
-        word_embeddings: torch.Tensor,
+        word_embeddings: nn.Module | torch.Tensor,
         num_tokens: int = 10,
         clusters: int = 5,
         seed: int = 0,
@@ -180,7 +175,7 @@ class ClusterUserModel(UserModel):
         super().__init__(**place)
         self.centres = nn.Parameter(word_vectors(word_embeddings, clusters, num_tokens, init, vocabulary, seed))
         drawn = torch.randn(num_rows, clusters, generator=torch.Generator().manual_seed(seed + 1))
-        self.own = nn.Parameter((drawn / self.SCALE).to(word_embeddings))  # w / SCALE [num_rows, K]
+        self.own = nn.Parameter((drawn / self.SCALE).to(self.centres))  # w / SCALE [num_rows, K]
 
     @property
     def num_tokens(self) -> int:
@@ -202,17 +197,13 @@ class LowRankUserModel(UserModel):
     """Users in a shared basis: `e_i = e_0 + sum_r a_ir B_r`. Beyond P-RLHF, for very many users.
 
     A user costs `rank` numbers: a million users of rank 16 are 64 MB in float32, where T_u = 10 tokens of d_model =
-    4096 each would be 164 GB. The basis starts as random words, the coefficients as `N(0, 1 / rank)`.
-
-    Args:
-        num_rows, word_embeddings, num_tokens, init, vocabulary, seed, place: see `IndividualUserModel`.
-        rank: r.
+    4096 each would be 164 GB. The coefficients start as `N(0, 1 / rank)`. Other arguments: see `IndividualUserModel`.
     """
 
     def __init__(
         self,
         num_rows: int,
-        word_embeddings: torch.Tensor,
+        word_embeddings: nn.Module | torch.Tensor,
         num_tokens: int = 10,
         rank: int = 16,
         seed: int = 0,
@@ -226,7 +217,7 @@ class LowRankUserModel(UserModel):
         self.basis = nn.Parameter(vectors[1:].clone())  # B [rank, T_u, d_model]
         drawn = torch.randn(num_rows, rank, generator=torch.Generator().manual_seed(seed + 1))
         drawn[GENERIC] = 0
-        self.own = nn.Parameter((drawn * rank**-0.5).to(word_embeddings))  # a [num_rows, rank]
+        self.own = nn.Parameter((drawn * rank**-0.5).to(self.generic))  # a [num_rows, rank]
 
     def options(self) -> dict[str, Any]:
         return super().options() | {"rank": len(self.basis)}

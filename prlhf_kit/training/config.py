@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,28 +16,25 @@ class PersonalizedDPOConfig(DPOConfig):
     Args:
         alpha: weight of the user's loss against the generic user's, in [0, 1]. At 1 and 0 the term without weight
             is not computed.
-        user_learning_rate: peak learning rate of the users' own rows, and of what a user model shares but does not list
+        user_learning_rate, user_weight_decay: of the users' own rows, and of what a user model shares but does not list
             in `shared_slow`. `learning_rate` is for everything else.
-        user_weight_decay: of the same parameters.
-        share_prompt: compute each prompt once for both responses, and keep it out of the LM head
-            (`training/prompt_once.py`): same loss, less work. Texts that are longer than the model's sliding window are
-            computed as TRL does.
+        share_prompt: compute each prompt once for both responses (`training/prompt_once.py`): same loss, less work.
         personalized: False trains vanilla DPO on the same pairs in the same order: the control.
     """
 
-    alpha: float = field(default=0.5, metadata={"help": "Weight of the user's loss against the generic user's."})
-    user_learning_rate: float = field(default=1e-2, metadata={"help": "Peak learning rate of the users' own rows."})
-    user_weight_decay: float = field(default=0.0, metadata={"help": "Weight decay of the users' own rows."})
-    share_prompt: bool = field(default=True, metadata={"help": "Compute each prompt once for both responses."})
-    personalized: bool = field(default=True, metadata={"help": "False trains vanilla DPO on the same pairs."})
+    alpha: float = 0.5
+    user_learning_rate: float = 1e-2
+    user_weight_decay: float = 0.0
+    share_prompt: bool = True
+    personalized: bool = True
     # the collator takes what it needs, `user_row` too
-    remove_unused_columns: bool = field(default=False, metadata={"help": "Leave it off: users are a column."})
+    remove_unused_columns: bool = False
     # TRL turns it on by default, which costs a third more time; turn it on where memory asks for it
-    gradient_checkpointing: bool = field(default=False, metadata={"help": "Recompute activations to save memory."})
+    gradient_checkpointing: bool = False
     # everything that is trained is in every batch, so several processes need not look for what is not
-    ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "Of DistributedDataParallel."})
+    ddp_find_unused_parameters: bool | None = False
     # the reference never changes: once a pair, not once an epoch, and no second model in memory
-    precompute_ref_log_probs: bool = field(default=True, metadata={"help": "Compute the reference before training."})
+    precompute_ref_log_probs: bool = True
 
     def __post_init__(self):
         if not 0 <= self.alpha <= 1:

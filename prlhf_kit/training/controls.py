@@ -1,7 +1,4 @@
-"""Controls of a personalised training: the same pairs and compute, with the users taken away in different ways.
-
-The untrained model, with and without the user's words in the prompt, needs no training (`evaluation/accuracy.py`).
-"""
+"""Controls of a personalised training: the same pairs and compute, with the users taken away in different ways."""
 
 from __future__ import annotations
 
@@ -62,9 +59,6 @@ def control_pairs(method: str, pairs: Dataset, seed: int = 0) -> tuple[Dataset, 
     """What "pdpo" or a control of `LABELS` is trained on, and whether as P-DPO (else as DPO without users).
 
     `pairs` bring the reference's log-probs, which stay those of the prompts without the users' words.
-
-    Raises:
-        ValueError: "dpo_text" without the reference's log-probs, or users who say nothing of themselves.
     """
     if method == "pooled":
         return pooled(pairs), True
@@ -98,8 +92,7 @@ def load_control(folder: str | Path, base: str) -> Control:
     """The control that was trained into `folder`, whose name is its own."""
     folder = Path(folder)
     label, text = LABELS[folder.name], folder.name == "dpo_text"
-    saved = UserIndex.load(folder)[1]
-    if saved["num_tokens"]:
+    if UserIndex.load(folder)[1]["user_model"] is not None:
         model, index = load_personalized(folder, base)
         return Control(label, model, index, text)
     if Path(folder, "adapter_config.json").exists():

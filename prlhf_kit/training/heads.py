@@ -41,27 +41,16 @@ Weights = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 @dataclass(frozen=True)
 class Heads:
-    """Fitted rewards. Made by `fit_heads`.
-
-    Args:
-        kind: one of `KINDS`.
-        scale: `[d]`, by which features are divided.
-        pooled: w_0 `[d]`.
-        shared: `[size, d]`, V or H; of other kinds `[0, d]`.
-        users: user -> own numbers (d_u, a_u or p_u).
-        pooled_strength, strength: of the regularisation of w_0, and of what is personal.
-        scores: of every setting that was tried: `pooled_strength`, `size`, `strength`, `nll` (nats a pair,
-            cross-validated by prompt within the training pairs).
-    """
+    """Fitted rewards. Made by `fit_heads`."""
 
     kind: str
-    scale: np.ndarray
-    pooled: np.ndarray
-    shared: np.ndarray
-    users: dict[str, np.ndarray]
-    pooled_strength: float
-    strength: float
-    scores: pd.DataFrame
+    scale: np.ndarray  # [d], by which features are divided
+    pooled: np.ndarray  # w_0 [d]
+    shared: np.ndarray  # V or H [size, d]; of other kinds [0, d]
+    users: dict[str, np.ndarray]  # own numbers: d_u, a_u or p_u
+    pooled_strength: float  # of the regularisation of w_0
+    strength: float  # of what is personal
+    scores: pd.DataFrame  # of every setting tried: pooled_strength, size, strength, nll (nats a pair, cross-validated)
 
     @property
     def size(self) -> int:
@@ -125,9 +114,6 @@ def fit_heads(
         user_ids, prompts: `[n]`; pairs of one prompt are in the same fold.
         scale: `[d]`, standard deviation of the features of the training responses.
         sizes: r or K to choose from, those below the number of users.
-
-    Raises:
-        ValueError: an unknown kind, features that are no finite numbers, or fewer prompts than folds.
     """
     if kind not in KINDS:
         raise ValueError(f"kind={kind!r}: expected one of {', '.join(KINDS)}.")

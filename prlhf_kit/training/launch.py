@@ -10,7 +10,6 @@ import subprocess
 import sys
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,43 +21,19 @@ from prlhf_kit.files import write_json
 from prlhf_kit.models.hub import SFT_FILE, load_model, weights_in
 
 
-@dataclass(frozen=True, kw_only=True)
-class Folders:
-    """What a JSON file says beside a recipe's values.
-
-    Args:
-        model: base model, as `load_model` takes it.
-        pairs: folder of preference pairs (`Dataset.save_to_disk`).
-        out: folder of the trained model; checkpoints lie beside it, in `<out>-checkpoints`.
-        evaluation: folder of held-out pairs; "": none.
-    """
-
-    model: str
-    pairs: str
-    out: str
-    evaluation: str = ""
-
-    @classmethod
-    def read(cls, path: str | Path) -> Any:
-        """The recipe and its folders in a JSON file."""
-        return cls(**json.loads(Path(path).read_text()))
-
-    def arguments(self) -> tuple[str, Dataset, str, Dataset | None]:
-        """Model, pairs, out and held-out pairs, as `train` and `train_sft` take them."""
-        held_out = load_from_disk(self.evaluation) if self.evaluation else None
-        return self.model, load_from_disk(self.pairs), self.out, held_out
+def read_recipe(kind: type, path: str | Path) -> tuple[Any, str, Dataset, str, Dataset | None]:
+    """Arguments of `train` or `train_sft` from a JSON file: the recipe's fields, `model`, `out`, and folders of
+    `Dataset.save_to_disk`, `pairs` and (optional) `evaluation`."""
+    fields = json.loads(Path(path).read_text())
+    model, pairs, out, evaluation = (fields.pop(name, "") for name in ("model", "pairs", "out", "evaluation"))
+    return kind(**fields), model, load_from_disk(pairs), out, load_from_disk(evaluation) if evaluation else None
 
 
-def in_folders(kind: type[Folders], recipe: Any, model: str, pairs: Dataset, out: str, evaluation: Dataset | None):
-    """`recipe` as a JSON file holds it, its pairs written beside `out`."""
-    folders = {}
-    for name, part in (("pairs", pairs), ("evaluation", evaluation)):
-        folder = f"{out}-launched-{name}"
-        shutil.rmtree(folder, ignore_errors=True)
-        if part is not None:
-            part.save_to_disk(folder)
-            folders[name] = folder
-    return kind(**{**vars(recipe), "model": model, "out": str(out), "evaluation": "", **folders})
+def writable(pairs: Dataset) -> Dataset:
+    """`pairs`, in memory where `datasets` can't write its caches beside them."""
+    if all(os.access(Path(file["filename"]).parent, os.W_OK) for file in pairs.cache_files):
+        return pairs
+    return Dataset(pairs.with_format("arrow")[:], info=pairs.info, split=pairs.split)
 
 
 def check_train_base(train_base: str, known: Sequence[str]) -> None:
@@ -92,14 +67,30 @@ def load_base(model: str, train_base: str = "lora", device: str | None = None) -
     return loaded
 
 
-def launch_recipe(recipe: Any, module: str, launch: Sequence[str]) -> None:
-    """Write `recipe` to `<out>-launched.json`, and train it by `accelerate launch <launch> -m <module>`.
+def launch_recipe(
+    module: str,
+    launch: Sequence[str],
+    recipe: Any,
+    model: str,
+    pairs: Dataset,
+    out: str | Path,
+    evaluation: Dataset | None = None,
+) -> None:
+    """Train a recipe, written to `<out>-launched.json` with its pairs beside it, in processes of their own."""
+    fields = {**vars(recipe), "model": model, "out": str(out)}
+    for name, part in (("pairs", pairs), ("evaluation", evaluation)):
+        folder = f"{out}-launched-{name}"
+        shutil.rmtree(folder, ignore_errors=True)
+        if part is not None:
+            part.save_to_disk(folder)
+            fields[name] = folder
+    file = Path(f"{out}-launched.json")
+    write_json(file, fields)
+    launch_file(file, module, launch)
 
-    Raises:
-        RuntimeError: the training failed; the end of its output is in the message.
-    """
-    file = Path(f"{recipe.out}-launched.json")
-    write_json(file, asdict(recipe))
+
+def launch_file(file: str | Path, module: str, launch: Sequence[str]) -> None:
+    """Run `accelerate launch <launch> -m <module> <file>`; `RuntimeError` with the end of its output if it fails."""
     command = [sys.executable, "-m", "accelerate.commands.launch", *launch, "-m", module, str(file)]
     last: deque[str] = deque(maxlen=30)
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:

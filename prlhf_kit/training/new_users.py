@@ -1,7 +1,4 @@
-"""New users of a trained P-DPO model: what is theirs is fitted to a few of their pairs, and nothing else changes.
-
-Beyond P-RLHF, which serves whoever it has not seen with the generic user's row.
-"""
+"""New users of a trained P-DPO model: what is theirs is fitted to a few of their pairs (beyond P-RLHF)."""
 
 from __future__ import annotations
 
@@ -18,28 +15,20 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from prlhf_kit.models.conditioning import user_model_of, user_models
-from prlhf_kit.models.logprobs import as_read, response_logps, score_pairs
+from prlhf_kit.models.logprobs import as_read, response_logps, score_pairs, tokenize_pairs
 from prlhf_kit.models.saving import reference_of
-from prlhf_kit.models.tokenize import tokenize_completion
 from prlhf_kit.models.user_index import GENERIC, UserIndex
 from prlhf_kit.models.user_models import UserModel
 
 
 @dataclass(frozen=True)
 class Adapted:
-    """What `adapt` found.
+    """What `adapt` found."""
 
-    Args:
-        user_ids: the new users, sorted.
-        own: `[n, ...]`, their own numbers, in the order of `user_ids` (see `UserModel.own`).
-        history: `step`, `user_id`, `loss` (nats a pair, before that step).
-        start: where each user began: the row of a known user, or 0, the generic one.
-    """
-
-    user_ids: list[str]
-    own: torch.Tensor
-    history: pd.DataFrame
-    start: list[int]
+    user_ids: list[str]  # the new users, sorted
+    own: torch.Tensor  # [n, ...], their own numbers (see `UserModel.own`)
+    history: pd.DataFrame  # step, user_id, loss (nats a pair, before that step)
+    start: list[int]  # where each user began: the row of a known user, or 0, the generic one
 
 
 def adapt(
@@ -63,13 +52,7 @@ def adapt(
         model: trained personalised model (of `load_personalized` or a trainer) whose user model is a `UserModel`.
         pairs: preference records of the new users (`kit.data.few_shot`).
         steps: of Adam; 0 keeps the best row to start from.
-        learning_rate: of the users' own numbers.
-        beta: of DPO.
-        batch_size: pairs in a forward pass.
         evidence: of the pairs (`weigh`), where it is known already.
-
-    Raises:
-        ValueError: no pairs, or a user model of another kind.
     """
     table = user_table(model)
     if not len(pairs):
@@ -111,13 +94,7 @@ Tokens = tuple[list[int], list[int]]  # of a prompt and a completion
 
 def tokenized(model, tokenizer: PreTrainedTokenizerBase, pairs: Dataset) -> list[tuple[Tokens, Tokens]]:
     """Chosen and rejected of each pair, as `log_ratios` takes them; with the users' words where `model` has them."""
-    return [
-        (
-            tokenize_completion(tokenizer, row["prompt"], row["chosen"]),
-            tokenize_completion(tokenizer, row["prompt"], row["rejected"]),
-        )
-        for row in as_read(model, pairs)
-    ]
+    return [((p, c), (p, r)) for p, c, r in tokenize_pairs(tokenizer, as_read(model, pairs))]
 
 
 def log_ratios(model, asked: Sequence[tuple[Tokens, Tokens]], own: torch.Tensor, pad_token_id: int) -> torch.Tensor:
@@ -168,11 +145,7 @@ def user_table(model) -> UserModel:
 
 
 def add_users(model, index: UserIndex, adapted: Adapted) -> UserIndex:
-    """Give the users of `adapt` rows behind those that are there. Changes `model`; returns the longer index.
-
-    Raises:
-        ValueError: a user is known already.
-    """
+    """Give the users of `adapt` rows behind those that are there. Changes `model`; returns the longer index."""
     known = [user for user in adapted.user_ids if user in index]
     if known:
         raise ValueError(f"user {known[0]!r} has row {index.row(known[0])} already; forget_users removes it.")
@@ -185,11 +158,7 @@ def add_users(model, index: UserIndex, adapted: Adapted) -> UserIndex:
 def forget_users(model, index: UserIndex, user_ids: Iterable[str]) -> UserIndex:
     """Delete users' rows. Changes `model`; returns the shorter index, in which later users move up.
 
-    What is shared (adapter, e_0, centres, basis) was trained on their pairs too and stays: only training again without
-    them removes that.
-
-    Raises:
-        KeyError: a user is unknown.
+    What is shared (adapter, e_0, centres, basis) was trained on their pairs too and stays.
     """
     gone = set(index.rows(list(user_ids)))
     left = [row for row in range(len(index)) if row not in gone]

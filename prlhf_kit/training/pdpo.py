@@ -1,8 +1,6 @@
 """P-DPO: DPO with a user model in front of the policy (P-RLHF, arXiv 2402.05133), on top of TRL's DPOTrainer.
 
-Any `loss_type` of TRL takes the place of L_DPO, which gives P-IPO, P-hinge and so on (P-*PO). Deviations from the
-paper: the users' rows have a learning rate of their own, since a row is touched by few batches; the reference is
-computed once a pair, not once a term.
+Any `loss_type` of TRL may take L_DPO's place (P-*PO). Unlike in the paper, users' rows have their own learning rate.
 """
 
 from __future__ import annotations
@@ -21,11 +19,12 @@ from trl import DPOTrainer
 
 from prlhf_kit.data.chat import require_prefix, with_user_text
 from prlhf_kit.models.conditioning import ATTRIBUTE, causal_lm, check_length, takes_user_text, user_model_of
-from prlhf_kit.models.logprobs import REFERENCE
+from prlhf_kit.models.logprobs import REFERENCE, require_lengths
 from prlhf_kit.models.saving import name_base, save_index
 from prlhf_kit.models.user_index import GENERIC, UserIndex
 from prlhf_kit.training.config import PersonalizedDPOConfig
 from prlhf_kit.training.controls import require_user_text
+from prlhf_kit.training.launch import writable
 from prlhf_kit.training.personal import USER_METRICS, PersonalizedTraining, Table, index_for
 from prlhf_kit.training.prompt_once import collator_for, compute_prompts_once
 
@@ -57,21 +56,16 @@ def pdpo_loss(dpo: Callable[[torch.Tensor], torch.Tensor], rows: torch.Tensor, a
 class PersonalizedDPOTrainer(PersonalizedTraining, DPOTrainer):
     """TRL's `DPOTrainer` for datasets with a `user_id` column and a model prepared by `prlhf_kit.condition`.
 
-    The user table is trained and saved with the adapter, and `users.json` (the `UserIndex`) beside it. Logged are
-    TRL's metrics of the user pass under their own names, those of the generic pass under `generic/`, and the spread of
-    reward accuracies among users: `users/mean`, `users/worst`, `users/p10`, `users/std`, `users/seen` (how many had a
-    pair). Every user's own is in `user_metrics` and, beside each saved adapter, in `user_metrics.parquet`: `step`,
-    `mode`, `user_id`, `accuracy`, `pairs` (since the last time). `dropped[split]` counts, per user, the pairs that TRL
-    left out because the prompt alone fills `max_length`, or because nothing that is left tells chosen from rejected;
-    `truncated[split]` counts those whose end is cut.
+    Beside TRL's metrics of the user pass it logs those of the generic pass (`generic/`) and the spread of reward
+    accuracies among users (`users/mean`, `worst`, `p10`, `std`, `seen`). Every user's own is in `table` and, beside
+    each saved adapter, in `user_metrics.parquet`: `step`, `mode`, `user_id`, `accuracy`, `pairs` (since the last time).
+    `dropped[split]` counts, per user, the pairs of which `max_length` leaves nothing to learn from.
 
     Args:
         model: conditioned causal LM (for the vanilla control, `personalized=False`: any causal LM).
-        args: `PersonalizedDPOConfig`.
-        user_index: rows of the users; every user of `train_dataset` must be in it. Users of an evaluation set who
-            are not in it are scored as the generic user.
-        peft_config: of the adapter (LoRA; with a quantized model, QLoRA), `modules_to_save` is completed with the user
-            model. `FROZEN_BASE` trains the user model alone, None the whole model.
+        user_index: rows of the users, with all of `train_dataset`. Others are scored as the generic user.
+        peft_config: of the adapter, which the user model is saved with. `FROZEN_BASE` trains the user model alone, None
+            the whole model.
         kwargs: of `DPOTrainer`. `ref_model` only where the whole model is trained and `precompute_ref_log_probs` off.
 
     Raises:
@@ -106,18 +100,16 @@ class PersonalizedDPOTrainer(PersonalizedTraining, DPOTrainer):
                     "stated each preference; see prlhf_kit.data.schema for the record."
                 )
         users: Any = user_model_of(model) if args.personalized else None
-        user_tokens = users.num_tokens if args.personalized else 0
+        self._unwrapped, self._user_tokens = model, users.num_tokens if args.personalized else 0
         self._user_text = args.personalized and takes_user_text(model)
         self.user_index = index_for(model, train_dataset["user_id"], user_index) if args.personalized else UserIndex([])
         self.table = Table(USER_METRICS, ["step", "mode", "user_id", "accuracy", "pairs"], ["step", "mode", "user_id"])
         self.dropped: dict[str, dict[str, int]] = {}
-        self.truncated: dict[str, dict[str, int]] = {}
         self._hits: dict[str, list[tuple[int, float]]] = defaultdict(list)  # mode -> row of a pair's user, ranked right
-        self._longest: float = 0  # tokens of the longest text that the model will see
         super().__init__(
             model=model,
             args=args,
-            data_collator=collator_for(model, args, processing_class.pad_token_id, user_tokens),
+            data_collator=collator_for(model, args, processing_class.pad_token_id, self._user_tokens),
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class,
@@ -130,35 +122,35 @@ class PersonalizedDPOTrainer(PersonalizedTraining, DPOTrainer):
                 f"{type(causal_lm(model)).__name__} is a mixture of experts, whose router loss TRL computes from the "
                 "texts' mask; user tokens and shared prompts don't go with it. Set router_aux_loss_coef=0.0."
             )
-        check_length(model, int(self._longest) + user_tokens)
 
     def _prepare_dataset(self, dataset, processing_class, args, dataset_name):
         # Private in TRL, which tokenises here and nowhere else: only here is known what max_length leaves of a pair.
+        dataset = writable(dataset)
         if self._user_text:
             require_user_text(dataset)
             dataset = with_user_text(dataset)
         if "user_row" not in dataset.column_names:
             rows = self.user_index.rows(dataset["user_id"], unknown="generic")
             dataset = dataset.add_column("user_row", rows)
-        asked = Counter(dataset["user_id"])
+        whole, asked = dataset, Counter(dataset["user_id"])
         dataset = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
         ids = [dataset[column] for column in ("prompt_ids", "chosen_ids", "rejected_ids")]
         lengths = [len(p) + max(len(c), len(r)) for p, c, r in zip(*ids, strict=True)]
         longest, limit = max(lengths, default=0), args.max_length or math.inf
-        if set(REFERENCE) & set(dataset.column_names) and (args.ld_alpha is not None or longest > limit):
-            raise ValueError(
-                f"the {dataset_name} dataset brings reference log-probs that are sums over whole texts, but "
-                + (f"ld_alpha={args.ld_alpha} weights them by token. " if args.ld_alpha is not None else "")
-                + (f"max_length={limit} would cut its longest pair of {longest} tokens. " if longest > limit else "")
-                + f"Change that, or remove the columns {' and '.join(REFERENCE)}."
-            )
+        if set(REFERENCE) & set(dataset.column_names):  # sums over whole texts
+            if longest > limit or len(dataset) < len(whole):
+                require_lengths(processing_class, whole, args.max_length, dataset_name)
+            if args.ld_alpha is not None:
+                raise ValueError(
+                    f"the {dataset_name} dataset brings reference log-probs of whole texts, but "
+                    f"ld_alpha={args.ld_alpha} weights them by token. Remove the columns {' and '.join(REFERENCE)}."
+                )
+        check_length(self._unwrapped, int(min(longest, limit)) + self._user_tokens)  # before the reference is computed
         cut = Counter(user for user, n in zip(dataset["user_id"], lengths, strict=True) if n > limit)
         if cut and args.truncation_mode == "keep_start":  # what is left of the two may be the same
             rooms = [max(limit - len(p), 0) for p in ids[0]]
             left = [i for i, (n, c, r) in enumerate(zip(rooms, *ids[1:], strict=True)) if c[:n] != r[:n]]
             dataset = dataset.select(left)
-        self._longest = max(self._longest, min(longest, limit))
-        self.truncated[dataset_name] = dict(cut)
         self.dropped[dataset_name] = dropped = dict(asked - Counter(dataset["user_id"]))
         if cut:
             warnings.warn(
@@ -229,11 +221,6 @@ class PersonalizedDPOTrainer(PersonalizedTraining, DPOTrainer):
             return outputs
 
         return call
-
-    @property
-    def user_metrics(self) -> list[tuple[int, str, str, float, float]]:
-        """Every user's accuracy so far: step, mode, user, accuracy, pairs."""
-        return self.table.rows
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """TRL's, with the spread of accuracies among the users who had a pair since the last time."""

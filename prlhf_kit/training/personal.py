@@ -1,7 +1,4 @@
-"""What the P-DPO trainer and the reward trainer share: a class between TRL's trainers and the kit's.
-
-The users' own learning rate, the user model and `users.json` beside each saved model, a table that outlives a resume.
-"""
+"""What the P-DPO trainer and the reward trainer share: the users' learning rate, what lies beside a saved model."""
 
 from __future__ import annotations
 
@@ -14,13 +11,11 @@ import pandas as pd
 import torch
 from peft import PeftConfig
 from transformers import PreTrainedTokenizerBase, Trainer
-from transformers.trainer_utils import get_last_checkpoint
 
 from prlhf_kit.models.conditioning import ATTRIBUTE, causal_lm, user_model_of, user_models
-from prlhf_kit.models.saving import USER_WEIGHTS
 from prlhf_kit.models.tokenize import TOKENIZER, tokenizer_hash
 from prlhf_kit.models.user_index import UserIndex
-from prlhf_kit.training.resume import MarkComplete
+from prlhf_kit.training.resume import Checkpoints, damage, last_checkpoint
 
 USER_METRICS = "user_metrics.parquet"
 
@@ -63,7 +58,7 @@ class PersonalizedTraining(Trainer):
             table.float()
         if isinstance(self.processing_class, PreTrainedTokenizerBase):  # kept in `users.json`
             setattr(causal_lm(self.model), TOKENIZER, tokenizer_hash(self.processing_class))
-        self.add_callback(MarkComplete())
+        self.add_callback(Checkpoints())
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         """TRL's optimizer with the users' own rows in parameter groups of their own.
@@ -89,16 +84,16 @@ class PersonalizedTraining(Trainer):
 
     def train(self, resume_from_checkpoint=None, **kwargs):
         """TRL's, with the table of the checkpoint; what a killed training has evaluated is not evaluated again."""
-        folder = get_last_checkpoint(self.args.output_dir) if resume_from_checkpoint is True else resume_from_checkpoint
+        folder = last_checkpoint(self.args.output_dir) if resume_from_checkpoint is True else resume_from_checkpoint
         if folder:
-            if list(Path(folder).glob(f"{USER_WEIGHTS}*")) or Path(folder, "lm_head.safetensors").is_file():
+            if damaged := damage(Path(folder)):
                 raise ValueError(
-                    f"{folder} is a checkpoint of an earlier version, which kept users and LM head apart from the "
-                    "model's weights. Delete the checkpoints to train anew."
+                    f"{folder} is no complete checkpoint: {damaged[0]} is missing or damaged, or an earlier version "
+                    "wrote it. Resume from another one, or delete the checkpoints to train anew."
                 )
             self.table.load(folder)
             self.args.eval_on_start = False  # early stopping would count it twice
-        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        return super().train(resume_from_checkpoint=folder, **kwargs)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """TRL's, with the table beside the model, and what `write_beside` writes."""

@@ -1,13 +1,5 @@
 """PAD's personalised reward model (PersRM; Chen et al. 2025, arXiv 2410.04070, Eq. 9): a policy that reads a preference
-in words, trained by DPO in two stages.
-
-1. The backbone (LoRA) on pairs of many preferences, each pair with its own in the prompt; the preference head stays the
-   identity.
-2. The preference head alone, a linear map before the LM head, on the frozen backbone.
-
-The reference does not see the preference, as in decoding (Eq. 13): in stage 1 it is the model that training starts
-from, in stage 2 the stage-1 backbone without head, which is what PAD compares with token by token. (The paper does not
-say which reference stage 2 has; its training code is not published.)
+in words, trained by DPO in two stages: the backbone (LoRA) while the preference head stays the identity, then the head.
 """
 
 from __future__ import annotations
@@ -30,9 +22,10 @@ from prlhf_kit.data.chat import tell
 from prlhf_kit.files import sha256, short_hash, write_json
 from prlhf_kit.models.embedded import ModelError
 from prlhf_kit.models.hub import load_model, load_tokenizer
-from prlhf_kit.models.logprobs import REFERENCE, save_with_reference
+from prlhf_kit.models.logprobs import REFERENCE, require_lengths, save_with_reference
 from prlhf_kit.models.preference_head import HEAD, attach_head
 from prlhf_kit.training.config import PersonalizedDPOConfig
+from prlhf_kit.training.launch import writable
 from prlhf_kit.training.pdpo import FROZEN_BASE, PersonalizedDPOTrainer
 from prlhf_kit.training.resume import fit
 
@@ -101,7 +94,8 @@ def train_persrm(recipe: PersRMRecipe, pairs: Dataset) -> dict[str, pd.DataFrame
     # what is wrong is refused before any work
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise RuntimeError("train_persrm runs in one process, but several were started. Leave accelerate launch out.")
-    with_preference(pairs, recipe.wording)
+    pairs = writable(pairs)
+    told = with_preference(pairs, recipe.wording)
     stages = Path(f"{recipe.out}-stages")
     settings = {"use_cpu": not torch.accelerator.is_available(), "personalized": False}
     backbone, head = (
@@ -113,12 +107,17 @@ def train_persrm(recipe: PersRMRecipe, pairs: Dataset) -> dict[str, pd.DataFrame
     pairs = pairs.remove_columns([name for name in REFERENCE if name in pairs.column_names])
     made_from = short_hash(fingerprint(DatasetDict(train=pairs)))
 
+    for args in (backbone, head):
+        require_lengths(tokenizer, told, args.max_length)
+
     def with_reference(name: str, model) -> Dataset:
         """The pairs with the preference in their prompts, and the log-probs of `model`, which does not see it."""
         folder = stages / f"pairs-{name}-{made_from}"
         save_with_reference(pairs, model, tokenizer, folder)
         return with_preference(load_from_disk(str(folder)), recipe.wording)
 
+    # The reference does not see the preference, as in decoding (Eq. 13): in stage 1 it is the model before training, in
+    # stage 2 the stage-1 backbone without head. (The paper does not say which; its code is not published.)
     model: Any = attach_head(load_model(recipe.model, dtype))
     told = with_reference("backbone", model)
     adapter = LoraConfig(**{**recipe.adapter, "modules_to_save": [HEAD]})
@@ -146,14 +145,10 @@ def train_persrm(recipe: PersRMRecipe, pairs: Dataset) -> dict[str, pd.DataFrame
 
 
 def load_persrm(folder: str | Path, base=None) -> PeftModel:
-    """A trained PersRM, for `PAD(model)`.
-
-    Args:
-        base: its base model (a name, or a loaded model without a head); None: the one it was trained on.
+    """A trained PersRM, for `PAD(model)`; `base` is its base model, by name or loaded without a head.
 
     Raises:
-        ModelError: `folder` holds no PersRM, or its preference head is missing. (An identity in its place would decode
-            without a word, but not as it was trained.)
+        ModelError: `folder` holds no PersRM, or its preference head is missing.
     """
     folder = Path(folder)
     if not (folder / PERSRM_FILE).is_file():

@@ -1,10 +1,6 @@
-"""Less work for the same loss: a pair's prompt is computed once, and the LM head never runs over prompts.
-
-TRL's batch holds [prompt, chosen] and [prompt, rejected] as two rows. Here a pair is one row [user tokens, prompt,
-chosen, rejected], in which each response sees the prompt and itself (a 4-D mask) at the positions that it has alone
-(prefix sharing, arXiv 2410.20305). TRL gets the hidden states of the responses back in the shape that it expects,
-[chosen; rejected], each with the prompt's last token in front, which predicts the response's first one. Its losses,
-metrics and fused LM head never see a prompt.
+"""Less work for the same loss (prefix sharing, arXiv 2410.20305): a pair is one row [user tokens, prompt, chosen,
+rejected], in which each response sees the prompt and itself (a 4-D mask) at the positions that it has alone. TRL gets
+the responses' hidden states back in its own shape, [chosen; rejected], each behind the prompt's last token.
 """
 
 from __future__ import annotations

@@ -24,17 +24,23 @@ from peft import LoraConfig
 from transformers import AutoConfig, PreTrainedModel
 
 from prlhf_kit.data import fingerprint
+from prlhf_kit.data.chat import with_user_text
 from prlhf_kit.data.context import Context, require_context
 from prlhf_kit.files import short_hash
 from prlhf_kit.models.conditioning import condition
 from prlhf_kit.models.hub import from_hub, load_tokenizer, weights_in
-from prlhf_kit.models.logprobs import REFERENCE, save_with_reference
-from prlhf_kit.models.tokenize import tokenize_completion
+from prlhf_kit.models.logprobs import REFERENCE, require_lengths, save_with_reference
 from prlhf_kit.models.user_index import UserIndex
 from prlhf_kit.models.user_models import USER_MODELS
 from prlhf_kit.training.config import PRESETS as PRESETS, PersonalizedDPOConfig
 from prlhf_kit.training.controls import LABELS, WITHOUT_USERS, control_pairs
-from prlhf_kit.training.launch import Folders, check_train_base, in_folders, launch_recipe, load_base as load_base
+from prlhf_kit.training.launch import (
+    check_train_base,
+    launch_recipe,
+    load_base as load_base,
+    read_recipe,
+    writable,
+)
 from prlhf_kit.training.pdpo import FROZEN_BASE, PersonalizedDPOTrainer
 from prlhf_kit.training.resume import HISTORY, fit
 from prlhf_kit.training.sft import SFTRecipe, contexts_of, train_sft, with_reader, write_merged
@@ -44,7 +50,7 @@ ADAPTERS = ("stacked", "merged")
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What is trained and how: values only, which fit into a JSON file (`RecipeFile`).
+    """What is trained and how: values only, which fit into a JSON file (`launch.read_recipe`).
 
     Args:
         method: "pdpo", or a control (`training.controls.LABELS`).
@@ -100,11 +106,6 @@ class Recipe:
             )
 
 
-@dataclass(frozen=True, kw_only=True)
-class RecipeFile(Recipe, Folders):
-    """A JSON file: the fields of `Recipe`, and the folders."""
-
-
 def build_trainer(
     recipe: Recipe,
     model: str,
@@ -134,7 +135,7 @@ def build_trainer(
         index = UserIndex(sorted(set(pairs["user_id"])))
         kind: Any = USER_MODELS[recipe.user_model]
         own = {} if recipe.method == "pdpo" else {"user_text": False}  # controls know nothing of who asks
-        condition(policy, kind(len(index), policy.get_input_embeddings().weight, **(recipe.user_model_options | own)))
+        condition(policy, kind(len(index), policy.get_input_embeddings(), **(recipe.user_model_options | own)))
     adapter = {"full": None, "frozen": FROZEN_BASE}.get(recipe.train_base, LoraConfig(**recipe.adapter))
     if evaluation is not None and recipe.method != "random_users":  # held-out pairs stay those of who stated them
         evaluation = control_pairs(recipe.method, evaluation)[0]
@@ -159,12 +160,8 @@ def train(
             `user_metrics.parquet`.
         launch: arguments of `accelerate launch`, `["--config_file", "configs/fsdp.yaml"]` for instance, to train in
             processes of their own; none: in this process.
-
-    Raises:
-        RuntimeError: a launched training failed; the end of its output is in the message.
-        ValueError: settings or pairs that can't be trained, before the first stage.
     """
-    sets = {"pairs": pairs} | ({} if evaluation is None else {"evaluation": evaluation})
+    sets = {"pairs": writable(pairs)} | ({} if evaluation is None else {"evaluation": writable(evaluation)})
     contexts = contexts_of(recipe, *sets.values())
     policy = None
     if recipe.sft is not None:
@@ -180,8 +177,8 @@ def train(
     first = True
     if launch:
         policy = None
-        one = in_folders(RecipeFile, second, model, sets["pairs"], str(out), sets.get("evaluation"))
-        launch_recipe(one, "prlhf_kit.training.recipe", launch)
+        held_out = sets.get("evaluation")
+        launch_recipe("prlhf_kit.training.recipe", launch, second, model, sets["pairs"], out, held_out)
     else:
         trainer = build_trainer(second, model, sets["pairs"], out, sets.get("evaluation"), policy)
         if trainer.dropped["train"]:
@@ -208,16 +205,11 @@ def after_sft(
 ) -> tuple[str, dict[str, Dataset], PreTrainedModel | None]:
     """Train the first stage of `recipe`, or find it done, and compute the reference of all pairs under the SFT model.
 
-    Recipes that share an SFT stage share its reference too; if they run at once, they take turns.
-
-    Args:
-        sets: "pairs", and "evaluation" if there is one.
+    Recipes that share an SFT stage share its reference too; if they run at once, they take turns. What the second stage
+    would refuse is refused first. `sets`: "pairs", and "evaluation" if there is one.
 
     Returns:
         The folder of the SFT model, the sets with context and reference, and the model itself if it was loaded.
-
-    Raises:
-        ValueError: settings or pairs that the second stage would refuse.
     """
     contexts = contexts_of(recipe, *sets.values())
     for name, pairs in sets.items():
@@ -227,7 +219,8 @@ def after_sft(
                 f"the columns {' and '.join(REFERENCE)}."
             )
     told = {name: with_reader(pairs, contexts) for name, pairs in sets.items()}
-    _require(recipe, model, told, out)
+    for name, pairs in told.items():
+        require(recipe, model, pairs, name)
     first = sft_of(recipe)
     folder = start = (recipe.sft or {}).get("out", f"{out}-sft")
     evaluation = sets.get("evaluation") if first.settings.get("eval_strategy", "no") != "no" else None
@@ -249,32 +242,34 @@ def after_sft(
     return start, told, base
 
 
-def _require(recipe: Recipe, model: str, sets: dict[str, Dataset], out: str | Path) -> None:
-    """Refuse, before the first stage, what the second would refuse."""
-    args = PersonalizedDPOConfig(**{"output_dir": str(out), "use_cpu": True, **recipe.settings})
+def require(recipe: Recipe, model: str, pairs: Dataset, name: str = "train") -> None:
+    """Refuse what training by `recipe` on `pairs` would refuse, without a model: before the reference is computed, say.
+
+    Raises:
+        ValueError, TypeError: settings, adapter or user model, or pairs (of the set `name`) that are too long.
+    """
+    args = PersonalizedDPOConfig(**{"output_dir": "", "use_cpu": True, **recipe.settings})
     LoraConfig(**recipe.adapter)
-    tokenizer, config = load_tokenizer(model), from_hub(AutoConfig, model)
+    tokenizer, config = load_tokenizer(model), from_hub(AutoConfig, model).get_text_config()
     kind: Any = USER_MODELS[recipe.user_model]
-    smallest = kind(1, torch.zeros(config.get_text_config().vocab_size, 1), **recipe.user_model_options)
-    users = smallest.num_tokens if recipe.method == "pdpo" else 0
+    users = kind(1, torch.zeros(config.vocab_size, 1), **recipe.user_model_options)  # the smallest one
+    if recipe.method == "dpo_text" or (recipe.method == "pdpo" and users.user_text):
+        pairs = with_user_text(writable(pairs))
+    user_tokens = 0 if recipe.method in WITHOUT_USERS else users.num_tokens
+    longest = require_lengths(tokenizer, pairs, args.max_length, name)
     context = getattr(config, "max_position_embeddings", None) or math.inf
-    for name, pairs in sets.items():
-        texts = ((row["prompt"], row[side]) for row in pairs for side in ("chosen", "rejected"))
-        longest = max(sum(map(len, tokenize_completion(tokenizer, *text))) for text in texts)
-        if longest > (args.max_length or math.inf) or longest + users > context:
-            raise ValueError(
-                f"the longest pair of the set {name!r} has {longest} tokens, the reader in the prompt included; "
-                f"max_length={args.max_length} and the model's context of {context} (with {users} user tokens) must "
-                "hold it. Raise max_length, or leave long pairs out (reward_stages.fitting)."
-            )
+    if longest + user_tokens > context:
+        raise ValueError(
+            f"the longest pair of the {name} set has {longest} tokens and, with {user_tokens} user tokens, exceeds the "
+            f"model's context of {context}. `-p max_tokens` in notebook 01 leaves such pairs out."
+        )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe", type=Path, help="JSON file with the fields of RecipeFile")
+    parser.add_argument("recipe", type=Path, help="JSON file, see launch.read_recipe")
     known, launch = parser.parse_known_args()
-    recipe: RecipeFile = RecipeFile.read(known.recipe)
-    train(recipe, *recipe.arguments(), launch=launch)
+    train(*read_recipe(Recipe, known.recipe), launch=launch)
 
 
 if __name__ == "__main__":

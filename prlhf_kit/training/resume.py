@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,10 @@ from datasets import Dataset, DatasetDict
 from transformers import Trainer, TrainerCallback
 
 from prlhf_kit.data import fingerprint
-from prlhf_kit.files import write_json
+from prlhf_kit.files import sha256, write_json
 from prlhf_kit.models.conditioning import causal_lm, user_models
 from prlhf_kit.models.hub import MADE_FROM, weights_hash
 from prlhf_kit.models.user_models import UserModel
-from prlhf_kit.training.launch import launch_recipe as launch_recipe  # reward_stages takes it from here
 
 COMPLETE = "checkpoint_complete"
 HISTORY = "history.parquet"
@@ -25,18 +25,50 @@ ELSEWHERE = {"output_dir", "logging_dir", "run_name", "report_to", "disable_tqdm
 ELSEWHERE |= {"balance_users", "completion_logits_only", "padding_side", "remove_unused_columns"}
 
 
-class MarkComplete(TrainerCallback):
-    """Marks a checkpoint that was written to its end, so that a kill in mid-write leaves nothing to trip over."""
+class Checkpoints(TrainerCallback):
+    """Marks a checkpoint that was written to its end with the hashes of its files, so that neither a kill in mid-write
+    nor later damage passes for a checkpoint. Trainings of few steps are logged at least once."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        state.logging_steps = min(state.logging_steps, state.max_steps)
 
     def on_save(self, args, state, control, **kwargs):
+        args.distributed_state.wait_for_everyone()  # each process writes files of its own
         if state.is_world_process_zero:
-            Path(args.output_dir, f"checkpoint-{state.global_step}", COMPLETE).touch()
+            folder = Path(args.output_dir, f"checkpoint-{state.global_step}")
+            for path in [*folder.rglob("*"), folder]:  # on the disk before the marker is
+                descriptor = os.open(path, os.O_RDONLY)
+                os.fsync(descriptor)
+                os.close(descriptor)
+            write_json(folder / COMPLETE, hashes(folder))
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 of each file of a checkpoint but its marker."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != COMPLETE]
+    return {path.relative_to(folder).as_posix(): sha256(path) for path in files}
+
+
+def damage(checkpoint: Path) -> list[str]:
+    """Files of a checkpoint that are missing or not as they were written, the marker among them."""
+    try:
+        written = json.loads((checkpoint / COMPLETE).read_text())
+        found = hashes(checkpoint)
+        return [name for name, value in written.items() if found.get(name) != value]
+    except (OSError, ValueError, AttributeError):
+        return [COMPLETE]
 
 
 def last_checkpoint(output_dir: str | Path) -> str | None:
-    """Newest completely written checkpoint in `output_dir`, for `trainer.train(resume_from_checkpoint=...)`."""
+    """Newest undamaged checkpoint in `output_dir`, for `trainer.train(resume_from_checkpoint=...)`; those that were not
+    written to their end count for nothing, damaged ones are named on the way."""
     complete = [path.parent for path in Path(output_dir).glob(f"checkpoint-*/{COMPLETE}")]
-    return str(max(complete, key=lambda path: int(path.name.split("-")[1]))) if complete else None
+    for checkpoint in sorted(complete, key=lambda path: -int(path.name.split("-")[1])):
+        damaged = damage(checkpoint)
+        if not damaged:
+            return str(checkpoint)
+        print(f"{checkpoint} is damaged ({', '.join(damaged[:3])}): left out, training goes on from an earlier point")
+    return None
 
 
 def made_from(trainer: Trainer) -> dict[str, Any]:
@@ -71,13 +103,8 @@ def made_from(trainer: Trainer) -> dict[str, Any]:
 
 
 def fit(trainer: Trainer, folder: str | Path) -> pd.DataFrame:
-    """Train to the end and save the adapter into `folder`; resume where an earlier call was killed.
-
-    Checkpoints lie in `trainer.args.output_dir`. `folder` appears only when it is complete, with the log beside the
-    adapter; if it is there already, nothing is trained.
-
-    Returns:
-        The trainer's log, one row a logging step.
+    """Train to the end, save the adapter into `folder` and return the trainer's log; resume where an earlier call was
+    killed. `folder` appears only when it is complete; if it is there already, nothing is trained.
 
     Raises:
         ValueError: `folder` or the checkpoints were made with other settings, another adapter or other pairs.

@@ -1,9 +1,5 @@
-"""Customised reward models (DSP: Cheng et al. 2023, arXiv 2309.03126) on top of TRL's RewardTrainer.
-
-    L = ranking loss + lm_loss_coeff * language-modelling loss of the preferred responses
-
-over pairs or lists of scored responses, with any number of evaluation sets, and with a user model in front of the
-backbone where there is one.
+"""Customised reward models (DSP: Cheng et al. 2023, arXiv 2309.03126) on top of TRL's RewardTrainer:
+L = ranking loss + lm_loss_coeff * language-modelling loss of the preferred responses, over pairs or scored lists.
 """
 
 from __future__ import annotations
@@ -33,17 +29,15 @@ class PersonalizedRewardTrainer(PersonalizedTraining, RewardTrainer):
 
     Each evaluation set's `eval_<set>_accuracy` (exact, ties one half), `_margin` and `_ranking_loss` are logged from
     step 0 on, so that `metric_for_best_model` and `StopEarly` may follow any of them. Which pairs were ranked right at
-    each step is in `evaluations` and, beside each saved model, in `evaluations.parquet`: `step`, `set`, `row` (of the
+    each step is in `table` and, beside each saved model, in `evaluations.parquet`: `step`, `set`, `row` (of the
     set), `user_id`, `prompt` (its fingerprint), `right`, `pairs`. `dropped[set]` counts the rows left out, by reason.
 
     Args:
         model: from `new_reward_model` or `load_reward_model(trainable=True)`; conditioned on users or not.
-        args: `PersonalizedRewardConfig`.
         train_dataset, eval_dataset: preference pairs or lists (`reward_data.tokenized_lists`), or a dict of several
             sets: those to train on are mixed, those to evaluate are evaluated one by one.
         user_index: rows of the users, where the model is conditioned. Others are scored as the generic user.
-        peft_config: `modules_to_save` is completed with the reward head and the user model. None: the whole model
-            is trained, or the adapter that the model has.
+        peft_config: None: the whole model is trained, or the adapter that the model has.
     """
 
     args: PersonalizedRewardConfig
@@ -104,24 +98,15 @@ class PersonalizedRewardTrainer(PersonalizedTraining, RewardTrainer):
             processing_class=processing_class,
             peft_config=peft_config,
             trained_whole=[*bare.fresh, *([ATTRIBUTE] if self.user_index else [])],
-            data_collator=RewardCollator(
-                processing_class.pad_token_id, "right", threshold, args.lm_on_prompt, two_types(bare)
-            ),
+            data_collator=RewardCollator(processing_class.pad_token_id, threshold, args.lm_on_prompt, two_types(bare)),
             **kwargs,
         )
-
-    @property
-    def evaluations(self) -> list[tuple[int, str, int, str | None, str, float, int]]:
-        """Which pairs each evaluation ranked right: step, set, row, user, fingerprint of the prompt, right, pairs."""
-        return self.table.rows
 
     def _prepare_dataset(self, dataset, processing_class, args, dataset_name):
         # Private in TRL, whose own knows pairs of whole texts only: lists, users and cut texts are the kit's.
         if "text_ids" in dataset.column_names:
             return dataset
-        lists, dropped = tokenized_lists(
-            dataset, processing_class, dataset_name, args.max_length, args.truncation_side, self._decoder
-        )
+        lists, dropped = tokenized_lists(dataset, processing_class, dataset_name, args.max_length, self._decoder)
         users = dataset["user_id"] if "user_id" in dataset.column_names else [None] * len(dataset)
         self.dropped[dataset_name] = dict(dropped)
         self._rows_of[dataset_name] = list(zip(users, map(short_hash, dataset["prompt"]), strict=True))
@@ -189,4 +174,4 @@ class PersonalizedRewardTrainer(PersonalizedTraining, RewardTrainer):
 
     def write_beside(self, model, folder: str) -> None:
         best = self.args.load_best_model_at_end and self.state.best_global_step
-        save_beside(model, folder, self.user_index, {}, step=best or self.state.global_step)
+        save_beside(model, folder, self.user_index, step=best or self.state.global_step)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from transformers import EarlyStoppingCallback
@@ -22,31 +22,28 @@ class PersonalizedRewardConfig(RewardConfig):
     Args:
         lm_loss_coeff: weight of the language-modelling term; at 0 the LM head is not computed. DSP: 0.1.
         lm_score_threshold: texts whose normalised score exceeds it are imitated.
+        max_length: tokens of prompt and response; the beginning of longer texts is cut. (TRL drops such pairs.)
         lm_on_prompt: the term takes in the prompt's tokens, as in DSP; False: the response's only.
-        truncation_side: which end of a text that is too long is cut. (TRL drops such pairs.)
         user_learning_rate, user_weight_decay: of the users' own rows, see `PersonalizedDPOConfig`.
     """
 
-    lm_loss_coeff: float = field(default=0.0, metadata={"help": "Weight of the language-modelling term."})
-    lm_score_threshold: float = field(default=0.9, metadata={"help": "Normalised score of texts to be imitated."})
-    lm_on_prompt: bool = field(default=True, metadata={"help": "Whether prompts count in the language-modelling term."})
-    truncation_side: str = field(default="left", metadata={"help": "Which end of long texts is cut."})
-    user_learning_rate: float = field(default=1e-2, metadata={"help": "Peak learning rate of the users' own rows."})
-    user_weight_decay: float = field(default=0.0, metadata={"help": "Weight decay of the users' own rows."})
-    learning_rate: float = field(default=1e-6, metadata={"help": "Peak learning rate; DSP: 1e-6, then 1e-7."})
-    max_length: int | None = field(default=512, metadata={"help": "Tokens of prompt and response."})
-    eval_on_start: bool = field(default=True, metadata={"help": "Evaluate before the first step."})
+    lm_loss_coeff: float = 0.0
+    lm_score_threshold: float = 0.9
+    lm_on_prompt: bool = True
+    user_learning_rate: float = 1e-2
+    user_weight_decay: float = 0.0
+    learning_rate: float = 1e-6
+    max_length: int | None = 512
+    eval_on_start: bool = True
     # the collator takes what it needs
-    remove_unused_columns: bool = field(default=False, metadata={"help": "Leave it off: lists are columns."})
+    remove_unused_columns: bool = False
     # TRL turns it on by default, which costs a third more time
-    gradient_checkpointing: bool = field(default=False, metadata={"help": "Recompute activations to save memory."})
+    gradient_checkpointing: bool = False
     # early stopping goes on counting where a killed training did
-    restore_callback_states_from_checkpoint: bool = field(default=True, metadata={"help": "See transformers."})
-    ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "Of DistributedDataParallel."})
+    restore_callback_states_from_checkpoint: bool = True
+    ddp_find_unused_parameters: bool | None = False
 
     def __post_init__(self):
-        if self.truncation_side not in ("left", "right"):
-            raise ValueError(f"truncation_side={self.truncation_side!r}: expected 'left' or 'right'.")
         if self.lm_loss_coeff < 0 or not 0 <= self.lm_score_threshold < 1:
             raise ValueError(
                 f"lm_loss_coeff={self.lm_loss_coeff}, lm_score_threshold={self.lm_score_threshold}: expected a weight "

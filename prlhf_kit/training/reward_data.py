@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from prlhf_kit.data.schema import SchemaError
-from prlhf_kit.models.tokenize import Messages, encode, padded, token_types
+from prlhf_kit.models.tokenize import encode, padded, token_types
 from prlhf_kit.training.reward_losses import normalised
 
 
@@ -20,7 +21,6 @@ def tokenized_lists(
     tokenizer: PreTrainedTokenizerBase,
     name: str,
     max_length: int | None,
-    truncation_side: str,
     decoder: bool,
 ) -> tuple[Dataset, Counter[str]]:
     """Token ids of every list, longest first, and how many lists were dropped, by reason.
@@ -33,9 +33,6 @@ def tokenized_lists(
     Returns:
         Columns `text_ids` (a list of token ids a response), `prompt_tokens` (of each), `scores` (normalised), `row` (in
         `rows`), `length`.
-
-    Raises:
-        SchemaError: columns are missing, a list has not as many scores as responses, or a score is no finite number.
     """
     columns = set(rows.column_names)
     lists = {"prompt", "responses", "scores"} <= columns
@@ -51,9 +48,20 @@ def tokenized_lists(
     for number, row in enumerate(rows):
         responses = row["responses"] if lists else [row["chosen"], row["rejected"]]
         scores = row["scores"] if lists else [1.0, 0.0]
-        reason = _refuse_or_drop(name, number, responses, scores)
-        if reason is None:
-            encoded = [encode(tokenizer, row["prompt"], r, max_length, truncation_side, decoder) for r in responses]
+        if len(responses) != len(scores) or len(responses) < 2:
+            raise SchemaError(
+                f"row {number} of the {name} set has {len(responses)} responses and {len(scores)} scores, expected as "
+                "many of both, at least two."
+            )
+        if bad := [s for s in scores if not isinstance(s, int | float) or not math.isfinite(s)]:
+            raise SchemaError(f"row {number} of the {name} set has the score {bad[0]!r}, expected finite numbers.")
+        reason = None
+        if len(set(scores)) == 1:
+            reason = "all scores equal"
+        elif not all("".join(m["content"] or "" for m in response).strip() for response in responses):
+            reason = "empty text"
+        else:
+            encoded = [encode(tokenizer, row["prompt"], r, max_length, decoder) for r in responses]
             texts = [ids for ids, _ in encoded]
             if len({tuple(ids) for ids in texts}) == 1:
                 reason = "the same text after truncation" if max_length else "the same text"
@@ -74,22 +82,7 @@ def tokenized_lists(
     return Dataset.from_list(sorted(found, key=lambda row: -row["length"])), dropped
 
 
-def _refuse_or_drop(name: str, number: int, responses: list[Messages], scores: list[float]) -> str | None:
-    if len(responses) != len(scores) or len(responses) < 2:
-        raise SchemaError(
-            f"row {number} of the {name} set has {len(responses)} responses and {len(scores)} scores, expected as many "
-            "of both, at least two."
-        )
-    bad = [s for s in scores if isinstance(s, bool) or not isinstance(s, int | float) or not math.isfinite(s)]
-    if bad:
-        raise SchemaError(f"row {number} of the {name} set has the score {bad[0]!r}, expected finite numbers.")
-    if len(set(scores)) == 1:
-        return "all scores equal"
-    if not all("".join(m["content"] or "" for m in response).strip() for response in responses):
-        return "empty text"
-    return None
-
-
+@dataclass
 class RewardCollator:
     """Batches of lists: all responses as rows of one padded batch, lists of different lengths without rows of padding.
 
@@ -98,16 +91,11 @@ class RewardCollator:
     `user_rows` `[N]` where rows have a user; `token_type_ids` `[N, L]` where the model tells two texts apart.
     """
 
-    def __init__(
-        self,
-        pad_token_id: int,
-        padding_side: str,
-        lm_threshold: float | None,
-        lm_on_prompt: bool,
-        two_types: bool = False,
-    ):
-        self.pad_token_id, self.padding_side, self.two_types = pad_token_id, padding_side, two_types
-        self.lm_threshold, self.lm_on_prompt = lm_threshold, lm_on_prompt
+    pad_token_id: int
+    lm_threshold: float | None
+    lm_on_prompt: bool
+    two_types: bool = False
+    padding_side: str = "right"
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         width = max(len(example["scores"]) for example in examples)

@@ -1,8 +1,5 @@
-"""Losses of reward models as pure functions: ranking of pairs and lists, and DSP's language-modelling term.
-
-A list is one prompt with up to r scored responses; a pair is a list of two. DSP: Cheng et al. 2023, arXiv 2309.03126.
-Deviations from its release: padding has a mask of its own (there, any score below 0 is taken for padding), and scores
-are normalised within a list over their range (there, divided by the greatest, which turns negative scores around).
+"""Losses of reward models (DSP: Cheng et al. 2023, arXiv 2309.03126) over lists of up to r scored responses. Unlike in
+its release padding has a mask of its own, and scores are normalised over their range: negative ones keep their order.
 """
 
 from __future__ import annotations

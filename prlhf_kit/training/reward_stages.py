@@ -1,7 +1,4 @@
-"""DSP's three stages as recipes: base LM -> general (GRFT) -> customised reward fine-tuning (CRFT).
-
-Which stages there are, which of them imitates the preferred responses (LM loss), and whether general pairs are mixed
-into the last one, is a `Strategy`; one training is a `RewardRecipe` (Cheng et al. 2023, arXiv 2309.03126).
+"""DSP's three stages as recipes: base LM -> general (GRFT) -> customised reward fine-tuning (CRFT; arXiv 2309.03126).
 
 python -m prlhf_kit.training.reward_stages recipe.json
 accelerate launch --config_file configs/ddp.yaml -m prlhf_kit.training.reward_stages recipe.json
@@ -29,6 +26,7 @@ from prlhf_kit.models.reward_model import REWARD_FILE, load_reward_model, new_re
 from prlhf_kit.models.tokenize import encode
 from prlhf_kit.models.user_index import UserIndex
 from prlhf_kit.models.user_models import USER_MODELS
+from prlhf_kit.training.launch import writable
 from prlhf_kit.training.resume import fit
 from prlhf_kit.training.reward import EVALUATIONS, PersonalizedRewardTrainer
 from prlhf_kit.training.reward_config import PersonalizedRewardConfig, StopEarly
@@ -95,11 +93,7 @@ class RewardRecipe:
 
 
 def build_reward_trainer(recipe: RewardRecipe) -> PersonalizedRewardTrainer:
-    """Model, sets and trainer of a recipe, ready for `fit`.
-
-    Raises:
-        ValueError: an adapter, a pooling or users that the earlier stage in `model` does not have.
-    """
+    """Model, sets and trainer of a recipe, ready for `fit`."""
     ours = {"output_dir": f"{recipe.out}-checkpoints", "use_cpu": not torch.accelerator.is_available()}
     args = PersonalizedRewardConfig(**{**ours, **recipe.settings})
     imitates, index = args.lm_loss_coeff > 0, None
@@ -129,7 +123,7 @@ def build_reward_trainer(recipe: RewardRecipe) -> PersonalizedRewardTrainer:
     if recipe.user_model and index is None:
         index = UserIndex(sorted({user for pairs in training.values() for user in pairs["user_id"]}))
         kind: Any = USER_MODELS[recipe.user_model]
-        condition(model, kind(len(index), model.get_input_embeddings().weight, **recipe.user_model_options))
+        condition(model, kind(len(index), model.get_input_embeddings(), **recipe.user_model_options))
     held_out = {name: load_from_disk(folder) for name, folder in recipe.evaluation.items()}
     callbacks = [StopEarly(recipe.patience)] if recipe.patience else None
     tokenizer = load_tokenizer(recipe.model)
@@ -139,12 +133,8 @@ def build_reward_trainer(recipe: RewardRecipe) -> PersonalizedRewardTrainer:
 
 
 def train_reward(recipe: RewardRecipe) -> pd.DataFrame:
-    """Train to the end, or resume (`fit`), and return which pairs each evaluation ranked right.
-
-    Returns:
-        Columns `step`, `set`, `row`, `user_id`, `prompt`, `right`, `pairs`, see `PersonalizedRewardTrainer`; up to the
-        step that was saved, where that is the best one.
-    """
+    """Train to the end, or resume (`fit`), and return which pairs each evaluation ranked right up to the step that was
+    saved: `step`, `set`, `row`, `user_id`, `prompt`, `right`, `pairs`, see `PersonalizedRewardTrainer`."""
     trainer = build_reward_trainer(recipe)
     for name, dropped in trainer.dropped.items():
         if dropped:
@@ -182,22 +172,21 @@ def evaluated(points: int) -> dict[str, Any]:
 
 
 def fitting(pairs: Dataset, tokenizer, max_length: int) -> Dataset:
-    """The pairs of which neither text is longer than `max_length` tokens (others would be cut)."""
+    """The pairs of which neither text is longer than `max_length` tokens; how many are left out is printed."""
 
     def fits(row) -> bool:
         return all(len(encode(tokenizer, row["prompt"], row[c])[0]) <= max_length for c in ("chosen", "rejected"))
 
-    return pairs.filter(fits)
+    kept = writable(pairs).filter(fits)
+    if len(kept) < len(pairs):
+        print(f"{len(pairs) - len(kept):,} of {len(pairs):,} pairs are longer than max_length={max_length}: left out")
+    return kept
 
 
 def domain_sets(
     data: DatasetDict, column: str, names: Sequence[str], tokenizer, max_length: int, train: int, test: int, seed: int
 ) -> dict[str, Dataset]:
-    """Training (`<name>`) and held-out pairs (`<name>/test`, of `test_seen`) of each domain that fit `max_length`.
-
-    Raises:
-        ValueError: a name that no pair has in `column`, or of which no pair is short enough.
-    """
+    """Training (`<name>`) and held-out pairs (`<name>/test`, of `test_seen`) of each domain that fit `max_length`."""
     known = sorted({value for value in data["train"][column] if value})
     unknown = [name for name in names if name not in known]
     if unknown:

@@ -29,20 +29,13 @@ from prlhf_kit.models.conditioning import same_outputs
 from prlhf_kit.models.hub import SFT_FILE, load_model, load_tokenizer, weights_in
 from prlhf_kit.models.logprobs import REFERENCE
 from prlhf_kit.models.saving import name_base
-from prlhf_kit.training.launch import Folders, check_train_base, in_folders, launch_recipe, load_base
-from prlhf_kit.training.resume import HISTORY, MarkComplete, fit
+from prlhf_kit.training.launch import check_train_base, launch_recipe, load_base, read_recipe, writable
+from prlhf_kit.training.resume import HISTORY, Checkpoints, fit
 
 
 @dataclass(frozen=True, kw_only=True)
 class SFTRecipe:
-    """How a model is fine-tuned: values only.
-
-    Args:
-        context, template, context_seed: the reader in the prompt, see `data.context`.
-        train_base: "lora", "qlora" (4-bit base, needs a GPU and `bitsandbytes`) or "full".
-        adapter: arguments of PEFT's `LoraConfig`.
-        settings: arguments of TRL's `SFTConfig`.
-    """
+    """How a model is fine-tuned; fields as of `recipe.Recipe`, `settings` are arguments of TRL's `SFTConfig`."""
 
     context: Context = "none"
     template: str = ""
@@ -62,14 +55,8 @@ class SFTRecipe:
                 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class SFTRecipeFile(SFTRecipe, Folders):
-    """A JSON file: the fields of `SFTRecipe`, and the folders."""
-
-
 def preferred(pairs: Dataset) -> Dataset:
-    """What is imitated: columns `user_id`, `prompt`, `completion`, one row for each response that a user preferred to a
-    prompt, however many pairs it was chosen in."""
+    """What is imitated: columns `user_id`, `prompt`, `completion`, each response that a user preferred once."""
     keys = zip(pairs["user_id"], map(str, pairs["prompt"]), map(str, pairs["chosen"]), strict=True)
     first = {key: i for i, key in reversed(list(enumerate(keys)))}
     kept = pairs.select(sorted(first.values())).select_columns(["user_id", "prompt", "chosen"])
@@ -77,11 +64,8 @@ def preferred(pairs: Dataset) -> Dataset:
 
 
 def require_safe_packing(model, strategy: str) -> None:
-    """Raise `ValueError` where texts that are packed into one row would see each other.
-
-    TRL's "bfd" starts the positions of each text at 0, by which transformers tells them apart; whether `model` then
-    gives each of two texts what it gives it alone is tried.
-    """
+    """Raise `ValueError` where texts that are packed into one row would see each other, which is tried: with TRL's
+    "bfd" transformers tells them apart by their positions, with some kinds of attention only."""
     ids = torch.arange(12, device=model.device)[None]
     positions = torch.cat([torch.arange(5), torch.arange(7)])[None].to(model.device)
 
@@ -104,12 +88,7 @@ def require_safe_packing(model, strategy: str) -> None:
 def build_sft_trainer(
     recipe: SFTRecipe, model: str, pairs: Dataset, out: str | Path, evaluation: Dataset | None = None
 ) -> SFTTrainer:
-    """Model, responses and trainer of a recipe, ready for `fit`; arguments as of `train_sft`.
-
-    Raises:
-        SchemaError: the context can't be put into the prompts.
-        ValueError: packing where it is not safe, or no response fits `max_length`.
-    """
+    """Model, responses and trainer of a recipe, ready for `fit`; arguments as of `train_sft`."""
     ours = {"output_dir": f"{out}-checkpoints", "use_cpu": not torch.accelerator.is_available()}
     quick = {"gradient_checkpointing": False, "bf16": torch.cuda.is_available(), "completion_only_loss": True}
     args = SFTConfig(**{**ours, **quick, **recipe.settings})
@@ -117,7 +96,7 @@ def build_sft_trainer(
         args.dataloader_pin_memory = False
     tokenizer = load_tokenizer(model)
     require_prefix(tokenizer)
-    sets = {"train": pairs} | ({} if evaluation is None else {"eval": evaluation})
+    sets = {"train": writable(pairs)} | ({} if evaluation is None else {"eval": writable(evaluation)})
     contexts = contexts_of(recipe, *sets.values())
     imitated = {}
     for name, part in sets.items():
@@ -128,7 +107,7 @@ def build_sft_trainer(
         require_safe_packing(policy, args.packing_strategy)
     adapter = None if recipe.train_base == "full" else LoraConfig(**recipe.adapter)
     trainer = SFTTrainer(policy, args, None, imitated["train"], imitated.get("eval"), tokenizer, peft_config=adapter)
-    trainer.add_callback(MarkComplete())
+    trainer.add_callback(Checkpoints())
     return trainer
 
 
@@ -141,11 +120,7 @@ def contexts_of(recipe: Any, train: Dataset, *sets: Dataset) -> Contexts:
 
 
 def with_reader(pairs: Dataset, contexts: Contexts) -> Dataset:
-    """`pairs` with the reader in their prompts; for "none" they stay as they are, with a context or without.
-
-    Raises:
-        ValueError: they have one, and another is asked for; or they bring a reference that did not see it.
-    """
+    """`pairs` with the reader in their prompts; for "none" they stay as they are, with a context or without."""
     if contexts.context == "none":
         return pairs
     if set(REFERENCE) & set(pairs.column_names):
@@ -178,17 +153,10 @@ def train_sft(
     evaluation: Dataset | None = None,
     launch: Sequence[str] = (),
 ) -> pd.DataFrame:
-    """Train to the end, or resume (`fit`), and return the trainer's log.
-
-    Args:
-        model: base model, as `load_model` takes it.
-        pairs: the same as DPO's: their chosen responses are imitated, each once (`preferred`).
-        out: folder of the trained adapter (or model); checkpoints lie beside it, in `<out>-checkpoints`.
-        evaluation: held-out pairs, on whose chosen responses the loss is measured (`eval_strategy`).
-        launch: as in `recipe.train`.
-    """
+    """Train to the end, or resume (`fit`), and return the trainer's log. Arguments as of `recipe.train`: the pairs are
+    DPO's, whose chosen responses are imitated, each once."""
     if launch:
-        launch_recipe(in_folders(SFTRecipeFile, recipe, model, pairs, str(out), evaluation), __name__, launch)
+        launch_recipe(__name__, launch, recipe, model, pairs, out, evaluation)
         return pd.read_parquet(Path(out, HISTORY))
     trainer = build_sft_trainer(recipe, model, pairs, out, evaluation)
     log = fit(trainer, out)
@@ -200,11 +168,7 @@ def train_sft(
 
 
 def write_merged(folder: str | Path, out: str | Path) -> None:
-    """Write an adapter and its base as one ordinary model, with the tokenizer; nothing is done where it lies there.
-
-    Raises:
-        ValueError: what lies there is another adapter's.
-    """
+    """Write an adapter and its base as one ordinary model, with the tokenizer, unless it lies there."""
     out, weights = Path(out), weights_in(folder)
     if out.exists():
         if json.loads((out / SFT_FILE).read_text()).get("merged") != weights:
@@ -219,9 +183,8 @@ def write_merged(folder: str | Path, out: str | Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe", type=Path, help="JSON file with the fields of SFTRecipeFile")
-    recipe = SFTRecipeFile.read(parser.parse_args().recipe)
-    train_sft(recipe, *recipe.arguments())
+    parser.add_argument("recipe", type=Path, help="JSON file, see launch.read_recipe")
+    train_sft(*read_recipe(SFTRecipe, parser.parse_args().recipe))
 
 
 if __name__ == "__main__":

@@ -105,7 +105,7 @@ def test_greedy_answers_of_p_rlhf():
     """With the user's vectors behind the begin token, as in the authors' code; the kit's default is in front of it."""
     model, tokenizer = language_model(), load_tokenizer()
     tokenizer.backend_tokenizer.decoder = None  # text with the tokens' own names: single bytes may be no character
-    users = kit.IndividualUserModel(4, model.get_input_embeddings().weight, num_tokens=3, after_bos=True)
+    users = kit.IndividualUserModel(4, model.get_input_embeddings(), num_tokens=3, after_bos=True)
     fill(users, load_file(HERE / "pdpo_individual.safetensors"))
     kit.condition(model, users)
     answers = GREEDY["answers"]

@@ -49,7 +49,7 @@ def run(tokenizer, tmp_path_factory):
     data.save_to_disk(stages[0] / "data")
     population.save(stages[0] / "population.json")
     model = kit.load_model(str(base))
-    table = kit.IndividualUserModel(len(ids) + 1, model.get_input_embeddings().weight, 3)
+    table = kit.IndividualUserModel(len(ids) + 1, model.get_input_embeddings(), 3)
     with torch.no_grad():
         table.own += 0.8 * torch.randn(table.own.shape, generator=torch.Generator().manual_seed(7))
     kit.condition(model, table)

@@ -176,7 +176,7 @@ def test_any_language_model_reads_a_preference_against_itself(make_tiny, tokeniz
 def test_users_words_and_soft_tokens(make_tiny, tokenizer):
     """The policy sees both, the base neither."""
     model = make_tiny()
-    kit.condition(model, kit.IndividualUserModel(4, model.get_input_embeddings().weight, 2, user_text=True))
+    kit.condition(model, kit.IndividualUserModel(4, model.get_input_embeddings(), 2, user_text=True))
     with torch.no_grad():
         model.user_model.own.normal_(0, 0.8)
     personal = get_peft_model(model, LoraConfig(target_modules=["q_proj"], modules_to_save=["user_model"])).eval()
@@ -219,7 +219,7 @@ def reward_model(tokenizer, architecture="llama", pooling="last", users=0):
     torch.manual_seed(3)
     model = pooled_by_mask(AutoModelForSequenceClassification.from_config(config), pooling).eval()
     if users:
-        table = kit.IndividualUserModel(users + 1, model.get_input_embeddings().weight, 3)
+        table = kit.IndividualUserModel(users + 1, model.get_input_embeddings(), 3)
         with torch.no_grad():
             table.own.normal_(0, 0.8)
         kit.condition(model, table)

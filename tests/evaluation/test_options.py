@@ -13,7 +13,7 @@ from prlhf_kit.data.context import Contexts, people_of, with_context
 from prlhf_kit.data.schema import SchemaError, message, record
 from prlhf_kit.data.sources import rows_of
 from prlhf_kit.evaluation.options import RULES, choose, questions
-from prlhf_kit.models.tokenize import tokenize_completion
+from prlhf_kit.models.tokenize import tokenize_completions
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "prefeval"
 OPTIONS = {
@@ -70,7 +70,7 @@ def test_a_question_of_one_option_is_refused():
 @torch.no_grad()
 def plainly(model, tokenizer, prompt, option):
     """Log-probs (nats) of an option's tokens, by itself and without padding."""
-    before, after = tokenize_completion(tokenizer, prompt, option)
+    before, after = tokenize_completions(tokenizer, prompt, option)
     logps = model(torch.tensor([before + after])).logits[0].log_softmax(-1)
     return [logps[len(before) + i - 1, token].item() for i, token in enumerate(after)]
 

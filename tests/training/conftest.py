@@ -11,9 +11,15 @@ def make_trainer(model, tokenizer, pairs, tmp_path, architecture="llama", evalua
         output_dir=str(tmp_path),
         report_to="none",
         per_device_train_batch_size=4,
-        logging_steps=1,
         use_cpu=True,
-        **{"max_steps": 2, "learning_rate": 1e-3, "user_learning_rate": 1e-2, "save_strategy": "no", **config},
+        **{
+            "logging_steps": 1,
+            "max_steps": 2,
+            "learning_rate": 1e-3,
+            "user_learning_rate": 1e-2,
+            "save_strategy": "no",
+            **config,
+        },
     )
     return kit.PersonalizedDPOTrainer(
         model, args, pairs, evaluate, tokenizer, peft_config=LoraConfig(target_modules=TARGETS[architecture])

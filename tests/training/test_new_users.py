@@ -15,7 +15,7 @@ from prlhf_kit.figures import users as user_figures
 from prlhf_kit.models.conditioning import user_model_of
 from prlhf_kit.models.logprobs import response_logps, score_pairs
 from prlhf_kit.models.saving import save_personalized
-from prlhf_kit.models.tokenize import tokenize_completion
+from prlhf_kit.models.tokenize import tokenize_completions
 from prlhf_kit.models.user_models import USER_MODELS
 from prlhf_kit.training.new_users import Evidence, adapt, add_users, forget_users, weigh
 
@@ -43,7 +43,7 @@ def trained(make_tiny, tokenizer, tmp_path):
 
     def make(kind="individual", options=None, seed=0):
         model = kit.load_model(str(tmp_path / "base"), device="cpu")
-        table = USER_MODELS[kind](4, model.get_input_embeddings().weight, 3, **(options or {}))
+        table = USER_MODELS[kind](4, model.get_input_embeddings(), 3, **(options or {}))
         with torch.no_grad():
             scale = 3.0 if kind == "cluster" else 0.5
             table.own += scale * torch.randn(table.own.shape, generator=torch.Generator().manual_seed(7))
@@ -125,7 +125,7 @@ def test_adapt_follows_the_gradient_of_dpos_loss(trained, tokenizer):
     margin0 = torch.tensor((reference.chosen_logp - reference.rejected_logp).to_numpy())
 
     def loss(own):
-        texts = [tokenize_completion(tokenizer, r["prompt"], r[c]) for c in ("chosen", "rejected") for r in pairs]
+        texts = [tokenize_completions(tokenizer, r["prompt"], r[c]) for c in ("chosen", "rejected") for r in pairs]
         users = table.tokens(own[None]).expand(6, -1, -1)
         with torch.no_grad():
             chosen, rejected = response_logps(model, texts, tokenizer.pad_token_id, users).chunk(2)

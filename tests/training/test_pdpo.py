@@ -17,40 +17,18 @@ from training.conftest import make_trainer
 
 def test_training_moves_users_and_adapter_only(make_tiny, tokenizer, pairs, tmp_path):
     pairs = pairs.filter(lambda row: row["user_id"] != "c")
-    model = make_tiny(users=3)
-    index = kit.UserIndex(["a", "b", "c"])
-    args = kit.PersonalizedDPOConfig(
-        output_dir=str(tmp_path),
-        report_to="none",
-        max_steps=4,
-        per_device_train_batch_size=4,
-        use_cpu=True,
-        learning_rate=1e-3,
-        user_learning_rate=1e-2,
-        save_strategy="no",
-    )
-    peft_config = LoraConfig(target_modules=["q_proj"])
+    args = make_trainer(make_tiny(users=2), tokenizer, pairs, tmp_path, max_steps=4).args
+    index, peft_config = kit.UserIndex(["a", "b", "c"]), LoraConfig(target_modules=["q_proj"])
     with pytest.warns(UserWarning, match="1 users of the user index have no pair to train on, first 'c'"):
-        trainer = kit.PersonalizedDPOTrainer(
-            model, args, pairs, None, tokenizer, user_index=index, peft_config=peft_config
-        )
+        trainer = kit.PersonalizedDPOTrainer(make_tiny(users=3), args, pairs, None, tokenizer, index, peft_config)
     assert peft_config.modules_to_save is None  # the caller's config is not changed
     before = {n: p.detach().clone() for n, p in trainer.model.named_parameters()}
     trainer.train()
-    lrs = {id(p): g["initial_lr"] for g in trainer.optimizer.param_groups for p in g["params"]}
-    moved = set()
-    for name, p in trainer.model.named_parameters():
-        if not torch.equal(p, before[name]):
-            moved.add(name)
-        if p.requires_grad:
-            assert lrs[id(p)] == (1e-2 if name.endswith("own") else 1e-3)  # what all users share learns slowly
-    assert {n for n in moved if "lora_" not in n} == {
-        "base_model.model.user_model.modules_to_save.default.generic",
-        "base_model.model.user_model.modules_to_save.default.own",
-    }
+    moved = {name for name, p in trainer.model.named_parameters() if not torch.equal(p, before[name])}
+    users = "base_model.model.user_model.modules_to_save.default."
+    assert {n for n in moved if "lora_" not in n} == {f"{users}generic", f"{users}own"}
     assert any("lora_B" in n for n in moved)
-    name = "base_model.model.user_model.modules_to_save.default.own"
-    changed = (trainer.model.get_parameter(name) != before[name]).flatten(1).any(1)
+    changed = (trainer.model.get_parameter(f"{users}own") != before[f"{users}own"]).flatten(1).any(1)
     assert changed.tolist() == [False, True, True, False]  # nothing is added for the generic user; c has no pairs
 
 
@@ -60,7 +38,7 @@ def test_metrics_of_the_two_passes_are_apart(make_tiny, tokenizer, pairs, tmp_pa
     trainer.train()
     logs = trainer.evaluate()
     assert logs["eval_rewards/margins"] != logs["eval_generic/rewards/margins"]
-    evaluated = [row for row in trainer.user_metrics if row[1] == "eval"]
+    evaluated = [row for row in trainer.table.rows if row[1] == "eval"]
     assert [row[2] for row in evaluated] == ["a", "b", "c"]
     per_user = [accuracy for _, _, _, accuracy, _ in evaluated]
     assert logs["eval_users/worst"] == min(per_user)
@@ -96,13 +74,7 @@ def test_vanilla_is_one_parameter_and_equals_trl(make_tiny, tokenizer, pairs, tm
     assert losses[0] == pytest.approx(losses[1], abs=1e-6)
 
 
-LOSSES = (
-    "sigmoid hinge ipo exo_pair nca_pair robust bco_pair sppo_hard aot aot_unpaired apo_zero apo_down discopop sft "
-    "sigmoid_norm"
-).split()
-
-
-@pytest.mark.parametrize("loss_type", [*LOSSES, ["sigmoid", "sft"]])
+@pytest.mark.parametrize("loss_type", ["ipo", "bco_pair", "aot", "discopop", ["sigmoid", "sft"]])
 def test_trls_other_losses_train_users_too(make_tiny, tokenizer, pairs, tmp_path, loss_type):
     trainer = make_trainer(
         make_tiny(users=3), tokenizer, pairs, tmp_path, loss_type=loss_type, label_smoothing=0.1, max_steps=1
@@ -119,7 +91,7 @@ def test_save_and_load_give_identical_logits(make_tiny, tokenizer, pairs, tmp_pa
     make_tiny(architecture).save_pretrained(base)
     tokenizer.save_pretrained(base)
     model = kit.load_model(str(base), device="cpu")
-    kit.condition(model, kit.IndividualUserModel(4, model.get_input_embeddings().weight, 3))
+    kit.condition(model, kit.IndividualUserModel(4, model.get_input_embeddings(), 3))
     trainer = make_trainer(model, tokenizer, pairs, tmp_path / "out", architecture)
     trainer.train()
     trainer.save_model()
@@ -145,8 +117,7 @@ def test_what_two_trainings_or_an_earlier_version_left_is_refused(make_tiny, tok
     (tmp_path / "out" / "model.safetensors").touch()
     with pytest.raises(kit.ConditioningError, match="holds an adapter and a whole model"):
         kit.load_personalized(tmp_path / "out")
-    (tmp_path / "out" / "user_model.safetensors").touch()
-    with pytest.raises(ValueError, match="a checkpoint of an earlier version"):
+    with pytest.raises(ValueError, match=r"no complete checkpoint: checkpoint_complete is missing"):
         trainer.train(resume_from_checkpoint=str(tmp_path / "out"))
 
 
@@ -185,7 +156,6 @@ def test_over_long_prompts_are_counted_by_user(make_tiny, tokenizer, pairs, tmp_
     )
     trainer = make_trainer(make_tiny(users=3), tokenizer, long, tmp_path, max_length=120)
     assert trainer.dropped["train"] == {"a": 2, "b": 1}
-    assert trainer.truncated["train"] == {}
 
 
 def test_cut_responses_are_counted_and_equal_ones_dropped(make_tiny, tokenizer, pairs, tmp_path):
@@ -202,9 +172,8 @@ def test_cut_responses_are_counted_and_equal_ones_dropped(make_tiny, tokenizer, 
             else row
         )
     )
-    with pytest.warns(UserWarning, match="2 pairs of the train set are longer than max_length=120"):
+    with pytest.warns(UserWarning, match=r"2 pairs of the train set .* by user: {'a': 1, 'b': 1}"):
         trainer = make_trainer(make_tiny(users=3), tokenizer, cut, tmp_path, max_length=120)
-    assert trainer.truncated["train"] == {"a": 1, "b": 1}
     assert trainer.dropped["train"] == {"a": 1}
     assert len(trainer.train_dataset) == 11
     with pytest.raises(kit.ConditioningError, match="exceeds the model's context of 256"):
@@ -225,7 +194,7 @@ def test_user_metrics_are_a_table_and_survive_a_resume(make_tiny, tokenizer, pai
     resumed = make_trainer(make_tiny(users=3), tokenizer, pairs, tmp_path / "c", **options)
     fit(resumed, tmp_path / "resumed")
     assert "resuming resumed from checkpoint-2" in capsys.readouterr().out
-    assert resumed.user_metrics == whole.user_metrics
+    assert resumed.table.rows == whole.table.rows
 
 
 class OffsetsOnly(kit.IndividualUserModel):
@@ -242,7 +211,7 @@ def test_another_user_model_is_saved_and_loaded(make_tiny, tokenizer, pairs, tmp
 
     def prepared():
         model = kit.load_model(str(base), device="cpu")
-        return model, OffsetsOnly(4, model.get_input_embeddings().weight, 3)
+        return model, OffsetsOnly(4, model.get_input_embeddings(), 3)
 
     trainer = make_trainer(kit.condition(*prepared()), tokenizer, pairs, tmp_path / "out")
     trainer.train()
@@ -260,7 +229,7 @@ OPTIONS = {"individual": {}, "cluster": {"clusters": 2}, "low_rank": {"rank": 2}
 
 def conditioned(make_tiny, kind, architecture="llama"):
     model = make_tiny(architecture)
-    table = USER_MODELS[kind](4, model.get_input_embeddings().weight, 3, **OPTIONS[kind])
+    table = USER_MODELS[kind](4, model.get_input_embeddings(), 3, **OPTIONS[kind])
     with torch.no_grad():
         table.own += 0.5 * torch.randn(table.own.shape, generator=torch.Generator().manual_seed(7))
     return kit.condition(model, table)
@@ -374,11 +343,11 @@ SEED = 0
 
 def test_user_model_beats_the_generic_row_on_held_out_pairs(tokenizer, tmp_path):
     """Structured against companion: two opposite tastes, so without users about one half can be right."""
-    data = kit.data.load("simulated", pairs_per_user=250, test_pairs_per_user=50, users_per_type=2, seed=SEED)
+    data = kit.data.load("simulated", pairs_per_user=160, test_pairs_per_user=50, users_per_type=2, seed=SEED)
     users = ["structured-1", "companion-1"]
     train, test = (data[s].filter(lambda row: row["user_id"] in users) for s in ("train", "test_seen"))
     model = build_tiny("llama", len(tokenizer))
-    kit.condition(model, kit.IndividualUserModel(3, model.get_input_embeddings().weight, 10, SEED))
+    kit.condition(model, kit.IndividualUserModel(3, model.get_input_embeddings(), 10, SEED))
     args = kit.PersonalizedDPOConfig(
         output_dir=str(tmp_path),
         alpha=1.0,

@@ -104,7 +104,7 @@ def test_cut_texts(make_tiny, tokenizer, uneven, tmp_path, mode):
 def test_user_tokens_after_bos(make_tiny, tokenizer, uneven, tmp_path, after_bos):
     def run(way):
         model = make_tiny()
-        words = model.get_input_embeddings().weight
+        words = model.get_input_embeddings()
         kit.condition(model, LowRankUserModel(4, words, 2, rank=2, after_bos=after_bos))
         return loss_and_gradients(model, tokenizer, uneven, tmp_path, alpha=0.5, **way)
 
@@ -141,7 +141,7 @@ def test_mixtures_of_experts_are_refused(tokenizer, uneven, tmp_path):
         size = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
         config = MixtralConfig(vocab_size=len(tokenizer), num_key_value_heads=2, num_local_experts=2, **size)
         model = MixtralForCausalLM(config)
-        return kit.condition(model, kit.IndividualUserModel(4, model.get_input_embeddings().weight, 2))
+        return kit.condition(model, kit.IndividualUserModel(4, model.get_input_embeddings(), 2))
 
     with pytest.raises(ValueError, match=r"Set router_aux_loss_coef=0\.0"):
         make_trainer(build(), tokenizer, uneven, tmp_path)

@@ -9,17 +9,20 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from datasets import load_from_disk
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import prlhf_kit as kit
 from prlhf_kit.evaluation import accuracy, user_models
 from prlhf_kit.models import conditioning
-from prlhf_kit.models.logprobs import add_reference_logps, score_pairs
+from prlhf_kit.models.logprobs import add_reference_logps, require_lengths, score_pairs
 from prlhf_kit.models.saving import reference_of
 from prlhf_kit.training.controls import LABELS, load_controls
-from prlhf_kit.training.recipe import Recipe, RecipeFile, build_trainer, train
+from prlhf_kit.training.launch import read_recipe
+from prlhf_kit.training.recipe import Recipe, build_trainer, require, train
 from prlhf_kit.training.resume import fit
+from prlhf_kit.training.sft import SFTRecipe, train_sft
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SETTINGS = {
@@ -87,8 +90,8 @@ def test_two_processes_equal_one(base, reference, tmp_path, monkeypatch, config)
     assert two["loss"].dropna().tolist() == pytest.approx(one["loss"].dropna().tolist(), abs=1e-5)
     a, b = (pd.read_parquet(tmp_path / name / "user_metrics.parquet") for name in ("one", "two"))
     pd.testing.assert_frame_equal(a, b)
-    file = RecipeFile.read(tmp_path / "two-launched.json")  # all that the processes were told
-    assert (file.model, file.out, file.settings) == (base, str(tmp_path / "two"), SETTINGS | half)
+    told, model, _, out, _ = read_recipe(Recipe, tmp_path / "two-launched.json")  # all that the processes were told
+    assert (model, out, told) == (base, str(tmp_path / "two"), recipe(half))
 
 
 def test_a_sharded_model_gives_the_same():
@@ -249,12 +252,39 @@ def test_the_users_words_beside_soft_tokens(base, told, tokenizer, tmp_path):
         ("12 of 12 pairs have no user_text", {}, {"user_model_options": {"num_tokens": 3, "user_text": True}}),
         ("12 of 12 pairs have no user_text", {}, {"method": "dpo_text"}),
         ("ld_alpha=0.5 weights them by token", {"ld_alpha": 0.5}, {}),
-        ("max_length=30 would cut its longest pair", {"max_length": 30}, {}),
+        ("12 of 12 pairs of the train set are longer than max_length=30", {"max_length": 30}, {}),
     ],
 )
 def test_what_is_refused(base, reference, tmp_path, match, settings, change):
     with pytest.raises(ValueError, match=match):
         train(recipe(settings, **change), base, reference, tmp_path / "out")
+
+
+def test_too_long_pairs_are_known_before_the_reference_is_computed(base, told, tokenizer):
+    """With the users' words, where they are put into the prompts."""
+    bare = told.remove_columns(["ref_chosen_logps", "ref_rejected_logps"])
+    longest = require_lengths(tokenizer, bare, None)
+    fits = {"max_length": longest}
+    for one in (recipe(fits), recipe(fits, method="pooled")):
+        require(one, base, bare)
+    said = f"pairs of the train set are longer than max_length={longest}: `-p max_length .*`-p max_tokens {longest}`"
+    for method, options in (("dpo_text", {}), ("pdpo", {"user_text": True})):
+        with pytest.raises(ValueError, match=said):
+            require(recipe(fits, method=method, user_model_options=options), base, bare)
+    with pytest.raises(ValueError, match=r"with 240 user tokens, exceeds the model's context of 256"):
+        require(recipe(user_model_options={"num_tokens": 240}), base, bare)
+
+
+def test_pairs_that_only_may_be_read(base, pairs, tmp_path, monkeypatch):
+    """`datasets` would write its caches beside them."""
+    pairs.save_to_disk(tmp_path / "pairs")
+    before = sorted((tmp_path / "pairs").iterdir())
+    monkeypatch.setattr("prlhf_kit.training.launch.os.access", lambda *_: False)
+    shared = load_from_disk(tmp_path / "pairs")
+    train(recipe({"max_steps": 1}), base, shared, tmp_path / "out", shared)
+    quick = {"max_steps": 1, "report_to": "none", "use_cpu": True}
+    train_sft(SFTRecipe(settings=quick, adapter={"target_modules": ["q_proj"]}), base, shared, tmp_path / "sft")
+    assert sorted((tmp_path / "pairs").iterdir()) == before
 
 
 def test_a_failed_launch_says_why(reference, tmp_path, monkeypatch):
@@ -264,5 +294,5 @@ def test_a_failed_launch_says_why(reference, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "executable", str(script))  # in place of accelerate
     with pytest.raises(RuntimeError, match=r"ended with 3\. It said:\nno model is called nowhere"):
         train(recipe(), "nowhere", reference, tmp_path / "out", launch=["--num_processes", "1"])
-    file = RecipeFile.read(tmp_path / "out-launched.json")
-    assert (file.model, file.arguments()[1][:]) == ("nowhere", reference[:])
+    _, model, pairs, _, _ = read_recipe(Recipe, tmp_path / "out-launched.json")
+    assert (model, pairs[:]) == ("nowhere", reference[:])
