@@ -258,8 +258,8 @@ def length_rules_of(
     """
     learned, gap = pd.Series(np.asarray(train_difference, float)), np.asarray(difference, float)
     pooled = length_direction(learned, 0)
-    own = learned.groupby(np.asarray(train_users)).agg(length_direction, 0)
-    signs = own.reindex(np.asarray(users)).fillna(pooled).to_numpy()
+    own = learned.groupby(np.asarray(train_users, object)).agg(length_direction, 0)
+    signs = own.reindex(np.asarray(users, object)).fillna(pooled).to_numpy()
     return {LENGTH: ranked_right(pooled * gap, 0), USER_LENGTH: ranked_right(signs * gap, 0)}
 
 

@@ -140,14 +140,15 @@ def response_map(pairs: Dataset, responses: int = 800, max_groups: int = 8, seed
     """A map of chosen responses: TF-IDF of words, 50 dimensions by SVD, two by t-SNE. Near means similar words.
 
     Returns:
-        Columns `group`, `x`, `y`, `text` (the first 80 characters); empty for fewer than 10 responses.
+        Columns `group`, `x`, `y`, `text` (the first 80 characters); empty for fewer than 10 responses, and where all
+        have the same words, so that there is nothing to spread (t-SNE would crash the process).
     """
     groups, texts = _sample(pairs, responses, max_groups, seed)
     empty = pd.DataFrame(columns=["group", "x", "y", "text"])
     if len(texts) < 10:
         return empty
     weights = _tfidf(texts, TfidfVectorizer(sublinear_tf=True, min_df=2, stop_words="english"))
-    if weights is None or weights.shape[1] < 3:
+    if weights is None or weights.shape[1] < 3 or (weights.max(0) - weights.min(0)).max() < 1e-6:
         return empty
     dense = TruncatedSVD(min(50, weights.shape[1] - 1), random_state=seed).fit_transform(weights)
     perplexity = min(30, (len(texts) - 1) / 3)

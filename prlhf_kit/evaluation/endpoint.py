@@ -25,10 +25,8 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.5, 60.0  # seconds
 TOKENS = ("prompt_tokens", "completion_tokens")
 COUNTED = ("requests", "retries", "answers", "uncounted", *TOKENS)
 GIVE_UP = 20  # unanswered requests one after the other: the server is gone
-WAY_OUT = (
-    "Check base_url (most end in /v1), the model's name and the key. If the server does not know response_format, set "
-    "structured=False; if temperature or seed, set that to None. "
-)
+WAY_OUT = "Check base_url (most end in /v1), the model's name and the key"
+UNWANTED = {"response_format": "structured=False", "temperature": "temperature=None", "seed": "seed=None"}
 
 
 class JudgeError(RuntimeError):
@@ -103,6 +101,7 @@ class Endpoint:
                 "The key itself belongs into that variable."
             )
         self.concurrency, self.timeout, self.retries = concurrency, timeout, retries
+        self.newer = False  # whether the server wants `max_completion_tokens` in place of `max_tokens`
         self.spent = dict.fromkeys(COUNTED, 0)
         self._lock = threading.Lock()
 
@@ -137,10 +136,12 @@ class Endpoint:
         answered = len(kept.get(wanted))
         if answered < len(wanted):
             last = last.replace(secret, "***") if self.api_key_env else last  # a server may repeat the key
+            unwanted = [way for name, way in UNWANTED.items() if name in last]
+            way_out = f"Set {', '.join(unwanted)}" if unwanted else WAY_OUT
             raise JudgeError(
                 f"{len(wanted) - answered} of {len(wanted)} requests to {self.base_url} got no answer, the last one: "
-                f"{last[:400]}. {WAY_OUT if refused else ''}{answered} answers are kept in {kept.path}; call again to "
-                "ask only for the rest."
+                f"{last[:400]}. {way_out + '. ' if refused else ''}{answered} answers are kept in {kept.path}; call "
+                "again to ask only for the rest."
             )
 
     def _ask(
@@ -157,13 +158,20 @@ class Endpoint:
             self._count(requests=attempt == 0, retries=attempt > 0)
             pause = min(FIRST_PAUSE * 2**attempt, LONGEST_PAUSE) * random.uniform(0.75, 1)
             try:
-                response = client.post(f"{self.base_url}/chat/completions", json=body)
+                response = self._post(client, body)
             except httpx.RequestError as error:
                 failed = f"{type(error).__name__}: {error}"
             else:
                 answer = _with_message(response)
                 if answer is not None:
-                    kept.keep(key, answer)
+                    try:
+                        kept.keep(key, answer)
+                    except sqlite3.Error as error:
+                        stop.set()  # nothing more is paid for that can't be kept
+                        raise JudgeError(
+                            f"an answer could not be written to {kept.path} ({error}), and nothing more is sent. Make "
+                            "room there, and call again: what was kept is not asked for again."
+                        ) from error
                     usage: Any = answer.get("usage")
                     usage = usage if isinstance(usage, dict) else {}
                     tokens = {name: number for name in TOKENS if isinstance(number := usage.get(name), int)}
@@ -179,6 +187,17 @@ class Endpoint:
             if attempt < self.retries:
                 stop.wait(pause)
         return False, failed
+
+    def _post(self, client: httpx.Client, body: dict[str, Any]) -> httpx.Response:
+        """Where the server refuses `max_tokens` and names its successor, sent again at once with that."""
+        url = f"{self.base_url}/chat/completions"
+        newer = {"max_completion_tokens" if name == "max_tokens" else name: value for name, value in body.items()}
+        if not self.newer:
+            response = client.post(url, json=body)
+            if newer == body or response.status_code != 400 or "max_completion_tokens" not in response.text:
+                return response
+            self.newer = True
+        return client.post(url, json=newer)
 
     def _count(self, **more: int) -> None:
         with self._lock:

@@ -215,7 +215,10 @@ def for_run(answers: pd.DataFrame, users: Sequence[str], prompts: Sequence[str])
     """
     everybody = answers[answers.user_id.isna()].drop(columns="user_id").merge(pd.DataFrame({"user_id": users}), "cross")
     found = pd.concat([answers[answers.user_id.isin(users)], everybody], ignore_index=True)
-    found = found[found.prompt.isin(prompts)][list(ANSWERS)]
+    # white space around a prompt is nobody's: `read_answers` takes it off, and TL;DR's own prompts end in a space
+    asked = pd.DataFrame({"own": prompts, "prompt": [text.strip() for text in prompts]})
+    found = found.assign(prompt=found.prompt.str.strip()).merge(asked, on="prompt")
+    found = found.assign(prompt=found.own)[list(ANSWERS)]
     if found.empty:
         raise ValueError(
             f"none of {len(answers)} answers is to one of the {len(users)} users and {len(prompts)} prompts of this "

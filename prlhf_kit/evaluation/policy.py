@@ -23,7 +23,7 @@ from prlhf_kit.decoding.guides import PAD, Who, ids_of, start_of
 from prlhf_kit.decoding.readers import Row, reading
 from prlhf_kit.evaluation.accuracy import ranked_right
 from prlhf_kit.evaluation.intervals import long_table
-from prlhf_kit.evaluation.statistics import Interval, around
+from prlhf_kit.evaluation.statistics import FEW_USERS, Interval, around
 from prlhf_kit.models.logprobs import completion_logits
 from prlhf_kit.models.rewards import Text, messages
 from prlhf_kit.models.tokenize import encode
@@ -173,7 +173,8 @@ def _read(rows: Sequence[Row], completions: Sequence[list[int]], pad: int) -> li
 
 def rank_correlation(ranks: pd.DataFrame, resamples: int = 1_000, seed: int = 0) -> Interval:
     """Do good rewards make good policies? Kendall's tau-b between a reward's accuracy and its policy's, over guides and
-    users, with a 95% interval that draws users anew. NaN where one of the two does not vary.
+    users, with a 95% interval that draws users anew. NaN where one of the two does not vary, and for fewer than
+    `FEW_USERS` users.
 
     Args:
         ranks: rows of `policy_ranks` at one weight: a reward has one accuracy, so several would count it several times.
@@ -182,6 +183,9 @@ def rank_correlation(ranks: pd.DataFrame, resamples: int = 1_000, seed: int = 0)
     assert ranks.weight.nunique() == 1, "ranks of one weight, expected: choose one"
     means = ranks.groupby(["user_id", "method", "of"], sort=False).value.mean().unstack("of", sort=False)
     means = means[[REWARD, POLICY]]
+    users = means.index.unique("user_id")
+    if len(users) < FEW_USERS:
+        return Interval(np.nan, np.nan, np.nan, len(means), len(users))
     parts = [part.to_numpy() for _, part in means.groupby("user_id", sort=False)]
 
     def tau(users: list[np.ndarray]) -> float:

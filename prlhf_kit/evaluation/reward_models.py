@@ -83,7 +83,7 @@ def calibration(log_odds: ArrayLike, bins: int = 10, clusters: ArrayLike | None 
             "bin": np.clip(((confidence - 0.5) * 2 * bins).astype(int), 0, bins - 1),
             "confidence": confidence,
             "value": ranked_right(odds, 0),
-            "cluster": np.arange(len(odds)) if clusters is None else np.asarray(clusters),
+            "cluster": np.arange(len(odds)) if clusters is None else np.asarray(clusters, dtype=object),
         }
     )
     found = intervals(table, by=["bin"], cluster="cluster", confidence=("confidence", "mean"))

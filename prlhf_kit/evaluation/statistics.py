@@ -15,6 +15,7 @@ from statsmodels.stats.power import TTestPower
 from statsmodels.stats.sandwich_covariance import cov_cluster, cov_cluster_2groups
 
 FEW, MANY_CLUSTERS = 6, 2000
+FEW_USERS = 8  # below it t quantiles times a bootstrap's spread leave every scale, so there is no such interval
 
 
 class Interval(NamedTuple):
@@ -27,6 +28,8 @@ class Interval(NamedTuple):
     clusters: int
 
     def __str__(self) -> str:
+        if self.low != self.low:
+            return f"{self.estimate:.3f} (too few users for intervals)".replace("nan", "-")
         return f"{self.estimate:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
@@ -140,13 +143,13 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def detectable(differences: ArrayLike, users: Iterable[Any], prompts: Iterable[Any] | None = None) -> float:
     """The least true difference that so many users (and prompts, where they are shared), as different from each other
     as these, would show with probability 0.8 in a two-sided t-test at 0.05 (statsmodels' `TTestPower`), uncorrected
-    for other comparisons. NaN where they don't differ.
+    for other comparisons. NaN where they don't differ, and for fewer than `FEW_USERS`.
 
     >>> round(detectable([0.5, -0.5] * 50, range(100)), 3)
     0.142
     """
     error, k = _error(_numbers(differences), _clusters(users, prompts))
-    if k == 1 or error < 1e-12:
+    if k < FEW_USERS or error < 1e-12:
         return float("nan")
     effect = TTestPower().solve_power(nobs=k, alpha=0.05, power=0.8, alternative="two-sided")
     return float(effect * k**0.5 * error)
@@ -187,9 +190,9 @@ def drawn_weights(
 
 def around(estimate: ArrayLike, draws: ArrayLike, clusters: int) -> np.ndarray:
     """95% interval `[2, ...]` of a statistic from few bootstrap draws `[resamples, ...]` over so many clusters: t times
-    their standard deviation, with the sample's variance in place of the population's. NaN from one cluster."""
+    their standard deviation, with the sample's variance in place of the population's. NaN of fewer than `FEW_USERS`."""
     estimate, draws = np.asarray(estimate, float), np.asarray(draws, float)
-    if clusters < 2 or np.isnan(draws).all():
+    if clusters < FEW_USERS or np.isnan(draws).all():
         return np.full((2, *estimate.shape), np.nan)
     width = _t(clusters) * np.sqrt(clusters / (clusters - 1)) * np.nanstd(draws, axis=0)
     return np.stack([estimate - width, estimate + width])
@@ -201,7 +204,9 @@ def _t(clusters: int) -> float:
 
 def _codes(names: Iterable[Any]) -> np.ndarray:
     """Numbers `[n]` of the names, from 0 in their order as text."""
-    return np.unique(np.array([str(name) for name in names]), return_inverse=True)[1]
+    texts = [str(name) for name in names]
+    code = {text: i for i, text in enumerate(sorted(set(texts)))}  # in an array all texts take the longest one's room
+    return np.array([code[text] for text in texts])
 
 
 def _clusters(users: Iterable[Any], prompts: Iterable[Any] | None) -> list[np.ndarray]:

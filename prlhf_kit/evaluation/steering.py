@@ -149,7 +149,7 @@ def gains_of_two(table: pd.DataFrame, users: Sequence[str], judge: Scorer, promp
     """What each of two people gains from the same answers over the base's, by what they were steered `towards`.
 
     Args:
-        table: `towards`, `prompt`, `answer`; those "nobody" are the base's.
+        table: `towards`, `prompt`, `answer`; those towards None are the base's.
         prompts: messages by their text.
 
     Returns:
@@ -159,7 +159,7 @@ def gains_of_two(table: pd.DataFrame, users: Sequence[str], judge: Scorer, promp
     asked = [prompts[text] for text in table.prompt]
     both = [table.assign(user_id=user, gain=judge([user] * len(table), asked, list(table.answer))) for user in users]
     judged = pd.concat(both, ignore_index=True)
-    nobody = judged.towards == "nobody"
+    nobody = judged.towards.isna()
     return _few_users(paired_differences(judged[~nobody], judged[nobody], "gain"), ["user_id", "towards"], seed)
 
 

@@ -31,18 +31,20 @@ SELF_BLEU_ANSWERS = 200  # its time grows with the square: 3 s for 200 answers o
 
 _HYPHENS = Pyphen(lang="en_US")
 _WORD = re.compile(r"\w+(?:['’]\w+)*")
-_CANNOT = (
+_CANNOT = re.compile(
     r"i(?:(?: can(?:no|')t| can not| could(?:n't| not)| won't| will not)(?: \w+ly)? (?:help(?! but)|assist|provide|"
     r"answer|do (?:that|this)|comply|fulfil|give|create|write|generate|offer|support|engage|discuss|share|respond|"
     r"continue|participate|recommend|tell|be able to)|(?:'m| am) (?:un|not )able to|(?:'m| am) not (?:comfortable|"
     r"going to)|(?: must| have to| need to)(?: \w+ly)? (?:decline|refuse)| (?:don't|do not) have the ability)|"
-    r"th(?:at|is) is(?:n't| not) something i can"
+    r"th(?:at|is) is(?:n't| not) something i can",
+    re.IGNORECASE,
 )
-_LEAD = (
-    r"(?:(?:i'm |i am )?(?:\w+ )?sorry\b[^.!?]{0,80}?|(?:i |my )?(?:\w+ )?apolog\w+[^.!?]{0,80}?|unfortunately|but|no|"
-    r"as an? (?:ai|artificial|language|large)\b[^.!?]{0,80}?)"
+_LEAD = re.compile(  # what may stand before it, the first three with some words of their own
+    r"(?:(?:i'm |i am )?(?:\w+ )?sorry\b|(?:i |my )?(?:\w+ )?apolog\w+|as an? (?:ai|artificial|language|large)\b)"
+    r"(?P<more>[^.!?]{0,80})|unfortunately|but|no",
+    re.IGNORECASE,
 )
-_REFUSAL = re.compile(rf"\W*(?:{_LEAD}\W+)*(?:{_CANNOT})", re.IGNORECASE)
+_GAP = re.compile(r"\W+")
 
 
 def words(text: str) -> list[str]:
@@ -129,7 +131,21 @@ def is_refusal(text: str) -> bool:
     >>> [is_refusal(text) for text in ("I'm sorry, but I can't help with that.", "I can't wait!")]
     [True, False]
     """
-    return bool(_REFUSAL.match(text.replace("’", "'")))
+    text = " " + text.replace("’", "'")
+    places, seen = [_GAP.match(text).end()], set()  # type: ignore[union-attr]
+    while places:  # a search, since a pattern that repeats leads backtracks for ever
+        at = places.pop()
+        if _CANNOT.match(text, at):
+            return True
+        lead = None if at in seen else _LEAD.match(text, at)
+        seen.add(at)
+        if lead:
+            first, last = lead.span("more") if lead["more"] is not None else (lead.end(), lead.end())
+            for gap in _GAP.finditer(text, first):
+                if gap.start() > last:
+                    break
+                places.append(gap.end())
+    return False
 
 
 def kl_per_token(policy_logps: ArrayLike, base_logps: ArrayLike) -> tuple[float, float]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.sparse.csgraph import connected_components
 from scipy.special import expit, logit
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import cohen_kappa_score
@@ -125,30 +126,33 @@ def bradley_terry(judgements: pd.DataFrame, resamples: int = 200, seed: int = 0)
     logistic regression as in Chatbot Arena (Chiang et al. 2024, arXiv 2403.04132), a tie as half a win for each.
 
     A weak ridge (a normal prior on s with variance 100) keeps the rating of a system finite that always won or never;
-    how far out it lies is then the ridge's doing. Systems must be connected by comparisons to be comparable.
+    how far out it lies is then the ridge's doing.
 
     Returns:
-        For each judge, best first: `judge`, `system`, `rating` with `low`, `high` (95%, users drawn anew, and prompts
-        that they share) on Elo's scale (mean 1000; 400 points are odds of 10 to 1), `n` (verdicts on it).
+        For each judge and group, best first: `judge`, `group`, `system`, `rating` with `low`, `high` (95%, users drawn
+        anew, and prompts that they share) on Elo's scale (the group's mean 1000; 400 points are odds of 10 to 1), `n`
+        (verdicts on it). Systems that no chain of comparisons connects are in different groups (1, 2, ...), each with
+        a scale of its own: ratings of two groups say nothing of each other.
     """
     tables = []
     for judge, part in _read(judgements).groupby("judge", sort=False):
         systems = sorted({*part.system_a, *part.system_b})
         a, b = (part[name].map(systems.index).to_numpy() for name in ("system_a", "system_b"))
         features = np.eye(len(systems))[a] - np.eye(len(systems))[b]
-        rating, low, high = _resampled(_ratings, part, resamples, seed, features, part.win_rate.to_numpy())
-        table = pd.DataFrame({"judge": judge, "system": systems, "rating": rating, "low": low, "high": high})
-        table["n"] = np.bincount([*a, *b])
-        tables.append(table.sort_values("rating", ascending=False))
+        group = connected_components(features.T @ features, directed=False)[1] + 1
+        rating, low, high = _resampled(_ratings, part, resamples, seed, features, part.win_rate.to_numpy(), group)
+        found = {"judge": judge, "group": group, "system": systems, "rating": rating, "low": low, "high": high}
+        table = pd.DataFrame(found).assign(n=np.bincount([*a, *b]))
+        tables.append(table.sort_values(["group", "rating"], ascending=[True, False]))
     if not tables:
-        return pd.DataFrame(columns=["judge", "system", "rating", "low", "high", "n"])
+        return pd.DataFrame(columns=["judge", "group", "system", "rating", "low", "high", "n"])
     return pd.concat(tables, ignore_index=True)
 
 
-def _ratings(weights: np.ndarray, features: np.ndarray, verdicts: np.ndarray) -> np.ndarray:
+def _ratings(weights: np.ndarray, features: np.ndarray, verdicts: np.ndarray, group: np.ndarray) -> np.ndarray:
     """Ratings `[systems]` on Elo's scale; `features` `[n, systems]` are 1 for a and -1 for b."""
-    strength = _logistic(weights, features, verdicts, C=100, fit_intercept=False).coef_[0]
-    return 1000 + 400 / np.log(10) * (strength - strength.mean())
+    strength = pd.Series(_logistic(weights, features, verdicts, C=100, fit_intercept=False).coef_[0])
+    return (1000 + 400 / np.log(10) * (strength - strength.groupby(group).transform("mean"))).to_numpy()
 
 
 def length_controlled(judgements: pd.DataFrame, resamples: int = 200, seed: int = 0) -> pd.DataFrame:

@@ -42,7 +42,7 @@ def win_matrix(table: pd.DataFrame) -> Figure:
         rates, p = rates.fillna(1 - rates.T), p.fillna(p.T)
         notes = rates.map("{:.2f}".format) + (p < 0.05).map({True: "*", False: ""}.get)
         last = stacked or number == len(judges) - 1
-        heatmap(ax, rates, "win rate of the row", 0, 1, notes, fmt="", square=True, cbar=last)
+        heatmap(ax, rates, "win rate of the row", 0.5, notes, fmt="", square=True, cbar=last)
         ax.set_facecolor("0.9")  # not compared: not the white of 0.5
         ax.set(title=f"judge: {judge}", xlabel="against", ylabel="system" if stacked or not number else "")
         ax.tick_params(axis="x", rotation=40)
@@ -53,8 +53,12 @@ def win_matrix(table: pd.DataFrame) -> Figure:
 
 
 def ratings(table: pd.DataFrame) -> Figure:
-    """Bradley-Terry ratings with intervals, by judge. `table`: rows of `win_rate.bradley_terry`."""
-    systems = list(dict.fromkeys(table.sort_values("rating", ascending=False).system))
+    """Bradley-Terry ratings with intervals, by judge. `table`: rows of `win_rate.bradley_terry`. Groups of systems that
+    were never compared stand below each other, with their number."""
+    table = table.sort_values(["group", "rating"], ascending=[True, False])
+    if table.group.nunique() > 1:
+        table = table.assign(system=table.system.astype(str) + " (group " + table.group.astype(str) + ")")
+    systems = list(dict.fromkeys(table.system))
     figure, ax = new_figure(7, 0.45 * len(systems) + 1.4)
     side_by_side(ax, table, "judge", "system", systems, 0.16, "rating")
     reference_line(ax, 1000)

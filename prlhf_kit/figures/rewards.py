@@ -89,7 +89,7 @@ def domain_heatmap(table: pd.DataFrame) -> Figure:
     models, others = list(dict.fromkeys(table.model)), list(dict.fromkeys(table.pairs_of))
     values, notes = (cells[column].unstack().loc[models, others] for column in ("value", "note"))
     style: dict[str, Any] = {"notes": notes, "fmt": "", "annot_kws": {"size": 7}, "cell": (1.05, 0.7)}
-    return matrix(values, "share ranked as they prefer", 0, 1, "whose held-out pairs", "whose reward model", **style)
+    return matrix(values, "share ranked as they prefer", 0.5, "whose held-out pairs", "whose reward model", **style)
 
 
 def _paths(table: pd.DataFrame, xlabel: str, ylabel: str) -> Figure:
@@ -170,9 +170,9 @@ def heads(table: pd.DataFrame) -> Figure:
 def visible(table: pd.DataFrame) -> Figure:
     """What features can see. `table`: columns `features`, `attribute`, `r2`."""
     values = table.pivot_table(index="features", columns="attribute", values="r2", sort=False)
-    style: dict[str, Any] = {"notes": values, "cmap": "viridis", "fmt": ".2f", "cell": (0.95, 0.55)}
+    style: dict[str, Any] = {"notes": values, "reach": 0.5, "cmap": "viridis", "fmt": ".2f", "cell": (0.95, 0.55)}
     label = "cross-validated R²\nof a linear map"
-    return matrix(values.clip(lower=0), label, 0, 1, "attribute of the response", "features", **style)
+    return matrix(values.clip(lower=0), label, 0.5, "attribute of the response", "features", **style)
 
 
 STAGE = "02_reward_models"

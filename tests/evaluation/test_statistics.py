@@ -1,11 +1,14 @@
 """Do intervals cover at the stated rate, do tests have their size? With REPETITIONS = 2_000, and printed by pytest -s,
 these are the numbers of docs/evaluation.md."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
 from prlhf_kit.evaluation import statistics
 from prlhf_kit.evaluation.statistics import (
+    Interval,
     around,
     cluster_bootstrap,
     crossed_interval,
@@ -115,13 +118,28 @@ def test_small_cases_by_hand():
     assert cluster_bootstrap([1, 2, 3], list("abc"))[:3] == (2, 1, 3)
     assert cluster_bootstrap([0.5, 1.5, 2.5, -8, 12], [*"abc", "c", "c"]).low > -8  # the third mean is 6.5 / 3
     assert np.isnan(cluster_bootstrap([1, 0], ["a", "a"]).low)
-    assert list(around(0.0, [-1.0, 1.0], 2)) == pytest.approx([-12.706 * 2**0.5, 12.706 * 2**0.5], rel=1e-3)
-    assert np.isnan(around(0.0, [np.nan], 5)).all()
+    assert list(around(0.0, [-1.0, 1.0], 9)) == pytest.approx([-2.306 * 1.125**0.5, 2.306 * 1.125**0.5], rel=1e-3)
+    assert np.isnan(around(0.0, [np.nan], 9)).all()
     assert permutation_test([1.0, 1.0, 1.0], ["a", "b", "c"]) == 2 / 8
     assert permutation_test([1.0, 1.0], ["a", "a"]) == 1
     assert crossed_test([1.0] * 16, [*range(8)] * 2, [0] * 8 + [1] * 8) == 0.5  # two prompts: 2 of 4 permutations
     assert crossed_test([1.0] * 4, list("abcd"), list("pqrs")) == 2 / 16  # nothing shared: by user
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+
+
+def test_of_few_users_nothing_is_said_that_leaves_the_scale():
+    assert np.isnan(detectable([1, -1, 0.5], range(3)))
+    assert np.isnan(around(0.0, [-1.0, 1.0], 7)).all()
+    assert str(Interval(0.5, np.nan, np.nan, 3, 3)) == "0.500 (too few users for intervals)"
+    assert str(Interval(*[np.nan] * 3, 3, 3)).startswith("- (too few users")
+
+
+def test_one_long_text_does_not_take_its_room_for_all():
+    texts = ["x" * 1_000_000, *map(str, range(999))]  # 4 GB in an array of text
+    tracemalloc.start()
+    crossed_interval(range(1000), [i % 5 for i in range(1000)], texts)
+    assert tracemalloc.get_traced_memory()[1] < 50e6
+    tracemalloc.stop()
 
 
 def test_one_prompt_that_two_users_share_changes_little():

@@ -132,7 +132,7 @@ TABLES = {
     ),
     "win_matrix": WIN_RATES,
     "ratings": table(
-        "judge system rating", ("oracle", "b", 1100), ("oracle", "a", 950), ("longer", "b", 900), width=100
+        "judge system rating", ("oracle", "b", 1100), ("oracle", "a", 950), ("longer", "b", 900), width=100, group=1
     ),
     "dimensions": table(
         "method dimension value", ("m", "formal", 1.0), ("m", "casual", -0.5), ("o", "formal", 0.1), unit="gained"

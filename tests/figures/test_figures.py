@@ -106,6 +106,14 @@ def test_win_matrix_has_both_sides_and_stars():
     assert [t.get_text() for t in longer.texts] == ["0.30", "0.70"]
 
 
+@pytest.mark.parametrize("name", ["win_matrix", "agreement", "domain_heatmap", "similarity"])
+def test_cells_that_differ_by_little_are_told_apart(name):
+    shown, column = TABLES[name], COLUMNS.get(name, ["value"])[0]
+    shown = shown * 0.1 if name == "similarity" else shown.assign(**{column: 0.45 + 0.1 * (shown[column] > 0.6)})
+    mesh = FIGURES[name][2](shown).axes[0].collections[0]
+    assert mesh.get_clim()[1] - mesh.get_clim()[0] == pytest.approx(0.2)
+
+
 def test_four_ways_have_their_order_and_controls_come_after_them():
     ax = FIGURES["four_way"][2](TABLES["four_way"]).axes[1]
     assert labels(ax) == [*context.FOUR_WAYS, "untrained", "length rule per user"]
