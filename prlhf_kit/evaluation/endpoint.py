@@ -36,14 +36,8 @@ class JudgeError(RuntimeError):
 class PaidAnswers:
     """An SQLite file of answers by the key of their request: the text, what the server says of it, and the time.
 
-    Every call opens its own connection and commits before it returns, so threads and processes can share a file and a
-    killed process loses nothing that had arrived.
-
-    Args:
-        path: created where there is none.
-
-    Raises:
-        JudgeError: the file can't be opened, or is no such file.
+    Every call opens its own connection and commits, so threads and processes can share a file, and a killed process
+    loses nothing that had arrived. Raises `JudgeError` for a file that can't be opened, or is none.
     """
 
     def __init__(self, path: str | Path):
@@ -106,13 +100,9 @@ class Endpoint:
         self._lock = threading.Lock()
 
     def ask(self, wanted: Mapping[str, dict[str, Any]], kept: PaidAnswers) -> None:
-        """Send the bodies of requests, `wanted` by their keys, and keep every answer under its key.
-
-        After Ctrl-C nothing more is sent, and what is under way is waited for and kept.
-
-        Raises:
-            JudgeError: the server refuses a request, or some have no answer. What came is kept.
-        """
+        """Send `wanted` (key -> body), and keep every answer under its key. After Ctrl-C nothing more is sent, and what
+        is under way is waited for and kept. Raises `JudgeError` where the server refuses a request, or some have no
+        answer."""
         secret = os.environ.get(self.api_key_env, "").strip() if self.api_key_env else "none"
         if not re.fullmatch("[!-~]+", secret):
             raise JudgeError(
@@ -147,10 +137,8 @@ class Endpoint:
     def _ask(
         self, client: httpx.Client, stop: threading.Event, kept: PaidAnswers, key: str, body: dict[str, Any]
     ) -> tuple[bool, str]:
-        """Send a request, again after what may pass, and keep its answer.
-
-        Returns (whether the server refuses it, which ends the call; why there is no answer, else "").
-        """
+        """Send a request, again after what may pass, and keep its answer. Returns whether the server refuses it, which
+        ends the call, and why there is no answer."""
         failed = ""
         for attempt in range(self.retries + 1):
             if stop.is_set():

@@ -99,13 +99,9 @@ class LLMJudge:
 
     @property
     def spent(self) -> dict[str, Any]:
-        """What this judge has sent and got so far; what came from the cache cost nothing.
-
-        `requests`: different ones that were sent, answered or not; `retries`: how often one of them was sent again;
-        `answers` that arrived, `uncounted` of them without the server's count of `prompt_tokens` and
-        `completion_tokens`; `unreadable`: different answers, new or from the cache, that gave no verdict; `cost` of the
-        counted tokens, None without prices.
-        """
+        """What this judge has sent and got: `requests` (different ones), `retries`, `answers` that arrived
+        (`uncounted`: without the server's count of `prompt_tokens`, `completion_tokens`), `unreadable` ones, and
+        `cost`, None without prices."""
         spent = self._endpoint.spent
         cost = self._cost(spent["prompt_tokens"], spent["completion_tokens"])
         return {**spent, "unreadable": len(self._unreadable), "cost": cost}
@@ -114,12 +110,7 @@ class LLMJudge:
         return None if self.prices is None else (self.prices[0] * into + self.prices[1] * out) / 1e6
 
     def __call__(self, prompt, answer_a, answer_b, user) -> list[Verdict]:
-        """See `Judge`.
-
-        Raises:
-            JudgeError: a template's field is not filled, the limit of requests is too low, or there is no answer to
-                some. What has arrived is kept: call again to ask only for the rest.
-        """
+        """Raises `JudgeError`; what has arrived by then is kept: call again to ask only for the rest."""
         requests = [self._request(*asked) for asked in zip(prompt, answer_a, answer_b, user, strict=True)]
         with self._turn:
             found = self._kept.get(dict(requests))

@@ -43,21 +43,18 @@ _ENDS = re.compile(r"<\|eot_id\|>|<\|end_of_text\|>|<\|endoftext\|>|</s>")
 
 
 def read_answers(path: str | Path, format: str | None = None, system: str | None = None) -> pd.DataFrame:
-    """Answers of another program, see above.
-
-    Empty answers are kept: they are outcomes. White space around answers is not.
+    """Answers of another program, see above; empty ones are kept, white space around them is not.
 
     Args:
         format: one of `NEEDED`; None: found out from the first row's fields.
         system: the system's name; None: as the row says, else (P-RLHF, ComPreD) the file's name without its ending.
 
     Returns:
-        `system`, `user_id` (None where the format has no users and the row no `user_id`), `prompt`, `answer`, and what
-        else the format has: `user_text`, `dataset`, `seconds`.
+        `ANSWERS` (`user_id` None where there is none), and what else the format has: `user_text`, `dataset`, `seconds`.
 
     Raises:
-        ValueError: the file is not JSON, its format is unclear, a row lacks a field or has no text in it, or a system
-            has two answers for the same user and prompt. The message has the row's number, from 1.
+        ValueError: no JSON, an unclear format, a row without a text where one is needed, or two answers of a system for
+            the same user and prompt, with the row's number from 1.
     """
     path = Path(path)
     rows = _rows(path)
@@ -207,12 +204,8 @@ def _alpaca_eval(row: _Row) -> dict[str, Any]:
 
 
 def for_run(answers: pd.DataFrame, users: Sequence[str], prompts: Sequence[str]) -> pd.DataFrame:
-    """Those of `answers` that were given to `users` and `prompts` (texts), columns `judges.ANSWERS`. An answer to
-    nobody in particular is given to every user.
-
-    Raises:
-        ValueError: there is none.
-    """
+    """Those of `answers` that were given to `users` and `prompts` (texts), columns `ANSWERS`. An answer to nobody in
+    particular is given to every user. Raises `ValueError` where there is none."""
     everybody = answers[answers.user_id.isna()].drop(columns="user_id").merge(pd.DataFrame({"user_id": users}), "cross")
     found = pd.concat([answers[answers.user_id.isin(users)], everybody], ignore_index=True)
     # white space around a prompt is nobody's: `read_answers` takes it off, and TL;DR's own prompts end in a space

@@ -23,7 +23,6 @@ from prlhf_kit.figures.style import (
     reference_line,
     side_by_side,
 )
-from prlhf_kit.figures.users import learning_curves
 
 # as in evaluation/context.py, intervals.py and options.py, which take seconds to import, as figures should not
 FOUR_WAYS = ("neither", "prompt only", "soft tokens", "both")
@@ -182,13 +181,3 @@ def community_win_rates(table: pd.DataFrame) -> Figure:
     ax.set_xlabel("win rate of the first (95% interval; filled: p < 0.05, Holm over communities)")
     legend(figure, ncols=1)
     return figure
-
-
-FIGURES = {
-    "context_curves": ("08_community_context", "history", learning_curves),
-    "four_way": ("08_community_context", "four_way", four_way),
-    "context_heatmap": ("08_community_context", "context_matrix", context_heatmap),
-    "option_accuracy": ("08_community_context", "option_accuracy", option_accuracy),
-    "by_context": ("08_community_context", "by_context", by_context),
-    "community_win_rates": ("08_community_context", "community_win_rates", community_win_rates),
-}

@@ -114,14 +114,3 @@ def lengths(pairs: pd.DataFrame) -> Figure:
     reference_line(ax, 0)
     ax.set(xlabel="words in the chosen response minus words in the rejected one", ylabel="user")
     return figure
-
-
-# file name -> (stage, table, function)
-FIGURES = {
-    "tastes": ("01_data_preparation", "tastes", tastes),
-    "users_and_pairs": ("01_data_preparation", "lengths", users_and_pairs),
-    "lengths": ("01_data_preparation", "lengths", lengths),
-    "agreement": ("01_data_preparation", "agreement", agreement),
-    "response_map": ("01_data_preparation", "response_map", response_map),
-    "word_clouds": ("01_data_preparation", "typical_words", word_clouds),
-}

@@ -8,7 +8,6 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
-from prlhf_kit.figures.data import word_clouds
 from prlhf_kit.figures.style import (
     PALETTE,
     band,
@@ -175,26 +174,9 @@ def visible(table: pd.DataFrame) -> Figure:
     return matrix(values.clip(lower=0), label, 0.5, "attribute of the response", "features", **style)
 
 
-STAGE = "02_reward_models"
-
-
 def new_users(table: pd.DataFrame) -> Figure:
     """Accuracy on new users by the pairs they gave, of pooled and low-rank heads: the others can't learn of them.
 
     `table`: as in `figures.adaptation`.
     """
     return adaptation(table[table.method.str.startswith(("pooled", "low_rank"))])
-
-
-FIGURES = {
-    "reward_stages": (STAGE, "reward_stages", stages),
-    "reward_new_users": (STAGE, "new_users", new_users),
-    "reward_word_clouds": (STAGE, "typical_words", word_clouds),
-    "reward_curves": (STAGE, "curves", curves),
-    "domain_heatmap": (STAGE, "domain_heatmap", domain_heatmap),
-    "trade_off": (STAGE, "trade_off", trade_off),
-    "reliability": (STAGE, "reliability", reliability),
-    "reward_heads": (STAGE, "reward_heads", heads),
-    "visible": (STAGE, "visible", visible),
-    "head_trade_off": (STAGE, "head_trade_off", head_trade_off),
-}

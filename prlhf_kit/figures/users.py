@@ -137,16 +137,3 @@ def swapped_utility(table: pd.DataFrame) -> Figure:
     label = "true utility, less the row's mean\n(SD of attributes)"
     names = ("whom the answers were written for", "who judges them")
     return matrix(centred, label, 0, *names, notes=len(means) <= 16, square=True)
-
-
-# figure file -> (stage that leaves the table, table, function): how `prlhf figures` re-makes them without a model
-FIGURES = {
-    "learning_curves": ("03_pdpo_training", "history", learning_curves),
-    "similarity": ("03_pdpo_training", "similarity", similarity),
-    "accuracy_by_method": ("05_evaluation", "accuracy_by_method", accuracy_by_method),
-    "accuracy_by_user": ("05_evaluation", "accuracy_by_user", accuracy_by_user),
-    "swapped": ("05_evaluation", "swapped", swapped_utility),
-    "adaptation": ("06_new_users", "adaptation", adaptation),
-    "pairs_learned": ("09_user_models", "pairs_learned", pairs_learned),
-    "user_map": ("09_user_models", "user_map", user_map),
-}

@@ -9,12 +9,11 @@ import pytest
 from prlhf_kit.evaluation import statistics
 from prlhf_kit.evaluation.statistics import (
     Interval,
-    around,
+    bootstrap,
     cluster_bootstrap,
     crossed_interval,
     crossed_test,
     detectable,
-    drawn_weights,
     expanded,
     holm,
     permutation_test,
@@ -118,8 +117,10 @@ def test_small_cases_by_hand():
     assert cluster_bootstrap([1, 2, 3], list("abc"))[:3] == (2, 1, 3)
     assert cluster_bootstrap([0.5, 1.5, 2.5, -8, 12], [*"abc", "c", "c"]).low > -8  # the third mean is 6.5 / 3
     assert np.isnan(cluster_bootstrap([1, 0], ["a", "a"]).low)
-    assert list(around(0.0, [-1.0, 1.0], 9)) == pytest.approx([-2.306 * 1.125**0.5, 2.306 * 1.125**0.5], rel=1e-3)
-    assert np.isnan(around(0.0, [np.nan], 9)).all()
+    draws = iter([0.0, -1.0, 1.0])
+    ends = bootstrap(lambda _: next(draws), range(9), resamples=2)[1:]
+    assert ends == pytest.approx([-2.306 * 1.125**0.5, 2.306 * 1.125**0.5], rel=1e-3)
+    assert np.isnan(bootstrap(lambda _: np.nan, range(9), resamples=2)).all()
     assert permutation_test([1.0, 1.0, 1.0], ["a", "b", "c"]) == 2 / 8
     assert permutation_test([1.0, 1.0], ["a", "a"]) == 1
     assert crossed_test([1.0] * 16, [*range(8)] * 2, [0] * 8 + [1] * 8) == 0.5  # two prompts: 2 of 4 permutations
@@ -129,7 +130,7 @@ def test_small_cases_by_hand():
 
 def test_of_few_users_nothing_is_said_that_leaves_the_scale():
     assert np.isnan(detectable([1, -1, 0.5], range(3)))
-    assert np.isnan(around(0.0, [-1.0, 1.0], 7)).all()
+    assert np.isnan(bootstrap(np.sum, range(7))[1:]).all()
     assert str(Interval(0.5, np.nan, np.nan, 3, 3)) == "0.500 (too few users for intervals)"
     assert str(Interval(*[np.nan] * 3, 3, 3)).startswith("- (too few users")
 
@@ -147,8 +148,9 @@ def test_one_prompt_that_two_users_share_changes_little():
     apart = crossed_interval(values, range(300), range(300))
     together = crossed_interval(values, range(300), [0, *range(299)])
     assert together.high - together.low == pytest.approx(apart.high - apart.low, rel=0.1)
-    assert drawn_weights(range(300), [0, *range(299)], 1)[1] == 300
-    assert drawn_weights([1, 1, 2, 2], [1, 2, 1, 2], 1)[1] == 2
+    user, prompt = (index.ravel() for index in np.indices((12, 9)))
+    by_user, both = (bootstrap(lambda w: w @ prompt / w.sum(), user, p) for p in (None, prompt))
+    assert by_user[2] - by_user[1] < 1e-9 < both[2] - both[1]  # prompts are drawn, too, where they are shared
 
 
 def test_many_clusters_have_the_bootstraps_interval(monkeypatch):

@@ -127,15 +127,6 @@ def test_repeated_apologies_are_read_quickly():
     assert time.monotonic() - began < 5
 
 
-def test_kl_by_hand_and_both_estimates_come_close_to_the_true_divergence():
-    k1, k3 = text.kl_per_token([math.log(0.5), math.log(0.8)], [math.log(0.25), math.log(0.8)])
-    assert (k1, k3) == pytest.approx((math.log(2) / 2, (0.5 - 1 + math.log(2)) / 2))
-    policy, base = np.array([0.7, 0.2, 0.1]), np.array([0.4, 0.4, 0.2])
-    drawn = np.random.default_rng(0).choice(3, size=40_000, p=policy)
-    exact = (policy * np.log(policy / base)).sum()
-    assert text.kl_per_token(np.log(policy)[drawn], np.log(base)[drawn]) == pytest.approx((exact, exact), abs=0.01)
-
-
 def test_scores_of_a_table():
     answers = table(
         ("base", "ann", "Why?", "a b c a b c d"), ("base", "bob", "Why?", ""), ("mine", "ann", "Why?", "I cannot help.")
