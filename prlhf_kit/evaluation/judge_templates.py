@@ -1,6 +1,6 @@
 """What a language model is asked as a judge, what it is told of a person, and how its answer is read.
 
-Another protocol is a text file in `judge_prompts`, the function that reads its answers, and a line in `TEMPLATES`.
+Another protocol is a text file in `judge_prompts`, and its name in `TEMPLATES`.
 """
 
 from __future__ import annotations
@@ -76,11 +76,7 @@ def parse_verdict(text: str | None) -> Verdict:
     return Verdict("a", float(sure)) if preference == "A" else Verdict("b", 1.0 - sure)
 
 
-TEMPLATES: dict[str, Callable[[str | None], Verdict]] = {  # and what reads the answers
-    "criterion": parse_verdict,
-    "community": parse_verdict,
-    "profile": parse_verdict,
-}
+TEMPLATES = ("criterion", "community", "profile")
 
 
 def read_judge_template(template: str | Path) -> Template:

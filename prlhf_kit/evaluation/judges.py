@@ -84,10 +84,13 @@ def longer(prompt, answer_a, answer_b, user) -> list[Verdict]:
 
 
 def require_answers(answers: pd.DataFrame) -> None:
-    """Raise `ValueError` where the columns `ANSWERS` are not all there."""
+    """Raise `ValueError` where the columns `ANSWERS` are not all there, or hold no texts."""
     missing = [column for column in ANSWERS if column not in answers]
     if missing:
         raise ValueError(f"answers lack {', '.join(missing)}; they have {', '.join(map(str, answers))}.")
+    bad = [text for column in ("prompt", "answer") for text in answers[column] if not isinstance(text, str)]
+    if bad:
+        raise ValueError(f"{len(bad)} prompts or answers are no text, for instance {bad[0]!r}; an empty one is ''.")
 
 
 def judged(
@@ -116,9 +119,6 @@ def judged(
         ValueError: answers that can't be compared, or a judge that does not give one verdict on each pair.
     """
     require_answers(answers)
-    texts = [text for column in ("prompt", "answer") for text in answers[column] if not isinstance(text, str)]
-    if texts:
-        raise ValueError(f"{len(texts)} prompts or answers are no text, for instance {texts[0]!r}; expected text.")
     twice = answers[answers.duplicated(["system", "user_id", "prompt"])]
     if len(twice):
         row = twice.iloc[0]

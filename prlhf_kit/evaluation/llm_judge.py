@@ -18,7 +18,6 @@ from prlhf_kit.evaluation.endpoint import Endpoint, JudgeError, PaidAnswers
 from prlhf_kit.evaluation.judge_templates import (
     FIELDS,
     SCHEMA,
-    TEMPLATES,
     as_text,
     parse_verdict,
     read_judge_template,
@@ -84,7 +83,7 @@ class LLMJudge:
             if getattr(self, name) < least:
                 raise JudgeError(f"{name} is {getattr(self, name)}, expected {least} or more.")
         self._template = read_judge_template(self.template)
-        self._parse = self.parse or TEMPLATES.get(str(self.template), parse_verdict)
+        self._parse = self.parse or parse_verdict
         self._endpoint = Endpoint(self.base_url, self.api_key_env, self.concurrency, self.timeout, self.retries)
         self._kept = PaidAnswers(self.cache)
         self._unreadable: set[str] = set()

@@ -139,7 +139,8 @@ def is_refusal(text: str) -> bool:
 def text_scores(answers: pd.DataFrame) -> pd.DataFrame:
     """Measures of each answer: `SCORES`, one row an answer and measure ("words", "rep-2" to "rep-4", "diversity",
     "Flesch reading ease", "refusal"). `answers` has `ANSWERS`; `method` is the system, `item` the prompt's text."""
-    texts = _texts(answers)
+    require_answers(answers)
+    texts = list(answers.answer)
     tokens = [words(text) for text in texts]
     unique = {n: np.array([unique_share([found], n) for found in tokens]) for n in (2, 3, 4)}
     values: dict[str, Any] = {"words": [len(found) for found in tokens]} | {
@@ -155,7 +156,7 @@ def corpus_scores(answers: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     one row a system, user and measure, `item` and `prompt` None. By user, since a system that tells everybody the same
     would seem to repeat itself. All depend on the number of answers; for self-BLEU at most `SELF_BLEU_ANSWERS` are
     drawn by `seed`."""
-    _texts(answers)
+    require_answers(answers)
     rows: list[tuple] = []
     written = answers.groupby(["system", "user_id"], sort=False, dropna=False)
     for (system, user), group in tqdm(written, desc="texts", disable=None, leave=False):
@@ -172,18 +173,11 @@ def reward_table(
 ) -> pd.DataFrame:
     """Rewards of the same answers by several scorers, one for each preference (PAD, arXiv 2410.04070): `SCORES`, one
     row an answer and scorer. `prompts`: the messages that scorers are shown, by the prompt's text."""
-    texts = _texts(answers)
+    require_answers(answers)
+    texts = list(answers.answer)
     shown = [(prompts or {}).get(text, message("user", text)) for text in answers.prompt]
     values = {name: np.asarray(scorer(list(answers.user_id), shown, texts)) for name, scorer in scorers.items()}
     return _long(answers, values)
-
-
-def _texts(answers: pd.DataFrame) -> list[str]:
-    require_answers(answers)
-    bad = [i for i, text in enumerate(answers.answer) if not isinstance(text, str)]
-    if bad:
-        raise ValueError(f"{len(bad)} of {len(answers)} answers are no text, first row {bad[0]}; an empty one is ''.")
-    return list(answers.answer)
 
 
 def _long(answers: pd.DataFrame, values: Mapping[str, Any]) -> pd.DataFrame:

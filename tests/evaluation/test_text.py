@@ -10,8 +10,6 @@ import pytest
 
 from prlhf_kit.data.schema import message
 from prlhf_kit.evaluation import text
-from prlhf_kit.models import embedded
-from prlhf_kit.models.features import load_embedder
 
 NAN = float("nan")
 
@@ -68,14 +66,6 @@ def test_coherence_by_hand():
     assert text.coherence(Directions(), [], []).shape == (0,)
     with pytest.raises(ValueError, match="'directions' is a decoder; expected a sentence encoder"):
         text.coherence(Directions(decoder=True), ["a"], ["a"])
-
-
-def test_coherence_of_real_embeddings(tmp_path):
-    prompts = ["How do I make green tea?"] * 2 + ["😀"]
-    answers = ["Boil water, let it cool a little, and pour it over the tea leaves.", "Stock prices fell.", "😀"]
-    on_topic, off_topic, same = text.coherence(load_embedder(embedded.SENTENCES), prompts, answers, tmp_path)
-    assert on_topic > 0.5 > 0.2 > off_topic
-    assert same == pytest.approx(1)
 
 
 def test_reading_ease_by_hand():
@@ -152,7 +142,7 @@ def test_tables_without_answers_and_bad_ones():
     assert text.corpus_scores(table()).empty
     with pytest.raises(ValueError, match="answers lack user_id, prompt; they have system, answer"):
         text.text_scores(table(("base", "x"), columns=["system", "answer"]))
-    with pytest.raises(ValueError, match="1 of 2 answers are no text, first row 1"):
+    with pytest.raises(ValueError, match="1 prompts or answers are no text"):
         text.corpus_scores(table(("base", "ann", "Why?", "x"), ("base", "bob", "Why?", None)))
 
 

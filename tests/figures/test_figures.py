@@ -81,21 +81,6 @@ def test_numbers_stand_at_their_names():
     assert ax.collections[0].get_array().ravel().tolist() == [2, -2, -1, 1]
 
 
-def test_steering_shows_gain_distance_and_time():
-    _, middle, right = FIGURES["reward_by_weight"][2](TABLES["reward_by_weight"]).axes
-    assert middle.lines[0].get_xydata().tolist() == [[0.6, 0.0], [0.7, 0.5], [0.8, 1.2], [1.1, 0.8]]
-    assert [text.get_text() for text in middle.texts] == ["0", "0.5", "1", "3"]
-    assert right.lines[0].get_ydata().tolist() == [0, 10, 20, 40]  # percent
-    ax = FIGURES["steering_methods"][2](TABLES["steering_methods"]).axes[0]
-    assert labels(ax) == ["base", "prompt", "PAD", "ARGS"]
-    assert bars(ax)[0] == [[0.0, 0], [0.5, 1], [1.2, 2], [0.8, 3]]
-    ax = FIGURES["asked_seldom"][2](TABLES["asked_seldom"]).axes[0]
-    assert ax.get_legend_handles_labels()[1][:2] == ["always (100%)", "every 2 (50%)"]
-    assert bars(ax)[:2] == [[[1.7, 0.0]], [[2.0, 0.5]]]
-    ax = FIGURES["two_preferences"][2](TABLES["two_preferences"]).axes[0]
-    assert bars(ax) == [[[0.0, 0.5]], [[1.2, 0.8]]]
-
-
 def test_win_matrix_has_both_sides_and_stars():
     oracle, longer = (ax for ax in FIGURES["win_matrix"][2](WIN_RATES).figure.axes if ax.get_title())
     cells = oracle.collections[0].get_array().reshape(3, 3)
