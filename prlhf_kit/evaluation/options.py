@@ -57,8 +57,8 @@ def choose(
 
     Returns:
         One row a question: `question_id`, `user_id`, `prompt` (its text), `options` (k), `logps` (`[k]` nats a token),
-        `picked` (the likeliest, null where several tie), `right` (1 if it is the right one, 1/m of m at the top, else
-        0), and the same by `right_sum` (summed log-prob), `right_shortest` and `right_longest` (tokens).
+        `right` (1 if the likeliest is the right one, 1/m of m at the top, else 0), and the same by `right_sum` (summed
+        log-prob), `right_shortest` and `right_longest` (tokens).
     """
     rows = questions if user_rows is None else as_read(model, questions)
     number = [len(options) for options in rows["options"]]
@@ -71,17 +71,15 @@ def choose(
     logps, tokens = (np.split(numbers, np.cumsum(number)[:-1]) for numbers in scored)
     for summed, length, right in zip(logps, tokens, rows["right_option"], strict=True):
         mean = summed / length
-        best = np.flatnonzero(mean == mean.max())
         rules = {"right": mean, "right_sum": summed, "right_shortest": -length, "right_longest": length}
-        picked = best[0] if len(best) == 1 else None
-        found.append({"logps": mean.tolist(), "picked": picked} | {n: _right(v, right) for n, v in rules.items()})
+        found.append({"logps": mean.tolist()} | {name: _right(values, right) for name, values in rules.items()})
     asked = {
         "question_id": rows["question_id"],
         "user_id": rows["user_id"],
         "prompt": [prompt_text(prompt) for prompt in prompts],
         "options": number,
     }
-    return pd.concat([pd.DataFrame(asked), pd.DataFrame(found)], axis=1).astype({"picked": "Int64"})
+    return pd.concat([pd.DataFrame(asked), pd.DataFrame(found)], axis=1)
 
 
 def _right(values: np.ndarray, right: int) -> float:

@@ -35,6 +35,7 @@ def win_matrix(table: pd.DataFrame) -> Figure:
     side, stacked = 0.75 * len(systems), len(systems) > 6
     rows, columns = (len(judges), 1) if stacked else (1, len(judges))
     size = (side * columns + 3.2, (side + 1.6) * rows)
+    reach = max(0.1, float((table.win_rate - 0.5).abs().max()))  # the same in all panels
     figure, axes = new_figure(*size, nrows=rows, ncols=columns, sharey=not stacked, squeeze=False)
     for number, (ax, judge) in enumerate(zip(axes.flat, judges, strict=True)):
         part = table[table.judge == judge].pivot(index="system_a", columns="system_b", values=["win_rate", "p_holm"])
@@ -42,7 +43,7 @@ def win_matrix(table: pd.DataFrame) -> Figure:
         rates, p = rates.fillna(1 - rates.T), p.fillna(p.T)
         notes = rates.map("{:.2f}".format) + (p < 0.05).map({True: "*", False: ""}.get)
         last = stacked or number == len(judges) - 1
-        heatmap(ax, rates, "win rate of the row", 0.5, notes, fmt="", square=True, cbar=last)
+        heatmap(ax, rates, "win rate of the row", 0.5, notes, reach, fmt="", square=True, cbar=last)
         ax.set_facecolor("0.9")  # not compared: not the white of 0.5
         ax.set(title=f"judge: {judge}", xlabel="against", ylabel="system" if stacked or not number else "")
         ax.tick_params(axis="x", rotation=40)

@@ -27,7 +27,7 @@ STAGES: dict[str, dict[str, Callable[[pd.DataFrame], Figure]]] = {
         "reliability": rewards.reliability,
         "reward_heads": rewards.heads,
         "visible": rewards.visible,
-        "head_trade_off": rewards.head_trade_off,
+        "head_trade_off": rewards.trade_off,
     },
     "03_pdpo_training": {"learning_curves": users.learning_curves, "similarity": users.similarity},
     "04_pad_decoding": {

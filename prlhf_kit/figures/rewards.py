@@ -91,8 +91,15 @@ def domain_heatmap(table: pd.DataFrame) -> Figure:
     return matrix(values, "share ranked as they prefer", 0.5, "whose held-out pairs", "whose reward model", **style)
 
 
-def _paths(table: pd.DataFrame, xlabel: str, ylabel: str) -> Figure:
-    """General against customised accuracy, one line a strategy; the row that is `chosen` is large, with intervals."""
+def trade_off(table: pd.DataFrame) -> Figure:
+    """General against customised accuracy, one line a strategy, over training or from a strong to a weak penalty.
+
+    `table`: intervals by `strategy`, `of` ("custom", "general") and `point` of a training, whose end is drawn large,
+    with its intervals; or, in the order of the path, with `chosen`: which setting is.
+    """
+    if "chosen" not in table:
+        table = table.sort_values("point", kind="stable")
+        table = table.assign(chosen=table.point == table.groupby("strategy").point.transform("max"))
     figure, ax = new_figure(7.4, 4.2)
     for i, (strategy, rows) in enumerate(table.groupby("strategy", sort=False)):
         custom, general = (rows[rows.of == of] for of in ("custom", "general"))
@@ -102,32 +109,9 @@ def _paths(table: pd.DataFrame, xlabel: str, ylabel: str) -> Figure:
         crossed(ax, x, y, i, markersize=8, capsize=3, elinewidth=0.8, label=strategy)
     reference_line(ax, 0.5, vertical=False)
     reference_line(ax, 0.5)
-    ax.set(xlabel=xlabel, ylabel=ylabel)
-    return figure
-
-
-def trade_off(table: pd.DataFrame) -> Figure:
-    """General against customised accuracy over training, one line a strategy, intervals at its end.
-
-    `table`: intervals by `strategy`, `point` and `of` ("custom", "general").
-    """
-    table = table.sort_values("point", kind="stable")
-    table = table.assign(chosen=table.point == table.groupby("strategy").point.transform("max"))
-    xlabel = "accuracy on the domain's own pairs (95% interval at the end)"
-    figure = _paths(table, xlabel, "accuracy on general pairs")
-    legend(figure, "outside right upper")
-    return figure
-
-
-def head_trade_off(table: pd.DataFrame) -> Figure:
-    """General against customised accuracy of heads on frozen features, from a strong to a weak penalty.
-
-    `table`: intervals by `strategy`, `strength` and `of` ("custom", "general"), in the order of the path, and `chosen`:
-    the setting that cross-validation prefers, which is drawn large, with its intervals.
-    """
-    custom, general = (table.n[table.of == of].iloc[0] for of in ("custom", "general"))
-    xlabel = f"accuracy on the domains' own pairs (n = {custom})"
-    figure = _paths(table, xlabel, f"accuracy on general pairs (n = {general})")
+    n = {of: table.n[table.of == of].iloc[0] for of in ("custom", "general")}
+    xlabel = f"accuracy on the domains' own pairs (n = {n['custom']}, 95% intervals)"
+    ax.set(xlabel=xlabel, ylabel=f"accuracy on general pairs (n = {n['general']})")
     legend(figure, ncols=3)
     return figure
 

@@ -94,7 +94,7 @@ def test_the_detectable_difference_is_found_with_the_stated_power():
             values = own_sd * rng.normal(size=30)[users] + asked_sd * rng.normal(size=120)[prompts] + shift
             return values + rng.normal(size=len(values)), users, prompts
 
-        least = np.mean([detectable(*draw(0)) for _ in range(200)])
+        least = np.mean([detectable(*draw(0)) for _ in range(60)])
         found = np.mean([crossed_test(*draw(least), resamples=499) <= 0.05 for _ in range(REPETITIONS)])
         print(f"{users.max() + 1} users: a true difference of {least:.2f} is found in {found}")
         assert power <= found <= 0.89

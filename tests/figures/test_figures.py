@@ -87,6 +87,7 @@ def test_win_matrix_has_both_sides_and_stars():
     assert (cells[0, 1], cells[1, 0]) == (0.8, pytest.approx(0.2))
     assert cells.mask.diagonal().all()
     assert cells.mask[1, 2]  # never compared
+    assert oracle.collections[0].get_clim() == longer.collections[0].get_clim()  # they share a colour bar
     assert [t.get_text() for t in oracle.texts] == ["0.80*", "0.60", "0.20*", "0.40"]
     assert [t.get_text() for t in longer.texts] == ["0.30", "0.70"]
 
