@@ -11,10 +11,10 @@ from datasets import Dataset
 import prlhf_kit as kit
 from prlhf_kit.data.chat import prompt_text
 from prlhf_kit.data.context import Contexts, people_of, with_context
-from prlhf_kit.data.schema import record
+from prlhf_kit.data.schema import SchemaError, record
 from prlhf_kit.evaluation import context as ways
 from prlhf_kit.evaluation.accuracy import LENGTH, USER_LENGTH
-from prlhf_kit.evaluation.context import BOTH, NEITHER, PROMPT, SOFT, rewarded
+from prlhf_kit.evaluation.context import BOTH, NEITHER, PROMPT, SOFT, items, rewarded
 from prlhf_kit.evaluation.intervals import differences, intervals, with_all
 from prlhf_kit.evaluation.options import LIKELIHOOD, RULES, choose, questions
 from prlhf_kit.evaluation.reward_models import reward_accuracy
@@ -134,6 +134,26 @@ def test_questions_are_chosen_by_likelihood(make_tiny, tokenizer):
     chosen = choose(make_tiny(), tokenizer, put)
     for rule, column in RULES.items():
         assert results[results.rule == rule].value.tolist() == chosen[column].tolist()
+
+
+def test_rows_with_a_context_are_not_scored_as_if_without(pairs):
+    contexts = Contexts("true", people_of(pairs))
+    with pytest.raises(AssertionError, match="have a context already"):
+        items(with_context(pairs, contexts), [1.0] * 12)
+    with pytest.raises(SchemaError, match="context=False"):
+        ways.tried(None, None, pairs, contexts, [False])
+
+
+def test_the_length_rule_is_each_users_own(told):
+    pairs, _ = told
+    found = ways.by_length(pairs, pairs, dataset="mine")
+    assert set(found.method) == {USER_LENGTH}
+    lengths = [np.array([len(m[0]["content"].split()) for m in pairs[name]]) for name in ("chosen", "rejected")]
+    signs = pd.DataFrame({"user": pairs["user_id"], "sign": np.sign(lengths[0] - lengths[1])})
+    longer = signs.user.map(np.sign(signs.groupby("user").sign.sum()))
+    sure = (signs.sign != 0) & (longer != 0)
+    assert sure.any()
+    assert found.value[sure].tolist() == (signs.sign == longer)[sure].astype(float).tolist()
 
 
 # ---- prompt only, soft tokens, both, neither
