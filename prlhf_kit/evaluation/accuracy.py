@@ -33,11 +33,7 @@ def words(messages: list[list[dict[str, str]]]) -> np.ndarray:
 
 
 def likelier(scores: pd.DataFrame) -> np.ndarray:
-    """Which pairs a model ranks right by its mean log-probability a token (1, 1/2 where equal, 0): `[n]`.
-
-    Args:
-        scores: rows of `score_pairs`.
-    """
+    """Which pairs a model ranks right (1, 1/2, 0) by its mean log-prob a token, from rows of `score_pairs`: `[n]`."""
     return ranked_right(scores.chosen_logp / scores.chosen_tokens, scores.rejected_logp / scores.rejected_tokens)
 
 
@@ -50,15 +46,11 @@ def ranked_by_method(
     train: Dataset,
     batch_size: int = 16,
 ) -> pd.DataFrame:
-    """For each pair and method 1 if the chosen response got the higher reward, 1/2 if equal, else 0.
+    """The long table of which pairs each method ranks right (1, 1/2 where equal, 0).
 
-    Rewards: P-DPO and trained controls by DPO's implicit reward; "prompt with user text" by how much the untrained
-    model's log-prob rises when the user's words are in the system message; "untrained" by its mean log-prob a
-    token; the length rules by the number of words, in the direction that the training pairs (of the user) favoured.
-    Users who have no row are scored with the generic row, and with the pooled length rule.
-
-    Returns:
-        The long table. "prompt with user text" is left out where the dataset has no `user_text`.
+    Rewards: P-DPO and trained controls by DPO's implicit reward; "prompt with user text" (where all users have one) by
+    how much it raises the untrained model's log-prob; "untrained" by its mean log-prob a token; the length rules by
+    words, in the direction that the training pairs favour. Users without a row get the generic row and the pooled rule.
     """
 
     def reward(scores: pd.DataFrame) -> np.ndarray:
@@ -87,8 +79,8 @@ def ranked_by_method(
 
 
 def oracle(tests: Mapping[str, Dataset]) -> pd.DataFrame:
-    """The best that can be expected where the dataset knows the truth (`p_chosen`): rows "oracle" for an intervals
-    table by `split` and `method`, whose interval has no width."""
+    """The best that can be expected where the truth (`p_chosen`) is known, as rows "oracle" of an intervals table by
+    `split` and `method`."""
     rows = []
     for split, pairs in tests.items():
         if "p_chosen" in pairs.column_names:
@@ -99,17 +91,11 @@ def oracle(tests: Mapping[str, Dataset]) -> pd.DataFrame:
 
 
 def spread(scores: pd.DataFrame, resamples: int = 2_000, seed: int = 0) -> pd.DataFrame:
-    """How evenly a method serves its users: for each split and method the worst user's accuracy, the 10th percentile,
-    the median and the best.
+    """How evenly a method serves its users, by `split` and `method`: `of` "worst user", "10th percentile", "median
+    user" and "best user", with `user_id` (None for percentiles), `value`, `low`, `high`, `n` and `clusters`.
 
-    The least of several noisy numbers is too low on average, even where all users are served alike: look at the
-    controls' rows beside it.
-
-    Returns:
-        Columns `split`, `method`, `user_id` (who it is; None for percentiles), `value` with `low`, `high` (95%: of the
-        worst and the best user their own interval, clustered by prompt; of percentiles over users drawn anew, NaN of
-        fewer than 6), `n` (that user's values; for percentiles all), `clusters`, `of` ("worst user", "10th
-        percentile", "median user", "best user").
+    Intervals of the worst and best user are by prompt, those of percentiles over users drawn anew. The least of several
+    noisy numbers is too low on average: look at the controls' rows beside it.
     """
     keys = ["split", "method"]
     scores = scores[scores.value.notna()]
@@ -176,16 +162,10 @@ def answers_by_system(
     users: Sequence[str],
     **options,
 ) -> pd.DataFrame:
-    """What every system answers to every prompt for every one of `users`, whom `index` knows.
+    """The answers table (`ANSWERS`) of P-DPO with the user's and the generic row, vanilla DPO, the untrained model, and
+    that with the users' own words in its prompt (where all of them said something in `train`).
 
-    Args:
-        train: the users' training pairs; their own words are read from it.
-        options: of `generate`.
-
-    Returns:
-        The table of answers that judges compare: `system`, `user_id`, `prompt` (its text), `answer`. Systems: P-DPO
-        with the user's row, P-DPO with the generic row, vanilla DPO, the untrained model, and that with the user's
-        words in its prompt (where all users said something).
+    `options` are those of `generate`; `index` knows all `users`.
     """
     words = dict(zip(train["user_id"], train["user_text"], strict=True))
     asked_by = [user for user in users for _ in prompts]
@@ -219,12 +199,10 @@ def swapped(
     """Every user judges every other user's answer to the same prompt: is one's own answer really one's own?
 
     Args:
-        user_ids, prompts, texts: `[n]`, the answer `texts[i]` was given to `user_ids[i]` for `prompts[i]` (text or
-            number); the same prompts for every user.
+        user_ids, prompts, texts: `[n]`, whom each answer was given to, and for what; the same prompts for every user.
 
     Returns:
-        One row for each judge, author and prompt: `judge`, `author`, `prompt`, `utility` (of the author's answer for
-        the judge) and `own_wins` (1 if the judge's own answer has the higher utility, 1/2 if equal, else 0).
+        `judge`, `author`, `prompt`, `utility` (of the author's answer for the judge), `own_wins` (1, 1/2, 0).
     """
     answers = pd.DataFrame({"author": list(user_ids), "prompt": list(prompts), "text": list(texts)})
     table = pd.DataFrame({"judge": answers.author.unique()}).merge(answers, how="cross")
@@ -236,10 +214,7 @@ def swapped(
 
 
 def ranked_right(chosen: ArrayLike, rejected: ArrayLike) -> np.ndarray:
-    """1 where the chosen response has the higher reward, 1/2 where both are equal, else 0: `[n]`.
-
-    The mean over pairs is the reward accuracy; with the utilities of two systems' answers it is the first system's
-    win rate. NaN rewards are refused, since a comparison with NaN would count as wrong.
+    """1 where the chosen response has the higher reward, 1/2 where both are equal, else 0: `[n]`. NaN is refused.
 
     >>> ranked_right([2.0, 1.0, 0.0], [1.0, 1.0, 3.0]).tolist()
     [1.0, 0.5, 0.0]
@@ -253,9 +228,9 @@ def ranked_right(chosen: ArrayLike, rejected: ArrayLike) -> np.ndarray:
 
 
 def length_rules(train: Dataset, pairs: Dataset) -> dict[str, np.ndarray]:
-    """Which of `pairs` a rule that sees the number of words alone ranks right (1, 1/2, 0; `[n]`): with one direction
-    for all users (`LENGTH`), and with each user's (`USER_LENGTH`), learned from training pairs. Users without any get
-    the pooled one."""
+    """Which of `pairs` rules rank right (1, 1/2, 0; `[n]`) that see the number of words alone: `LENGTH`, with one
+    direction for all users, and `USER_LENGTH`, with each user's, learned from `train` (the pooled one for users who are
+    not there)."""
     learned, gap = (words(rows["chosen"]) - words(rows["rejected"]) for rows in (train, pairs))
     return length_rules_of(train["user_id"], learned, pairs["user_id"], gap)
 
@@ -263,22 +238,12 @@ def length_rules(train: Dataset, pairs: Dataset) -> dict[str, np.ndarray]:
 def length_rules_of(
     train_users: ArrayLike, train_difference: ArrayLike, users: ArrayLike, difference: ArrayLike
 ) -> dict[str, np.ndarray]:
-    """`length_rules` from lengths: whose pair it is, and its chosen minus its rejected length.
-
-    >>> length_rules_of(["ann", "ann", "bob"], [3, 2, -1], ["ann", "bob"], [5, -5])[USER_LENGTH].tolist()
-    [1.0, 1.0]
-    """
+    """`length_rules` from lengths: whose pair it is, and its chosen minus its rejected length."""
     learned, gap = pd.Series(np.asarray(train_difference, float)), np.asarray(difference, float)
-    pooled = length_direction(learned, 0)
-    own = learned.groupby(np.asarray(train_users)).agg(length_direction, 0)
-    signs = own.reindex(np.asarray(users)).fillna(pooled).to_numpy()
+
+    def direction(differences: pd.Series) -> int:
+        return 1 if ranked_right(differences, 0).mean() >= 0.5 else -1
+
+    pooled, own = direction(learned), learned.groupby(np.asarray(train_users, object)).agg(direction)
+    signs = own.reindex(np.asarray(users, object)).fillna(pooled).to_numpy()
     return {LENGTH: ranked_right(pooled * gap, 0), USER_LENGTH: ranked_right(signs * gap, 0)}
-
-
-def length_direction(chosen_length: ArrayLike, rejected_length: ArrayLike) -> int:
-    """+1 if the longer response was chosen more often, else -1: all that a length-only rule learns from pairs.
-
-    >>> length_direction([5, 9, 1], [2, 3, 4])
-    1
-    """
-    return 1 if ranked_right(chosen_length, rejected_length).mean() >= 0.5 else -1

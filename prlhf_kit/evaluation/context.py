@@ -1,14 +1,5 @@
-"""What a context in the prompt is worth: right, wrong and no context; every community's context on every community's
-pairs; prompts against soft user tokens.
-
-Results are long tables (`items`) with `value` (1 right, 0 wrong, between the two for ties), `chance` (what guessing
-gets), and columns that name what was tried, such as `dataset`, `method` and `context`.
-
-`named`: users are communities, domains or objectives with names, and those in the table are all that one asks about.
-Intervals and tests are then by prompt, and say what other prompts would give. Otherwise they say what other users *and*
-other prompts would give (`intervals.BY_USER_AND_PROMPT`), which few communities can never show: no test over two or
-four of them can give p < 0.05.
-"""
+"""What a context in the prompt is worth: right, wrong and no context, every community's context on every community's
+pairs, prompts against soft user tokens. Results are long tables with `chance` and columns that say what was tried."""
 
 from __future__ import annotations
 
@@ -49,23 +40,19 @@ TIE = 1e-3  # nats, of a whole response: float32 rounds sums of some hundreds of
 
 
 def clusters(named: bool) -> str | tuple[str, str]:
-    """What intervals and tests are clustered by: see above."""
+    """What intervals and tests are clustered by. Of `named` users (communities, domains, objectives) those in the table
+    are all that one asks about: by prompt. Else the table says what other users would give, too, which few of them
+    never can: no test over two or four users gives p < 0.05."""
     return "prompt" if named else BY_USER_AND_PROMPT
 
 
 def rewarded(scores: pd.DataFrame, anchor: pd.DataFrame) -> np.ndarray:
-    """Which pairs the reward log pi(y|x, c) - log pi_ref(y|x) ranks right (1, 1/2, 0): `[n]`. It is DPO's implicit
-    reward (arXiv 2305.18290, Eq. 5) up to beta, with the same reference, which sees no context c, for all methods.
-
-    Rewards less than `TIE` apart are equal: the same text in another batch can differ by as much, and the reference
-    itself is to get 1/2, not what rounding gives.
+    """Which pairs the reward log pi(y|x, c) - log pi_ref(y|x) ranks right (1, 1/2 if less than `TIE` apart, 0): `[n]`.
+    It is DPO's implicit reward (arXiv 2305.18290, Eq. 5) up to beta; the reference sees no context c.
 
     Args:
         scores: rows of `score_pairs` of the policy; the same pair may be there several times.
         anchor: rows of `score_pairs` of the reference, one a pair; found by `pair_id`.
-
-    Raises:
-        ValueError: a pair has no row in `anchor`, or several.
     """
     base = scores[["pair_id"]].merge(anchor, "left", on="pair_id", validate="many_to_one")
     chosen, rejected = (
@@ -76,13 +63,8 @@ def rewarded(scores: pd.DataFrame, anchor: pd.DataFrame) -> np.ndarray:
 
 
 def items(rows: Dataset, value: ArrayLike, **names: Any) -> pd.DataFrame:
-    """The long table of single results, with `chance` (what guessing gets).
-
-    Args:
-        rows: pairs, or `options.questions`, without context: methods are compared on the same prompts.
-        value: `[n]`, for instance `rewarded(...)`, or `choose(...).right`.
-        names: what was tried, for instance `dataset="dsp", method=BOTH`.
-    """
+    """The long table of `value` `[n]` (what was right) on `rows` without context (pairs, or `options.questions`), with
+    `chance` and the columns `names`, for instance `dataset="dsp", method=BOTH`."""
     assert not set(RECORDED) & set(rows.column_names), "the rows have a context already"
     chance = [1 / len(options) for options in rows["options"]] if "options" in rows.column_names else 0.5
     return long_table(rows, {"": value}, chance=chance).drop(columns="method").assign(**names)
@@ -99,9 +81,9 @@ def ranked(
     """What a model gets right, prompts as they are: rule -> `[n]` (1, 1/2 for a tie, 0).
 
     Args:
-        rows: pairs, ranked by the gain in log-probability over `anchor` (`rewarded`) or, without one, by the mean
-            log-probability a token; or `options.questions`, by all of `options.RULES`.
-        index: the rows of users in the model's user table; others get the generic one. None: no user model.
+        rows: pairs, by the gain in log-probability over `anchor` (`rewarded`) or, without one, by mean log-probability
+            a token; or `options.questions`, by all of `options.RULES`.
+        index: rows of the users; others get the generic one. None: no user model.
     """
     users = None if index is None else index.rows(rows["user_id"], unknown="generic")
     if "options" in rows.column_names:
@@ -122,18 +104,8 @@ def tried(
     batch_size: int = 16,
     **names: str,
 ) -> pd.DataFrame:
-    """What one model gets right with each of some kinds of context in the same prompts; see `ranked`.
-
-    `intervals(table, by=["context"])` and `differences(table, CONTEXT_COMPARISONS, column="context")` sum it up.
-
-    Args:
-        rows: without context.
-        contexts: template, people and seed; its own `context` does not count.
-        names: columns that say what was tried.
-
-    Returns:
-        A table of `items` with the columns `context` and `rule`: for questions `options.RULES`, for pairs the first.
-    """
+    """`items` of what one model gets right (see `ranked`) with each of some `kinds` of context in the same prompts,
+    with the columns `context`, `rule` and `names`. `contexts` gives template, people and seed."""
     put = [with_context(rows, replace(contexts, context=kind)) for kind in kinds]  # type: ignore[arg-type]
     found = ranked(model, tokenizer, concatenate_datasets(put), index, anchor, batch_size)
     tables = [
@@ -152,16 +124,9 @@ def context_matrix(
     anchor: pd.DataFrame | None = None,
     batch_size: int = 16,
 ) -> pd.DataFrame:
-    """Every community's pairs with every community's context in the prompt, and with none; see `ranked`.
-
-    Args:
-        pairs: without context. Communities are their users.
-        contexts: template and people; its own `context` does not count.
-
-    Returns:
-        `items` with `community` (whose pairs), `context` (whose context; "none"), and `right`: whether that context
-        says what the community's own says.
-    """
+    """`items` of every community's pairs (of its user) with every community's context in the prompt, and with none: see
+    `ranked`. Columns `community` (whose pairs), `context`, and `right`: whether it says what the community's own
+    says."""
     users, prompts = pairs["user_id"][:], pairs["prompt"][:]
     assert NONE not in users, f"{NONE!r} stands for no context"
     put = {NONE: prompts} | {who: [contexts.say(prompt, who) for prompt in prompts] for who in dict.fromkeys(users)}
@@ -183,8 +148,8 @@ def by_length(train: Dataset, pairs: Dataset, **names: str) -> pd.DataFrame:
 
 
 def labelled(results: pd.DataFrame) -> pd.DataFrame:
-    """Results for the four-way table: the contextual model with its own context only, "untrained" and "SFT" with a
-    context under names of their own, and what has no anchor (pairs ranked by likelihood) named so."""
+    """Results for the four-way table: the contextual model with its own context only; "untrained" and "SFT" with a
+    context, and what is ranked by likelihood for want of an anchor, under names of their own."""
     told = results.context != NONE
     own = ~results.context.isin(["random", "shuffled"]) & ((results.method != PROMPT) | told)
     control = results.method.isin([UNTRAINED, SFT])
@@ -198,11 +163,11 @@ def four_way(table: pd.DataFrame, named: Collection[str] = (), seed: int = 0) ->
 
     Args:
         table: `items` with the columns `dataset` and `method`: `FOUR_WAYS`, and any controls.
-        named: the datasets whose users are named communities, see above.
+        named: the datasets whose users are named communities, see `clusters`.
 
     Returns:
-        `intervals` by `dataset` and `method`, and the paired `differences` of each dataset: `FOUR_WAY_COMPARISONS`,
-        Holm-corrected over those, and `CONTROL_COMPARISONS`, over these.
+        `intervals` by `dataset` and `method`, and the paired `differences` of each dataset, Holm-corrected over
+        `FOUR_WAY_COMPARISONS` and over `CONTROL_COMPARISONS`.
     """
     found, gaps = [], []
     for dataset, part in table.groupby("dataset", sort=False):

@@ -64,15 +64,9 @@ def length_by_user(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def length_rule(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
-    """What a length-only rule ranks right: its direction is learned on the train split, for all users or for each.
-
-    Args:
-        table: of `lengths`.
-
-    Returns:
-        `intervals` by `split` and `method` (over users, over pairs if there is one user only) with `users`; of the
-        tests, and of "train (in sample)", on which the rule flatters itself.
-    """
+    """What a length-only rule ranks right (`table`: of `lengths`), its direction learned on the train split:
+    `intervals` by `split` and `method`, over users, of the tests and of "train (in sample)", on which the rule flatters
+    itself."""
     table = table.assign(difference=table.chosen_words - table.rejected_words)
     train = table[table.split == "train"]
     parts = []
@@ -86,12 +80,8 @@ def length_rule(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
 
 
 def agreement(data: DatasetDict, max_users: int = 15) -> pd.DataFrame:
-    """How often two users who compared the same two responses to a prompt preferred the same one.
-
-    Returns:
-        Columns `user_a`, `user_b` (both orders), `agreement` in [0, 1], `shared` (pairs that both compared); of the
-        `max_users` users who share most pairs with others. Empty where nobody shares any.
-    """
+    """How often two users who compared the same two responses preferred the same: `user_a`, `user_b` (both orders),
+    `agreement`, `shared`, of the `max_users` who share most pairs with others. Empty where nobody shares any."""
     rows = []
     for pairs in data.values():
         for row in _columns(pairs, "user_id", "prompt", "chosen", "rejected"):
@@ -137,17 +127,14 @@ def _tfidf(texts: list[str], vectorizer: TfidfVectorizer):
 
 
 def response_map(pairs: Dataset, responses: int = 800, max_groups: int = 8, seed: int = 0) -> pd.DataFrame:
-    """A map of chosen responses: TF-IDF of words, 50 dimensions by SVD, two by t-SNE. Near means similar words.
-
-    Returns:
-        Columns `group`, `x`, `y`, `text` (the first 80 characters); empty for fewer than 10 responses.
-    """
+    """A map of chosen responses by words: TF-IDF, 50 dimensions by SVD, two by t-SNE: `group`, `x`, `y`, `text` (its
+    beginning). Empty for fewer than 10 responses, or where all have the same words (t-SNE would crash the process)."""
     groups, texts = _sample(pairs, responses, max_groups, seed)
     empty = pd.DataFrame(columns=["group", "x", "y", "text"])
     if len(texts) < 10:
         return empty
     weights = _tfidf(texts, TfidfVectorizer(sublinear_tf=True, min_df=2, stop_words="english"))
-    if weights is None or weights.shape[1] < 3:
+    if weights is None or weights.shape[1] < 3 or (weights.max(0) - weights.min(0)).max() < 1e-6:
         return empty
     dense = TruncatedSVD(min(50, weights.shape[1] - 1), random_state=seed).fit_transform(weights)
     perplexity = min(30, (len(texts) - 1) / 3)
@@ -158,13 +145,8 @@ def response_map(pairs: Dataset, responses: int = 800, max_groups: int = 8, seed
 def typical_words(
     pairs: Dataset, responses: int = 4000, max_groups: int = 6, words: int = 60, seed: int = 0
 ) -> pd.DataFrame:
-    """Words that a group's chosen responses have more of than the others': mean TF-IDF less that of all groups.
-
-    With one group: its most frequent words by TF-IDF.
-
-    Returns:
-        Columns `group`, `word`, `weight`, the heaviest `words` of each group.
-    """
+    """The `words` that a group's chosen responses have most more of than all groups', by mean TF-IDF (of one group, its
+    most frequent ones): `group`, `word`, `weight`."""
     groups, texts = _sample(pairs, responses, max_groups, seed)
     vectorizer = TfidfVectorizer(
         sublinear_tf=True,
@@ -187,12 +169,7 @@ def typical_words(
 
 
 def browse(data: DatasetDict, users: int = 12, pairs: int = 4, seed: int = 0) -> HTML:
-    """Pairs to read, by user: one foldable block a user, in JupyterLab and in the report alike.
-
-    Args:
-        users: so many, those with most pairs.
-        pairs: of each user, drawn at random.
-    """
+    """Pairs to read, drawn by `seed`: one foldable block for each of the `users` who have most pairs."""
     place = pd.DataFrame(
         [(user, split, row) for split, found in data.items() for row, user in enumerate(found["user_id"])],
         columns=["user", "split", "row"],

@@ -25,10 +25,8 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.5, 60.0  # seconds
 TOKENS = ("prompt_tokens", "completion_tokens")
 COUNTED = ("requests", "retries", "answers", "uncounted", *TOKENS)
 GIVE_UP = 20  # unanswered requests one after the other: the server is gone
-WAY_OUT = (
-    "Check base_url (most end in /v1), the model's name and the key. If the server does not know response_format, set "
-    "structured=False; if temperature or seed, set that to None. "
-)
+WAY_OUT = "Check base_url (most end in /v1), the model's name and the key"
+UNWANTED = {"response_format": "structured=False", "temperature": "temperature=None", "seed": "seed=None"}
 
 
 class JudgeError(RuntimeError):
@@ -38,14 +36,8 @@ class JudgeError(RuntimeError):
 class PaidAnswers:
     """An SQLite file of answers by the key of their request: the text, what the server says of it, and the time.
 
-    Every call opens its own connection and commits before it returns, so threads and processes can share a file and a
-    killed process loses nothing that had arrived.
-
-    Args:
-        path: created where there is none.
-
-    Raises:
-        JudgeError: the file can't be opened, or is no such file.
+    Every call opens its own connection and commits, so threads and processes can share a file, and a killed process
+    loses nothing that had arrived. Raises `JudgeError` for a file that can't be opened, or is none.
     """
 
     def __init__(self, path: str | Path):
@@ -103,17 +95,14 @@ class Endpoint:
                 "The key itself belongs into that variable."
             )
         self.concurrency, self.timeout, self.retries = concurrency, timeout, retries
+        self.newer = False  # whether the server wants `max_completion_tokens` in place of `max_tokens`
         self.spent = dict.fromkeys(COUNTED, 0)
         self._lock = threading.Lock()
 
     def ask(self, wanted: Mapping[str, dict[str, Any]], kept: PaidAnswers) -> None:
-        """Send the bodies of requests, `wanted` by their keys, and keep every answer under its key.
-
-        After Ctrl-C nothing more is sent, and what is under way is waited for and kept.
-
-        Raises:
-            JudgeError: the server refuses a request, or some have no answer. What came is kept.
-        """
+        """Send `wanted` (key -> body), and keep every answer under its key. After Ctrl-C nothing more is sent, and what
+        is under way is waited for and kept. Raises `JudgeError` where the server refuses a request, or some have no
+        answer."""
         secret = os.environ.get(self.api_key_env, "").strip() if self.api_key_env else "none"
         if not re.fullmatch("[!-~]+", secret):
             raise JudgeError(
@@ -137,19 +126,19 @@ class Endpoint:
         answered = len(kept.get(wanted))
         if answered < len(wanted):
             last = last.replace(secret, "***") if self.api_key_env else last  # a server may repeat the key
+            unwanted = [way for name, way in UNWANTED.items() if name in last]
+            way_out = f"Set {', '.join(unwanted)}" if unwanted else WAY_OUT
             raise JudgeError(
                 f"{len(wanted) - answered} of {len(wanted)} requests to {self.base_url} got no answer, the last one: "
-                f"{last[:400]}. {WAY_OUT if refused else ''}{answered} answers are kept in {kept.path}; call again to "
-                "ask only for the rest."
+                f"{last[:400]}. {way_out + '. ' if refused else ''}{answered} answers are kept in {kept.path}; call "
+                "again to ask only for the rest."
             )
 
     def _ask(
         self, client: httpx.Client, stop: threading.Event, kept: PaidAnswers, key: str, body: dict[str, Any]
     ) -> tuple[bool, str]:
-        """Send a request, again after what may pass, and keep its answer.
-
-        Returns (whether the server refuses it, which ends the call; why there is no answer, else "").
-        """
+        """Send a request, again after what may pass, and keep its answer. Returns whether the server refuses it, which
+        ends the call, and why there is no answer."""
         failed = ""
         for attempt in range(self.retries + 1):
             if stop.is_set():
@@ -157,13 +146,20 @@ class Endpoint:
             self._count(requests=attempt == 0, retries=attempt > 0)
             pause = min(FIRST_PAUSE * 2**attempt, LONGEST_PAUSE) * random.uniform(0.75, 1)
             try:
-                response = client.post(f"{self.base_url}/chat/completions", json=body)
+                response = self._post(client, body)
             except httpx.RequestError as error:
                 failed = f"{type(error).__name__}: {error}"
             else:
                 answer = _with_message(response)
                 if answer is not None:
-                    kept.keep(key, answer)
+                    try:
+                        kept.keep(key, answer)
+                    except sqlite3.Error as error:
+                        stop.set()  # nothing more is paid for that can't be kept
+                        raise JudgeError(
+                            f"an answer could not be written to {kept.path} ({error}), and nothing more is sent. Make "
+                            "room there, and call again: what was kept is not asked for again."
+                        ) from error
                     usage: Any = answer.get("usage")
                     usage = usage if isinstance(usage, dict) else {}
                     tokens = {name: number for name in TOKENS if isinstance(number := usage.get(name), int)}
@@ -179,6 +175,17 @@ class Endpoint:
             if attempt < self.retries:
                 stop.wait(pause)
         return False, failed
+
+    def _post(self, client: httpx.Client, body: dict[str, Any]) -> httpx.Response:
+        """Where the server refuses `max_tokens` and names its successor, sent again at once with that."""
+        url = f"{self.base_url}/chat/completions"
+        newer = {"max_completion_tokens" if name == "max_tokens" else name: value for name, value in body.items()}
+        if not self.newer:
+            response = client.post(url, json=body)
+            if newer == body or response.status_code != 400 or "max_completion_tokens" not in response.text:
+                return response
+            self.newer = True
+        return client.post(url, json=newer)
 
     def _count(self, **more: int) -> None:
         with self._lock:

@@ -117,15 +117,14 @@ def trade_off(
     """Accuracy on the domains' own and on general held-out pairs, along each of `PATHS`.
 
     Args:
-        general, general_test: pairs that speak for everybody, with their features.
-        domains, domain_tests: each domain's pairs.
-        strengths: of the penalty, from far to near.
-        seed: of the general pairs that are mixed in (as many as the domain has, or all) and of the intervals.
+        general, domains: training pairs with their features; `general_test`, `domain_tests`: held-out ones.
+        strengths: of the penalty.
+        seed: of the general pairs that are mixed in (as many as the domain has) and of the intervals.
 
     Returns:
-        An intervals table by `strategy`, `strength` (infinite: the general head, or all rewards 0) and `of` ("custom"
-        or "general" pairs), clustered by prompt; `chosen`: whether 5-fold cross-validation by prompt on the domains'
-        training pairs prefers the strength. Domains have a head each; their pairs are counted together.
+        `intervals` by `strategy`, `strength` (infinite: the general head, or all rewards 0) and `of` ("custom" or
+        "general" pairs), clustered by prompt; `chosen`: the strength that 5-fold cross-validation on the domains' pairs
+        prefers.
     """
     everything = np.concatenate([*general[1], *(part for _, e in domains.values() for part in e)])
     prompts = _prompts(general[0])

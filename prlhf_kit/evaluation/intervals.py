@@ -1,10 +1,6 @@
-"""Means with intervals for every group of one long table: how all of the evaluation is summed up. The bootstrap, the
-t interval clustered both ways and the tests are in `statistics.py`.
-
-A long table has one row per measured value: `user_id`, `prompt` (its text), `item` (the pair, question or answer),
-`method`, `value`, and columns to group by, such as `split`, `group`, `judge`, `weight` or `k`. `long_table` makes one
-of pairs; everything that scores gives one.
-"""
+"""Means with intervals for every group of one long table: how all of the evaluation is summed up. A long table has a
+row a measured value: `user_id`, `prompt` (its text), `item` (the pair, question or answer), `method`, `value`, and
+columns to group by, such as `split`, `judge` or `k`."""
 
 from __future__ import annotations
 
@@ -25,12 +21,8 @@ ITEM = ("user_id", "prompt", "item")
 
 
 def long_table(pairs: Dataset, values: Mapping[str, ArrayLike], **columns: Any) -> pd.DataFrame:
-    """The long table of what some methods make of `pairs` (or of questions).
-
-    Args:
-        values: method -> `[n]`, for instance which pairs it ranks right.
-        columns: the same for all rows, or `[n]`.
-    """
+    """The long table of `pairs` (or questions) from `values`, method -> `[n]`; `columns` are the same for all rows, or
+    `[n]`."""
     key = "pair_id" if "pair_id" in pairs.column_names else "question_id"
     rows = pd.DataFrame(
         {
@@ -54,24 +46,19 @@ def intervals(
     seed: int = 0,
     **more: Any,
 ) -> pd.DataFrame:
-    """Mean of a column for each group of a table, with a 95% interval.
+    """Mean of the column `value` for each group of a table, with a 95% interval; NaN are left out.
 
     Args:
-        table: one row per measured value; values that are NaN are left out, and a group of none has n = 0.
-        value: the column whose mean is wanted.
         by: the columns that make the groups, which stay in the order of the table.
         cluster: rows with the same value of this column depend on each other, and the interval says how the mean would
-            vary with other values ("user_id": other users; "prompt": other prompts). Two columns: both at once
-            (`crossed_interval`). None: every row by itself.
-        null: also test that the mean is this: columns `p` (`crossed_test`, or `permutation_test` by one cluster) and
-            `detectable` (the smallest true difference from it that so many clusters would show with 80% power).
-        seed: of the bootstrap.
-        more: further columns over the rows that have a number, each a column and how pandas sums it up:
-            `users=("user_id", "nunique")`.
+            vary with other values ("user_id": other users). Two columns: both at once (`crossed_interval`). None: every
+            row by itself.
+        null: also test that the mean is this (`crossed_test`, or `permutation_test` by one cluster): `p`, `detectable`.
+        more: further columns, each a column and how pandas sums it up: `users=("user_id", "nunique")`.
 
     Returns:
-        One row a group: `by`, the mean under the column's own name, `low`, `high`, `p` and `detectable` if they are
-        asked for, `n` (numbers), `clusters`, and `more`. `low` and `high` are NaN where there is one cluster only.
+        One row a group: `by`, the mean under the column's own name, `low`, `high` (NaN of one cluster), `p`,
+        `detectable`, `n`, `clusters`, and `more`.
 
     >>> table = pd.DataFrame({"method": ["a", "a", "b"], "user_id": ["u", "v", "u"], "value": [1.0, 0.0, 1.0]})
     >>> intervals(table, by=["method"], cluster="user_id")[["method", "value", "n"]].to_numpy().tolist()
@@ -143,8 +130,7 @@ def differences(
         family: Holm's correction is over the rows with the same values of these columns; None: of `by`.
 
     Returns:
-        Columns `by`, `one`, `other`, `difference`, `low`, `high`, `p`, `p_holm`, `detectable`, `n`,
-        `clusters`, `users`; see `intervals`.
+        `by`, `one`, `other`, `difference` and the rest of `intervals`, with `p_holm` and `users`.
     """
     ones = pd.DataFrame(wanted, columns=["one", "other"]).merge(table.rename(columns={column: "one"}), on="one")
     gaps = paired_differences(ones, table.rename(columns={column: "other"}), on=[*by, *ITEM, "other"])
@@ -164,11 +150,9 @@ def against(one: str, others: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def as_metrics(table: pd.DataFrame, name: str, value: str = "value", bounds: bool = True) -> dict[str, float | None]:
-    """Rows of an intervals table as numbers of a run's record; what is not a number is None.
-
-    Args:
-        name: of each row's number, with the table's columns in braces: "accuracy/{split}/{method}".
-        bounds: also "accuracy_low/...", "accuracy_high/..." and "accuracy_n/...".
+    """Rows of an intervals table as numbers of a run's record; what is not a number is None. `name` has the table's
+    columns in braces: "accuracy/{split}/{method}"; with `bounds` also "accuracy_low/...", "accuracy_high/..." and
+    "accuracy_n/...".
 
     >>> as_metrics(pd.DataFrame({"method": ["m"], "value": [0.5]}), "accuracy/{method}", bounds=False)
     {'accuracy/m': 0.5}

@@ -1,6 +1,6 @@
 """What a language model is asked as a judge, what it is told of a person, and how its answer is read.
 
-Another protocol is a text file in `judge_prompts`, the function that reads its answers, and a line in `TEMPLATES`.
+Another protocol is a text file in `judge_prompts`, and its name in `TEMPLATES`.
 """
 
 from __future__ import annotations
@@ -49,13 +49,11 @@ SCHEMA = {
 def parse_verdict(text: str | None) -> Verdict:
     """The verdict in a judge's answer: one JSON object and nothing else, but for white space or one ```json fence.
 
-    "preference" must be "A", "B" or "tie"; "confidence", the probability of what is preferred, a number from 0.5 to 1,
-    and 1 where it is not there. Further keys are passed over. All else is `UNREADABLE`: nothing is guessed.
+    "preference" is "A", "B" or "tie"; "confidence" its probability, from 0.5 to 1, and 1 where it is not there. All
+    else but further keys is `UNREADABLE`: nothing is guessed.
 
     >>> parse_verdict('{"preference": "B", "confidence": 0.75}')
     Verdict(preference='b', probability=0.25)
-    >>> parse_verdict("I prefer A.")
-    Verdict(preference=None, probability=nan)
     """
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -78,11 +76,7 @@ def parse_verdict(text: str | None) -> Verdict:
     return Verdict("a", float(sure)) if preference == "A" else Verdict("b", 1.0 - sure)
 
 
-TEMPLATES: dict[str, Callable[[str | None], Verdict]] = {  # and what reads the answers
-    "criterion": parse_verdict,
-    "community": parse_verdict,
-    "profile": parse_verdict,
-}
+TEMPLATES = ("criterion", "community", "profile")
 
 
 def read_judge_template(template: str | Path) -> Template:
@@ -99,17 +93,13 @@ def read_judge_template(template: str | Path) -> Template:
 def about(
     people: Mapping[str, str | None], earlier: Dataset | None = None
 ) -> Callable[[str | None, Text], dict[str, str]]:
-    """What an `LLMJudge` is told of the person who asks, in all shipped templates: its argument `about`.
-
-    That is always who really asked, the answers' `user_id`, whatever stood in the prompt of the model that answered.
+    """What an `LLMJudge` is told, in all shipped templates, of the person who really asked (the answers' `user_id`):
+    its argument `about`, (user, prompt) -> `community`, `profile`, `criterion` (in `CRITERIA`, else the profile) and
+    `history`.
 
     Args:
-        people: `user_id` -> `user_text` (`data.context.people_of`). A judge is told of nobody else.
+        people: `user_id` -> `user_text`. A judge is told of nobody else.
         earlier: pairs from which `history` is told, see `earlier_choices`.
-
-    Returns:
-        (user, prompt) -> the fields of what is known: `community` (the user_id), `profile` (the user_text), `criterion`
-        (the user's in `CRITERIA`, else the user_text) and `history`.
     """
     places = defaultdict(list)
     for place, user in enumerate(earlier["user_id"] if earlier else ()):
@@ -127,16 +117,12 @@ def about(
 
 
 def earlier_choices(pairs: Iterable[Mapping[str, Any]], prompt: Text, limit: int = 3) -> str:
-    """What a user chose earlier, in words, for the field `history` of the template "profile".
+    """What a user chose in the first `limit` of their `pairs`, one a prompt, in words: `history` of the template
+    "profile".
 
     Nothing is told of the judged turn and later ones: a pair is left out if the judged question stands in its prompt,
-    and also if both dialogues begin alike, unless the pair's prompt is an earlier, shorter part of the judged one.
-    System messages don't count, since all dialogues may share them.
-
-    Args:
-        pairs: the user's own records (see `data/schema.py`).
-        prompt: what is judged.
-        limit: of the choices told: the first in the data, one a prompt.
+    and if both dialogues begin alike (system messages apart), unless its prompt is an earlier, shorter part of the
+    judged one.
     """
     judged = _turns(prompt)
     told: dict[str, str] = {}

@@ -21,10 +21,8 @@ PREFERENCES = ("a", "b", "tie")
 
 
 class Verdict(NamedTuple):
-    """Which answer is preferred, and the probability that it is the first, `answer_a`.
-
-    `preference` is "a", "b" or "tie"; None, with probability NaN, where the judge's answer could not be read.
-    """
+    """Which answer is preferred ("a", "b", "tie"; None where the judge's answer could not be read), and the probability
+    (NaN then) that it is the first."""
 
     preference: str | None
     probability: float
@@ -60,7 +58,6 @@ class Oracle:
     people: Population
 
     def __call__(self, prompt, answer_a, answer_b, user) -> list[Verdict]:
-        """See `Judge`."""
         return verdicts(self.people.preference(user, answer_a, answer_b))
 
 
@@ -71,7 +68,6 @@ class RewardJudge:
     reward: RewardModel
 
     def __call__(self, prompt, answer_a, answer_b, user) -> list[Verdict]:
-        """See `Judge`."""
         said = np.array([[bool(a.strip()), bool(b.strip())] for a, b in zip(answer_a, answer_b, strict=True)])
         p = 0.5 + 0.5 * (said[:, 0].astype(float) - said[:, 1])
         both = np.flatnonzero(said.all(1))
@@ -88,10 +84,13 @@ def longer(prompt, answer_a, answer_b, user) -> list[Verdict]:
 
 
 def require_answers(answers: pd.DataFrame) -> None:
-    """Raise `ValueError` where the columns `ANSWERS` are not all there."""
+    """Raise `ValueError` where the columns `ANSWERS` are not all there, or hold no texts."""
     missing = [column for column in ANSWERS if column not in answers]
     if missing:
         raise ValueError(f"answers lack {', '.join(missing)}; they have {', '.join(map(str, answers))}.")
+    bad = [text for column in ("prompt", "answer") for text in answers[column] if not isinstance(text, str)]
+    if bad:
+        raise ValueError(f"{len(bad)} prompts or answers are no text, for instance {bad[0]!r}; an empty one is ''.")
 
 
 def judged(
@@ -101,32 +100,25 @@ def judged(
     name: str,
     prompts: dict[str, Text] | None = None,
 ) -> pd.DataFrame:
-    """The tidy table of judgements: every two answers to the same prompt for the same user, judged in both orders.
-
-    A verdict counts only where both orders agree; where they differ it is a tie, and where one of them could not be
-    read there is no verdict.
+    """Every two answers to the same prompt for the same user, judged in both orders: a verdict counts only where both
+    agree; where they differ it is a tie, and where one could not be read there is none.
 
     Args:
-        judge: asked once, with all pairs in both orders.
-        answers: `system`, `user_id`, `prompt`, `answer`; one answer a system, user and prompt.
+        judge: asked once, with all pairs in both orders; `name`: its name.
+        answers: `system`, `user_id`, `prompt`, `answer`; one answer a system, user and prompt. Users may be unknown
+            (None): each prompt then counts as asked by somebody else, "somebody: " and the prompt.
         systems: which are compared, (a, b).
-        name: of the judge.
-        prompts: what the judge is shown as prompt, by its text in `answers`: a dialogue's messages, for instance.
+        prompts: what the judge is shown, by the prompt's text in `answers`: a dialogue's messages, for instance.
 
     Returns:
-        One row a pair: `judge`, `user_id`, `prompt`, `system_a`, `system_b`, `answer_a`, `answer_b`; `first`, the
-        verdict ("a", "b", "tie") with system a's answer shown first, and `second`, with b's first, both in terms of a
-        and b, None where unreadable; `preference`, what counts, None where there is no verdict; `probability` that a is
-        preferred, the mean over both orders. Where the users of answers are not known (None), each prompt counts as
-        asked by somebody else: `user_id` is then "somebody: " and the prompt.
+        `judge`, `user_id`, `prompt`, `system_a`, `system_b`, `answer_a`, `answer_b`; `first`, the verdict ("a", "b",
+        "tie", None) with a's answer shown first, and `second`, with b's; `preference`, what counts; `probability` that
+        a is preferred, the mean over both orders.
 
     Raises:
         ValueError: answers that can't be compared, or a judge that does not give one verdict on each pair.
     """
     require_answers(answers)
-    texts = [text for column in ("prompt", "answer") for text in answers[column] if not isinstance(text, str)]
-    if texts:
-        raise ValueError(f"{len(texts)} prompts or answers are no text, for instance {texts[0]!r}; expected text.")
     twice = answers[answers.duplicated(["system", "user_id", "prompt"])]
     if len(twice):
         row = twice.iloc[0]

@@ -18,7 +18,6 @@ from prlhf_kit.evaluation.endpoint import Endpoint, JudgeError, PaidAnswers
 from prlhf_kit.evaluation.judge_templates import (
     FIELDS,
     SCHEMA,
-    TEMPLATES,
     as_text,
     parse_verdict,
     read_judge_template,
@@ -84,7 +83,7 @@ class LLMJudge:
             if getattr(self, name) < least:
                 raise JudgeError(f"{name} is {getattr(self, name)}, expected {least} or more.")
         self._template = read_judge_template(self.template)
-        self._parse = self.parse or TEMPLATES.get(str(self.template), parse_verdict)
+        self._parse = self.parse or parse_verdict
         self._endpoint = Endpoint(self.base_url, self.api_key_env, self.concurrency, self.timeout, self.retries)
         self._kept = PaidAnswers(self.cache)
         self._unreadable: set[str] = set()
@@ -99,13 +98,9 @@ class LLMJudge:
 
     @property
     def spent(self) -> dict[str, Any]:
-        """What this judge has sent and got so far; what came from the cache cost nothing.
-
-        `requests`: different ones that were sent, answered or not; `retries`: how often one of them was sent again;
-        `answers` that arrived, `uncounted` of them without the server's count of `prompt_tokens` and
-        `completion_tokens`; `unreadable`: different answers, new or from the cache, that gave no verdict; `cost` of the
-        counted tokens, None without prices.
-        """
+        """What this judge has sent and got: `requests` (different ones), `retries`, `answers` that arrived
+        (`uncounted`: without the server's count of `prompt_tokens`, `completion_tokens`), `unreadable` ones, and
+        `cost`, None without prices."""
         spent = self._endpoint.spent
         cost = self._cost(spent["prompt_tokens"], spent["completion_tokens"])
         return {**spent, "unreadable": len(self._unreadable), "cost": cost}
@@ -114,12 +109,7 @@ class LLMJudge:
         return None if self.prices is None else (self.prices[0] * into + self.prices[1] * out) / 1e6
 
     def __call__(self, prompt, answer_a, answer_b, user) -> list[Verdict]:
-        """See `Judge`.
-
-        Raises:
-            JudgeError: a template's field is not filled, the limit of requests is too low, or there is no answer to
-                some. What has arrived is kept: call again to ask only for the rest.
-        """
+        """Raises `JudgeError`; what has arrived by then is kept: call again to ask only for the rest."""
         requests = [self._request(*asked) for asked in zip(prompt, answer_a, answer_b, user, strict=True)]
         with self._turn:
             found = self._kept.get(dict(requests))

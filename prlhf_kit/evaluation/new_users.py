@@ -31,20 +31,12 @@ def ranked_by_pairs(
     batch_size: int = 16,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Which pairs of `test_unseen` are ranked right after adapting to k pairs of each user's `adapt_unseen`.
+    """The long table, with `k`, of which pairs of `test_unseen` are ranked right after adapting to k of each new user's
+    pairs of `adapt_unseen`: `GENERIC_ROW` (at k=0), `NEAREST` and, unless `steps=0`, `FITTED`. The pairs of k=2 are
+    among those of k=4.
 
-    The pairs of k=2 are among those of k=4 (`few_shot`). What the pairs, and the test pairs, are worth to the generic
-    row and to every known user is computed once for all k.
-
-    Args:
-        model: trained personalised model; the users of `test_unseen` have no row in it.
-        ks: numbers of pairs a user.
-        steps, learning_rate, beta, batch_size: of `adapt`; with `steps=0` the nearest known user is the end.
-        seed: orders each user's pairs.
-
-    Returns:
-        The long table, with `k`; methods are `GENERIC_ROW`, which needs no pairs and stands at k=0, `NEAREST` and
-        `FITTED`.
+    What pairs are worth to the generic row and to every known user is computed once for all k. `steps`,
+    `learning_rate`, `beta` and `batch_size` are those of `adapt`.
     """
     test = data["test_unseen"]
     largest = few_shot(data, max(ks), seed)

@@ -1,10 +1,6 @@
 """Multiple choice by likelihood: a stated preference, a question, and options of which one respects the preference
-(PrefEval, Zhao et al. 2025, arXiv 2502.09597).
-
-The options are not shown to the model, so none has a place: each is scored as an answer of its own, given the prompt.
-That the right one stands first in PrefEval changes nothing, and nothing is shuffled. What could give it away without
-the preference is its length, so the rules "shortest" and "longest" stand beside every accuracy.
-"""
+(PrefEval, Zhao et al. 2025, arXiv 2502.09597). Options are scored as answers and not shown, so none has a place; what
+could give the right one away is its length, so the rules "shortest" and "longest" stand beside every accuracy."""
 
 from __future__ import annotations
 
@@ -28,13 +24,9 @@ RULES = {LIKELIHOOD: "right", SUMMED: "right_sum", SHORTEST: "right_shortest", L
 def questions(pairs: Dataset) -> Dataset:
     """The questions behind preference pairs that set one right option against each of the others, as `prefeval`'s do.
 
-    Args:
-        pairs: all pairs of the questions: an option whose pair is not there is not one of the options.
-
     Returns:
-        One row for each user, prompt and chosen response, in order: `question_id` (of its first pair), `user_id`,
-        `user_text`, `group`, `prompt`, `options` (`[k]` responses, each a list of messages, in the pairs' order with
-        the right one first), `right_option` (its place: 0), and the columns `RECORDED` where the pairs have a context.
+        One row for each user, prompt and chosen response: `question_id` (of its first pair), `user_id`, `user_text`,
+        `group`, `prompt`, `options` (`[k]` responses, the right one first), `right_option` (0), and `RECORDED`.
     """
     kept = [n for n in ("user_id", "user_text", "group", "prompt", *RECORDED) if n in pairs.column_names]
     found: dict[str, dict] = {}
@@ -61,18 +53,12 @@ def choose(
     user_rows: Sequence[int] | None = None,
     batch_size: int = 16,
 ) -> pd.DataFrame:
-    """Which option of each question a model finds likeliest as its answer.
-
-    Args:
-        questions: rows of `questions`; their prompts may have a reader in them already (`data.context.with_context`).
-        user_rows: `[n]` rows of the users, as in `score_pairs`; None leaves the model unconditioned.
+    """Which option of each question a model finds likeliest as its answer; `user_rows` as in `score_pairs`.
 
     Returns:
-        One row a question: `question_id`, `user_id`, `prompt` (its text), `options` (k, their number), `logps` (`[k]`
-        mean log-prob of each option a token, nats), `picked` (the place of the greatest, null where several tie),
-        `right` (1 if that is the right one, 1/m where it is among m at the top, else 0), and the same by other rules:
-        `right_sum` (summed log-prob), `right_shortest` and `right_longest` (tokens of the option: controls that know
-        nothing of user or question).
+        One row a question: `question_id`, `user_id`, `prompt` (its text), `options` (k), `logps` (`[k]` nats a token),
+        `right` (1 if the likeliest is the right one, 1/m of m at the top, else 0), and the same by `right_sum` (summed
+        log-prob), `right_shortest` and `right_longest` (tokens).
     """
     rows = questions if user_rows is None else as_read(model, questions)
     number = [len(options) for options in rows["options"]]
@@ -85,17 +71,15 @@ def choose(
     logps, tokens = (np.split(numbers, np.cumsum(number)[:-1]) for numbers in scored)
     for summed, length, right in zip(logps, tokens, rows["right_option"], strict=True):
         mean = summed / length
-        best = np.flatnonzero(mean == mean.max())
         rules = {"right": mean, "right_sum": summed, "right_shortest": -length, "right_longest": length}
-        picked = best[0] if len(best) == 1 else None
-        found.append({"logps": mean.tolist(), "picked": picked} | {n: _right(v, right) for n, v in rules.items()})
+        found.append({"logps": mean.tolist()} | {name: _right(values, right) for name, values in rules.items()})
     asked = {
         "question_id": rows["question_id"],
         "user_id": rows["user_id"],
         "prompt": [prompt_text(prompt) for prompt in prompts],
         "options": number,
     }
-    return pd.concat([pd.DataFrame(asked), pd.DataFrame(found)], axis=1).astype({"picked": "Int64"})
+    return pd.concat([pd.DataFrame(asked), pd.DataFrame(found)], axis=1)
 
 
 def _right(values: np.ndarray, right: int) -> float:

@@ -20,7 +20,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,36 +42,33 @@ _ENDS = re.compile(r"<\|eot_id\|>|<\|end_of_text\|>|<\|endoftext\|>|</s>")
 
 
 def read_answers(path: str | Path, format: str | None = None, system: str | None = None) -> pd.DataFrame:
-    """Answers of another program, see above.
-
-    Empty answers are kept: they are outcomes. White space around answers is not.
+    """Answers of another program, see above; empty ones are kept, white space around them is not.
 
     Args:
         format: one of `NEEDED`; None: found out from the first row's fields.
         system: the system's name; None: as the row says, else (P-RLHF, ComPreD) the file's name without its ending.
 
     Returns:
-        `system`, `user_id` (None where the format has no users and the row no `user_id`), `prompt`, `answer`, and what
-        else the format has: `user_text`, `dataset`, `seconds`.
+        `ANSWERS` (`user_id` None where there is none), and what else the format has: `user_text`, `dataset`, `seconds`.
 
     Raises:
-        ValueError: the file is not JSON, its format is unclear, a row lacks a field or has no text in it, or a system
-            has two answers for the same user and prompt. The message has the row's number, from 1.
+        ValueError: no JSON, an unclear format, a row without a text where one is needed, or two answers of a system for
+            the same user and prompt, with the row's number from 1.
     """
     path = Path(path)
     rows = _rows(path)
-    format = format or _format(rows[0].fields, path)
+    format = format or _format(rows[0], path)
     if format not in NEEDED:
         raise ValueError(f"format={format!r}: expected one of {', '.join(NEEDED)}, or None.")
     read = {"p-rlhf": _p_rlhf, "pad": _pad, "compred": _compred, "alpaca_eval": _alpaca_eval}[format]
-    name = None if system else NAMED.get(format)
-    found = []
-    for row in rows:
-        user = row.fields.get("user_id")
-        by = row.text(name) if name else system or path.stem
-        found.append({"system": by, "user_id": None if user is None else str(user)} | read(row))
-    whole = [row for row in rows if format == "pad" and "result" not in row.fields]
-    begin = {row.text("response").startswith(row.text("prompt")) for row in whole}
+    found, begin = [], set()
+    for number, row in enumerate(rows, 1):
+        where, user = f"row {number} of {path}", row.get("user_id")
+        named = not system and format in NAMED
+        by = _text(row, NAMED[format], where) if named else system or path.stem
+        found.append({"system": by, "user_id": None if user is None else str(user)} | read(row, where))
+        if format == "pad" and "result" not in row:
+            begin.add(row["response"].startswith(row["prompt"]))
     if len(begin) == 2:
         raise ValueError(
             f"some responses in {path} begin with their prompt and some do not, expected all or none (the answer "
@@ -100,26 +96,19 @@ def write_alpaca_eval(path: str | Path, answers: pd.DataFrame) -> None:
     write_text(Path(path), json.dumps(rows, ensure_ascii=False, indent=1))
 
 
-@dataclass
-class _Row:
-    """A row of a file, and where it is."""
-
-    fields: dict[str, Any]
-    where: str
-
-    def text(self, field: str) -> str:
-        value = self.fields.get(field)
-        if not isinstance(value, str):
-            found = f"{field} = {json.dumps(value)[:60]}" if field in self.fields else f"no {field!r}"
-            hint = " Or pass `system`." if field in NAMED.values() else ""
-            raise ValueError(
-                f"{self.where} has {found}, expected text; its fields are {', '.join(self.fields)}. Leave the row out "
-                f'if nothing was generated; an empty answer is "".{hint}'
-            )
-        return value
+def _text(row: dict[str, Any], field: str, where: str) -> str:
+    value = row.get(field)
+    if not isinstance(value, str):
+        found = f"{field} = {json.dumps(value)[:60]}" if field in row else f"no {field!r}"
+        hint = " Or pass `system`." if field in NAMED.values() else ""
+        raise ValueError(
+            f"{where} has {found}, expected text; its fields are {', '.join(row)}. Leave the row out if nothing was "
+            f'generated; an empty answer is "".{hint}'
+        )
+    return value
 
 
-def _rows(path: Path) -> list[_Row]:
+def _rows(path: Path) -> list[dict[str, Any]]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -144,7 +133,7 @@ def _rows(path: Path) -> list[_Row]:
     for number, row in enumerate(found, 1):
         if not isinstance(row, dict):
             raise ValueError(f"row {number} of {path} is {str(row)[:60]!r}, expected a JSON object.")
-    return [_Row(row, f"row {number} of {path}") for number, row in enumerate(found, 1)]
+    return found
 
 
 def _format(row: dict[str, Any], path: Path) -> str:
@@ -158,64 +147,62 @@ def _format(row: dict[str, Any], path: Path) -> str:
     return fits[0]
 
 
-def _p_rlhf(row: _Row) -> dict[str, Any]:
-    field = next(f for f in ("truncated_history", "prompt", "input_text") if f in row.fields)
-    prompt = _TAGS.sub("", re.sub(r"<\|eot_id\|>\n?", "\n\n", row.text(field))).strip()
-    shown, output = row.text("input_text"), row.text("output_text")
+def _p_rlhf(row: dict[str, Any], where: str) -> dict[str, Any]:
+    field = next(f for f in ("truncated_history", "prompt", "input_text") if f in row)
+    prompt = _TAGS.sub("", re.sub(r"<\|eot_id\|>\n?", "\n\n", _text(row, field, where))).strip()
+    shown, output = _text(row, "input_text", where), _text(row, "output_text", where)
     _, as_given, answer = output.partition(shown)
     if not as_given:  # decoding may change white space, so the answer is what follows the prompt's last tag
         turns = len(_ASSISTANT.findall(shown))
         parts = _ASSISTANT.split(output, maxsplit=turns)
         if not turns or len(parts) <= turns:
-            raise ValueError(f"{row.where} has an output_text that does not begin with its input_text, expected both.")
+            raise ValueError(f"{where} has an output_text that does not begin with its input_text, expected both.")
         answer = parts[-1]
-    user = row.text("prompt_id").partition("_")[0]
+    user = _text(row, "prompt_id", where).partition("_")[0]
     return {"user_id": user, "prompt": prompt, "answer": _ENDS.split(answer, maxsplit=1)[0]}
 
 
-def _pad(row: _Row) -> dict[str, Any]:
-    prompt = row.text("prompt")
-    answer = row.text("result") if "result" in row.fields else row.text("response").removeprefix(prompt)
+def _pad(row: dict[str, Any], where: str) -> dict[str, Any]:
+    prompt = _text(row, "prompt", where)
+    answer = _text(row, "result" if "result" in row else "response", where)
+    answer = answer if "result" in row else answer.removeprefix(prompt)
     # PAD decodes the whole chat, role names and all
     chat = re.match(rf"(?:system\n\n.*?)?user\n\n{re.escape(prompt.strip())}\s*assistant\n\n", answer, re.DOTALL)
-    seconds = {"seconds": row.fields["elapsed"]} if "elapsed" in row.fields else {}
+    seconds = {"seconds": row["elapsed"]} if "elapsed" in row else {}
     return {"prompt": prompt, "answer": answer[chat.end() :] if chat else answer, **seconds}
 
 
-def _compred(row: _Row) -> dict[str, Any]:
-    community = re.sub(r"_(train|validation|test)$", "", row.text("domain"))  # as in data/compred.py
-    post = "" if row.fields.get("post", "?") in ("", None) else row.text("post")  # may be empty, but not missing
-    response = row.fields.get("response")
+def _compred(row: dict[str, Any], where: str) -> dict[str, Any]:
+    community = re.sub(r"_(train|validation|test)$", "", _text(row, "domain", where))  # as in data/compred.py
+    post = "" if row.get("post", "?") in ("", None) else _text(row, "post", where)  # may be empty, but not missing
+    response = row.get("response")
     response = response if isinstance(response, dict) else {"response": response}
     if len(response) != 1:
         raise ValueError(
-            f"{row.where} has {len(response)} responses ({', '.join(response)}), expected one. Put each into a file of "
-            "its own."
+            f"{where} has {len(response)} responses ({', '.join(response)}), expected one. Put each into a file of its "
+            "own."
         )
-    return {
-        "user_id": community,
-        "user_text": f"r/{community}",
-        "prompt": "\n\n".join(filter(None, (row.text("title").strip(), post.strip()))),
-        "answer": _Row(response, row.where).text(next(iter(response))),
-    }
+    asked = _text(row, "title", where).strip(), post.strip()
+    answer = _text(response, next(iter(response)), where)
+    about = {"user_id": community, "user_text": f"r/{community}"}
+    return about | {"prompt": "\n\n".join(filter(None, asked)), "answer": answer}
 
 
-def _alpaca_eval(row: _Row) -> dict[str, Any]:
-    asked = row.text("instruction"), row.text("input") if row.fields.get("input") else ""
-    extra = {"dataset": row.fields["dataset"]} if "dataset" in row.fields else {}
-    return {"prompt": "\n\n".join(filter(None, asked)), "answer": row.text("output"), **extra}
+def _alpaca_eval(row: dict[str, Any], where: str) -> dict[str, Any]:
+    asked = _text(row, "instruction", where), _text(row, "input", where) if row.get("input") else ""
+    extra = {"dataset": row["dataset"]} if "dataset" in row else {}
+    return {"prompt": "\n\n".join(filter(None, asked)), "answer": _text(row, "output", where), **extra}
 
 
 def for_run(answers: pd.DataFrame, users: Sequence[str], prompts: Sequence[str]) -> pd.DataFrame:
-    """Those of `answers` that were given to `users` and `prompts` (texts), columns `judges.ANSWERS`. An answer to
-    nobody in particular is given to every user.
-
-    Raises:
-        ValueError: there is none.
-    """
+    """Those of `answers` that were given to `users` and `prompts` (texts), columns `ANSWERS`. An answer to nobody in
+    particular is given to every user. Raises `ValueError` where there is none."""
     everybody = answers[answers.user_id.isna()].drop(columns="user_id").merge(pd.DataFrame({"user_id": users}), "cross")
     found = pd.concat([answers[answers.user_id.isin(users)], everybody], ignore_index=True)
-    found = found[found.prompt.isin(prompts)][list(ANSWERS)]
+    # white space around a prompt is nobody's: `read_answers` takes it off, and TL;DR's own prompts end in a space
+    asked = pd.DataFrame({"own": prompts, "prompt": [text.strip() for text in prompts]})
+    found = found.assign(prompt=found.prompt.str.strip()).merge(asked, on="prompt")
+    found = found.assign(prompt=found.own)[list(ANSWERS)]
     if found.empty:
         raise ValueError(
             f"none of {len(answers)} answers is to one of the {len(users)} users and {len(prompts)} prompts of this "

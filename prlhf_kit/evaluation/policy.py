@@ -1,9 +1,6 @@
-"""Policy accuracy: does the *steered* model find the chosen response more likely than the rejected one?
-
-Rezk et al. 2025 (arXiv 2512.23067) find that a reward's accuracy says little about the policy that it steers. Here the
-policy is the whole steered distribution: at every token the scores of guided decoding (`decoding/guides.py`) over all
-of the vocabulary, normalised.
-"""
+"""Policy accuracy: does the *steered* model (guided decoding's normalised scores over the whole vocabulary) find the
+chosen response likelier? A reward's accuracy says little about the policy that it steers (Rezk et al. 2025, arXiv
+2512.23067)."""
 
 from __future__ import annotations
 
@@ -23,7 +20,7 @@ from prlhf_kit.decoding.guides import PAD, Who, ids_of, start_of
 from prlhf_kit.decoding.readers import Row, reading
 from prlhf_kit.evaluation.accuracy import ranked_right
 from prlhf_kit.evaluation.intervals import long_table
-from prlhf_kit.evaluation.statistics import Interval, around
+from prlhf_kit.evaluation.statistics import Interval, bootstrap
 from prlhf_kit.models.logprobs import completion_logits
 from prlhf_kit.models.rewards import Text, messages
 from prlhf_kit.models.tokenize import encode
@@ -41,18 +38,10 @@ def steered_logps(
     weights: Sequence[float],
     batch_size: int = 4,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-probability (nats, summed over tokens) of each response under the model that the guide was trained from and
-    now steers, `[n, len(weights)]`, and its reward `[n]` (nats): what the guide adds up over the response's tokens,
-    which steers but is no policy.
-
-    The models are read once for all weights. At weight 0 it is the base's own (which in the released form sees the
-    preference).
-
-    Args:
-        guide: `PAD` in either form.
-        who: see `decoding.guides.Who`.
-        batch_size: responses at once; each row of a batch holds logits over the whole vocabulary.
-    """
+    """Log-probability (nats) of each response under the model that `guide` (`PAD` in either form) steers at each
+    weight, `[n, len(weights)]`, and its reward `[n]` (nats), which is what the guide adds up over its tokens. All
+    weights share one reading of the models; at weight 0 it is the base's own (which in the released form sees the
+    preference)."""
     n = len(prompts)
     asked = []
     for prompt, response in zip(prompts, responses, strict=True):
@@ -89,15 +78,8 @@ def policy_ranks(
     weights: Sequence[float],
     batch_size: int = 4,
 ) -> pd.DataFrame:
-    """Which pairs each guide ranks right, as a policy and as a reward.
-
-    Args:
-        guides: name -> guide, and for whom it steers on each pair.
-
-    Returns:
-        The long table, `method` being the guide, with `weight` and `of`: `POLICY`, whether the steered model finds the
-        chosen response likelier, and `REWARD`, whether the reward alone is higher.
-    """
+    """Which pairs each guide (name -> guide, and for whom it steers on each pair) ranks right, as a policy and as a
+    reward: the long table, `method` being the guide, with `weight` and `of` (`POLICY` or `REWARD`)."""
     tables = []
     for name, (guide, who) in guides.items():
         prompts, responses = [*pairs["prompt"]] * 2, [*pairs["chosen"], *pairs["rejected"]]
@@ -120,14 +102,9 @@ def divergence(
     who: Sequence[Who],
     batch_size: int = 4,
 ) -> list[float]:
-    """KL (nats a token) of the guide's policy from the model that it was trained from, along each answer: `[n]`.
-
-    Exact at every token, over the whole vocabulary, and averaged over the answer's tokens; over answers that the policy
-    sampled it estimates the KL of whole answers without the noise of their log-ratios. NaN for an empty answer.
-
-    Args:
-        guide: `PAD` in the paper's form; `who[i]` is one user or preference.
-    """
+    """KL (nats a token) of the policy of `guide` (`PAD`, paper's form) from what it was trained from, along each
+    answer: `[n]`, NaN for an empty one. Exact at every token over the whole vocabulary, so that over sampled answers it
+    estimates the KL of whole answers without the noise of their log-ratios."""
     if guide.form != "paper":
         raise ValueError(f"form={guide.form!r} has no reference to diverge from. Pass PAD(..., form='paper').")
     found = [float("nan")] * len(prompts)
@@ -173,22 +150,18 @@ def _read(rows: Sequence[Row], completions: Sequence[list[int]], pad: int) -> li
 
 def rank_correlation(ranks: pd.DataFrame, resamples: int = 1_000, seed: int = 0) -> Interval:
     """Do good rewards make good policies? Kendall's tau-b between a reward's accuracy and its policy's, over guides and
-    users, with a 95% interval that draws users anew. NaN where one of the two does not vary.
+    users, with a 95% interval over users. NaN where one of them does not vary, and of fewer than `FEW_USERS`.
 
-    Args:
-        ranks: rows of `policy_ranks` at one weight: a reward has one accuracy, so several would count it several times.
-            Leave out PAD's released form, whose reward is a policy's own log-likelihood.
+    `ranks`: of `policy_ranks` at one weight. Leave out PAD's released form, whose reward is a policy's own
+    log-likelihood.
     """
     assert ranks.weight.nunique() == 1, "ranks of one weight, expected: choose one"
     means = ranks.groupby(["user_id", "method", "of"], sort=False).value.mean().unstack("of", sort=False)
-    means = means[[REWARD, POLICY]]
-    parts = [part.to_numpy() for _, part in means.groupby("user_id", sort=False)]
+    values, users = means[[REWARD, POLICY]].to_numpy(), means.index.get_level_values("user_id")
 
-    def tau(users: list[np.ndarray]) -> float:
-        return float(kendalltau(*np.concatenate(users).T).statistic)
+    def tau(weights: np.ndarray) -> float:
+        return float(kendalltau(*values.repeat(weights.astype(int), axis=0).T).statistic)
 
-    rng = np.random.default_rng(seed)
-    drawn = [tau([parts[i] for i in rng.integers(len(parts), size=len(parts))]) for _ in range(resamples)]
-    found = tau(parts)
-    low, high = np.clip(around(found, drawn, len(parts)), -1, 1)
-    return Interval(found, float(low), float(high), len(means), len(parts))
+    found, low, high = bootstrap(tau, users, resamples=resamples, seed=seed)
+    low, high = np.clip((low, high), -1, 1)
+    return Interval(np.nan if np.isnan(low) else float(found), float(low), float(high), len(means), users.nunique())

@@ -21,8 +21,8 @@ from prlhf_kit.models.rewards import RewardModel
 
 
 def reward_accuracy(reward: RewardModel, pairs: Dataset, train: Dataset) -> pd.DataFrame:
-    """Which of the held-out pairs a reward model ranks right, each scored for its own `user_id`, beside the rules of
-    length that are learned from the training pairs: the long table."""
+    """The long table of which held-out pairs a reward model ranks right, each for its own `user_id`, beside the length
+    rules learned from `train`."""
     n, prompts, users = len(pairs), list(pairs["prompt"]), list(pairs["user_id"])
     scores = reward.score(prompts * 2, [*pairs["chosen"], *pairs["rejected"]], users * 2).double().cpu().numpy()
     right = {"reward model": ranked_right(scores[:n], scores[n:])}
@@ -30,8 +30,8 @@ def reward_accuracy(reward: RewardModel, pairs: Dataset, train: Dataset) -> pd.D
 
 
 def pair_by_pair(evaluations: pd.DataFrame) -> pd.DataFrame:
-    """The evaluations of a reward training (`evaluations.parquet`: `step`, `set`, `prompt`, `right`, `pairs`, ...) as a
-    long table. A list of responses has several pairs, which share its accuracy; `asked` names its prompt in its set."""
+    """The evaluations of a reward training (`step`, `set`, `prompt`, `right`, `pairs`, ...) as a long table. A list of
+    responses has several pairs, which share its accuracy; `asked` names its prompt in its set."""
     table = evaluations.assign(
         value=evaluations.right / evaluations.pairs, asked=evaluations["set"] + "\n" + evaluations["prompt"]
     )
@@ -39,17 +39,9 @@ def pair_by_pair(evaluations: pd.DataFrame) -> pd.DataFrame:
 
 
 def trade_off(evaluations: pd.DataFrame, general: Iterable[str]) -> pd.DataFrame:
-    """What bears on the trade-off between general and customised pairs, over training.
-
-    Args:
-        evaluations: as in `pair_by_pair`, with `strategy` and `domain` (whose model). A model's sets are the general
-            ones and its own domain; others are left out.
-        general: names of the general sets.
-
-    Returns:
-        `pair_by_pair` with `of` ("custom" or "general") and `point` (share of the evaluations after the first, from 0
-        to 1: trainings of different lengths are evaluated equally often).
-    """
+    """`pair_by_pair` of what bears on the trade-off: `of` ("custom" or `general` sets) and `point` (share of the
+    evaluations after the first, 0 to 1). `evaluations` has `strategy` and `domain`, whose model it is: other domains
+    are left out."""
     of = np.where(evaluations.set.isin(list(general)), "general", "custom")
     table = evaluations.assign(of=of)[(of == "general") | (evaluations.set == evaluations.domain)]
     number = table.groupby(["strategy", "domain"]).step.rank(method="dense") - 1
@@ -60,20 +52,9 @@ def trade_off(evaluations: pd.DataFrame, general: Iterable[str]) -> pd.DataFrame
 def calibration(log_odds: ArrayLike, bins: int = 10, clusters: ArrayLike | None = None) -> tuple[pd.DataFrame, float]:
     """Are preferences as sure as they say? Reliability curve and expected calibration error (Guo et al. 2017, Eq. 3).
 
-    A pair's confidence is `sigmoid(|log_odds|)`, from 0.5 to 1, and it is right if the log-odds of the chosen response
-    are above 0 (at 0, by half).
-
-    Args:
-        log_odds: `[n]`, reward of the chosen minus that of the rejected response.
-        clusters: `[n]`, by which the intervals are clustered; None: every pair is its own.
-
-    Returns:
-        `intervals` by `bin` (of equal width), with the mean `confidence`; and the error, sum over bins of their share
-        of pairs times |accuracy - confidence|.
-
-    >>> table, error = calibration([0.0, 0.0])
-    >>> error
-    0.0
+    A pair's confidence is `sigmoid(|log_odds|)`; it is right where the chosen response's log-odds are above 0 (at 0, by
+    half). Returns `intervals` by `bin` (of equal width) with the mean `confidence`, clustered by `clusters` `[n]`, and
+    the error.
     """
     odds = np.asarray(log_odds, float)
     assert len(odds), "expected at least one pair"
@@ -83,7 +64,7 @@ def calibration(log_odds: ArrayLike, bins: int = 10, clusters: ArrayLike | None 
             "bin": np.clip(((confidence - 0.5) * 2 * bins).astype(int), 0, bins - 1),
             "confidence": confidence,
             "value": ranked_right(odds, 0),
-            "cluster": np.arange(len(odds)) if clusters is None else np.asarray(clusters),
+            "cluster": np.arange(len(odds)) if clusters is None else np.asarray(clusters, dtype=object),
         }
     )
     found = intervals(table, by=["bin"], cluster="cluster", confidence=("confidence", "mean"))
@@ -92,11 +73,7 @@ def calibration(log_odds: ArrayLike, bins: int = 10, clusters: ArrayLike | None 
 
 
 def length_matched(pairs: Dataset, tolerance: float = 0.1) -> np.ndarray:
-    """Which pairs have two responses of about the same number of words: `[n]` bool.
-
-    Args:
-        tolerance: greatest difference, as a share of the longer one's words.
-    """
+    """Which pairs have two responses whose words differ by at most `tolerance` of the longer one's: `[n]` bool."""
     chosen, rejected = words(pairs["chosen"]), words(pairs["rejected"])
     return np.abs(chosen - rejected) <= tolerance * np.maximum(chosen, rejected)
 
@@ -110,8 +87,7 @@ def length_control(scored: pd.DataFrame, train: Mapping[str, Dataset], test: Map
         train, test: pairs by model; the rule's direction is that of the training pairs.
 
     Returns:
-        The long table with `model`, `pairs_used` ("all", "length-matched") and `method` ("reward model", "length
-        rule").
+        The long table with `model`, `pairs_used` ("all", "length-matched") and `method`.
     """
     tables = []
     for model in dict.fromkeys(scored.model.tolist()):
@@ -123,16 +99,8 @@ def length_control(scored: pd.DataFrame, train: Mapping[str, Dataset], test: Map
 
 
 def visible(features: np.ndarray, texts: Iterable[str]) -> pd.DataFrame:
-    """How much of each text attribute can be read off the features by a linear map: R^2 in 5 folds.
-
-    What can't be read off them, no head on these features can reward.
-
-    Args:
-        features: `[n, d]` of the texts.
-
-    Returns:
-        Columns `attribute`, `r2` (1 all of it, 0 or less nothing, NaN where all texts have the same value).
-    """
+    """How much of each text attribute a linear map can read off the `features` `[n, d]`: `attribute`, `r2` in 5 folds
+    (NaN where all texts have the same value). What can't be read off them, no head on them can reward."""
     model = make_pipeline(StandardScaler(), RidgeCV(np.logspace(-1, 5, 7)))
     split = KFold(5, shuffle=True, random_state=0)
     found = [

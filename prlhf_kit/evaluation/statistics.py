@@ -3,7 +3,7 @@ users are. `intervals.py` applies them to every group of a table."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,8 +13,10 @@ from statsmodels.regression.linear_model import OLS
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestPower
 from statsmodels.stats.sandwich_covariance import cov_cluster, cov_cluster_2groups
+from tqdm.auto import tqdm
 
 FEW, MANY_CLUSTERS = 6, 2000
+FEW_USERS = 8  # below it t quantiles times a bootstrap's spread leave every scale, so there is no such interval
 
 
 class Interval(NamedTuple):
@@ -27,17 +29,15 @@ class Interval(NamedTuple):
     clusters: int
 
     def __str__(self) -> str:
+        if self.low != self.low:
+            return f"{self.estimate:.3f} (too few users for intervals)".replace("nan", "-")
         return f"{self.estimate:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
 def cluster_bootstrap(values: ArrayLike, clusters: Iterable[Any], resamples: int = 10_000, seed: int = 0) -> Interval:
-    """Mean of `values` `[n]` and its 95% interval from resampling whole clusters (Cameron et al. 2008).
-
-    The interval is the expanded percentile one (`expanded`): plain percentiles of few clusters are too narrow. No
-    resampling of fewer than `FEW` clusters leaves the range of their means: there a t interval takes its place, cut off
-    at the least and the greatest value; and above `MANY_CLUSTERS` a normal one, which bootstrap intervals approach.
-    Where all clusters have one mean the interval has no width. For a paired difference of two methods, pass the
-    differences. scipy's `bootstrap` resamples single values and has no clusters.
+    """Mean of `values` `[n]` and its 95% interval from resampling whole clusters (Cameron et al. 2008), by `expanded`
+    percentiles. Of fewer than `FEW` clusters, whose resamples can't leave the range of their means, a t interval, cut
+    off at the least and the greatest value; above `MANY_CLUSTERS` the same, which bootstrap intervals approach.
 
     >>> cluster_bootstrap([1, 1, 0, 0], ["a", "a", "b", "b"]).estimate
     0.5
@@ -57,9 +57,8 @@ def crossed_interval(
 ) -> Interval:
     """Mean of `values` `[n]` and its 95% interval where users answer the same prompts: what other users *and* other
     prompts would give. t times the standard error clustered both ways (Cameron, Gelbach & Miller 2011), cut off at the
-    least and the greatest value. Where every prompt is one user's own it is `cluster_bootstrap` by user. `clusters` is
-    the smaller of the two numbers; from one of either, NaN.
-    """
+    least and the greatest value; `clusters` is the smaller number, from one of either NaN. Where every prompt is one
+    user's own it is `cluster_bootstrap` by user."""
     values, codes = _numbers(values), _clusters(users, prompts)
     if len(codes) == 1:
         return cluster_bootstrap(values, users, seed=seed)
@@ -127,26 +126,22 @@ def crossed_test(
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values corrected for many comparisons (Holm 1979, by statsmodels): each may be read against 0.05 as it is.
-
-    >>> holm([0.25, 0.5])
-    [0.5, 0.5]
-    """
+    """p-values corrected for many comparisons (Holm 1979, by statsmodels): each may be read against 0.05 as it is."""
     if len(p_values) < 2:  # statsmodels collects garbage at each call, which takes up to half a second
         return list(p_values)
     return multipletests(p_values, method="holm")[1].tolist()
 
 
 def detectable(differences: ArrayLike, users: Iterable[Any], prompts: Iterable[Any] | None = None) -> float:
-    """The least true difference that so many users (and prompts, where they are shared), as different from each other
-    as these, would show with probability 0.8 in a two-sided t-test at 0.05 (statsmodels' `TTestPower`), uncorrected
-    for other comparisons. NaN where they don't differ.
+    """The least true difference that so many users (and prompts, where they are shared) would show with probability 0.8
+    in a two-sided t-test at 0.05 (statsmodels' `TTestPower`). NaN where they don't differ, and for fewer than
+    `FEW_USERS`.
 
     >>> round(detectable([0.5, -0.5] * 50, range(100)), 3)
     0.142
     """
     error, k = _error(_numbers(differences), _clusters(users, prompts))
-    if k == 1 or error < 1e-12:
+    if k < FEW_USERS or error < 1e-12:
         return float("nan")
     effect = TTestPower().solve_power(nobs=k, alpha=0.05, power=0.8, alternative="two-sided")
     return float(effect * k**0.5 * error)
@@ -163,36 +158,37 @@ def _error(values: np.ndarray, codes: Sequence[np.ndarray]) -> tuple[float, int]
     return max(float(v.item()) for v in variances) ** 0.5, k
 
 
-def drawn_weights(
-    users: Iterable[Any], prompts: Iterable[Any], resamples: int, seed: int = 0
-) -> tuple[Iterator[np.ndarray], int]:
-    """Bootstrap weights `[n]` of each draw, and the number of clusters: users are drawn anew, and prompts, too, where
-    they were answered for 1.5 users or more on average (the pigeonhole bootstrap, Owen 2007, arXiv 0712.1111)."""
+def bootstrap(
+    statistic: Callable[[np.ndarray], ArrayLike],
+    users: Iterable[Any],
+    prompts: Iterable[Any] | None = None,
+    resamples: int = 200,
+    seed: int = 0,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Any `statistic` of the rows' weights `[n]`, and its 95% interval: t times the standard deviation of its draws,
+    with the sample's variance in place of the population's. Bounds are NaN of fewer than `FEW_USERS` clusters.
+
+    Users are drawn anew, and prompts, too, where they were answered for 1.5 users or more on average (the pigeonhole
+    bootstrap, Owen 2007, arXiv 0712.1111).
+    """
     codes = [_codes(users)]
-    asked = _codes(prompts)
-    if len(np.unique(np.column_stack([codes[0], asked]), axis=0)) >= 1.5 * (asked.max() + 1):
-        codes.append(asked)
+    if prompts is not None:
+        asked = _codes(prompts)
+        if len(np.unique(np.column_stack([codes[0], asked]), axis=0)) >= 1.5 * (asked.max() + 1):
+            codes.append(asked)
     sizes = [int(code.max()) + 1 for code in codes]
-    rng = np.random.default_rng(seed)
-
-    def draw() -> Iterator[np.ndarray]:
-        for _ in range(resamples):
-            parts = [rng.multinomial(k, np.full(k, 1 / k))[c] for k, c in zip(sizes, codes, strict=True)]
-            weights = np.prod(parts, axis=0)
-            if weights.any():  # where not every user has every prompt, a draw may hold nothing
-                yield weights.astype(float)
-
-    return draw(), min(sizes)
-
-
-def around(estimate: ArrayLike, draws: ArrayLike, clusters: int) -> np.ndarray:
-    """95% interval `[2, ...]` of a statistic from few bootstrap draws `[resamples, ...]` over so many clusters: t times
-    their standard deviation, with the sample's variance in place of the population's. NaN from one cluster."""
-    estimate, draws = np.asarray(estimate, float), np.asarray(draws, float)
-    if clusters < 2 or np.isnan(draws).all():
-        return np.full((2, *estimate.shape), np.nan)
-    width = _t(clusters) * np.sqrt(clusters / (clusters - 1)) * np.nanstd(draws, axis=0)
-    return np.stack([estimate - width, estimate + width])
+    k, estimate = min(sizes), np.asarray(statistic(np.ones(len(codes[0]))), float)[()]
+    if k < FEW_USERS:
+        return estimate, estimate * np.nan, estimate * np.nan
+    rng, draws = np.random.default_rng(seed), []
+    for _ in tqdm(range(resamples), disable=None, leave=False):
+        parts = [rng.multinomial(size, np.full(size, 1 / size))[code] for size, code in zip(sizes, codes, strict=True)]
+        weights = np.prod(parts, axis=0)
+        if weights.any():  # where not every user has every prompt, a draw may hold nothing
+            draws.append(np.asarray(statistic(weights.astype(float)), float))
+    spread = np.nanstd(draws, axis=0) if not np.isnan(draws).all() else np.nan
+    width = _t(k) * np.sqrt(k / (k - 1)) * spread
+    return estimate, estimate - width, estimate + width
 
 
 def _t(clusters: int) -> float:
@@ -201,7 +197,9 @@ def _t(clusters: int) -> float:
 
 def _codes(names: Iterable[Any]) -> np.ndarray:
     """Numbers `[n]` of the names, from 0 in their order as text."""
-    return np.unique(np.array([str(name) for name in names]), return_inverse=True)[1]
+    texts = [str(name) for name in names]
+    code = {text: i for i, text in enumerate(sorted(set(texts)))}  # in an array all texts take the longest one's room
+    return np.array([code[text] for text in texts])
 
 
 def _clusters(users: Iterable[Any], prompts: Iterable[Any] | None) -> list[np.ndarray]:

@@ -41,11 +41,8 @@ def true_utility(people: Population) -> Scorer:
 
 
 def feature_reward(data: DatasetDict, cache: Path | None = None) -> tuple[FeatureReward, Interval]:
-    """A reward for each user, linear in sentence embeddings and fitted to `data["train"]`; and its held-out accuracy.
-
-    No language model's likelihood is in it, so it shares nothing with what steers but the training pairs. Of more than
-    `MANY_PAIRS` pairs in a split so many are drawn.
-    """
+    """A reward for each user, linear in sentence embeddings and fitted to `data["train"]`, and its held-out accuracy.
+    It shares nothing with what steers but the training pairs; of a larger split `MANY_PAIRS` are drawn."""
     embedder = load_embedder(SENTENCES)
     known = DatasetDict(train=data["train"], test_seen=data["test_seen"])
     for split, pairs in known.items():
@@ -78,10 +75,8 @@ def feature_judge(data: DatasetDict, cache: Path | None = None) -> tuple[Scorer,
 def base_logps(
     base, tokenizer: PreTrainedTokenizerBase, jobs: pd.DataFrame, answers: Sequence[GuidedAnswer], batch_size: int = 16
 ) -> list[float]:
-    """Mean log-probability (nats a token) of each answer's tokens under `base`, which does not see the preference.
-
-    For answers that were steered from another base; else they bring it along (`GuidedAnswer.logps`).
-    """
+    """Mean log-prob (nats a token) of each answer under `base`, which does not see the preference: for answers that
+    were steered from another base; else they bring it along (`GuidedAnswer.logps`)."""
     texts = [(list(ids_of(tokenizer, p)), a.tokens) for p, a in zip(jobs.prompt, answers, strict=True)]
     found: list[float] = []
     for start in tqdm(range(0, len(texts), batch_size), desc="scoring", disable=None, leave=False):
@@ -100,8 +95,7 @@ def answered(jobs: pd.DataFrame, answers: Sequence[GuidedAnswer], judge: Scorer,
 
     Returns:
         `user_id`, `prompt` (its text), `answer`, `reward` (the judge's), `logp` (nats a token, under the base; of a
-        greedy answer, minus its divergence from the base), `changed` (share of tokens), `asked` (share of tokens for
-        which the guide was asked), `tokens`, `words`, and `columns`, which come last.
+        greedy answer minus its divergence), `changed` and `asked` (shares of tokens), `tokens`, `words`, and `columns`.
     """
     texts = [answer.text for answer in answers]
     return pd.DataFrame(
@@ -123,16 +117,9 @@ MEANS: dict[str, Any] = {name: (name, "mean") for name in ("reward", "logp", "ch
 
 
 def gains(table: pd.DataFrame, base: pd.DataFrame, by: Sequence[str], seed: int = 0) -> pd.DataFrame:
-    """Rewards of answers minus those of the base's answers to the same prompts for the same users.
-
-    Args:
-        table, base: rows of `answered`; `base` has one row a user and prompt.
-        by: columns of `table`, of whose values there is one row each.
-
-    Returns:
-        `intervals` of the column `gain`, over users, or over prompts where a row has fewer than `FEW` users (NaN where
-        of these, too); with the means `reward`, `logp`, `changed`, `asked`, `words`.
-    """
+    """Rewards of answers (`table`) minus those of the base's (`base`, one row a user and prompt), by the columns `by`:
+    `intervals` of `gain` over users, or over prompts where a row has fewer than `FEW` users, with the means of
+    `MEANS`."""
     gained = paired_differences(table.assign(gain=table.reward), base.assign(gain=base.reward), "gain")
     assert len(gained) == len(table), "every answer has one of the base to the same prompt for the same user"
     return _few_users(gained, by, seed, **MEANS)
@@ -145,20 +132,14 @@ def _few_users(table: pd.DataFrame, by: Sequence[str], seed: int, **more: Any) -
 
 
 def gains_of_two(table: pd.DataFrame, users: Sequence[str], judge: Scorer, prompts: dict[str, list], seed: int = 0):
-    """What each of two people gains from the same answers over the base's, by what they were steered `towards`.
-
-    Args:
-        table: `towards`, `prompt`, `answer`; those "nobody" are the base's.
-        prompts: messages by their text.
-
-    Returns:
-        `intervals` of the column `gain` by `user_id` and `towards`; the base's own rows are left out.
+    """What each of two `users` gains from the same answers over the base's: `intervals` of `gain` by `user_id` and
+    `towards`. `table`: `towards` (None: the base's own), `prompt`, `answer`; `prompts`: messages by their text.
     """
     users = list(dict.fromkeys(users))  # two who want the same are one
     asked = [prompts[text] for text in table.prompt]
     both = [table.assign(user_id=user, gain=judge([user] * len(table), asked, list(table.answer))) for user in users]
     judged = pd.concat(both, ignore_index=True)
-    nobody = judged.towards == "nobody"
+    nobody = judged.towards.isna()
     return _few_users(paired_differences(judged[~nobody], judged[nobody], "gain"), ["user_id", "towards"], seed)
 
 

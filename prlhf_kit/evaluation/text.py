@@ -1,9 +1,6 @@
-"""Measures of text: repetition, diversity, coherence, readability, refusals, rewards.
-
-Words are lower-cased runs of letters and digits, also across an apostrophe. Emoji and punctuation are no words; scripts
-without spaces (Chinese) give few long words, and those with combining vowels (Devanagari) fall into pieces. A measure
-that a text is too short for is NaN, not a good or a bad value: leave it out of means, and look at `words`, too.
-"""
+"""Measures of text: repetition, diversity, coherence, readability, refusals, rewards. Words are lower-cased runs of
+letters and digits: scripts without spaces give few long words. A measure that a text is too short for is NaN, not a bad
+value: leave it out of means, and look at `words`, too."""
 
 from __future__ import annotations
 
@@ -15,7 +12,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import textstat
-from numpy.typing import ArrayLike
 from pyphen import Pyphen
 from tqdm.auto import tqdm
 
@@ -31,18 +27,20 @@ SELF_BLEU_ANSWERS = 200  # its time grows with the square: 3 s for 200 answers o
 
 _HYPHENS = Pyphen(lang="en_US")
 _WORD = re.compile(r"\w+(?:['’]\w+)*")
-_CANNOT = (
+_CANNOT = re.compile(
     r"i(?:(?: can(?:no|')t| can not| could(?:n't| not)| won't| will not)(?: \w+ly)? (?:help(?! but)|assist|provide|"
     r"answer|do (?:that|this)|comply|fulfil|give|create|write|generate|offer|support|engage|discuss|share|respond|"
     r"continue|participate|recommend|tell|be able to)|(?:'m| am) (?:un|not )able to|(?:'m| am) not (?:comfortable|"
     r"going to)|(?: must| have to| need to)(?: \w+ly)? (?:decline|refuse)| (?:don't|do not) have the ability)|"
-    r"th(?:at|is) is(?:n't| not) something i can"
+    r"th(?:at|is) is(?:n't| not) something i can",
+    re.IGNORECASE,
 )
-_LEAD = (
-    r"(?:(?:i'm |i am )?(?:\w+ )?sorry\b[^.!?]{0,80}?|(?:i |my )?(?:\w+ )?apolog\w+[^.!?]{0,80}?|unfortunately|but|no|"
-    r"as an? (?:ai|artificial|language|large)\b[^.!?]{0,80}?)"
+_LEAD = re.compile(  # what may stand before it, the first three with some words of their own
+    r"(?:(?:i'm |i am )?(?:\w+ )?sorry\b|(?:i |my )?(?:\w+ )?apolog\w+|as an? (?:ai|artificial|language|large)\b)"
+    r"(?P<more>[^.!?]{0,80})|unfortunately|but|no",
+    re.IGNORECASE,
 )
-_REFUSAL = re.compile(rf"\W*(?:{_LEAD}\W+)*(?:{_CANNOT})", re.IGNORECASE)
+_GAP = re.compile(r"\W+")
 
 
 def words(text: str) -> list[str]:
@@ -57,9 +55,9 @@ def words(text: str) -> list[str]:
 def unique_share(texts: Iterable[Sequence[str]], n: int) -> float:
     """Unique n-grams over all n-grams of tokenised texts; NaN where none has n tokens.
 
-    Of one text it is 1 - rep-n (Welleck et al. 2019, arXiv 1908.04319), 1 without any repetition; ARGS' code (arXiv
-    2402.01694) divides by one n-gram more, so that short texts seem to repeat themselves. Of all texts together it is
-    distinct-n (Li et al. 2016, arXiv 1510.03055), which falls with the amount of text: compare equal numbers.
+    Of one text it is 1 - rep-n (Welleck et al. 2019, arXiv 1908.04319); ARGS' code (arXiv 2402.01694) divides by one
+    n-gram more. Of all texts together it is distinct-n (Li et al. 2016, arXiv 1510.03055), which falls with the amount
+    of text.
 
     >>> unique_share(["a b a b a".split()], 2)  # ab, ba, ab, ba
     0.5
@@ -71,9 +69,8 @@ def unique_share(texts: Iterable[Sequence[str]], n: int) -> float:
 def self_bleu(texts: Sequence[str]) -> float:
     """Mean BLEU-4 of each text against all others (Zhu et al. 2018, arXiv 1802.01886): 1 where all are the same.
 
-    By nltk, with its smoothing method 1 (0.1 for no match), as in Texygen. It grows with the number of texts: compare
-    equal numbers. A text of fewer than four words has no 4-gram and stays below 1 even beside its like; texts without
-    words are left out, and two have to be left.
+    By nltk, with its smoothing method 1, as in Texygen. It grows with the number of texts. Texts without words are left
+    out.
     """
     tokens = [found for found in map(words, texts) if found]
     assert len(tokens) > 1, f"{len(tokens)} of {len(texts)} texts have words, expected two or more"
@@ -86,11 +83,8 @@ def self_bleu(texts: Sequence[str]) -> float:
 def coherence(
     embedder: Embedder, prompts: Sequence[Text], answers: Sequence[str], cache: Path | None = None
 ) -> np.ndarray:
-    """Cosine `[n]` between the embeddings of prompt and answer; NaN where one of them is empty.
-
-    As in ARGS (arXiv 2402.01694), which embeds by SimCSE; here by any sentence encoder (`load_embedder(SENTENCES)`), so
-    don't compare values with that paper's. Of too long a text the encoder reads the beginning. `cache` is `Embedder`'s.
-    """
+    """Cosine `[n]` between the embeddings of prompt and answer; NaN where one of them is empty. As in ARGS (arXiv
+    2402.01694), which embeds by SimCSE; here by any sentence encoder, so don't compare values with that paper's."""
     if embedder.decoder:
         raise ValueError(f"{embedder.name!r} is a decoder; expected a sentence encoder, such as 'all-minilm-l6-v2'.")
     asked = [message("user", prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
@@ -108,11 +102,8 @@ def coherence(
 def reading_ease(text: str) -> float:
     """Flesch's reading ease (1948: 100 is easy, 0 hard) of an English text; NaN without any word in Latin letters.
 
-    Words and sentences (of more than two words) are textstat's. Its syllables need a dictionary that it downloads at
-    first use; here they are what it falls back to, pyphen's hyphenation: texts seem 5 points easier.
-
-    >>> round(reading_ease("The cat sat on the mat."), 3)
-    116.145
+    Words and sentences are textstat's; its syllables need a download, so they are by pyphen: texts seem 5 points
+    easier.
     """
     if not re.search("[A-Za-z]", text):
         return float("nan")
@@ -122,37 +113,34 @@ def reading_ease(text: str) -> float:
 
 
 def is_refusal(text: str) -> bool:
-    """Whether a text opens with a refusal: "I can't help", "I'm sorry, but I am unable to", "As an AI, I cannot".
-
-    English, and the opening only: other words or later refusals are missed; an answer that goes on to help counts.
+    """Whether an English text opens with a refusal: "I'm sorry, but I am unable to", "As an AI, I cannot". Later ones
+    are missed; an answer that goes on to help counts.
 
     >>> [is_refusal(text) for text in ("I'm sorry, but I can't help with that.", "I can't wait!")]
     [True, False]
     """
-    return bool(_REFUSAL.match(text.replace("’", "'")))
-
-
-def kl_per_token(policy_logps: ArrayLike, base_logps: ArrayLike) -> tuple[float, float]:
-    """How far an answer's policy is from the base (nats a token), from log-probabilities of the answer's tokens `[T]`.
-
-    Schulman 2020, "Approximating KL divergence" (joschu.net/blog/kl-approx.html), with d = log pi - log base: k1 is
-    the mean of d, k3 that of exp(-d) - 1 + d, which is never negative and varies less. Both estimate KL(pi, base) for
-    answers sampled from pi at temperature 1 only; of a greedy answer k1 is the log-ratio of one text, no more.
-
-    >>> kl_per_token([-1.0, -2.0], [-1.5, -2.5])[0]
-    0.5
-    """
-    d = np.subtract(policy_logps, base_logps)
-    return float(d.mean()), float((np.exp(-d) - 1 + d).mean())
+    text = " " + text.replace("’", "'")
+    places, seen = [_GAP.match(text).end()], set()  # type: ignore[union-attr]
+    while places:  # a search, since a pattern that repeats leads backtracks for ever
+        at = places.pop()
+        if _CANNOT.match(text, at):
+            return True
+        lead = None if at in seen else _LEAD.match(text, at)
+        seen.add(at)
+        if lead:
+            first, last = lead.span("more") if lead["more"] is not None else (lead.end(), lead.end())
+            for gap in _GAP.finditer(text, first):
+                if gap.start() > last:
+                    break
+                places.append(gap.end())
+    return False
 
 
 def text_scores(answers: pd.DataFrame) -> pd.DataFrame:
-    """Measures of each answer: columns `SCORES`, one row an answer and measure.
-
-    `answers` has the columns `judges.ANSWERS`. `method` is the system, `item` the prompt's text; `measure` is "words",
-    "rep-2", "rep-3", "rep-4", "diversity", "Flesch reading ease" or "refusal" (1 or 0). NaN: too short, see above.
-    """
-    texts = _texts(answers)
+    """Measures of each answer: `SCORES`, one row an answer and measure ("words", "rep-2" to "rep-4", "diversity",
+    "Flesch reading ease", "refusal"). `answers` has `ANSWERS`; `method` is the system, `item` the prompt's text."""
+    require_answers(answers)
+    texts = list(answers.answer)
     tokens = [words(text) for text in texts]
     unique = {n: np.array([unique_share([found], n) for found in tokens]) for n in (2, 3, 4)}
     values: dict[str, Any] = {"words": [len(found) for found in tokens]} | {
@@ -164,14 +152,11 @@ def text_scores(answers: pd.DataFrame) -> pd.DataFrame:
 
 
 def corpus_scores(answers: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
-    """Measures of all answers of a system to one user together, see `text_scores`: columns `SCORES`, one row a system,
-    user and measure ("distinct-1" to "distinct-3", "self-BLEU"); `item` and `prompt` are None.
-
-    All of them depend on the number of answers: compare systems that gave every user equally many. They are taken user
-    by user since a system that tells everybody the same would seem to repeat itself. Self-BLEU is NaN where fewer than
-    two answers have words; of more than `SELF_BLEU_ANSWERS` so many are drawn by `seed`.
-    """
-    _texts(answers)
+    """Measures of all answers of a system to one user together ("distinct-1" to "distinct-3", "self-BLEU"): `SCORES`,
+    one row a system, user and measure, `item` and `prompt` None. By user, since a system that tells everybody the same
+    would seem to repeat itself. All depend on the number of answers; for self-BLEU at most `SELF_BLEU_ANSWERS` are
+    drawn by `seed`."""
+    require_answers(answers)
     rows: list[tuple] = []
     written = answers.groupby(["system", "user_id"], sort=False, dropna=False)
     for (system, user), group in tqdm(written, desc="texts", disable=None, leave=False):
@@ -186,23 +171,13 @@ def corpus_scores(answers: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
 def reward_table(
     answers: pd.DataFrame, scorers: Mapping[str, Scorer], prompts: Mapping[str, list[dict]] | None = None
 ) -> pd.DataFrame:
-    """Rewards of the same answers by several scorers, one for each preference, as in PAD's tables (Chen et al. 2025,
-    arXiv 2410.04070): columns `SCORES`, one row an answer and scorer; `measure` is the scorer's name.
-
-    `prompts`: the messages that scorers are shown, by the prompt's text; else the text as the user's one message.
-    """
-    texts = _texts(answers)
+    """Rewards of the same answers by several scorers, one for each preference (PAD, arXiv 2410.04070): `SCORES`, one
+    row an answer and scorer. `prompts`: the messages that scorers are shown, by the prompt's text."""
+    require_answers(answers)
+    texts = list(answers.answer)
     shown = [(prompts or {}).get(text, message("user", text)) for text in answers.prompt]
     values = {name: np.asarray(scorer(list(answers.user_id), shown, texts)) for name, scorer in scorers.items()}
     return _long(answers, values)
-
-
-def _texts(answers: pd.DataFrame) -> list[str]:
-    require_answers(answers)
-    bad = [i for i, text in enumerate(answers.answer) if not isinstance(text, str)]
-    if bad:
-        raise ValueError(f"{len(bad)} of {len(answers)} answers are no text, first row {bad[0]}; an empty one is ''.")
-    return list(answers.answer)
 
 
 def _long(answers: pd.DataFrame, values: Mapping[str, Any]) -> pd.DataFrame:

@@ -20,17 +20,11 @@ from prlhf_kit.training.personal import USER_METRICS
 
 
 def learning_curve(folder: str | Path, seed: int = 0) -> pd.DataFrame:
-    """Held-out accuracy while a model was trained, by the pairs that a user had given till then.
+    """Held-out accuracy while the model in `folder` was trained, by the pairs that a user had given till then:
+    `intervals` by `step` over users, with `k` (training pairs a user, on average), `worst` and `pairs`.
 
     With one epoch every pair is new, so this is a learning curve; the learning rate has not come to its end at its
-    earlier points, though. No pairs are drawn here; for trainings of their own by size see `data.select.at_most`.
-
-    Args:
-        folder: written by `fit`, of a model whose trainer evaluated at some steps (`user_metrics.parquet`).
-
-    Returns:
-        `intervals` by `step`, over users, with `k` (training pairs a user till then, on average), `worst` (the least of
-        a user's) and `pairs` (all that were scored).
+    earlier points, though. For trainings of their own by size see `data.select.at_most`.
     """
     metrics = pd.read_parquet(Path(folder, USER_METRICS))
     held_out = metrics[metrics["mode"] == "eval"]
@@ -47,9 +41,7 @@ def learning_curve(folder: str | Path, seed: int = 0) -> pd.DataFrame:
 
 def learned(trained: UserModel, untrained: UserModel) -> np.ndarray:
     """How training changed each user's tokens against the generic user's, with length 1: `[users, T_u * d_model]`.
-
-    Users start at random places, and differences of random places say nothing of the users.
-    """
+    (Users start at random places, whose differences say nothing of them.)"""
     with torch.no_grad():
         rows = torch.arange(trained.num_rows)
         tokens = (trained(rows).cpu() - untrained(rows).cpu()).flatten(1)

@@ -1,25 +1,24 @@
-"""What judgements say: win rates, ratings of many systems, length control, position bias, agreement of judges.
-
-Every function takes the tidy table of `judges.judged`. A tie is one half; where a judge's answer could not be read
-there is no verdict, and it is counted (`unread`), never a win.
-"""
+"""What judgements (the table of `judges.judged`) say: win rates, ratings of many systems, length control, position
+bias, agreement of judges. A tie is one half; where an answer could not be read there is no verdict: it is `unread`, no
+win."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
+from functools import partial
 from itertools import combinations
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.sparse.csgraph import connected_components
 from scipy.special import expit, logit
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import cohen_kappa_score
-from tqdm.auto import tqdm
 
 from prlhf_kit.evaluation.accuracy import ranked_right
 from prlhf_kit.evaluation.intervals import ALL, BY_USER_AND_PROMPT, intervals, with_holm
-from prlhf_kit.evaluation.statistics import around, drawn_weights
+from prlhf_kit.evaluation.statistics import bootstrap
 from prlhf_kit.files import of_extra
 
 VALUE = {"a": 1.0, "tie": 0.5, "b": 0.0}
@@ -44,14 +43,10 @@ def win_rates(
     cluster: str | Sequence[str] = BY_USER_AND_PROMPT,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Win rate of system a over b in every comparison, per sample: wins and half the ties, over all verdicts.
+    """Win rate of system a over b in every comparison: wins and half the ties, over all verdicts.
 
-    Where users answer the same prompts, intervals and tests say what other users and other prompts would give.
-
-    Returns:
-        `intervals` of `win_rate`, tested against 1/2: `by`, `win_rate`, `low`, `high`, `p`, `p_holm` (corrected for all
-        rows with the same first column: a judge's), `detectable`, `n` (verdicts), `clusters`, the shares `win`, `tie`
-        and `loss`, `users`, `prompts`, and `unread` (pairs without a verdict).
+    Returns `intervals` of `win_rate`, tested against 1/2 (`p_holm`: over all rows with the same first column, a
+    judge's), with the shares `win`, `tie`, `loss`, and `users`, `prompts`, `unread`.
     """
     table = with_wins(judgements)
     for name, value in (("win", 1.0), ("tie", 0.5), ("loss", 0.0)):
@@ -64,19 +59,11 @@ def win_rates(
 
 
 def win_rates_by_community(judgements: pd.DataFrame, named: bool = True, seed: int = 0) -> pd.DataFrame:
-    """Win rate of system a over b among each community, and among all of them (`ALL`).
+    """`win_rates` among each `community` (the `user_id`) and among all of them (`ALL`). Communities have names, and
+    those in the table are all that one asks about, so that intervals are by prompt; `p_holm` is over the communities of
+    a comparison.
 
-    Communities are the `user_id`s. They have names, and those in the table are all that one asks about: intervals and
-    tests are by prompt, and say what other prompts would give.
-
-    Args:
-        judgements: of `judges.judged`; its `user_id` is the community, the true one. For contextual against plain, or
-            the right context against a random one, give the systems' answers those names.
-        named: False: users are draws from many people, so that "all" says what other users would give as well.
-
-    Returns:
-        Rows of `win_rates` with the column `community`; `p_holm` is corrected over the communities of a comparison (of
-        "all": `p`, since it is one test).
+    `named=False`: users are draws from many people, and "all" says what other users would give as well.
     """
     if (judgements.user_id == ALL).any():
         raise ValueError(f"a community is called {ALL!r}, which stands for all of them here. Rename it in the data.")
@@ -89,12 +76,8 @@ def win_rates_by_community(judgements: pd.DataFrame, named: bool = True, seed: i
 
 def user_win_rates(judgements: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     """Win rate per user, P-RLHF's second number (Li et al. 2024, arXiv 2402.05133, Section 5): a user is won whose own
-    win rate is above one half. Users at exactly one half are ties and count one half.
-
-    Returns:
-        `intervals` of `user_win_rate` by `COMPARISON`, over users, with the numbers `users_won`, `users_tied`,
-        `users_lost`.
-    """
+    win rate is above one half; at exactly one half it counts one half. `intervals` by `COMPARISON`, over users, with
+    `users_won`, `users_tied`, `users_lost`."""
     own = _read(judgements).groupby([*COMPARISON, "user_id"], sort=False).win_rate.mean().reset_index()
     own["user_win_rate"] = ranked_right(own.win_rate.round(12), np.full(len(own), 0.5))
     names = {"users_won": 1.0, "users_tied": 0.5, "users_lost": 0.0}
@@ -106,10 +89,8 @@ def user_win_rates(judgements: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
 def position_bias(judgements: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     """Does a judge prefer what it is shown first? (Zheng et al. 2023, arXiv 2306.05685, Section 3.3.)
 
-    Returns:
-        `intervals` by `judge` and `measure`, over pairs that were read in both orders: `FIRST`, how much more often the
-        answer shown first won than the one shown second, from -1 (always the second) over 0 to 1 (always the first);
-        `DISAGREE`, the share of pairs on which the two orders do not say the same. With `unread` (pairs that were not).
+    `intervals` by `judge` and `measure`, over pairs read in both orders: `FIRST`, how much more often the answer shown
+    first won, from -1 over 0 to 1, and `DISAGREE`, the share of pairs on which the orders differ; with `unread`.
     """
     first, second = judgements["first"].map(VALUE).astype(float), judgements["second"].map(VALUE).astype(float)
     # in the first order a's answer is shown first, in the second order b's
@@ -122,33 +103,33 @@ def position_bias(judgements: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
 
 def bradley_terry(judgements: pd.DataFrame, resamples: int = 200, seed: int = 0) -> pd.DataFrame:
     """Ratings of many systems from all their comparisons: P(a beats b) = sigmoid(s_a - s_b) (Bradley & Terry 1952), by
-    logistic regression as in Chatbot Arena (Chiang et al. 2024, arXiv 2403.04132), a tie as half a win for each.
+    logistic regression as in Chatbot Arena (Chiang et al. 2024, arXiv 2403.04132), a tie as half a win for each. A weak
+    ridge (prior variance 100) keeps a system finite that always won or never; how far out it lies is then the ridge's
+    doing.
 
-    A weak ridge (a normal prior on s with variance 100) keeps the rating of a system finite that always won or never;
-    how far out it lies is then the ridge's doing. Systems must be connected by comparisons to be comparable.
-
-    Returns:
-        For each judge, best first: `judge`, `system`, `rating` with `low`, `high` (95%, users drawn anew, and prompts
-        that they share) on Elo's scale (mean 1000; 400 points are odds of 10 to 1), `n` (verdicts on it).
+    Returns `judge`, `group`, `system`, `rating`, `low`, `high` (Elo's scale: mean 1000; 400 points are odds of 10 to
+    1), `n`, best first. Systems that no chain of comparisons connects are in different groups, each with a scale of its
+    own.
     """
     tables = []
     for judge, part in _read(judgements).groupby("judge", sort=False):
         systems = sorted({*part.system_a, *part.system_b})
         a, b = (part[name].map(systems.index).to_numpy() for name in ("system_a", "system_b"))
         features = np.eye(len(systems))[a] - np.eye(len(systems))[b]
-        rating, low, high = _resampled(_ratings, part, resamples, seed, features, part.win_rate.to_numpy())
-        table = pd.DataFrame({"judge": judge, "system": systems, "rating": rating, "low": low, "high": high})
-        table["n"] = np.bincount([*a, *b])
-        tables.append(table.sort_values("rating", ascending=False))
+        group = connected_components(features.T @ features, directed=False)[1] + 1
+        statistic = partial(_ratings, features=features, verdicts=part.win_rate.to_numpy(), group=group)
+        rating, low, high = bootstrap(statistic, part.user_id, part.prompt, resamples, seed)
+        found = {"judge": judge, "group": group, "system": systems, "rating": rating, "low": low, "high": high}
+        table = pd.DataFrame(found).assign(n=np.bincount([*a, *b]))
+        tables.append(table.sort_values(["group", "rating"], ascending=[True, False]))
     if not tables:
-        return pd.DataFrame(columns=["judge", "system", "rating", "low", "high", "n"])
+        return pd.DataFrame(columns=["judge", "group", "system", "rating", "low", "high", "n"])
     return pd.concat(tables, ignore_index=True)
 
 
-def _ratings(weights: np.ndarray, features: np.ndarray, verdicts: np.ndarray) -> np.ndarray:
-    """Ratings `[systems]` on Elo's scale; `features` `[n, systems]` are 1 for a and -1 for b."""
-    strength = _logistic(weights, features, verdicts, C=100, fit_intercept=False).coef_[0]
-    return 1000 + 400 / np.log(10) * (strength - strength.mean())
+def _ratings(weights: np.ndarray, features: np.ndarray, verdicts: np.ndarray, group: np.ndarray) -> np.ndarray:
+    strength = pd.Series(_logistic(weights, features, verdicts, C=100, fit_intercept=False).coef_[0])
+    return (1000 + 400 / np.log(10) * (strength - strength.groupby(group).transform("mean"))).to_numpy()
 
 
 def length_controlled(judgements: pd.DataFrame, resamples: int = 200, seed: int = 0) -> pd.DataFrame:
@@ -157,14 +138,11 @@ def length_controlled(judgements: pd.DataFrame, resamples: int = 200, seed: int 
 
         P(a wins on x) = sigmoid(theta + phi * tanh((len_a - len_b) / std(len_a - len_b)) + psi * difficulty_x)
 
-    is fitted to each comparison, and predicted with the length term at 0. The difficulty of a prompt is how much better
-    *other* systems do on it against b than against a: the difference of the log-odds of their mean verdicts, half a win
-    and half a loss added, less its mean; 0 where there are none. `phi` and `psi` are held back by a weak ridge, `theta`
-    is not. Whichever of two systems is called a, their rates add up to one.
+    is fitted to each comparison, a weak ridge on `phi` and `psi`, and predicted with the length term at 0. A prompt's
+    difficulty is how much better *other* systems do on it against b than against a, as log-odds less their mean.
 
-    Returns:
-        Columns `judge`, `system_a`, `system_b`, `win_rate`, `lc_win_rate` with `low`, `high` (95%, users drawn anew,
-        and prompts that they share), `length_effect` (phi), `words_a`, `words_b` (means), `n`.
+    Returns `judge`, `system_a`, `system_b`, `win_rate`, `lc_win_rate`, `low`, `high`, `length_effect` (phi), `words_a`,
+    `words_b`, `n`.
     """
     columns = [*COMPARISON, "win_rate", "lc_win_rate", "low", "high", "length_effect", "words_a", "words_b", "n"]
     rows = []
@@ -175,7 +153,8 @@ def length_controlled(judgements: pd.DataFrame, resamples: int = 200, seed: int 
             gap = (part.answer_a.map(len) - part.answer_b.map(len)).to_numpy(float)
             difficulty = _difficulty(part.prompt, everything, a, b)
             features = np.column_stack([np.tanh(gap / (gap.std() or 1)), difficulty])
-            found = _resampled(_without_length, part, resamples, seed, features, part.win_rate.to_numpy())
+            statistic = partial(_without_length, features=features, verdicts=part.win_rate.to_numpy())
+            found = bootstrap(statistic, part.user_id, part.prompt, resamples, seed)
             (rate, effect), (low, _), (high, _) = found
             words = [part[f"answer_{of}"].map(lambda text: len(text.split())).mean() for of in "ab"]
             mean = part.win_rate.mean()
@@ -214,14 +193,9 @@ def _logistic(weights: np.ndarray, features: np.ndarray, verdicts: np.ndarray, *
 
 
 def judge_agreement(judgements: pd.DataFrame, resamples: int = 200, seed: int = 0) -> pd.DataFrame:
-    """How far judges agree on the same pairs, beyond chance: Cohen's kappa (1960, scikit-learn) of every two judges and
-    Krippendorff's alpha (nominal, by the library `krippendorff`) of all of them, over the verdicts a, b and tie.
-
-    Returns:
-        Columns `judges`, `measure`, `value` with `low`, `high` (95%, users drawn anew, and prompts that they share;
-        NaN where there is only one verdict to agree on), `same` (share of equal verdicts), `n` (pairs that two judges
-        at least have judged).
-    """
+    """How far judges agree beyond chance on the verdicts a, b, tie: Cohen's kappa (1960, scikit-learn) of every two
+    judges and Krippendorff's alpha (nominal, by `krippendorff`) of all. Returns `judges`, `measure`, `value`, `low`,
+    `high`, `same` (share of equal verdicts), `n` (pairs that two of them judged)."""
     keys = ["user_id", "prompt", "system_a", "system_b"]
     codes = judgements.assign(code=judgements.preference.map({"a": 0, "tie": 1, "b": 2}).astype(float))
     codes = codes.pivot(index=keys, columns="judge", values="code")
@@ -231,7 +205,9 @@ def judge_agreement(judgements: pd.DataFrame, resamples: int = 200, seed: int = 
         shared = codes[judges].dropna(thresh=2)
         if shared.empty:
             continue
-        value, low, high = _resampled(_agreement, shared.reset_index(), resamples, seed, shared.to_numpy(), measure)
+        users, prompts = (shared.index.get_level_values(name) for name in ("user_id", "prompt"))
+        statistic = partial(_agreement, codes=shared.to_numpy(), measure=measure)
+        value, low, high = bootstrap(statistic, users, prompts, resamples, seed)
         same = (shared.nunique(axis=1) == 1).mean()
         name = " / ".join(map(str, judges))
         rows.append((name, measure, value, *np.clip((low, high), -1, 1), same, len(shared)))
@@ -245,14 +221,3 @@ def _agreement(weights: np.ndarray, codes: np.ndarray, measure: str) -> float:
     if measure == KAPPA:
         return cohen_kappa_score(*drawn.T)
     return of_extra("krippendorff", "notebooks").alpha(drawn.T, level_of_measurement="nominal")
-
-
-def _resampled(
-    statistic: Callable[..., Any], table: pd.DataFrame, resamples: int, seed: int, *data: Any
-) -> tuple[Any, Any, Any]:
-    """`statistic(weights, *data)` with the rows' weights `[n]` all one, and its 95% interval: users are drawn anew, and
-    prompts that they share."""
-    draws, clusters = drawn_weights(table.user_id, table.prompt, resamples, seed)
-    drawn = [statistic(weights, *data) for weights in tqdm(draws, total=resamples, disable=None, leave=False)]
-    estimate = statistic(np.ones(len(table)), *data)
-    return (estimate, *around(estimate, drawn, clusters))

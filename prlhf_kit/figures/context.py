@@ -23,7 +23,6 @@ from prlhf_kit.figures.style import (
     reference_line,
     side_by_side,
 )
-from prlhf_kit.figures.users import learning_curves
 
 # as in evaluation/context.py, intervals.py and options.py, which take seconds to import, as figures should not
 FOUR_WAYS = ("neither", "prompt only", "soft tokens", "both")
@@ -98,13 +97,13 @@ def context_heatmap(table: pd.DataFrame) -> Figure:
     sizes = [table[table.dataset == d].community.nunique() if d else table.community.nunique() for d in datasets]
     width, height = 0.72 * (max(sizes) + 1) + 3.4, sum(0.5 * size + 2.1 for size in sizes)
     figure, axes = new_figure(width, height, nrows=len(datasets), squeeze=False, height_ratios=[s + 3 for s in sizes])
-    reach = max(0.1, float((table.value - 0.5).abs().max()))
+    reach = max(0.1, float((table.value - 0.5).abs().max()))  # the same in all panels
     for ax, dataset in zip(axes[:, 0], datasets, strict=True):
         part = table[table.dataset == dataset] if dataset else table
         communities = list(dict.fromkeys(part.community))
         contexts = [NONE, *communities]
         cells = part.pivot(index="community", columns="context", values="value").loc[communities, contexts]
-        heatmap(ax, cells, "accuracy (white: chance)", 0.5 - reach, 0.5 + reach, fmt=".2f")
+        heatmap(ax, cells, "accuracy (white: chance)", 0.5, reach=reach, fmt=".2f")
         for row in part[part.right].itertuples():
             place = contexts.index(row.context), communities.index(row.community)
             ax.add_patch(Rectangle(place, 1, 1, fill=False, edgecolor="black", linewidth=2, clip_on=False))
@@ -182,13 +181,3 @@ def community_win_rates(table: pd.DataFrame) -> Figure:
     ax.set_xlabel("win rate of the first (95% interval; filled: p < 0.05, Holm over communities)")
     legend(figure, ncols=1)
     return figure
-
-
-FIGURES = {
-    "context_curves": ("08_community_context", "history", learning_curves),
-    "four_way": ("08_community_context", "four_way", four_way),
-    "context_heatmap": ("08_community_context", "context_matrix", context_heatmap),
-    "option_accuracy": ("08_community_context", "option_accuracy", option_accuracy),
-    "by_context": ("08_community_context", "by_context", by_context),
-    "community_win_rates": ("08_community_context", "community_win_rates", community_win_rates),
-}

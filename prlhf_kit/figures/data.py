@@ -16,10 +16,8 @@ MANY_USERS = 20  # more are not drawn one by one
 
 def tastes(weights: pd.DataFrame) -> Figure:
     """Heatmap of users' true weights. `weights`: index user, one column an attribute."""
-    limit = float(np.abs(weights.to_numpy()).max())
     label = "weight (utility per SD of the attribute)"
-    names = ("text attribute", "simulated user")
-    return matrix(weights, label, -limit, limit, *names, cell=(0.65, 0.32))
+    return matrix(weights, label, 0, "text attribute", "simulated user", cell=(0.65, 0.32))
 
 
 def users_and_pairs(pairs: pd.DataFrame) -> Figure:
@@ -56,7 +54,7 @@ def agreement(table: pd.DataFrame) -> Figure:
         "square": True,
         "annot_kws": {"size": 6},
     }
-    figure = matrix(values, "same preference on shared pairs", 0, 1, "user", "user", cell=(0.6, 0.5), **style)
+    figure = matrix(values, "same preference on shared pairs", 0.5, "user", "user", cell=(0.6, 0.5), **style)
     figure.axes[0].set_facecolor("0.9")  # nothing shared: not the white of 0.5
     return figure
 
@@ -110,20 +108,9 @@ def lengths(pairs: pd.DataFrame) -> Figure:
     figure, ax = new_figure(6.5, 0.32 * len(users) + 1.2)
     style = {"patch_artist": True, "widths": 0.7, "flierprops": {"markersize": 3}, "medianprops": {"color": "black"}}
     boxes = ax.boxplot(groups, orientation="horizontal", tick_labels=users, **style)["boxes"]
-    for user, box in zip(users, boxes, strict=True):
-        box.set_facecolor(PALETTE[1] if str(user).startswith("all ") else PALETTE[4])
+    for i, box in enumerate(boxes):
+        box.set_facecolor(PALETTE[4] if i < MANY_USERS and i < len(counts) else PALETTE[1])
     ax.invert_yaxis()
     reference_line(ax, 0)
     ax.set(xlabel="words in the chosen response minus words in the rejected one", ylabel="user")
     return figure
-
-
-# file name -> (stage, table, function)
-FIGURES = {
-    "tastes": ("01_data_preparation", "tastes", tastes),
-    "users_and_pairs": ("01_data_preparation", "lengths", users_and_pairs),
-    "lengths": ("01_data_preparation", "lengths", lengths),
-    "agreement": ("01_data_preparation", "agreement", agreement),
-    "response_map": ("01_data_preparation", "response_map", response_map),
-    "word_clouds": ("01_data_preparation", "typical_words", word_clouds),
-}

@@ -74,11 +74,3 @@ def two_preferences(table: pd.DataFrame) -> Figure:
     ax.set(xlabel=f"gained by {first} (judge's units)", ylabel=f"gained by {second}\n(judge's units)")
     legend(figure, "outside right upper", title="towards")
     return figure
-
-
-FIGURES = {
-    "reward_by_weight": ("04_pad_decoding", "reward_by_weight", reward_by_weight),
-    "steering_methods": ("04_pad_decoding", "steering_methods", steering_methods),
-    "persrm_by_weight": ("04b_persrm", "persrm_by_weight", reward_by_weight),
-    "two_preferences": ("04b_persrm", "two_preferences", two_preferences),
-}

@@ -35,6 +35,7 @@ def win_matrix(table: pd.DataFrame) -> Figure:
     side, stacked = 0.75 * len(systems), len(systems) > 6
     rows, columns = (len(judges), 1) if stacked else (1, len(judges))
     size = (side * columns + 3.2, (side + 1.6) * rows)
+    reach = max(0.1, float((table.win_rate - 0.5).abs().max()))  # the same in all panels
     figure, axes = new_figure(*size, nrows=rows, ncols=columns, sharey=not stacked, squeeze=False)
     for number, (ax, judge) in enumerate(zip(axes.flat, judges, strict=True)):
         part = table[table.judge == judge].pivot(index="system_a", columns="system_b", values=["win_rate", "p_holm"])
@@ -42,7 +43,7 @@ def win_matrix(table: pd.DataFrame) -> Figure:
         rates, p = rates.fillna(1 - rates.T), p.fillna(p.T)
         notes = rates.map("{:.2f}".format) + (p < 0.05).map({True: "*", False: ""}.get)
         last = stacked or number == len(judges) - 1
-        heatmap(ax, rates, "win rate of the row", 0, 1, notes, fmt="", square=True, cbar=last)
+        heatmap(ax, rates, "win rate of the row", 0.5, notes, reach, fmt="", square=True, cbar=last)
         ax.set_facecolor("0.9")  # not compared: not the white of 0.5
         ax.set(title=f"judge: {judge}", xlabel="against", ylabel="system" if stacked or not number else "")
         ax.tick_params(axis="x", rotation=40)
@@ -53,8 +54,12 @@ def win_matrix(table: pd.DataFrame) -> Figure:
 
 
 def ratings(table: pd.DataFrame) -> Figure:
-    """Bradley-Terry ratings with intervals, by judge. `table`: rows of `win_rate.bradley_terry`."""
-    systems = list(dict.fromkeys(table.sort_values("rating", ascending=False).system))
+    """Bradley-Terry ratings with intervals, by judge. `table`: rows of `win_rate.bradley_terry`. Groups of systems that
+    were never compared stand below each other, with their number."""
+    table = table.sort_values(["group", "rating"], ascending=[True, False])
+    if table.group.nunique() > 1:
+        table = table.assign(system=table.system.astype(str) + " (group " + table.group.astype(str) + ")")
+    systems = list(dict.fromkeys(table.system))
     figure, ax = new_figure(7, 0.45 * len(systems) + 1.4)
     side_by_side(ax, table, "judge", "system", systems, 0.16, "rating")
     reference_line(ax, 1000)
@@ -178,13 +183,3 @@ def alignment_tax(table: pd.DataFrame) -> Figure:
     ax.set(xlabel="accuracy minus that of the untrained model (95% interval)")
     legend(figure, ncols=3)
     return figure
-
-
-FIGURES = {
-    "win_matrix": ("05b_answers_and_judges", "win_rates", win_matrix),
-    "ratings": ("05b_answers_and_judges", "ratings", ratings),
-    "fairness": ("05_evaluation", "fairness", fairness),
-    "position_bias": ("05b_answers_and_judges", "position_bias", position_bias),
-    "policy_accuracy": ("05_evaluation", "policy_accuracy", policy_accuracy),
-    "tax": ("05_evaluation", "tax", alignment_tax),
-}

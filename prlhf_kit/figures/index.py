@@ -1,5 +1,69 @@
-"""Every figure of the notebooks: file name -> (stage, its table, the function that draws it)."""
+"""Every figure of the notebooks: file name -> (stage, its table, the function that draws it). `prlhf figures` makes
+them again from the tables, without a model. A figure is named as its table, where `TABLES` does not say otherwise."""
+
+from collections.abc import Callable
+
+import pandas as pd
+from matplotlib.figure import Figure
 
 from prlhf_kit.figures import context, data, decoding, evaluation, rewards, users
 
-FIGURES = data.FIGURES | users.FIGURES | rewards.FIGURES | decoding.FIGURES | evaluation.FIGURES | context.FIGURES
+STAGES: dict[str, dict[str, Callable[[pd.DataFrame], Figure]]] = {
+    "01_data_preparation": {
+        "tastes": data.tastes,
+        "users_and_pairs": data.users_and_pairs,
+        "lengths": data.lengths,
+        "agreement": data.agreement,
+        "response_map": data.response_map,
+        "word_clouds": data.word_clouds,
+    },
+    "02_reward_models": {
+        "reward_stages": rewards.stages,
+        "reward_new_users": rewards.new_users,
+        "reward_word_clouds": data.word_clouds,
+        "reward_curves": rewards.curves,
+        "domain_heatmap": rewards.domain_heatmap,
+        "trade_off": rewards.trade_off,
+        "reliability": rewards.reliability,
+        "reward_heads": rewards.heads,
+        "visible": rewards.visible,
+        "head_trade_off": rewards.trade_off,
+    },
+    "03_pdpo_training": {"learning_curves": users.learning_curves, "similarity": users.similarity},
+    "04_pad_decoding": {
+        "reward_by_weight": decoding.reward_by_weight,
+        "steering_methods": decoding.steering_methods,
+    },
+    "04b_persrm": {"persrm_by_weight": decoding.reward_by_weight, "two_preferences": decoding.two_preferences},
+    "05_evaluation": {
+        "accuracy_by_method": users.accuracy_by_method,
+        "accuracy_by_user": users.accuracy_by_user,
+        "fairness": evaluation.fairness,
+        "policy_accuracy": evaluation.policy_accuracy,
+        "tax": evaluation.alignment_tax,
+    },
+    "05b_answers_and_judges": {
+        "swapped": users.swapped_utility,
+        "win_matrix": evaluation.win_matrix,
+        "ratings": evaluation.ratings,
+        "position_bias": evaluation.position_bias,
+    },
+    "06_new_users": {"adaptation": users.adaptation},
+    "08_community_context": {
+        "context_curves": users.learning_curves,
+        "four_way": context.four_way,
+        "context_heatmap": context.context_heatmap,
+        "option_accuracy": context.option_accuracy,
+        "by_context": context.by_context,
+        "community_win_rates": context.community_win_rates,
+    },
+    "09_user_models": {"pairs_learned": users.pairs_learned, "user_map": users.user_map},
+}
+TABLES = {
+    **{"users_and_pairs": "lengths", "win_matrix": "win_rates", "reward_curves": "curves"},
+    **{"reward_new_users": "new_users", "word_clouds": "typical_words", "reward_word_clouds": "typical_words"},
+    **{"learning_curves": "history", "context_curves": "history"},
+}
+FIGURES = {
+    name: (stage, TABLES.get(name, name), draw) for stage, drawn in STAGES.items() for name, draw in drawn.items()
+}

@@ -8,7 +8,6 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
-from prlhf_kit.figures.data import word_clouds
 from prlhf_kit.figures.style import (
     PALETTE,
     band,
@@ -89,11 +88,18 @@ def domain_heatmap(table: pd.DataFrame) -> Figure:
     models, others = list(dict.fromkeys(table.model)), list(dict.fromkeys(table.pairs_of))
     values, notes = (cells[column].unstack().loc[models, others] for column in ("value", "note"))
     style: dict[str, Any] = {"notes": notes, "fmt": "", "annot_kws": {"size": 7}, "cell": (1.05, 0.7)}
-    return matrix(values, "share ranked as they prefer", 0, 1, "whose held-out pairs", "whose reward model", **style)
+    return matrix(values, "share ranked as they prefer", 0.5, "whose held-out pairs", "whose reward model", **style)
 
 
-def _paths(table: pd.DataFrame, xlabel: str, ylabel: str) -> Figure:
-    """General against customised accuracy, one line a strategy; the row that is `chosen` is large, with intervals."""
+def trade_off(table: pd.DataFrame) -> Figure:
+    """General against customised accuracy, one line a strategy, over training or from a strong to a weak penalty.
+
+    `table`: intervals by `strategy`, `of` ("custom", "general") and `point` of a training, whose end is drawn large,
+    with its intervals; or, in the order of the path, with `chosen`: which setting is.
+    """
+    if "chosen" not in table:
+        table = table.sort_values("point", kind="stable")
+        table = table.assign(chosen=table.point == table.groupby("strategy").point.transform("max"))
     figure, ax = new_figure(7.4, 4.2)
     for i, (strategy, rows) in enumerate(table.groupby("strategy", sort=False)):
         custom, general = (rows[rows.of == of] for of in ("custom", "general"))
@@ -103,32 +109,9 @@ def _paths(table: pd.DataFrame, xlabel: str, ylabel: str) -> Figure:
         crossed(ax, x, y, i, markersize=8, capsize=3, elinewidth=0.8, label=strategy)
     reference_line(ax, 0.5, vertical=False)
     reference_line(ax, 0.5)
-    ax.set(xlabel=xlabel, ylabel=ylabel)
-    return figure
-
-
-def trade_off(table: pd.DataFrame) -> Figure:
-    """General against customised accuracy over training, one line a strategy, intervals at its end.
-
-    `table`: intervals by `strategy`, `point` and `of` ("custom", "general").
-    """
-    table = table.sort_values("point", kind="stable")
-    table = table.assign(chosen=table.point == table.groupby("strategy").point.transform("max"))
-    xlabel = "accuracy on the domain's own pairs (95% interval at the end)"
-    figure = _paths(table, xlabel, "accuracy on general pairs")
-    legend(figure, "outside right upper")
-    return figure
-
-
-def head_trade_off(table: pd.DataFrame) -> Figure:
-    """General against customised accuracy of heads on frozen features, from a strong to a weak penalty.
-
-    `table`: intervals by `strategy`, `strength` and `of` ("custom", "general"), in the order of the path, and `chosen`:
-    the setting that cross-validation prefers, which is drawn large, with its intervals.
-    """
-    custom, general = (table.n[table.of == of].iloc[0] for of in ("custom", "general"))
-    xlabel = f"accuracy on the domains' own pairs (n = {custom})"
-    figure = _paths(table, xlabel, f"accuracy on general pairs (n = {general})")
+    n = {of: table.n[table.of == of].iloc[0] for of in ("custom", "general")}
+    xlabel = f"accuracy on the domains' own pairs (n = {n['custom']}, 95% intervals)"
+    ax.set(xlabel=xlabel, ylabel=f"accuracy on general pairs (n = {n['general']})")
     legend(figure, ncols=3)
     return figure
 
@@ -170,12 +153,9 @@ def heads(table: pd.DataFrame) -> Figure:
 def visible(table: pd.DataFrame) -> Figure:
     """What features can see. `table`: columns `features`, `attribute`, `r2`."""
     values = table.pivot_table(index="features", columns="attribute", values="r2", sort=False)
-    style: dict[str, Any] = {"notes": values, "cmap": "viridis", "fmt": ".2f", "cell": (0.95, 0.55)}
+    style: dict[str, Any] = {"notes": values, "reach": 0.5, "cmap": "viridis", "fmt": ".2f", "cell": (0.95, 0.55)}
     label = "cross-validated R²\nof a linear map"
-    return matrix(values.clip(lower=0), label, 0, 1, "attribute of the response", "features", **style)
-
-
-STAGE = "02_reward_models"
+    return matrix(values.clip(lower=0), label, 0.5, "attribute of the response", "features", **style)
 
 
 def new_users(table: pd.DataFrame) -> Figure:
@@ -184,17 +164,3 @@ def new_users(table: pd.DataFrame) -> Figure:
     `table`: as in `figures.adaptation`.
     """
     return adaptation(table[table.method.str.startswith(("pooled", "low_rank"))])
-
-
-FIGURES = {
-    "reward_stages": (STAGE, "reward_stages", stages),
-    "reward_new_users": (STAGE, "new_users", new_users),
-    "reward_word_clouds": (STAGE, "typical_words", word_clouds),
-    "reward_curves": (STAGE, "curves", curves),
-    "domain_heatmap": (STAGE, "domain_heatmap", domain_heatmap),
-    "trade_off": (STAGE, "trade_off", trade_off),
-    "reliability": (STAGE, "reliability", reliability),
-    "reward_heads": (STAGE, "reward_heads", heads),
-    "visible": (STAGE, "visible", visible),
-    "head_trade_off": (STAGE, "head_trade_off", head_trade_off),
-}

@@ -120,19 +120,24 @@ def names_down(ax: Axes, names: Sequence) -> None:
     ax.set_axisbelow(True)
 
 
-def heatmap(ax: Axes, cells: pd.DataFrame, label: str, low: float, high: float, notes: Any = True, **more: Any) -> None:
-    """Cells with their numbers (or `notes`) in them; `label` stands at the colour bar, from `low` to `high`."""
+def heatmap(
+    ax: Axes, cells: pd.DataFrame, label: str, middle: float, notes: Any = True, reach: float | None = None, **more: Any
+) -> None:
+    """Cells with their numbers (or `notes`) in them, `label` at the colour bar. Colours go as far from `middle` as the
+    cells do (at least by 0.1), or as `reach` says: cells that differ by little are to be told apart, too."""
     style: dict[str, Any] = {"cmap": "PuOr", "fmt": ".1f", "annot_kws": {"size": 8}} | more
-    sns.heatmap(cells, vmin=low, vmax=high, annot=notes, ax=ax, cbar_kws={"label": label}, **style)
+    furthest = max(0.1, float((cells - middle).abs().max().max())) if reach is None else reach
+    ends = {"vmin": middle - furthest, "vmax": middle + furthest}
+    sns.heatmap(cells, annot=notes, ax=ax, cbar_kws={"label": label}, **ends, **style)
 
 
 def matrix(
-    cells: pd.DataFrame, label: str, low: float, high: float, xlabel: str, ylabel: str, cell=(0.55, 0.5), **more: Any
+    cells: pd.DataFrame, label: str, middle: float, xlabel: str, ylabel: str, cell=(0.55, 0.5), **more: Any
 ) -> Figure:
     """A figure of one `heatmap`, with cells of so many inches."""
     rows, columns = cells.shape
     figure, ax = new_figure(cell[0] * columns + 2.6, cell[1] * rows + 1.4)
-    heatmap(ax, cells, label, low, high, **more)
+    heatmap(ax, cells, label, middle, **more)
     ax.set(xlabel=xlabel, ylabel=ylabel)
     return figure
 

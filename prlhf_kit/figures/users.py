@@ -38,7 +38,10 @@ def learning_curves(history: pd.DataFrame) -> Figure:
 
 def similarity(table: pd.DataFrame) -> Figure:
     """Heatmap of a symmetric similarity in [-1, 1]. `table`: users by users."""
-    return matrix(table, "cosine similarity", -1, 1, "user", "user", notes=len(table) <= 16, square=True)
+    others = table.to_numpy()[~np.eye(len(table), dtype=bool)]
+    reach = max(0.1, float(np.abs(others).max(initial=0)))  # by the diagonal all others would look alike
+    label = "cosine similarity"
+    return matrix(table, label, 0, "user", "user", notes=len(table) <= 16, square=True, reach=reach)
 
 
 def accuracy_by_method(table: pd.DataFrame) -> Figure:
@@ -131,20 +134,6 @@ def swapped_utility(table: pd.DataFrame) -> Figure:
     """
     means = table.pivot_table(index="judge", columns="author", values="utility", sort=False)
     centred = means.sub(means.mean(axis=1), axis=0)
-    limit = float(np.abs(centred.to_numpy()).max())
     label = "true utility, less the row's mean\n(SD of attributes)"
     names = ("whom the answers were written for", "who judges them")
-    return matrix(centred, label, -limit, limit, *names, notes=len(means) <= 16, square=True)
-
-
-# figure file -> (stage that leaves the table, table, function): how `prlhf figures` re-makes them without a model
-FIGURES = {
-    "learning_curves": ("03_pdpo_training", "history", learning_curves),
-    "similarity": ("03_pdpo_training", "similarity", similarity),
-    "accuracy_by_method": ("05_evaluation", "accuracy_by_method", accuracy_by_method),
-    "accuracy_by_user": ("05_evaluation", "accuracy_by_user", accuracy_by_user),
-    "swapped": ("05b_answers_and_judges", "swapped", swapped_utility),
-    "adaptation": ("06_new_users", "adaptation", adaptation),
-    "pairs_learned": ("09_user_models", "pairs_learned", pairs_learned),
-    "user_map": ("09_user_models", "user_map", user_map),
-}
+    return matrix(centred, label, 0, *names, notes=len(means) <= 16, square=True)

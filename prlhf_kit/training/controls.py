@@ -83,7 +83,8 @@ class Control:
         """`score_pairs` with what this control knows of each pair's user."""
         rows = None
         if self.index is not None:
-            users = [EVERYONE] * len(pairs) if EVERYONE in self.index else pairs["user_id"]
+            pooled = self.label == LABELS["pooled"]  # by name: a user may be called so, too
+            users = [EVERYONE] * len(pairs) if pooled else pairs["user_id"]
             rows = self.index.rows(users, unknown="generic")
         return score_pairs(self.model, tokenizer, with_user_text(pairs) if self.user_text else pairs, rows, batch_size)
 

@@ -77,7 +77,7 @@ class Heads:
         """
         if self.kind == "pooled":
             return self
-        who, names = pd.factorize(np.array(user_ids), sort=True)
+        who, names = pd.factorize(np.array(user_ids, dtype=object), sort=True)
         z, rows = torch.tensor(difference / self.scale, dtype=torch.float64), torch.tensor(who)
         known = torch.tensor(np.array(list(self.users.values())))
         centre = known.mean(0) if self.kind != "per_user" else torch.zeros_like(known[0])
@@ -123,7 +123,7 @@ def fit_heads(
     if groups.max() < 4:
         raise ValueError(f"{groups.max() + 1} prompts are too few for 5 folds. Give more pairs.")
     scale = np.where(scale > 0, scale, 1.0) * difference.shape[1] ** 0.5  # so that strengths mean the same for any d
-    who, names = pd.factorize(np.array(user_ids), sort=True)
+    who, names = pd.factorize(np.array(user_ids, dtype=object), sort=True)
     z, rows, users = torch.tensor(difference / scale, dtype=torch.float64), torch.tensor(who), len(names)
     folds = [tuple(map(torch.tensor, fold)) for fold in GroupKFold(5).split(difference, groups=groups)]
     nobody: list[Any] = [torch.zeros(users, 0, dtype=torch.float64), torch.zeros(0, z.shape[1], dtype=torch.float64)]

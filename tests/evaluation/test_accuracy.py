@@ -10,7 +10,7 @@ from prlhf_kit.data.attributes import ATTRIBUTES
 from prlhf_kit.data.schema import record
 from prlhf_kit.data.simulated import Population
 from prlhf_kit.evaluation import accuracy as compare
-from prlhf_kit.evaluation.accuracy import length_direction, length_rules_of, ranked_right
+from prlhf_kit.evaluation.accuracy import length_rules_of, ranked_right
 from prlhf_kit.evaluation.intervals import differences, intervals
 from prlhf_kit.training.controls import Control
 
@@ -19,8 +19,7 @@ def test_metrics_by_hand():
     assert ranked_right([1, 2, 2], [0, 2, 3]).tolist() == [1.0, 0.5, 0.0]
     with pytest.raises(ValueError, match="1 of 2 reward differences are NaN"):
         ranked_right([1, np.nan], [0, 0])
-    assert length_direction([5, 1], [1, 9]) == 1  # one each: a tie goes to longer
-    assert length_direction([5, 1, 1], [1, 9, 9]) == -1
+    assert length_rules_of(["a", "a"], [4, -8], ["a"], [1])[compare.LENGTH] == 1  # a tie goes to longer
     found = length_rules_of(["a", "a", "b"], [1, 2, -3], ["a", "b", "zoe"], [-4, -4, 4])
     assert found[compare.LENGTH].tolist() == [0, 0, 1]  # the pooled direction
     assert found[compare.USER_LENGTH].tolist() == [0, 1, 1]  # and that for users without pairs

@@ -105,6 +105,8 @@ def test_one_pair_and_answers_without_words():
     numbers = split(*[("ann", f"Q{i}", str(2 * i), str(2 * i + 1)) for i in range(30)])
     assert dataset.response_map(numbers).empty
     assert dataset.typical_words(numbers).empty
+    alike = split(*[("ann", f"Q{i}", f"The warm tea tastes of {i} leaves", "x") for i in range(30)])
+    assert dataset.response_map(alike).empty  # t-SNE would crash the process
 
 
 def test_docs_table_is_that_of_the_cards():

@@ -13,6 +13,7 @@ import traceback
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
+import httpx2 as httpx
 import pandas as pd
 import pytest
 from faults import ALWAYS_A, BODIES, ERRORS, FaultServer, questions
@@ -47,6 +48,36 @@ def test_what_may_pass_is_asked_again_and_loses_no_other_answer(make_judge, faul
     assert server.count() == {"Q0": 1, "Q1": 6, "Q2": 2, "Q3": 1}
 
 
+@pytest.mark.parametrize(("refused", "way"), [("max_tokens", None), ("temperature", "temperature=None")])
+def test_a_parameter_that_the_server_does_not_take(make_judge, refused, way):
+    """The limit of tokens has another name with newer models; what would change the verdicts is the user's to say."""
+
+    def server(request):
+        body = json.loads(request.read())
+        if refused not in body:
+            return httpx.Response(200, json={"choices": [{"message": {"content": ALWAYS_A}}]})
+        said = f"Unsupported parameter: '{refused}'." + " Use 'max_completion_tokens' instead." * (way is None)
+        return httpx.Response(400, json={"error": {"message": said, "code": "unsupported_parameter"}})
+
+    judge = make_judge(server, retries=0, concurrency=1)
+    if way is None:
+        assert judge(*questions(3)) == [A] * 3
+    else:
+        with pytest.raises(JudgeError, match=rf"Set {way}\. 0 answers"):
+            judge(*questions(3))
+
+
+def test_nothing_more_is_paid_for_that_can_not_be_kept(make_judge, monkeypatch):
+    def full(*_):
+        raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr(PaidAnswers, "keep", full)
+    server = FaultServer()
+    with pytest.raises(JudgeError, match=r"could not be written .*disk is full.*nothing more is sent"):
+        make_judge(server, concurrency=1)(*questions(9))
+    assert len(server.seen) == 1
+
+
 def test_retry_after_is_heeded(make_judge):
     start = time.monotonic()
     assert make_judge(FaultServer({"Q0": ["429 after 0.4"]}))(*questions(1)) == [A]
@@ -66,7 +97,7 @@ def test_a_refusal_stops_at_once_and_no_key_is_told(make_judge, monkeypatch, cap
     caplog.set_level(logging.DEBUG)
     server = FaultServer({"Q2": [status] * 99})
     judge = make_judge(server, concurrency=1, api_key_env="JUDGE_KEY")
-    with pytest.raises(JudgeError, match=f"status {status}.*Bearer \\*\\*\\*.*structured=False") as error:
+    with pytest.raises(JudgeError, match=f"status {status}.*Bearer \\*\\*\\*.*Check base_url") as error:
         judge(*questions(9))
     assert server.count() == {"Q0": 1, "Q1": 1, "Q2": 1}  # the first two are kept
     assert all(request.headers["Authorization"] == f"Bearer {KEY}" for request in server.requests)

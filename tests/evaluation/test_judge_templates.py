@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from datasets import Dataset
 from faults import ALWAYS_A, FaultServer
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
 
 from prlhf_kit.data.context import Contexts
 from prlhf_kit.data.psoups import PROFILES
@@ -59,6 +59,7 @@ def test_unreadable(text):
     assert parse_verdict(text) is UNREADABLE
 
 
+@settings(max_examples=30)
 @given(st.text(), st.sampled_from([ALWAYS_A, "```json\n" + ALWAYS_A + "\n```"]), st.booleans())
 def test_nothing_may_stand_beside_the_object(text, answer, before):
     verdict = parse_verdict(text + answer if before else answer + text)

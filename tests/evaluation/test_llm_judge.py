@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
-from faults import ALWAYS_A, FaultServer, questions
+from faults import FaultServer, questions
 
 from prlhf_kit.data.schema import message
 from prlhf_kit.evaluation.endpoint import JudgeError
@@ -145,22 +145,3 @@ def test_dry_run_and_costs_by_hand(make_judge, tmp_path, capsys):
         "8 requests: 0 answered already, 8 " + ways.format(24, 400, "0.0032"),  # 8 * 12 / 4
     ]
     assert len(server.seen) == 1
-
-
-KNOWS = '{"preference": "B", "confidence": 0.9}'
-
-
-@pytest.mark.parametrize(("otherwise", "preference"), [(KNOWS, "a"), (ALWAYS_A, "tie"), ("?", None)])
-def test_in_both_orders(make_judge, otherwise, preference):
-    """One that finds x's answer wherever it stands, one that always names the first, one that can't always be read."""
-    server = FaultServer(
-        answer=lambda body: ALWAYS_A if "<answer_a>\nx" in body["messages"][-1]["content"] else otherwise
-    )
-    turns = [*message("user", "hello"), *message("assistant", "hi")]
-    shown = {f"Q{i}?": [*turns, *message("user", f"Q{i}?")] for i in range(4)}
-    table = judged(make_judge(server), TWO, [("x", "y")], "llm", shown)
-    assert [None if pd.isna(found) else found for found in table.preference] == [preference] * 4
-    wanted = {"a": 0.9, "tie": 0.5, None: float("nan")}[preference]
-    assert table.probability.tolist() == pytest.approx([wanted] * 4, nan_ok=True)
-    assert len(server.seen) == 8
-    assert all("Assistant: hi\n\nUser: Q" in body["messages"][-1]["content"] for body in server.seen)

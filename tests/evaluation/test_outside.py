@@ -259,5 +259,7 @@ def test_answers_for_a_run():
     assert found.columns.tolist() == list(ANSWERS)
     assert found[["user_id", "prompt", "answer"]].to_numpy().tolist() == [
         ["ann", "p", "1"], ["ann", "q", "4"], ["eve", "q", "4"]]  # fmt: skip
+    spaced = for_run(answers, ["ann"], ["p\nTL;DR: ", "q "])  # TL;DR's prompts end so, and read ones don't
+    assert spaced.prompt.tolist() == ["q "]
     with pytest.raises(ValueError, match="none of 4 answers is to one of the 1 users and 1 prompts of this run"):
         for_run(answers, ["eve"], ["p"])

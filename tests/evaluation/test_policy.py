@@ -83,16 +83,16 @@ def test_which_pairs_are_ranked_right_and_how_often(personal, tokenizer, pairs):
 
 
 def test_rank_correlation_by_hand():
-    rows = [(user, guide, r, p) for user, guide, r, p in zip("uuvv", "ghgh", [0.5, 0.6, 0.7, 0.8], [0.5, 0.7, 0.6, 0.9],
-                                                             strict=True)]  # fmt: skip
-    wide = pd.DataFrame(rows, columns=["user_id", "method", policy.REWARD, policy.POLICY]).assign(weight=1.0)
+    wide = pd.DataFrame({"user_id": list("stuvwxyz"), "method": "g", "weight": 1.0})
+    wide[policy.REWARD], wide[policy.POLICY] = np.arange(8) / 8, np.array([0, 2, 1, 3, 4, 5, 6, 7]) / 8
     table = wide.melt(["user_id", "method", "weight"], var_name="of")
     tau = policy.rank_correlation(table)
-    assert tau.estimate == pytest.approx((5 - 1) / 6)  # five pairs in the same order, one not
-    assert (tau.n, tau.clusters) == (4, 2)
+    assert tau.estimate == pytest.approx((27 - 1) / 28)  # 27 pairs in the same order, one not
+    assert (tau.n, tau.clusters) == (8, 8)
     assert -1 <= tau.low <= tau.estimate <= tau.high <= 1
     same = table.assign(value=table.value.where(table.of != policy.POLICY, 1.0))
     assert np.isnan(policy.rank_correlation(same).estimate)
+    assert "too few users" in str(policy.rank_correlation(table[table.user_id != "z"]))
 
 
 def test_divergence_equals_a_plain_loop_and_is_zero_before_training(personal, make_tiny, tokenizer, pairs):

@@ -1,19 +1,16 @@
 """Calibration, length controls, curves and figures of reward models, against values worked out by hand."""
 
-import functools
 import math
 
 import numpy as np
 import pandas as pd
 import pytest
 from datasets import Dataset
-from matplotlib.figure import Figure
 
 from prlhf_kit.data.schema import record
 from prlhf_kit.evaluation import heads, reward_models
 from prlhf_kit.evaluation.heads import Embedded
 from prlhf_kit.evaluation.intervals import intervals
-from prlhf_kit.figures import rewards as reward_figures
 
 
 def log_odds(p):
@@ -66,18 +63,14 @@ def test_curves_and_trade_off_by_hand():
     assert curve.value.tolist() == [0.5, 0.5, 1.0, 1.0] * 2
     assert (curve.low <= curve.value).all()
     assert (curve.value <= curve.high).all()
-    trade = trade_off()
+    trade = reward_models.trade_off(evaluations(), ["general"])
+    trade = intervals(trade, by=["strategy", "point", "of"], cluster="asked")
     assert trade[["point", "of", "value", "n"]].to_numpy().tolist() == [
         [0, "custom", 0.5, 8], [0, "general", 0.5, 8], [1, "custom", 1.0, 8], [1, "general", 1.0, 8]
     ]  # fmt: skip
     lists = pd.DataFrame({"set": "s", "step": 0, "prompt": ["a", "b"], "right": [0.0, 3.0], "pairs": [1, 3]})
     found = intervals(reward_models.pair_by_pair(lists), by=["set", "step"], cluster="asked")
     assert found[["value", "n", "clusters"]].to_numpy().tolist() == [[0.75, 4, 2]]
-
-
-def trade_off():
-    table = reward_models.trade_off(evaluations(), ["general"])
-    return intervals(table, by=["strategy", "point", "of"], cluster="asked")
 
 
 def test_what_features_can_see():
@@ -104,13 +97,8 @@ def two_tastes(seed=0):
     return pairs(200, everybody), {"own": pairs(16, own)}, pairs(150, everybody), {"own": pairs(150, own)}
 
 
-@functools.cache
-def head_trade_off():
-    return heads.trade_off(*two_tastes(), strengths=(0.01, 1.0, 10.0))
-
-
 def test_a_head_that_starts_from_the_general_one_keeps_more_of_it():
-    table = head_trade_off()
+    table = heads.trade_off(*two_tastes(), strengths=(0.01, 1.0, 10.0))
     assert set(table.n) == {150}
     wide = table.pivot(index=["strategy", "strength", "chosen"], columns="of", values="value").reset_index()
     wide = wide.sort_values("strength", ascending=False).set_index("strategy")
@@ -121,37 +109,3 @@ def test_a_head_that_starts_from_the_general_one_keeps_more_of_it():
     assert after.general[after.chosen].item() > alone.general[alone.chosen].item()
     assert mixed.general.iloc[-1] >= after.general.iloc[-1]
     assert wide.chosen.sum() == 3
-
-
-def test_every_figure_is_drawn():
-    reliability, _ = reward_models.calibration(np.linspace(-2, 3, 40), 4)
-    tables = {
-        "curves": intervals(
-            reward_models.pair_by_pair(evaluations()), by=["model", "set", "step"], cluster="asked"
-        ),
-        "domain_heatmap": pd.DataFrame(
-            {"model": list("aabb"), "pairs_of": list("abab"), "value": 0.5, "low": 0.2, "high": 0.8, "n": 4}
-        ),
-        "trade_off": trade_off(),
-        "reliability": reliability.assign(model="m"),
-        "reward_heads": pd.DataFrame(
-            {"split": "test_seen", "features": ["x", ""], "method": ["pooled", "oracle"], "value": [0.5, 1.0],
-             "low": [0.4, 1.0], "high": [0.6, 1.0]}
-        ),
-        "head_trade_off": head_trade_off(),
-        "visible": pd.DataFrame({"features": "x", "attribute": ["length", "lists"], "r2": [0.5, -0.1]}),
-        "new_users": pd.DataFrame(
-            {"method": ["pooled, x", "low_rank, x", "mixture, x"], "k": 1, "value": 0.5, "low": 0.4, "high": 0.6}
-        ),
-        "typical_words": pd.DataFrame({"group": ["g", "g"], "word": ["tea", "rain"], "weight": [2.0, 1.0]}),
-        "reward_stages": pd.DataFrame(
-            {"kind": ["domain"] * 9 + ["general"] * 2,
-             "name": [*(f"domain {i}" for i in range(9)), "helpful", "harmless"]}
-        ),
-    }  # fmt: skip
-    assert {table for _, table, _ in reward_figures.FIGURES.values()} == set(tables)
-    drawn = {table: draw(tables[table]) for _, table, draw in reward_figures.FIGURES.values()}
-    assert all(isinstance(figure, Figure) for figure in drawn.values())
-    assert all(drawn[name].axes[0].get_xlabel() for name in set(drawn) - {"typical_words", "reward_stages"})
-    assert {line.get_label() for line in drawn["new_users"].axes[0].containers} == {"pooled, x", "low_rank, x"}
-    assert "... 9 in all" in {text.get_text() for text in drawn["reward_stages"].axes[0].texts}

@@ -1,17 +1,19 @@
 """Do intervals cover at the stated rate, do tests have their size? With REPETITIONS = 2_000, and printed by pytest -s,
 these are the numbers of docs/evaluation.md."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
 from prlhf_kit.evaluation import statistics
 from prlhf_kit.evaluation.statistics import (
-    around,
+    Interval,
+    bootstrap,
     cluster_bootstrap,
     crossed_interval,
     crossed_test,
     detectable,
-    drawn_weights,
     expanded,
     holm,
     permutation_test,
@@ -92,7 +94,7 @@ def test_the_detectable_difference_is_found_with_the_stated_power():
             values = own_sd * rng.normal(size=30)[users] + asked_sd * rng.normal(size=120)[prompts] + shift
             return values + rng.normal(size=len(values)), users, prompts
 
-        least = np.mean([detectable(*draw(0)) for _ in range(200)])
+        least = np.mean([detectable(*draw(0)) for _ in range(60)])
         found = np.mean([crossed_test(*draw(least), resamples=499) <= 0.05 for _ in range(REPETITIONS)])
         print(f"{users.max() + 1} users: a true difference of {least:.2f} is found in {found}")
         assert power <= found <= 0.89
@@ -115,8 +117,10 @@ def test_small_cases_by_hand():
     assert cluster_bootstrap([1, 2, 3], list("abc"))[:3] == (2, 1, 3)
     assert cluster_bootstrap([0.5, 1.5, 2.5, -8, 12], [*"abc", "c", "c"]).low > -8  # the third mean is 6.5 / 3
     assert np.isnan(cluster_bootstrap([1, 0], ["a", "a"]).low)
-    assert list(around(0.0, [-1.0, 1.0], 2)) == pytest.approx([-12.706 * 2**0.5, 12.706 * 2**0.5], rel=1e-3)
-    assert np.isnan(around(0.0, [np.nan], 5)).all()
+    draws = iter([0.0, -1.0, 1.0])
+    ends = bootstrap(lambda _: next(draws), range(9), resamples=2)[1:]
+    assert ends == pytest.approx([-2.306 * 1.125**0.5, 2.306 * 1.125**0.5], rel=1e-3)
+    assert np.isnan(bootstrap(lambda _: np.nan, range(9), resamples=2)).all()
     assert permutation_test([1.0, 1.0, 1.0], ["a", "b", "c"]) == 2 / 8
     assert permutation_test([1.0, 1.0], ["a", "a"]) == 1
     assert crossed_test([1.0] * 16, [*range(8)] * 2, [0] * 8 + [1] * 8) == 0.5  # two prompts: 2 of 4 permutations
@@ -124,13 +128,29 @@ def test_small_cases_by_hand():
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
 
 
+def test_of_few_users_nothing_is_said_that_leaves_the_scale():
+    assert np.isnan(detectable([1, -1, 0.5], range(3)))
+    assert np.isnan(bootstrap(np.sum, range(7))[1:]).all()
+    assert str(Interval(0.5, np.nan, np.nan, 3, 3)) == "0.500 (too few users for intervals)"
+    assert str(Interval(*[np.nan] * 3, 3, 3)).startswith("- (too few users")
+
+
+def test_one_long_text_does_not_take_its_room_for_all():
+    texts = ["x" * 1_000_000, *map(str, range(999))]  # 4 GB in an array of text
+    tracemalloc.start()
+    crossed_interval(range(1000), [i % 5 for i in range(1000)], texts)
+    assert tracemalloc.get_traced_memory()[1] < 50e6
+    tracemalloc.stop()
+
+
 def test_one_prompt_that_two_users_share_changes_little():
     values = np.random.default_rng(0).normal(size=300)
     apart = crossed_interval(values, range(300), range(300))
     together = crossed_interval(values, range(300), [0, *range(299)])
     assert together.high - together.low == pytest.approx(apart.high - apart.low, rel=0.1)
-    assert drawn_weights(range(300), [0, *range(299)], 1)[1] == 300
-    assert drawn_weights([1, 1, 2, 2], [1, 2, 1, 2], 1)[1] == 2
+    user, prompt = (index.ravel() for index in np.indices((12, 9)))
+    by_user, both = (bootstrap(lambda w: w @ prompt / w.sum(), user, p) for p in (None, prompt))
+    assert by_user[2] - by_user[1] < 1e-9 < both[2] - both[1]  # prompts are drawn, too, where they are shared
 
 
 def test_many_clusters_have_the_bootstraps_interval(monkeypatch):

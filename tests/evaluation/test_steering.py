@@ -62,19 +62,19 @@ def test_gains_are_paired_with_the_bases_answers():
 
 def test_what_two_people_gain_from_the_same_answers():
     prompts = {f"p{i}": message("user", f"p{i}") for i in range(5)}
-    table = pd.DataFrame([(who, p, f"{who} {p}") for who in ("nobody", "ann", "both") for p in prompts])
+    table = pd.DataFrame([(who, p, f"{who} {p}") for who in (None, "nobody", "both") for p in prompts])
     table.columns = ["towards", "prompt", "answer"]
-    worth = {"ann": {"nobody": 1.0, "ann": 3.0, "both": 2.0}, "bob": {"nobody": 0.0, "ann": -1.0, "both": 0.5}}
+    worth = {"nobody": {"None": 1.0, "nobody": 3.0, "both": 2.0}, "bob": {"None": 0.0, "nobody": -1.0, "both": 0.5}}
 
     def judge(users, asked, answers):
         assert [a[0]["content"] for a in asked] == [text.split()[1] for text in answers]
         return np.array([worth[user][text.split()[0]] for user, text in zip(users, answers, strict=True)])
 
-    found = steering.gains_of_two(table, ["ann", "bob"], judge, prompts)
+    found = steering.gains_of_two(table, ["nobody", "bob"], judge, prompts)
     gained = found.set_index(["towards", "user_id"]).gain.to_dict()
-    assert gained == {("ann", "ann"): 2, ("both", "ann"): 1, ("ann", "bob"): -1, ("both", "bob"): 0.5}
+    assert gained == {("nobody", "nobody"): 2, ("both", "nobody"): 1, ("nobody", "bob"): -1, ("both", "bob"): 0.5}
     assert set(found.n) == set(found.clusters) == {5}
-    alone = steering.gains_of_two(table, ["ann", "ann"], judge, prompts)  # there is one preference only
+    alone = steering.gains_of_two(table, ["nobody", "nobody"], judge, prompts)  # there is one preference only
     assert alone.gain.tolist() == [2, 1]
 
 

@@ -1,6 +1,7 @@
 """Measures of text against values computed by hand, and texts that are too short, empty or not English."""
 
 import math
+import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,8 +10,6 @@ import pytest
 
 from prlhf_kit.data.schema import message
 from prlhf_kit.evaluation import text
-from prlhf_kit.models import embedded
-from prlhf_kit.models.features import load_embedder
 
 NAN = float("nan")
 
@@ -69,14 +68,6 @@ def test_coherence_by_hand():
         text.coherence(Directions(decoder=True), ["a"], ["a"])
 
 
-def test_coherence_of_real_embeddings(tmp_path):
-    prompts = ["How do I make green tea?"] * 2 + ["😀"]
-    answers = ["Boil water, let it cool a little, and pour it over the tea leaves.", "Stock prices fell.", "😀"]
-    on_topic, off_topic, same = text.coherence(load_embedder(embedded.SENTENCES), prompts, answers, tmp_path)
-    assert on_topic > 0.5 > 0.2 > off_topic
-    assert same == pytest.approx(1)
-
-
 def test_reading_ease_by_hand():
     # 11 words in two sentences: the doc-tor gave the pa-tient wa-ter, the gar-den was beau-ti-ful to-day
     syllables = 1 + 2 + 1 + 1 + 2 + 2 + 1 + 2 + 1 + 3 + 2
@@ -118,13 +109,12 @@ def test_refusals():
     assert [t for t in NO_REFUSALS.split("\n") if text.is_refusal(t)] == []
 
 
-def test_kl_by_hand_and_both_estimates_come_close_to_the_true_divergence():
-    k1, k3 = text.kl_per_token([math.log(0.5), math.log(0.8)], [math.log(0.25), math.log(0.8)])
-    assert (k1, k3) == pytest.approx((math.log(2) / 2, (0.5 - 1 + math.log(2)) / 2))
-    policy, base = np.array([0.7, 0.2, 0.1]), np.array([0.4, 0.4, 0.2])
-    drawn = np.random.default_rng(0).choice(3, size=40_000, p=policy)
-    exact = (policy * np.log(policy / base)).sum()
-    assert text.kl_per_token(np.log(policy)[drawn], np.log(base)[drawn]) == pytest.approx((exact, exact), abs=0.01)
+def test_repeated_apologies_are_read_quickly():
+    leads = ("I'm sorry, ", "I apologize for the confusion, ", "I am sorry. ", "Unfortunately I am sorry, but ")
+    began = time.monotonic()
+    assert not any(text.is_refusal(lead * 50 + "really") for lead in leads)
+    assert all(text.is_refusal(lead * 50 + "but no, I can't help") for lead in leads)
+    assert time.monotonic() - began < 5
 
 
 def test_scores_of_a_table():
@@ -152,7 +142,7 @@ def test_tables_without_answers_and_bad_ones():
     assert text.corpus_scores(table()).empty
     with pytest.raises(ValueError, match="answers lack user_id, prompt; they have system, answer"):
         text.text_scores(table(("base", "x"), columns=["system", "answer"]))
-    with pytest.raises(ValueError, match="1 of 2 answers are no text, first row 1"):
+    with pytest.raises(ValueError, match="1 prompts or answers are no text"):
         text.corpus_scores(table(("base", "ann", "Why?", "x"), ("base", "bob", "Why?", None)))
 
 

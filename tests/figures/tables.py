@@ -56,6 +56,7 @@ TRADE_OFF = table(
     *[("GRFT, CRFT", 1.0, "custom", 0.7), ("GRFT, CRFT", 1.0, "general", 0.6)],
     *[("base, CRFT", 0.0, "custom", 0.55), ("base, CRFT", 0.0, "general", 0.52)],
     *[("base, CRFT", 1.0, "custom", 0.62), ("base, CRFT", 1.0, "general", 0.45)],
+    n=9,
 )
 WIN_RATES = table(
     "judge system_a system_b p_holm win_rate",
@@ -123,13 +124,13 @@ TABLES = {
         }
     ),
     "visible": pd.DataFrame({"features": ["x", "x"], "attribute": ["length", "lists"], "r2": [0.5, 0.1]}),
-    "head_trade_off": TRADE_OFF.assign(n=9, chosen=TRADE_OFF.point == 1),
+    "head_trade_off": TRADE_OFF.assign(chosen=TRADE_OFF.point == 1),
     "reward_by_weight": pd.DataFrame({"guide": "PAD", "weight": [0.0, 0.5, 1.0, 3.0], **GAINS}),
     "steering_methods": pd.DataFrame({"method": ["base", "prompt", "PAD", "ARGS"], **GAINS}),
     "two_preferences": pd.DataFrame({"towards": ["a", "a", "both", "both"], "user_id": list("abab"), **GAINS}),
     "win_matrix": WIN_RATES,
     "ratings": table(
-        "judge system rating", ("oracle", "b", 1100), ("oracle", "a", 950), ("longer", "b", 900), width=100
+        "judge system rating", ("oracle", "b", 1100), ("oracle", "a", 950), ("longer", "b", 900), width=100, group=1
     ),
     "dimensions": table(
         "method dimension value", ("m", "formal", 1.0), ("m", "casual", -0.5), ("o", "formal", 0.1), unit="gained"

@@ -81,26 +81,23 @@ def test_numbers_stand_at_their_names():
     assert ax.collections[0].get_array().ravel().tolist() == [2, -2, -1, 1]
 
 
-def test_steering_shows_gain_distance_and_time():
-    _, middle, right = FIGURES["reward_by_weight"][2](TABLES["reward_by_weight"]).axes
-    assert middle.lines[0].get_xydata().tolist() == [[0.6, 0.0], [0.7, 0.5], [0.8, 1.2], [1.1, 0.8]]
-    assert [text.get_text() for text in middle.texts] == ["0", "0.5", "1", "3"]
-    assert right.lines[0].get_ydata().tolist() == [0, 10, 20, 40]  # percent
-    ax = FIGURES["steering_methods"][2](TABLES["steering_methods"]).axes[0]
-    assert labels(ax) == ["base", "prompt", "PAD", "ARGS"]
-    assert bars(ax)[0] == [[0.0, 0], [0.5, 1], [1.2, 2], [0.8, 3]]
-    ax = FIGURES["two_preferences"][2](TABLES["two_preferences"]).axes[0]
-    assert bars(ax) == [[[0.0, 0.5]], [[1.2, 0.8]]]
-
-
 def test_win_matrix_has_both_sides_and_stars():
     oracle, longer = (ax for ax in FIGURES["win_matrix"][2](WIN_RATES).figure.axes if ax.get_title())
     cells = oracle.collections[0].get_array().reshape(3, 3)
     assert (cells[0, 1], cells[1, 0]) == (0.8, pytest.approx(0.2))
     assert cells.mask.diagonal().all()
     assert cells.mask[1, 2]  # never compared
+    assert oracle.collections[0].get_clim() == longer.collections[0].get_clim()  # they share a colour bar
     assert [t.get_text() for t in oracle.texts] == ["0.80*", "0.60", "0.20*", "0.40"]
     assert [t.get_text() for t in longer.texts] == ["0.30", "0.70"]
+
+
+@pytest.mark.parametrize("name", ["win_matrix", "agreement", "domain_heatmap", "similarity"])
+def test_cells_that_differ_by_little_are_told_apart(name):
+    shown, column = TABLES[name], COLUMNS.get(name, ["value"])[0]
+    shown = shown * 0.1 if name == "similarity" else shown.assign(**{column: 0.45 + 0.1 * (shown[column] > 0.6)})
+    mesh = FIGURES[name][2](shown).axes[0].collections[0]
+    assert mesh.get_clim()[1] - mesh.get_clim()[0] == pytest.approx(0.2)
 
 
 def test_four_ways_have_their_order_and_controls_come_after_them():
