@@ -398,5 +398,4 @@ def test_sets_of_the_notebook(pairs, tokenizer):
     assert len(reward_stages.drawn(general[reward_stages.GENERAL], 4, 0)) == 4
     with pytest.raises(ValueError, match="9 general pairs are asked for"):
         reward_stages.drawn(general[reward_stages.GENERAL], 9, 0)
-    assert [reward_stages.evaluated(n)["eval_strategy"] for n in (1, 2)] == ["epoch", "steps"]
     assert reward_stages.general_stages(reward_stages.STRATEGIES) == {"grft": 0.0, "grft-lm0.1": 0.1}
