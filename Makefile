@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-NOTEBOOKS := $(addprefix notebooks/,01_data_preparation.ipynb 02_reward_models.ipynb 02b_feature_heads.ipynb 03_pdpo_training.ipynb 04_pad_decoding.ipynb 05_evaluation.ipynb)
+NOTEBOOKS := $(addprefix notebooks/,01_data_preparation.ipynb 02_reward_models.ipynb 03_pdpo_training.ipynb 04_pad_decoding.ipynb 05_evaluation.ipynb)
 
 .PHONY: setup demo test lint figures bench lab clean
 
