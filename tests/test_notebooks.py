@@ -17,6 +17,7 @@ from matplotlib.testing.compare import compare_images
 from prlhf_kit import cli
 from prlhf_kit.evaluation import win_rate
 from prlhf_kit.runs import notebook as runs, report
+from prlhf_kit.runs.parameters import defaults
 from prlhf_kit.runs.stage import read_record
 from prlhf_kit.training.resume import last_checkpoint
 
@@ -32,8 +33,8 @@ SMOKE = {
         "test_pairs": 3,
         "domains": ["structured", "casual"],
         "strategies": ["GRFT + LM, CRFT + LM", "base, CRFT", "GRFT, CRFT with general pairs"],
-        "shots": [0, 1],
     },
+    "02b_feature_heads": {"head_kinds": ["pooled", "low_rank"], "shots": [0, 1], "domains": ["structured", "casual"]},
     "03_pdpo_training": {"settings": {"save_steps": 2}},
     "04_pad_decoding": {"weights": [0.0, 2.0], "n_prompts": 1, "max_new_tokens": 12, "best_of": 2},
     "04b_persrm": {"weights": [0.0, 2.0], "n_prompts": 1, "max_new_tokens": 6, "persrm_pairs": 12, "max_length": 240},
@@ -49,15 +50,13 @@ SMOKE = {
     "08_community_context": {
         "pairs": 12,
         "test_pairs": 9,
-        "n_prompts": 2,
-        "n_users": 2,
-        "max_new_tokens": 6,
         "settings": {"max_length": 240, "max_steps": 1, "logging_steps": 1},
-        "sft_settings": {"max_length": 240, "max_steps": 1},
+        "sft_settings": {"max_steps": 1},
     },
+    "08b_context_answers": {"n_prompts": 2, "n_users": 2, "max_new_tokens": 6},
     "09_user_models": {  # by `accelerate launch`, in two processes
         "points": 2,
-        "batch_size": 2,
+        "settings": {"per_device_train_batch_size": 2},
         "launch": ["--config_file", str(NOTEBOOKS[0].parent.parent / "configs" / "ddp.yaml"), "--num_processes", "2"],
     },
 }
@@ -81,15 +80,11 @@ LEAVES = {
         "grft-lm0.1",
         "structured-grft-lm-crft-lm",
         "trade_off.png",
-        "reward_curves.png",
         "domain_heatmap.png",
         "reliability.png",
         "length_control.parquet",
-        "reward_heads.png",
-        "visible.png",
-        "reward_new_users.png",
-        "head_trade_off.png",
     },
+    "02b_feature_heads": {"reward_heads.png", "visible.png", "reward_new_users.png", "head_trade_off.png"},
     "03_pdpo_training": {"pdpo", "dpo", "history.parquet", "learning_curves.png", "similarity.png"},
     "04_pad_decoding": {
         "answers.jsonl",
@@ -124,14 +119,13 @@ LEAVES = {
         "prompt-only",
         "soft-tokens",
         "both",
+        "pairs",
         "results.parquet",
         "four_way.png",
         "by_context.png",
         "context_heatmap.png",
-        "community_win_rates.png",
-        "answers.jsonl",
-        "side_by_side.parquet",
     },
+    "08b_context_answers": {"community_win_rates.png", "answers.jsonl", "side_by_side.parquet"},
     "06_new_users": {"ranked.parquet", "adaptation.parquet", "adaptation.png", "pdpo"},
 }
 
@@ -145,7 +139,9 @@ def run(tokenizer, tmp_path_factory):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     records = {}
     for notebook in NOTEBOOKS:
-        parameters = SMOKE[notebook.stem] | {"model": str(folder / "tiny")}
+        parameters = dict(SMOKE[notebook.stem])
+        if "model" in defaults(notebook):
+            parameters["model"] = str(folder / "tiny")
         records[notebook.stem] = runs.run_notebook(notebook, folder / "run", parameters)
     monkeypatch.undo()
     report.write_index(folder / "run")

@@ -1,4 +1,4 @@
-"""Rewards on frozen features beside each other and beside their controls, as notebook 02 shows them."""
+"""Rewards on frozen features beside each other and beside their controls, as notebook 02b shows them."""
 
 from __future__ import annotations
 

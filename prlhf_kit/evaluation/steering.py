@@ -143,16 +143,6 @@ def gains_of_two(table: pd.DataFrame, users: Sequence[str], judge: Scorer, promp
     return _few_users(paired_differences(judged[~nobody], judged[nobody], "gain"), ["user_id", "towards"], seed)
 
 
-def front(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
-    """An intervals table of two wanted things (its two values of `measure`) for each value of `by`, with `front`
-    (bool): no other is better in both (the Pareto front; of equals, all)."""
-    places = table.pivot(index=list(by), columns="measure", values="value")
-    values = places.to_numpy()
-    beaten = np.array([((values >= own).all(1) & (values > own).any(1)).any() for own in values])
-    on = pd.Series(~beaten & ~np.isnan(values).any(1), places.index, name="front")
-    return table.merge(on.reset_index(), on=list(by))
-
-
 def judge_of(data: DatasetDict, stage: Path, cache: Path | None = None) -> tuple[Scorer, str]:
     """A judge that takes no part in steering, and what it is called: the true utility where the data's stage left a
     simulated population, else `feature_judge`."""

@@ -24,10 +24,9 @@ from prlhf_kit.figures.style import (
     side_by_side,
 )
 
-# as in evaluation/context.py, intervals.py and options.py, which take seconds to import, as figures should not
+# as in evaluation/context.py and intervals.py, which take seconds to import, as figures should not
 FOUR_WAYS = ("neither", "prompt only", "soft tokens", "both")
 NONE, ALL = "none", "all"
-LIKELIHOOD, SHORTEST, LONGEST = "likelihood a token", "shortest option", "longest option"
 
 CONTROL: dict[str, Any] = {"color": "0.55", "marker": "o"}  # grey of what is there to compare with
 CONTEXTS = {
@@ -118,31 +117,12 @@ def context_heatmap(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def option_accuracy(table: pd.DataFrame) -> Figure:
-    """Multiple choice by likelihood, with and without the reader in the prompt, by method; grey: rules of length.
-
-    `table`: intervals by `rule` (`options.RULES`), `method` and `context` (what stood in the prompt), with `chance`
-    (the dotted line). The rules of length know no model, so each is drawn once.
-    """
-    rules = table[table.rule.isin([SHORTEST, LONGEST])].drop_duplicates("rule")
-    rules = rules.assign(method=rules.rule, context="")
-    table = pd.concat([table[table.rule == LIKELIHOOD], rules])
-    return _with_contexts(
-        table, "questions answered as the user's preference asks\n(share; 95% interval; dotted: chance)"
-    )
-
-
 def by_context(table: pd.DataFrame) -> Figure:
     """Accuracy of methods with the right, no, and others' context in the same prompts, one panel a dataset.
 
     `table`: intervals by `method` and `context`, and by `dataset` where there are several, with `chance` (the dotted
     line).
     """
-    return _with_contexts(table, "accuracy (95% interval; dotted: chance)")
-
-
-def _with_contexts(table: pd.DataFrame, xlabel: str) -> Figure:
-    """One line a method, one mark a context; grey: what knows none."""
 
     def mark(ax: Axes, part: pd.DataFrame, methods: list) -> None:
         known = [context for context in CONTEXTS if context in set(part.context)]
@@ -150,11 +130,8 @@ def _with_contexts(table: pd.DataFrame, xlabel: str) -> Figure:
             rows, (name, color, marker) = part[part.context == context], CONTEXTS[context]
             at = [methods.index(method) + 0.18 * (i - (len(known) - 1) / 2) for method in rows.method]
             points(ax, rows, at, 0, color=color, marker=marker, label=name)
-        rest = part[~part.context.isin(known)]
-        if len(rest):
-            points(ax, rest, [methods.index(method) for method in rest.method], 0, **CONTROL)
 
-    figure = _by_dataset(table, xlabel, 1.6, mark)
+    figure = _by_dataset(table, "accuracy (95% interval; dotted: chance)", 1.6, mark)
     legend(figure, title="context", ncols=4)
     return figure
 

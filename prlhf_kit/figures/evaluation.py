@@ -3,24 +3,18 @@ in `users.py`."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 from prlhf_kit.figures.style import (
     PALETTE,
-    crossed,
     heatmap,
     legend,
-    look,
     names_down,
     new_figure,
-    numbered,
     points,
     reference_line,
-    scatter,
     side_by_side,
 )
 
@@ -65,58 +59,6 @@ def ratings(table: pd.DataFrame) -> Figure:
     reference_line(ax, 1000)
     ax.set(xlabel="Bradley-Terry rating (Elo's scale, mean 1000; 95% interval)")
     legend(figure, "outside right upper", title="judge")
-    return figure
-
-
-def dimensions(table: pd.DataFrame) -> Figure:
-    """Methods over preference dimensions, as lines over parallel axes with intervals.
-
-    `table`: intervals by `method` and `dimension`, and `unit` (the same everywhere).
-    """
-    names = list(dict.fromkeys(table.dimension))
-    figure, ax = new_figure(1.5 * len(names) + 3.5, 3.8)
-    style: dict[str, Any] = {"upright": True, "linestyle": "-", "linewidth": 1.2}
-    side_by_side(ax, table, "method", "dimension", names, 0.07, **style)
-    ax.tick_params(axis="x", rotation=20 if max(map(len, names)) > 12 else 0)
-    ax.grid(axis="x", color="0.85")
-    reference_line(ax, 0, vertical=False)
-    ax.set(xlabel="preference dimension", ylabel=f"{table.unit.iloc[0]}\n(95% interval)")
-    legend(figure, "outside right upper")
-    return figure
-
-
-def reward_front(table: pd.DataFrame) -> Figure:
-    """Two things that are wanted at once, by weight; ringed: nothing else is better in both (the Pareto front).
-
-    `table`: rows of `steering.front` by `guide` and `weight`; its first `measure` lies along x, its second along y.
-    """
-    of_x, of_y = table.measure.unique()
-    figure, ax = new_figure(7, 4.2)
-    for i, (guide, rows) in enumerate(table.groupby("guide", sort=False)):
-        x, y = rows[rows.measure == of_x], rows[rows.measure == of_y]
-        ax.plot(x.value, y.value, **look(i), linewidth=1, label=guide)
-        crossed(ax, x, y, i, marker="", alpha=0.2)
-        numbered(ax, x.weight, x.value, y.value, "{:g}", fontsize=8)
-    best_x, best_y = (table.value[table.front & (table.measure == of)] for of in (of_x, of_y))
-    ax.scatter(best_x, best_y, s=170, facecolors="none", edgecolors="black", linewidths=1, label="Pareto front")
-    ax.margins(0.1)
-    ax.set(xlabel=f"{of_x} (95% intervals)", ylabel=f"{of_y} (numbers: w)")
-    legend(figure, ncols=2)
-    return figure
-
-
-def length_against_win(table: pd.DataFrame) -> Figure:
-    """Do longer answers win? One point a user and comparison.
-
-    `table`: columns `comparison`, `user_id`, `longer` (mean words of a's answers minus b's), `win_rate`.
-    """
-    figure, ax = new_figure(7, 3.8)
-    scatter(ax, table, "comparison", "longer", "win_rate", s=36, alpha=0.8)
-    reference_line(ax, 0)
-    reference_line(ax, 0.5, vertical=False)
-    xlabel = "words in one's own answers minus words in the other's (mean)"
-    ax.set(xlabel=xlabel, ylabel="win rate of a user", ylim=(-0.05, 1.05))
-    legend(figure, ncols=2)
     return figure
 
 

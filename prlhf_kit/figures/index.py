@@ -18,15 +18,14 @@ STAGES: dict[str, dict[str, Callable[[pd.DataFrame], Figure]]] = {
         "word_clouds": data.word_clouds,
     },
     "02_reward_models": {
-        "reward_stages": rewards.stages,
-        "reward_new_users": rewards.new_users,
-        "reward_word_clouds": data.word_clouds,
-        "reward_curves": rewards.curves,
         "domain_heatmap": rewards.domain_heatmap,
         "trade_off": rewards.trade_off,
         "reliability": rewards.reliability,
+    },
+    "02b_feature_heads": {
         "reward_heads": rewards.heads,
         "visible": rewards.visible,
+        "reward_new_users": rewards.new_users,
         "head_trade_off": rewards.trade_off,
     },
     "03_pdpo_training": {"learning_curves": users.learning_curves, "similarity": users.similarity},
@@ -50,19 +49,20 @@ STAGES: dict[str, dict[str, Callable[[pd.DataFrame], Figure]]] = {
     },
     "06_new_users": {"adaptation": users.adaptation},
     "08_community_context": {
-        "context_curves": users.learning_curves,
         "four_way": context.four_way,
-        "context_heatmap": context.context_heatmap,
-        "option_accuracy": context.option_accuracy,
         "by_context": context.by_context,
-        "community_win_rates": context.community_win_rates,
+        "context_heatmap": context.context_heatmap,
     },
+    "08b_context_answers": {"community_win_rates": context.community_win_rates},
     "09_user_models": {"pairs_learned": users.pairs_learned, "user_map": users.user_map},
 }
 TABLES = {
-    **{"users_and_pairs": "lengths", "win_matrix": "win_rates", "reward_curves": "curves"},
-    **{"reward_new_users": "new_users", "word_clouds": "typical_words", "reward_word_clouds": "typical_words"},
-    **{"learning_curves": "history", "context_curves": "history"},
+    "users_and_pairs": "lengths",
+    "word_clouds": "typical_words",
+    "reward_new_users": "new_users",
+    "learning_curves": "history",
+    "win_matrix": "win_rates",
+    "context_heatmap": "context_matrix",
 }
 FIGURES = {
     name: (stage, TABLES.get(name, name), draw) for stage, drawn in STAGES.items() for name, draw in drawn.items()

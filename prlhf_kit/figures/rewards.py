@@ -1,4 +1,4 @@
-"""Figures of reward models (notebook 02): pure functions from a table to a matplotlib `Figure`."""
+"""Figures of reward models (notebooks 02 and 02b): pure functions from a table to a matplotlib `Figure`."""
 
 from __future__ import annotations
 
@@ -6,11 +6,9 @@ from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.patches import FancyBboxPatch
 
 from prlhf_kit.figures.style import (
     PALETTE,
-    band,
     crossed,
     legend,
     look,
@@ -21,60 +19,6 @@ from prlhf_kit.figures.style import (
     side_by_side,
 )
 from prlhf_kit.figures.users import adaptation
-
-
-def stages(table: pd.DataFrame) -> Figure:
-    """The scheme of DSP: base LM -> general -> customised reward fine-tuning, one customised model a domain.
-
-    `table`: columns `kind` ("domain" or "general") and `name`, of each model's domain and each general set.
-    """
-    domains, general = (table.name[table.kind == kind].tolist() for kind in ("domain", "general"))
-    shown = domains if len(domains) <= 6 else [*domains[:5], f"... {len(domains)} in all"]
-    figure, ax = new_figure(9, max(2.2, 0.55 * len(shown) + 0.9))
-    ax.set(xlim=(0, 12), ylim=(-0.6, len(shown) - 0.4))
-    ax.axis("off")
-    middle = (len(shown) - 1) / 2
-
-    def box(x: float, y: float, width: float, text: str, color: str) -> None:
-        style = "round,pad=0.02,rounding_size=0.1"
-        ax.add_patch(FancyBboxPatch((x, y - 0.3), width, 0.6, boxstyle=style, facecolor=color, alpha=0.35, linewidth=0))
-        ax.text(x + width / 2, y, text, ha="center", va="center", fontsize=9)
-
-    def arrow(x0: float, y0: float, x1: float, y1: float) -> None:
-        ax.annotate("", (x1, y1), (x0, y0), arrowprops={"arrowstyle": "->", "color": "0.3"})
-
-    box(0.1, middle, 2.0, "base LM", PALETTE[4])
-    box(4.2, middle, 2.6, "general\nreward model", PALETTE[1])
-    arrow(2.2, middle, 4.1, middle)
-    ax.text(3.15, middle + 0.12, "GRFT", ha="center", va="bottom", fontsize=9, weight="bold")
-    ax.text(3.15, middle - 0.15, ",\n".join(general[:3]), ha="center", va="top", fontsize=7)
-    for y, domain in enumerate(reversed(shown)):
-        box(9.0, y, 2.8, domain, PALETTE[2])
-        arrow(6.9, middle, 8.9, y)
-    ax.text(7.6, middle + 0.45 * max(middle, 0.6) + 0.1, "CRFT", ha="center", va="bottom", fontsize=9, weight="bold")
-    return figure
-
-
-def curves(table: pd.DataFrame) -> Figure:
-    """Accuracy of every evaluation set over training, one panel a model.
-
-    `table`: intervals by `model`, `set` and `step`.
-    """
-    models = list(table.groupby("model", sort=False))
-    columns = min(3, len(models))
-    lines = -(-len(models) // columns)
-    figure, axes = new_figure(3.6 * columns + 1.2, 2.7 * lines, nrows=lines, ncols=columns, squeeze=False, sharey=True)
-    names = list(dict.fromkeys(table.set))
-    for ax in axes.flat[len(models) :]:
-        ax.axis("off")
-    for ax, (model, rows) in zip(axes.flat, models, strict=False):
-        for name, part in rows.groupby("set", sort=False):
-            band(ax, part, "step", names.index(name), alpha=0.08, markersize=4, label=name)
-        reference_line(ax, 0.5, vertical=False)
-        ax.set(xlabel="optimizer step", ylabel="accuracy (95%)", ylim=(0, 1.02))
-        ax.set_title(model, fontsize=9)
-    legend(figure, "outside right upper")
-    return figure
 
 
 def domain_heatmap(table: pd.DataFrame) -> Figure:

@@ -163,14 +163,6 @@ def folder_name(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 
 
-def evaluated(points: int) -> dict[str, Any]:
-    """Settings that evaluate all sets and save a checkpoint `points` times during one epoch."""
-    if points < 1:
-        raise ValueError(f"points={points}: expected at least 1, the end.")
-    often = {"eval_strategy": "steps", "eval_steps": 1 / points, "save_strategy": "steps", "save_steps": 1 / points}
-    return often if points > 1 else {"eval_strategy": "epoch", "save_strategy": "epoch"}
-
-
 def fitting(pairs: Dataset, tokenizer, max_length: int) -> Dataset:
     """The pairs of which neither text is longer than `max_length` tokens; how many are left out is printed."""
 

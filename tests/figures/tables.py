@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from prlhf_kit.evaluation import context, options
+from prlhf_kit.evaluation import context
 
 RNG = np.random.default_rng(0)
 INTERVALS = {"value": [0.6, 0.7, 0.5, 0.8], "low": [0.4, 0.5, 0.3, 0.6], "high": [0.8, 0.9, 0.7, 0.95]}
@@ -68,12 +68,6 @@ BY_COMMUNITY = [
     for j, pair in enumerate([("contextual", "plain"), ("right context", "random context")])
     for i, c in enumerate([*COMMUNITIES, "all"])
 ]
-OPTIONS = [
-    (m, c, r, 0.3 + 0.1 * i + 0.15 * (c != "none") - 0.1 * j)
-    for i, m in enumerate(["untrained", "SFT", "P-DPO, with the words of the user beside"])
-    for c in ("none", "user_text")
-    for j, r in enumerate(options.RULES)
-]
 TABLES = {
     "tastes": pd.DataFrame({"length": [1.0, -1.0], "lists": [0.0, 0.5]}, index=["a", "b"]),
     "users_and_pairs": pd.DataFrame(WORDS),
@@ -108,10 +102,7 @@ TABLES = {
             "y": [0, 0.1, 1, 0.8],
         }
     ),
-    "reward_stages": pd.DataFrame({"kind": ["domain", "domain", "general"], "name": ["academy", "poetry", "helpful"]}),
     "reward_new_users": pd.DataFrame({"method": ["pooled, x"] + ["low_rank, x"] * 3, "k": [0, 1, 2, 4], **INTERVALS}),
-    "reward_word_clouds": pd.DataFrame({"group": ["g"], "word": ["tea"], "weight": [1.0]}),
-    "reward_curves": pd.DataFrame({"model": list("aabb"), "set": "helpful", "step": [0, 9] * 2, **INTERVALS}),
     "domain_heatmap": pd.DataFrame({"model": list("aabb"), "pairs_of": list("abab"), "n": 24, **INTERVALS}),
     "trade_off": TRADE_OFF,
     "reliability": pd.DataFrame({"model": ["a"] * 4, "confidence": [0.55, 0.65, 0.75, 0.9], **INTERVALS}),
@@ -159,12 +150,10 @@ TABLES = {
         method="PAD",
     ),
     "tax": table("set difference", ("helpful", -0.1), ("harmless", 0.02), one="P-DPO"),
-    "context_curves": pd.DataFrame({"step": [1, 2], "method": "SFT", "loss": [0.7, 0.5], "accuracy": [0.5, 1.0]}),
     "four_way": four_ways("dsp", "hh_relabelled", "prefeval"),
     "context_heatmap": pd.concat(
         [context_matrix(["harmless", "helpful"], dataset="hh"), context_matrix(COMMUNITIES, dataset="dsp")]
     ),
-    "option_accuracy": table("method context rule value", *OPTIONS, n=90, chance=0.25),
     "by_context": of_contexts("dsp", "hh_relabelled"),
     "community_win_rates": table("judge system_a system_b community p_holm win_rate", *BY_COMMUNITY, width=0.1),
 }

@@ -13,7 +13,7 @@ import pytest
 
 from figures.tables import COMMUNITIES, TABLES, WIN_RATES, context_matrix, of_contexts, table
 from prlhf_kit.data.context import CONTEXTS
-from prlhf_kit.evaluation import context, intervals, options
+from prlhf_kit.evaluation import context, intervals
 from prlhf_kit.figures import context as context_figures, style
 from prlhf_kit.figures.index import FIGURES
 
@@ -21,7 +21,7 @@ from prlhf_kit.figures.index import FIGURES
 COLUMNS = {
     **dict.fromkeys(("reward_by_weight", "steering_methods", "two_preferences"), ("gain",)),
     **dict.fromkeys(("win_matrix", "community_win_rates"), ("win_rate",)),
-    **dict.fromkeys(("learning_curves", "context_curves"), ("loss", "accuracy")),
+    "learning_curves": ("loss", "accuracy"),
     **dict.fromkeys(("response_map", "user_map"), ("x", "y")),
     **{"tastes": ["length", "lists"], "similarity": ["a", "b"], "agreement": ["agreement"], "visible": ["r2"]},
     **{"ratings": ["rating"], "length_against_win": ["longer", "win_rate"], "tax": ["difference"]},
@@ -54,8 +54,6 @@ def labels(ax, axis="y"):
 def test_picture(name):
     shown = TABLES[name]
     figure = FIGURES[name][2](shown)
-    if name == "option_accuracy":  # the rules of length know no context, and are drawn once
-        shown = shown[shown.rule == options.LIKELIHOOD]
     numbers = drawn(figure)
     for column in COLUMNS.get(name, ["value"] if "value" in shown else []):
         assert all(np.isclose(numbers, value).any() for value in shown[column])
@@ -122,8 +120,6 @@ def test_contexts_and_comparisons_have_their_marks():
     assert [x for x, _ in right] == pytest.approx([0.5, 0.6, 0.7])
     assert right[0][1] < none[0][1] < random[0][1] < shuffled[0][1]
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["right", "none", "random", "shuffled"]
-    ax = FIGURES["option_accuracy"][2](TABLES["option_accuracy"]).axes[0]
-    assert labels(ax)[-2:] == [options.SHORTEST, options.LONGEST]
     ax = FIGURES["community_win_rates"][2](TABLES["community_win_rates"]).axes[0]
     assert labels(ax) == [*COMMUNITIES, "all"]
     assert [len(marks) for marks in bars(ax)] == [3, 3, 2, 2]  # hollow where not significant
@@ -140,8 +136,6 @@ def test_labels_neither_overlap_nor_leave_the_picture(name):
 
 
 def test_names_are_those_of_the_tables():
-    for name in ("LIKELIHOOD", "SHORTEST", "LONGEST"):
-        assert getattr(context_figures, name) == getattr(options, name)
     shown = context_figures.FOUR_WAYS, context_figures.NONE, context_figures.ALL
     assert shown == (context.FOUR_WAYS, context.NONE, intervals.ALL)
     assert set(context_figures.CONTEXTS) == set(CONTEXTS)

@@ -399,5 +399,4 @@ def test_sets_of_the_notebook(pairs, tokenizer, capsys):
         reward_stages.general_sets({"x": data}, ["x"], tokenizer, 200, 6, 20, seed=0)
     with pytest.raises(ValueError, match="9 general pairs are asked for"):
         reward_stages.drawn(general[reward_stages.GENERAL], 9, 0)
-    assert [reward_stages.evaluated(n)["eval_strategy"] for n in (1, 2)] == ["epoch", "steps"]
     assert reward_stages.general_stages(reward_stages.STRATEGIES) == {"grft": 0.0, "grft-lm0.1": 0.1}
