@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging
 
-from prlhf_kit.data.chat import PLAIN_TEMPLATE
+from prlhf_kit.data.chat import PLAIN_TEMPLATE, allow_system
 from prlhf_kit.files import sha256
 from prlhf_kit.models.conditioning import ATTRIBUTE
 from prlhf_kit.models.embedded import EMBEDDED, SENTENCES, ModelError, cache_dir, embedded_folder
@@ -49,11 +49,13 @@ def without_load_report() -> Iterator[None]:
 def load_tokenizer(name: str = EMBEDDED, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """Tokenizer of `name` with a pad token and a chat template: its own, or `data.chat.PLAIN_TEMPLATE` if it has none.
 
+    A template without a system message gets one (`data.chat.allow_system`).
     A base model has not seen the plain template in training, but is not worse off with it than with any other.
     """
     tokenizer = from_hub(AutoTokenizer, name, trust_remote_code=trust_remote_code)
     if tokenizer.chat_template is None:
         tokenizer.chat_template = PLAIN_TEMPLATE
+    allow_system(tokenizer)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

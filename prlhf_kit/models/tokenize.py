@@ -11,6 +11,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 from trl.data_utils import common_prefix_length
 
+from prlhf_kit.data.chat import apply_template
 from prlhf_kit.files import in_chunks, short_hash
 
 Messages = list[dict[str, str]]
@@ -42,7 +43,7 @@ def encode(
     asked, answered = tokenize_completion(tokenizer, prompt, response)
     if unfinished:
         layout = {"continue_final_message": True, "return_dict": True}
-        answered = tokenizer.apply_chat_template(prompt + response, **layout)["input_ids"][len(asked) :]
+        answered = apply_template(tokenizer, prompt + response, **layout)["input_ids"][len(asked) :]
     cut = 0 if max_length is None else max(len(asked) + len(answered) - max_length, 0)
     if truncation_side == "left":
         asked, answered = asked[cut:], answered[max(cut - len(asked), 0) :]
@@ -124,7 +125,7 @@ def in_batches(
 
 def tokenize_completion(tokenizer: PreTrainedTokenizerBase, prompt: list[dict], completion: list[dict]):
     """Token ids of (prompt, completion), cut as TRL's DPOTrainer cuts them: `[P]` and `[C]`."""
-    ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"]
-    full = tokenizer.apply_chat_template(prompt + completion, return_dict=True)["input_ids"]
+    ids = apply_template(tokenizer, prompt, add_generation_prompt=True, return_dict=True)["input_ids"]
+    full = apply_template(tokenizer, prompt + completion, return_dict=True)["input_ids"]
     cut = common_prefix_length(ids, full)
     return full[:cut], full[cut:]

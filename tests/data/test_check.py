@@ -5,11 +5,8 @@ import json
 import pytest
 from datasets import Dataset, DatasetDict
 from hypothesis import HealthCheck, given, settings, strategies as st
-from peft import LoraConfig
-from transformers import AutoTokenizer
 
 import prlhf_kit as kit
-from prlhf_kit.data.chat import PLAIN_TEMPLATE, require_prefix, shorten
 from prlhf_kit.data.schema import message, record
 
 DROP = {"prompt in train and test": "drop", "user with too few pairs": "drop"}
@@ -138,15 +135,6 @@ def test_data_in_a_read_only_folder_are_shortened_too(tokenizer, tmp_path, monke
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_shorten_by_hand():
-    roles = ["system", "user", "assistant", "user", "assistant", "user"]
-    talk = [turn for i, role in enumerate(roles) for turn in message(role, str(i))]
-    assert shorten(talk, lambda p: len(p) <= 4) == [talk[0], *talk[3:]]
-    assert shorten(talk, lambda p: len(p) <= 2) == [talk[0], talk[5]]
-    assert shorten(talk, lambda p: False) is None
-    assert shorten(message("user", "1"), lambda p: True) is None  # nothing older to leave out
-
-
 def test_empty_and_equal_responses_are_dropped_and_counted_by_user(good):
     bad = with_row(good, record("x1", "a", "Why?", "  ", "No."))
     bad = with_row(bad, record("x2", "b", "Why?", "Same.", "Same."))
@@ -164,7 +152,6 @@ def test_empty_and_equal_responses_are_dropped_and_counted_by_user(good):
 
 
 ONE = record("p0", "ann", "Q?", "a", "b")
-TALK = message("system", "Be kind.") + message("user", "Q?")
 
 
 @pytest.mark.parametrize(
@@ -190,28 +177,6 @@ TALK = message("system", "Be kind.") + message("user", "Q?")
 def test_refusals(rows, options, reason):
     with pytest.raises(kit.data.SchemaError, match=reason):
         kit.data.check(splits(**rows), **options)
-
-
-def test_chat_templates_that_change_the_prompt_or_refuse_it(tokenizer, tmp_path):
-    tokenizer.save_pretrained(tmp_path)
-    changed = AutoTokenizer.from_pretrained(tmp_path)
-    changed.chat_template = (  # as reasoning models' templates do: the last turn is laid out differently
-        "{% for m in messages %}{{ '[' + m['role'] + (' last' if loop.last else '') + ']' + m['content'] }}{% endfor %}"
-        "{% if add_generation_prompt %}{{ '[assistant last]' }}{% endif %}"
-    )
-    with pytest.raises(kit.data.SchemaError, match=r"does not keep the prompt in front.*get_training_chat_template"):
-        kit.data.check(splits(train=[ONE]), changed, 100)
-    config = kit.PersonalizedDPOConfig(str(tmp_path))
-    with pytest.raises(kit.data.SchemaError, match="does not keep the prompt in front"):
-        kit.PersonalizedDPOTrainer(None, config, splits(train=[ONE])["train"], None, changed, peft_config=LoraConfig())
-    changed.chat_template = PLAIN_TEMPLATE
-    require_prefix(changed)
-    changed.chat_template = (
-        "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
-        "{{ m['content'] }}{% endfor %}"
-    )
-    with pytest.raises(kit.data.SchemaError, match=r"refuses the roles \['system', 'user'\] \(no system role\)"):
-        kit.data.check(splits(train=[ONE | {"prompt": TALK}]), changed, 100)
 
 
 # Whatever the rows are ------------------------------------------------------------------------------------------------
