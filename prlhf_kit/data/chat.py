@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from datasets import Dataset
 from jinja2 import TemplateError
 
+from prlhf_kit.data.collect import changed
 from prlhf_kit.data.schema import SchemaError, message
 
 if TYPE_CHECKING:  # transformers takes a second to import
@@ -165,7 +166,7 @@ def tell(prompt: list[dict[str, str]], user_text: str | None) -> list[dict[str, 
 
 def with_user_text(pairs: Dataset) -> Dataset:
     """`pairs` with each user's `user_text` in the prompt (`tell`)."""
-    return pairs.map(lambda row: {"prompt": tell(row["prompt"], row["user_text"])})
+    return changed(pairs, lambda row: {"prompt": tell(row["prompt"], row["user_text"])})
 
 
 def prompt_text(prompt: list[dict[str, str]]) -> str:

@@ -15,7 +15,7 @@ from datasets import Dataset, DatasetDict
 
 from prlhf_kit.data.cards import Report
 from prlhf_kit.data.chat import count_tokens, prompt_texts, require_prefix, shorten
-from prlhf_kit.data.collect import collect
+from prlhf_kit.data.collect import changed
 from prlhf_kit.data.schema import COLUMNS, MESSAGES, SchemaError
 
 if TYPE_CHECKING:  # transformers takes a second to import
@@ -97,10 +97,10 @@ def check(
         rows = kept.row[kept.split == split]
         clean[split] = data[split] if len(rows) == len(data[split]) else data[split].select(rows.to_numpy())
         if any(where == split for where, _ in left):
-            prompts = zip(rows, clean[split], strict=True)
-            # not by `map`, which would write beside the data, and those may be read-only
-            changed = ((split, row | {"prompt": short.get((split, i), row["prompt"])}) for i, row in prompts)
-            clean[split] = collect(changed, clean[split].features)[split]
+            places = iter(rows)
+            clean[split] = changed(
+                clean[split], lambda row: {"prompt": short.get((split, next(places)), row["prompt"])}
+            )
     found = table.reason.value_counts().to_dict()
     found["over-long prompt"] = found.get("over-long prompt", 0) + len(left)
     checks = pd.DataFrame({"check": list(rules), "rule": list(rules.values())})

@@ -7,7 +7,10 @@ from datasets import Dataset, DatasetDict
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 import prlhf_kit as kit
+from prlhf_kit.data.chat import with_user_text
+from prlhf_kit.data.context import Contexts, people_of, with_context
 from prlhf_kit.data.schema import message, record
+from prlhf_kit.training.persrm import with_preference
 
 DROP = {"prompt in train and test": "drop", "user with too few pairs": "drop"}
 
@@ -124,14 +127,20 @@ def test_prompts_that_shortening_makes_equal_are_dropped_not_refused(tokenizer):
     assert "1 prompts without their oldest turns" in str(report)
 
 
-def test_data_in_a_read_only_folder_are_shortened_too(tokenizer, tmp_path, monkeypatch):
-    """`datasets` would write its caches beside them."""
+def test_nothing_is_written_beside_the_data(tokenizer, tmp_path):
+    """They may be read-only, and `datasets` would write its caches there."""
     talk = [*message("user", "word " * 50), *message("assistant", "ok"), *message("user", "Now?")]
-    splits(train=[record("p0", "ann", talk, "a", "b")]).save_to_disk(tmp_path)
+    splits(train=[record("p0", "ann", talk, "a", "b", "Be brief.")]).save_to_disk(tmp_path)
     before = sorted(tmp_path.rglob("*"))
     data, report = kit.data.load_with_report(str(tmp_path), tokenizer=tokenizer, max_prompt_tokens=40)
     assert report.shortened == 1
     assert data["train"]["prompt"][0] == talk[2:]
+    whole = kit.data.load(str(tmp_path))["train"]
+    told = message("system", "Be brief.") + talk
+    assert with_user_text(whole)[0]["prompt"] == told
+    assert with_context(whole, Contexts("user_text", people_of(whole)))[0]["prompt"] == told
+    assert with_preference(whole, "{}")[0]["prompt"] == told
+    assert with_user_text(whole.select([])).features == whole.features
     assert sorted(tmp_path.rglob("*")) == before
 
 
