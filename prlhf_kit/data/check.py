@@ -6,7 +6,8 @@ duplicates, contradictions and prompts that leak into a test are each found by o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -85,6 +86,7 @@ def check(
     limits = {"over-long prompt": max_prompt_tokens, "over-long pair": max_tokens}
     short: dict[tuple[str, int], list[dict]] = {}  # (split, row) -> its prompt without the oldest turns
     scans = [_scan(split, pairs, tokenizer, limits, rules, short) for split, pairs in data.items()]
+    tokens = {split: _tokens(pairs, tokenizer) for split, pairs in data.items()} if tokenizer is not None else {}
     table = pd.concat(scans, ignore_index=True)
     _mark_repeats(table)
     _mark_leaks(table, rules)
@@ -97,20 +99,19 @@ def check(
         rows = kept.row[kept.split == split]
         clean[split] = data[split] if len(rows) == len(data[split]) else data[split].select(rows.to_numpy())
         if any(where == split for where, _ in left):
-            places = iter(rows)
-            clean[split] = changed(
-                clean[split], lambda row: {"prompt": short.get((split, next(places)), row["prompt"])}
-            )
+            asked = zip(rows, clean[split]["prompt"], strict=True)
+            prompts = iter([short.get((split, i), prompt) for i, prompt in asked])
+            clean[split] = changed(clean[split], functools.partial(_with_next, prompts))
     found = table.reason.value_counts().to_dict()
     found["over-long prompt"] = found.get("over-long prompt", 0) + len(left)
     checks = pd.DataFrame({"check": list(rules), "rule": list(rules.values())})
     checks["pairs"] = [found.get(name, 0) for name in rules]
-    told = {
-        name: f"{name.removeprefix('over-long ')} longer than {limit} tokens" for name, limit in limits.items() if limit
-    }
+    names = {"over-long prompt": "max_prompt_tokens", "over-long pair": "max_tokens"}
+    told = {name: f"{name} ({names[name]}={limit})" for name, limit in limits.items() if limit}
     dropped = table[table.reason != ""].rename(columns={"user": "user_id"}).replace({"reason": told})
     drops = dropped.groupby(["split", "user_id", "reason"], sort=False).size().rename("pairs").reset_index()
-    return clean, Report(drops, len(kept), checks, shortened=len(left))
+    quantiles = pd.concat(tokens, names=["split"]).reset_index("split") if tokens else None
+    return clean, Report(drops, len(kept), checks, shortened=len(left), tokens=quantiles)
 
 
 def _scan(split: str, pairs: Dataset, tokenizer, limits, rules, short) -> pd.DataFrame:
@@ -215,6 +216,24 @@ def _measure(batch, reasons: list[str], tokenizer, limits, rules, short, split: 
             for i, n in zip(rows, tokens(dialogues, True), strict=True):
                 if n > whole:
                     reasons[i] = "over-long pair"
+
+
+def _with_next(prompts: Iterator[list[dict]], _: dict) -> dict:
+    return {"prompt": next(prompts)}
+
+
+def _tokens(pairs: Dataset, tokenizer) -> pd.DataFrame:
+    """Quantiles of the tokens of a split's prompts and pairs (with the longer response): the first 1,000 pairs."""
+    rows = [row for row in pairs.select(range(min(len(pairs), 1000))) if not _reason(*(row[c] for c in MESSAGES))]
+    prompts = count_tokens(tokenizer, prompt_texts(tokenizer, [row["prompt"] for row in rows], False))
+    lengths = {"prompt": prompts}
+    for column in ("chosen", "rejected"):
+        whole = [row["prompt"] + row[column] for row in rows]
+        lengths[column] = count_tokens(tokenizer, prompt_texts(tokenizer, whole, True))
+    counts = pd.DataFrame(lengths, dtype=float)
+    counts = pd.DataFrame({"prompt": counts.prompt, "pair": counts[["chosen", "rejected"]].max(axis=1)})
+    found = counts.quantile([0.5, 0.9, 0.99, 1.0]).T
+    return found.set_axis(["median", "90%", "99%", "most"], axis=1).rename_axis("tokens of").reset_index()
 
 
 def _mark_repeats(table: pd.DataFrame) -> None:

@@ -52,7 +52,7 @@ def changed(pairs: Dataset, change: Callable[[dict], dict], features: Features |
     """
     features = features or pairs.features
     rows = (("", row | change(row)) for row in pairs)
-    return collect(rows, features).get("") or Dataset.from_list([], features=features)
+    return collect(rows, features).get("") or Dataset.from_dict({name: [] for name in features}, features=features)
 
 
 def _batch(rows: list[dict], schema: pa.Schema) -> pa.RecordBatch:

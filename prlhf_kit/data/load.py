@@ -84,7 +84,7 @@ def load_with_report(
         raw, tokenizer, max_prompt_tokens, max_tokens=max_tokens, min_pairs=min_pairs, rules={**own, **(rules or {})}
     )
     table = pd.concat([tally.table(), report.table], ignore_index=True).astype({"pairs": int})
-    return data, Report(table, report.kept, report.checks, dict(tally.counts), report.shortened)
+    return data, Report(table, report.kept, report.checks, dict(tally.counts), report.shortened, report.tokens)
 
 
 def _read(name: str, tally: Tally, path: Any, options: Mapping[str, Any]) -> DatasetDict:

@@ -61,6 +61,15 @@ def load_tokenizer(name: str = EMBEDDED, trust_remote_code: bool = False) -> Pre
     return tokenizer
 
 
+def context_length(name: str) -> int | None:
+    """Tokens that model `name` reads at most; None where it does not say, or is a tokenizer alone."""
+    try:
+        config = from_hub(AutoConfig, name).get_text_config()
+    except ModelError:
+        return None
+    return getattr(config, "max_position_embeddings", None)
+
+
 def load_model(
     name: str = EMBEDDED, dtype: torch.dtype = torch.float32, device: str | None = None, quantization_config=None
 ) -> PreTrainedModel:

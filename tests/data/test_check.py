@@ -111,9 +111,16 @@ def test_over_long_pairs_count_the_response_and_prompts_do_not(tokenizer):
     clean, report = kit.data.check(splits(train=rows), tokenizer, 100, max_tokens=50)
     assert clean["train"]["pair_id"] == ["p2"]
     assert report.table.to_dict("records") == [
-        {"split": "train", "user_id": "ann", "reason": "pair longer than 50 tokens", "pairs": 2},
-        {"split": "train", "user_id": "ann", "reason": "prompt longer than 100 tokens", "pairs": 1},
+        {"split": "train", "user_id": "ann", "reason": "over-long pair (max_tokens=50)", "pairs": 2},
+        {"split": "train", "user_id": "ann", "reason": "over-long prompt (max_prompt_tokens=100)", "pairs": 1},
     ]
+    kept = "1 of 4 pairs kept; dropped: 2 over-long pair (max_tokens=50), 1 over-long prompt (max_prompt_tokens=100)"
+    assert report.summary == kept
+    assert report.warning == f"75% of the pairs were dropped: {kept}"
+    assert report.tokens["tokens of"].tolist() == ["prompt", "pair"]
+    prompts, both = report.tokens["most"]
+    assert 100 < prompts < both
+    assert kit.data.check(splits(train=rows), tokenizer)[1].warning == ""
 
 
 def test_prompts_that_shortening_makes_equal_are_dropped_not_refused(tokenizer):
