@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
+import pandas as pd
 from datasets import Dataset
 from jinja2 import TemplateError
 
@@ -138,6 +139,19 @@ def prompt_texts(tokenizer: PreTrainedTokenizerBase, dialogues: list[list[dict]]
 def count_tokens(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[int]:
     """Tokens of each text that a chat template has laid out."""
     return [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]] if texts else []
+
+
+def token_quantiles(tokenizer: PreTrainedTokenizerBase, pairs: Dataset) -> pd.DataFrame:
+    """Quantiles of the tokens of the first 1,000 prompts, and of these pairs (with the longer response)."""
+    rows: Any = pairs.select(range(min(len(pairs), 1000))).to_list()
+    prompts = prompt_texts(tokenizer, [row["prompt"] for row in rows], False)
+    counts = pd.DataFrame({"prompt": count_tokens(tokenizer, prompts)})
+    for column in ("chosen", "rejected"):
+        dialogues = [row["prompt"] + row[column] for row in rows]
+        counts[column] = count_tokens(tokenizer, prompt_texts(tokenizer, dialogues, True))
+    counts["pair"] = counts[["chosen", "rejected"]].max(axis=1)
+    found = counts[["prompt", "pair"]].astype(float).quantile([0.5, 0.9, 0.99, 1.0]).T
+    return found.set_axis(["median", "90%", "99%", "most"], axis=1).rename_axis("tokens of").reset_index()
 
 
 def shorten(prompt: list[dict], fits) -> list[dict] | None:

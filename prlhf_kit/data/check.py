@@ -1,8 +1,4 @@
-"""The checks that every load goes through: each has a name, a rule and a count.
-
-All splits become one pandas table: who, which prompt and which responses as hashes, and why a pair is dropped. So
-duplicates, contradictions and prompts that leak into a test are each found by one expression.
-"""
+"""The checks that every load goes through, each with a name, a rule and a count: all on one table of hashes."""
 
 from __future__ import annotations
 
@@ -15,7 +11,7 @@ import pandas as pd
 from datasets import Dataset, DatasetDict
 
 from prlhf_kit.data.cards import Report
-from prlhf_kit.data.chat import count_tokens, prompt_texts, require_prefix, shorten
+from prlhf_kit.data.chat import count_tokens, prompt_texts, require_prefix, shorten, token_quantiles
 from prlhf_kit.data.collect import changed
 from prlhf_kit.data.schema import COLUMNS, MESSAGES, SchemaError
 
@@ -86,7 +82,9 @@ def check(
     limits = {"over-long prompt": max_prompt_tokens, "over-long pair": max_tokens}
     short: dict[tuple[str, int], list[dict]] = {}  # (split, row) -> its prompt without the oldest turns
     scans = [_scan(split, pairs, tokenizer, limits, rules, short) for split, pairs in data.items()]
-    tokens = {split: _tokens(pairs, tokenizer) for split, pairs in data.items()} if tokenizer is not None else {}
+    tokens = (
+        {split: token_quantiles(tokenizer, pairs) for split, pairs in data.items()} if tokenizer is not None else {}
+    )
     table = pd.concat(scans, ignore_index=True)
     _mark_repeats(table)
     _mark_leaks(table, rules)
@@ -162,11 +160,8 @@ def _wrong(column: str, value: Any) -> str:
         wanted = "a list of {'role': ..., 'content': text} messages."
         try:
             roles = [m["role"] for m in value]
-            right = (
-                bool(roles)
-                and all(roles)
-                and all(isinstance(m[key], str) for m in value for key in ("role", "content"))
-            )
+            texts = [m[key] for m in value for key in ("role", "content")]
+            right = bool(roles) and all(roles) and all(isinstance(text, str) for text in texts)
         except (TypeError, KeyError):
             right = False
         if right and (roles[-1] != "user" if column == "prompt" else roles[0] != "assistant"):
@@ -220,20 +215,6 @@ def _measure(batch, reasons: list[str], tokenizer, limits, rules, short, split: 
 
 def _with_next(prompts: Iterator[list[dict]], _: dict) -> dict:
     return {"prompt": next(prompts)}
-
-
-def _tokens(pairs: Dataset, tokenizer) -> pd.DataFrame:
-    """Quantiles of the tokens of a split's prompts and pairs (with the longer response): the first 1,000 pairs."""
-    rows = [row for row in pairs.select(range(min(len(pairs), 1000))) if not _reason(*(row[c] for c in MESSAGES))]
-    prompts = count_tokens(tokenizer, prompt_texts(tokenizer, [row["prompt"] for row in rows], False))
-    lengths = {"prompt": prompts}
-    for column in ("chosen", "rejected"):
-        whole = [row["prompt"] + row[column] for row in rows]
-        lengths[column] = count_tokens(tokenizer, prompt_texts(tokenizer, whole, True))
-    counts = pd.DataFrame(lengths, dtype=float)
-    counts = pd.DataFrame({"prompt": counts.prompt, "pair": counts[["chosen", "rejected"]].max(axis=1)})
-    found = counts.quantile([0.5, 0.9, 0.99, 1.0]).T
-    return found.set_axis(["median", "90%", "99%", "most"], axis=1).rename_axis("tokens of").reset_index()
 
 
 def _mark_repeats(table: pd.DataFrame) -> None:
@@ -307,9 +288,7 @@ def _refuse(table: pd.DataFrame, rules: Mapping[str, str]) -> None:
         )
     for name, rule in rules.items():
         failed = table[table.reason == name]
-        if (
-            rule == "refuse" and len(failed) and name != "prompt in train and test"
-        ):  # only shortened ones are left there
+        if rule == "refuse" and len(failed) and name != "prompt in train and test":  # there shortened ones are left
             first = failed.iloc[0]
             raise SchemaError(
                 f"{(failed.split == first.split).sum()} pairs of split {first.split!r} fail the check {name!r}, first "
