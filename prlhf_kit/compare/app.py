@@ -1,9 +1,5 @@
-"""`prlhf app RUN`: a run's side-by-side comparison as a web page, served by voila to whoever has the token.
-
-Voila serves one private copy of the notebook. Everything that it answers with wants the token: the page, the kernel's
-endpoints and, other than in voila by itself, the static files too. A page can send its widgets' messages to the
-kernel, no code; no file of the run can be fetched.
-"""
+"""`prlhf app RUN`: a run's side-by-side comparison as a web page, served by voila. Page, kernel and static files
+want the token. A page can send its widgets' messages to the kernel, no code."""
 
 from __future__ import annotations
 
@@ -105,6 +101,7 @@ def _run_server(scratch: Path, args: argparse.Namespace) -> None:
     """Serve `scratch/index.ipynb`, whose kernels work in the folder of the notebook, as in JupyterLab."""
     from jupyter_server import DEFAULT_STATIC_FILES_PATH
     from jupyter_server.base.handlers import JupyterHandler
+    from jupyter_server.services.kernels.kernelmanager import AsyncMappingKernelManager
     from tornado.web import HTTPError, StaticFileHandler
     from traitlets.config import Config
     from voila.app import Voila
@@ -115,9 +112,24 @@ def _run_server(scratch: Path, args: argparse.Namespace) -> None:
         async def prepare(self) -> None:
             await super().prepare()
             _ = self.xsrf_token  # sets a cookie, without which a page that is left can't end its kernel
-            if self.current_user and len(self.kernel_manager.list_kernel_ids()) >= args.pages:
-                self.set_status(503)
+
+        def write_error(self, status_code: int, **more) -> None:
+            if status_code == 503:
                 self.finish(f"{args.pages} pages are open already. Close one, or wait {IDLE // 60} minutes.")
+            else:
+                super().write_error(status_code, **more)
+
+    class Kernels(AsyncMappingKernelManager):
+        starting = 0  # of which `list_kernel_ids` knows nothing yet
+
+        async def start_kernel(self, **options) -> Any:  # type: ignore[override]  # async, as what it overrides is
+            if len(self.list_kernel_ids()) + Kernels.starting >= args.pages:
+                raise HTTPError(503)
+            Kernels.starting += 1
+            try:
+                return await super().start_kernel(**options)
+            finally:
+                Kernels.starting -= 1
 
     def guarded(handler: type) -> type:
         """Voila's file handlers ask nobody who they are."""
@@ -158,6 +170,7 @@ def _run_server(scratch: Path, args: argparse.Namespace) -> None:
     config.VoilaConfiguration.file_allowlist = []  # voila/files serves pictures of the notebook's folder by default
     config.VoilaConfiguration.allow_template_override = "NO"
     config.VoilaConfiguration.allow_theme_override = "NO"
+    config.VoilaConfiguration.multi_kernel_manager_class = Kernels
     config.VoilaConfiguration.show_tracebacks = True  # an error stands where the page would
     config.MappingKernelManager.root_dir = str(args.notebook.resolve().parent)
     config.MappingKernelManager.cull_idle_timeout = IDLE

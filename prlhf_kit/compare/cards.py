@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -26,40 +26,73 @@ UNFINISHED = "\ufffd"  # what a tokenizer makes of bytes that are no character y
 
 
 class Piece(NamedTuple):
-    """The least number of tokens that are whole characters. `base`: what the base would have said there, if not this.
-
-    `gain`: the reward gained, `depth`: as a share of the answer's largest; `name`: of what can't be seen, to be read
-    out; `before` and `after`: spaces around the text.
-    """
+    """The least number of tokens that are whole characters."""
 
     text: str
-    base: str | None = None
-    gain: float = 0.0
-    depth: float = 0.0
-    name: str = ""
-    before: str = ""
+    base: str | None = None  # what the base would have said there, if not this
+    gain: float = 0.0  # the reward gained
+    depth: float = 0.0  # as a share of the answer's largest
+    name: str = ""  # of what can't be seen, to be read out
+    before: str = ""  # spaces around the text
     after: str = ""
+
+
+def pieces(answer: GuidedAnswer, tokenizer) -> list[Piece]:
+    """The answer's tokens as text for people to read, those marked that the base would not have said."""
+
+    def text_of(start: int, tokens: Sequence[int]) -> str:
+        """Behind those before them, since a tokenizer may drop the space of what comes first."""
+        ahead = answer.tokens[:start]
+        whole = tokenizer.decode([*ahead, *tokens], skip_special_tokens=True)
+        return whole[len(tokenizer.decode(ahead, skip_special_tokens=True)) :]
+
+    def visible(text: str) -> tuple[str, str]:
+        """To be pointed at, and to be read out: what can't be seen gets a sign and a name."""
+        if UNFINISHED in text:
+            return "▯", "part of a character"
+        if text.strip():
+            return text.strip(), text.strip()
+        return ("↵", "line break") if "\n" in text else ("␣", "space") if text else ("∎", "end of the answer")
+
+    gained = np.nan_to_num(np.array(answer.rewards) - np.array(answer.base_rewards))
+    changed = np.array(answer.changed, dtype=bool)
+    most = max(gained[changed].max(initial=0.0), 1e-9)
+    found, start = [], 0
+    for stop in range(1, len(answer.tokens) + 1):
+        text = text_of(start, answer.tokens[start:stop])
+        if text.endswith(UNFINISHED) and stop < len(answer.tokens):
+            continue  # a character of several tokens
+        moved = [i for i in range(start, stop) if changed[i]]
+        if moved:
+            _, base = visible(text_of(start, [*answer.tokens[start : moved[0]], answer.base_tokens[moved[0]]]))
+            sign, name = visible(text)
+            before, _, after = text.partition(text.strip()) if text.strip() else ("", "", "")
+            gain = gained[moved].sum()
+            found.append(Piece(sign, base, gain, round(max(gain, 0.0) / most, 2), name, before, after))
+        else:
+            found.append(Piece(text.rstrip(UNFINISHED)))
+        start = stop
+    return found
+
+
+def picture(answer: GuidedAnswer, tokenizer) -> str:
+    """An answer as HTML: marked where the reward overruled the base, the deeper the more it was worth; what the base
+    would have said, and the reward gained, appear at the pointer."""
+    return STYLE + LOOKS.picture_html(pieces(answer, tokenizer))
 
 
 @dataclass(eq=False)
 class Card:
-    """One answer: of a system, for one user, or for all `users` alike where the system goes by nothing of them.
-
-    Args:
-        weight: PAD's w; of a system with a weight of its own, that.
-        state: "waiting", "writing", "done", "stopped" or "failed".
-        ended: the model ended the answer; an answer that is done without that was cut off at the longest length.
-        rewards: (user, name of the reward, value).
-    """
+    """One answer: of a system, for one user, or for all `users` alike where the system goes by nothing of them."""
 
     system: System
     users: Sequence[User]
-    weight: float
-    state: str = "waiting"
+    weight: float  # PAD's w; of a system with a weight of its own, that
+    state: Literal["waiting", "writing", "done", "stopped", "failed"] = "waiting"
     answer: GuidedAnswer | None = None
     error: str = ""
-    ended: bool = False
-    rewards: list[tuple[User, str, float]] = field(default_factory=list)
+    ended: bool = False  # by the model; done without that, it was cut off at the longest length
+    rewards: list[tuple[User, str, float]] = field(default_factory=list)  # user, name of the reward, value
 
     @property
     def title(self) -> str:
@@ -68,6 +101,10 @@ class Card:
     @property
     def whom(self) -> str:
         return self.users[0].name if self.system.reads else "anyone"
+
+    @property
+    def pieces(self) -> list[Piece]:
+        return pieces(self.answer, self.system.tokenizer) if self.answer else []
 
     @property
     def text(self) -> str:
@@ -115,45 +152,6 @@ class Card:
         except Exception as error:  # whatever a model or a reward raises is shown where it happened
             kind = "" if isinstance(error, DecodingError) else f"{type(error).__name__}: "
             self.state, self.error = "failed", f"{kind}{error}"
-
-    def pieces(self) -> list[Piece]:
-        """The answer's tokens as text for people to read, those marked that the base would not have said."""
-        answer, tokenizer = self.answer, self.system.tokenizer
-        assert answer is not None
-
-        def text_of(start: int, tokens: Sequence[int]) -> str:
-            """Behind those before them, since a tokenizer may drop the space of what comes first."""
-            ahead = answer.tokens[:start]
-            whole = tokenizer.decode([*ahead, *tokens], skip_special_tokens=True)
-            return whole[len(tokenizer.decode(ahead, skip_special_tokens=True)) :]
-
-        def visible(text: str) -> tuple[str, str]:
-            """To be pointed at, and to be read out: what can't be seen gets a sign and a name."""
-            if UNFINISHED in text:
-                return "▯", "part of a character"
-            if text.strip():
-                return text.strip(), text.strip()
-            return ("↵", "line break") if "\n" in text else ("␣", "space") if text else ("∎", "end of the answer")
-
-        gained = np.nan_to_num(np.array(answer.rewards) - np.array(answer.base_rewards))
-        changed = np.array(answer.changed, dtype=bool)
-        most = max(gained[changed].max(initial=0.0), 1e-9)
-        found, start = [], 0
-        for stop in range(1, len(answer.tokens) + 1):
-            text = text_of(start, answer.tokens[start:stop])
-            if text.endswith(UNFINISHED) and stop < len(answer.tokens):
-                continue  # a character of several tokens
-            moved = [i for i in range(start, stop) if changed[i]]
-            if moved:
-                _, base = visible(text_of(start, [*answer.tokens[start : moved[0]], answer.base_tokens[moved[0]]]))
-                sign, name = visible(text)
-                before, _, after = text.partition(text.strip()) if text.strip() else ("", "", "")
-                gain = gained[moved].sum()
-                found.append(Piece(sign, base, gain, round(max(gain, 0.0) / most, 2), name, before, after))
-            else:
-                found.append(Piece(text.rstrip(UNFINISHED)))
-            start = stop
-        return found
 
 
 def lay_out(systems: Sequence[System], users: Sequence[User], weight: float) -> tuple[list[Card], list[str]]:

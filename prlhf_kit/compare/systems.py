@@ -34,25 +34,25 @@ from prlhf_kit.training.persrm import load_persrm
 
 BASE, PERSONAL, STEERED, PERSRM = "base model", "P-DPO", "PAD", "PAD, PersRM"
 VANILLA = LABELS["dpo"]
-NAMES = (BASE, VANILLA, PERSONAL, STEERED, TEXT, PERSRM)
+KNOWS = {
+    BASE: "nothing; not trained here",
+    VANILLA: "nothing; trained on everybody's pairs",
+    PERSONAL: "soft tokens, learned from their pairs (notebook 03)",
+    STEERED: "the same soft tokens, which steer the untrained base with weight w (notebook 04)",
+    TEXT: "their own words, in the prompt of the base",
+    PERSRM: "their own words, steering the base (notebook 04b)",
+}
 MANY = 12  # seen users on offer where none are named
 
 
 @dataclass(frozen=True, eq=False)
 class User:
-    """Whom an answer is for.
-
-    Args:
-        name: as shown.
-        user_id: who has a row in the user index; None: the generic user.
-        words: what they say of themselves.
-        fitted: `pairs`, `steps` and `seed` that a new user's row was fitted with; None: they were in training.
-    """
+    """Whom an answer is for, by the name that is shown."""
 
     name: str
-    user_id: str | None = None
-    words: str | None = None
-    fitted: dict[str, int] | None = None
+    user_id: str | None = None  # None: the generic user
+    words: str | None = None  # what they say of themselves
+    fitted: dict[str, int] | None = None  # `pairs`, `steps` and `seed` of a new user's row; None: they were in training
 
 
 ANYONE = User("anyone (generic user)")
@@ -63,7 +63,6 @@ class System:
     """One way to answer.
 
     Args:
-        name: as shown.
         guide: what steers the model that its own was trained from; `weight` 0: that model alone.
         tokenizer: of that model.
         reads: what it goes by: the user's row ("user_id"), their own "words", or nothing of them.
@@ -79,11 +78,7 @@ class System:
     top_k: int | None = None
 
     def stream(self, prompt: Prompt, user: User, weight: float = 1.0, max_new_tokens: int = 64) -> Iterator[Any]:
-        """One greedy answer as it grows: after every token a `GuidedAnswer` of all there is so far.
-
-        Raises:
-            DecodingError: an empty prompt, or one beyond the context.
-        """
+        """One greedy answer as it grows: after every token a `GuidedAnswer` of all there is so far."""
         vocabulary = min(len(self.tokenizer), self.guide.model.get_input_embeddings().weight.shape[0])
         decoder = GuidedDecoder(
             None,
@@ -105,18 +100,13 @@ Reward = Callable[[User, Prompt, str], float | None]  # of an answer, for a user
 
 @dataclass(frozen=True)
 class Offered:
-    """What a run offers for comparison.
-
-    Args:
-        rewards: name with its unit -> reward of an answer.
-        fingerprints: model -> hash of its weights, those of P-DPO with the new user's.
-    """
+    """What a run offers for comparison."""
 
     systems: list[System]
     users: list[User]
     prompts: list[Prompt]
-    rewards: dict[str, Reward]
-    fingerprints: dict[str, str]
+    rewards: dict[str, Reward]  # by name with its unit
+    fingerprints: dict[str, str]  # model -> hash of its weights, those of P-DPO with the new user's
     data: DatasetDict
 
 
@@ -138,7 +128,7 @@ def of_run(
     Args:
         model: the base model that notebook 03 trained on.
         users: seen users on offer; none: up to `MANY` of them, those of different groups first.
-        systems: some of `NAMES`; none: all that the run has.
+        systems: some of `KNOWS`; none: all that the run has.
         prompts: texts on offer; none: `n_prompts` test prompts, drawn by `seed`.
         k: known pairs of the new user, one of those who were never in training; 0: no such user.
         steps: of Adam when that user is fitted; 0 chooses the nearest known user. Fitted once, then kept in the cache.
@@ -154,7 +144,7 @@ def of_run(
     control, persrm = trained.with_name("dpo"), run_dir / "04b_persrm" / "persrm"
     spoken = any(data["train"]["user_text"])
     there = {VANILLA: control.exists(), TEXT: spoken, PERSRM: spoken and persrm.exists()}
-    names = [name for name in NAMES if there.get(name, True)]
+    names = [name for name in KNOWS if there.get(name, True)]
     if unknown := [name for name in systems if name not in names]:
         raise ValueError(f"{run_dir.name} has no system {unknown[0]!r}. It has: {', '.join(names)}.")
     names = [name for name in names if not systems or name in systems]

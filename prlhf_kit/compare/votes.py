@@ -26,14 +26,11 @@ def records(
     voter_text: str = "",
     **more: Any,
 ) -> list[dict[str, Any]]:
-    """One preference record for each answer that `chosen` was preferred to.
-
-    Answers that are empty, or the same as the chosen one, are no alternatives and give no record.
+    """One preference record of `voter` for each answer that number `chosen` was preferred to; none for answers that are
+    empty, or the same as the chosen one.
 
     Args:
-        voter: becomes `user_id`.
         answers: text, and what made it (plain values), of each answer in the order in which they were shown.
-        chosen: number of the chosen one.
         voter_text: what the voter says of themselves.
         more: what else is kept in every record.
 

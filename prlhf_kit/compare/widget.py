@@ -32,26 +32,25 @@ WRITING = threading.Lock()  # adapters are switched on and off in the models, wh
 
 
 def live() -> bool:
-    """Whether somebody may be at the screen: in JupyterLab and the like, which take input, or in voila. Not under
-    `prlhf run`, papermill or `jupyter execute`, where a widget would be left without a kernel."""
+    """Whether somebody may be at the screen: in JupyterLab and the like, which take input, or in voila."""
     request: Any = getattr(get_ipython(), "get_parent", dict)()  # to run this cell
     page = os.environ.get("SERVER_SOFTWARE", "").startswith("voila") or request.get("content", {}).get("allow_stdin")
     return bool(page) and not os.environ.get(UNDER_RUNNER)
 
 
 class Comparison(ui.VBox):
-    """The comparison as a widget: show it as a cell's last expression, or by `display`. Its controls are attributes.
+    """The comparison as a widget: show it as a cell's last expression, or by `display`.
 
-    One answer is written after the other, in a thread of its own, so the kernel stays free; don't use the same models
-    elsewhere meanwhile. Making a comparison, or generating in one, stops whichever is writing. In blind mode the cards
-    stand in a random order, without names, rewards or colours until the vote, or until they are asked for; how fast a
-    card is written still differs between systems.
+    One answer is written after the other, in a thread of its own; don't use the same models elsewhere meanwhile. Making
+    a comparison, or generating in one, stops whichever is writing. In blind mode the cards stand in a random order,
+    without names, rewards or colours until the vote, or until they are asked for; how fast a card is written still
+    differs between systems.
 
     Args:
-        offered: what can be chosen, see `systems.of_run`. The first two users and all systems are chosen at first.
-        votes: file that votes are appended to, see `votes.records`; None: there are no votes.
+        offered: of `systems.of_run`.
+        votes: file that votes are appended to; None: there are no votes.
         weight, max_new_tokens, blind: at first.
-        seed: of the order in blind mode; None: another one each time. It is kept with every vote.
+        seed: of the order in blind mode, kept with every vote; None: another one each time.
     """
 
     stopping = threading.Event()  # ends what is being written now, by whichever comparison
@@ -61,8 +60,8 @@ class Comparison(ui.VBox):
         offered: Offered,
         *,
         votes: str | Path | None = None,
-        weight: float = 1.0,
-        max_new_tokens: int = 64,
+        weight: float = 2.0,
+        max_new_tokens: int = 256,
         blind: bool = False,
         seed: int | None = None,
     ):
@@ -113,14 +112,8 @@ class Comparison(ui.VBox):
         # for the style sheet, the script and the tests
         for name in "choose prompt weight voter about generate status cards".split():
             getattr(self, name).add_class(f"prlhf-{name}")
-        named = {
-            "compare": self,
-            "users": users,
-            "systems": systems,
-            "options": form,
-            "actions": actions,
-            "script": script,
-        }
+        self.add_class("prlhf-compare")
+        named = {"users": users, "systems": systems, "options": form, "actions": actions, "script": script}
         for name, part in named.items():
             part.add_class(f"prlhf-{name}")
         self.choose.observe(self._chosen, "value")

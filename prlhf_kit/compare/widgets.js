@@ -11,6 +11,12 @@
   name(".prlhf-systems", { role: "group", "aria-label": "Systems" });
   name(".prlhf-cards", { role: "region", "aria-label": "Answers" });
   name(".prlhf-weight .noUi-handle", { "aria-label": "PAD weight" });
+  // a prompt that was put there goes when one types; what was typed stays
+  const prompt = root.querySelector(".prlhf-prompt textarea");
+  let typed = false;
+  prompt.addEventListener("input", () => { typed = true; });
+  root.querySelector(".prlhf-choose select").addEventListener("change", () => { typed = false; });
+  prompt.addEventListener("focus", () => { if (!typed) setTimeout(() => prompt.select()); });
   root.addEventListener("keydown", (event) => {
     if (event.key !== "Enter" || !(event.ctrlKey || event.metaKey)) return;
     event.preventDefault();

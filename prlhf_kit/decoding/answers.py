@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from prlhf_kit.files import write_text
 
@@ -61,11 +65,8 @@ BEGINNING = b'{"key": '
 
 
 def read_lines(path: Path, parse: Callable[[dict[str, Any]], Any], what: str) -> dict[str, Any]:
-    """Key -> `parse(row)` of JSON lines that begin with their key; a last line that a crash cut off is removed.
-
-    Args:
-        what: a line is, for the message of the `ValueError` that another file raises.
-    """
+    """Key -> `parse(row)` of JSON lines that begin with their key; a last line that a crash cut off is removed. A line
+    that is no `what` raises `ValueError`."""
     if not path.exists():
         return {}
     whole, _, torn = path.read_bytes().rpartition(b"\n")  # not as text: it may be cut within a letter
@@ -84,6 +85,29 @@ def read_lines(path: Path, parse: Callable[[dict[str, Any]], Any], what: str) ->
     if torn:
         write_text(path, f"{whole.decode()}\n" if whole else "")
     return found
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Within it nobody else adds answers to `path`, whose last line may be half there while somebody does.
+
+    Raises:
+        ValueError: another call does.
+    """
+    path = path.resolve()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path.with_name(f".{path.name}.lock"), timeout=0)
+    if os.access(path.parent, os.W_OK):  # else nothing will be added
+        try:
+            lock.acquire()
+        except Timeout:
+            raise ValueError(
+                f"{path} is being written by another call. Wait until that has ended, or choose another file."
+            ) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def add_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
@@ -106,11 +130,8 @@ def write_pad(path: str | Path, prompts: Sequence[str], answers: Sequence[Guided
 def read_pad_config(path: str | Path) -> list[dict[str, Any]]:
     """Settings of `GuidedDecoder`, one dict a line of a `.config` file of PAD or ARGS.
 
-    `rm_weight` is the weight, `topk` the candidates, `mode` "greedy" or "topk" (sampling, at `sample_temp`); ARGS's
-    older files say so in `sampling`. Fields such as PAD's `perspective` come along under `extra`.
-
-    Raises:
-        ValueError: a field is missing, or a mode that is neither.
+    `mode` is "greedy" or "topk" (sampling); ARGS's older files say so in `sampling`. Fields such as PAD's `perspective`
+    come along under `extra`. Raises `ValueError` for a line without these fields.
     """
     found = []
     for number, line in enumerate(filter(str.strip, Path(path).read_text(encoding="utf-8").split("\n")), 1):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from prlhf_kit.data.chat import prompt_texts, tell
 from prlhf_kit.files import short_hash
 from prlhf_kit.models import hub
 from prlhf_kit.models.conditioning import embed_with_users, user_model_of
+from prlhf_kit.models.tokenize import require_tokenizer
 
 Prompt = list[dict[str, str]]
 
@@ -23,15 +25,22 @@ class DecodingError(ValueError):
     """The request can't be decoded; the message says why and what to do."""
 
 
-def ids_of(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, told: str | None = None) -> tuple[int, ...]:
-    """Token ids of a prompt that waits for its answer, with `told` as its system message.
-
-    Raises:
-        DecodingError: the prompt is empty.
-        SchemaError: the chat template refuses its roles.
-    """
+def require_prompt(prompt: Prompt) -> None:
+    """Raise `DecodingError` for what is no list of messages, or has nothing to answer."""
+    if isinstance(prompt, str | Mapping) or not all(
+        isinstance(m, Mapping) and {"role", "content"} <= m.keys() for m in prompt
+    ):
+        raise DecodingError(
+            f"a prompt is {str(prompt)[:80]!r}, expected a list of messages, [{{'role': 'user', 'content': text}}]; "
+            "several prompts, or one, are a list of such lists."
+        )
     if not prompt or not prompt[-1]["content"].strip():
         raise DecodingError(f"an empty prompt can't be answered: {prompt!r}. Expected messages with text.")
+
+
+def ids_of(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, told: str | None = None) -> tuple[int, ...]:
+    """Token ids of a prompt that waits for its answer, with `told` as its system message."""
+    require_prompt(prompt)
     [text] = prompt_texts(tokenizer, [tell(prompt, told)], answered=False)
     return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
 
@@ -69,8 +78,7 @@ def eos_ids(model, tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 
 def generation_config(model, tokenizer: PreTrainedTokenizerBase, generation: Mapping[str, Any]) -> GenerationConfig:
-    """What `generation` asks for, greedy and 64 new tokens if it does not say. Raises `DecodingError` where
-    transformers has no such option."""
+    """What `generation` asks for, greedy and 64 new tokens if it does not say."""
     known = GenerationConfig()  # which would take any name and ignore it
     for name in generation:
         if not hasattr(known, name):
@@ -115,7 +123,7 @@ def write_batch(
     user_rows: Sequence[int] | None,
     config: GenerationConfig,
 ) -> list[Written]:
-    """Answer some prompts, as token ids, at once, with the KV cache; other arguments as of `generate`."""
+    """Answers to some prompts, as token ids."""
     ids, mask = left_padded(texts, model.get_input_embeddings().weight.device)
     inputs = {"input_ids": ids, "attention_mask": mask}
     if user_rows is not None:
@@ -156,7 +164,7 @@ def generate(
     Args:
         model: personalised model; with `user_rows=None`, any causal LM.
         prompts: chat messages, the last one of role "user".
-        user_rows: `[n]`, 0 = generic user (see `UserIndex.rows`).
+        user_rows: `[n]`, 0 = generic user; `UserIndex.rows` gives those of users' ids.
         seed: of sampling, applied before the first batch.
         generation: what transformers' `generate` takes, e.g. `max_new_tokens=64, do_sample=True, temperature=0.7`.
 
@@ -165,13 +173,23 @@ def generate(
 
     Raises:
         DecodingError: an empty prompt, one beyond the context, an unknown option, or not one user row a prompt.
+        ModelError: the model was trained with another tokenizer.
     """
-    if user_rows is not None and len(user_rows) != len(prompts):
-        raise DecodingError(f"{len(user_rows)} user rows for {len(prompts)} prompts; expected one row a prompt.")
-    if seed is not None:
-        torch.manual_seed(seed)
+    require_tokenizer(model, tokenizer)
     config = generation_config(model, tokenizer, generation)
     texts = [ids_of(tokenizer, prompt) for prompt in prompts]
+    if user_rows is not None:
+        try:
+            user_rows = [operator.index(row) for row in user_rows]
+        except TypeError:
+            raise DecodingError(
+                f"user_rows is {user_rows!r:.80}, expected row numbers. Those of users' ids are index.rows([...]), of "
+                "the UserIndex that load_personalized returns with the model."
+            ) from None
+        if len(user_rows) != len(prompts):
+            raise DecodingError(f"{len(user_rows)} user rows for {len(prompts)} prompts; expected one row a prompt.")
+    if seed is not None:
+        torch.manual_seed(seed)
     check_context(model, user_rows is not None, max(map(len, texts), default=0), config.max_new_tokens)
     answers = [""] * len(prompts)
     batches = in_batches([len(text) for text in texts], batch_size)

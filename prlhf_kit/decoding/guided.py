@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,14 +15,24 @@ from peft import PeftModel
 from tqdm.auto import tqdm
 from transformers import LogitsProcessorList, PreTrainedTokenizerBase, TemperatureLogitsWarper, TopPLogitsWarper
 
-from prlhf_kit.decoding.answers import GuidedAnswer, add_lines, read_lines
-from prlhf_kit.decoding.generate import DecodingError, Prompt, check_context, eos_ids, identity, ids_of, in_batches
+from prlhf_kit.decoding.answers import GuidedAnswer, add_lines, locked, read_lines
+from prlhf_kit.decoding.generate import (
+    DecodingError,
+    Prompt,
+    check_context,
+    eos_ids,
+    identity,
+    ids_of,
+    in_batches,
+    require_prompt,
+)
 from prlhf_kit.decoding.guides import ARGS, Guide, Who, start_of
 from prlhf_kit.decoding.readers import Row, mixes
 from prlhf_kit.decoding.steered import Request, Steered
 from prlhf_kit.files import short_hash
 from prlhf_kit.models import hub
 from prlhf_kit.models.conditioning import causal_lm
+from prlhf_kit.models.tokenize import PROBE, require_tokenizer
 
 Weight = float | Sequence[float] | Callable[[int], float]
 
@@ -43,13 +54,11 @@ class GuidedDecoder:
         top_k: candidates a step.
         max_new_tokens, min_new_tokens, stop_strings, repetition_penalty: as of `generate`, on the base's logits.
         do_sample: draw from softmax(score / temperature) over the candidates, cut to `top_p`; else the best one.
-        every: ask the guide for every m-th token only; the base goes on alone between.
-        unsure_above: ask the guide only where the base's entropy (nats) is above this. What the guide skips it reads in
-            one go when it is asked next.
         batch_size: answers at once.
 
     Raises:
         DecodingError: k beyond the vocabulary, w not finite, no token or batch, or tokenizers that differ.
+        ModelError: a model was trained with another tokenizer.
         ValueError: transformers' own, of temperature and top_p.
     """
 
@@ -66,8 +75,6 @@ class GuidedDecoder:
     temperature: float = 1.0
     top_p: float = 1.0
     seed: int = 0
-    every: int = 1
-    unsure_above: float = 0.0
     batch_size: int = 16
 
     def __post_init__(self):
@@ -93,16 +100,13 @@ class GuidedDecoder:
         self._refuse_another_tokenizer()
         if not 1 <= self.top_k <= self.vocabulary:
             raise DecodingError(f"top_k is {self.top_k}, expected 1 to {self.vocabulary}, the size of the vocabulary.")
-        for name in ("max_new_tokens", "every", "batch_size"):
+        for name in ("max_new_tokens", "batch_size"):
             if getattr(self, name) < 1:
                 raise DecodingError(f"{name} is {getattr(self, name)}, expected a whole number from 1 on.")
         self.warpers = LogitsProcessorList([TemperatureLogitsWarper(float(self.temperature))] if self.do_sample else [])
         if self.top_p < 1:
             self.warpers.append(TopPLogitsWarper(self.top_p))
-        self.weights = self._schedule()
-
-    def _schedule(self) -> list[float]:
-        """w of every token."""
+        # w of every token
         steps, given = range(self.max_new_tokens), self.weight
         if callable(given):
             found = [float(given(step)) for step in steps]
@@ -110,63 +114,60 @@ class GuidedDecoder:
             found = torch.atleast_1d(torch.as_tensor(given, dtype=torch.float64)).tolist()[: len(steps)]
             found += found[-1:] * (len(steps) - len(found))
         if not found or not all(map(math.isfinite, found)):
-            raise DecodingError(
-                f"weight is {self.weight}, expected finite numbers (0 is the base model, 1 PAD's default)."
-            )
-        return found
+            raise DecodingError(f"weight is {given}, expected finite numbers (0 is the base model, 1 PAD's default).")
+        self.weights = found
 
     def _refuse_another_tokenizer(self) -> None:
         """Base and guide are compared token by token, so both need the same tokens, and the same cuts of a text."""
-        own, other = self.tokenizer, self.guide.tokenizer
+        own, other, differ = self.tokenizer, self.guide.tokenizer, None
         base, guided = causal_lm(self.base_model), causal_lm(self.guide.model)
-        if other is None and (base is guided or (hub.name_of(base) and hub.name_of(base) == hub.name_of(guided))):
-            return
-        probe = "Ünïcode 12345, don't\n\n  def f(x): return {'x': x}\t<|im_end|></s> 東京 🙂"
         if other is None:
-            differ = "base and guide are different models: pass the guide's own tokenizer=... to it, to be compared"
-        elif own.get_vocab() != other.get_vocab():
-            different = dict(set(own.get_vocab().items()) ^ set(other.get_vocab().items()))
-            differ = f"base and guide have {len(own)} and {len(other)} tokens, different ones in {min(different)!r}"
-        elif own(probe)["input_ids"] != other(probe)["input_ids"]:
+            if base is not guided and not (hub.name_of(base) and hub.name_of(base) == hub.name_of(guided)):
+                differ = "base and guide are different models: pass the guide's own tokenizer=... to it, to be compared"
+        elif different := set(own.get_vocab().items()) ^ set(other.get_vocab().items()):
+            token = min(different)[0]
+            numbers = " and ".join(str(one.get_vocab().get(token, "missing")) for one in (own, other))
+            differ = f"base and guide have {len(own)} and {len(other)} tokens, of which {token!r} is {numbers}"
+        elif own(PROBE)["input_ids"] != other(PROBE)["input_ids"]:
             differ = "base and guide differ in how text is cut into tokens"
-        else:
-            return
-        raise DecodingError(
-            f"{differ}. Guided decoding compares token by token: use models of one family, or choose among finished "
-            "answers with best_of_n, for which tokenizers don't matter."
-        )
+        if differ:
+            raise DecodingError(
+                f"{differ}. Guided decoding compares token by token: use models of one family, or choose among "
+                "finished answers with best_of_n, for which tokenizers don't matter."
+            )
+        require_tokenizer(self.base_model, own)
+        require_tokenizer(self.guide.model, other or own)
 
     def generate(
         self, prompts: Sequence[Prompt], who: Sequence[Who] | None = None, out: str | Path | None = None
     ) -> list[GuidedAnswer]:
-        """Answer `prompts[i]` for `who[i]`.
+        """Answer `prompts[i]`, chat messages, for `who[i]` (`decoding.guides.Who`; None: nobody in particular).
 
         Args:
-            prompts: chat messages, the last one of role "user".
-            who: see `decoding.guides.Who`; None: nobody in particular.
             out: file of JSON lines that gets every answer as soon as its batch is done. What is there already, made by
                 the same models with the same settings, is not made again.
 
         Raises:
             DecodingError: an empty prompt, one beyond the context, an unknown user: before anything is decoded.
+            ValueError: `out` is a file of something else, or another call is writing it.
         """
         jobs = self._jobs(prompts, [None] * len(prompts) if who is None else who)
-        found: dict[str, GuidedAnswer] = {}
-        keys = [job.key for job in jobs]
-        if out is not None:
-            found = read_lines(Path(out), GuidedAnswer.from_json, "answer of guided decoding")
-            keys = self._made_by(jobs)
-        left = [(key, job) for key, job in zip(keys, jobs, strict=True) if key not in found]
-        batches = in_batches([max(row.length for row in job.rows) for _, job in left], self.batch_size)
-        for numbers in tqdm(batches, desc="guided decoding", disable=None, leave=False):
-            batch = [left[i] for i in numbers]
-            [answers] = Steered(self, [job for _, job in batch]).write(self.max_new_tokens)
-            rows = []
-            for (key, job), answer in zip(batch, answers, strict=True):
-                found[key] = answer
-                rows.append({"key": key, "prompt": job.prompt, "who": job.who, **answer.to_json()})
+        keys = [job.key for job in jobs] if out is None else self._made_by(jobs)
+        with contextlib.nullcontext() if out is None else locked(Path(out)):
+            found: dict[str, GuidedAnswer] = {}
             if out is not None:
-                add_lines(Path(out), rows)
+                found = read_lines(Path(out), GuidedAnswer.from_json, "answer of guided decoding")
+            left = [(key, job) for key, job in zip(keys, jobs, strict=True) if key not in found]
+            batches = in_batches([max(row.length for row in job.rows) for _, job in left], self.batch_size)
+            for numbers in tqdm(batches, desc="guided decoding", disable=None, leave=False):
+                batch = [left[i] for i in numbers]
+                [answers] = Steered(self, [job for _, job in batch]).write(self.max_new_tokens)
+                rows = []
+                for (key, job), answer in zip(batch, answers, strict=True):
+                    found[key] = answer
+                    rows.append({"key": key, "prompt": job.prompt, "who": job.who, **answer.to_json()})
+                if out is not None:
+                    add_lines(Path(out), rows)
         return [found[key] for key in keys]
 
     def stream(self, prompt: Prompt, who: Who = None) -> Iterator[GuidedAnswer]:
@@ -175,12 +176,15 @@ class GuidedDecoder:
             yield draft
 
     def _jobs(self, prompts: Sequence[Prompt], who: Sequence[Who]) -> list[Request]:
-        if len(who) != len(prompts):
-            raise DecodingError(f"{len(who)} entries in who for {len(prompts)} prompts; expected one a prompt.")
+        for prompt in prompts:
+            require_prompt(prompt)
+        if isinstance(who, str) or len(who) != len(prompts):
+            raise DecodingError(f"who is {who!r:.80} for {len(prompts)} prompts, expected a list of one each.")
         found, asked = [], Counter[str]()
         for prompt, person in zip(prompts, who, strict=True):
             told = self.guide.base_text(person)
             base = Row(0, ids_of(self.tokenizer, prompt, told), self.base_model, adapter=self.base_adapter)
+            rows = self.guide.rows(0, prompt, person, self.tokenizer)
             plain: Any = person  # as JSON holds it
             if isinstance(person, Mapping):
                 plain = {name: float(share) for name, share in person.items()}
@@ -188,7 +192,6 @@ class GuidedDecoder:
                 plain = list(person)
             key = short_hash(self.seed, prompt, plain)
             asked[key] += 1
-            rows = self.guide.rows(0, prompt, person, self.tokenizer)
             found.append(Request(prompt, plain, short_hash(key, asked[key]), base, rows))
             for row in found[-1].rows:
                 check_context(causal_lm(row.model), False, row.length, self.max_new_tokens)

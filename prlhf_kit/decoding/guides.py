@@ -46,8 +46,8 @@ FORMS = ("paper", "released")
 class Guide(ABC):
     """What `GuidedDecoder` needs of a guide: `rows`, which are read beside the base, and with which factors they count.
 
-    A subclass sets `model` (what is read), `users` and `tokenizer` (None: the base's); its other plain attributes are
-    taken for settings on which answers depend.
+    A subclass sets `model` (what is read), `users` and `tokenizer` (None: the base's). Answers on disk depend on its
+    other plain attributes too.
     """
 
     model: Any
@@ -85,18 +85,20 @@ def weighed(who: Who) -> dict[str | None, float]:
     if who is None or isinstance(who, str):
         return {who: 1.0}
     if not isinstance(who, Mapping):
-        return {" ".join(who): 1.0}
+        try:
+            return {" ".join(who): 1.0}
+        except TypeError:
+            raise DecodingError(
+                f"who has {who!r:.80}, expected a user's id or a preference in words, a list of such words, "
+                "{name: weight} for several, or None for nobody in particular."
+            ) from None
     if not who or not all(map(math.isfinite, who.values())):
         raise DecodingError(f"weights of preferences are {dict(who)}, expected finite numbers, at least one.")
     return {name: float(value) for name, value in who.items()}
 
 
 def users_with_weights(users: UserIndex | None, who: Who) -> list[tuple[str | None, int | None, float]]:
-    """(name, row, weight) of each of `weighed(who)`; the row is that of a user, 0 (the generic one) for None.
-
-    Raises:
-        DecodingError: a user that the index does not know.
-    """
+    """(name, row, weight) of each of `weighed(who)`; None is the generic user."""
     shares = weighed(who)
     if users is None:
         return [(name, None, share) for name, share in shares.items()]

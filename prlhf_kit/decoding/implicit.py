@@ -15,7 +15,7 @@ from prlhf_kit.decoding.guides import PAD, Guide, Who
 from prlhf_kit.decoding.readers import Row, reading
 from prlhf_kit.models.logprobs import response_logps
 from prlhf_kit.models.rewards import Text, messages
-from prlhf_kit.models.tokenize import encode
+from prlhf_kit.models.tokenize import encode, require_tokenizer
 
 
 @dataclass
@@ -36,6 +36,7 @@ class ImplicitReward:
     unfinished: bool = False
 
     def __post_init__(self):
+        require_tokenizer(self.guide.model, self.tokenizer)
         if self.guide.form != "paper":
             raise ValueError(f"form={self.guide.form!r} has no reference, so no reward. Pass PAD(..., form='paper').")
         if type(self.guide).reader is not Guide.reader:

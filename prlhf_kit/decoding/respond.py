@@ -21,7 +21,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 from prlhf_kit.data.chat import prompt_text, shorten
 from prlhf_kit.data.context import RECORDED, Contexts, Messages
 from prlhf_kit.data.schema import ANSWERS
-from prlhf_kit.decoding.answers import add_lines, read_lines
+from prlhf_kit.decoding.answers import add_lines, locked, read_lines
 from prlhf_kit.decoding.generate import (
     DecodingError,
     check_context,
@@ -29,10 +29,12 @@ from prlhf_kit.decoding.generate import (
     identity,
     ids_of,
     in_batches,
+    require_prompt,
     write_batch,
 )
 from prlhf_kit.files import short_hash
 from prlhf_kit.models.conditioning import causal_lm, user_model_of
+from prlhf_kit.models.tokenize import require_tokenizer
 from prlhf_kit.models.user_index import UserIndex
 
 COLUMNS = (*ANSWERS, "context", "context_user", "shown", "shortened", "finished", "tokens", "key")
@@ -72,17 +74,17 @@ def respond(
         generation: as of `generate`.
 
     Returns:
-        A row for each job, in their order, columns `COLUMNS`; `judges.judged` takes it as it is where no user asks the
-        same twice. `user_id` is who asked and `prompt` the text they asked, without context; `context_user` is whose
-        context was put in, `shown` the messages that the model read, `shortened` whether the prompt was; `tokens` are
-        those of the answer, and `finished` says that it ended by itself, not at max_new_tokens.
+        A row for each job, in their order, columns `COLUMNS`, as `judges.judged` takes it. `prompt` is the text without
+        context; `context_user` is whose context was put in, `shown` the messages that the model read, `shortened`
+        whether turns were left out; `finished`: the answer ended by itself, not at max_new_tokens.
 
     Raises:
         DecodingError: before anything is generated: no jobs, rows without their columns, an empty prompt or one that
             can't be made to fit, an unknown option, users that the model does not have.
         SchemaError: a context that can't be put in, or roles that the chat template refuses.
-        ValueError: `path` is a file of something else.
+        ValueError: `path` is a file of something else, or another call is writing it.
     """
+    require_tokenizer(model, tokenizer)
     config = generation_config(model, tokenizer, generation)
     limits = {"max_prompt_tokens": 1 if max_prompt_tokens is None else max_prompt_tokens, "batch_size": batch_size}
     for option, value in {**limits, "max_new_tokens": config.max_new_tokens}.items():
@@ -118,25 +120,27 @@ def respond(
             keys[i] = short_hash(key, copies[key])
 
     path = Path(path)
-    found = read_lines(path, lambda row: {column: row[column] for column in COLUMNS}, "answer of respond")
-    left = {q for q, numbers in enumerate(same) if any(keys[i] not in found for i in numbers)}
-    for number, whole in enumerate(tqdm(batches, desc=f"answers of {system}", disable=None, leave=False)):
-        # sampling makes whole batches, for the same draws
-        batch = [q for q in whole if q in left or (config.do_sample and left & set(whole))]
-        if not batch:
-            continue
-        if config.do_sample:
-            torch.manual_seed(int(short_hash(seed, number)[:8], 16))
-        first = [asked[same[q][0]] for q in batch]
-        rows: Any = None if index is None else [job.user for job in first]
-        new = {}
-        for q, one in zip(batch, write_batch(model, tokenizer, [job.ids for job in first], rows, config), strict=True):
-            for i in same[q]:
-                if keys[i] not in found:
-                    said = {"answer": one.text, "finished": one.finished, "tokens": one.tokens}
-                    new[keys[i]] = {"key": keys[i], **asked[i].row, **said}
-        add_lines(path, new.values())
-        found |= new
+    with locked(path):
+        found = read_lines(path, lambda row: {column: row[column] for column in COLUMNS}, "answer of respond")
+        left = {q for q, numbers in enumerate(same) if any(keys[i] not in found for i in numbers)}
+        for number, whole in enumerate(tqdm(batches, desc=f"answers of {system}", disable=None, leave=False)):
+            # sampling makes whole batches, for the same draws
+            batch = [q for q in whole if q in left or (config.do_sample and left & set(whole))]
+            if not batch:
+                continue
+            if config.do_sample:
+                torch.manual_seed(int(short_hash(seed, number)[:8], 16))
+            first = [asked[same[q][0]] for q in batch]
+            rows: Any = None if index is None else [job.user for job in first]
+            new = {}
+            written = write_batch(model, tokenizer, [job.ids for job in first], rows, config)
+            for q, one in zip(batch, written, strict=True):
+                for i in same[q]:
+                    if keys[i] not in found:
+                        said = {"answer": one.text, "finished": one.finished, "tokens": one.tokens}
+                        new[keys[i]] = {"key": keys[i], **asked[i].row, **said}
+            add_lines(path, new.values())
+            found |= new
     return pd.DataFrame([found[key] for key in keys], columns=list(COLUMNS))
 
 
@@ -154,7 +158,7 @@ class Question:
 
 
 def _questions(tokenizer, jobs, contexts, index, limit: int | None, system: str) -> list[Question]:
-    """Every job with its prompt as it is shown, of at most `limit` tokens; arguments and errors as of `respond`."""
+    """Every job with its prompt as it is shown, of at most `limit` tokens."""
     asked = []
     for number, row in enumerate(jobs):
         at = f"job {number}"
@@ -168,10 +172,9 @@ def _questions(tokenizer, jobs, contexts, index, limit: int | None, system: str)
         user, prompt = row["user_id"], row["prompt"]
         if user is not None and not (isinstance(user, str) and user):
             raise DecodingError(f"{at} has the user_id {user!r}; expected text, or None for nobody known.")
-        if isinstance(prompt, str) or not all(isinstance(m, Mapping) and {"role", "content"} <= set(m) for m in prompt):
-            raise DecodingError(f"{at} has the prompt {str(prompt)[:100]!r}, expected messages with role and content.")
+        require_prompt(prompt)
         prompt = [{"role": m["role"], "content": m["content"]} for m in prompt]
-        if prompt and prompt[-1]["role"] != "user":
+        if prompt[-1]["role"] != "user":
             raise DecodingError(f"{at} ends with a message of {prompt[-1]['role']!r}; expected one of the user's.")
         whose = None if contexts is None else contexts.whose(user, prompt)
 

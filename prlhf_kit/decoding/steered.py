@@ -49,11 +49,8 @@ class Request:
 
 
 class Steered(PreTrainedModel, GenerationMixin):
-    """A batch of answers, as a model for `generate`.
-
-    `forward` reads the base's rows, and what shares their weights; `steer` is the formula, behind processors such as
-    the repetition penalty; `end` notes which answers have ended. Caches are the readers' own.
-    """
+    """A batch of answers, as a model for `generate`: `forward` reads the base's rows and what shares their weights,
+    `steer` is the formula, `end` notes which answers have ended. Caches are the readers' own."""
 
     @torch.inference_mode()  # prompts are read here
     def __init__(self, decoder: GuidedDecoder, jobs: Sequence[Request]):
@@ -66,12 +63,11 @@ class Steered(PreTrainedModel, GenerationMixin):
                 factors[replace(row, owner=i)] += factor
         # beside the base's own, where they share its weights, are read at every step and by no reader of their own
         plain = type(self.guide).reader is Guide.reader
-        together = plain and decoder.every == 1 and decoder.unsure_above <= 0
         base = (id(causal_lm(decoder.base_model)), decoder.mixes or decoder.base_adapter)
         beside, apart = dict.fromkeys(rows, 0.0), defaultdict[object, dict[Row, float]](dict)
         for row, factor in factors.items():
             weights = (id(causal_lm(row.model)), decoder.mixes or row.adapter)
-            mine = beside if plain and (row in beside or (together and weights == base)) else apart[weights]
+            mine = beside if plain and (row in beside or weights == base) else apart[weights]
             mine[row] = factor
         self.base = Reader(list(beside))
         readers = [(self.base, beside), *((self.guide.reader(list(rows)), rows) for rows in apart.values())]
@@ -131,19 +127,15 @@ class Steered(PreTrainedModel, GenerationMixin):
         # by id, since among equals the first one counts in generate
         candidates = logp.topk(decoder.top_k).indices.sort(-1).values
         values = logp.gather(1, candidates)
-        due = torch.full((len(new), 1), step % decoder.every == 0, device=self.device)
-        if decoder.unsure_above > 0:
-            due &= torch.special.entr(logp.exp()).sum(-1, keepdim=True) > decoder.unsure_above
         weight, rewards, scores = decoder.weights[step], torch.full_like(values, torch.nan), values
-        if weight != 0 and due.any():
-            given = torch.zeros_like(values)
+        if weight != 0:
+            rewards = torch.zeros_like(values)
             for reader, factor in self.readers:
                 said = factor[:, None] * reader.rewards(new, candidates)
-                given.index_add_(0, reader.owner.to(self.device), said.to(self.device))
-            rewards = torch.where(due, given, rewards)
+                rewards.index_add_(0, reader.owner.to(self.device), said.to(self.device))
             # score(v) = base_factor * base(v) + w * reward(v), see guides.py
-            steered = self.guide.base_factor(weight) * values + weight * given
-            scores = torch.where(due & values.isfinite(), steered, values)
+            steered = self.guide.base_factor(weight) * values + weight * rewards
+            scores = torch.where(values.isfinite(), steered, values)
         picked = self._pick(torch.stack([scores, values]), self.drawn[:, step])
         apart = scores.log_softmax(-1)
         kl = (apart.exp() * (apart - values.log_softmax(-1))).nan_to_num(0.0).sum(-1)  # 0 where both are -inf

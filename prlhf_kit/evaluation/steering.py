@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -171,27 +170,6 @@ def front(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     beaten = np.array([((values >= own).all(1) & (values > own).any(1)).any() for own in values])
     on = pd.Series(~beaten & ~np.isnan(values).any(1), places.index, name="front")
     return table.merge(on.reset_index(), on=list(by))
-
-
-def picture(answer: GuidedAnswer, tokenizer) -> str:
-    """An answer as HTML: framed and shaded where the reward overruled the base, the deeper the more it was worth, with
-    what the base would have said in the tooltip (with the reward gained, in the guide's units) and, small, behind it.
-    Text is escaped."""
-    gained = np.nan_to_num(np.array(answer.rewards) - np.array(answer.base_rewards))
-    most = max(gained.max(initial=0), 1e-9)
-    parts = []
-    for token, own, changed, gain in zip(answer.tokens, answer.base_tokens, answer.changed, gained, strict=True):
-        text = html.escape(tokenizer.decode([token]))
-        if not changed:
-            parts.append(text)
-            continue
-        base = html.escape(tokenizer.decode([own]).strip() or "space")
-        depth = 0.15 + 0.6 * max(gain, 0) / most
-        parts.append(
-            f'<span title="base: {base}, reward {gain:+.2f}" style="background: rgba(0, 114, 178, {depth:.2f}); '
-            f'border: 1px solid #0072B2; border-radius: 3px">{text}</span><sub style="color: #777">{base}</sub>'
-        )
-    return f'<div style="white-space: pre-wrap; line-height: 1.9; max-width: 50em">{"".join(parts)}</div>'
 
 
 def judge_of(data: DatasetDict, stage: Path, cache: Path | None = None) -> tuple[Scorer, str]:

@@ -59,21 +59,6 @@ def steering_methods(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def asked_seldom(table: pd.DataFrame) -> Figure:
-    """Quality against time where the guide is asked for some tokens only.
-
-    `table`: intervals of `gain` (`evaluation.steering.gains`) by `asks` (when it is asked) with `slower`
-    (times the base's own time).
-    """
-    figure, ax = new_figure(7, 3.4)
-    for i, row in enumerate(table.itertuples()):
-        points(ax, table[i : i + 1], row.slower, i, "gain", upright=True, label=f"{row.asks} ({row.asked:.0%})")
-    reference_line(ax, 0, vertical=False)
-    ax.set(xlabel="time (times the base's own)", ylabel=GAINED)
-    legend(figure, "outside right upper", title="asked at (share of tokens)")
-    return figure
-
-
 def two_preferences(table: pd.DataFrame) -> Figure:
     """Answers steered towards one preference, the other, and both: what each of the two people gains.
 

@@ -50,11 +50,13 @@ def load_tokenizer(name: str = EMBEDDED, trust_remote_code: bool = False) -> Pre
     """Tokenizer of `name` with a pad token and a chat template: its own, or `data.chat.PLAIN_TEMPLATE` if it has none.
 
     A template without a system message gets one (`data.chat.allow_system`).
-    A base model has not seen the plain template in training, but is not worse off with it than with any other.
+    A base model has not seen the plain template in training, but is not worse off with it than with any other. The BOS
+    token that its tokenizer puts before every text stands before the template's, too.
     """
     tokenizer = from_hub(AutoTokenizer, name, trust_remote_code=trust_remote_code)
     if tokenizer.chat_template is None:
-        tokenizer.chat_template = PLAIN_TEMPLATE
+        bos = tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
+        tokenizer.chat_template = "{{ bos_token }}" * bos + PLAIN_TEMPLATE
     allow_system(tokenizer)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from prlhf_kit.data.chat import require_prefix, with_user_text
 from prlhf_kit.files import unfinished
 from prlhf_kit.models.conditioning import check_length, embed_with_users, takes_user_text
-from prlhf_kit.models.tokenize import tokenize_completion
+from prlhf_kit.models.tokenize import require_tokenizer, tokenize_completion
 
 REFERENCE = ("ref_chosen_logps", "ref_rejected_logps")
 
@@ -83,6 +83,7 @@ def completion_logps(
         user_rows: `[n]` rows of the users; None leaves the model unconditioned (the reference).
     """
     require_prefix(tokenizer)
+    require_tokenizer(model, tokenizer)
     asked = [tokenize_completion(tokenizer, p, c) for p, c in zip(prompts, completions, strict=True)]
     rows = [None] * len(asked) if user_rows is None else list(user_rows)
     keys = [(row, *map(tuple, pair)) for row, pair in zip(rows, asked, strict=True)]

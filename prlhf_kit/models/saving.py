@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from prlhf_kit.files import write_json
 from prlhf_kit.models.conditioning import ATTRIBUTE, ConditioningError, causal_lm, condition, user_models
 from prlhf_kit.models.hub import load_model, name_of, require_start, without_load_report
+from prlhf_kit.models.tokenize import TOKENIZER
 from prlhf_kit.models.user_index import UserIndex
 from prlhf_kit.models.user_models import USER_MODELS, UserModel
 
@@ -103,6 +104,7 @@ def save_index(model, index: UserIndex, folder: str | Path) -> None:
         user_model=None if user_model is None else type(user_model).__name__,
         num_tokens=0 if user_model is None else user_model.num_tokens,
         options=user_model.options() if isinstance(user_model, UserModel) else None,
+        tokenizer=getattr(causal_lm(model), TOKENIZER, None),
     )
 
 
@@ -129,6 +131,7 @@ def condition_as_saved(
             f"user_model={saved['user_model']}(...), built as it was for training."
         )
     condition(model, user_model)
+    setattr(model, TOKENIZER, saved.get("tokenizer"))
 
 
 def load_personalized(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,12 @@ from trl.data_utils import common_prefix_length
 
 from prlhf_kit.data.chat import apply_template
 from prlhf_kit.files import in_chunks, short_hash
+from prlhf_kit.models.conditioning import causal_lm
+from prlhf_kit.models.embedded import ModelError
 
 Messages = list[dict[str, str]]
+PROBE = "Ünïcode 12345, don't\n\n  def f(x): return {'x': x}\t<|im_end|></s> 東京 🙂"  # on which tokenizers differ
+TOKENIZER = "tokenizer_hash"  # attribute of a trained model
 
 
 def encode(
@@ -80,6 +85,31 @@ def token_types(attention_mask: torch.Tensor, starts: Sequence[int]) -> torch.Te
     """
     behind = attention_mask.cumsum(1) > torch.tensor(starts)[:, None]
     return (behind & attention_mask.bool()).long()
+
+
+@functools.lru_cache(maxsize=8)
+def _tokenizer_hash(tokenizer: PreTrainedTokenizerBase, _size: int) -> str:
+    return short_hash(sorted(tokenizer.get_vocab().items()), tokenizer(PROBE, add_special_tokens=False)["input_ids"])
+
+
+def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
+    """16 hex digits that tell apart tokenizers with other tokens, or that cut texts otherwise."""
+    return _tokenizer_hash(tokenizer, len(tokenizer))
+
+
+def require_tokenizer(model, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise `ModelError` where `tokenizer` is not the one that `model` was trained with (by the kit, which keeps its
+    hash in `users.json`), or has more tokens than the model."""
+    bare = causal_lm(model)
+    known, size = getattr(bare, TOKENIZER, None), bare.get_input_embeddings().weight.shape[0]
+    name = repr(tokenizer.name_or_path or type(tokenizer).__name__)
+    if known not in (None, tokenizer_hash(tokenizer)):
+        wrong = f"the tokenizer {name} ({len(tokenizer)} tokens) is not the one that the model was trained with"
+    elif len(tokenizer) > size:
+        wrong = f"the tokenizer {name} has {len(tokenizer)} tokens, the model's embedding {size}"
+    else:
+        return
+    raise ModelError(f"{wrong}. Pass the model's own: kit.load_tokenizer(name of its base model).")
 
 
 def padded(texts: list[list[int]], pad_token_id: int, padding_side: str = "right") -> tuple[torch.Tensor, torch.Tensor]:

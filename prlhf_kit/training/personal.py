@@ -13,11 +13,12 @@ from typing import Any
 import pandas as pd
 import torch
 from peft import PeftConfig
-from transformers import Trainer
+from transformers import PreTrainedTokenizerBase, Trainer
 from transformers.trainer_utils import get_last_checkpoint
 
-from prlhf_kit.models.conditioning import ATTRIBUTE, user_model_of, user_models
+from prlhf_kit.models.conditioning import ATTRIBUTE, causal_lm, user_model_of, user_models
 from prlhf_kit.models.saving import USER_WEIGHTS
+from prlhf_kit.models.tokenize import TOKENIZER, tokenizer_hash
 from prlhf_kit.models.user_index import UserIndex
 from prlhf_kit.training.resume import MarkComplete
 
@@ -60,6 +61,8 @@ class PersonalizedTraining(Trainer):
         # TRL puts all that is trained on a quantized base into bfloat16, in which a row could not take small steps
         for table in user_models(self.model):
             table.float()
+        if isinstance(self.processing_class, PreTrainedTokenizerBase):  # kept in `users.json`
+            setattr(causal_lm(self.model), TOKENIZER, tokenizer_hash(self.processing_class))
         self.add_callback(MarkComplete())
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:

@@ -92,19 +92,26 @@ def test_a_persons_way_through_the_page(address, open_page):
     two = [accessible_name(people.nth(i)) for i in (0, 3)]
     chosen(page, "Users", *two)
     chosen(page, "Systems", "P-DPO", "PAD")
-    page.get_by_label("or type one").fill("How do I make <tea>?")
+    prompt = page.get_by_label("or type one")
+    prompt.click()
+    page.wait_for_function(
+        "node => node.selectionEnd - node.selectionStart === node.value.length", arg=prompt.element_handle()
+    )
+    page.keyboard.type("How do I make <tea>?")
+    prompt.click()  # one's own stays
+    page.keyboard.press("End")
     slider = page.get_by_role("slider", name="PAD weight")
     slider.focus()
     for _ in range(3):
         page.keyboard.press("ArrowRight")
-    expect(page.locator(".prlhf-weight .widget-readout")).to_have_text("1.75")
+    expect(page.locator(".prlhf-weight .widget-readout")).to_have_text("2.75")
     generate.click()
     state(page, "done")
     answers = page.get_by_role("article")
     assert answers.count() == 4
     labels = [answer.get_attribute("aria-label") for answer in answers.all()]
     assert all(sum(f"for {who}" in label for label in labels) == 2 for who in two)
-    assert any("w = 1.75" in label for label in labels)
+    assert any("w = 2.75" in label for label in labels)
     first = answers.first.locator(".prlhf-text").inner_text()
     assert first.strip()
     assert float(answers.first.locator("dd").first.inner_text())
@@ -187,8 +194,7 @@ def test_by_keyboard_alone_with_hostile_answers(fakes, open_page):
         raise AssertionError(f"{target} can't be reached by {key}")
 
     prompt = page.get_by_label("or type one")
-    reach(prompt)
-    page.keyboard.press("Control+a")
+    reach(prompt)  # what was there is selected
     page.keyboard.type("<script>window.pwned = 3</script>")
     reach(page.get_by_role("checkbox", name="bob"))
     page.keyboard.press("Space")
@@ -238,31 +244,4 @@ def test_by_keyboard_alone_with_hostile_answers(fakes, open_page):
     page.emulate_media(color_scheme="light")
     assert_contrast(page, "#rendered_cells")
     assert page.evaluate("window.pwned") is None
-    assert votes_in(votes) == []
-
-
-def test_votes_are_refused_with_the_reason_until_they_can_count(fakes, open_page):
-    address, votes = fakes
-    page = open_page(address)
-    page.get_by_role("button", name="Generate").wait_for()
-    chosen(page, "Systems")
-    page.get_by_role("button", name="Generate").click()
-    state(page, "refused")
-    expect(page.get_by_role("status")).to_contain_text("Choose at least one user and one system")
-    prompt = page.get_by_label("or type one")
-    prompt.fill("  ")
-    prompt.press("Control+Enter")
-    expect(page.get_by_role("status")).to_contain_text("The prompt is empty")
-    prompt.fill("Why?")
-    chosen(page, "Systems", "nasty <u>name</u>", "broken")
-    page.get_by_role("button", name="Generate").click()
-    state(page, "done")
-    page.get_by_role("button", name="Vote for answer 2").click()
-    state(page, "refused")
-    expect(page.get_by_role("status")).to_contain_text("This answer is not complete")
-    page.get_by_role("button", name="Vote for answer 1").click()
-    expect(page.get_by_role("status")).to_contain_text("Type your name")
-    page.get_by_label("Your name, to vote").fill("ann")
-    page.get_by_role("button", name="Vote for answer 1").click()
-    expect(page.get_by_role("status")).to_contain_text("There is no other answer than this one")
     assert votes_in(votes) == []

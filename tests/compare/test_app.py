@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -227,6 +228,10 @@ def test_so_many_pages_are_open_at_once_and_ending_it_ends_their_kernels(run, ad
         assert Path(f"/proc/{kernel}").exists()
         status, refused, _ = fetch(address)
         assert (status, "1 pages are open already" in refused) == (503, True)
+        fetch(address, f"/voila/api/shutdown/{kernel_of(page)}", method="POST")
+        with ThreadPoolExecutor(3) as pool:  # at once
+            statuses = sorted(pool.map(lambda _: fetch(address)[0], range(3)))
+        assert statuses == [200, 503, 503]
         [scratch] = Path(short).glob("prlhf-app-*")
         assert scratch.stat().st_mode & 0o077 == 0
         server.send_signal(signal.SIGTERM)

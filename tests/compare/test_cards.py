@@ -36,6 +36,9 @@ def test_model_text_is_text(tokenizer, text):
     card = cards.Card(system, [User(f"user {text}", None, f"words {text}")], 1.0, "done", answer, text, ended=True)
     card.rewards = [(card.users[0], f"reward {text}", 1.0)]
     page = cards.static(message("user", text), [card]).replace(cards.STYLE, "")
+    picture = cards.picture(answer, tokenizer)
+    assert picture.count('class="prlhf-token"') == len(tokens)
+    assert "<script" not in picture
     for shown in (html(card), html(card, hidden=True), page):
         assert text not in shown
         assert "<script" not in shown
@@ -56,7 +59,7 @@ def test_tokens_that_the_reward_moved(card, tokenizer):
     assert "; reward +1.50" in shown
     assert ">🙂</span>" in shown
     assert "\ufffd" not in shown
-    assert "".join(f"{p.before}{p.text}{p.after}" for p in one.pieces()) == " tea is 🙂"
+    assert "".join(f"{p.before}{p.text}{p.after}" for p in one.pieces) == " tea is 🙂"
     nan = card(["x"], ["y"], rewards=[float("nan")])
     assert "+0.00" in html(nan)
     assert "the base model would say: y" in html(nan)

@@ -61,14 +61,14 @@ class Waits:
 def test_users_by_systems_then_a_vote(panel, offered, tmp_path):
     comparison = panel()
     comparison.generate.click()
-    comparison.weight.value = 2.0  # a slider's last move comes after the click
+    comparison.weight.value = 3.0  # a slider's last move comes after the click
     comparison.wait(60)
     a, b = (user.name for user in offered.users[:2])
     assert [(card.title, card.whom) for card in comparison.shown] == [
         ("base model", "anyone"),
         ("vanilla DPO", "anyone"),
         *(("P-DPO", who) for who in (a, b)),
-        *(("PAD, w = 2", who) for who in (a, b)),
+        *(("PAD, w = 3", who) for who in (a, b)),
         *(("prompt with user text", who) for who in (a, b)),
     ]
     assert {card.state for card in comparison.shown} == {"done"}
@@ -94,7 +94,7 @@ def test_users_by_systems_then_a_vote(panel, offered, tmp_path):
         "system": "PAD",
         "user": "structured-1",
         "for": "structured-1",
-        "weight": 2.0,
+        "weight": 3.0,
         "top_k": 10,
         "fitted": None,
         "ended": comparison.shown[4].ended,

@@ -1,5 +1,9 @@
 """Personalised generation against plain uncached loops, token for token in float32."""
 
+import copy
+import json
+
+import numpy as np
 import pytest
 import torch
 from conftest import ALL_FAMILIES
@@ -7,6 +11,10 @@ from conftest import ALL_FAMILIES
 import prlhf_kit as kit
 from decoding.plain import PROMPTS, ids_of
 from prlhf_kit.data.schema import message
+from prlhf_kit.decoding.implicit import ImplicitReward
+from prlhf_kit.decoding.respond import respond
+from prlhf_kit.models.tokenize import tokenizer_hash
+from prlhf_kit.training.recipe import Recipe, train
 
 
 @pytest.mark.parametrize("architecture", ["llama"])
@@ -15,12 +23,44 @@ def test_sampling_is_seeded(personal, tokenizer):
     one = kit.generate(personal, tokenizer, PROMPTS, [1, 2, 3], seed=1, **options)
     assert one == kit.generate(personal, tokenizer, PROMPTS, [1, 2, 3], seed=1, **options)
     assert one != kit.generate(personal, tokenizer, PROMPTS, [1, 2, 3], seed=2, **options)
+    assert one == kit.generate(personal, tokenizer, PROMPTS, np.array([1, 2, 3]), seed=1, **options)
+
+
+def test_a_tokenizer_that_the_model_was_not_trained_with_is_refused(base, pairs, tokenizer, tmp_path):
+    """By its hash in `users.json`, wherever the model is used; without a hash by the number of its tokens."""
+    settings = {"max_steps": 1, "report_to": "none", "use_cpu": True}
+    train(Recipe(settings=settings, adapter={"target_modules": ["q_proj"]}), base, pairs, tmp_path / "pdpo")
+    model, users = kit.load_personalized(tmp_path / "pdpo")
+    assert json.loads((tmp_path / "pdpo" / "users.json").read_text())["tokenizer"] == tokenizer_hash(tokenizer)
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    state["model"]["merges"].reverse()
+    other = copy.deepcopy(tokenizer)
+    other._tokenizer = type(tokenizer.backend_tokenizer).from_str(json.dumps(state))
+    rows = [{"user_id": "a", "prompt": PROMPTS[0]}]
+    for use in (
+        lambda: kit.generate(model, other, PROMPTS[:1], [1]),
+        lambda: kit.GuidedDecoder(None, other, kit.PAD(model, users)),
+        lambda: respond(model, other, rows, tmp_path / "answers", system="a"),
+        lambda: ImplicitReward(kit.PAD(model, users), other),
+        lambda: kit.adapt(model, other, pairs),
+    ):
+        with pytest.raises(kit.ModelError, match=r"600 tokens.* is not the one that the model was trained with"):
+            use()
+    model.get_base_model().tokenizer_hash = None  # trained by an earlier version
+    longer = copy.deepcopy(tokenizer)
+    longer.add_tokens(["zzz"])
+    with pytest.raises(kit.ModelError, match="has 601 tokens, the model's embedding 600"):
+        kit.generate(model, longer, PROMPTS[:1], [1])
+    assert kit.generate(model, tokenizer, PROMPTS[:1], [1])
 
 
 @pytest.mark.parametrize("architecture", ["llama"])
 def test_bad_requests(personal, tokenizer):
     for match, prompts, rows, options in (
         ("1 user rows for 3", PROMPTS, [1], {}),
+        (r"user_rows is \['ann'\], expected row numbers.* index.rows", PROMPTS[:1], ["ann"], {}),
+        (r"a prompt is .*'content': 'Hi'.*expected a list of messages.* list of such lists", PROMPTS[0], [1], {}),
+        ("a prompt is 'Hi', expected a list of messages", ["Hi"], [1], {}),
         ("no option 'max_new_token'. Did you mean 'max_new_tokens'", PROMPTS, [1] * 3, {"max_new_token": 4}),
         ("empty prompt", [[{"role": "user", "content": " "}]], [1], {}),
         ("context of 256", [[{"role": "user", "content": "long text " * 80}]], [1], {}),

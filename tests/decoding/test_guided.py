@@ -12,6 +12,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 import prlhf_kit as kit
 from decoding.plain import PROMPTS, draws, ids_of, reader, steered
 from decoding.test_guides import LENGTH, ROWS, USERS, WHO, another, reward_model
+from prlhf_kit.decoding.answers import locked
 from prlhf_kit.decoding.readers import FewRows
 from prlhf_kit.decoding.steered import Steered
 
@@ -118,33 +119,6 @@ def test_schedules(personal, tokenizer):
 
 
 @pytest.mark.parametrize("kind", ["pad", "args"])
-def test_the_guide_may_be_asked_for_some_tokens_only(steering, make_tiny, tokenizer, kind):
-    """Every third token: as with w = 0 at the others, whatever the guide has not read it reads in one go."""
-    base = another(make_tiny)
-
-    def decoder(**settings):
-        return kit.GuidedDecoder(base, tokenizer, steering[kind], **{"weight": 2.0, **LENGTH} | settings)
-
-    whole = decoder(weight=[2.0 if t % 3 == 0 else 0.0 for t in range(12)]).generate(PROMPTS, WHO)
-    some = decoder(every=3).generate(PROMPTS, WHO)
-    assert tokens(some) == tokens(whole)
-    assert [math.isnan(r) for r in some[0].rewards] == [t % 3 != 0 for t in range(len(some[0].tokens))]
-
-    def entropies(answers):
-        read = [reader(base, tokenizer, prompt) for prompt in PROMPTS]
-        met = [r(a.tokens[:t]) for r, a in zip(read, answers, strict=True) for t in range(len(a.tokens))]
-        return torch.special.entr(torch.stack(met).exp()).sum(-1)
-
-    # only where the base is unsure: the threshold is amid the entropies that were met
-    sure = decoder(unsure_above=entropies(some).median().item() + 1e-4)
-    out = sure.generate(PROMPTS, WHO)
-    asked = [not math.isnan(reward) for answer in out for reward in answer.rewards]
-    assert asked == (entropies(out) > sure.unsure_above).tolist()
-    assert 0 < sum(asked) < len(asked)
-    assert [tokens(sure.generate([p], [w]))[0] for p, w in zip(PROMPTS, WHO, strict=True)] == tokens(out)
-
-
-@pytest.mark.parametrize("kind", ["pad", "args"])
 def test_answers_that_end_do_not_disturb_the_others(steering, make_tiny, tokenizer, kind):
     base = another(make_tiny)
     decoder = kit.GuidedDecoder(base, tokenizer, steering[kind], **LENGTH)
@@ -187,7 +161,8 @@ def test_json_lines_resume(personal, tokenizer, tmp_path, monkeypatch):
     def lines():
         return [json.loads(line) for line in file.read_text().splitlines()]
 
-    decoder = kit.GuidedDecoder(None, tokenizer, kit.PAD(personal, USERS), batch_size=1, every=2, **LENGTH)
+    settings = {"weight": [1.0, 0.0], **LENGTH}  # NaN where the guide is not asked
+    decoder = kit.GuidedDecoder(None, tokenizer, kit.PAD(personal, USERS), batch_size=1, **settings)
     write, calls = Steered.write, []
 
     def counted(self, at_once):
@@ -217,11 +192,13 @@ def test_json_lines_resume(personal, tokenizer, tmp_path, monkeypatch):
     decoder.generate(PROMPTS, WHO, out=file)
     other = copy.deepcopy(tokenizer)
     other.chat_template = tokenizer.chat_template.replace("assistant", "bot")
-    kit.GuidedDecoder(None, other, kit.PAD(personal, USERS), every=2, **LENGTH).generate(PROMPTS, WHO, out=file)
+    kit.GuidedDecoder(None, other, kit.PAD(personal, USERS), **settings).generate(PROMPTS, WHO, out=file)
     personal.add_adapter("other", LoraConfig(target_modules=["q_proj"]))
     personal.base_model.set_adapter("other")
-    kit.GuidedDecoder(None, tokenizer, kit.PAD(personal, USERS), every=2, **LENGTH).generate(PROMPTS, WHO, out=file)
+    kit.GuidedDecoder(None, tokenizer, kit.PAD(personal, USERS), **settings).generate(PROMPTS, WHO, out=file)
     assert len({line["key"] for line in lines()}) == len(lines()) == 15
+    with locked(file.resolve()), pytest.raises(ValueError, match="being written by another call"):
+        decoder.generate(PROMPTS, WHO, out=file)
     for text in ('{"a": 1}\n', '[{"prompt": "what write_pad writes"}]'):
         file.write_text(text)
         with pytest.raises(ValueError, match=r"line 1 of .* is no answer"):
@@ -246,13 +223,17 @@ def test_bad_settings_and_requests(personal, make_tiny, tokenizer):
     for match, options in (
         ("top_k is 601", {"top_k": 601}),
         ("weight is nan", {"weight": float("nan")}),
-        ("every is 0", {"every": 0}),
+        ("batch_size is 0", {"batch_size": 0}),
         ("strictly positive float", {"do_sample": True, "temperature": 0.0}),
     ):
         with pytest.raises(ValueError, match=match):
             made(**options)
     for match, prompts, who in (
-        ("2 entries in who for 1 prompts", PROMPTS[:1], ["ann", "bob"]),
+        (r"who is \['ann', 'bob'\] for 1 prompts", PROMPTS[:1], ["ann", "bob"]),
+        ("who is 'ann' for 3 prompts, expected a list", PROMPTS, "ann"),
+        ("who has 1, expected a user's id", PROMPTS[:1], [1]),
+        ("a prompt is .*'content': 'Hi'.*list of such lists", PROMPTS[0], None),
+        ("a prompt is 'Hi', expected a list of messages", ["Hi"], None),
         ("empty prompt", [[{"role": "user", "content": " "}]], ["ann"]),
         ("context of 256", [PROMPTS[0], [{"role": "user", "content": "long text " * 80}]], ["ann"] * 2),
         ("'zoe' has no row in the user index", PROMPTS[:2], ["ann", "zoe"]),
@@ -281,8 +262,8 @@ def test_tokenizers_that_differ(personal, tokenizer):
 
     for other, match in (
         (None, "pass the guide's own"),
-        (changed(lambda m: m["vocab"].update({"zzz": 600})), "600 and 601 tokens"),
-        (changed(lambda m: m["vocab"].update(a=m["vocab"]["b"], b=m["vocab"]["a"])), r"different ones in '[ab]'"),
+        (changed(lambda m: m["vocab"].update({"zzz": 600})), "600 and 601 tokens, of which 'zzz' is missing and 600"),
+        (changed(lambda m: m["vocab"].update(a=m["vocab"]["b"], b=m["vocab"]["a"])), r"of which 'a' is \d+ and \d+"),
         (changed(lambda m: m["merges"].reverse()), "how text is cut"),
     ):
         with pytest.raises(kit.DecodingError, match=match):

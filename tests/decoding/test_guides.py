@@ -60,7 +60,7 @@ def check_users(personal, tokenizer, base=None, guide=None, weight=2.0):
     return out
 
 
-@pytest.mark.parametrize("weight", [0.0, 3.0])
+@pytest.mark.parametrize(("architecture", "weight"), [("llama", 0.0), ("llama", 3.0), ("gpt2", 3.0), ("gpt_neox", 3.0)])
 def test_pad_with_users_and_a_shared_base(personal, tokenizer, weight):
     out = check_users(personal, tokenizer, weight=weight)
     assert any(any(answer.changed) for answer in out) == (weight > 0)
@@ -121,7 +121,14 @@ def plain_persrm(persrm, base, tokenizer, prompt, said, form="paper", **options)
     return steered(tokenizer, own, terms, released=form == "released", **options)
 
 
-@pytest.mark.parametrize(("form", "shared"), [("paper", True), ("paper", False), ("released", True)])
+@pytest.mark.parametrize(
+    ("architecture", "form", "shared"),
+    [
+        *((name, "paper", True) for name in ("llama", "gpt2", "gpt_neox")),
+        ("gpt2", "paper", False),
+        ("llama", "released", True),
+    ],
+)
 def test_pad_with_preferences_in_words(persrm, make_tiny, tokenizer, architecture, form, shared):
     base = None if shared else another(make_tiny, architecture)
     settings = {"weight": 0.8, **LENGTH}
@@ -247,6 +254,14 @@ def test_args_scores_candidates_on_one_cache(make_tiny, tokenizer, architecture,
     for prompt, answer in zip(PROMPTS, out, strict=True):
         assert answer.tokens == plain_args(base, reward, tokenizer, prompt, 5.0)
     assert any(any(answer.changed) for answer in out)
+
+
+def test_args_reads_in_one_go_what_it_was_not_asked_for(make_tiny, tokenizer):
+    base, reward = make_tiny(), reward_model(tokenizer, pooling="mean")
+    weights = [5.0 if t % 3 == 0 else 0.0 for t in range(12)]
+    out = kit.GuidedDecoder(base, tokenizer, kit.ARGS(reward), weight=weights, **LENGTH).generate(PROMPTS)
+    for prompt, answer in zip(PROMPTS, out, strict=True):
+        assert answer.tokens == plain_args(base, reward, tokenizer, prompt, weights)
 
 
 def test_args_in_bfloat16(make_tiny, tokenizer):

@@ -1,4 +1,4 @@
-"""Tables, pictures and figures of guided decoding."""
+"""Tables and figures of guided decoding."""
 
 import numpy as np
 import pandas as pd
@@ -104,17 +104,6 @@ def test_a_judge_from_features(tmp_path):
     assert ann1 > ann2
     assert bob2 > bob1
     assert np.isfinite(judge(["ann"], prompts[:1], [" "])).all()  # an empty answer is judged, too
-
-
-def test_a_picture_escapes_what_models_write(tokenizer):
-    tokens = tokenizer("<script>x</script>")["input_ids"]
-    own = tokenizer("&")["input_ids"][0]
-    n = len(tokens)
-    one = GuidedAnswer("", tokens, [own] * n, [0.0] * n, [0.0] * n, [1.0] * (n - 1) + [NAN], [0.0] * n, [0.0] * n)
-    page = steering.picture(one, tokenizer)
-    assert "<script" not in page
-    assert page.count("base: &amp;") == n
-    assert "reward +1.00" in page
 
 
 def test_the_pareto_front_by_hand():

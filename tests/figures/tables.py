@@ -127,9 +127,6 @@ TABLES = {
     "reward_by_weight": pd.DataFrame({"guide": "PAD", "weight": [0.0, 0.5, 1.0, 3.0], **GAINS}),
     "steering_methods": pd.DataFrame({"method": ["base", "prompt", "PAD", "ARGS"], **GAINS}),
     "two_preferences": pd.DataFrame({"towards": ["a", "a", "both", "both"], "user_id": list("abab"), **GAINS}),
-    "asked_seldom": pd.DataFrame(
-        {"asks": ["always", "every 2", "every 4", "unsure"], "slower": [1.7, 2.0, 1.8, 2.5], **GAINS}
-    ),
     "win_matrix": WIN_RATES,
     "ratings": table(
         "judge system rating", ("oracle", "b", 1100), ("oracle", "a", 950), ("longer", "b", 900), width=100

@@ -19,7 +19,7 @@ from prlhf_kit.figures.index import FIGURES
 
 # what is drawn of the other tables is counted from them, or a drawing
 COLUMNS = {
-    **dict.fromkeys(("reward_by_weight", "steering_methods", "two_preferences", "asked_seldom"), ("gain",)),
+    **dict.fromkeys(("reward_by_weight", "steering_methods", "two_preferences"), ("gain",)),
     **dict.fromkeys(("win_matrix", "community_win_rates"), ("win_rate",)),
     **dict.fromkeys(("learning_curves", "context_curves"), ("loss", "accuracy")),
     **dict.fromkeys(("response_map", "user_map"), ("x", "y")),
@@ -89,9 +89,6 @@ def test_steering_shows_gain_distance_and_time():
     ax = FIGURES["steering_methods"][2](TABLES["steering_methods"]).axes[0]
     assert labels(ax) == ["base", "prompt", "PAD", "ARGS"]
     assert bars(ax)[0] == [[0.0, 0], [0.5, 1], [1.2, 2], [0.8, 3]]
-    ax = FIGURES["asked_seldom"][2](TABLES["asked_seldom"]).axes[0]
-    assert ax.get_legend_handles_labels()[1][:2] == ["always (100%)", "every 2 (50%)"]
-    assert bars(ax)[:2] == [[[1.7, 0.0]], [[2.0, 0.5]]]
     ax = FIGURES["two_preferences"][2](TABLES["two_preferences"]).axes[0]
     assert bars(ax) == [[[0.0, 0.5]], [[1.2, 0.8]]]
 

@@ -1,10 +1,16 @@
 """Loading of models and tokenizers, and what is refused."""
 
+import copy
+
 import pytest
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoConfig, T5Config, T5ForConditionalGeneration
 
 import prlhf_kit as kit
+from prlhf_kit.data.schema import message
+from prlhf_kit.decoding.generate import ids_of
 from prlhf_kit.models import embedded
+from prlhf_kit.models.tokenize import tokenize_completion
 
 
 def test_missing_wheel_and_missing_model_say_the_way_out(tmp_path, monkeypatch):
@@ -23,6 +29,23 @@ def test_model_that_is_no_causal_lm_is_refused(tmp_path):
     T5ForConditionalGeneration(config).save_pretrained(tmp_path)
     with pytest.raises(kit.ModelError, match="not a causal language model"):
         kit.load_model(str(tmp_path))
+
+
+@pytest.mark.parametrize("adds_bos", [True, False])
+def test_the_plain_template_begins_as_its_tokenizer_does(tokenizer, tmp_path, adds_bos):
+    adds = copy.deepcopy(tokenizer)
+    if adds_bos:
+        bos = (adds.bos_token, adds.bos_token_id)
+        adds.backend_tokenizer.post_processor = TemplateProcessing(single=f"{bos[0]} $A", special_tokens=[bos])
+    adds.save_pretrained(tmp_path)
+    (tmp_path / "chat_template.jinja").unlink()
+    AutoConfig.for_model("llama").save_pretrained(tmp_path)
+    plain = kit.load_tokenizer(str(tmp_path))
+    ids = ids_of(plain, message("user", "Tea?"))
+    assert ids.count(plain.bos_token_id) == (ids[0] == plain.bos_token_id) == adds_bos
+    prompt, answer = tokenize_completion(plain, message("user", "Tea?"), message("assistant", "Yes."))
+    assert tuple(prompt) == ids
+    assert plain.bos_token_id not in answer
 
 
 def test_tokenizer_without_template_gets_the_plain_one(tokenizer, tmp_path):
