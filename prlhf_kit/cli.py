@@ -206,7 +206,7 @@ def _data_parser(top) -> None:
         p.add_argument("--path", type=Path, help="local file or folder in the dataset's own schema (default: the hub)")
         p.add_argument("-o", "--option", nargs=2, action=_Option, metavar=("NAME", "VALUE"), help="the dataset's own")
         p.add_argument("--rule", nargs=2, action="append", metavar=("CHECK", "RULE"), help="refuse, drop or shorten")
-        p.add_argument("--model", default="smollm2-135m-instruct", help="whose tokenizer counts (default: %(default)s)")
+        p.add_argument("--model", help="whose tokenizer counts (with a limit: smollm2-135m-instruct)")
         p.add_argument("--max-prompt-tokens", type=int, help="longest prompt")
         p.add_argument("--max-tokens", type=int, help="longest prompt and response together")
         p.add_argument("--min-pairs", type=int, default=1, help="training pairs that a user needs (default: 1)")

@@ -129,6 +129,8 @@ def check_dataset(args: argparse.Namespace) -> int:
 
     loaded, found, _ = _load(args)
     print(f"{found}\n\n{found.checks.to_string(index=False)}\n")
+    if found.tokens is not None:
+        print(f"tokens, of at most 1,000 pairs a split:\n{found.tokens.to_string(index=False)}\n")
     for split, rows in loaded.items():
         print(f"{split}: {len(rows)} pairs of {len(set(rows['user_id']))} users")
     counts = compare_counts(args.name, found)
@@ -145,15 +147,21 @@ def _load(args: argparse.Namespace):
     """What `prlhf data` loads, its report, and the limits that were set."""
     from prlhf_kit import data
     from prlhf_kit.data.load import resolved
-    from prlhf_kit.models.hub import load_tokenizer
 
     if args.name not in data.DATASETS:
         data.load(args.name)  # says what there is
         raise data.SchemaError(f"{args.name} is prepared already; give the name of a dataset.")
     resolved(args.name, dict(args.option or []))
-    tokenizer = load_tokenizer(args.model) if args.max_prompt_tokens or args.max_tokens else None
+    tokenizer = None
+    if args.model or args.max_prompt_tokens or args.max_tokens:
+        from prlhf_kit.models.embedded import EMBEDDED
+        from prlhf_kit.models.hub import load_tokenizer
+
+        tokenizer = load_tokenizer(args.model or EMBEDDED)
     limits = {"max_prompt_tokens": args.max_prompt_tokens, "max_tokens": args.max_tokens, "min_pairs": args.min_pairs}
     loaded, found = data.load_with_report(
         args.name, args.path, tokenizer=tokenizer, rules=dict(args.rule or []), **limits, **dict(args.option or [])
     )
-    return loaded, found, limits | {"tokenizer": args.model if tokenizer else None, "rules": dict(args.rule or [])}
+    if found.warning:
+        print(f"prlhf: {found.warning}", file=sys.stderr)
+    return loaded, found, limits | {"tokenizer": tokenizer and tokenizer.name_or_path, "rules": dict(args.rule or [])}

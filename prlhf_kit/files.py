@@ -10,7 +10,7 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,23 @@ def write_text(path: Path, text: str) -> None:
         f.flush()
         os.fsync(f.fileno())
     temporary.replace(path)
+
+
+def require_whole_characters(row: Mapping[str, Any], where: str) -> None:
+    """Refuse half of a surrogate pair (an emoji that was cut), which JSON can spell and UTF-8 can't.
+
+    Raises:
+        ValueError: says which field of the row it is, and what stands in front.
+    """
+    for field, value in row.items():
+        try:
+            json.dumps([field, value], ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            before = error.object[max(error.start - 20, 0) : error.start]
+            raise ValueError(
+                f"{where}, field {field!r}: behind {before!r} stands half a character, {error.object[error.start]!a} "
+                "(an emoji that was cut?). Remove it, or write the text again from its source."
+            ) from None
 
 
 def unfinished(path: Path) -> Path:

@@ -43,6 +43,8 @@ class Report:
         checks: one row a check: columns `check`, `rule`, `pairs` (that failed it).
         counts: what the loader counted on its way, for comparison with a paper's own numbers.
         shortened: prompts that are kept without their oldest turns.
+        tokens: where a tokenizer was given: one row a split, quantiles of the tokens of prompts and of pairs, over its
+            first 1,000 pairs and before anything is dropped.
     """
 
     table: pd.DataFrame
@@ -50,14 +52,28 @@ class Report:
     checks: pd.DataFrame
     counts: Mapping[str, int] = field(default_factory=dict)
     shortened: int = 0
+    tokens: pd.DataFrame | None = None
 
-    def __str__(self) -> str:
+    @property
+    def summary(self) -> str:
+        """One line for records: what was kept, and why the rest was not."""
         more = f"; {self.shortened} prompts without their oldest turns" if self.shortened else ""
         if self.table.empty:
             return f"{self.kept} pairs kept, none dropped{more}"
-        found = self.table.groupby("reason").agg(pairs=("pairs", "sum"), users=("user_id", "nunique"))
-        lines = [f"  {row.pairs} {reason} (of {row.users} users)" for reason, row in found.iterrows()]
-        return f"{self.kept} pairs kept, {self.table.pairs.sum()} dropped{more}:\n" + "\n".join(lines)
+        found = self.table.groupby("reason", sort=False).pairs.sum()
+        reasons = ", ".join(f"{n} {reason}" for reason, n in found.items())
+        return f"{self.kept} of {self.kept + found.sum()} pairs kept{more}; dropped: {reasons}"
+
+    @property
+    def warning(self) -> str:
+        """A line where more than a tenth was dropped, else \"\"."""
+        share = self.table.pairs.sum() / max(self.kept + self.table.pairs.sum(), 1)
+        return f"{share:.0%} of the pairs were dropped: {self.summary}" if share > 0.1 else ""
+
+    def __str__(self) -> str:
+        users = self.table.groupby("reason", sort=False).agg(pairs=("pairs", "sum"), users=("user_id", "nunique"))
+        lines = [f"  {row.pairs} {reason} (of {row.users} users)" for reason, row in users.iterrows()]
+        return "\n".join([self.summary.partition("; dropped: ")[0] + (":" if lines else ""), *lines])
 
 
 @dataclass(frozen=True)

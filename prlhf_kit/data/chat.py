@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import logging
+from typing import TYPE_CHECKING, Any
 
+import pandas as pd
 from datasets import Dataset
 from jinja2 import TemplateError
 
+from prlhf_kit.data.collect import changed
 from prlhf_kit.data.schema import SchemaError, message
 
 if TYPE_CHECKING:  # transformers takes a second to import
@@ -29,12 +32,48 @@ PLAIN_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '\n\n### Assistant:\n' }}{% endif %}"
 )
 
-_ASKED = message("user", "What is tea?")
-_PROBES = (  # prompt, answer: a single question, one with a system message, and a dialogue
-    (_ASKED, message("assistant", "A drink.")),
-    (message("system", "Be brief.") + _ASKED, message("assistant", "A drink.")),
-    (_ASKED + message("assistant", "A drink.") + message("user", "And coffee?"), message("assistant", "Another one.")),
+# In front of a template that has no place for a system message (Gemma 1 and 2, the first Mistrals): its words begin the
+# user's first message, as Gemma 3's own template has it. "+" keeps white space with which the template itself begins.
+SYSTEM_INTO_USER = (
+    "{% if messages | length > 1 and messages[0]['role'] == 'system' and messages[1]['role'] == 'user' %}"
+    "{% set words = messages[0]['content'] + '\n\n' + messages[1]['content'] %}"
+    "{% set messages = [{'role': 'user', 'content': words}] + messages[2:] %}"
+    "{% endif +%}"
 )
+
+_ASKED = message("user", "What is tea?")
+_SAID = message("assistant", "A drink.")
+_SYSTEM = message("system", "Be brief.")
+_PROBES = (_ASKED, _ASKED + _SAID + message("user", "And coffee?"), _SYSTEM + _ASKED)
+log = logging.getLogger(__name__)
+
+
+def allow_system(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Change a chat template that refuses a system message, or drops it, to put it into the user's message.
+
+    So what users say of themselves reaches every model: in training by TRL, scoring, decoding and rewards alike. A
+    model that is saved with the tokenizer keeps the changed template. Said once, as a warning in the log.
+    """
+    if _hears(tokenizer):
+        return
+    known = tokenizer.chat_template
+    named = {name: SYSTEM_INTO_USER + text for name, text in known.items()} if isinstance(known, dict) else None
+    tokenizer.chat_template = named or SYSTEM_INTO_USER + known
+    if not _hears(tokenizer):  # then it is no template for plain dialogues, which `require_prefix` says
+        tokenizer.chat_template = known
+        return
+    log.warning(
+        "the chat template of %r has no system message: its words (a user's own, say) begin the user's message.",
+        tokenizer.name_or_path,
+    )
+
+
+def _hears(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a system message is in the prompt, with an answer behind it too."""
+    try:
+        return all(_SYSTEM[0]["content"] in text for text in _laid_out(tokenizer, _SYSTEM + _ASKED))
+    except (TemplateError, TypeError):
+        return False
 
 
 def require_prefix(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -52,13 +91,11 @@ def require_prefix(tokenizer: PreTrainedTokenizerBase) -> None:
             f"{name} has no chat template. Load it with prlhf_kit.load_tokenizer, which gives it the plain one, or set "
             "tokenizer.chat_template."
         )
-    for prompt, answer in _PROBES:
+    allow_system(tokenizer)
+    for prompt in _PROBES:
         try:
-            asked = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
-            whole = tokenizer.apply_chat_template(prompt + answer, tokenize=False)
+            asked, whole = _laid_out(tokenizer, prompt)
         except TemplateError as error:
-            if prompt[0]["role"] == "system":
-                continue  # a template may know no system role; texts that have one are refused when they come
             raise SchemaError(
                 f"the chat template of {name} takes no plain dialogue of user and assistant: {error}"
             ) from error
@@ -71,29 +108,50 @@ def require_prefix(tokenizer: PreTrainedTokenizerBase) -> None:
             )
 
 
-def prompt_texts(tokenizer: PreTrainedTokenizerBase, dialogues: list[list[dict]], answered: bool) -> list[str]:
-    """Each dialogue as the model reads it. `answered`: it ends with the completion, not with the user's question.
+def _laid_out(tokenizer: PreTrainedTokenizerBase, prompt: list[dict]) -> tuple[str, str]:
+    asked: Any = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
+    whole: Any = tokenizer.apply_chat_template(prompt + _SAID, tokenize=False)
+    return asked, whole
+
+
+def apply_template(tokenizer: PreTrainedTokenizerBase, dialogue: list[dict], **options: Any) -> Any:
+    """`tokenizer.apply_chat_template`.
 
     Raises:
-        SchemaError: the template refuses a dialogue (an unknown role, or roles that don't alternate).
+        SchemaError: the template refuses the dialogue (an unknown role, or roles that don't alternate).
     """
-    texts = []
-    for dialogue in dialogues:
-        try:
-            text = tokenizer.apply_chat_template(dialogue, add_generation_prompt=not answered, tokenize=False)
-        except TemplateError as error:
-            raise SchemaError(
-                f"the chat template of {tokenizer.name_or_path!r} refuses the roles "
-                f"{[m['role'] for m in dialogue]} ({error}), first message {str(dialogue[0]['content'])[:60]!r}. Merge "
-                "or drop those messages, or use a model whose template knows them."
-            ) from None
-        texts.append(text)
-    return texts
+    try:
+        return tokenizer.apply_chat_template(dialogue, **options)
+    except TemplateError as error:
+        raise SchemaError(
+            f"the chat template of {tokenizer.name_or_path!r} refuses the roles {[m['role'] for m in dialogue]} "
+            f"({error}), first message {str(dialogue[0]['content'])[:60]!r}. Merge or drop those messages, or use a "
+            "model whose template knows them; prlhf_kit.load_tokenizer makes room for a system message in front."
+        ) from None
+
+
+def prompt_texts(tokenizer: PreTrainedTokenizerBase, dialogues: list[list[dict]], answered: bool) -> list[str]:
+    """Each dialogue as the model reads it. `answered`: it ends with the completion, not with the user's question."""
+    layout = {"add_generation_prompt": not answered, "tokenize": False}
+    return [apply_template(tokenizer, dialogue, **layout) for dialogue in dialogues]
 
 
 def count_tokens(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[int]:
     """Tokens of each text that a chat template has laid out."""
     return [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]] if texts else []
+
+
+def token_quantiles(tokenizer: PreTrainedTokenizerBase, pairs: Dataset) -> pd.DataFrame:
+    """Quantiles of the tokens of the first 1,000 prompts, and of these pairs (with the longer response)."""
+    rows: Any = pairs.select(range(min(len(pairs), 1000))).to_list()
+    prompts = prompt_texts(tokenizer, [row["prompt"] for row in rows], False)
+    counts = pd.DataFrame({"prompt": count_tokens(tokenizer, prompts)})
+    for column in ("chosen", "rejected"):
+        dialogues = [row["prompt"] + row[column] for row in rows]
+        counts[column] = count_tokens(tokenizer, prompt_texts(tokenizer, dialogues, True))
+    counts["pair"] = counts[["chosen", "rejected"]].max(axis=1)
+    found = counts[["prompt", "pair"]].astype(float).quantile([0.5, 0.9, 0.99, 1.0]).T
+    return found.set_axis(["median", "90%", "99%", "most"], axis=1).rename_axis("tokens of").reset_index()
 
 
 def shorten(prompt: list[dict], fits) -> list[dict] | None:
@@ -122,7 +180,7 @@ def tell(prompt: list[dict[str, str]], user_text: str | None) -> list[dict[str, 
 
 def with_user_text(pairs: Dataset) -> Dataset:
     """`pairs` with each user's `user_text` in the prompt (`tell`)."""
-    return pairs.map(lambda row: {"prompt": tell(row["prompt"], row["user_text"])})
+    return changed(pairs, lambda row: {"prompt": tell(row["prompt"], row["user_text"])})
 
 
 def prompt_text(prompt: list[dict[str, str]]) -> str:

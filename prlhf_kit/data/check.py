@@ -1,12 +1,9 @@
-"""The checks that every load goes through: each has a name, a rule and a count.
-
-All splits become one pandas table: who, which prompt and which responses as hashes, and why a pair is dropped. So
-duplicates, contradictions and prompts that leak into a test are each found by one expression.
-"""
+"""The checks that every load goes through, each with a name, a rule and a count: all on one table of hashes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,8 +11,8 @@ import pandas as pd
 from datasets import Dataset, DatasetDict
 
 from prlhf_kit.data.cards import Report
-from prlhf_kit.data.chat import count_tokens, prompt_texts, require_prefix, shorten
-from prlhf_kit.data.collect import collect
+from prlhf_kit.data.chat import count_tokens, prompt_texts, require_prefix, shorten, token_quantiles
+from prlhf_kit.data.collect import changed
 from prlhf_kit.data.schema import COLUMNS, MESSAGES, SchemaError
 
 if TYPE_CHECKING:  # transformers takes a second to import
@@ -85,6 +82,9 @@ def check(
     limits = {"over-long prompt": max_prompt_tokens, "over-long pair": max_tokens}
     short: dict[tuple[str, int], list[dict]] = {}  # (split, row) -> its prompt without the oldest turns
     scans = [_scan(split, pairs, tokenizer, limits, rules, short) for split, pairs in data.items()]
+    tokens = (
+        {split: token_quantiles(tokenizer, pairs) for split, pairs in data.items()} if tokenizer is not None else {}
+    )
     table = pd.concat(scans, ignore_index=True)
     _mark_repeats(table)
     _mark_leaks(table, rules)
@@ -97,20 +97,19 @@ def check(
         rows = kept.row[kept.split == split]
         clean[split] = data[split] if len(rows) == len(data[split]) else data[split].select(rows.to_numpy())
         if any(where == split for where, _ in left):
-            prompts = zip(rows, clean[split], strict=True)
-            # not by `map`, which would write beside the data, and those may be read-only
-            changed = ((split, row | {"prompt": short.get((split, i), row["prompt"])}) for i, row in prompts)
-            clean[split] = collect(changed, clean[split].features)[split]
+            asked = zip(rows, clean[split]["prompt"], strict=True)
+            prompts = iter([short.get((split, i), prompt) for i, prompt in asked])
+            clean[split] = changed(clean[split], functools.partial(_with_next, prompts))
     found = table.reason.value_counts().to_dict()
     found["over-long prompt"] = found.get("over-long prompt", 0) + len(left)
     checks = pd.DataFrame({"check": list(rules), "rule": list(rules.values())})
     checks["pairs"] = [found.get(name, 0) for name in rules]
-    told = {
-        name: f"{name.removeprefix('over-long ')} longer than {limit} tokens" for name, limit in limits.items() if limit
-    }
+    names = {"over-long prompt": "max_prompt_tokens", "over-long pair": "max_tokens"}
+    told = {name: f"{name} ({names[name]}={limit})" for name, limit in limits.items() if limit}
     dropped = table[table.reason != ""].rename(columns={"user": "user_id"}).replace({"reason": told})
     drops = dropped.groupby(["split", "user_id", "reason"], sort=False).size().rename("pairs").reset_index()
-    return clean, Report(drops, len(kept), checks, shortened=len(left))
+    quantiles = pd.concat(tokens, names=["split"]).reset_index("split") if tokens else None
+    return clean, Report(drops, len(kept), checks, shortened=len(left), tokens=quantiles)
 
 
 def _scan(split: str, pairs: Dataset, tokenizer, limits, rules, short) -> pd.DataFrame:
@@ -161,11 +160,8 @@ def _wrong(column: str, value: Any) -> str:
         wanted = "a list of {'role': ..., 'content': text} messages."
         try:
             roles = [m["role"] for m in value]
-            right = (
-                bool(roles)
-                and all(roles)
-                and all(isinstance(m[key], str) for m in value for key in ("role", "content"))
-            )
+            texts = [m[key] for m in value for key in ("role", "content")]
+            right = bool(roles) and all(roles) and all(isinstance(text, str) for text in texts)
         except (TypeError, KeyError):
             right = False
         if right and (roles[-1] != "user" if column == "prompt" else roles[0] != "assistant"):
@@ -215,6 +211,10 @@ def _measure(batch, reasons: list[str], tokenizer, limits, rules, short, split: 
             for i, n in zip(rows, tokens(dialogues, True), strict=True):
                 if n > whole:
                     reasons[i] = "over-long pair"
+
+
+def _with_next(prompts: Iterator[list[dict]], _: dict) -> dict:
+    return {"prompt": next(prompts)}
 
 
 def _mark_repeats(table: pd.DataFrame) -> None:
@@ -288,9 +288,7 @@ def _refuse(table: pd.DataFrame, rules: Mapping[str, str]) -> None:
         )
     for name, rule in rules.items():
         failed = table[table.reason == name]
-        if (
-            rule == "refuse" and len(failed) and name != "prompt in train and test"
-        ):  # only shortened ones are left there
+        if rule == "refuse" and len(failed) and name != "prompt in train and test":  # there shortened ones are left
             first = failed.iloc[0]
             raise SchemaError(
                 f"{(failed.split == first.split).sum()} pairs of split {first.split!r} fail the check {name!r}, first "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import atexit
 import itertools
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pyarrow as pa
@@ -43,6 +43,16 @@ def collect(rows: Iterable[tuple[str, dict]], features: Features = FEATURES) -> 
             writer.close()
     order = [s for s in SPLITS if s in files] + sorted(set(files) - set(SPLITS))
     return DatasetDict({split: Dataset.from_file(files[split]) for split in order})
+
+
+def changed(pairs: Dataset, change: Callable[[dict], dict], features: Features | None = None) -> Dataset:
+    """`pairs` with the columns that `change(row)` returns.
+
+    Not by `Dataset.map`, which writes its result beside the data, and those may be read-only.
+    """
+    features = features or pairs.features
+    rows = (("", row | change(row)) for row in pairs)
+    return collect(rows, features).get("") or Dataset.from_dict({name: [] for name in features}, features=features)
 
 
 def _batch(rows: list[dict], schema: pa.Schema) -> pa.RecordBatch:

@@ -26,6 +26,7 @@ from typing import Any, Literal, get_args
 from datasets import Dataset, Features, Value
 
 from prlhf_kit.data.cards import share
+from prlhf_kit.data.collect import changed
 from prlhf_kit.data.schema import SchemaError
 from prlhf_kit.data.templates import read_template
 from prlhf_kit.files import write_json
@@ -220,4 +221,4 @@ def with_context(pairs: Dataset, contexts: Contexts) -> Dataset:
         }
 
     features = Features({**pairs.features, **{name: Value("string") for name in RECORDED}})
-    return pairs.map(told, features=features)
+    return changed(pairs, told, features)

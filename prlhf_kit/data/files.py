@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from datasets import Dataset, DatasetDict
+
 from prlhf_kit.data.cards import Tally, dataset, names, opening, require_known, split_of
 from prlhf_kit.data.schema import COLUMNS, MESSAGES, SPLITS, SchemaError, message
-from prlhf_kit.data.sources import Rows, local_files, rows_of
+from prlhf_kit.data.sources import Rows, local_files, rows_in, rows_of, saved
+
+log = logging.getLogger(__name__)
 
 
 @dataset(
@@ -25,7 +30,7 @@ from prlhf_kit.data.sources import Rows, local_files, rows_of
 )
 def read(
     tally: Tally,
-    path: str | Path | None = None,
+    path: str | Path | Dataset | DatasetDict | None = None,
     *,
     columns: Mapping[str, str] | None = None,
     test_share: float = 0.1,
@@ -37,8 +42,9 @@ def read(
     A row: `{"user_id": "ann", "prompt": "How do I make tea?", "chosen": "Boil water.", "rejected": "No idea."}`.
 
     Args:
-        path: a file, or a folder of files; files named train, test_seen, test_unseen or adapt_unseen (and more after a
-            dot or a dash) are those splits.
+        path: a file, a folder of files (the hub's layout and `save_to_disk` too), or a dataset in memory. Files named
+            train, test_seen, test_unseen or adapt_unseen (and more after a dot or a dash) are those splits; a split
+            "test" is taken as test_seen.
         columns: the record's column (or `split`) -> yours, where the names differ. `prompt`, `chosen` and `rejected`
             are text, or lists of {role, content} messages (as JSON text in CSV); where chosen and rejected hold the
             whole dialogue, what they share is the prompt. Ids may be whole numbers.
@@ -48,19 +54,20 @@ def read(
     assert path is not None
     mapping = {name: name for name in (*COLUMNS, "split")} | dict(columns or {})
     require_known(mapping, (*COLUMNS, "split"), "column of the record")
-    unseen, met = names(unseen), set()
-    for part, rows in _parts(Path(path)):
+    unseen, met, renamed = names(unseen), set(), 0
+    for part, rows in _parts(path):
         for number, row in enumerate(rows):
             tally.count("rows")
             where = f"row {number} of {part or path}"
+            found = {name: row.get(column) for name, column in mapping.items()}
+            found |= {name: _messages(found[name], name, where, mapping[name]) for name in MESSAGES}
+            whole = _take_out_prompt(found)
             for name in ("user_id", *MESSAGES):
-                if mapping[name] not in row:
+                if mapping[name] not in row and not (name == "prompt" and whole):
                     raise SchemaError(
                         f"{where} has no column {mapping[name]!r} for {name!r}; found {sorted(row)}. "
                         f"Pass columns={{{name!r}: 'your column'}}."
                     )
-            found = {name: row.get(column) for name, column in mapping.items()}
-            _strip_prompt(found)
             user = _id(found["user_id"], where, mapping["user_id"])
             met.add(user)
             out: dict[str, Any] = {
@@ -68,25 +75,40 @@ def read(
                 "user_id": user,
                 "user_text": found["user_text"] or None,
                 "group": _id(found["group"], where, mapping["group"]) or None,
-                **{name: _messages(found[name], name, where, mapping[name]) for name in MESSAGES},
+                **{name: found[name] for name in MESSAGES},
             }
             split = part or found["split"]
             if split is None:
                 split = split_of(user, opening(out["prompt"]), unseen, test_share, seed)
+            elif split == "test":
+                split, renamed = "test_seen", renamed + 1
             elif split not in SPLITS:
                 raise SchemaError(f"{where} has the split {split!r}, expected one of {', '.join(SPLITS)}.")
             yield split, out
+    if renamed:
+        log.warning("the split 'test' (%d pairs) is taken as test_seen: users of train, new prompts.", renamed)
     require_known(unseen, met, "user")
 
 
-def _parts(path: Path) -> list[tuple[str | None, Rows]]:
-    """(split, its rows), or (None, all rows) where no file is named after a split."""
-    files = local_files(path, "*")
+def _parts(path: str | Path | Dataset | DatasetDict) -> list[tuple[str | None, Rows]]:
+    """(split, its rows), or (None, all rows) where nothing is named after a split."""
+    if not isinstance(path, Dataset | DatasetDict):
+        path = Path(path)
+        if not (path / "dataset_dict.json").is_file():
+            return _parts_of_files(path)
+        path = saved(path)
+    if isinstance(path, Dataset):
+        return [(None, rows_in(path, "the dataset"))]
+    return [(split, rows_in(rows, f"split {split!r}")) for split, rows in path.items()]
+
+
+def _parts_of_files(path: Path) -> list[tuple[str | None, Rows]]:
+    files = local_files(path, "*", "data/*")
     by_stem: dict[str, list[Path]] = {}
     for file in files:
         by_stem.setdefault(file.name.replace("-", ".").split(".")[0], []).append(file)
-    named = [split for split in SPLITS if split in by_stem and path.is_dir()]
-    other = [files[0].name for stem, files in by_stem.items() if stem not in SPLITS]
+    named = [split for split in (*SPLITS, "test") if split in by_stem and path.is_dir()]
+    other = [files[0].name for stem, files in by_stem.items() if stem not in named]
     if named and other:
         raise SchemaError(
             f"{path} has files of the splits {named}, and {other[0]!r}, of which the split is unknown. Name it after "
@@ -95,13 +117,17 @@ def _parts(path: Path) -> list[tuple[str | None, Rows]]:
     return [(split, rows_of(by_stem[split])) for split in named] if named else [(None, rows_of(files))]
 
 
-def _strip_prompt(found: dict[str, Any]) -> None:
-    """Take the dialogue so far out of `chosen` and `rejected` that hold all of it, as some datasets have it."""
+def _take_out_prompt(found: dict[str, Any]) -> bool:
+    """Whether chosen and rejected hold the whole dialogue; what they share of it becomes the prompt."""
     chosen, rejected = found["chosen"], found["rejected"]
-    if not all(isinstance(value, list) and len(value) > 1 for value in (chosen, rejected)):
-        return
-    if chosen[:-1] == rejected[:-1] and all(isinstance(m, dict) and "role" in m for m in chosen):
-        found["prompt"], found["chosen"], found["rejected"] = chosen[:-1], chosen[-1:], rejected[-1:]
+    if not all(isinstance(m, dict) and "role" in m for m in (*chosen, *rejected)):
+        return False
+    if len(chosen) < 2 or len(rejected) < 2 or chosen[0]["role"] == "assistant" or chosen[0] != rejected[0]:
+        return False
+    same = [a == b for a, b in zip(chosen[:-1], rejected[:-1], strict=False)]
+    shared = [*same, False].index(False)
+    found["prompt"], found["chosen"], found["rejected"] = chosen[:shared], chosen[shared:], rejected[shared:]
+    return True
 
 
 def _id(value: Any, where: str, column: str) -> str:
@@ -115,13 +141,15 @@ def _id(value: Any, where: str, column: str) -> str:
 
 
 def _messages(value: Any, name: str, where: str, column: str) -> list[dict[str, str]]:
-    if isinstance(value, str) and value.lstrip().startswith("[{"):  # messages in a CSV
-        with contextlib.suppress(ValueError):  # then it is text after all
-            value = json.loads(value)
+    if isinstance(value, str) and value.lstrip().startswith("[{"):  # messages in a CSV, or a text that is JSON
+        with contextlib.suppress(ValueError, RecursionError):
+            found = json.loads(value)
+            if all(isinstance(m, dict) and m.keys() == {"role", "content"} for m in found):
+                value = found
     if value is None or isinstance(value, str):  # null: an empty text, which the checks drop and count
         return message("user" if name == "prompt" else "assistant", value or "")
     if isinstance(value, list):
-        return value
+        return [{**m, "content": ""} if isinstance(m, dict) and m.get("content", 0) is None else m for m in value]
     raise SchemaError(
         f"{where}, column {column!r}: {name!r} is {str(value)[:60]!r}, expected text or a list of "
         "{'role': ..., 'content': text} messages. Mend or remove the row."

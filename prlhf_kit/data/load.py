@@ -17,8 +17,8 @@ from datasets import Dataset, DatasetDict, Features
 from prlhf_kit.data.cards import DATASETS, Report, Tally
 from prlhf_kit.data.check import check
 from prlhf_kit.data.collect import collect
-from prlhf_kit.data.schema import FEATURES, SPLITS, SchemaError
-from prlhf_kit.data.sources import last_read
+from prlhf_kit.data.schema import FEATURES, SchemaError
+from prlhf_kit.data.sources import last_read, saved
 
 if TYPE_CHECKING:  # transformers takes a second to import
     from transformers import PreTrainedTokenizerBase
@@ -26,7 +26,7 @@ if TYPE_CHECKING:  # transformers takes a second to import
 log = logging.getLogger(__name__)
 
 
-def load(name: str, path: str | Path | None = None, **options: Any) -> DatasetDict:
+def load(name: str | Dataset | DatasetDict, path: str | Path | None = None, **options: Any) -> DatasetDict:
     """Load dataset `name` as checked preference records (see `prlhf_kit.data.schema`).
 
     What the loader and the checks drop is logged as a warning; `load_with_report` returns it.
@@ -35,7 +35,8 @@ def load(name: str, path: str | Path | None = None, **options: Any) -> DatasetDi
         data["train"][0]["user_id"]  # "academy"
 
     Args:
-        name: one of `DATASETS`, or a folder written by `prlhf data prepare` or `DatasetDict.save_to_disk`.
+        name: one of `DATASETS`; a folder written by `prlhf data prepare` or `DatasetDict.save_to_disk`; or a dataset in
+            memory, which is read as "files" are: `load(mine, columns={"user_id": "worker"})`.
         path: local file or folder in the dataset's own schema; None: from the hub, or embedded.
         options: of the dataset's own loader (`prlhf data list`).
 
@@ -44,13 +45,13 @@ def load(name: str, path: str | Path | None = None, **options: Any) -> DatasetDi
     """
     data, report = load_with_report(name, path, **options)
     if not report.table.empty:
-        log.warning("%s: %s", name, report)
+        log.warning("%s: %s", name if isinstance(name, str) else "files", report)
     return data
 
 
 def load_with_report(
-    name: str,
-    path: str | Path | None = None,
+    name: str | Dataset | DatasetDict,
+    path: str | Path | Dataset | DatasetDict | None = None,
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
     max_prompt_tokens: int | None = None,
@@ -64,6 +65,8 @@ def load_with_report(
     The data are read as a stream and mapped into memory from disk. The dataset's own `Card.rules` come before
     `check.RULES`, and `rules` before both.
     """
+    if not isinstance(name, str):
+        name, path = "files", name
     tally = Tally()
     if name in DATASETS:
         resolved(name, options)
@@ -71,7 +74,9 @@ def load_with_report(
     elif path is not None or options:
         raise SchemaError(_unknown(name))
     else:
-        raw = _read_folder(name)
+        raw = saved(name)
+        if not raw:
+            raise SchemaError(_unknown(name))
         card = Path(name, "card.json")
         made_of = json.loads(card.read_text()).get("dataset") if card.is_file() else None
         own = DATASETS[made_of].rules if made_of in DATASETS else {}
@@ -79,10 +84,10 @@ def load_with_report(
         raw, tokenizer, max_prompt_tokens, max_tokens=max_tokens, min_pairs=min_pairs, rules={**own, **(rules or {})}
     )
     table = pd.concat([tally.table(), report.table], ignore_index=True).astype({"pairs": int})
-    return data, Report(table, report.kept, report.checks, dict(tally.counts), report.shortened)
+    return data, Report(table, report.kept, report.checks, dict(tally.counts), report.shortened, report.tokens)
 
 
-def _read(name: str, tally: Tally, path: str | Path | None, options: Mapping[str, Any]) -> DatasetDict:
+def _read(name: str, tally: Tally, path: Any, options: Mapping[str, Any]) -> DatasetDict:
     """All that the loader yields. What goes wrong in a row is told as such: sources hold nulls and other types."""
     card = DATASETS[name]
     if path is None and card.by_path:
@@ -122,19 +127,6 @@ def resolved(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
                 f"{name!r} has no option {key!r}.{_hint(key, known)} It has: {', '.join(known) or 'none'}."
             )
     return known | dict(options)
-
-
-def _read_folder(name: str) -> DatasetDict:
-    folder = Path(name)
-    if (folder / "dataset_dict.json").is_file():
-        return DatasetDict.load_from_disk(name)
-    found = {split: folder / f"{split}.parquet" for split in SPLITS if (folder / f"{split}.parquet").is_file()}
-    if not found:
-        raise SchemaError(_unknown(name))
-    try:
-        return DatasetDict({split: Dataset.from_parquet(str(file), split=split) for split, file in found.items()})
-    except Exception as error:  # of pyarrow or of the builder
-        raise SchemaError(f"can't read the prepared folder {name}: {error}. Prepare it again.") from error
 
 
 def _unknown(name: str) -> str:

@@ -60,6 +60,7 @@ def prepare(
             "limits": dict(limits or {}),
             "fingerprint": fingerprint(data),
             "splits": {split: {"pairs": len(rows), "users": len(set(rows["user_id"]))} for split, rows in data.items()},
+            "kept": report.summary,
             "counts": dict(report.counts),
             "drops": report.table.to_dict("records"),
             "checks": report.checks.to_dict("records"),

@@ -18,36 +18,20 @@ from prlhf_kit.data.chat import prompt_text
 from prlhf_kit.data.schema import SchemaError
 
 
-def subsample(
-    pairs: Dataset,
-    n: int | None = None,
-    pairs_per_prompt: int | None = None,
-    min_score_ratio: float | None = None,
-    seed: int = 0,
-) -> Dataset:
-    """About `n` pairs, of all users alike, by whole prompts.
-
-    The same rows in whatever order they come give the same choice, and `n` = 50 is among `n` = 100. ComPO (Kumar et
-    al. 2024, arXiv 2410.16027) takes pairs with a score ratio of at least 2 and at most 5 a post.
+def subsample(pairs: Dataset, n: int | None = None, pairs_per_prompt: int | None = None, seed: int = 0) -> Dataset:
+    """About `n` pairs, of all users alike, by whole prompts; the rows' order does not matter, and draws are nested.
 
     Args:
         n: pairs; a prompt's pairs (of one user) are taken together, so that up to `pairs_per_prompt` - 1 more may come.
             None: all.
-        pairs_per_prompt: most pairs of a user and prompt. None: all.
-        min_score_ratio: least value in the column `score_ratio`. None: any.
-        seed: of the draw.
+        pairs_per_prompt: most pairs of a user and prompt (5 in ComPO, Kumar et al. 2024, arXiv 2410.16027). None: all.
 
     Raises:
-        SchemaError: a number below 1, or nothing left.
+        SchemaError: a number below 1.
     """
-    _require_positive(n=n, pairs_per_prompt=pairs_per_prompt, min_score_ratio=min_score_ratio)
+    _require_positive(n=n, pairs_per_prompt=pairs_per_prompt)
     table = pd.DataFrame({"user": pairs["user_id"], "pair": pairs["pair_id"]})
     table["prompt"] = ["\0".join(m["content"] for m in prompt) for prompt in pairs["prompt"]]
-    if min_score_ratio is not None:
-        require_known(["score_ratio"], pairs.column_names, "column")
-        table = table[[ratio is not None and ratio >= min_score_ratio for ratio in pairs["score_ratio"]]]
-    if table.empty:
-        raise SchemaError(f"no pair is left of {len(pairs)} (min_score_ratio={min_score_ratio}).")
     table["order"] = [share(seed, "pair", pair) for pair in table.pair]
     place = table.groupby(["user", "prompt"]).order.rank(method="first")
     table = table[place <= (pairs_per_prompt or len(table))]

@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
-from datasets import Dataset, load_dataset
+from datasets import Dataset, DatasetDict, load_dataset
 
-from prlhf_kit.data.schema import SchemaError
+from prlhf_kit.data.schema import SPLITS, SchemaError
+from prlhf_kit.files import require_whole_characters
 
 KINDS = (".json", ".jsonl", ".json.gz", ".jsonl.gz", ".csv", ".parquet", ".arrow")
 IGNORED = ("dataset_info.json", "state.json", "dataset_dict.json")  # what `save_to_disk` writes beside the rows
+LONGEST_LINE, LONGEST_LIST = 10**8, 2 * 10**9  # characters: a small .gz may hold a line that fills the memory
 last_read: dict[str, Any] = {}  # source, number and content of the row that was read last, for error messages
 
 
@@ -36,11 +38,6 @@ class Rows:
 
 
 def _read(path: Path) -> Iterator[dict[str, Any]]:
-    """Only a plain JSON list is read as a whole; CSV is all text.
-
-    JSON is not read by `datasets`: it takes columns and types from a file's first 10 MB, so it refuses a file in which
-    a field is null until then (an `article` of TL;DR), and it turns a column of texts such as "2020-01-01" into dates.
-    """
     name = path.name.removesuffix(".gz")
     try:
         if name.endswith(".parquet"):
@@ -50,28 +47,55 @@ def _read(path: Path) -> Iterator[dict[str, Any]]:
         elif name.endswith(".arrow"):
             yield from Dataset.from_file(str(path))
         elif name.endswith(".csv"):
-            csv.field_size_limit(2**31 - 1)
-            with path.open(encoding="utf-8-sig", newline="") as file:
-                for row in csv.DictReader(file, strict=True):
-                    if None in row or None in row.values():
-                        raise ValueError(f"a line has not as many fields as the header: {str(row)[:120]}")
-                    yield row
+            yield from _csv_rows(path)
         elif name.endswith((".json", ".jsonl")):
-            # utf-8-sig: a byte order mark is no text
-            with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig") as file:
-                first = file.read(1)
-                while first.isspace():
-                    first = file.read(1)
-                file.seek(0)
-                for row in json.load(file) if first == "[" else (json.loads(line) for line in file if line.strip()):
-                    if not isinstance(row, dict):
-                        raise ValueError(f"it holds a {type(row).__name__}, expected objects")
-                    yield row
+            yield from _json_rows(path)
         else:
             raise ValueError("a file of an unknown kind")
     # JSON, UTF-8 and Arrow errors are ValueErrors; a gzip file that is cut short gives EOFError or zlib.error
     except (OSError, ValueError, EOFError, RecursionError, csv.Error, zlib.error) as error:
         raise SchemaError(f"can't read {path}: {error}. Expected {' or '.join(KINDS)}, text in UTF-8.") from error
+
+
+def _csv_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """All values are text. The separator is the comma, or what the header has more of: semicolons or tabs."""
+    csv.field_size_limit(LONGEST_LINE)
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        header = file.readline(LONGEST_LINE)
+        file.seek(0)
+        for row in csv.DictReader(file, delimiter=max(",;\t", key=header.count), strict=True):
+            if None in row or None in row.values():
+                raise ValueError(f"a line has not as many fields as the header: {str(row)[:120]}")
+            yield row
+
+
+def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """A list is read as a whole, JSON lines are read one by one.
+
+    Not by `datasets`: it takes columns and types from a file's first 10 MB, so it refuses a file in which a field is
+    null until then (an `article` of TL;DR), and it turns a column of texts such as "2020-01-01" into dates.
+    """
+
+    def limited(text: str, limit: int, what: str) -> str:
+        if len(text) > limit:
+            raise ValueError(f"{what} of more than {limit:,} characters. Write one JSON object a line")
+        return text
+
+    # utf-8-sig: a byte order mark is no text
+    with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig") as file:
+        first = file.read(1)
+        while first.isspace():
+            first = file.read(1)
+        file.seek(0)
+        lines = iter(lambda: limited(file.readline(LONGEST_LINE + 1), LONGEST_LINE, "a line"), "")
+        rows: Iterable[Any] = (json.loads(line) for line in lines if line.strip())
+        if first == "[":
+            rows = json.loads(limited(file.read(LONGEST_LIST + 1), LONGEST_LIST, "a list"))
+        for number, row in enumerate(rows):
+            if not isinstance(row, dict):
+                raise ValueError(f"row {number} is a {type(row).__name__}, expected an object")
+            require_whole_characters(row, f"row {number}")
+            yield row
 
 
 def local_files(path: str | Path, *patterns: str) -> list[Path]:
@@ -94,6 +118,36 @@ def local_files(path: str | Path, *patterns: str) -> list[Path]:
 def rows_of(files: Iterable[Path]) -> Rows:
     """Rows of JSON (a list of objects), JSON lines, CSV, parquet or Arrow files."""
     return Rows([(str(file), partial(_read, file)) for file in files])
+
+
+def rows_in(data: Dataset, name: str) -> Rows:
+    """Rows of a dataset that is loaded already."""
+    return Rows([(name, lambda: data)])
+
+
+def saved(folder: str | Path) -> DatasetDict:
+    """What `DatasetDict.save_to_disk`, or `prlhf data prepare` (a parquet file a split), wrote into `folder`.
+
+    Raises:
+        SchemaError: a split is damaged; says which.
+    """
+    listing = Path(folder, "dataset_dict.json")
+    found = DatasetDict()
+    part: Path = listing
+    try:
+        if listing.is_file():
+            for split in json.loads(listing.read_text())["splits"]:
+                part = Path(folder, split)
+                found[split] = Dataset.load_from_disk(str(part))
+        else:
+            for split in SPLITS:
+                part = Path(folder, f"{split}.parquet")
+                if part.is_file():
+                    pq.ParquetFile(part).close()  # says what is wrong, which the builder of `datasets` hides
+                    found[split] = Dataset.from_parquet(str(part), split=split)
+    except Exception as error:  # of pyarrow, of the file system, or of the builder
+        raise SchemaError(f"can't read {part}: {error} It is damaged or cut off: write it again.") from error
+    return found
 
 
 def local_rows(path: str | Path, *patterns: str) -> Rows:
@@ -143,4 +197,4 @@ def hub_rows(
             f"can't load split {split!r} of {where} from the hub: {why} If the hub can't be "
             f"reached from here, download it elsewhere with `{fetch} --local-dir DIR`, copy DIR and pass it as path."
         ) from error
-    return Rows([(f"{where}, split {split!r}", lambda: dataset)])
+    return rows_in(dataset, f"{where}, split {split!r}")

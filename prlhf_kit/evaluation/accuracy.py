@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike
 from transformers import PreTrainedTokenizerBase
 
 from prlhf_kit.data.chat import prompt_text, tell, with_user_text
+from prlhf_kit.data.collect import changed
 from prlhf_kit.data.schema import ANSWERS
 from prlhf_kit.data.simulated import Population, oracle_accuracy
 from prlhf_kit.decoding.generate import generate
@@ -59,7 +60,7 @@ def ranked_by_method(
 
     rows = index.rows(pairs["user_id"], unknown="generic")
     # the generic row is not told who asks, nor what they say of themselves
-    silent = pairs.map(lambda _: {"user_text": None}) if takes_user_text(personal) else pairs
+    silent = changed(pairs, lambda _: {"user_text": None}) if takes_user_text(personal) else pairs
     with reference_of(personal) as untrained:
         reference = score_pairs(untrained, tokenizer, pairs, batch_size=batch_size)
         text = {}

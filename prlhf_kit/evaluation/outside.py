@@ -26,7 +26,7 @@ from typing import Any
 import pandas as pd
 
 from prlhf_kit.data.schema import ANSWERS
-from prlhf_kit.files import write_text
+from prlhf_kit.files import require_whole_characters, write_text
 
 NEEDED = {
     "p-rlhf": ("prompt_id", "input_text", "output_text"),
@@ -133,6 +133,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     for number, row in enumerate(found, 1):
         if not isinstance(row, dict):
             raise ValueError(f"row {number} of {path} is {str(row)[:60]!r}, expected a JSON object.")
+        require_whole_characters(row, f"row {number} of {path}")
     return found
 
 

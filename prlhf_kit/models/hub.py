@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging
 
-from prlhf_kit.data.chat import PLAIN_TEMPLATE
+from prlhf_kit.data.chat import PLAIN_TEMPLATE, allow_system
 from prlhf_kit.files import sha256
 from prlhf_kit.models.conditioning import ATTRIBUTE
 from prlhf_kit.models.embedded import EMBEDDED, SENTENCES, ModelError, cache_dir, embedded_folder
@@ -49,6 +49,7 @@ def without_load_report() -> Iterator[None]:
 def load_tokenizer(name: str = EMBEDDED, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """Tokenizer of `name` with a pad token and a chat template: its own, or `data.chat.PLAIN_TEMPLATE` if it has none.
 
+    A template without a system message gets one (`data.chat.allow_system`).
     A base model has not seen the plain template in training, but is not worse off with it than with any other. The BOS
     token that its tokenizer puts before every text stands before the template's, too. Padding is masked everywhere, so
     that where there is no pad token another special token serves: EOS, else unknown, else BOS.
@@ -60,6 +61,7 @@ def load_tokenizer(name: str = EMBEDDED, trust_remote_code: bool = False) -> Pre
     if tokenizer.chat_template is None:
         bos = tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
         tokenizer.chat_template = "{{ bos_token }}" * bos + PLAIN_TEMPLATE
+    allow_system(tokenizer)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.bos_token
     if tokenizer.pad_token is None:
@@ -68,6 +70,15 @@ def load_tokenizer(name: str = EMBEDDED, trust_remote_code: bool = False) -> Pre
             "Name one of its tokens, tokenizer.pad_token = '<|endoftext|>' for instance, and save it (save_pretrained)."
         )
     return tokenizer
+
+
+def context_length(name: str) -> int | None:
+    """Tokens that model `name` reads at most; None where it does not say, or is a tokenizer alone."""
+    try:
+        config = from_hub(AutoConfig, name).get_text_config()
+    except ModelError:
+        return None
+    return getattr(config, "max_position_embeddings", None)
 
 
 def load_model(

@@ -12,6 +12,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 from trl.data_utils import common_prefix_length
 
+from prlhf_kit.data.chat import apply_template
 from prlhf_kit.files import in_chunks, short_hash
 from prlhf_kit.models.conditioning import causal_lm
 from prlhf_kit.models.embedded import ModelError
@@ -43,7 +44,7 @@ def encode(
     asked, answered = tokenize_completions(tokenizer, prompt, response)
     if unfinished:
         layout = {"continue_final_message": True, "return_dict": True}
-        answered = tokenizer.apply_chat_template(prompt + response, **layout)["input_ids"][len(asked) :]
+        answered = apply_template(tokenizer, prompt + response, **layout)["input_ids"][len(asked) :]
     cut = 0 if max_length is None else max(len(asked) + len(answered) - max_length, 0)
     asked, answered = asked[cut:], answered[max(cut - len(asked), 0) :]
     return asked + answered, len(asked)
@@ -150,7 +151,7 @@ def tokenize_completions(
     As in TRL's DPOTrainer, all are cut where the prompt and each whole text agree: white space with which one of two
     responses begins may merge with the prompt's last token, which then belongs to neither prompt.
     """
-    ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"]
-    whole = [tokenizer.apply_chat_template(prompt + one, return_dict=True)["input_ids"] for one in completions]
+    ids = apply_template(tokenizer, prompt, add_generation_prompt=True, return_dict=True)["input_ids"]
+    whole = [apply_template(tokenizer, prompt + one, return_dict=True)["input_ids"] for one in completions]
     cut = min(common_prefix_length(ids, one) for one in whole)
     return ids[:cut], *(one[cut:] for one in whole)

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from prlhf_kit.data import fingerprint
 from prlhf_kit.data.chat import tell
+from prlhf_kit.data.collect import changed
 from prlhf_kit.files import sha256, short_hash, write_json
 from prlhf_kit.models.embedded import ModelError
 from prlhf_kit.models.hub import load_model, load_tokenizer
@@ -79,7 +80,7 @@ def with_preference(pairs: Dataset, wording: str = WORDING) -> Dataset:
             f"{silent} of {len(pairs)} pairs have no user_text, so there is no preference to put into their prompts. "
             "Use a dataset in which users say what they want."
         )
-    return pairs.map(lambda row: {"prompt": tell(row["prompt"], wording.replace("{}", row["user_text"]))})
+    return changed(pairs, lambda row: {"prompt": tell(row["prompt"], wording.replace("{}", row["user_text"]))})
 
 
 def train_persrm(recipe: PersRMRecipe, pairs: Dataset) -> dict[str, pd.DataFrame]:

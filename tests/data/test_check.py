@@ -5,12 +5,12 @@ import json
 import pytest
 from datasets import Dataset, DatasetDict
 from hypothesis import HealthCheck, given, settings, strategies as st
-from peft import LoraConfig
-from transformers import AutoTokenizer
 
 import prlhf_kit as kit
-from prlhf_kit.data.chat import PLAIN_TEMPLATE, require_prefix, shorten
+from prlhf_kit.data.chat import with_user_text
+from prlhf_kit.data.context import Contexts, people_of, with_context
 from prlhf_kit.data.schema import message, record
+from prlhf_kit.training.persrm import with_preference
 
 DROP = {"prompt in train and test": "drop", "user with too few pairs": "drop"}
 
@@ -111,9 +111,16 @@ def test_over_long_pairs_count_the_response_and_prompts_do_not(tokenizer):
     clean, report = kit.data.check(splits(train=rows), tokenizer, 100, max_tokens=50)
     assert clean["train"]["pair_id"] == ["p2"]
     assert report.table.to_dict("records") == [
-        {"split": "train", "user_id": "ann", "reason": "pair longer than 50 tokens", "pairs": 2},
-        {"split": "train", "user_id": "ann", "reason": "prompt longer than 100 tokens", "pairs": 1},
+        {"split": "train", "user_id": "ann", "reason": "over-long pair (max_tokens=50)", "pairs": 2},
+        {"split": "train", "user_id": "ann", "reason": "over-long prompt (max_prompt_tokens=100)", "pairs": 1},
     ]
+    kept = "1 of 4 pairs kept; dropped: 2 over-long pair (max_tokens=50), 1 over-long prompt (max_prompt_tokens=100)"
+    assert report.summary == kept
+    assert report.warning == f"75% of the pairs were dropped: {kept}"
+    assert report.tokens["tokens of"].tolist() == ["prompt", "pair"]
+    prompts, both = report.tokens["most"]
+    assert 100 < prompts < both
+    assert kit.data.check(splits(train=rows), tokenizer)[1].warning == ""
 
 
 def test_prompts_that_shortening_makes_equal_are_dropped_not_refused(tokenizer):
@@ -127,24 +134,21 @@ def test_prompts_that_shortening_makes_equal_are_dropped_not_refused(tokenizer):
     assert "1 prompts without their oldest turns" in str(report)
 
 
-def test_data_in_a_read_only_folder_are_shortened_too(tokenizer, tmp_path, monkeypatch):
-    """`datasets` would write its caches beside them."""
+def test_nothing_is_written_beside_the_data(tokenizer, tmp_path):
+    """They may be read-only, and `datasets` would write its caches there."""
     talk = [*message("user", "word " * 50), *message("assistant", "ok"), *message("user", "Now?")]
-    splits(train=[record("p0", "ann", talk, "a", "b")]).save_to_disk(tmp_path)
+    splits(train=[record("p0", "ann", talk, "a", "b", "Be brief.")]).save_to_disk(tmp_path)
     before = sorted(tmp_path.rglob("*"))
     data, report = kit.data.load_with_report(str(tmp_path), tokenizer=tokenizer, max_prompt_tokens=40)
     assert report.shortened == 1
     assert data["train"]["prompt"][0] == talk[2:]
+    whole = kit.data.load(str(tmp_path))["train"]
+    told = message("system", "Be brief.") + talk
+    assert with_user_text(whole)[0]["prompt"] == told
+    assert with_context(whole, Contexts("user_text", people_of(whole)))[0]["prompt"] == told
+    assert with_preference(whole, "{}")[0]["prompt"] == told
+    assert with_user_text(whole.select([])).features == whole.features
     assert sorted(tmp_path.rglob("*")) == before
-
-
-def test_shorten_by_hand():
-    roles = ["system", "user", "assistant", "user", "assistant", "user"]
-    talk = [turn for i, role in enumerate(roles) for turn in message(role, str(i))]
-    assert shorten(talk, lambda p: len(p) <= 4) == [talk[0], *talk[3:]]
-    assert shorten(talk, lambda p: len(p) <= 2) == [talk[0], talk[5]]
-    assert shorten(talk, lambda p: False) is None
-    assert shorten(message("user", "1"), lambda p: True) is None  # nothing older to leave out
 
 
 def test_empty_and_equal_responses_are_dropped_and_counted_by_user(good):
@@ -164,7 +168,6 @@ def test_empty_and_equal_responses_are_dropped_and_counted_by_user(good):
 
 
 ONE = record("p0", "ann", "Q?", "a", "b")
-TALK = message("system", "Be kind.") + message("user", "Q?")
 
 
 @pytest.mark.parametrize(
@@ -190,28 +193,6 @@ TALK = message("system", "Be kind.") + message("user", "Q?")
 def test_refusals(rows, options, reason):
     with pytest.raises(kit.data.SchemaError, match=reason):
         kit.data.check(splits(**rows), **options)
-
-
-def test_chat_templates_that_change_the_prompt_or_refuse_it(tokenizer, tmp_path):
-    tokenizer.save_pretrained(tmp_path)
-    changed = AutoTokenizer.from_pretrained(tmp_path)
-    changed.chat_template = (  # as reasoning models' templates do: the last turn is laid out differently
-        "{% for m in messages %}{{ '[' + m['role'] + (' last' if loop.last else '') + ']' + m['content'] }}{% endfor %}"
-        "{% if add_generation_prompt %}{{ '[assistant last]' }}{% endif %}"
-    )
-    with pytest.raises(kit.data.SchemaError, match=r"does not keep the prompt in front.*get_training_chat_template"):
-        kit.data.check(splits(train=[ONE]), changed, 100)
-    config = kit.PersonalizedDPOConfig(str(tmp_path))
-    with pytest.raises(kit.data.SchemaError, match="does not keep the prompt in front"):
-        kit.PersonalizedDPOTrainer(None, config, splits(train=[ONE])["train"], None, changed, peft_config=LoraConfig())
-    changed.chat_template = PLAIN_TEMPLATE
-    require_prefix(changed)
-    changed.chat_template = (
-        "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
-        "{{ m['content'] }}{% endfor %}"
-    )
-    with pytest.raises(kit.data.SchemaError, match=r"refuses the roles \['system', 'user'\] \(no system role\)"):
-        kit.data.check(splits(train=[ONE | {"prompt": TALK}]), changed, 100)
 
 
 # Whatever the rows are ------------------------------------------------------------------------------------------------

@@ -5,9 +5,11 @@ import json
 
 import pandas as pd
 import pytest
+from datasets import Dataset, DatasetDict
 from raw import pairs_of, write_json, write_lines, write_parquet
 
 import prlhf_kit as kit
+from prlhf_kit.data import sources
 
 ROW = {"user_id": "ann", "prompt": "Q?", "chosen": "a", "rejected": "b"}
 ASKED, YES, NO = ({"role": r, "content": c} for r, c in (("user", "Q?"), ("assistant", "yes"), ("assistant", "no")))
@@ -50,7 +52,7 @@ def test_splits_by_column_and_by_file_and_messages(tmp_path):
     ("name", "content", "reason"),
     [
         ("x.jsonl", b'{"a":', "can't read"),
-        ("x.json", b"[1, 2]", "holds a int"),
+        ("x.json", b"[1, 2]", "row 0 is a int"),
         ("x.jsonl.gz", b"not gzip", "can't read"),
         ("cut.jsonl.gz", gzip.compress(json.dumps([ROW] * 500).encode(), mtime=0)[:40], "can't read"),
         ("x.parquet", b"PAR1 nothing", "can't read"),
@@ -77,7 +79,11 @@ def test_damaged_files_are_refused(name, content, reason, tmp_path):
         ({"user_id": None}, r"'row-1'\), column 'user_id' is '' \(str\), expected non-empty text"),
         ({"prompt": 3}, "row 1 of .*column 'prompt': 'prompt' is '3', expected text or a list"),
         ({"split": "dev"}, "row 1 of .*split 'dev', expected one of"),
-        ({"chosen": "cut \ud83d"}, "pair 'row-1' of user 'ann' does not fit the record: .*surrogates"),
+        (
+            {"chosen": "cut \ud83d"},
+            "x.jsonl: row 1, field 'chosen': .*half a char",
+        ),
+        ({"\ud83d": 1}, "row 1, field .* half a character"),
         ({"rejected": [{"role": "assistant", "content": 3}]}, "pair 'row-1' of user 'ann' does not fit the record"),
         ({"prompt": [{"role": "user", "content": 3}]}, "row 1 of .* can't be used as 'files'"),
     ],
@@ -89,12 +95,63 @@ def test_a_row_that_cant_be_used_is_named(changed, reason, tmp_path):
 
 
 def test_whole_dialogues_and_nulls(tmp_path):
-    whole = {**ROW, "chosen": [ASKED, YES], "rejected": [ASKED, NO]}  # as UltraFeedback has it
-    rows = [whole, {**ROW, "chosen": None}]
+    whole = {"user_id": "ann", "chosen": [ASKED, YES], "rejected": [ASKED, NO]}  # TRL's implicit prompts
+    rows = [whole, {**ROW, "chosen": None}, {**ROW, "rejected": [{"role": "assistant", "content": None}]}]
     data, report = kit.data.load_with_report("files", write_lines(tmp_path / "w.jsonl", rows), test_share=0)
     [row] = data["train"]
-    assert (row["prompt"], row["chosen"]) == ([ASKED], [YES])
-    assert report.table.reason.tolist() == ["empty response"]
+    assert (row["prompt"], row["chosen"], row["rejected"]) == ([ASKED], [YES], [NO])
+    assert report.table[["reason", "pairs"]].to_numpy().tolist() == [["empty response", 2]]
+    texts = {name: json.dumps(value) if isinstance(value, list) else value for name, value in whole.items()}
+    pd.DataFrame([texts]).to_csv(tmp_path / "w.csv", index=False)
+    assert kit.data.load("files", tmp_path / "w.csv", test_share=0)["train"][0] == row
+    twice = [*whole["chosen"], {**ASKED, "content": "And?"}]
+    talk = {**whole, "chosen": [*twice, YES], "rejected": [*twice, NO, ASKED, NO]}
+    [row] = kit.data.load("files", write_lines(tmp_path / "t.jsonl", [talk]), test_share=0)["train"]
+    assert (row["prompt"], row["chosen"], len(row["rejected"])) == (twice, [YES], 3)
+
+
+@pytest.mark.parametrize("column", ["prompt", "chosen", "rejected"])
+@pytest.mark.parametrize("text", ['[{"name": "Ann"}, {"name": "Bob"}]', '[{"role": "user"}]', "[{}]", '[{"a": 1}, 2]'])
+def test_a_text_that_is_json_stays_text(column, text, tmp_path):
+    path = write_lines(tmp_path / "x.jsonl", [ROW, {**ROW, "prompt": "R?", column: text}])
+    [_, row] = kit.data.load("files", path, test_share=0)["train"]
+    assert [m["content"] for m in row[column]] == [text]
+
+
+def test_a_test_split_is_test_seen_and_that_is_said(tmp_path, caplog):
+    rows = [{**ROW, "worker": "ann", "prompt": f"{i}?"} for i in range(4)]
+    mine = DatasetDict(train=Dataset.from_list(rows[:3]), test=Dataset.from_list(rows[3:]))
+    mine.save_to_disk(tmp_path / "saved")
+    for split, part in mine.items():  # the hub's layout
+        write_parquet(tmp_path / "hub" / "data" / f"{split}-00000-of-00001.parquet", part.to_list())
+    by_column = write_lines(tmp_path / "x.jsonl", [row | {"split": s} for s in mine for row in mine[s]])
+    columns = {"user_id": "worker"}
+    found = [
+        kit.data.load(mine, columns=columns),
+        *(kit.data.load("files", path, columns=columns) for path in (tmp_path / "saved", tmp_path / "hub", by_column)),
+    ]
+    for data in found:
+        assert [pairs_of(data, split) for split in data] == [pairs_of(found[0], split) for split in found[0]]
+        assert {split: len(part) for split, part in data.items()} == {"train": 3, "test_seen": 1}
+    assert caplog.text.count("'test' (1 pairs) is taken as test_seen") == 4
+    assert len(kit.data.load(mine["train"], test_share=0)["train"]) == 3
+
+
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_csv_with_another_separator(separator, tmp_path):
+    row = {**ROW, "chosen": "one, two; three"}
+    pd.DataFrame([row]).to_csv(tmp_path / "x.csv", index=False, sep=separator)
+    assert pairs_of(kit.data.load("files", tmp_path / "x.csv", test_share=0)) == [tuple(row.values())]
+
+
+@pytest.mark.parametrize("beginning", ["[", ""])
+def test_a_line_without_an_end_does_not_fill_the_memory(beginning, tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "LONGEST_LINE", 1000)
+    monkeypatch.setattr(sources, "LONGEST_LIST", 1000)
+    path = tmp_path / "bomb.jsonl.gz"
+    path.write_bytes(gzip.compress(beginning.encode() + b'{"user_id": "' + b"a" * 2000))
+    with pytest.raises(kit.data.SchemaError, match=r"bomb.jsonl.gz: a (line|list) of more than 1,000 characters"):
+        kit.data.load("files", path)
 
 
 def test_unseen_users_must_exist_and_may_be_one_name(tmp_path):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from datasets import Dataset, DatasetDict
 from raw import dialogue, pairs_of, write_lines, write_parquet
 
 import prlhf_kit as kit
@@ -80,6 +81,17 @@ def test_the_hub_gives_what_local_files_give(prism_folder, compred_folder, perso
         assert kit.data.fingerprint(by_hub) == kit.data.fingerprint(by_path), name
         assert all(split.cache_files for split in by_hub.values())  # they lie on disk
     assert len(compred.prompts()) == 5
+
+
+def test_a_damaged_split_is_named(tmp_path):
+    data = kit.data.load(DatasetDict(train=Dataset.from_list([OWN])))
+    data.save_to_disk(tmp_path / "saved")
+    (tmp_path / "prepared").mkdir()
+    data["train"].to_parquet(tmp_path / "prepared" / "train.parquet")
+    for file in (*(tmp_path / "saved").rglob("*.arrow"), tmp_path / "prepared" / "train.parquet"):
+        file.write_bytes(file.read_bytes()[:100])
+        with pytest.raises(kit.data.SchemaError, match=r"can't read .*train.*cut off"):
+            kit.data.load(str(tmp_path / file.relative_to(tmp_path).parts[0]))
 
 
 def test_share_is_uniform_and_independent_of_the_process():

@@ -1,6 +1,8 @@
 """Prepared folders and `prlhf data`."""
 
 import json
+import subprocess
+import sys
 
 from datasets import load_dataset
 from raw import write_json, write_lines
@@ -75,3 +77,33 @@ def test_data_commands_refuse_politely(capsys, tmp_path):
     assert main(["data", "check", "psoups", "--path", str(tmp_path), "--rule", "empty prompt", "mend"]) == 2
     assert main(["data", "list"]) == 0
     assert set(kit.data.DATASETS) <= {line.split(":")[0] for line in capsys.readouterr().out.splitlines()}
+
+
+def test_data_check_says_tokens_and_what_was_dropped(base, tmp_path, capsys):
+    rows = [
+        {"user_id": "ann", "prompt": f"{i}? " + "very " * 60 * (i > 3), "chosen": "a", "rejected": "b"}
+        for i in range(16)
+    ]
+    source = write_lines(tmp_path / "mine.jsonl", rows)
+    line = ["files", "--path", str(source), "-o", "test_share", "0", "--model", base, "--max-prompt-tokens", "50"]
+    assert main(["data", "check", *line]) == 0
+    said = capsys.readouterr()
+    kept = "4 of 16 pairs kept; dropped: 12 over-long prompt (max_prompt_tokens=50)"
+    assert f"75% of the pairs were dropped: {kept}" in said.err
+    assert "tokens, of at most 1,000 pairs a split" in said.out
+    assert main(["data", "prepare", *line, "--out", str(tmp_path / "out")]) == 0
+    assert json.loads((tmp_path / "out" / "card.json").read_text())["kept"] == kept
+
+
+def test_data_check_imports_nothing_that_it_does_not_use(tmp_path):
+    """16 rows took 7 s of CPU."""
+    row = {"user_id": "ann", "prompt": "Q?", "chosen": "a", "rejected": "b"}
+    source = write_lines(tmp_path / "x.jsonl", [row])
+    code = (
+        "import sys; from prlhf_kit import cli\n"
+        f"cli.main(['data', 'check', 'files', '--path', {str(source)!r}, '-o', 'test_share', '0'])\n"
+        "heavy = {'torch', 'transformers', 'scipy', 'sklearn', 'matplotlib', 'textstat', 'nltk', 'nbformat'}\n"
+        "print('imported:', *(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "imported:"

@@ -43,20 +43,6 @@ def test_at_most_so_many_pairs_of_a_user():
         kit.data.at_most(data, train=0)
 
 
-PEOPLE = {"r/tea": "I love tea.", "r/coffee": "I love coffee.", "r/milk": "I love milk.", "r/chai": "I love tea."}
-
-
-def rows(n=60, users=tuple(PEOPLE)):
-    return Dataset.from_list(
-        [
-            record(
-                f"p{i}", users[i % len(users)], f"Question {i // 2}?", "Yes.", "No.", PEOPLE.get(users[i % len(users)])
-            )
-            for i in range(n)
-        ]
-    )
-
-
 def test_subsample_takes_users_alike_and_whole_prompts():
     users = ["a"] * 40 + ["b"] * 8
     pairs = Dataset.from_list([record(f"p{i}", u, f"Q{i // 2}", "Yes.", f"No {i}.") for i, u in enumerate(users)])
@@ -68,23 +54,15 @@ def test_subsample_takes_users_alike_and_whole_prompts():
 
 
 def test_subsample_is_seeded_and_does_not_depend_on_the_order_of_rows():
-    pairs = rows(60)
+    pairs = Dataset.from_list([record(f"p{i}", "abcd"[i % 4], f"Q{i // 2}", "Yes.", "No.") for i in range(60)])
     drawn = set(subsample(pairs, 10, 1, seed=5)["pair_id"])
     assert drawn == set(subsample(pairs.select(range(59, -1, -1)), 10, 1, seed=5)["pair_id"])
     assert drawn != set(subsample(pairs, 10, 1, seed=6)["pair_id"])
 
 
-def test_subsample_by_score_ratio_and_pairs_a_prompt():
-    pairs = Dataset.from_list(
-        [record(f"p{i}", "a", "One post", "Yes.", f"No {i}.", score_ratio=1.0 + i / 4) for i in range(12)]
-    )
-    kept = subsample(pairs, None, 5, 2.0)
-    assert len(kept) == 5
-    assert min(kept["score_ratio"]) >= 2
-    with pytest.raises(SchemaError, match="no pair is left"):
-        subsample(pairs, min_score_ratio=100)
-    with pytest.raises(SchemaError, match="no column 'score_ratio'"):
-        subsample(rows(), min_score_ratio=2)
+def test_subsample_by_pairs_a_prompt():
+    pairs = Dataset.from_list([record(f"p{i}", "a", "One post", "Yes.", f"No {i}.") for i in range(12)])
+    assert len(subsample(pairs, None, 5)) == 5
     with pytest.raises(SchemaError, match="pairs_per_prompt=0"):
         subsample(pairs, pairs_per_prompt=0)
 

@@ -263,3 +263,9 @@ def test_answers_for_a_run():
     assert spaced.prompt.tolist() == ["q "]
     with pytest.raises(ValueError, match="none of 4 answers is to one of the 1 users and 1 prompts of this run"):
         for_run(answers, ["eve"], ["p"])
+
+
+def test_half_a_character_is_refused_with_its_row(tmp_path):
+    rows = [{"instruction": f"Q{i}", "output": "cut \ud83d" if i == 3 else "fine", "generator": "g"} for i in range(6)]
+    with pytest.raises(ValueError, match=r"row 4 of .*field 'output': .*cut ' stands half a character"):
+        read_answers(write_json(tmp_path / "a.json", rows))
