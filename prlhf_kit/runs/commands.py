@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import argparse
 import csv
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prlhf_kit.runs.records import RUNS, existing, place_of, row, runs_in
+
 if TYPE_CHECKING:
     from prlhf_kit.runs.plans import Node
 
-RUNS = Path("papermill_runs")
 DONE = ("completed", "unchanged")
 
 
@@ -40,8 +42,8 @@ def add_parsers(commands: Any) -> None:
     p.add_argument("--grid", action="append", default=[], metavar="NAME=VALUE,...", help="values of a parameter")
     p.add_argument("--seeds", type=_count, metavar="N", help="each combination with seed 0 .. N-1")
     p.add_argument("--list", type=Path, metavar="FILE", help="YAML list of combinations, each with the whole grid")
-    p.add_argument("--from", dest="source", metavar="RUN", help="finished run whose stages the notebooks need")
-    p.add_argument("--run", default="sweep", metavar="NAME", help="name of the sweep's folder (default: sweep)")
+    p.add_argument("--from", dest="source", metavar="RUN", help="finished run (name or folder) that they start from")
+    p.add_argument("--run", default="sweep", metavar="NAME", help="the sweep's name, or its folder (default: sweep)")
     p.set_defaults(action=sweep)
     _add_options(p)
 
@@ -63,7 +65,7 @@ def add_parsers(commands: Any) -> None:
         "      needs: [01_data_preparation]",
     )
     p.add_argument("file", type=Path, metavar="FILE", help="the YAML file")
-    p.add_argument("--run", metavar="NAME", help="name of the run's folder (default: the file's)")
+    p.add_argument("--run", metavar="NAME", help="the run's name, or its folder (default: the file's name)")
     p.set_defaults(action=pipeline)
     _add_options(p)
 
@@ -80,7 +82,7 @@ def add_parsers(commands: Any) -> None:
         "changes), model and data. died: it says running, but its process is gone.",
         epilog="examples:\n  prlhf runs list\n  prlhf runs list papermill_runs /other/runs",
     )
-    p.add_argument("dirs", nargs="*", type=Path, metavar="DIR", help=f"runs, or folders of runs (default: {RUNS})")
+    p.add_argument("dirs", nargs="*", type=Path, metavar="RUN", help=f"runs, or folders of runs (default: {RUNS})")
     p.set_defaults(action=list_runs)
 
 
@@ -124,6 +126,21 @@ def check_places(out: Path, copy_to: str | None) -> None:
         check_store(copy_to)
 
 
+def tell_edits(notebooks: Iterable[Path], given: Iterable[str]) -> None:
+    """Say which defaults differ from the committed notebooks': JupyterLab saves by itself what was tried there."""
+    from prlhf_kit.runs.parameters import edited
+
+    for notebook in notebooks:
+        found = {name: values for name, values in edited(notebook).items() if name not in given}
+        if found:
+            texts = [f"{name} {now!r} (committed: {then!r})" for name, (now, then) in found.items()]
+            print(
+                f"{notebook.stem}: parameters differ from the committed notebook: {', '.join(texts)}. "
+                f"`git checkout {notebook}` restores it.",
+                file=sys.stderr,
+            )
+
+
 def sweep(args: argparse.Namespace) -> int:
     """`prlhf sweep`: 0 if all runs completed, 74 if `--copy-to` then lacks some of them, else 1."""
     from prlhf_kit.runs import grid, plans
@@ -132,15 +149,11 @@ def sweep(args: argparse.Namespace) -> int:
 
     check_places(args.out, args.copy_to)
     rows, same = grid.combinations(args.notebooks, args.grid, args.list, args.seeds, grid.once(args.parameter))
-    folder = (args.out / args.run).resolve()
+    folder = place_of(args.run, args.out).resolve()
     if any(path.is_file() for path in folder.glob(f"*/{RECORD}")):
         raise RunError(f"{folder} is a run, not a sweep. Choose another name with --run.")
-    source = None
-    if args.source:
-        found = [path.resolve() for path in (Path(args.source), args.out / args.source) if path.is_dir()]
-        if not found:
-            raise RunError(f"--from {args.source}: there is no such folder, and no run of this name in {args.out}.")
-        source = found[0]
+    source = existing(args.source, args.out).resolve() if args.source else None
+    tell_edits(args.notebooks, {*same, *(name for row in rows for name in row)})
     runs, links = plans.plan_sweep(args.notebooks, rows, same, folder, source)
     nodes = plans.in_order({node.name: node for made in runs.values() for node in made}.values())
     if not args.dry_run:
@@ -161,8 +174,11 @@ def pipeline(args: argparse.Namespace) -> int:
     from prlhf_kit.runs import plans
 
     check_places(args.out, args.copy_to)
-    run_dir = (args.out / (args.run or args.file.stem)).resolve()
-    return _execute(plans.read_pipeline(args.file, run_dir, args.parameter), run_dir, args)
+    run_dir = place_of(args.run or args.file.stem, args.out).resolve()
+    nodes = plans.read_pipeline(args.file, run_dir, args.parameter)
+    for node in nodes:
+        tell_edits([node.notebook], node.parameters)
+    return _execute(nodes, run_dir, args)
 
 
 def _execute(nodes: Sequence[Node], folder: Path, args: argparse.Namespace) -> int:
@@ -189,9 +205,7 @@ def _execute(nodes: Sequence[Node], folder: Path, args: argparse.Namespace) -> i
 
 def list_runs(args: argparse.Namespace) -> int:
     """`prlhf runs list`."""
-    from prlhf_kit.runs import records
-
-    rows = [records.row(run) for run in records.runs_in(args.dirs or [RUNS])]
+    rows = [row(run) for run in runs_in(args.dirs or [RUNS])]
     print(_in_columns([["run", "stages", "started (UTC)", "time", "commit", "model", "data"], *rows]))
     return 0
 
@@ -243,6 +257,11 @@ def _write_summary(file: Path, runs: Mapping[str, tuple[Mapping[str, Any], Seque
             }
         lines.append(line)
     with file.open("w", newline="") as sink:
-        writer = csv.DictWriter(sink, list(dict.fromkeys(name for line in lines for name in line)))
+        writer = csv.DictWriter(sink, list(dict.fromkeys(_cell(name) for line in lines for name in line)))
         writer.writeheader()
-        writer.writerows(lines)
+        writer.writerows({_cell(name): _cell(value) for name, value in line.items()} for line in lines)
+
+
+def _cell(value: Any) -> Any:
+    """A text that a spreadsheet would take for a formula gets an apostrophe in front, as spreadsheets want it."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value

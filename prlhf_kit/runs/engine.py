@@ -24,8 +24,8 @@ from filelock import FileLock, Timeout
 
 from prlhf_kit.files import write_json
 from prlhf_kit.runs.copies import CopyError, copy_notebook
+from prlhf_kit.runs.execute import killed_with_parent
 from prlhf_kit.runs.grid import read_yaml
-from prlhf_kit.runs.notebook import killed_with_parent
 from prlhf_kit.runs.parameters import RunError
 from prlhf_kit.runs.plans import DONE, Node, look
 from prlhf_kit.runs.stage import process_is_gone, read_record
@@ -108,14 +108,14 @@ def _run(todo: Sequence[Node], work: Path, profile: str, workers: int | None, co
     workers = workers or max(1, len(devices))
     threads = max(1, cores // workers) if here else 1
     devices = devices if workers > 1 else []  # a single worker has the whole machine
-    names = {node.name for node in todo}
+    names = {node.name: node.job for node in todo}
     jobs = {
-        node.name: {
+        node.job: {
             "notebook": str(node.notebook.resolve()),
             "run_dir": str(node.run_dir),
             "parameters": node.parameters,
             "needs": node.needs,
-            "after": [name for name in node.after if name in names],
+            "after": [names[name] for name in node.after if name in names],
             "log": str(_log(node)),
         }
         for node in todo
@@ -170,13 +170,13 @@ def _run(todo: Sequence[Node], work: Path, profile: str, workers: int | None, co
                 if _marker(place, node).exists():
                     _completed(node, before[node.name], copy_to)
                 else:
-                    _ended(node, before[node.name], reasons.get(node.name), todo)
+                    _ended(node, before[node.name], reasons.get(node.job), todo)
     if child.returncode and all(node.status == "not run" for node in todo):
         raise RunError(f"Snakemake could not begin: {_last(log)} See {log}.")
 
 
 def _marker(place: Path, node: Node) -> Path:
-    return place / f"{node.name}.done"
+    return place / f"{node.job}.done"
 
 
 def _log(node: Node) -> Path:
@@ -208,6 +208,8 @@ def _tell(node: Node) -> None:
     took = f" ({node.seconds:.0f} s)" if node.status == "completed" and node.seconds is not None else ""
     where = f", cell {node.cell}" if node.cell is not None else ""
     print(f"{run} {stage} {node.status}{took}{where}" + (f": {node.message}" if node.message else ""), flush=True)
+    for note in (read_record(node.stage_dir) or {}).get("notes", []) if node.status in DONE else []:
+        print(f"  {note}", flush=True)
 
 
 def _copy(node: Node, copy_to: str | None) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import graphlib
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from prlhf_kit.runs import grid
 from prlhf_kit.runs.notebook import plan
@@ -37,14 +39,18 @@ class Node:
     def stage_dir(self) -> Path:
         return self.run_dir / self.notebook.stem
 
+    @property
+    def job(self) -> str:
+        """Its name for Snakemake, which reads braces, "=" and "," in a name as its own."""
+        return quote(self.name, safe="/+").replace("%", "~")
+
     def end(self, status: str, message: str | None = None) -> None:
         """Take over what the stage's record says."""
         record = read_record(self.stage_dir) or {}
         self.status, self.message, self.seconds = status, message, record.get("seconds")
         if status == "failed" and (error := record.get("error")):
-            place, raised, what = error.partition("\n")[0].partition(" raised ")
-            self.cell = int(place.removeprefix("cell ")) if raised and place.startswith("cell ") else None
-            self.message = what if self.cell is not None else place
+            cell, self.message = re.match(r"(?:cell (\d+) (?:raised )?)?(.*)", error).groups()  # type: ignore[union-attr]
+            self.cell = None if cell is None else int(cell)
 
 
 def link(place: Path, target: Path) -> None:
