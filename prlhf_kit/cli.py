@@ -158,7 +158,7 @@ def parser() -> argparse.ArgumentParser:
         "  prlhf bundle --out build/bundle --python 3.12 --has node_packages.txt --data data/prism",
     )
     p.add_argument("--out", type=Path, required=True, metavar="DIR", help="new folder for the parts")
-    p.add_argument("--part-size", default="60MB", metavar="SIZE", help="of a part (default: 60MB)")
+    p.add_argument("--part-size", type=run_commands.count, default=60, metavar="MB", help="of a part (default: 60)")
     p.add_argument("--python", default="", metavar="VERSION", help="the node's Python (default: this one's)")
     p.add_argument("--has", type=Path, metavar="FILE", help="the node's `pip list`: what it has is left out")
     p.add_argument("--data", type=Path, nargs="+", default=[], metavar="DIR", help="folders of `prlhf data prepare`")

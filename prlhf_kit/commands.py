@@ -7,7 +7,8 @@ import difflib
 import sys
 
 from prlhf_kit.runs.commands import check_places, tell_edits
-from prlhf_kit.runs.parameters import RunError, defaults, needs_of, resolve, unknown_parameter
+from prlhf_kit.runs.grid import checked, once
+from prlhf_kit.runs.parameters import RunError, defaults, needs_of
 from prlhf_kit.runs.records import existing, place_of
 from prlhf_kit.runs.stage import RECORD, read_record
 
@@ -18,17 +19,13 @@ def run(args: argparse.Namespace) -> int:
     """`prlhf run`: every notebook in turn, then the run's index page."""
     check_places(args.out, args.copy_to)
     run_dir = place_of(args.run, args.out)
-    given = dict(args.parameter or [])
     known = {notebook: defaults(notebook) for notebook in args.notebooks}
-    everything = {name: value for values in known.values() for name, value in values.items()}
-    for name in given:
-        if name not in everything or name == "run_dir":
-            hint = " The run's folder is set with --run and --out." if name == "run_dir" else ""
-            raise RunError(str(unknown_parameter(name, everything, " / ".join(map(str, args.notebooks)))) + hint)
+    given = {name: checked(name, value, known) for name, value in once(args.parameter or []).items()}
     plans = {n: {k: v for k, v in given.items() if k in known[n]} for n in args.notebooks}
     earlier: list[str] = []
     for notebook, parameters in plans.items():  # all of them are checked before any of them runs
-        model, default = (str(values.get("model")) for values in (resolve(notebook, parameters), known[notebook]))
+        default = str(known[notebook].get("model"))
+        model = str(parameters.get("model", default))
         misspelt = model != default and difflib.get_close_matches(model, [default], cutoff=0.8)
         if misspelt and "/" not in model and not (notebook.parent / model).exists():
             raise RunError(f"there is no model {model!r}. Did you mean {default!r}? A hub id is owner/name.")

@@ -21,7 +21,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from datasets import Features, Value
-from scipy.special import expit
 
 from prlhf_kit.data.cards import Tally, dataset, split_of
 from prlhf_kit.data.schema import SchemaError, record
@@ -77,6 +76,8 @@ def read(
         temperature: of the Bradley-Terry draw; 0 always prefers the higher utility.
         seed: draws users, prompts, pairs and preferences.
     """
+    from scipy.special import expit
+
     if temperature < 0 or concentration <= 0:
         raise SchemaError(f"temperature={temperature}, concentration={concentration}: expected at least 0, above 0.")
     sources = {

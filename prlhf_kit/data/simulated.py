@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from datasets import Features, Value
-from scipy.special import expit
 
 from prlhf_kit.data.attributes import ATTRIBUTES, measure_all
 from prlhf_kit.data.cards import Tally, dataset
@@ -75,6 +74,8 @@ class Population:
     def preference(self, user_ids: Iterable[str], a: Iterable[str], b: Iterable[str]) -> np.ndarray:
         """Probability `[n]` that each user prefers `a[i]` to `b[i]` (Bradley-Terry)."""
         users = list(user_ids)
+        from scipy.special import expit  # a fifth of the time of `prlhf data list`
+
         return expit((self.utility(users, a) - self.utility(users, b)) / self.temperature)
 
     def save(self, path: str | Path) -> None:

@@ -40,7 +40,7 @@ def add_parsers(commands: Any) -> None:
     )
     p.add_argument("notebooks", nargs="+", type=Path, metavar="NOTEBOOK", help="an .ipynb file")
     p.add_argument("--grid", action="append", default=[], metavar="NAME=VALUE,...", help="values of a parameter")
-    p.add_argument("--seeds", type=_count, metavar="N", help="each combination with seed 0 .. N-1")
+    p.add_argument("--seeds", type=count, metavar="N", help="each combination with seed 0 .. N-1")
     p.add_argument("--list", type=Path, metavar="FILE", help="YAML list of combinations, each with the whole grid")
     p.add_argument("--from", dest="source", metavar="RUN", help="finished run (name or folder) that they start from")
     p.add_argument("--run", default="sweep", metavar="NAME", help="the sweep's name, or its folder (default: sweep)")
@@ -102,10 +102,10 @@ def _add_options(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--profile", default="local", metavar="NAME", help="local, slurm, or a folder with Snakemake's config.yaml"
     )
-    p.add_argument("--workers", type=_count, metavar="N", help="stages at once, here (default: as many as GPUs, or 1)")
+    p.add_argument("--workers", type=count, metavar="N", help="stages at once, here (default: as many as GPUs, or 1)")
 
 
-def _count(text: str) -> int:
+def count(text: str) -> int:
     """A whole number from 1 up."""
     if (number := int(text)) < 1:
         raise argparse.ArgumentTypeError(f"{text} is less than 1")
@@ -187,20 +187,27 @@ def _execute(nodes: Sequence[Node], folder: Path, args: argparse.Namespace) -> i
 
     if args.dry_run:
         plans.look(nodes)
-        texts = [", ".join(f"{name} {value!r}" for name, value in node.parameters.items()) for node in nodes]
-        heads = [
-            [node.name.partition("/")[2], node.notebook.stem, node.status.replace("not run", "to run")]
-            for node in nodes
-        ]
-        print(_in_columns([[*head, text] for head, text in zip(heads, texts, strict=True)]))
+        rows = []
+        for node in nodes:
+            parameters = ", ".join(f"{name} {value!r}" for name, value in node.parameters.items())
+            status = node.status.replace("not run", "to run")
+            rows.append([node.name.partition("/")[2], node.notebook.stem, status, parameters])
+        print(_in_columns(rows))
         return 0
     engine.check_profile(args.profile)
     print(f"{len(nodes)} stages in {folder}", flush=True)
     try:
         engine.execute(nodes, folder, args.profile, args.workers, args.copy_to)
     finally:
-        print(f"\n{_summary(nodes)}\n")
-    return _exit_code(nodes)
+        table = [["run", "stage", "status", "seconds", "cell", "message"]]
+        for node in nodes:
+            stage, _, run = node.name.partition("/")
+            shown = (run, stage, node.status, node.seconds, node.cell, node.message)
+            table.append(["" if value is None else str(value) for value in shown])
+        print(f"\n{_in_columns(table)}\n")
+    if not all(node.status in DONE for node in nodes):
+        return 1
+    return 74 if any(node.message for node in nodes) else 0  # what was not copied says so
 
 
 def list_runs(args: argparse.Namespace) -> int:
@@ -210,28 +217,10 @@ def list_runs(args: argparse.Namespace) -> int:
     return 0
 
 
-def _exit_code(nodes: Iterable[Node]) -> int:
-    """0 if all completed; 74 if all did, but not all notebooks were copied; else 1."""
-    nodes = list(nodes)
-    if not all(node.status in DONE for node in nodes):
-        return 1
-    return 74 if any(node.message for node in nodes) else 0
-
-
 def _in_columns(rows: Sequence[Sequence[str]]) -> str:
     """Rows of texts in columns; the last one is as wide as it likes."""
     widths = [*[max(map(len, column)) for column in zip(*rows, strict=True)][:-1], 0]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
-
-
-def _summary(nodes: Sequence[Node]) -> str:
-    """The table for the terminal: one line for each stage, with how it failed."""
-    rows = [["run", "stage", "status", "seconds", "cell", "message"]]
-    for node in nodes:
-        stage, _, run = node.name.partition("/")
-        shown = (run, stage, node.status, node.seconds, node.cell, node.message)
-        rows.append(["" if value is None else str(value) for value in shown])
-    return _in_columns(rows)
 
 
 def _write_summary(file: Path, runs: Mapping[str, tuple[Mapping[str, Any], Sequence[Node]]]) -> None:
@@ -241,20 +230,13 @@ def _write_summary(file: Path, runs: Mapping[str, tuple[Mapping[str, Any], Seque
     lines: list[dict[str, Any]] = []
     for name, (parameters, nodes) in runs.items():
         stopped = next((node for node in nodes if node.status not in DONE), None)
-        seconds = [node.seconds for node in nodes if node.seconds is not None]
-        line = {
-            "run": name,
-            **parameters,
-            "status": stopped.status if stopped else "completed",
-            "seconds": sum(seconds),
-        }
-        line |= {"stage": stopped and stopped.notebook.stem, "cell": stopped and stopped.cell}
-        line |= {"message": stopped and stopped.message}
+        line = {"run": name, **parameters, "status": stopped.status if stopped else "completed"}
+        line["seconds"] = sum(node.seconds or 0 for node in nodes)
+        line["stage"] = stopped and stopped.notebook.stem
+        line |= {"cell": stopped and stopped.cell, "message": stopped and stopped.message}
         for node in nodes:
-            record = read_record(node.stage_dir) if node.status in DONE else None
-            line |= {
-                f"{node.notebook.stem}.{key}": value for key, value in (record or {"metrics": {}})["metrics"].items()
-            }
+            record = (read_record(node.stage_dir) if node.status in DONE else None) or {"metrics": {}}
+            line |= {f"{node.notebook.stem}.{key}": value for key, value in record["metrics"].items()}
         lines.append(line)
     with file.open("w", newline="") as sink:
         writer = csv.DictWriter(sink, list(dict.fromkeys(_cell(name) for line in lines for name in line)))

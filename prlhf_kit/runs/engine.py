@@ -1,8 +1,5 @@
-"""Many stages: which of them are to run, sent to Snakemake, watched, and told with the cell that failed.
-
-Snakemake knows the order, the workers, Slurm and other clusters. What is unchanged it is not told: the runner's own key
-(`notebook.plan`) decides that here, before a process starts. Each call works in a new folder, so nothing is to unlock
-after a kill; records and the stages' own locks are all that is kept.
+"""Many stages: which of them are to run, sent to Snakemake, watched, and told with the cell that failed. What is
+unchanged Snakemake is not told: `notebook.plan` decides that. Each call works in a new folder: nothing is to unlock.
 """
 
 from __future__ import annotations
@@ -116,7 +113,7 @@ def _run(todo: Sequence[Node], work: Path, profile: str, workers: int | None, co
             "parameters": node.parameters,
             "needs": node.needs,
             "after": [names[name] for name in node.after if name in names],
-            "log": str(_log(node)),
+            "log": str(node.log),
         }
         for node in todo
     }
@@ -153,7 +150,7 @@ def _run(todo: Sequence[Node], work: Path, profile: str, workers: int | None, co
         try:
             while child.poll() is None:
                 time.sleep(0.2)
-                for node in [node for node in waiting.values() if _marker(place, node).exists()]:
+                for node in [node for node in waiting.values() if (place / f"{node.job}.done").exists()]:
                     _completed(waiting.pop(node.name), before[node.name], copy_to)
         except BaseException:  # Ctrl-C: jobs end their notebooks, and Slurm's are cancelled
             os.killpg(child.pid, signal.SIGINT)
@@ -167,20 +164,12 @@ def _run(todo: Sequence[Node], work: Path, profile: str, workers: int | None, co
             blocks = re.findall(r"\n    message: (.*)\n(?:    .*\n)*?    output: (\S+)\.done", log.read_text())
             reasons = {name: reason for reason, name in blocks if reason != "None"}
             for node in waiting.values():
-                if _marker(place, node).exists():
+                if (place / f"{node.job}.done").exists():
                     _completed(node, before[node.name], copy_to)
                 else:
                     _ended(node, before[node.name], reasons.get(node.job), todo)
     if child.returncode and all(node.status == "not run" for node in todo):
         raise RunError(f"Snakemake could not begin: {_last(log)} See {log}.")
-
-
-def _marker(place: Path, node: Node) -> Path:
-    return place / f"{node.job}.done"
-
-
-def _log(node: Node) -> Path:
-    return node.run_dir / f"{node.notebook.stem}.log"
 
 
 def _completed(node: Node, before: Mapping[str, Any] | None, copy_to: str | None) -> None:
@@ -197,9 +186,9 @@ def _ended(node: Node, before: Mapping[str, Any] | None, reason: str | None, tod
         return
     if record is not None and record != before:
         status = "died" if process_is_gone(record) else record["status"]
-        node.end(status, reason or (_last(_log(node)) if status == "died" else None))
-    elif reason or _log(node).exists():
-        node.status, node.message = "failed", reason or _last(_log(node))
+        node.end(status, reason or (_last(node.log) if status == "died" else None))
+    elif reason or node.log.exists():
+        node.status, node.message = "failed", reason or _last(node.log)
     _tell(node)
 
 

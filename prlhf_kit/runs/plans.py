@@ -40,6 +40,10 @@ class Node:
         return self.run_dir / self.notebook.stem
 
     @property
+    def log(self) -> Path:
+        return self.run_dir / f"{self.notebook.stem}.log"
+
+    @property
     def job(self) -> str:
         """Its name for Snakemake, which reads braces, "=" and "," in a name as its own."""
         return quote(self.name, safe="/+").replace("%", "~")
