@@ -1,4 +1,6 @@
-"""One notebook by papermill in a process of its own: started, stopped, and what went wrong in it."""
+"""One notebook by papermill in a process of its own: started, stopped, and what went wrong in it. Traps of papermill
+2.7: it fills parameters into braces of paths, changes the process's folder, calls the cell of a dead kernel "completed"
+and `sys.exit()` a success, and two kernels may take one port."""
 
 from __future__ import annotations
 

@@ -1,10 +1,5 @@
-"""Run notebooks headlessly through papermill, and refuse to believe it where papermill would be fooled.
-
-Closed traps of papermill 2.7: an unknown parameter or a missing `parameters` tag only warns; values lose their type on
-the command line; tuples, paths and sets turn into strings; a dead kernel leaves every cell "completed"; `sys.exit()`
-counts as success; parallel kernels can clash on ports; `cwd` is process-wide (so each notebook has a process of its
-own); nothing is skipped or resumed.
-"""
+"""A notebook's run: skipped where nothing changed, resumed where it was killed, recorded. `execute.py` starts
+papermill, `parameters.py` closes its traps with parameters."""
 
 from __future__ import annotations
 
@@ -25,17 +20,7 @@ from filelock import FileLock, Timeout
 from prlhf_kit.files import file_states, git_state, now, versions, write_json, write_text
 from prlhf_kit.runs.execute import error_of, execute
 from prlhf_kit.runs.parameters import RunError, needs_of, read, resolve, uses_of
-from prlhf_kit.runs.stage import (
-    NOTEBOOK,
-    PAGE,
-    RECORD,
-    RESULT,
-    SCHEMA,
-    hash_now,
-    inputs,
-    read_record,
-    set_aside,
-)
+from prlhf_kit.runs.stage import NOTEBOOK, PAGE, RECORD, RESULT, SCHEMA, hash_now, inputs, read_record, set_aside
 
 NO_PORT = "Kernel died before replying to kernel_info"
 
@@ -112,10 +97,7 @@ class Plan:
 
 
 def plan(
-    notebook: str | Path,
-    run_dir: str | Path,
-    parameters: Mapping[str, Any] | None = None,
-    needs: Iterable[str] = (),
+    notebook: str | Path, run_dir: str | Path, parameters: Mapping[str, Any] | None = None, needs: Iterable[str] = ()
 ) -> Plan:
     """Look at a notebook, its parameters and what it is made from; nothing is run. Raises `RunError`."""
     notebook, run_dir = Path(notebook).resolve(), Path(run_dir).resolve()

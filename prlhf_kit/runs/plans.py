@@ -158,15 +158,7 @@ def plan_sweep(
 
 
 def read_pipeline(file: Path, run_dir: Path, given: Sequence[tuple[str, str]] = ()) -> list[Node]:
-    """The stages of a pipeline, each after what it needs.
-
-    Args:
-        run_dir: the run's folder.
-        given: parameters for all stages that have them, in place of the file's.
-
-    Raises:
-        RunError: the file, a notebook, a parameter or a need is wrong, or stages need each other in a circle.
-    """
+    """The stages of a pipeline, each after what it needs, with `given` parameters before the file's own. Raises `RunError`."""
     content = grid.read_yaml(file)
     entries = content.get("stages") if isinstance(content, dict) and content.keys() == {"stages"} else None
     if not isinstance(entries, list) or not entries:

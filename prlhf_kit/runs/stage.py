@@ -1,9 +1,6 @@
-"""What a notebook leaves behind: its artefacts, and a record of everything that made them.
-
-A notebook begins with `stage = begin("03_pdpo_training", run_dir, globals())` right after its parameters and ends with
-`stage.finish(metrics)`. In JupyterLab that writes `run.json`. Under the runner it
-writes `result.json`, which `notebook.py` takes over into `run.json`.
-"""
+"""What a notebook leaves behind: its artefacts, and a record of everything that made them. It calls `begin` right after
+its parameters and ends with `stage.finish(metrics)`, which writes `run.json`; under the runner `result.json`, which
+`notebook.py` takes over into `run.json`."""
 
 from __future__ import annotations
 
@@ -36,6 +33,7 @@ PREVIOUS = ".previous"
 OPTIONAL: dict[str, Any] = {"inputs": dict, "provenance": dict, "notes": list, "error": str, "pid": int, "host": str}
 OPTIONAL |= {"seconds": (int, float), "peak_memory_bytes": (int, float)}
 PATIENCE = 30  # seconds to wait for another kernel that works in the same folder
+RUNNERS = ("schema", "status", "inputs", "pid", "host")  # fields of the runner's own
 UNDER_RUNNER = "PRLHF_KIT_RUNNER"  # set by runs/notebook.py for the kernels that it starts
 
 
@@ -229,38 +227,29 @@ class Stage:
             metrics: flat, name -> number; None where a number could not be computed.
         """
         flat = {name: None if value is None else float(value) for name, value in (metrics or {}).items()}
-        bad = [name for name, value in flat.items() if value is not None and not math.isfinite(value)]
-        if bad:
-            raise StageError(f"metric {bad[0]!r} is {flat[bad[0]]}; expected a finite number, or None.")
+        for name, value in flat.items():
+            if value is not None and not math.isfinite(value):
+                raise StageError(f"metric {name!r} is {value}; expected a finite number, or None.")
         for name, entry in self.artifacts.items():
             path = self.dir / name
             if not path.exists():
                 raise StageError(f"artefact {path} was announced but not written.")
             entry |= {"sha256": sha256(path), "state": short_hash(file_states(path))}
-        for path in list(
-            self.dir.rglob("*-checkpoints/checkpoint-*")
-        ):  # the trained model is there; a tracker's log stays
+        for path in list(self.dir.rglob("*-checkpoints/checkpoint-*")):  # a tracker's log beside them stays
             shutil.rmtree(path)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-        record = {
-            "stage": self.name,
-            "parameters": self.parameters,
+        record = self._record("completed") | {
             "metrics": flat,
             "artifacts": self.artifacts,
-            "versions": versions(),
-            "git": git_state(),
             "provenance": self.provenance,
             "notes": self.notes,
             "machine": {"platform": platform.platform(), "cpus": os.cpu_count()},
-            "started": self.started,
             "ended": now(),
             "peak_memory_bytes": peak,
         }
-        under_runner = os.environ.get(UNDER_RUNNER)
-        write_json(
-            self.dir / (RESULT if under_runner else RECORD),
-            record if under_runner else self._record("completed") | record,
-        )
+        if os.environ.get(UNDER_RUNNER):  # whose record says the rest: whether the process ended well, say
+            record = {name: value for name, value in record.items() if name not in RUNNERS}
+        write_json(self.dir / (RESULT if os.environ.get(UNDER_RUNNER) else RECORD), record)
         _held.pop(self.dir, self._lock).release()
 
 
