@@ -69,8 +69,7 @@ def combinations(
     fixed: Mapping[str, Any] | None = None,
 ) -> tuple[list[Row], Row]:
     """Every combination of the `grids`' values ("name=value,value"), the rows of `file` (YAML, a list of mappings) and
-    the seeds 0 .. `seeds` - 1; and what is `fixed`, in its type. Raises `RunError` for what is unknown, mistyped or twice.
-    """
+    the seeds 0 .. `seeds` - 1; and what is `fixed`, typed. Raises `RunError` for what is unknown, mistyped or twice."""
     known = {path: defaults(path) for path in notebooks}
     everything = {name: value for values in reversed(known.values()) for name, value in values.items()}
     axes: dict[str, list[Any]] = {}

@@ -158,7 +158,7 @@ def plan_sweep(
 
 
 def read_pipeline(file: Path, run_dir: Path, given: Sequence[tuple[str, str]] = ()) -> list[Node]:
-    """The stages of a pipeline, each after what it needs, with `given` parameters before the file's own. Raises `RunError`."""
+    """The stages of a pipeline, each after what it needs. `given`: parameters in place of the file's."""
     content = grid.read_yaml(file)
     entries = content.get("stages") if isinstance(content, dict) and content.keys() == {"stages"} else None
     if not isinstance(entries, list) or not entries:
