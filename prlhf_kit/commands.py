@@ -85,13 +85,12 @@ def figures(args: argparse.Namespace) -> int:
         raise RunError(f"{run_dir} holds no stage that draws figures. Give one run, papermill_runs/demo say.")
     out = args.out or run_dir / "figures"
     out.mkdir(parents=True, exist_ok=True)
-    left_out: dict[str, int] = {}
+    left_out: dict[str, list[str]] = {}
     for name, (stage, table, draw) in FIGURES.items():
         path = run_dir / stage / f"{table}.parquet"
         if not path.is_file():
             status = (read_record(run_dir / stage) or {}).get("status", "was not run")
-            why = f"{stage} {status.replace('completed', 'made no table for them')}"
-            left_out[why] = left_out.get(why, 0) + 1
+            left_out.setdefault(status.replace("completed", "made no table of it"), []).append(stage)
             continue
         try:
             figure = draw(pd.read_parquet(path))
@@ -100,8 +99,8 @@ def figures(args: argparse.Namespace) -> int:
             continue
         save(figure, out / f"{name}.png")
         print(out / f"{name}.png")
-    if left_out:
-        print("left out: " + ", ".join(f"{n} figures ({why})" for why, n in left_out.items()))
+    for why, stages in left_out.items():
+        print(f"left out ({why}): {len(stages)} of {', '.join(sorted(set(stages)))}")
     return 0
 
 

@@ -199,6 +199,19 @@ def test_a_full_disk_and_a_path_that_cannot_be(tmp_path, capsys):
     assert err.count("\n") == 1
 
 
+def test_figures_go_into_the_runs_folder_and_what_was_not_run_is_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    record = {key: {} for key in ("parameters", "metrics", "artifacts", "versions", "git")}
+    record |= {"schema": 1, "status": "failed", "started": "2026"}
+    write_json(tmp_path / "papermill_runs" / "r" / "03_pdpo_training" / "run.json", record)
+    assert cli.main(["figures", "r"]) == 0
+    out = capsys.readouterr().out
+    assert re.fullmatch(
+        r"left out \(.*\): \d+ of 01_data_preparation, 02.*\nleft out \(failed\): 2 of 03_pdpo_training\n", out
+    )
+    assert (tmp_path / "papermill_runs" / "r" / "figures").is_dir()
+
+
 def test_exit_codes_are_documented():
     """In `prlhf --help` and in the docs, the same ones; what each stands for is tested above and in tests/runs."""
     in_help = dict(re.findall(r"^  (\d+) +(.*)$", PARSERS["prlhf"].format_help(), re.MULTILINE))
