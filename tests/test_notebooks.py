@@ -34,24 +34,16 @@ SMOKE = {
         "strategies": ["GRFT + LM, CRFT + LM", "base, CRFT", "GRFT, CRFT with general pairs"],
         "shots": [0, 1],
     },
-    "03_pdpo_training": {"save_steps": 2},
-    "04_pad_decoding": {
-        "weights": [0.0, 2.0],
-        "top_ks": [2],
-        "n_prompts": 1,
-        "max_new_tokens": 6,
-        "best_of": 2,
-        "persrm_pairs": 12,
-        "max_length": 240,
-    },
+    "03_pdpo_training": {"settings": {"save_steps": 2}},
+    "04_pad_decoding": {"weights": [0.0, 2.0], "n_prompts": 1, "max_new_tokens": 12, "best_of": 2},
+    "04b_persrm": {"weights": [0.0, 2.0], "n_prompts": 1, "max_new_tokens": 6, "persrm_pairs": 12, "max_length": 240},
     "05_evaluation": {
-        "n_prompts": 2,
-        "max_new_tokens": 8,
         "policy_pairs": 3,
         "policy_weights": [0.0, 1.0],
         "general": {"everyone": {"name": "simulated", "path": None, "options": {"pairs_per_user": 2}}},
         "general_pairs": 4,
     },
+    "05b_answers_and_judges": {"n_prompts": 2, "max_new_tokens": 8},
     "06_new_users": {"ks": [1], "steps": 2},
     "07_compare_responses": {"k": 1, "steps": 1, "max_new_tokens": 6},
     "08_community_context": {
@@ -102,27 +94,25 @@ LEAVES = {
     "04_pad_decoding": {
         "answers.jsonl",
         "answers.parquet",
-        "persrm",
+        "token_by_token.parquet",
         "reward_by_weight.png",
         "steering_methods.png",
-        "two_preferences.png",
-        "asked_seldom.png",
-        "costs.parquet",
     },
+    "04b_persrm": {"answers.jsonl", "persrm", "persrm_by_weight.png", "two_preferences.png", "args.parquet"},
     "05_evaluation": {
         "headline.parquet",
         "scores.parquet",
-        "judgements.parquet",
         "accuracy_by_method.png",
-        "win_matrix.png",
-        "ratings.png",
-        "dimensions.png",
-        "reward_front.png",
-        "length_against_win.png",
         "fairness.png",
-        "position_bias.png",
         "policy_accuracy.png",
         "tax.png",
+    },
+    "05b_answers_and_judges": {
+        "judgements.parquet",
+        "win_matrix.png",
+        "ratings.png",
+        "position_bias.png",
+        "swapped.png",
         "side_by_side.parquet",
     },
     "09_user_models": {"individual", "cluster", "pairs_learned.png", "user_map.png", "groups.parquet"},
@@ -207,21 +197,19 @@ def test_every_figure_is_made_again_from_the_tables_alone(run, tmp_path, capsys)
 
 def test_scores_and_judgements_feed_everything(run):
     folder, records = run
-    stage = folder / "05_evaluation"
-    scores, judgements = (pd.read_parquet(stage / f"{name}.parquet") for name in ("scores", "judgements"))
-    assert set(scores.measure) >= {"reward accuracy", "true utility", "words", "diversity", "coherence", "refusal"}
-    rates = pd.read_parquet(stage / "win_rates.parquet")
-    assert win_rate.win_rates(judgements).drop(columns="p_holm").equals(rates.drop(columns="p_holm"))
-    headline = pd.read_parquet(stage / "headline.parquet")
-    mine = scores[
-        (scores.measure == "reward accuracy") & (scores.method == "P-DPO, user") & (scores.split == "test_seen")
-    ]
+    scores = pd.read_parquet(folder / "05_evaluation" / "scores.parquet")
+    headline = pd.read_parquet(folder / "05_evaluation" / "headline.parquet")
+    mine = scores[(scores.method == "P-DPO, user") & (scores.split == "test_seen")]
     assert headline.value[(headline.method == "P-DPO, user")].iloc[0] == pytest.approx(mine.value.mean(), abs=1e-3)
-    metrics = records["05_evaluation"]["metrics"]
-    for name in metrics:
-        kind, _, what = name.partition("/")
-        if not kind.endswith(("_low", "_high", "_n")) and kind != "policy_rank_correlation":
-            assert {f"{kind}_{end}/{what}" for end in ("low", "high", "n")} <= set(metrics), name
+    stage = folder / "05b_answers_and_judges"
+    judgements, rates = (pd.read_parquet(stage / f"{name}.parquet") for name in ("judgements", "win_rates"))
+    assert win_rate.win_rates(judgements).drop(columns="p_holm").equals(rates.drop(columns="p_holm"))
+    for name in ("05_evaluation", "05b_answers_and_judges"):
+        metrics = records[name]["metrics"]
+        for metric in metrics:
+            kind, _, what = metric.partition("/")
+            if not kind.endswith(("_low", "_high", "_n")) and kind != "policy_rank_correlation":
+                assert {f"{kind}_{end}/{what}" for end in ("low", "high", "n")} <= set(metrics), metric
     assert metrics["position_bias/longer"] == 0
 
 
@@ -244,11 +232,10 @@ def test_evaluation_of_real_users_and_of_answers_made_elsewhere(run, dsp_file, t
             "pairs_kept": {"train": 3, "test_seen": 4},
         },
         "03_pdpo_training": {"controls": []},
-        "05_evaluation": {
+        "05b_answers_and_judges": {
             "n_prompts": 3,
             "n_users": 3,
             "max_new_tokens": 4,
-            "policy_pairs": 2,
             "outside": {"theirs": str(tmp_path / "theirs.json")},
             "llm_judge": {
                 "model": "llm",
@@ -263,7 +250,7 @@ def test_evaluation_of_real_users_and_of_answers_made_elsewhere(run, dsp_file, t
             parameters = options[notebook.stem] | {"model": str(run[0].parent / "tiny")}
             record = runs.run_notebook(notebook, tmp_path / "r", parameters)
             assert record["status"] == "completed", record.get("error")
-    judgements = pd.read_parquet(tmp_path / "r" / "05_evaluation" / "judgements.parquet")
+    judgements = pd.read_parquet(tmp_path / "r" / "05b_answers_and_judges" / "judgements.parquet")
     assert set(judgements.judge) == {"embeddings", "longer", "llm"}
     assert (judgements.preference[judgements.judge == "llm"] == "tie").all()
     assert record["metrics"]["position_bias/llm"] == 1

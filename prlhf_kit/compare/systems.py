@@ -151,7 +151,7 @@ def of_run(
     run_dir = Path(run_dir).resolve()
     data: Any = load_from_disk(_left(run_dir, "01_data_preparation", "data"))
     trained = _left(run_dir, "03_pdpo_training", "pdpo")
-    control, persrm = trained.with_name("dpo"), run_dir / "04_pad_decoding" / "persrm"
+    control, persrm = trained.with_name("dpo"), run_dir / "04b_persrm" / "persrm"
     spoken = any(data["train"]["user_text"])
     there = {VANILLA: control.exists(), TEXT: spoken, PERSRM: spoken and persrm.exists()}
     names = [name for name in NAMES if there.get(name, True)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -133,24 +133,36 @@ def spread(scores: pd.DataFrame, resamples: int = 2_000, seed: int = 0) -> pd.Da
     return pd.concat([*tables, pd.DataFrame(rows, columns=tables[0].columns)], ignore_index=True)
 
 
-def ranked_on_sets(models: Mapping[str, Callable[[Dataset], np.ndarray]], sets: Mapping[str, Dataset]) -> pd.DataFrame:
-    """Which pairs of general sets (helpful, harmless, WebGPT, RewardBench, ...) models rank right: what
-    personalisation costs on preferences that everybody shares is `intervals.differences` of it.
+def general_ranks(
+    personal,
+    controls: Iterable[Control],
+    tokenizer: PreTrainedTokenizerBase,
+    index: UserIndex,
+    sets: Mapping[str, Dataset],
+    batch_size: int = 16,
+) -> pd.DataFrame:
+    """Which pairs of general sets (helpful, harmless, WebGPT, RewardBench, ...) models find likelier, by mean
+    log-probability a token: what personalisation costs on preferences that everybody shares is
+    `intervals.differences` of it.
 
     Args:
-        models: name -> which pairs of a set it ranks right (1, 1/2, 0), `[n]`: a language model by `likelier` of
-            `score_pairs`, a reward model by `ranked_right` of its rewards. Compare like with like.
         sets: name -> preference pairs.
 
     Returns:
-        The long table, with the column `set`.
+        The long table of the untrained model, P-DPO with the generic row and with the seen users' rows in turn, and
+        trained controls; with the column `set`.
     """
     if empty := [name for name, pairs in sets.items() if not len(pairs)]:
         raise ValueError(f"the general set {empty[0]!r} has no pair left. Raise the limit of its texts' length.")
-    tables = [
-        long_table(pairs, {model: ranks(pairs) for model, ranks in models.items()}, set=name)
-        for name, pairs in sets.items()
-    ]
+    controls, tables = list(controls), []
+    for name, pairs in sets.items():
+        with reference_of(personal) as untrained:
+            right = {UNTRAINED: likelier(score_pairs(untrained, tokenizer, pairs, batch_size=batch_size))}
+        in_turn = index.rows([index.user_ids[i % len(index.user_ids)] for i in range(len(pairs))])
+        for method, rows in ((GENERIC_ROW, [GENERIC] * len(pairs)), ("P-DPO, a user in turn", in_turn)):
+            right[method] = likelier(score_pairs(personal, tokenizer, pairs, rows, batch_size))
+        right |= {control.label: likelier(control.score(tokenizer, pairs, batch_size)) for control in controls}
+        tables.append(long_table(pairs, right, set=name))
     return pd.concat(tables, ignore_index=True)
 
 

@@ -192,3 +192,13 @@ def picture(answer: GuidedAnswer, tokenizer) -> str:
             f'border: 1px solid #0072B2; border-radius: 3px">{text}</span><sub style="color: #777">{base}</sub>'
         )
     return f'<div style="white-space: pre-wrap; line-height: 1.9; max-width: 50em">{"".join(parts)}</div>'
+
+
+def judge_of(data: DatasetDict, stage: Path, cache: Path | None = None) -> tuple[Scorer, str]:
+    """A judge that takes no part in steering, and what it is called: the true utility where the data's stage left a
+    simulated population, else `feature_judge`."""
+    if (stage / "population.json").exists():
+        people = Population.load(stage / "population.json")
+        return true_utility(people), "true utility, in standard deviations of the attributes"
+    judge, held = feature_judge(data, cache)
+    return judge, f"reward on sentence embeddings, right on {held} of {held.n} held-out pairs"

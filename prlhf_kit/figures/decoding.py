@@ -94,6 +94,6 @@ def two_preferences(table: pd.DataFrame) -> Figure:
 FIGURES = {
     "reward_by_weight": ("04_pad_decoding", "reward_by_weight", reward_by_weight),
     "steering_methods": ("04_pad_decoding", "steering_methods", steering_methods),
-    "two_preferences": ("04_pad_decoding", "two_preferences", two_preferences),
-    "asked_seldom": ("04_pad_decoding", "asked_seldom", asked_seldom),
+    "persrm_by_weight": ("04b_persrm", "persrm_by_weight", reward_by_weight),
+    "two_preferences": ("04b_persrm", "two_preferences", two_preferences),
 }

@@ -181,13 +181,10 @@ def alignment_tax(table: pd.DataFrame) -> Figure:
 
 
 FIGURES = {
-    "win_matrix": ("05_evaluation", "win_rates", win_matrix),
-    "ratings": ("05_evaluation", "ratings", ratings),
-    "dimensions": ("05_evaluation", "dimensions", dimensions),
-    "reward_front": ("05_evaluation", "reward_front", reward_front),
-    "length_against_win": ("05_evaluation", "length_against_win", length_against_win),
+    "win_matrix": ("05b_answers_and_judges", "win_rates", win_matrix),
+    "ratings": ("05b_answers_and_judges", "ratings", ratings),
     "fairness": ("05_evaluation", "fairness", fairness),
-    "position_bias": ("05_evaluation", "position_bias", position_bias),
+    "position_bias": ("05b_answers_and_judges", "position_bias", position_bias),
     "policy_accuracy": ("05_evaluation", "policy_accuracy", policy_accuracy),
     "tax": ("05_evaluation", "tax", alignment_tax),
 }

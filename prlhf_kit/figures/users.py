@@ -143,7 +143,7 @@ FIGURES = {
     "similarity": ("03_pdpo_training", "similarity", similarity),
     "accuracy_by_method": ("05_evaluation", "accuracy_by_method", accuracy_by_method),
     "accuracy_by_user": ("05_evaluation", "accuracy_by_user", accuracy_by_user),
-    "swapped": ("05_evaluation", "swapped", swapped_utility),
+    "swapped": ("05b_answers_and_judges", "swapped", swapped_utility),
     "adaptation": ("06_new_users", "adaptation", adaptation),
     "pairs_learned": ("09_user_models", "pairs_learned", pairs_learned),
     "user_map": ("09_user_models", "user_map", user_map),
