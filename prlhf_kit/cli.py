@@ -22,8 +22,8 @@ except ModuleNotFoundError:
 
 from prlhf_kit.compare import app
 from prlhf_kit.runs import commands as run_commands
+from prlhf_kit.runs.records import RUNS
 
-RUNS = Path("papermill_runs")
 EXIT_USAGE, EXIT_INTERNAL, EXIT_FILES, EXIT_INTERRUPTED, EXIT_PIPE = 2, 70, 74, 130, 141
 EXIT_CODES = """exit codes:
   0    done
@@ -122,7 +122,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("notebooks", nargs="+", type=Path, metavar="NOTEBOOK", help="an .ipynb file; several run in turn")
     p.add_argument("-p", "--parameter", nargs=2, action="append", metavar=("NAME", "VALUE"), help="set a parameter")
-    p.add_argument("--run", default="run", metavar="NAME", help="name of the run's folder (default: run)")
+    p.add_argument("--run", default="run", metavar="NAME", help="the run's name, or its folder (default: run)")
     p.add_argument("--out", type=Path, default=RUNS, metavar="DIR", help=f"where runs are kept (default: {RUNS})")
     p.add_argument("--force", action="store_true", help="run again, from the start, even if nothing changed")
     p.add_argument("--copy-to", metavar="URL", help="executed notebooks go there too: s3://, gs://, abs://, http(s)://")
@@ -132,10 +132,10 @@ def parser() -> argparse.ArgumentParser:
         "figures",
         help="re-make a run's figures from its tables",
         description="Draw all figures of a run again from its tables, as PNG and SVG. Needs no model.",
-        epilog="example:\n  prlhf figures papermill_runs/demo --out figures",
+        epilog="examples:\n  prlhf figures demo\n  prlhf figures papermill_runs/demo --out figures",
     )
-    p.add_argument("run_dir", type=Path, metavar="DIR", help="the run's folder")
-    p.add_argument("--out", type=Path, default=Path("figures"), metavar="DIR", help="where to (default: figures)")
+    p.add_argument("run", type=Path, metavar="RUN", help="a run's folder, or its name in papermill_runs")
+    p.add_argument("--out", type=Path, metavar="DIR", help="where to (default: figures, in the run's folder)")
     p.set_defaults(action=_later("commands", "figures"))
 
     p = commands.add_parser(
@@ -146,8 +146,8 @@ def parser() -> argparse.ArgumentParser:
         "  prlhf report papermill_runs\n"
         "  prlhf report papermill_runs/seed0 papermill_runs/seed1 --out seeds.html",
     )
-    p.add_argument("dirs", nargs="+", type=Path, metavar="DIR", help="a run, or a folder of runs")
-    p.add_argument("--out", type=Path, metavar="FILE", help="the page (default: leaderboard.html where DIR's runs are)")
+    p.add_argument("dirs", nargs="+", type=Path, metavar="RUN", help="a run, its name, or a folder of runs")
+    p.add_argument("--out", type=Path, metavar="FILE", help="the page (default: leaderboard.html where the runs are)")
     p.set_defaults(action=_later("commands", "report"))
     p = commands.add_parser(
         "bundle",
@@ -158,7 +158,7 @@ def parser() -> argparse.ArgumentParser:
         "  prlhf bundle --out build/bundle --python 3.12 --has node_packages.txt --data data/prism",
     )
     p.add_argument("--out", type=Path, required=True, metavar="DIR", help="new folder for the parts")
-    p.add_argument("--part-size", default="60MB", metavar="SIZE", help="of a part (default: 60MB)")
+    p.add_argument("--part-size", type=run_commands.count, default=60, metavar="MB", help="of a part (default: 60)")
     p.add_argument("--python", default="", metavar="VERSION", help="the node's Python (default: this one's)")
     p.add_argument("--has", type=Path, metavar="FILE", help="the node's `pip list`: what it has is left out")
     p.add_argument("--data", type=Path, nargs="+", default=[], metavar="DIR", help="folders of `prlhf data prepare`")
@@ -169,7 +169,7 @@ def parser() -> argparse.ArgumentParser:
     for each in parsers(top) if shtab is not None else ():
         for action in each._actions:
             if action.type is Path:
-                action.complete = shtab.DIRECTORY if action.metavar == "DIR" else shtab.FILE  # type: ignore[attr-defined]
+                action.complete = shtab.DIRECTORY if action.metavar in ("DIR", "RUN") else shtab.FILE  # type: ignore[attr-defined]
     return top
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import sys
 
-from prlhf_kit.runs.commands import check_places
-from prlhf_kit.runs.parameters import RunError, defaults, resolve, unknown_parameter
+from prlhf_kit.runs.commands import check_places, tell_edits
+from prlhf_kit.runs.grid import checked, once
+from prlhf_kit.runs.parameters import RunError, defaults, needs_of
+from prlhf_kit.runs.records import existing, place_of
 from prlhf_kit.runs.stage import RECORD, read_record
 
 # what takes seconds to import is imported where it is needed: a person waits for the prompt
@@ -15,17 +18,25 @@ from prlhf_kit.runs.stage import RECORD, read_record
 def run(args: argparse.Namespace) -> int:
     """`prlhf run`: every notebook in turn, then the run's index page."""
     check_places(args.out, args.copy_to)
-    run_dir = args.out / args.run
-    given = dict(args.parameter or [])
+    run_dir = place_of(args.run, args.out)
     known = {notebook: defaults(notebook) for notebook in args.notebooks}
-    everything = {name: value for values in known.values() for name, value in values.items()}
-    for name in given:
-        if name not in everything or name == "run_dir":
-            hint = " The run's folder is set with --run and --out." if name == "run_dir" else ""
-            raise RunError(str(unknown_parameter(name, everything, " / ".join(map(str, args.notebooks)))) + hint)
+    given = {name: checked(name, value, known) for name, value in once(args.parameter or []).items()}
     plans = {n: {k: v for k, v in given.items() if k in known[n]} for n in args.notebooks}
+    earlier: list[str] = []
     for notebook, parameters in plans.items():  # all of them are checked before any of them runs
-        resolve(notebook, parameters)
+        default = str(known[notebook].get("model"))
+        model = str(parameters.get("model", default))
+        misspelt = model != default and difflib.get_close_matches(model, [default], cutoff=0.8)
+        if misspelt and "/" not in model and not (notebook.parent / model).exists():
+            raise RunError(f"there is no model {model!r}. Did you mean {default!r}? A hub id is owner/name.")
+        for stage in needs_of(notebook):
+            if stage not in earlier and not read_record(run_dir / stage):
+                raise RunError(
+                    f"{notebook.name} needs the stage {stage}, which {run_dir} has not. Run it first, or in the same "
+                    f"command: prlhf run {notebook.with_name(stage)}.ipynb {notebook} --run {args.run}"
+                )
+        earlier.append(notebook.stem)
+    tell_edits(args.notebooks, given)
     from prlhf_kit.runs import copies
     from prlhf_kit.runs.notebook import run_notebook
     from prlhf_kit.runs.report import tables, write_index
@@ -49,6 +60,8 @@ def run(args: argparse.Namespace) -> int:
             return 1
         how = "unchanged, skipped" if record.get("skipped") else f"{record['seconds']:.0f} s"
         print(f"{notebook.stem} completed ({how})", flush=True)
+        for note in record.get("notes", []):
+            print(f"  {note}", flush=True)
     page = write_index(run_dir)
     for caption, table in tables(run_dir, "headline"):
         print(f"\n{caption}\n{table.to_string(index=False)}")
@@ -67,24 +80,27 @@ def figures(args: argparse.Namespace) -> int:
     from prlhf_kit.figures.index import FIGURES
     from prlhf_kit.figures.style import save
 
-    if not any(read_record(args.run_dir / stage) for stage in {stage for stage, _, _ in FIGURES.values()}):
-        raise RunError(f"{args.run_dir} holds no stage of a run. Give the folder of one, papermill_runs/demo say.")
-    args.out.mkdir(parents=True, exist_ok=True)
+    run_dir = existing(args.run)
+    if not any(read_record(run_dir / stage) for stage in {stage for stage, _, _ in FIGURES.values()}):
+        raise RunError(f"{run_dir} holds no stage that draws figures. Give one run, papermill_runs/demo say.")
+    out = args.out or run_dir / "figures"
+    out.mkdir(parents=True, exist_ok=True)
+    left_out: dict[str, list[str]] = {}
     for name, (stage, table, draw) in FIGURES.items():
-        path = args.run_dir / stage / f"{table}.parquet"
+        path = run_dir / stage / f"{table}.parquet"
         if not path.is_file():
-            status = (read_record(args.run_dir / stage) or {}).get("status", "was not run")
-            if status == "completed":
-                status = f"made no table {table!r} from this data"
-            print(f"{name}: left out, {stage} {status}")
+            status = (read_record(run_dir / stage) or {}).get("status", "was not run")
+            left_out.setdefault(status.replace("completed", "made no table of it"), []).append(stage)
             continue
         try:
             figure = draw(pd.read_parquet(path))
         except (KeyError, AttributeError, ArrowInvalid) as error:
             print(f"{name}: left out, its table is damaged or of an earlier version ({error}); run {stage} again")
             continue
-        save(figure, args.out / f"{name}.png")
-        print(args.out / f"{name}.png")
+        save(figure, out / f"{name}.png")
+        print(out / f"{name}.png")
+    for why, stages in left_out.items():
+        print(f"left out ({why}): {len(stages)} of {', '.join(sorted(set(stages)))}")
     return 0
 
 

@@ -53,6 +53,13 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
+def file_states(path: Path) -> list[tuple[str, int, int]]:
+    """Name, bytes and time of the last change of a file, or of each file that `sha256` reads of a folder."""
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    found = [(p, p.stat()) for p in files if p.is_file() and not p.name.startswith("cache-")]
+    return [(p.relative_to(path).as_posix(), stat.st_size, stat.st_mtime_ns) for p, stat in found]
+
+
 def write_json(path: Path, content: object) -> None:
     """Write JSON atomically, see `write_text`."""
     write_text(path, json.dumps(content, indent=1, allow_nan=False))

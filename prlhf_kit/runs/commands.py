@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import argparse
 import csv
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prlhf_kit.runs.records import RUNS, existing, place_of, row, runs_in
+
 if TYPE_CHECKING:
     from prlhf_kit.runs.plans import Node
 
-RUNS = Path("papermill_runs")
 DONE = ("completed", "unchanged")
 
 
@@ -38,10 +40,10 @@ def add_parsers(commands: Any) -> None:
     )
     p.add_argument("notebooks", nargs="+", type=Path, metavar="NOTEBOOK", help="an .ipynb file")
     p.add_argument("--grid", action="append", default=[], metavar="NAME=VALUE,...", help="values of a parameter")
-    p.add_argument("--seeds", type=_count, metavar="N", help="each combination with seed 0 .. N-1")
+    p.add_argument("--seeds", type=count, metavar="N", help="each combination with seed 0 .. N-1")
     p.add_argument("--list", type=Path, metavar="FILE", help="YAML list of combinations, each with the whole grid")
-    p.add_argument("--from", dest="source", metavar="RUN", help="finished run whose stages the notebooks need")
-    p.add_argument("--run", default="sweep", metavar="NAME", help="name of the sweep's folder (default: sweep)")
+    p.add_argument("--from", dest="source", metavar="RUN", help="finished run (name or folder) that they start from")
+    p.add_argument("--run", default="sweep", metavar="NAME", help="the sweep's name, or its folder (default: sweep)")
     p.set_defaults(action=sweep)
     _add_options(p)
 
@@ -63,7 +65,7 @@ def add_parsers(commands: Any) -> None:
         "      needs: [01_data_preparation]",
     )
     p.add_argument("file", type=Path, metavar="FILE", help="the YAML file")
-    p.add_argument("--run", metavar="NAME", help="name of the run's folder (default: the file's)")
+    p.add_argument("--run", metavar="NAME", help="the run's name, or its folder (default: the file's name)")
     p.set_defaults(action=pipeline)
     _add_options(p)
 
@@ -80,7 +82,7 @@ def add_parsers(commands: Any) -> None:
         "changes), model and data. died: it says running, but its process is gone.",
         epilog="examples:\n  prlhf runs list\n  prlhf runs list papermill_runs /other/runs",
     )
-    p.add_argument("dirs", nargs="*", type=Path, metavar="DIR", help=f"runs, or folders of runs (default: {RUNS})")
+    p.add_argument("dirs", nargs="*", type=Path, metavar="RUN", help=f"runs, or folders of runs (default: {RUNS})")
     p.set_defaults(action=list_runs)
 
 
@@ -100,10 +102,10 @@ def _add_options(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--profile", default="local", metavar="NAME", help="local, slurm, or a folder with Snakemake's config.yaml"
     )
-    p.add_argument("--workers", type=_count, metavar="N", help="stages at once, here (default: as many as GPUs, or 1)")
+    p.add_argument("--workers", type=count, metavar="N", help="stages at once, here (default: as many as GPUs, or 1)")
 
 
-def _count(text: str) -> int:
+def count(text: str) -> int:
     """A whole number from 1 up."""
     if (number := int(text)) < 1:
         raise argparse.ArgumentTypeError(f"{text} is less than 1")
@@ -124,6 +126,21 @@ def check_places(out: Path, copy_to: str | None) -> None:
         check_store(copy_to)
 
 
+def tell_edits(notebooks: Iterable[Path], given: Iterable[str]) -> None:
+    """Say which defaults differ from the committed notebooks': JupyterLab saves by itself what was tried there."""
+    from prlhf_kit.runs.parameters import edited
+
+    for notebook in notebooks:
+        found = {name: values for name, values in edited(notebook).items() if name not in given}
+        if found:
+            texts = [f"{name} {now!r} (committed: {then!r})" for name, (now, then) in found.items()]
+            print(
+                f"{notebook.stem}: parameters differ from the committed notebook: {', '.join(texts)}. "
+                f"`git checkout {notebook}` restores it.",
+                file=sys.stderr,
+            )
+
+
 def sweep(args: argparse.Namespace) -> int:
     """`prlhf sweep`: 0 if all runs completed, 74 if `--copy-to` then lacks some of them, else 1."""
     from prlhf_kit.runs import grid, plans
@@ -132,15 +149,11 @@ def sweep(args: argparse.Namespace) -> int:
 
     check_places(args.out, args.copy_to)
     rows, same = grid.combinations(args.notebooks, args.grid, args.list, args.seeds, grid.once(args.parameter))
-    folder = (args.out / args.run).resolve()
+    folder = place_of(args.run, args.out).resolve()
     if any(path.is_file() for path in folder.glob(f"*/{RECORD}")):
         raise RunError(f"{folder} is a run, not a sweep. Choose another name with --run.")
-    source = None
-    if args.source:
-        found = [path.resolve() for path in (Path(args.source), args.out / args.source) if path.is_dir()]
-        if not found:
-            raise RunError(f"--from {args.source}: there is no such folder, and no run of this name in {args.out}.")
-        source = found[0]
+    source = existing(args.source, args.out).resolve() if args.source else None
+    tell_edits(args.notebooks, {*same, *(name for row in rows for name in row)})
     runs, links = plans.plan_sweep(args.notebooks, rows, same, folder, source)
     nodes = plans.in_order({node.name: node for made in runs.values() for node in made}.values())
     if not args.dry_run:
@@ -161,8 +174,11 @@ def pipeline(args: argparse.Namespace) -> int:
     from prlhf_kit.runs import plans
 
     check_places(args.out, args.copy_to)
-    run_dir = (args.out / (args.run or args.file.stem)).resolve()
-    return _execute(plans.read_pipeline(args.file, run_dir, args.parameter), run_dir, args)
+    run_dir = place_of(args.run or args.file.stem, args.out).resolve()
+    nodes = plans.read_pipeline(args.file, run_dir, args.parameter)
+    for node in nodes:
+        tell_edits([node.notebook], node.parameters)
+    return _execute(nodes, run_dir, args)
 
 
 def _execute(nodes: Sequence[Node], folder: Path, args: argparse.Namespace) -> int:
@@ -171,53 +187,40 @@ def _execute(nodes: Sequence[Node], folder: Path, args: argparse.Namespace) -> i
 
     if args.dry_run:
         plans.look(nodes)
-        texts = [", ".join(f"{name} {value!r}" for name, value in node.parameters.items()) for node in nodes]
-        heads = [
-            [node.name.partition("/")[2], node.notebook.stem, node.status.replace("not run", "to run")]
-            for node in nodes
-        ]
-        print(_in_columns([[*head, text] for head, text in zip(heads, texts, strict=True)]))
+        rows = []
+        for node in nodes:
+            parameters = ", ".join(f"{name} {value!r}" for name, value in node.parameters.items())
+            status = node.status.replace("not run", "to run")
+            rows.append([node.name.partition("/")[2], node.notebook.stem, status, parameters])
+        print(_in_columns(rows))
         return 0
     engine.check_profile(args.profile)
     print(f"{len(nodes)} stages in {folder}", flush=True)
     try:
         engine.execute(nodes, folder, args.profile, args.workers, args.copy_to)
     finally:
-        print(f"\n{_summary(nodes)}\n")
-    return _exit_code(nodes)
+        table = [["run", "stage", "status", "seconds", "cell", "message"]]
+        for node in nodes:
+            stage, _, run = node.name.partition("/")
+            shown = (run, stage, node.status, node.seconds, node.cell, node.message)
+            table.append(["" if value is None else str(value) for value in shown])
+        print(f"\n{_in_columns(table)}\n")
+    if not all(node.status in DONE for node in nodes):
+        return 1
+    return 74 if any(node.message for node in nodes) else 0  # what was not copied says so
 
 
 def list_runs(args: argparse.Namespace) -> int:
     """`prlhf runs list`."""
-    from prlhf_kit.runs import records
-
-    rows = [records.row(run) for run in records.runs_in(args.dirs or [RUNS])]
+    rows = [row(run) for run in runs_in(args.dirs or [RUNS])]
     print(_in_columns([["run", "stages", "started (UTC)", "time", "commit", "model", "data"], *rows]))
     return 0
-
-
-def _exit_code(nodes: Iterable[Node]) -> int:
-    """0 if all completed; 74 if all did, but not all notebooks were copied; else 1."""
-    nodes = list(nodes)
-    if not all(node.status in DONE for node in nodes):
-        return 1
-    return 74 if any(node.message for node in nodes) else 0
 
 
 def _in_columns(rows: Sequence[Sequence[str]]) -> str:
     """Rows of texts in columns; the last one is as wide as it likes."""
     widths = [*[max(map(len, column)) for column in zip(*rows, strict=True)][:-1], 0]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
-
-
-def _summary(nodes: Sequence[Node]) -> str:
-    """The table for the terminal: one line for each stage, with how it failed."""
-    rows = [["run", "stage", "status", "seconds", "cell", "message"]]
-    for node in nodes:
-        stage, _, run = node.name.partition("/")
-        shown = (run, stage, node.status, node.seconds, node.cell, node.message)
-        rows.append(["" if value is None else str(value) for value in shown])
-    return _in_columns(rows)
 
 
 def _write_summary(file: Path, runs: Mapping[str, tuple[Mapping[str, Any], Sequence[Node]]]) -> None:
@@ -227,22 +230,20 @@ def _write_summary(file: Path, runs: Mapping[str, tuple[Mapping[str, Any], Seque
     lines: list[dict[str, Any]] = []
     for name, (parameters, nodes) in runs.items():
         stopped = next((node for node in nodes if node.status not in DONE), None)
-        seconds = [node.seconds for node in nodes if node.seconds is not None]
-        line = {
-            "run": name,
-            **parameters,
-            "status": stopped.status if stopped else "completed",
-            "seconds": sum(seconds),
-        }
-        line |= {"stage": stopped and stopped.notebook.stem, "cell": stopped and stopped.cell}
-        line |= {"message": stopped and stopped.message}
+        line = {"run": name, **parameters, "status": stopped.status if stopped else "completed"}
+        line["seconds"] = sum(node.seconds or 0 for node in nodes)
+        line["stage"] = stopped and stopped.notebook.stem
+        line |= {"cell": stopped and stopped.cell, "message": stopped and stopped.message}
         for node in nodes:
-            record = read_record(node.stage_dir) if node.status in DONE else None
-            line |= {
-                f"{node.notebook.stem}.{key}": value for key, value in (record or {"metrics": {}})["metrics"].items()
-            }
+            record = (read_record(node.stage_dir) if node.status in DONE else None) or {"metrics": {}}
+            line |= {f"{node.notebook.stem}.{key}": value for key, value in record["metrics"].items()}
         lines.append(line)
     with file.open("w", newline="") as sink:
-        writer = csv.DictWriter(sink, list(dict.fromkeys(name for line in lines for name in line)))
+        writer = csv.DictWriter(sink, list(dict.fromkeys(_cell(name) for line in lines for name in line)))
         writer.writeheader()
-        writer.writerows(lines)
+        writer.writerows({_cell(name): _cell(value) for name, value in line.items()} for line in lines)
+
+
+def _cell(value: Any) -> Any:
+    """A text that a spreadsheet would take for a formula gets an apostrophe in front, as spreadsheets want it."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value

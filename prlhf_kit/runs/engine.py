@@ -1,8 +1,5 @@
-"""Many stages: which of them are to run, sent to Snakemake, watched, and told with the cell that failed.
-
-Snakemake knows the order, the workers, Slurm and other clusters. What is unchanged it is not told: the runner's own key
-(`notebook.plan`) decides that here, before a process starts. Each call works in a new folder, so nothing is to unlock
-after a kill; records and the stages' own locks are all that is kept.
+"""Many stages: which of them are to run, sent to Snakemake, watched, and told with the cell that failed. What is
+unchanged Snakemake is not told: `notebook.plan` decides that. Each call works in a new folder: nothing is to unlock.
 """
 
 from __future__ import annotations
@@ -24,8 +21,8 @@ from filelock import FileLock, Timeout
 
 from prlhf_kit.files import write_json
 from prlhf_kit.runs.copies import CopyError, copy_notebook
+from prlhf_kit.runs.execute import killed_with_parent
 from prlhf_kit.runs.grid import read_yaml
-from prlhf_kit.runs.notebook import killed_with_parent
 from prlhf_kit.runs.parameters import RunError
 from prlhf_kit.runs.plans import DONE, Node, look
 from prlhf_kit.runs.stage import process_is_gone, read_record
@@ -108,15 +105,15 @@ def _run(todo: Sequence[Node], work: Path, profile: str, workers: int | None, co
     workers = workers or max(1, len(devices))
     threads = max(1, cores // workers) if here else 1
     devices = devices if workers > 1 else []  # a single worker has the whole machine
-    names = {node.name for node in todo}
+    names = {node.name: node.job for node in todo}
     jobs = {
-        node.name: {
+        node.job: {
             "notebook": str(node.notebook.resolve()),
             "run_dir": str(node.run_dir),
             "parameters": node.parameters,
             "needs": node.needs,
-            "after": [name for name in node.after if name in names],
-            "log": str(_log(node)),
+            "after": [names[name] for name in node.after if name in names],
+            "log": str(node.log),
         }
         for node in todo
     }
@@ -153,7 +150,7 @@ def _run(todo: Sequence[Node], work: Path, profile: str, workers: int | None, co
         try:
             while child.poll() is None:
                 time.sleep(0.2)
-                for node in [node for node in waiting.values() if _marker(place, node).exists()]:
+                for node in [node for node in waiting.values() if (place / f"{node.job}.done").exists()]:
                     _completed(waiting.pop(node.name), before[node.name], copy_to)
         except BaseException:  # Ctrl-C: jobs end their notebooks, and Slurm's are cancelled
             os.killpg(child.pid, signal.SIGINT)
@@ -167,20 +164,12 @@ def _run(todo: Sequence[Node], work: Path, profile: str, workers: int | None, co
             blocks = re.findall(r"\n    message: (.*)\n(?:    .*\n)*?    output: (\S+)\.done", log.read_text())
             reasons = {name: reason for reason, name in blocks if reason != "None"}
             for node in waiting.values():
-                if _marker(place, node).exists():
+                if (place / f"{node.job}.done").exists():
                     _completed(node, before[node.name], copy_to)
                 else:
-                    _ended(node, before[node.name], reasons.get(node.name), todo)
+                    _ended(node, before[node.name], reasons.get(node.job), todo)
     if child.returncode and all(node.status == "not run" for node in todo):
         raise RunError(f"Snakemake could not begin: {_last(log)} See {log}.")
-
-
-def _marker(place: Path, node: Node) -> Path:
-    return place / f"{node.name}.done"
-
-
-def _log(node: Node) -> Path:
-    return node.run_dir / f"{node.notebook.stem}.log"
 
 
 def _completed(node: Node, before: Mapping[str, Any] | None, copy_to: str | None) -> None:
@@ -197,9 +186,9 @@ def _ended(node: Node, before: Mapping[str, Any] | None, reason: str | None, tod
         return
     if record is not None and record != before:
         status = "died" if process_is_gone(record) else record["status"]
-        node.end(status, reason or (_last(_log(node)) if status == "died" else None))
-    elif reason or _log(node).exists():
-        node.status, node.message = "failed", reason or _last(_log(node))
+        node.end(status, reason or (_last(node.log) if status == "died" else None))
+    elif reason or node.log.exists():
+        node.status, node.message = "failed", reason or _last(node.log)
     _tell(node)
 
 
@@ -208,6 +197,8 @@ def _tell(node: Node) -> None:
     took = f" ({node.seconds:.0f} s)" if node.status == "completed" and node.seconds is not None else ""
     where = f", cell {node.cell}" if node.cell is not None else ""
     print(f"{run} {stage} {node.status}{took}{where}" + (f": {node.message}" if node.message else ""), flush=True)
+    for note in (read_record(node.stage_dir) or {}).get("notes", []) if node.status in DONE else []:
+        print(f"  {note}", flush=True)
 
 
 def _copy(node: Node, copy_to: str | None) -> None:

@@ -68,16 +68,8 @@ def combinations(
     seeds: int | None = None,
     fixed: Mapping[str, Any] | None = None,
 ) -> tuple[list[Row], Row]:
-    """Every combination of the grids' values, the rows of `file` and the seeds 0 .. `seeds` - 1; and what is `fixed`.
-
-    Args:
-        grids: "name=value,value,...", each read in the type of the parameter's default.
-        file: a YAML list of mappings, parameters that are set together.
-        fixed: parameters of all runs.
-
-    Raises:
-        RunError: an unknown or doubly given parameter, a value of the wrong type, no or twice the same combination.
-    """
+    """Every combination of the `grids`' values ("name=value,value"), the rows of `file` (YAML, a list of mappings) and
+    the seeds 0 .. `seeds` - 1; and what is `fixed`, typed. Raises `RunError` for what is unknown, mistyped or twice."""
     known = {path: defaults(path) for path in notebooks}
     everything = {name: value for values in reversed(known.values()) for name, value in values.items()}
     axes: dict[str, list[Any]] = {}

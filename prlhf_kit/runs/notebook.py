@@ -1,43 +1,31 @@
-"""Run notebooks headlessly through papermill, and refuse to believe it where papermill would be fooled.
-
-Closed traps of papermill 2.7: an unknown parameter or a missing `parameters` tag only warns; values lose their type on
-the command line; tuples, paths and sets turn into strings; a dead kernel leaves every cell "completed"; `sys.exit()`
-counts as success; parallel kernels can clash on ports; `cwd` is process-wide (so each notebook has a process of its
-own); nothing is skipped or resumed.
-"""
+"""A notebook's run: skipped where nothing changed, resumed where it was killed, recorded. `execute.py` starts
+papermill, `parameters.py` closes its traps with parameters."""
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import functools
 import hashlib
 import json
 import os
 import platform
-import re
-import signal
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from filelock import FileLock, Timeout
 
-from prlhf_kit.files import git_state, now, versions, write_json, write_text
+from prlhf_kit.files import file_states, git_state, now, versions, write_json, write_text
+from prlhf_kit.runs.execute import error_of, execute
 from prlhf_kit.runs.parameters import RunError, needs_of, read, resolve, uses_of
-from prlhf_kit.runs.stage import NOTEBOOK, PAGE, RECORD, RESULT, SCHEMA, UNDER_RUNNER, inputs, read_record, set_aside
+from prlhf_kit.runs.stage import NOTEBOOK, PAGE, RECORD, RESULT, SCHEMA, hash_now, inputs, read_record, set_aside
 
 NO_PORT = "Kernel died before replying to kernel_info"
-GRACE = 20  # seconds that an interrupted notebook has to stop by itself
 
 
-def _key(notebook: Path, parameters: dict[str, Any], made_from: dict[str, dict[str, str]]) -> str:
+def _key(notebook: Path, parameters: dict[str, Any], made_from: dict[str, dict[str, str | None]]) -> str:
     """Hash of all that decides a stage's result: code, parameters (with the local files and folders that they name),
     versions, and the artefacts of earlier stages."""
     cells = [(cell["cell_type"], cell["source"]) for cell in read(notebook)["cells"]]
@@ -74,9 +62,7 @@ def _state(here: Path, text: str) -> list[tuple[str, int, int]]:
         around = path.resolve()
         if here.is_relative_to(around) or Path(os.path.expanduser("~")).is_relative_to(around):
             return []
-        files = [path] if path.is_file() else sorted(path.rglob("*")) if path.is_dir() else []
-        found = [(str(p), p.stat()) for p in files if p.is_file() and not p.name.startswith("cache-")]
-        return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in found]
+        return file_states(path)
     return []
 
 
@@ -87,7 +73,7 @@ class Plan:
     notebook: Path
     run_dir: Path
     parameters: dict[str, Any]
-    inputs: dict[str, dict[str, str]]
+    inputs: dict[str, dict[str, str | None]]
     key: str
 
     def record(self) -> dict[str, Any] | None:
@@ -95,20 +81,23 @@ class Plan:
         old = read_record(self.run_dir / self.notebook.stem)
         return old if old is not None and old.get("key") == self.key else None
 
+    def changed(self) -> list[str]:
+        """Artefacts that are not as the stage left them."""
+        stage_dir = self.run_dir / self.notebook.stem
+        left = (self.record() or {"artifacts": {}})["artifacts"]
+        return [name for name, entry in left.items() if hash_now(stage_dir / name, entry) != entry.get("sha256")]
+
     def done(self) -> dict[str, Any] | None:
-        """The record, if the stage completed and all that it left is still on the disk."""
+        """The record, if the stage completed and all that it left is still on the disk, as it left it."""
         old = self.record()
         if old is None or old["status"] != "completed":
             return None
         there = all((self.run_dir / self.notebook.stem / name).exists() for name in [*old["artifacts"], NOTEBOOK, PAGE])
-        return old if there else None
+        return old if there and not self.changed() else None
 
 
 def plan(
-    notebook: str | Path,
-    run_dir: str | Path,
-    parameters: Mapping[str, Any] | None = None,
-    needs: Iterable[str] = (),
+    notebook: str | Path, run_dir: str | Path, parameters: Mapping[str, Any] | None = None, needs: Iterable[str] = ()
 ) -> Plan:
     """Look at a notebook, its parameters and what it is made from; nothing is run. Raises `RunError`."""
     notebook, run_dir = Path(notebook).resolve(), Path(run_dir).resolve()
@@ -159,7 +148,10 @@ def run_notebook(
 def _run(plan: Plan, force: bool) -> dict[str, Any]:
     notebook, values = plan.notebook, plan.parameters
     stage_dir = plan.run_dir / notebook.stem
-    same = plan.record() is not None
+    changed = plan.changed()
+    same = plan.record() is not None and not changed
+    if changed:
+        print(f"{notebook.stem} is run again: {', '.join(changed)} was changed since it completed", flush=True)
     if not force and (done := plan.done()):
         return done | {"skipped": True}
     if stage_dir.exists() and (force or not same):
@@ -187,9 +179,9 @@ def _run(plan: Plan, force: bool) -> dict[str, Any]:
     start = time.monotonic()
     interrupted = False
     try:
-        code, log = _execute(notebook, stage_dir / NOTEBOOK, values)
+        code, log = execute(notebook, stage_dir / NOTEBOOK, values)
         if code and not (stage_dir / RESULT).exists() and NO_PORT in log:  # two runs' kernels took the same port
-            code, log = _execute(notebook, stage_dir / NOTEBOOK, values)
+            code, log = execute(notebook, stage_dir / NOTEBOOK, values)
     except KeyboardInterrupt:
         interrupted, code, log = True, 130, ""
     result: dict[str, Any] = {}  # none, where the notebook did not come to its closing cell
@@ -200,7 +192,7 @@ def _run(plan: Plan, force: bool) -> dict[str, Any]:
     if interrupted:
         record |= {"status": "interrupted", "error": "stopped by the user; run again to resume"}
     else:
-        error = _error(stage_dir / NOTEBOOK, code, log, bool(result))
+        error = error_of(stage_dir / NOTEBOOK, code, log, bool(result))
         record |= {"status": "failed", "error": error} if error else {"status": "completed"}
     _write_page(stage_dir)
     write_json(stage_dir / RECORD, record)
@@ -208,88 +200,6 @@ def _run(plan: Plan, force: bool) -> dict[str, Any]:
     if interrupted:
         raise KeyboardInterrupt
     return record
-
-
-def _execute(notebook: Path, out: Path, parameters: dict[str, Any]) -> tuple[int, str]:
-    """Papermill in a child process; its exit code and the end of its log. Ctrl-C ends the whole process group."""
-    quiet = bool(os.environ.get("CI")) or not sys.stderr.isatty()
-    with tempfile.TemporaryDirectory() as scratch:
-        values, log = Path(scratch, "parameters.yaml"), Path(scratch, "log.txt")
-        values.write_text(yaml.safe_dump(parameters))  # JSON is no YAML: its 5e-06 would be a text
-        command = [
-            sys.executable,
-            "-m",
-            "papermill",
-            str(notebook),
-            str(out),
-            "--parameters_file",
-            str(values),
-            "--cwd",
-            str(notebook.parent),
-            "--kernel",
-            "python3",
-            "--log-level",
-            "WARNING",
-            "--no-progress-bar" if quiet else "--progress-bar",
-        ]
-        with log.open("w") as sink:
-            child = subprocess.Popen(
-                command,
-                env=os.environ | {UNDER_RUNNER: "1"},
-                stdout=sink,
-                stderr=sink if quiet else None,
-                start_new_session=True,
-                preexec_fn=killed_with_parent,
-            )
-            try:
-                code = child.wait()
-            except KeyboardInterrupt:
-                _end(child)
-                raise
-        return code, log.read_text()[-4000:]
-
-
-def killed_with_parent() -> None:
-    """In the child: be killed when the parent is, so that no orphan goes on training (Linux only)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-
-
-def _end(child: subprocess.Popen) -> None:
-    """Ask the notebook's process group to stop, and kill what is left after `GRACE` seconds."""
-    for sign in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(child.pid, sign)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            child.wait(GRACE if sign != signal.SIGKILL else None)
-            break
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(child.pid, signal.SIGKILL)  # the kernel, in a session of its own, ends itself without papermill
-
-
-def _error(executed: Path, code: int, log: str, finished: bool) -> str | None:
-    """What went wrong, with the failing cell; None if the notebook ran to its closing cell."""
-    for number, cell in enumerate(_executed(executed)["cells"]):
-        for output in cell.get("outputs", []):
-            if output["output_type"] == "error":
-                trace = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(output["traceback"]))
-                raised = f"cell {number} raised {output['ename']}: {output['evalue']}"
-                return f"{raised}\n{cell['source']}\n---\n{trace[-3000:]}"
-    if code:
-        return f"papermill ended with exit code {code} (a kernel that died or was killed?)\n{log}"
-    if not finished:
-        return (
-            "the notebook ended without its closing cell `stage.finish(...)`: the kernel died, the notebook left by "
-            f"sys.exit(), or the cell is missing.\n{log}"
-        )
-    return None
-
-
-def _executed(notebook: Path) -> dict[str, Any]:
-    """The executed notebook; one without cells where papermill was killed before or while it wrote it."""
-    with contextlib.suppress(RunError):
-        return read(notebook)
-    return {"cells": []}
 
 
 def _write_page(stage_dir: Path) -> None:

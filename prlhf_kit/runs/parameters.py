@@ -6,6 +6,7 @@ import ast
 import contextlib
 import difflib
 import json
+import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,12 @@ def read(notebook: Path) -> dict[str, Any]:
     """
     if not notebook.is_file():
         raise RunError(f"there is no notebook {notebook}. Expected the path of an .ipynb file.")
+    return _parsed(notebook.read_bytes(), notebook)
+
+
+def _parsed(text: bytes, notebook: Path) -> dict[str, Any]:
     try:
-        content = json.loads(notebook.read_text(encoding="utf-8"))
+        content = json.loads(text.decode("utf-8"))
         for cell in content["cells"]:
             cell["source"] = "".join(cell["source"])
     except (ValueError, TypeError, KeyError) as error:
@@ -41,7 +46,22 @@ def defaults(notebook: Path) -> dict[str, Any]:
     Raises:
         RunError: no such file, no cell tagged `parameters`, or a default that JSON can't hold as it is.
     """
-    tagged = [c["source"] for c in read(notebook)["cells"] if "parameters" in c.get("metadata", {}).get("tags", [])]
+    return _defaults(read(notebook), notebook)
+
+
+def edited(notebook: Path) -> dict[str, tuple[Any, Any]]:
+    """Parameters whose default is another than in the committed notebook: name -> default now, default there."""
+    try:
+        command = ["git", "show", f"HEAD:./{notebook.name}"]
+        committed = subprocess.run(command, cwd=notebook.parent, capture_output=True, check=True).stdout
+        then = _defaults(_parsed(committed, notebook), notebook)
+    except (OSError, subprocess.CalledProcessError, RunError):  # no git, no checkout, or not committed
+        return {}
+    return {name: (now, then[name]) for name, now in defaults(notebook).items() if name in then and now != then[name]}
+
+
+def _defaults(content: Mapping[str, Any], notebook: Path) -> dict[str, Any]:
+    tagged = [c["source"] for c in content["cells"] if "parameters" in c.get("metadata", {}).get("tags", [])]
     if not tagged:
         raise RunError(
             f"{notebook} has no cell tagged 'parameters', so nothing could be injected. Tag the cell that holds the "

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import graphlib
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from prlhf_kit.runs import grid
 from prlhf_kit.runs.notebook import plan
@@ -37,14 +39,22 @@ class Node:
     def stage_dir(self) -> Path:
         return self.run_dir / self.notebook.stem
 
+    @property
+    def log(self) -> Path:
+        return self.run_dir / f"{self.notebook.stem}.log"
+
+    @property
+    def job(self) -> str:
+        """Its name for Snakemake, which reads braces, "=" and "," in a name as its own."""
+        return quote(self.name, safe="/+").replace("%", "~")
+
     def end(self, status: str, message: str | None = None) -> None:
         """Take over what the stage's record says."""
         record = read_record(self.stage_dir) or {}
         self.status, self.message, self.seconds = status, message, record.get("seconds")
         if status == "failed" and (error := record.get("error")):
-            place, raised, what = error.partition("\n")[0].partition(" raised ")
-            self.cell = int(place.removeprefix("cell ")) if raised and place.startswith("cell ") else None
-            self.message = what if self.cell is not None else place
+            cell, self.message = re.match(r"(?:cell (\d+) (?:raised )?)?(.*)", error).groups()  # type: ignore[union-attr]
+            self.cell = None if cell is None else int(cell)
 
 
 def link(place: Path, target: Path) -> None:
@@ -148,15 +158,7 @@ def plan_sweep(
 
 
 def read_pipeline(file: Path, run_dir: Path, given: Sequence[tuple[str, str]] = ()) -> list[Node]:
-    """The stages of a pipeline, each after what it needs.
-
-    Args:
-        run_dir: the run's folder.
-        given: parameters for all stages that have them, in place of the file's.
-
-    Raises:
-        RunError: the file, a notebook, a parameter or a need is wrong, or stages need each other in a circle.
-    """
+    """The stages of a pipeline, each after what it needs. `given`: parameters in place of the file's."""
     content = grid.read_yaml(file)
     entries = content.get("stages") if isinstance(content, dict) and content.keys() == {"stages"} else None
     if not isinstance(entries, list) or not entries:

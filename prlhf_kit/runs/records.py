@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from prlhf_kit.runs.parameters import RunError
 from prlhf_kit.runs.stage import RECORD, process_is_gone, read_record
+
+RUNS = Path("papermill_runs")
 
 
 def find_runs(folder: Path, seen: set[Path] | None = None) -> list[Path]:
@@ -22,19 +25,38 @@ def find_runs(folder: Path, seen: set[Path] | None = None) -> list[Path]:
     return [run for child in children for run in find_runs(child, seen)]
 
 
-def runs_in(dirs: Iterable[Path]) -> list[Path]:
-    """Every run in `dirs`, each a run or a folder of runs, once. Raises `RunError` for one that holds no run."""
-    found: dict[Path, None] = {}
-    for folder in dirs:
-        runs = find_runs(folder) if folder.is_dir() else []
-        if not runs:
-            what = "holds no run" if folder.is_dir() else "is no folder"
-            raise RunError(
-                f"{folder} {what}. Expected a run (a folder with <stage>/{RECORD} in it) or a folder of runs, such as "
-                "papermill_runs. `prlhf run NOTEBOOK --run NAME` makes one."
-            )
-        found |= dict.fromkeys(runs)
-    return list(found)
+def existing(given: str | Path, out: Path = RUNS) -> Path:
+    """The folder of a run or of runs, given by path or by name in `out`. Raises `RunError` where there is none."""
+    for folder in (Path(given), out / given):
+        if folder.is_dir() and find_runs(folder):
+            return folder
+    names = [path.name for path in out.iterdir() if path.is_dir()] if out.is_dir() else []
+    near = difflib.get_close_matches(str(given), names, n=1)
+    what = "holds no run" if Path(given).is_dir() else "is no folder"
+    raise RunError(
+        f"{given} {what}, and {out} has no run of this name.{f' Did you mean {near[0]}?' if near else ''} Expected a "
+        f"run (a folder with <stage>/{RECORD} in it) or a folder of runs. `prlhf run NOTEBOOK --run NAME` makes one."
+    )
+
+
+def place_of(run: str | Path, out: Path) -> Path:
+    """Where `--run` puts a run: `out/<name>`, or a run's folder that is there. Raises `RunError` for other paths."""
+    path = Path(run)
+    named = not path.is_absolute() and (out / path).is_dir()
+    if path.is_dir() and not named and path.resolve() != out.resolve() and find_runs(path):
+        return path
+    path = path.relative_to(out) if path.is_relative_to(out) else path
+    if path.is_absolute() or ".." in path.parts or not path.parts:
+        raise RunError(
+            f"--run {run} lies outside {out}, where runs are kept. Expected a name, or the folder of a run that is "
+            "there; --out DIR keeps runs elsewhere."
+        )
+    return out / path
+
+
+def runs_in(dirs: Iterable[str | Path]) -> list[Path]:
+    """Every run in `dirs`, each a run or a folder of runs (or a name, see `existing`), once."""
+    return list(dict.fromkeys(run for given in dirs for run in find_runs(existing(given))))
 
 
 def records_of(run: Path) -> dict[str, dict[str, Any] | None]:

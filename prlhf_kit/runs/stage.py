@@ -1,9 +1,6 @@
-"""What a notebook leaves behind: its artefacts, and a record of everything that made them.
-
-A notebook begins with `stage = begin("03_pdpo_training", run_dir, globals())` right after its parameters and ends with
-`stage.finish(metrics)`. In JupyterLab that writes `run.json`. Under the runner it
-writes `result.json`, which `notebook.py` takes over into `run.json`.
-"""
+"""What a notebook leaves behind: its artefacts, and a record of everything that made them. It calls `begin` right after
+its parameters and ends with `stage.finish(metrics)`, which writes `run.json`; under the runner `result.json`, which
+`notebook.py` takes over into `run.json`."""
 
 from __future__ import annotations
 
@@ -21,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from prlhf_kit.files import git_state, now, sha256, versions, write_json
+from prlhf_kit.files import file_states, git_state, now, sha256, short_hash, versions, write_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,7 +29,11 @@ RESULT = "result.json"
 RECORD = "run.json"
 SCHEMA = 1  # version of `run.json`; docs/runs.md has its fields and says when it changes
 PREVIOUS = ".previous"
+# optional fields of a record, where a page or a table reads them
+OPTIONAL: dict[str, Any] = {"inputs": dict, "provenance": dict, "notes": list, "error": str, "pid": int, "host": str}
+OPTIONAL |= {"seconds": (int, float), "peak_memory_bytes": (int, float)}
 PATIENCE = 30  # seconds to wait for another kernel that works in the same folder
+RUNNERS = ("schema", "status", "inputs", "pid", "host")  # fields of the runner's own
 UNDER_RUNNER = "PRLHF_KIT_RUNNER"  # set by runs/notebook.py for the kernels that it starts
 
 
@@ -41,7 +42,8 @@ class StageError(RuntimeError):
 
 
 def read_record(stage_dir: Path) -> dict[str, Any] | None:
-    """`run.json` of a stage. What is no record, or one of a later schema than this version knows, counts as none."""
+    """`run.json` of a stage. What is no record, one of a later schema than this version knows, or one that names files
+    outside its folder counts as none."""
     try:
         record = json.loads((stage_dir / RECORD).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -50,8 +52,13 @@ def read_record(stage_dir: Path) -> dict[str, Any] | None:
     kinds |= dict.fromkeys(("parameters", "metrics", "artifacts", "versions", "git"), dict)
     if not isinstance(record, dict) or not all(isinstance(record.get(name), kind) for name, kind in kinds.items()):
         return None
-    entries = [*record["artifacts"].values(), *record.get("provenance", {}).values()]
+    if not all(isinstance(record[name], kind) for name, kind in OPTIONAL.items() if name in record):
+        return None
+    named = [record["artifacts"], record.get("provenance", {}), record.get("inputs", {})]
+    entries = [entry for entries in named for entry in entries.values()]
     if record["schema"] > SCHEMA or not all(isinstance(entry, dict) for entry in entries):
+        return None
+    if any(Path(name).is_absolute() or ".." in Path(name).parts for names in named for name in names):
         return None
     return record if all({"kind", "caption"} <= entry.keys() for entry in record["artifacts"].values()) else None
 
@@ -69,21 +76,36 @@ def process_is_gone(record: Mapping[str, Any]) -> bool:
     return False
 
 
-def inputs(run_dir: Path, stages: Iterable[str]) -> dict[str, dict[str, str]]:
-    """What `stages` of a run left for later ones: stage -> data or model artefact -> SHA-256."""
+def hash_now(path: Path, entry: Mapping[str, str]) -> str | None:
+    """SHA-256 of a recorded artefact as it is now; taken from the record where sizes and times agree, or it is gone."""
+    if not path.exists() or entry.get("state") == short_hash(file_states(path)):
+        return entry.get("sha256")
+    return sha256(path)
+
+
+def inputs(run_dir: Path, stages: Iterable[str]) -> dict[str, dict[str, str | None]]:
+    """What `stages` of a run left for later ones: stage -> data or model artefact -> SHA-256 of what is there now."""
     found = {stage: (read_record(run_dir / stage) or {}).get("artifacts", {}) for stage in stages}
     return {
-        stage: {name: entry.get("sha256") for name, entry in left.items() if entry["kind"] in ("data", "model")}
+        stage: {
+            name: hash_now(run_dir / stage / name, entry)
+            for name, entry in left.items()
+            if entry["kind"] in ("data", "model")
+        }
         for stage, left in found.items()
     }
 
 
 def set_aside(stage_dir: Path) -> None:
-    """Move a stage's folder to `<run_dir>/.previous/<stage>`: made from other inputs, but not to be lost."""
-    previous = stage_dir.parent / PREVIOUS / stage_dir.name
-    shutil.rmtree(previous, ignore_errors=True)
-    previous.parent.mkdir(exist_ok=True)
-    stage_dir.rename(previous)
+    """Move a stage's folder to `.previous` and say so. Only a completed stage takes a completed one's place there."""
+    completed = (read_record(stage_dir) or {}).get("status") == "completed"
+    place = stage_dir.parent / PREVIOUS / (stage_dir.name if completed else f"{stage_dir.name}.unfinished")
+    what = "the completed stage" if completed else "an attempt that did not complete"
+    instead = ", in place of an earlier one" if place.exists() else ""
+    shutil.rmtree(place, ignore_errors=True)
+    place.parent.mkdir(exist_ok=True)
+    stage_dir.rename(place)
+    print(f"{stage_dir.name}: {what} is replaced, and kept in {place}{instead}", flush=True)
 
 
 _held: dict[Path, FileLock] = {}  # stage folders that this process works in
@@ -100,7 +122,8 @@ class Stage:
         self.started = now()
         self.artifacts: dict[str, dict[str, str]] = {}
         self.provenance: dict[str, dict[str, str]] = {}
-        self.inputs: dict[str, dict[str, str]] = {}
+        self.inputs: dict[str, dict[str, str | None]] = {}
+        self.notes: list[str] = []
         if self.dir in _held:  # the `begin` cell was run again in this kernel
             _held.pop(self.dir).release()
         self._lock = FileLock(self.run_dir / f".{name}.kernel.lock")
@@ -148,14 +171,28 @@ class Stage:
         }
 
     def input(self, stage: str, name: str) -> Path:
-        """Artefact `name` that an earlier stage of the same run left. Raises `StageError` if it isn't there."""
+        """Artefact `name` that an earlier stage of the same run left.
+
+        Raises:
+            StageError: it isn't there, or not as that stage left it.
+        """
         path = self.run_dir / stage / name
         if not path.exists():
             raise StageError(
                 f"{path} is missing: it is written by notebook {stage}. Run that first "
                 f"(`prlhf run notebooks/{stage}.ipynb --run {self.run_dir.name}`), or set run_dir to a run that has it."
             )
+        entry = (read_record(self.run_dir / stage) or {"artifacts": {}})["artifacts"].get(name)
+        if entry and hash_now(path, entry) != entry.get("sha256"):
+            raise StageError(
+                f"{path} was changed since notebook {stage} left it: its SHA-256 is not the recorded one. Put the "
+                f"file back, or make it again: `prlhf run notebooks/{stage}.ipynb --run {self.run_dir.name}`."
+            )
         return path
+
+    def note(self, text: str) -> None:
+        """Record a line that whoever ran the notebook should read: the runner shows it when the stage has completed."""
+        self.notes.append(text)
 
     def uses(self, name: str, **what: str) -> None:
         """Record under `name` what the stage worked with: a dataset's `fingerprint`, or a model's `id` too."""
@@ -190,37 +227,29 @@ class Stage:
             metrics: flat, name -> number; None where a number could not be computed.
         """
         flat = {name: None if value is None else float(value) for name, value in (metrics or {}).items()}
-        bad = [name for name, value in flat.items() if value is not None and not math.isfinite(value)]
-        if bad:
-            raise StageError(f"metric {bad[0]!r} is {flat[bad[0]]}; expected a finite number, or None.")
+        for name, value in flat.items():
+            if value is not None and not math.isfinite(value):
+                raise StageError(f"metric {name!r} is {value}; expected a finite number, or None.")
         for name, entry in self.artifacts.items():
             path = self.dir / name
             if not path.exists():
                 raise StageError(f"artefact {path} was announced but not written.")
-            entry["sha256"] = sha256(path)
-        for path in list(
-            self.dir.rglob("*-checkpoints/checkpoint-*")
-        ):  # the trained model is there; a tracker's log stays
+            entry |= {"sha256": sha256(path), "state": short_hash(file_states(path))}
+        for path in list(self.dir.rglob("*-checkpoints/checkpoint-*")):  # a tracker's log beside them stays
             shutil.rmtree(path)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-        record = {
-            "stage": self.name,
-            "parameters": self.parameters,
+        record = self._record("completed") | {
             "metrics": flat,
             "artifacts": self.artifacts,
-            "versions": versions(),
-            "git": git_state(),
             "provenance": self.provenance,
+            "notes": self.notes,
             "machine": {"platform": platform.platform(), "cpus": os.cpu_count()},
-            "started": self.started,
             "ended": now(),
             "peak_memory_bytes": peak,
         }
-        under_runner = os.environ.get(UNDER_RUNNER)
-        write_json(
-            self.dir / (RESULT if under_runner else RECORD),
-            record if under_runner else self._record("completed") | record,
-        )
+        if os.environ.get(UNDER_RUNNER):  # whose record says the rest: whether the process ended well, say
+            record = {name: value for name, value in record.items() if name not in RUNNERS}
+        write_json(self.dir / (RESULT if os.environ.get(UNDER_RUNNER) else RECORD), record)
         _held.pop(self.dir, self._lock).release()
 
 

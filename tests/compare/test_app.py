@@ -270,7 +270,7 @@ def test_other_addresses_are_warned_about_and_a_taken_port_is_left_alone(run):
         (["--port", "0"], "--port is 0 and --pages 8; expected a port from 1 to 65535"),
         (["-p", "nn", "1"], "no parameter 'nn'. Did you mean 'n'?"),
         (["-p", "n", "many"], "expected int"),
-        (["-p", "run_dir", "x"], "'run_dir' is set with DIR"),
+        (["-p", "run_dir", "x"], "'run_dir' is set with RUN"),
         (["--notebook", "nowhere.ipynb"], "there is no notebook nowhere.ipynb"),
     ],
 )
@@ -282,7 +282,7 @@ def test_wrong_options_are_refused(run, capsys, options, message):
 def test_what_can_not_be_served_is_refused(tmp_path, capsys, monkeypatch):
     data, training = app.NEEDED
     assert cli.main(["app", str(tmp_path)]) == 2
-    assert f"stage {data} of {tmp_path} is not there" in capsys.readouterr().err
+    assert f"{tmp_path} holds no run" in capsys.readouterr().err
     for stage, status in ((data, "completed"), (training, "failed")):
         (tmp_path / stage).mkdir()
         (tmp_path / stage / "run.json").write_text(json.dumps(RECORD | {"status": status}))

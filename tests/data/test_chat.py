@@ -10,7 +10,7 @@ import prlhf_kit as kit
 from prlhf_kit.data.chat import PLAIN_TEMPLATE, apply_template, require_prefix, shorten, with_user_text
 from prlhf_kit.data.schema import message
 from prlhf_kit.models.logprobs import score_pairs
-from prlhf_kit.models.tokenize import tokenize_completion
+from prlhf_kit.models.tokenize import tokenize_completions
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
@@ -70,7 +70,7 @@ def test_roles_that_no_template_takes_are_refused_with_the_way_out(load):
     twice = message("user", "Hello?") * 2
     for ask in (
         lambda: apply_template(tokenizer, twice),
-        lambda: tokenize_completion(tokenizer, twice, message("assistant", "Hi.")),
+        lambda: tokenize_completions(tokenizer, twice, message("assistant", "Hi.")),
     ):
         with pytest.raises(kit.data.SchemaError, match=r"refuses the roles \['user', 'user'\] \(roles must"):
             ask()

@@ -5,13 +5,11 @@ import os
 import re
 from urllib.parse import unquote
 
-import pytest
 from bs4 import BeautifulSoup
 
 from prlhf_kit import cli
 from prlhf_kit.files import write_json
 from prlhf_kit.runs import leaderboard
-from prlhf_kit.runs.parameters import RunError
 
 
 class Page:
@@ -145,9 +143,9 @@ def test_runs_with_the_same_name_are_told_apart(tmp_path):
     for run in ("x/one/r", "y/one/r", "y/two/r", "y/two/s"):
         stage(tmp_path / run)
     page = page_of(tmp_path)
-    assert page.rows["run"] == ["x/one/r", "y/one/r", "two/r", "s"]
+    assert page.rows["run"] == ["x/one/r", "y/one/r", "y/two/r", "y/two/s"]
     again = leaderboard.metrics([tmp_path / "y", tmp_path / "y" / "two" / "r"])  # given twice, listed once
-    assert list(again["run"]) == ["one/r", "two/r", "s"]
+    assert list(again["run"]) == ["one/r", "two/r", "two/s"]
 
 
 def test_links_lead_to_files_wherever_the_page_is(tmp_path):
@@ -203,6 +201,4 @@ def test_what_is_refused_before_anything_is_written(tmp_path, capsys):
         assert "prlhf run NOTEBOOK" in err
     assert cli.main(["report", str(tmp_path), "--out", str(empty)]) == 2
     assert f"--out {empty}/leaderboard.html" in capsys.readouterr().err
-    with pytest.raises(RunError, match="can't be written"):
-        leaderboard.write_page([tmp_path], tmp_path / "good" / "index.html" / "page.html")
     assert not list(tmp_path.rglob("leaderboard.html"))

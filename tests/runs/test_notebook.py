@@ -1,20 +1,14 @@
 """The runner: what it records, and each of papermill's traps."""
 
-import json
-import os
 import re
-import signal
 import subprocess
-import sys
 
 import pytest
-from tiny_notebooks import wait_for
 
 from prlhf_kit import cli
-from prlhf_kit.files import write_json
-from prlhf_kit.runs import notebook as runner, parameters, report, stage as record_module
-from prlhf_kit.runs.stage import StageError, begin, read_record
-from runs.conftest import BODY, FINISH, command
+from prlhf_kit.runs import notebook as runner, parameters, report
+from prlhf_kit.runs.stage import read_record
+from runs.conftest import BODY, FINISH, PARAMETERS
 
 
 def test_a_run_its_record_and_when_it_is_skipped(make_notebook, tmp_path):
@@ -52,25 +46,6 @@ def test_a_small_number_in_a_dict_stays_a_number(make_notebook, tmp_path):
     notebook = make_notebook("stage.finish({'twice': 2 * limit['learning_rate']})")
     record = runner.run_notebook(notebook, tmp_path / "run", {"limit": {"learning_rate": 5e-6}})
     assert record["metrics"] == {"twice": 1e-5}, record
-
-
-@pytest.mark.parametrize(
-    ("cell", "message"),
-    [
-        ("raise ValueError('too cold')", r"cell \d raised ValueError: too cold"),
-        ("import sys; sys.exit(0)", "SystemExit|closing cell"),
-        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "kernel"),
-        (None, r"without its closing cell `stage.finish"),
-        ("stage.finish({'x': float('nan')})", "metric 'x' is nan"),
-    ],
-    ids=["error", "sys.exit", "dead kernel", "no closing cell", "nan metric"],
-)
-def test_what_papermill_would_call_a_success(make_notebook, tmp_path, cell, message):
-    cells = [] if cell is None else [cell] if "finish" in cell else [cell, FINISH]
-    record = runner.run_notebook(make_notebook(*cells), tmp_path / "run")
-    assert record["status"] == "failed"
-    assert re.search(message, record["error"])
-    assert read_record(tmp_path / "run" / "nb")["status"] == "failed"
 
 
 def test_parameters_are_refused_before_anything_runs(make_notebook, tmp_path):
@@ -126,53 +101,36 @@ def test_defaults_are_read_as_python_reads_them(make_notebook):
             parameters.defaults(make_notebook(parameters=f"x = {bad}"))
 
 
-def test_papermill_killed_while_it_writes(make_notebook, tmp_path, monkeypatch):
-    def killed(notebook, out, parameters):
-        out.write_text('{"cells": [')
-        return -9, "Killed"
-
-    monkeypatch.setattr(runner, "_execute", killed)
-    record = runner.run_notebook(make_notebook(FINISH), tmp_path / "run")
-    assert record["status"] == "failed"
-    assert "exit code -9" in record["error"]
-
-
-def test_a_kernel_without_a_port_is_tried_again(make_notebook, tmp_path, monkeypatch):
-    execute, calls = runner._execute, []
-
-    def unlucky(notebook, out, parameters):
-        calls.append(out)
-        return execute(notebook, out, parameters) if len(calls) == 2 else (1, f"RuntimeError: {runner.NO_PORT}")
-
-    monkeypatch.setattr(runner, "_execute", unlucky)
-    assert runner.run_notebook(make_notebook(FINISH), tmp_path / "run")["status"] == "completed"
-    assert len(calls) == 2
+def test_what_was_changed_after_its_stage_completed_is_not_used(make_notebook, tmp_path, capsys):
+    body = BODY.replace('"log.txt", "data"', '"out", "model"') + '(stage.dir / "out").mkdir(exist_ok=True)\n'
+    body += 'if not (stage.dir / "out" / "users.json").exists(): (stage.dir / "out" / "users.json").write_text("ab")\n'
+    first, run = make_notebook(FINISH, name="first", body=body), tmp_path / "run"
+    second = make_notebook('stage.input("first", "out")', FINISH, name="second", needs=["first"])
+    users = run / "first" / "out" / "users.json"
+    for notebook in (first, second):
+        assert runner.run_notebook(notebook, run)["status"] == "completed"
+    users.touch()  # the same content at another time
+    assert runner.run_notebook(second, run)["skipped"]
+    users.write_text("ba")
+    assert "out was changed since notebook first left it" in runner.run_notebook(second, run)["error"]
+    assert "Not of one piece" in report.write_index(run).read_text()
+    assert "skipped" not in runner.run_notebook(first, run)
+    assert users.read_text() == "ab"
+    assert (run / ".previous" / "first" / "out" / "users.json").read_text() == "ba"
+    assert "first is run again: out was changed" in capsys.readouterr().out
+    assert runner.run_notebook(second, run)["status"] == "completed"
 
 
-def test_interrupt_and_kill_leave_a_record_and_the_next_run_goes_on(make_notebook, tmp_path):
-    slow = "import time\nif not (stage.dir / 'go').exists():\n    (stage.dir / 'here').touch(); time.sleep(60)"
-    notebook, stage = make_notebook(slow, FINISH), tmp_path / "r" / "nb"
-    line = command(notebook, "--out", tmp_path, "--run", "r")
-    for sign in (signal.SIGINT, signal.SIGTERM):
-        background = ["sh", "-c", 'trap "" INT; exec "$@"', "sh", *line]  # as `&` in a script: SIGINT is turned off
-        child = subprocess.Popen(background, stderr=subprocess.PIPE, text=True)
-        wait_for((stage / "here").exists)
-        child.send_signal(sign)
-        _, err = child.communicate(timeout=60)
-        assert child.returncode == 130
-        assert "the same command resumes" in err
-        assert read_record(stage)["status"] == "interrupted"
-        (stage / "here").unlink()
-
-    child = subprocess.Popen(line, stderr=subprocess.DEVNULL)
-    wait_for((stage / "here").exists)
-    child.kill()
-    child.wait()
-    assert read_record(stage)["status"] == "running"  # it could not say more
-    (stage / "go").touch()
-    assert subprocess.run(line, capture_output=True, check=False).returncode == 0
-    assert read_record(stage)["status"] == "completed"
-    assert (stage / "log.txt").read_text() == "ann3" * 4  # the folder was kept: long work can resume in it
+def test_only_a_completed_stage_takes_a_completed_ones_place(make_notebook, tmp_path, capsys):
+    notebook, run = make_notebook("if n == 4: raise ValueError", FINISH), tmp_path / "run"
+    for n in (3, 4, 5):
+        runner.run_notebook(notebook, run, {"n": n})
+    assert (run / ".previous" / "nb" / "log.txt").read_text() == "ann3"
+    assert (run / ".previous" / "nb.unfinished" / "log.txt").read_text() == "ann4"
+    assert (run / "nb" / "log.txt").read_text() == "ann5"
+    out = capsys.readouterr().out
+    assert f"the completed stage is replaced, and kept in {run}/.previous/nb\n" in out
+    assert f"an attempt that did not complete is replaced, and kept in {run}/.previous/nb.unfinished\n" in out
 
 
 def test_command_line(make_notebook, tmp_path, capsys):
@@ -192,69 +150,35 @@ def test_command_line(make_notebook, tmp_path, capsys):
     with pytest.raises(SystemExit):
         cli.main(["run"])
     assert cli.main(["figures", str(tmp_path / "r")]) == 2
+    assert "holds no stage that draws figures" in capsys.readouterr().err
 
 
-def test_index_page_escapes_text_and_shows_the_headline(tmp_path):
-    import pandas as pd
-
-    stage = begin("05_evaluation", tmp_path / "r", {"run_dir": "r", "seed": 1, "module": pd, "_x": 2})
-    assert stage.parameters == {"run_dir": "r", "seed": 1}
-    stage.table(
-        pd.DataFrame({"answer": ["<script>alert(1)</script>", "- one\n- two"]}), "t", "The headline", kind="headline"
-    )
-    with pytest.raises(StageError, match="notebook 01_data_preparation"):
-        stage.input("01_data_preparation", "data")
-    stage.artifact("ghost", "data", "Never written")
-    with pytest.raises(StageError, match="announced but not written"):
-        stage.finish()
-    del stage.artifacts["ghost"]
-    stage.finish({"a": 1})
-    page = report.write_index(tmp_path / "r").read_text()
-    assert "The headline" in page
-    assert "<script>" not in page
-    assert "- one<br>- two" in page
-    assert read_record(tmp_path / "r" / "05_evaluation")["status"] == "completed"
+def test_what_a_stage_notes_stands_under_its_line(make_notebook, tmp_path, capsys):
+    notebook = make_notebook('stage.note("4 of 16 pairs kept: 12 over-long prompts")', FINISH)
+    for how in (r"\d+ s", "unchanged, skipped"):
+        assert cli.main(["run", str(notebook), "--out", str(tmp_path), "--run", "r"]) == 0
+        assert re.search(rf"nb completed \({how}\)\n  4 of 16 pairs kept: 12 over", capsys.readouterr().out)
 
 
-def test_two_kernels_do_not_work_in_one_folder_but_one_may_begin_again(tmp_path):
-    first = begin("nb", tmp_path, {"n": 1})
-    again = begin("nb", tmp_path, {"n": 1, "later": 2})  # the cell run once more in JupyterLab
-    assert again.parameters == {"n": 1}
-    other = (
-        "import sys, prlhf_kit.runs.stage as r; r.PATIENCE = 0.1\n"
-        "try: r.begin('nb', sys.argv[1], {})\nexcept r.StageError as e: print(e)"
-    )
-    line = [sys.executable, "-c", other, str(tmp_path)]
-    assert "another process is working" in subprocess.run(line, capture_output=True, text=True, check=True).stdout
-    assert first.dir == again.dir
-    again.finish()
-    assert not subprocess.run(line, capture_output=True, text=True, check=True).stdout
+def test_what_is_missing_is_known_before_a_kernel_starts(make_notebook, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(runner, "execute", lambda *_: pytest.fail("a kernel was started"))
+    where = ["--out", str(tmp_path), "--run", "r"]
+    notebook = make_notebook(FINISH, needs=["a"])
+    assert cli.main(["run", str(notebook), *where]) == 2
+    assert f"needs the stage a, which {tmp_path}/r has not. Run it first" in capsys.readouterr().err
+    notebook = make_notebook(FINISH, parameters='run_dir = "x"\nmodel = "smollm2-135m-instruct"\nuser = ""\nn = 1\n')
+    assert cli.main(["run", str(notebook), *where, "-p", "model", "smolm2-135m-instruct"]) == 2
+    assert "Did you mean 'smollm2-135m-instruct'?" in capsys.readouterr().err
+    assert not (tmp_path / "r").exists()
 
 
-def test_in_jupyterlab_old_results_stand_only_for_the_same_inputs(tmp_path):
-    def work(name, content, **parameters):
-        record_module._names.clear()  # as a new kernel
-        stage = begin(name, tmp_path, parameters)
-        file = stage.artifact("model.txt", "model", "A model")
-        if not file.exists():
-            file.write_text(content)
-        stage.finish()
-        return file.read_text()
-
-    assert work("a", "one", n=1) == "one"
-    assert work("b", "from one", k=1) == "from one"
-    assert work("b", "not made", k=1) == "from one"  # nothing changed: what is there stands
-    assert work("b", "other k", k=2) == "other k"
-    assert work("a", "two", n=2) == "two"
-    assert work("b", "from two", k=2) == "from two"
-    assert (tmp_path / ".previous" / "b" / "model.txt").read_text() == "other k"
-    assert read_record(tmp_path / "b")["status"] == "completed"
-
-
-def test_json_is_written_whole_or_not_at_all(tmp_path):
-    path = tmp_path / "a.json"
-    write_json(path, {"a": 1})
-    with pytest.raises(TypeError):
-        write_json(path, {"a": object()})
-    assert json.loads(path.read_text()) == {"a": 1}
-    assert os.listdir(tmp_path) == ["a.json"]
+def test_defaults_that_differ_from_the_committed_notebook_are_named(make_notebook, tmp_path, capsys):
+    notebook = make_notebook(FINISH)
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    for words in (["init"], ["add", notebook], ["commit", "-m", "a"]):
+        subprocess.run([*git, *words], check=True, capture_output=True)
+    assert parameters.edited(notebook) == {}
+    make_notebook(FINISH, parameters=PARAMETERS.replace("n = 3", "n = 4").replace("0.5", "0.4"))
+    line = ["run", str(notebook), "--out", str(tmp_path), "--run", "r", "-p", "n", "5"]
+    assert cli.main(line) == 0
+    assert "nb: parameters differ from the committed notebook: rate 0.4 (committed: 0.5)" in capsys.readouterr().err

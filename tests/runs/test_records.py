@@ -11,6 +11,7 @@ import pytest
 from prlhf_kit import cli
 from prlhf_kit.files import write_json
 from prlhf_kit.runs import notebook, records, report, stage as record_module
+from prlhf_kit.runs.parameters import RunError
 from prlhf_kit.runs.stage import begin, read_record
 from runs.conftest import FINISH
 
@@ -57,7 +58,10 @@ def without(field):
 @pytest.mark.parametrize(
     "text",
     ["", "3", '"text"', "[1]", "\udcff", "[" * 100_000, json.dumps(RECORD | {"schema": 2}), without("artifacts"),
-     without("git"), json.dumps(RECORD | {"artifacts": {"a": 1}}), json.dumps(RECORD | {"provenance": {"data": "x"}})],
+     without("git"), *(json.dumps(RECORD | more) for more in [
+         {"artifacts": {"a": 1}}, {"provenance": {"data": "x"}}, {"provenance": [1]}, {"inputs": 3}, {"seconds": "3"},
+         {"pid": "x"}, {"artifacts": {"../../x": {"kind": "figure", "caption": ""}}},
+         {"artifacts": {"/x": {"kind": "table", "caption": ""}}}, {"inputs": {"../01": {}}}])],
 )  # fmt: skip
 def test_what_is_no_record_counts_as_none_and_everything_else_goes_on(text, tmp_path, capsys, make_notebook):
     path = tmp_path / "r" / "03" / "run.json"
@@ -102,3 +106,24 @@ def test_runs_are_listed_once_however_many_links_lead_to_them(tmp_path, capsys):
     assert row.endswith("again  1 completed  2026-11-21 06:35  10 min  a9319a1+  tiny   cc7dded3")
     assert cli.main(["runs", "list", str(tmp_path / "runs" / "nowhere")]) == 2
     assert "is no folder" in capsys.readouterr().err
+
+
+def test_a_run_is_given_by_its_folder_or_its_name(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_json(tmp_path / "papermill_runs" / "demo" / "01" / "run.json", RECORD | {"artifacts": {}})
+    write_json(tmp_path / "elsewhere" / "r" / "01" / "run.json", RECORD | {"artifacts": {}})
+    (tmp_path / "demo").mkdir()  # of this name, but no run
+    out = Path("papermill_runs")
+    for given in ("demo", "papermill_runs/demo", tmp_path / "papermill_runs" / "demo"):
+        assert records.existing(given).resolve() == tmp_path / "papermill_runs" / "demo"
+        assert records.place_of(given, out).resolve() == tmp_path / "papermill_runs" / "demo"
+        for words in (["runs", "list"], ["report"]):
+            assert cli.main([*words, str(given)]) == 0
+    assert records.place_of("elsewhere/r", out) == Path("elsewhere/r")
+    assert records.place_of("papermill_runs/new", out) == records.place_of("new", out) == out / "new"
+    assert records.place_of("a/b", out) == out / "a" / "b"
+    for bad in ("../x", "a/../../x", "/x", ".", "", "papermill_runs"):
+        with pytest.raises(RunError, match="lies outside papermill_runs"):
+            records.place_of(bad, out)
+    with pytest.raises(RunError, match=r"Did you mean demo\?"):
+        records.existing("dmo")

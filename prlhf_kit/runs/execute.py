@@ -1,0 +1,137 @@
+"""One notebook by papermill in a process of its own: started, stopped, and what went wrong in it. Traps of papermill
+2.7: it fills parameters into braces of paths, changes the process's folder, calls the cell of a dead kernel "completed"
+and `sys.exit()` a success, and two kernels may take one port."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from prlhf_kit.runs.parameters import RunError, read
+from prlhf_kit.runs.stage import UNDER_RUNNER
+
+GRACE = 20  # seconds that an interrupted notebook has to stop by itself
+REPORT_EVERY = 60  # seconds between two lines on what runs, where there is no terminal
+# papermill's command line can't hand arguments to the kernel, which warns of eavesdropping at each start
+EXECUTE = "import json, sys, papermill; papermill.execute_notebook(**json.load(open(sys.argv[1])))"
+
+
+def execute(notebook: Path, out: Path, parameters: dict[str, Any]) -> tuple[int, str]:
+    """Papermill in a child process; its exit code and the end of its log. Ctrl-C ends the whole process group."""
+    quiet = bool(os.environ.get("CI")) or not sys.stderr.isatty()
+    with tempfile.TemporaryDirectory() as scratch:
+        arguments, log = Path(scratch, "arguments.json"), Path(scratch, "log.txt")
+        options = {
+            # papermill fills parameters into braces in a path
+            "input_path": str(notebook).replace("{", "{{").replace("}", "}}"),
+            "output_path": str(out).replace("{", "{{").replace("}", "}}"),
+            "parameters": parameters,
+            "cwd": str(notebook.parent),
+            "kernel_name": "python3",
+            "progress_bar": not quiet,
+            "extra_arguments": ["--IPKernelApp.log_level=40"],
+        }
+        arguments.write_text(json.dumps(options))
+        with log.open("w") as sink:
+            child = subprocess.Popen(
+                [sys.executable, "-P", "-c", EXECUTE, str(arguments)],
+                env=os.environ | {UNDER_RUNNER: "1"},
+                stdout=sink,
+                stderr=sink if quiet else None,
+                start_new_session=True,
+                preexec_fn=killed_with_parent,
+            )
+            start = time.monotonic()
+            try:
+                while (code := _wait(child, REPORT_EVERY if quiet else None)) is None:
+                    print(f"{notebook.stem} {(time.monotonic() - start) / 60:.0f} min: {_progress(out)}", flush=True)
+            except KeyboardInterrupt:
+                _end(child)
+                raise
+        return code, log.read_text()[-4000:]
+
+
+def _wait(child: subprocess.Popen, seconds: float | None) -> int | None:
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        return child.wait(seconds)
+    return None
+
+
+def _progress(executed: Path) -> str:
+    """The cell that runs, by the latest copy that papermill wrote, and how far a training in it has come."""
+    cells = _executed(executed)["cells"]
+    number, cell = _last_run(cells)
+    text = f"cell {number} of {len(cells)}" if cell else "starting"
+    headings = [c["source"].splitlines()[0] for c in cells[:number] if c["cell_type"] == "markdown" and c["source"]]
+    text += f" ({headings[-1].strip('# ')})" if cell and headings else ""
+    # the bar of transformers' trainer: [40/80 00:10 < 00:12, 3.1 it/s, Epoch 0.5/1]
+    bars = re.findall(r"\[\s*(\d+/\d+) [\d:]+ < ([\d:]+)", json.dumps((cell or {}).get("outputs")))
+    return text + (f", step {bars[-1][0]}, {bars[-1][1]} left" if bars else "")
+
+
+def _last_run(cells: list[dict[str, Any]]) -> tuple[int, dict[str, Any] | None]:
+    """The last cell that was started, with its number. When a kernel dies, papermill says "completed" of its cell."""
+    begun = [
+        (number, cell)
+        for number, cell in enumerate(cells)
+        if cell["cell_type"] == "code" and cell.get("metadata", {}).get("papermill", {}).get("start_time")
+    ]
+    return begun[-1] if begun else (0, None)
+
+
+def killed_with_parent() -> None:
+    """In the child: be killed when the parent is, so that no orphan goes on training (Linux only)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+def _end(child: subprocess.Popen) -> None:
+    """Ask the notebook's process group to stop, and kill what is left after `GRACE` seconds."""
+    for sign in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, sign)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(GRACE if sign != signal.SIGKILL else None)
+            break
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)  # the kernel, in a session of its own, ends itself without papermill
+
+
+def error_of(executed: Path, code: int, log: str, finished: bool) -> str | None:
+    """What went wrong, with the failing cell; None if the notebook ran to its closing cell."""
+    cells = _executed(executed)["cells"]
+    for number, cell in enumerate(cells):
+        for output in cell.get("outputs", []):
+            if output["output_type"] == "error":
+                trace = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(output["traceback"]))
+                raised = f"cell {number} raised {output['ename']}: {output['evalue']}"
+                return f"{raised}\n{cell['source']}\n---\n{trace[-3000:]}"
+    number, last = _last_run(cells)
+    source = f"\n{last['source']}\n---" if last else ""
+    if code:
+        place = f"cell {number} did not end" if last else "no cell ran"
+        why = "the kernel died (killed, out of memory, a fault in compiled code?)"
+        return f"{place}, exit code {code}: {why}{source}\n{log}"
+    if not finished:
+        return (
+            "the notebook ended without its closing cell `stage.finish(...)`: the kernel died, the notebook left by "
+            f"sys.exit(), or the cell is missing. The last cell that ran is {number}.{source}\n{log}"
+        )
+    return None
+
+
+def _executed(notebook: Path) -> dict[str, Any]:
+    """The executed notebook; one without cells where papermill was killed before or while it wrote it."""
+    with contextlib.suppress(RunError):
+        return read(notebook)
+    return {"cells": []}

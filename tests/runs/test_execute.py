@@ -1,0 +1,100 @@
+"""Papermill in a process of its own: each of its traps, and how it is stopped."""
+
+import json
+import re
+import signal
+import subprocess
+
+import pytest
+from tiny_notebooks import wait_for
+
+from prlhf_kit.runs import execute as execution, notebook as runner
+from prlhf_kit.runs.stage import read_record
+from runs.conftest import FINISH, command
+
+
+@pytest.mark.parametrize(
+    ("cell", "message"),
+    [
+        ("raise ValueError('too cold')", r"cell \d raised ValueError: too cold"),
+        ("import sys; sys.exit(0)", "SystemExit|closing cell"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", r"cell 3 did not end.*kernel died[^$]*SIGKILL"),
+        (None, r"without its closing cell `stage.finish"),
+        ("stage.finish({'x': float('nan')})", "metric 'x' is nan"),
+    ],
+    ids=["error", "sys.exit", "dead kernel", "no closing cell", "nan metric"],
+)
+def test_what_papermill_would_call_a_success(make_notebook, tmp_path, cell, message):
+    cells = [] if cell is None else [cell] if "finish" in cell else [cell, FINISH]
+    record = runner.run_notebook(make_notebook(*cells), tmp_path / "run")
+    assert record["status"] == "failed"
+    assert re.search(message, record["error"])
+    assert read_record(tmp_path / "run" / "nb")["status"] == "failed"
+
+
+@pytest.mark.parametrize("name", ["{n}", "lr={0.1}", "{"])
+def test_braces_in_a_path_are_no_parameters(make_notebook, tmp_path, name):
+    notebook = make_notebook(FINISH, name=f"nb{name}")
+    assert runner.run_notebook(notebook, tmp_path / name)["status"] == "completed"
+    assert (tmp_path / name / notebook.stem / "notebook.ipynb").is_file()
+
+
+def test_off_a_terminal_a_line_now_and_then_says_what_runs(make_notebook, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(execution, "REPORT_EVERY", 0.5)
+    bar = "[40/80 00:10 < 00:12, 3.1 it/s, Epoch 0.5/1]"
+    notebook = make_notebook(f"import time; from IPython.display import HTML, display; display(HTML({bar!r}))", FINISH)
+    assert runner.run_notebook(notebook, tmp_path / "run")["status"] == "completed"
+    assert re.search(r"^nb 0 min: (starting|cell \d of 4)", capsys.readouterr().out, re.MULTILINE)
+    assert execution._progress(tmp_path / "run" / "nb" / "notebook.ipynb").startswith("cell 4 of 5")
+    written = json.loads((tmp_path / "run" / "nb" / "notebook.ipynb").read_text())
+    (tmp_path / "half.ipynb").write_text(json.dumps(written | {"cells": written["cells"][:-1]}))
+    assert execution._progress(tmp_path / "half.ipynb") == "cell 3 of 4, step 40/80, 00:12 left"
+
+
+def test_papermill_killed_while_it_writes(make_notebook, tmp_path, monkeypatch):
+    def killed(notebook, out, parameters):
+        out.write_text('{"cells": [')
+        return -9, "Killed"
+
+    monkeypatch.setattr(runner, "execute", killed)
+    record = runner.run_notebook(make_notebook(FINISH), tmp_path / "run")
+    assert record["status"] == "failed"
+    assert "no cell ran, exit code -9" in record["error"]
+
+
+def test_a_kernel_without_a_port_is_tried_again(make_notebook, tmp_path, monkeypatch):
+    execute, calls = runner.execute, []
+
+    def unlucky(notebook, out, parameters):
+        calls.append(out)
+        return execute(notebook, out, parameters) if len(calls) == 2 else (1, f"RuntimeError: {runner.NO_PORT}")
+
+    monkeypatch.setattr(runner, "execute", unlucky)
+    assert runner.run_notebook(make_notebook(FINISH), tmp_path / "run")["status"] == "completed"
+    assert len(calls) == 2
+
+
+def test_interrupt_and_kill_leave_a_record_and_the_next_run_goes_on(make_notebook, tmp_path):
+    slow = "import time\nif not (stage.dir / 'go').exists():\n    (stage.dir / 'here').touch(); time.sleep(60)"
+    notebook, stage = make_notebook(slow, FINISH), tmp_path / "r" / "nb"
+    line = command(notebook, "--out", tmp_path, "--run", "r")
+    for sign in (signal.SIGINT, signal.SIGTERM):
+        background = ["sh", "-c", 'trap "" INT; exec "$@"', "sh", *line]  # as `&` in a script: SIGINT is turned off
+        child = subprocess.Popen(background, stderr=subprocess.PIPE, text=True)
+        wait_for((stage / "here").exists)
+        child.send_signal(sign)
+        _, err = child.communicate(timeout=60)
+        assert child.returncode == 130
+        assert "the same command resumes" in err
+        assert read_record(stage)["status"] == "interrupted"
+        (stage / "here").unlink()
+
+    child = subprocess.Popen(line, stderr=subprocess.DEVNULL)
+    wait_for((stage / "here").exists)
+    child.kill()
+    child.wait()
+    assert read_record(stage)["status"] == "running"  # it could not say more
+    (stage / "go").touch()
+    assert subprocess.run(line, capture_output=True, check=False).returncode == 0
+    assert read_record(stage)["status"] == "completed"
+    assert (stage / "log.txt").read_text() == "ann3" * 4  # the folder was kept: long work can resume in it
