@@ -76,7 +76,6 @@ class Population:
         from scipy.special import expit  # takes a third of a second, which `prlhf data check` need not wait for
 
         users = list(user_ids)
-        from scipy.special import expit  # a fifth of the time of `prlhf data list`
 
         return expit((self.utility(users, a) - self.utility(users, b)) / self.temperature)
 
