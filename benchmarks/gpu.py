@@ -436,8 +436,10 @@ def smoke(setting: Setting, until: float) -> dict[str, Any]:
 SMALL = {
     "01_data_preparation": {"dataset_options": {"pairs_per_user": 20, "test_pairs_per_user": 10}},
     "03_pdpo_training": {"batch_size": 16},
-    "04_pad_decoding": {"n_prompts": 1, "max_new_tokens": 24, "persrm_pairs": 48, "weights": [0.0, 1.0], "top_ks": [2]},
-    "05_evaluation": {"n_prompts": 2, "max_new_tokens": 24, "policy_pairs": 8, "policy_weights": [0.0, 1.0]},
+    "04_pad_decoding": {"n_prompts": 1, "max_new_tokens": 24, "weights": [0.0, 1.0]},
+    "04b_persrm": {"n_prompts": 1, "max_new_tokens": 24, "persrm_pairs": 48, "weights": [0.0, 1.0]},
+    "05_evaluation": {"policy_pairs": 8, "policy_weights": [0.0, 1.0]},
+    "05b_answers_and_judges": {"n_prompts": 2, "max_new_tokens": 24},
 }
 TINY = {
     "01_data_preparation": {

@@ -54,8 +54,8 @@ def add_parsers(commands: Any) -> None:
         "Snakemake (pip install 'prlhf_kit[scale]'). What is completed and unchanged is skipped; one that fails stops "
         "only those that need it. Exit code 1: not all completed; 74: not all was copied.",
         epilog="examples:\n"
-        "  prlhf pipeline configs/pipeline.yaml --run demo\n"
-        "  prlhf pipeline configs/pipeline.yaml --run seed1 -p seed 1 --workers 2\n"
+        "  prlhf pipeline configs/study.yaml --run study\n"
+        "  prlhf pipeline configs/study.yaml --run seed1 -p seed 1 --workers 2\n"
         "the file, whose notebooks are looked for from its own folder (what a notebook's metadata says that it needs,\n"
         "or uses where it is there, holds as well):\n"
         "  stages:\n"

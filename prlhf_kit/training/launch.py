@@ -48,10 +48,17 @@ def check_train_base(train_base: str, known: Sequence[str]) -> None:
         )
 
 
-def load_base(model: str, train_base: str = "lora", device: str | None = None) -> PreTrainedModel:
-    """The base model as it is trained, for the reference's log-probs too: bfloat16 on a GPU unless its own weights are
-    trained, 4 bits for QLoRA; `device` as in `load_model`."""
-    dtype = torch.bfloat16 if torch.cuda.is_available() and train_base != "full" else torch.float32
+DTYPES = ("auto", "float32", "bfloat16")
+
+
+def load_base(model: str, train_base: str = "lora", device: str | None = None, dtype: str = "auto") -> PreTrainedModel:
+    """The base model as it is trained, and as the reference reads: 4 bits for QLoRA; `device` as in `load_model`.
+
+    Args:
+        dtype: of `DTYPES`; "auto": bfloat16 on a GPU unless its own weights are trained, float32 elsewhere.
+    """
+    if dtype == "auto":
+        dtype = "bfloat16" if torch.cuda.is_available() and train_base != "full" else "float32"
     four_bits = None
     if train_base == "qlora":
         device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
@@ -61,7 +68,7 @@ def load_base(model: str, train_base: str = "lora", device: str | None = None) -
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=torch.bfloat16,
         )
-    loaded: Any = load_model(model, dtype, device, four_bits)
+    loaded: Any = load_model(model, getattr(torch, dtype), device, four_bits)
     if Path(model, SFT_FILE).is_file():  # tells trainings apart (`fit`)
         loaded.starts_from = weights_in(model)
     return loaded

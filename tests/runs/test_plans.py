@@ -11,7 +11,7 @@ from prlhf_kit.runs import plans
 from prlhf_kit.runs.parameters import RunError
 from prlhf_kit.runs.stage import begin
 
-DEMO = Path(__file__).parents[2] / "configs" / "pipeline.yaml"
+STUDY = Path(__file__).parents[2] / "configs" / "study.yaml"
 
 
 def test_a_stage_whose_parameters_are_the_same_in_several_runs_is_one_node(tmp_path):
@@ -135,9 +135,13 @@ def test_files_that_are_no_pipeline(tmp_path, text):
         plans.read_pipeline(tmp_path / "p.yaml", tmp_path)
 
 
-def test_the_demo_is_a_pipeline():
-    nodes = plans.read_pipeline(DEMO, Path("demo"), [("seed", "1")])
-    assert sorted(node.name[:2] for node in nodes) == ["01", "02", "03", "04", "05"]
+def test_the_study_is_a_pipeline_of_all_notebooks_but_the_widget():
+    nodes = plans.read_pipeline(STUDY, Path("study"), [("seed", "1")])
+    notebooks = {path.stem for path in STUDY.parents[1].glob("notebooks/*.ipynb")}
+    assert {node.notebook.stem for node in nodes} == notebooks - {"07_compare_responses"}
     assert all(node.parameters == {"seed": 1} for node in nodes)
-    needs = {node.notebook.stem[:2]: {name[:2] for name in node.after} for node in nodes}
-    assert needs["04"] == needs["05"] == {"01", "03"}
+    needs = {
+        node.notebook.stem[:2]: {name[:2] for name in node.after} for node in nodes if node.notebook.stem[2] == "_"
+    }
+    assert needs["04"] == {"01", "03"}
+    assert needs["05"] == {"01", "03", "04"}  # the PersRM of 04b, where there is one

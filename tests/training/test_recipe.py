@@ -104,6 +104,14 @@ def test_a_sharded_model_gives_the_same():
     assert "the same" in done.stderr
 
 
+def test_a_bfloat16_base_trains_float32_adapters_and_users(base, reference, tmp_path):
+    logs = {dtype: train(recipe(dtype=dtype), base, reference, tmp_path / dtype) for dtype in ("float32", "bfloat16")}
+    losses = [log["loss"].dropna().tolist() for log in logs.values()]
+    assert losses[0] != losses[1]
+    assert losses[1] == pytest.approx(losses[0], rel=0.05)
+    assert {value.dtype for value in weights(tmp_path / "bfloat16").values()} == {torch.float32}
+
+
 @pytest.mark.parametrize("train_base", ["lora", "full", "frozen"])
 def test_what_is_trained_is_saved_and_resumed(base, reference, tokenizer, pairs, tmp_path, train_base):
     one, out = recipe(train_base=train_base), tmp_path / "out"
