@@ -26,7 +26,7 @@ from typing import Any
 import pandas as pd
 
 from prlhf_kit.data.schema import ANSWERS
-from prlhf_kit.files import require_whole_characters, write_text
+from prlhf_kit.files import require_whole_characters
 
 NEEDED = {
     "p-rlhf": ("prompt_id", "input_text", "output_text"),
@@ -87,13 +87,6 @@ def read_answers(path: str | Path, format: str | None = None, system: str | None
             "systems' names."
         )
     return answers[[*ANSWERS, *(column for column in answers if column not in ANSWERS)]]
-
-
-def write_alpaca_eval(path: str | Path, answers: pd.DataFrame) -> None:
-    """Answers as AlpacaEval's model outputs, with `user_id` besides, which it does not read."""
-    names = {"prompt": "instruction", "answer": "output", "system": "generator"}
-    rows = answers[list(ANSWERS)].rename(columns=names).to_dict("records")
-    write_text(Path(path), json.dumps(rows, ensure_ascii=False, indent=1))
 
 
 def _text(row: dict[str, Any], field: str, where: str) -> str:

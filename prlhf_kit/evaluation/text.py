@@ -1,4 +1,4 @@
-"""Measures of text: repetition, diversity, coherence, readability, refusals, rewards. Words are lower-cased runs of
+"""Measures of text: repetition, diversity, coherence, readability, refusals. Words are lower-cased runs of
 letters and digits: scripts without spaces give few long words. A measure that a text is too short for is NaN, not a bad
 value: leave it out of means, and look at `words`, too."""
 
@@ -13,17 +13,13 @@ import numpy as np
 import pandas as pd
 import textstat
 from pyphen import Pyphen
-from tqdm.auto import tqdm
 
 from prlhf_kit.data.schema import message
 from prlhf_kit.evaluation.judges import require_answers
-from prlhf_kit.evaluation.steering import Scorer
-from prlhf_kit.files import of_extra
 from prlhf_kit.models.features import Embedder
 from prlhf_kit.models.rewards import Text
 
 SCORES = ("measure", "method", "user_id", "item", "prompt", "value")
-SELF_BLEU_ANSWERS = 200  # its time grows with the square: 3 s for 200 answers of 80 words
 
 _HYPHENS = Pyphen(lang="en_US")
 _WORD = re.compile(r"\w+(?:['’]\w+)*")
@@ -56,28 +52,13 @@ def unique_share(texts: Iterable[Sequence[str]], n: int) -> float:
     """Unique n-grams over all n-grams of tokenised texts; NaN where none has n tokens.
 
     Of one text it is 1 - rep-n (Welleck et al. 2019, arXiv 1908.04319); ARGS' code (arXiv 2402.01694) divides by one
-    n-gram more. Of all texts together it is distinct-n (Li et al. 2016, arXiv 1510.03055), which falls with the amount
-    of text.
+    n-gram more.
 
     >>> unique_share(["a b a b a".split()], 2)  # ab, ba, ab, ba
     0.5
     """
     found = [tuple(tokens[i : i + n]) for tokens in texts for i in range(len(tokens) - n + 1)]
     return len(set(found)) / len(found) if found else float("nan")
-
-
-def self_bleu(texts: Sequence[str]) -> float:
-    """Mean BLEU-4 of each text against all others (Zhu et al. 2018, arXiv 1802.01886): 1 where all are the same.
-
-    By nltk, with its smoothing method 1, as in Texygen. It grows with the number of texts. Texts without words are left
-    out.
-    """
-    tokens = [found for found in map(words, texts) if found]
-    assert len(tokens) > 1, f"{len(tokens)} of {len(texts)} texts have words, expected two or more"
-    bleu = of_extra("nltk.translate.bleu_score", "notebooks")
-    options = {"smoothing_function": bleu.SmoothingFunction().method1}
-    scores = [bleu.sentence_bleu(tokens[:i] + tokens[i + 1 :], t, **options) for i, t in enumerate(tokens)]
-    return float(np.mean(scores))
 
 
 def coherence(
@@ -149,35 +130,6 @@ def text_scores(answers: pd.DataFrame) -> pd.DataFrame:
     values["diversity"] = unique[2] * unique[3] * unique[4]  # SimCTG, Su et al. 2022, arXiv 2202.06417; ARGS
     values["Flesch reading ease"] = [reading_ease(text) for text in texts]
     return _long(answers, values | {"refusal": [is_refusal(text) for text in texts]})
-
-
-def corpus_scores(answers: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
-    """Measures of all answers of a system to one user together ("distinct-1" to "distinct-3", "self-BLEU"): `SCORES`,
-    one row a system, user and measure, `item` and `prompt` None. By user, since a system that tells everybody the same
-    would seem to repeat itself. All depend on the number of answers; for self-BLEU at most `SELF_BLEU_ANSWERS` are
-    drawn by `seed`."""
-    require_answers(answers)
-    rows: list[tuple] = []
-    written = answers.groupby(["system", "user_id"], sort=False, dropna=False)
-    for (system, user), group in tqdm(written, desc="texts", disable=None, leave=False):
-        texts = group.sort_values("prompt").answer
-        drawn = [t for t in texts.sample(min(len(texts), SELF_BLEU_ANSWERS), random_state=seed) if words(t)]
-        values = {f"distinct-{n}": unique_share(map(words, texts), n) for n in (1, 2, 3)}
-        values["self-BLEU"] = self_bleu(drawn) if len(drawn) > 1 else np.nan
-        rows += [(name, system, user, None, None, value) for name, value in values.items()]
-    return pd.DataFrame(rows, columns=list(SCORES))
-
-
-def reward_table(
-    answers: pd.DataFrame, scorers: Mapping[str, Scorer], prompts: Mapping[str, list[dict]] | None = None
-) -> pd.DataFrame:
-    """Rewards of the same answers by several scorers, one for each preference (PAD, arXiv 2410.04070): `SCORES`, one
-    row an answer and scorer. `prompts`: the messages that scorers are shown, by the prompt's text."""
-    require_answers(answers)
-    texts = list(answers.answer)
-    shown = [(prompts or {}).get(text, message("user", text)) for text in answers.prompt]
-    values = {name: np.asarray(scorer(list(answers.user_id), shown, texts)) for name, scorer in scorers.items()}
-    return _long(answers, values)
 
 
 def _long(answers: pd.DataFrame, values: Mapping[str, Any]) -> pd.DataFrame:

@@ -9,7 +9,7 @@ from raw import write_json, write_lines
 from prlhf_kit.data import compred
 from prlhf_kit.data.schema import ANSWERS
 from prlhf_kit.decoding.answers import GuidedAnswer, write_pad
-from prlhf_kit.evaluation.outside import for_run, read_answers, write_alpaca_eval
+from prlhf_kit.evaluation.outside import for_run, read_answers
 from prlhf_kit.evaluation.steering import prompt_text
 
 USER, ASSISTANT = (f"<|start_header_id|>{role}<|end_header_id|>\n\n" for role in ("user", "assistant"))
@@ -147,15 +147,6 @@ def test_alpaca_eval(tmp_path):
     ]
     unnamed = write_json(tmp_path / "ref.json", [{"instruction": "Why?", "output": "So."}])
     assert read_answers(unnamed, system="reference").system.tolist() == ["reference"]
-
-
-def test_alpaca_eval_round_trip(tmp_path):
-    columns = list(ANSWERS)
-    answers = pd.DataFrame([("a", "ann", "Why?", "Yes. 😀"), ("b", "bob", "你好?", "")], columns=columns)
-    write_alpaca_eval(tmp_path / "out.json", answers.assign(reward=1.0))
-    assert read_answers(tmp_path / "out.json").to_dict("records") == answers.to_dict("records")
-    written = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
-    assert written[0] == {"generator": "a", "user_id": "ann", "instruction": "Why?", "output": "Yes. 😀"}
 
 
 # Files that are not as they should be --------------------------------------------------------------------------------

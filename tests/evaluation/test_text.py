@@ -34,18 +34,6 @@ def test_unique_n_grams_by_hand():
     assert math.isnan(text.unique_share([["one", "word"], []], 3))
 
 
-def test_self_bleu_by_hand():
-    one, other = "a b c d e", "a b c d x"
-    # one beside the other: 4 of 5 words, 3 of 4 bigrams, 2 of 3, 1 of 2; equally long, so no brevity penalty
-    bleu = (4 / 5 * 3 / 4 * 2 / 3 * 1 / 2) ** (1 / 4)
-    assert text.self_bleu([one, other]) == pytest.approx(bleu)
-    # nothing in common with any: 0; the first two have a better reference than it
-    assert text.self_bleu([one, other, "v w y z q"]) == pytest.approx(2 / 3 * bleu)
-    assert text.self_bleu(["Same words, all four.", "", "same words all four"]) == pytest.approx(1)
-    # three words: no 4-gram, which counts as 0.1 matches of one (nltk's method 1)
-    assert text.self_bleu(["a b c", "a b c"]) == pytest.approx(0.1 ** (1 / 4))
-
-
 @dataclass
 class Directions:
     """Embeds a text by how many a's, b's and c's it has."""
@@ -139,53 +127,7 @@ def test_scores_of_a_table():
 
 def test_tables_without_answers_and_bad_ones():
     assert text.text_scores(table()).columns.tolist() == list(text.SCORES)
-    assert text.corpus_scores(table()).empty
     with pytest.raises(ValueError, match="answers lack user_id, prompt; they have system, answer"):
         text.text_scores(table(("base", "x"), columns=["system", "answer"]))
     with pytest.raises(ValueError, match="1 prompts or answers are no text"):
-        text.corpus_scores(table(("base", "ann", "Why?", "x"), ("base", "bob", "Why?", None)))
-
-
-def test_corpus_scores_by_hand():
-    answers = table(
-        ("base", "bob", "p", "a b c d e"),
-        ("base", "bob", "q", "a b c d x"),
-        ("base", "bob", "r", ""),
-        ("base", "eve", "p", "a b c d e"),  # what a system tells several users is no repetition
-        ("mine", None, "p", "no no"),
-    )
-    found = text.corpus_scores(answers)
-    assert found.columns.tolist() == list(text.SCORES)
-    values = found.fillna({"user_id": "nobody"}).set_index(["method", "user_id", "measure"]).value
-    assert values["base", "bob"].to_dict() == pytest.approx(
-        {"distinct-1": 6 / 10, "distinct-2": 5 / 8, "distinct-3": 4 / 6, "self-BLEU": 0.2 ** (1 / 4)}
-    )
-    assert values["base", "eve"].tolist() == pytest.approx([1, 1, 1, NAN], nan_ok=True)
-    assert values["mine", "nobody"].tolist() == pytest.approx([0.5, 1, NAN, NAN], nan_ok=True)
-
-
-def test_self_bleu_of_many_answers_draws_the_same_of_all_systems(monkeypatch):
-    monkeypatch.setattr(text, "SELF_BLEU_ANSWERS", 5)
-    rows = [("ann", f"p{i}", " ".join(f"w{(i * k) % 7}" for k in range(6))) for i in range(30)]
-    answers = table(*[("one", *row) for row in rows], *[("two", *row) for row in reversed(rows)])
-    one, two = text.corpus_scores(answers).query("measure == 'self-BLEU'").value
-    assert one == two != text.self_bleu([answer for *_, answer in rows])
-
-
-def test_rewards_by_several_scorers():
-    answers = table(("base", "long", "Why?", "one two three"), ("mine", "short", "How?", "one"))
-    asked = []
-
-    def letters(users, prompts, texts):
-        asked.append((users, prompts, texts))
-        return [len(t) for t in texts]
-
-    dialogue = [*message("user", "How?"), *message("assistant", "Like this."), *message("user", "How?")]
-    found = text.reward_table(answers, {"letters": letters, "none": lambda *_: [0.0, 1.0]}, {"How?": dialogue})
-    assert asked == [(["long", "short"], [message("user", "Why?"), dialogue], ["one two three", "one"])]
-    assert found.to_numpy().tolist() == [
-        ["letters", "base", "long", "Why?", "Why?", 13.0],
-        ["letters", "mine", "short", "How?", "How?", 3.0],
-        ["none", "base", "long", "Why?", "Why?", 0.0],
-        ["none", "mine", "short", "How?", "How?", 1.0],
-    ]
+        text.text_scores(table(("base", "ann", "Why?", "x"), ("base", "bob", "Why?", None)))

@@ -117,23 +117,12 @@ TABLES = {
     "visible": pd.DataFrame({"features": ["x", "x"], "attribute": ["length", "lists"], "r2": [0.5, 0.1]}),
     "head_trade_off": TRADE_OFF.assign(chosen=TRADE_OFF.point == 1),
     "reward_by_weight": pd.DataFrame({"guide": "PAD", "weight": [0.0, 0.5, 1.0, 3.0], **GAINS}),
+    "persrm_by_weight": pd.DataFrame({"guide": "PAD", "weight": [0.0, 0.5, 1.0, 3.0], **GAINS}),
     "steering_methods": pd.DataFrame({"method": ["base", "prompt", "PAD", "ARGS"], **GAINS}),
     "two_preferences": pd.DataFrame({"towards": ["a", "a", "both", "both"], "user_id": list("abab"), **GAINS}),
     "win_matrix": WIN_RATES,
     "ratings": table(
         "judge system rating", ("oracle", "b", 1100), ("oracle", "a", 950), ("longer", "b", 900), width=100, group=1
-    ),
-    "dimensions": table(
-        "method dimension value", ("m", "formal", 1.0), ("m", "casual", -0.5), ("o", "formal", 0.1), unit="gained"
-    ),
-    "reward_front": table(
-        "weight measure front value",
-        *[(0.0, "reward", False, 0.0), (1.0, "reward", True, 1.0), (3.0, "reward", False, 0.8)],
-        *[(0.0, "coherence", False, 0.5), (1.0, "coherence", True, 0.6), (3.0, "coherence", False, 0.4)],
-        guide="PAD",
-    ),
-    "length_against_win": table(
-        "comparison longer win_rate", ("against a", -3.0, 0.2), ("against a", 2.0, 0.5), ("against b", 5.0, 1.0)
     ),
     "fairness": table(
         "user_id group value", ("worst", "g", -0.2), ("middle", "h", 0.1), ("best", "g", 0.5), unit="gained"

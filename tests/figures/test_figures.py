@@ -19,12 +19,12 @@ from prlhf_kit.figures.index import FIGURES
 
 # what is drawn of the other tables is counted from them, or a drawing
 COLUMNS = {
-    **dict.fromkeys(("reward_by_weight", "steering_methods", "two_preferences"), ("gain",)),
+    **dict.fromkeys(("reward_by_weight", "persrm_by_weight", "steering_methods", "two_preferences"), ("gain",)),
     **dict.fromkeys(("win_matrix", "community_win_rates"), ("win_rate",)),
     "learning_curves": ("loss", "accuracy"),
     **dict.fromkeys(("response_map", "user_map"), ("x", "y")),
     **{"tastes": ["length", "lists"], "similarity": ["a", "b"], "agreement": ["agreement"], "visible": ["r2"]},
-    **{"ratings": ["rating"], "length_against_win": ["longer", "win_rate"], "tax": ["difference"]},
+    **{"ratings": ["rating"], "tax": ["difference"]},
 }
 
 
@@ -71,9 +71,6 @@ def test_numbers_stand_at_their_names():
     ax = FIGURES["fairness"][2](TABLES["fairness"]).axes[0]
     assert labels(ax) == ["worst", "middle", "best"]
     assert bars(ax) == [[[-0.2, 0], [0.5, 2]], [[0.1, 1]]]
-    ax = FIGURES["dimensions"][2](TABLES["dimensions"]).axes[0]
-    assert labels(ax, "x") == ["formal", "casual"]
-    assert [y for _, y in bars(ax)[0]] == [1.0, -0.5]
     ax = FIGURES["swapped"][2](TABLES["swapped"].iloc[::-1]).axes[0]
     assert labels(ax) == ["b", "a"]
     assert ax.collections[0].get_array().ravel().tolist() == [2, -2, -1, 1]
