@@ -32,7 +32,7 @@ SMOKE = {
         "custom_pairs": 4,
         "test_pairs": 3,
         "domains": ["structured", "casual"],
-        "strategies": ["GRFT + LM, CRFT + LM", "base, CRFT", "GRFT, CRFT with general pairs"],
+        "strategies": ["GRFT + LM, CRFT + LM", "GRFT, CRFT", "base, CRFT", "GRFT, CRFT with general pairs"],
     },
     "02b_feature_heads": {"head_kinds": ["pooled", "low_rank"], "shots": [0, 1], "domains": ["structured", "casual"]},
     "03_pdpo_training": {"settings": {"save_steps": 2}},

@@ -11,7 +11,7 @@ from prlhf_kit.data.schema import record
 from prlhf_kit.data.simulated import Population
 from prlhf_kit.evaluation import accuracy as compare
 from prlhf_kit.evaluation.accuracy import length_rules_of, ranked_right
-from prlhf_kit.evaluation.intervals import differences, intervals
+from prlhf_kit.evaluation.intervals import differences, intervals, long_table
 from prlhf_kit.training.controls import Control
 
 
@@ -91,12 +91,11 @@ def test_spread_by_hand():
 
 def test_tax_by_hand():
     pairs = Dataset.from_list([record(str(i), "u", prompt, "x", "y") for i, prompt in enumerate("ppqr")])
-    models = {"untrained": lambda _: np.array([1, 1, 0, 1]), "mine": lambda _: np.array([1, 0, 0, 0.5])}
-    ranked = compare.ranked_on_sets(models, {"helpful": pairs})
+    ranked = long_table(pairs, {"untrained": [1, 1, 0, 1], "mine": [1, 0, 0, 0.5]}, set="helpful")
     assert intervals(ranked, by=["set", "method"], cluster="prompt").value.tolist() == [0.75, 0.375]
     found = differences(ranked, [("mine", "untrained")], ["set"], "prompt", family=[]).iloc[0]
     assert (found["set"], found.one, found.difference) == ("helpful", "mine", -0.375)
     assert (found.n, found.clusters) == (4, 3)
     assert found.p == found.p_holm == 0.5  # sums of the prompts -1, 0, -0.5: |sum| >= 1.5 in 4 of 8
     with pytest.raises(ValueError, match="the general set 'none' has no pair left"):
-        compare.ranked_on_sets(models, {"none": pairs.select([])})
+        compare.general_ranks(None, [], None, None, {"none": pairs.select([])})

@@ -9,7 +9,6 @@ import prlhf_kit as kit
 from prlhf_kit.data.schema import message, record
 from prlhf_kit.decoding.answers import GuidedAnswer
 from prlhf_kit.evaluation import steering
-from prlhf_kit.evaluation.intervals import intervals
 
 NAN = float("nan")
 
@@ -104,25 +103,3 @@ def test_a_judge_from_features(tmp_path):
     assert ann1 > ann2
     assert bob2 > bob1
     assert np.isfinite(judge(["ann"], prompts[:1], [" "])).all()  # an empty answer is judged, too
-
-
-def test_the_pareto_front_by_hand():
-    table = pd.DataFrame(
-        {"guide": ["g"] * 10, "weight": [w for w in range(5) for _ in range(2)], "user_id": list("ab") * 5,
-         "gain": [0, 0, 2, 2, 1, 1, 1, 1, 0, 2], "words": [3, 3, 1, 1, 2, 2, 1, 1, 2, 2]}
-    )  # fmt: skip
-
-    def front(table):
-        long = table.melt(["guide", "weight", "user_id"], var_name="measure")
-        found = intervals(long, by=["guide", "weight", "measure"], cluster="user_id")
-        return steering.front(found, ["guide", "weight"])
-
-    found = front(table)
-    x, y = found[found.measure == "gain"], found[found.measure == "words"]
-    # (0, 3), (2, 1) and twice (1, 2) are beaten by none in both; (1, 1) is, by (1, 2)
-    assert x.front.tolist() == y.front.tolist() == [True, True, True, False, True]
-    assert [*zip(x.value, y.value, strict=True)] == [(0, 3), (2, 1), (1, 2), (1, 1), (1, 2)]
-    assert (found.low <= found.value).all()
-    assert (found.n == 2).all()
-    silent = front(table.assign(words=table.words.where(table.weight != 4)))
-    assert silent[silent.measure == "gain"].front.tolist() == [True, True, True, False, False]
