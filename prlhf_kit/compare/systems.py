@@ -27,7 +27,7 @@ from prlhf_kit.files import in_chunks, short_hash
 from prlhf_kit.models import embedded, hub
 from prlhf_kit.models.saving import load_personalized
 from prlhf_kit.models.user_index import UserIndex
-from prlhf_kit.runs.stage import StageError
+from prlhf_kit.runs.stage import left_by
 from prlhf_kit.training.controls import LABELS
 from prlhf_kit.training.new_users import Adapted, adapt, add_users
 from prlhf_kit.training.persrm import load_persrm
@@ -135,12 +135,12 @@ def of_run(
         top_k: candidates a token of PAD.
 
     Raises:
-        StageError: the run lacks a stage.
+        StageError: the run lacks a stage, or a file of it was changed since.
         ValueError: a user has no row in the model, or the run has no such system.
     """
     run_dir = Path(run_dir).resolve()
-    data: Any = load_from_disk(_left(run_dir, "01_data_preparation", "data"))
-    trained = _left(run_dir, "03_pdpo_training", "pdpo")
+    data: Any = load_from_disk(left_by("01_data_preparation", run_dir, "data"))
+    trained = left_by("03_pdpo_training", run_dir, "pdpo")
     control, persrm = trained.with_name("dpo"), run_dir / "04b_persrm" / "persrm"
     spoken = any(data["train"]["user_text"])
     there = {VANILLA: control.exists(), TEXT: spoken, PERSRM: spoken and persrm.exists()}
@@ -193,16 +193,6 @@ def of_run(
         fingerprints,
         data,
     )
-
-
-def _left(run_dir: Path, stage: str, name: str) -> Path:
-    path = run_dir / stage / name
-    if not path.exists():
-        raise StageError(
-            f"{path} is missing: it is written by notebook {stage}. Run that first (`prlhf run notebooks/{stage}.ipynb "
-            f"--run {run_dir.name}`), or choose a run that has it."
-        )
-    return path
 
 
 def twin(model: PreTrainedModel) -> PreTrainedModel:

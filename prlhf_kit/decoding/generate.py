@@ -15,7 +15,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 from prlhf_kit.data.chat import prompt_texts, tell
 from prlhf_kit.files import short_hash
 from prlhf_kit.models import hub
-from prlhf_kit.models.conditioning import embed_with_users, user_model_of
+from prlhf_kit.models.conditioning import context_of, embed_with_users, user_model_of
 from prlhf_kit.models.tokenize import require_tokenizer
 
 Prompt = list[dict[str, str]]
@@ -61,7 +61,7 @@ def check_context(model, users: bool, prompt_tokens: int, max_new_tokens: int) -
     if users:
         user_model: Any = user_model_of(model)
         prompt_tokens += user_model.num_tokens
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    limit = context_of(model.config)
     if limit is not None and prompt_tokens + max_new_tokens > limit:
         raise DecodingError(
             f"a prompt of {prompt_tokens} tokens (user tokens included) and {max_new_tokens} new ones exceed the "

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 ATTRIBUTE = "user_model"  # the name under which PEFT's `modules_to_save` finds it
@@ -108,12 +108,11 @@ def embed_with_users(
     check_length(model, ahead + int(attention_mask.sum(1).max()))
     # slots of [users, row] in the order [left padding, (first token,) users, other real tokens]
     slots = torch.arange(ahead + length, device=inputs_embeds.device).expand(batch, -1)
-    after = int(getattr(user_model, "after_bos", False))  # how many of a row's real tokens stand before the users'
-    front = left_padding(attention_mask)[:, None] + after
+    front = left_padding(attention_mask)[:, None] + _after(user_model)
     order = torch.where(slots < front, slots + ahead, torch.where(slots < front + ahead, slots - front, slots))
     if position_ids is not None:
         position_ids = position_ids.expand(batch, -1)
-        first = position_ids.gather(1, left_padding(attention_mask)[:, None]) + after
+        first = position_ids.gather(1, left_padding(attention_mask)[:, None]) + _after(user_model)
         behind = position_ids + ahead * (slots[:, :length] >= front)
         position_ids = torch.cat([first + slots[:, :ahead], behind], dim=1).gather(1, order)
     attention_mask = torch.cat([attention_mask.new_ones(batch, ahead), attention_mask], dim=1).gather(1, order)
@@ -127,14 +126,24 @@ def embed_with_users(
     }
 
 
+def _after(user_model: nn.Module) -> int:
+    """How many of a row's real tokens stand before the user tokens: 1 after BOS, else 0."""
+    return int(getattr(user_model, "after_bos", False))
+
+
 def left_padding(attention_mask: torch.Tensor) -> torch.Tensor:
     """Padding tokens before each row's first real one: `[B, L]` -> `[B]`."""
     return attention_mask.long().argmax(1)
 
 
+def context_of(config: PretrainedConfig) -> int | None:
+    """Tokens that a model of this configuration reads at most; None where it does not say."""
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
+
+
 def check_length(model, tokens: int) -> None:
     """Raise `ConditioningError` where `tokens` (user tokens included) don't fit into the model's context."""
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    limit = context_of(model.config)
     if limit is not None and tokens > limit:
         raise ConditioningError(
             f"a text of {tokens} tokens (user tokens included) exceeds the model's context of {limit}. Shorten or drop "
@@ -179,7 +188,7 @@ def condition(model: PreTrainedModel, user_model: nn.Module) -> PreTrainedModel:
         inputs = embed_with_users(model, rows, **given)
         batch, total = inputs["attention_mask"].shape
         slots = torch.arange(length, device=inputs["attention_mask"].device).expand(batch, -1)
-        front = left_padding(inputs["attention_mask"])[:, None] + int(getattr(user_model, "after_bos", False))
+        front = left_padding(inputs["attention_mask"])[:, None] + _after(user_model)
         kept = slots + (total - length) * (slots >= front)  # the row's own tokens, behind the T_u user tokens
         return args, kwargs | inputs
 

@@ -17,6 +17,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from prlhf_kit.data.attributes import measure_all
 from prlhf_kit.models import hub
+from prlhf_kit.models.conditioning import context_of
 from prlhf_kit.models.reward_model import is_decoder
 from prlhf_kit.models.tokenize import Messages, encode, in_batches, padded, token_types
 
@@ -85,5 +86,5 @@ def load_embedder(name: str, max_length: int = 512, batch_size: int = 32) -> Emb
     model = model.to("cuda" if torch.cuda.is_available() else "cpu")
     decoder = is_decoder(model)
     tokenizer = hub.load_tokenizer(name) if decoder else hub.from_hub(AutoTokenizer, name)
-    limit = min(max_length, getattr(model.config, "max_position_embeddings", max_length))
+    limit = min(max_length, context_of(model.config) or max_length)
     return Embedder(name, model, tokenizer, decoder, limit, batch_size)

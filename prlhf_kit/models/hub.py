@@ -18,7 +18,7 @@ from transformers.utils import logging
 
 from prlhf_kit.data.chat import PLAIN_TEMPLATE, allow_system
 from prlhf_kit.files import sha256
-from prlhf_kit.models.conditioning import ATTRIBUTE
+from prlhf_kit.models.conditioning import ATTRIBUTE, context_of
 from prlhf_kit.models.embedded import EMBEDDED, SENTENCES, ModelError, cache_dir, embedded_folder
 
 SFT_FILE = "sft.json"  # says that a folder holds a model after supervised fine-tuning, and how it was made
@@ -75,10 +75,9 @@ def load_tokenizer(name: str = EMBEDDED, trust_remote_code: bool = False) -> Pre
 def context_length(name: str) -> int | None:
     """Tokens that model `name` reads at most; None where it does not say, or is a tokenizer alone."""
     try:
-        config = from_hub(AutoConfig, name).get_text_config()
+        return context_of(from_hub(AutoConfig, name))
     except ModelError:
         return None
-    return getattr(config, "max_position_embeddings", None)
 
 
 def load_model(

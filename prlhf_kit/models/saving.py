@@ -164,18 +164,17 @@ def load_personalized(
         ConditioningError: there is no user model in `folder`, or it is of another class.
         ModelError: `users.json` belongs to other weights.
     """
-    index, saved = UserIndex.load(folder)
-    if saved["user_model"] is None:
-        raise ConditioningError(
-            f"{folder} holds a vanilla DPO model without a user model. Load it with "
-            "prlhf_kit.training.controls.load_control(folder, base)."
-        )
     whole = not Path(folder, "adapter_config.json").exists()
     if not whole and list(Path(folder).glob("model*.safetensors")):
         raise ConditioningError(
             f"{folder} holds an adapter and a whole model, of two trainings. Delete the older one's files."
         )
-    load_index(folder)
+    index, saved = load_index(folder)
+    if saved["user_model"] is None:
+        raise ConditioningError(
+            f"{folder} holds a vanilla DPO model without a user model. Load it with "
+            "prlhf_kit.training.controls.load_control(folder, base)."
+        )
     if not isinstance(base, PreTrainedModel):
         require_start(folder, base or saved["base_model"])
     if whole:

@@ -96,6 +96,23 @@ def inputs(run_dir: Path, stages: Iterable[str]) -> dict[str, dict[str, str | No
     }
 
 
+def left_by(stage: str, run_dir: Path, name: str) -> Path:
+    """Artefact `name` that a stage of a run left. Raises `StageError` where it isn't there, or not as it was left."""
+    path = run_dir / stage / name
+    if not path.exists():
+        raise StageError(
+            f"{path} is missing: it is written by notebook {stage}. Run that first "
+            f"(`prlhf run notebooks/{stage}.ipynb --run {run_dir.name}`), or set run_dir to a run that has it."
+        )
+    entry = (read_record(run_dir / stage) or {"artifacts": {}})["artifacts"].get(name)
+    if entry and hash_now(path, entry) != entry.get("sha256"):
+        raise StageError(
+            f"{path} was changed since notebook {stage} left it: its SHA-256 is not the recorded one. Put the "
+            f"file back, or make it again: `prlhf run notebooks/{stage}.ipynb --run {run_dir.name}`."
+        )
+    return path
+
+
 def set_aside(stage_dir: Path) -> None:
     """Move a stage's folder to `.previous` and say so. Only a completed stage takes a completed one's place there."""
     completed = (read_record(stage_dir) or {}).get("status") == "completed"
@@ -176,19 +193,7 @@ class Stage:
         Raises:
             StageError: it isn't there, or not as that stage left it.
         """
-        path = self.run_dir / stage / name
-        if not path.exists():
-            raise StageError(
-                f"{path} is missing: it is written by notebook {stage}. Run that first "
-                f"(`prlhf run notebooks/{stage}.ipynb --run {self.run_dir.name}`), or set run_dir to a run that has it."
-            )
-        entry = (read_record(self.run_dir / stage) or {"artifacts": {}})["artifacts"].get(name)
-        if entry and hash_now(path, entry) != entry.get("sha256"):
-            raise StageError(
-                f"{path} was changed since notebook {stage} left it: its SHA-256 is not the recorded one. Put the "
-                f"file back, or make it again: `prlhf run notebooks/{stage}.ipynb --run {self.run_dir.name}`."
-            )
-        return path
+        return left_by(stage, self.run_dir, name)
 
     def note(self, text: str) -> None:
         """Record a line that whoever ran the notebook should read: the runner shows it when the stage has completed."""

@@ -27,7 +27,7 @@ from prlhf_kit.data import fingerprint
 from prlhf_kit.data.chat import with_user_text
 from prlhf_kit.data.context import Context, require_context
 from prlhf_kit.files import short_hash
-from prlhf_kit.models.conditioning import condition
+from prlhf_kit.models.conditioning import condition, context_of
 from prlhf_kit.models.hub import from_hub, load_tokenizer, weights_in
 from prlhf_kit.models.logprobs import REFERENCE, require_lengths, save_with_reference
 from prlhf_kit.models.user_index import UserIndex
@@ -264,7 +264,7 @@ def require(recipe: Recipe, model: str, pairs: Dataset, name: str = "train") -> 
         pairs = with_user_text(writable(pairs))
     user_tokens = 0 if recipe.method in WITHOUT_USERS else users.num_tokens
     longest = require_lengths(tokenizer, pairs, args.max_length, name)
-    context = getattr(config, "max_position_embeddings", None) or math.inf
+    context = context_of(config) or math.inf
     if longest + user_tokens > context:
         raise ValueError(
             f"the longest pair of the {name} set has {longest} tokens and, with {user_tokens} user tokens, exceeds the "
