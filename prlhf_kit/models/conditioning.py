@@ -5,6 +5,7 @@ without `user_rows` is not touched.
 
 from __future__ import annotations
 
+import functools
 import math
 import warnings
 from collections.abc import Callable
@@ -169,12 +170,23 @@ def condition(model: PreTrainedModel, user_model: nn.Module) -> PreTrainedModel:
     backbone = model.base_model
     # float32 whatever the model's: in bfloat16 a row could not take small steps
     model.add_module(ATTRIBUTE, user_model.to(device=model.device, dtype=torch.float32))
-    kept: torch.Tensor | None = None  # of the call that is running: the slots [B, L] that are not user tokens
+    held: torch.Tensor | None = None  # user_rows of the call that is running
+    kept: torch.Tensor | None = None  # its slots [B, L] that are not user tokens
+
+    forward = model.forward
+
+    @functools.wraps(forward)  # not a hook: PEFT calls `forward`, and GPT-J's would swallow the users
+    def with_users(*args, user_rows=None, **kwargs):
+        nonlocal held
+        held = user_rows
+        try:
+            return forward(*args, **kwargs)
+        finally:
+            held = None
 
     def prepend(_backbone, args, kwargs):
         nonlocal kept
-        rows = kwargs.pop("user_rows", None)
-        kept = None
+        rows, kept = kwargs.pop("user_rows", held), None
         if rows is None:
             return args, kwargs
         cache = kwargs.get("past_key_values")
@@ -204,20 +216,22 @@ def condition(model: PreTrainedModel, user_model: nn.Module) -> PreTrainedModel:
         backbone.register_forward_pre_hook(prepend, with_kwargs=True),
         backbone.register_forward_hook(cut, with_kwargs=True),
     ]
+    model.forward = with_users  # type: ignore[method-assign]
     try:
         with torch.no_grad():
             model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=model.device), user_rows=torch.tensor([0]))
-        reason = None if kept is not None else "its forward does not hand user_rows on to the backbone"
+        reason = None if kept is not None else "its forward does not call its backbone"
     except Exception as error:  # whatever the probe stumbles over, the model is handed back as it was
         reason = f"{type(error).__name__}: {error}"
     if reason:
         for hook in hooks:
             hook.remove()
+        model.forward = forward  # type: ignore[method-assign]
         delattr(model, ATTRIBUTE)
         raise ConditioningError(
-            f"{type(model).__name__} can't be conditioned on users ({reason}). Use a model whose forward passes "
-            "unknown keyword arguments to its backbone and takes position_ids, as transformers' Llama, Mistral, Qwen, "
-            "Gemma, GPT-2 and GPT-NeoX families do (OPT, BLOOM and MPT do not)."
+            f"{type(model).__name__} can't be conditioned on users ({reason}). Use a model whose forward calls its "
+            "backbone, as transformers' Llama, Mistral, Qwen, Gemma, GPT-2, GPT-J and GPT-NeoX families do (OPT does "
+            "not)."
         )
     _warn_of_scale(model, user_model)
     return model
