@@ -1,7 +1,7 @@
 """Datasets of personal preferences, all in one record (`schema.py`)."""
 
 # the order is that of `prlhf data list` and of the docs' table
-from prlhf_kit.data import simulated, tldr, psoups, prism, compred, dsp, general, personalllm, files  # isort: skip
+from prlhf_kit.data import simulated, tldr, psoups, prism, compred, dsp, general, personalllm, polis, files  # isort: skip
 from prlhf_kit.data.cards import DATASETS, Report
 from prlhf_kit.data.check import RULES, check
 from prlhf_kit.data.load import fingerprint, load, load_with_report
