@@ -1,10 +1,4 @@
-"""`dsp`: Domain-Specific Preferences (Cheng et al. 2023, arXiv 2309.03126): which domain's style is preferred.
-
-From https://github.com/Linear95/DSP: `data/domain_specific_preference.{train,test}.json`. The five responses to an
-Alpaca instruction are ChatGPT's under a domain's system prompt (`normal`: Alpaca's own). A user is a domain: it prefers
-its own response to each other one. Also read: one domain's pairs in `text`-`score` format, as DSP's own script writes
-them. 13K queries; the test file has 661 rows (README and file of the release).
-"""
+"""`dsp`: Domain-Specific Preferences (Cheng et al. 2023, arXiv 2309.03126): which domain's style is preferred."""
 
 from __future__ import annotations
 
@@ -16,8 +10,8 @@ from datasets import DatasetDict, Features, List, Value
 
 from prlhf_kit.data.cards import Tally, dataset, names, require_known, split_of
 from prlhf_kit.data.collect import collect
-from prlhf_kit.data.dialogue import text_score_records
-from prlhf_kit.data.schema import FEATURES, SchemaError, message, record
+from prlhf_kit.data.dialogue import scored_records
+from prlhf_kit.data.schema import FEATURES, message, record
 from prlhf_kit.data.sources import Rows, local_parts
 
 log = logging.getLogger(__name__)
@@ -60,25 +54,32 @@ def read(
 ) -> Iterator[tuple[str, dict]]:
     """Records: for every query and domain, its own response against each other one.
 
+    The responses to an Alpaca instruction are ChatGPT's under a domain's system prompt (`normal`: Alpaca's own).
     A row: `{"query": "What is tea?", "responses": {"academy": "An infusion.", "business": "A market.",
     "entertainment": "A party!", "literature": "A poem.", "normal": "A drink."}}`.
 
     Args:
         path: a file, or a folder with `*train.json` and `*test.json` (then their split is taken).
         domains: users to make; the others' responses are still what they are compared with.
-        domain: whose pairs a `text`-`score` file holds.
+        domain: for a file in `text`-`score` format, as DSP's own script writes them: whose pairs it holds.
         test_share, seed: for a single file, which is split by query.
         unseen: domains that are not trained on.
     """
     domains, unseen = _known(domains, unseen)
+    if domain is not None:
+        require_known([domain], DOMAINS, "domain")
+        yield from scored_records(
+            _parts(path),
+            tally,
+            "dsp",
+            user_id=domain,
+            user_text=DOMAINS[domain],
+            unseen=unseen,
+            test_share=test_share,
+            seed=seed,
+        )
+        return
     for part, rows in _parts(path):
-        if "text" in next(iter(rows), {}):
-            if domain is None:
-                raise SchemaError("a text-score file does not say whose pairs it holds: pass domain='academy' etc.")
-            require_known([domain], DOMAINS, "domain")
-            for split, pair in text_score_records(rows, tally, "dsp", domain, part, test_share, seed, unseen):
-                yield split, pair | {"user_text": DOMAINS[domain]}
-            continue
         for number, row in enumerate(rows):
             tally.count(f"queries, {part}" if part else "queries")
             query, responses = row["query"], {name: row["responses"][name] for name in DOMAINS}

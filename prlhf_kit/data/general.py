@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from itertools import combinations
 from pathlib import Path
 
 from prlhf_kit.data.cards import Tally, dataset, opening, require_known, share, split_of
-from prlhf_kit.data.dialogue import GENERAL, NotAPair, better_of, common_prompt, text_score_records
-from prlhf_kit.data.schema import SchemaError, record
-from prlhf_kit.data.sources import Rows, hub_rows, local_files, local_parts, local_rows, rows_of
+from prlhf_kit.data.dialogue import NotAPair, common_prompt, scored_records
+from prlhf_kit.data.schema import SchemaError, message, record
+from prlhf_kit.data.sources import hub_rows, local_files, local_parts, local_rows, rows_of
 
 HH, WEBGPT = "Anthropic/hh-rlhf", "openai/webgpt_comparisons"
 SUBSETS = ("helpful", "harmless")
@@ -41,38 +40,29 @@ def hh(
     Args:
         path: a folder with `helpful-base/{train,test}.jsonl.gz` (and `harmless-base`, as on the hub), or with DSP's
             cleaned `helpful.{train,test}.json`; or one file of either form.
-        subset: "helpful", "harmless" or "both".
+        subset: "helpful", "harmless" or "both", of the hub or a folder.
         test_share, seed: for a file without a split of its own, which is split by prompt.
     """
     require_known([subset], (*SUBSETS, "both"), "subset")
-    parts: list[tuple[str, str | None, Rows]] = []
     if path is not None and Path(path).is_file():
-        name = Path(path).name.split(".")[0]
-        if subset != "both" and name in SUBSETS and name != subset:
-            raise SchemaError(f"subset={subset!r}, but {path} is {name!r}. Pass subset={name!r}, or the folder.")
-        parts = [(name, None, local_rows(path))]
+        subsets: tuple[str, ...] = (Path(path).name.split(".")[0],)
     else:
-        for name in SUBSETS if subset == "both" else (subset,):
-            if path is None:
-                parts += [(name, part, hub_rows(HH, part, data_dir=f"{name}-base")) for part in ("train", "test")]
-            else:
-                patterns = (f"{name}-base/{{part}}.*", f"{name}.{{part}}.*")
-                parts += [(name, part, rows) for part, rows in local_parts(path, patterns, [f"{name}*"])]
-    for name, part, rows in parts:
-        count = f"{name}, {part or 'all'}"
-        if "text" in next(iter(rows), {}):
-            yield from text_score_records(rows, tally, f"hh-{name}", GENERAL, part, test_share, seed, count=count)
-            continue
-        for number, row in enumerate(rows):
-            tally.count(count)
-            try:
-                prompt, answers = common_prompt(row["chosen"], row["rejected"])
-            except NotAPair as reason:
-                split = split_of(GENERAL, "", (), test_share, seed, part) if part else None
-                tally.drop(split, GENERAL, str(reason))
-                continue
-            split = split_of(GENERAL, opening(prompt), (), test_share, seed, part)
-            yield split, record(f"hh-{name}-{part or 'all'}-{number}", GENERAL, prompt, *answers)
+        subsets = SUBSETS if subset == "both" else (subset,)
+    for name in subsets:
+        if path is None:
+            parts = [(part, hub_rows(HH, part, data_dir=f"{name}-base")) for part in ("train", "test")]
+        else:
+            parts = local_parts(path, [f"{name}-base/{{part}}.*", f"{name}.{{part}}.*"], [f"{name}*"])
+        for part, rows in parts:
+            yield from scored_records(
+                [(part, rows)],
+                tally,
+                f"hh-{name}",
+                lambda row: (None, [row["chosen"], row["rejected"]], [1, 0]),
+                test_share=test_share,
+                seed=seed,
+                count=f"{name}, {part or 'all'}",
+            )
 
 
 @dataset(
@@ -98,24 +88,17 @@ def webgpt(
         path: a file of either form, or a folder with `webgpt*`.
         test_share, seed: for a source without a split of its own, which is split by question.
     """
-    parts: list[tuple[str | None, Rows]] = [(None, hub_rows(WEBGPT, "train", converted=True))] if path is None else []
-    if path is not None:
+    if path is None:
+        parts = [(None, hub_rows(WEBGPT, "train", converted=True))]
+    else:
         whole = ("webgpt*", "default/train/*", "*train*", "*.parquet", "*.jsonl")
         parts = local_parts(path, ["webgpt.{part}.*"], whole)
-    for part, rows in parts:
-        if "text" in next(iter(rows), {}):
-            yield from text_score_records(rows, tally, "webgpt", GENERAL, part, test_share, seed)
-            continue
-        for number, row in enumerate(rows):
-            tally.count("comparisons")
-            question = row["question"]["full_text"]
-            split = split_of(GENERAL, question or "", (), test_share, seed)
-            better = better_of(row["score_0"], row["score_1"])
-            if better is None:
-                tally.drop(split, GENERAL, "tie")
-                continue
-            answers = row[f"answer_{better}"], row[f"answer_{1 - better}"]
-            yield split, record(f"webgpt-{number}", GENERAL, question, *answers)
+
+    def read(row: dict) -> tuple[list[dict[str, str]], list, list]:
+        asked = message("user", row["question"]["full_text"] or "")
+        return asked, [row["answer_0"], row["answer_1"]], [row["score_0"], row["score_1"]]
+
+    yield from scored_records(parts, tally, "webgpt", read, test_share=test_share, seed=seed)
 
 
 @dataset(
@@ -143,22 +126,14 @@ def gpt4llm(
     """
     assert path is not None
     whole = ("comparison_data_v2.json", "comparison_data*.json", "gpt4llm*")
-    for part, rows in local_parts(path, ["gpt4llm.{part}.*"], whole):
-        if "text" in next(iter(rows), {}):
-            name = f"gpt4llm-{part}" if part else "gpt4llm"
-            yield from text_score_records(rows, tally, name, GENERAL, part, test_share, seed)
-            continue
-        for number, row in enumerate(rows):
-            tally.count("prompts")
-            split = split_of(GENERAL, row["user_input"], (), test_share, seed)
-            for (i, a), (j, b) in combinations(enumerate(row["responses_and_scores"]), 2):
-                tally.count("comparisons")
-                better = better_of(a["score"], b["score"])
-                if better is None:
-                    tally.drop(split, GENERAL, "tie")
-                    continue
-                answers = (a, b)[better]["response"], (b, a)[better]["response"]
-                yield split, record(f"gpt4llm-{number}-{i}-{j}", GENERAL, row["user_input"], *answers)
+
+    def read(row: dict) -> tuple[list[dict[str, str]], list, list]:
+        scored = row["responses_and_scores"]
+        asked = message("user", row["user_input"] or "")
+        return asked, [one["response"] for one in scored], [one["score"] for one in scored]
+
+    parts = local_parts(path, ["gpt4llm.{part}.*"], whole)
+    yield from scored_records(parts, tally, "gpt4llm", read, test_share=test_share, seed=seed, count="prompts")
 
 
 @dataset(

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import inspect
 import json
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from datasets import Dataset, DatasetDict, Features
 
-from prlhf_kit.data.cards import DATASETS, Report, Tally
+from prlhf_kit.data.cards import DATASETS, Report, Tally, require_known
 from prlhf_kit.data.check import check
 from prlhf_kit.data.collect import collect
 from prlhf_kit.data.schema import FEATURES, SchemaError
@@ -41,7 +40,7 @@ def load(name: str | Dataset | DatasetDict, path: str | Path | None = None, **op
         options: of the dataset's own loader (`prlhf data list`).
 
     Raises:
-        SchemaError: the name or an option is unknown, or the data can't be used; the message says what to do.
+        SchemaError: an unknown name or option, or data that can't be used; the message says what to do.
     """
     data, report = load_with_report(name, path, **options)
     if not report.table.empty:
@@ -62,8 +61,7 @@ def load_with_report(
 ) -> tuple[DatasetDict, Report]:
     """`load`, with the report of what was counted and dropped, and with the limits and rules of `check`.
 
-    The data are read as a stream and mapped into memory from disk. The dataset's own `Card.rules` come before
-    `check.RULES`, and `rules` before both.
+    The dataset's own `Card.rules` come before `check.RULES`, and `rules` before both.
     """
     if not isinstance(name, str):
         name, path = "files", name
@@ -71,12 +69,10 @@ def load_with_report(
     if name in DATASETS:
         resolved(name, options)
         raw, own = _read(name, tally, path, options), DATASETS[name].rules
-    elif path is not None or options:
-        raise SchemaError(_unknown(name))
     else:
         raw = saved(name)
-        if not raw:
-            raise SchemaError(_unknown(name))
+        if not raw or path is not None or options:
+            require_known([name], DATASETS, "dataset, or prepared folder without path and options,")
         card = Path(name, "card.json")
         made_of = json.loads(card.read_text()).get("dataset") if card.is_file() else None
         own = DATASETS[made_of].rules if made_of in DATASETS else {}
@@ -121,25 +117,8 @@ def resolved(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """Options of dataset `name` with the defaults filled in. Raises `SchemaError` for one that it does not have."""
     parameters = inspect.signature(DATASETS[name].read).parameters
     known = {key: p.default for key, p in parameters.items() if p.kind is p.KEYWORD_ONLY}
-    for key in options:
-        if key not in known:
-            raise SchemaError(
-                f"{name!r} has no option {key!r}.{_hint(key, known)} It has: {', '.join(known) or 'none'}."
-            )
+    require_known(options, known, f"option of {name!r} named")
     return known | dict(options)
-
-
-def _unknown(name: str) -> str:
-    return (
-        f"no dataset {name!r}.{_hint(name, DATASETS)} Known: {', '.join(DATASETS)}; or give a folder written by "
-        "`prlhf data prepare` or DatasetDict.save_to_disk with the columns of prlhf_kit.data.schema, without path or "
-        "options."
-    )
-
-
-def _hint(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f" Did you mean {near[0]!r}?" if near else ""
 
 
 def fingerprint(data: DatasetDict) -> str:

@@ -20,7 +20,6 @@ from prlhf_kit.files import require_whole_characters
 
 KINDS = (".json", ".jsonl", ".json.gz", ".jsonl.gz", ".csv", ".parquet", ".arrow")
 IGNORED = ("dataset_info.json", "state.json", "dataset_dict.json")  # what `save_to_disk` writes beside the rows
-LONGEST_LINE, LONGEST_LIST = 10**8, 2 * 10**9  # characters: a small .gz may hold a line that fills the memory
 last_read: dict[str, Any] = {}  # source, number and content of the row that was read last, for error messages
 
 
@@ -28,7 +27,7 @@ last_read: dict[str, Any] = {}  # source, number and content of the row that was
 class Rows:
     """Rows that can be read more than once, one at a time: `parts` are (source, what reads it)."""
 
-    parts: list[tuple[str, Callable[[], Iterable[dict[str, Any]]]]]
+    parts: list[tuple[str, Callable[[], Iterable[Any]]]]
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         for source, read in self.parts:
@@ -59,9 +58,9 @@ def _read(path: Path) -> Iterator[dict[str, Any]]:
 
 def _csv_rows(path: Path) -> Iterator[dict[str, Any]]:
     """All values are text. The separator is the comma, or what the header has more of: semicolons or tabs."""
-    csv.field_size_limit(LONGEST_LINE)
+    csv.field_size_limit(10**8)  # characters; Python's own limit is 131,072
     with path.open(encoding="utf-8-sig", newline="") as file:
-        header = file.readline(LONGEST_LINE)
+        header = file.readline()
         file.seek(0)
         for row in csv.DictReader(file, delimiter=max(",;\t", key=header.count), strict=True):
             if None in row or None in row.values():
@@ -75,22 +74,11 @@ def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
     Not by `datasets`: it takes columns and types from a file's first 10 MB, so it refuses a file in which a field is
     null until then (an `article` of TL;DR), and it turns a column of texts such as "2020-01-01" into dates.
     """
-
-    def limited(text: str, limit: int, what: str) -> str:
-        if len(text) > limit:
-            raise ValueError(f"{what} of more than {limit:,} characters. Write one JSON object a line")
-        return text
-
     # utf-8-sig: a byte order mark is no text
     with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig") as file:
-        first = file.read(1)
-        while first.isspace():
-            first = file.read(1)
+        first = next((line.lstrip() for line in file if line.strip()), "")
         file.seek(0)
-        lines = iter(lambda: limited(file.readline(LONGEST_LINE + 1), LONGEST_LINE, "a line"), "")
-        rows: Iterable[Any] = (json.loads(line) for line in lines if line.strip())
-        if first == "[":
-            rows = json.loads(limited(file.read(LONGEST_LIST + 1), LONGEST_LIST, "a list"))
+        rows = json.load(file) if first.startswith("[") else (json.loads(line) for line in file if line.strip())
         for number, row in enumerate(rows):
             if not isinstance(row, dict):
                 raise ValueError(f"row {number} is a {type(row).__name__}, expected an object")
@@ -99,11 +87,7 @@ def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def local_files(path: str | Path, *patterns: str) -> list[Path]:
-    """A file, or a folder's files that match one of the glob `patterns` (the first that any file matches).
-
-    Raises:
-        SchemaError: nothing there; says what was expected and what was found.
-    """
+    """A file, or a folder's files that match one of the glob `patterns` (the first that any file matches)."""
     path = Path(path)
     if path.is_file():
         return [path]
@@ -120,17 +104,8 @@ def rows_of(files: Iterable[Path]) -> Rows:
     return Rows([(str(file), partial(_read, file)) for file in files])
 
 
-def rows_in(data: Dataset, name: str) -> Rows:
-    """Rows of a dataset that is loaded already."""
-    return Rows([(name, lambda: data)])
-
-
 def saved(folder: str | Path) -> DatasetDict:
-    """What `DatasetDict.save_to_disk`, or `prlhf data prepare` (a parquet file a split), wrote into `folder`.
-
-    Raises:
-        SchemaError: a split is damaged; says which.
-    """
+    """What `DatasetDict.save_to_disk`, or `prlhf data prepare` (a parquet file a split), wrote into `folder`."""
     listing = Path(folder, "dataset_dict.json")
     found = DatasetDict()
     part: Path = listing
@@ -151,21 +126,16 @@ def saved(folder: str | Path) -> DatasetDict:
 
 
 def local_rows(path: str | Path, *patterns: str) -> Rows:
-    """Rows of `local_files`."""
     return rows_of(local_files(path, *patterns))
 
 
 def local_parts(path: str | Path, patterns: Iterable[str], whole: Iterable[str]) -> list[tuple[str | None, Rows]]:
-    """("train", its rows) and ("test", its rows), where a folder has such files; else (None, all rows).
-
-    Args:
-        patterns: names of a part's files, with {part}.
-        whole: names of the files of a source without such parts.
-    """
+    """("train", its rows) and ("test", its rows), where a folder has files named by `patterns` with {part}; else
+    (None, all rows) of the files `whole`."""
     found: list[tuple[str | None, Rows]] = []
     for part in ("train", "test"):
         names = [pattern.format(part=part) for pattern in patterns]
-        if any(file for name in names for file in Path(path).glob(name)):
+        if any(any(Path(path).glob(name)) for name in names):
             found.append((part, local_rows(path, *names)))
     return found or [(None, local_rows(path, *whole))]
 
@@ -181,9 +151,6 @@ def hub_rows(
     Args:
         converted: read the hub's parquet conversion: `datasets` refuses repositories that hold a loading script.
         options: of `datasets.load_dataset`.
-
-    Raises:
-        SchemaError: the hub can't be reached, or has no such dataset, configuration or split.
     """
     if converted:
         options |= {"revision": CONVERTED, "data_files": {split: f"{config or 'default'}/{split}/*.parquet"}}
@@ -197,4 +164,4 @@ def hub_rows(
             f"can't load split {split!r} of {where} from the hub: {why} If the hub can't be "
             f"reached from here, download it elsewhere with `{fetch} --local-dir DIR`, copy DIR and pass it as path."
         ) from error
-    return rows_in(dataset, f"{where}, split {split!r}")
+    return Rows([(f"{where}, split {split!r}", lambda: dataset)])
