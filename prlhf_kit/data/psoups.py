@@ -1,14 +1,4 @@
-"""`psoups`: Personalized Soups (Jang et al. 2023, arXiv 2310.11564), with P-RLHF's six users.
-
-Its data are behind a link in https://github.com/joeljang/RLPHF. Local: `allcombo_8_cleaned.json` as P-RLHF makes it
-(`user_id` 1 to 6), or the folder `rm_training` with `P1A.json` ... `P3B.json` (without `user_id`; many duplicates, and
-the wish of the profile at the end of every `user_input`, which is cut off here: it would tell the model what to learn).
-
-Counts of P-RLHF's notebook: 53,471 pairs; P1A to P3B 8,959, 9,069, 8,239, 8,626, 9,356, 9,222.
-
-Departure: 90/10 by prompt, not by pair: in P-RLHF's split the same prompts, and often the same responses, are in train
-and test.
-"""
+"""`psoups`: Personalized Soups (Jang et al. 2023, arXiv 2310.11564), with P-RLHF's six users."""
 
 from __future__ import annotations
 
@@ -59,13 +49,15 @@ def read(
     unseen: str | Sequence[str] = (),
     seed: int = 0,
 ) -> Iterator[tuple[str, dict]]:
-    """Records split by prompt.
+    """Records split by prompt: P-RLHF splits by pair, so that the same prompts and responses are in train and test.
 
     A row: `{"user_id": 3, "user_input": "How do I make tea?", "completion_a": "Boil water, add leaves.",
     "completion_b": "Tea has a long history."}`, of which the first completion is preferred.
 
     Args:
-        path: `allcombo_8_cleaned.json`, or a folder with it or with `P1A.json` ... `P3B.json`.
+        path: `allcombo_8_cleaned.json`, as P-RLHF makes it, or a folder with it; or the folder `rm_training` with
+            `P1A.json` ... `P3B.json`, which have no `user_id`, many duplicates, and the wish of the profile at the end
+            of every `user_input`. It is cut off: it would tell the model what to learn.
         test_share, seed: share of the prompts for tests, and what draws them.
         unseen: profiles that are not trained on.
     """
