@@ -88,7 +88,6 @@ class Card:
     counts: Mapping[str, int] = field(default_factory=dict)  # the paper's, by the loader's name for them
     rules: Mapping[str, str] = field(default_factory=dict)  # where they differ from `check.RULES`
     extra: Features | None = None  # columns beside the record's
-    by_path: str = ""  # where to download what is on no hub; "": the loader can do without `path`
     folder: bool = False  # several files belong to it, so that `path` must be a folder
 
 
@@ -96,7 +95,10 @@ DATASETS: dict[str, Card] = {}  # in the order in which `prlhf_kit.data` imports
 
 
 def dataset(name: str, **facts: Any) -> Callable:
-    """Decorates a loader, so that `load(name)` finds it. `facts`: what stands on its `Card`."""
+    """Decorates a loader, so that `load(name)` finds it; `facts` are its `Card`'s.
+
+    What is on no hub has no default for `path`.
+    """
 
     def add(read: Callable) -> Callable:
         DATASETS[name] = Card(read=read, **facts)

@@ -85,11 +85,10 @@ def check(
             )
         start = 0
         for batch in pairs.select_columns(["pair_id", "user_id", *MESSAGES]).iter(1000):
-            _require_form(batch, f"split {split!r}, row", start)
+            _require_form(batch, split, start)
             reasons = [_reason(*pair) for pair in zip(*(batch[c] for c in MESSAGES), strict=True)]
             if tokenizer is not None:
-                shortens = rules["over-long prompt"] == "shorten"
-                _measure(batch, reasons, tokenizer, max_prompt_tokens, max_tokens, short if shortens else None)
+                _measure(batch, reasons, tokenizer, max_prompt_tokens, max_tokens, rules, short)
             hashes = {column: [_hash(messages) for messages in batch[column]] for column in MESSAGES}
             columns = {"pair_id": batch["pair_id"], "user": batch["user_id"], **hashes, "reason": reasons}
             tables.append(pd.DataFrame({"split": split, "row": range(start, start + len(reasons)), **columns}))
@@ -127,36 +126,32 @@ def check(
     return clean, Report(drops, len(kept), checks, shortened=shortened, tokens=tokens)
 
 
-def _require_form(batch: Mapping[str, list], where: str, start: int) -> None:
+def _require_form(batch: Mapping[str, list], split: str, start: int) -> None:
     for column, values in batch.items():
         for i, value in enumerate(values):
-            if wrong := _wrong(column, value):
-                pair_id = batch["pair_id"][i]
-                raise SchemaError(f"{where} {start + i} (pair_id {pair_id!r}), column {column!r} is {wrong}")
+            if wanted := _wanted(column, value):
+                raise SchemaError(
+                    f"split {split!r}, row {start + i} (pair_id {batch['pair_id'][i]!r}), column {column!r} is "
+                    f"{str(value)[:80]!r} ({type(value).__name__}), expected {wanted}"
+                )
 
 
-def _wrong(column: str, value: Any) -> str:
-    """What is wrong with a value, as the end of a sentence; "": nothing."""
-    found = f"{str(value)[:80]!r} ({type(value).__name__}), expected "
+def _wanted(column: str, value: Any) -> str:
+    """What a value that can't be used should be, as the end of a sentence; "": it can be used."""
     if column not in MESSAGES:
         right = isinstance(value, str) and value
-        return (
-            "" if right else found + "non-empty text. Convert it once: dataset.map(lambda row: {..., str(row[...])})."
-        )
+        return "" if right else "non-empty text. Convert it once: dataset.map(lambda row: {..., str(row[...])})."
     try:
         roles = [m["role"] for m in value]
         right = bool(roles) and all(isinstance(m[key], str) for m in value for key in ("role", "content"))
     except (TypeError, KeyError):
         right = False
     if not right:
-        return found + "a list of {'role': ..., 'content': text} messages."
+        return "a list of {'role': ..., 'content': text} messages."
     if roles[-1] == "user" if column == "prompt" else roles[0] == "assistant":
         return ""
-    rule = "end with role 'user'" if column == "prompt" else "begin with role 'assistant'"
-    return (
-        f"a list with the roles {roles}, expected it to {rule}. Put the dialogue so far into prompt, and only what "
-        "answers it into chosen and rejected."
-    )
+    rule = "ends with role 'user'" if column == "prompt" else "begins with role 'assistant'"
+    return f"a list that {rule}, not the roles {roles}. The dialogue so far is the prompt, and its answers the rest."
 
 
 def _reason(prompt: list[dict], chosen: list[dict], rejected: list[dict]) -> str:
@@ -172,10 +167,8 @@ def _hash(messages: list[dict]) -> int:
     return hash(tuple((m["role"], m["content"].strip()) for m in messages))
 
 
-def _measure(
-    batch, reasons: list[str], tokenizer, limit: int | None, whole: int | None, short: dict[str, list[dict]] | None
-) -> None:
-    """Mark prompts over `limit` and pairs over `whole` in `reasons`; `short` takes prompts that can be shortened."""
+def _measure(batch, reasons: list[str], tokenizer, limit, whole, rules, short) -> None:
+    """Mark prompts over `limit` and pairs over `whole` in `reasons`; `short` takes the prompts that are shortened."""
 
     def tokens(dialogues: list, answered: bool) -> list[int]:
         return count_tokens(tokenizer, prompt_texts(tokenizer, dialogues, answered))
@@ -184,7 +177,7 @@ def _measure(
         rows = [i for i, reason in enumerate(reasons) if not reason]
         for i, n in zip(rows, tokens([batch["prompt"][i] for i in rows], False), strict=True):
             left = None
-            if n > limit and short is not None:
+            if n > limit and rules["over-long prompt"] == "shorten":
                 left = shorten(batch["prompt"][i], lambda prompt: tokens([prompt], False)[0] <= limit)
             if left is not None:
                 short[batch["pair_id"][i]] = batch["prompt"][i] = left

@@ -12,7 +12,7 @@ from prlhf_kit.data.cards import Tally, dataset, names, require_known, split_of
 from prlhf_kit.data.collect import collect
 from prlhf_kit.data.dialogue import scored_records
 from prlhf_kit.data.schema import FEATURES, message, record
-from prlhf_kit.data.sources import Rows, local_parts
+from prlhf_kit.data.sources import local_parts
 
 log = logging.getLogger(__name__)
 
@@ -23,6 +23,8 @@ DOMAINS = {  # what a reader of each domain would say
     "literature": "I love literature and art: write beautifully.",
     "normal": "A plain answer is all I need.",
 }
+NAME = "domain_specific_preference"
+FILES = ([f"{NAME}.{{part}}.json"], [f"{NAME}*.json", "*.json"])  # with train and test apart, or together
 _LISTS = {name: FEATURES[name] for name in ("user_id", "user_text", "group", "prompt")}
 LISTWISE = Features(
     {"list_id": Value("string"), **_LISTS, "responses": List(FEATURES["chosen"]), "scores": List(Value("float64"))}
@@ -40,11 +42,10 @@ LISTWISE = Features(
     "of `normal`: a length rule per user does well. Rewards of any writing style tell domains apart.",
     counts={"queries, test": 661},
     rules={"prompt in train and test": "drop"},
-    by_path="download data/domain_specific_preference.train.json and .test.json from https://github.com/Linear95/DSP",
 )
 def read(
     tally: Tally,
-    path: str | Path | None = None,
+    path: str | Path,
     *,
     domains: str | Sequence[str] = tuple(DOMAINS),
     domain: str | None = None,
@@ -65,31 +66,24 @@ def read(
         test_share, seed: for a single file, which is split by query.
         unseen: domains that are not trained on.
     """
-    domains, unseen = _known(domains, unseen)
     if domain is not None:
         require_known([domain], DOMAINS, "domain")
         yield from scored_records(
-            _parts(path),
+            local_parts(path, *FILES),
             tally,
             "dsp",
             user_id=domain,
             user_text=DOMAINS[domain],
-            unseen=unseen,
+            unseen=names(unseen),
             test_share=test_share,
             seed=seed,
         )
         return
-    for part, rows in _parts(path):
-        for number, row in enumerate(rows):
-            tally.count(f"queries, {part}" if part else "queries")
-            query, responses = row["query"], {name: row["responses"][name] for name in DOMAINS}
-            for user in domains:
-                split = split_of(user, query, unseen, test_share, seed, part)
-                for other in DOMAINS:
-                    if other != user:
-                        pair_id = f"{part or 'all'}-{number}-{user}-{other}"
-                        answers = responses[user], responses[other]
-                        yield split, record(pair_id, user, query, *answers, DOMAINS[user])
+    for split, list_id, user, query, responses in _lists(tally, path, domains, test_share, unseen, seed):
+        for other in DOMAINS:
+            if other != user:
+                answers = responses[user], responses[other]
+                yield split, record(f"{list_id}-{other}", user, query, *answers, DOMAINS[user])
 
 
 def listwise(
@@ -100,43 +94,50 @@ def listwise(
     unseen: str | Sequence[str] = (),
     seed: int = 0,
 ) -> DatasetDict:
-    """The same data as lists, for listwise reward losses: one row a query and domain, all five responses.
+    """The same data as lists, for listwise reward losses: one row a query and domain, split as `read` splits.
 
     Returns:
-        Columns `list_id`, `user_id`, `user_text`, `group`, `prompt`, `responses` (a list of messages each) and
-        `scores` (1 for the domain's own response, else 0), split as `read` splits.
+        Columns `list_id`, `user_id`, `user_text`, `group`, `prompt`, `responses` (all five, a list of messages each)
+        and `scores` (1 for the domain's own response, else 0).
     """
-    domains, unseen = _known(domains, unseen)
 
     def rows() -> Iterator[tuple[str, dict]]:
-        for part, source in _parts(path):
-            for number, row in enumerate(source):
-                responses = [row["responses"][name] for name in DOMAINS]
-                if not all((text or "").strip() for text in responses):
-                    log.warning("listwise: row %d has an empty response and is left out", number)
-                    continue
-                for user in domains:
-                    out = {
-                        "list_id": f"{part or 'all'}-{number}-{user}",
-                        "user_id": user,
-                        "user_text": DOMAINS[user],
-                        "group": None,
-                        "prompt": message("user", row["query"]),
-                        "responses": [message("assistant", text) for text in responses],
-                        "scores": [float(name == user) for name in DOMAINS],
-                    }
-                    yield split_of(user, row["query"], unseen, test_share, seed, part), out
+        for split, list_id, user, query, responses in _lists(Tally(), path, domains, test_share, unseen, seed):
+            if not all((text or "").strip() for text in responses.values()):
+                log.warning("listwise: %s has an empty response and is left out", list_id)
+                continue
+            yield (
+                split,
+                {
+                    "list_id": list_id,
+                    "user_id": user,
+                    "user_text": DOMAINS[user],
+                    "group": None,
+                    "prompt": message("user", query),
+                    "responses": [message("assistant", text) for text in responses.values()],
+                    "scores": [float(name == user) for name in DOMAINS],
+                },
+            )
 
     return collect(rows(), LISTWISE)
 
 
-def _known(domains: str | Sequence[str], unseen: str | Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _lists(
+    tally: Tally,
+    path: str | Path,
+    domains: str | Sequence[str],
+    test_share: float,
+    unseen: str | Sequence[str],
+    seed: int,
+) -> Iterator[tuple[str, str, str, str, dict[str, str]]]:
+    """(split, id, user, query, all responses) of every query and domain."""
     domains, unseen = names(domains), names(unseen)
     require_known(domains, DOMAINS, "domain")
     require_known(unseen, domains, "domain")
-    return domains, unseen
-
-
-def _parts(path: str | Path | None) -> list[tuple[str | None, Rows]]:
-    name = "domain_specific_preference"
-    return local_parts(path or "", [f"{name}.{{part}}.json"], [f"{name}*.json", "*.json"])
+    for part, rows in local_parts(path, *FILES):
+        for number, row in enumerate(rows):
+            tally.count(f"queries, {part}" if part else "queries")
+            responses = {name: row["responses"][name] for name in DOMAINS}
+            for user in domains:
+                split = split_of(user, row["query"], unseen, test_share, seed, part)
+                yield split, f"{part or 'all'}-{number}-{user}", user, row["query"], responses

@@ -110,11 +110,8 @@ def webgpt(
     pairs="52K instructions with two or three scored responses each",
     quality="One model's judgement, known to favour long answers and its own. Many scores are equal.",
     rules={"prompt in train and test": "drop"},
-    by_path="download data/comparison_data_v2.json from https://github.com/Instruction-Tuning-with-GPT-4/GPT-4-LLM",
 )
-def gpt4llm(
-    tally: Tally, path: str | Path | None = None, *, test_share: float = 0.1, seed: int = 0
-) -> Iterator[tuple[str, dict]]:
+def gpt4llm(tally: Tally, path: str | Path, *, test_share: float = 0.1, seed: int = 0) -> Iterator[tuple[str, dict]]:
     """Records of the user "general": every pair of a prompt's responses with different scores.
 
     A row: `{"user_input": "Make tea.", "responses_and_scores": [{"response": "Hot water.", "score": 8}, {"response":
@@ -124,7 +121,6 @@ def gpt4llm(
         path: a file of either form, or a folder with `comparison_data*.json` or `gpt4llm.{train,test}.json`.
         test_share, seed: for a source without a split of its own, which is split by prompt.
     """
-    assert path is not None
     whole = ("comparison_data_v2.json", "comparison_data*.json", "gpt4llm*")
 
     def read(row: dict) -> tuple[list[dict[str, str]], list, list]:
@@ -145,10 +141,9 @@ def gpt4llm(
     pairs="3,370 in the file that was tried",
     quality="Labelled by a model, not by people. The two users rank different pairs: where they disagree on the same "
     "pair can't be read off it.",
-    by_path="make or download both.jsonl from https://github.com/WEIRDLabUW/vpl_llm",
 )
 def hh_relabelled(
-    tally: Tally, path: str | Path | None = None, *, test_share: float = 0.1, seed: int = 0
+    tally: Tally, path: str | Path, *, test_share: float = 0.1, seed: int = 0
 ) -> Iterator[tuple[str, dict]]:
     r"""Records split by the dialogues' first turns. The objective is the user: pairs of both subsets are ranked by it.
 
@@ -159,7 +154,6 @@ def hh_relabelled(
         path: the file, or a folder with `both.jsonl*`.
         test_share, seed: share of the prompts for tests, and what draws them.
     """
-    assert path is not None
     for number, row in enumerate(local_rows(path, "both.jsonl*", "*.jsonl*")):
         user = row["objective"]
         if user not in OBJECTIVES:
@@ -185,11 +179,8 @@ def hh_relabelled(
     "question can be asked under two preferences.",
     counts={"questions": 1_000, "topics": 20},
     rules={"prompt in train and test": "drop", "user with too few pairs": "drop"},
-    by_path="download benchmark_dataset/mcq_options from https://github.com/amazon-science/PrefEval",
 )
-def prefeval(
-    tally: Tally, path: str | Path | None = None, *, unseen_share: float = 0.2, seed: int = 0
-) -> Iterator[tuple[str, dict]]:
+def prefeval(tally: Tally, path: str | Path, *, unseen_share: float = 0.2, seed: int = 0) -> Iterator[tuple[str, dict]]:
     """Records of `train` and `test_unseen`. A user is a preference; its text is `user_text`, its topic the group.
 
     A user has one question (a few have two), so seen users have no new prompts to be tested on, and what is learnt
@@ -201,7 +192,6 @@ def prefeval(
         unseen_share: share of the users that are not trained on.
         seed: draws them.
     """
-    assert path is not None
     topics: set[str] = set()
     files = local_files(path, "*.json", "mcq_options/*.json")
     rows = ((file, row) for file in files for row in rows_of([file]))

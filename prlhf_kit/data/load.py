@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 import logging
 from collections.abc import Mapping
+from inspect import Parameter, signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,8 +86,8 @@ def load_with_report(
 def _read(name: str, tally: Tally, path: Any, options: Mapping[str, Any]) -> DatasetDict:
     """All that the loader yields. What goes wrong in a row is told as such: sources hold nulls and other types."""
     card = DATASETS[name]
-    if path is None and card.by_path:
-        raise SchemaError(f"{name!r} is not on the hub: {card.by_path} and pass it as path.")
+    if path is None and signature(card.read).parameters["path"].default is Parameter.empty:
+        raise SchemaError(f"{name!r} is not on the hub: get it from its source ({card.source}) and pass it as path.")
     if card.folder and path is not None and Path(path).is_file():
         raise SchemaError(f"{path} is a file; {name!r} needs the folder with all of its files, as the hub has it.")
     last_read.clear()
@@ -115,7 +115,7 @@ def _read(name: str, tally: Tally, path: Any, options: Mapping[str, Any]) -> Dat
 
 def resolved(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """Options of dataset `name` with the defaults filled in. Raises `SchemaError` for one that it does not have."""
-    parameters = inspect.signature(DATASETS[name].read).parameters
+    parameters = signature(DATASETS[name].read).parameters
     known = {key: p.default for key, p in parameters.items() if p.kind is p.KEYWORD_ONLY}
     require_known(options, known, f"option of {name!r} named")
     return known | dict(options)

@@ -18,7 +18,6 @@ from prlhf_kit.data.schema import SchemaError
 from prlhf_kit.files import git_state, now, sha256, versions, write_json
 
 CARD_FILE = "card.json"
-DROPS = ["split", "user_id", "reason", "pairs"]
 
 
 def prepare(
@@ -39,11 +38,8 @@ def prepare(
     Args:
         data, report: what `load_with_report` returned.
         out: new folder; an existing one is refused unless `replace`, and one that was not prepared always.
-        name, path, options: what they were loaded from; files that are one megabyte or a hundred are hashed alike.
+        name, path, options: what they were loaded from.
         limits: tokenizer and limits of the checks, for the card.
-
-    Raises:
-        SchemaError: `out` exists.
     """
     out = Path(out)
     require_free(out, path, replace)
@@ -98,25 +94,15 @@ def _page(card: Mapping[str, Any], known: Card | None) -> str:
     front = {"configs": [{"config_name": "default", "data_files": files}]}
     shown = ("title", "source", "licence", "users", "quality")
     facts = {name: getattr(known, name) for name in shown} if known else {}
-    facts |= {k: v for k, v in card.items() if k not in ("splits", "drops", "checks")}
-    tables = {
-        "Splits": pd.DataFrame(card["splits"]).T,
-        "Dropped": pd.DataFrame(card["drops"], columns=DROPS).groupby(["split", "reason"])[["pairs"]].sum(),
-        "Checks": pd.DataFrame(card["checks"]).set_index("check"),
-    }
+    facts |= {name: value for name, value in card.items() if name not in ("drops", "checks")}
     lines = ["---", yaml.safe_dump(front, sort_keys=False).strip(), "---", "", f"# {card['dataset']}", ""]
     lines += [f"- **{name}**: {value}" for name, value in facts.items()]
-    for title, table in tables.items():
-        lines += ["", f"## {title}", "", "```", table.to_string() if len(table) else "Nothing.", "```"]
-    lines += ["", "By user: `card.json`. Columns: the kit's preference record (`prlhf_kit/data/schema.py`).", ""]
+    lines += ["", "What was dropped, by user, and the checks: `card.json`. Columns: `prlhf_kit/data/schema.py`.", ""]
     return "\n".join(lines)
 
 
 def compare_counts(name: str, report: Report) -> pd.DataFrame:
-    """What was counted beside the paper's own numbers: columns `count`, `paper`, `found`, `difference`.
-
-    `found` is missing where the options or the files at hand don't lead to that count.
-    """
+    """What was counted beside the paper's own numbers: `count`, `paper`, `found` (null: not counted), `difference`."""
     rows = [(key, paper, report.counts.get(key)) for key, paper in DATASETS[name].counts.items()]
     table = pd.DataFrame(rows, columns=["count", "paper", "found"]).astype({"paper": "Int64", "found": "Int64"})
     return table.assign(difference=table.found - table.paper)

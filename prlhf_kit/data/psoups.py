@@ -39,11 +39,10 @@ PROFILES = {  # P-RLHF's users 1 to 6, in its order, and what such a person woul
         "pairs of P3A": 9_356,
         "pairs of P3B": 9_222,
     },
-    by_path="download its data by the link in https://github.com/joeljang/RLPHF (rm_training, allcombo_8_cleaned.json)",
 )
 def read(
     tally: Tally,
-    path: str | Path | None = None,
+    path: str | Path,
     *,
     test_share: float = 0.1,
     unseen: str | Sequence[str] = (),
@@ -64,7 +63,7 @@ def read(
     unseen = names(unseen)
     require_known(unseen, PROFILES, "profile")
     told: set[tuple] = set()
-    for user, question, a, b in _comparisons(Path(path or "")):
+    for user, question, a, b in _comparisons(Path(path)):
         key = (user, hash(question), hash(a), hash(b))
         if key in told:
             tally.drop(None, user, "duplicate in the source")
