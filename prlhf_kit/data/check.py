@@ -60,10 +60,8 @@ def check(
         The data without the dropped pairs, and the report.
 
     Raises:
-        SchemaError: a missing column, an id that is no text or comes twice, messages of another form, a prompt that
-            does not end with the user, a response that does not begin with the assistant, users in a split where they
-            do not belong, a chat template that does not keep the prompt in front, no training pair left; and what a
-            rule refuses.
+        SchemaError: ids, messages or columns of another form, an id that comes twice, users in a split where they do not
+            belong, a chat template that does not keep the prompt in front, no training pair left; and by a rule.
     """
     require_known(rules or {}, RULES, "check")
     for name, rule in (rules or {}).items():
@@ -98,7 +96,9 @@ def check(
     # one row a pair, with the hashes of its messages and the reason why it is dropped ("": it is not)
     table = pd.concat(tables, ignore_index=True)
     _mark_repeats(table)
-    _mark_leaks(table)
+    left = table[table.reason == ""]
+    test = left.split.str.startswith("test")
+    table.loc[left.index[test & left.prompt.isin(left.prompt[~test])], "reason"] = "prompt in train and test"
     _mark_users(table, rules, min_pairs)
     _refuse(table, rules)
     kept = table[table.reason == ""]
@@ -113,10 +113,11 @@ def check(
     found["over-long prompt"] = found.get("over-long prompt", 0) + shortened
     checks = pd.DataFrame({"check": list(rules), "rule": list(rules.values())})
     checks["pairs"] = [found.get(name, 0) for name in rules]
-    names = {
-        "over-long prompt": f"over-long prompt (max_prompt_tokens={max_prompt_tokens})",
-        "over-long pair": f"over-long pair (max_tokens={max_tokens})",
+    limits = {
+        "over-long prompt": ("max_prompt_tokens", max_prompt_tokens),
+        "over-long pair": ("max_tokens", max_tokens),
     }
+    names = {name: f"{name} ({option}={n})" for name, (option, n) in limits.items()}
     dropped = table[table.reason != ""].rename(columns={"user": "user_id"}).replace({"reason": names})
     drops = dropped.groupby(["split", "user_id", "reason"], sort=False).size().rename("pairs").reset_index()
     tokens = None
@@ -201,13 +202,6 @@ def _mark_repeats(table: pd.DataFrame) -> None:
     again = kept.duplicated(["split", "user", *MESSAGES]) & ~both
     table.loc[both[both].index, "reason"] = "contradictory pair"
     table.loc[again[again].index, "reason"] = "duplicated pair"
-
-
-def _mark_leaks(table: pd.DataFrame) -> None:
-    """Test pairs whose prompt is in `train` or `adapt_unseen` too."""
-    kept = table[table.reason == ""]
-    test = kept.split.str.startswith("test")
-    table.loc[kept.index[test & kept.prompt.isin(kept.prompt[~test])], "reason"] = "prompt in train and test"
 
 
 def _mark_users(table: pd.DataFrame, rules: Mapping[str, str], min_pairs: int) -> None:

@@ -43,7 +43,7 @@ def collect(rows: Iterable[tuple[str, dict]], features: Features = FEATURES) -> 
 
 
 def changed(pairs: Dataset, change: Callable[[dict], dict], features: Features | None = None) -> Dataset:
-    """`pairs` with the columns that `change(row)` returns. `Dataset.map` writes beside the data, which may be read-only."""
+    """`pairs` with the columns that `change(row)` returns. `map` writes beside the data, which may be read-only."""
     features = features or pairs.features
     rows = (("", row | change(row)) for row in pairs)
     return collect(rows, features).get("") or Dataset.from_dict({name: [] for name in features}, features=features)

@@ -83,11 +83,11 @@ def scored_records(
         parts: ("train", rows) and ("test", rows), or (None, rows), which are split by the prompt's first turn.
         read: (prompt, answers, scores) of a row that is not in `text`-`score` format; the prompt is None where the
             answers are whole dialogues, as they are in that format.
-        count: under which name rows are counted.
+        count: under which name rows are counted, by part.
     """
     for part, rows in parts:
         for number, row in enumerate(rows):
-            tally.count(count)
+            tally.count(f"{count}, {part}" if part else count)
             prompt, answers, scores = (None, row["text"], row["score"]) if read is None or "text" in row else read(row)
             if len(answers) != len(scores) or len(answers) < 2:
                 raise SchemaError(f"{len(answers)} texts and {len(scores)} scores, expected as many, at least two.")

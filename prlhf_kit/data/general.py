@@ -53,16 +53,11 @@ def hh(
             parts = [(part, hub_rows(HH, part, data_dir=f"{name}-base")) for part in ("train", "test")]
         else:
             parts = local_parts(path, [f"{name}-base/{{part}}.*", f"{name}.{{part}}.*"], [f"{name}*"])
-        for part, rows in parts:
-            yield from scored_records(
-                [(part, rows)],
-                tally,
-                f"hh-{name}",
-                lambda row: (None, [row["chosen"], row["rejected"]], [1, 0]),
-                test_share=test_share,
-                seed=seed,
-                count=f"{name}, {part or 'all'}",
-            )
+        yield from scored_records(parts, tally, f"hh-{name}", _pair, test_share=test_share, seed=seed, count=name)
+
+
+def _pair(row: dict) -> tuple[None, list, list]:
+    return None, [row["chosen"], row["rejected"]], [1, 0]
 
 
 @dataset(

@@ -102,13 +102,12 @@ def _read(name: str, tally: Tally, path: Any, options: Mapping[str, Any]) -> Dat
             why = f"it has no column {error}, only {list(last_read['row'])}"
         raise SchemaError(
             f"{where} can't be used as {name!r}: {why}. A field is missing, null or of another type than in the "
-            "dataset's own schema (see its loader's docstring), or an option is of a wrong type. Data of your own: "
-            "'files', with a column mapping."
+            "dataset's own schema, or an option is of a wrong type. Data of your own: 'files', with a column mapping."
         ) from error
     if "train" not in raw:
         raise SchemaError(
-            f"{name!r} gave no training pair, only pairs of {list(raw)}; dropped: {dict(tally.drops)}. Look at the "
-            "path and the options."
+            f"{name!r} gave no training pair, only pairs of {list(raw)}; dropped: {dict(tally.drops)}. Look at path and "
+            "options."
         )
     return raw
 

@@ -106,12 +106,10 @@ def rows_of(files: Iterable[Path]) -> Rows:
 
 def saved(folder: str | Path) -> DatasetDict:
     """What `DatasetDict.save_to_disk`, or `prlhf data prepare` (a parquet file a split), wrote into `folder`."""
-    listing = Path(folder, "dataset_dict.json")
-    found = DatasetDict()
-    part: Path = listing
+    found, part = DatasetDict(), Path(folder, "dataset_dict.json")
     try:
-        if listing.is_file():
-            for split in json.loads(listing.read_text())["splits"]:
+        if part.is_file():
+            for split in json.loads(part.read_text())["splits"]:
                 part = Path(folder, split)
                 found[split] = Dataset.load_from_disk(str(part))
         else:
@@ -140,28 +138,25 @@ def local_parts(path: str | Path, patterns: Iterable[str], whole: Iterable[str])
     return found or [(None, local_rows(path, *whole))]
 
 
-CONVERTED = "refs/convert/parquet"  # the hub's own parquet conversion of repositories that hold a script
-
-
-def hub_rows(
-    repository: str, split: str, config: str | None = None, *, converted: bool = False, **options: Any
-) -> Rows:
+def hub_rows(repository: str, split: str, config: str | None = None, converted: bool = False, **options: Any) -> Rows:
     """Rows of a split on the hub, downloaded once into the cache of `datasets` and memory-mapped.
 
     Args:
         converted: read the hub's parquet conversion: `datasets` refuses repositories that hold a loading script.
         options: of `datasets.load_dataset`.
     """
+    fetch = f"hf download {repository} --repo-type dataset"
     if converted:
-        options |= {"revision": CONVERTED, "data_files": {split: f"{config or 'default'}/{split}/*.parquet"}}
+        revision = "refs/convert/parquet"
+        options |= {"revision": revision, "data_files": {split: f"{config or 'default'}/{split}/*.parquet"}}
+        fetch += f" --revision {revision}"
     where = f"{repository!r}" + (f", configuration {config!r}" if config else "")
     try:
         dataset = load_dataset(repository, None if converted else config, split=split, **options)
     except Exception as error:  # whatever the hub, the network or a builder raises
-        fetch = f"hf download {repository} --repo-type dataset" + (f" --revision {CONVERTED}" if converted else "")
         why = (str(error) or type(error).__name__).splitlines()[0]
         raise SchemaError(
-            f"can't load split {split!r} of {where} from the hub: {why} If the hub can't be "
-            f"reached from here, download it elsewhere with `{fetch} --local-dir DIR`, copy DIR and pass it as path."
+            f"can't load split {split!r} of {where} from the hub: {why} If it can't be reached from here, download it "
+            f"elsewhere with `{fetch} --local-dir DIR`, copy DIR and pass it as path."
         ) from error
     return Rows([(f"{where}, split {split!r}", lambda: dataset)])
