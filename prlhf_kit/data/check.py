@@ -60,8 +60,8 @@ def check(
         The data without the dropped pairs, and the report.
 
     Raises:
-        SchemaError: ids, messages or columns of another form, an id that comes twice, users in a split where they do not
-            belong, a chat template that does not keep the prompt in front, no training pair left; and by a rule.
+        SchemaError: ids, messages or columns of another form, an id that comes twice, users in a split where they
+            do not belong, a chat template that does not keep the prompt in front, no training pair left; and by a rule.
     """
     require_known(rules or {}, RULES, "check")
     for name, rule in (rules or {}).items():
@@ -113,11 +113,8 @@ def check(
     found["over-long prompt"] = found.get("over-long prompt", 0) + shortened
     checks = pd.DataFrame({"check": list(rules), "rule": list(rules.values())})
     checks["pairs"] = [found.get(name, 0) for name in rules]
-    limits = {
-        "over-long prompt": ("max_prompt_tokens", max_prompt_tokens),
-        "over-long pair": ("max_tokens", max_tokens),
-    }
-    names = {name: f"{name} ({option}={n})" for name, (option, n) in limits.items()}
+    long = "over-long prompt", "over-long pair"
+    names = {long[0]: f"{long[0]} ({max_prompt_tokens=})", long[1]: f"{long[1]} ({max_tokens=})"}
     dropped = table[table.reason != ""].rename(columns={"user": "user_id"}).replace({"reason": names})
     drops = dropped.groupby(["split", "user_id", "reason"], sort=False).size().rename("pairs").reset_index()
     tokens = None

@@ -99,7 +99,7 @@ def _comparisons(path: Path) -> Iterator[tuple[str, str, str, str]]:
 
 
 def _last_sentence(ending: str) -> str:
-    """The sentence that all questions end with, out of the text that they all end with ("a good capital? Be brief.")."""
+    """The sentence that all questions end with, out of what they all end with ("a good capital? Be brief.")."""
     parts = re.split(r"(?<=[.?!:])\s+|\n+", ending.rstrip())
     if len(parts) > 1:
         return ending[ending.rindex(parts[-1]) :]

@@ -11,14 +11,10 @@ PEOPLE = {"r/tea": "I love tea.", "r/coffee": "I love coffee.", "r/milk": "I lov
 ASKED = message("user", "What shall I drink?")
 
 
-def rows(n=60, users=tuple(PEOPLE)):
+def rows(n=60):
+    users = [list(PEOPLE)[i % len(PEOPLE)] for i in range(n)]
     return Dataset.from_list(
-        [
-            record(
-                f"p{i}", users[i % len(users)], f"Question {i // 2}?", "Yes.", "No.", PEOPLE.get(users[i % len(users)])
-            )
-            for i in range(n)
-        ]
+        [record(f"p{i}", u, f"Question {i // 2}?", "Yes.", "No.", PEOPLE[u]) for i, u in enumerate(users)]
     )
 
 
@@ -30,16 +26,15 @@ def test_only_names_of_contexts_are_contexts(bad):
         Contexts(bad, PEOPLE)
 
 
-def test_none_leaves_prompts_as_they_are():
+def test_none_true_and_user_text():
     told = with_context(rows(), Contexts("none", PEOPLE))
     assert told["prompt"][:] == rows()["prompt"][:]
     assert set(told["context"]) == {"none"}
     assert set(told["context_user"]) == {None}
-
-
-def test_true_names_the_community_and_user_text_what_they_say():
     assert "r/tea" in Contexts("true", PEOPLE).put(ASKED, "r/tea")[0]["content"]
     assert Contexts("user_text", PEOPLE).put(ASKED, "r/tea") == message("system", "I love tea.") + ASKED
+    with pytest.raises(SchemaError, match="a context already"):
+        with_context(told, Contexts("none", PEOPLE))
 
 
 @pytest.mark.parametrize("template", ["community", "user_text"])
@@ -72,11 +67,8 @@ def test_random_is_drawn_for_each_prompt_and_depends_on_seed_user_and_prompt_alo
 
 def test_shuffled_gives_each_user_one_other_and_nobody_the_same_one():
     shuffled = with_context(rows(), Contexts("shuffled", PEOPLE))
-    found = {}
-    for user, who in zip(shuffled["user_id"], shuffled["context_user"], strict=True):
-        found.setdefault(user, set()).add(who)
-    assert all(len(who) == 1 for who in found.values())
-    assert sorted(who for one in found.values() for who in one) == sorted(PEOPLE)
+    found = set(zip(shuffled["user_id"], shuffled["context_user"], strict=True))
+    assert sorted(who for _, who in found) == sorted(PEOPLE) == sorted(user for user, _ in found)
 
 
 @given(
@@ -104,12 +96,6 @@ def test_others_are_drawn_among_those_asked_for():
     assert Contexts("true", people, among=frozenset(PEOPLE)).whose("stranger", ASKED) == "stranger"
 
 
-def test_a_system_message_is_replaced_and_the_dialogue_stays():
-    dialogue = message("system", "Be brief.") + ASKED + message("assistant", "Tea.") + message("user", "Why?")
-    put = Contexts("user_text", PEOPLE).put(dialogue, "r/tea")
-    assert put == message("system", "I love tea.") + dialogue[1:]
-
-
 def test_a_template_with_the_prompt_is_laid_round_the_last_message(tmp_path):
     file = tmp_path / "mine.txt"
     file.write_text("Subreddit: {community}\n\n{prompt}\n")
@@ -120,10 +106,11 @@ def test_a_template_with_the_prompt_is_laid_round_the_last_message(tmp_path):
     assert put == message("system", "They say: I love tea.") + message("user", "[r/tea] What shall I drink?")
 
 
-def test_braces_in_what_people_say_are_left_alone():
+def test_a_system_message_is_replaced_and_braces_in_what_people_say_are_left_alone():
     people = PEOPLE | {"r/code": "I write {json} and {0}."}
-    asked = message("user", "What is {community}?")
-    assert Contexts("user_text", people).put(asked, "r/code") == message("system", "I write {json} and {0}.") + asked
+    talk = ASKED + message("assistant", "Tea.") + message("user", "What is {community}?")
+    put = Contexts("user_text", people).put(message("system", "Be brief.") + talk, "r/code")
+    assert put == message("system", "I write {json} and {0}.") + talk
 
 
 @pytest.mark.parametrize(
@@ -145,31 +132,12 @@ def test_templates_that_cant_be_used_are_refused(tmp_path, text, message):
         Contexts("true", PEOPLE, file)
 
 
-def test_user_text_wants_a_template_that_says_it():
-    with pytest.raises(SchemaError, match="does not say what context='user_text' is about"):
-        Contexts("user_text", PEOPLE, "community")
-
-
-def test_a_missing_template_names_those_that_there_are():
-    with pytest.raises(SchemaError, match="expected community, user_text"):
-        Contexts("true", PEOPLE, "comunity")
-
-
-def test_who_says_nothing_has_no_user_text():
-    with pytest.raises(SchemaError, match=r"1 of 2 users have no user_text, first 'b'"):
-        Contexts("user_text", {"a": "Hi.", "b": None})
+def test_templates_people_and_contexts_that_do_not_fit():
+    for people, options, reason in (
+        (PEOPLE, ("user_text", "community"), "does not say what context='user_text' is about"),
+        (PEOPLE, ("true", "comunity"), "expected community, user_text"),
+        ({"a": "Hi.", "b": None}, ("user_text", ""), "1 of 2 users have no user_text, first 'b'"),
+    ):
+        with pytest.raises(SchemaError, match=reason):
+            Contexts(options[0], people, options[1])
     Contexts("true", {"a": "Hi.", "b": None})  # a name is enough for the community
-
-
-def test_a_context_is_put_in_once():
-    told = with_context(rows(), Contexts("true", PEOPLE))
-    with pytest.raises(SchemaError, match="a context already"):
-        with_context(told, Contexts("none", PEOPLE))
-
-
-def test_the_record_tells_what_decides_the_prompts():
-    config = Contexts("random", PEOPLE, seed=4).config
-    assert config["context"] == "random"
-    assert config["seed"] == 4
-    assert config["text"][0][0] == "system"
-    assert Contexts("none", PEOPLE).config == {"context": "none"}
