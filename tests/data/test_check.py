@@ -68,8 +68,6 @@ def test_adaptation_prompts_are_not_test_prompts():
         adapt_unseen=[record("a0", "bob", "R?", "a", "b"), record("a1", "bob", "Q?", "a", "b")],
         test_unseen=[record("t0", "bob", "R?", "a", "b"), record("t1", "bob", "S?", "a", "b")],
     )
-    with pytest.raises(kit.data.SchemaError, match="'test_unseen' fail the check 'prompt in train"):
-        kit.data.check(data)
     clean, _ = kit.data.check(data, rules=DROP)
     assert clean["test_unseen"]["pair_id"] == ["t1"]
     assert len(clean["adapt_unseen"]) == 2  # to adapt on a training prompt is fair
@@ -101,10 +99,8 @@ def test_over_long_pairs_count_the_response_and_prompts_do_not(tokenizer):
     kept = "1 of 4 pairs kept; dropped: 2 over-long pair (max_tokens=50), 1 over-long prompt (max_prompt_tokens=100)"
     assert report.summary == kept
     assert report.warning == f"75% of the pairs were dropped: {kept}"
-    assert report.tokens["tokens of"].tolist() == ["prompt", "pair"]
-    prompts, both = report.tokens["most"]
+    prompts, both = report.tokens.set_index("tokens of").most[["prompt", "pair"]]
     assert 100 < prompts < both
-    assert kit.data.check(splits(train=rows), tokenizer)[1].warning == ""
 
 
 def test_nothing_is_written_beside_the_data(tokenizer, tmp_path):

@@ -18,7 +18,7 @@ def rows(n=60):
     )
 
 
-@pytest.mark.parametrize("bad", [False, None, "False", "", 1, ["true"]])
+@pytest.mark.parametrize("bad", [False, None, "False", ["true"]])
 def test_only_names_of_contexts_are_contexts(bad):
     with pytest.raises(SchemaError, match="'none', 'true', 'random', 'shuffled', 'user_text'"):
         require_context(bad)
@@ -88,22 +88,11 @@ def test_no_draw_ever_says_the_same(people, seed):
 
 def test_others_are_drawn_among_those_asked_for():
     people = PEOPLE | {"stranger": "I love juice."}
-    contexts = Contexts("random", people, among=frozenset(PEOPLE))
-    drawn = {contexts.whose("stranger", message("user", str(i))) for i in range(60)}
-    assert drawn == set(PEOPLE)
-    shuffled = Contexts("shuffled", people, among=frozenset(PEOPLE))
-    assert len({shuffled.whose("stranger", message("user", str(i))) for i in range(20)}) == 1
-    assert Contexts("true", people, among=frozenset(PEOPLE)).whose("stranger", ASKED) == "stranger"
-
-
-def test_a_template_with_the_prompt_is_laid_round_the_last_message(tmp_path):
-    file = tmp_path / "mine.txt"
-    file.write_text("Subreddit: {community}\n\n{prompt}\n")
-    put = Contexts("true", PEOPLE, file).put(message("system", "Be brief.") + ASKED, "r/tea")
-    assert put == message("system", "Be brief.") + message("user", "Subreddit: r/tea\n\nWhat shall I drink?")
-    file.write_text("They say: {user_text}\n---\n[{community}] {prompt}\n")
-    put = Contexts("true", PEOPLE, file).put(ASKED, "r/tea")
-    assert put == message("system", "They say: I love tea.") + message("user", "[r/tea] What shall I drink?")
+    for kind, n in (("random", len(PEOPLE)), ("shuffled", 1)):
+        contexts = Contexts(kind, people, among=frozenset(PEOPLE))
+        drawn = {contexts.whose("stranger", message("user", str(i))) for i in range(60)}
+        assert len(drawn) == n
+        assert drawn <= set(PEOPLE)
 
 
 def test_a_system_message_is_replaced_and_braces_in_what_people_say_are_left_alone():

@@ -2,7 +2,6 @@
 
 import json
 
-import pytest
 from raw import pairs_of, write_json
 
 import prlhf_kit as kit

@@ -11,7 +11,6 @@ import prlhf_kit as kit
 from prlhf_kit.data import compred
 from prlhf_kit.data.cards import DATASETS, share
 from prlhf_kit.data.load import resolved
-from prlhf_kit.data.sources import rows_of
 
 OWN = {"user_id": "ann", "prompt": "Q?", "chosen": "a", "rejected": "b"}
 
@@ -132,15 +131,3 @@ def test_real_files_load_and_every_pair_is_accounted_for(name, path, options, pa
     for prompt in data["train"]["prompt"]:
         roles = [m["role"] for m in prompt if m["role"] != "system"]
         assert roles == ["user", "assistant"] * (len(roles) // 2) + ["user"]  # every template takes that
-
-
-@pytest.mark.skipif(not REAL.is_dir(), reason=f"no real data in {REAL}")
-def test_orientation_on_real_files():
-    """Chosen and rejected are those of the source, found again by their texts."""
-    scored = {}
-    for row in rows_of([REAL / "dsp" / "webgpt.json"]):
-        scored |= {t.split("## Assistant:\n")[-1].strip(): s for t, s in zip(row["text"], row["score"], strict=True)}
-    for _, _, chosen, rejected in pairs_of(kit.data.load("webgpt", REAL / "dsp")):
-        assert scored[chosen] > scored[rejected]
-    right = {row["classification_task_options"][0] for row in rows_of([REAL / "prefeval" / "mcq_options.json"])}
-    assert {chosen for _, _, chosen, _ in pairs_of(kit.data.load("prefeval", REAL / "prefeval"))} <= right
