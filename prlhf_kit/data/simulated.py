@@ -37,6 +37,9 @@ TYPES: dict[str, tuple[dict[str, float], str]] = {
     ),
 }
 NOISE = 0.25  # standard deviation of each user's own deviation, per attribute
+# A pair is the most different of so many random pairs of its prompt's responses (by what the types care about, not by
+# the user's own taste): most random pairs hardly differ.
+CONTRAST = 4
 
 
 @dataclass(frozen=True)
@@ -130,7 +133,6 @@ def read(
     adapt_pairs_per_user: int = 40,
     users_per_type: int = 3,
     temperature: float = 0.25,
-    contrast: int = 4,
     seed: int = 0,
 ) -> Iterator[tuple[str, dict]]:
     """Records with `p_chosen`, the true probability of the stated preference, beside them.
@@ -140,17 +142,12 @@ def read(
 
     Args:
         path: must be None, the data is embedded.
-        pairs_per_user: training pairs of each seen user.
-        test_pairs_per_user: test pairs of each user, seen or unseen.
-        adapt_pairs_per_user: adaptation pairs of each unseen user.
+        pairs_per_user, test_pairs_per_user, adapt_pairs_per_user: training pairs of each seen user, test pairs of each
+            user, adaptation pairs of each unseen user.
         users_per_type, temperature, seed: see `population`; the seed also draws prompts, pairs and preferences.
-        contrast: a pair is the most different of this many random pairs of its prompt's responses (by what the types
-            care about, not by the user's own taste). 1: random pairs, many of which hardly differ.
     """
     if path is not None:
         raise SchemaError(f"'simulated' is embedded and takes no path, got {str(path)!r}. Use 'files' for your own.")
-    if contrast < 1:
-        raise SchemaError(f"contrast={contrast}: expected 1 (random pairs) or more.")
     people = population(users_per_type, temperature, seed)
     texts = responses()
     tastes = np.array([[weights.get(a, 0.0) for a in ATTRIBUTES] for weights, _ in TYPES.values()])
@@ -174,7 +171,7 @@ def read(
             # a user sees each prompt once before any prompt comes back
             prompts = np.concatenate([rng.permutation(pools[pool]) for _ in range(-(-size // len(pools[pool])))])[:size]
             for i, prompt in enumerate(prompts):
-                drawn = [rng.choice(by_prompt[prompt], 2, replace=False) for _ in range(contrast)]
+                drawn = [rng.choice(by_prompt[prompt], 2, replace=False) for _ in range(CONTRAST)]
                 a, b = max(drawn, key=lambda pair: np.linalg.norm(places[pair[0]] - places[pair[1]]))
                 shown.append((f"{split}-{user}-{i}", user, a, b))
         pair_ids, asked, first, second = zip(*shown, strict=True)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from datasets import Dataset, DatasetDict
-from raw import dialogue, pairs_of, write_lines, write_parquet
+from raw import dialogue, write_lines, write_parquet
 
 import prlhf_kit as kit
 from prlhf_kit.data import compred

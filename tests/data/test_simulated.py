@@ -30,24 +30,6 @@ def test_simulated_is_seeded_disjoint_and_true():
     assert simulated.oracle_accuracy([0.9, 0.2, 0.5]) == pytest.approx((0.9 + 0.8 + 0.5) / 3)
 
 
-def test_contrast_shows_more_different_pairs_whoever_is_asked():
-    def spread(contrast):
-        """Mean true utility gap of the shown pairs, by type of the judge, over all users' pairs."""
-        sizes = {"pairs_per_user": 40, "test_pairs_per_user": 1, "adapt_pairs_per_user": 1}
-        rows = [row for split, row in simulated.read(Tally(), contrast=contrast, **sizes) if split == "train"]
-        people = simulated.population()
-        first, second = ([row[c][0]["content"] for row in rows] for c in ("chosen", "rejected"))
-        return np.array(
-            [
-                np.abs(people.utility([u] * len(first), first) - people.utility([u] * len(first), second)).mean()
-                for u in people.user_ids
-            ]
-        )
-
-    plain, contrasted = spread(1), spread(4)
-    assert (contrasted > 1.2 * plain).all()  # for every user, not only for whoever saw the pair
-
-
 def test_bradley_terry_draws_have_the_stated_rate():
     """Mean p_chosen of the drawn preferences is E[p^2 + (1-p)^2], within 5 standard errors."""
     sizes = {"pairs_per_user": 200, "test_pairs_per_user": 1, "adapt_pairs_per_user": 1}
@@ -67,7 +49,7 @@ def test_population_survives_saving(tmp_path):
     assert back.utility(people.user_ids, texts) == pytest.approx(people.utility(people.user_ids, texts))
 
 
-@pytest.mark.parametrize("options", [{"contrast": 0}, {"users_per_type": 1}, {"temperature": 0.0}])
+@pytest.mark.parametrize("options", [{"users_per_type": 1}, {"temperature": 0.0}])
 def test_options_that_make_no_users(options):
     with pytest.raises(kit.data.SchemaError, match="expected"):
         kit.data.load("simulated", **options)
