@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -127,29 +127,24 @@ def check(
 def _require_form(batch: Mapping[str, list], split: str, start: int) -> None:
     for column, values in batch.items():
         for i, value in enumerate(values):
-            if wanted := _wanted(column, value):
+            wanted = "non-empty text. Convert it once: dataset.map(lambda row: {..., str(row[...])})."
+            right = isinstance(value, str) and bool(value)
+            if column in MESSAGES:
+                wanted = "a list of {'role': ..., 'content': text} messages."
+                try:
+                    roles = [m["role"] for m in value]
+                    right = bool(roles) and all(isinstance(m[key], str) for m in value for key in ("role", "content"))
+                except (TypeError, KeyError):
+                    right = False
+                if right and not (roles[-1] == "user" if column == "prompt" else roles[0] == "assistant"):
+                    rule = "ends with role 'user'" if column == "prompt" else "begins with role 'assistant'"
+                    wanted = f"a list that {rule}, not the roles {roles}. The dialogue so far belongs into the prompt."
+                    right = False
+            if not right:
                 raise SchemaError(
                     f"split {split!r}, row {start + i} (pair_id {batch['pair_id'][i]!r}), column {column!r} is "
                     f"{str(value)[:80]!r} ({type(value).__name__}), expected {wanted}"
                 )
-
-
-def _wanted(column: str, value: Any) -> str:
-    """What a value that can't be used should be, as the end of a sentence; "": it can be used."""
-    if column not in MESSAGES:
-        right = isinstance(value, str) and value
-        return "" if right else "non-empty text. Convert it once: dataset.map(lambda row: {..., str(row[...])})."
-    try:
-        roles = [m["role"] for m in value]
-        right = bool(roles) and all(isinstance(m[key], str) for m in value for key in ("role", "content"))
-    except (TypeError, KeyError):
-        right = False
-    if not right:
-        return "a list of {'role': ..., 'content': text} messages."
-    if roles[-1] == "user" if column == "prompt" else roles[0] == "assistant":
-        return ""
-    rule = "ends with role 'user'" if column == "prompt" else "begins with role 'assistant'"
-    return f"a list that {rule}, not the roles {roles}. The dialogue so far is the prompt, and its answers the rest."
 
 
 def _reason(prompt: list[dict], chosen: list[dict], rejected: list[dict]) -> str:

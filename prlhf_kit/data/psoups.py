@@ -88,7 +88,9 @@ def _comparisons(path: Path) -> Iterator[tuple[str, str, str, str]]:
         backwards: list[str] = []
         for row in rows:
             backwards = [os.path.commonprefix([*backwards, row["user_input"][::-1]])]  # noqa: RUF071 (of characters)
-        wish = _last_sentence(backwards[0][::-1]) if backwards else ""
+        ending = backwards[0][::-1] if backwards else ""  # what all questions end with; the wish is its last sentence
+        starts = [found.end() for found in re.finditer(r"(?:(?<=[.?!:])\s+|\n+|^\s+)(?=\S)", ending)]
+        wish = ending[starts[-1] :] if starts else ""
         if not wish:
             raise SchemaError(
                 f"the questions of {user} do not all end with the same sentence, the wish of the profile, so it can't "
@@ -96,11 +98,3 @@ def _comparisons(path: Path) -> Iterator[tuple[str, str, str, str]]:
             )
         for row in rows:
             yield user, row["user_input"].removesuffix(wish).strip(), row["completion_a"], row["completion_b"]
-
-
-def _last_sentence(ending: str) -> str:
-    """The sentence that all questions end with, out of what they all end with ("a good capital? Be brief.")."""
-    parts = re.split(r"(?<=[.?!:])\s+|\n+", ending.rstrip())
-    if len(parts) > 1:
-        return ending[ending.rindex(parts[-1]) :]
-    return ending.lstrip() if ending[:1].isspace() else ""

@@ -37,53 +37,44 @@ class Rows:
 
 
 def _read(path: Path) -> Iterator[dict[str, Any]]:
+    """Rows of one file.
+
+    JSON is not read by `datasets`: it takes columns and types from a file's first 10 MB, so it refuses a file in which
+    a field is null until then (an `article` of TL;DR), and it turns texts such as "2020-01-01" into dates.
+    """
     name = path.name.removesuffix(".gz")
     try:
         if name.endswith(".parquet"):
-            with pq.ParquetFile(path) as file:
-                for batch in file.iter_batches(batch_size=1000):
+            with pq.ParquetFile(path) as parquet:
+                for batch in parquet.iter_batches(batch_size=1000):
                     yield from batch.to_pylist()
         elif name.endswith(".arrow"):
             yield from Dataset.from_file(str(path))
         elif name.endswith(".csv"):
-            yield from _csv_rows(path)
+            csv.field_size_limit(10**8)  # characters; Python's own limit is 131,072
+            with path.open(encoding="utf-8-sig", newline="") as file:
+                header = file.readline()
+                file.seek(0)
+                for row in csv.DictReader(file, delimiter=max(",;\t", key=header.count), strict=True):
+                    if None in row or None in row.values():
+                        raise ValueError(f"a line has not as many fields as the header: {str(row)[:120]}")
+                    yield row
         elif name.endswith((".json", ".jsonl")):
-            yield from _json_rows(path)
+            # utf-8-sig: a byte order mark is no text
+            with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig") as file:
+                first = next((line.lstrip() for line in file if line.strip()), "")
+                file.seek(0)
+                rows = json.load(file) if first.startswith("[") else (json.loads(line) for line in file if line.strip())
+                for number, row in enumerate(rows):
+                    if not isinstance(row, dict):
+                        raise ValueError(f"row {number} is a {type(row).__name__}, expected an object")
+                    require_whole_characters(row, f"row {number}")
+                    yield row
         else:
             raise ValueError("a file of an unknown kind")
     # JSON, UTF-8 and Arrow errors are ValueErrors; a gzip file that is cut short gives EOFError or zlib.error
     except (OSError, ValueError, EOFError, RecursionError, csv.Error, zlib.error) as error:
         raise SchemaError(f"can't read {path}: {error}. Expected {' or '.join(KINDS)}, text in UTF-8.") from error
-
-
-def _csv_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """All values are text. The separator is the comma, or what the header has more of: semicolons or tabs."""
-    csv.field_size_limit(10**8)  # characters; Python's own limit is 131,072
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        header = file.readline()
-        file.seek(0)
-        for row in csv.DictReader(file, delimiter=max(",;\t", key=header.count), strict=True):
-            if None in row or None in row.values():
-                raise ValueError(f"a line has not as many fields as the header: {str(row)[:120]}")
-            yield row
-
-
-def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """A list is read as a whole, JSON lines are read one by one.
-
-    Not by `datasets`: it takes columns and types from a file's first 10 MB, so it refuses a file in which a field is
-    null until then (an `article` of TL;DR), and it turns a column of texts such as "2020-01-01" into dates.
-    """
-    # utf-8-sig: a byte order mark is no text
-    with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig") as file:
-        first = next((line.lstrip() for line in file if line.strip()), "")
-        file.seek(0)
-        rows = json.load(file) if first.startswith("[") else (json.loads(line) for line in file if line.strip())
-        for number, row in enumerate(rows):
-            if not isinstance(row, dict):
-                raise ValueError(f"row {number} is a {type(row).__name__}, expected an object")
-            require_whole_characters(row, f"row {number}")
-            yield row
 
 
 def local_files(path: str | Path, *patterns: str) -> list[Path]:
