@@ -23,16 +23,15 @@ def test_dsp_pairs(dsp_file):
 
 
 def test_dsp_listwise_and_text_score_round_trip(dsp_file, tmp_path):
-    lists = dsp.listwise(dsp_file, domains=["academy"])
-    assert set(lists) == {"train", "test_seen"}
-    row = lists["train"][0]
+    pairs = kit.data.load("dsp", dsp_file, domains=["academy"])
+    lists = dsp.listwise(pairs["train"])
+    row = lists[0]
     assert row["scores"] == [1.0, 0.0, 0.0, 0.0, 0.0]
     assert row["responses"][1][0]["content"].startswith("business")
-    write_text_score(lists["train"], tmp_path / "lists.json")
+    write_text_score(lists, tmp_path / "lists.json")
     [first, *_] = json.loads((tmp_path / "lists.json").read_text())
     assert first["text"][0].startswith("## Human:\nQuestion")
     assert first["score"] == row["scores"]
-    pairs = kit.data.load("dsp", dsp_file, domains=["academy"])
     write_text_score(pairs["train"], tmp_path / "pairs.json")
     back = kit.data.load("dsp", tmp_path / "pairs.json", domain="academy", test_share=0)
     assert sorted(pairs_of(back)) == sorted(pairs_of(pairs))
