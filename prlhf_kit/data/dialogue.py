@@ -67,13 +67,13 @@ def scored_records(
     parts: Iterable[tuple[str | None, Iterable[dict[str, Any]]]],
     tally: Tally,
     name: str,
-    read: Callable[[dict[str, Any]], tuple[list[dict[str, str]] | None, list[Any], list[Any]]] | None = None,
+    read: Callable[[dict[str, Any]], tuple[list[dict[str, str]] | None, list[Any], list[Any]]] | None,
+    test_share: float,
+    seed: int,
+    unseen: Iterable[str] = (),
     *,
     user_id: str = GENERAL,
     user_text: str | None = None,
-    unseen: Iterable[str] = (),
-    test_share: float = 0.1,
-    seed: int = 0,
     count: str = "comparisons",
 ) -> Iterator[tuple[str, dict]]:
     """Records of one user, from rows that hold several answers to a prompt and a score for each: every pair of answers
@@ -81,8 +81,8 @@ def scored_records(
 
     Args:
         parts: ("train", rows) and ("test", rows), or (None, rows), which are split by the prompt's first turn.
-        read: (prompt, answers, scores) of a row that is not in `text`-`score` format; the prompt is None where the
-            answers are whole dialogues, as they are in that format.
+        read: (prompt, answers, scores) of a row that is not in `text`-`score` format; prompt None: the answers are
+            whole dialogues, as they are in that format.
         count: under which name rows are counted, by part.
     """
     for part, rows in parts:

@@ -63,16 +63,8 @@ def read(
     parts = local_parts(path, [f"{name}.{{part}}.json"], [f"{name}*.json", "*.json"])
     if domain is not None:
         require_known([domain], DOMAINS, "domain")
-        yield from scored_records(
-            parts,
-            tally,
-            "dsp",
-            user_id=domain,
-            user_text=DOMAINS[domain],
-            unseen=unseen,
-            test_share=test_share,
-            seed=seed,
-        )
+        who = {"user_id": domain, "user_text": DOMAINS[domain]}
+        yield from scored_records(parts, tally, "dsp", None, test_share, seed, unseen, **who)
         return
     for part, rows in parts:
         for number, row in enumerate(rows):

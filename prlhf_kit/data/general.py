@@ -53,7 +53,7 @@ def hh(
             parts = [(part, hub_rows(HH, part, data_dir=f"{name}-base")) for part in ("train", "test")]
         else:
             parts = local_parts(path, [f"{name}-base/{{part}}.*", f"{name}.{{part}}.*"], [f"{name}*"])
-        yield from scored_records(parts, tally, f"hh-{name}", _pair, test_share=test_share, seed=seed, count=name)
+        yield from scored_records(parts, tally, f"hh-{name}", _pair, test_share, seed, count=name)
 
 
 def _pair(row: dict) -> tuple[None, list, list]:
@@ -93,7 +93,7 @@ def webgpt(
         asked = message("user", row["question"]["full_text"] or "")
         return asked, [row["answer_0"], row["answer_1"]], [row["score_0"], row["score_1"]]
 
-    yield from scored_records(parts, tally, "webgpt", read, test_share=test_share, seed=seed)
+    yield from scored_records(parts, tally, "webgpt", read, test_share, seed)
 
 
 @dataset(
@@ -124,7 +124,7 @@ def gpt4llm(tally: Tally, path: str | Path, *, test_share: float = 0.1, seed: in
         return asked, [one["response"] for one in scored], [one["score"] for one in scored]
 
     parts = local_parts(path, ["gpt4llm.{part}.*"], whole)
-    yield from scored_records(parts, tally, "gpt4llm", read, test_share=test_share, seed=seed, count="prompts")
+    yield from scored_records(parts, tally, "gpt4llm", read, test_share, seed, count="prompts")
 
 
 @dataset(

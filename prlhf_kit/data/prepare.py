@@ -83,9 +83,7 @@ def require_free(out: Path, path: str | Path | None, replace: bool) -> None:
             raise SchemaError(f"{out} and the source {path} lie in each other. Choose a folder elsewhere.")
     if out.exists() and not (replace and (out / CARD_FILE).is_file()):
         what = "is no prepared dataset and is not replaced" if replace else "exists already"
-        raise SchemaError(
-            f"{out} {what}. Choose another folder" + ("." if replace else ", or replace it with --force.")
-        )
+        raise SchemaError(f"{out} {what}. Choose another folder{'' if replace else ', or replace it with --force'}.")
 
 
 def _page(card: Mapping[str, Any], known: Card | None) -> str:

@@ -41,12 +41,7 @@ PROFILES = {  # P-RLHF's users 1 to 6, in its order, and what such a person woul
     },
 )
 def read(
-    tally: Tally,
-    path: str | Path,
-    *,
-    test_share: float = 0.1,
-    unseen: str | Sequence[str] = (),
-    seed: int = 0,
+    tally: Tally, path: str | Path, *, test_share: float = 0.1, unseen: str | Sequence[str] = (), seed: int = 0
 ) -> Iterator[tuple[str, dict]]:
     """Records split by prompt: P-RLHF splits by pair, so that the same prompts and responses are in train and test.
 

@@ -46,14 +46,13 @@ def few_shot(data: DatasetDict, k: int, seed: int = 0, allow_fewer: bool = False
     if "adapt_unseen" not in data:
         raise SchemaError(f"the data have no split 'adapt_unseen', only {list(data)}: no user is kept from training.")
     _require_positive(k=k)
-    table = pd.DataFrame({"user": data["adapt_unseen"]["user_id"], "pair": data["adapt_unseen"]["pair_id"]})
-    tested = set(data["test_unseen"]["user_id"]) if "test_unseen" in data else set()
-    counts = table.user.value_counts()
-    counts = counts.reindex(sorted(set(counts.index) | tested), fill_value=0)
-    if counts.min() < k and not allow_fewer:
+    counts = Counter(data["adapt_unseen"]["user_id"])
+    users = set(counts) | set(data["test_unseen"]["user_id"] if "test_unseen" in data else ())
+    few = sorted((counts[user], user) for user in users if counts[user] < k)
+    if few and not allow_fewer:
         raise SchemaError(
-            f"k={k}, but {(counts < k).sum()} of {len(counts)} unseen users have fewer pairs to adapt to (the fewest: "
-            f"{counts.min()}, {counts.idxmin()!r}). Choose a smaller k, or pass allow_fewer=True."
+            f"k={k}, but {len(few)} of {len(users)} unseen users have fewer pairs to adapt to (the fewest: {few[0][0]}, "
+            f"{few[0][1]!r}). Choose a smaller k, or pass allow_fewer=True."
         )
     return _first(data["adapt_unseen"], k, seed, "few-shot")
 

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 from prlhf_kit.data.cards import Tally, dataset, require_known, split_of
 from prlhf_kit.data.schema import SchemaError, record
@@ -82,16 +81,15 @@ def read(
         tally.count(f"comparisons, {name}")
         if not synthetic or _supervised(row):
             found[name][row["worker"]] += 1
-    # in the order of ids first, so that it does not depend on the order of rows
-    table = pd.DataFrame({name: pd.Series(n, dtype=int) for name, n in found.items()}).fillna(0).astype(int)
-    table = table.sort_index().sort_values("train", ascending=False, kind="stable")
-    for name in found:
-        tally.count(f"{'after the policy filter' if synthetic else 'of all workers'}, {name}", int(table[name].sum()))
+    workers = sorted(found["train"] | found["validation"])  # so that it does not depend on the order of rows
+    workers.sort(key=lambda worker: -found["train"][worker])
+    for name, n in found.items():
+        tally.count(f"{'after the policy filter' if synthetic else 'of all workers'}, {name}", n.total())
         if synthetic:
-            tally.count(f"of the top {top} workers, {name}", int(table[name].head(top).sum()))
-    seen = set(table.index[:top])
-    drawn = np.random.RandomState(seed).random_sample(len(table)) < p_longer
-    taste = dict(zip(table.index, np.where(drawn, "longer", "shorter"), strict=True)) if synthetic else {}
+            tally.count(f"of the top {top} workers, {name}", sum(n[worker] for worker in workers[:top]))
+    seen = set(workers[:top])
+    drawn = np.random.RandomState(seed).random_sample(len(workers)) < p_longer
+    taste = dict(zip(workers, np.where(drawn, "longer", "shorter"), strict=True)) if synthetic else {}
     for number, row in enumerate(row for source in sources for row in source):
         worker, part = row["worker"], PARTS[row["split"]]
         split = split_of(worker, "", () if worker in seen else (worker,), 0, seed, part)

@@ -103,21 +103,20 @@ def test_a_system_message_is_replaced_and_braces_in_what_people_say_are_left_alo
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("text", "reason"),
     [
         ("Hello.", "expected community or user_text"),
         ("{community} {age}", "expected community or user_text"),
-        ("{prompt}", "expected community or user_text"),
         ("{community.name}", "expected names alone"),
         ("{community", "can't be read"),
         ("{community} {prompt}\n---\nNow.\n", "belongs into the user message"),
         ("{community}\n---\nNow.\n", "belongs into the user message"),
     ],
 )
-def test_templates_that_cant_be_used_are_refused(tmp_path, text, message):
+def test_templates_that_cant_be_used_are_refused(tmp_path, text, reason):
     file = tmp_path / "bad.txt"
     file.write_text(text)
-    with pytest.raises(SchemaError, match=message):
+    with pytest.raises(SchemaError, match=reason):
         Contexts("true", PEOPLE, file)
 
 
