@@ -35,21 +35,15 @@ def test_good_data_passes_unchanged(good):
     assert list(report.checks["check"]) == list(kit.data.RULES)
 
 
-def test_duplicated_pair_keeps_the_first():
-    rows = [record(f"p{i}", "ann", "Q?", "a", "b") for i in range(3)] + [record("x", "bob", "Q?", "a", "b")]
-    clean, counts = checked(rows)
-    assert clean["train"]["pair_id"] == ["p0", "x"]  # another user may prefer the same
-    assert counts["duplicated pair"] == 2
-
-
 SAID = [("ann", "Q?", *"ab"), ("ann", "Q?", *"ba"), ("ann", "Q?", *"ab"), ("bob", "Q?", *"ba"), ("ann", "Q?", *"ac")]
 CONTRADICTIONS = [record(f"p{i}", *row) for i, row in enumerate([*SAID, ("ann", "R?", *"ba")])]
 
 
-def test_contradictory_pairs_are_all_dropped():
-    clean, counts = checked(CONTRADICTIONS)
+def test_the_first_of_duplicated_pairs_is_kept_and_none_of_contradictory_ones():
+    clean, counts = checked([*CONTRADICTIONS, record("again", "bob", "Q?", "b", "a")])
     assert clean["train"]["pair_id"] == ["p3", "p4", "p5"]
     assert counts["contradictory pair"] == 3
+    assert counts["duplicated pair"] == 1
 
 
 def test_prompts_in_train_and_test_are_dropped_by_rule():
@@ -63,13 +57,10 @@ def test_prompts_in_train_and_test_are_dropped_by_rule():
 
 
 def test_adaptation_prompts_are_not_test_prompts():
-    data = splits(
-        train=[record("p0", "ann", "Q?", "a", "b")],
-        adapt_unseen=[record("a0", "bob", "R?", "a", "b"), record("a1", "bob", "Q?", "a", "b")],
-        test_unseen=[record("t0", "bob", "R?", "a", "b"), record("t1", "bob", "S?", "a", "b")],
-    )
+    adapt, test = ([record(f"{name}{q}", "bob", q, "a", "b") for q in qs] for name, qs in (("a", "RQ"), ("t", "RS")))
+    data = splits(train=[record("p0", "ann", "Q", "a", "b")], adapt_unseen=adapt, test_unseen=test)
     clean, _ = kit.data.check(data, rules=DROP)
-    assert clean["test_unseen"]["pair_id"] == ["t1"]
+    assert clean["test_unseen"]["pair_id"] == ["tS"]
     assert len(clean["adapt_unseen"]) == 2  # to adapt on a training prompt is fair
 
 

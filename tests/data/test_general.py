@@ -36,13 +36,11 @@ def relabelled(i, objective="helpful"):
 
 
 def test_webgpt(tmp_path):
-    rows = [webgpt(i, score) for i, score in enumerate([0.5, -0.25, 0.0, 1.0, -1.0, 0.5])]
-    data, report = kit.data.load_with_report("webgpt", write_lines(tmp_path / "webgpt.jsonl", rows), test_share=0.4)
-    found = {question: chosen for split in data for _, question, chosen, _ in pairs_of(data, split)}
-    wins = {0: "Zero", 1: "One", 3: "Zero", 4: "One", 5: "Zero"}
-    assert found == {f"Why {i}?": f"{word} {i}." for i, word in wins.items()}
+    rows = [webgpt(i, score) for i, score in enumerate([0.5, -0.25, 0.0])]
+    data, report = kit.data.load_with_report("webgpt", write_lines(tmp_path / "webgpt.jsonl", rows), test_share=0)
+    assert [pair[1:3] for pair in pairs_of(data)] == [("Why 0?", "Zero 0."), ("Why 1?", "One 1.")]
     assert report.table.reason.tolist() == ["tie"]
-    assert report.counts == {"comparisons": 6}
+    assert report.counts == {"comparisons": 3}
 
 
 def test_gpt4llm_and_its_cleaned_files(tmp_path):

@@ -10,7 +10,6 @@ from raw import dialogue, write_lines, write_parquet
 import prlhf_kit as kit
 from prlhf_kit.data import compred
 from prlhf_kit.data.cards import DATASETS, share
-from prlhf_kit.data.load import resolved
 
 OWN = {"user_id": "ann", "prompt": "Q?", "chosen": "a", "rejected": "b"}
 
@@ -91,21 +90,15 @@ def test_share_is_independent_of_the_process():
     assert share(0, "a") == pytest.approx(0.08533998760926992)
 
 
-def test_contributing_adds_a_dataset(tmp_path):
+def test_contributing_adds_a_dataset(tmp_path, monkeypatch):
     page = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text()
     code = page.split("## Add a dataset")[1].split("```python\n")[1].split("```")[0]
-    before = set(DATASETS)
-    try:
-        exec(code, {})
-        [name] = set(DATASETS) - before
-        rows = [{"who": "ann", "question": f"Q{i}?", "better": "a", "worse": "b"} for i in range(9)]
-        data, report = kit.data.load_with_report(name, write_lines(tmp_path / "train.jsonl", rows), test_share=0)
-        assert len(data["train"]) == 9
-        assert report.counts == {"rows": 9}
-        assert resolved(name, {}) == {"test_share": 0.1, "seed": 0}
-    finally:
-        for added in set(DATASETS) - before:
-            del DATASETS[added]
+    monkeypatch.setitem(DATASETS, "mine", None)  # so that it goes again
+    exec(code, {})
+    rows = [{"who": "ann", "question": f"Q{i}?", "better": "a", "worse": "b"} for i in range(9)]
+    data, report = kit.data.load_with_report("mine", write_lines(tmp_path / "train.jsonl", rows), test_share=0)
+    assert len(data["train"]) == 9
+    assert report.counts == {"rows": 9}
 
 
 # Real files, where they are there (`../shared/data`; its README says where to get the full sets) ----------------------
