@@ -9,7 +9,7 @@ from pathlib import Path
 from prlhf_kit.data.cards import Tally, dataset, opening, require_known, share, split_of
 from prlhf_kit.data.dialogue import NotAPair, common_prompt, scored_records
 from prlhf_kit.data.schema import SchemaError, message, record
-from prlhf_kit.data.sources import hub_rows, local_files, local_parts, local_rows, rows_of
+from prlhf_kit.data.sources import Rows, hub_rows, local_files, local_parts, local_rows, rows_of
 
 HH, WEBGPT = "Anthropic/hh-rlhf", "openai/webgpt_comparisons"
 SUBSETS = ("helpful", "harmless")
@@ -50,7 +50,9 @@ def hh(
         subsets = SUBSETS if subset == "both" else (subset,)
     for name in subsets:
         if path is None:
-            parts = [(part, hub_rows(HH, part, data_dir=f"{name}-base")) for part in ("train", "test")]
+            parts: list[tuple[str | None, Rows]] = [
+                (part, hub_rows(HH, part, data_dir=f"{name}-base")) for part in ("train", "test")
+            ]
         else:
             parts = local_parts(path, [f"{name}-base/{{part}}.*", f"{name}.{{part}}.*"], [f"{name}*"])
         yield from scored_records(parts, tally, f"hh-{name}", _pair, test_share, seed, count=name)
@@ -84,7 +86,7 @@ def webgpt(
         test_share, seed: for a source without a split of its own, which is split by question.
     """
     if path is None:
-        parts = [(None, hub_rows(WEBGPT, "train", converted=True))]
+        parts: list[tuple[str | None, Rows]] = [(None, hub_rows(WEBGPT, "train", converted=True))]
     else:
         whole = ("webgpt*", "default/train/*", "*train*", "*.parquet", "*.jsonl")
         parts = local_parts(path, ["webgpt.{part}.*"], whole)

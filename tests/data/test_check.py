@@ -75,18 +75,11 @@ def test_users_with_too_few_pairs_leave_every_split():
 
 
 def test_over_long_pairs_count_the_response_and_prompts_do_not(tokenizer):
-    rows = [
-        record("p0", "ann", "Q?", "yes " * 60, "b"),
-        record("p1", "ann", "Q?", "a", "b " * 60),
-        record("p2", "ann", "Q?", "a", "c"),
-        record("p3", "ann", "Why? " * 100, "a", "b"),
-    ]
+    texts = [("Q?", "yes " * 60, "b"), ("Q?", "a", "b " * 60), ("Q?", "a", "c"), ("Why? " * 100, "a", "b")]
+    rows = [record(f"p{i}", "ann", *text) for i, text in enumerate(texts)]
     clean, report = kit.data.check(splits(train=rows), tokenizer, 100, max_tokens=50)
     assert clean["train"]["pair_id"] == ["p2"]
-    assert report.table.to_dict("records") == [
-        {"split": "train", "user_id": "ann", "reason": "over-long pair (max_tokens=50)", "pairs": 2},
-        {"split": "train", "user_id": "ann", "reason": "over-long prompt (max_prompt_tokens=100)", "pairs": 1},
-    ]
+    assert report.table[["split", "user_id", "pairs"]].to_numpy().tolist() == [["train", "ann", 2], ["train", "ann", 1]]
     kept = "1 of 4 pairs kept; dropped: 2 over-long pair (max_tokens=50), 1 over-long prompt (max_prompt_tokens=100)"
     assert report.summary == kept
     assert report.warning == f"75% of the pairs were dropped: {kept}"

@@ -25,19 +25,13 @@ def test_compred(compred_folder):
     reasons = report.table.groupby("reason").pairs.sum().to_dict()
     assert reasons == {"more than 5 pairs of a post": 8, "score ratio below 2": 2}
     for user, question, chosen, rejected in pairs_of(data):
-        better, worse = ("B", "A") if user.endswith("A") else ("A", "B")  # labels 0: B preferred
-        assert (chosen[0], rejected[0]) == (better, worse)
+        assert (chosen[0], rejected[0]) == (("B", "A") if user.endswith("A") else ("A", "B"))  # labels 0: B preferred
         assert question.startswith("Title")
-        assert "\n\nText" in question
     again = kit.data.load("compred", compred_folder, factors=["history", "politics"])
     other = kit.data.load("compred", compred_folder, factors=["history", "politics"], seed=5)
     assert pairs_of(data) == pairs_of(again) != pairs_of(other)
     held = kit.data.load("compred", compred_folder, factors=["history"], unseen=["historyB"])
     assert set(held["test_unseen"]["user_id"]) == {"historyB"} == set(held["adapt_unseen"]["user_id"])
     prompts = compred.prompts(compred_folder, ["science"])
-    assert prompts[0] == {
-        "user_id": "scienceA",
-        "user_text": "r/scienceA",
-        "group": "science",
-        "prompt": [{"role": "user", "content": "Why?"}],
-    }
+    asked = [{"role": "user", "content": "Why?"}]
+    assert prompts[0] == {"user_id": "scienceA", "user_text": "r/scienceA", "group": "science", "prompt": asked}

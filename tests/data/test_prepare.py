@@ -46,18 +46,18 @@ def test_prepared_folders_keep_their_datasets_rules(tmp_path):
 
 def test_prepare_replaces_nothing_but_prepared_folders(tmp_path, capsys):
     source = write_lines(tmp_path / "src" / "x.jsonl", [ROW])
-    victim = tmp_path / "victim"
-    victim.mkdir()
-    (victim / "thesis.txt").write_text("years of work")
+    thesis = tmp_path / "thesis" / "thesis.txt"
+    thesis.parent.mkdir()
+    thesis.write_text("years of work")
     line = ["data", "prepare", "files", "--path", str(source.parent), "-o", "test_share", "0", "--force", "--out"]
     for out, why in (
-        (victim, "is no prepared dataset"),
+        (thesis.parent, "is no prepared dataset"),
         (source.parent, "lie in each other"),
         (tmp_path, "lie in each other"),
     ):
         assert main([*line, str(out)]) == 2
         assert why in capsys.readouterr().err
-    assert (victim / "thesis.txt").exists()
+    assert thesis.exists()
     assert source.exists()
 
 
