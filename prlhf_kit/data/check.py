@@ -211,8 +211,9 @@ def _mark_users(table: pd.DataFrame, rules: Mapping[str, str], min_pairs: int) -
             f"{len(lost)} users of split 'train' have no pairs left, or fewer than {min_pairs}, first {lost[0]!r} "
             f"(dropped: {why}). Mend those pairs, remove the users, or pass rules={{{few!r}: 'drop'}}."
         )
-    seen = table.split.isin(["train", "test_seen"])
-    table.loc[seen & table.user.isin(lost) & (table.reason == ""), "reason"] = few
+    if rules[few] == "drop":
+        seen = table.split.isin(["train", "test_seen"])
+        table.loc[seen & ~table.user.isin(enough) & (table.reason == ""), "reason"] = few
     users = table[table.reason == ""].groupby("split").user.unique()
     for split, there in users.items():
         if split == "test_seen" and (odd := set(there) - enough):

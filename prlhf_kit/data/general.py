@@ -49,10 +49,9 @@ def hh(
     else:
         subsets = SUBSETS if subset == "both" else (subset,)
     for name in subsets:
+        parts: list[tuple[str | None, Rows]] = []
         if path is None:
-            parts: list[tuple[str | None, Rows]] = [
-                (part, hub_rows(HH, part, data_dir=f"{name}-base")) for part in ("train", "test")
-            ]
+            parts += [(part, hub_rows(HH, part, data_dir=f"{name}-base")) for part in ("train", "test")]
         else:
             parts = local_parts(path, [f"{name}-base/{{part}}.*", f"{name}.{{part}}.*"], [f"{name}*"])
         yield from scored_records(parts, tally, f"hh-{name}", _pair, test_share, seed, count=name)
