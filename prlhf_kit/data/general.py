@@ -173,7 +173,7 @@ def hh_relabelled(
     pairs="3 a question: the option that respects the preference against each other one",
     quality="Written by a model. Options are one sentence; the first is always the right one in the source. The same "
     "question can be asked under two preferences.",
-    counts={"questions": 1_000, "topics": 20},
+    counts={"questions": 1_000},
     rules={"prompt in train and test": "drop", "user with too few pairs": "drop"},
 )
 def prefeval(tally: Tally, path: str | Path, *, unseen_share: float = 0.2, seed: int = 0) -> Iterator[tuple[str, dict]]:
@@ -188,7 +188,6 @@ def prefeval(tally: Tally, path: str | Path, *, unseen_share: float = 0.2, seed:
         unseen_share: share of the users that are not trained on.
         seed: draws them.
     """
-    topics: set[str] = set()
     files = local_files(path, "*.json", "mcq_options/*.json")
     rows = ((file, row) for file in files for row in rows_of([file]))
     for number, (file, row) in enumerate(rows):
@@ -197,11 +196,7 @@ def prefeval(tally: Tally, path: str | Path, *, unseen_share: float = 0.2, seed:
         user = hashlib.sha256(row["preference"].encode()).hexdigest()[:12]
         split = "test_unseen" if share(seed, "user", user) < unseen_share else "train"
         tally.count("questions")
-        tally.count("topics", topic not in topics)
-        topics.add(topic)
-        options = row["classification_task_options"]
-        if not isinstance(options, list) or len(options) < 2:
-            raise SchemaError(f"classification_task_options is {options!r}, expected a list of two texts or more.")
-        for i, option in enumerate(options[1:]):
-            pair = (row["question"], options[0], option)
+        right, *others = row["classification_task_options"]
+        for i, option in enumerate(others):
+            pair = (row["question"], right, option)
             yield split, record(f"{number}-{user}-{i}", user, *pair, user_text=row["preference"], group=topic)

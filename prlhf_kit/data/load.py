@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 def load(name: str | Dataset | DatasetDict, path: str | Path | None = None, **options: Any) -> DatasetDict:
     """Load dataset `name` as checked preference records (see `prlhf_kit.data.schema`).
 
-    What the loader and the checks drop is logged as a warning; `load_with_report` returns it.
+    What is dropped is logged as a warning; `load_with_report` returns it.
 
         data = load("dsp", "downloads/dsp", domains=["academy", "business"])
         data["train"][0]["user_id"]  # "academy"

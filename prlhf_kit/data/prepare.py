@@ -32,14 +32,13 @@ def prepare(
 ) -> Path:
     """Write one parquet file a split, `README.md` (a data card that the hub can read too) and `card.json` into `out`.
 
-    Everything is written beside `out` first and moved there at the end: a reader sees all of it or nothing.
-    `kit.data.load(out)` and `datasets.load_dataset(out)` read it.
+    It is written beside `out` and moved there at the end: a reader sees all of it or nothing. `kit.data.load(out)` and
+    `datasets.load_dataset(out)` read it.
 
     Args:
         data, report: what `load_with_report` returned.
         out: new folder; an existing one is refused unless `replace`, and one that was not prepared always.
-        name, path, options: what they were loaded from.
-        limits: tokenizer and limits of the checks, for the card.
+        name, path, options, limits: what they were loaded from, for the card.
     """
     out = Path(out)
     require_free(out, path, replace)

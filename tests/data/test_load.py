@@ -110,7 +110,7 @@ CASES = [  # name, path, options, pairs, counts, pairs a row
     ("hh", "dsp", {"subset": "harmless"}, 1_962, {"harmless": 1_966}, 1),
     ("webgpt", "dsp", {}, 565, {"comparisons": 766}, 1),
     ("hh_relabelled", "hh_relabelled", {}, 3_363, {"pairs": 3_370}, 1),
-    ("prefeval", "prefeval", {}, 2_541, {"questions": 885, "topics": 20}, 3),
+    ("prefeval", "prefeval", {}, 2_541, {"questions": 885}, 3),
 ]
 
 
