@@ -10,9 +10,7 @@ from prlhf_kit.data import compred
 @pytest.mark.parametrize("label", [None, "1", 2])
 def test_a_label_that_is_none_is_no_label(label, tmp_path):
     for split in ("train_pref", "test_pref"):
-        rows = [post(i if split == "train_pref" else 100 + i, "a", k=i) for i in range(4)]
-        rows[1]["labels"] = label
-        write_lines(tmp_path / "history" / f"{split}.jsonl", rows)
+        write_lines(tmp_path / "history" / f"{split}.jsonl", [post(1, "a"), post(2, "a") | {"labels": label}])
     with pytest.raises(kit.data.SchemaError, match="labels is"):
         kit.data.load("compred", tmp_path, factors="history")
 

@@ -16,10 +16,10 @@ ASKED, YES, NO = ({"role": r, "content": c} for r, c in (("user", "Q?"), ("assis
 
 @pytest.mark.parametrize("kind", ["json", "jsonl", "jsonl.gz", "csv", "parquet"])
 def test_own_files(kind, tmp_path):
-    rows = [{"who": i % 3, "question": f"Q{i}?", "good": f"g{i}", "bad": f"b{i}", "about": "me"} for i in range(30)]
+    rows = [{"who": i % 3, "question": f"Q{i}?", "good": f"a, b;{i}", "bad": f"b{i}", "about": "me"} for i in range(30)]
     path = tmp_path / f"mine.{kind}"
-    if kind == "csv":
-        pd.DataFrame(rows).to_csv(path, index=False)
+    if kind == "csv":  # as Excel writes it in Europe
+        pd.DataFrame(rows).to_csv(path, index=False, sep=";", encoding="utf-8-sig")
     else:
         {"parquet": write_parquet, "json": write_json}.get(kind, write_lines)(path, rows)
     columns = {"user_id": "who", "prompt": "question", "chosen": "good", "rejected": "bad", "user_text": "about"}
@@ -80,7 +80,6 @@ def test_damaged_files_are_refused(name, content, reason, tmp_path):
         ({"chosen": "cut \ud83d"}, "x.jsonl: row 1, field 'chosen': .*half a char"),
         ({"\ud83d": 1}, "row 1, field .* half a character"),
         ({"rejected": [{"role": "assistant", "content": 3}]}, "pair 'row-1' of user 'ann' does not fit the record"),
-        ({"prompt": [{"role": "user", "content": 3}]}, "row 1 of .* can't be used as 'files'"),
     ],
 )
 def test_a_row_that_cant_be_used_is_named(changed, reason, tmp_path):
@@ -126,13 +125,6 @@ def test_a_test_split_is_test_seen_and_that_is_said(tmp_path, caplog):
     assert len(kit.data.load(mine["train"], test_share=0)["train"]) == 3
 
 
-@pytest.mark.parametrize("separator", [";", "\t"])
-def test_csv_with_another_separator(separator, tmp_path):
-    row = {**ROW, "chosen": "one, two; three"}
-    pd.DataFrame([row]).to_csv(tmp_path / "x.csv", index=False, sep=separator)
-    assert pairs_of(kit.data.load("files", tmp_path / "x.csv", test_share=0)) == [tuple(row.values())]
-
-
 def test_unseen_users_must_exist_and_may_be_one_name(tmp_path):
     rows = [{**ROW, "user_id": u, "prompt": f"{u}{i}?"} for u in ("a", "an", "ann") for i in range(9)]
     path = write_lines(tmp_path / "x.jsonl", rows)
@@ -141,12 +133,6 @@ def test_unseen_users_must_exist_and_may_be_one_name(tmp_path):
     assert set(data["train"]["user_id"]) == {"a", "an"}
     with pytest.raises(kit.data.SchemaError, match="no user 'zoe'"):
         kit.data.load("files", path, unseen=["zoe"])
-
-
-def test_a_byte_order_mark_is_no_text(tmp_path):
-    row = {**ROW, "prompt": "Grüße?"}
-    (tmp_path / "bom.jsonl").write_bytes(b"\xef\xbb\xbf" + json.dumps(row, ensure_ascii=False).encode())
-    assert pairs_of(kit.data.load("files", tmp_path / "bom.jsonl", test_share=0))[0][1] == "Grüße?"
 
 
 def test_a_field_that_is_null_for_long_and_texts_that_look_like_dates(tmp_path):

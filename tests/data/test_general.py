@@ -78,9 +78,8 @@ def test_hh_original_and_cleaned_files_agree(tmp_path):
     assert all(pairs_of(data, split) == pairs_of(cleaned, split) for split in data)
     for _, said in found:
         assert said.counts["helpful, train"] == 7
-        assert said.table.groupby("reason").pairs.sum().to_dict() == {
-            "the dialogues differ before their last answer": 4
-        }
+        assert set(said.table.reason) == {"the dialogues differ before their last answer"}
+        assert said.table.pairs.sum() == 4
     only = kit.data.load("hh", tmp_path / "hub", subset="harmless")
     assert all(question.startswith("harmless") for _, question, _, _ in pairs_of(only))
 
