@@ -1,7 +1,4 @@
-"""Frozen features of responses: one vector each, computed once and kept on disk by fingerprint.
-
-Rewards that are linear in such features are fitted in seconds (`training/heads.py`).
-"""
+"""Frozen features of responses, on which heads are fitted: one vector each, computed once and kept on disk."""
 
 from __future__ import annotations
 
@@ -75,11 +72,7 @@ class Embedder:
 
 def load_embedder(name: str, max_length: int = 512, batch_size: int = 32) -> Embedder:
     """An embedder by name: "attributes"; `models.SENTENCES` (all-MiniLM-L6-v2); or any language model or encoder of
-    transformers, by hub id or folder.
-
-    Raises:
-        ModelError: no such model.
-    """
+    transformers, by hub id or folder."""
     if name == ATTRIBUTES:
         return Embedder(name)
     model = hub.from_hub(AutoModel, name, dtype=torch.float32).eval()

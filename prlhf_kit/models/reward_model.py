@@ -24,13 +24,12 @@ from prlhf_kit.models.hub import from_hub, weights_in, without_load_report
 from prlhf_kit.models.logprobs import text_nll
 from prlhf_kit.models.saving import (
     condition_as_saved,
-    load_index,
-    load_user_model,
     part_of_weights,
     reference_name,
+    require_binding,
     save_index,
 )
-from prlhf_kit.models.user_index import UserIndex
+from prlhf_kit.models.user_index import INDEX_FILE, UserIndex
 
 POOLING = ("last", "mean", "max", "own")
 REWARD_FILE = "reward.json"
@@ -210,12 +209,11 @@ def load_reward_model(
         if hasattr(model, "lm_head") and (state := part_of_weights(name, "lm_head")):  # trained with the whole model
             model.lm_head.load_state_dict(state)
         model.to(device)
-    index = None
-    if Path(name, "users.json").is_file():
-        index, saved = load_index(name)
+    index, saved = UserIndex.load(name) if Path(name, INDEX_FILE).is_file() else (None, {})
+    if index is not None:
         condition_as_saved(model, name, index, saved)
-        if not adapter:
-            load_user_model(model, name)
     if adapter:
         model = PeftModel.from_pretrained(model, name, is_trainable=trainable)
+    if index is not None:
+        require_binding(model, index, saved, name)
     return model.eval(), index
