@@ -40,7 +40,6 @@ from prlhf_kit.models.user_index import UserIndex
 # Whom an answer is for: a user or a preference in words; several words that are joined in the prompt; several users or
 # preferences that are read one by one, with their weights; None: nobody in particular.
 Who = str | Sequence[str] | Mapping[str, float] | None
-FORMS = ("paper", "released")
 
 
 class Guide(ABC):
@@ -106,9 +105,8 @@ def users_with_weights(users: UserIndex | None, who: Who) -> list[tuple[str | No
     if unknown:
         some = ", ".join(map(repr, users.user_ids[:5]))
         raise DecodingError(
-            f"{unknown[0]!r} has no row in the user index, which knows {len(users.user_ids)} users ({some}, ...). Use "
-            "one of them, None for the generic user, {user_id: weight} for several, or kit.adapt the model to the new "
-            "user first."
+            f"{unknown[0]!r} has no row in the user index of {len(users.user_ids)} users ({some}, ...). Use one of them, "
+            "None for the generic user, {user_id: weight} for several, or kit.adapt the model to the new user first."
         )
     return [(name, 0 if name is None else users.rows([name])[0], share) for name, share in shares.items()]
 
@@ -135,15 +133,13 @@ class PAD(Guide):
     tokenizer: PreTrainedTokenizerBase | None = None
 
     def __post_init__(self):
-        if self.form not in FORMS:
-            raise DecodingError(f"form={self.form!r}: expected one of {', '.join(FORMS)}.")
+        if self.form not in ("paper", "released"):
+            raise DecodingError(f"form={self.form!r}: expected 'paper' or 'released'.")
         conditioned = bool(user_models(self.model))
         if conditioned != (self.users is not None):
             raise DecodingError(
-                "the model has soft tokens for its users: pass users=index, as load_personalized returns it."
-                if conditioned
-                else "users were given, but the model has no soft tokens for them. Leave users out; `who` is then a "
-                "preference in words."
+                "a model with soft tokens for its users needs users=index, as load_personalized returns it; one with no "
+                "soft tokens takes no users: `who` is then a preference in words."
             )
         self._takes_words = conditioned and takes_user_text(self.model)
 
@@ -166,8 +162,7 @@ class PAD(Guide):
             return None
         if name not in self.words:
             raise DecodingError(
-                f"the model was trained with the users' own words, but there are none of {name!r}. Pass "
-                "words={user_id: user_text}."
+                f"the model was trained with the users' own words, but there are none of {name!r}: pass words=."
             )
         return self.words[name]
 
@@ -190,8 +185,8 @@ class ARGS(Guide):
     """Steering by a sequence reward model, which is read at every candidate.
 
     Args:
-        reward: from `load_reward`; a decoder with the base's tokenizer. With `reward.users`, `who` is a user's id; else
-            it stays None.
+        reward: from `load_reward`; a decoder with the base's tokenizer whose reward is read at the last token. With
+            `reward.users`, `who` is a user's id; else it stays None.
     """
 
     reward: SequenceReward
@@ -199,23 +194,20 @@ class ARGS(Guide):
     def __post_init__(self):
         bare: Any = causal_lm(self.reward.model)
         self.model, self.users, self.tokenizer = self.reward.model, self.reward.users, self.reward.tokenizer
-        self.pooling = getattr(bare, "pooling", "own").replace("own", "last")
         self.output, self.window = self.reward.dimension or 0, longest_shared(bare)
         linear = is_decoder(bare) and hasattr(bare, head_name(bare)) and bare.base_model is not bare
-        if not linear or not reads_candidates(self.model):
+        last = getattr(bare, "pooling", "own") in ("own", "last")
+        if not (linear and last and reads_candidates(self.model)):
             raise DecodingError(
-                f"{type(bare).__name__} can't be read token by token: ARGS needs a decoder with a linear reward head, "
-                "which scores candidates in one forward as it scores them one by one (attention that takes a 4-D mask, "
-                "no ALiBi). Choose among finished answers with best_of_n instead."
+                f"{type(bare).__name__} can't be read token by token: ARGS needs a decoder with a linear reward head at "
+                "the last token (pooling 'last') and attention that takes a 4-D mask (no ALiBi). Choose among finished "
+                "answers with best_of_n instead."
             )
 
     def rows(self, owner: int, prompt: Prompt, who: Who, tokenizer: PreTrainedTokenizerBase) -> list[tuple[Row, float]]:
         """One row a user with a weight, or one where the reward model knows none."""
         if self.users is None and who is not None:
-            raise DecodingError(
-                f"the reward model knows no users, so it can't steer for {who!r}. Leave `who` out, or steer with one "
-                "that was trained for users."
-            )
+            raise DecodingError(f"the reward model knows no users, so it can't steer for {who!r}. Leave `who` out.")
         ids = ids_of(self.tokenizer, prompt)
         return [
             (Row(owner, ids, self.model, user=user), share) for _, user, share in users_with_weights(self.users, who)
@@ -224,4 +216,4 @@ class ARGS(Guide):
     def reader(self, rows: Sequence[Row]) -> Reader:
         """Rewards, not log-probabilities."""
         bare: Any = causal_lm(self.model)
-        return CandidateReader(rows, self.pooling, self.output, getattr(bare, head_name(bare)))
+        return CandidateReader(rows, getattr(bare, head_name(bare)), self.output)

@@ -147,8 +147,8 @@ def _shown(tokenizer, number: int, job: Mapping[str, Any], contexts: Contexts | 
     kept = prompt if fits(prompt) else shorten(prompt, fits)
     if kept is None:
         raise DecodingError(
-            f"job {number} has more than max_prompt_tokens={limit} tokens as it is laid out, context and system message "
-            "included, even without its oldest turns. Raise the limit, or shorten its last message."
+            f"job {number} has more than max_prompt_tokens={limit} tokens as it is laid out, with its context, even "
+            "without its oldest turns. Raise the limit, or shorten its last message."
         )
     return {
         "user_id": job["user_id"],

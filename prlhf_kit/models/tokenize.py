@@ -100,8 +100,8 @@ def padded(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Token ids and attention mask, `[N, L]` each.
 
-    `pad_token_id` None: padding repeats a text's first token, for generation: a repetition penalty, which takes no mask,
-    has met that one anyway.
+    `pad_token_id` None: padding repeats a text's first token, which a repetition penalty (it takes no mask) has met
+    anyway.
     """
     width = max(map(len, texts))
     ids = torch.zeros(len(texts), width, dtype=torch.long)
