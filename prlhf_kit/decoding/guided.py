@@ -54,7 +54,7 @@ class GuidedDecoder:
         batch_size: answers at once.
 
     Raises:
-        DecodingError: k beyond the vocabulary, w not finite, no token or batch, or tokenizers that differ.
+        DecodingError: k beyond the vocabulary, w not finite, or tokenizers that differ.
         ModelError: a model was trained with another tokenizer.
         ValueError: transformers' own, of temperature and top_p.
     """
@@ -76,7 +76,6 @@ class GuidedDecoder:
 
     def __post_init__(self):
         guided = self.guide.model
-        self._identities: dict[int, str] = {}  # by the model's id, since hashing weights takes a second a GB
         for model in (self.base, guided):
             if isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning:
                 raise DecodingError(
@@ -97,9 +96,6 @@ class GuidedDecoder:
         self._refuse_another_tokenizer()
         if not 1 <= self.top_k <= self.vocabulary:
             raise DecodingError(f"top_k is {self.top_k}, expected 1 to {self.vocabulary}, the size of the vocabulary.")
-        for name in ("max_new_tokens", "batch_size"):
-            if getattr(self, name) < 1:
-                raise DecodingError(f"{name} is {getattr(self, name)}, expected a whole number from 1 on.")
         self.warpers = LogitsProcessorList([TemperatureLogitsWarper(float(self.temperature))] if self.do_sample else [])
         if self.top_p < 1:
             self.warpers.append(TopPLogitsWarper(self.top_p))
@@ -198,11 +194,10 @@ class GuidedDecoder:
         guide = {name: v for name, v in vars(self.guide).items() if isinstance(v, str | int | float)}
         ends = eos_ids(causal_lm(self.base_model), self.tokenizer)
         ours = [settings, self.weights, type(self.guide).__name__, guide, ends]
-        for row in (row for job in jobs for row in job.rows):
-            if id(row.model) not in self._identities:
-                self._identities[id(row.model)] = identity(row.model)
+        models = {id(row.model): row.model for job in jobs for row in job.rows}
+        identities = {number: identity(model) for number, model in models.items()}  # a second a GB
 
         def read(row: Row) -> list[Any]:
-            return [row.ids, row.adapter, row.head, row.user, self._identities[id(row.model)]]
+            return [row.ids, row.adapter, row.head, row.user, identities[id(row.model)]]
 
         return [short_hash(ours, job.key, read(job.base), [[read(row), f] for row, f in job.guide]) for job in jobs]

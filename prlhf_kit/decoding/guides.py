@@ -105,8 +105,8 @@ def users_with_weights(users: UserIndex | None, who: Who) -> list[tuple[str | No
     if unknown:
         some = ", ".join(map(repr, users.user_ids[:5]))
         raise DecodingError(
-            f"{unknown[0]!r} has no row in the user index of {len(users.user_ids)} users ({some}, ...). Use one of them, "
-            "None for the generic user, {user_id: weight} for several, or kit.adapt the model to the new user first."
+            f"{unknown[0]!r} has no row in the user index of {len(users.user_ids)} users ({some}, ...). Use one of "
+            "them, None for the generic user, {user_id: weight} for several, or kit.adapt the model to the new user."
         )
     return [(name, 0 if name is None else users.rows([name])[0], share) for name, share in shares.items()]
 
@@ -138,8 +138,8 @@ class PAD(Guide):
         conditioned = bool(user_models(self.model))
         if conditioned != (self.users is not None):
             raise DecodingError(
-                "a model with soft tokens for its users needs users=index, as load_personalized returns it; one with no "
-                "soft tokens takes no users: `who` is then a preference in words."
+                "a model with soft tokens needs its users: pass users=index, as load_personalized returns it. To one "
+                "that has no soft tokens pass none: `who` is then a preference in words."
             )
         self._takes_words = conditioned and takes_user_text(self.model)
 
@@ -199,9 +199,9 @@ class ARGS(Guide):
         last = getattr(bare, "pooling", "own") in ("own", "last")
         if not (linear and last and reads_candidates(self.model)):
             raise DecodingError(
-                f"{type(bare).__name__} can't be read token by token: ARGS needs a decoder with a linear reward head at "
-                "the last token (pooling 'last') and attention that takes a 4-D mask (no ALiBi). Choose among finished "
-                "answers with best_of_n instead."
+                f"{type(bare).__name__} can't be read token by token: ARGS needs a decoder with a linear reward head "
+                "at the last token (pooling 'last') and attention that takes a 4-D mask (no ALiBi). Choose among "
+                "finished answers with best_of_n instead."
             )
 
     def rows(self, owner: int, prompt: Prompt, who: Who, tokenizer: PreTrainedTokenizerBase) -> list[tuple[Row, float]]:
