@@ -31,7 +31,7 @@ from transformers import PreTrainedTokenizerBase
 from prlhf_kit.decoding.generate import DecodingError, Prompt, ids_of
 from prlhf_kit.decoding.readers import CandidateReader, Reader, Row, reads_candidates
 from prlhf_kit.models.conditioning import causal_lm, longest_shared, takes_user_text, user_models
-from prlhf_kit.models.preference_head import has_head
+from prlhf_kit.models.preference_head import HEAD
 from prlhf_kit.models.reward_model import head_name, is_decoder
 from prlhf_kit.models.rewards import SequenceReward
 from prlhf_kit.models.saving import reference_model
@@ -168,7 +168,7 @@ class PAD(Guide):
 
     def rows(self, owner: int, prompt: Prompt, who: Who, tokenizer: PreTrainedTokenizerBase) -> list[tuple[Row, float]]:
         """Policies with their weights, and in the paper's form the reference."""
-        tokenizer, head = self.tokenizer or tokenizer, has_head(self.model)
+        tokenizer, head = self.tokenizer or tokenizer, hasattr(causal_lm(self.model), HEAD)
         found = [
             (Row(owner, ids_of(tokenizer, prompt, self._text(name)), self.model, head=head, user=user), share)
             for name, user, share in users_with_weights(self.users, who)

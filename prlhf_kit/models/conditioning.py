@@ -84,8 +84,7 @@ def embed_with_users(
         attention_mask = torch.ones(batch, length, dtype=torch.long, device=inputs_embeds.device)
     if attention_mask.dim() != 2:
         raise ConditioningError(
-            f"the attention mask has shape {tuple(attention_mask.shape)}; user tokens can be put in front of a "
-            "padding mask of shape [batch, length] only."
+            f"the attention mask has shape {tuple(attention_mask.shape)}, with user tokens expected [batch, length]."
         )
     rows = torch.as_tensor(rows, device=inputs_embeds.device)
     if len(rows) != batch or rows.dim() != (3 if rows.is_floating_point() else 1):
@@ -102,7 +101,7 @@ def embed_with_users(
     check_length(model, ahead + int(attention_mask.sum(1).max()))
     # slots of [users, row] in the order [left padding, (first token,) users, other real tokens]
     slots = torch.arange(ahead + length, device=inputs_embeds.device).expand(batch, -1)
-    front = left_padding(attention_mask)[:, None] + _after(user_model)
+    front = _front(user_model, attention_mask)
     order = torch.where(slots < front, slots + ahead, torch.where(slots < front + ahead, slots - front, slots))
     attention_mask = torch.cat([attention_mask.new_ones(batch, ahead), attention_mask], dim=1).gather(1, order)
     joined = torch.cat([users, inputs_embeds], dim=1)
@@ -113,14 +112,9 @@ def embed_with_users(
     }
 
 
-def _after(user_model: nn.Module) -> int:
-    """How many of a row's real tokens stand before the user tokens: 1 after BOS, else 0."""
-    return int(getattr(user_model, "after_bos", False))
-
-
-def left_padding(attention_mask: torch.Tensor) -> torch.Tensor:
-    """Padding tokens before each row's first real one: `[B, L]` -> `[B]`."""
-    return attention_mask.long().argmax(1)
+def _front(user_model: nn.Module, attention_mask: torch.Tensor) -> torch.Tensor:
+    """Where each row's user tokens begin, `[B, 1]`: behind left padding, and BOS where the user model says so."""
+    return attention_mask.long().argmax(1, keepdim=True) + int(getattr(user_model, "after_bos", False))
 
 
 def context_of(config: PretrainedConfig) -> int | None:
@@ -176,7 +170,7 @@ def condition(model: PreTrainedModel, user_model: nn.Module) -> PreTrainedModel:
         inputs = embed_with_users(model, rows, **given)
         batch, total = inputs["attention_mask"].shape
         slots = torch.arange(length, device=inputs["attention_mask"].device).expand(batch, -1)
-        front = left_padding(inputs["attention_mask"])[:, None] + _after(user_model)
+        front = _front(user_model, inputs["attention_mask"])
         kept = slots + (total - length) * (slots >= front)  # the row's own tokens, behind the T_u user tokens
         return args, kwargs | inputs
 

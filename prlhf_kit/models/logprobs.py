@@ -41,13 +41,11 @@ def completion_logits(
     model, sequences: Sequence[tuple[list[int], list[int]]], pad_token_id: int, users: torch.Tensor | None = None
 ) -> torch.Tensor:
     """Logits at the positions that predict each completion's tokens: `[n, longest completion, V]`, shorter ones at the
-    end of their row.
-
-    Sequences are padded on the left, so that the LM head runs over completions only. Arguments: see `response_logps`.
-    """
+    end of their row. Arguments: see `response_logps`."""
     keep = max(len(completion) for _, completion in sequences)
     device = model.get_input_embeddings().weight.device
     texts = [prompt + completion for prompt, completion in sequences]
+    # padded on the left, so that the LM head runs over completions only
     ids, mask = (part.to(device) for part in padded(texts, pad_token_id, "left"))
     if users is None:
         check_length(model, ids.shape[1])
@@ -104,12 +102,9 @@ def score_pairs(
     user_rows: Sequence[int] | None = None,
     batch_size: int = 16,
 ) -> pd.DataFrame:
-    """Log-probabilities of both responses of each pair; with `user_rows`, of `as_read(model, pairs)`.
-
-    Returns:
-        One row a pair: `pair_id`, `user_id`, `chosen_logp`, `rejected_logp` (nats, summed over the completion's
-        tokens), `chosen_tokens`, `rejected_tokens`.
-    """
+    """Log-probabilities of both responses of each pair; with `user_rows`, of `as_read(model, pairs)`. One row a pair:
+    `pair_id`, `user_id`, `chosen_logp`, `rejected_logp` (nats, summed over the completion's tokens), `chosen_tokens`,
+    `rejected_tokens`."""
     rows = None if user_rows is None else [*user_rows, *user_rows]
     asked = tokenize_pairs(tokenizer, pairs if user_rows is None else as_read(model, pairs))
     sequences = [(p, c) for p, c, _ in asked] + [(p, r) for p, _, r in asked]
@@ -152,11 +147,8 @@ def as_read(model, pairs: Dataset) -> Dataset:
 
 
 def add_reference_logps(pairs: Dataset, model, tokenizer: PreTrainedTokenizerBase, batch_size: int = 16) -> Dataset:
-    """`pairs` with the columns `ref_chosen_logps` and `ref_rejected_logps`, from an unconditioned `model`.
-
-    `PersonalizedDPOTrainer` uses them where they are there, so that several trainings on the same pairs share one
-    reference pass.
-    """
+    """`pairs` with the columns `ref_chosen_logps` and `ref_rejected_logps`, from an unconditioned `model`. The trainer
+    uses them where they are there, so that several trainings on the same pairs share one reference pass."""
     scores = score_pairs(model, tokenizer, pairs, batch_size=batch_size)
     for name, column in zip(REFERENCE, ("chosen_logp", "rejected_logp"), strict=True):
         pairs = pairs.add_column(name, scores[column].tolist())

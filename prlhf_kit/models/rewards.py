@@ -43,10 +43,9 @@ def messages(text: Text, role: str) -> list[dict[str, str]]:
 
 @dataclass
 class SequenceReward:
-    """A sequence classifier as reward model: one of the kit's, or any published one.
+    """A sequence classifier as reward model: one of the kit's, or any published one (`load_reward`).
 
     Args:
-        model, tokenizer: see `load_reward`.
         users: rows of the users, where the model is conditioned on them.
         dimension: which output is the reward, of a model with several (ArmoRM's `rewards`, or logits).
         max_length: of prompt and response; the beginning of longer ones is not read.
@@ -146,9 +145,7 @@ def best_of_n(
         candidates: of each prompt at least one; `kit.generate(..., do_sample=True)` makes some.
     """
     if len(candidates) != len(prompts) or not all(candidates):
-        raise ValueError(
-            f"{len(prompts)} prompts and {len(candidates)} lists of candidates: expected one, not empty, each."
-        )
+        raise ValueError(f"{len(candidates)} lists of candidates for {len(prompts)} prompts, expected one each.")
     users = [None] * len(prompts) if user_ids is None else list(user_ids)
     flat = [(i, text) for i, texts in enumerate(candidates) for text in texts]
     scores = reward.score([prompts[i] for i, _ in flat], [text for _, text in flat], [users[i] for i, _ in flat])

@@ -38,11 +38,6 @@ def reference_of(model) -> Iterator[PreTrainedModel | PeftModel]:
 def reference_model(model: PreTrainedModel) -> PreTrainedModel:
     """The model that `model`, all of whose weights were trained, started from: loaded by its name (once)."""
     kept = model.__dict__  # not an attribute, which would make the reference a part of the model
-    if not reference_name(model):
-        raise ConditioningError(
-            f"it is not known what this {type(model).__name__} was trained from, and that is its reference. Set "
-            "model.reference_name to the base model's folder or hub id, or load the model with load_personalized."
-        )
     if "_reference" not in kept:
         kept["_reference"] = load_model(reference_name(model), model.dtype, str(model.device))
     return kept["_reference"]

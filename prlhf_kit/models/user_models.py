@@ -56,9 +56,9 @@ def word_vectors(
 class UserModel(nn.Module):
     """A user model: what is a user's own (`own`, one row a user), and how it becomes soft tokens (`tokens`).
 
-    Subclasses set `own` `[num_rows, ...]` and, as a rule, `generic` `[T_u, d_model]`, define `tokens` (without
-    `generic` also `num_tokens`), and add to `options`. Parameters named in `shared_slow` learn at the adapter's rate,
-    all others at `user_learning_rate`. `row_0_is_zero`: nothing is added for the generic user (`e_i = e_0 + ...`).
+    Subclasses set `own` `[num_rows, ...]`, define `tokens`, and add to `options`. Parameters named in `shared_slow` (as
+    a rule `generic` `[T_u, d_model]`) learn at the adapter's rate, all others at `user_learning_rate`.
+    `row_0_is_zero`: nothing is added for the generic user (`e_i = e_0 + ...`).
 
     Args:
         after_bos: user tokens go after each sequence's first token (a BOS token, as a rule), not in front of it.
@@ -68,7 +68,6 @@ class UserModel(nn.Module):
     """
 
     own: nn.Parameter
-    generic: Any
     shared_slow: tuple[str, ...] = ("generic",)
     row_0_is_zero = True
 
@@ -87,8 +86,8 @@ class UserModel(nn.Module):
 
     @property
     def num_tokens(self) -> int:
-        """T_u, the soft tokens a user takes in the context: as many as the generic user's."""
-        return len(self.generic)
+        """T_u, the soft tokens that a user takes in the context."""
+        return self.tokens(self.own[:1]).shape[1]
 
     def options(self) -> dict[str, Any]:
         """Arguments beside the number of rows and the embeddings, to build an untrained one of the same shape."""
@@ -132,10 +131,6 @@ class IndividualUserModel(UserModel):
             vectors[0] = 0
         self.own = nn.Parameter(vectors)  # o [num_rows, T_u, d_model]
 
-    @property
-    def num_tokens(self) -> int:
-        return self.own.shape[1]
-
     def options(self) -> dict[str, Any]:
         return super().options() | {"add_generic_user": self.row_0_is_zero}
 
@@ -159,10 +154,6 @@ class ClusterUserModel(UserModel):
         self.centres = nn.Parameter(word_vectors(word_embeddings, clusters, num_tokens, **self.start))
         drawn = self.normal(num_rows, clusters)
         self.own = nn.Parameter((drawn / self.SCALE).to(self.centres))  # w / SCALE [num_rows, K]
-
-    @property
-    def num_tokens(self) -> int:
-        return self.centres.shape[1]
 
     def options(self) -> dict[str, Any]:
         return super().options() | {"clusters": len(self.centres)}
