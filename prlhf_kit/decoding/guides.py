@@ -1,20 +1,6 @@
-"""What steers a base model token by token: PAD and ARGS.
-
-Among the base's top-k tokens v, with base(v) its log-probability after processors such as the repetition penalty:
-
-    score(v) = base_factor * base(v) + w * reward(v)
-
-- **PAD, the paper's form** (Chen et al. 2025, arXiv 2410.04070, Eq. 13 and Alg. 2): base_factor = 1, reward(v) = log
-  pi_pers(v | p, s) - log pi_ref(v | s). The base does not see the preference p.
-- **PAD, the released form**: base_factor = 1 - w, reward(v) = log pi_pers(v | p, s), and the base sees the preference.
-  The authors' code takes log-softmax over the candidates only and the base as reference, which differs by a constant a
-  step. At w = 1 the base only picks the candidates. With several people's policies it is multi-objective decoding (MOD:
-  Shi et al. 2024, arXiv 2406.18853).
-- **ARGS** (Khanov et al. 2024, arXiv 2402.01694, Eq. 3): base_factor = 1, reward(v) = r(x, y<t, v) of a sequence
-  reward model.
-
-Log-probabilities are over each model's whole vocabulary. `steered.Steered.steer` adds the terms up; the reference comes
-in with the factor -1 (`PAD.rows`).
+"""What steers a base model token by token: PAD (Chen et al. 2025, arXiv 2410.04070) and ARGS (Khanov et al. 2024, arXiv
+2402.01694). Among the base's top-k tokens v: score(v) = base_factor * base(v) + w * reward(v), where base(v) is the
+base's log-probability over its whole vocabulary, after processors such as the repetition penalty.
 """
 
 from __future__ import annotations
@@ -43,11 +29,8 @@ Who = str | Sequence[str] | Mapping[str, float] | None
 
 
 class Guide(ABC):
-    """What `GuidedDecoder` needs of a guide: `rows`, which are read beside the base, and with which factors they count.
-
-    A subclass sets `model` (what is read), `users` and `tokenizer` (None: the base's). Answers on disk depend on its
-    other plain attributes too.
-    """
+    """What `GuidedDecoder` needs of a guide: `model` (what is read), and `rows`. Answers on disk depend on its plain
+    attributes too. `tokenizer` None: the base's."""
 
     model: Any
     users: UserIndex | None = None
@@ -115,6 +98,12 @@ def users_with_weights(users: UserIndex | None, who: Who) -> list[tuple[str | No
 class PAD(Guide):
     """Steering by a policy that knows the person, against the model that it started from.
 
+    - "paper" (Eq. 13 and Alg. 2): base_factor = 1, reward(v) = log pi_pers(v | p, s) - log pi_ref(v | s). The base does
+      not see the preference p.
+    - "released": base_factor = 1 - w, reward(v) = log pi_pers(v | p, s), and the base sees p. (The authors' code takes
+      log-softmax over the candidates only and the base as reference, which differs by a constant a step.) With several
+      people's policies it is multi-objective decoding (MOD: Shi et al. 2024, arXiv 2406.18853).
+
     Args:
         model: of `load_persrm` (a preference in words; the reference is its own backbone without head and preference),
             of `load_personalized` (a user's soft tokens; the reference is the model it was trained from), a PEFT
@@ -122,7 +111,7 @@ class PAD(Guide):
             is itself without the preference).
         users: rows of the users, for a model with soft tokens. `who` is then a user's id.
         words: users' own words by their id, for a model that was trained with both (`user_text=True`).
-        form: "paper" or "released", see the module.
+        form: "paper" or "released".
         tokenizer: of `model`; may be left out where the base is the model that it was trained from.
     """
 
@@ -182,7 +171,7 @@ class PAD(Guide):
 
 @dataclass
 class ARGS(Guide):
-    """Steering by a sequence reward model, which is read at every candidate.
+    """Steering by a sequence reward model, which is read at every candidate (Eq. 3): reward(v) = r(x, y<t, v).
 
     Args:
         reward: from `load_reward`; a decoder with the base's tokenizer whose reward is read at the last token. With

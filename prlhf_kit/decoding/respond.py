@@ -1,7 +1,5 @@
-"""Answers to test prompts, with the reader in the prompt or in front of it: one for each prompt, and on disk at once.
-
-The released script of ComPO (Kumar et al. 2024, arXiv 2410.16027) leaves some prompts without an answer. Here each has
-one, be it empty.
+"""Answers to test prompts, with the reader in the prompt or in front of it: one for each prompt, be it empty (ComPO's
+released script, arXiv 2410.16027, leaves some out), and on disk at once.
 """
 
 from __future__ import annotations
@@ -68,8 +66,7 @@ def respond(
         contexts: puts readers into the prompts (`data.context`); None: nothing of them.
         index: users whose soft tokens stand in front; others get the generic row.
         max_prompt_tokens: longest prompt as laid out, the context included and soft tokens not. A longer one loses its
-            oldest turns, never the context. None: no limit but the model's own.
-        batch_size: answers at once.
+            oldest turns, never the context.
         generation: as of `generate`.
 
     Returns:

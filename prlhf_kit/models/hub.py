@@ -51,7 +51,7 @@ def load_tokenizer(name: str = EMBEDDED, trust_remote_code: bool = False) -> Pre
     with BOS in front where its tokenizer puts one. A template without a system message gets one (`allow_system`).
 
     Padding is masked everywhere, so that where there is no pad token another special token serves: EOS, else unknown,
-    else BOS. Raises `ModelError`: no such tokenizer, or one without any of these tokens.
+    else BOS.
     """
     tokenizer = from_hub(AutoTokenizer, name, trust_remote_code=trust_remote_code)
     if tokenizer.chat_template is None:
@@ -60,11 +60,6 @@ def load_tokenizer(name: str = EMBEDDED, trust_remote_code: bool = False) -> Pre
     allow_system(tokenizer)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.bos_token
-    if tokenizer.pad_token is None:
-        raise ModelError(
-            f"the tokenizer of {name!r} has no pad, end-of-text, unknown or begin token, so nothing can be padded. "
-            "Name one of its tokens, tokenizer.pad_token = '<|endoftext|>' for instance, and save it (save_pretrained)."
-        )
     return tokenizer
 
 
@@ -84,9 +79,8 @@ def load_model(
     A folder with an adapter (of SFT or vanilla DPO) is its base model with the adapter merged in, so that a later stage
     starts from it and has it as its reference. `quantization_config` is transformers', for QLoRA.
 
-    Raises:
-        ModelError: no such model, the hub can't be reached, the model is not a decoder-only language model, or an
-            adapter that can't be merged: of a personalised model, or into quantized weights.
+    Raises `ModelError`: no such model, one that is no decoder-only language model, or an adapter that can't be merged
+    (of a personalised model, or into quantized weights).
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if Path(name, "adapter_config.json").is_file():
@@ -142,10 +136,9 @@ def from_hub(auto_class, name: str, **kwargs):
     except (OSError, ValueError) as error:
         said = str(error).splitlines() or [type(error).__name__]
         raise ModelError(
-            f"can't load {name!r}: {said[0]} Expected {EMBEDDED!r}, a local folder written by `save_pretrained`, or a "
-            f"hub id. A gated or private model: ask for access on its page (https://huggingface.co/{name}) and log in "
-            "by `hf auth login`, or set HF_TOKEN. No way to the hub from here: download the model elsewhere with "
-            "`hf download`, copy the folder and pass its path."
+            f"can't load {name!r}: {said[0]} Expected {EMBEDDED!r}, a folder of `save_pretrained`, or a hub id. Gated: "
+            f"ask for access on https://huggingface.co/{name} and log in by `hf auth login`, or set HF_TOKEN. No way to "
+            "the hub from here: download it elsewhere with `hf download`, and pass the folder's path."
         ) from error
 
 

@@ -170,10 +170,7 @@ def save_with_reference(
 def text_nll(logits: torch.Tensor, ids: torch.Tensor, asked: torch.Tensor) -> torch.Tensor:
     """Mean negative log-likelihood a token (nats) of each text: `[N]`; 0 for a text of which nothing is asked.
 
-    Args:
-        logits: `[N, L, V]`.
-        ids: `[N, L]`.
-        asked: `[N, L]`, 1 for the tokens to predict; the first position has nothing to be predicted from.
+    `logits`: `[N, L, V]`; `ids`: `[N, L]`; `asked`: `[N, L]`, 1 for the tokens to predict (never the first position).
     """
     asked = asked[:, 1:].to(torch.float32)
     nll = F.cross_entropy(logits[:, :-1].float().transpose(1, 2), ids[:, 1:], reduction="none")

@@ -65,10 +65,7 @@ def _encode_for_encoder(tokenizer, prompt, response, max_length: int | None) -> 
 
 def token_types(attention_mask: torch.Tensor, starts: Sequence[int]) -> torch.Tensor:
     """0 for the prompt, 1 for the response: `[N, L]`, for encoders that tell the two texts of a pair apart.
-
-    Args:
-        starts: `[N]`, where each response begins among the real tokens.
-    """
+    `starts`: `[N]`, where each response begins among the real tokens."""
     behind = attention_mask.cumsum(1) > torch.tensor(starts)[:, None]
     return (behind & attention_mask.bool()).long()
 
@@ -98,11 +95,8 @@ def require_tokenizer(model, tokenizer: PreTrainedTokenizerBase) -> None:
 def padded(
     texts: Sequence[Sequence[int]], pad_token_id: int | None, padding_side: str = "right"
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids and attention mask, `[N, L]` each.
-
-    `pad_token_id` None: padding repeats a text's first token, which a repetition penalty (it takes no mask) has met
-    anyway.
-    """
+    """Token ids and attention mask, `[N, L]` each. `pad_token_id` None: padding repeats a text's first token, which a
+    repetition penalty (it takes no mask) has met anyway."""
     width = max(map(len, texts))
     ids = torch.zeros(len(texts), width, dtype=torch.long)
     mask = torch.zeros_like(ids)
