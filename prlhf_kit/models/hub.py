@@ -137,8 +137,8 @@ def from_hub(auto_class, name: str, **kwargs):
         said = str(error).splitlines() or [type(error).__name__]
         raise ModelError(
             f"can't load {name!r}: {said[0]} Expected {EMBEDDED!r}, a folder of `save_pretrained`, or a hub id. Gated: "
-            f"ask for access on https://huggingface.co/{name} and log in by `hf auth login`, or set HF_TOKEN. No way to "
-            "the hub from here: download it elsewhere with `hf download`, and pass the folder's path."
+            f"ask for access on https://huggingface.co/{name} and log in by `hf auth login`, or set HF_TOKEN. No way "
+            "to the hub from here: download it elsewhere with `hf download`, and pass the folder's path."
         ) from error
 
 

@@ -17,10 +17,9 @@ from transformers.modeling_outputs import ModelOutput
 
 import prlhf_kit as kit
 from prlhf_kit.data.schema import message
-from prlhf_kit.files import in_chunks
 from prlhf_kit.models.conditioning import ConditioningError
 from prlhf_kit.models.embedded import ModelError
-from prlhf_kit.models.reward_model import load_reward_model, new_reward_model, pool, save_reward_model
+from prlhf_kit.models.reward_model import load_reward_model, new_reward_model, pool, save_beside
 from prlhf_kit.models.rewards import SequenceReward, best_of_n, load_reward, preference
 from prlhf_kit.models.tokenize import encode
 from prlhf_kit.models.user_index import UserIndex
@@ -29,12 +28,18 @@ PROMPTS = ["How do I make tea?", "What is rain?", "How do I make tea?"]
 RESPONSES = ["Boil water first, then pour it over the leaves.", "Water.", "No."]
 
 
+def save(model, tokenizer, folder, users=None):
+    """As the trainer does."""
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    save_beside(model, folder, users)
+
+
 def test_saved_models_come_back_and_others_can_load_them(base, tokenizer, tmp_path):
     model = new_reward_model(base, "mean", lm_head=True)
     users = UserIndex(["ann", "bob"])
     kit.condition(model, kit.IndividualUserModel(3, model.get_input_embeddings(), 2))
-    (tmp_path / "rm").mkdir()
-    save_reward_model(model, tokenizer, tmp_path / "rm", users)
+    save(model, tokenizer, tmp_path / "rm", users)
     again, index = load_reward_model(str(tmp_path / "rm"), lm_head=True)
     assert index.user_ids == users.user_ids
     ids, rows = torch.randint(5, 100, (2, 7)), torch.tensor([1, 2])
@@ -52,13 +57,12 @@ def test_an_lm_head_that_is_trained_goes_from_stage_to_stage(base, tokenizer, tm
     model = new_reward_model(base, lm_head=True)
     with torch.no_grad():
         model.lm_head.weight += 1.0
-    (tmp_path / "rm").mkdir()
-    save_reward_model(model, tokenizer, tmp_path / "rm")
+    save(model, tokenizer, tmp_path / "rm")
     again, _ = load_reward_model(str(tmp_path / "rm"), lm_head=True)
     assert torch.equal(again.lm_head.weight, model.lm_head.weight)
     without, _ = load_reward_model(str(tmp_path / "rm"))
     assert not hasattr(without, "lm_head")
-    save_reward_model(again, tokenizer, tmp_path)  # a second stage still knows where the base is
+    save(again, tokenizer, tmp_path)  # a second stage still knows where the base is
     assert json.loads((tmp_path / "reward.json").read_text())["base_model"] == base
 
 
@@ -79,23 +83,6 @@ def test_scores_are_the_same_in_any_batch_and_go_on_after_a_kill(tokenizer, tmp_
     assert reward.score([], []).shape == (0,)
 
 
-def test_killed_in_the_middle_only_the_rest_is_computed(tmp_path):
-    done = []
-
-    def compute(items):
-        if len(done) == 2 and items[0] == 4:
-            raise KeyboardInterrupt
-        done.extend(items)
-        return [[item] for item in items]
-
-    with pytest.raises(KeyboardInterrupt):
-        in_chunks(compute, [1, 2, 4, 5, 6], tmp_path / "x", size=2)
-    assert done == [1, 2]
-    done.append(0)
-    assert in_chunks(compute, [1, 2, 4, 5, 6], tmp_path / "x", size=2).tolist() == [[1], [2], [4], [5], [6]]
-    assert done == [1, 2, 0, 4, 5, 6]
-
-
 def test_judge_and_best_of_n_follow_the_user(base):
     model = new_reward_model(base)
     table = kit.IndividualUserModel(3, model.get_input_embeddings(), 2)
@@ -112,8 +99,6 @@ def test_judge_and_best_of_n_follow_the_user(base):
     assert not torch.allclose(one, other)
     generic = reward.score(PROMPTS[:1], RESPONSES[:1])
     assert generic == reward.score(PROMPTS[:1], RESPONSES[:1], ["a stranger"])
-    with pytest.raises(ValueError, match="one, not empty, each"):
-        best_of_n(reward, PROMPTS[:1], [[]])
     with pytest.raises(ValueError, match="an empty response"):
         reward.score(PROMPTS[:1], [" "])
 
@@ -129,8 +114,6 @@ def test_a_model_with_several_outputs_needs_an_index(tokenizer, tmp_path):
     tokenizer.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="dimension=0 to 2"):
         load_reward(str(tmp_path))
-    with pytest.raises(ValueError, match="outputs 0 to 2"):
-        load_reward(str(tmp_path), dimension=3).score(PROMPTS, RESPONSES)
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
     own = torch.cat([model(input_ids=ids).logits for ids in token_ids(tokenizer)])
     found = load_reward(str(tmp_path), dimension=1).score(PROMPTS, RESPONSES)
