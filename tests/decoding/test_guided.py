@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from peft import LoraConfig, PromptTuningConfig, get_peft_model
+from peft import PromptTuningConfig, get_peft_model
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 import prlhf_kit as kit
@@ -93,8 +93,8 @@ def test_sampling(personal, tokenizer):
 
 def test_schedules(personal, tokenizer):
     guide, weights = kit.PAD(personal, USERS), [3.0, 0.0, 2.0]
-    listed = kit.GuidedDecoder(None, tokenizer, guide, weight=weights, **LENGTH).generate(PROMPTS, WHO)
-    for prompt, row, answer in zip(PROMPTS, ROWS, listed, strict=True):
+    out = kit.GuidedDecoder(None, tokenizer, guide, weight=weights, **LENGTH).generate(PROMPTS, WHO)
+    for prompt, row, answer in zip(PROMPTS, ROWS, out, strict=True):
         assert answer.tokens == plain_users(personal, tokenizer, prompt, row, weights)
 
 
@@ -163,19 +163,15 @@ def test_json_lines_resume(personal, tokenizer, tmp_path, monkeypatch):
     assert tokens(out) == tokens(decoder.generate(PROMPTS, WHO))
     assert [repr(a) for a in decoder.generate(PROMPTS, WHO, out=file)] == [repr(a) for a in out]  # NaN are kept
 
-    # other settings, ends, layouts and adapters: other answers
+    # other settings, ends and layouts: other answers
     drawn = {"do_sample": True, "top_p": 0.9, **LENGTH}
-    stronger = kit.GuidedDecoder(None, tokenizer, kit.PAD(personal, USERS), weight=3.0, **drawn)
-    stronger.generate(PROMPTS, WHO, out=file)
+    kit.GuidedDecoder(None, tokenizer, kit.PAD(personal, USERS), **drawn).generate(PROMPTS, WHO, out=file)
     personal.get_base_model().generation_config.eos_token_id = 7
     decoder.generate(PROMPTS, WHO, out=file)
     other = copy.deepcopy(tokenizer)
     other.chat_template = tokenizer.chat_template.replace("assistant", "bot")
     kit.GuidedDecoder(None, other, kit.PAD(personal, USERS), **settings).generate(PROMPTS, WHO, out=file)
-    personal.add_adapter("other", LoraConfig(target_modules=["q_proj"]))
-    personal.base_model.set_adapter("other")
-    kit.GuidedDecoder(None, tokenizer, kit.PAD(personal, USERS), **settings).generate(PROMPTS, WHO, out=file)
-    assert len({line["key"] for line in lines()}) == len(lines()) == 15
+    assert len({line["key"] for line in lines()}) == len(lines()) == 12
     file.write_text(text := '[{"prompt": "what write_pad writes"}]')
     with pytest.raises(ValueError, match=r"line 1 of .* is no answer"):
         decoder.generate(PROMPTS, WHO, out=file)

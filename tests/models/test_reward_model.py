@@ -7,21 +7,17 @@ from dataclasses import dataclass
 import pytest
 import torch
 from conftest import ALL_FAMILIES, build_tiny
-from transformers import (
-    AutoConfig,
-    AutoModelForSequenceClassification,
-    GPT2Config,
-    GPT2ForSequenceClassification,
-)
+from transformers import AutoModelForSequenceClassification, GPT2Config, GPT2ForSequenceClassification
 from transformers.modeling_outputs import ModelOutput
 
 import prlhf_kit as kit
 from prlhf_kit.data.schema import message
+from prlhf_kit.files import in_chunks
 from prlhf_kit.models.conditioning import ConditioningError
 from prlhf_kit.models.embedded import ModelError
 from prlhf_kit.models.reward_model import load_reward_model, new_reward_model, pool, save_beside
 from prlhf_kit.models.rewards import SequenceReward, best_of_n, load_reward, preference
-from prlhf_kit.models.tokenize import encode
+from prlhf_kit.models.tokenize import encode, padded
 from prlhf_kit.models.user_index import UserIndex
 
 PROMPTS = ["How do I make tea?", "What is rain?", "How do I make tea?"]
@@ -81,6 +77,22 @@ def test_scores_are_the_same_in_any_batch_and_go_on_after_a_kill(tokenizer, tmp_
     monkeypatch.setattr(SequenceReward, "_score", lambda *_: pytest.fail("scored again"))
     assert torch.equal(load_reward(str(tmp_path), **cached).score(PROMPTS, RESPONSES), together)
     assert reward.score([], []).shape == (0,)
+
+
+def test_killed_in_the_middle_only_the_rest_is_computed(tmp_path):
+    done = []
+
+    def compute(items):
+        if len(done) == 2 and items[0] == 4:
+            raise KeyboardInterrupt
+        done.extend(items)
+        return [[item] for item in items]
+
+    with pytest.raises(KeyboardInterrupt):
+        in_chunks(compute, [1, 2, 4, 5, 6], tmp_path / "x", size=2)
+    done.append(0)
+    assert in_chunks(compute, [1, 2, 4, 5, 6], tmp_path / "x", size=2).tolist() == [[1], [2], [4], [5], [6]]
+    assert done == [1, 2, 0, 4, 5, 6]
 
 
 def test_judge_and_best_of_n_follow_the_user(base):
@@ -194,17 +206,12 @@ def test_padding_side_and_lm_head_on_every_family(architecture, tokenizer, tmp_p
     lm = build_tiny(architecture, len(tokenizer))
     lm.save_pretrained(tmp_path)
     texts = [[7, 8, 9, 10, 11, 2], [12, 13, 2]]  # ending with the token that pads, too
-    for pooling in ("last", "max"):
-        model = new_reward_model(str(tmp_path), pooling, lm_head=True)
-        model.config.pad_token_id = 2
-        alone = [model(input_ids=torch.tensor([t])).logits.item() for t in texts]
-        for left in (False, True):
-            room = [2] * 3
-            ids = torch.tensor([texts[0], room + texts[1] if left else texts[1] + room])
-            mask = torch.tensor([[1] * 6, [0] * 3 + [1] * 3 if left else [1] * 3 + [0] * 3])
-            output = model(input_ids=ids, attention_mask=mask, lm_asked=mask)
-            assert output.logits.flatten().tolist() == pytest.approx(alone, abs=1e-4), (pooling, left)
-            for text, nll in zip(texts, output.nll.tolist(), strict=True):
-                own = lm(input_ids=torch.tensor([text]), labels=torch.tensor([text])).loss.item()
-                assert nll == pytest.approx(own, abs=1e-4)
-    assert AutoConfig.from_pretrained(tmp_path).architectures == [type(lm).__name__]
+    model = new_reward_model(str(tmp_path), lm_head=True)
+    model.config.pad_token_id = 2
+    alone = [model(input_ids=torch.tensor([t])).logits.item() for t in texts]
+    losses = [lm(input_ids=torch.tensor([t]), labels=torch.tensor([t])).loss.item() for t in texts]
+    for side in ("left", "right"):
+        ids, mask = padded(texts, 2, side)
+        output = model(input_ids=ids, attention_mask=mask, lm_asked=mask)
+        assert output.logits.flatten().tolist() == pytest.approx(alone, abs=1e-4), side
+        assert output.nll.tolist() == pytest.approx(losses, abs=1e-4), side
