@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from prlhf_kit.decoding.guides import PAD, Guide, Who
+from prlhf_kit.decoding.guides import PAD, Who
 from prlhf_kit.decoding.readers import Row, reading
 from prlhf_kit.models.logprobs import sequence_logps
 from prlhf_kit.models.rewards import Text, messages
@@ -37,8 +37,6 @@ class ImplicitReward:
         require_tokenizer(self.guide.model, self.tokenizer)
         if self.guide.form != "paper":
             raise ValueError(f"form={self.guide.form!r} has no reference, so no reward. Pass PAD(..., form='paper').")
-        if type(self.guide).reader is not Guide.reader:
-            raise ValueError(f"{type(self.guide).__name__} reads rewards in its own way, which is no implicit reward.")
 
     def score(
         self, prompts: Sequence[Text], responses: Sequence[Text], user_ids: Sequence[Who] | None = None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -50,12 +49,8 @@ class Embedder:
             read = prompt if self.decoder else []
             ids, start = encode(self.tokenizer, read, response, self.max_length, self.decoder)
             asked.append((tuple(ids), start))
-        kept = None if cache is None else cache / self._weights
+        kept = None if cache is None else cache / hub.weights_hash(self.model)
         return in_batches(self._embed, asked, self.batch_size, kept, f"embedding ({self.name})")
-
-    @cached_property
-    def _weights(self) -> str:
-        return hub.weights_hash(self.model)
 
     @torch.inference_mode()
     def _embed(self, batch: Sequence[tuple[tuple[int, ...], int]]) -> np.ndarray:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -69,11 +68,6 @@ class SequenceReward:
         if self.model.config.pad_token_id is None:
             self.model.config.pad_token_id = self.tokenizer.pad_token_id
 
-    @cached_property
-    def _fingerprint(self) -> str:
-        pooling = getattr(causal_lm(self.model), "pooling", None)
-        return short_hash(hub.weights_hash(self.model), pooling, self.dimension)
-
     def score(
         self, prompts: Sequence[Text], responses: Sequence[Text], user_ids: Sequence[str | None] | None = None
     ) -> torch.Tensor:
@@ -83,13 +77,15 @@ class SequenceReward:
         rows = [GENERIC] * len(prompts)
         if self.users is not None and user_ids is not None:
             rows = self.users.rows(user_ids, unknown="generic")
-        decoder = is_decoder(causal_lm(self.model))
+        bare: Any = causal_lm(self.model)
         asked = []
         for prompt, response, row in zip(prompts, responses, rows, strict=True):
             read, written = messages(prompt, "user"), messages(response, "assistant")
-            ids, start = encode(self.tokenizer, read, written, self.max_length, decoder)
+            ids, start = encode(self.tokenizer, read, written, self.max_length, is_decoder(bare))
             asked.append((tuple(ids), start, row))
-        kept = None if self.cache is None else self.cache / self._fingerprint
+        kept = self.cache
+        if kept is not None:  # by all that decides a score
+            kept /= short_hash(hub.weights_hash(self.model), getattr(bare, "pooling", None), self.dimension)
         return torch.from_numpy(in_batches(self._score, asked, self.batch_size, kept, "scoring"))
 
     @torch.inference_mode()
