@@ -101,9 +101,7 @@ class GuidedDecoder:
             self.warpers.append(TopPLogitsWarper(self.top_p))
         given = torch.atleast_1d(torch.as_tensor(self.weight, dtype=torch.float64)).tolist()[: self.max_new_tokens]
         if not given or not all(map(math.isfinite, given)):
-            raise DecodingError(
-                f"weight is {self.weight}, expected finite numbers (0: the base model, 1: PAD's default)."
-            )
+            raise DecodingError(f"weight is {self.weight}, expected finite numbers (0 is the base alone).")
         self.weights = given + given[-1:] * (self.max_new_tokens - len(given))  # w of every token
 
     def _refuse_another_tokenizer(self) -> None:

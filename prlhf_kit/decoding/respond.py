@@ -97,13 +97,14 @@ def respond(
     began = short_hash(made_by, drawn)
     keys = [short_hash(began, question, i if drawn else 0) for i, question in enumerate(asked)]
     questions = dict(zip(keys, zip(asked, rows, strict=True), strict=True))  # equal ones once
+    order = list(questions)
     batches = in_batches([len(ids) for (ids, _), _ in questions.values()], batch_size)
 
     path = Path(path)
     with locked(path):
         found = read_lines(path, lambda row: {name: row[name] for name in Written._fields}, "answer of respond")
         for number, places in enumerate(tqdm(batches, desc=f"answers of {system}", disable=None, leave=False)):
-            batch = [list(questions)[place] for place in places]
+            batch = [order[place] for place in places]
             left = [key for key in batch if key not in found]
             if not left:
                 continue

@@ -14,7 +14,6 @@ from prlhf_kit.data.schema import message
 from prlhf_kit.decoding.implicit import ImplicitReward
 from prlhf_kit.decoding.respond import respond
 from prlhf_kit.models.tokenize import tokenizer_hash
-from prlhf_kit.training.recipe import Recipe, train
 
 
 @pytest.mark.parametrize("architecture", ["llama"])
@@ -26,21 +25,20 @@ def test_sampling_is_seeded(personal, tokenizer):
     assert one == kit.generate(personal, tokenizer, PROMPTS, np.array([1, 2, 3]), seed=1, **options)
 
 
-def test_a_tokenizer_that_the_model_was_not_trained_with_is_refused(base, pairs, tokenizer, tmp_path):
+@pytest.mark.parametrize("architecture", ["llama"])
+def test_a_tokenizer_that_the_model_was_not_trained_with_is_refused(personal, base, pairs, tokenizer, tmp_path):
     """By its hash in `users.json`, wherever the model is used; without a hash by the number of its tokens."""
-    settings = {"max_steps": 1, "report_to": "none", "use_cpu": True}
-    train(Recipe(settings=settings, adapter={"target_modules": ["q_proj"]}), base, pairs, tmp_path / "pdpo")
-    model, users = kit.load_personalized(tmp_path / "pdpo")
-    assert json.loads((tmp_path / "pdpo" / "users.json").read_text())["tokenizer"] == tokenizer_hash(tokenizer)
+    personal.get_base_model().tokenizer_hash = tokenizer_hash(tokenizer)  # as the trainer leaves it
+    kit.save_personalized(personal, kit.UserIndex(["ann", "bob", "eve"]), tmp_path)
+    model, users = kit.load_personalized(tmp_path, base)
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     state["model"]["merges"].reverse()
     other = copy.deepcopy(tokenizer)
     other._tokenizer = type(tokenizer.backend_tokenizer).from_str(json.dumps(state))
-    rows = [{"user_id": "a", "prompt": PROMPTS[0]}]
     for use in (
         lambda: kit.generate(model, other, PROMPTS[:1], [1]),
         lambda: kit.GuidedDecoder(None, other, kit.PAD(model, users)),
-        lambda: respond(model, other, rows, tmp_path / "answers", system="a"),
+        lambda: respond(model, other, [], tmp_path / "answers", system="a"),
         lambda: ImplicitReward(kit.PAD(model, users), other),
         lambda: kit.adapt(model, other, pairs),
     ):
@@ -51,7 +49,6 @@ def test_a_tokenizer_that_the_model_was_not_trained_with_is_refused(base, pairs,
     longer.add_tokens(["zzz"])
     with pytest.raises(kit.ModelError, match="601 tokens, the model's embedding has 600"):
         kit.generate(model, longer, PROMPTS[:1], [1])
-    assert kit.generate(model, tokenizer, PROMPTS[:1], [1])
 
 
 @pytest.mark.parametrize("architecture", ["llama"])

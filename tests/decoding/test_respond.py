@@ -70,9 +70,6 @@ def test_finished_counts_tokens_before_the_end(make_tiny, tokenizer, tmp_path):
     assert mute.finished[0]
     assert len(mute) == len(JOBS)
     model.generation_config.eos_token_id = 2
-    least = respond(model, tokenizer, JOBS, tmp_path / "a", system="a", min_new_tokens=8, **LENGTH)
-    assert list(least.tokens) == [8] * len(JOBS)
-    assert not least.finished.any()
     text = free.answer[0][1:4]
     stopped = respond(model, tokenizer, JOBS[:1], tmp_path / "a", system="a", stop_strings=[text], **LENGTH)
     assert free.answer[0].startswith(stopped.answer[0])

@@ -120,20 +120,8 @@ def token_ids(tokenizer):
     return [torch.tensor([encode(tokenizer, message("user", p), message("assistant", r))[0]]) for p, r in texts]
 
 
-def test_a_model_with_several_outputs_needs_an_index(tokenizer, tmp_path):
-    config = GPT2Config(n_embd=32, n_layer=1, n_head=4, vocab_size=len(tokenizer), num_labels=3, pad_token_id=2)
-    GPT2ForSequenceClassification(config).save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="dimension=0 to 2"):
-        load_reward(str(tmp_path))
-    model = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
-    own = torch.cat([model(input_ids=ids).logits for ids in token_ids(tokenizer)])
-    found = load_reward(str(tmp_path), dimension=1).score(PROMPTS, RESPONSES)
-    assert found.tolist() == pytest.approx(own[:, 1].tolist(), abs=1e-5)
-
-
 def test_a_model_of_armorms_shape(base, tokenizer):
-    """One logit, several `rewards`, a head of another name, and a decoder below."""
+    """One logit, several `rewards`, a head of another name, and a decoder below; or several logits."""
 
     @dataclass
     class Output(ModelOutput):
@@ -159,6 +147,14 @@ def test_a_model_of_armorms_shape(base, tokenizer):
     for dimension, rewards in ((3, own[:, 3]), (None, own.mean(1))):
         found = SequenceReward(model, tokenizer, dimension=dimension).score(PROMPTS, RESPONSES)
         assert found.tolist() == pytest.approx(rewards.tolist(), abs=1e-5)
+    model.config.num_labels = 4
+    model.forward = lambda input_ids, attention_mask: Output(
+        logits=ArmoShape.forward(model, input_ids, attention_mask).rewards
+    )
+    found = SequenceReward(model, tokenizer, dimension=3).score(PROMPTS, RESPONSES)
+    assert found.tolist() == pytest.approx(own[:, 3].tolist(), abs=1e-5)
+    with pytest.raises(ValueError, match="dimension=0 to 3"):
+        SequenceReward(model, tokenizer)
 
 
 def test_an_encoder_reads_prompt_and_response_as_its_tokenizer_joins_them(bert):
