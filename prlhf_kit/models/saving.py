@@ -102,9 +102,8 @@ def require_binding(model, index: UserIndex, saved: dict[str, Any], folder: str 
     """Raise `ModelError` where `users.json` in `folder` is not of the user model that `model` got from there."""
     if saved.get("binding") not in (None, binding(user_models(model)[-1].state_dict(), index)):
         raise ModelError(
-            f"{folder}: users.json does not belong to the user model beside it (users or weights are others than those "
-            "that were saved together), so users would get each other's answers. Put back the folder as training wrote "
-            "it, or train again."
+            f"{folder}: users.json does not belong to the user model beside it, so users would get each other's answers. "
+            "Put back the folder as training wrote it, or train again."
         )
 
 
@@ -148,6 +147,8 @@ def load_personalized(
         ModelError: `users.json` belongs to other weights.
     """
     whole = not Path(folder, "adapter_config.json").exists()
+    if not whole and list(Path(folder).glob("model*.safetensors")):
+        raise ConditioningError(f"{folder} holds an adapter and a whole model, of two trainings. Delete the older one.")
     index, saved = UserIndex.load(folder)
     if saved["user_model"] is None:
         raise ConditioningError(
