@@ -102,7 +102,7 @@ def require_binding(model, index: UserIndex, saved: dict[str, Any], folder: str 
     """Raise `ModelError` where `users.json` in `folder` is not of the user model that `model` got from there."""
     if saved.get("binding") not in (None, binding(user_models(model)[-1].state_dict(), index)):
         raise ModelError(
-            f"{folder}: users.json does not belong to the user model beside it, so users would get each other's answers. "
+            f"{folder}: users.json does not belong to the user model beside it: users would get each other's answers. "
             "Put back the folder as training wrote it, or train again."
         )
 
