@@ -17,6 +17,7 @@ from prlhf_kit.compare.systems import Reward, System, User
 from prlhf_kit.data.chat import prompt_text
 from prlhf_kit.decoding.answers import GuidedAnswer
 from prlhf_kit.decoding.generate import DecodingError, Prompt
+from prlhf_kit.models.conditioning import ConditioningError
 
 STYLE = f"<style>{Path(__file__).with_name('widgets.css').read_text(encoding='utf-8')}</style>"
 LOOKS: Any = (
@@ -150,7 +151,7 @@ class Card:
                     found = {name: reward(user, prompt, self.text) for name, reward in rewards.items()}
                     self.rewards += [(user, name, value) for name, value in found.items() if value is not None]
         except Exception as error:  # whatever a model or a reward raises is shown where it happened
-            kind = "" if isinstance(error, DecodingError) else f"{type(error).__name__}: "
+            kind = "" if isinstance(error, DecodingError | ConditioningError) else f"{type(error).__name__}: "
             self.state, self.error = "failed", f"{kind}{error}"
 
 

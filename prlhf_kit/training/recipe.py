@@ -259,7 +259,7 @@ def require(recipe: Recipe, model: str, pairs: Dataset, name: str = "train") -> 
     LoraConfig(**recipe.adapter)
     tokenizer, config = load_tokenizer(model), from_hub(AutoConfig, model).get_text_config()
     kind: Any = USER_MODELS[recipe.user_model]
-    users = kind(1, torch.zeros(config.vocab_size, 1), **recipe.user_model_options)  # the smallest one
+    users = kind(1, torch.nn.Embedding(config.vocab_size, 1), **recipe.user_model_options)  # the smallest one
     if recipe.method == "dpo_text" or (recipe.method == "pdpo" and users.user_text):
         pairs = with_user_text(writable(pairs))
     user_tokens = 0 if recipe.method in WITHOUT_USERS else users.num_tokens

@@ -157,7 +157,7 @@ def test_an_error_is_shown_on_its_card_and_others_go_on(panel, tokenizer, offere
     assert "1 failed" in comparison.status.value
     comparison = panel(offered.systems[:1])
     comparison.prompt.value = "word " * 400
-    assert "exceed the model&#39;s context" in bodies(generated(comparison))[0]
+    assert "exceeds the model&#39;s context" in bodies(generated(comparison))[0]
 
 
 def test_what_can_not_be_asked_is_refused_in_place(panel, offered):

@@ -347,7 +347,7 @@ def test_user_model_beats_the_generic_row_on_held_out_pairs(tokenizer, tmp_path)
     users = ["structured-1", "companion-1"]
     train, test = (data[s].filter(lambda row: row["user_id"] in users) for s in ("train", "test_seen"))
     model = build_tiny("llama", len(tokenizer))
-    kit.condition(model, kit.IndividualUserModel(3, model.get_input_embeddings(), 10, SEED))
+    kit.condition(model, kit.IndividualUserModel(3, model.get_input_embeddings(), 10, seed=SEED))
     args = kit.PersonalizedDPOConfig(
         output_dir=str(tmp_path),
         alpha=1.0,
