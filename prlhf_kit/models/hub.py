@@ -138,7 +138,7 @@ def _merged(folder: str, dtype: torch.dtype, device: str, quantization_config) -
     if quantization_config is not None:
         raise ModelError(
             f"{folder} is an adapter; merged into 4-bit weights it would be rounded. Write the merged model first "
-            "(prlhf_kit.training.sft.write_merged) and load that in 4 bits."
+            f"(kit.load_model({folder!r}).save_pretrained(...), with its tokenizer) and load that in 4 bits."
         )
     require_start(folder, adapter["base_model_name_or_path"])
     base = load_model(adapter["base_model_name_or_path"], torch.float32, "cpu")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import json
 import os
@@ -27,6 +28,13 @@ def read_recipe(kind: type, path: str | Path) -> tuple[Any, str, Dataset, str, D
     fields = json.loads(Path(path).read_text())
     model, pairs, out, evaluation = (fields.pop(name, "") for name in ("model", "pairs", "out", "evaluation"))
     return kind(**fields), model, load_from_disk(pairs), out, load_from_disk(evaluation) if evaluation else None
+
+
+def command(doc: str | None) -> argparse.ArgumentParser:
+    """The command line of a module that trains a recipe; its `__doc__` is the help."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe", type=Path, help="JSON file with the recipe's fields")
+    return parser
 
 
 def writable(pairs: Dataset) -> Dataset:

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase, Trainer
 from prlhf_kit.models.conditioning import ATTRIBUTE, causal_lm, user_model_of, user_models
 from prlhf_kit.models.tokenize import TOKENIZER, tokenizer_hash
 from prlhf_kit.models.user_index import UserIndex
-from prlhf_kit.training.resume import Checkpoints, damage, last_checkpoint
+from prlhf_kit.training.resume import Checkpoints, last_checkpoint
 
 USER_METRICS = "user_metrics.parquet"
 
@@ -86,13 +86,8 @@ class PersonalizedTraining(Trainer):
         """TRL's, with the table of the checkpoint; what a killed training has evaluated is not evaluated again."""
         folder = last_checkpoint(self.args.output_dir) if resume_from_checkpoint is True else resume_from_checkpoint
         if folder:
-            if damaged := damage(Path(folder)):
-                raise ValueError(
-                    f"{folder} is no complete checkpoint: {damaged[0]} is missing or damaged, or an earlier version "
-                    "wrote it. Resume from another one, or delete the checkpoints to train anew."
-                )
             self.table.load(folder)
-            self.args.eval_on_start = False  # early stopping would count it twice
+            self.args.eval_on_start = False
         return super().train(resume_from_checkpoint=folder, **kwargs)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
@@ -112,7 +107,7 @@ def index_for(model, user_ids: Iterable[str], index: UserIndex | None) -> UserIn
     """`index`, or one of the training pairs' `user_ids`, for a conditioned `model`.
 
     Raises:
-        ValueError: a user without a row, or a user model with another number of rows.
+        ValueError: no user model, a user without a row, or a user model with another number of rows.
     """
     users = sorted(set(user_ids))
     index = index or UserIndex(users)
@@ -121,6 +116,7 @@ def index_for(model, user_ids: Iterable[str], index: UserIndex | None) -> UserIn
             f"{len(missing)} users of the training set have no row in the user index, first {missing[0]!r}. "
             "Build the index from the training set: UserIndex(sorted(set(train['user_id'])))."
         )
+    user_model_of(model)
     rows = getattr(user_models(model)[-1], "num_rows", len(index))
     if rows != len(index):
         raise ValueError(

@@ -8,7 +8,6 @@ What follows the recipe goes to `accelerate launch`, which then trains each of i
 
 from __future__ import annotations
 
-import argparse
 import math
 import os
 from collections.abc import Sequence
@@ -37,6 +36,7 @@ from prlhf_kit.training.controls import LABELS, WITHOUT_USERS, control_pairs
 from prlhf_kit.training.launch import (
     DTYPES,
     check_train_base,
+    command,
     launch_recipe,
     load_base as load_base,
     read_recipe,
@@ -44,9 +44,7 @@ from prlhf_kit.training.launch import (
 )
 from prlhf_kit.training.pdpo import FROZEN_BASE, PersonalizedDPOTrainer
 from prlhf_kit.training.resume import HISTORY, fit
-from prlhf_kit.training.sft import SFTRecipe, contexts_of, train_sft, with_reader, write_merged
-
-ADAPTERS = ("stacked", "merged")
+from prlhf_kit.training.sft import SFTRecipe, contexts_of, train_sft, with_reader
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,9 +63,8 @@ class Recipe:
             reference see the same prompts. Pairs that have a context already are taken as they are, with "none".
         sft: a supervised stage before, on the same pairs: arguments of `SFTRecipe` (`{}`: all defaults), and `out`, its
             folder (default `<out>-sft`), which recipes may share. The policy then starts from the SFT model, which is
-            the reference: it sees the same prompts, but no soft tokens. None: no such stage.
-        adapters: "stacked": the SFT adapter stays a small file, merged when the kit loads the model (PEFT by itself
-            would leave it out). "merged": it is merged once, and written as a whole model.
+            the reference: it sees the same prompts, but no soft tokens. Its adapter stays a small file, merged when the
+            kit loads the model (PEFT by itself would leave it out). None: no such stage.
     """
 
     method: str = "pdpo"
@@ -81,21 +78,20 @@ class Recipe:
     template: str = ""
     context_seed: int = 0
     sft: dict[str, Any] | None = None
-    adapters: str = "stacked"
 
     def __post_init__(self):
         check_train_base(self.train_base, ("lora", "qlora", "full", "frozen"))
         require_context(self.context)
-        known = {"adapters": ADAPTERS, "dtype": DTYPES, "method": ("pdpo", *LABELS), "user_model": tuple(USER_MODELS)}
+        known = {"dtype": DTYPES, "method": ("pdpo", *LABELS), "user_model": tuple(USER_MODELS)}
         for name, values in known.items():
             if getattr(self, name) not in values:
                 raise ValueError(f"{name}={getattr(self, name)!r}: expected one of {', '.join(values)}.")
         if self.sft is not None:
             sft_of(self)
-            if self.train_base == "qlora" and self.adapters == "stacked":
+            if self.train_base == "qlora":
                 raise ValueError(
-                    "train_base='qlora' after SFT needs adapters='merged': the adapter is merged in full precision, "
-                    "written, and that model is loaded in 4 bits, rounded, as the start and as the reference."
+                    "train_base='qlora' can't start from an SFT adapter, which would be rounded. Train the stages one "
+                    "by one, and between them write the merged model: kit.load_model(sft).save_pretrained(folder)."
                 )
         own = "method='dpo_text'" if self.method == "dpo_text" else "user_text of the user model"
         if self.context != "none" and (self.method == "dpo_text" or self.user_model_options.get("user_text")):
@@ -229,24 +225,21 @@ def after_sft(
     for name, pairs in told.items():
         require(recipe, model, pairs, name)
     first = sft_of(recipe)
-    folder = start = (recipe.sft or {}).get("out", f"{out}-sft")
+    folder = (recipe.sft or {}).get("out", f"{out}-sft")
     evaluation = sets.get("evaluation") if first.settings.get("eval_strategy", "no") != "no" else None
     Path(folder).parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         train_sft(first, model, sets["pairs"], folder, evaluation, launch)
-        if recipe.adapters == "merged" and first.train_base != "full":
-            start = f"{folder}-merged"
-            write_merged(folder, start)
         base = None
         for name, pairs in told.items():
-            loaded = [recipe.train_base == "qlora", recipe.train_base == "full", torch.cuda.is_available()]
-            made_from = [weights_in(start), loaded, contexts.config, fingerprint({name: pairs})]
+            loaded = [recipe.train_base == "full", torch.cuda.is_available()]
+            made_from = [weights_in(folder), loaded, contexts.config, fingerprint({name: pairs})]
             kept = Path(f"{folder}-{name}-{short_hash(*made_from)[:12]}")
             if not kept.exists():
-                base = base or load_base(start, recipe.train_base, dtype=recipe.dtype)
-                save_with_reference(pairs, base, load_tokenizer(start), kept)
+                base = base or load_base(folder, recipe.train_base, dtype=recipe.dtype)
+                save_with_reference(pairs, base, load_tokenizer(folder), kept)
             told[name] = load_from_disk(str(kept))
-    return start, told, base
+    return folder, told, base
 
 
 def require(recipe: Recipe, model: str, pairs: Dataset, name: str = "train") -> None:
@@ -272,12 +265,6 @@ def require(recipe: Recipe, model: str, pairs: Dataset, name: str = "train") -> 
         )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe", type=Path, help="JSON file, see launch.read_recipe")
-    known, launch = parser.parse_known_args()
-    train(*read_recipe(Recipe, known.recipe), launch=launch)
-
-
 if __name__ == "__main__":
-    main()
+    known, others = command(__doc__).parse_known_args()
+    train(*read_recipe(Recipe, known.recipe), launch=others)

@@ -93,7 +93,6 @@ class RewardCollator:
 
     pad_token_id: int
     lm_threshold: float | None
-    lm_on_prompt: bool
     two_types: bool = False
     padding_side: str = "right"
 
@@ -112,14 +111,10 @@ class RewardCollator:
             "input_ids": ids,
             "attention_mask": attended,
         }
-        starts = [n for e in examples for n in e["prompt_tokens"]]
         if self.two_types:
-            batch["token_type_ids"] = token_types(attended, starts)
+            batch["token_type_ids"] = token_types(attended, [n for e in examples for n in e["prompt_tokens"]])
         if self.lm_threshold is not None:
-            asked = attended * (scores[mask] > self.lm_threshold)[:, None]  # [N, L]
-            if not self.lm_on_prompt:
-                asked = asked * (attended.cumsum(1) > torch.tensor(starts)[:, None])
-            batch["lm_asked"] = asked
+            batch["lm_asked"] = attended * (scores[mask] > self.lm_threshold)[:, None]  # [N, L]
         if "user_row" in examples[0]:
             batch["user_rows"] = torch.tensor([e["user_row"] for e in examples for _ in e["scores"]])
         return batch

@@ -6,7 +6,6 @@ accelerate launch --config_file configs/ddp.yaml -m prlhf_kit.training.reward_st
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -16,20 +15,20 @@ from typing import Any
 
 import pandas as pd
 import torch
-from datasets import Dataset, DatasetDict, concatenate_datasets, load_from_disk
+from datasets import Dataset, DatasetDict, load_from_disk
 from peft import LoraConfig, PeftModel
 
-from prlhf_kit.data.select import drawn, sampled, split_by
+from prlhf_kit.data.select import drawn, joined, sampled, split_by
 from prlhf_kit.models.conditioning import causal_lm, condition
 from prlhf_kit.models.hub import load_tokenizer
 from prlhf_kit.models.reward_model import REWARD_FILE, load_reward_model, new_reward_model
-from prlhf_kit.models.tokenize import encode
+from prlhf_kit.models.tokenize import fitting
 from prlhf_kit.models.user_index import UserIndex
 from prlhf_kit.models.user_models import USER_MODELS
-from prlhf_kit.training.launch import writable
+from prlhf_kit.training.config import PersonalizedRewardConfig
+from prlhf_kit.training.launch import command
 from prlhf_kit.training.resume import fit
 from prlhf_kit.training.reward import EVALUATIONS, PersonalizedRewardTrainer
-from prlhf_kit.training.reward_config import PersonalizedRewardConfig, StopEarly
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,6 @@ class RewardRecipe:
         user_model, user_model_options: a user model in front of the backbone (`USER_MODELS`); "": none.
         settings: arguments of `PersonalizedRewardConfig`.
         evaluation: name -> folder of the sets that are evaluated.
-        patience: stop after so many evaluations without a better `metric_for_best_model` (in `settings`); 0: never.
     """
 
     model: str
@@ -89,7 +87,6 @@ class RewardRecipe:
     user_model_options: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     evaluation: dict[str, str] = field(default_factory=dict)
-    patience: int = 0
 
 
 def build_reward_trainer(recipe: RewardRecipe) -> PersonalizedRewardTrainer:
@@ -106,16 +103,12 @@ def build_reward_trainer(recipe: RewardRecipe) -> PersonalizedRewardTrainer:
     if Path(recipe.model, REWARD_FILE).is_file():  # an earlier stage, which is trained further as it is
         model, index = load_reward_model(recipe.model, trainable=True, lm_head=imitates, device="cpu")
         adapted, pooling = isinstance(model, PeftModel), causal_lm(model).pooling
-        wrong = {
-            "adapter=None (the whole model)": adapted and adapter is None,
-            f"pooling={recipe.pooling!r}": recipe.pooling not in (None, pooling),
-            f"user_model={recipe.user_model!r}": bool(recipe.user_model) and adapted and index is None,
-        }
-        if found := [what for what, is_wrong in wrong.items() if is_wrong]:
+        other_users = recipe.user_model and adapted and index is None
+        if (adapted and adapter is None) or recipe.pooling not in (None, pooling) or other_users:
             raise ValueError(
-                f"{found[0]} does not go with {recipe.model}, which has {'an adapter' if adapted else 'no adapter'}, "
-                f"pooling={pooling!r} and {'users' if index else 'no users'}: an earlier stage is trained further as "
-                "it is. Leave the setting out, or choose it in the first stage."
+                f"{recipe.model} has {'an adapter' if adapted else 'no adapter'}, pooling={pooling!r} and "
+                f"{'users' if index else 'no users'}, which the recipe would change: an earlier stage is trained "
+                "further as it is. Choose adapter, pooling and user_model in the first stage."
             )
         adapter = None if adapted else adapter
     else:
@@ -125,11 +118,8 @@ def build_reward_trainer(recipe: RewardRecipe) -> PersonalizedRewardTrainer:
         kind: Any = USER_MODELS[recipe.user_model]
         condition(model, kind(len(index), model.get_input_embeddings(), **recipe.user_model_options))
     held_out = {name: load_from_disk(folder) for name, folder in recipe.evaluation.items()}
-    callbacks = [StopEarly(recipe.patience)] if recipe.patience else None
     tokenizer = load_tokenizer(recipe.model)
-    return PersonalizedRewardTrainer(
-        model, args, training, held_out or None, tokenizer, index, adapter, callbacks=callbacks
-    )
+    return PersonalizedRewardTrainer(model, args, training, held_out or None, tokenizer, index, adapter)
 
 
 def train_reward(recipe: RewardRecipe) -> pd.DataFrame:
@@ -163,77 +153,53 @@ def folder_name(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 
 
-def fitting(pairs: Dataset, tokenizer, max_length: int) -> Dataset:
-    """The pairs of which neither text is longer than `max_length` tokens; how many are left out is printed."""
-
-    def fits(row) -> bool:
-        return all(len(encode(tokenizer, row["prompt"], row[c])[0]) <= max_length for c in ("chosen", "rejected"))
-
-    kept = writable(pairs).filter(fits)
-    if len(kept) < len(pairs):
-        print(f"{len(pairs) - len(kept):,} of {len(pairs):,} pairs are longer than max_length={max_length}: left out")
-    return kept
-
-
-def domain_sets(
-    data: DatasetDict, column: str, names: Sequence[str], tokenizer, max_length: int, train: int, test: int, seed: int
-) -> dict[str, Dataset]:
-    """Training (`<name>`) and held-out pairs (`<name>/test`, of `test_seen`) of each domain that fit `max_length`."""
-    known = sorted({value for value in data["train"][column] if value})
-    unknown = [name for name in names if name not in known]
-    if unknown:
-        raise ValueError(f"no training pair has {column}={unknown[0]!r}. Known: {', '.join(known)}.")
-    short = {split: fitting(data[split], tokenizer, max_length) for split in ("train", "test_seen")}
-    own = {split: split_by(pairs, column, names) for split, pairs in short.items()}
-    found = {}
-    for name in names:
-        for split, key, n in (("train", name, train), ("test_seen", f"{name}/test", test)):
-            found[key] = sampled(own[split][name], n, seed)
-    return _not_empty(found, max_length)
-
-
-def general_sets(
+def stage_sets(
+    data: DatasetDict,
+    column: str,
+    names: Sequence[str],
     general: Mapping[str, DatasetDict],
     tested_only: Collection[str],
     tokenizer,
     max_length: int,
-    train: int,
-    test: int,
+    n_custom: int,
+    n_general: int,
+    n_test: int,
     seed: int,
 ) -> dict[str, Dataset]:
-    """The training pairs `GENERAL`, from all general sets alike, and held-out pairs of each (`<name>/test`).
+    """The pairs of all stages that fit `max_length` tokens, at most so many of each set.
 
-    Of those in `tested_only`, which are not trained on, the training pairs are held-out ones as well.
+    Args:
+        data: with the domains to customise for, which are values (`names`) of `column`.
+        general: pairs that speak for everybody, by the name of their dataset. All pairs of those in `tested_only` are
+            held-out ones.
+
+    Returns:
+        `<name>` and `<name>/test` of each domain, the training pairs `GENERAL` (from all general datasets alike), and
+        `<name>/test` of each general dataset.
     """
-    if set(general) <= set(tested_only):
+    known = sorted({value for value in data["train"][column] if value})
+    if unknown := [name for name in names if name not in known]:
+        raise ValueError(f"no training pair has {column}={unknown[0]!r}. Known: {', '.join(known)}.")
+    trained = [name for name in general if name not in tested_only]
+    if not trained:
         raise ValueError(f"tested_only names all general sets ({', '.join(general)}), so none is left to train on.")
-    found, parts = {}, []
-    columns = ["user_id", "prompt", "chosen", "rejected"]
-    trained = len(set(general) - set(tested_only))
-    for name, data in general.items():
-        short = {split: fitting(data[split], tokenizer, max_length).select_columns(columns) for split in data}
-        if name in tested_only:
-            held_out = concatenate_datasets(list(short.values()))
-        else:
-            held_out = short["test_seen"]
-            parts.append(sampled(short["train"], -(-train // trained), seed))
-        found[f"{name}/test"] = sampled(held_out, test, seed)
-    found[GENERAL] = sampled(concatenate_datasets(parts), train, seed)
-    return _not_empty(found, max_length)
-
-
-def _not_empty(sets: dict[str, Dataset], max_length: int) -> dict[str, Dataset]:
-    for name, pairs in sets.items():
+    found = {}
+    for split, suffix, n in (("train", "", n_custom), ("test_seen", "/test", n_test)):
+        own = split_by(fitting(data[split], tokenizer, max_length), column, names)
+        found |= {f"{name}{suffix}": sampled(pairs, n, seed) for name, pairs in own.items()}
+    parts = []
+    for name, of in general.items():
+        if name in trained:
+            parts.append(sampled(fitting(of["train"], tokenizer, max_length), -(-n_general // len(trained)), seed))
+        held_out = ["test_seen"] if name in trained else list(of)
+        short = joined([fitting(of[split], tokenizer, max_length) for split in held_out])
+        found[f"{name}/test"] = sampled(short, n_test, seed)
+    found[GENERAL] = sampled(joined(parts), n_general, seed)
+    for name, pairs in found.items():
         if not len(pairs):
             raise ValueError(f"no pair of {name!r} has texts of at most {max_length} tokens. Raise max_length.")
-    return sets
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe", type=Path, help="JSON file with the fields of RewardRecipe")
-    train_reward(RewardRecipe(**json.loads(parser.parse_args().recipe.read_text())))
+    return found
 
 
 if __name__ == "__main__":
-    main()
+    train_reward(RewardRecipe(**json.loads(command(__doc__).parse_args().recipe.read_text())))

@@ -8,6 +8,7 @@ import pytest
 import torch
 from datasets import Dataset, DatasetDict
 from peft import LoraConfig
+from prlhf_kit.training.reward_config import PersonalizedRewardConfig, StopEarly
 from transformers import BertConfig, BertForMaskedLM, TrainerCallback
 from trl import RewardConfig, RewardTrainer
 
@@ -20,7 +21,6 @@ from prlhf_kit.training import reward_stages
 from prlhf_kit.training.launch import launch_file
 from prlhf_kit.training.resume import HISTORY, fit
 from prlhf_kit.training.reward import EVALUATIONS, PersonalizedRewardTrainer
-from prlhf_kit.training.reward_config import PersonalizedRewardConfig, StopEarly
 from prlhf_kit.training.reward_data import RewardCollator, tokenized_lists
 
 LORA = {"r": 4, "target_modules": ["q_proj", "v_proj"]}
