@@ -91,7 +91,11 @@ def launch_recipe(
     out: str | Path,
     evaluation: Dataset | None = None,
 ) -> None:
-    """Train a recipe, written to `<out>-launched.json` with its pairs beside it, in processes of their own."""
+    """Train a recipe by `module` in processes of their own. It is written to `<out>-launched.json`, its pairs beside.
+
+    Raises:
+        RuntimeError: they failed; with the end of what they said.
+    """
     fields = {**vars(recipe), "model": model, "out": str(out)}
     for name, part in (("pairs", pairs), ("evaluation", evaluation)):
         folder = f"{out}-launched-{name}"
@@ -101,16 +105,11 @@ def launch_recipe(
             fields[name] = folder
     file = Path(f"{out}-launched.json")
     write_json(file, fields)
-    launch_file(file, module, launch)
-
-
-def launch_file(file: str | Path, module: str, launch: Sequence[str]) -> None:
-    """Run `accelerate launch <launch> -m <module> <file>`; `RuntimeError` with the end of its output if it fails."""
-    command = [sys.executable, "-m", "accelerate.commands.launch", *launch, "-m", module, str(file)]
+    line = [sys.executable, "-m", "accelerate.commands.launch", *launch, "-m", module, str(file)]
     last: deque[str] = deque(maxlen=30)
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
-        for line in process.stdout or ():  # a notebook shows what Python prints, not what its children do
-            print(line, end="")
-            last.append(line)
+    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        for said in process.stdout or ():  # a notebook shows what Python prints, not what its children do
+            print(said, end="")
+            last.append(said)
     if process.returncode:
-        raise RuntimeError(f"`{' '.join(command)}` ended with {process.returncode}. It said:\n{''.join(last)}")
+        raise RuntimeError(f"`{' '.join(line)}` ended with {process.returncode}. It said:\n{''.join(last)}")

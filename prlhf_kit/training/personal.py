@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,25 +20,9 @@ from prlhf_kit.training.resume import Checkpoints, last_checkpoint
 USER_METRICS = "user_metrics.parquet"
 
 
-class Table:
-    """Rows that a trainer collects, kept in the parquet file `file` beside each saved model."""
-
-    def __init__(self, file: str, columns: Sequence[str], key: Sequence[str]):
-        self.file, self.columns, self.key = file, list(columns), list(key)
-        self.rows: list[tuple] = []
-
-    def save(self, folder: str | Path) -> None:
-        table = pd.DataFrame(self.rows, columns=self.columns)
-        # a resumed training may evaluate the same step again
-        table.drop_duplicates(self.key, keep="last").to_parquet(Path(folder, self.file))
-
-    def load(self, folder: str | Path) -> None:
-        if Path(folder, self.file).is_file():
-            self.rows = list(pd.read_parquet(Path(folder, self.file)).itertuples(index=False, name=None))
-
-
 class PersonalizedTraining(Trainer):
-    """Comes before TRL's trainer among a class's bases; subclasses set `table` and write what else lies beside a model.
+    """Comes before TRL's trainer among a class's bases. The `rows` that a subclass collects (`columns`, of which `key`
+    tells rows apart) are kept in the parquet file `table` beside each saved model.
 
     Args:
         peft_config: of the adapter; the caller's object is not changed.
@@ -46,9 +30,12 @@ class PersonalizedTraining(Trainer):
         kwargs: of TRL's trainer.
     """
 
-    table: Table
+    table: str
+    columns: tuple[str, ...]
+    key: tuple[str, ...]
 
     def __init__(self, model, peft_config: PeftConfig | None = None, trained_whole: Iterable[str] = (), **kwargs):
+        self.rows: list[tuple] = []
         if peft_config is not None:
             peft_config = copy.deepcopy(peft_config)
             peft_config.modules_to_save = sorted({*(peft_config.modules_to_save or ()), *trained_whole}) or None
@@ -83,19 +70,20 @@ class PersonalizedTraining(Trainer):
         return optimizer
 
     def train(self, resume_from_checkpoint=None, **kwargs):
-        """TRL's, with the table of the checkpoint; what a killed training has evaluated is not evaluated again."""
+        """TRL's, with the rows of the checkpoint; what a killed training has evaluated is not evaluated again."""
         folder = last_checkpoint(self.args.output_dir) if resume_from_checkpoint is True else resume_from_checkpoint
         if folder:
-            self.table.load(folder)
+            self.rows = list(pd.read_parquet(Path(folder, self.table)).itertuples(index=False, name=None))
             self.args.eval_on_start = False
         return super().train(resume_from_checkpoint=folder, **kwargs)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """TRL's, with the table beside the model, and what `write_beside` writes."""
+        """TRL's, with the rows beside the model, and what `write_beside` writes."""
         super().save_model(output_dir, _internal_call)
         if self.args.should_save:
             folder = output_dir or self.args.output_dir
-            self.table.save(folder)
+            rows = pd.DataFrame(self.rows, columns=list(self.columns))
+            rows.drop_duplicates(list(self.key), keep="last").to_parquet(Path(folder, self.table))
             self.write_beside(self.accelerator.unwrap_model(self.model), folder)
 
     def write_beside(self, model, folder: str) -> None:

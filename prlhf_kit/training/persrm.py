@@ -26,7 +26,7 @@ from prlhf_kit.models.hub import load_model, load_tokenizer
 from prlhf_kit.models.logprobs import REFERENCE, require_lengths, save_with_reference
 from prlhf_kit.models.preference_head import HEAD, attach_head
 from prlhf_kit.training.config import PersonalizedDPOConfig
-from prlhf_kit.training.launch import writable
+from prlhf_kit.training.controls import require_user_text
 from prlhf_kit.training.pdpo import FROZEN_BASE, PersonalizedDPOTrainer
 from prlhf_kit.training.resume import fit
 
@@ -72,14 +72,9 @@ def with_preference(pairs: Dataset, wording: str = WORDING) -> Dataset:
     Raises:
         ValueError: a pair without `user_text`.
     """
-    silent = sum(not text for text in pairs["user_text"])
     if not len(pairs):
         raise ValueError("there are no pairs to train on. See what was filtered out (length, users without user_text).")
-    if silent:
-        raise ValueError(
-            f"{silent} of {len(pairs)} pairs have no user_text, so there is no preference to put into their prompts. "
-            "Use a dataset in which users say what they want."
-        )
+    require_user_text(pairs)
     return changed(pairs, lambda row: {"prompt": tell(row["prompt"], wording.replace("{}", row["user_text"]))})
 
 
@@ -92,10 +87,8 @@ def train_persrm(recipe: PersRMRecipe, pairs: Dataset) -> dict[str, pd.DataFrame
     Returns:
         The logs of the stages "backbone" and "head".
     """
-    # what is wrong is refused before any work
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise RuntimeError("train_persrm runs in one process, but several were started. Leave accelerate launch out.")
-    pairs = writable(pairs)
     told = with_preference(pairs, recipe.wording)
     stages = Path(f"{recipe.out}-stages")
     settings = {"use_cpu": not torch.accelerator.is_available(), "personalized": False}
@@ -107,7 +100,6 @@ def train_persrm(recipe: PersRMRecipe, pairs: Dataset) -> dict[str, pd.DataFrame
     dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
     pairs = pairs.remove_columns([name for name in REFERENCE if name in pairs.column_names])
     made_from = short_hash(fingerprint(DatasetDict(train=pairs)))
-
     for args in (backbone, head):
         require_lengths(tokenizer, told, args.max_length)
 

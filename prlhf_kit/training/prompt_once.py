@@ -89,14 +89,10 @@ def compute_prompts_once(model: PreTrainedModel) -> None:
         return args, kwargs | {"inputs_embeds": embeds, "position_ids": positions, "attention_mask": seen}
 
     def part(_backbone, _args, _kwargs, output):
-        def responses(hidden):  # [B, ahead + 2C, d_model] -> [2B, 1 + C, d_model]
+        if ahead:  # [B, ahead + 2C, d_model] -> [2B, 1 + C, d_model]
+            hidden = output.last_hidden_state
             last = hidden[:, ahead - 1 : ahead]
-            return torch.cat([torch.cat([last, own], 1) for own in hidden[:, ahead:].chunk(2, 1)])
-
-        if ahead:
-            output.last_hidden_state = responses(output.last_hidden_state)
-            if output.hidden_states is not None:
-                output.hidden_states = tuple(map(responses, output.hidden_states))
+            output.last_hidden_state = torch.cat([torch.cat([last, own], 1) for own in hidden[:, ahead:].chunk(2, 1)])
         return output
 
     # first in line: the hook of a user model would put the user tokens in front of the responses

@@ -1,9 +1,6 @@
-"""One training as a recipe of plain values: in this process, or in several by `accelerate launch`; after SFT, if asked.
+"""One training as a recipe of plain values, in this process or in several; after SFT, if asked.
 
-python -m prlhf_kit.training.recipe recipe.json
-python -m prlhf_kit.training.recipe recipe.json --config_file configs/fsdp.yaml
-
-What follows the recipe goes to `accelerate launch`, which then trains each of its stages.
+python -m prlhf_kit.training.recipe recipe.json [arguments of accelerate launch, which then trains each stage]
 """
 
 from __future__ import annotations
@@ -40,7 +37,6 @@ from prlhf_kit.training.launch import (
     launch_recipe,
     load_base as load_base,
     read_recipe,
-    writable,
 )
 from prlhf_kit.training.pdpo import FROZEN_BASE, PersonalizedDPOTrainer
 from prlhf_kit.training.resume import HISTORY, fit
@@ -164,7 +160,7 @@ def train(
         launch: arguments of `accelerate launch`, `["--config_file", "configs/fsdp.yaml"]` for instance, to train in
             processes of their own; none: in this process.
     """
-    sets = {"pairs": writable(pairs)} | ({} if evaluation is None else {"evaluation": writable(evaluation)})
+    sets = {"pairs": pairs} | ({} if evaluation is None else {"evaluation": evaluation})
     contexts = contexts_of(recipe, *sets.values())
     policy = None
     if recipe.sft is not None:
@@ -177,7 +173,6 @@ def train(
     else:
         sets = {name: with_reader(part, contexts) for name, part in sets.items()}
     second = replace(recipe, context="none", template="", sft=None)  # its pairs have their context
-    first = True
     if launch:
         policy = None
         held_out = sets.get("evaluation")
@@ -187,8 +182,7 @@ def train(
         if trainer.dropped["train"]:
             print("pairs left out, by user:", trainer.dropped["train"])
         fit(trainer, out)
-        first = trainer.is_world_process_zero()
-    if recipe.context != "none" and first:
+    if recipe.context != "none" and not int(os.environ.get("RANK", 0)):
         contexts_of(recipe, pairs).save(out)
     return pd.read_parquet(Path(out, HISTORY))
 
@@ -254,7 +248,7 @@ def require(recipe: Recipe, model: str, pairs: Dataset, name: str = "train") -> 
     kind: Any = USER_MODELS[recipe.user_model]
     users = kind(1, torch.zeros(config.vocab_size, 1), **recipe.user_model_options)  # the smallest one
     if recipe.method == "dpo_text" or (recipe.method == "pdpo" and users.user_text):
-        pairs = with_user_text(writable(pairs))
+        pairs = with_user_text(pairs)
     user_tokens = 0 if recipe.method in WITHOUT_USERS else users.num_tokens
     longest = require_lengths(tokenizer, pairs, args.max_length, name)
     context = context_of(config) or math.inf

@@ -18,7 +18,7 @@ from prlhf_kit.models.reward_model import is_decoder, save_beside, two_types
 from prlhf_kit.models.user_index import UserIndex
 from prlhf_kit.training import reward_losses
 from prlhf_kit.training.config import PersonalizedRewardConfig
-from prlhf_kit.training.personal import PersonalizedTraining, Table, index_for
+from prlhf_kit.training.personal import PersonalizedTraining, index_for
 from prlhf_kit.training.reward_data import RewardCollator, tokenized_lists
 
 EVALUATIONS = "evaluations.parquet"
@@ -28,7 +28,7 @@ class PersonalizedRewardTrainer(PersonalizedTraining, RewardTrainer):
     """TRL's `RewardTrainer` for pairs and lists, with DSP's losses, several evaluation sets, and users.
 
     Each evaluation set's `eval_<set>_accuracy` (exact, ties one half), `_margin` and `_ranking_loss` are logged from
-    step 0 on; `metric_for_best_model` may follow any of them. Which pairs were ranked right at each step is in `table`
+    step 0 on; `metric_for_best_model` may follow any of them. Which pairs were ranked right at each step is in `rows`
     and, beside each saved model, in `evaluations.parquet`: `step`, `set`, `row` (of the set), `user_id`, `prompt` (its
     fingerprint), `right`, `pairs`. `dropped[set]` counts the rows left out, by reason.
 
@@ -41,6 +41,8 @@ class PersonalizedRewardTrainer(PersonalizedTraining, RewardTrainer):
     """
 
     args: PersonalizedRewardConfig
+    table, key = EVALUATIONS, ("step", "set", "row")
+    columns = (*key, "user_id", "prompt", "right", "pairs")
 
     def __init__(
         self,
@@ -76,8 +78,6 @@ class PersonalizedRewardTrainer(PersonalizedTraining, RewardTrainer):
         self.dropped: dict[str, dict[str, int]] = {}
         self._rows_of: dict[str, list[tuple[str | None, str]]] = {}  # user and prompt of each row
         self._ranked: dict[str, list[torch.Tensor]] = defaultdict(list)
-        columns = ["step", "set", "row", "user_id", "prompt", "right", "pairs"]
-        self.table = Table(EVALUATIONS, columns, ["step", "set", "row"])
         threshold = args.lm_score_threshold if args.lm_loss_coeff else None
         mixed = [self._prepare_dataset(pairs, processing_class, args, name) for name, pairs in training.items()]
         super().__init__(
@@ -143,7 +143,7 @@ class PersonalizedRewardTrainer(PersonalizedTraining, RewardTrainer):
                 if known in self._rows_of:
                     user_and_prompt, step = self._rows_of[known], self.state.global_step
                     for row, right, pairs, _ in ranked.tolist():
-                        self.table.rows.append((step, known, int(row), *user_and_prompt[int(row)], right, int(pairs)))
+                        self.rows.append((step, known, int(row), *user_and_prompt[int(row)], right, int(pairs)))
             total = ranked[:, 2].sum()
             logs[f"{prefix}accuracy"] = (ranked[:, 1].sum() / total).item()
             logs[f"{prefix}margin"] = (ranked[:, 3].sum() / total).item()

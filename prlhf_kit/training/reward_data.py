@@ -48,25 +48,22 @@ def tokenized_lists(
     for number, row in enumerate(rows):
         responses = row["responses"] if lists else [row["chosen"], row["rejected"]]
         scores = row["scores"] if lists else [1.0, 0.0]
-        if len(responses) != len(scores) or len(responses) < 2:
+        numbers = all(isinstance(score, int | float) and math.isfinite(score) for score in scores)
+        if not numbers or len(responses) != len(scores) or len(responses) < 2:
             raise SchemaError(
-                f"row {number} of the {name} set has {len(responses)} responses and {len(scores)} scores, expected as "
-                "many of both, at least two."
+                f"row {number} of the {name} set has {len(responses)} responses and the scores {scores}, expected a "
+                "finite number for each of at least two responses."
             )
-        if bad := [s for s in scores if not isinstance(s, int | float) or not math.isfinite(s)]:
-            raise SchemaError(f"row {number} of the {name} set has the score {bad[0]!r}, expected finite numbers.")
-        reason = None
         if len(set(scores)) == 1:
-            reason = "all scores equal"
-        elif not all("".join(m["content"] or "" for m in response).strip() for response in responses):
-            reason = "empty text"
-        else:
-            encoded = [encode(tokenizer, row["prompt"], r, max_length, decoder) for r in responses]
-            texts = [ids for ids, _ in encoded]
-            if len({tuple(ids) for ids in texts}) == 1:
-                reason = "the same text after truncation" if max_length else "the same text"
-        if reason:
-            dropped[reason] += 1
+            dropped["all scores equal"] += 1
+            continue
+        if not all("".join(m["content"] or "" for m in response).strip() for response in responses):
+            dropped["empty text"] += 1
+            continue
+        encoded = [encode(tokenizer, row["prompt"], r, max_length, decoder) for r in responses]
+        texts = [ids for ids, _ in encoded]
+        if all(ids == texts[0] for ids in texts):
+            dropped["the same text after truncation" if max_length else "the same text"] += 1
             continue
         found.append(
             {

@@ -62,16 +62,14 @@ def ranked_right(
     return (right * better).sum((1, 2)), better.sum((1, 2))
 
 
-def normalised(scores: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-    """Scores of each list moved to [0, 1]: 1 the best response, 0 the worst, NaN for padding and lists of equal scores.
+def normalised(scores: torch.Tensor) -> torch.Tensor:
+    """Scores of each list moved to [0, 1]: 1 the best response, 0 the worst, NaN for lists of equal scores.
 
     >>> normalised(torch.tensor([[3.0, -1.0, 1.0]]))
     tensor([[1.0000, 0.0000, 0.5000]])
     """
-    kept = torch.ones_like(scores, dtype=torch.bool) if mask is None else mask
-    low = scores.masked_fill(~kept, torch.inf).amin(1, keepdim=True)
-    high = scores.masked_fill(~kept, -torch.inf).amax(1, keepdim=True)
-    return ((scores - low) / (high - low)).masked_fill(~kept, torch.nan)
+    low, high = scores.amin(1, keepdim=True), scores.amax(1, keepdim=True)
+    return (scores - low) / (high - low)
 
 
 def imitation_loss(nll: torch.Tensor, scores: torch.Tensor, threshold: float = 0.9) -> torch.Tensor:

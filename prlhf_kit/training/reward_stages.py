@@ -1,7 +1,6 @@
 """DSP's three stages as recipes: base LM -> general (GRFT) -> customised reward fine-tuning (CRFT; arXiv 2309.03126).
 
-python -m prlhf_kit.training.reward_stages recipe.json
-accelerate launch --config_file configs/ddp.yaml -m prlhf_kit.training.reward_stages recipe.json
+[accelerate launch --config_file configs/ddp.yaml -m | python -m] prlhf_kit.training.reward_stages recipe.json
 """
 
 from __future__ import annotations

@@ -1,10 +1,6 @@
-"""Supervised fine-tuning on the preferred responses, with the reader in the prompt or without: the stage before DPO.
+"""Supervised fine-tuning on the preferred responses, the stage before DPO (ComPO: Kumar et al. 2024, arXiv 2410.16027).
 
-ComPO's first stage (Kumar et al. 2024, arXiv 2410.16027). The loss is on responses only. What it leaves is the policy
-from which DPO starts, and DPO's reference.
-
-python -m prlhf_kit.training.sft recipe.json
-accelerate launch --config_file configs/fsdp.yaml -m prlhf_kit.training.sft recipe.json
+[accelerate launch --config_file configs/fsdp.yaml -m | python -m] prlhf_kit.training.sft recipe.json
 """
 
 from __future__ import annotations
