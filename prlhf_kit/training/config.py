@@ -56,11 +56,6 @@ class PersonalizedDPOConfig(UserSettings, DPOConfig):
     def __post_init__(self):
         if not 0 <= self.alpha <= 1:
             raise ValueError(f"alpha is {self.alpha}, expected a number in [0, 1]: the weight of the user's loss.")
-        if self.train_sampling_strategy == "group_by_length":
-            raise ValueError(
-                "train_sampling_strategy='group_by_length' needs the length of one text, but a pair has two. Leave it "
-                "out: pairs are then drawn in random order."
-            )
         if self.use_liger_kernel:
             raise ValueError(
                 "use_liger_kernel=True replaces the model's forward and bypasses the hooks that put the user tokens "

@@ -31,8 +31,7 @@ WITHOUT_USERS = ("dpo", "dpo_text")  # trained as plain DPO
 
 def require_user_text(pairs: Dataset) -> None:
     """Raise `ValueError` where users say nothing that could be put into their prompts."""
-    silent = sum(not text for text in pairs["user_text"])
-    if silent:
+    if silent := sum(not text for text in pairs["user_text"]):
         raise ValueError(
             f"{silent} of {len(pairs)} pairs have no user_text, so there is nothing to put into their prompts. Use a "
             "dataset in which users say what they want, or leave user_text (dpo_text) out."

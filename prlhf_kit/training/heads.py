@@ -1,5 +1,5 @@
-"""Personalised rewards that are linear in frozen features, fitted in seconds, for Bradley-Terry's P(chosen over rejected)
-= sigmoid(w_u . z) with z = f(x, chosen) - f(x, rejected).
+"""Personalised rewards that are linear in frozen features, r_u(x, y) = w_u . f(x, y), fitted in seconds as
+Bradley-Terry models: P(chosen over rejected) = sigmoid(w_u . z), z = f(x, chosen) - f(x, rejected).
 """
 
 from __future__ import annotations
@@ -40,9 +40,7 @@ class Heads:
     pooled: np.ndarray  # w_0 [d]
     shared: np.ndarray  # V or H [size, d]; of other kinds [0, d]
     users: dict[str, np.ndarray]  # own numbers: d_u, a_u or p_u
-    pooled_strength: float  # of the regularisation of w_0
-    strength: float  # of what is personal
-    scores: pd.DataFrame  # of every setting tried: pooled_strength, size, strength, nll (nats a pair, cross-validated)
+    strength: float  # of the regularisation of what is personal; of w_0, where nothing is
 
     @property
     def size(self) -> int:
@@ -101,7 +99,6 @@ def fit_heads(
     (5 folds).
 
     Args:
-        kind: one of `KINDS`.
         difference: `[n, d]`, features of the chosen minus those of the rejected response.
         user_ids, prompts: `[n]`; pairs of one prompt are in the same fold.
         scale: `[d]`, standard deviation of the features of the training responses.
@@ -123,8 +120,7 @@ def fit_heads(
 
     # first the strength of w_0, as for everybody; then size and strength of what is personal
     common = {s: [fit_pooled(z[train], s) for train, _ in folds] for s in strengths}
-    tried = [(s, 0, np.nan, validated("pooled", [(w0, *nobody) for w0 in fits])) for s, fits in common.items()]
-    base = strength = min(tried, key=lambda row: row[3])[0]
+    base = strength = min(strengths, key=lambda s: validated("pooled", [(w0, *nobody) for w0 in common[s]]))
     wanted = {"pooled": [], "per_user": [0]}.get(kind, [n for n in sizes if n < users])
     personal = []
     for s in strengths if wanted else ():
@@ -132,14 +128,13 @@ def fit_heads(
             _fit(kind, wanted, base, s, z[train], rows[train], users, w0)
             for (train, _), w0 in zip(folds, common[base], strict=True)
         ]
-        personal += [(base, n, s, validated(kind, of_size)) for n, *of_size in zip(wanted, *fits, strict=True)]
+        personal += [(validated(kind, of_size), n, s) for n, *of_size in zip(wanted, *fits, strict=True)]
     weights: Weights = (fit_pooled(z, base), *nobody)
     if personal:
-        _, size, strength, _ = min(personal, key=lambda row: row[3])
+        _, size, strength = min(personal)
         [weights] = _fit(kind, [size], base, strength, z, rows, users, weights[0])
     w0, own, shared = (part.numpy() for part in weights)
-    scores = pd.DataFrame([*tried, *personal], columns=["pooled_strength", "size", "strength", "nll"])
-    return Heads(kind, scale, w0, shared, dict(zip(names, own, strict=True)), base, strength, scores)
+    return Heads(kind, scale, w0, shared, dict(zip(names, own, strict=True)), strength)
 
 
 def fit_pooled(z: torch.Tensor, strength: float, towards: torch.Tensor | None = None) -> torch.Tensor:
@@ -153,11 +148,8 @@ def fit_pooled(z: torch.Tensor, strength: float, towards: torch.Tensor | None = 
 def _fit(
     kind: str, sizes: Sequence[int], pooled_strength: float, strength: float, z, rows, users: int, pooled: torch.Tensor
 ) -> list[Weights]:
-    """The weights of one kind for each of `sizes`; w_0 starts at `pooled`.
-
-    Low rank and mixture are not convex. They start from the heads of single users: their best approximation of that
-    rank, or their k-means.
-    """
+    """The weights of one kind for each of `sizes`; w_0 starts at `pooled`. Low rank and mixture, which are not convex,
+    start from the heads of single users: their best approximation of that rank, or their k-means."""
 
     def minimised(kind: str, pooled: torch.Tensor, own: torch.Tensor, shared: torch.Tensor) -> Weights:
         w0, own, shared = (start.contiguous().clone().requires_grad_() for start in (pooled, own, shared))
@@ -224,8 +216,6 @@ class FeatureReward:
     ) -> torch.Tensor:
         """See `RewardModel.score`."""
         asked = [messages(prompt, "user") for prompt in prompts]
-        if not asked:
-            return torch.zeros(0)
         features = self.embedder(asked, [messages(response, "assistant") for response in responses], self.cache)
         rewards = self.heads.reward(features, [None] * len(asked) if user_ids is None else user_ids)
         return torch.tensor(rewards, dtype=torch.float32)

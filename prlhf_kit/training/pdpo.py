@@ -9,7 +9,6 @@ import math
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable
-from typing import Any
 
 import pandas as pd
 import torch
@@ -18,7 +17,7 @@ from peft.utils.constants import DUMMY_TARGET_MODULES
 from trl import DPOTrainer
 
 from prlhf_kit.data.chat import require_prefix
-from prlhf_kit.models.conditioning import ATTRIBUTE, causal_lm, check_length, takes_user_text, user_model_of
+from prlhf_kit.models.conditioning import ATTRIBUTE, causal_lm, check_length, takes_user_text, user_models
 from prlhf_kit.models.logprobs import REFERENCE, require_lengths
 from prlhf_kit.models.saving import name_base, save_index
 from prlhf_kit.models.user_index import GENERIC, UserIndex
@@ -68,9 +67,7 @@ class PersonalizedDPOTrainer(PersonalizedTraining, DPOTrainer):
             the whole model.
         kwargs: of `DPOTrainer`. `ref_model` only where the whole model is trained and `precompute_ref_log_probs` off.
 
-    Raises:
-        ConditioningError: the model has no user model and would swallow the user silently.
-        ValueError: no `user_id` column, a training user without a row, or a model that PEFT has wrapped.
+    Raises `ConditioningError` for a model that would swallow the user silently, `ValueError` for users without a row.
     """
 
     args: PersonalizedDPOConfig
@@ -101,10 +98,10 @@ class PersonalizedDPOTrainer(PersonalizedTraining, DPOTrainer):
                     f"the {name} dataset has no column 'user_id' (it has {pairs.column_names}). P-DPO must know who "
                     "stated each preference; see prlhf_kit.data.schema for the record."
                 )
-        users: Any = user_model_of(model) if args.personalized else None
-        self._unwrapped, self._user_tokens = model, users.num_tokens if args.personalized else 0
-        self._user_text = args.personalized and takes_user_text(model)
-        self.user_index = index_for(model, train_dataset["user_id"], user_index) if args.personalized else UserIndex([])
+        self._unwrapped, self._user_tokens, self._user_text, self.user_index = model, 0, False, UserIndex([])
+        if args.personalized:
+            self.user_index = index_for(model, train_dataset["user_id"], user_index)
+            self._user_tokens, self._user_text = user_models(model)[-1].num_tokens, takes_user_text(model)
         self.dropped: dict[str, dict[str, int]] = {}
         self._hits: dict[str, list[tuple[int, float]]] = defaultdict(list)  # mode -> row of a pair's user, ranked right
         super().__init__(

@@ -92,11 +92,8 @@ class PersonalizedTraining(Trainer):
 
 
 def index_for(model, user_ids: Iterable[str], index: UserIndex | None) -> UserIndex:
-    """`index`, or one of the training pairs' `user_ids`, for a conditioned `model`.
-
-    Raises:
-        ValueError: no user model, a user without a row, or a user model with another number of rows.
-    """
+    """`index`, or one of the training pairs' `user_ids`, for a conditioned `model`. Raises `ValueError` where there is no
+    user model, one with another number of rows, or a user without a row."""
     users = sorted(set(user_ids))
     index = index or UserIndex(users)
     if missing := [user for user in users if user not in index]:

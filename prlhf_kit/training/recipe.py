@@ -25,7 +25,7 @@ from prlhf_kit.data.context import Context, require_context
 from prlhf_kit.files import short_hash
 from prlhf_kit.models.conditioning import condition, context_of
 from prlhf_kit.models.hub import from_hub, load_tokenizer, weights_in
-from prlhf_kit.models.logprobs import REFERENCE, require_lengths, save_with_reference
+from prlhf_kit.models.logprobs import require_lengths, save_with_reference
 from prlhf_kit.models.user_index import UserIndex
 from prlhf_kit.models.user_models import USER_MODELS
 from prlhf_kit.training.config import PRESETS as PRESETS, PersonalizedDPOConfig
@@ -40,7 +40,7 @@ from prlhf_kit.training.launch import (
 )
 from prlhf_kit.training.pdpo import FROZEN_BASE, PersonalizedDPOTrainer
 from prlhf_kit.training.resume import HISTORY, fit
-from prlhf_kit.training.sft import SFTRecipe, contexts_of, train_sft, with_reader
+from prlhf_kit.training.sft import SFTRecipe, contexts_of, train_sft, with_reader, without_reference
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,11 +89,10 @@ class Recipe:
                     "train_base='qlora' can't start from an SFT adapter, which would be rounded. Train the stages one "
                     "by one, and between them write the merged model: kit.load_model(sft).save_pretrained(folder)."
                 )
-        own = "method='dpo_text'" if self.method == "dpo_text" else "user_text of the user model"
         if self.context != "none" and (self.method == "dpo_text" or self.user_model_options.get("user_text")):
             raise ValueError(
-                f"{own} puts the users' words into the prompts by itself, and context={self.context!r} "
-                "would do so again. Leave the former out and use context='user_text', or use context='none'."
+                f"context={self.context!r} and method='dpo_text' or the user model's user_text would both put users' "
+                "words into the prompts. Choose one of them."
             )
         if self.train_base == "frozen" and self.method in WITHOUT_USERS:
             raise ValueError(
@@ -110,11 +109,8 @@ def build_trainer(
     evaluation: Dataset | None = None,
     policy: PreTrainedModel | None = None,
 ) -> PersonalizedDPOTrainer:
-    """Model, pairs and trainer of a recipe, ready for `fit`. Arguments as of `train`; `sft` and `context` are its part.
-
-    Args:
-        policy: the base model, where it is loaded already; it is changed.
-    """
+    """Model, pairs and trainer of a recipe, ready for `fit`. `sft` and `context` are the part of `train`, whose arguments
+    these are; `policy`: the base model, where it is loaded already (it is changed)."""
     policy = policy or load_base(model, recipe.train_base, "cpu", recipe.dtype)  # the trainer moves it
     # after the model: with DeepSpeed ZeRO-3, what is loaded later is in pieces, and the users start from its embeddings
     pairs, personalized = control_pairs(recipe.method, pairs, recipe.settings.get("seed", 42))
@@ -200,22 +196,14 @@ def sft_of(recipe: Recipe) -> SFTRecipe:
 def after_sft(
     recipe: Recipe, model: str, sets: dict[str, Dataset], out: str | Path, launch: Sequence[str] = ()
 ) -> tuple[str, dict[str, Dataset], PreTrainedModel | None]:
-    """Train the first stage of `recipe`, or find it done, and compute the reference of all pairs under the SFT model.
+    """Train the first stage of `recipe`, or find it done, and compute the reference of all pairs under the SFT model:
+    its folder, the sets ("pairs", perhaps "evaluation") with context and reference, and the model if it was loaded.
 
     Recipes that share an SFT stage share its reference too; if they run at once, they take turns. What the second stage
-    would refuse is refused first. `sets`: "pairs", and "evaluation" if there is one.
-
-    Returns:
-        The folder of the SFT model, the sets with context and reference, and the model itself if it was loaded.
+    would refuse is refused first.
     """
     contexts = contexts_of(recipe, *sets.values())
-    for name, pairs in sets.items():
-        if set(REFERENCE) & set(pairs.column_names):
-            raise ValueError(
-                f"the set {name!r} brings reference log-probs, but after SFT the reference is the SFT model. Remove "
-                f"the columns {' and '.join(REFERENCE)}."
-            )
-    told = {name: with_reader(pairs, contexts) for name, pairs in sets.items()}
+    told = {name: with_reader(without_reference(pairs), contexts) for name, pairs in sets.items()}
     for name, pairs in told.items():
         require(recipe, model, pairs, name)
     first = sft_of(recipe)

@@ -85,11 +85,8 @@ def made_from(trainer: Trainer) -> dict[str, Any]:
 
 def fit(trainer: Trainer, folder: str | Path) -> pd.DataFrame:
     """Train to the end, save the adapter into `folder` and return the trainer's log; resume where an earlier call was
-    killed. `folder` appears only when it is complete; if it is there already, nothing is trained.
-
-    Raises:
-        ValueError: `folder` or the checkpoints were made with other settings, another adapter or other pairs.
-    """
+    killed. `folder` appears only when it is complete; if it is there already, nothing is trained. Raises `ValueError`
+    where it, or the checkpoints, were made with other settings, another adapter or other pairs."""
     folder, checkpoints = Path(folder), Path(trainer.args.output_dir)
     wanted = made_from(trainer)
     for path in (folder / MADE_FROM, checkpoints / MADE_FROM):

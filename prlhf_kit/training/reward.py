@@ -57,10 +57,7 @@ class PersonalizedRewardTrainer(PersonalizedTraining, RewardTrainer):
     ):
         bare: Any = causal_lm(model)
         if not hasattr(bare, "pooling"):
-            raise TypeError(
-                f"a {type(bare).__name__} was given, expected one of new_reward_model or load_reward_model. Build it "
-                "with kit.new_reward_model(name): names are those of language models or of reward models."
-            )
+            raise TypeError(f"a {type(bare).__name__} was given, expected one of kit.new_reward_model.")
         training = train_dataset if isinstance(train_dataset, dict) else {"train": train_dataset}
         held_out = eval_dataset if isinstance(eval_dataset, dict) else {"eval": eval_dataset}
         if twice := sorted(set(training) & set(held_out)):

@@ -17,22 +17,16 @@ from prlhf_kit.training.reward_losses import normalised
 
 
 def tokenized_lists(
-    rows: Dataset,
-    tokenizer: PreTrainedTokenizerBase,
-    name: str,
-    max_length: int | None,
-    decoder: bool,
+    rows: Dataset, tokenizer: PreTrainedTokenizerBase, name: str, max_length: int | None, decoder: bool
 ) -> tuple[Dataset, Counter[str]]:
     """Token ids of every list, longest first, and how many lists were dropped, by reason.
 
     Args:
         rows: preference pairs (`prompt`, `chosen`, `rejected`), or lists (`prompt`, `responses`, `scores`, as
             `data.dsp.listwise` makes them).
-        name: of the set, for messages.
 
     Returns:
-        Columns `text_ids` (a list of token ids a response), `prompt_tokens` (of each), `scores` (normalised), `row` (in
-        `rows`), `length`.
+        Columns `text_ids` and `prompt_tokens` (for each response), `scores` (normalised), `row` (in `rows`), `length`.
     """
     columns = set(rows.column_names)
     lists = {"prompt", "responses", "scores"} <= columns

@@ -14,10 +14,10 @@ from typing import Any
 
 import pandas as pd
 import torch
-from datasets import Dataset, DatasetDict, load_from_disk
+from datasets import Dataset, DatasetDict
 from peft import LoraConfig, PeftModel
 
-from prlhf_kit.data.select import drawn, joined, sampled, split_by
+from prlhf_kit.data.select import joined, sampled, split_by
 from prlhf_kit.models.conditioning import causal_lm, condition
 from prlhf_kit.models.hub import load_tokenizer
 from prlhf_kit.models.reward_model import REWARD_FILE, load_reward_model, new_reward_model
@@ -25,25 +25,24 @@ from prlhf_kit.models.tokenize import fitting
 from prlhf_kit.models.user_index import UserIndex
 from prlhf_kit.models.user_models import USER_MODELS
 from prlhf_kit.training.config import PersonalizedRewardConfig
-from prlhf_kit.training.launch import command
+from prlhf_kit.training.launch import command, read_recipe
 from prlhf_kit.training.resume import fit
 from prlhf_kit.training.reward import EVALUATIONS, PersonalizedRewardTrainer
 
 
 @dataclass(frozen=True)
 class Strategy:
-    """How a customised reward model comes about.
+    """How a customised reward model comes about."""
 
-    Args:
-        general_first: CRFT goes on from GRFT; False: from the base LM.
-        grft_lm, crft_lm: `lm_loss_coeff` of the two stages; DSP: 0 or 0.1.
-        general_ratio: general pairs mixed into CRFT, for each customised pair.
-    """
+    general_first: bool = True  # CRFT goes on from GRFT; False: from the base LM
+    grft_lm: float = 0.0  # `lm_loss_coeff` of GRFT; DSP: 0 or 0.1
+    crft_lm: float = 0.0  # of CRFT
+    general_ratio: float = 0.0  # general pairs mixed into CRFT, for each customised pair
 
-    general_first: bool = True
-    grft_lm: float = 0.0
-    crft_lm: float = 0.0
-    general_ratio: float = 0.0
+    @property
+    def grft(self) -> str:
+        """Folder of the general training."""
+        return f"grft-lm{self.grft_lm:g}" if self.grft_lm else "grft"
 
 
 STRATEGIES = {
@@ -59,88 +58,75 @@ STRATEGIES = {
 GENERAL = "general/train"  # name of the set that GRFT is trained on; no domain has it
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RewardRecipe:
-    """One training of a reward model.
+    """How a reward model is trained: values only, which fit into a JSON file (`launch.read_recipe`).
 
     Args:
-        model: what it starts from: a base model, or the folder of an earlier stage, whose adapter it goes on with.
-        pairs: folder of preference pairs or scored lists (`Dataset.save_to_disk`), or several, which are mixed.
-        out: folder of the trained model; checkpoints lie beside it, in `<out>-checkpoints`.
-        general, general_ratio: folder of general pairs, and how many of them are mixed in for each of `pairs`.
         adapter: arguments of PEFT's `LoraConfig` where the model has no adapter yet; None trains the whole model.
         pooling: see `new_reward_model`.
         user_model, user_model_options: a user model in front of the backbone (`USER_MODELS`); "": none.
         settings: arguments of `PersonalizedRewardConfig`.
-        evaluation: name -> folder of the sets that are evaluated.
     """
 
-    model: str
-    pairs: str | list[str]
-    out: str
-    general: str = ""
-    general_ratio: float = 0.0
     adapter: dict[str, Any] | None = field(default_factory=dict)
     pooling: str | None = None
     user_model: str = ""
     user_model_options: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
-    evaluation: dict[str, str] = field(default_factory=dict)
 
 
-def build_reward_trainer(recipe: RewardRecipe) -> PersonalizedRewardTrainer:
-    """Model, sets and trainer of a recipe, ready for `fit`."""
-    ours = {"output_dir": f"{recipe.out}-checkpoints", "use_cpu": not torch.accelerator.is_available()}
+Sets = Dataset | dict[str, Dataset]
+
+
+def build_reward_trainer(
+    recipe: RewardRecipe, model: str, pairs: Sets, out: str | Path, evaluation: Sets | None = None
+) -> PersonalizedRewardTrainer:
+    """Model, sets and trainer of a recipe, ready for `fit`. Arguments as of `train_reward`."""
+    ours = {"output_dir": f"{out}-checkpoints", "use_cpu": not torch.accelerator.is_available()}
     args = PersonalizedRewardConfig(**{**ours, **recipe.settings})
     imitates, index = args.lm_loss_coeff > 0, None
     adapter = None if recipe.adapter is None else LoraConfig(task_type="SEQ_CLS", **recipe.adapter)
-    folders = [recipe.pairs] if isinstance(recipe.pairs, str) else recipe.pairs
-    training = {str(folder): load_from_disk(folder) for folder in folders}
-    if recipe.general_ratio:
-        wanted = recipe.general_ratio * sum(map(len, training.values()))
-        training[recipe.general] = drawn(load_from_disk(recipe.general), round(wanted), args.seed)
-    if Path(recipe.model, REWARD_FILE).is_file():  # an earlier stage, which is trained further as it is
-        model, index = load_reward_model(recipe.model, trainable=True, lm_head=imitates, device="cpu")
-        adapted, pooling = isinstance(model, PeftModel), causal_lm(model).pooling
+    if Path(model, REWARD_FILE).is_file():  # an earlier stage, which is trained further as it is
+        start, index = load_reward_model(model, trainable=True, lm_head=imitates, device="cpu")
+        adapted, pooling = isinstance(start, PeftModel), causal_lm(start).pooling
         other_users = recipe.user_model and adapted and index is None
         if (adapted and adapter is None) or recipe.pooling not in (None, pooling) or other_users:
             raise ValueError(
-                f"{recipe.model} has {'an adapter' if adapted else 'no adapter'}, pooling={pooling!r} and "
+                f"{model} has {'an adapter' if adapted else 'no adapter'}, pooling={pooling!r} and "
                 f"{'users' if index else 'no users'}, which the recipe would change: an earlier stage is trained "
                 "further as it is. Choose adapter, pooling and user_model in the first stage."
             )
         adapter = None if adapted else adapter
     else:
-        model = new_reward_model(recipe.model, recipe.pooling, imitates, args.seed, device="cpu")
+        start = new_reward_model(model, recipe.pooling, imitates, args.seed, device="cpu")
     if recipe.user_model and index is None:
-        index = UserIndex(sorted({user for pairs in training.values() for user in pairs["user_id"]}))
+        sets = pairs.values() if isinstance(pairs, dict) else [pairs]
+        index = UserIndex(sorted({user for part in sets for user in part["user_id"]}))
         kind: Any = USER_MODELS[recipe.user_model]
-        condition(model, kind(len(index), model.get_input_embeddings(), **recipe.user_model_options))
-    held_out = {name: load_from_disk(folder) for name, folder in recipe.evaluation.items()}
-    tokenizer = load_tokenizer(recipe.model)
-    return PersonalizedRewardTrainer(model, args, training, held_out or None, tokenizer, index, adapter)
+        condition(start, kind(len(index), start.get_input_embeddings(), **recipe.user_model_options))
+    return PersonalizedRewardTrainer(start, args, pairs, evaluation, load_tokenizer(model), index, adapter)
 
 
-def train_reward(recipe: RewardRecipe) -> pd.DataFrame:
+def train_reward(
+    recipe: RewardRecipe, model: str, pairs: Sets, out: str | Path, evaluation: Sets | None = None
+) -> pd.DataFrame:
     """Train to the end, or resume (`fit`), and return which pairs each evaluation ranked right up to the step that was
-    saved: `step`, `set`, `row`, `user_id`, `prompt`, `right`, `pairs`, see `PersonalizedRewardTrainer`."""
-    trainer = build_reward_trainer(recipe)
+    saved: `step`, `set`, `row`, `user_id`, `prompt`, `right`, `pairs`, see `PersonalizedRewardTrainer`.
+
+    Args:
+        model: what it starts from: a base model, or the folder of an earlier stage, whose adapter it goes on with.
+        pairs: preference pairs or scored lists, or several sets by name, which are mixed.
+        out: folder of the trained model; checkpoints lie beside it, in `<out>-checkpoints`.
+        evaluation: the set that is evaluated, or several by name.
+    """
+    trainer = build_reward_trainer(recipe, model, pairs, out, evaluation)
     for name, dropped in trainer.dropped.items():
         if dropped:
             print(f"{name}: left out {dropped}")
-    fit(trainer, recipe.out)
-    table = pd.read_parquet(Path(recipe.out, EVALUATIONS))
-    return table[table.step <= json.loads(Path(recipe.out, REWARD_FILE).read_text())["step"]]
-
-
-def general_name(lm_loss_coeff: float) -> str:
-    """Folder of the general training with that weight of the LM loss."""
-    return f"grft-lm{lm_loss_coeff:g}" if lm_loss_coeff else "grft"
-
-
-def general_stages(strategies: Mapping[str, Strategy]) -> dict[str, float]:
-    """The general trainings that `strategies` start from, each once: name -> its `lm_loss_coeff`."""
-    return {general_name(plan.grft_lm): plan.grft_lm for plan in strategies.values() if plan.general_first}
+    fit(trainer, out)
+    table = pd.read_parquet(Path(out, EVALUATIONS))
+    return table[table.step <= json.loads(Path(out, REWARD_FILE).read_text())["step"]]
 
 
 def folder_name(text: str) -> str:
@@ -165,16 +151,12 @@ def stage_sets(
     n_test: int,
     seed: int,
 ) -> dict[str, Dataset]:
-    """The pairs of all stages that fit `max_length` tokens, at most so many of each set.
+    """The pairs of all stages that fit `max_length` tokens, at most so many of each set: `<name>` and `<name>/test` of
+    each domain, the training pairs `GENERAL` (from all general datasets alike), `<name>/test` of each general dataset.
 
     Args:
         data: with the domains to customise for, which are values (`names`) of `column`.
-        general: pairs that speak for everybody, by the name of their dataset. All pairs of those in `tested_only` are
-            held-out ones.
-
-    Returns:
-        `<name>` and `<name>/test` of each domain, the training pairs `GENERAL` (from all general datasets alike), and
-        `<name>/test` of each general dataset.
+        general: datasets that speak for everybody; all pairs of those in `tested_only` are held-out ones.
     """
     known = sorted({value for value in data["train"][column] if value})
     if unknown := [name for name in names if name not in known]:
@@ -201,4 +183,4 @@ def stage_sets(
 
 
 if __name__ == "__main__":
-    train_reward(RewardRecipe(**json.loads(command(__doc__).parse_args().recipe.read_text())))
+    train_reward(*read_recipe(RewardRecipe, command(__doc__).parse_args().recipe))

@@ -42,12 +42,6 @@ class SFTRecipe:
     def __post_init__(self):
         check_train_base(self.train_base, ("lora", "qlora", "full"))
         require_context(self.context)
-        for name in ("chat_template_path", "eos_token"):
-            if name in self.settings:
-                raise ValueError(
-                    f"settings has {name!r}, which changes the tokenizer in mid-way: the context would be counted, and "
-                    "DPO trained, with another. Save the model with a tokenizer that has it, and give that folder."
-                )
 
 
 def preferred(pairs: Dataset) -> Dataset:
@@ -92,14 +86,12 @@ def contexts_of(recipe: Any, train: Dataset, *sets: Dataset) -> Contexts:
 
 def with_reader(pairs: Dataset, contexts: Contexts) -> Dataset:
     """`pairs` with the reader in their prompts; for "none" they stay as they are, with a context or without."""
-    if contexts.context == "none":
-        return pairs
-    if set(REFERENCE) & set(pairs.column_names):
-        raise ValueError(
-            f"the pairs bring reference log-probs of prompts without context, asked for {contexts.context!r}. Remove "
-            f"the columns {' and '.join(REFERENCE)}: the reference is then computed with the context."
-        )
-    return with_context(pairs, contexts)
+    return pairs if contexts.context == "none" else with_context(without_reference(pairs), contexts)
+
+
+def without_reference(pairs: Dataset) -> Dataset:
+    """`pairs` without the log-probs of a reference that is another, or saw other prompts."""
+    return pairs.remove_columns([name for name in REFERENCE if name in pairs.column_names])
 
 
 def train_sft(
