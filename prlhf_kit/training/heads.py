@@ -61,10 +61,8 @@ class Heads:
 
     def adapt(self, difference: np.ndarray, user_ids: Sequence[str]) -> Heads:
         """These rewards with new users, whose own numbers alone are fitted to their few pairs (`difference` `[n, d]`).
-
-        Their prior is what is known of the seen users: the mean and covariance of `a_u` (low rank), the mean of `p_u`
-        with variance 1 (mixture), or w_0 with the strength of the fit (per user).
-        """
+        Prior: mean and covariance of the seen users' `a_u` (low rank), mean of their `p_u` with variance 1 (mixture),
+        or w_0 with the strength of the fit (per user)."""
         if self.kind == "pooled":
             return self
         who, names = pd.factorize(np.array(user_ids, dtype=object), sort=True)

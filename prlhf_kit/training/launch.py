@@ -20,6 +20,8 @@ from transformers import BitsAndBytesConfig, PreTrainedModel
 from prlhf_kit.files import write_json
 from prlhf_kit.models.hub import SFT_FILE, load_model, weights_in
 
+DTYPES = ("auto", "float32", "bfloat16")
+
 
 def read_recipe(kind: type, path: str | Path) -> tuple[Any, str, Any, str, Any]:
     """Arguments of `train`, `train_sft` or `train_reward` from a JSON file: the recipe's fields, `model`, `out`, and
@@ -55,9 +57,6 @@ def check_train_base(train_base: str, known: Sequence[str]) -> None:
         raise ValueError(f"train_base={train_base!r}: expected one of {', '.join(known)}.")
     if train_base == "qlora" and not torch.cuda.is_available():  # bitsandbytes 0.50 has no gradient on CPUs
         raise ValueError("train_base='qlora' needs a GPU and bitsandbytes; 'lora' runs anywhere.")
-
-
-DTYPES = ("auto", "float32", "bfloat16")
 
 
 def load_base(model: str, train_base: str = "lora", device: str | None = None, dtype: str = "auto") -> PreTrainedModel:

@@ -92,8 +92,8 @@ class PersonalizedTraining(Trainer):
 
 
 def index_for(model, user_ids: Iterable[str], index: UserIndex | None) -> UserIndex:
-    """`index`, or one of the training pairs' `user_ids`, for a conditioned `model`. Raises `ValueError` where there is no
-    user model, one with another number of rows, or a user without a row."""
+    """`index`, or one of the training pairs' `user_ids`. Raises `ValueError` where `model` has no user model, or one of
+    another number of rows, or a user has no row."""
     users = sorted(set(user_ids))
     index = index or UserIndex(users)
     if missing := [user for user in users if user not in index]:

@@ -109,8 +109,8 @@ def build_trainer(
     evaluation: Dataset | None = None,
     policy: PreTrainedModel | None = None,
 ) -> PersonalizedDPOTrainer:
-    """Model, pairs and trainer of a recipe, ready for `fit`. `sft` and `context` are the part of `train`, whose arguments
-    these are; `policy`: the base model, where it is loaded already (it is changed)."""
+    """Model, pairs and trainer of a recipe, ready for `fit`; `sft` and `context` are left to `train`, whose arguments
+    these are. `policy`: the base model, where it is loaded already (it is changed)."""
     policy = policy or load_base(model, recipe.train_base, "cpu", recipe.dtype)  # the trainer moves it
     # after the model: with DeepSpeed ZeRO-3, what is loaded later is in pieces, and the users start from its embeddings
     pairs, personalized = control_pairs(recipe.method, pairs, recipe.settings.get("seed", 42))

@@ -34,8 +34,7 @@ class PersonalizedRewardTrainer(PersonalizedTraining, RewardTrainer):
 
     Args:
         model: from `new_reward_model` or `load_reward_model(trainable=True)`; conditioned on users or not.
-        train_dataset, eval_dataset: preference pairs or lists (`reward_data.tokenized_lists`), or a dict of several
-            sets: those to train on are mixed, those to evaluate are evaluated one by one.
+        train_dataset, eval_dataset: preference pairs or lists (`reward_data.tokenized_lists`), or several sets by name.
         user_index: rows of the users, where the model is conditioned. Others are scored as the generic user.
         peft_config: None: the whole model is trained, or the adapter that the model has.
     """
