@@ -19,12 +19,7 @@ from prlhf_kit.models.tokenize import tokenize_completions
 from prlhf_kit.models.user_models import USER_MODELS
 from prlhf_kit.training.new_users import Evidence, adapt, add_users, forget_users, weigh
 
-KINDS = [
-    ("individual", {}),
-    ("individual", {"add_generic_user": False}),
-    ("cluster", {"clusters": 3}),
-    ("low_rank", {"rank": 2}),
-]
+KINDS = [("individual", {"add_generic_user": False}), ("cluster", {"clusters": 3}), ("low_rank", {"rank": 2})]
 
 
 def margins(model, tokenizer, pairs, rows):

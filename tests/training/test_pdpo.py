@@ -1,6 +1,5 @@
 """P-DPO on tiny models: the loss against the paper's formula, what moves, what is refused, what is saved."""
 
-import pandas as pd
 import pytest
 import torch
 from conftest import TARGETS, build_tiny
@@ -9,9 +8,7 @@ from peft import LoraConfig
 import prlhf_kit as kit
 from prlhf_kit.evaluation import accuracy as compare
 from prlhf_kit.models.conditioning import ATTRIBUTE
-from prlhf_kit.models.logprobs import completion_logps
 from prlhf_kit.models.user_models import USER_MODELS
-from prlhf_kit.training.resume import fit
 from training.conftest import make_trainer
 
 
@@ -36,14 +33,14 @@ def test_metrics_of_the_two_passes_are_apart(make_tiny, tokenizer, pairs, tmp_pa
     model = make_tiny(users=3, offsets=0.5)
     trainer = make_trainer(model, tokenizer, pairs, tmp_path, evaluate=pairs, per_device_eval_batch_size=4)
     trainer.train()
+    assert {"users/mean", "users/worst"} <= set(trainer.state.log_history[0])
     logs = trainer.evaluate()
     assert logs["eval_rewards/margins"] != logs["eval_generic/rewards/margins"]
-    evaluated = [row for row in trainer.table.rows if row[1] == "eval"]
+    evaluated = [row for row in trainer.rows if row[1] == "eval"]
     assert [row[2] for row in evaluated] == ["a", "b", "c"]
     per_user = [accuracy for _, _, _, accuracy, _ in evaluated]
     assert logs["eval_users/worst"] == min(per_user)
     assert logs["eval_users/mean"] == pytest.approx(sum(per_user) / 3)
-    assert logs["eval_users/seen"] == 3
     assert sum(per_user) / 3 == pytest.approx(logs["eval_rewards/accuracies"])  # four pairs each
 
 
@@ -74,7 +71,7 @@ def test_vanilla_is_one_parameter_and_equals_trl(make_tiny, tokenizer, pairs, tm
     assert losses[0] == pytest.approx(losses[1], abs=1e-6)
 
 
-@pytest.mark.parametrize("loss_type", ["ipo", "bco_pair", "aot", "discopop", ["sigmoid", "sft"]])
+@pytest.mark.parametrize("loss_type", ["ipo", ["sigmoid", "sft"]])
 def test_trls_other_losses_train_users_too(make_tiny, tokenizer, pairs, tmp_path, loss_type):
     trainer = make_trainer(
         make_tiny(users=3), tokenizer, pairs, tmp_path, loss_type=loss_type, label_smoothing=0.1, max_steps=1
@@ -86,41 +83,6 @@ def test_trls_other_losses_train_users_too(make_tiny, tokenizer, pairs, tmp_path
     assert not torch.equal(table, before)
 
 
-def test_save_and_load_give_identical_logits(make_tiny, tokenizer, pairs, tmp_path, architecture):
-    base = tmp_path / "base"
-    make_tiny(architecture).save_pretrained(base)
-    tokenizer.save_pretrained(base)
-    model = kit.load_model(str(base), device="cpu")
-    kit.condition(model, kit.IndividualUserModel(4, model.get_input_embeddings(), 3))
-    trainer = make_trainer(model, tokenizer, pairs, tmp_path / "out", architecture)
-    trainer.train()
-    trainer.save_model()
-    loaded, index = kit.load_personalized(tmp_path / "out")
-    assert index.user_ids == ["a", "b", "c"]
-    prompts, chosen = list(pairs["prompt"]), list(pairs["chosen"])
-    trainer.model.eval()
-    ids = torch.tensor([[5, 6, 7]])
-    for row in range(4):
-        rows = torch.tensor([row])
-        with torch.no_grad():
-            assert torch.equal(
-                loaded(input_ids=ids, user_rows=rows).logits, trainer.model(input_ids=ids, user_rows=rows).logits
-            )
-    one = completion_logps(loaded, tokenizer, prompts, chosen, [1] * len(pairs))[0]
-    two = completion_logps(loaded, tokenizer, prompts, chosen, [2] * len(pairs))[0]
-    assert one != two
-
-
-def test_what_two_trainings_or_an_earlier_version_left_is_refused(make_tiny, tokenizer, pairs, tmp_path):
-    trainer = make_trainer(make_tiny(users=3), tokenizer, pairs, tmp_path / "out")
-    trainer.save_model()
-    (tmp_path / "out" / "model.safetensors").touch()
-    with pytest.raises(kit.ConditioningError, match="holds an adapter and a whole model"):
-        kit.load_personalized(tmp_path / "out")
-    with pytest.raises(ValueError, match=r"no complete checkpoint: checkpoint_complete is missing"):
-        trainer.train(resume_from_checkpoint=str(tmp_path / "out"))
-
-
 def test_refusals_at_construction(make_tiny, tokenizer, pairs, tmp_path):
     nobody = pairs.remove_columns("user_id")
     for users, train, more, message in (
@@ -130,7 +92,6 @@ def test_refusals_at_construction(make_tiny, tokenizer, pairs, tmp_path):
         (5, pairs, {}, "user model has 6 rows"),
         (3, pairs, {"use_liger_kernel": True}, "liger"),
         (3, pairs, {"alpha": 1.5}, r"alpha is 1\.5"),
-        (3, pairs, {"train_sampling_strategy": "group_by_length"}, "a pair has two"),
     ):
         with pytest.raises(ValueError, match=message):
             make_trainer(make_tiny(users=users), tokenizer, train, tmp_path, **more)
@@ -148,53 +109,23 @@ def test_reference_must_not_be_conditioned(make_tiny, tokenizer, pairs, tmp_path
         model(input_ids=torch.tensor([[5]]), user_rows=torch.tensor([1]))
 
 
-def test_over_long_prompts_are_counted_by_user(make_tiny, tokenizer, pairs, tmp_path):
-    long = pairs.map(
-        lambda row: (
-            {"prompt": [{"role": "user", "content": "word " * 200}]} if row["pair_id"] in ("p3", "p6", "p4") else row
-        )
-    )
-    trainer = make_trainer(make_tiny(users=3), tokenizer, long, tmp_path, max_length=120)
-    assert trainer.dropped["train"] == {"a": 2, "b": 1}
-
-
-def test_cut_responses_are_counted_and_equal_ones_dropped(make_tiny, tokenizer, pairs, tmp_path):
+def test_long_pairs_are_counted_by_user_and_dropped_where_nothing_differs(make_tiny, tokenizer, pairs, tmp_path):
     def say(text):
         return [{"role": "assistant", "content": text}]
 
     far = "word " * 150  # the difference lies beyond max_length
-    cut = pairs.map(
-        lambda row: (
-            {"chosen": say(far + "yes"), "rejected": say(far + "no")}
-            if row["pair_id"] == "p3"
-            else {"chosen": say("yes " * 150)}
-            if row["pair_id"] == "p4"
-            else row
-        )
-    )
-    with pytest.warns(UserWarning, match=r"2 pairs of the train set .* by user: {'a': 1, 'b': 1}"):
-        trainer = make_trainer(make_tiny(users=3), tokenizer, cut, tmp_path, max_length=120)
-    assert trainer.dropped["train"] == {"a": 1}
-    assert len(trainer.train_dataset) == 11
+    changes = {
+        "p2": {"prompt": [{"role": "user", "content": far}]},
+        "p3": {"chosen": say(far + "yes"), "rejected": say(far + "no")},
+        "p4": {"chosen": say("yes " * 150)},
+    }
+    long = pairs.map(lambda row: changes.get(row["pair_id"], {}))
+    with pytest.warns(UserWarning, match=r"pairs of the train set are longer .* by user: .*'a': 1"):
+        trainer = make_trainer(make_tiny(users=3), tokenizer, long, tmp_path, max_length=120)
+    assert trainer.dropped["train"] == {"c": 1, "a": 1}  # p4 is cut
+    assert len(trainer.train_dataset) == 10
     with pytest.raises(kit.ConditioningError, match="exceeds the model's context of 256"):
-        make_trainer(make_tiny(users=3), tokenizer, cut.map(lambda _: {"chosen": say("a " * 400)}), tmp_path)
-
-
-def test_user_metrics_are_a_table_and_survive_a_resume(make_tiny, tokenizer, pairs, tmp_path, capsys):
-    options = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4}
-    whole = make_trainer(make_tiny(users=3), tokenizer, pairs, tmp_path / "c", **options)
-    fit(whole, tmp_path / "whole")
-    logged = {name for entry in whole.state.log_history for name in entry if name.startswith("users/")}
-    # thousands of users: still five numbers
-    assert logged == {"users/mean", "users/worst", "users/p10", "users/std", "users/seen"}
-    table = pd.read_parquet(tmp_path / "whole" / "user_metrics.parquet")
-    assert set(table.user_id) == {"a", "b", "c"}
-    assert table.groupby("step").pairs.sum().tolist() == [4, 4, 4, 4]
-    (tmp_path / "c" / "checkpoint-4" / "checkpoint_complete").unlink()
-    resumed = make_trainer(make_tiny(users=3), tokenizer, pairs, tmp_path / "c", **options)
-    fit(resumed, tmp_path / "resumed")
-    assert "resuming resumed from checkpoint-2" in capsys.readouterr().out
-    assert resumed.table.rows == whole.table.rows
+        make_trainer(make_tiny(users=3), tokenizer, pairs.map(lambda _: {"chosen": say("a " * 400)}), tmp_path)
 
 
 class OffsetsOnly(kit.IndividualUserModel):
@@ -222,6 +153,9 @@ def test_another_user_model_is_saved_and_loaded(make_tiny, tokenizer, pairs, tmp
     question = {"input_ids": torch.tensor([[5, 6, 7]]), "user_rows": torch.tensor([2])}
     with torch.no_grad():
         assert torch.equal(loaded(**question).logits, trainer.model.eval()(**question).logits)
+    (tmp_path / "out" / "model.safetensors").touch()
+    with pytest.raises(kit.ConditioningError, match="holds an adapter and a whole model"):
+        kit.load_personalized(tmp_path / "out", *prepared())
 
 
 OPTIONS = {"individual": {}, "cluster": {"clusters": 2}, "low_rank": {"rank": 2}}
@@ -278,11 +212,9 @@ def paper_loss(model, tokenizer, pairs, rows, alpha, beta):
 @pytest.mark.parametrize(
     ("architecture", "kind", "alpha", "precompute"),
     [  # what tests/authors do not have: other architectures, low rank, the reference computed before
-        ("llama", "individual", 0.3, True),
-        ("llama", "low_rank", 0.0, False),
-        ("gpt2", "cluster", 0.3, False),
-        ("gpt2", "low_rank", 1.0, True),
-        ("gpt_neox", "individual", 0.3, False),
+        ("llama", "low_rank", 0.3, True),
+        ("gpt2", "cluster", 0.0, False),
+        ("gpt_neox", "individual", 1.0, False),
     ],
 )
 def test_loss_and_gradients_equal_the_papers_equation(
