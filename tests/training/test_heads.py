@@ -13,7 +13,6 @@ from prlhf_kit.data.simulated import oracle_accuracy
 from prlhf_kit.evaluation import heads as head_comparison
 from prlhf_kit.models.features import load_embedder
 from prlhf_kit.models.rewards import best_of_n
-from prlhf_kit.training import heads
 from prlhf_kit.training.heads import KINDS, FeatureReward, fit_heads
 
 WEIGHTS = {"a": [2.0, 0.0, 0.0], "b": [-2.0, 0.0, 0.0], "c": [2.0, 0.0, 1.0], "d": [-2.0, 0.0, 1.0]}
@@ -79,21 +78,6 @@ def test_strong_regularisation_leads_to_the_pooled_head(kind):
     pooled = fit_heads("pooled", z, who, prompts, np.ones(3), strengths=(1e4,))
     tied = fit_heads(kind, z, who, prompts, np.ones(3), strengths=(1e4,), sizes=(2,))
     assert tied.weights(who[:4]) == pytest.approx(np.tile(pooled.pooled, (4, 1)), abs=1e-2)
-
-
-def test_pairs_of_a_prompt_are_in_one_fold(monkeypatch):
-    seen = []
-    split = heads.GroupKFold.split
-
-    def spy(self, x, y=None, groups=None):
-        for train, held in split(self, x, y, groups):
-            seen.append((set(groups[train]), set(groups[held])))
-            yield train, held
-
-    monkeypatch.setattr(heads.GroupKFold, "split", spy)
-    fit_heads("pooled", *simulate(60), np.ones(3))
-    assert len(seen) == 5
-    assert all(not train & held for train, held in seen)
 
 
 def test_low_rank_reaches_the_oracle_on_features_that_carry_the_attributes():

@@ -22,7 +22,6 @@ from prlhf_kit.training import reward_stages
 from prlhf_kit.training.config import PersonalizedRewardConfig
 from prlhf_kit.training.resume import HISTORY, fit
 from prlhf_kit.training.reward import EVALUATIONS, PersonalizedRewardTrainer
-from prlhf_kit.training.reward_data import RewardCollator, tokenized_lists
 from prlhf_kit.training.reward_stages import RewardRecipe, build_reward_trainer, train_reward
 
 LORA = {"r": 4, "target_modules": ["q_proj", "v_proj"]}
@@ -91,14 +90,6 @@ def test_total_is_ranking_plus_weighted_lm_and_no_lm_head_runs_at_zero(base, pai
         trainer(base, pairs, tmp_path / "c", model=kit.load_model(base))
     with pytest.raises(ValueError, match="lm_head=True"):
         trainer(base, pairs, tmp_path / "c", model=new_reward_model(base), lm_loss_coeff=0.1)
-
-
-def test_which_tokens_are_imitated(tokenizer, pairs):
-    lists, _ = tokenized_lists(pairs.select([0]), tokenizer, "train", None, True)
-    batch = RewardCollator(2, 0.9)(list(lists))
-    assert torch.equal(batch["lm_asked"][0], batch["attention_mask"][0])  # the chosen one, prompt and response
-    assert batch["lm_asked"][1].sum() == 0  # not the rejected one
-    assert "lm_asked" not in RewardCollator(2, None)(list(lists))
 
 
 def test_every_set_has_its_accuracy_from_step_0(base, pairs, tmp_path):
