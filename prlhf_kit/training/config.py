@@ -99,9 +99,8 @@ _DSP = {"max_length": 512, "num_train_epochs": 1, "per_device_train_batch_size":
 GRFT = _DSP | {"learning_rate": 1e-6, "gradient_accumulation_steps": 64, "warmup_steps": 100}
 CRFT = _DSP | {"learning_rate": 1e-7, "gradient_accumulation_steps": 256, "warmup_steps": 0}
 
-QUERIES_AND_VALUES = r".*\.(q|v)_proj"
 _QUIET = {"lr_scheduler_type": "cosine", "warmup_steps": 0.1, "report_to": "none"}
-_CPU_ADAPTER = {"r": 8, "lora_alpha": 16, "target_modules": QUERIES_AND_VALUES}
+_CPU_ADAPTER = {"r": 8, "lora_alpha": 16, "target_modules": r".*\.(q|v)_proj"}
 _OFTEN = {"logging_steps": 4, "save_steps": 20, "save_total_limit": 2}
 _CPU = {"num_train_epochs": 1.0, "per_device_train_batch_size": 4, "max_length": 192, **_OFTEN, **_QUIET}
 

@@ -59,8 +59,7 @@ def control_pairs(method: str, pairs: Dataset, seed: int = 0) -> tuple[Dataset, 
     if method == "dpo_text":
         pairs = with_words(pairs)
     if method in ("pooled", "random_users"):
-        users = np.array(pairs["user_id"], dtype=object)
-        shuffled = np.random.default_rng(seed).permutation(users).tolist()
+        shuffled = np.random.default_rng(seed).permutation(np.array(pairs["user_id"], dtype=object)).tolist()
         names = [EVERYONE] * len(pairs) if method == "pooled" else shuffled
         pairs = pairs.remove_columns("user_id").add_column("user_id", names)
     return pairs, method not in WITHOUT_USERS

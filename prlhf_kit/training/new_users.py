@@ -129,8 +129,7 @@ def weigh(model, tokenizer: PreTrainedTokenizerBase, pairs: Dataset, batch_size:
 def user_table(model) -> UserModel:
     """The trained user model. Raises `ConditioningError` if there is none, `ValueError` for one of another kind."""
     user_model_of(model)
-    table = user_models(model)[-1]
-    if not isinstance(table, UserModel):
+    if not isinstance(table := user_models(model)[-1], UserModel):
         raise ValueError(f"adapt needs a prlhf_kit UserModel, got a {type(table).__name__}.")
     return table
 

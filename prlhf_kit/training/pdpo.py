@@ -127,8 +127,7 @@ class PersonalizedDPOTrainer(PersonalizedTraining, DPOTrainer):
         if self._user_text:
             dataset = with_words(dataset)
         if "user_row" not in dataset.column_names:
-            rows = self.user_index.rows(dataset["user_id"], unknown="generic")
-            dataset = dataset.add_column("user_row", rows)
+            dataset = dataset.add_column("user_row", self.user_index.rows(dataset["user_id"], unknown="generic"))
         whole, asked = dataset, Counter(dataset["user_id"])
         dataset = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
         ids = [dataset[column] for column in ("prompt_ids", "chosen_ids", "rejected_ids")]

@@ -115,9 +115,8 @@ def build_trainer(
     # after the model: with DeepSpeed ZeRO-3, what is loaded later is in pieces, and the users start from its embeddings
     pairs, personalized = control_pairs(recipe.method, pairs, recipe.settings.get("seed", 42))
     cpu = not torch.accelerator.is_available()
-    ours = {"output_dir": f"{out}-checkpoints", "use_cpu": cpu}
-    if cpu and policy.dtype == torch.bfloat16:
-        ours["bf16"] = True
+    bf16 = True if cpu and policy.dtype == torch.bfloat16 else None  # None: as the config settles it
+    ours = {"output_dir": f"{out}-checkpoints", "use_cpu": cpu, "bf16": bf16}
     args = PersonalizedDPOConfig(**{**ours, **recipe.settings, "personalized": personalized})
     started = int(os.environ.get("WORLD_SIZE", 1))
     if args.world_size != started:
