@@ -4,12 +4,13 @@ import pytest
 import torch
 from conftest import TARGETS, build_tiny
 from peft import LoraConfig
+from trl import DPOConfig, DPOTrainer
 
 import prlhf_kit as kit
 from prlhf_kit.evaluation import accuracy as compare
 from prlhf_kit.models.conditioning import ATTRIBUTE
 from prlhf_kit.models.user_models import USER_MODELS
-from training.conftest import make_trainer
+from training.conftest import SETTINGS, make_trainer
 
 
 def test_training_moves_users_and_adapter_only(make_tiny, tokenizer, pairs, tmp_path):
@@ -45,25 +46,10 @@ def test_metrics_of_the_two_passes_are_apart(make_tiny, tokenizer, pairs, tmp_pa
 
 
 def test_vanilla_is_one_parameter_and_equals_trl(make_tiny, tokenizer, pairs, tmp_path):
-    from trl import DPOConfig, DPOTrainer
-
     ours = make_trainer(make_tiny(), tokenizer, pairs, tmp_path / "ours", personalized=False)
-    args = DPOConfig(
-        output_dir=str(tmp_path / "trl"),
-        report_to="none",
-        max_steps=2,
-        per_device_train_batch_size=4,
-        logging_steps=1,
-        use_cpu=True,
-        learning_rate=1e-3,
-        save_strategy="no",
-        bf16=False,
-        gradient_checkpointing=False,
-    )
-    peft_config = LoraConfig(target_modules=TARGETS["llama"])
-    theirs = DPOTrainer(
-        make_tiny(), args=args, train_dataset=pairs, processing_class=tokenizer, peft_config=peft_config
-    )
+    args = DPOConfig(str(tmp_path / "trl"), bf16=False, gradient_checkpointing=False, **SETTINGS)
+    adapter = LoraConfig(target_modules=TARGETS["llama"])
+    theirs = DPOTrainer(make_tiny(), args=args, train_dataset=pairs, processing_class=tokenizer, peft_config=adapter)
     losses = []
     for trainer in (ours, theirs):
         trainer.train()
@@ -255,20 +241,10 @@ def test_user_model_beats_the_generic_row_on_held_out_pairs(tokenizer, tmp_path)
     train, test = (data[s].filter(lambda row: row["user_id"] in users) for s in ("train", "test_seen"))
     model = build_tiny("llama", len(tokenizer))
     kit.condition(model, kit.IndividualUserModel(3, model.get_input_embeddings(), 10, SEED))
-    args = kit.PersonalizedDPOConfig(
-        output_dir=str(tmp_path),
-        alpha=1.0,
-        learning_rate=1e-2,
-        user_learning_rate=5e-2,
-        num_train_epochs=1,
-        per_device_train_batch_size=10,
-        report_to="none",
-        save_strategy="no",
-        use_cpu=True,
-        seed=SEED,
-    )
-    config = LoraConfig(r=8, target_modules="all-linear", lora_alpha=16)
-    trainer = kit.PersonalizedDPOTrainer(model, args, train, None, tokenizer, peft_config=config)
+    steps = {"num_train_epochs": 1, "max_steps": -1, "per_device_train_batch_size": 10, "seed": SEED}
+    rates = {"alpha": 1.0, "learning_rate": 1e-2, "user_learning_rate": 5e-2}
+    adapter = LoraConfig(r=8, target_modules="all-linear", lora_alpha=16)
+    trainer = make_trainer(model, tokenizer, train, tmp_path, adapter=adapter, **steps, **rates)
     trainer.train()
     ranked = compare.ranked_by_method(trainer.model.eval(), [], tokenizer, trainer.user_index, test, train)
     by_user = ranked.pivot_table(index="user_id", columns="method", values="value")

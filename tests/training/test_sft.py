@@ -121,11 +121,6 @@ def test_two_recipes_share_one_sft_stage(base, data, tmp_path):
     said_again = {"sft.json", "context.json", "adapter_config.json"}
     changed = {p.name for p in after if after[p] != stamps.get(p) and not p.name.startswith("cache-")}
     assert changed <= said_again
-    control, first, start = (load_model(str(f)) for f in (tmp_path / "two", tmp_path / "first", base))
-    weight = "model.layers.0.self_attn.q_proj.weight"  # a vanilla control is merged onto the SFT model
-    moved = [(m.state_dict()[weight] - start.state_dict()[weight]).norm().item() for m in (control, first)]
-    assert moved[0] == pytest.approx(moved[1], rel=0.05)
-    assert moved[1] > 0.1
 
 
 @pytest.mark.parametrize("method", ["dpo", "pdpo"])
@@ -170,6 +165,8 @@ def test_a_recipe_file_chains_both_stages(base, data, tmp_path, monkeypatch):
     recipes.main()
     model, index = kit.load_personalized(tmp_path / "dpo")
     assert index.user_ids == ["r/a", "r/b", "r/c"]
+    with pytest.raises(ModelError, match="load_personalized"):  # an adapter with users is not merged
+        load_model(str(tmp_path / "dpo"))
     for name in ("dpo", "dpo-sft"):
         assert json.loads((tmp_path / name / "context.json").read_text())["context"] == "user_text"
     named = json.loads((tmp_path / "dpo" / "adapter_config.json").read_text())["base_model_name_or_path"]
@@ -179,13 +176,6 @@ def test_a_recipe_file_chains_both_stages(base, data, tmp_path, monkeypatch):
     assert {prompt[0]["content"] for prompt in told["prompt"]} == {"I am new."}
     assert set(REFERENCE) <= set(told.column_names)
     assert "eval_rewards/accuracies" in pd.read_parquet(tmp_path / "dpo" / "history.parquet")
-
-
-def test_without_context_pairs_need_not_say_who_people_are(base, data, tmp_path):
-    train(chained(sft=None), base, data.remove_columns(["user_text", "group"]), tmp_path / "dpo")
-    assert kit.load_personalized(tmp_path / "dpo")[1].user_ids == ["r/a", "r/b", "r/c"]
-    with pytest.raises(ModelError, match="load_personalized"):  # an adapter with users is not merged
-        load_model(str(tmp_path / "dpo"))
 
 
 @pytest.mark.parametrize(
