@@ -115,3 +115,5 @@ def test_bad_recipes_and_pairs(base, wishes, tmp_path):
         with pytest.raises(error, match=message):
             train_persrm(PersRMRecipe(base, str(tmp_path / "x"), **settings), pairs)
     assert not (tmp_path / "x-stages").exists()
+    with pytest.raises(ValueError, match="a preference head already"):
+        attach_head(attach_head(kit.load_model(base)))

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 from dataclasses import replace
 
 import pandas as pd
@@ -20,19 +19,13 @@ from prlhf_kit.models.embedded import ModelError
 from prlhf_kit.models.hub import load_model
 from prlhf_kit.models.logprobs import REFERENCE, add_reference_logps, score_pairs
 from prlhf_kit.models.saving import reference_name, reference_of
-from prlhf_kit.training import recipe as recipes
+from prlhf_kit.training.launch import read_recipe
 from prlhf_kit.training.recipe import PRESETS, Recipe, after_sft, build_trainer, train
 from prlhf_kit.training.sft import SFTRecipe, build_sft_trainer, contexts_of, preferred
 
 ADAPTER = {"r": 4, "target_modules": ["q_proj", "v_proj"]}
 LOUD = {"learning_rate": 5e-2, "max_steps": 2, "per_device_train_batch_size": 4, "report_to": "none"}  # moves weights
-QUIET = {
-    "learning_rate": 1e-3,
-    "max_steps": 1,
-    "per_device_train_batch_size": 4,
-    "report_to": "none",
-    "max_length": 120,
-}
+QUIET = LOUD | {"learning_rate": 1e-3, "max_steps": 1, "max_length": 120}
 
 
 @pytest.fixture
@@ -151,7 +144,7 @@ def test_what_a_model_was_told_is_read_again(base, data, tmp_path):
         context_of(tmp_path / "dpo", people_of(data))
 
 
-def test_a_recipe_file_chains_both_stages(base, data, tmp_path, monkeypatch):
+def test_a_recipe_file_chains_both_stages(base, data, tmp_path):
     """With held-out pairs of somebody new, who get context and reference too."""
     data.save_to_disk(tmp_path / "pairs")
     rows = [record(f"t{i}", "r/new", f"Another {i}?", "Yes.", "No.", "I am new.") for i in range(4)]
@@ -161,8 +154,7 @@ def test_a_recipe_file_chains_both_stages(base, data, tmp_path, monkeypatch):
     evaluated = {"eval_strategy": "steps", "eval_steps": 1}
     chain |= {"context": "user_text", "adapter": ADAPTER, "sft": {"settings": LOUD}, "settings": QUIET | evaluated}
     (tmp_path / "chain.json").write_text(json.dumps(chain))
-    monkeypatch.setattr(sys, "argv", ["recipe", str(tmp_path / "chain.json")])
-    recipes.main()
+    train(*read_recipe(Recipe, tmp_path / "chain.json"))
     model, index = kit.load_personalized(tmp_path / "dpo")
     assert index.user_ids == ["r/a", "r/b", "r/c"]
     with pytest.raises(ModelError, match="load_personalized"):  # an adapter with users is not merged
