@@ -76,11 +76,8 @@ class RewardRecipe:
     settings: dict[str, Any] = field(default_factory=dict)
 
 
-Sets = Dataset | dict[str, Dataset]
-
-
 def build_reward_trainer(
-    recipe: RewardRecipe, model: str, pairs: Sets, out: str | Path, evaluation: Sets | None = None
+    recipe: RewardRecipe, model: str, pairs: Any, out: str | Path, evaluation: Any = None
 ) -> PersonalizedRewardTrainer:
     """Model, sets and trainer of a recipe, ready for `fit`. Arguments as of `train_reward`."""
     ours = {"output_dir": f"{out}-checkpoints", "use_cpu": not torch.accelerator.is_available()}
@@ -108,9 +105,7 @@ def build_reward_trainer(
     return PersonalizedRewardTrainer(start, args, pairs, evaluation, load_tokenizer(model), index, adapter)
 
 
-def train_reward(
-    recipe: RewardRecipe, model: str, pairs: Sets, out: str | Path, evaluation: Sets | None = None
-) -> pd.DataFrame:
+def train_reward(recipe: RewardRecipe, model: str, pairs: Any, out: str | Path, evaluation: Any = None) -> pd.DataFrame:
     """Train to the end, or resume (`fit`), and return which pairs each evaluation ranked right up to the step that was
     saved: `step`, `set`, `row`, `user_id`, `prompt`, `right`, `pairs`, see `PersonalizedRewardTrainer`.
 
@@ -164,7 +159,7 @@ def stage_sets(
     trained = [name for name in general if name not in tested_only]
     if not trained:
         raise ValueError(f"tested_only names all general sets ({', '.join(general)}), so none is left to train on.")
-    found = {}
+    found: dict[str, Dataset] = {}
     for split, suffix, n in (("train", "", n_custom), ("test_seen", "/test", n_test)):
         own = split_by(fitting(data[split], tokenizer, max_length), column, names)
         found |= {f"{name}{suffix}": sampled(pairs, n, seed) for name, pairs in own.items()}

@@ -163,7 +163,7 @@ def test_stages_go_on_from_each_other(base, pairs, tmp_path):
     one, held_out, grft = recipe({"lm_loss_coeff": 0.1, "eval_strategy": "epoch"}), {"own": pairs}, tmp_path / "grft"
     train_reward(one, base, pairs, grft, held_out)
     general, _ = load_reward_model(str(grft))
-    start = build_reward_trainer(one, str(grft), pairs, tmp_path / "crft").model.eval()
+    start = build_reward_trainer(one, str(grft), pairs, tmp_path / "crft", held_out).model.eval()
     ids = torch.randint(5, 100, (2, 9))
     assert torch.equal(start(input_ids=ids).logits, general(input_ids=ids).logits)
     found = train_reward(one, str(grft), pairs, tmp_path / "crft", held_out)
@@ -176,7 +176,7 @@ def test_stages_go_on_from_each_other(base, pairs, tmp_path):
             assert torch.equal(p, frozen[name]), name
     for change in ({"pooling": "mean"}, {"adapter": None}, {"user_model": "individual"}):
         with pytest.raises(ValueError, match="an earlier stage is trained further as it is"):
-            build_reward_trainer(replace(one, **change), str(grft), pairs, tmp_path / "x")
+            build_reward_trainer(replace(one, **change), str(grft), pairs, tmp_path / "x", held_out)
     with pytest.raises(ValueError, match="pooling"):  # the same folder, another pooling
         train_reward(replace(one, pooling="mean"), base, pairs, grft, held_out)
     train_reward(recipe(), base, pairs, tmp_path / "other")
