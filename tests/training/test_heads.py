@@ -56,7 +56,7 @@ def test_the_best_setting_is_chosen_and_finds_opposite_users_which_pooled_does_n
     truth = ((z * np.array([WEIGHTS[u] for u in who])).sum(1) > 0).mean()
     assert right > truth - 0.03 if kind != "pooled" else right < 0.7
     assert found.strength < 1e3  # which leaves nothing to learn
-    assert found.size == {"pooled": 0, "per_user": 0}.get(kind, 2)  # two directions, in which users differ
+    assert (found.size > 0) == (kind in ("low_rank", "mixture"))
 
 
 @pytest.mark.parametrize("kind", PERSONAL)
