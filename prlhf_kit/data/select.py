@@ -81,13 +81,6 @@ def _first(pairs: Dataset, k: int, seed: int, purpose: str) -> Dataset:
     return pairs.select(table.index[rank <= k])
 
 
-def drawn(pairs: Dataset, n: int, seed: int) -> Dataset:
-    """`n` pairs drawn without replacement. Raises `ValueError` where there are fewer."""
-    if not 0 <= n <= len(pairs):
-        raise ValueError(f"{n} general pairs are asked for (general_ratio), but there are {len(pairs)}.")
-    return sampled(pairs, n, seed)
-
-
 def sampled(pairs: Dataset, n: int, seed: int) -> Dataset:
     """`n` pairs drawn without replacement, or all if there are fewer."""
     return pairs.select(np.random.default_rng(seed).permutation(len(pairs))[:n])

@@ -87,7 +87,7 @@ def load_model(
         if quantization_config is not None:
             raise ModelError(
                 f"{name} is an adapter; merged into 4-bit weights it would be rounded. Write the merged model first "
-                "(prlhf_kit.training.sft.write_merged) and load that in 4 bits."
+                f"(kit.load_model({name!r}).save_pretrained(...), with its tokenizer) and load that in 4 bits."
             )
         return _merged(name, dtype, device)
     config = from_hub(AutoConfig, name)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 from trl.data_utils import common_prefix_length
 
@@ -135,6 +136,21 @@ def in_batches(
         found = in_chunks(chunk, unique, cache / short_hash(unique), what=what)
     place = {item: i for i, item in enumerate(unique)}
     return found[[place[item] for item in items]]
+
+
+def fitting(
+    rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int, columns: Sequence[str] = ("chosen", "rejected")
+) -> Dataset:
+    """The rows in which no response of `columns` is, with its prompt, longer than `max_length` tokens; how many are
+    left out is printed."""
+
+    def fits(row) -> bool:
+        return all(len(encode(tokenizer, row["prompt"], row[name])[0]) <= max_length for name in columns)
+
+    kept = [i for i, row in enumerate(rows) if fits(row)]
+    if len(kept) < len(rows):
+        print(f"{len(rows) - len(kept):,} of {len(rows):,} rows are longer than max_length={max_length}: left out")
+    return rows.select(kept)
 
 
 def tokenize_completions(
