@@ -233,18 +233,11 @@ def length_rules(train: Dataset, pairs: Dataset) -> dict[str, np.ndarray]:
     direction for all users, and `USER_LENGTH`, with each user's, learned from `train` (the pooled one for users who are
     not there)."""
     learned, gap = (words(rows["chosen"]) - words(rows["rejected"]) for rows in (train, pairs))
-    return length_rules_of(train["user_id"], learned, pairs["user_id"], gap)
-
-
-def length_rules_of(
-    train_users: ArrayLike, train_difference: ArrayLike, users: ArrayLike, difference: ArrayLike
-) -> dict[str, np.ndarray]:
-    """`length_rules` from lengths: whose pair it is, and its chosen minus its rejected length."""
-    learned, gap = pd.Series(np.asarray(train_difference, float)), np.asarray(difference, float)
 
     def direction(differences: pd.Series) -> int:
         return 1 if ranked_right(differences, 0).mean() >= 0.5 else -1
 
-    pooled, own = direction(learned), learned.groupby(np.asarray(train_users, object)).agg(direction)
-    signs = own.reindex(np.asarray(users, object)).fillna(pooled).to_numpy()
+    pooled = direction(pd.Series(learned))
+    own = pd.Series(learned).groupby(np.asarray(train["user_id"], object)).agg(direction)
+    signs = own.reindex(np.asarray(pairs["user_id"], object)).fillna(pooled).to_numpy()
     return {LENGTH: ranked_right(pooled * gap, 0), USER_LENGTH: ranked_right(signs * gap, 0)}

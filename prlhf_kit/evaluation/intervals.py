@@ -1,6 +1,5 @@
-"""Means with intervals for every group of one long table: how all of the evaluation is summed up. A long table has a
-row a measured value: `user_id`, `prompt` (its text), `item` (the pair, question or answer), `method`, `value`, and
-columns to group by, such as `split`, `judge` or `k`."""
+"""Means with intervals for every group of one long table. It has a row a measured value: `user_id`, `prompt` (its
+text), `item` (the pair, question or answer), `method`, `value`, and columns to group by: `split`, `judge`, `k`."""
 
 from __future__ import annotations
 
@@ -53,7 +52,7 @@ def intervals(
         cluster: rows with the same value of this column depend on each other, and the interval says how the mean would
             vary with other values ("user_id": other users). Two columns: both at once (`crossed_interval`). None: every
             row by itself.
-        null: also test that the mean is this (`crossed_test`, or `permutation_test` by one cluster): `p`, `detectable`.
+        null: also test that the mean is this: `p` (`crossed_test`), `detectable`.
         more: further columns, each a column and how pandas sums it up: `users=("user_id", "nunique")`.
 
     Returns:
