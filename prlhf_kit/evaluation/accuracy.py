@@ -6,13 +6,16 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
-from datasets import Dataset
+import torch
+from datasets import Dataset, DatasetDict
 from numpy.typing import ArrayLike
+from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from prlhf_kit.data.chat import prompt_text, tell, with_user_text
 from prlhf_kit.data.collect import changed
 from prlhf_kit.data.schema import ANSWERS
+from prlhf_kit.data.select import few_shot
 from prlhf_kit.data.simulated import Population, oracle_accuracy
 from prlhf_kit.decoding.generate import generate
 from prlhf_kit.evaluation.intervals import intervals, long_table
@@ -22,10 +25,12 @@ from prlhf_kit.models.logprobs import score_pairs
 from prlhf_kit.models.saving import reference_of
 from prlhf_kit.models.user_index import GENERIC, UserIndex
 from prlhf_kit.training.controls import LABELS, Control
+from prlhf_kit.training.new_users import adapt, log_ratios, tokenized, weigh
 
 PERSONAL, GENERIC_ROW, VANILLA = "P-DPO, user", "P-DPO, generic row", LABELS["dpo"]
 TEXT, UNTRAINED = "prompt with user text", "untrained"
 LENGTH, USER_LENGTH = "length rule", "length rule per user"
+NEAREST, FITTED = "nearest known user", "fitted row"
 
 
 def words(messages: list[list[dict[str, str]]]) -> np.ndarray:
@@ -150,6 +155,49 @@ def general_ranks(
             right[method] = likelier(score_pairs(personal, tokenizer, pairs, rows, batch_size))
         right |= {control.label: likelier(control.score(tokenizer, pairs, batch_size)) for control in controls}
         tables.append(long_table(pairs, right, set=name))
+    return pd.concat(tables, ignore_index=True)
+
+
+def ranked_by_pairs(
+    model,
+    tokenizer: PreTrainedTokenizerBase,
+    data: DatasetDict,
+    ks: Sequence[int] = (1, 2, 4, 8),
+    *,
+    steps: int = 5,
+    batch_size: int = 16,
+    seed: int = 0,
+    **options,
+) -> pd.DataFrame:
+    """The long table, with `k`, of which pairs of `test_unseen` are ranked right after adapting to k of each new user's
+    pairs of `adapt_unseen`: "generic row" (at k=0), `NEAREST` and, unless `steps=0`, `FITTED`. The pairs of k=2 are
+    among those of k=4.
+
+    What pairs are worth to the generic row and to every known user is computed once for all k. `steps`, `batch_size`
+    and `options` are those of `adapt`.
+    """
+    test = data["test_unseen"]
+    largest = few_shot(data, max(ks), seed)
+    place = {pair: i for i, pair in enumerate(largest["pair_id"])}
+    known = weigh(model, tokenizer, largest, batch_size)
+    tested = weigh(model, tokenizer, test, batch_size)
+    asked = tokenized(model, tokenizer, test) if steps else []
+    tables = [long_table(test, {"generic row": ranked_right(tested.margins[:, 0], 0)}, k=0)]
+    for k in tqdm(ks, desc="known pairs a user", disable=None, leave=False):
+        pairs = few_shot(data, k, seed)
+        evidence = known.of([place[pair] for pair in pairs["pair_id"]])
+        found = adapt(model, tokenizer, pairs, steps=steps, batch_size=batch_size, evidence=evidence, **options)
+        who = [found.user_ids.index(user) for user in test["user_id"]]
+        nearest = [tested.rows.index(found.start[i]) for i in who]
+        margins = {NEAREST: tested.margins[np.arange(len(test)), nearest]}
+        if steps:
+            ratios = []
+            with torch.no_grad():
+                for i in range(0, len(test), batch_size):
+                    own = found.own[who[i : i + batch_size]]
+                    ratios.append(log_ratios(model, asked[i : i + batch_size], own, tokenizer.pad_token_id))
+            margins[FITTED] = torch.cat(ratios).cpu().double().numpy() - tested.reference
+        tables.append(long_table(test, {method: ranked_right(margin, 0) for method, margin in margins.items()}, k=k))
     return pd.concat(tables, ignore_index=True)
 
 
