@@ -218,25 +218,22 @@ def answers_by_system(
     """
     words = dict(zip(train["user_id"], train["user_text"], strict=True))
     asked_by = [user for user in users for _ in prompts]
-    plain = [*prompts] * len(users)
-    told = [tell(prompt, words[user]) for user, prompt in zip(asked_by, plain, strict=True)]
-    keys = pd.DataFrame({"user_id": asked_by, "prompt": [prompt_text(prompt) for prompt in plain]})
+    asked = [*prompts] * len(users)
+    told = [tell(prompt, words[user]) for user, prompt in zip(asked_by, asked, strict=True)]
+    keys = pd.DataFrame({"user_id": asked_by, "prompt": [prompt_text(prompt) for prompt in asked]})
     tables = []
 
-    def answer(system: str, model, asked: Sequence, rows: Sequence[int] | None = None) -> None:
-        """Equal questions are asked once."""
-        questions = list(zip(map(str, asked), rows or [GENERIC] * len(asked), strict=True))
-        unique = dict(zip(questions, asked, strict=True))
-        own = [row for _, row in unique] if rows else None
-        found = dict(zip(unique, generate(model, tokenizer, list(unique.values()), own, **options), strict=True))
-        tables.append(keys.assign(system=system, answer=[found[question] for question in questions]))
+    def answer(system: str, model, questions: Sequence, rows: list[int] | None = None) -> None:
+        """`questions`: of every user and prompt, or of every prompt alike for all users."""
+        found = generate(model, tokenizer, list(questions), rows, **options)
+        tables.append(keys.assign(system=system, answer=found * (len(keys) // len(found))))
 
-    answer(PERSONAL, personal, told if takes_user_text(personal) else plain, index.rows(asked_by))
-    answer(GENERIC_ROW, personal, plain, [GENERIC] * len(plain))
+    answer(PERSONAL, personal, told if takes_user_text(personal) else asked, index.rows(asked_by))
+    answer(GENERIC_ROW, personal, prompts, [GENERIC] * len(prompts))
     if vanilla is not None:
-        answer(VANILLA, vanilla.model, plain)
+        answer(VANILLA, vanilla.model, prompts)
     with reference_of(personal) as untrained:
-        answer(UNTRAINED, untrained, plain)
+        answer(UNTRAINED, untrained, prompts)
         if all(words[user] for user in users):
             answer(TEXT, untrained, told)
     return pd.concat(tables, ignore_index=True)[list(ANSWERS)]

@@ -1,5 +1,5 @@
-"""What a context in the prompt is worth: right, wrong and no context, every community's context on every community's
-pairs, prompts against soft user tokens. Results are long tables with `chance` and columns that say what was tried."""
+"""What a context in the prompt is worth: right, wrong and none, every community's context on every community's pairs,
+prompts against soft user tokens. Results are long tables with `chance` and columns that say what was tried."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from datasets import Dataset, concatenate_datasets
+from datasets import Dataset, Features, List, Value, concatenate_datasets
 from numpy.typing import ArrayLike
 from transformers import PreTrainedTokenizerBase
 
 from prlhf_kit.data.context import RECORDED, Contexts, with_context
+from prlhf_kit.data.schema import FEATURES
 from prlhf_kit.evaluation.accuracy import USER_LENGTH, length_rules, likelier, ranked_right
 from prlhf_kit.evaluation.intervals import BY_USER_AND_PROMPT, differences, intervals, long_table
-from prlhf_kit.evaluation.options import LIKELIHOOD, RULES, choose
-from prlhf_kit.models.logprobs import score_pairs
+from prlhf_kit.models.logprobs import as_read, completion_logps, score_pairs
 from prlhf_kit.models.user_index import UserIndex
 
 NONE = "none"  # the context of nobody
+LIKELIHOOD, SHORTEST, LONGEST = "likelihood a token", "shortest option", "longest option"
 NEITHER, PROMPT, SOFT, BOTH = FOUR_WAYS = ("neither", "prompt only", "soft tokens", "both")
 UNTRAINED, SFT = "untrained", "SFT"
 GENERIC_ROW, SFT_TOLD = "soft tokens, generic row", "SFT, context"
@@ -62,8 +63,53 @@ def rewarded(scores: pd.DataFrame, anchor: pd.DataFrame) -> np.ndarray:
     return ranked_right(np.where(np.abs(difference) < TIE, 0.0, difference), np.zeros(len(difference)))
 
 
+def questions(pairs: Dataset) -> Dataset:
+    """The multiple-choice questions behind pairs that set one right option against each of the others, as `prefeval`'s
+    do (Zhao et al. 2025, arXiv 2502.09597).
+
+    Returns:
+        One row for each user, prompt and chosen response: `question_id` (of its first pair), `user_id`, `user_text`,
+        `group`, `prompt`, `options` (`[k]` responses, the right one first), and `RECORDED`.
+    """
+    kept = [n for n in ("user_id", "user_text", "group", "prompt", *RECORDED) if n in pairs.column_names]
+    found: dict[str, dict] = {}
+    for pair in pairs:
+        new = {"question_id": pair["pair_id"], **{name: pair[name] for name in kept}, "options": [pair["chosen"]]}
+        options = found.setdefault(str([pair["user_id"], pair["prompt"], pair["chosen"]]), new)["options"]
+        if pair["rejected"] not in options:
+            options.append(pair["rejected"])
+    types = {"question_id": Value("string"), **{name: pairs.features[name] for name in kept}}
+    return Dataset.from_list([*found.values()], features=Features(types | {"options": List(FEATURES["chosen"])}))
+
+
+def choose(
+    model,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Dataset,
+    user_rows: Sequence[int] | None = None,
+    batch_size: int = 16,
+) -> dict[str, np.ndarray]:
+    """Which of `questions` are answered right: rule -> `[n]` (1; 1/m where m options are at the top; 0).
+
+    Options are scored as answers and not shown, so none has a place. What could give the right one away is its length
+    in tokens, so the rules `SHORTEST` and `LONGEST` stand beside the model's (`LIKELIHOOD`: mean log-prob a token).
+    """
+    rows = rows if user_rows is None else as_read(model, rows)
+    number = [len(options) for options in rows["options"]]
+    place = np.repeat(np.arange(len(number)), number).tolist()  # of the question, for each option
+    prompts, users = rows["prompt"][:], None if user_rows is None else [user_rows[i] for i in place]
+    answers = [option for options in rows["options"] for option in options]
+    scored = completion_logps(model, tokenizer, [prompts[i] for i in place], answers, users, batch_size)
+    logps, tokens = (np.array(numbers) for numbers in scored)
+    found = {}
+    for rule, values in ((LIKELIHOOD, logps / tokens), (SHORTEST, -tokens), (LONGEST, tokens)):
+        top = [part == part.max() for part in np.split(values, np.cumsum(number)[:-1])]
+        found[rule] = np.array([one[0] / one.sum() for one in top])
+    return found
+
+
 def items(rows: Dataset, value: ArrayLike, **names: Any) -> pd.DataFrame:
-    """The long table of `value` `[n]` (what was right) on `rows` without context (pairs, or `options.questions`), with
+    """The long table of `value` `[n]` (what was right) on `rows` without context (pairs, or `questions`), with
     `chance` and the columns `names`, for instance `dataset="dsp", method=BOTH`."""
     assert not set(RECORDED) & set(rows.column_names), "the rows have a context already"
     chance = [1 / len(options) for options in rows["options"]] if "options" in rows.column_names else 0.5
@@ -82,13 +128,12 @@ def ranked(
 
     Args:
         rows: pairs, by the gain in log-probability over `anchor` (`rewarded`) or, without one, by mean log-probability
-            a token; or `options.questions`, by all of `options.RULES`.
+            a token; or `questions`, by all rules of `choose`.
         index: rows of the users; others get the generic one. None: no user model.
     """
     users = None if index is None else index.rows(rows["user_id"], unknown="generic")
     if "options" in rows.column_names:
-        chosen = choose(model, tokenizer, rows, users, batch_size)
-        return {rule: chosen[column].to_numpy() for rule, column in RULES.items()}
+        return choose(model, tokenizer, rows, users, batch_size)
     scores = score_pairs(model, tokenizer, rows, users, batch_size)
     return {LIKELIHOOD: likelier(scores) if anchor is None else rewarded(scores, anchor)}
 

@@ -5,9 +5,8 @@ value: leave it out of means, and look at `words`, too."""
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,20 +22,14 @@ SCORES = ("measure", "method", "user_id", "item", "prompt", "value")
 
 _HYPHENS = Pyphen(lang="en_US")
 _WORD = re.compile(r"\w+(?:['’]\w+)*")
-_CANNOT = re.compile(
-    r"i(?:(?: can(?:no|')t| can not| could(?:n't| not)| won't| will not)(?: \w+ly)? (?:help(?! but)|assist|provide|"
-    r"answer|do (?:that|this)|comply|fulfil|give|create|write|generate|offer|support|engage|discuss|share|respond|"
-    r"continue|participate|recommend|tell|be able to)|(?:'m| am) (?:un|not )able to|(?:'m| am) not (?:comfortable|"
-    r"going to)|(?: must| have to| need to)(?: \w+ly)? (?:decline|refuse)| (?:don't|do not) have the ability)|"
-    r"th(?:at|is) is(?:n't| not) something i can",
+# "I'm sorry, but", "As an AI language model,", "I apologize for the confusion.": up to two of them, and then a refusal
+_REFUSAL = re.compile(
+    r"\W*(?:(?:(?:i'm |i am )?(?:so |very )?sorry|(?:i |my )apolog\w+|as an ai|unfortunately|no)\b[^.!?,]{0,60}[.,]\s*"
+    r"(?:but )?){0,2}(?:i (?:can't|can ?not|won't|will not|(?:must|have to) (?:\w+ly )?(?:decline|refuse)|"
+    r"(?:don't|do not) have the ability)|(?:i'm|i am) (?:unable|not able|not comfortable)|"
+    r"that(?:'s not| is not| isn't) something i can)\b(?! (?:wait|help but))",
     re.IGNORECASE,
 )
-_LEAD = re.compile(  # what may stand before it, the first three with some words of their own
-    r"(?:(?:i'm |i am )?(?:\w+ )?sorry\b|(?:i |my )?(?:\w+ )?apolog\w+|as an? (?:ai|artificial|language|large)\b)"
-    r"(?P<more>[^.!?]{0,80})|unfortunately|but|no",
-    re.IGNORECASE,
-)
-_GAP = re.compile(r"\W+")
 
 
 def words(text: str) -> list[str]:
@@ -100,21 +93,7 @@ def is_refusal(text: str) -> bool:
     >>> [is_refusal(text) for text in ("I'm sorry, but I can't help with that.", "I can't wait!")]
     [True, False]
     """
-    text = " " + text.replace("’", "'")
-    places, seen = [_GAP.match(text).end()], set()  # type: ignore[union-attr]
-    while places:  # a search, since a pattern that repeats leads backtracks for ever
-        at = places.pop()
-        if _CANNOT.match(text, at):
-            return True
-        lead = None if at in seen else _LEAD.match(text, at)
-        seen.add(at)
-        if lead:
-            first, last = lead.span("more") if lead["more"] is not None else (lead.end(), lead.end())
-            for gap in _GAP.finditer(text, first):
-                if gap.start() > last:
-                    break
-                places.append(gap.end())
-    return False
+    return bool(_REFUSAL.match(text.replace("’", "'")))
 
 
 def text_scores(answers: pd.DataFrame) -> pd.DataFrame:
@@ -124,15 +103,13 @@ def text_scores(answers: pd.DataFrame) -> pd.DataFrame:
     texts = list(answers.answer)
     tokens = [words(text) for text in texts]
     unique = {n: np.array([unique_share([found], n) for found in tokens]) for n in (2, 3, 4)}
-    values: dict[str, Any] = {"words": [len(found) for found in tokens]} | {
-        f"rep-{n}": 1 - share for n, share in unique.items()
+    values = {
+        "words": [len(found) for found in tokens],
+        **{f"rep-{n}": 1 - share for n, share in unique.items()},
+        "diversity": unique[2] * unique[3] * unique[4],  # SimCTG, Su et al. 2022, arXiv 2202.06417; ARGS
+        "Flesch reading ease": [reading_ease(text) for text in texts],
+        "refusal": [is_refusal(text) for text in texts],
     }
-    values["diversity"] = unique[2] * unique[3] * unique[4]  # SimCTG, Su et al. 2022, arXiv 2202.06417; ARGS
-    values["Flesch reading ease"] = [reading_ease(text) for text in texts]
-    return _long(answers, values | {"refusal": [is_refusal(text) for text in texts]})
-
-
-def _long(answers: pd.DataFrame, values: Mapping[str, Any]) -> pd.DataFrame:
     keys = answers[["system", "user_id", "prompt"]].rename(columns={"system": "method"}).assign(item=answers.prompt)
     tables = [keys.assign(measure=name, value=np.asarray(value, float)) for name, value in values.items()]
     return pd.concat(tables, ignore_index=True)[list(SCORES)]
