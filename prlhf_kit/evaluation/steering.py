@@ -8,9 +8,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from datasets import DatasetDict
-from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from prlhf_kit.data.chat import prompt_text
@@ -24,7 +22,7 @@ from prlhf_kit.evaluation.intervals import intervals, paired_differences
 from prlhf_kit.evaluation.statistics import Interval, crossed_interval
 from prlhf_kit.models.embedded import SENTENCES
 from prlhf_kit.models.features import load_embedder
-from prlhf_kit.models.logprobs import response_logps
+from prlhf_kit.models.logprobs import sequence_logps
 from prlhf_kit.training.heads import FeatureReward
 
 # (users, prompts, answers) -> rewards [n]
@@ -64,19 +62,14 @@ def judge_of(data: DatasetDict, stage: Path, cache: Path | None = None) -> tuple
     return score, f"reward on sentence embeddings, right on {held} of {held.n} held-out pairs"
 
 
-@torch.inference_mode()
 def base_logps(
     base, tokenizer: PreTrainedTokenizerBase, jobs: pd.DataFrame, answers: Sequence[GuidedAnswer], batch_size: int = 16
 ) -> list[float]:
     """Mean log-prob (nats a token) of each answer under `base`, which does not see the preference: for answers that
     were steered from another base; else they bring it along (`GuidedAnswer.logps`)."""
-    texts = [(list(ids_of(tokenizer, p)), a.tokens) for p, a in zip(jobs.prompt, answers, strict=True)]
-    found: list[float] = []
-    for start in tqdm(range(0, len(texts), batch_size), desc="scoring", disable=None, leave=False):
-        batch = texts[start : start + batch_size]
-        summed = response_logps(base, batch, tokenizer.pad_token_id).tolist()
-        found += [logp / len(tokens) for logp, (_, tokens) in zip(summed, batch, strict=True)]
-    return found
+    texts = [(list(ids_of(tokenizer, p)), list(a.tokens)) for p, a in zip(jobs.prompt, answers, strict=True)]
+    summed = sequence_logps(base, tokenizer, texts, batch_size=batch_size)
+    return [logp / len(tokens) for logp, (_, tokens) in zip(summed, texts, strict=True)]
 
 
 def answered(jobs: pd.DataFrame, answers: Sequence[GuidedAnswer], judge: Scorer, **columns: Any) -> pd.DataFrame:
