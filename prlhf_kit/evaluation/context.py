@@ -3,7 +3,7 @@ prompts against soft user tokens. Results are long tables with `chance` and colu
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -203,22 +203,20 @@ def labelled(results: pd.DataFrame) -> pd.DataFrame:
     return results.assign(method=method)[own].reset_index(drop=True)
 
 
-def four_way(table: pd.DataFrame, named: Collection[str] = (), seed: int = 0) -> tuple[pd.DataFrame, pd.DataFrame]:
+def four_way(table: pd.DataFrame, named: bool, seed: int = 0) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Prompt only, soft user tokens, both, neither: when is a sentence in the prompt as good as a learned user model?
 
     Args:
         table: `items` with the columns `dataset` and `method`: `FOUR_WAYS`, and any controls.
-        named: the datasets whose users are named communities, see `clusters`.
+        named: users are named communities, see `clusters`.
 
     Returns:
-        `intervals` by `dataset` and `method`, and the paired `differences` of each dataset, Holm-corrected over
-        `FOUR_WAY_COMPARISONS` and over `CONTROL_COMPARISONS`.
+        `intervals` by `dataset` and `method`, and the paired `differences`, Holm-corrected over `FOUR_WAY_COMPARISONS`
+        and over `CONTROL_COMPARISONS`.
     """
-    found, gaps = [], []
-    for dataset, part in table.groupby("dataset", sort=False):
-        cluster = clusters(dataset in named)
-        found.append(intervals(part, by=["dataset", "method"], cluster=cluster, seed=seed, **NUMBERS))
-        for wanted in (FOUR_WAY_COMPARISONS, CONTROL_COMPARISONS):
-            gaps.append(differences(part, wanted, ["dataset"], cluster, seed=seed))
-    known = [gap for gap in gaps if len(gap)] or gaps[:1]  # pandas warns of empty ones
-    return pd.concat(found, ignore_index=True), pd.concat(known, ignore_index=True)
+    found = intervals(table, by=["dataset", "method"], cluster=clusters(named), seed=seed, **NUMBERS)
+    families = (FOUR_WAY_COMPARISONS, CONTROL_COMPARISONS)
+    gaps = [differences(table, wanted, ["dataset"], clusters(named), seed=seed) for wanted in families]
+    return found, pd.concat(
+        [gap for gap in gaps if len(gap)] or gaps[:1], ignore_index=True
+    )  # pandas warns of empty ones

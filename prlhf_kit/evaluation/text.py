@@ -1,6 +1,5 @@
-"""Measures of text: repetition, diversity, coherence, readability, refusals. Words are lower-cased runs of
-letters and digits: scripts without spaces give few long words. A measure that a text is too short for is NaN, not a bad
-value: leave it out of means, and look at `words`, too."""
+"""Measures of text: repetition, diversity, coherence, readability, refusals. Words are lower-cased runs of letters and
+digits: scripts without spaces give few long words. A measure that a text is too short for is NaN."""
 
 from __future__ import annotations
 
@@ -10,17 +9,16 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import textstat
-from pyphen import Pyphen
+from textstat import automated_readability_index as readability_index
 
 from prlhf_kit.data.schema import message
 from prlhf_kit.evaluation.judges import require_answers
 from prlhf_kit.models.features import Embedder
 from prlhf_kit.models.rewards import Text
 
+NAN = float("nan")
 SCORES = ("measure", "method", "user_id", "item", "prompt", "value")
 
-_HYPHENS = Pyphen(lang="en_US")
 _WORD = re.compile(r"\w+(?:['’]\w+)*")
 # "I'm sorry, but", "As an AI language model,", "I apologize for the confusion.": up to two of them, and then a refusal
 _REFUSAL = re.compile(
@@ -51,7 +49,7 @@ def unique_share(texts: Iterable[Sequence[str]], n: int) -> float:
     0.5
     """
     found = [tuple(tokens[i : i + n]) for tokens in texts for i in range(len(tokens) - n + 1)]
-    return len(set(found)) / len(found) if found else float("nan")
+    return len(set(found)) / len(found) if found else NAN
 
 
 def coherence(
@@ -73,19 +71,6 @@ def coherence(
     return found
 
 
-def reading_ease(text: str) -> float:
-    """Flesch's reading ease (1948: 100 is easy, 0 hard) of an English text; NaN without any word in Latin letters.
-
-    Words and sentences are textstat's; its syllables need a download, so they are by pyphen: texts seem 5 points
-    easier.
-    """
-    if not re.search("[A-Za-z]", text):
-        return float("nan")
-    found = textstat.remove_punctuation(text).lower().split()
-    syllables = np.mean([len(_HYPHENS.positions(word)) + 1 for word in found])
-    return float(206.835 - 1.015 * textstat.words_per_sentence(text) - 84.6 * syllables)
-
-
 def is_refusal(text: str) -> bool:
     """Whether an English text opens with a refusal: "I'm sorry, but I am unable to", "As an AI, I cannot". Later ones
     are missed; an answer that goes on to help counts.
@@ -98,7 +83,8 @@ def is_refusal(text: str) -> bool:
 
 def text_scores(answers: pd.DataFrame) -> pd.DataFrame:
     """Measures of each answer: `SCORES`, one row an answer and measure ("words", "rep-2" to "rep-4", "diversity",
-    "Flesch reading ease", "refusal"). `answers` has `ANSWERS`; `method` is the system, `item` the prompt's text."""
+    "readability" (Automated Readability Index: a US school grade), "refusal"). `answers` has `ANSWERS`; `method` is the
+    system, `item` the prompt's text."""
     require_answers(answers)
     texts = list(answers.answer)
     tokens = [words(text) for text in texts]
@@ -107,7 +93,7 @@ def text_scores(answers: pd.DataFrame) -> pd.DataFrame:
         "words": [len(found) for found in tokens],
         **{f"rep-{n}": 1 - share for n, share in unique.items()},
         "diversity": unique[2] * unique[3] * unique[4],  # SimCTG, Su et al. 2022, arXiv 2202.06417; ARGS
-        "Flesch reading ease": [reading_ease(text) for text in texts],
+        "readability": [readability_index(text) if found else NAN for text, found in zip(texts, tokens, strict=True)],
         "refusal": [is_refusal(text) for text in texts],
     }
     keys = answers[["system", "user_id", "prompt"]].rename(columns={"system": "method"}).assign(item=answers.prompt)
