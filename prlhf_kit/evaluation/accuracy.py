@@ -133,17 +133,10 @@ def general_ranks(
     sets: Mapping[str, Dataset],
     batch_size: int = 16,
 ) -> pd.DataFrame:
-    """Which pairs of general sets (helpful, harmless, WebGPT, RewardBench, ...) models find likelier, by mean
-    log-probability a token: what personalisation costs on preferences that everybody shares is
-    `intervals.differences` of it.
-
-    Args:
-        sets: name -> preference pairs.
-
-    Returns:
-        The long table of the untrained model, P-DPO with the generic row and with the seen users' rows in turn, and
-        trained controls; with the column `set`.
-    """
+    """The long table, with `set`, of which pairs of general sets (helpful, harmless, RewardBench, ...) are found
+    likelier by mean log-prob a token: by the untrained model, P-DPO with the generic row and with the seen users' rows
+    in turn, and trained controls. `intervals.differences` of it is what personalisation costs on preferences that
+    everybody shares."""
     if empty := [name for name, pairs in sets.items() if not len(pairs)]:
         raise ValueError(f"the general set {empty[0]!r} has no pair left. Raise the limit of its texts' length.")
     controls, tables = list(controls), []
@@ -242,14 +235,9 @@ def answers_by_system(
 def swapped(
     people: Population, user_ids: Sequence[str], prompts: Sequence[object], texts: Sequence[str]
 ) -> pd.DataFrame:
-    """Every user judges every other user's answer to the same prompt: is one's own answer really one's own?
-
-    Args:
-        user_ids, prompts, texts: `[n]`, whom each answer was given to, and for what; the same prompts for every user.
-
-    Returns:
-        `judge`, `author`, `prompt`, `utility` (of the author's answer for the judge), `own_wins` (1, 1/2, 0).
-    """
+    """Every user judges every other user's answer (`texts` `[n]`, for `user_ids` and the same `prompts`): is one's own
+    answer really one's own? Columns `judge`, `author`, `prompt`, `utility` (of the author's answer for the judge) and
+    `own_wins` (1, 1/2, 0)."""
     answers = pd.DataFrame({"author": list(user_ids), "prompt": list(prompts), "text": list(texts)})
     table = pd.DataFrame({"judge": answers.author.unique()}).merge(answers, how="cross")
     table["utility"] = people.utility(table.judge, table.text)

@@ -49,28 +49,18 @@ def clusters(named: bool) -> str | tuple[str, str]:
 
 def rewarded(scores: pd.DataFrame, anchor: pd.DataFrame) -> np.ndarray:
     """Which pairs the reward log pi(y|x, c) - log pi_ref(y|x) ranks right (1, 1/2 if less than `TIE` apart, 0): `[n]`.
-    It is DPO's implicit reward (arXiv 2305.18290, Eq. 5) up to beta; the reference sees no context c.
-
-    Args:
-        scores: rows of `score_pairs` of the policy; the same pair may be there several times.
-        anchor: rows of `score_pairs` of the reference, one a pair; found by `pair_id`.
-    """
+    It is DPO's implicit reward (arXiv 2305.18290, Eq. 5) up to beta; the reference sees no context c. `scores`: rows of
+    `score_pairs` of the policy; `anchor`: the reference's, one a pair, found by `pair_id`."""
     base = scores[["pair_id"]].merge(anchor, "left", on="pair_id", validate="many_to_one")
-    chosen, rejected = (
-        scores[f"{of}_logp"].to_numpy() - base[f"{of}_logp"].to_numpy() for of in ("chosen", "rejected")
-    )
+    chosen, rejected = (scores[of].to_numpy() - base[of].to_numpy() for of in ("chosen_logp", "rejected_logp"))
     difference = chosen - rejected  # NaN without an anchor, which `ranked_right` refuses
-    return ranked_right(np.where(np.abs(difference) < TIE, 0.0, difference), np.zeros(len(difference)))
+    return ranked_right(np.where(np.abs(difference) < TIE, 0.0, difference), 0)
 
 
 def questions(pairs: Dataset) -> Dataset:
     """The multiple-choice questions behind pairs that set one right option against each of the others, as `prefeval`'s
-    do (Zhao et al. 2025, arXiv 2502.09597).
-
-    Returns:
-        One row for each user, prompt and chosen response: `question_id` (of its first pair), `user_id`, `user_text`,
-        `group`, `prompt`, `options` (`[k]` responses, the right one first), and `RECORDED`.
-    """
+    do (Zhao et al. 2025, arXiv 2502.09597): `question_id` (of the first pair), `user_id`, `user_text`, `group`,
+    `prompt`, `options` (`[k]` responses, the right one first), and `RECORDED`."""
     kept = [n for n in ("user_id", "user_text", "group", "prompt", *RECORDED) if n in pairs.column_names]
     found: dict[str, dict] = {}
     for pair in pairs:
@@ -193,8 +183,8 @@ def by_length(train: Dataset, pairs: Dataset, **names: str) -> pd.DataFrame:
 
 
 def labelled(results: pd.DataFrame) -> pd.DataFrame:
-    """Results for the four-way table: the contextual model with its own context only; "untrained" and "SFT" with a
-    context, and what is ranked by likelihood for want of an anchor, under names of their own."""
+    """Results for `four_way`: the contextual model with its own context only; "untrained" and "SFT" with a context, and
+    what is ranked by likelihood for want of an anchor, under names of their own."""
     told = results.context != NONE
     own = ~results.context.isin(["random", "shuffled"]) & ((results.method != PROMPT) | told)
     control = results.method.isin([UNTRAINED, SFT])
@@ -206,13 +196,8 @@ def labelled(results: pd.DataFrame) -> pd.DataFrame:
 def four_way(table: pd.DataFrame, named: bool, seed: int = 0) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Prompt only, soft user tokens, both, neither: when is a sentence in the prompt as good as a learned user model?
 
-    Args:
-        table: `items` with the columns `dataset` and `method`: `FOUR_WAYS`, and any controls.
-        named: users are named communities, see `clusters`.
-
-    Returns:
-        `intervals` by `dataset` and `method`, and the paired `differences`, Holm-corrected over `FOUR_WAY_COMPARISONS`
-        and over `CONTROL_COMPARISONS`.
+    `table`: `items` with `dataset` and `method` (`FOUR_WAYS`, any controls); `named`: see `clusters`. Returns
+    `intervals`, and the paired `differences`, Holm-corrected over each of the two lists of comparisons.
     """
     found = intervals(table, by=["dataset", "method"], cluster=clusters(named), seed=seed, **NUMBERS)
     families = (FOUR_WAY_COMPARISONS, CONTROL_COMPARISONS)

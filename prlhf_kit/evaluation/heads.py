@@ -108,17 +108,12 @@ def trade_off(
     strengths: Sequence[float] = STRENGTHS,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Accuracy on the domains' own and on general held-out pairs, along each of `PATHS`.
+    """Accuracy on the domains' own and on general held-out pairs, along each of `PATHS` and for each of `strengths` (of
+    the penalty); sets are pairs with their features. `seed` draws the general pairs that are mixed in, as many as the
+    domain has.
 
-    Args:
-        general, domains: training pairs with their features; `general_test`, `domain_tests`: held-out ones.
-        strengths: of the penalty.
-        seed: of the general pairs that are mixed in (as many as the domain has) and of the intervals.
-
-    Returns:
-        `intervals` by `strategy`, `strength` (infinite: the general head, or all rewards 0) and `of` ("custom" or
-        "general" pairs), clustered by prompt; `chosen`: the strength that 5-fold cross-validation on the domains' pairs
-        prefers.
+    Returns `intervals` by `strategy`, `strength` (infinite: the general head, or all rewards 0) and `of` ("custom" or
+    "general" pairs), clustered by prompt; `chosen`: what 5-fold cross-validation on the domains' pairs prefers.
     """
     everything = np.concatenate([*general[1], *(part for _, e in domains.values() for part in e)])
     prompts = _prompts(general[0])

@@ -49,9 +49,7 @@ def intervals(
 
     Args:
         by: the columns that make the groups, which stay in the order of the table.
-        cluster: rows with the same value of this column depend on each other, and the interval says how the mean would
-            vary with other values ("user_id": other users). Two columns: both at once (`crossed_interval`). None: every
-            row by itself.
+        cluster: what would be drawn anew: "user_id", "prompt", both (`crossed_interval`), or None: every row by itself.
         null: also test that the mean is this: `p` (`crossed_test`), `detectable`.
         more: further columns, each a column and how pandas sums it up: `users=("user_id", "nunique")`.
 
@@ -65,7 +63,6 @@ def intervals(
     """
     by = [by] if isinstance(by, str) else list(by)
     clusters = [] if cluster is None else [cluster] if isinstance(cluster, str) else list(cluster)
-    assert len(clusters) <= 2, f"clusters by {clusters}: two columns at most"
     tested = [] if null is None else ["p", "detectable"]
     rows = []
     for names, group in table.groupby(by, sort=False, dropna=False):
@@ -121,15 +118,13 @@ def differences(
     family: Sequence[str] | None = None,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """One method minus another on the same items, paired, for each value of `by`.
+    """One method minus another on the same items, paired, for each value of `by`: `by`, `one`, `other`, `difference`
+    and the rest of `intervals`, with `p_holm` and `users`.
 
     Args:
         wanted: (one, other), such as `against("P-DPO, user", table.method)`; what is not in the table is left out.
         column: what is compared: methods, or for instance the contexts of one.
         family: Holm's correction is over the rows with the same values of these columns; None: of `by`.
-
-    Returns:
-        `by`, `one`, `other`, `difference` and the rest of `intervals`, with `p_holm` and `users`.
     """
     ones = pd.DataFrame(wanted, columns=["one", "other"]).merge(table.rename(columns={column: "one"}), on="one")
     gaps = paired_differences(ones, table.rename(columns={column: "other"}), on=[*by, *ITEM, "other"])

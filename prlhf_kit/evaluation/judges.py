@@ -33,11 +33,7 @@ class Judge(Protocol):
     """What all judges have in common; any function of this form is one, too."""
 
     def __call__(
-        self,
-        prompt: Sequence[Text],
-        answer_a: Sequence[str],
-        answer_b: Sequence[str],
-        user: Sequence[str | None],
+        self, prompt: Sequence[Text], answer_a: Sequence[str], answer_b: Sequence[str], user: Sequence[str | None]
     ) -> list[Verdict]:
         """One verdict each, on two answers to `prompt[i]` from the view of `user[i]` (None: nobody in particular)."""
         ...
@@ -104,18 +100,15 @@ def judged(
 
     Args:
         judge: asked once, with all pairs in both orders; `name`: its name.
-        answers: `system`, `user_id`, `prompt`, `answer`; one answer a system, user and prompt. Users may be unknown
-            (None): each prompt then counts as asked by somebody else, "somebody: " and the prompt.
+        answers: `ANSWERS`, one a system, user and prompt. Users may be unknown (None): each prompt then counts as asked
+            by somebody else, "somebody: " and the prompt.
         systems: which are compared, (a, b).
         prompts: what the judge is shown, by the prompt's text in `answers`: a dialogue's messages, for instance.
 
     Returns:
         `judge`, `user_id`, `prompt`, `system_a`, `system_b`, `answer_a`, `answer_b`; `first`, the verdict ("a", "b",
         "tie", None) with a's answer shown first, and `second`, with b's; `preference`, what counts; `probability` that
-        a is preferred, the mean over both orders.
-
-    Raises:
-        ValueError: answers that can't be compared, or a judge that does not give one verdict on each pair.
+        a is preferred, the mean over both orders. Raises `ValueError` for answers that can't be compared.
     """
     require_answers(answers)
     twice = answers[answers.duplicated(["system", "user_id", "prompt"])]

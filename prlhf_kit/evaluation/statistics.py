@@ -14,6 +14,8 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.sandwich_covariance import cov_cluster, cov_cluster_2groups
 from tqdm.auto import tqdm
 
+Names = Iterable[Any]  # of the user or prompt of each value
+RESAMPLES, PERMUTATIONS = 10_000, 9_999
 FEW, MANY_CLUSTERS = 6, 2000
 FEW_USERS = 8  # below it t quantiles times a bootstrap's spread leave every scale, so there is no such interval
 
@@ -33,14 +35,7 @@ class Interval(NamedTuple):
         return f"{self.estimate:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
-def crossed_interval(
-    values: ArrayLike,
-    users: Iterable[Any],
-    prompts: Iterable[Any] | None = None,
-    *,
-    resamples: int = 10_000,
-    seed: int = 0,
-) -> Interval:
+def crossed_interval(values: ArrayLike, users: Names, prompts: Names | None = None, seed: int = 0) -> Interval:
     """Mean of `values` `[n]` and its 95% interval: what other users, and other prompts where users share them, give.
 
     Where no prompt is shared, whole users are resampled (Cameron et al. 2008), with `expanded` percentiles. Else, of
@@ -55,7 +50,7 @@ def crossed_interval(
     k, mean = min(int(code.max()) + 1 for code in codes), float(values.mean())
     if len(codes) == 1 and FEW <= k <= MANY_CLUSTERS:
         sums, sizes = np.bincount(codes[0], weights=values), np.bincount(codes[0])  # [k] both
-        draws = np.random.default_rng(seed).multinomial(k, np.full(k, 1 / k), resamples)  # [resamples, k]
+        draws = np.random.default_rng(seed).multinomial(k, np.full(k, 1 / k), RESAMPLES)  # [RESAMPLES, k]
         low, high = np.quantile(draws @ sums / (draws @ sizes), expanded(k))
     else:
         low, high = np.clip(mean + np.array([-1, 1]) * _t(k) * _error(values, codes), values.min(), values.max())
@@ -73,14 +68,7 @@ def expanded(clusters: int) -> tuple[float, float]:
     return tail, 1 - tail
 
 
-def crossed_test(
-    differences: ArrayLike,
-    users: Iterable[Any],
-    prompts: Iterable[Any] | None = None,
-    *,
-    resamples=9_999,
-    seed: int = 0,
-) -> float:
+def crossed_test(differences: ArrayLike, users: Names, prompts: Names | None = None, seed: int = 0) -> float:
     """Two-sided p-value of "the mean difference is 0" from paired `differences` `[n]`.
 
     The signs of whole users are swapped (scipy's `permutation_test`; exact with up to 13): of k users it can't be below
@@ -91,14 +79,14 @@ def crossed_test(
     0.125
     """
     values, codes = _numbers(differences), _clusters(users, prompts)
-    found = [_swapped_signs(np.bincount(code, weights=values), resamples, seed) for code in codes]
+    found = [_swapped_signs(np.bincount(code, weights=values), seed) for code in codes]
     if len(codes) == 2:
         error, k = _error(values, codes), min(int(code.max()) + 1 for code in codes)
         found.append(float(2 * stats.t.sf(abs(values.mean()) / error, k - 1)) if k > 1 and error else 0.0)
     return max(found)
 
 
-def _swapped_signs(sums: np.ndarray, resamples: int, seed: int) -> float:
+def _swapped_signs(sums: np.ndarray, seed: int) -> float:
     """p-value of the sums `[k]` of k clusters."""
     if len(sums) == 1:
         return 1.0  # two permutations, both as far from 0
@@ -106,7 +94,7 @@ def _swapped_signs(sums: np.ndarray, resamples: int, seed: int) -> float:
         (sums, np.zeros(len(sums))),
         lambda a, b, axis: (a - b).sum(axis),
         permutation_type="samples",
-        n_resamples=resamples,
+        n_resamples=PERMUTATIONS,
         vectorized=True,
         batch=max(1, 5_000_000 // len(sums)),
         rng=np.random.default_rng(seed),
@@ -121,7 +109,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return multipletests(p_values, method="holm")[1].tolist()
 
 
-def detectable(differences: ArrayLike, users: Iterable[Any], prompts: Iterable[Any] | None = None) -> float:
+def detectable(differences: ArrayLike, users: Names, prompts: Names | None = None) -> float:
     """The least true difference that so many users (and prompts, where they are shared) would show with probability 0.8
     in a two-sided t-test at 0.05: Bloom 1995, (t_.975 + t_.8) standard errors. NaN where they don't differ, and for
     fewer than `FEW_USERS`."""
@@ -142,8 +130,8 @@ def _error(values: np.ndarray, codes: Sequence[np.ndarray]) -> float:
 
 def bootstrap(
     statistic: Callable[[np.ndarray], ArrayLike],
-    users: Iterable[Any],
-    prompts: Iterable[Any] | None = None,
+    users: Names,
+    prompts: Names | None = None,
     resamples: int = 200,
     seed: int = 0,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -173,14 +161,14 @@ def _t(clusters: int) -> float:
     return float(stats.t.ppf(0.975, clusters - 1))
 
 
-def _codes(names: Iterable[Any]) -> np.ndarray:
+def _codes(names: Names) -> np.ndarray:
     """Numbers `[n]` of the names, from 0 in their order as text."""
     texts = [str(name) for name in names]
     code = {text: i for i, text in enumerate(sorted(set(texts)))}  # in an array all texts take the longest one's room
     return np.array([code[text] for text in texts])
 
 
-def _clusters(users: Iterable[Any], prompts: Iterable[Any] | None, shared: float = 1) -> list[np.ndarray]:
+def _clusters(users: Names, prompts: Names | None, shared: float = 1) -> list[np.ndarray]:
     """Codes `[n]` of the users, and of the prompts if more than so many users on average share one."""
     codes = [_codes(users)]
     if prompts is not None:

@@ -73,16 +73,9 @@ def base_logps(
 
 
 def answered(jobs: pd.DataFrame, answers: Sequence[GuidedAnswer], judge: Scorer, **columns: Any) -> pd.DataFrame:
-    """One row an answer.
-
-    Args:
-        jobs: `user_id` (whose taste counts) and `prompt` (messages) of each answer.
-        columns: the same for all rows, or one value each: the method, its weight, ...
-
-    Returns:
-        `user_id`, `prompt` (its text), `answer`, `reward` (the judge's), `logp` (nats a token, under the base; of a
-        greedy answer minus its divergence), `changed` (share of tokens), `tokens`, `words`, and `columns`.
-    """
+    """One row an answer to `jobs` (`user_id`, whose taste counts, and `prompt`, messages): `user_id`, `prompt` (its
+    text), `answer`, `reward` (the judge's), `logp` (nats a token, under the base; of a greedy answer minus its
+    divergence), `changed` (share of tokens), `tokens`, `words`, and `columns` (the same for all, or one value each)."""
     texts = [answer.text for answer in answers]
     return pd.DataFrame(
         {
