@@ -115,13 +115,10 @@ def spread(scores: pd.DataFrame, resamples: int = 2_000, seed: int = 0) -> pd.Da
         n = int(((scores.split == split) & (scores.method == method)).sum())
         drawn = np.random.default_rng(seed).choice(part.value.to_numpy(), (resamples, len(part)))
         for of, q in (("10th percentile", 10), ("median user", 50)):
-            low, high = (
-                np.quantile(np.percentile(drawn, q, axis=1), expanded(len(part)))
-                if len(part) >= FEW
-                else (np.nan, np.nan)
-            )
-            found = np.percentile(part.value, q)
-            rows.append((split, method, None, found, low, high, n, len(part), of))
+            ends = [np.nan] * 2
+            if len(part) >= FEW:
+                ends = np.quantile(np.percentile(drawn, q, axis=1), expanded(len(part))).tolist()
+            rows.append((split, method, None, np.percentile(part.value, q), *ends, n, len(part), of))
     return pd.concat([*tables, pd.DataFrame(rows, columns=tables[0].columns)], ignore_index=True)
 
 

@@ -77,7 +77,6 @@ def choose(
     tokenizer: PreTrainedTokenizerBase,
     rows: Dataset,
     user_rows: Sequence[int] | None = None,
-    batch_size: int = 16,
 ) -> dict[str, np.ndarray]:
     """Which of `questions` are answered right: rule -> `[n]` (1; 1/m where m options are at the top; 0).
 
@@ -89,7 +88,7 @@ def choose(
     place = np.repeat(np.arange(len(number)), number).tolist()  # of the question, for each option
     prompts, users = rows["prompt"][:], None if user_rows is None else [user_rows[i] for i in place]
     answers = [option for options in rows["options"] for option in options]
-    scored = completion_logps(model, tokenizer, [prompts[i] for i in place], answers, users, batch_size)
+    scored = completion_logps(model, tokenizer, [prompts[i] for i in place], answers, users)
     logps, tokens = (np.array(numbers) for numbers in scored)
     found = {}
     for rule, values in ((LIKELIHOOD, logps / tokens), (SHORTEST, -tokens), (LONGEST, tokens)):
@@ -112,7 +111,6 @@ def ranked(
     rows: Dataset,
     index: UserIndex | None = None,
     anchor: pd.DataFrame | None = None,
-    batch_size: int = 16,
 ) -> dict[str, np.ndarray]:
     """What a model gets right, prompts as they are: rule -> `[n]` (1, 1/2 for a tie, 0).
 
@@ -123,8 +121,8 @@ def ranked(
     """
     users = None if index is None else index.rows(rows["user_id"], unknown="generic")
     if "options" in rows.column_names:
-        return choose(model, tokenizer, rows, users, batch_size)
-    scores = score_pairs(model, tokenizer, rows, users, batch_size)
+        return choose(model, tokenizer, rows, users)
+    scores = score_pairs(model, tokenizer, rows, users)
     return {LIKELIHOOD: likelier(scores) if anchor is None else rewarded(scores, anchor)}
 
 
@@ -136,13 +134,12 @@ def tried(
     kinds: Sequence[str],
     index: UserIndex | None = None,
     anchor: pd.DataFrame | None = None,
-    batch_size: int = 16,
     **names: str,
 ) -> pd.DataFrame:
     """`items` of what one model gets right (see `ranked`) with each of some `kinds` of context in the same prompts,
     with the columns `context`, `rule` and `names`. `contexts` gives template, people and seed."""
     put = [with_context(rows, replace(contexts, context=kind)) for kind in kinds]  # type: ignore[arg-type]
-    found = ranked(model, tokenizer, concatenate_datasets(put), index, anchor, batch_size)
+    found = ranked(model, tokenizer, concatenate_datasets(put), index, anchor)
     tables = [
         items(rows, value.reshape(len(kinds), -1)[i], **names, context=kind, rule=rule)
         for i, kind in enumerate(kinds)
@@ -157,7 +154,6 @@ def context_matrix(
     pairs: Dataset,
     contexts: Contexts,
     anchor: pd.DataFrame | None = None,
-    batch_size: int = 16,
 ) -> pd.DataFrame:
     """`items` of every community's pairs (of its user) with every community's context in the prompt, and with none: see
     `ranked`. Columns `community` (whose pairs), `context`, and `right`: whether it says what the community's own
@@ -168,7 +164,7 @@ def context_matrix(
     rest, feature = pairs.remove_columns("prompt"), pairs.features["prompt"]
     parts = [rest.add_column("prompt", column, feature=feature) for column in put.values()]
     # in one call, so that equal questions are asked once
-    values = ranked(model, tokenizer, concatenate_datasets(parts), None, anchor, batch_size)[LIKELIHOOD]
+    values = ranked(model, tokenizer, concatenate_datasets(parts), None, anchor)[LIKELIHOOD]
     tables = []
     for context, value in zip(put, values.reshape(len(put), -1), strict=True):
         right = [context != NONE and put[context][0] == put[user][0] for user in users]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -19,19 +18,12 @@ from prlhf_kit.evaluation.accuracy import length_rules, words
 from prlhf_kit.evaluation.intervals import intervals, long_table
 
 
-def _columns(pairs: Dataset, *names: str) -> Iterator[dict]:
-    """Rows with some columns only, read in batches from disk."""
-    for batch in pairs.select_columns(list(names)).iter(1000):
-        for values in zip(*(batch[name] for name in names), strict=True):
-            yield dict(zip(names, values, strict=True))
-
-
 def overview(data: DatasetDict) -> pd.DataFrame:
     """One row a split: `split`, `pairs`, `users`, `prompts`, and pairs a user: `fewest`, `median`, `most`."""
     rows = []
     for split, pairs in data.items():
         counts = pd.Series(pairs["user_id"]).value_counts()
-        prompts = len({hash(str(row["prompt"])) for row in _columns(pairs, "prompt")})
+        prompts = len({hash(str(prompt)) for prompt in pairs["prompt"]})
         rows.append((split, len(pairs), len(counts), prompts, counts.min(), counts.median(), counts.max()))
     return pd.DataFrame(rows, columns=["split", "pairs", "users", "prompts", "fewest", "median", "most"])
 
@@ -64,9 +56,9 @@ def agreement(data: DatasetDict, max_users: int = 15) -> pd.DataFrame:
     `agreement`, `shared`, of the `max_users` who share most pairs with others. Empty where nobody shares any."""
     rows = []
     for pairs in data.values():
-        for row in _columns(pairs, "user_id", "prompt", "chosen", "rejected"):
-            a, b = hash(prompt_text(row["chosen"])), hash(prompt_text(row["rejected"]))
-            rows.append((hash((str(row["prompt"]), min(a, b), max(a, b))), row["user_id"], a < b))
+        for user, *texts in zip(*(pairs[name] for name in ("user_id", "prompt", "chosen", "rejected")), strict=True):
+            asked, a, b = (hash(prompt_text(text)) for text in texts)
+            rows.append((hash((asked, min(a, b), max(a, b))), user, a < b))
     table = pd.DataFrame(rows, columns=["pair", "user_id", "first"]).drop_duplicates(["pair", "user_id"], keep="last")
     others = table.groupby("pair").user_id.transform("size") - 1
     partners = others.groupby(table.user_id, sort=False).sum().sort_values(ascending=False, kind="stable")

@@ -57,8 +57,6 @@ def coherence(
 ) -> np.ndarray:
     """Cosine `[n]` between the embeddings of prompt and answer; NaN where one of them is empty. As in ARGS (arXiv
     2402.01694), which embeds by SimCSE; here by any sentence encoder, so don't compare values with that paper's."""
-    if embedder.decoder:
-        raise ValueError(f"{embedder.name!r} is a decoder; expected a sentence encoder, such as 'all-minilm-l6-v2'.")
     asked = [message("user", prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
     pairs = list(zip(asked, [message("assistant", answer) for answer in answers], strict=True))
     full = [i for i, pair in enumerate(pairs) if all(any(m["content"].strip() for m in text) for text in pair)]

@@ -78,10 +78,10 @@ def user_win_rates(judgements: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     win rate is above one half; at exactly one half it counts one half. `intervals` by `COMPARISON`, over users, with
     `users_won`, `users_tied`, `users_lost`."""
     own = _read(judgements).groupby([*COMPARISON, "user_id"], sort=False).win_rate.mean().reset_index()
-    own["user_win_rate"] = ranked_right(own.win_rate.round(12), np.full(len(own), 0.5))
+    own["user_win_rate"] = ranked_right(own.win_rate.round(12), 0.5)
     names = {"users_won": 1.0, "users_tied": 0.5, "users_lost": 0.0}
-    numbers: dict[str, Any] = {name: (name, "sum") for name in names}
     own = own.assign(**{name: own.user_win_rate == value for name, value in names.items()})
+    numbers: dict[str, Any] = {name: (name, "sum") for name in names}
     return intervals(own, "user_win_rate", COMPARISON, "user_id", seed=seed, **numbers)
 
 
