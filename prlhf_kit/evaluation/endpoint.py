@@ -22,7 +22,6 @@ from prlhf_kit.files import now
 OPENAI = "api.openai.com"
 AGAIN = (408, 409, 429)  # statuses that may pass, and 5xx
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 60.0  # seconds
-TOKENS = ("prompt_tokens", "completion_tokens")
 GIVE_UP = 20  # unanswered requests one after the other: the server is gone
 WAY_OUT = "Check base_url (most end in /v1), the key, the model's name and its parameters (None: not sent). "
 
@@ -50,11 +49,12 @@ class PaidAnswers:
     def _open(self) -> closing[sqlite3.Connection]:
         return closing(sqlite3.connect(self.path, timeout=60, isolation_level=None))  # commits every statement
 
-    def get(self, keys: Iterable[str]) -> dict[str, str | None]:
-        """The texts of the answers that are there, by key; None where the model refused to say anything."""
+    def get(self, keys: Iterable[str]) -> dict[str, tuple[str | None, dict[str, Any]]]:
+        """The answers that are there, by key: text (None where the model refused to say anything) and token counts."""
+        query = "SELECT key, text, usage FROM judge_answers WHERE key = ?"
         with self._open() as db:
-            rows = [db.execute("SELECT key, text FROM judge_answers WHERE key = ?", (key,)).fetchone() for key in keys]
-        return {row[0]: row[1] for row in rows if row}
+            rows = [db.execute(query, (key,)).fetchone() for key in keys]
+        return {row[0]: (row[1], json.loads(row[2])) for row in rows if row}
 
     def keep(self, key: str, answer: Mapping[str, Any]) -> None:
         """Write a server's answer to disk. Where two processes asked the same at once, the first answer stays."""
@@ -62,13 +62,13 @@ class PaidAnswers:
         said = (choice["message"].get("content"), choice.get("finish_reason"), answer.get("model"), answer.get("id"))
         # half a surrogate pair, which JSON can hold and UTF-8 cannot, becomes its escape
         row = [None if part is None else str(part).encode(errors="backslashreplace").decode() for part in said]
-        usage = json.dumps(answer.get("usage") or {})
+        usage = json.dumps(answer["usage"] if isinstance(answer.get("usage"), dict) else {})
         with self._open() as db:
             db.execute("INSERT OR IGNORE INTO judge_answers VALUES (?, ?, ?, ?, ?, ?, ?)", (key, *row, usage, now()))
 
 
 class Endpoint:
-    """An OpenAI-compatible server; see `LLMJudge` for the arguments, and for what `spent` counts."""
+    """An OpenAI-compatible server; see `LLMJudge` for the arguments. `sent`: the keys of all requests so far."""
 
     def __init__(self, base_url: str, api_key_env: str | None, concurrency: int, timeout: float, retries: int):
         # neither is repeated in a message: they may hold a password or a key
@@ -83,8 +83,7 @@ class Endpoint:
                 "belongs into that variable."
             )
         self.concurrency, self.timeout, self.retries = concurrency, timeout, retries
-        self.spent = dict.fromkeys(("requests", "answers", *TOKENS), 0)
-        self._lock = threading.Lock()
+        self.sent: set[str] = set()
 
     def ask(self, wanted: Mapping[str, dict[str, Any]], kept: PaidAnswers) -> None:
         """Send `wanted` (key -> body), and keep every answer under its key. After Ctrl-C nothing more is sent, and what
@@ -128,7 +127,7 @@ class Endpoint:
         for attempt in range(self.retries + 1):
             if stop.is_set():
                 break
-            self._count(requests=attempt == 0)
+            self.sent.add(key)
             pause = min(FIRST_PAUSE * 2**attempt, LONGEST_PAUSE) * random.uniform(0.75, 1)
             try:
                 response = client.post(f"{self.base_url}/chat/completions", json=body)
@@ -146,9 +145,6 @@ class Endpoint:
                     except sqlite3.Error as error:
                         stop.set()  # nothing more is paid for that can't be kept
                         raise JudgeError(f"an answer could not be written to {kept.path}: {error}.") from error
-                    usage = answer.get("usage") if isinstance(answer.get("usage"), dict) else {}
-                    tokens = {name: number for name in TOKENS if isinstance(number := usage.get(name), int)}
-                    self._count(answers=1, **tokens)
                     return False, ""
                 failed = f"status {response.status_code}, no choices[0].message: {response.text}"
                 if response.status_code not in (200, *AGAIN) and not response.is_server_error:
@@ -160,11 +156,6 @@ class Endpoint:
             if attempt < self.retries:
                 stop.wait(pause)
         return False, failed
-
-    def _count(self, **more: int) -> None:
-        with self._lock:
-            for name, number in more.items():
-                self.spent[name] += number
 
 
 def _with_message(response: httpx.Response) -> dict[str, Any] | None:

@@ -43,9 +43,6 @@ class LLMJudge:
         retries: of a request, on status 408, 409, 429, 5xx, lost connections, time-outs and incomplete answers.
         prices: per million (input, output) tokens.
         dry_run: print what a call would send, and what that would cost; send nothing. All verdicts are unreadable then.
-
-    Raises:
-        JudgeError: settings, template or cache can't be used.
     """
 
     model: str
@@ -71,7 +68,6 @@ class LLMJudge:
         self._parse = self.parse or parse_verdict
         self._endpoint = Endpoint(self.base_url, self.api_key_env, self.concurrency, self.timeout, self.retries)
         self._kept = PaidAnswers(self.cache)
-        self._unreadable: set[str] = set()
 
     @property
     def config(self) -> dict[str, Any]:
@@ -84,9 +80,12 @@ class LLMJudge:
     def spent(self) -> dict[str, Any]:
         """What this judge has sent and got: `requests` (different ones), `answers`, the server's count of
         `prompt_tokens` and `completion_tokens`, `unreadable` answers, and `cost`, None without prices."""
-        spent = self._endpoint.spent
-        cost = self._cost(spent["prompt_tokens"], spent["completion_tokens"])
-        return {**spent, "unreadable": len(self._unreadable), "cost": cost}
+        kept = self._kept.get(self._endpoint.sent).values()
+        counted = ("prompt_tokens", "completion_tokens")
+        tokens = {name: sum(int(usage.get(name) or 0) for _, usage in kept) for name in counted}
+        unreadable = sum(self._parse(text) is UNREADABLE for text, _ in kept)
+        spent = {"requests": len(self._endpoint.sent), "answers": len(kept), **tokens, "unreadable": unreadable}
+        return spent | {"cost": self._cost(*tokens.values())}
 
     def _cost(self, into: int, out: int) -> float | None:
         return None if self.prices is None else (self.prices[0] * into + self.prices[1] * out) / 1e6
@@ -99,18 +98,16 @@ class LLMJudge:
         if self.dry_run:
             print(self._estimate(len(dict(requests)), list(missing.values())))
             return [UNREADABLE] * len(requests)
-        sent = self._endpoint.spent["requests"]
-        if self.max_requests is not None and sent + len(missing) > self.max_requests:
+        sent = self._endpoint.sent
+        if self.max_requests is not None and len(sent | set(missing)) > self.max_requests:
             raise JudgeError(
-                f"this call needs {len(missing)} new requests, and {sent} of max_requests={self.max_requests} were "
-                "sent before. Nothing was sent now. Raise the limit, or ask for less."
+                f"this call needs {len(missing)} new requests, and {len(sent)} of max_requests={self.max_requests} "
+                "were sent before. Nothing was sent now. Raise the limit, or ask for less."
             )
         if missing:
             self._endpoint.ask(missing, self._kept)
             found |= self._kept.get(missing)
-        read = {key: self._parse(text) for key, text in found.items()}
-        self._unreadable.update(key for key, verdict in read.items() if verdict is UNREADABLE)
-        return [read[key] for key, _ in requests]
+        return [self._parse(found[key][0]) for key, _ in requests]
 
     def _request(self, prompt: Text, a: str, b: str, user: str | None) -> tuple[str, dict[str, Any]]:
         """The key of a request, and what is to be sent."""
