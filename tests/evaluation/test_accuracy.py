@@ -10,7 +10,7 @@ from prlhf_kit.data.attributes import ATTRIBUTES
 from prlhf_kit.data.schema import record
 from prlhf_kit.data.simulated import Population
 from prlhf_kit.evaluation import accuracy as compare
-from prlhf_kit.evaluation.accuracy import length_rules_of, ranked_right
+from prlhf_kit.evaluation.accuracy import length_rules, ranked_right
 from prlhf_kit.evaluation.intervals import differences, intervals, long_table
 from prlhf_kit.training.controls import Control
 
@@ -19,10 +19,17 @@ def test_metrics_by_hand():
     assert ranked_right([1, 2, 2], [0, 2, 3]).tolist() == [1.0, 0.5, 0.0]
     with pytest.raises(ValueError, match="1 of 2 reward differences are NaN"):
         ranked_right([1, np.nan], [0, 0])
-    assert length_rules_of(["a", "a"], [4, -8], ["a"], [1])[compare.LENGTH] == 1  # a tie goes to longer
-    found = length_rules_of(["a", "a", "b"], [1, 2, -3], ["a", "b", "zoe"], [-4, -4, 4])
+
+
+def test_length_rules_by_hand():
+    def pairs(*rows):
+        return Dataset.from_list([record(f"{i}", u, "Q?", "w " * c, "w " * r) for i, (u, c, r) in enumerate(rows)])
+
+    train = pairs(("a", 2, 1), ("a", 3, 1), ("b", 1, 4))
+    found = length_rules(train, pairs(("a", 1, 5), ("b", 1, 5), ("zoe", 5, 1)))
     assert found[compare.LENGTH].tolist() == [0, 0, 1]  # the pooled direction
     assert found[compare.USER_LENGTH].tolist() == [0, 1, 1]  # and that for users without pairs
+    assert length_rules(pairs(("a", 2, 1), ("a", 1, 9)), train)[compare.LENGTH].tolist() == [1, 1, 0]  # a tie: longer
 
 
 def test_swapped_answers_by_hand():

@@ -90,13 +90,12 @@ ONE = answers("xy", "a")
 @pytest.mark.parametrize(
     ("judge", "table", "words"),
     [
-        (longer, answers("x"), "'x' and 'y' have no user and prompt in common; there are answers of x"),
         (longer, pd.concat([answers("x", prompts="p"), answers("y", prompts="q")]), "no user and prompt in common"),
         (longer, pd.concat([ONE, ONE]), "'x' has two answers for user 'a'"),
         (longer, ONE.drop(columns="user_id"), "answers lack user_id"),
         (longer, ONE.assign(answer=["w", None, None, None, "w", "w"]), "3 prompts or answers are no text"),
         (lambda *_: [Verdict("a", 1.0)], ONE, "'j' gave 1 verdicts on 6 pairs"),
-        (lambda prompt, *_: [Verdict("A", 1.0)] * len(prompt), ONE, "with the preferences 'A'; expected one each"),
+        (lambda prompt, *_: [Verdict("A", 1.0)] * len(prompt), ONE, "expected one each, with a preference of"),
     ],
 )
 def test_answers_and_judges_that_can_not_be_used_are_refused(judge, table, words):

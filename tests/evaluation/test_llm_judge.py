@@ -57,20 +57,12 @@ def test_own_template_with_its_own_parser(make_judge, tmp_path):
     assert "response_format" not in server.seen[0]  # the form is that of `parse_verdict`
 
 
-@pytest.mark.parametrize("setting", [{"max_tokens": 0}, {"concurrency": 0}, {"retries": -1}, {"timeout": 0}], ids=str)
-def test_settings_out_of_range_are_refused(make_judge, setting):
-    with pytest.raises(JudgeError, match=f"{next(iter(setting))} is -?[01], expected"):
-        make_judge(FaultServer(), **setting)
-
-
-def test_unfilled_fields_are_refused_before_anything_is_sent(make_judge):
+@pytest.mark.parametrize("known", [{}, {"tone": "y"}, {"criterion": None}])
+def test_unfilled_fields_are_refused_before_anything_is_sent(make_judge, known):
     server, good = FaultServer(), {"criterion": "short"}
-    of_v = [{}, {"tone": "y"}, {"criterion": None}]
-    for bad in (*({"u": good, "v": known} for known in of_v), {"u": good}, about({"u": "short", "v": None}), None):
-        with pytest.raises(JudgeError, match="about says nothing of the criterion of the user"):
-            make_judge(server, about=bad)(["p", "p"], "ab", "cd", ["u", "v"])
-    with pytest.raises(ValueError, match="zip"):
-        make_judge(server)(["p", "p"], ["a"], ["b"], ["u"])
+    judge = make_judge(server, about=lambda user, prompt: good if user == "u" else known)
+    with pytest.raises(JudgeError, match="about says nothing of the criterion of the user 'v'"):
+        judge(["p", "p"], "ab", "cd", ["u", "v"])
     assert server.seen == []
 
 
@@ -94,7 +86,7 @@ def test_every_deciding_setting_is_part_of_the_key(make_judge, tmp_path):
     own.write_text("{prompt}{answer_a}{answer_b}{criterion}")
     judge = make_judge(server)
     changes = {"model": "n", "temperature": None, "seed": 1, "max_tokens": 99, "structured": False, "template": own}
-    changes |= {"about": {"u": {"criterion": "long"}}, "base_url": "http://other/v1"}
+    changes |= {"about": lambda *_: {"criterion": "long"}, "base_url": "http://other/v1"}
     same = {"concurrency": 1, "retries": 0, "timeout": 9, "prices": (1, 1), "base_url": "http://judge/v1/"}
     assert judge(*questions(1)) == [A]
     for new, settings in ((1, changes), (0, same)):

@@ -10,18 +10,23 @@ from prlhf_kit.evaluation import statistics
 from prlhf_kit.evaluation.statistics import (
     Interval,
     bootstrap,
-    cluster_bootstrap,
     crossed_interval,
     crossed_test,
     detectable,
     expanded,
     holm,
-    permutation_test,
 )
 
 REPETITIONS = 200
 
 
+@pytest.fixture
+def fewer_draws(monkeypatch):
+    monkeypatch.setattr(statistics, "RESAMPLES", 1_000)
+    monkeypatch.setattr(statistics, "PERMUTATIONS", 499)
+
+
+@pytest.mark.usefixtures("fewer_draws")
 @pytest.mark.parametrize(("users", "pairs"), [(4, 20), (8, 20), (20, 10), (40, 4)])
 def test_clustered_intervals_cover_at_the_stated_rate(users, pairs):
     """Win rates of users who differ (Beta(4, 3)), 0-1 verdicts; the plain percentiles are told beside it."""
@@ -30,7 +35,7 @@ def test_clustered_intervals_cover_at_the_stated_rate(users, pairs):
     covered = plain = naive = 0
     for seed in range(REPETITIONS):
         verdicts = (rng.random(users * pairs) < rng.beta(4, 3, users)[clusters]).astype(float)
-        i = cluster_bootstrap(verdicts, clusters, resamples=1_000, seed=seed)
+        i = crossed_interval(verdicts, clusters, seed=seed)
         covered += i.low <= 4 / 7 <= i.high
         means = verdicts.reshape(users, pairs).mean(1)
         drawn = np.random.default_rng(seed).multinomial(users, np.full(users, 1 / users), 1_000) @ means / users
@@ -43,6 +48,7 @@ def test_clustered_intervals_cover_at_the_stated_rate(users, pairs):
     assert rates[0] > rates[2]
 
 
+@pytest.mark.usefixtures("fewer_draws")
 @pytest.mark.parametrize("n", [8, 12])
 def test_crossed_intervals_cover_where_prompts_are_shared(n):
     rng = np.random.default_rng(3)
@@ -50,7 +56,7 @@ def test_crossed_intervals_cover_where_prompts_are_shared(n):
     both = by_user = 0
     for seed in range(REPETITIONS):
         values = rng.normal(size=n)[user] + rng.normal(size=n)[prompt] + rng.normal(size=n * n)
-        i, j = crossed_interval(values, user, prompt), cluster_bootstrap(values, user, resamples=500, seed=seed)
+        i, j = crossed_interval(values, user, prompt), crossed_interval(values, user, seed=seed)
         both += i.low <= 0 <= i.high
         by_user += j.low <= 0 <= j.high
     print(f"{n} users x {n} shared prompts: both ways {both / REPETITIONS}, by user alone {by_user / REPETITIONS}")
@@ -64,26 +70,28 @@ def test_the_permutation_test_has_its_size_and_power():
     null = other = 0
     for _ in range(REPETITIONS):
         values = rng.normal(size=8)[clusters] * np.linspace(0.5, 2, 8)[clusters] + rng.normal(size=40)
-        null += permutation_test(values, clusters) <= 0.05
-        other += permutation_test(values + 2, clusters) <= 0.05
+        null += crossed_test(values, clusters) <= 0.05
+        other += crossed_test(values + 2, clusters) <= 0.05
     print(f"8 users x 5 pairs: p <= 0.05 in {null / REPETITIONS} under the null, {other / REPETITIONS} at 2")
     assert 0.01 <= null / REPETITIONS <= 0.09  # 12 of 256 permutations: 0.047
     assert other / REPETITIONS > 0.5
 
 
+@pytest.mark.usefixtures("fewer_draws")
 def test_where_prompts_are_shared_the_crossed_test_has_its_size():
     rng = np.random.default_rng(6)
     user, prompt = (index.ravel() for index in np.indices((8, 8)))
     crossed = by_user = 0
     for _ in range(REPETITIONS):
         values = 0.5 * rng.normal(size=8)[user] + rng.normal(size=8)[prompt] + rng.normal(size=64)
-        crossed += crossed_test(values, user, prompt, resamples=499) <= 0.05
-        by_user += permutation_test(values, user, resamples=499) <= 0.05
+        crossed += crossed_test(values, user, prompt) <= 0.05
+        by_user += crossed_test(values, user) <= 0.05
     print(f"8 x 8 shared: p <= 0.05 under the null in {crossed / REPETITIONS}, by user {by_user / REPETITIONS}")
     assert crossed / REPETITIONS <= 0.08
     assert by_user / REPETITIONS > 0.15
 
 
+@pytest.mark.usefixtures("fewer_draws")
 def test_the_detectable_difference_is_found_with_the_stated_power():
     rng = np.random.default_rng(5)
     own = np.repeat(np.arange(30), 4), np.arange(120)
@@ -95,7 +103,7 @@ def test_the_detectable_difference_is_found_with_the_stated_power():
             return values + rng.normal(size=len(values)), users, prompts
 
         least = np.mean([detectable(*draw(0)) for _ in range(60)])
-        found = np.mean([crossed_test(*draw(least), resamples=499) <= 0.05 for _ in range(REPETITIONS)])
+        found = np.mean([crossed_test(*draw(least)) <= 0.05 for _ in range(REPETITIONS)])
         print(f"{users.max() + 1} users: a true difference of {least:.2f} is found in {found}")
         assert power <= found <= 0.89
     assert np.isnan([detectable([1, 1], ["a", "b"]), detectable([1, 2], ["a", "a"])]).all()
@@ -109,20 +117,20 @@ def test_small_cases_by_hand():
     i = crossed_interval([1, 0, 0, 0, -1, 0, 0, 0, 0], [*"aaabbbccc"], [*"pqrpqrpqr"])
     assert i.high == pytest.approx(4.302653 * (1.5 * 4 / 81 - 9 / 8 * 2 / 81) ** 0.5, rel=1e-5)
     assert np.isnan(crossed_interval([1, 0], ["a", "b"], ["p", "p"])[1:3]).all()
-    assert crossed_interval([1, 0], ["a", "b"], ["p", "q"]) == cluster_bootstrap([1, 0], ["a", "b"])
-    found = cluster_bootstrap([1, 1, 1, 0, 0], ["a", "a", "a", "b", "b"])
+    assert crossed_interval([1, 0], ["a", "b"], ["p", "q"]) == crossed_interval([1, 0], ["a", "b"])
+    found = crossed_interval([1, 1, 1, 0, 0], ["a", "a", "a", "b", "b"])
     assert found == (0.6, 0.0, 1.0, 5, 2)
     assert str(found) == "0.600 [0.000, 1.000]"
     # few clusters: 1.5 +- 4.303 * 1 / 3^0.5, cut off at the values
-    assert cluster_bootstrap([1, 2, 3], list("abc"))[:3] == (2, 1, 3)
-    assert cluster_bootstrap([0.5, 1.5, 2.5, -8, 12], [*"abc", "c", "c"]).low > -8  # the third mean is 6.5 / 3
-    assert np.isnan(cluster_bootstrap([1, 0], ["a", "a"]).low)
+    assert crossed_interval([1, 2, 3], list("abc"))[:3] == (2, 1, 3)
+    assert crossed_interval([0.5, 1.5, 2.5, -8, 12], [*"abc", "c", "c"]).low > -8  # the third mean is 6.5 / 3
+    assert np.isnan(crossed_interval([1, 0], ["a", "a"]).low)
     draws = iter([0.0, -1.0, 1.0])
     ends = bootstrap(lambda _: next(draws), range(9), resamples=2)[1:]
     assert ends == pytest.approx([-2.306 * 1.125**0.5, 2.306 * 1.125**0.5], rel=1e-3)
     assert np.isnan(bootstrap(lambda _: np.nan, range(9), resamples=2)).all()
-    assert permutation_test([1.0, 1.0, 1.0], ["a", "b", "c"]) == 2 / 8
-    assert permutation_test([1.0, 1.0], ["a", "a"]) == 1
+    assert crossed_test([1.0, 1.0, 1.0], ["a", "b", "c"]) == 2 / 8
+    assert crossed_test([1.0, 1.0], ["a", "a"]) == 1
     assert crossed_test([1.0] * 16, [*range(8)] * 2, [0] * 8 + [1] * 8) == 0.5  # two prompts: 2 of 4 permutations
     assert crossed_test([1.0] * 4, list("abcd"), list("pqrs")) == 2 / 16  # nothing shared: by user
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
@@ -155,6 +163,6 @@ def test_one_prompt_that_two_users_share_changes_little():
 
 def test_many_clusters_have_the_bootstraps_interval(monkeypatch):
     values, clusters = np.random.default_rng(0).random(3000) < 0.6, np.arange(3000) // 2
-    boot = cluster_bootstrap(values, clusters)
+    boot = crossed_interval(values, clusters)
     monkeypatch.setattr(statistics, "MANY_CLUSTERS", 10)
-    assert cluster_bootstrap(values, clusters)[1:3] == pytest.approx(boot[1:3], abs=0.003)
+    assert crossed_interval(values, clusters)[1:3] == pytest.approx(boot[1:3], abs=0.003)
