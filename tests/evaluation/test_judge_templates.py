@@ -2,17 +2,16 @@
 
 import re
 
-import pandas as pd
 import pytest
 from datasets import Dataset
-from faults import ALWAYS_A, FaultServer
+from faults import ALWAYS_A
 from hypothesis import given, settings, strategies as st
 
 from prlhf_kit.data.psoups import PROFILES
 from prlhf_kit.data.schema import message, record
 from prlhf_kit.evaluation.endpoint import JudgeError
 from prlhf_kit.evaluation.judge_templates import CRITERIA, about, earlier_choices, parse_verdict
-from prlhf_kit.evaluation.judges import UNREADABLE, Verdict, judged
+from prlhf_kit.evaluation.judges import UNREADABLE, Verdict
 
 A = Verdict("a", 0.9)
 
@@ -58,43 +57,13 @@ def test_nothing_may_stand_beside_the_object(text, answer, before):
     assert verdict is UNREADABLE if text.strip() else verdict in (A, UNREADABLE)
 
 
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("{prompt} {answer_a}", "lacks answer_b"),
-        ("{prompt} {answer_a} {answer_b} {}", "field ''"),
-        ('{prompt} {answer_a} {answer_b} {"preference": "A"}', "field"),
-    ],
-)
-def test_bad_templates_are_refused(make_judge, tmp_path, text, words):
-    path = tmp_path / "t.txt"
-    path.write_text(text)
-    with pytest.raises(JudgeError, match=re.escape(words)):
-        make_judge(template=path)
+def test_a_template_without_an_answer_is_refused(make_judge, tmp_path):
+    (tmp_path / "t.txt").write_text("{prompt} {answer_a}")
+    with pytest.raises(JudgeError, match="lacks answer_b"):
+        make_judge(template=tmp_path / "t.txt")
 
 
 # ---- what a judge is told of the person
-
-
-COMMUNITIES = {"askculinary": None, "AskHistorians": None, "legaladvice": None}
-
-
-def test_the_judge_knows_who_really_asked(make_judge):
-    """Answers under the right and under a random community's context: every request names the true one alone."""
-    jobs = [(user, f"Q{i}: what about {user[::-1]}?") for i in range(2) for user in COMMUNITIES]
-    tables = [
-        pd.DataFrame(jobs, columns=["user_id", "prompt"]).assign(system=kind, answer=f"an answer, {kind}")
-        for kind in ("true", "random")
-    ]
-    server = FaultServer()
-    judge = make_judge(server, template="community", about=about(COMMUNITIES))
-    judged(judge, pd.concat(tables), [("true", "random")], "llm")
-    assert len(server.seen) == 2 * len(jobs)
-    for body in server.seen:
-        text = body["messages"][-1]["content"]
-        community = re.search(r"<community>\n(.*)\n</community>", text)[1]
-        assert f"about {community[::-1]}?" in text
-        assert not any(other in text for other in COMMUNITIES if other != community)
 
 
 def test_what_a_judge_is_told():

@@ -58,11 +58,7 @@ def evaluations():
     return table.assign(model=table.domain, strategy="s")
 
 
-def test_curves_and_trade_off_by_hand():
-    curve = intervals(reward_models.pair_by_pair(evaluations()), by=["model", "set", "step"], cluster="asked")
-    assert curve.value.tolist() == [0.5, 0.5, 1.0, 1.0] * 2
-    assert (curve.low <= curve.value).all()
-    assert (curve.value <= curve.high).all()
+def test_trade_off_by_hand():
     trade = reward_models.trade_off(evaluations(), ["general"])
     trade = intervals(trade, by=["strategy", "point", "of"], cluster="asked")
     assert trade[["point", "of", "value", "n"]].to_numpy().tolist() == [

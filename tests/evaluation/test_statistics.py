@@ -20,13 +20,12 @@ from prlhf_kit.evaluation.statistics import (
 REPETITIONS = 200
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def fewer_draws(monkeypatch):
     monkeypatch.setattr(statistics, "RESAMPLES", 1_000)
     monkeypatch.setattr(statistics, "PERMUTATIONS", 499)
 
 
-@pytest.mark.usefixtures("fewer_draws")
 @pytest.mark.parametrize(("users", "pairs"), [(4, 20), (8, 20), (20, 10), (40, 4)])
 def test_clustered_intervals_cover_at_the_stated_rate(users, pairs):
     """Win rates of users who differ (Beta(4, 3)), 0-1 verdicts; the plain percentiles are told beside it."""
@@ -48,7 +47,6 @@ def test_clustered_intervals_cover_at_the_stated_rate(users, pairs):
     assert rates[0] > rates[2]
 
 
-@pytest.mark.usefixtures("fewer_draws")
 @pytest.mark.parametrize("n", [8, 12])
 def test_crossed_intervals_cover_where_prompts_are_shared(n):
     rng = np.random.default_rng(3)
@@ -64,20 +62,6 @@ def test_crossed_intervals_cover_where_prompts_are_shared(n):
     assert by_user / REPETITIONS < 0.92
 
 
-def test_the_permutation_test_has_its_size_and_power():
-    rng = np.random.default_rng(4)
-    clusters = np.repeat(np.arange(8), 5)
-    null = other = 0
-    for _ in range(REPETITIONS):
-        values = rng.normal(size=8)[clusters] * np.linspace(0.5, 2, 8)[clusters] + rng.normal(size=40)
-        null += crossed_test(values, clusters) <= 0.05
-        other += crossed_test(values + 2, clusters) <= 0.05
-    print(f"8 users x 5 pairs: p <= 0.05 in {null / REPETITIONS} under the null, {other / REPETITIONS} at 2")
-    assert 0.01 <= null / REPETITIONS <= 0.09  # 12 of 256 permutations: 0.047
-    assert other / REPETITIONS > 0.5
-
-
-@pytest.mark.usefixtures("fewer_draws")
 def test_where_prompts_are_shared_the_crossed_test_has_its_size():
     rng = np.random.default_rng(6)
     user, prompt = (index.ravel() for index in np.indices((8, 8)))
@@ -89,24 +73,6 @@ def test_where_prompts_are_shared_the_crossed_test_has_its_size():
     print(f"8 x 8 shared: p <= 0.05 under the null in {crossed / REPETITIONS}, by user {by_user / REPETITIONS}")
     assert crossed / REPETITIONS <= 0.08
     assert by_user / REPETITIONS > 0.15
-
-
-@pytest.mark.usefixtures("fewer_draws")
-def test_the_detectable_difference_is_found_with_the_stated_power():
-    rng = np.random.default_rng(5)
-    own = np.repeat(np.arange(30), 4), np.arange(120)
-    shared = [index.ravel() for index in np.indices((8, 8))]
-    for (users, prompts), own_sd, asked_sd, power in ((own, 1, 0, 0.71), (shared, 0.3, 1, 0.62)):
-
-        def draw(shift, users=users, prompts=prompts, own_sd=own_sd, asked_sd=asked_sd):
-            values = own_sd * rng.normal(size=30)[users] + asked_sd * rng.normal(size=120)[prompts] + shift
-            return values + rng.normal(size=len(values)), users, prompts
-
-        least = np.mean([detectable(*draw(0)) for _ in range(60)])
-        found = np.mean([crossed_test(*draw(least)) <= 0.05 for _ in range(REPETITIONS)])
-        print(f"{users.max() + 1} users: a true difference of {least:.2f} is found in {found}")
-        assert power <= found <= 0.89
-    assert np.isnan([detectable([1, 1], ["a", "b"]), detectable([1, 2], ["a", "a"])]).all()
 
 
 def test_small_cases_by_hand():
@@ -137,6 +103,7 @@ def test_small_cases_by_hand():
 
 
 def test_of_few_users_nothing_is_said_that_leaves_the_scale():
+    assert detectable([0.5, -0.5] * 50, range(100)) == pytest.approx((1.984 + 0.845) * 0.5 / 99**0.5, rel=1e-2)
     assert np.isnan(detectable([1, -1, 0.5], range(3)))
     assert np.isnan(bootstrap(np.sum, range(7))[1:]).all()
     assert str(Interval(0.5, np.nan, np.nan, 3, 3)) == "0.500 (too few users for intervals)"

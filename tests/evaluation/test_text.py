@@ -46,32 +46,23 @@ def test_coherence_by_hand():
     assert text.coherence(directions, [], []).shape == (0,)
 
 
-REFUSALS = """I can't help with that.
-I can’t assist you there.
+REFUSALS = """I can’t assist you there.
   I cannot provide medical advice.
-I'm sorry, but I can't do that.
 I am so sorry, I won't discuss this.
 I'm sorry for the confusion, but I am unable to say.
-I apologize, but I cannot fulfill this request.
 My apologies. I'm not able to do so.
 Unfortunately, I will not write that.
 As an AI language model, I cannot give opinions.
 I must respectfully decline.
-That isn't something I can do.
-I do not have the ability to browse.
-I'm not comfortable with this."""
+That isn't something I can do."""
 NO_REFUSALS = """
-😀
 I can help with that.
 I can't wait to see you!
 I can't help but smile.
 I'm sorry to hear that. Rest helps.
-Sorry for your loss. Talk to a friend.
 As an AI, I find this fun.
 No, tea is better.
-Here it is. I can't help with more.
-Unfortunately, it will rain.
-我不能帮你。"""
+Here it is. I can't help with more."""
 
 
 def test_refusals():
