@@ -161,11 +161,7 @@ def ranked_by_pairs(
 ) -> pd.DataFrame:
     """The long table, with `k`, of which pairs of `test_unseen` are ranked right after adapting to k of each new user's
     pairs of `adapt_unseen`: "generic row" (at k=0), `NEAREST` and, unless `steps=0`, `FITTED`. The pairs of k=2 are
-    among those of k=4.
-
-    What pairs are worth to the generic row and to every known user is computed once for all k. `steps`, `batch_size`
-    and `options` are those of `adapt`.
-    """
+    among those of k=4. `steps`, `batch_size` and `options` are those of `adapt`."""
     test = data["test_unseen"]
     largest = few_shot(data, max(ks), seed)
     place = {pair: i for i, pair in enumerate(largest["pair_id"])}

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -25,14 +26,7 @@ LIKELIHOOD, SHORTEST, LONGEST = "likelihood a token", "shortest option", "longes
 NEITHER, PROMPT, SOFT, BOTH = FOUR_WAYS = ("neither", "prompt only", "soft tokens", "both")
 UNTRAINED, SFT = "untrained", "SFT"
 GENERIC_ROW, SFT_TOLD = "soft tokens, generic row", "SFT, context"
-FOUR_WAY_COMPARISONS = (
-    (PROMPT, NEITHER),
-    (SOFT, NEITHER),
-    (BOTH, NEITHER),
-    (BOTH, PROMPT),
-    (BOTH, SOFT),
-    (PROMPT, SOFT),
-)
+FOUR_WAY_COMPARISONS = tuple(combinations((BOTH, PROMPT, SOFT, NEITHER), 2))
 CONTROL_COMPARISONS = ((SOFT, GENERIC_ROW), (PROMPT, SFT_TOLD))  # is it the user's own row, and is it DPO?
 CONTEXT_COMPARISONS = (("true", "none"), ("true", "random"), ("true", "shuffled"))
 

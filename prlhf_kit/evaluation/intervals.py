@@ -135,11 +135,7 @@ def differences(
 
 
 def against(one: str, others: Sequence[str]) -> list[tuple[str, str]]:
-    """`one` with each of the others, once.
-
-    >>> against("a", ["a", "b", "c", "b"])
-    [('a', 'b'), ('a', 'c')]
-    """
+    """`one` with each of the others, once: `("a", ["a", "b", "c", "b"])` gives `[("a", "b"), ("a", "c")]`."""
     return [(one, other) for other in dict.fromkeys(others) if other != one]
 
 

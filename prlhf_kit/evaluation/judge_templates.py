@@ -111,12 +111,9 @@ def about(
 
 def earlier_choices(pairs: Iterable[Mapping[str, Any]], prompt: Text, limit: int = 3) -> str:
     """What a user chose in the first `limit` of their `pairs`, one a prompt, in words: `history` of the template
-    "profile".
-
-    Nothing is told of the judged turn and later ones: a pair is left out if the judged question stands in its prompt,
-    and if both dialogues begin alike (system messages apart), unless its prompt is an earlier, shorter part of the
-    judged one.
-    """
+    "profile". Nothing is told of the judged turn and later ones: a pair is left out if the judged question stands in
+    its prompt, and if both dialogues begin alike (system messages apart), unless its prompt is an earlier, shorter part
+    of the judged one."""
     judged = _turns(prompt)
     told: dict[str, str] = {}
     for pair in pairs:

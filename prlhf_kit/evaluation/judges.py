@@ -149,11 +149,7 @@ def judged(
 
 
 def agreed(first: str | None, second: str | None) -> str | None:
-    """The verdict of two orders, both in terms of a and b; None if one of them could not be read.
-
-    >>> agreed("a", "a"), agreed("a", "b"), agreed("tie", "b"), agreed("a", None)
-    ('a', 'tie', 'tie', None)
-    """
+    """The verdict of two orders, both in terms of a and b: a tie where they differ, None if one could not be read."""
     if pd.isna(first) or pd.isna(second):
         return None
     return first if first == second else "tie"

@@ -42,14 +42,12 @@ _ENDS = re.compile(r"<\|eot_id\|>|<\|end_of_text\|>|<\|endoftext\|>|</s>")
 
 
 def read_answers(path: str | Path, format: str | None = None, system: str | None = None) -> pd.DataFrame:
-    """Answers of another program, see above; empty ones are kept, white space around them is not.
+    """Answers of another program as a table of `ANSWERS`, `user_id` None where there is none; empty answers are kept,
+    white space around them is not.
 
     Args:
         format: one of `NEEDED`; None: found out from the first row's fields.
         system: the system's name; None: as the row says, else (P-RLHF, ComPreD) the file's name without its ending.
-
-    Returns:
-        `ANSWERS`, `user_id` None where there is none.
 
     Raises:
         ValueError: no JSON, an unclear format, or a row (by its number from 1) without a text where one is needed.

@@ -31,23 +31,13 @@ _REFUSAL = re.compile(
 
 
 def words(text: str) -> list[str]:
-    """The words of a text.
-
-    >>> words("Don't panic: it's 5 o’clock! 😀")
-    ["don't", 'panic', "it's", '5', 'o’clock']
-    """
+    """The words of a text: "Don't panic: it's 5!" has don't, panic, it's, 5."""
     return _WORD.findall(text.lower())
 
 
 def unique_share(texts: Iterable[Sequence[str]], n: int) -> float:
-    """Unique n-grams over all n-grams of tokenised texts; NaN where none has n tokens.
-
-    Of one text it is 1 - rep-n (Welleck et al. 2019, arXiv 1908.04319); ARGS' code (arXiv 2402.01694) divides by one
-    n-gram more.
-
-    >>> unique_share(["a b a b a".split()], 2)  # ab, ba, ab, ba
-    0.5
-    """
+    """Unique n-grams over all n-grams of tokenised texts; NaN where none has n tokens. Of one text it is 1 - rep-n
+    (Welleck et al. 2019, arXiv 1908.04319); ARGS' code (arXiv 2402.01694) divides by one n-gram more."""
     found = [tuple(tokens[i : i + n]) for tokens in texts for i in range(len(tokens) - n + 1)]
     return len(set(found)) / len(found) if found else NAN
 

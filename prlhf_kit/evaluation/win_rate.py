@@ -140,18 +140,16 @@ def length_controlled(judgements: pd.DataFrame, resamples: int = 200, seed: int 
     is fitted to each comparison, with a weak ridge on `phi`, and predicted with the length term at 0. AlpacaEval's term
     for a prompt's difficulty is left out, as it is told from a large leaderboard.
 
-    Returns `judge`, `system_a`, `system_b`, `win_rate`, `lc_win_rate`, `low`, `high`, `length_effect` (phi), `words_a`,
-    `words_b`, `n`.
+    Returns `judge`, `system_a`, `system_b`, `win_rate`, `lc_win_rate`, `low`, `high`, `length_effect` (phi), `n`.
     """
-    columns = [*COMPARISON, "win_rate", "lc_win_rate", "low", "high", "length_effect", "words_a", "words_b", "n"]
+    columns = [*COMPARISON, "win_rate", "lc_win_rate", "low", "high", "length_effect", "n"]
     rows = []
     for compared, part in _read(judgements).groupby([*COMPARISON], sort=False):
         gap = (part.answer_a.map(len) - part.answer_b.map(len)).to_numpy(float)
         features = np.tanh(gap / (gap.std() or 1))[:, None]
         statistic = partial(_without_length, features=features, verdicts=part.win_rate.to_numpy())
         (rate, effect), (low, _), (high, _) = bootstrap(statistic, part.user_id, part.prompt, resamples, seed)
-        words = [part[f"answer_{of}"].map(lambda text: len(text.split())).mean() for of in "ab"]
-        rows.append((*compared, part.win_rate.mean(), rate, *np.clip((low, high), 0, 1), effect, *words, len(part)))
+        rows.append((*compared, part.win_rate.mean(), rate, *np.clip((low, high), 0, 1), effect, len(part)))
     return pd.DataFrame(rows, columns=columns)
 
 
