@@ -4,8 +4,6 @@ import re
 
 import pytest
 from datasets import Dataset
-from faults import ALWAYS_A
-from hypothesis import given, settings, strategies as st
 
 from prlhf_kit.data.psoups import PROFILES
 from prlhf_kit.data.schema import message, record
@@ -42,19 +40,13 @@ def test_readable(text, verdict):
         '{"preference": "tie", "confidence": 0.2}',
         '{"preference": "A", "confidence": 0.9',
         '{"preference": "A"}\n{"preference": "B"}',
+        'Sure: {"preference": "A"}',
         '```json\n{"preference": "A"}',
         "[" * 100_000,
     ],
 )
 def test_unreadable(text):
     assert parse_verdict(text) is UNREADABLE
-
-
-@settings(max_examples=30)
-@given(st.text(), st.sampled_from([ALWAYS_A, "```json\n" + ALWAYS_A + "\n```"]), st.booleans())
-def test_nothing_may_stand_beside_the_object(text, answer, before):
-    verdict = parse_verdict(text + answer if before else answer + text)
-    assert verdict is UNREADABLE if text.strip() else verdict in (A, UNREADABLE)
 
 
 def test_a_template_without_an_answer_is_refused(make_judge, tmp_path):
@@ -96,12 +88,8 @@ def test_no_choice_of_the_judged_turn_or_a_later_one_is_told():
     other = record("o", "u", dialogue("<asked o>"), "<chosen o>", "<rejected o>")
     judged_prompt = rows[2]["prompt"]
     cut = [row | {"prompt": row["prompt"][-3:]} for row in rows]
-    for pairs, prompt in [
-        (rows, judged_prompt),
-        (cut, judged_prompt),
-        (rows, judged_prompt[-3:]),
-        (rows, " <asked 2>\n"),
-    ]:
+    by_text = (rows, " <asked 2>\n")
+    for pairs, prompt in ((rows, judged_prompt), (cut, judged_prompt), (rows, judged_prompt[-3:]), by_text):
         told = earlier_choices([*pairs, other], prompt, limit=99)
         assert not re.search(r"<(asked|rejected) [23]>|<chosen 2>|Be good", told)
         assert "<chosen o>" in told

@@ -79,15 +79,14 @@ def test_log_probabilities_under_the_bare_base(make_tiny, tokenizer):
 
 
 def test_a_judge_from_features(tmp_path):
-    def pairs(n, start):
-        found = []
-        for i in range(start, start + n):
-            long, short = "I think that it is a very long story, my friend.", "Yes."
-            found.append(record(f"a{i}", "ann", f"Question {i}?", f"{short} {i}", f"{long} {i}"))
-            found.append(record(f"b{i}", "bob", f"Question {i}?", f"{long} {i}", f"{short} {i}"))
-        return Dataset.from_list(found)
+    long, short = "I think that it is a very long story, my friend.", "Yes."
 
-    data = DatasetDict(train=pairs(20, 0), test_seen=pairs(6, 20))
+    def pairs(numbers):
+        taste = {"ann": (short, long), "bob": (long, short)}
+        rows = [(user, i, [f"{text} {i}" for text in taste[user]]) for i in numbers for user in taste]
+        return Dataset.from_list([record(f"{user}{i}", user, f"Q {i}?", *texts) for user, i, texts in rows])
+
+    data = DatasetDict(train=pairs(range(20)), test_seen=pairs(range(20, 26)))
     _, accuracy = steering.feature_reward(data, tmp_path)
     assert accuracy.estimate > 0.9
     assert accuracy.clusters == 6
