@@ -78,9 +78,6 @@ def test_paired_differences_are_those_of_the_pairs_both_have(table):
     for _, part in found.groupby("split"):
         assert part.p_holm.tolist() == holm(part.p.tolist())
     assert differences(table, [("a", "nobody")], ["split"]).empty
-    twice = pd.concat([table, table[table.method == "b"]])
-    with pytest.raises(pd.errors.MergeError):
-        differences(twice, [("a", "b")])
 
 
 def test_differences_by_hand():

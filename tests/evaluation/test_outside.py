@@ -44,7 +44,6 @@ def test_p_rlhf_prism(tmp_path):
         ("my-lora", "user8", prompt, "So.\nIt is."),
         ("my-lora", "user9", prompt, ""),
     ]
-    assert set(read_answers(path, system="P-DPO").system) == {"P-DPO"}
 
 
 def test_p_rlhf_soups_and_tldr(tmp_path):

@@ -108,14 +108,10 @@ def test_of_few_users_nothing_is_said_that_leaves_the_scale():
     assert str(Interval(*[np.nan] * 3, 3, 3)).startswith("- (too few users")
 
 
-def test_one_prompt_that_two_users_share_changes_little():
-    values = np.random.default_rng(0).normal(size=300)
-    apart = crossed_interval(values, range(300), range(300))
-    together = crossed_interval(values, range(300), [0, *range(299)])
-    assert together.high - together.low == pytest.approx(apart.high - apart.low, rel=0.1)
+def test_prompts_are_drawn_where_they_are_shared():
     user, prompt = (index.ravel() for index in np.indices((12, 9)))
     by_user, both = (bootstrap(lambda w: w @ prompt / w.sum(), user, p) for p in (None, prompt))
-    assert by_user[2] - by_user[1] < 1e-9 < both[2] - both[1]  # prompts are drawn, too, where they are shared
+    assert by_user[2] - by_user[1] < 1e-9 < both[2] - both[1]
 
 
 def test_many_clusters_have_the_bootstraps_interval(monkeypatch):

@@ -7,7 +7,7 @@ from scipy.optimize import minimize_scalar
 
 from prlhf_kit.evaluation import win_rate
 from prlhf_kit.evaluation.judges import agreed
-from prlhf_kit.evaluation.statistics import crossed_interval, holm
+from prlhf_kit.evaluation.statistics import holm
 from prlhf_kit.figures.evaluation import ratings
 
 
@@ -108,8 +108,6 @@ def test_agreement_by_hand():
     assert found.low.isna().all()  # of four users
     third = same("aab", "third")  # one pair less: alpha takes what is there
     assert win_rate.judge_agreement(pd.concat([one, other, third])).n.tolist() == [4, 3, 3, 4]
-    everyone = pd.concat([same("aa", "one"), same("aa", "other")])
-    assert win_rate.judge_agreement(everyone).value.isna().all()  # nothing to agree on
     assert win_rate.judge_agreement(one).empty
 
 
@@ -125,6 +123,3 @@ def test_win_rates_by_community_by_hand():
     assert found.p[["a", "b", "c"]].tolist() == pytest.approx([2 / 2**10, 1, 2 / 2**6])
     assert found.p_holm[["a", "b", "c"]].tolist() == pytest.approx(holm([2 / 2**10, 1, 2 / 2**6]))
     assert found.p_holm["all"] == found.p["all"]
-    read = win_rate.with_wins(table(rows)).dropna(subset="win_rate")
-    i = crossed_interval(read.win_rate, read.prompt)
-    assert found.loc["all", ["low", "high"]].tolist() == [i.low, i.high]
