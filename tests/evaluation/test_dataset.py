@@ -107,3 +107,4 @@ def test_one_pair_and_answers_without_words():
 def test_docs_table_is_that_of_the_cards():
     page = (Path(__file__).parents[2] / "docs" / "datasets.md").read_text()
     assert cards_table() in page, "write it again: prlhf data list --markdown"
+    assert all(f"| {name}" in page or f", {name} |" in page for name in kit.data.RULES)

@@ -79,7 +79,7 @@ def test_scores_of_a_table():
     wanted = {
         ("base", "ann"): [7, 1 / 3, 1 / 5, 0, 8 / 15, 4.71 + 0.5 * 7 - 21.43, 0],
         ("base", "bob"): [0, NAN, NAN, NAN, NAN, NAN, 0],
-        ("mine", "ann"): [3, 0, 0, NAN, NAN, 4.71 * 11 / 3 + 0.5 * 3 - 21.43, 1],  # too short for 4-grams
+        ("mine", "ann"): [3, 0, 0, NAN, NAN, 4.71 * 12 / 3 + 0.5 * 3 - 21.43, 1],  # too short for 4-grams
     }
     for key, row in wanted.items():
         assert values.loc[key, measures].tolist() == pytest.approx(row, nan_ok=True)
