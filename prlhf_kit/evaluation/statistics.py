@@ -35,7 +35,7 @@ class Interval(NamedTuple):
         return f"{self.estimate:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
-def crossed_interval(values: ArrayLike, users: Names, prompts: Names | None = None, seed: int = 0) -> Interval:
+def crossed_interval(values: ArrayLike, users: Names, prompts: Names | None = None, *, seed: int = 0) -> Interval:
     """Mean of `values` `[n]` and its 95% interval: what other users, and other prompts where users share them, give.
 
     Where no prompt is shared, whole users are resampled (Cameron et al. 2008), with `expanded` percentiles. Else, of
@@ -64,7 +64,7 @@ def expanded(clusters: int) -> tuple[float, float]:
     return tail, 1 - tail
 
 
-def crossed_test(differences: ArrayLike, users: Names, prompts: Names | None = None, seed: int = 0) -> float:
+def crossed_test(differences: ArrayLike, users: Names, prompts: Names | None = None, *, seed: int = 0) -> float:
     """Two-sided p-value of "the mean difference is 0" from paired `differences` `[n]`.
 
     The signs of whole users are swapped (scipy's `permutation_test`; exact with up to 13): of k users it can't be below
