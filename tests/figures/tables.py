@@ -13,7 +13,6 @@ GAINS = {
     "high": [0.0, 1.0, 1.9, 1.9],
     "logp": [-0.6, -0.7, -0.8, -1.1],
     "changed": [0.0, 0.1, 0.2, 0.4],
-    "asked": [1.0, 0.5, 0.25, 0.1],
 }
 WORDS = {"split": "train", "user_id": list("aaaabbbb"), "chosen_words": [*range(8)], "rejected_words": [4] * 8}
 COMMUNITIES = ["askculinary", "AskHistorians and historiography", "ExplainLikeImFive", "legaladvice (United Kingdom)"]

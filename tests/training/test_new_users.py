@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 import prlhf_kit as kit
 from prlhf_kit.data.schema import record
-from prlhf_kit.evaluation import new_users
+from prlhf_kit.evaluation.accuracy import ranked_by_pairs
 from prlhf_kit.evaluation.intervals import intervals
 from prlhf_kit.figures import users as user_figures
 from prlhf_kit.models.conditioning import user_model_of
@@ -151,7 +151,7 @@ def test_the_curve_is_what_adapt_gives(trained, tokenizer):
     known = new_pairs(model, tokenizer, 2, n=4)
     test = new_pairs(model, tokenizer, 2, n=3, seed=1)
     data = DatasetDict(adapt_unseen=known, test_unseen=test)
-    ranked = new_users.ranked_by_pairs(model, tokenizer, data, [2, 4], steps=2, learning_rate=0.05, beta=1.0)
+    ranked = ranked_by_pairs(model, tokenizer, data, [2, 4], steps=2, learning_rate=0.05, beta=1.0)
     fitted = [(k, method) for k in (2, 4) for method in ("nearest known user", "fitted row")]
     assert ranked.groupby(["k", "method"]).size().to_dict() == dict.fromkeys([(0, "generic row"), *fitted], 6)
     found = adapt(model, tokenizer, kit.data.few_shot(data, 4), steps=2, learning_rate=0.05, beta=1.0)
