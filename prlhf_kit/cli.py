@@ -148,7 +148,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("dirs", nargs="+", type=Path, metavar="RUN", help="a run, its name, or a folder of runs")
     p.add_argument("--out", type=Path, metavar="FILE", help="the page (default: leaderboard.html where the runs are)")
-    p.set_defaults(action=_later("commands", "report"))
+    p.set_defaults(action=_later("runs.leaderboard", "command"))
     p = commands.add_parser(
         "bundle",
         help="pack the kit for a GPU node without a network",

@@ -1,4 +1,4 @@
-"""What `prlhf run`, `prlhf figures`, `prlhf report` and `prlhf data` do; `cli.py` holds their options."""
+"""What `prlhf run`, `prlhf figures` and `prlhf data` do; `cli.py` holds their options."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def run(args: argparse.Namespace) -> int:
     check_places(args.out, args.copy_to)
     run_dir = place_of(args.run, args.out)
     known = {notebook: defaults(notebook) for notebook in args.notebooks}
-    given = {name: checked(name, value, known) for name, value in once(args.parameter or []).items()}
+    given = checked(once(args.parameter or []), known)
     plans = {n: {k: v for k, v in given.items() if k in known[n]} for n in args.notebooks}
     earlier: list[str] = []
     for notebook, parameters in plans.items():  # all of them are checked before any of them runs
@@ -101,14 +101,6 @@ def figures(args: argparse.Namespace) -> int:
         print(out / f"{name}.png")
     for why, stages in left_out.items():
         print(f"left out ({why}): {len(stages)} of {', '.join(sorted(set(stages)))}")
-    return 0
-
-
-def report(args: argparse.Namespace) -> int:
-    """`prlhf report`: all runs' numbers side by side on one page."""
-    from prlhf_kit.runs import leaderboard
-
-    print(f"report: {leaderboard.write_page(args.dirs, args.out)}")
     return 0
 
 

@@ -34,29 +34,22 @@ IMPORTED = "torch transformers trl peft datasets papermill nbconvert ipykernel p
 GLIBC = range(17, 36)
 
 
-def required(package: str, extras: set[str], python: str) -> list[Requirement]:
-    """What an installed `package`, with `extras`, asks for on a Python of that version (3.12, say)."""
-    there = {"python_version": python, "python_full_version": f"{python}.0"}
-    return [
-        one
-        for one in map(Requirement, importlib.metadata.requires(package) or ())
-        if one.marker is None or any(one.marker.evaluate(there | {"extra": extra}) for extra in {"", *extras})
-    ]
-
-
 def lacking(has: dict[str, Version], python: str) -> dict[str, str]:
-    """Package -> version, as installed here, of all that the kit needs and `has` does not serve.
+    """Package -> version, as installed here, of all that the kit needs on that Python (3.12, say) and `has` lacks.
 
     A package that the node has in a version that serves is left alone with all that it needs itself.
     """
+    there = {"python_version": python, "python_full_version": f"{python}.0"}
     found: dict[str, str] = {}
     seen = set()
     todo: list[tuple[str, set[str]]] = [("prlhf_kit", set())]
     while todo:
-        for one in required(*todo.pop(), python):
+        package, extras = todo.pop()
+        for one in map(Requirement, importlib.metadata.requires(package) or ()):
+            asked = one.marker is None or any(one.marker.evaluate(there | {"extra": e}) for e in {"", *extras})
             name = canonicalize_name(one.name)
             serves = name in has and one.specifier.contains(has[name], prereleases=True)
-            if not serves and (name, *sorted(one.extras)) not in seen:
+            if asked and not serves and (name, *sorted(one.extras)) not in seen:
                 seen.add((name, *sorted(one.extras)))
                 found[name] = importlib.metadata.version(name)
                 todo.append((name, one.extras))
@@ -130,34 +123,6 @@ def write_bundle(out: Path, part_size: int, python: str, has: Path | None, data:
     return sorted(out.glob("bundle.*"))
 
 
-def problems(site: Path) -> list[str]:
-    """What the kit and the packages in `site` ask for, and this Python has not."""
-    python = "{}.{}".format(*sys.version_info[:2])
-    found = []
-    todo: list[tuple[str, set[str]]] = [("prlhf_kit", set())]
-    seen = set()
-    while todo:
-        package, extras = todo.pop()
-        for one in required(package, extras, python):
-            try:
-                distribution = importlib.metadata.distribution(one.name)
-            except importlib.metadata.PackageNotFoundError:
-                found.append(f"{one.name} is missing, which {package} needs")
-                continue
-            if not one.specifier.contains(distribution.version, prereleases=True):
-                found.append(f"{package} needs {one}, but {one.name} {distribution.version} is here")
-            asked = (one.name, *sorted(one.extras))
-            if asked not in seen and Path(str(distribution.locate_file(""))).resolve() == site.resolve():
-                seen.add(asked)  # the node's own packages are its own business
-                todo.append((one.name, one.extras))
-    for name in (*IMPORTED, "prlhf_kit.training.pdpo", "prlhf_kit.decoding.guided"):
-        try:
-            importlib.import_module(name)
-        except Exception as error:  # whatever a package that does not fit raises
-            found.append(f"{name} does not load: {type(error).__name__}: {error}")
-    return found
-
-
 def command(args: argparse.Namespace) -> int:
     """`prlhf bundle`."""
     parts = write_bundle(args.out, args.part_size * 10**6, args.python, args.has, args.data)
@@ -168,18 +133,25 @@ def command(args: argparse.Namespace) -> int:
 
 
 def main() -> int:
-    """On the node, called by `unpack.sh` with the folder that it installed into."""
-    site = Path(sys.argv[1])
-    found = problems(site)
+    """On the node, called by `unpack.sh` with the folder that it installed into: does everything there fit together?"""
+    [site] = sys.argv[1:]
+    ours = {canonicalize_name(one.metadata["Name"]) for one in importlib.metadata.distributions(path=[site])}
+    check = [sys.executable, "-m", "pip", "--disable-pip-version-check", "check"]
+    said = subprocess.run(check, capture_output=True, text=True, check=False).stdout.splitlines()
+    # the node's own packages are its own business
+    found = [line for line in said if canonicalize_name(line.split(" ")[0]) in ours.difference(MODELS)]
+    for name in (*IMPORTED, "prlhf_kit.training.pdpo", "prlhf_kit.decoding.guided"):
+        try:
+            importlib.import_module(name)
+        except Exception as error:  # whatever a package that does not fit raises
+            found.append(f"{name} does not load: {type(error).__name__}: {error}")
     for line in found:
         print(f"does not serve: {line}", file=sys.stderr)
     if found:
         print("Make the bundle again without those packages in the file of --has.", file=sys.stderr)
         return 1
     for name in IMPORTED:
-        distribution = importlib.metadata.distribution(name)
-        whose = "bundle" if Path(str(distribution.locate_file(""))).resolve() == site.resolve() else "node"
-        print(f"{name} {distribution.version} (the {whose}'s)")
+        print(f"{name} {importlib.metadata.version(name)} (the {'bundle' if name in ours else 'node'}'s)")
     return 0
 
 

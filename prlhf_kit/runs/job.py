@@ -38,7 +38,12 @@ def main(plan_file: str, name: str, attempt: str, gpus: str) -> int:
     if int(attempt) > 1 and status != "completed" and not limit.exists():
         return 1  # a cell raised, it was cancelled, or out of memory
     limit.unlink(missing_ok=True)
-    end = _time_limit()
+    end = math.inf  # when Slurm will end this job
+    if job := os.environ.get("SLURM_JOB_ID"):
+        with contextlib.suppress(OSError, ValueError):
+            command = ["squeue", "--noheader", "--format=%e", f"--jobs={job}"]
+            said = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+            end = datetime.datetime.fromisoformat(said).timestamp()
 
     def stop(*_: object) -> None:
         if time.time() > end - 30:
@@ -64,26 +69,16 @@ def main(plan_file: str, name: str, attempt: str, gpus: str) -> int:
     return int(record["status"] != "completed")
 
 
-def _time_limit() -> float:
-    """When Slurm will end this job, in seconds since the epoch; never, where it does not say so."""
-    if job := os.environ.get("SLURM_JOB_ID"):
-        with contextlib.suppress(OSError, ValueError):
-            command = ["squeue", "--noheader", "--format=%e", f"--jobs={job}"]
-            said = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-            return datetime.datetime.fromisoformat(said).timestamp()
-    return math.inf
-
-
 @contextlib.contextmanager
 def _devices(gpus: Sequence[str], count: int) -> Iterator[None]:
     """Hold `count` of this machine's `gpus` for this process alone; engines count GPUs, but hand out none."""
     while gpus and count:
         with contextlib.ExitStack() as held:
             mine: list[str] = []
-            for gpu in gpus[:]:
+            for gpu in gpus:
                 lock = FileLock(Path(tempfile.gettempdir(), f"prlhf-gpu-{os.getuid()}-{gpu}.lock"), timeout=0)
-                with contextlib.suppress(Timeout):
-                    if len(mine) < count:
+                if len(mine) < count:
+                    with contextlib.suppress(Timeout):
                         held.enter_context(lock)
                         mine.append(gpu)
             if len(mine) == min(count, len(gpus)):
