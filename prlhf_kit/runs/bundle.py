@@ -12,7 +12,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tarfile
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +20,7 @@ from packaging.requirements import Requirement  # comes with transformers
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from prlhf_kit.files import git_state, sha256
+from prlhf_kit.files import git_state
 from prlhf_kit.runs.parameters import RunError
 
 # the embedded models' wheels, whose own dependencies are not needed
@@ -57,16 +56,13 @@ def lacking(has: dict[str, Version], python: str) -> dict[str, str]:
 
 
 def write_bundle(out: Path, part_size: int, python: str, has: Path | None, data: Sequence[Path]) -> list[Path]:
-    """Write the bundle's parts, `SHA256SUMS` and `unpack.sh` into the new folder `out`, and return the parts.
+    """Write the bundle's parts of `part_size` bytes, `SHA256SUMS` and `unpack.sh` into the new folder `out`; returns
+    the parts.
 
     Args:
-        part_size: bytes of a part.
         python: the node's Python, "3.12" for instance; "": this one.
         has: the node's `pip list`; None: it has nothing.
         data: folders written by `prlhf data prepare`, which become `data/<name>` there.
-
-    Raises:
-        RunError: not in a checkout, `out` exists, a folder is not prepared data, or a wheel can't be had.
     """
     python = python or "{}.{}".format(*sys.version_info[:2])
     root = Path(__file__).parent.parent.parent
@@ -107,17 +103,12 @@ def write_bundle(out: Path, part_size: int, python: str, has: Path | None, data:
             shutil.copytree(folder, whole / "data" / folder.name)
         told = {"commit": git_state(root), "python": python, "packages": packages}
         (whole / "bundle.json").write_text(json.dumps(told, indent=1))
-        with tarfile.open(Path(scratch, "bundle.tar"), "w") as tar:  # wheels are compressed already
-            tar.add(whole, ".")
         ready = Path(scratch, "ready")
         ready.mkdir()
-        sums: list[str] = []
-        with Path(scratch, "bundle.tar").open("rb") as tar_file:
-            while piece := tar_file.read(part_size):
-                name = f"bundle.{len(sums):03}"
-                (ready / name).write_bytes(piece)
-                sums.append(f"{sha256(ready / name)}  {name}\n")
-        (ready / "SHA256SUMS").write_text("".join(sums))
+        pack = 'tar -c -C "$1" . | split -b "$2" -d -a 3 - bundle. && sha256sum bundle.* > SHA256SUMS'
+        subprocess.run(
+            ["bash", "-c", f"set -o pipefail; {pack}", "pack", whole.resolve(), str(part_size)], cwd=ready, check=True
+        )
         shutil.copyfile(Path(__file__).with_name("unpack.sh"), ready / "unpack.sh")
         ready.rename(out)
     return sorted(out.glob("bundle.*"))

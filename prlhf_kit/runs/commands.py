@@ -52,13 +52,11 @@ def add_parsers(commands: Any) -> None:
         epilog="examples:\n"
         "  prlhf pipeline configs/study.yaml --run study\n"
         "  prlhf pipeline configs/study.yaml --run seed1 -p seed 1 --workers 2\n"
-        "the file, whose notebooks are looked for from its own folder (what a notebook's metadata says that it needs,\n"
-        "or uses where it is there, holds as well):\n"
+        "the file, whose notebooks are looked for from its own folder:\n"
         "  stages:\n"
         "    - notebook: ../notebooks/01_data_preparation.ipynb\n"
         "      parameters: {pairs_kept: {train: 80}}\n"
-        "    - notebook: ../notebooks/03_pdpo_training.ipynb\n"
-        "      needs: [01_data_preparation]",
+        "    - notebook: ../notebooks/03_pdpo_training.ipynb",
     )
     p.add_argument("file", type=Path, metavar="FILE", help="the YAML file")
     p.add_argument("--run", metavar="NAME", help="the run's name, or its folder (default: the file's name)")

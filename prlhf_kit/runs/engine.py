@@ -67,14 +67,9 @@ def execute(
 
     Args:
         nodes: in order; their links are there.
-        folder: of the sweep or the run.
-        profile: as `check_profile` takes it.
+        folder: of the sweep or the run; `RunError` where another process works in it.
         workers: stages at once on this machine; None: as many as GPUs, or 1.
         copy_to: a store for executed notebooks.
-
-    Raises:
-        RunError: another process works in `folder`, or Snakemake could not begin.
-        KeyboardInterrupt: after the stages were stopped.
     """
     work = folder / WORK
     work.mkdir(parents=True, exist_ok=True)
@@ -107,7 +102,6 @@ def _run(todo: Sequence[Node], work: Path, profile: str, workers: int | None, co
             "notebook": str(node.notebook.resolve()),
             "run_dir": str(node.run_dir),
             "parameters": node.parameters,
-            "needs": node.needs,
             "after": [names[name] for name in node.after if name in names],
             "log": str(node.log),
         }

@@ -56,7 +56,7 @@ def main(plan_file: str, name: str, attempt: str, gpus: str) -> int:
         os.environ["OMP_NUM_THREADS"] = threads  # in place of Snakemake's
     try:
         with _devices(plan["gpus"], int(gpus)):
-            record = run_notebook(notebook, run_dir, node["parameters"], needs=node["needs"], wait=True)
+            record = run_notebook(notebook, run_dir, node["parameters"], wait=True)
         from prlhf_kit.runs.report import write_index
 
         write_index(run_dir)

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,13 +79,11 @@ class Plan:
     done: dict[str, Any] | None  # its record, if it completed and all of it is there
 
 
-def plan(
-    notebook: str | Path, run_dir: str | Path, parameters: Mapping[str, Any] | None = None, needs: Iterable[str] = ()
-) -> Plan:
+def plan(notebook: str | Path, run_dir: str | Path, parameters: Mapping[str, Any] | None = None) -> Plan:
     """Look at a notebook, its parameters and what it is made from; nothing is run. Raises `RunError`."""
     notebook, run_dir = Path(notebook).resolve(), Path(run_dir).resolve()
     values = resolve(notebook, {**(parameters or {}), "run_dir": str(run_dir)})
-    made_from = inputs(run_dir, dict.fromkeys([*needs_of(notebook), *uses_of(notebook), *needs]))
+    made_from = inputs(run_dir, dict.fromkeys([*needs_of(notebook), *uses_of(notebook)]))
     key = _key(notebook, values | {"run_dir": None}, made_from)
     stage_dir = run_dir / notebook.stem
     old = read_record(stage_dir) or {"artifacts": {}}
@@ -102,7 +100,6 @@ def run_notebook(
     run_dir: str | Path,
     parameters: Mapping[str, Any] | None = None,
     force: bool = False,
-    needs: Iterable[str] = (),
     wait: bool = False,
 ) -> dict[str, Any]:
     """Execute `notebook` in a process of its own and leave `<run_dir>/<stem>/{notebook.ipynb,notebook.html,run.json}`.
@@ -114,7 +111,6 @@ def run_notebook(
     Args:
         parameters: in place of the notebook's defaults; `run_dir` is set by the runner.
         force: run it even if nothing changed, from the start.
-        needs: stages that it is made from, besides those that its metadata names.
         wait: while another process runs the stage; else that is refused.
 
     Returns:
@@ -129,7 +125,7 @@ def run_notebook(
     run_dir.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(run_dir / f".{notebook.stem}.lock", timeout=-1 if wait else 0):
-            return _run(plan(notebook, run_dir, parameters, needs), force)
+            return _run(plan(notebook, run_dir, parameters), force)
     except Timeout:
         raise RunError(
             f"another process is running {notebook.stem} in {run_dir}. Wait for it, or choose another run name."

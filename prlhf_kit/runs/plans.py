@@ -29,7 +29,6 @@ class Node:
     run_dir: Path
     parameters: dict[str, Any]
     after: list[str] = field(default_factory=list)  # names of nodes that complete before
-    needs: list[str] = field(default_factory=list)  # stages that it is made from, besides those of its metadata
     status: str = "not run"
     seconds: float | None = None
     cell: int | None = None
@@ -77,7 +76,7 @@ def look(nodes: Sequence[Node]) -> list[Node]:
     """Mark nodes that completed with the same inputs as unchanged; returns the others. `nodes` are in order."""
     fresh: set[str] = set()
     for node in nodes:
-        planned = plan(node.notebook, node.run_dir, node.parameters, node.needs)
+        planned = plan(node.notebook, node.run_dir, node.parameters)
         if planned.done and fresh.issuperset(node.after):
             fresh.add(node.name)
             node.end("unchanged", planned.done)
@@ -100,9 +99,6 @@ def plan_sweep(
         rows: combinations of parameters, one a run.
         same: parameters of all runs.
         source: finished run whose stages the notebooks need.
-
-    Raises:
-        RunError: two notebooks have one name, or a stage that one needs can come from nowhere.
     """
     paths = {path.stem: path for path in notebooks}
     if len(paths) < len(notebooks):
@@ -157,31 +153,25 @@ def read_pipeline(file: Path, run_dir: Path, given: Sequence[tuple[str, str]] = 
     if not isinstance(entries, list) or not entries:
         raise RunError(f"{file} holds no list of stages. Expected:\nstages:\n- notebook: my.ipynb")
     paths: dict[str, Path] = {}
+    own: dict[str, Any] = {}  # stage -> its parameters in the file
     for number, entry in enumerate(entries, 1):
-        keys = {"notebook": str, "parameters": dict, "needs": list}
-        if (
-            not isinstance(entry, dict)
-            or "notebook" not in entry
-            or any(not isinstance(value, keys.get(key, ())) for key, value in entry.items())
-        ):
-            raise RunError(
-                f"stage {number} of {file} is {entry!r}, expected notebook, and perhaps parameters as a mapping and "
-                "needs as a list."
-            )
-        path = file.parent / entry["notebook"]
-        if paths.setdefault(path.stem, path) is not path:
+        if not isinstance(entry, dict) or "notebook" not in entry or entry.keys() - {"notebook", "parameters"}:
+            raise RunError(f"stage {number} of {file} is {entry!r}, expected notebook, and perhaps parameters.")
+        path = file.parent / str(entry["notebook"])
+        if path.stem in paths:
             raise RunError(f"{file} names the stage {path.stem} twice, but a run has one folder for each.")
+        paths[path.stem], own[path.stem] = path, entry.get("parameters") or {}
+        if not isinstance(own[path.stem], dict):
+            raise RunError(f"{path.stem} of {file}: expected parameters as a mapping, found {own[path.stem]!r}.")
     known = {path: defaults(path) for path in paths.values()}
     everywhere = grid.checked(grid.once(given), known)
     nodes = []
-    for entry, (stem, path) in zip(entries, paths.items(), strict=True):
-        parameters = {str(name): value for name, value in entry.get("parameters", {}).items()}
-        parameters = grid.checked(parameters, {path: known[path]})
+    for stem, path in paths.items():
+        parameters = grid.checked({str(name): value for name, value in own[stem].items()}, {path: known[path]})
         parameters |= {name: value for name, value in everywhere.items() if name in known[path]}
-        uses = [stage for stage in uses_of(path) if stage in paths]
-        after = list(dict.fromkeys([*needs_of(path), *map(str, entry.get("needs", [])), *uses]))
-        if unknown := [need for need in after if need not in paths]:
+        if unknown := [need for need in needs_of(path) if need not in paths]:
             raise RunError(f"{file}: {stem} needs {unknown[0]!r}, which is no stage of it. It has: {', '.join(paths)}.")
+        after = dict.fromkeys(stage for stage in [*needs_of(path), *uses_of(path)] if stage in paths)
         run = run_dir.name
-        nodes.append(Node(f"{stem}/{run}", path, run_dir, parameters, [f"{n}/{run}" for n in after], after))
+        nodes.append(Node(f"{stem}/{run}", path, run_dir, parameters, [f"{stage}/{run}" for stage in after]))
     return in_order(nodes)

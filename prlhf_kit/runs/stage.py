@@ -149,7 +149,7 @@ class Stage:
         self.name, self.run_dir, self.parameters = name, Path(run_dir).resolve(), parameters
         self.dir = self.run_dir / name
         self.run_dir.mkdir(parents=True, exist_ok=True)
-        self.artifacts: dict[str, dict[str, str]] = {}
+        self.artifacts: dict[str, dict[str, Any]] = {}
         self.provenance: dict[str, dict[str, str]] = {}
         self.notes: list[str] = []
         if self.dir in _held:  # the `begin` cell was run again in this kernel
@@ -201,10 +201,11 @@ class Stage:
 
         from prlhf_kit.figures.style import save
 
-        png = self.artifact(f"{name}.png", "figure", caption)
+        png, width = self.artifact(f"{name}.png", "figure", caption), int(90 * figure.get_figwidth())
+        self.artifacts[png.name]["width"] = width  # CSS pixels: its texts are as large as the page's
         save(figure, png)
         if InteractiveShell.initialized():
-            display(Image(png, width=int(90 * figure.get_figwidth()), alt=caption))
+            display(Image(png, width=width, alt=caption))
 
     def table(self, table: pd.DataFrame, name: str, caption: str, kind: str = "table") -> pd.DataFrame:
         """Save a table as parquet and return it for display. `kind="headline"` opens the run's index page."""
