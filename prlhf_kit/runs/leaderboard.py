@@ -38,8 +38,8 @@ body { max-width: none; } td { white-space: pre-line; }
 
 
 def write_page(dirs: Iterable[str | Path], out: str | Path | None = None) -> Path:
-    """Write the page of all runs in `dirs` (runs, by folder or name, and folders of runs) and return its path: `out`, or
-    `leaderboard.html` in the first of `dirs`, or beside it where that is a run."""
+    """Write the page of all runs in `dirs` (runs, by folder or name, and folders of runs) and return its path, which is
+    `out`, or `leaderboard.html` in the first of `dirs`, or beside it where that is a run."""
     dirs = list(dirs)
     runs = [Path(os.path.abspath(run)) for run in runs_in(dirs)]  # not resolved: a link to a run keeps its own name
     first = Path(os.path.abspath(existing(dirs[0])))

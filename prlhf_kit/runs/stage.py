@@ -138,7 +138,6 @@ def set_aside(stage_dir: Path) -> None:
     print(f"{stage_dir.name}: {what} is replaced, and kept in {place}{instead}", flush=True)
 
 
-_held: dict[Path, FileLock] = {}  # stage folders that this process works in
 _names: dict[str, list[str]] = {}  # stage -> its parameters, as found when it first began in this process
 
 
@@ -152,16 +151,14 @@ class Stage:
         self.artifacts: dict[str, dict[str, Any]] = {}
         self.provenance: dict[str, dict[str, str]] = {}
         self.notes: list[str] = []
-        if self.dir in _held:  # the `begin` cell was run again in this kernel
-            _held.pop(self.dir).release()
-        self._lock = FileLock(self.run_dir / f".{name}.kernel.lock")
+        # one for all of this kernel, where the `begin` cell may be run again
+        self._lock = FileLock(self.run_dir / f".{name}.kernel.lock", is_singleton=True)
         try:  # an earlier kernel whose runner was killed may take a moment to notice
             self._lock.acquire(timeout=PATIENCE)
         except Timeout:
             raise StageError(
                 f"another process is working in {self.dir}. Wait for it or end it, or choose another run folder."
             ) from None
-        _held[self.dir] = self._lock
         earlier = [p.name for p in self.run_dir.iterdir() if p.is_dir() and p.name[0] != "." and p.name < name]
         self.record = begun(name, parameters, inputs(self.run_dir, earlier))
         if not os.environ.get(UNDER_RUNNER):  # in JupyterLab
@@ -245,7 +242,7 @@ class Stage:
             write_json(self.dir / RESULT, own)
         else:
             write_json(self.dir / RECORD, record)
-        _held.pop(self.dir, self._lock).release()
+        self._lock.release(force=True)
 
 
 def begin(name: str, run_dir: str | Path, namespace: Mapping[str, Any]) -> Stage:
