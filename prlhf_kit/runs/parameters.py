@@ -86,6 +86,7 @@ def typed(name: str, value: Any, default: Any) -> Any:
     >>> typed("n", "3", 1), typed("user", "00123", "ann"), typed("on", "false", True), typed("x", "1", 0.5)
     (3, '00123', False, 1.0)
     """
+    given = value
     if isinstance(value, str) and not isinstance(default, str):
         words = {"true": True, "false": False, "none": None, "null": None}
         with contextlib.suppress(ValueError, SyntaxError):
@@ -99,7 +100,7 @@ def typed(name: str, value: Any, default: Any) -> Any:
         return value
     kinds = (int, float) if isinstance(default, float) else type(default)
     if not isinstance(value, kinds) or isinstance(value, bool) != isinstance(default, bool):  # True is an int, too
-        raise RunError(f"parameter {name!r} is {value!r}, expected {type(default).__name__} such as {default!r}.")
+        raise RunError(f"parameter {name!r} is {given!r}, expected {type(default).__name__} such as {default!r}.")
     return float(value) if isinstance(default, float) else value
 
 

@@ -1,9 +1,7 @@
 """Notebooks that run in a moment, and the command that runs them."""
 
-import sys
-
-import nbformat
 import pytest
+from tiny_notebooks import write_notebook
 
 PARAMETERS = """run_dir = "x"  # where results go
 user = "ann"  # text
@@ -22,18 +20,7 @@ FINISH = 'stage.finish({"twice": 2 * n})'
 
 @pytest.fixture
 def make_notebook(tmp_path):
-    def make(*cells, name="nb", needs=(), uses=(), tags=("parameters",), body=BODY, parameters=PARAMETERS):
-        nb = nbformat.v4.new_notebook()
-        first = nbformat.v4.new_code_cell(parameters, metadata={"tags": list(tags)})
-        nb.cells = [first, *map(nbformat.v4.new_code_cell, [body.replace("{name}", name), *cells])]
-        nb.metadata["prlhf_kit"] = {"needs": list(needs), "uses": list(uses)}
-        nb.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
-        path = tmp_path / f"{name}.ipynb"
-        nbformat.write(nb, path)
-        return path
+    def make(*cells, name="nb", parameters=PARAMETERS, body=BODY, **more):
+        return write_notebook(tmp_path, name, *cells, parameters=parameters, body=body, finish=None, **more)
 
     return make
-
-
-def command(*arguments):
-    return [sys.executable, "-m", "prlhf_kit.cli", "run", *map(str, arguments)]
