@@ -9,6 +9,7 @@ from bs4 import BeautifulSoup
 from prlhf_kit import cli
 from prlhf_kit.files import write_json
 from prlhf_kit.runs import leaderboard
+from runs.conftest import RECORD
 
 
 class Page:
@@ -26,20 +27,10 @@ class Page:
         assert len(self.rows) == len(rows)
 
 
-def stage(run, name="03_pdpo_training", metrics=None, parameters=None, notebook=True, **more):
-    record = {
-        "schema": 1,
-        "stage": name,
-        "artifacts": {},
-        "versions": {},
-        "status": "completed",
-        "parameters": {"run_dir": str(run), "seed": 0, "alpha": 0.5} | (parameters or {}),
-        "metrics": {"accuracy": 0.75} if metrics is None else metrics,
-        "git": {"commit": "a9319a1f12fa1a9b8263350214f7b4d97ed3c563", "dirty": False},
-        "started": "2026-11-21T06:39:20+00:00",
-        "provenance": {"data": {"fingerprint": "cc7dded3ea5cbe6e"}},
-    }
-    write_json(run / name / "run.json", record | more)
+def stage(run, name="03_pdpo_training", metrics=RECORD["metrics"], parameters=None, notebook=True, **more):
+    given = {"metrics": metrics, "parameters": {"run_dir": str(run), **RECORD["parameters"], **(parameters or {})}}
+    made_from = {"provenance": {"data": {"fingerprint": "cc7dded3ea5cbe6e"}}}
+    write_json(run / name / "run.json", RECORD | given | made_from | more)
     if notebook:
         (run / name / "notebook.html").write_text("a notebook")
         (run / "index.html").write_text("an index")

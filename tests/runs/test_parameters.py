@@ -20,6 +20,9 @@ def test_defaults_are_read_as_python_reads_them(make_notebook):
     for bad in ("(1, 2)", "{1, 2}", "{1: 2}", "print", "str(1)"):
         with pytest.raises(parameters.RunError, match=r"parameter 'x' .* expected a plain"):
             parameters.defaults(make_notebook(parameters=f"x = {bad}"))
+    for content in (b"user,prompt\n1,2\n", b'{"cells": 3}', b"\xff"):
+        with pytest.raises(parameters.RunError, match="is no Jupyter notebook"):
+            parameters.defaults(notebook, content)
 
 
 def test_values_are_refused_before_anything_runs(make_notebook, tmp_path):
@@ -56,10 +59,6 @@ def test_stages_depend_on_what_they_use_where_it_is_there(make_notebook, tmp_pat
     assert after.key != before.key
 
 
-def _key(notebook, **parameters):
-    return runner._key(notebook, parameters, {})
-
-
 def test_files_that_parameters_name_however_deep_decide_the_key(make_notebook, tmp_path):
     notebook = make_notebook(FINISH)
     (tmp_path / "deep").mkdir()
@@ -73,23 +72,20 @@ def test_files_that_parameters_name_however_deep_decide_the_key(make_notebook, t
         {"path": "deep"},
     ):
         file.write_text("a")
-        before = _key(notebook, outside=value)
-        assert _key(notebook, outside=value) == before
+        before = runner._key(notebook, {"outside": value}, {})
+        assert runner._key(notebook, {"outside": value}, {}) == before
         file.write_text("longer")
-        assert _key(notebook, outside=value) != before, value
+        assert runner._key(notebook, {"outside": value}, {}) != before, value
         file.unlink()
 
 
-def test_texts_that_are_no_paths_and_folders_around_the_notebook(make_notebook, tmp_path, monkeypatch):
+def test_texts_that_are_no_paths_and_folders_around_the_notebook(tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
     (tmp_path / "home" / "me").mkdir(parents=True)
     monkeypatch.setenv("HOME", str(tmp_path / "home" / "me"))
-    notebook = make_notebook(FINISH).rename(tmp_path / "here" / "nb.ipynb")
-    texts = ["x" * 300, "a/" * 5000, "null\0", "", ".", "..", "/", "./", "~", str(tmp_path), "../home", "../home/me"]
-    _key(notebook, prompts=texts)
     monkeypatch.setattr(Path, "rglob", lambda self, pattern: pytest.fail(f"looked through {self}"))
-    for text in texts:
-        assert runner._state(notebook.parent, text) == [], text
+    for text in ("x" * 300, "a/" * 5000, "null\0", "", ".", "..", "/", "~", str(tmp_path), "../home", "../home/me"):
+        assert runner._state(tmp_path / "here", text) == [], text
 
 
 def test_what_notebooks_of_the_project_use_is_in_their_metadata():
