@@ -3,7 +3,6 @@ executed notebook. They work from disk."""
 
 from __future__ import annotations
 
-import copy
 import html
 from pathlib import Path
 from typing import Any
@@ -77,7 +76,6 @@ transformers {{ stages[-1].versions.transformers }}, trl {{ stages[-1].versions.
 # nbconvert's page, with the figures' captions for who can't see them, and without scripts that it does not need
 NOTEBOOK = """{%- extends 'lab/index.html.j2' -%}
 {%- block html_head_js_requirejs -%}{%- endblock -%}
-{%- block jupyter_widgets -%}{%- endblock -%}
 {%- block notebook_css -%}{{ super() }}
 <style>
 .jp-RenderedImage, .highlight pre { overflow-x: auto; }
@@ -153,11 +151,8 @@ def write_index(run_dir: str | Path) -> Path:
 
 
 def notebook_page(notebook: nbformat.NotebookNode, title: str) -> str:
-    """An executed notebook as HTML. Its equations alone need the network (MathJax); without it they are TeX.
-
-    Progress bars are left out: they are for who waits, and would need a script from elsewhere.
-    """
-    notebook = copy.deepcopy(notebook)
+    """An executed notebook as HTML. Its equations alone need the network (MathJax); without it they are TeX. Progress
+    bars are taken out: they are for who waits, and would need a script from elsewhere."""
     notebook.metadata.pop("widgets", None)
     for cell in notebook.cells:
         if "outputs" in cell:

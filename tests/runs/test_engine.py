@@ -115,7 +115,7 @@ def test_stopped_or_killed_in_the_middle_and_the_same_command_resumes(tmp_path, 
 @pytest.mark.parametrize(
     ("profile", "message"),
     [
-        ("nowhere", "expected local, slurm, or a folder with Snakemake's config.yaml"),
+        ("nowhere", "expected local, slurm, or a folder"),
         ("slurm", "no sbatch on this machine's PATH.*--profile local"),
         ("unknown", "snakemake_executor_plugin_abacus is not installed"),
     ],

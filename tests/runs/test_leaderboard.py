@@ -161,14 +161,12 @@ def test_hostile_names_are_shown_as_text_and_nothing_is_fetched(tmp_path):
 
 def test_what_is_refused_before_anything_is_written(tmp_path, capsys):
     stage(tmp_path / "good")
-    empty, missing = tmp_path / "empty", tmp_path / "missing"
-    (empty / ".previous" / "03").mkdir(parents=True)
-    write_json(empty / ".previous" / "03" / "run.json", {})
-    for bad, message in ((empty, "holds no run"), (missing, "is no folder")):
-        assert cli.main(["report", str(tmp_path / "good"), str(bad)]) == 2
-        err = capsys.readouterr().err
-        assert f"prlhf: {bad} {message}" in err
-        assert "prlhf run NOTEBOOK" in err
-    assert cli.main(["report", str(tmp_path), "--out", str(empty)]) == 2
-    assert f"--out {empty}/leaderboard.html" in capsys.readouterr().err
+    (empty := tmp_path / "empty").mkdir()
+    for words, message in (
+        ([tmp_path / "good", empty], f"prlhf: {empty} holds no run"),
+        ([tmp_path / "missing"], "is no folder"),
+        ([tmp_path, "--out", empty], f"--out {empty}/leaderboard.html"),
+    ):
+        assert cli.main(["report", *map(str, words)]) == 2
+        assert message in capsys.readouterr().err
     assert not list(tmp_path.rglob("leaderboard.html"))
