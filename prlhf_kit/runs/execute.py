@@ -88,10 +88,10 @@ def _last_run(cells: list[dict[str, Any]]) -> tuple[int, dict[str, Any] | None]:
     return begun[-1] if begun else (0, None)
 
 
-def killed_with_parent() -> None:
-    """In the child: be killed when the parent is, so that no orphan goes on training (Linux only)."""
+def killed_with_parent(sign: int = signal.SIGKILL) -> None:
+    """In the child: get that signal when the parent is gone, so that no orphan goes on training (Linux only)."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        ctypes.CDLL(None).prctl(1, sign)  # PR_SET_PDEATHSIG
 
 
 def _end(child: subprocess.Popen) -> None:

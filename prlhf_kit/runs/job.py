@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import datetime
 import json
 import math
@@ -18,6 +17,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from prlhf_kit.runs.execute import killed_with_parent
 from prlhf_kit.runs.notebook import run_notebook
 from prlhf_kit.runs.parameters import RunError
 from prlhf_kit.runs.stage import read_record
@@ -28,8 +28,7 @@ def main(plan_file: str, name: str, attempt: str, gpus: str) -> int:
 
     While another process runs it, perhaps one of an engine that was killed, it waits, and then finds it unchanged.
     """
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG: Snakemake is gone
+    killed_with_parent(signal.SIGTERM)  # Snakemake
     plan = json.loads(Path(plan_file).read_text())
     node = plan["nodes"][name]
     run_dir, notebook = Path(node["run_dir"]), Path(node["notebook"])

@@ -163,12 +163,9 @@ class Stage:
         self.record = begun(name, parameters, inputs(self.run_dir, earlier))
         if not os.environ.get(UNDER_RUNNER):  # in JupyterLab
             if (old := read_record(self.dir)) is not None:  # training resumes in a folder that was made from the same
-
-                def plain(parameters: dict) -> dict:
-                    return {k: v for k, v in json.loads(json.dumps(parameters)).items() if k != "run_dir"}
-
-                made_from = old.get("inputs", {})
-                if plain(old["parameters"]) != plain(parameters) or inputs(self.run_dir, made_from) != made_from:
+                made_from, given = old.get("inputs", {}), json.loads(json.dumps(parameters))
+                same = old["parameters"] | {"run_dir": None} == given | {"run_dir": None}
+                if not same or inputs(self.run_dir, made_from) != made_from:
                     set_aside(self.dir)
             write_json(self.dir / RECORD, self.record)
         self.dir.mkdir(exist_ok=True)
