@@ -92,7 +92,9 @@ TABLES = {
     ),
     "accuracy_by_user": table("user_id value", ("b", 0.2), ("a", 0.6), method="m"),
     "adaptation": pd.DataFrame({"k": [0, 1, 2, 4], "method": ["generic row"] + ["nearest"] * 3, **INTERVALS}),
-    "pairs_learned": pd.DataFrame({"user_model": ["individual"] * 3 + ["oracle"], "k": [5, 10, 20, 20], **INTERVALS}),
+    "pairs_learned": pd.DataFrame(
+        {"user_model": ["individual"] * 3 + ["oracle"], "k": [5, 10, 20, np.nan], **INTERVALS}
+    ),
     "user_map": pd.DataFrame(
         {
             "user_model": "individual",
