@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 import torch
 from datasets import DatasetDict, load_from_disk
@@ -123,20 +124,12 @@ def of_run(
     top_k: int = 10,
     seed: int = 0,
 ) -> Offered:
-    """Load what a run's stages 01 and 03 left (and the PersRM of 04, if it is there), all on one base in memory.
-
-    Args:
-        model: the base model that notebook 03 trained on.
-        users: seen users on offer; none: up to `MANY` of them, those of different groups first.
-        systems: some of `KNOWS`; none: all that the run has.
-        prompts: texts on offer; none: `n_prompts` test prompts, drawn by `seed`.
-        k: known pairs of the new user, one of those who were never in training; 0: no such user.
-        steps: of Adam when that user is fitted; 0 chooses the nearest known user. Fitted once, then kept in the cache.
-        top_k: candidates a token of PAD.
+    """Load what a run's stages 01 and 03 left (and the PersRM of 04b, if it is there), adapters all on one base in
+    memory. The parameters are those of notebook 07.
 
     Raises:
         StageError: the run lacks a stage, or a file of it was changed since.
-        ValueError: a user has no row in the model, or the run has no such system.
+        KeyError, ValueError: a user has no row in the model, or the run has no such system.
     """
     run_dir = Path(run_dir).resolve()
     data: Any = load_from_disk(left_by("01_data_preparation", run_dir, "data"))
@@ -150,25 +143,29 @@ def of_run(
     names = [name for name in names if not systems or name in systems]
 
     tokenizer, base = hub.load_tokenizer(model), hub.load_model(model)
-    personal, index = load_personalized(trained, twin(base) if _is_adapter(trained) else model)
-    _refer(personal, base, model)
+    hub.require_start(trained, model)
+    personal, index = load_personalized(trained, twin(base))
     people = _seen(data, index, users)
     if k and "adapt_unseen" in data:
         new, index = _new(data, personal, index, tokenizer, k, steps, seed)
         people.append(new)
     guide = PAD(personal, index, {user.user_id: user.words for user in people if user.user_id and user.words})
+    found = [
+        System(BASE, PAD(base), tokenizer, weight=0.0),
+        System(PERSONAL, guide, tokenizer, "user_id", weight=1.0),
+        System(STEERED, guide, tokenizer, "user_id", top_k=top_k),
+        System(TEXT, PAD(base), tokenizer, "words", weight=1.0),
+    ]
     fingerprints = {BASE: hub.weights_hash(base), PERSONAL: hub.weights_hash(personal)}
-
-    found = [System(BASE, PAD(base), tokenizer, weight=0.0)]
     if VANILLA in names:
-        adapter = _is_adapter(control)
-        vanilla = PeftModel.from_pretrained(twin(base), control).eval() if adapter else hub.load_model(str(control))
-        _refer(vanilla, base, model)
+        vanilla: Any
+        if (control / "adapter_config.json").exists():
+            vanilla = PeftModel.from_pretrained(twin(base), control).eval()
+        else:
+            vanilla = hub.load_model(str(control))
+            vanilla.reference_name = model
         fingerprints[VANILLA] = hub.weights_hash(vanilla)
-        found.append(System(VANILLA, PAD(vanilla), tokenizer, weight=1.0))
-    found.append(System(PERSONAL, guide, tokenizer, "user_id", weight=1.0))
-    found.append(System(STEERED, guide, tokenizer, "user_id", top_k=top_k))
-    found.append(System(TEXT, PAD(base), tokenizer, "words", weight=1.0))
+        found.insert(1, System(VANILLA, PAD(vanilla), tokenizer, weight=1.0))
     if PERSRM in names:
         steering = load_persrm(persrm, twin(base))
         fingerprints[PERSRM] = hub.weights_hash(steering)
@@ -200,23 +197,9 @@ def twin(model: PreTrainedModel) -> PreTrainedModel:
     return copy.deepcopy(model, {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]})
 
 
-def _is_adapter(folder: Path) -> bool:
-    return (folder / "adapter_config.json").exists()
-
-
-def _refer(trained, base: PreTrainedModel, name: str) -> None:
-    """Of a model all of whose weights were trained, `base` is the reference, not one more copy of it that
-    `saving.reference_model` would load."""
-    if not isinstance(trained, PeftModel):
-        trained.reference_name = name
-        vars(trained)["_reference"] = base
-
-
 def _seen(data: DatasetDict, index: UserIndex, wanted: Sequence[str]) -> list[User]:
     """The users `wanted`; or up to `MANY` who were trained on, the first of every group first."""
-    if unknown := [user for user in wanted if user not in index]:
-        some = ", ".join(index.user_ids[:5])
-        raise ValueError(f"user {unknown[0]!r} has no row in the P-DPO model. It knows {some}, ...: name some of them.")
+    index.rows(wanted)  # raises where one has none
     train, known = data["train"], list(index.user_ids)
     words = dict(zip(train["user_id"], train["user_text"], strict=True))
     groups = dict(zip(train["user_id"], train["group"], strict=True))
@@ -228,21 +211,19 @@ def _seen(data: DatasetDict, index: UserIndex, wanted: Sequence[str]) -> list[Us
 def _new(
     data: DatasetDict, personal, index: UserIndex, tokenizer, k: int, steps: int, seed: int
 ) -> tuple[User, UserIndex]:
-    """The first user of `adapt_unseen`, with a row in `personal` that is fitted to `k` of their pairs (or read from the
-    kit's cache), and the index with that row."""
+    """The first user of `adapt_unseen`, with a row in `personal` that is fitted to `k` of their pairs (once: it is kept
+    in the cache), and the index with that row."""
     pairs = few_shot(data, k, seed, allow_fewer=True)
     name = min(pairs["user_id"])
     theirs = pairs.filter(lambda row: row["user_id"] == name)
     made_from = [list(theirs[column]) for column in ("prompt", "chosen", "rejected", "user_text")]
     folder = embedded.cache_dir() / "adapted" / short_hash(hub.weights_hash(personal), steps, made_from)
-    own = in_chunks(
-        lambda _: adapt(personal, tokenizer, theirs, steps=steps).own.float().cpu().numpy(),
-        [name],
-        folder,
-        what=f"fitting {name}",
-    )
-    index = add_users(personal, index, Adapted([name], torch.from_numpy(own), pd.DataFrame(), []))
+
+    def fit(_) -> np.ndarray:
+        return adapt(personal, tokenizer, theirs, steps=steps).own.float().cpu().numpy()
+
+    own = torch.from_numpy(in_chunks(fit, [name], folder, what=f"fitting {name}"))
+    index = add_users(personal, index, Adapted([name], own, pd.DataFrame(), []))
     n = len(theirs)
-    told = f"{n} pair{'s' * (n != 1)}{f', {k} were asked for' if n < k else ''}"
     fitted = {"pairs": n, "steps": steps, "seed": seed}
-    return User(f"{name} (new: fitted to {told})", name, theirs["user_text"][0], fitted), index
+    return User(f"{name} (new: fitted to {n} pair{'s' * (n != 1)})", name, theirs["user_text"][0], fitted), index
