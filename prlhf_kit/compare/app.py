@@ -6,13 +6,10 @@ from __future__ import annotations
 import argparse
 import html
 import importlib.util
-import ipaddress
 import logging
 import os
 import secrets
 import shutil
-import socket
-import sys
 import tempfile
 import webbrowser
 from pathlib import Path
@@ -23,9 +20,6 @@ NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "07_compare_responses.ipynb
 NEEDED = ("01_data_preparation", "03_pdpo_training")
 IDLE = 600  # seconds that the kernel of a page that is gone lives on
 OPEN = '<!doctype html><title>prlhf app</title><meta http-equiv="refresh" content="0; url={0}"><a href="{0}">Open</a>'
-EXPOSED = """prlhf app: WARNING: listening on {ip}, without encryption. Whoever sees the traffic sees the token and the
-votes; whoever has the token can use the models. To reach a remote machine, leave --ip as it is and use
-`ssh -L {port}:localhost:{port} HOST`."""
 
 
 def add_parser(commands: Any) -> None:
@@ -43,7 +37,6 @@ def add_parser(commands: Any) -> None:
         "run_dir", type=Path, metavar="RUN", help="a run (folder or name) with " + " and ".join(NEEDED) + " completed"
     )
     p.add_argument("--port", type=int, default=8866, help="or the next free one (default: %(default)s)")
-    p.add_argument("--ip", default="127.0.0.1", help="address to listen on (default: %(default)s, this machine only)")
     p.add_argument("--no-browser", action="store_true", help="only print the address")
     p.add_argument("--votes", type=Path, metavar="FILE", help="where votes are appended (default: in the run)")
     p.add_argument("--notebook", type=Path, default=NOTEBOOK, help="the page's notebook (default: the checkout's)")
@@ -129,21 +122,13 @@ def _run_server(scratch: Path, args: argparse.Namespace) -> None:
             return [(route, guarded(handler), *more) for route, handler, *more in super().init_handlers()]
 
         def launch_browser(self) -> None:  # once the port is known; voila's own would open it without the token
-            anywhere = args.ip in ("", "0.0.0.0", "::")
-            host = socket.gethostname() if anywhere else f"[{args.ip}]" if ":" in args.ip else args.ip
-            url = f"http://{host}:{self.port}/?{urlencode({'token': self.token})}"
+            url = f"http://127.0.0.1:{self.port}/?{urlencode({'token': self.token})}"
             print(f"{url}\nCtrl-C ends it.", flush=True)
             if not args.no_browser:  # by a file: other users of the machine could read the token in a command line
                 page = scratch / "open.html"
                 page.write_text(OPEN.format(html.escape(url)))
                 webbrowser.open(page.as_uri())
 
-    try:
-        local = args.ip == "localhost" or ipaddress.ip_address(args.ip).is_loopback
-    except ValueError:
-        local = False
-    if not local:
-        print(EXPOSED.format(ip=args.ip or "all addresses", port=args.port), file=sys.stderr, flush=True)
     config = Config()
     config.VoilaConfiguration.file_allowlist = []  # voila/files serves pictures of the notebook's folder by default
     config.VoilaConfiguration.allow_template_override = "NO"
@@ -161,7 +146,7 @@ def _run_server(scratch: Path, args: argparse.Namespace) -> None:
         config_file_paths=[],
         notebook_path=str(scratch / "index.ipynb"),
         root_dir=str(scratch),
-        ip=args.ip,
+        ip="127.0.0.1",
         port=args.port,
         open_browser=True,
         token=os.environ.get("JUPYTER_TOKEN") or secrets.token_urlsafe(32),
@@ -171,7 +156,7 @@ def _run_server(scratch: Path, args: argparse.Namespace) -> None:
         tornado_settings={
             "static_path": DEFAULT_STATIC_FILES_PATH,  # pages of errors ask for it
             "static_url_prefix": "/voila/static/",
-            "allow_remote_access": not local,  # here, a Host other than localhost is some web page's trick
+            "allow_remote_access": False,  # a Host other than localhost is some web page's trick
             "xsrf_cookie_kwargs": {"samesite": "Strict"},
             "headers": {"Referrer-Policy": "no-referrer"},  # the address holds the token
             "log_function": lambda handler: None,

@@ -117,16 +117,9 @@ class Card:
 
     def made_by(self) -> dict[str, Any]:
         """What made the answer, in plain values, to be kept with a vote."""
-        user = self.users[0] if self.system.reads else None
-        return {
-            "system": self.system.name,
-            "user": user and user.user_id,
-            "for": self.whom,
-            "weight": self.weight,
-            "top_k": self.system.top_k,
-            "fitted": user and user.fitted,
-            "ended": self.ended,
-        }
+        user = self.users[0].user_id if self.system.reads else None
+        shown = {"system": self.system.name, "user": user, "for": self.whom, "weight": self.weight}
+        return shown | {"top_k": self.system.top_k, "ended": self.ended}
 
     def write(
         self, prompt: Prompt, rewards: Mapping[str, Reward], max_new_tokens: int, stop: threading.Event
@@ -171,9 +164,9 @@ def answered(
 ) -> tuple[str, pd.DataFrame]:
     """One prompt answered where nobody is at the screen: cards as HTML that needs no kernel and no script, and a table.
 
-    The table has a row an answer: `prompt`, `system`, `for`, `answer`, `tokens`, `moved` (tokens unlike the base's),
-    `ended` (or else cut off), and each reward, of an answer that is for all users alike its mean over them. Raises
-    `RuntimeError` where an answer fails.
+    The table has a row an answer: `prompt`, what made it (`made_by`), `answer`, `tokens`, `moved` (tokens unlike the
+    base's), and each reward, of an answer that is for all users alike its mean over them. Raises `RuntimeError` where
+    an answer fails.
     """
     cards, _ = lay_out(offered.systems, users, weight)
     rows = []
@@ -183,16 +176,6 @@ def answered(
         if card.answer is None or card.error:
             raise RuntimeError(f"{card.title} has no answer for {card.whom}. {card.error}")
         values = pd.DataFrame(card.rewards, columns=["user", "name", "value"]).groupby("name", sort=False).value.mean()
-        rows.append(
-            {
-                "prompt": prompt_text(prompt),
-                "system": card.title,
-                "for": card.whom,
-                "answer": card.text,
-                "tokens": len(card.answer.tokens),
-                "moved": sum(card.answer.changed),
-                "ended": card.ended,
-                **values,
-            }
-        )
+        numbers = {"tokens": len(card.answer.tokens), "moved": sum(card.answer.changed), **values}
+        rows.append({"prompt": prompt_text(prompt), **card.made_by(), "answer": card.text, **numbers})
     return f"{STYLE}{LOOKS.static_html(prompt_text(prompt), cards)}", pd.DataFrame(rows)

@@ -53,7 +53,7 @@ class User:
     name: str
     user_id: str | None = None  # None: the generic user
     words: str | None = None  # what they say of themselves
-    fitted: dict[str, int] | None = None  # `pairs`, `steps` and `seed` of a new user's row; None: they were in training
+    fitted: int | None = None  # pairs that a new user's row was fitted to; None: they were in training
 
 
 ANYONE = User("anyone (generic user)")
@@ -137,10 +137,9 @@ def of_run(
     control, persrm = trained.with_name("dpo"), run_dir / "04b_persrm" / "persrm"
     spoken = any(data["train"]["user_text"])
     there = {VANILLA: control.exists(), TEXT: spoken, PERSRM: spoken and persrm.exists()}
-    names = [name for name in KNOWS if there.get(name, True)]
-    if unknown := [name for name in systems if name not in names]:
-        raise ValueError(f"{run_dir.name} has no system {unknown[0]!r}. It has: {', '.join(names)}.")
-    names = [name for name in names if not systems or name in systems]
+    names = [name for name in KNOWS if there.get(name, True) and (not systems or name in systems)]
+    if unknown := set(systems) - set(names):
+        raise ValueError(f"{run_dir.name} has no system {', '.join(unknown)}. Known are {', '.join(KNOWS)}.")
 
     tokenizer, base = hub.load_tokenizer(model), hub.load_model(model)
     hub.require_start(trained, model)
@@ -150,26 +149,23 @@ def of_run(
         new, index = _new(data, personal, index, tokenizer, k, steps, seed)
         people.append(new)
     guide = PAD(personal, index, {user.user_id: user.words for user in people if user.user_id and user.words})
-    found = [
-        System(BASE, PAD(base), tokenizer, weight=0.0),
-        System(PERSONAL, guide, tokenizer, "user_id", weight=1.0),
-        System(STEERED, guide, tokenizer, "user_id", top_k=top_k),
-        System(TEXT, PAD(base), tokenizer, "words", weight=1.0),
-    ]
-    fingerprints = {BASE: hub.weights_hash(base), PERSONAL: hub.weights_hash(personal)}
+    models: dict[str, Any] = {BASE: base, PERSONAL: personal}
+    found = {
+        BASE: System(BASE, PAD(base), tokenizer, weight=0.0),
+        PERSONAL: System(PERSONAL, guide, tokenizer, "user_id", weight=1.0),
+        STEERED: System(STEERED, guide, tokenizer, "user_id", top_k=top_k),
+        TEXT: System(TEXT, PAD(base), tokenizer, "words", weight=1.0),
+    }
+    if VANILLA in names and (control / "adapter_config.json").exists():
+        models[VANILLA] = PeftModel.from_pretrained(twin(base), control).eval()
+    elif VANILLA in names:
+        models[VANILLA] = hub.load_model(str(control))
+        models[VANILLA].reference_name = model
     if VANILLA in names:
-        vanilla: Any
-        if (control / "adapter_config.json").exists():
-            vanilla = PeftModel.from_pretrained(twin(base), control).eval()
-        else:
-            vanilla = hub.load_model(str(control))
-            vanilla.reference_name = model
-        fingerprints[VANILLA] = hub.weights_hash(vanilla)
-        found.insert(1, System(VANILLA, PAD(vanilla), tokenizer, weight=1.0))
+        found[VANILLA] = System(VANILLA, PAD(models[VANILLA]), tokenizer, weight=1.0)
     if PERSRM in names:
-        steering = load_persrm(persrm, twin(base))
-        fingerprints[PERSRM] = hub.weights_hash(steering)
-        found.append(System(PERSRM, PAD(steering), tokenizer, "words", top_k=top_k))
+        models[PERSRM] = load_persrm(persrm, twin(base))
+        found[PERSRM] = System(PERSRM, PAD(models[PERSRM]), tokenizer, "words", top_k=top_k)
 
     # what PAD adds up over an answer, whoever wrote it: log pi_pers(y | p, x) - log pi_ref(y | x)
     implicit = ImplicitReward(guide, tokenizer, unfinished=True)  # answers may be cut off
@@ -182,12 +178,12 @@ def of_run(
             float(population.utility([user.user_id], [text])[0]) if user.user_id in population.user_ids else None
         )
     return Offered(
-        [system for system in found if system.name in names],
+        [found[name] for name in names],
         [*people, ANYONE],
         [message("user", text) for text in prompts]
         or unique_prompts(data["test_seen" if "test_seen" in data else "train"], n_prompts, seed),
         rewards,
-        fingerprints,
+        {name: hub.weights_hash(one) for name, one in models.items()},
         data,
     )
 
@@ -224,6 +220,4 @@ def _new(
 
     own = torch.from_numpy(in_chunks(fit, [name], folder, what=f"fitting {name}"))
     index = add_users(personal, index, Adapted([name], own, pd.DataFrame(), []))
-    n = len(theirs)
-    fitted = {"pairs": n, "steps": steps, "seed": seed}
-    return User(f"{name} (new: fitted to {n} pair{'s' * (n != 1)})", name, theirs["user_text"][0], fitted), index
+    return User(f"{name} (new, {len(theirs)} pairs known)", name, theirs["user_text"][0], len(theirs)), index

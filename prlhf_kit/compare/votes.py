@@ -22,13 +22,8 @@ def records(
     voter_text: str = "",
     **more: Any,
 ) -> list[dict[str, Any]]:
-    """One preference record of `voter` for each answer that number `chosen` was preferred to; none for answers that are
-    empty, or the same as the chosen one.
-
-    Args:
-        answers: text, and what made it (plain values), of each answer in the order in which they were shown.
-        voter_text: what the voter says of themselves.
-        more: what else is kept in every record.
+    """One preference record of `voter` for each of `answers` (text, and what made it) that number `chosen` was
+    preferred to; none for those that are empty, or the same as it. `more` is kept in every record.
 
     Raises:
         ValueError: no name, or nothing to choose between.

@@ -64,7 +64,6 @@ class Comparison(ui.VBox):
     ):
         Comparison.stopping.set()  # a cell that is run again leaves the widget that it showed without a Stop button
         self.offered, self.votes = offered, votes
-        self.kit = {"version": importlib.metadata.version("prlhf_kit"), **git_state()}
         self.context: Prompt = []  # the turns before the question
         self.asked: Prompt = []
         self.settings: dict[str, Any] = {}
@@ -135,7 +134,7 @@ class Comparison(ui.VBox):
         Comparison.stopping.set()
         Comparison.stopping = threading.Event()
         self._say("writing", "Waiting until other answers stop ..." if WRITING.locked() else "Writing ...")
-        self.thread = threading.Thread(target=self._run, args=[Comparison.stopping], name="prlhf-compare", daemon=True)
+        self.thread = threading.Thread(target=self._run, args=[Comparison.stopping], daemon=True)
         self.thread.start()
 
     def _run(self, stop: threading.Event) -> None:
@@ -167,7 +166,7 @@ class Comparison(ui.VBox):
             if not stop.is_set():
                 self._say("writing", f"Writing answer {number + 1} of {len(cards)} ...")
             last = -BETWEEN_DRAFTS
-            for _ in card.write(self.asked, self.offered.rewards, self.length.value, stop):
+            for _ in card.write(self.asked, self.offered.rewards, self.settings["max_new_tokens"], stop):
                 if time.monotonic() - last >= BETWEEN_DRAFTS:
                     self._show(number)
                     last = time.monotonic()
@@ -191,7 +190,8 @@ class Comparison(ui.VBox):
     def _vote(self, number: int) -> None:
         """Write the vote for this card against the others that are done, and show who wrote what."""
         try:
-            self._require_all_written()
+            if self._unfinished():
+                raise ValueError("Answers are still being written. Vote when all are there.")
             if self.voted:
                 raise ValueError("You have voted on these answers, or seen who wrote them. Generate others.")
             done = [card for card in self.shown if card.state == "done"]
@@ -207,7 +207,7 @@ class Comparison(ui.VBox):
                 order=[card.made_by() for card in self.shown],
                 settings=self.settings,
                 models=self.offered.fingerprints,
-                kit=self.kit,
+                kit={"version": importlib.metadata.version("prlhf_kit"), **git_state()},
             )
             assert self.votes is not None  # else there is no button
             voting.append(self.votes, rows)
@@ -218,18 +218,15 @@ class Comparison(ui.VBox):
         self.cards.children[number].children[1].icon = "check"
         self._say("voted", f"Thank you: {len(rows)} preference{'s' * (len(rows) != 1)} added to {self.votes}.")
 
-    def _require_all_written(self) -> None:
-        if any(card.state in ("waiting", "writing") for card in self.shown):
-            raise ValueError("Answers are still being written. Wait, or press Stop first.")
+    def _unfinished(self) -> bool:
+        return any(card.state in ("waiting", "writing") for card in self.shown)
 
     def _reveal(self, _) -> None:
-        try:
-            self._require_all_written()
-        except ValueError as error:
-            self._say("refused", str(error))
-            return
-        self._uncover()
-        self._say("revealed", "Shown. These answers can't be voted for any more." if self.votes else "Shown.")
+        if self._unfinished():
+            self._say("refused", "Answers are still being written. Wait, or press Stop first.")
+        else:
+            self._uncover()
+            self._say("revealed", "Shown. These answers can't be voted for any more." if self.votes else "Shown.")
 
     def _uncover(self) -> None:
         """Show who wrote what, after which there is no vote."""
