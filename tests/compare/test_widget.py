@@ -20,14 +20,14 @@ def panel(offered, tmp_path):
     def make(systems=None, users=None, prompts=None, **options):
         some = {"systems": systems, "users": users, "prompts": prompts}
         found = replace(offered, **{name: value for name, value in some.items() if value is not None})
-        return widget.Comparison(found, **{"votes": tmp_path / "votes.jsonl", "max_new_tokens": 6, "seed": 3} | options)
+        return widget.Comparison(found, **{"votes": tmp_path / "votes.jsonl", "max_new_tokens": 6} | options)
 
     return make
 
 
 def generated(comparison):
     comparison.generate.click()
-    comparison.wait(60)
+    comparison.thread.join(60)
     return comparison
 
 
@@ -62,7 +62,7 @@ def test_users_by_systems_then_a_vote(panel, offered, tmp_path):
     comparison = panel()
     comparison.generate.click()
     comparison.weight.value = 3.0  # a slider's last move comes after the click
-    comparison.wait(60)
+    comparison.thread.join(60)
     a, b = (user.name for user in offered.users[:2])
     assert [(card.title, card.whom) for card in comparison.shown] == [
         ("base model", "anyone"),
@@ -89,16 +89,9 @@ def test_users_by_systems_then_a_vote(panel, offered, tmp_path):
         text for text in texts if text.strip() != texts[4].strip()
     ]
     row = rows[0]
-    assert (row["user_id"], row["user_text"], row["blind"], row["round"]) == ("ann", "I like tea.", False, 1)
-    assert row["chosen_from"] == {
-        "system": "PAD",
-        "user": "structured-1",
-        "for": "structured-1",
-        "weight": 3.0,
-        "top_k": 10,
-        "fitted": None,
-        "ended": comparison.shown[4].ended,
-    }
+    assert (row["user_id"], row["user_text"], row["blind"]) == ("ann", "I like tea.", False)
+    pad = {"system": "PAD", "user": "structured-1", "for": "structured-1", "weight": 3.0, "top_k": 10}
+    assert row["chosen_from"] == pad | {"ended": comparison.shown[4].ended}
     assert row["rejected_from"]["system"] == "base model"
     assert row["models"] == offered.fingerprints
     assert row["settings"] == {"max_new_tokens": 6, "do_sample": False}
@@ -118,7 +111,7 @@ def test_drafts_appear_while_the_kernel_is_free_and_stop_ends_it_within_a_token(
     assert "still being written" in comparison.status.value
     comparison.stop.click()
     each.go.set()
-    comparison.wait(60)
+    comparison.thread.join(60)
     assert each.tokens == 2
     assert [card.state for card in comparison.shown] == ["stopped", "stopped"]
     assert 'data-state="stopped"' in comparison.status.value
@@ -142,8 +135,8 @@ def test_comparisons_take_turns(panel, tokenizer):
     assert "Waiting until other answers stop" in second.status.value
     assert log == []
     each.go.set()
-    first.wait(60)
-    second.wait(60)
+    first.thread.join(60)
+    second.thread.join(60)
     assert (first.shown[0].state, each.tokens, second.shown[0].state) == ("stopped", 2, "done")
     generated(first)  # and it can be used again
     assert first.shown[0].state == "done"
@@ -170,13 +163,9 @@ def test_what_can_not_be_asked_is_refused_in_place(panel, offered):
     assert [(card.whom, card.state) for card in comparison.shown] == [(offered.users[0].name, "done")]
     assert f"Left out, since they say nothing of themselves: {words.name} for anyone" in comparison.status.value
     comparison.users[offered.users[0]].value = False
-    assert "say nothing of themselves, so these" in generated(comparison).status.value
+    assert "one system that can answer them. Left out" in generated(comparison).status.value
     comparison.users[ANYONE].value = False
     assert "at least one user" in generated(comparison).status.value
-    comparison.users[ANYONE].value = True
-    comparison.length.max = comparison.length.value = 10**9  # as a hostile page could
-    comparison.systems = {offered.systems[0]: comparison.systems[words]}
-    assert generated(comparison).settings["max_new_tokens"] == widget.LONGEST
 
 
 def test_prompts_are_chosen_or_typed(panel, tokenizer):
@@ -200,7 +189,7 @@ def test_blind_mode_hides_until_the_vote(panel, offered, tmp_path, tokenizer):
     comparison = panel(systems, blind=True)
     comparison.weight.value = 3.0
     orders = []
-    for _ in range(3):
+    for _ in range(6):
         generated(comparison)
         orders.append([(card.system.name, card.whom) for card in comparison.shown])
         for told in ("base model", "PAD", "structured", "companion", "reward", "moved", "prlhf-token", "secret"):
@@ -213,11 +202,8 @@ def test_blind_mode_hides_until_the_vote(panel, offered, tmp_path, tokenizer):
     vote(comparison, pad)
     assert "<b>PAD, w = 3</b>" in bodies(comparison)[pad]  # now it is told
     row = votes_in(tmp_path)[0]
-    assert (row["blind"], row["seed"], row["round"]) == (True, 3, 3)
+    assert row["blind"] is True
     assert [(made["system"], made["for"]) for made in row["order"]] == orders[-1]
-    again = generated(panel(systems, blind=True))
-    assert [(card.system.name, card.whom) for card in again.shown] == orders[0]  # seeded
-    assert panel(seed=None).seed != panel(seed=None).seed
 
 
 def test_who_wrote_what_can_be_asked_for_and_ends_the_vote(panel, tokenizer, tmp_path):
@@ -255,9 +241,8 @@ def test_live_is_where_somebody_may_be_at_the_screen(monkeypatch):
         (Shell(False), {}, False),
         (Shell(False), {"SERVER_SOFTWARE": "voila/0.5.13"}, True),
     ):
-        for name in ("SERVER_SOFTWARE", "PRLHF_KIT_RUNNER"):
-            monkeypatch.delenv(name, raising=False)
-        for name, value in environment.items():
-            monkeypatch.setenv(name, value)
-        monkeypatch.setattr(widget, "get_ipython", lambda shell=shell: shell)
-        assert widget.live() == wanted
+        with monkeypatch.context() as patch:
+            for name in ("SERVER_SOFTWARE", "PRLHF_KIT_RUNNER"):
+                patch.setenv(name, environment.get(name, ""))
+            patch.setattr(widget, "get_ipython", lambda shell=shell: shell)
+            assert widget.live() == wanted
