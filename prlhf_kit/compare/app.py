@@ -69,10 +69,7 @@ def serve(args: argparse.Namespace) -> int:
     if {"run_dir", "votes"} & set(given):
         raise RunError("the parameters run_dir and votes are set with RUN and --votes, not with -p.")
     if not args.notebook.is_file():
-        raise RunError(
-            f"there is no notebook {args.notebook}. A checkout of prlhf_kit has it (`pip install -e .` there), not "
-            "the installed package alone; with a copy of it elsewhere, give --notebook PATH."
-        )
+        raise RunError(f"there is no notebook {args.notebook}. A checkout of prlhf_kit has it: give --notebook PATH.")
     if not 0 < args.port < 65536:
         raise RunError(f"--port is {args.port}, expected 1 to 65535.")
     given["run_dir"] = str(run_dir)
