@@ -137,9 +137,10 @@ def of_run(
     control, persrm = trained.with_name("dpo"), run_dir / "04b_persrm" / "persrm"
     spoken = any(data["train"]["user_text"])
     there = {VANILLA: control.exists(), TEXT: spoken, PERSRM: spoken and persrm.exists()}
-    names = [name for name in KNOWS if there.get(name, True) and (not systems or name in systems)]
-    if unknown := set(systems) - set(names):
-        raise ValueError(f"{run_dir.name} has no system {', '.join(unknown)}. Known are {', '.join(KNOWS)}.")
+    has = [name for name in KNOWS if there.get(name, True)]
+    if unknown := [name for name in systems if name not in has]:
+        raise ValueError(f"{run_dir.name} has no system {unknown[0]!r}. It has: {', '.join(has)}.")
+    names = [name for name in has if not systems or name in systems]
 
     tokenizer, base = hub.load_tokenizer(model), hub.load_model(model)
     hub.require_start(trained, model)

@@ -71,7 +71,7 @@ def test_rewards_are_the_policys_and_the_simulated_users_own(offered, run, token
 def test_what_can_not_be_offered_is_said(run, tmp_path):
     with pytest.raises(StageError, match="written by notebook 01_data_preparation"):
         systems.of_run(tmp_path / "none", run[1])
-    with pytest.raises(ValueError, match="has no system PAD, PersRM"):
+    with pytest.raises(ValueError, match="has no system 'PAD, PersRM'"):
         systems.of_run(*run, systems=["PAD, PersRM"], k=0)
     with pytest.raises(KeyError, match="'zoe' has no row"):
         systems.of_run(*run, users=["zoe"])
