@@ -23,18 +23,16 @@ from prlhf_kit.decoding.generate import Prompt
 from prlhf_kit.decoding.guided import GuidedDecoder
 from prlhf_kit.decoding.guides import PAD, Guide
 from prlhf_kit.decoding.implicit import ImplicitReward
-from prlhf_kit.evaluation.accuracy import TEXT
+from prlhf_kit.evaluation.accuracy import TEXT, VANILLA
 from prlhf_kit.files import in_chunks, short_hash
 from prlhf_kit.models import embedded, hub
 from prlhf_kit.models.saving import load_personalized
 from prlhf_kit.models.user_index import UserIndex
 from prlhf_kit.runs.stage import left_by
-from prlhf_kit.training.controls import LABELS
 from prlhf_kit.training.new_users import Adapted, adapt, add_users
 from prlhf_kit.training.persrm import load_persrm
 
 BASE, PERSONAL, STEERED, PERSRM = "base model", "P-DPO", "PAD", "PAD, PersRM"
-VANILLA = LABELS["dpo"]
 KNOWS = {
     BASE: "nothing; not trained here",
     VANILLA: "nothing; trained on everybody's pairs",
