@@ -29,6 +29,7 @@ def win_matrix(table: pd.DataFrame) -> Figure:
         ax.set_facecolor("0.9")  # not compared: not the white of 0.5
         ax.set(title=f"judge: {judge}", xlabel="against", ylabel="system")
         ax.set_xticks(ax.get_xticks(), systems, rotation=40, ha="right")
+        ax.tick_params(axis="y", rotation=0)
     return figure
 
 

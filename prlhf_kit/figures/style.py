@@ -93,7 +93,7 @@ def by_name(
     figure, ax = new_figure(7, min(0.4 * len(order), 30) + 1.4)
     side_by_side(ax, table, series, names, order, step, value)
     reference_line(ax, at)
-    ax.set(xlabel=xlabel)
+    ax.set(xlabel=xlabel, ylabel=names.removesuffix("_id"))
     legend(figure, "outside right upper", title=title)
     return figure
 

@@ -97,7 +97,8 @@ def test_cells_that_differ_by_little_are_told_apart(name):
 def test_four_ways_have_their_order_and_controls_come_after_them():
     ax = FIGURES["four_way"][2](TABLES["four_way"]).axes[1]
     assert labels(ax) == [*context.FOUR_WAYS, "untrained", "length rule per user"]
-    assert [xy[0] for xy in bars(ax)][:4] == [[pytest.approx(0.53 + 0.05 * i), i] for i in range(4)]
+    first = sorted((xy[0] for xy in bars(ax)), key=lambda xy: xy[1])[:4]
+    assert first == [[pytest.approx(0.53 + 0.05 * i), i] for i in range(4)]
     assert ax.get_title(loc="left") == "hh_relabelled: 342 items, 5 users"
 
 
