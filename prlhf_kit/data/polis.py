@@ -111,24 +111,14 @@ def read(
             rows += [(split, str(person), *pairs[i]) for i in rng.permutation(len(pairs))[:most]]
     # pairs of statements that training asks for
     told = {frozenset(pair) for split, _, *pair in rows if split in ("train", "adapt_unseen")}
-    for number, (split, person, chosen, rejected) in enumerate(rows, 1):
+    for number, (split, user, chosen, rejected) in enumerate(rows, 1):
         if split == "test_own" and {chosen, rejected} in told:
-            tally.drop(split, person, "the same two statements as in training")
+            tally.drop(split, user, "the same two statements as in training")
             continue
         shown = [texts[s] for s in rng.permutation([chosen, rejected])]
         question = QUESTIONS[prompt].format(*(shown if prompt == "both" else (topic, number)))
-        yield (
-            split,
-            record(
-                f"{person}-{chosen}-{rejected}-{split}",
-                person,
-                question,
-                texts[chosen],
-                texts[rejected],
-                None,
-                groups[person],
-            ),
-        )
+        answers, pair_id = (texts[chosen], texts[rejected]), f"{user}-{chosen}-{rejected}-{split}"
+        yield split, record(pair_id, user, question, *answers, group=groups[user])
 
 
 def _conversation(folder: Path) -> tuple[dict[str, str], pd.DataFrame, dict[str, str | None], str]:
@@ -138,13 +128,15 @@ def _conversation(folder: Path) -> tuple[dict[str, str], pd.DataFrame, dict[str,
         raise SchemaError(f"{folder} has no {' and no '.join(missing)}, which every public Polis export has.")
     comments = pd.read_csv(files["comments"], dtype={"comment-id": str})
     table = pd.read_csv(files["participants-votes"], dtype={"participant": str, "group-id": str})
-    texts = dict(zip(comments["comment-id"], comments["comment-body"].astype(str).str.strip(), strict=True))
+    bodies = comments["comment-body"].astype(str).str.strip()
+    texts: dict[str, str] = dict(zip(comments["comment-id"], bodies, strict=True))
     votes = table.set_index("participant")
-    groups = {person: None if pd.isna(group) else group for person, group in votes["group-id"].items()}
+    groups = {str(person): None if pd.isna(group) else str(group) for person, group in votes["group-id"].items()}
     known = [column for column in votes if column in texts]
     if not known:
         raise SchemaError(f"no column of {files['participants-votes']} is a comment-id of {files['comments']}.")
     summary, topic = folder / "summary.csv", "A public discussion"
     if summary.is_file():
-        topic = dict(pd.read_csv(summary, header=None).itertuples(index=False)).get("topic", topic)
-    return texts, votes[known], groups, topic.split(": ")[-1]
+        facts = pd.read_csv(summary, header=None, index_col=0)[1]
+        topic = str(facts.get("topic", topic)).split(": ")[-1]
+    return texts, votes[known], groups, topic

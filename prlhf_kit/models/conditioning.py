@@ -198,7 +198,7 @@ def condition(model: PreTrainedModel, user_model: nn.Module) -> PreTrainedModel:
         backbone.register_forward_pre_hook(prepend, with_kwargs=True),
         backbone.register_forward_hook(cut, with_kwargs=True),
     ]
-    model.forward = with_users  # type: ignore[method-assign]
+    model.forward = with_users
     try:
         with torch.no_grad():
             model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=model.device), user_rows=torch.tensor([0]))
@@ -208,7 +208,7 @@ def condition(model: PreTrainedModel, user_model: nn.Module) -> PreTrainedModel:
     if reason:
         for hook in hooks:
             hook.remove()
-        model.forward = forward  # type: ignore[method-assign]
+        model.forward = forward
         delattr(model, ATTRIBUTE)
         raise ConditioningError(
             f"{type(model).__name__} can't be conditioned on users ({reason}). Use a model whose forward calls its "

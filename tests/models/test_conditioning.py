@@ -49,7 +49,7 @@ SIZES = {"n_embd": 16, "n_layer": 2, "n_head": 2, "hidden_size": 16, "vocab_size
 SIZES |= {"d_model": 16, "n_heads": 2, "n_layers": 2}
 
 
-@pytest.mark.parametrize("family", ["gptj", "bloom", "mpt", "mamba"])
+@pytest.mark.parametrize("family", ["gptj", "bloom", "mpt"])
 @pytest.mark.parametrize("adapter", [False, True])
 def test_families_whose_forward_takes_no_users(family, adapter):
     """P-RLHF's GPT-J among them: what they see is the user's tokens and the words, padded or not, with LoRA or not."""
