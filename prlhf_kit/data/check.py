@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -109,10 +110,8 @@ def check(
         if rows.pair_id.isin(short).any():
             clean[split] = changed(clean[split], lambda row: {"prompt": short.get(row["pair_id"], row["prompt"])})
     shortened = int(kept.pair_id.isin(short).sum())
-    found = table.reason.value_counts().to_dict()
-    found["over-long prompt"] = found.get("over-long prompt", 0) + shortened
-    checks = pd.DataFrame({"check": list(rules), "rule": list(rules.values())})
-    checks["pairs"] = [found.get(name, 0) for name in rules]
+    found = Counter(table.reason) + Counter({"over-long prompt": shortened})
+    checks = pd.DataFrame([(*rule, found[rule[0]]) for rule in rules.items()], columns=["check", "rule", "pairs"])
     long = "over-long prompt", "over-long pair"
     names = {long[0]: f"{long[0]} ({max_prompt_tokens=})", long[1]: f"{long[1]} ({max_tokens=})"}
     dropped = table[table.reason != ""].rename(columns={"user": "user_id"}).replace({"reason": names})

@@ -156,7 +156,7 @@ ROWS = st.lists(
 )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(ROWS)
 def test_what_is_left_is_clean_and_every_pair_is_accounted_for(rows):
     by_split = {}

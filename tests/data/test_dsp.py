@@ -47,11 +47,3 @@ def test_dsp_train_and_test_files(dsp_file, tmp_path):
     assert {split: len(rows) for split, rows in data.items()} == {"train": 600, "test_seen": 200}
     assert report.checks.set_index("check").pairs["prompt in train and test"] == 20
     assert report.counts == {"queries, train": 30, "queries, test": 11}
-
-
-def test_null_texts_are_dropped_and_counted(dsp_file, tmp_path):
-    rows = json.loads(dsp_file.read_text())
-    rows[3]["responses"]["academy"] = None
-    data, report = kit.data.load_with_report("dsp", write_json(tmp_path / "d.json", rows))
-    assert report.table.reason.unique().tolist() == ["empty response"]
-    assert sum(map(len, data.values())) == 40 * 20 - 8

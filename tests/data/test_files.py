@@ -135,10 +135,9 @@ def test_unseen_users_must_exist_and_may_be_one_name(tmp_path):
         kit.data.load("files", path, unseen=["zoe"])
 
 
-def test_a_field_that_is_null_for_long_and_texts_that_look_like_dates(tmp_path):
-    """Why `datasets` does not read the JSON: it refuses the first and makes the second dates."""
-    rows = [{**ROW, "prompt": f"{i}?", "chosen": "2020-01-01", "rejected": "x" * 1000} for i in range(11_000)]
-    rows = [row | {"user_text": "I teach." if i == 10_999 else None} for i, row in enumerate(rows)]
+def test_a_field_that_is_null_at_first_and_texts_that_look_like_dates(tmp_path):
+    """Why `datasets` does not read the JSON: in a large file it refuses the first, and it makes the second dates."""
+    rows = [{**ROW, "prompt": f"{i}?", "chosen": "2020-01-01", "user_text": i and "I teach."} for i in (None, 1)]
     data = kit.data.load("files", write_lines(tmp_path / "x.jsonl", rows), test_share=0)
-    assert data["train"][10_999]["user_text"] == "I teach."
+    assert data["train"]["user_text"] == [None, "I teach."]
     assert data["train"][0]["chosen"][0]["content"] == "2020-01-01"
