@@ -80,8 +80,8 @@ def read(
     fewest = pd.concat([(votes == 1).sum(axis=1), (votes == -1).sum(axis=1)], axis=1).min(axis=1)
     votes = votes[fewest >= min_votes]
     if max_users is not None:
-        most = (votes.abs() == 1).sum(axis=1).sort_values(ascending=False, kind="stable").index[:max_users]
-        votes = votes[votes.index.isin(most)]
+        eager = (votes.abs() == 1).sum(axis=1).sort_values(ascending=False, kind="stable").index[:max_users]
+        votes = votes[votes.index.isin(eager)]
     if len(votes) < 2:
         raise SchemaError(
             f"{len(votes)} people of {path} have {min_votes} agreements and {min_votes} disagreements on the "
