@@ -119,4 +119,4 @@ def _community(domain: str) -> str:
 
 
 def _post(row: dict) -> str:
-    return "\n\n".join(part.strip() for part in (row["title"], row.get("history") or "") if part and part.strip())
+    return "\n".join(part.strip() for part in (row["title"], row.get("history") or "") if part and part.strip())
