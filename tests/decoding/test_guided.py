@@ -91,13 +91,6 @@ def test_sampling(personal, tokenizer):
     assert tokens(narrow.generate(PROMPTS, WHO)) == tokens(greedy.generate(PROMPTS, WHO))
 
 
-def test_schedules(personal, tokenizer):
-    guide, weights = kit.PAD(personal, USERS), [3.0, 0.0, 2.0]
-    out = kit.GuidedDecoder(None, tokenizer, guide, weight=weights, **LENGTH).generate(PROMPTS, WHO)
-    for prompt, row, answer in zip(PROMPTS, ROWS, out, strict=True):
-        assert answer.tokens == plain_users(personal, tokenizer, prompt, row, weights)
-
-
 @pytest.mark.parametrize("kind", ["pad", "args"])
 def test_answers_that_end_do_not_disturb_the_others(steering, make_tiny, tokenizer, kind):
     base = another(make_tiny)
