@@ -13,9 +13,6 @@ from prlhf_kit.evaluation.judges import UNREADABLE, Verdict
 A = Verdict("a", 0.9)
 
 
-# ---- what is sent
-
-
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_shipped_templates_say_what_they_are_given(make_judge, name):
     server, said = FaultServer(), "u" if name == "community" else "I cook."
@@ -72,9 +69,6 @@ def test_what_is_sent(make_judge):
     assert first["response_format"]["json_schema"]["strict"] is True
     assert set(second) == {"model", "messages", "max_tokens"}
     assert second["max_tokens"] == 7
-
-
-# ---- what is kept and paid
 
 
 def test_every_deciding_setting_is_part_of_the_key(make_judge, tmp_path):
