@@ -104,7 +104,7 @@ def _run_server(scratch: Path, args: argparse.Namespace) -> None:
             _ = self.xsrf_token  # sets a cookie, without which a page that is left can't end its kernel
 
     class WithToken(JupyterHandler):
-        async def prepare(self) -> None:
+        async def prepare(self, **_: Any) -> None:
             await super().prepare(_redirect_to_login=False)
             if self.current_user is None:
                 raise HTTPError(403)
