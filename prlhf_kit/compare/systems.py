@@ -147,7 +147,8 @@ def of_run(
     if k and "adapt_unseen" in data:
         new, index = _new(data, personal, index, tokenizer, k, steps, seed)
         people.append(new)
-    guide = PAD(personal, index, {user.user_id: user.words for user in people if user.user_id and user.words})
+    words = {user.user_id: user.words for user in people if user.user_id and user.words}
+    guide = PAD(personal, index, words, tokenizer=tokenizer)
     models: dict[str, Any] = {BASE: base, PERSONAL: personal}
     found = {
         BASE: System(BASE, PAD(base), tokenizer, weight=0.0),
@@ -161,7 +162,7 @@ def of_run(
         models[VANILLA] = hub.load_model(str(control))
         models[VANILLA].reference_name = model
     if VANILLA in names:
-        found[VANILLA] = System(VANILLA, PAD(models[VANILLA]), tokenizer, weight=1.0)
+        found[VANILLA] = System(VANILLA, PAD(models[VANILLA], tokenizer=tokenizer), tokenizer, weight=1.0)
     if PERSRM in names:
         models[PERSRM] = load_persrm(persrm, twin(base))
         found[PERSRM] = System(PERSRM, PAD(models[PERSRM]), tokenizer, "words", top_k=top_k)

@@ -74,9 +74,6 @@ def embed_with_users(
     Returns:
         `inputs_embeds` `[B, T_u + L, d_model]`, `attention_mask` and `position_ids` `[B, T_u + L]`. Positions count
         real tokens only and left padding stays on the left, so a padded row gets the logits that it gets alone.
-
-    Raises:
-        ConditioningError: a mask that is not `[B, L]`, rows that are not `[B]` or have no user, or too many tokens.
     """
     if inputs_embeds is None:
         inputs_embeds = model.get_input_embeddings()(input_ids)

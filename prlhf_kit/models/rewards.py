@@ -22,7 +22,7 @@ Text = str | list[dict[str, str]]
 
 
 class RewardModel(Protocol):
-    """What judges, best-of-n and guided decoding (ARGS) need of a reward model."""
+    """What judges and best-of-n need of a reward model."""
 
     def score(
         self, prompts: Sequence[Text], responses: Sequence[Text], user_ids: Sequence[str | None] | None = None

@@ -57,8 +57,7 @@ def save_personalized(model, index: UserIndex, folder: str | Path) -> None:
 
 def name_base(folder: str | Path, model: PreTrainedModel | PeftModel) -> None:
     """Let the adapter in `folder`, if there is one, name its base as the kit does: the embedded model by its short
-    name, which holds on any machine; or the folder of the adapter that was merged into it, of which PEFT knows nothing.
-    """
+    name; or the folder of the adapter that was merged into it, of which PEFT knows nothing."""
     file = Path(folder, "adapter_config.json")
     if file.is_file():
         write_json(file, json.loads(file.read_text()) | {"base_model_name_or_path": name_of(causal_lm(model))})

@@ -110,16 +110,12 @@ def padded(
 
 
 def in_batches(
-    run: Callable[[Sequence[Any]], Any],
-    items: Sequence[tuple],
-    batch_size: int,
-    cache: Path | None = None,
-    what: str = "",
+    run: Callable[..., Any], items: Sequence[tuple], batch_size: int, cache: Path | None = None, what: str = ""
 ) -> np.ndarray:
     """`run` of all `items`, `[n, ...]`, in batches of about equal length; equal items are computed once.
 
     Args:
-        run: called with at most `batch_size` of the items, returns one row each.
+        run: called with a list of at most `batch_size` of the items, returns one row each.
         items: token ids (a tuple) first, then what else the result depends on.
         cache: folder in which finished batches are kept, so that a killed computation goes on; its name must tell the
             model. None: not.

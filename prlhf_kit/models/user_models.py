@@ -26,7 +26,6 @@ def word_vectors(
             tokens start as: Gemma's layer scales its weights, others norm them.
         init: "words" (random ones), or "normal" or "uniform" with the mean and standard deviation of all words.
         vocabulary: draw among the first so many token ids only, which are about the most common ones. None: all.
-        seed: of the draw.
     """
     table: Any = word_embeddings.weight  # [V, d_model]
 
@@ -74,7 +73,7 @@ class UserModel(nn.Module):
         self.after_bos, self.user_text, self.start = after_bos, user_text, start
 
     def normal(self, *size: int) -> torch.Tensor:
-        """Numbers from `N(0, 1)` to start at, where they are no words."""
+        """Numbers from `N(0, 1)` to start at."""
         return torch.randn(size, generator=torch.Generator().manual_seed(self.start.get("seed", 0) + 1))
 
     @property

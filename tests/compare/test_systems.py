@@ -1,5 +1,7 @@
 """What a run offers for comparison."""
 
+import shutil
+
 import pytest
 import torch
 
@@ -78,3 +80,21 @@ def test_what_can_not_be_offered_is_said(run, tmp_path):
     some = systems.of_run(*run, systems=["PAD"], prompts=["Why?"], k=0)
     assert ([s.name for s in some.systems], some.prompts) == (["PAD"], [message("user", "Why?")])
     assert len(some.users) == 5
+
+
+def test_models_all_of_whose_weights_were_trained(run, tmp_path):
+    folder, base = run
+    shutil.copytree(folder / "01_data_preparation", tmp_path / "01_data_preparation")
+    for name in ("pdpo", "dpo"):
+        model = kit.load_model(base)
+        with torch.no_grad():
+            model.lm_head.weight += torch.randn(model.lm_head.weight.shape, generator=torch.Generator().manual_seed(0))
+        if name == "pdpo":
+            kit.condition(model, kit.IndividualUserModel(2, model.get_input_embeddings(), 3))
+        kit.save_personalized(model, kit.UserIndex(["formal-1"]), tmp_path / "03_pdpo_training" / name)
+    offered = systems.of_run(tmp_path, base, k=0)
+    changed = {}
+    for system in offered.systems[:3]:
+        *_, last = system.stream(PROMPT, offered.users[0], max_new_tokens=8)
+        changed[system.name] = any(last.changed)
+    assert changed == {"base model": False, "vanilla DPO": True, "P-DPO": True}  # against the base, not themselves

@@ -3,7 +3,6 @@
 import copy
 import json
 
-import pandas as pd
 import pytest
 import torch
 from datasets import Dataset
@@ -14,7 +13,6 @@ from prlhf_kit.data.context import Contexts, with_context
 from prlhf_kit.data.schema import ANSWERS, message
 from prlhf_kit.decoding import respond as module
 from prlhf_kit.decoding.respond import COLUMNS, respond
-from prlhf_kit.evaluation.judges import judged, longer
 
 PEOPLE = {"ann": "I like tea.", "bob": "I like it short.", "eve": "I hate puns."}
 INDEX = kit.UserIndex(["ann", "bob", "eve"])
@@ -190,7 +188,7 @@ def test_keys_tell_apart_what_answers_differ_by(model, tokenizer, tmp_path, monk
     assert new() == 2
 
 
-def test_the_reader_is_shown_to_the_model_and_not_to_the_judge(model, tokenizer, tmp_path):
+def test_the_reader_is_shown_to_the_model(model, tokenizer, tmp_path):
     jobs = [job for job in JOBS if job["user_id"] in PEOPLE]
     tables = []
     for context in ("none", "true", "random"):
@@ -208,15 +206,6 @@ def test_the_reader_is_shown_to_the_model_and_not_to_the_judge(model, tokenizer,
     assert (true.context_user == true.user_id).all()
     assert (random.context_user != random.user_id).all()
     assert list(true.answer) != list(none.answer)
-    seen = []
-
-    def judge(prompt, a, b, user):
-        seen.extend(zip(prompt, user, strict=True))
-        return longer(prompt, a, b, user)
-
-    verdicts = judged(judge, pd.concat([true, random]), [("true", "random")], "longer")
-    assert len(verdicts) == len(jobs)
-    assert set(seen) == {(job["prompt"][0]["content"], job["user_id"]) for job in jobs}
 
 
 def test_long_prompts_lose_their_oldest_turns_and_never_the_context(make_tiny, tokenizer, tmp_path):

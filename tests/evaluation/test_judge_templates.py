@@ -101,9 +101,6 @@ def test_what_a_judge_is_told():
     assert known("z", "Why?") == known(None, "Why?") == {}
 
 
-# ---- earlier choices
-
-
 def dialogue(*texts):
     return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
 
@@ -130,7 +127,6 @@ def test_no_choice_of_the_judged_turn_or_a_later_one_is_told():
 
 
 def test_earlier_choices_are_few_short_and_of_different_questions():
-    assert earlier_choices([], "hi") == "none known"
     rows = [record(f"p{i}", "u", f"ask {i // 2}", f"yes {i} " + "x" * 1000, f"no\n\n{i}") for i in range(10)]
     told = earlier_choices(rows, "hi", limit=3)
     assert re.findall(r"Asked: (.*)\n", told) == ["ask 0", "ask 1", "ask 2"]

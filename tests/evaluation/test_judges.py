@@ -17,15 +17,9 @@ def answers(systems="xyz", users="abcd", prompts="pqr"):
     return pd.DataFrame(rows, columns=list(ANSWERS))
 
 
-def says(*letters):
-    """A judge that says the same things again and again."""
-    p = {"a": 1.0, "b": 0.0, "tie": 0.5}
-
-    def judge(prompt, answer_a, answer_b, user):
-        said = [letters[i % len(letters)] for i in range(len(prompt))]
-        return [UNREADABLE if letter is None else Verdict(letter, p[letter]) for letter in said]
-
-    return judge
+def says(*p):
+    """A judge whose probabilities that the first answer is preferred come again and again."""
+    return lambda prompt, *_: verdicts(p[i % len(p)] for i in range(len(prompt)))
 
 
 def test_both_orders_are_shown_with_the_right_answers_prompts_and_users():
@@ -45,9 +39,9 @@ def test_both_orders_are_shown_with_the_right_answers_prompts_and_users():
     assert found.probability.tolist() == [0.0] * 4
 
 
-@pytest.mark.parametrize(("letter", "bias"), [("a", 1), ("b", -1)])
-def test_a_judge_that_always_says_the_same_gives_one_half_and_a_position_bias(letter, bias):
-    found = judged(says(letter), answers(), [("x", "y"), ("x", "z")], "always")
+@pytest.mark.parametrize(("p", "bias"), [(1.0, 1), (0.0, -1)])
+def test_a_judge_that_always_says_the_same_gives_one_half_and_a_position_bias(p, bias):
+    found = judged(says(p), answers(), [("x", "y"), ("x", "z")], "always")
     assert (found.preference == "tie").all()
     assert (found.probability == 0.5).all()
     assert win_rates(found)[["win_rate", "low", "high", "p"]].to_numpy().tolist() == [[0.5, 0.5, 0.5, 1]] * 2
@@ -55,7 +49,7 @@ def test_a_judge_that_always_says_the_same_gives_one_half_and_a_position_bias(le
 
 
 def test_unreadable_verdicts_are_none():
-    found = judged(says(None, "a", "a", "a"), answers("xy", "ab", "pq"), [("x", "y")], "mumbles")
+    found = judged(says(np.nan, 1.0, 1.0, 1.0), answers("xy", "ab", "pq"), [("x", "y")], "mumbles")
     # the first of four pairs is unreadable in both orders, the others contradict themselves
     assert found.preference.isna().tolist() == found.probability.isna().tolist() == [True, False, False, False]
     assert (found.preference[1:] == "tie").all()

@@ -11,11 +11,6 @@ from prlhf_kit.evaluation.judge_templates import SCHEMA, TEMPLATES, about
 from prlhf_kit.evaluation.judges import UNREADABLE, Verdict
 
 A = Verdict("a", 0.9)
-
-
-# ---- what is sent
-
-
 ASKED_FOR = {"prlhf_psoups": "Output (a)", "prlhf_prism": "Output (a)", "compo": "m", "args": "9 2"}  # else JSON
 
 
@@ -79,9 +74,6 @@ def test_what_is_sent(make_judge):
     assert first["response_format"]["json_schema"]["strict"] is True
     assert set(second) == {"model", "messages", "max_tokens"}
     assert second["max_tokens"] == 7
-
-
-# ---- what is kept and paid
 
 
 def test_every_deciding_setting_is_part_of_the_key(make_judge, tmp_path):

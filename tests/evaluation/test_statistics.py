@@ -24,7 +24,7 @@ def fewer_draws(monkeypatch):
     monkeypatch.setattr(statistics, "PERMUTATIONS", 499)
 
 
-@pytest.mark.parametrize(("users", "pairs"), [(4, 20), (8, 20), (20, 10), (40, 4)])
+@pytest.mark.parametrize(("users", "pairs"), [(4, 20), (8, 20), (40, 4)])
 def test_clustered_intervals_cover_at_the_stated_rate(users, pairs):
     """Win rates of users who differ (Beta(4, 3)), 0-1 verdicts; the plain percentiles are told beside it."""
     rng = np.random.default_rng(users)

@@ -224,11 +224,9 @@ def test_the_users_words_beside_soft_tokens(base, told, tokenizer, tmp_path):
     [
         ("train_base='half'", {}, {"train_base": "half"}),
         pytest.param("needs a GPU", {}, {"train_base": "qlora"}, marks=pytest.mark.skipif("torch.cuda.is_available()")),
-        ("user_model='none'", {}, {"user_model": "none"}),
         ("method='ppo'", {}, {"method": "ppo"}),
         ("nothing would be trained", {}, {"train_base": "frozen", "method": "dpo"}),
         ("12 of 12 pairs have no user_text", {}, {"user_model_options": {"num_tokens": 3, "user_text": True}}),
-        ("12 of 12 pairs have no user_text", {}, {"method": "dpo_text"}),
         ("ld_alpha=0.5 weights them by token", {"ld_alpha": 0.5}, {}),
         ("12 of 12 pairs of the train set are longer than max_length=30", {"max_length": 30}, {}),
     ],
