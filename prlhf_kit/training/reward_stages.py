@@ -67,6 +67,7 @@ class RewardRecipe:
         pooling: see `new_reward_model`.
         user_model, user_model_options: a user model in front of the backbone (`USER_MODELS`); "": none.
         settings: arguments of `PersonalizedRewardConfig`.
+        tokenizer: name of a tokenizer that is not the base model's own.
     """
 
     adapter: dict[str, Any] | None = field(default_factory=dict)
@@ -74,6 +75,7 @@ class RewardRecipe:
     user_model: str = ""
     user_model_options: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
+    tokenizer: str = ""
 
 
 def build_reward_trainer(
@@ -102,7 +104,8 @@ def build_reward_trainer(
         index = UserIndex(sorted({user for part in sets for user in part["user_id"]}))
         kind: Any = USER_MODELS[recipe.user_model]
         condition(start, kind(len(index), start.get_input_embeddings(), **recipe.user_model_options))
-    return PersonalizedRewardTrainer(start, args, pairs, evaluation, load_tokenizer(model), index, adapter)
+    tokenizer = load_tokenizer(recipe.tokenizer or model)
+    return PersonalizedRewardTrainer(start, args, pairs, evaluation, tokenizer, index, adapter)
 
 
 def train_reward(recipe: RewardRecipe, model: str, pairs: Any, out: str | Path, evaluation: Any = None) -> pd.DataFrame:
