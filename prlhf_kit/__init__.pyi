@@ -27,6 +27,7 @@ from prlhf_kit.models.hub import (
     load_model as load_model,
     load_tokenizer as load_tokenizer,
 )
+from prlhf_kit.models.publish import push_to_hub as push_to_hub
 from prlhf_kit.models.reward_model import new_reward_model as new_reward_model
 from prlhf_kit.models.rewards import (
     best_of_n as best_of_n,

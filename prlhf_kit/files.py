@@ -10,6 +10,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -47,6 +48,11 @@ def sha256(path: Path) -> str:
 def file_states(path: Path) -> list[tuple[str, int, int]]:
     """Name, bytes and time of the last change of a file, or of each file that `sha256` reads of a folder."""
     return [(name, p.stat().st_size, p.stat().st_mtime_ns) for name, p in _files(path)]
+
+
+def only_on_hub(name: object) -> bool:
+    """Whether there is no file or folder of this name, and it could be a repository's on the hub, "owner/name"."""
+    return re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)) is not None and not Path(str(name)).exists()
 
 
 def write_json(path: Path, content: object) -> None:

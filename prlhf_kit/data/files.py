@@ -1,4 +1,4 @@
-"""`files`: preferences of one's own, from JSON (lines), CSV or parquet, with a column mapping."""
+"""`files`: preferences from files of one's own or any dataset of the hub, with a column mapping."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from datasets import Dataset, DatasetDict
 
 from prlhf_kit.data.cards import Tally, dataset, names, opening, require_known, split_of
 from prlhf_kit.data.schema import COLUMNS, MESSAGES, SPLITS, SchemaError, message
-from prlhf_kit.data.sources import Rows, local_files, rows_of, saved
+from prlhf_kit.data.sources import KINDS, Rows, hub_splits, local_files, rows_of, saved
+from prlhf_kit.files import only_on_hub
 
 log = logging.getLogger(__name__)
 
@@ -21,7 +22,7 @@ log = logging.getLogger(__name__)
 @dataset(
     "files",
     title="Files of one's own",
-    source="your file or folder: JSON, JSON lines (also .gz), CSV or parquet",
+    source="your file or folder (JSON, JSON lines, also .gz, CSV or parquet), or any dataset of the hub",
     licence="your own",
     users="any",
     pairs="any",
@@ -32,6 +33,7 @@ def read(
     path: str | Path | Dataset | DatasetDict,
     *,
     columns: Mapping[str, str] | None = None,
+    config: str | None = None,
     test_share: float = 0.1,
     unseen: str | Sequence[str] = (),
     seed: int = 0,
@@ -40,20 +42,24 @@ def read(
 
     A row: `{"user_id": "ann", "prompt": "How do I make tea?", "chosen": "Boil water.", "rejected": "No idea."}`.
 
+        load("files", "org/name", columns={"user_id": "annotator"})  # from the hub
+
     Args:
-        path: a file, a folder of files (the hub's layout and `save_to_disk` too), or a dataset in memory. Files named
+        path: a file, a folder of files (the hub's layout and `save_to_disk` too), the id of a dataset on the hub, or a
+            dataset in memory: `load_dataset(...)` with its splits renamed, say. Files and splits named
             train, test_seen, test_unseen or adapt_unseen (and more after a dot or a dash) are those splits; "test" is
             taken as test_seen.
         columns: the record's column (or `split`) -> yours, where the names differ. `prompt`, `chosen` and `rejected`
             are text, or lists of {role, content} messages (as JSON text in CSV); where chosen and rejected hold the
             whole dialogue, what they share is the prompt. Ids may be whole numbers.
+        config: which of the hub's configurations.
         test_share, unseen, seed: where there is no split: share of the prompts for tests, users that are not trained
             on, and what draws the prompts.
     """
     mapping = {name: name for name in (*COLUMNS, "split")} | dict(columns or {})
     require_known(mapping, (*COLUMNS, "split"), "column of the record")
     unseen, met, renamed = names(unseen), set(), 0
-    for part, rows in _parts(path):
+    for part, rows in _parts(path, config):
         for number, row in enumerate(rows):
             tally.count("rows")
             where = f"row {number} of {part or path}"
@@ -88,10 +94,13 @@ def read(
     require_known(unseen, met, "user")
 
 
-def _parts(path: str | Path | Dataset | DatasetDict) -> list[tuple[str | None, Rows]]:
+def _parts(path: str | Path | Dataset | DatasetDict, config: str | None) -> list[tuple[str | None, Rows]]:
     """(split, its rows), or (None, all rows) where nothing is named after a split."""
-    if not isinstance(path, Dataset | DatasetDict) and Path(path, "dataset_dict.json").is_file():
-        path = saved(path)
+    if not isinstance(path, Dataset | DatasetDict):
+        if Path(path, "dataset_dict.json").is_file():
+            path = saved(path)
+        elif only_on_hub(path) and not str(path).endswith(KINDS):
+            path = hub_splits(str(path), config)
     if isinstance(path, DatasetDict):
         return [(split, Rows([(f"split {split!r}", rows.__iter__)])) for split, rows in path.items()]
     if isinstance(path, Dataset):

@@ -15,7 +15,7 @@ from datasets import DatasetDict
 from prlhf_kit.data.cards import DATASETS, Card, Report
 from prlhf_kit.data.load import fingerprint, resolved
 from prlhf_kit.data.schema import SchemaError
-from prlhf_kit.files import git_state, now, sha256, versions, write_json
+from prlhf_kit.files import git_state, now, only_on_hub, sha256, versions, write_json
 
 CARD_FILE = "card.json"
 
@@ -50,7 +50,7 @@ def prepare(
         card = {
             "dataset": name,
             "path": None if path is None else str(path),
-            "source_sha256": None if path is None else sha256(Path(path)),
+            "source_sha256": None if path is None or only_on_hub(path) else sha256(Path(path)),
             "options": resolved(name, options) if name in DATASETS else dict(options),
             "limits": dict(limits or {}),
             "fingerprint": fingerprint(data),

@@ -142,12 +142,25 @@ def hub_rows(repository: str, split: str, config: str | None = None, converted: 
         options |= {"revision": revision, "data_files": {split: f"{config or 'default'}/{split}/*.parquet"}}
         fetch += f" --revision {revision}"
     where = f"{repository!r}" + (f", configuration {config!r}" if config else "")
+    dataset = _from_hub(repository, f"split {split!r} of {where}", None if converted else config, fetch, split, options)
+    return Rows([(f"{where}, split {split!r}", lambda: dataset)])
+
+
+def hub_splits(repository: str, config: str | None = None) -> DatasetDict:
+    """All splits on the hub, see `hub_rows`."""
+    return _from_hub(
+        repository, f"{repository!r} (no file or folder here)", config, f"hf download {repository} --repo-type dataset"
+    )
+
+
+def _from_hub(
+    repository: str, what: str, config: str | None, fetch: str, split: str | None = None, options: Any = None
+) -> Any:
     try:
-        dataset = load_dataset(repository, None if converted else config, split=split, **options)
+        return load_dataset(repository, config, split=split, **(options or {}))
     except Exception as error:  # whatever the hub, the network or a builder raises
         why = (str(error) or type(error).__name__).splitlines()[0]
         raise SchemaError(
-            f"can't load split {split!r} of {where} from the hub: {why} If it can't be reached from here, download it "
-            f"elsewhere with `{fetch} --local-dir DIR`, copy DIR and pass it as path."
+            f"can't load {what} from the hub: {why} If it can't be reached from here, download it elsewhere with "
+            f"`{fetch} --local-dir DIR`, copy DIR and pass it as path."
         ) from error
-    return Rows([(f"{where}, split {split!r}", lambda: dataset)])

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
 from peft import PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging
 
 from prlhf_kit.data.chat import PLAIN_TEMPLATE, allow_system
-from prlhf_kit.files import sha256
+from prlhf_kit.files import only_on_hub, sha256
 from prlhf_kit.models.conditioning import ATTRIBUTE, context_of
 from prlhf_kit.models.embedded import EMBEDDED, SENTENCES, ModelError, cache_dir, embedded_folder
 from prlhf_kit.models.tokenize import writes_bos
@@ -133,8 +134,22 @@ def _merged(folder: str, dtype: torch.dtype, device: str) -> PreTrainedModel:
 
 def from_hub(auto_class, name: str, **kwargs):
     """`auto_class.from_pretrained`. Raises `ModelError`: what was found, and the ways out."""
-    try:
+    with _ways_out(name):
         return auto_class.from_pretrained(resolve(name), **kwargs)
+
+
+def downloaded(name: str | Path) -> Path:
+    """The folder `name`; of a repository on the hub ("owner/name") the one it is downloaded into, once."""
+    if not only_on_hub(name):
+        return Path(name)
+    with _ways_out(str(name)):
+        return Path(snapshot_download(str(name)))
+
+
+@contextlib.contextmanager
+def _ways_out(name: str) -> Iterator[None]:
+    try:
+        yield
     except (OSError, ValueError) as error:
         said = str(error).splitlines() or [type(error).__name__]
         raise ModelError(

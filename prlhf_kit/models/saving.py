@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from prlhf_kit.files import write_json
 from prlhf_kit.models.conditioning import ATTRIBUTE, ConditioningError, causal_lm, condition, user_models
 from prlhf_kit.models.embedded import ModelError
-from prlhf_kit.models.hub import load_model, name_of, require_start, without_load_report
+from prlhf_kit.models.hub import downloaded, load_model, name_of, require_start, without_load_report
 from prlhf_kit.models.tokenize import TOKENIZER
 from prlhf_kit.models.user_index import UserIndex
 from prlhf_kit.models.user_models import USER_MODELS, ClusterUserModel, IndividualUserModel, UserModel
@@ -199,6 +199,7 @@ def load_personalized(
     """Load what `PersonalizedDPOTrainer.save_model` wrote: the adapter (or the model), the user model, the user index.
 
     Args:
+        folder: or the name of a repository on the hub, `"owner/name"` (`push_to_hub`).
         base: base model (a name, or a loaded model that is not conditioned yet); default: the one it was trained on.
             Of a fully fine-tuned model, the reference.
         user_model: where it is not one of the kit's (`USER_MODELS`): an untrained one of the same class and size.
@@ -207,6 +208,7 @@ def load_personalized(
         ConditioningError: there is no user model in `folder`, or it is of another class.
         ModelError: `users.json` belongs to other weights.
     """
+    folder = downloaded(folder)
     whole = not Path(folder, "adapter_config.json").exists()
     if not whole and list(Path(folder).glob("model*.safetensors")):
         raise ConditioningError(f"{folder} holds an adapter and a whole model, of two trainings. Delete the older one.")

@@ -9,6 +9,8 @@ import math
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -17,13 +19,15 @@ from peft.utils.constants import DUMMY_TARGET_MODULES
 from trl import DPOTrainer
 
 from prlhf_kit.data.chat import require_prefix, with_user_text
-from prlhf_kit.models.conditioning import ATTRIBUTE, causal_lm, check_length, takes_user_text, user_models
+from prlhf_kit.models.conditioning import ATTRIBUTE, causal_lm, check_length, condition, takes_user_text, user_models
+from prlhf_kit.models.hub import load_tokenizer, name_of
 from prlhf_kit.models.logprobs import REFERENCE, require_lengths, tokenize_pairs
 from prlhf_kit.models.saving import name_base, save_index
 from prlhf_kit.models.user_index import GENERIC, UserIndex
+from prlhf_kit.models.user_models import IndividualUserModel
 from prlhf_kit.training.config import PersonalizedDPOConfig
 from prlhf_kit.training.controls import require_user_text, with_words
-from prlhf_kit.training.launch import writable
+from prlhf_kit.training.launch import load_base, writable
 from prlhf_kit.training.personal import USER_METRICS, PersonalizedTraining, index_for
 from prlhf_kit.training.prompt_once import GENERIC_PROMPT, GENERIC_REFERENCE, collator_for, compute_prompts_once
 
@@ -55,13 +59,18 @@ def pdpo_loss(dpo: Callable[[torch.Tensor], torch.Tensor], rows: torch.Tensor, a
 class PersonalizedDPOTrainer(PersonalizedTraining, DPOTrainer):
     """TRL's `DPOTrainer` for datasets with a `user_id` column and a model prepared by `prlhf_kit.condition`.
 
+        PersonalizedDPOTrainer(model="meta-llama/Llama-3.2-1B", train_dataset=pairs, peft_config=LoraConfig()).train()
+
     Beside TRL's metrics of the user pass it logs those of the generic pass (`generic/`) and the mean and the least
     reward accuracy among users (`users/mean`, `users/worst`). Every user's own is in `rows` and, beside each saved
     adapter, in `user_metrics.parquet`: `step`, `mode`, `user_id`, `accuracy`, `pairs` (since the last time).
     `dropped[split]` counts, per user, the pairs of which `max_length` leaves nothing to learn from.
 
     Args:
-        model: conditioned causal LM (for the vanilla control, `personalized=False`: any causal LM).
+        model: conditioned causal LM (for the vanilla control, `personalized=False`: any causal LM). Or its name, as
+            `load_model` takes it: it is loaded and conditioned on an `IndividualUserModel` with 10 tokens a user.
+        args: None: all defaults.
+        processing_class: the tokenizer. None: the model's own.
         user_index: rows of the users, with all of `train_dataset`. Others are scored as the generic user.
         peft_config: of the adapter, which the user model is saved with. `FROZEN_BASE` trains the user model alone, None
             the whole model.
@@ -76,9 +85,9 @@ class PersonalizedDPOTrainer(PersonalizedTraining, DPOTrainer):
 
     def __init__(
         self,
-        model,
-        args: PersonalizedDPOConfig,
-        train_dataset,
+        model: Any,
+        args: PersonalizedDPOConfig | None = None,
+        train_dataset=None,
         eval_dataset=None,
         processing_class=None,
         user_index: UserIndex | None = None,
@@ -90,7 +99,8 @@ class PersonalizedDPOTrainer(PersonalizedTraining, DPOTrainer):
                 "the model is wrapped by PEFT already. Pass the conditioned base model and peft_config=LoraConfig(...) "
                 "so that the base is the reference; to go on from a trained adapter, merge it first."
             )
-        require_prefix(processing_class)
+        if train_dataset is None:
+            raise ValueError("train_dataset is missing: pairs with a user_id, as kit.data.load gives them.")
         held_out = eval_dataset if isinstance(eval_dataset, dict) else {"eval": eval_dataset}
         for name, pairs in {"train": train_dataset, **held_out}.items():
             if pairs is not None and "user_id" not in pairs.column_names:
@@ -98,6 +108,15 @@ class PersonalizedDPOTrainer(PersonalizedTraining, DPOTrainer):
                     f"the {name} dataset has no column 'user_id' (it has {pairs.column_names}). P-DPO must know who "
                     "stated each preference; see prlhf_kit.data.schema for the record."
                 )
+        name = model if isinstance(model, str) else name_of(causal_lm(model))
+        args = args or PersonalizedDPOConfig(f"{Path(name).name}-P-DPO")
+        if isinstance(model, str):
+            model = load_base(name, "full" if peft_config is None else "lora", "cpu")  # the trainer moves it
+            if args.personalized:
+                user_index = user_index or UserIndex(sorted(set(train_dataset["user_id"])))
+                condition(model, IndividualUserModel(len(user_index), model.get_input_embeddings()))
+        processing_class = processing_class or load_tokenizer(name)
+        require_prefix(processing_class)
         self._unwrapped, self._user_tokens, self.user_index = model, 0, UserIndex([])
         self._user_text: bool | str = False
         if args.personalized:

@@ -12,10 +12,13 @@ import torch
 from peft import PeftConfig
 from transformers import PreTrainedTokenizerBase, Trainer
 
+from prlhf_kit.files import write_json
 from prlhf_kit.models.conditioning import ATTRIBUTE, causal_lm, user_model_of, user_models
+from prlhf_kit.models.hub import MADE_FROM
+from prlhf_kit.models.publish import push_to_hub
 from prlhf_kit.models.tokenize import TOKENIZER, tokenizer_hash, writes_bos
 from prlhf_kit.models.user_index import UserIndex
-from prlhf_kit.training.resume import Checkpoints, last_checkpoint
+from prlhf_kit.training.resume import Checkpoints, last_checkpoint, made_from
 
 USER_METRICS = "user_metrics.parquet"
 
@@ -44,6 +47,11 @@ class PersonalizedTraining(Trainer):
         **kwargs,
     ):
         self.rows: list[tuple] = []
+        if kwargs["args"].push_to_hub:
+            raise ValueError(
+                "push_to_hub=True would upload user ids, which are personal data, with each checkpoint. Train without "
+                "it, then call trainer.push_to_hub(), which leaves them out."
+            )
         for table in user_models(model):
             if getattr(table, "after_bos", False) is None:
                 table.after_bos = writes_bos(kwargs["processing_class"])
@@ -98,6 +106,25 @@ class PersonalizedTraining(Trainer):
             rows = pd.DataFrame(self.rows, columns=list(self.columns))
             rows.drop_duplicates(list(self.key), keep="last").to_parquet(Path(folder, self.table))
             self.write_beside(self.accelerator.unwrap_model(self.model), folder)
+
+    def push_to_hub(
+        self, commit_message="End of training", blocking=True, token=None, revision=None, private=None, **kwargs
+    ):
+        """`models.publish.push_to_hub` of `output_dir` to `hub_model_id`, with its `kwargs`: TRL's would upload ids."""
+        self.save_model()
+        if not self.is_world_process_zero():
+            return None
+        folder, private = Path(self.args.output_dir), self.args.hub_private_repo if private is None else private
+        write_json(folder / MADE_FROM, made_from(self))
+        return push_to_hub(
+            folder,
+            self.args.hub_model_id or folder.name,
+            private=private is not False,
+            revision=revision or self.args.hub_revision,
+            token=token or self.args.hub_token,
+            commit_message=commit_message,
+            **kwargs,
+        )
 
     def write_beside(self, model, folder: str) -> None:
         """Write what loading the model in `folder` needs beside its weights."""

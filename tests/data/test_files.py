@@ -3,12 +3,15 @@
 import gzip
 import json
 
+import datasets
 import pandas as pd
 import pytest
 from datasets import Dataset, DatasetDict
 from raw import pairs_of, write_json, write_lines, write_parquet
 
 import prlhf_kit as kit
+from prlhf_kit.cli import main
+from prlhf_kit.data import sources
 
 ROW = {"user_id": "ann", "prompt": "Q?", "chosen": "a", "rejected": "b"}
 ASKED, YES, NO = ({"role": r, "content": c} for r, c in (("user", "Q?"), ("assistant", "yes"), ("assistant", "no")))
@@ -141,3 +144,25 @@ def test_a_field_that_is_null_at_first_and_texts_that_look_like_dates(tmp_path):
     data = kit.data.load("files", write_lines(tmp_path / "x.jsonl", rows), test_share=0)
     assert data["train"]["user_text"] == [None, "I teach."]
     assert data["train"][0]["chosen"][0]["content"] == "2020-01-01"
+
+
+def test_a_dataset_of_the_hub_by_its_id(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(kit.data.SchemaError, match=r"no file or folder here.*`hf download org/name.* pass it as path"):
+        kit.data.load("files", "org/name")
+    hub = tmp_path / "hub" / "org" / "name"
+    for split, prompts in {"train": "ab", "test": "c"}.items():
+        write_parquet(hub / "data" / f"{split}-0.parquet", [{**ROW, "prompt": p, "worker": 7} for p in prompts])
+    given = []
+
+    def load_dataset(name, config, **options):
+        given.append((name, config))
+        return datasets.load_dataset(str(hub.parents[1] / name), config, cache_dir=str(tmp_path / "cache"), **options)
+
+    monkeypatch.setattr(sources, "load_dataset", load_dataset)
+    data = kit.data.load("files", "org/name", columns={"user_id": "worker"}, config="default")
+    assert {split: part["user_id"] for split, part in data.items()} == {"train": ["7", "7"], "test_seen": ["7"]}
+    assert given == [("org/name", "default")]
+    prepare = ["data", "prepare", "files", "--path", "org/name", "--out", str(tmp_path / "out")]
+    assert main([*prepare, "-o", "columns", '{"user_id": "worker"}']) == 0
+    assert json.loads((tmp_path / "out" / "card.json").read_text())["path"] == "org/name"

@@ -30,6 +30,25 @@ def test_training_moves_users_and_adapter_only(make_tiny, tokenizer, pairs, tmp_
     assert changed.tolist() == [False, True, True, False]  # nothing is added for the generic user; c has no pairs
 
 
+def test_a_model_by_its_name(base, pairs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    trainer = kit.PersonalizedDPOTrainer(model="lm", train_dataset=pairs, peft_config=LoraConfig(r=2))
+    assert trainer.args.output_dir == "lm-P-DPO"
+    table = trainer.model.get_base_model().user_model.modules_to_save["default"]
+    assert (type(table), table.num_rows, table.num_tokens) == (kit.IndividualUserModel, 4, 10)
+    trainer.train()
+    trainer.save_model()
+    assert kit.load_personalized("lm-P-DPO")[1].user_ids == ["a", "b", "c"]
+    for personalized, kept in ((True, 4), (False, 1)):  # all weights trained; more users than have pairs
+        args = kit.PersonalizedDPOConfig("out", personalized=personalized, use_cpu=True)
+        index = kit.UserIndex(sorted(set(pairs["user_id"])))
+        whole = kit.PersonalizedDPOTrainer("lm", args, train_dataset=pairs, user_index=index)
+        assert len(whole.user_index) == kept
+        assert all(p.requires_grad for p in whole.model.parameters())
+    with pytest.raises(ValueError, match="train_dataset is missing"):
+        kit.PersonalizedDPOTrainer("lm")
+
+
 def test_metrics_of_the_two_passes_are_apart(make_tiny, tokenizer, pairs, tmp_path):
     model = make_tiny(users=3, offsets=0.5)
     trainer = make_trainer(model, tokenizer, pairs, tmp_path, evaluate=pairs, per_device_eval_batch_size=4)

@@ -1,0 +1,103 @@
+"""A personalised model on a hub that is a folder: what is there, what is not, and that it loads."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import yaml
+from training.conftest import make_trainer
+
+import prlhf_kit as kit
+from prlhf_kit.models import hub, publish
+
+
+@pytest.fixture
+def fake_hub(tmp_path, monkeypatch):
+    """A folder with one folder a repository."""
+    place = tmp_path / "hub"
+
+    class Api:
+        def __init__(self, token=None):
+            pass
+
+        def create_repo(self, repo_id, private, exist_ok):
+            name = repo_id if "/" in repo_id else f"me/{repo_id}"
+            (place / name).mkdir(parents=True, exist_ok=exist_ok)
+            (place / f"{name}.private").write_text(str(private))
+            return SimpleNamespace(repo_id=name)
+
+        def create_commit(self, repo_id, operations, commit_message, revision):
+            for added in operations:
+                with added.as_file() as content:
+                    (place / repo_id / added.path_in_repo).write_bytes(content.read())
+
+    monkeypatch.setattr(publish, "HfApi", Api)
+    monkeypatch.setattr(hub, "snapshot_download", lambda name: str(place / name))
+    monkeypatch.chdir(tmp_path)
+    return place
+
+
+def card_of(repository: Path) -> tuple[dict, str]:
+    _, head, text = (repository / "README.md").read_text().split("---\n", 2)
+    return yaml.safe_load(head), text
+
+
+def test_a_model_comes_back_without_its_users_ids(fake_hub, base, make_tiny, tokenizer, pairs, tmp_path):
+    trainer = make_trainer(
+        make_tiny(users=3), tokenizer, pairs.map(lambda r: {"user_id": f"ann-{r['user_id']}"}), "out"
+    )
+    trainer.train()
+    trainer.save_model()
+    record = tmp_path / "run.json"
+    metrics = {"accuracy/test_seen/P-DPO": 0.775, "worst_user/ann-b": 0.5, "unknown": None}
+    record.write_text(json.dumps({"metrics": metrics, "provenance": {"data": {"fingerprint": "0f1e"}}}))
+    about = {"base": "org/base", "dataset_name": "org/pairs", "licence": "cc-by-4.0", "record": record}
+    kit.push_to_hub("out", "me/mine", **about)
+    assert not any("ann-" in file.read_text("latin-1") for file in (fake_hub / "me" / "mine").iterdir())
+    assert not list(fake_hub.rglob("*.parquet")) + list(fake_hub.rglob("*.bin"))
+    assert (fake_hub / "me" / "mine.private").read_text() == "True"
+    head, text = card_of(fake_hub / "me" / "mine")
+    assert (head["base_model"], head["license"], head["datasets"]) == ("org/base", "cc-by-4.0", ["org/pairs"])
+    assert "org/pairs, fingerprint 0f1e" in text
+    assert "| accuracy/test_seen/P-DPO | 0.775 |" in text
+    model, users = kit.load_personalized("me/mine", base)
+    assert users.user_ids == ["user-1", "user-2", "user-3"]
+    question = {"input_ids": torch.tensor([[5, 6, 7]]), "user_rows": torch.tensor([2])}
+    with torch.no_grad():
+        assert torch.equal(model(**question).logits, trainer.model.eval()(**question).logits)
+    kit.push_to_hub("out", "me/named", users=True, **about)
+    assert kit.load_personalized("me/named", base)[1].user_ids == ["ann-a", "ann-b", "ann-c"]
+    assert "worst_user/ann-b" in card_of(fake_hub / "me" / "named")[1]
+
+
+def test_the_trainers_own_way_goes_there_too(fake_hub, make_tiny, tokenizer, pairs):
+    trainer = make_trainer(make_tiny(users=3), tokenizer, pairs, "mine", alpha=0.3)
+    trainer.push_to_hub(base="org/base", private=False)
+    assert "alpha=0.3, beta=0.1" in card_of(fake_hub / "me" / "mine")[1]
+    assert 'load_personalized("me/mine")' in card_of(fake_hub / "me" / "mine")[1]
+    assert (fake_hub / "me" / "mine.private").read_text() == "False"
+    with pytest.raises(ValueError, match="would upload user ids, which are personal data"):
+        make_trainer(make_tiny(users=3), tokenizer, pairs, "mine", push_to_hub=True, hub_model_id="me/mine")
+
+
+def test_what_others_cant_load_is_refused(fake_hub, base, make_tiny, tokenizer, pairs):
+    make_trainer(make_tiny(users=3), tokenizer, pairs, "out").save_model()
+    saved = json.loads(Path("out/users.json").read_text())
+    Path("out/users.json").write_text(json.dumps(saved | {"base_model": base}))
+    with pytest.raises(kit.ModelError, match=r"local folder .*pass its hub id as base"):
+        kit.push_to_hub("out", "me/mine")
+    Path("out/users.json").write_text(json.dumps(saved | {"user_model": None}))
+    with pytest.raises(kit.ModelError, match="no personalised language model"):
+        kit.push_to_hub("out", "me/mine")
+    Path("out/reward.json").touch()
+    with pytest.raises(kit.ModelError, match=r"--exclude users.json '\*.parquet'"):
+        kit.push_to_hub("out", "me/mine")
+    assert not fake_hub.exists()
+
+
+def test_without_a_way_to_the_hub_the_ways_out_are_told(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(kit.ModelError, match=r"can't load 'me/mine'.*hf download.*pass the folder's path"):
+        kit.load_personalized("me/mine")
