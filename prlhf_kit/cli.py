@@ -23,7 +23,6 @@ except ModuleNotFoundError:
 from prlhf_kit.compare import app
 from prlhf_kit.runs import commands as run_commands
 from prlhf_kit.runs.records import RUNS
-from prlhf_kit.training.presets import PRESETS
 
 EXIT_USAGE, EXIT_INTERNAL, EXIT_FILES, EXIT_INTERRUPTED, EXIT_PIPE = 2, 70, 74, 130, 141
 EXIT_CODES = """exit codes:
@@ -160,7 +159,7 @@ def parser() -> argparse.ArgumentParser:
         description="List the presets of the papers' settings, or print one with the source of each value.",
         epilog="examples:\n  prlhf presets\n  prlhf presets prlhf_tldr",
     )
-    p.add_argument("name", nargs="?", choices=PRESETS, metavar="NAME", help="the one to print")
+    p.add_argument("name", nargs="?", metavar="NAME", help="the one to print")
     p.set_defaults(action=_later("training.presets", "command"))
     _data_parser(commands)
     app.add_parser(commands)
