@@ -1,5 +1,6 @@
 """Training of reward models: against TRL's, its parts, sets, stages and users."""
 
+import itertools
 import json
 import subprocess
 import sys
@@ -15,9 +16,12 @@ from transformers import BertConfig, BertForMaskedLM
 from trl import RewardConfig, RewardTrainer
 
 import prlhf_kit as kit
+from prlhf_kit.data.context import Contexts, context_of, people_of
+from prlhf_kit.data.dsp import listwise
 from prlhf_kit.data.schema import SchemaError, message, record
 from prlhf_kit.models.reward_model import load_reward_model, new_reward_model
 from prlhf_kit.models.rewards import SequenceReward, load_reward
+from prlhf_kit.models.tokenize import encode
 from prlhf_kit.training import reward_stages
 from prlhf_kit.training.config import PersonalizedRewardConfig
 from prlhf_kit.training.resume import HISTORY, fit
@@ -129,11 +133,22 @@ def lists(n=4):
     )
 
 
-def test_several_training_sets_are_mixed(base, pairs, tmp_path):
-    trained = trainer(base, {"pairs": pairs, "lists": lists()}, tmp_path / "a")
+def test_several_training_sets_are_mixed_and_lists_have_both_accuracies(base, pairs, tmp_path):
+    held_out = lists(8)
+    trained = trainer(base, {"pairs": pairs, "lists": lists()}, tmp_path / "a", eval_dataset={"own": held_out})
+    found = trained.evaluate()
+    reward = SequenceReward(trained.model.eval(), kit.load_tokenizer(base))
+    every, first = [], []
+    for row in held_out:
+        values = reward.score([row["prompt"]] * len(row["scores"]), row["responses"]).tolist()
+        best_first = [value for _, value in sorted(zip(row["scores"], values, strict=True), reverse=True)]
+        ranked = [a > b for a, b in itertools.combinations(best_first, 2)]
+        every, first = every + ranked, first + ranked[:1]
+    assert found["eval_own_accuracy"] == pytest.approx(sum(every) / len(every))
+    assert found["eval_own_first_two"] == pytest.approx(sum(first) / len(first))
     trained.train()
     assert len(trained.train_dataset) == len(pairs) + 4
-    assert set(trained.dropped) == {"pairs", "lists"}
+    assert set(trained.dropped) == {"pairs", "lists", "own"}
 
 
 def test_bad_lists_are_refused_or_dropped_by_name_and_count(base, tokenizer, tmp_path):
@@ -210,6 +225,27 @@ def test_two_processes_equal_one(base, pairs, tmp_path, monkeypatch):
     ]
     found = [r.score(pairs["prompt"], pairs["chosen"]).tolist() for r in reward]
     assert found[0] == pytest.approx(found[1], abs=1e-5)
+
+
+def test_the_context_is_read_and_recorded(base, pairs, tmp_path):
+    """By several sets, of pairs and of lists, and by what is held out."""
+    told = recipe(context="true", settings={"max_length": None})
+    sets, out = {"pairs": pairs, "lists": listwise(pairs)}, tmp_path / "rm"
+    built = build_reward_trainer(told, base, sets, out, {"own": pairs})
+    tokenizer = kit.load_tokenizer(base)
+    contexts = Contexts("true", people_of(pairs))
+    for rows in (built.train_dataset, built.eval_dataset["own"]):
+        assert len(rows) % len(pairs) == 0
+        for row in rows:
+            pair = pairs[row["row"]]
+            prompt = contexts.put(pair["prompt"], pair["user_id"])
+            assert f"community: {pair['user_id']}." in prompt[0]["content"]
+            wanted = [encode(tokenizer, prompt, pair[side])[0] for side in ("chosen", "rejected")]
+            assert row["text_ids"] == wanted
+    train_reward(told, base, sets, out, {"own": pairs})
+    assert context_of(out, people_of(pairs)).config == contexts.config
+    with pytest.raises(SchemaError, match="context='yes'"):
+        recipe(context="yes")
 
 
 @pytest.mark.parametrize("peft", [True, False])
