@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from textwrap import fill
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 
 from prlhf_kit.figures.style import (
     PALETTE,
-    heatmap,
     legend,
     look,
     names_down,
@@ -84,37 +80,6 @@ def four_way(table: pd.DataFrame) -> Figure:
             points(ax, part[part.method == method], [place], 0, **style)
 
     return _by_dataset(table, "accuracy on held-out items (95% interval; dotted: chance)", 1, mark)
-
-
-def context_heatmap(table: pd.DataFrame) -> Figure:
-    """Accuracy on each community's pairs with each community's context in the prompt; framed: the right one.
-
-    `table`: intervals of `context.context_matrix` by `community`, `context` ("none" is drawn first) and `right`, and by
-    `dataset` where there are several: one panel each.
-    """
-    datasets = list(dict.fromkeys(table.dataset)) if "dataset" in table else [""]
-    sizes = [table[table.dataset == d].community.nunique() if d else table.community.nunique() for d in datasets]
-    width, height = 0.72 * (max(sizes) + 1) + 3.4, sum(0.5 * size + 2.1 for size in sizes)
-    figure, axes = new_figure(width, height, nrows=len(datasets), squeeze=False, height_ratios=[s + 3 for s in sizes])
-    reach = max(0.1, float((table.value - 0.5).abs().max()))  # the same in all panels
-    for ax, dataset in zip(axes[:, 0], datasets, strict=True):
-        part = table[table.dataset == dataset] if dataset else table
-        communities = list(dict.fromkeys(part.community))
-        contexts = [NONE, *communities]
-        cells = part.pivot(index="community", columns="context", values="value").loc[communities, contexts]
-        heatmap(ax, cells, "accuracy (white: chance)", 0.5, reach=reach, fmt=".2f")
-        for row in part[part.right].itertuples():
-            place = contexts.index(row.context), communities.index(row.community)
-            ax.add_patch(Rectangle(place, 1, 1, fill=False, edgecolor="black", linewidth=2, clip_on=False))
-        numbers = part.drop_duplicates("community").set_index("community").n
-        ax.set_yticks(np.arange(len(communities)) + 0.5, [fill(f"{c} (n={numbers[c]:,})", 26) for c in communities])
-        ax.set_xticks(np.arange(len(contexts)) + 0.5, [fill(str(c), 20) for c in contexts])
-        ax.tick_params(axis="x", rotation=45)
-        ax.tick_params(axis="y", rotation=0)
-        for label in ax.get_xticklabels():
-            label.set(horizontalalignment="right", rotation_mode="anchor")
-        ax.set(xlabel="context in the prompt (framed: the right one)", ylabel="whose held-out pairs", title=dataset)
-    return figure
 
 
 def by_context(table: pd.DataFrame) -> Figure:

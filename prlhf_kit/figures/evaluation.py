@@ -3,7 +3,6 @@ in `users.py`."""
 
 from __future__ import annotations
 
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -11,11 +10,9 @@ from prlhf_kit.figures.style import (
     PALETTE,
     heatmap,
     legend,
-    names_down,
     new_figure,
     points,
     reference_line,
-    side_by_side,
 )
 
 
@@ -47,52 +44,6 @@ def win_matrix(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def ratings(table: pd.DataFrame) -> Figure:
-    """Bradley-Terry ratings with intervals, by judge. `table`: rows of `win_rate.bradley_terry`. Groups of systems that
-    were never compared stand below each other, with their number."""
-    table = table.sort_values(["group", "rating"], ascending=[True, False])
-    if table.group.nunique() > 1:
-        table = table.assign(system=table.system.astype(str) + " (group " + table.group.astype(str) + ")")
-    systems = list(dict.fromkeys(table.system))
-    figure, ax = new_figure(7, 0.45 * len(systems) + 1.4)
-    side_by_side(ax, table, "judge", "system", systems, 0.16, "rating")
-    reference_line(ax, 1000)
-    ax.set(xlabel="Bradley-Terry rating (Elo's scale, mean 1000; 95% interval)")
-    legend(figure, "outside right upper", title="judge")
-    return figure
-
-
-def fairness(table: pd.DataFrame) -> Figure:
-    """What each user gains over the generic model, the least first.
-
-    `table`: intervals by `user_id` and `group` in the order to draw, and `unit` (the same everywhere).
-    """
-    figure, ax = new_figure(7, min(max(0.28 * len(table), 1.2), 20) + 1.2)
-    side_by_side(ax, table.assign(group=table.group.fillna("")), "group", "user_id", list(table.user_id), 0)
-    reference_line(ax, 0)
-    ax.set(xlabel=f"{table.unit.iloc[0]} (95% interval)", ylabel="user, the least served first")
-    if table.group.any():
-        legend(figure, "outside right upper", title="type")
-    return figure
-
-
-def position_bias(table: pd.DataFrame) -> Figure:
-    """Do judges prefer what they see first, and how often do the two orders disagree?
-
-    `table`: rows of `win_rate.position_bias`.
-    """
-    bias, disagree = (table[table.measure == measure] for measure in table.measure.unique())
-    figure, (left, right) = new_figure(8, 0.4 * len(bias) + 1.3, ncols=2, sharey=True, width_ratios=[3, 2])
-    y = np.arange(len(bias))
-    points(left, bias, y, 0)
-    names_down(left, list(bias.judge))
-    left.set(xlabel="position bias (-1: always the second,\n1: always the first; 95% interval)", xlim=(-1.05, 1.05))
-    reference_line(left, 0)
-    right.barh(y, 100 * disagree.value, color=PALETTE[1], height=0.5)
-    right.set(xlabel="pairs on which the two\norders disagree (%)", xlim=(0, 100))
-    return figure
-
-
 def policy_accuracy(table: pd.DataFrame) -> Figure:
     """Does a model that is steered by a good reward prefer what was chosen?
 
@@ -110,18 +61,4 @@ def policy_accuracy(table: pd.DataFrame) -> Figure:
     ylabel = "pairs whose chosen response\nis the likelier (95% interval)"
     ax.set(xlabel="weight w of the reward", ylabel=ylabel, ylim=(0, 1.02))
     legend(figure, ncols=2)
-    return figure
-
-
-def alignment_tax(table: pd.DataFrame) -> Figure:
-    """What personalisation costs elsewhere: change of accuracy on general sets against the untrained model.
-
-    `table`: `intervals.differences` by `set`: `one` is the model.
-    """
-    sets = list(dict.fromkeys(table["set"]))
-    figure, ax = new_figure(7, 0.5 * len(sets) + 1.4)
-    side_by_side(ax, table, "one", "set", sets, 0.18, "difference")
-    reference_line(ax, 0)
-    ax.set(xlabel="accuracy minus that of the untrained model (95% interval)")
-    legend(figure, ncols=3)
     return figure
