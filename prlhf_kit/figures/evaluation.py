@@ -6,14 +6,7 @@ from __future__ import annotations
 import pandas as pd
 from matplotlib.figure import Figure
 
-from prlhf_kit.figures.style import (
-    PALETTE,
-    heatmap,
-    legend,
-    new_figure,
-    points,
-    reference_line,
-)
+from prlhf_kit.figures.style import PALETTE, heatmap, legend, new_figure, points, reference_line
 
 
 def win_matrix(table: pd.DataFrame) -> Figure:
@@ -23,24 +16,19 @@ def win_matrix(table: pd.DataFrame) -> Figure:
     """
     judges = list(table.judge.unique())
     systems = list(dict.fromkeys([*table.system_a, *table.system_b]))
-    side, stacked = 0.75 * len(systems), len(systems) > 6
-    rows, columns = (len(judges), 1) if stacked else (1, len(judges))
-    size = (side * columns + 3.2, (side + 1.6) * rows)
+    side = 0.75 * len(systems)
     reach = max(0.1, float((table.win_rate - 0.5).abs().max()))  # the same in all panels
-    figure, axes = new_figure(*size, nrows=rows, ncols=columns, sharey=not stacked, squeeze=False)
-    for number, (ax, judge) in enumerate(zip(axes.flat, judges, strict=True)):
+    figure, axes = new_figure(side + 3.2, (side + 1.6) * len(judges), nrows=len(judges), squeeze=False)
+    for ax, judge in zip(axes.flat, judges, strict=True):
         part = table[table.judge == judge].pivot(index="system_a", columns="system_b", values=["win_rate", "p_holm"])
         rates, p = (part[of].reindex(index=systems, columns=systems).astype(float) for of in ("win_rate", "p_holm"))
         rates, p = rates.fillna(1 - rates.T), p.fillna(p.T)
         notes = rates.map("{:.2f}".format) + (p < 0.05).map({True: "*", False: ""}.get)
-        last = stacked or number == len(judges) - 1
-        heatmap(ax, rates, "win rate of the row", 0.5, notes, reach, fmt="", square=True, cbar=last)
+        heatmap(ax, rates, "win rate of the row", 0.5, notes, reach, fmt="", square=True)
         ax.set_facecolor("0.9")  # not compared: not the white of 0.5
-        ax.set(title=f"judge: {judge}", xlabel="against", ylabel="system" if stacked or not number else "")
-        ax.tick_params(axis="x", rotation=40)
+        ax.set(title=f"judge: {judge}", xlabel="against", ylabel="system")
+        ax.set_xticks(ax.get_xticks(), systems, rotation=40, ha="right")
         ax.tick_params(axis="y", rotation=0)
-        for label in ax.get_xticklabels():
-            label.set_horizontalalignment("right")
     return figure
 
 

@@ -13,7 +13,6 @@ GAINS = {
     "high": [0.0, 1.0, 1.9, 1.9],
     "logp": [-0.6, -0.7, -0.8, -1.1],
     "changed": [0.0, 0.1, 0.2, 0.4],
-    "asked": [1.0, 0.5, 0.25, 0.1],
 }
 WORDS = {"split": "train", "user_id": list("aaaabbbb"), "chosen_words": [*range(8)], "rejected_words": [4] * 8}
 COMMUNITIES = ["askculinary", "AskHistorians and historiography", "ExplainLikeImFive", "legaladvice (United Kingdom)"]
@@ -32,16 +31,11 @@ def four_ways(*datasets):
     return table("dataset method value", *rows, n=342, users=5, chance=0.5)
 
 
-def of_contexts(*datasets):
-    rows = [
-        (d, m, c, 0.5 + 0.1 * i - 0.05 * j)
-        for d in datasets
-        for i, m in enumerate(["SFT", "DPO", "P-DPO"])
-        for j, c in enumerate(("true", "none", "random", "shuffled"))
-    ]
-    return table("dataset method context value", *rows, n=171, chance=0.5)
-
-
+OF_CONTEXTS = [
+    (method, context, 0.5 + 0.1 * i - 0.05 * j)
+    for i, method in enumerate(["SFT", "DPO", "P-DPO"])
+    for j, context in enumerate(("true", "none", "random", "shuffled"))
+]
 TRADE_OFF = table(
     "strategy point of value",
     *[("GRFT, CRFT", 0.0, "custom", 0.5), ("GRFT, CRFT", 0.0, "general", 0.7)],
@@ -84,7 +78,9 @@ TABLES = {
     ),
     "accuracy_by_user": table("user_id value", ("b", 0.2), ("a", 0.6), method="m"),
     "adaptation": pd.DataFrame({"k": [0, 1, 2, 4], "method": ["generic row"] + ["nearest"] * 3, **INTERVALS}),
-    "pairs_learned": pd.DataFrame({"user_model": ["individual"] * 3 + ["oracle"], "k": [5, 10, 20, 20], **INTERVALS}),
+    "pairs_learned": pd.DataFrame(
+        {"user_model": ["individual"] * 3 + ["oracle"], "k": [5, 10, 20, np.nan], **INTERVALS}
+    ),
     "user_map": pd.DataFrame(
         {
             "user_model": "individual",
@@ -118,6 +114,6 @@ TABLES = {
         method="PAD",
     ),
     "four_way": four_ways("dsp", "hh_relabelled", "prefeval"),
-    "by_context": of_contexts("dsp", "hh_relabelled"),
+    "by_context": table("method context value", *OF_CONTEXTS, n=171, chance=0.5),
     "community_win_rates": table("judge system_a system_b community p_holm win_rate", *BY_COMMUNITY, width=0.1),
 }
