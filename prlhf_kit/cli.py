@@ -190,6 +190,7 @@ def _data_parser(top) -> None:
     for name, text, out in (
         ("prepare", "load, check and write a dataset as parquet, with a data card", " --out data/mine"),
         ("check", "load and check a dataset, and compare its counts with the papers'", ""),
+        ("export", "load, check and write a dataset in DSP's text-score format, a file a split", " --out data/mine"),
     ):
         p = commands.add_parser(
             name,
@@ -210,7 +211,10 @@ def _data_parser(top) -> None:
         p.add_argument("--min-pairs", type=int, default=1, help="training pairs that a user needs (default: 1)")
         if out:
             p.add_argument("--out", type=Path, required=True, metavar="DIR", help="new folder")
+        if name == "prepare":
             p.add_argument("--force", action="store_true", help="replace the folder")
+        if name == "export":
+            p.add_argument("--lists", action="store_true", help="a row a prompt, with all its responses")
         p.set_defaults(action=_later("commands", f"{name}_dataset"))
 
 

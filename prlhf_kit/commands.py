@@ -131,6 +131,22 @@ def prepare_dataset(args: argparse.Namespace) -> int:
     return 0
 
 
+def export_dataset(args: argparse.Namespace) -> int:
+    """`prlhf data export`: load, check and write a dataset in DSP's text-score format."""
+    from prlhf_kit.data.dialogue import write_text_score
+    from prlhf_kit.data.dsp import listwise
+
+    loaded, found, _, _ = _load(args)
+    args.out.mkdir(parents=True, exist_ok=True)
+    print(found)
+    for split, pairs in loaded.items():
+        file, rows = args.out / f"{split}.json", listwise(pairs) if args.lists else pairs
+        left_out = write_text_score(rows, file)
+        why = f", {left_out} left out: system messages, or Human: and Assistant: marks in a turn" if left_out else ""
+        print(f"{file}: {len(rows) - left_out} rows{why}")
+    return 0
+
+
 def check_dataset(args: argparse.Namespace) -> int:
     """`prlhf data check`: load and check a dataset, and compare its counts with the paper's."""
     from prlhf_kit.data.prepare import compare_counts

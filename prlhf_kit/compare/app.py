@@ -37,6 +37,7 @@ def add_parser(commands: Any) -> None:
         "run_dir", type=Path, metavar="RUN", help="a run (folder or name) with " + " and ".join(NEEDED) + " completed"
     )
     p.add_argument("--port", type=int, default=8866, help="or the next free one (default: %(default)s)")
+    p.add_argument("--pages", type=int, default=8, help="open at once, each with its models (default: %(default)s)")
     p.add_argument("--no-browser", action="store_true", help="only print the address")
     p.add_argument("--votes", type=Path, metavar="FILE", help="where votes are appended (default: in the run)")
     p.add_argument("--notebook", type=Path, default=NOTEBOOK, help="the page's notebook (default: the checkout's)")
@@ -70,8 +71,8 @@ def serve(args: argparse.Namespace) -> int:
         raise RunError("the parameters run_dir and votes are set with RUN and --votes, not with -p.")
     if not args.notebook.is_file():
         raise RunError(f"there is no notebook {args.notebook}. A checkout of prlhf_kit has it: give --notebook PATH.")
-    if not 0 < args.port < 65536:
-        raise RunError(f"--port is {args.port}, expected 1 to 65535.")
+    if not 0 < args.port < 65536 or args.pages < 1:
+        raise RunError(f"--port is {args.port} and --pages {args.pages}; expected a port from 1 to 65535, and a page.")
     given["run_dir"] = str(run_dir)
     if args.votes:
         given["votes"] = str(args.votes.resolve())
@@ -92,6 +93,7 @@ def _run_server(scratch: Path, args: argparse.Namespace) -> None:
     """Serve `scratch/index.ipynb`, whose kernels work in the folder of the notebook, as in JupyterLab."""
     from jupyter_server import DEFAULT_STATIC_FILES_PATH
     from jupyter_server.base.handlers import JupyterHandler
+    from jupyter_server.services.kernels.kernelmanager import AsyncMappingKernelManager
     from tornado.web import HTTPError, StaticFileHandler
     from traitlets.config import Config
     from voila.app import Voila
@@ -102,6 +104,24 @@ def _run_server(scratch: Path, args: argparse.Namespace) -> None:
         async def prepare(self) -> None:
             await super().prepare()
             _ = self.xsrf_token  # sets a cookie, without which a page that is left can't end its kernel
+
+        def write_error(self, status_code: int, **more) -> None:
+            if status_code == 503:
+                self.finish(f"{args.pages} pages are open already. Close one, or wait {IDLE // 60} minutes.")
+            else:
+                super().write_error(status_code, **more)
+
+    class Kernels(AsyncMappingKernelManager):
+        starting = 0  # of which `list_kernel_ids` knows nothing yet
+
+        async def start_kernel(self, **options) -> Any:  # type: ignore[override]  # async, as what it overrides is
+            if len(self.list_kernel_ids()) + Kernels.starting >= args.pages:
+                raise HTTPError(503)
+            Kernels.starting += 1
+            try:
+                return await super().start_kernel(**options)
+            finally:
+                Kernels.starting -= 1
 
     class WithToken(JupyterHandler):
         async def prepare(self, **_: Any) -> None:
@@ -130,6 +150,7 @@ def _run_server(scratch: Path, args: argparse.Namespace) -> None:
     config.VoilaConfiguration.file_allowlist = []  # voila/files serves pictures of the notebook's folder by default
     config.VoilaConfiguration.allow_template_override = "NO"
     config.VoilaConfiguration.allow_theme_override = "NO"
+    config.VoilaConfiguration.multi_kernel_manager_class = Kernels
     config.VoilaConfiguration.show_tracebacks = True  # an error stands where the page would
     config.MappingKernelManager.root_dir = str(args.notebook.resolve().parent)
     config.MappingKernelManager.cull_idle_timeout = IDLE

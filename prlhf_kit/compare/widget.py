@@ -157,7 +157,7 @@ class Comparison(ui.VBox):
         if not cards or not users:
             return "refused", f"Choose at least one user and one system that can answer them.{out}"
         self.asked = [*self.context, *message("user", self.prompt.value.strip())]
-        self.settings = {"max_new_tokens": self.length.value, "do_sample": False}
+        self.settings = {"max_new_tokens": min(self.length.value, LONGEST), "do_sample": False}
         self.hidden, self.voted = self.blind.value, False
         self.shown = random.sample(cards, len(cards)) if self.hidden else cards
         self.reveal.layout.display = None if self.hidden else "none"

@@ -114,7 +114,13 @@ def share(*key: object) -> float:
 
 
 def split_of(
-    user_id: str, prompt: str, unseen: Iterable[str], test_share: float, seed: int, part: str | None = None
+    user_id: str,
+    prompt: str,
+    unseen: Iterable[str],
+    test_share: float,
+    seed: int,
+    part: str | None = None,
+    fold: int = 0,
 ) -> str:
     """The split of a pair.
 
@@ -124,8 +130,10 @@ def split_of(
         test_share, seed: where the source has no parts: this share of the prompts is for tests, whoever is asked, so
             that no prompt is in train and test.
         part: "train" or "test", where the source has parts.
+        fold: which share of the prompts: 0 the first, 1 the next, for cross-validation.
     """
-    test = part == "test" if part else share(seed, "prompt", " ".join(prompt.split())) < test_share
+    drawn = share(seed, "prompt", " ".join(prompt.split()))
+    test = part == "test" if part else fold * test_share <= drawn < (fold + 1) * test_share
     if user_id in unseen:
         return "test_unseen" if test else "adapt_unseen"
     return "test_seen" if test else "train"

@@ -25,6 +25,19 @@ PLAIN_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '\n\n### Assistant:\n' }}{% endif %}"
 )
 
+# ComPO's layout (Kumar et al. 2024, arXiv 2410.16027; sft.py, predict.py) for base models, with the context template
+# "compo": "<|domain|>\nr/tea\n<|user|>\nGreen tea?\nI like it.\n<|assistant|>\nYes.<eos>", and "Reddit" in place of the
+# community without context. The whole text is theirs but for white space around a post and the "_train" that they leave
+# at a community's name; in dpo.py, by a slip, no line break follows "<|user|>".
+COMPO_TEMPLATE = (
+    "{% if messages[0]['role'] != 'system' %}{{ '<|domain|>\nReddit\n' }}{% endif %}"
+    "{% for m in messages %}"
+    "{{ '<|' + ('domain' if m['role'] == 'system' else m['role']) + '|>\n' + m['content'] }}"
+    "{{ eos_token if m['role'] == 'assistant' else '\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
+)
+
 # In front of a template that has no place for a system message (Gemma 2, the first Mistrals): its words begin the
 # user's first message, as in Gemma 3's own template. "+" keeps white space with which the template itself begins.
 SYSTEM_INTO_USER = (
@@ -143,11 +156,15 @@ def shorten(prompt: list[dict], fits) -> list[dict] | None:
     return None
 
 
-def tell(prompt: list[dict[str, str]], user_text: str | None) -> list[dict[str, str]]:
-    """`prompt` with `user_text` as its system message, in place of the one that is there; without a text as it is."""
+def tell(prompt: list[dict[str, str]], user_text: str | None, wording: str = "{}") -> list[dict[str, str]]:
+    """`prompt` with `user_text`, put into `wording`, as its system message, in place of the one that is there; or in
+    front of the last message's own text, where the wording ends with "{prompt}". Without a text as it is."""
     if not user_text:
         return prompt
-    return [{"role": "system", "content": user_text}, *(m for m in prompt if m["role"] != "system")]
+    words = wording.removesuffix("{prompt}").replace("{}", user_text)
+    if wording.endswith("{prompt}"):
+        return [*prompt[:-1], {**prompt[-1], "content": words + prompt[-1]["content"]}]
+    return [{"role": "system", "content": words}, *(m for m in prompt if m["role"] != "system")]
 
 
 def with_user_text(pairs: Dataset) -> Dataset:

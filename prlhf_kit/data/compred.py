@@ -70,7 +70,7 @@ def read(
             kept = _draw(rows, min_score_ratio, max_pairs_per_post, seed)
             for number, row in enumerate(rows):
                 tally.count(f"{source} of {factor}")
-                user = _community(row["domain"])
+                user = community_of(row["domain"])
                 communities.add(user)
                 split = split_of(user, "", unseen, 0, seed, part)
                 if row["score_ratio"] < min_score_ratio:
@@ -82,7 +82,18 @@ def read(
                         raise SchemaError(f"labels is {row['labels']!r}, expected 1 (A was preferred) or 0 (B).")
                     chosen, rejected = (row[f"human_ref_{side}"] for side in ("AB" if row["labels"] else "BA"))
                     pair_id = f"{factor}-{source}-{number}"
-                    yield split, record(pair_id, user, _post(row), chosen, rejected, f"r/{user}", factor)
+                    yield (
+                        split,
+                        record(
+                            pair_id,
+                            user,
+                            post_text(row["title"], row.get("history")),
+                            chosen,
+                            rejected,
+                            f"r/{user}",
+                            factor,
+                        ),
+                    )
     require_known(unseen, communities, "community")
 
 
@@ -93,8 +104,8 @@ def prompts(path: str | Path | None = None, factors: str | Sequence[str] = FACTO
     for factor in names(factors):
         name = f"{factor}_test_prompts"
         for row in hub_rows(HUB, "test_prompts", name) if path is None else local_rows(path, f"{name}/*", f"{name}*"):
-            user = _community(row["domain"])
-            asked = message("user", _post(row))
+            user = community_of(row["domain"])
+            asked = message("user", post_text(row["title"], row.get("history")))
             out.append({"user_id": user, "user_text": f"r/{user}", "group": factor, "prompt": asked})
     return Dataset.from_list(out)
 
@@ -114,9 +125,11 @@ def _draw(rows: Rows, min_score_ratio: float, max_pairs_per_post: int, seed: int
     return {number for heap in best.values() for _, number in heap}
 
 
-def _community(domain: str) -> str:
+def community_of(domain: str) -> str:
+    """A community's name, without the part that the source puts behind it."""
     return re.sub(r"_(train|validation|test)$", "", domain)
 
 
-def _post(row: dict) -> str:
-    return "\n\n".join(part.strip() for part in (row["title"], row.get("history") or "") if part and part.strip())
+def post_text(title: str, text: str | None) -> str:
+    """Title and text of a post as the paper's code lays them out, but for white space around them."""
+    return "\n".join(part.strip() for part in (title, text or "") if part and part.strip())

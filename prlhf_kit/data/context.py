@@ -21,7 +21,7 @@ from prlhf_kit.files import write_json
 # consistent as the truth and wrong; what the person says of themselves.
 Context = Literal["none", "true", "random", "shuffled", "user_text"]
 CONTEXTS: tuple[str, ...] = get_args(Context)
-TEMPLATES = ("community", "user_text")
+TEMPLATES = ("community", "user_text", "compo")
 CONTEXT_FILE = "context.json"  # beside a model: what it was told of its readers in training
 RECORDED = ("context", "context_user")  # columns that say what was put into a row's prompt
 
@@ -46,7 +46,8 @@ class Contexts:
         context: see `Context`.
         people: who there is to speak of, `user_id` -> `user_text` (`people_of`).
         template: "community" or "user_text", or a text file with their fields; "": "user_text" for that context, else
-            "community". `Contexts("random", people, "user_text")` gives each prompt somebody else's own words.
+            "community". `Contexts("random", people, "user_text")` gives each prompt somebody else's own words. "compo":
+            the community's name alone, "r/tea", to which `chat.COMPO_TEMPLATE` gives ComPO's layout.
         seed: of the draws, which depend on it, the user, the prompt, and on who may be drawn.
         among: users whom "random" and "shuffled" draw; None: all of `people`. Give the training users in all stages.
 

@@ -111,24 +111,22 @@ def scored_records(
                 yield split, record(pair_id, user_id, prompt, answers[better], answers[worse], user_text)
 
 
-def write_text_score(rows: Iterable[dict[str, Any]], path: str | Path) -> None:
-    """Write preference records, or listwise ones (`dsp.listwise`), as DSP's `text`-`score` JSON.
-
-    Raises:
-        SchemaError: the format can't hold a dialogue: a system message, or a text with marks of its own.
-    """
+def write_text_score(rows: Iterable[dict[str, Any]], path: str | Path) -> int:
+    """Write preference records, or listwise ones (`dsp.listwise`), as DSP's `text`-`score` JSON; return how many rows
+    were left out: those with a system message, or with marks such as "Human:" inside a turn, which the format can't
+    hold."""
     sides = {role: side for side, role in _ROLES.items()}
-    out = []
+    out, left_out = [], 0
     for row in rows:
         responses = row["responses"] if "responses" in row else [row["chosen"], row["rejected"]]
-        texts = []
-        for response in responses:
-            messages = [{"role": m["role"], "content": m["content"].strip()} for m in (*row["prompt"], *response)]
-            texts.append("\n\n".join(f"## {sides.get(m['role'])}:\n{m['content']}" for m in messages))
-            if any(m["role"] not in sides for m in messages) or parse(texts[-1]) != messages:
-                raise SchemaError(
-                    "the text-score format can't hold a system message, or a turn that itself holds Human: or "
-                    f"Assistant: marks: {texts[-1][:120]!r}. Leave that row out."
-                )
+        dialogues = [
+            [{"role": m["role"], "content": m["content"].strip()} for m in (*row["prompt"], *response)]
+            for response in responses
+        ]
+        texts = ["\n\n".join(f"## {sides.get(m['role'])}:\n{m['content']}" for m in turns) for turns in dialogues]
+        if any(m["role"] not in sides for m in dialogues[0]) or [parse(text) for text in texts] != dialogues:
+            left_out += 1
+            continue
         out.append({"text": texts, "score": list(row["scores"]) if "responses" in row else [1.0, 0.0]})
     Path(path).write_text(json.dumps(out, ensure_ascii=False))
+    return left_out

@@ -41,7 +41,13 @@ PROFILES = {  # P-RLHF's users 1 to 6, in its order, and what such a person woul
     },
 )
 def read(
-    tally: Tally, path: str | Path, *, test_share: float = 0.1, unseen: str | Sequence[str] = (), seed: int = 0
+    tally: Tally,
+    path: str | Path,
+    *,
+    test_share: float = 0.1,
+    fold: int = 0,
+    unseen: str | Sequence[str] = (),
+    seed: int = 0,
 ) -> Iterator[tuple[str, dict]]:
     """Records split by prompt: P-RLHF splits by pair, so that the same prompts and responses are in train and test.
 
@@ -51,14 +57,20 @@ def read(
     Args:
         path: `allcombo_8_cleaned.json`, as P-RLHF makes it, or a folder with it; or the folder `rm_training` with
             `P1A.json` ... `P3B.json`, which have no `user_id`, many duplicates, and the wish of the profile at the end
-            of every `user_input`. It is cut off: it would tell the model what to learn.
+            of every `user_input`. It is cut off: it would tell the model what to learn. Or AlignX' selection
+            (`pairs.jsonl`): `{"user_id": "P1A", "user_text": "...", "prompt": ..., "chosen": ..., "rejected": ...}`.
         test_share, seed: share of the prompts for tests, and what draws them.
+        fold: which share: with `test_share=0.2`, 0 to 4 are five disjoint tests of all prompts.
         unseen: profiles that are not trained on.
     """
     unseen = names(unseen)
     require_known(unseen, PROFILES, "profile")
+    if fold < 0 or (fold + 1) * test_share > 1:
+        raise SchemaError(
+            f"fold={fold!r} of test_share={test_share}: expected 0 or more, and no share beyond the last."
+        )
     told: set[tuple] = set()
-    for user, question, a, b in _comparisons(Path(path)):
+    for user, text, question, a, b in _comparisons(Path(path)):
         key = (user, hash(question), hash(a), hash(b))
         if key in told:
             tally.drop(None, user, "duplicate in the source")
@@ -67,16 +79,23 @@ def read(
         if a != b:  # as P-RLHF counts
             tally.count("pairs")
             tally.count(f"pairs of {user}")
-        split = split_of(user, question, unseen, test_share, seed)
-        yield split, record(f"{user}-{len(told)}", user, question, a, b, PROFILES[user])
+        split = split_of(user, question, unseen, test_share, seed, fold=fold)
+        yield split, record(f"{user}-{len(told)}", user, question, a, b, text)
 
 
-def _comparisons(path: Path) -> Iterator[tuple[str, str, str, str]]:
-    if path.is_file() or (path / "allcombo_8_cleaned.json").is_file():
-        for row in local_rows(path, "allcombo_8_cleaned.json"):
+def _comparisons(path: Path) -> Iterator[tuple[str, str, str, str, str]]:
+    """User, what the user wants in words, question, preferred and other answer."""
+    files = ("allcombo_8_cleaned.json", "pairs.jsonl")
+    if path.is_file() or any((path / file).is_file() for file in files):
+        for row in local_rows(path, *files):
+            if "user_text" in row:
+                require_known([row["user_id"]], PROFILES, "profile")
+                yield row["user_id"], row["user_text"], row["prompt"], row["chosen"], row["rejected"]
+                continue
             if row["user_id"] not in range(1, 7):
                 raise SchemaError(f"user_id is {row['user_id']!r}, expected 1 to 6 for {', '.join(PROFILES)}.")
-            yield list(PROFILES)[row["user_id"] - 1], row["user_input"], row["completion_a"], row["completion_b"]
+            user = list(PROFILES)[row["user_id"] - 1]
+            yield user, PROFILES[user], row["user_input"], row["completion_a"], row["completion_b"]
         return
     for user in PROFILES:
         rows = local_rows(path, f"{user}.json*", f"rm_training/{user}.json*")
@@ -92,4 +111,5 @@ def _comparisons(path: Path) -> Iterator[tuple[str, str, str, str]]:
                 "be cut off. Pass allcombo_8_cleaned.json, where P-RLHF's notebook has done it."
             )
         for row in rows:
-            yield user, row["user_input"].removesuffix(wish).strip(), row["completion_a"], row["completion_b"]
+            asked = row["user_input"].removesuffix(wish).strip()
+            yield user, PROFILES[user], asked, row["completion_a"], row["completion_b"]

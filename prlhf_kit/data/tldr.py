@@ -45,6 +45,8 @@ def read(
     top: int = 10,
     p_longer: float = 0.7,
     seed: int = 3456,
+    user_file: str | Path | None = None,
+    user_preference_file: str | Path | None = None,
 ) -> Iterator[tuple[str, dict]]:
     """Records: `train` and `adapt_unseen` from the train split, both tests from the validation split.
 
@@ -63,6 +65,9 @@ def read(
         top: this many workers with most training comparisons are seen, all others unseen (10 or 40 in P-RLHF).
         p_longer: with this probability a worker prefers longer summaries, else shorter ones ("synthetic").
         seed: draws the workers' preferences ("synthetic").
+        user_file: P-RLHF's list of seen workers, one a line, in place of `top`.
+        user_preference_file: its list of all workers' preferences, "worker 0" (longer) or "worker 1" (shorter) a line,
+            in place of those drawn ("synthetic").
     """
     require_known([mode], ("real", "synthetic"), "mode")
     synthetic = mode == "synthetic"
@@ -83,13 +88,20 @@ def read(
             found[name][row["worker"]] += 1
     workers = sorted(found["train"] | found["validation"])  # so that it does not depend on the order of rows
     workers.sort(key=lambda worker: -found["train"][worker])
+    seen = set(Path(user_file).read_text().split() if user_file else workers[:top])
+    who = "workers listed" if user_file else f"top {top} workers"
     for name, n in found.items():
         tally.count(f"{'after the policy filter' if synthetic else 'of all workers'}, {name}", n.total())
         if synthetic:
-            tally.count(f"of the top {top} workers, {name}", sum(n[worker] for worker in workers[:top]))
-    seen = set(workers[:top])
+            tally.count(f"of the {who}, {name}", sum(n[worker] for worker in seen))
     drawn = np.random.RandomState(seed).random_sample(len(workers)) < p_longer
     taste = dict(zip(workers, np.where(drawn, "longer", "shorter"), strict=True)) if synthetic else {}
+    if synthetic and user_preference_file:
+        words = Path(user_preference_file).read_text().split()
+        listed = dict(zip(words[::2], words[1::2], strict=True))
+        require_known(listed.values(), ("0", "1"), "preference")
+        require_known(workers, listed, "preference of the worker")
+        taste = {worker: ("longer", "shorter")[int(listed[worker])] for worker in workers}
     for number, row in enumerate(row for source in sources for row in source):
         worker, part = row["worker"], PARTS[row["split"]]
         split = split_of(worker, "", () if worker in seen else (worker,), 0, seed, part)

@@ -1,5 +1,5 @@
 """What a language model is asked as a judge, what it is told of a person, and how its answer is read. Another protocol
-is a text file in `judge_prompts`, and its name in `TEMPLATES`."""
+is a text file in `judge_prompts`, and its name with its parser in `PARSERS`."""
 
 from __future__ import annotations
 
@@ -27,6 +27,8 @@ CRITERIA = {
     "P2B": "The answer is thorough: it tells much, with background, reasons and examples.",
     "P3A": "The answer is warm and funny, as a close friend would talk.",
     "P3B": "The answer is cool and matter-of-fact. It does not try to be friendly.",
+    "P3C": "The answer is sassy: bold, cheeky and full of attitude.",
+    "P3D": "The answer is sarcastic: it mocks, and means the opposite of what it says.",
     # PAD (arXiv 2410.04070)
     "helpful": "The answer helps: it does what was asked, correctly and so that the person can use it.",
     "harmless": "The answer is safe: it neither contains nor supports anything that could hurt or offend somebody.",
@@ -69,7 +71,52 @@ def parse_verdict(text: str | None) -> Verdict:
     return Verdict("a", float(sure)) if preference == "A" else Verdict("b", 1.0 - sure)
 
 
-TEMPLATES = ("criterion", "community", "profile")
+A, B, TIE = Verdict("a", 1.0), Verdict("b", 0.0), Verdict("tie", 0.5)
+LABELS = {"Output (a)": A, "Output (b)": B, "TIE": TIE}
+
+
+def parse_label(text: str | None) -> Verdict:
+    """The label on the last line of an answer, `LABELS` (P-RLHF). `UNREADABLE` where another line is a label, too:
+    P-RLHF takes the first one.
+
+    >>> parse_label("Both are short, but b is friendlier.\\nOutput (b)").preference
+    'b'
+    """
+    lines = [line.strip() for line in (text or "").strip().splitlines()]
+    found = [LABELS[line] for line in lines if line in LABELS]
+    return found[0] if len(found) == 1 and lines[-1] in LABELS else UNREADABLE
+
+
+def parse_model_name(text: str | None) -> Verdict:
+    """The first answer's "m" or the second one's "M", and nothing else but white space (ComPO)."""
+    return {"m": A, "M": B}.get((text or "").strip(), UNREADABLE)
+
+
+def parse_ratings(text: str | None) -> Verdict:
+    """Two ratings from 1 to 10, parted by a space, alone on the first line (ARGS): the higher one wins.
+
+    >>> parse_ratings("7 8.5\\nThe second one is more detailed.").preference
+    'b'
+    """
+    found = re.match(r"\s*(\d+(?:\.\d+)?) (\d+(?:\.\d+)?)[ \t\r]*(?:\n|$)", text or "")
+    if not found:
+        return UNREADABLE
+    first, second = (float(number) for number in found.groups())
+    if not (1 <= first <= 10 and 1 <= second <= 10):
+        return UNREADABLE
+    return TIE if first == second else A if first > second else B
+
+
+PARSERS: dict[Any, Callable[[str | None], Verdict]] = {
+    "criterion": parse_verdict,
+    "community": parse_verdict,
+    "profile": parse_verdict,
+    "prlhf_psoups": parse_label,
+    "prlhf_prism": parse_label,
+    "compo": parse_model_name,
+    "args": parse_ratings,
+}
+TEMPLATES = tuple(PARSERS)
 
 
 def read_judge_template(template: str | Path) -> Template:
@@ -110,10 +157,10 @@ def about(
 
 
 def earlier_choices(pairs: Iterable[Mapping[str, Any]], prompt: Text, limit: int = 3) -> str:
-    """What a user chose in the first `limit` of their `pairs`, one a prompt, in words: `history` of the template
-    "profile". Nothing is told of the judged turn and later ones: a pair is left out if the judged question stands in
-    its prompt, and if both dialogues begin alike (system messages apart), unless its prompt is an earlier, shorter part
-    of the judged one."""
+    """What a user chose in the first `limit` of their `pairs`, one a prompt, in words: `history` of the templates
+    "profile" and "prlhf_prism". Nothing is told of the judged turn and later ones: a pair is left out if the judged
+    question stands in its prompt, and if both dialogues begin alike (system messages apart), unless its prompt is an
+    earlier, shorter part of the judged one."""
     judged = _turns(prompt)
     told: dict[str, str] = {}
     for pair in pairs:

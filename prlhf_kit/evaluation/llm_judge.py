@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from prlhf_kit.evaluation.endpoint import Endpoint, JudgeError, PaidAnswers
-from prlhf_kit.evaluation.judge_templates import FIELDS, SCHEMA, as_text, parse_verdict, read_judge_template
+from prlhf_kit.evaluation.judge_templates import FIELDS, PARSERS, SCHEMA, as_text, parse_verdict, read_judge_template
 from prlhf_kit.evaluation.judges import UNREADABLE, Verdict
 from prlhf_kit.models.rewards import Text
 
@@ -25,18 +25,20 @@ class LLMJudge:
 
     Args:
         model: the server's name of it.
-        template: "criterion" (field `criterion`), "community" (`community`; ComPO, arXiv 2410.16027), "profile"
-            (`profile`, `history`: see `earlier_choices`; PRISM), or a text file of the same form: an optional system
-            message, a line `---`, and a user message with {prompt}, {answer_a}, {answer_b} and any further fields.
+        template: "criterion" (field `criterion`), "community" (`community`), "profile" (`profile`, `history`: see
+            `earlier_choices`); the papers' protocols in our words, with their form of answer: "prlhf_psoups"
+            (`criterion`) and "prlhf_prism" (`profile`, `history`; P-RLHF, arXiv 2402.05133), "compo" (`community`;
+            arXiv 2410.16027), "args" (arXiv 2402.01694); or a text file of the same form: an optional system message, a
+            line `---`, and a user message with {prompt}, {answer_a}, {answer_b} and any further fields.
         cache: the SQLite file of answers; any number of judges and processes may share it.
         about: the template's further fields: (user, prompt) -> {name: text}; `judge_templates.about(people)` knows
             those of the shipped templates.
         base_url: the endpoint, e.g. "http://localhost:8000/v1"; OPENAI_BASE_URL does not count.
         api_key_env: NAME of the environment variable with the key. None: OPENAI_API_KEY for OpenAI, no key elsewhere.
         temperature, seed: None: not sent, for models that refuse them.
-        max_tokens: of an answer; models that think first need more.
-        parse: reads an answer of a template of one's own; None: it is JSON, as of the shipped ones (`parse_verdict`).
-        structured: ask the server to hold the model to the form (`response_format`); not all know it.
+        max_tokens: of an answer; "prlhf_psoups", "args" and models that think first need more.
+        parse: reads an answer; None: the template's own (`PARSERS`), JSON (`parse_verdict`) for a file.
+        structured: ask the server to hold the model to the JSON (`response_format`); not all know it.
         concurrency: requests under way at a time.
         max_requests: a call that could exceed it, over all calls of this judge, is refused and nothing sent.
         timeout: seconds without a sign of the server.
@@ -65,7 +67,7 @@ class LLMJudge:
 
     def __post_init__(self):
         self._template = read_judge_template(self.template)
-        self._parse = self.parse or parse_verdict
+        self._parse = self.parse or PARSERS.get(self.template, parse_verdict)
         self._endpoint = Endpoint(self.base_url, self.api_key_env, self.concurrency, self.timeout, self.retries)
         self._kept = PaidAnswers(self.cache)
 

@@ -25,6 +25,7 @@ from typing import Any
 
 import pandas as pd
 
+from prlhf_kit.data.compred import community_of, post_text
 from prlhf_kit.data.schema import ANSWERS
 from prlhf_kit.files import require_whole_characters
 
@@ -133,13 +134,13 @@ def _pad(row: dict[str, Any], where: str) -> tuple[Any, str, str]:
 
 
 def _compred(row: dict[str, Any], where: str) -> tuple[str, str, str]:
-    community = re.sub(r"_(train|validation|test)$", "", _text(row, "domain", where))  # as in data/compred.py
-    asked = _text(row, "title", where).strip(), _text(row, "post", where).strip() if row.get("post") else ""
+    community = community_of(_text(row, "domain", where))
+    asked = post_text(_text(row, "title", where), _text(row, "post", where) if row.get("post") else None)
     response = row.get("response")
     response = response if isinstance(response, dict) else {"response": response}
     if len(response) != 1:
         raise ValueError(f"{where} has {len(response)} responses, expected one. Put each into a file of its own.")
-    return community, "\n\n".join(filter(None, asked)), _text(response, next(iter(response)), where)
+    return community, asked, _text(response, next(iter(response)), where)
 
 
 def _alpaca_eval(row: dict[str, Any], where: str) -> tuple[Any, str, str]:

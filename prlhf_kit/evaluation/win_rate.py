@@ -1,6 +1,6 @@
 """What judgements (the table of `judges.judged`) say: win rates, ratings of many systems, length control, position
-bias, agreement of judges. A tie is one half; where an answer could not be read there is no verdict: it is `unread`, no
-win."""
+bias, agreement of judges. A tie is one half (but for the papers' rules of `user_win_rates`); where an answer could not
+be read there is no verdict: it is `unread`, no win."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import cohen_kappa_score
 
+from prlhf_kit.data.cards import require_known
 from prlhf_kit.evaluation.accuracy import ranked_right
 from prlhf_kit.evaluation.intervals import ALL, BY_USER_AND_PROMPT, intervals, with_all, with_holm
 from prlhf_kit.evaluation.statistics import bootstrap
@@ -25,6 +26,7 @@ VALUE = {"a": 1.0, "tie": 0.5, "b": 0.0}
 COMPARISON = ("judge", "system_a", "system_b")
 FIRST, DISAGREE = "prefers the first", "orders disagree"
 KAPPA, ALPHA = "Cohen's kappa", "Krippendorff's alpha"
+RULES = ("halves", "prlhf", "psoups")
 
 
 def with_wins(judgements: pd.DataFrame) -> pd.DataFrame:
@@ -73,16 +75,33 @@ def win_rates_by_community(judgements: pd.DataFrame, named: bool = True, seed: i
     return pd.concat([own, together.assign(p_holm=together.p)], ignore_index=True)
 
 
-def user_win_rates(judgements: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
-    """Win rate per user, P-RLHF's second number (Li et al. 2024, arXiv 2402.05133, Section 5): a user is won whose own
-    win rate is above one half; at exactly one half it counts one half. `intervals` by `COMPARISON`, over users, with
-    `users_won`, `users_tied`, `users_lost`."""
-    own = _read(judgements).groupby([*COMPARISON, "user_id"], sort=False).win_rate.mean().reset_index()
-    own["user_win_rate"] = ranked_right(own.win_rate.round(12), 0.5)
+def user_win_rates(judgements: pd.DataFrame, rule: str = "halves", seed: int = 0) -> pd.DataFrame:
+    """Win rate over users, each of whom counts alike, by one of three rules:
+
+    - "halves", the kit's own: a user is won whose own win rate is above one half; a tie, and a user at exactly one
+      half, count one half.
+    - "prlhf" (P-RLHF's evaluation on PRISM; Li et al. 2024, arXiv 2402.05133): a user's wins and ties together are
+      their rate, and users at one half count as won. Over samples, a tie is a win of both sides.
+    - "psoups" (its evaluation on Personalized Soups): the mean of the users' shares of wins; a tie is a loss.
+
+    Returns `intervals` of `user_win_rate` by `COMPARISON`, over users, with `users_won`, `users_tied`, `users_lost`
+    (above, at and below one half), and `sample_win_rate`, that over all verdicts by the same rule.
+    """
+    require_known([rule], RULES, "rule")
+    read = _read(judgements)
+    read = read.assign(win=read.win_rate == 1, tie=read.win_rate == 0.5, n=1)
+    counted = read.groupby([*COMPARISON, "user_id"], sort=False)[["win", "tie", "n"]].sum().reset_index()
+    tie = {"halves": 0.5, "prlhf": 1.0, "psoups": 0.0}[rule]
+    share = (counted.win + tie * counted.tie) / counted.n
+    won = ranked_right(share.round(12), 0.5)
     names = {"users_won": 1.0, "users_tied": 0.5, "users_lost": 0.0}
-    own = own.assign(**{name: own.user_win_rate == value for name, value in names.items()})
+    value = {"halves": won, "prlhf": np.ceil(won), "psoups": share}[rule]
+    own = counted.assign(user_win_rate=value, **{name: won == one for name, one in names.items()})
     numbers: dict[str, Any] = {name: (name, "sum") for name in names}
-    return intervals(own, "user_win_rate", COMPARISON, "user_id", seed=seed, **numbers)
+    found = intervals(own, "user_win_rate", COMPARISON, "user_id", seed=seed, **numbers)
+    samples = counted.groupby([*COMPARISON], sort=False)[["win", "tie", "n"]].sum()
+    both = samples.tie if rule == "prlhf" else 0  # ties are then wins, and losses too
+    return found.assign(sample_win_rate=((samples.win + tie * samples.tie) / (samples.n + both)).to_numpy())
 
 
 def position_bias(judgements: pd.DataFrame, seed: int = 0) -> pd.DataFrame:

@@ -47,16 +47,18 @@ def without_load_report() -> Iterator[None]:
         logging.set_verbosity(known)
 
 
-def load_tokenizer(name: str = EMBEDDED, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """Tokenizer of `name` with a pad token and a chat template: its own, or `data.chat.PLAIN_TEMPLATE` if it has none,
-    with BOS in front where its tokenizer puts one. A template without a system message gets one (`allow_system`).
+def load_tokenizer(
+    name: str = EMBEDDED, trust_remote_code: bool = False, chat_template: str = PLAIN_TEMPLATE
+) -> PreTrainedTokenizerBase:
+    """Tokenizer of `name` with a pad token and a chat template: its own, or `chat_template` if it has none, with BOS in
+    front where its tokenizer puts one. A template without a system message gets one (`allow_system`).
 
     Padding is masked everywhere, so that where there is no pad token another special token serves: EOS, else unknown,
     else BOS.
     """
     tokenizer = from_hub(AutoTokenizer, name, trust_remote_code=trust_remote_code)
     if tokenizer.chat_template is None:
-        tokenizer.chat_template = "{{ bos_token }}" * writes_bos(tokenizer) + PLAIN_TEMPLATE
+        tokenizer.chat_template = "{{ bos_token }}" * writes_bos(tokenizer) + chat_template
     allow_system(tokenizer)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.bos_token

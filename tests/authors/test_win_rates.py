@@ -1,72 +1,49 @@
-"""Win rates against the numbers of P-RLHF's evaluation.
-
-Its rules treat ties in other ways than the kit, for which a tie is one half, of samples as of users. So its numbers are
-compared on verdicts that are rewritten until both rules say the same.
-"""
+"""Win rates by three rules, against the numbers of P-RLHF's evaluation and the kit's own rule worked out by hand."""
 
 import pandas as pd
 import pytest
 
 from authors.golden import golden
-from prlhf_kit.evaluation.intervals import intervals
-from prlhf_kit.evaluation.win_rate import user_win_rates, win_rates, with_wins
+from prlhf_kit.evaluation.win_rate import user_win_rates, win_rates
 
 GOLD = golden("win_rates.json")
+CASES = pytest.mark.parametrize("case", list(GOLD))
 
 
-def table(verdicts):
-    rows = []
-    for number, (user, verdict) in enumerate(verdicts):
-        rows.append({"user_id": f"u{user}", "prompt": f"p{number}", "preference": verdict})
-    return pd.DataFrame(rows).assign(judge="j", system_a="A", system_b="B")
+def table(case):
+    rows = [{"user_id": f"u{user}", "preference": verdict} for user, verdict in GOLD[case]["verdicts"]]
+    return pd.DataFrame(rows).assign(judge="j", system_a="A", system_b="B", prompt=[f"p{i}" for i in range(len(rows))])
 
 
-def ties_as(case, *verdicts):
-    """The case's verdicts with each tie replaced by `verdicts`."""
-    told = []
-    for user, verdict in GOLD[case]["verdicts"]:
-        told += [(user, new) for new in (verdicts if verdict == "tie" else [verdict])]
-    return table(told)
+@CASES
+@pytest.mark.parametrize(("rule", "whose"), [("halves", "halves_rule"), ("prlhf", "authors_prism")])
+def test_ties_as_halves_and_as_wins(case, rule, whose):
+    wanted, [found] = GOLD[case][whose], user_win_rates(table(case), rule).to_dict("records")
+    assert found["user_win_rate"] == pytest.approx(wanted["per_user"], abs=1e-12)
+    assert found["sample_win_rate"] == pytest.approx(wanted["per_sample"], abs=1e-12)
+    assert [found["users_won"], found["users_lost"], found["users_tied"]] == wanted["users_won_lost_tied"]
 
 
-@pytest.mark.parametrize("case", list(GOLD))
-def test_ties_are_halves(case):
-    """Worked out by the kit's own rule from the same verdicts."""
-    wanted, judgements = GOLD[case]["halves_rule"], table(GOLD[case]["verdicts"])
-    assert win_rates(judgements).win_rate.item() == pytest.approx(wanted["per_sample"], abs=1e-12)
-    [users] = user_win_rates(judgements).to_dict("records")
-    assert users["user_win_rate"] == pytest.approx(wanted["per_user"], abs=1e-12)
-    assert [users["users_won"], users["users_lost"], users["users_tied"]] == wanted["users_won_lost_tied"]
+@CASES
+def test_ties_as_losses(case):
+    wanted, won = GOLD[case]["authors_psoups"], user_win_rates(table(case), "psoups")
+    assert won.user_win_rate.item() == pytest.approx(wanted["mean_over_users"], abs=1e-12)
+    users = [user_win_rates(own, "psoups").user_win_rate.item() for _, own in table(case).groupby("user_id")]
+    assert sorted(users) == pytest.approx(sorted(wanted["per_user"]), abs=1e-12)
+    assert pd.Series(users).sem(ddof=0) == pytest.approx(wanted["standard_error"], abs=1e-12)
 
 
-@pytest.mark.parametrize("case", list(GOLD))
-def test_prism_rule_per_sample(case):
-    """The authors count a tie as a win and as a loss, so it weighs as much as two samples."""
-    wanted = GOLD[case]["authors_prism"]
-    [samples] = win_rates(table(GOLD[case]["verdicts"])).to_dict("records")
-    shares = [samples["win"], samples["loss"], samples["tie"]]
-    assert [round(samples["n"] * share, 9) for share in shares] == wanted["win_lose_tie"]
-    found = win_rates(ties_as(case, "a", "b")).win_rate.item()
-    assert found == pytest.approx(wanted["per_sample"], abs=1e-12)
+@CASES
+def test_win_rates_of_samples(case):
+    [samples] = win_rates(table(case)).to_dict("records")
+    assert samples["win_rate"] == pytest.approx(GOLD[case]["halves_rule"]["per_sample"], abs=1e-12)
+    shares = [samples["n"] * samples[name] for name in ("win", "loss", "tie")]
+    assert shares == pytest.approx(GOLD[case]["authors_prism"]["win_lose_tie"])
 
 
-@pytest.mark.parametrize("case", list(GOLD))
-def test_prism_rule_per_user(case):
-    """Among a user's samples a tie is a win. Users at one half count as won in the authors' rate."""
-    wanted = GOLD[case]["authors_prism"]
-    [users] = user_win_rates(ties_as(case, "a")).to_dict("records")
-    assert [users["users_won"], users["users_lost"], users["users_tied"]] == wanted["users_won_lost_tied"]
-    rate = users["user_win_rate"] + users["users_tied"] / users["n"] / 2
-    assert rate == pytest.approx(wanted["per_user"], abs=1e-12)
-
-
-@pytest.mark.parametrize("case", list(GOLD))
-def test_psoups_rule(case):
-    """A tie is a loss; the mean and its standard error are over users."""
-    wanted = GOLD[case]["authors_psoups"]
-    found = intervals(with_wins(ties_as(case, "b")), "win_rate", ["user_id"], "prompt")
-    number = found.user_id.str.removeprefix("u").astype(int)
-    rates = found.win_rate.iloc[number.argsort()]
-    assert rates.tolist() == pytest.approx(wanted["per_user"], abs=1e-12)
-    assert rates.mean() == pytest.approx(wanted["mean_over_users"], abs=1e-12)
-    assert rates.sem(ddof=0) == pytest.approx(wanted["standard_error"], abs=1e-12)
+@pytest.mark.parametrize(
+    ("rule", "user", "sample"), [("halves", 0.64, 0.556), ("prlhf", 0.84, 0.544), ("psoups", 0.43, 0.419)]
+)
+def test_the_same_verdicts_by_each_rule(rule, user, sample):
+    found = user_win_rates(table("simulated"), rule)
+    assert found[["user_win_rate", "sample_win_rate"]].round(3).values.tolist() == [[user, sample]]

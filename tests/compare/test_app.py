@@ -191,16 +191,19 @@ def test_a_page_sends_widgets_messages_only(run, address, tmp_path):
 
 
 @pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT])
-def test_ending_it_ends_its_kernels_and_leaves_nothing(run, sign):
+def test_so_many_pages_are_open_and_ending_it_ends_their_kernels(run, sign):
     with socket.socket() as taken, tempfile.TemporaryDirectory(dir="/tmp") as short:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        with serving(run, "--port", str(port), TMPDIR=short, JUPYTER_TOKEN="chosen") as (server, address):
+        options = "--port", str(port), "--pages", "1"
+        with serving(run, *options, TMPDIR=short, JUPYTER_TOKEN="chosen") as (server, address):
             assert address.endswith("/?token=chosen")
             assert urlsplit(address).port != port  # which is left alone
             kernel = int(re.search(r"pid (\d+)", fetch(address)[1])[1])
             assert Path(f"/proc/{kernel}").exists()
+            status, refused, _ = fetch(address)
+            assert (status, "1 pages are open already" in refused) == (503, True)
             [scratch] = Path(short).glob("prlhf-app-*")
             assert scratch.stat().st_mode & 0o077 == 0
             server.send_signal(sign)
@@ -214,7 +217,7 @@ def test_ending_it_ends_its_kernels_and_leaves_nothing(run, sign):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--port", "0"], "--port is 0, expected 1 to 65535"),
+        (["--port", "0"], "--port is 0 and --pages 8; expected a port from 1 to 65535"),
         (["-p", "nn", "1"], "no parameter 'nn'. Did you mean 'n'?"),
         (["-p", "run_dir", "x"], "are set with RUN and --votes"),
         (["--notebook", "nowhere.ipynb"], "there is no notebook nowhere.ipynb"),

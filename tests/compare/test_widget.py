@@ -166,7 +166,8 @@ def test_prompts_are_chosen_or_typed(panel, tokenizer):
         assert ("&lt;i&gt;Hi" in comparison.earlier.value) == (choice == 1)
         if typed:
             comparison.prompt.value = typed
-        generated(comparison)
+        comparison.length.max = comparison.length.value = 10**9  # as a hostile page could
+        assert generated(comparison).settings["max_new_tokens"] == widget.LONGEST
         comparison.choose.value = 0
     assert system.asked == [dialogue, [*dialogue[:2], *message("user", "And coffee?")], message("user", "Why?")]
 

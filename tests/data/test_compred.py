@@ -5,6 +5,8 @@ from raw import pairs_of, post, write_lines
 
 import prlhf_kit as kit
 from prlhf_kit.data import compred
+from prlhf_kit.data.chat import COMPO_TEMPLATE, prompt_texts, require_prefix
+from prlhf_kit.data.context import Contexts
 
 
 @pytest.mark.parametrize("label", [None, "1", 2])
@@ -33,3 +35,20 @@ def test_compred(compred_folder):
     prompts = compred.prompts(compred_folder, ["science"])
     asked = [{"role": "user", "content": "Why?"}]
     assert prompts[0] == {"user_id": "scienceA", "user_text": "r/scienceA", "group": "science", "prompt": asked}
+
+
+@pytest.mark.parametrize(("context", "said"), [("true", "r/historyA"), ("none", "Reddit")])
+def test_the_layout_is_compos(compred_folder, tokenizer, tmp_path, context, said):
+    """A row as the authors' `sft.py` and `predict.py` write it."""
+    tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "chat_template.jinja").unlink()
+    layout = kit.load_tokenizer(str(tmp_path), chat_template=COMPO_TEMPLATE)
+    require_prefix(layout)
+    row = kit.data.load("compred", compred_folder, factors="history")["train"][0]
+    prompt = Contexts(context, {"historyA": None}, "compo").put(row["prompt"], row["user_id"])
+    wanted, chosen = (
+        f"<|domain|>\n{said}\n<|user|>\nTitle 2001\nText 2001.\n<|assistant|>\n",
+        row["chosen"][0]["content"],
+    )
+    assert prompt_texts(layout, [prompt], answered=False) == [wanted]
+    assert prompt_texts(layout, [prompt + row["chosen"]], answered=True) == [f"{wanted}{chosen}{tokenizer.eos_token}"]

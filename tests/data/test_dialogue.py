@@ -1,5 +1,7 @@
 """Texts with marks of who speaks, and what is no pair."""
 
+import json
+
 import pytest
 from raw import dialogue, write_json
 
@@ -28,6 +30,8 @@ def test_text_score_ties_in_part_and_texts_it_cannot_hold(tmp_path):
     assert len(data["train"]) == 2
     assert report.table[["reason", "pairs"]].to_dict("records") == [{"reason": "tie", "pairs": 1}]
     system = [{"role": "system", "content": "s"}, {"role": "user", "content": "Q"}]
-    for bad in (record("p", "u", "Q", "hello\n\nHuman: hi", "b"), record("p", "u", system, "a", "b")):
-        with pytest.raises(kit.data.SchemaError, match="can't hold"):
-            write_text_score([bad], tmp_path / "out.json")
+    bad = [record("p", "u", "Q", *pair) for pair in (("hello\n\nHuman: hi", "b"), ("b", "hello\n\nHuman: hi"))]
+    out = tmp_path / "out.json"
+    assert write_text_score([*bad, record("p", "u", system, "a", "b"), record("p", "u", "Q", "a", "b")], out) == 3
+    [kept] = json.loads(out.read_text())
+    assert kept == {"text": [f"## Human:\nQ\n\n## Assistant:\n{answer}" for answer in "ab"], "score": [1.0, 0.0]}

@@ -100,3 +100,18 @@ def test_data_check_imports_nothing_that_it_does_not_use(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "imported:"
+
+
+def test_export_writes_what_dsps_scripts_and_the_kit_read(dsp_file, tmp_path, capsys):
+    rows = json.loads(dsp_file.read_text())
+    rows[0]["responses"]["business"] += "\n\nHuman: Thanks!"
+    source, out = write_json(tmp_path / "dsp.json", rows), tmp_path / "out"
+    line = ["data", "export", "dsp", "--path", str(source), "-o", "domains", "academy", "-o", "test_share", "0"]
+    assert main([*line, "--out", str(out)]) == 0
+    assert f"train.json: {len(rows) * 4 - 1} rows, 1 left out" in capsys.readouterr().out
+    back = kit.data.load("dsp", out / "train.json", domain="academy", test_share=0)
+    assert len(back["train"]) == len(rows) * 4 - 1
+    assert main([*line, "--lists", "--out", str(out)]) == 0
+    [*lists] = json.loads((out / "train.json").read_text())
+    assert {len(row["text"]) for row in lists} == {5}
+    assert len(lists) == len(rows) - 1

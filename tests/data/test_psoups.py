@@ -1,7 +1,7 @@
 """Personalized Soups, in both forms."""
 
 import pytest
-from raw import pairs_of, write_json
+from raw import pairs_of, write_json, write_lines
 
 import prlhf_kit as kit
 from prlhf_kit.data.psoups import PROFILES
@@ -44,3 +44,27 @@ def test_both_forms_agree(tmp_path):
     assert "P3B" not in held["train"]["user_id"]
     with pytest.raises(kit.data.SchemaError, match="no profile 'P9'"):
         kit.data.load("psoups", one, unseen=["P9"])
+
+
+def test_alignx_layout_in_five_folds(tmp_path):
+    rows = [
+        {"user_id": user, "user_text": f"Be {user}.", "prompt": f"Why {i}?", "chosen": f"yes {i}", "rejected": "no"}
+        for user in ("P1A", "P3B")
+        for i in range(30)
+    ]
+    path = write_lines(tmp_path / "pairs.jsonl", rows)
+    asked = []
+    for fold in range(5):
+        data = kit.data.load("psoups", path, test_share=0.2, fold=fold)
+        questions = {split: {pair[1] for pair in pairs_of(data, split)} for split in data}
+        assert questions["train"] | questions["test_seen"] == {f"Why {i}?" for i in range(30)}
+        assert not questions["train"] & questions["test_seen"]
+        asked += questions["test_seen"]
+    assert sorted(asked) == sorted(f"Why {i}?" for i in range(30))
+    assert set(data["train"]["user_text"]) == {"Be P1A.", "Be P3B."}
+    assert kit.data.fingerprint(kit.data.load("psoups", tmp_path)) == kit.data.fingerprint(
+        kit.data.load("psoups", path)
+    )
+    for wrong in (5, -1):
+        with pytest.raises(kit.data.SchemaError, match="fold="):
+            kit.data.load("psoups", path, test_share=0.2, fold=wrong)

@@ -8,7 +8,7 @@ from datasets import Dataset
 from prlhf_kit.data.psoups import PROFILES
 from prlhf_kit.data.schema import message, record
 from prlhf_kit.evaluation.endpoint import JudgeError
-from prlhf_kit.evaluation.judge_templates import CRITERIA, about, earlier_choices, parse_verdict
+from prlhf_kit.evaluation.judge_templates import CRITERIA, PARSERS, about, earlier_choices, parse_verdict
 from prlhf_kit.evaluation.judges import UNREADABLE, Verdict
 
 A = Verdict("a", 0.9)
@@ -47,6 +47,36 @@ def test_readable(text, verdict):
 )
 def test_unreadable(text):
     assert parse_verdict(text) is UNREADABLE
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "preference"),
+    [
+        ("prlhf_prism", "Output (a)", "a"),
+        ("prlhf_prism", " TIE\n", "tie"),
+        ("prlhf_psoups", "Output (a) is long, Output (b) is short.\n\nOutput (b)", "b"),
+        ("prlhf_psoups", "Output (a)\nOn second thoughts:\nOutput (b)", None),
+        ("prlhf_psoups", "Output (b)\nbecause it is short.", None),
+        ("prlhf_psoups", "The answer is Output (b)", None),
+        ("prlhf_psoups", "Output (c)", None),
+        ("compo", "m", "a"),
+        ("compo", "M\n", "b"),
+        ("compo", '"m"', None),
+        ("compo", "m or M", None),
+        ("args", "8 7.5\nThe first is clearer.", "a"),
+        ("args", "3 9", "b"),
+        ("args", "10 10\n", "tie"),
+        ("args", "8, 7", None),
+        ("args", "8 7 6", None),
+        ("args", "0 7", None),
+        ("args", "8 11", None),
+        ("args", "Scores: 8 7", None),
+    ],
+)
+def test_forms_of_answer_of_the_papers(name, text, preference):
+    wanted = {"a": Verdict("a", 1.0), "b": Verdict("b", 0.0), "tie": Verdict("tie", 0.5), None: UNREADABLE}
+    assert PARSERS[name](text) is wanted[preference] or PARSERS[name](text) == wanted[preference]
+    assert PARSERS[name](None) is PARSERS[name]("") is UNREADABLE
 
 
 def test_a_template_without_an_answer_is_refused(make_judge, tmp_path):

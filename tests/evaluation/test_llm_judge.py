@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from faults import FaultServer, questions
+from faults import ALWAYS_A, FaultServer, questions
 
 from prlhf_kit.data.schema import message
 from prlhf_kit.evaluation.endpoint import JudgeError
@@ -11,19 +11,24 @@ from prlhf_kit.evaluation.judge_templates import SCHEMA, TEMPLATES, about
 from prlhf_kit.evaluation.judges import UNREADABLE, Verdict
 
 A = Verdict("a", 0.9)
+ASKED_FOR = {"prlhf_psoups": "Output (a)", "prlhf_prism": "Output (a)", "compo": "m", "args": "9 2"}  # else JSON
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_shipped_templates_say_what_they_are_given(make_judge, name):
-    server, said = FaultServer(), "u" if name == "community" else "I cook."
+def test_shipped_templates_say_what_they_are_given_and_read_what_they_ask_for(make_judge, name):
+    server = FaultServer(answer=ASKED_FOR.get(name, ALWAYS_A))
     judge = make_judge(server, template=name, about=about({"u": "I cook."}))
-    assert judge(["PP"], ["LL"], ["RR"], ["u"]) == [A]
+    [verdict] = judge(["PP"], ["LL"], ["RR"], ["u"])
+    assert verdict == (Verdict("a", 1.0) if name in ASKED_FOR else A)
     system, user = server.seen[0]["messages"]
     assert (system["role"], user["role"]) == ("system", "user")
-    places = [user["content"].index(text) for text in (f"\n{said}\n", "PP", "LL", "RR")]
+    told = f"{system['content']}\n{user['content']}"
+    said = {"community": ["\nu\n"], "compo": ["\nu\n"], "args": []}.get(name, ["\nI cook.\n"])
+    places = [told.index(text) for text in (*said, "PP", "LL", "RR")]
     assert places == sorted(places)
-    assert '{"preference": "A", "confidence": 0.8}' in user["content"]
-    assert ("none known" in user["content"]) == (name == "profile")
+    assert ('{"preference": "A", "confidence": 0.8}' in told) == ("response_format" in server.seen[0])
+    assert ("response_format" in server.seen[0]) == (name not in ASKED_FOR)
+    assert ("none known" in told) == (name in ("profile", "prlhf_prism"))
 
 
 def test_own_template_takes_values_verbatim(make_judge, tmp_path):

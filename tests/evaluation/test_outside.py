@@ -91,7 +91,7 @@ def test_compred_names_users_and_prompts_as_the_dataset_does(compred_folder, tmp
         {"title": "How?", "post": None, "domain": "personalfinance", "response": "So."},
     ]
     assert rows_of(write_lines(tmp_path / "outputs.jsonl", rows)) == [
-        ("outputs", "askscience", "Why?\n\nI wonder.", "Because."),
+        ("outputs", "askscience", "Why?\nI wonder.", "Because."),
         ("outputs", "personalfinance", "How?", "So."),
     ]
     prompts = compred.prompts(compred_folder, "finance")
