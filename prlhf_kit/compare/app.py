@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import argparse
 import html
-import importlib.util
 import ipaddress
 import logging
 import os
@@ -68,8 +67,6 @@ def serve(args: argparse.Namespace) -> int:
     from prlhf_kit.runs.records import existing
     from prlhf_kit.runs.stage import read_record
 
-    if importlib.util.find_spec("voila") is None:
-        raise RunError("the page is served by voila, which is not installed. Run `pip install 'prlhf_kit[notebooks]'`.")
     run_dir, trained = existing(args.run_dir).resolve(), {}
     for stage in NEEDED:
         record = read_record(run_dir / stage) or {"status": "not there"}
