@@ -8,7 +8,7 @@ SIZES := -p dataset_options '{"pairs_per_user": 20}' -p n_prompts 2 -p best_of 2
 # on CPUs that compute in bfloat16 the base is in it: 0.6 of float32's time
 DTYPE := $(shell grep -q avx512_bf16 /proc/cpuinfo 2>/dev/null && echo bfloat16 || echo auto)
 
-.PHONY: setup locked lock demo test lint figures bench lab clean
+.PHONY: setup locked lock demo study test lint docs figures bench lab clean
 
 setup: $(VENV)/.ready
 
@@ -50,6 +50,10 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: setup
+	$(BIN)/mkdocs build --strict --quiet
+	@echo "site: $(CURDIR)/build/site/index.html"
 
 figures: setup
 	$(BIN)/prlhf figures papermill_runs/demo --out figures

@@ -22,9 +22,8 @@ except ModuleNotFoundError:
     shtab = None  # type: ignore[assignment]
 
 from prlhf_kit.compare import app
-from prlhf_kit.runs import commands as run_commands
+from prlhf_kit.runs import commands as run_commands, shipped
 from prlhf_kit.runs.records import RUNS
-from prlhf_kit.runs.shipped import find_notebook
 
 EXIT_USAGE, EXIT_INTERNAL, EXIT_FILES, EXIT_INTERRUPTED, EXIT_PIPE = 2, 70, 74, 130, 141
 EXIT_CODES = """exit codes:
@@ -122,7 +121,9 @@ def parser() -> argparse.ArgumentParser:
         "  prlhf run 01 03 --run mine\n"
         "  prlhf run notebooks/03_pdpo_training.ipynb --run mine -p alpha 0.7 -p seed 1",
     )
-    p.add_argument("notebooks", nargs="+", type=find_notebook, metavar="NOTEBOOK", help=run_commands.NOTEBOOK_HELP)
+    p.add_argument(
+        "notebooks", nargs="+", type=shipped.find_notebook, metavar="NOTEBOOK", help=run_commands.NOTEBOOK_HELP
+    )
     p.add_argument("-p", "--parameter", nargs=2, action="append", metavar=("NAME", "VALUE"), help="set a parameter")
     p.add_argument("--run", default="run", metavar="NAME", help="the run's name, or its folder (default: run)")
     p.add_argument("--out", type=Path, default=RUNS, metavar="DIR", help=f"where runs are kept (default: {RUNS})")
@@ -131,14 +132,17 @@ def parser() -> argparse.ArgumentParser:
     p.set_defaults(action=_later("commands", "run"))
 
     p = commands.add_parser(
-        "notebooks",
-        help="copy the kit's notebooks, to read and to change them",
-        description="Copy the kit's notebooks and configurations into DIR/notebooks and DIR/configs. `prlhf run 03` in "
-        "DIR takes the copy then, else the kit's own.",
-        epilog="examples:\n  prlhf notebooks\n  prlhf notebooks my_study",
+        "train",
+        help="train P-DPO or a control from a YAML file, without notebooks",
+        description="Train from a YAML file, with options over it, as TRL's own commands do. In several processes: "
+        "accelerate launch -m prlhf_kit.cli train CONFIG. Every option: prlhf train CONFIG --help.",
+        epilog="examples:\n"
+        "  prlhf train configs/pdpo.yaml --alpha 0.3 --output_dir models/alpha3\n"
+        "  prlhf train configs/pdpo.yaml --method dpo --output_dir models/dpo",
     )
-    p.add_argument("dir", nargs="?", type=Path, default=Path(), metavar="DIR", help="where to (default: here)")
-    p.set_defaults(action=_later("runs.shipped", "copy_all"))
+    p.add_argument("config", type=Path, metavar="CONFIG", help="a YAML file, see configs/pdpo.yaml")
+    p.add_argument("options", nargs=argparse.REMAINDER, metavar="--NAME VALUE", help="set in place of the file's")
+    p.set_defaults(action=_later("training.command", "command"))
 
     p = commands.add_parser(
         "figures",
@@ -178,9 +182,10 @@ def parser() -> argparse.ArgumentParser:
     _data_parser(commands)
     app.add_parser(commands)
     run_commands.add_parsers(commands)
+    shipped.add_parser(commands)
     for each in parsers(top) if shtab is not None else ():
         for action in each._actions:
-            if action.type in (Path, find_notebook):
+            if action.type in (Path, shipped.find_notebook):
                 action.complete = shtab.DIRECTORY if action.metavar in ("DIR", "RUN") else shtab.FILE  # type: ignore[attr-defined]
     return top
 

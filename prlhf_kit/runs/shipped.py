@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import shutil
 from pathlib import Path
+from typing import Any
 
 from prlhf_kit.runs.parameters import RunError
 
@@ -30,6 +31,19 @@ def find_notebook(given: str) -> Path:
             return notebook
     names = ", ".join(dict.fromkeys(notebook.stem for notebook in known))
     raise RunError(f"there is no notebook {given}. Expected the path of an .ipynb file, or one of {names}.")
+
+
+def add_parser(commands: Any) -> None:
+    """Register `prlhf notebooks`."""
+    p = commands.add_parser(
+        "notebooks",
+        help="copy the kit's notebooks, to read and to change them",
+        description="Copy the kit's notebooks and configurations into DIR/notebooks and DIR/configs. In DIR, `prlhf run "
+        "03` takes the copy then, elsewhere the kit's own.",
+        epilog="examples:\n  prlhf notebooks\n  prlhf notebooks my_study",
+    )
+    p.add_argument("dir", nargs="?", type=Path, default=Path(), metavar="DIR", help="where to (default: here)")
+    p.set_defaults(action=copy_all)
 
 
 def copy_all(args: argparse.Namespace) -> int:
