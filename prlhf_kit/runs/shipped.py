@@ -38,8 +38,8 @@ def add_parser(commands: Any) -> None:
     p = commands.add_parser(
         "notebooks",
         help="copy the kit's notebooks, to read and to change them",
-        description="Copy the kit's notebooks and configurations into DIR/notebooks and DIR/configs. In DIR, `prlhf run "
-        "03` takes the copy then, elsewhere the kit's own.",
+        description="Copy the kit's notebooks and configurations into DIR/notebooks and DIR/configs. In DIR, "
+        "`prlhf run 03` takes the copy then, elsewhere the kit's own.",
         epilog="examples:\n  prlhf notebooks\n  prlhf notebooks my_study",
     )
     p.add_argument("dir", nargs="?", type=Path, default=Path(), metavar="DIR", help="where to (default: here)")
