@@ -50,7 +50,8 @@ def recipe_of(config: Path, options: list[str]) -> tuple[Recipe, ScriptArguments
     parser = TrlParser(
         kinds, allow_abbrev=False, prog="prlhf train", usage="prlhf train CONFIG.yaml [--NAME VALUE ...]"
     )
-    parser.set_defaults(**{each.name: argparse.SUPPRESS for kind in kinds for each in fields(kind) if each.init})
+    for action in parser._actions:
+        action.default = argparse.SUPPRESS  # so that what is parsed is what was given
     content = yaml.safe_load(config.read_text())
     if not isinstance(content, dict):
         raise ArgumentsError(f"{config} holds no mapping. Expected lines such as `alpha: 0.5`.")

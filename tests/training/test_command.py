@@ -37,7 +37,9 @@ def test_what_is_wrong_is_refused(tmp_path, line, message):
 
 
 def test_it_trains(base, tmp_path, capsys):
-    words = ["train", str(CONFIGS / "pdpo.yaml"), "--model_name_or_path", base, "--output_dir", str(tmp_path / "out")]
+    config = tmp_path / "few.yaml"
+    config.write_text((CONFIGS / "pdpo.yaml").read_text().replace("pairs_per_user: 100", "pairs_per_user: 4"))
+    words = ["train", str(config), "--model_name_or_path", base, "--output_dir", str(tmp_path / "out")]
     assert main([*words, "--max_steps", "1", "--per_device_train_batch_size", "2"]) == 0
     assert f"{tmp_path}/out, which kit.load_personalized reads" in capsys.readouterr().out
     _, users = kit.load_personalized(str(tmp_path / "out"))
