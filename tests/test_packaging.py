@@ -101,11 +101,11 @@ def call(wheel, folder):
     """`call(*words)`: a program of a new environment that has the wheel, and sees all else that is installed here."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / "env"], check=True)
     python = folder / "env" / "bin" / "python"
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     pip = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", wheel]
-    subprocess.run(pip, check=True)
+    subprocess.run(pip, check=True, env=env)
     [site] = (folder / "env" / "lib").glob("python*/site-packages")
     (site / "others.pth").write_text(sysconfig.get_path("purelib"))
-    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 
     def call(program, *words):
         line = [python.with_name(program), *words]
