@@ -234,11 +234,11 @@ def interval_of(values, dataset: str, pairs: Dataset) -> dict[str, Any]:
     """Mean with its 95% interval: by user and prompt where users were drawn; domains and objectives are fixed, so
     there by prompt."""
     from prlhf_kit.data.chat import prompt_text
-    from prlhf_kit.evaluation.statistics import cluster_bootstrap, crossed_interval
+    from prlhf_kit.evaluation.statistics import crossed_interval
 
     prompts = [prompt_text(prompt) for prompt in pairs["prompt"]]
     drawn = dataset == "simulated"
-    i = crossed_interval(values, pairs["user_id"], prompts) if drawn else cluster_bootstrap(values, prompts)
+    i = crossed_interval(values, pairs["user_id"], prompts) if drawn else crossed_interval(values, prompts)
     clustered = "user and prompt" if drawn else "prompt"
     return {"mean": i.estimate, "low": i.low, "high": i.high, "n": i.n, "clustered_by": clustered}
 

@@ -74,8 +74,8 @@ def train(way: str, data, batch_size: int) -> float:
     import prlhf_kit as kit
     from prlhf_kit.models.embedded import EMBEDDED
     from prlhf_kit.models.reward_model import new_reward_model
+    from prlhf_kit.training.config import PersonalizedRewardConfig
     from prlhf_kit.training.reward import PersonalizedRewardTrainer
-    from prlhf_kit.training.reward_config import PersonalizedRewardConfig
 
     model, tokenizer = new_reward_model(EMBEDDED, lm_head=way == "train_ours_lm"), kit.load_tokenizer()
     adapter = LoraConfig(task_type="SEQ_CLS", r=8, target_modules=["q_proj", "v_proj"], modules_to_save=["score"])

@@ -73,16 +73,6 @@ class Parser(argparse.ArgumentParser):
         self.exit(EXIT_USAGE, f"{self.prog}: {message}. `{self.prog} --help` shows options and examples.\n")
 
 
-class _Option(argparse.Action):
-    """`-o NAME VALUE`, with the value read as a Python literal."""
-
-    def __call__(self, _parser, namespace, values, option_string=None):
-        from prlhf_kit.runs.parameters import typed
-
-        given = getattr(namespace, self.dest) or []
-        setattr(namespace, self.dest, [*given, (values[0], typed(values[0], values[1], None))])
-
-
 def _later(module: str, function: str) -> Callable[[argparse.Namespace], int]:
     """`function` of `module`, imported when it is called."""
     return lambda args: getattr(importlib.import_module(f"prlhf_kit.{module}"), function)(args)
@@ -164,7 +154,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("dirs", nargs="+", type=Path, metavar="RUN", help="a run, its name, or a folder of runs")
     p.add_argument("--out", type=Path, metavar="FILE", help="the page (default: leaderboard.html where the runs are)")
-    p.set_defaults(action=_later("commands", "report"))
+    p.set_defaults(action=_later("runs.leaderboard", "command"))
     p = commands.add_parser(
         "bundle",
         help="pack the kit for a GPU node without a network",
@@ -221,7 +211,7 @@ def _data_parser(top) -> None:
         )
         p.add_argument("name", metavar="DATASET", help="one of `prlhf data list`")
         p.add_argument("--path", type=Path, help="local file or folder in the dataset's own schema (default: the hub)")
-        p.add_argument("-o", "--option", nargs=2, action=_Option, metavar=("NAME", "VALUE"), help="the dataset's own")
+        p.add_argument("-o", "--option", nargs=2, action="append", metavar=("NAME", "VALUE"), help="the dataset's own")
         p.add_argument("--rule", nargs=2, action="append", metavar=("CHECK", "RULE"), help="refuse, drop or shorten")
         p.add_argument("--model", help="whose tokenizer counts (with a limit: smollm2-135m-instruct)")
         p.add_argument("--max-prompt-tokens", type=int, help="longest prompt")
@@ -272,11 +262,8 @@ def _leave_output() -> None:
 
 
 def explained(error: Exception) -> tuple[int, str]:
-    """Exit code and message for what a command raised.
-
-    The kit's own errors say what was wrong and the way out. They are told by the module of their class: importing
-    all of their classes would take seconds.
-    """
+    """Exit code and message for what a command raised. The kit's own errors say what was wrong and the way out; they
+    are told by the module of their class, since importing all of their classes would take seconds."""
     if any(kind.__module__.startswith("prlhf_kit.") for kind in type(error).__mro__):
         return EXIT_USAGE, str(error)
     if isinstance(error, ModuleNotFoundError) and (extra := _extra_with(error.name or "")):

@@ -1,4 +1,4 @@
-"""What `prlhf run`, `prlhf figures`, `prlhf report` and `prlhf data` do; `cli.py` holds their options."""
+"""What `prlhf run`, `prlhf figures` and `prlhf data` do; `cli.py` holds their options."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 
 from prlhf_kit.runs.commands import check_places, tell_edits
 from prlhf_kit.runs.grid import checked, once
-from prlhf_kit.runs.parameters import RunError, defaults, needs_of
+from prlhf_kit.runs.parameters import RunError, defaults, needs_of, typed
 from prlhf_kit.runs.records import existing, place_of
 from prlhf_kit.runs.stage import RECORD, read_record
 
@@ -20,7 +20,7 @@ def run(args: argparse.Namespace) -> int:
     check_places(args.out, args.copy_to)
     run_dir = place_of(args.run, args.out)
     known = {notebook: defaults(notebook) for notebook in args.notebooks}
-    given = {name: checked(name, value, known) for name, value in once(args.parameter or []).items()}
+    given = checked(once(args.parameter or []), known)
     plans = {n: {k: v for k, v in given.items() if k in known[n]} for n in args.notebooks}
     earlier: list[str] = []
     for notebook, parameters in plans.items():  # all of them are checked before any of them runs
@@ -104,14 +104,6 @@ def figures(args: argparse.Namespace) -> int:
     return 0
 
 
-def report(args: argparse.Namespace) -> int:
-    """`prlhf report`: all runs' numbers side by side on one page."""
-    from prlhf_kit.runs import leaderboard
-
-    print(f"report: {leaderboard.write_page(args.dirs, args.out)}")
-    return 0
-
-
 def list_datasets(args: argparse.Namespace) -> int:
     """`prlhf data list`: every dataset and its options."""
     from prlhf_kit import data
@@ -133,8 +125,8 @@ def prepare_dataset(args: argparse.Namespace) -> int:
     from prlhf_kit.data.prepare import prepare, require_free
 
     require_free(args.out, args.path, args.force)  # before any long work
-    loaded, found, limits = _load(args)
-    out = prepare(loaded, found, args.out, args.name, args.path, dict(args.option or []), limits, args.force)
+    loaded, found, options, limits = _load(args)
+    out = prepare(loaded, found, args.out, args.name, args.path, options, limits, args.force)
     print(f"{found}\n{', '.join(f'{split}: {len(rows)}' for split, rows in loaded.items())} pairs\n{out.resolve()}")
     return 0
 
@@ -143,7 +135,7 @@ def check_dataset(args: argparse.Namespace) -> int:
     """`prlhf data check`: load and check a dataset, and compare its counts with the paper's."""
     from prlhf_kit.data.prepare import compare_counts
 
-    loaded, found, _ = _load(args)
+    loaded, found, _, _ = _load(args)
     print(f"{found}\n\n{found.checks.to_string(index=False)}\n")
     if found.tokens is not None:
         print(f"tokens, of at most 1,000 pairs a split:\n{found.tokens.to_string(index=False)}\n")
@@ -160,14 +152,15 @@ def check_dataset(args: argparse.Namespace) -> int:
 
 
 def _load(args: argparse.Namespace):
-    """What `prlhf data` loads, its report, and the limits that were set."""
+    """What `prlhf data` loads, its report, the dataset's options, and the limits that were set."""
     from prlhf_kit import data
     from prlhf_kit.data.load import resolved
 
     if args.name not in data.DATASETS:
         data.load(args.name)  # says what there is
         raise data.SchemaError(f"{args.name} is prepared already; give the name of a dataset.")
-    resolved(args.name, dict(args.option or []))
+    options = {name: typed(name, text, None) for name, text in args.option or []}
+    resolved(args.name, options)
     tokenizer = None
     if args.model or args.max_prompt_tokens or args.max_tokens:
         from prlhf_kit.models.embedded import EMBEDDED
@@ -175,9 +168,8 @@ def _load(args: argparse.Namespace):
 
         tokenizer = load_tokenizer(args.model or EMBEDDED)
     limits = {"max_prompt_tokens": args.max_prompt_tokens, "max_tokens": args.max_tokens, "min_pairs": args.min_pairs}
-    loaded, found = data.load_with_report(
-        args.name, args.path, tokenizer=tokenizer, rules=dict(args.rule or []), **limits, **dict(args.option or [])
-    )
+    limits["rules"] = dict(args.rule or [])
+    loaded, found = data.load_with_report(args.name, args.path, tokenizer=tokenizer, **limits, **options)
     if found.warning:
         print(f"prlhf: {found.warning}", file=sys.stderr)
-    return loaded, found, limits | {"tokenizer": tokenizer and tokenizer.name_or_path, "rules": dict(args.rule or [])}
+    return loaded, found, options, limits | {"tokenizer": tokenizer and tokenizer.name_or_path}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import hashlib
 import importlib
@@ -17,47 +18,35 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-PACKAGES = (
-    "prlhf_kit",
-    "torch",
-    "transformers",
-    "trl",
-    "peft",
-    "datasets",
-    "accelerate",
-    "papermill",
-    "numpy",
-    "pandas",
-)
+# those that decide a result
+PACKAGES = "prlhf_kit torch transformers trl peft datasets accelerate papermill numpy pandas".split()
 
 
 def of_extra(module: str, extra: str) -> Any:
-    """A module that comes with one of the kit's extras only.
-
-    Raises:
-        ImportError: it is not installed; the message says how.
-    """
+    """A module that comes with one of the kit's extras only. Raises `ImportError`, which says how to install it."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         raise ImportError(f"{error.name} is not installed. Call: pip install 'prlhf_kit[{extra}]'") from error
 
 
+def _files(path: Path) -> list[tuple[str, Path]]:
+    """A file, or those of a folder with their names from there; caches of `datasets` left out."""
+    found = sorted(path.rglob("*")) if path.is_dir() else [path]
+    return [(p.relative_to(path).as_posix(), p) for p in found if p.is_file() and not p.name.startswith("cache-")]
+
+
 def sha256(path: Path) -> str:
-    """Hex SHA-256 of a file, or of a folder's file names and contents (caches of `datasets` left out)."""
+    """Hex SHA-256 of a file, or of a folder's file names and contents."""
     if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("cache-"))
-        listing = [(p.relative_to(path).as_posix(), sha256(p)) for p in files]
-        return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
+        return hashlib.sha256(json.dumps([(name, sha256(p)) for name, p in _files(path)]).encode()).hexdigest()
     with path.open("rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def file_states(path: Path) -> list[tuple[str, int, int]]:
     """Name, bytes and time of the last change of a file, or of each file that `sha256` reads of a folder."""
-    files = sorted(path.rglob("*")) if path.is_dir() else [path]
-    found = [(p, p.stat()) for p in files if p.is_file() and not p.name.startswith("cache-")]
-    return [(p.relative_to(path).as_posix(), stat.st_size, stat.st_mtime_ns) for p, stat in found]
+    return [(name, p.stat().st_size, p.stat().st_mtime_ns) for name, p in _files(path)]
 
 
 def write_json(path: Path, content: object) -> None:
@@ -77,11 +66,8 @@ def write_text(path: Path, text: str) -> None:
 
 
 def require_whole_characters(row: Mapping[str, Any], where: str) -> None:
-    """Refuse half of a surrogate pair (an emoji that was cut), which JSON can spell and UTF-8 can't.
-
-    Raises:
-        ValueError: says which field of the row it is, and what stands in front.
-    """
+    """Refuse half of a surrogate pair (an emoji that was cut), which JSON can spell and UTF-8 can't: a `ValueError`
+    says which field of the row it is, and what stands in front."""
     for field, value in row.items():
         try:
             json.dumps([field, value], ensure_ascii=False).encode()
@@ -99,7 +85,7 @@ def unfinished(path: Path) -> Path:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide a result."""
+    """Versions of Python and of `PACKAGES`."""
     return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES}
 
 
@@ -107,13 +93,10 @@ def git_state(folder: Path | None = None) -> dict[str, Any]:
     """Commit and whether the work tree differs from it; both None outside a checkout."""
 
     def git(*args: str) -> str | None:
-        try:
-            run = subprocess.run(
-                ["git", *args], cwd=folder or Path(__file__).parent, capture_output=True, text=True, check=True
-            )
-        except (OSError, subprocess.CalledProcessError):
-            return None
-        return run.stdout.strip()
+        where = folder or Path(__file__).parent
+        with contextlib.suppress(OSError, subprocess.CalledProcessError):
+            return subprocess.run(["git", *args], cwd=where, capture_output=True, text=True, check=True).stdout.strip()
+        return None
 
     status = git("status", "--porcelain")
     return {"commit": git("rev-parse", "HEAD"), "dirty": None if status is None else bool(status)}
@@ -142,15 +125,14 @@ def in_chunks(
     """
     found = []
     for start in tqdm(range(0, len(items), size), desc=what, disable=None, leave=False):
-        file = None if folder is None else folder / f"{start:09d}.npy"
-        if file is not None and file.exists():
-            found.append(np.load(file))
+        if folder and (folder / f"{start:09d}.npy").exists():
+            found.append(np.load(folder / f"{start:09d}.npy"))
             continue
         found.append(np.asarray(compute(items[start : start + size])))
-        if file is not None:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            temporary = unfinished(file)
+        if folder:
+            folder.mkdir(parents=True, exist_ok=True)
+            temporary = unfinished(folder / f"{start:09d}.npy")
             with temporary.open("wb") as f:  # by a path, numpy would add .npy to its name
                 np.save(f, found[-1])
-            temporary.replace(file)
+            temporary.replace(folder / f"{start:09d}.npy")
     return np.concatenate(found)

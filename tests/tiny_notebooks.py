@@ -15,11 +15,14 @@ with (stage.dir / "starts.txt").open("a") as f:
 FINISH = 'stage.finish({"twice": 2 * n})'
 
 
-def write_notebook(folder, name, *cells, needs=(), uses=(), parameters=PARAMETERS, finish=FINISH):
+def write_notebook(
+    folder, name, *cells, needs=(), uses=(), parameters=PARAMETERS, body=BODY, finish=FINISH, tags=("parameters",)
+):
     """`<folder>/<name>.ipynb` with `cells` between the stage's begin and `finish`."""
     nb = nbformat.v4.new_notebook()
-    first = nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]})
-    nb.cells = [first, *map(nbformat.v4.new_code_cell, [BODY.replace("{name}", name), *cells, finish])]
+    first = nbformat.v4.new_code_cell(parameters, metadata={"tags": list(tags)})
+    texts = [body.replace("{name}", name), *cells, *filter(None, [finish])]
+    nb.cells = [first, *map(nbformat.v4.new_code_cell, texts)]
     nb.metadata["prlhf_kit"] = {"needs": list(needs), "uses": list(uses)}
     nb.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
     path = folder / f"{name}.ipynb"

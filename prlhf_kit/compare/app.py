@@ -5,13 +5,10 @@ from __future__ import annotations
 
 import argparse
 import html
-import ipaddress
 import logging
 import os
 import secrets
 import shutil
-import socket
-import sys
 import tempfile
 import webbrowser
 from pathlib import Path
@@ -23,9 +20,6 @@ from prlhf_kit.runs.shipped import find_notebook
 NEEDED = ("01_data_preparation", "03_pdpo_training")
 IDLE = 600  # seconds that the kernel of a page that is gone lives on
 OPEN = '<!doctype html><title>prlhf app</title><meta http-equiv="refresh" content="0; url={0}"><a href="{0}">Open</a>'
-EXPOSED = """prlhf app: WARNING: listening on {ip}, without encryption. Whoever sees the traffic sees the token and the
-votes; whoever has the token can use the models. To reach a remote machine, leave --ip as it is and use
-`ssh -L {port}:localhost:{port} HOST`."""
 
 
 def add_parser(commands: Any) -> None:
@@ -34,7 +28,7 @@ def add_parser(commands: Any) -> None:
         "app",
         help="compare a run's systems side by side in a browser",
         description="Serve a run's side-by-side comparison as a page, at an address that holds a secret token (or the "
-        "one in JUPYTER_TOKEN). Ctrl-C ends it, with exit code 0.",
+        "one in JUPYTER_TOKEN). Ctrl-C ends it.",
         epilog="examples:\n"
         "  prlhf app papermill_runs/demo\n"
         "  prlhf app papermill_runs/demo --no-browser --port 9000 --votes votes/ann.jsonl",
@@ -43,7 +37,6 @@ def add_parser(commands: Any) -> None:
         "run_dir", type=Path, metavar="RUN", help="a run (folder or name) with " + " and ".join(NEEDED) + " completed"
     )
     p.add_argument("--port", type=int, default=8866, help="or the next free one (default: %(default)s)")
-    p.add_argument("--ip", default="127.0.0.1", help="address to listen on (default: %(default)s, this machine only)")
     p.add_argument("--pages", type=int, default=8, help="open at once, each with its models (default: %(default)s)")
     p.add_argument("--no-browser", action="store_true", help="only print the address")
     p.add_argument("--votes", type=Path, metavar="FILE", help="where votes are appended (default: in the run)")
@@ -77,9 +70,8 @@ def serve(args: argparse.Namespace) -> int:
             )
         trained = record.get("parameters", {})
     given = dict(args.parameter or [])
-    for name, option in (("run_dir", "RUN"), ("votes", "--votes")):
-        if name in given:
-            raise RunError(f"parameter {name!r} is set with {option}, not with -p.")
+    if {"run_dir", "votes"} & set(given):
+        raise RunError("the parameters run_dir and votes are set with RUN and --votes, not with -p.")
     if not 0 < args.port < 65536 or args.pages < 1:
         raise RunError(f"--port is {args.port} and --pages {args.pages}; expected a port from 1 to 65535, and a page.")
     given["run_dir"] = str(run_dir)
@@ -133,41 +125,29 @@ def _run_server(scratch: Path, args: argparse.Namespace) -> None:
             finally:
                 Kernels.starting -= 1
 
-    def guarded(handler: type) -> type:
-        """Voila's file handlers ask nobody who they are."""
-        if handler is TornadoVoilaHandler:
-            return Page
-        if not issubclass(handler, StaticFileHandler):
-            return handler
-        bases = (handler,) if issubclass(handler, JupyterHandler) else (JupyterHandler, handler)
-
-        async def prepare(self: Any) -> None:
-            await JupyterHandler.prepare(self, _redirect_to_login=False)
+    class WithToken(JupyterHandler):
+        async def prepare(self, **_: Any) -> None:
+            await super().prepare(_redirect_to_login=False)
             if self.current_user is None:
                 raise HTTPError(403)
 
-        return type("WithToken", bases, {"prepare": prepare})
+    def guarded(handler: type) -> type:
+        if issubclass(handler, StaticFileHandler):  # which would ask nobody who they are
+            return type("FileWithToken", (WithToken, handler), {})
+        return Page if handler is TornadoVoilaHandler else handler
 
     class App(Voila):
         def init_handlers(self) -> list:
             return [(route, guarded(handler), *more) for route, handler, *more in super().init_handlers()]
 
         def launch_browser(self) -> None:  # once the port is known; voila's own would open it without the token
-            anywhere = args.ip in ("", "0.0.0.0", "::")
-            host = socket.gethostname() if anywhere else f"[{args.ip}]" if ":" in args.ip else args.ip
-            url = f"http://{host}:{self.port}/?{urlencode({'token': self.token})}"
+            url = f"http://127.0.0.1:{self.port}/?{urlencode({'token': self.token})}"
             print(f"{url}\nCtrl-C ends it.", flush=True)
             if not args.no_browser:  # by a file: other users of the machine could read the token in a command line
                 page = scratch / "open.html"
                 page.write_text(OPEN.format(html.escape(url)))
                 webbrowser.open(page.as_uri())
 
-    try:
-        local = args.ip == "localhost" or ipaddress.ip_address(args.ip).is_loopback
-    except ValueError:
-        local = False
-    if not local:
-        print(EXPOSED.format(ip=args.ip or "all addresses", port=args.port), file=sys.stderr, flush=True)
     config = Config()
     config.VoilaConfiguration.file_allowlist = []  # voila/files serves pictures of the notebook's folder by default
     config.VoilaConfiguration.allow_template_override = "NO"
@@ -186,7 +166,7 @@ def _run_server(scratch: Path, args: argparse.Namespace) -> None:
         config_file_paths=[],
         notebook_path=str(scratch / "index.ipynb"),
         root_dir=str(scratch),
-        ip=args.ip,
+        ip="127.0.0.1",
         port=args.port,
         open_browser=True,
         token=os.environ.get("JUPYTER_TOKEN") or secrets.token_urlsafe(32),
@@ -196,7 +176,7 @@ def _run_server(scratch: Path, args: argparse.Namespace) -> None:
         tornado_settings={
             "static_path": DEFAULT_STATIC_FILES_PATH,  # pages of errors ask for it
             "static_url_prefix": "/voila/static/",
-            "allow_remote_access": not local,  # here, a Host other than localhost is some web page's trick
+            "allow_remote_access": False,  # a Host other than localhost is some web page's trick
             "xsrf_cookie_kwargs": {"samesite": "Strict"},
             "headers": {"Referrer-Policy": "no-referrer"},  # the address holds the token
             "log_function": lambda handler: None,

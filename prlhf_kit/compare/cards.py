@@ -13,10 +13,11 @@ import pandas as pd
 from jinja2 import Environment
 from tqdm.auto import tqdm
 
-from prlhf_kit.compare.systems import Reward, System, User
+from prlhf_kit.compare.systems import Offered, Reward, System, User
 from prlhf_kit.data.chat import prompt_text
 from prlhf_kit.decoding.answers import GuidedAnswer
 from prlhf_kit.decoding.generate import DecodingError, Prompt
+from prlhf_kit.models.conditioning import ConditioningError
 
 STYLE = f"<style>{Path(__file__).with_name('widgets.css').read_text(encoding='utf-8')}</style>"
 LOOKS: Any = (
@@ -26,15 +27,22 @@ UNFINISHED = "\ufffd"  # what a tokenizer makes of bytes that are no character y
 
 
 class Piece(NamedTuple):
-    """The least number of tokens that are whole characters."""
+    """Some of an answer's text: the least number of tokens that are whole characters, or spaces around them."""
 
     text: str
     base: str | None = None  # what the base would have said there, if not this
     gain: float = 0.0  # the reward gained
     depth: float = 0.0  # as a share of the answer's largest
     name: str = ""  # of what can't be seen, to be read out
-    before: str = ""  # spaces around the text
-    after: str = ""
+
+
+def visible(text: str) -> tuple[str, str]:
+    """To be pointed at, and to be read out: what can't be seen gets a sign and a name."""
+    if UNFINISHED in text:
+        return "▯", "part of a character"
+    if text.strip():
+        return text.strip(), text.strip()
+    return ("↵", "line break") if "\n" in text else ("␣", "space") if text else ("∎", "end of the answer")
 
 
 def pieces(answer: GuidedAnswer, tokenizer) -> list[Piece]:
@@ -45,14 +53,6 @@ def pieces(answer: GuidedAnswer, tokenizer) -> list[Piece]:
         ahead = answer.tokens[:start]
         whole = tokenizer.decode([*ahead, *tokens], skip_special_tokens=True)
         return whole[len(tokenizer.decode(ahead, skip_special_tokens=True)) :]
-
-    def visible(text: str) -> tuple[str, str]:
-        """To be pointed at, and to be read out: what can't be seen gets a sign and a name."""
-        if UNFINISHED in text:
-            return "▯", "part of a character"
-        if text.strip():
-            return text.strip(), text.strip()
-        return ("↵", "line break") if "\n" in text else ("␣", "space") if text else ("∎", "end of the answer")
 
     gained = np.nan_to_num(np.array(answer.rewards) - np.array(answer.base_rewards))
     changed = np.array(answer.changed, dtype=bool)
@@ -66,9 +66,9 @@ def pieces(answer: GuidedAnswer, tokenizer) -> list[Piece]:
         if moved:
             _, base = visible(text_of(start, [*answer.tokens[start : moved[0]], answer.base_tokens[moved[0]]]))
             sign, name = visible(text)
-            before, _, after = text.partition(text.strip()) if text.strip() else ("", "", "")
+            before, _, after = text.partition(sign) if sign in text else ("", "", "")
             gain = gained[moved].sum()
-            found.append(Piece(sign, base, gain, round(max(gain, 0.0) / most, 2), name, before, after))
+            found += [Piece(before), Piece(sign, base, gain, round(max(gain, 0.0) / most, 2), name), Piece(after)]
         else:
             found.append(Piece(text.rstrip(UNFINISHED)))
         start = stop
@@ -118,16 +118,9 @@ class Card:
 
     def made_by(self) -> dict[str, Any]:
         """What made the answer, in plain values, to be kept with a vote."""
-        user = self.users[0] if self.system.reads else None
-        return {
-            "system": self.system.name,
-            "user": user and user.user_id,
-            "for": self.whom,
-            "weight": self.weight,
-            "top_k": self.system.top_k,
-            "fitted": user and user.fitted,
-            "ended": self.ended,
-        }
+        user = self.users[0].user_id if self.system.reads else None
+        shown = {"system": self.system.name, "user": user, "for": self.whom, "weight": self.weight}
+        return shown | {"top_k": self.system.top_k, "ended": self.ended}
 
     def write(
         self, prompt: Prompt, rewards: Mapping[str, Reward], max_new_tokens: int, stop: threading.Event
@@ -150,7 +143,7 @@ class Card:
                     found = {name: reward(user, prompt, self.text) for name, reward in rewards.items()}
                     self.rewards += [(user, name, value) for name, value in found.items() if value is not None]
         except Exception as error:  # whatever a model or a reward raises is shown where it happened
-            kind = "" if isinstance(error, DecodingError) else f"{type(error).__name__}: "
+            kind = "" if isinstance(error, DecodingError | ConditioningError) else f"{type(error).__name__}: "
             self.state, self.error = "failed", f"{kind}{error}"
 
 
@@ -167,46 +160,23 @@ def lay_out(systems: Sequence[System], users: Sequence[User], weight: float) -> 
     return cards, left_out
 
 
-def write_all(
-    prompt: Prompt,
-    systems: Sequence[System],
-    users: Sequence[User],
-    weight: float,
-    rewards: Mapping[str, Reward],
-    max_new_tokens: int,
-) -> list[Card]:
-    """The cards of `lay_out`, written one after the other. Raises `RuntimeError` where one fails."""
-    cards, _ = lay_out(systems, users, weight)
-    for card in tqdm(cards, desc="answers", disable=None, leave=False):
-        for _ in card.write(prompt, rewards, max_new_tokens, threading.Event()):
-            pass
-        if card.error:
-            raise RuntimeError(f"{card.title} has no answer for {card.whom}. {card.error}")
-    return cards
+def answered(
+    offered: Offered, prompt: Prompt, users: Sequence[User], weight: float, max_new_tokens: int
+) -> tuple[str, pd.DataFrame]:
+    """One prompt answered where nobody is at the screen: cards as HTML that needs no kernel and no script, and a table.
 
-
-def table(prompt: Prompt, cards: Sequence[Card]) -> pd.DataFrame:
-    """One row a card that is done: `prompt`, `system`, `for`, `answer`, `tokens`, `moved` (tokens unlike the base's),
-    `ended` (or else cut off), and each reward, of an answer that is for all users alike its mean over them."""
+    The table has a row an answer: `prompt`, what made it (`made_by`), `answer`, `tokens`, `moved` (tokens unlike the
+    base's), and each reward, of an answer that is for all users alike its mean over them. Raises `RuntimeError` where
+    an answer fails.
+    """
+    cards, _ = lay_out(offered.systems, users, weight)
     rows = []
-    for card in cards:
-        assert card.answer is not None
+    for card in tqdm(cards, desc="answers", disable=None, leave=False):
+        for _ in card.write(prompt, offered.rewards, max_new_tokens, threading.Event()):
+            pass
+        if card.answer is None or card.error:
+            raise RuntimeError(f"{card.title} has no answer for {card.whom}. {card.error}")
         values = pd.DataFrame(card.rewards, columns=["user", "name", "value"]).groupby("name", sort=False).value.mean()
-        rows.append(
-            {
-                "prompt": prompt_text(prompt),
-                "system": card.title,
-                "for": card.whom,
-                "answer": card.text,
-                "tokens": len(card.answer.tokens),
-                "moved": sum(card.answer.changed),
-                "ended": card.ended,
-                **values,
-            }
-        )
-    return pd.DataFrame(rows)
-
-
-def static(prompt: Prompt, cards: Sequence[Card]) -> str:
-    """A prompt and its cards as a piece of HTML that needs no kernel and no script."""
-    return f"{STYLE}{LOOKS.static_html(prompt_text(prompt), cards)}"
+        numbers = {"tokens": len(card.answer.tokens), "moved": sum(card.answer.changed), **values}
+        rows.append({"prompt": prompt_text(prompt), **card.made_by(), "answer": card.text, **numbers})
+    return f"{STYLE}{LOOKS.static_html(prompt_text(prompt), cards)}", pd.DataFrame(rows)

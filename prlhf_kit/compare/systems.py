@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 import torch
 from datasets import DatasetDict, load_from_disk
@@ -22,18 +23,16 @@ from prlhf_kit.decoding.generate import Prompt
 from prlhf_kit.decoding.guided import GuidedDecoder
 from prlhf_kit.decoding.guides import PAD, Guide
 from prlhf_kit.decoding.implicit import ImplicitReward
-from prlhf_kit.evaluation.accuracy import TEXT
+from prlhf_kit.evaluation.accuracy import TEXT, VANILLA
 from prlhf_kit.files import in_chunks, short_hash
 from prlhf_kit.models import embedded, hub
 from prlhf_kit.models.saving import load_personalized
 from prlhf_kit.models.user_index import UserIndex
 from prlhf_kit.runs.stage import left_by
-from prlhf_kit.training.controls import LABELS
 from prlhf_kit.training.new_users import Adapted, adapt, add_users
 from prlhf_kit.training.persrm import load_persrm
 
 BASE, PERSONAL, STEERED, PERSRM = "base model", "P-DPO", "PAD", "PAD, PersRM"
-VANILLA = LABELS["dpo"]
 KNOWS = {
     BASE: "nothing; not trained here",
     VANILLA: "nothing; trained on everybody's pairs",
@@ -52,7 +51,7 @@ class User:
     name: str
     user_id: str | None = None  # None: the generic user
     words: str | None = None  # what they say of themselves
-    fitted: dict[str, int] | None = None  # `pairs`, `steps` and `seed` of a new user's row; None: they were in training
+    fitted: int | None = None  # pairs that a new user's row was fitted to; None: they were in training
 
 
 ANYONE = User("anyone (generic user)")
@@ -123,20 +122,12 @@ def of_run(
     top_k: int = 10,
     seed: int = 0,
 ) -> Offered:
-    """Load what a run's stages 01 and 03 left (and the PersRM of 04, if it is there), all on one base in memory.
-
-    Args:
-        model: the base model that notebook 03 trained on.
-        users: seen users on offer; none: up to `MANY` of them, those of different groups first.
-        systems: some of `KNOWS`; none: all that the run has.
-        prompts: texts on offer; none: `n_prompts` test prompts, drawn by `seed`.
-        k: known pairs of the new user, one of those who were never in training; 0: no such user.
-        steps: of Adam when that user is fitted; 0 chooses the nearest known user. Fitted once, then kept in the cache.
-        top_k: candidates a token of PAD.
+    """Load what a run's stages 01 and 03 left (and the PersRM of 04b, if it is there), adapters all on one base in
+    memory. The parameters are those of notebook 07.
 
     Raises:
         StageError: the run lacks a stage, or a file of it was changed since.
-        ValueError: a user has no row in the model, or the run has no such system.
+        KeyError, ValueError: a user has no row in the model, or the run has no such system.
     """
     run_dir = Path(run_dir).resolve()
     data: Any = load_from_disk(left_by("01_data_preparation", run_dir, "data"))
@@ -144,35 +135,37 @@ def of_run(
     control, persrm = trained.with_name("dpo"), run_dir / "04b_persrm" / "persrm"
     spoken = any(data["train"]["user_text"])
     there = {VANILLA: control.exists(), TEXT: spoken, PERSRM: spoken and persrm.exists()}
-    names = [name for name in KNOWS if there.get(name, True)]
-    if unknown := [name for name in systems if name not in names]:
-        raise ValueError(f"{run_dir.name} has no system {unknown[0]!r}. It has: {', '.join(names)}.")
-    names = [name for name in names if not systems or name in systems]
+    has = [name for name in KNOWS if there.get(name, True)]
+    if unknown := [name for name in systems if name not in has]:
+        raise ValueError(f"{run_dir.name} has no system {unknown[0]!r}. It has: {', '.join(has)}.")
+    names = [name for name in has if not systems or name in systems]
 
     tokenizer, base = hub.load_tokenizer(model), hub.load_model(model)
-    personal, index = load_personalized(trained, twin(base) if _is_adapter(trained) else model)
-    _refer(personal, base, model)
+    hub.require_start(trained, model)
+    personal, index = load_personalized(trained, twin(base))
     people = _seen(data, index, users)
     if k and "adapt_unseen" in data:
         new, index = _new(data, personal, index, tokenizer, k, steps, seed)
         people.append(new)
-    guide = PAD(personal, index, {user.user_id: user.words for user in people if user.user_id and user.words})
-    fingerprints = {BASE: hub.weights_hash(base), PERSONAL: hub.weights_hash(personal)}
-
-    found = [System(BASE, PAD(base), tokenizer, weight=0.0)]
+    words = {user.user_id: user.words for user in people if user.user_id and user.words}
+    guide = PAD(personal, index, words, tokenizer=tokenizer)
+    models: dict[str, Any] = {BASE: base, PERSONAL: personal}
+    found = {
+        BASE: System(BASE, PAD(base), tokenizer, weight=0.0),
+        PERSONAL: System(PERSONAL, guide, tokenizer, "user_id", weight=1.0),
+        STEERED: System(STEERED, guide, tokenizer, "user_id", top_k=top_k),
+        TEXT: System(TEXT, PAD(base), tokenizer, "words", weight=1.0),
+    }
+    if VANILLA in names and (control / "adapter_config.json").exists():
+        models[VANILLA] = PeftModel.from_pretrained(twin(base), control).eval()
+    elif VANILLA in names:
+        models[VANILLA] = hub.load_model(str(control))
+        models[VANILLA].reference_name = model
     if VANILLA in names:
-        adapter = _is_adapter(control)
-        vanilla = PeftModel.from_pretrained(twin(base), control).eval() if adapter else hub.load_model(str(control))
-        _refer(vanilla, base, model)
-        fingerprints[VANILLA] = hub.weights_hash(vanilla)
-        found.append(System(VANILLA, PAD(vanilla), tokenizer, weight=1.0))
-    found.append(System(PERSONAL, guide, tokenizer, "user_id", weight=1.0))
-    found.append(System(STEERED, guide, tokenizer, "user_id", top_k=top_k))
-    found.append(System(TEXT, PAD(base), tokenizer, "words", weight=1.0))
+        found[VANILLA] = System(VANILLA, PAD(models[VANILLA], tokenizer=tokenizer), tokenizer, weight=1.0)
     if PERSRM in names:
-        steering = load_persrm(persrm, twin(base))
-        fingerprints[PERSRM] = hub.weights_hash(steering)
-        found.append(System(PERSRM, PAD(steering), tokenizer, "words", top_k=top_k))
+        models[PERSRM] = load_persrm(persrm, twin(base))
+        found[PERSRM] = System(PERSRM, PAD(models[PERSRM]), tokenizer, "words", top_k=top_k)
 
     # what PAD adds up over an answer, whoever wrote it: log pi_pers(y | p, x) - log pi_ref(y | x)
     implicit = ImplicitReward(guide, tokenizer, unfinished=True)  # answers may be cut off
@@ -185,12 +178,12 @@ def of_run(
             float(population.utility([user.user_id], [text])[0]) if user.user_id in population.user_ids else None
         )
     return Offered(
-        [system for system in found if system.name in names],
+        [found[name] for name in names],
         [*people, ANYONE],
         [message("user", text) for text in prompts]
         or unique_prompts(data["test_seen" if "test_seen" in data else "train"], n_prompts, seed),
         rewards,
-        fingerprints,
+        {name: hub.weights_hash(one) for name, one in models.items()},
         data,
     )
 
@@ -200,23 +193,9 @@ def twin(model: PreTrainedModel) -> PreTrainedModel:
     return copy.deepcopy(model, {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]})
 
 
-def _is_adapter(folder: Path) -> bool:
-    return (folder / "adapter_config.json").exists()
-
-
-def _refer(trained, base: PreTrainedModel, name: str) -> None:
-    """Of a model all of whose weights were trained, `base` is the reference, not one more copy of it that
-    `saving.reference_model` would load."""
-    if not isinstance(trained, PeftModel):
-        trained.reference_name = name
-        vars(trained)["_reference"] = base
-
-
 def _seen(data: DatasetDict, index: UserIndex, wanted: Sequence[str]) -> list[User]:
     """The users `wanted`; or up to `MANY` who were trained on, the first of every group first."""
-    if unknown := [user for user in wanted if user not in index]:
-        some = ", ".join(index.user_ids[:5])
-        raise ValueError(f"user {unknown[0]!r} has no row in the P-DPO model. It knows {some}, ...: name some of them.")
+    index.rows(wanted)  # raises where one has none
     train, known = data["train"], list(index.user_ids)
     words = dict(zip(train["user_id"], train["user_text"], strict=True))
     groups = dict(zip(train["user_id"], train["group"], strict=True))
@@ -228,21 +207,17 @@ def _seen(data: DatasetDict, index: UserIndex, wanted: Sequence[str]) -> list[Us
 def _new(
     data: DatasetDict, personal, index: UserIndex, tokenizer, k: int, steps: int, seed: int
 ) -> tuple[User, UserIndex]:
-    """The first user of `adapt_unseen`, with a row in `personal` that is fitted to `k` of their pairs (or read from the
-    kit's cache), and the index with that row."""
+    """The first user of `adapt_unseen`, with a row in `personal` that is fitted to `k` of their pairs (once: it is kept
+    in the cache), and the index with that row."""
     pairs = few_shot(data, k, seed, allow_fewer=True)
     name = min(pairs["user_id"])
     theirs = pairs.filter(lambda row: row["user_id"] == name)
     made_from = [list(theirs[column]) for column in ("prompt", "chosen", "rejected", "user_text")]
     folder = embedded.cache_dir() / "adapted" / short_hash(hub.weights_hash(personal), steps, made_from)
-    own = in_chunks(
-        lambda _: adapt(personal, tokenizer, theirs, steps=steps).own.float().cpu().numpy(),
-        [name],
-        folder,
-        what=f"fitting {name}",
-    )
-    index = add_users(personal, index, Adapted([name], torch.from_numpy(own), pd.DataFrame(), []))
-    n = len(theirs)
-    told = f"{n} pair{'s' * (n != 1)}{f', {k} were asked for' if n < k else ''}"
-    fitted = {"pairs": n, "steps": steps, "seed": seed}
-    return User(f"{name} (new: fitted to {told})", name, theirs["user_text"][0], fitted), index
+
+    def fit(_) -> np.ndarray:
+        return adapt(personal, tokenizer, theirs, steps=steps).own.float().cpu().numpy()
+
+    own = torch.from_numpy(in_chunks(fit, [name], folder, what=f"fitting {name}"))
+    index = add_users(personal, index, Adapted([name], own, pd.DataFrame(), []))
+    return User(f"{name} (new, {len(theirs)} pairs known)", name, theirs["user_text"][0], len(theirs)), index

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,6 @@ from filelock import FileLock
 
 from prlhf_kit.data.schema import record
 from prlhf_kit.files import now, write_text
-
-
-class VoteError(ValueError):
-    """The vote can't be taken; the message says why."""
 
 
 def records(
@@ -26,25 +22,18 @@ def records(
     voter_text: str = "",
     **more: Any,
 ) -> list[dict[str, Any]]:
-    """One preference record of `voter` for each answer that number `chosen` was preferred to; none for answers that are
-    empty, or the same as the chosen one.
-
-    Args:
-        answers: text, and what made it (plain values), of each answer in the order in which they were shown.
-        voter_text: what the voter says of themselves.
-        more: what else is kept in every record.
+    """One preference record of `voter` for each of `answers` (text, and what made it) that number `chosen` was
+    preferred to; none for those that are empty, or the same as it. `more` is kept in every record.
 
     Raises:
-        VoteError: no name, or nothing to choose between.
+        ValueError: no name, or nothing to choose between.
     """
-    if not voter.strip():
-        raise VoteError("Type your name (or any id of yours) first: a vote counts as that person's preference.")
     best, best_by = answers[chosen][0].strip(), answers[chosen][1]
-    if not best:
-        raise VoteError("An empty answer can't be preferred.")
     others = [(text.strip(), made_by) for text, made_by in answers if text.strip() not in ("", best)]
-    if not others:
-        raise VoteError("There is no other answer than this one: the others are empty, or the same to the letter.")
+    if not voter.strip():
+        raise ValueError("Type your name (or any id of yours) first: a vote counts as that person's preference.")
+    if not best or not others:
+        raise ValueError("There is nothing to prefer: answers are empty, or the same to the letter.")
     more |= {"vote": f"vote-{uuid.uuid4().hex[:12]}", "time": now(), "chosen_from": best_by}
     about = voter_text.strip() or None
     return [
@@ -53,13 +42,9 @@ def records(
     ]
 
 
-def append(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Add `rows` to the JSON lines in `path`, all or none, whatever happens meanwhile. Several processes may do so at
-    once.
-
-    Raises:
-        OSError: it can't be written, or is locked for half a minute; the file is as it was.
-    """
+def append(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Add `rows` to the JSON lines in `path`, all or none. Several processes may do so at once. Raises `OSError` where
+    it can't be written, or is locked for half a minute."""
     path = Path(path).resolve()  # a link stays one
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)

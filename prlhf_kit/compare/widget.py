@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
-import secrets
+import random
 import threading
 import time
 from html import escape
@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import ipywidgets as ui
-import numpy as np
 from IPython.core.getipython import get_ipython
 from IPython.display import Javascript
 
@@ -50,7 +49,6 @@ class Comparison(ui.VBox):
         offered: of `systems.of_run`.
         votes: file that votes are appended to; None: there are no votes.
         weight, max_new_tokens, blind: at first.
-        seed: of the order in blind mode, kept with every vote; None: another one each time.
     """
 
     stopping = threading.Event()  # ends what is being written now, by whichever comparison
@@ -63,12 +61,9 @@ class Comparison(ui.VBox):
         weight: float = 2.0,
         max_new_tokens: int = 256,
         blind: bool = False,
-        seed: int | None = None,
     ):
         Comparison.stopping.set()  # a cell that is run again leaves the widget that it showed without a Stop button
         self.offered, self.votes = offered, votes
-        self.kit = {"version": importlib.metadata.version("prlhf_kit"), **git_state()}
-        self.seed, self.round = secrets.randbits(32) if seed is None else seed, 0
         self.context: Prompt = []  # the turns before the question
         self.asked: Prompt = []
         self.settings: dict[str, Any] = {}
@@ -109,12 +104,12 @@ class Comparison(ui.VBox):
             groups.append(ui.VBox([ui.HTML("<h3>Votes</h3>"), self.voter, self.about]))
         form, actions = ui.Box(groups), ui.Box([self.generate, self.stop, self.reveal, self.status])
         super().__init__([ui.HTML(STYLE), self.choose, self.earlier, self.prompt, form, actions, self.cards, script])
-        # for the style sheet, the script and the tests
-        for name in "choose prompt weight voter about generate status cards".split():
-            getattr(self, name).add_class(f"prlhf-{name}")
         self.add_class("prlhf-compare")
         named = {"users": users, "systems": systems, "options": form, "actions": actions, "script": script}
-        for name, part in named.items():
+        named |= {
+            name: getattr(self, name) for name in "choose prompt weight voter about generate status cards".split()
+        }
+        for name, part in named.items():  # for the style sheet, the script and the tests
             part.add_class(f"prlhf-{name}")
         self.choose.observe(self._chosen, "value")
         self.choose.value = 0 if offered.prompts else -1
@@ -122,10 +117,6 @@ class Comparison(ui.VBox):
         self.stop.on_click(lambda _: Comparison.stopping.set())
         self.reveal.on_click(self._reveal)
         self._say("ready", "Ready.")
-
-    def wait(self, timeout: float | None = None) -> None:
-        """Until all answers are written, or `timeout` seconds."""
-        self.thread.join(timeout)
 
     def _say(self, state: str, text: str) -> None:
         self.status.value = f'<span data-state="{state}">{escape(text)}</span>'
@@ -143,7 +134,7 @@ class Comparison(ui.VBox):
         Comparison.stopping.set()
         Comparison.stopping = threading.Event()
         self._say("writing", "Waiting until other answers stop ..." if WRITING.locked() else "Writing ...")
-        self.thread = threading.Thread(target=self._run, args=[Comparison.stopping], name="prlhf-compare", daemon=True)
+        self.thread = threading.Thread(target=self._run, args=[Comparison.stopping], daemon=True)
         self.thread.start()
 
     def _run(self, stop: threading.Event) -> None:
@@ -160,22 +151,18 @@ class Comparison(ui.VBox):
         users = [user for user, box in self.users.items() if box.value]
         systems = [system for system, box in self.systems.items() if box.value]
         cards, left_out = lay_out(systems, users, self.weight.value)
+        out = f" Left out, since they say nothing of themselves: {', '.join(left_out)}." if left_out else ""
         if not self.prompt.value.strip():
             return "refused", "The prompt is empty. Choose one or type one."
-        if not users or not systems:
-            return "refused", "Choose at least one user and one system."
-        if not cards:
-            return "refused", "These users say nothing of themselves, so these systems have nothing to go by."
-        self.round += 1
-        if self.blind.value:
-            cards = [cards[i] for i in np.random.default_rng([self.seed, self.round]).permutation(len(cards))]
+        if not cards or not users:
+            return "refused", f"Choose at least one user and one system that can answer them.{out}"
         self.asked = [*self.context, *message("user", self.prompt.value.strip())]
-        # again, since what a browser sends is checked by nobody else
         self.settings = {"max_new_tokens": min(self.length.value, LONGEST), "do_sample": False}
-        self.shown, self.hidden, self.voted = cards, self.blind.value, False
+        self.hidden, self.voted = self.blind.value, False
+        self.shown = random.sample(cards, len(cards)) if self.hidden else cards
         self.reveal.layout.display = None if self.hidden else "none"
-        self.cards.children = [self._box(card) for card in cards]
-        for number, card in enumerate(cards):
+        self.cards.children = [self._box(number, card) for number, card in enumerate(self.shown)]
+        for number, card in enumerate(self.shown):
             if not stop.is_set():
                 self._say("writing", f"Writing answer {number + 1} of {len(cards)} ...")
             last = -BETWEEN_DRAFTS
@@ -184,16 +171,14 @@ class Comparison(ui.VBox):
                     self._show(number)
                     last = time.monotonic()
             self._show(number)
-        out = f" Left out, since they say nothing of themselves: {', '.join(left_out)}." if left_out else ""
         if stop.is_set():
             return "stopped", f"Stopped. An answer that was cut off can't be voted for.{out}"
         failed = sum(card.state == "failed" for card in cards)
         return "done", f"Done{f'; {failed} failed' if failed else ''}.{out}"
 
-    def _box(self, card: Card) -> ui.VBox:
-        number = self.shown.index(card)
+    def _box(self, number: int, card: Card) -> ui.VBox:
         vote = ui.Button(description=f"Vote for answer {number + 1}")
-        vote.on_click(lambda _: self._vote(card))
+        vote.on_click(lambda _: self._vote(number))
         box = ui.VBox([ui.HTML(LOOKS.card_html(card, number + 1, self.hidden)), *[vote] * bool(self.votes)])
         return box.add_class("prlhf-card")
 
@@ -202,45 +187,42 @@ class Comparison(ui.VBox):
 
     # Votes ---------------------------------------------------------------------------------------------------------
 
-    def _vote(self, card: Card) -> None:
-        """Write the vote for `card` against the others that are done, and show who wrote what."""
-        done = [one for one in self.shown if one.state == "done"]
-        if any(one.state in ("waiting", "writing") for one in self.shown):
-            refused = "Answers are still being written. Vote when all are there."
-        elif self.voted:
-            refused = "You have voted on these answers, or seen who wrote them. Generate others."
-        elif card not in done:
-            refused = "This answer is not complete, so it can't be preferred."
-        else:
-            try:
-                rows = voting.records(
-                    self.voter.value,
-                    self.asked,
-                    [(one.text, one.made_by()) for one in done],
-                    done.index(card),
-                    self.about.value,
-                    blind=self.hidden,
-                    order=[one.made_by() for one in self.shown],
-                    seed=self.seed,
-                    round=self.round,
-                    settings=self.settings,
-                    models=self.offered.fingerprints,
-                    kit=self.kit,
-                )
-                assert self.votes is not None  # else there is no button
-                voting.append(self.votes, rows)
-            except (ValueError, OSError) as error:  # a lock that is not given up is one, too
-                refused = f"Not counted. {error}"
-            else:
-                self._uncover()
-                self.cards.children[self.shown.index(card)].children[1].icon = "check"
-                pairs = f"{len(rows)} preference{'s' * (len(rows) != 1)}"
-                self._say("voted", f"Thank you: {pairs} added to {self.votes}.")
-                return
-        self._say("refused", refused)
+    def _vote(self, number: int) -> None:
+        """Write the vote for this card against the others that are done, and show who wrote what."""
+        try:
+            if self._unfinished():
+                raise ValueError("Answers are still being written. Vote when all are there.")
+            if self.voted:
+                raise ValueError("You have voted on these answers, or seen who wrote them. Generate others.")
+            done = [card for card in self.shown if card.state == "done"]
+            if self.shown[number] not in done:
+                raise ValueError("This answer is not complete, so it can't be preferred.")
+            rows = voting.records(
+                self.voter.value,
+                self.asked,
+                [(card.text, card.made_by()) for card in done],
+                done.index(self.shown[number]),
+                self.about.value,
+                blind=self.hidden,
+                order=[card.made_by() for card in self.shown],
+                settings=self.settings,
+                models=self.offered.fingerprints,
+                kit={"version": importlib.metadata.version("prlhf_kit"), **git_state()},
+            )
+            assert self.votes is not None  # else there is no button
+            voting.append(self.votes, rows)
+        except (ValueError, OSError) as error:  # a lock that is not given up is one, too
+            self._say("refused", f"Not counted. {error}")
+            return
+        self._uncover()
+        self.cards.children[number].children[1].icon = "check"
+        self._say("voted", f"Thank you: {len(rows)} preference{'s' * (len(rows) != 1)} added to {self.votes}.")
+
+    def _unfinished(self) -> bool:
+        return any(card.state in ("waiting", "writing") for card in self.shown)
 
     def _reveal(self, _) -> None:
-        if any(card.state in ("waiting", "writing") for card in self.shown):
+        if self._unfinished():
             self._say("refused", "Answers are still being written. Wait, or press Stop first.")
         else:
             self._uncover()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -38,13 +39,12 @@ class Report:
     """What the checks found, and what a loader had dropped before them.
 
     Args:
-        table: one row per split, user and reason: columns `split`, `user_id`, `reason`, `pairs` (dropped).
+        table: pairs dropped: columns `split`, `user_id`, `reason`, `pairs`.
         kept: pairs that are left, all splits together.
         checks: one row a check: columns `check`, `rule`, `pairs` (that failed it).
-        counts: what the loader counted on its way, for comparison with a paper's own numbers.
+        counts: what the loader counted, for comparison with a paper's numbers.
         shortened: prompts that are kept without their oldest turns.
-        tokens: where a tokenizer was given: one row a split, quantiles of the tokens of prompts and of pairs, over its
-            first 1,000 pairs and before anything is dropped.
+        tokens: with a tokenizer: quantiles of the tokens of each split's first 1,000 pairs, before anything is dropped.
     """
 
     table: pd.DataFrame
@@ -71,49 +71,34 @@ class Report:
         return f"{share:.0%} of the pairs were dropped: {self.summary}" if share > 0.1 else ""
 
     def __str__(self) -> str:
-        users = self.table.groupby("reason", sort=False).agg(pairs=("pairs", "sum"), users=("user_id", "nunique"))
-        lines = [f"  {row.pairs} {reason} (of {row.users} users)" for reason, row in users.iterrows()]
-        return "\n".join([self.summary.partition("; dropped: ")[0] + (":" if lines else ""), *lines])
+        return self.summary
 
 
 @dataclass(frozen=True)
 class Card:
-    """Facts about a dataset, and its loader.
+    """Facts about a dataset, and its loader."""
 
-    Args:
-        title: its name in the literature, with the paper.
-        source: hub id, or where its files come from.
-        licence: of the data.
-        users: who states the preferences, and how many there are.
-        pairs: how many pairs, by the paper that made or first used it.
-        quality: what is known to be wrong with it, or easy to get wrong.
-        read: `read(tally, path, **options)` yields (split, record). `path` None: from the hub, or embedded.
-        counts: the paper's own numbers, by the name under which the loader counts them.
-        rules: checks whose rule differs from `check.RULES` for this dataset.
-        extra: columns beside the record's.
-        by_path: where to download what is on no hub. Empty: the loader can do without `path`.
-        folder: several files belong to it, so that `path` must be a folder.
-    """
-
-    title: str
-    source: str
+    title: str  # its name in the literature, with the paper
+    source: str  # hub id, or where its files come from
     licence: str
-    users: str
-    pairs: str
-    quality: str
-    read: Callable[..., Iterator[tuple[str, dict[str, Any]]]]
-    counts: Mapping[str, int] = field(default_factory=dict)
-    rules: Mapping[str, str] = field(default_factory=dict)
-    extra: Features | None = None
-    by_path: str = ""
-    folder: bool = False
+    users: str  # who states the preferences, and how many there are
+    pairs: str  # how many, by the paper that made or first used it
+    quality: str  # what is known to be wrong with it, or easy to get wrong
+    read: Callable[..., Iterator[tuple[str, dict[str, Any]]]]  # (tally, path, **options) -> (split, record)
+    counts: Mapping[str, int] = field(default_factory=dict)  # the paper's, by the loader's name for them
+    rules: Mapping[str, str] = field(default_factory=dict)  # where they differ from `check.RULES`
+    extra: Features | None = None  # columns beside the record's
+    folder: bool = False  # several files belong to it, so that `path` must be a folder
 
 
 DATASETS: dict[str, Card] = {}  # in the order in which `prlhf_kit.data` imports them
 
 
 def dataset(name: str, **facts: Any) -> Callable:
-    """Decorates a loader: from now on `load(name)` finds it. `facts`: what stands on its `Card`."""
+    """Decorates a loader, so that `load(name)` finds it; `facts` are its `Card`'s.
+
+    What is on no hub has no default for `path`.
+    """
 
     def add(read: Callable) -> Callable:
         DATASETS[name] = Card(read=read, **facts)
@@ -123,11 +108,7 @@ def dataset(name: str, **facts: Any) -> Callable:
 
 
 def share(*key: object) -> float:
-    """A number in [0, 1) that depends on `key` only: the same row lands in the same split on every machine.
-
-    >>> share(0, "prompt", "How do I make tea?") == share(0, "prompt", "How do I make tea?")
-    True
-    """
+    """A number in [0, 1) that depends on `key` only: the same row lands in the same split on every machine."""
     digest = hashlib.blake2b("\0".join(map(str, key)).encode(errors="surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest) / 2**64
 
@@ -162,5 +143,7 @@ def names(value: str | Iterable[str]) -> tuple[str, ...]:
 
 def require_known(wanted: Iterable[str], known: Iterable[str], what: str) -> None:
     """Refuse names of `wanted` that are not among `known`."""
-    if strangers := sorted(set(wanted) - set(known)):
-        raise SchemaError(f"no {what} {strangers[0]!r}; there are: {', '.join(sorted(known))}.")
+    if unknown := sorted(set(wanted) - set(known)):
+        near = difflib.get_close_matches(unknown[0], list(known), n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise SchemaError(f"no {what} {unknown[0]!r}.{hint} There are: {', '.join(known) or 'none'}.")

@@ -15,14 +15,7 @@ from prlhf_kit.data.schema import SchemaError, message
 if TYPE_CHECKING:  # transformers takes a second to import
     from transformers import PreTrainedTokenizerBase
 
-# The plain template: every message under a heading with its role, an empty line between messages, and the end-of-text
-# token right after what the assistant says, so that a model learns to stop:
-#
-#     ### User:
-#     How do I make tea?
-#
-#     ### Assistant:
-#     With hot water.<eos>
+# "### User:\nHow do I make tea?\n\n### Assistant:\nWith hot water.<eos>": a model learns to stop after what it says
 PLAIN_TEMPLATE = (
     "{% for m in messages %}"
     "{% if not loop.first %}{{ '\n\n' }}{% endif %}"
@@ -32,8 +25,8 @@ PLAIN_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '\n\n### Assistant:\n' }}{% endif %}"
 )
 
-# In front of a template that has no place for a system message (Gemma 1 and 2, the first Mistrals): its words begin the
-# user's first message, as Gemma 3's own template has it. "+" keeps white space with which the template itself begins.
+# In front of a template that has no place for a system message (Gemma 2, the first Mistrals): its words begin the
+# user's first message, as in Gemma 3's own template. "+" keeps white space with which the template itself begins.
 SYSTEM_INTO_USER = (
     "{% if messages | length > 1 and messages[0]['role'] == 'system' and messages[1]['role'] == 'user' %}"
     "{% set words = messages[0]['content'] + '\n\n' + messages[1]['content'] %}"
@@ -49,17 +42,13 @@ log = logging.getLogger(__name__)
 
 
 def allow_system(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Change a chat template that refuses a system message, or drops it, to put it into the user's message.
-
-    So what users say of themselves reaches every model: in training by TRL, scoring, decoding and rewards alike. A
-    model that is saved with the tokenizer keeps the changed template. Said once, as a warning in the log.
-    """
-    if _hears(tokenizer):
+    """Change a chat template that refuses a system message, or drops it, to put it into the user's message: so every
+    model reads what users say of themselves."""
+    if _reads_system(tokenizer):
         return
     known = tokenizer.chat_template
-    named = {name: SYSTEM_INTO_USER + text for name, text in known.items()} if isinstance(known, dict) else None
-    tokenizer.chat_template = named or SYSTEM_INTO_USER + known
-    if not _hears(tokenizer):  # then it is no template for plain dialogues, which `require_prefix` says
+    tokenizer.chat_template = SYSTEM_INTO_USER + known
+    if not _reads_system(tokenizer):  # then it is no template for plain dialogues, which `require_prefix` says
         tokenizer.chat_template = known
         return
     log.warning(
@@ -68,7 +57,7 @@ def allow_system(tokenizer: PreTrainedTokenizerBase) -> None:
     )
 
 
-def _hears(tokenizer: PreTrainedTokenizerBase) -> bool:
+def _reads_system(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether a system message is in the prompt, with an answer behind it too."""
     try:
         return all(_SYSTEM[0]["content"] in text for text in _laid_out(tokenizer, _SYSTEM + _ASKED))
@@ -77,14 +66,8 @@ def _hears(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 
 def require_prefix(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Refuse a chat template for which the prompt is not a prefix of prompt + completion.
-
-    A log-probability of the completion *given the prompt* means nothing where adding the completion changes how the
-    prompt itself is laid out (templates that drop earlier reasoning do that, for instance).
-
-    Raises:
-        SchemaError: with both texts and the way out.
-    """
+    """Refuse a chat template for which the prompt is not a prefix of prompt + completion (those that drop earlier
+    reasoning, say): there a log-probability of the completion *given the prompt* means nothing."""
     name = repr(tokenizer.name_or_path or type(tokenizer).__name__)
     if tokenizer.chat_template is None:
         raise SchemaError(
@@ -115,11 +98,7 @@ def _laid_out(tokenizer: PreTrainedTokenizerBase, prompt: list[dict]) -> tuple[s
 
 
 def apply_template(tokenizer: PreTrainedTokenizerBase, dialogue: list[dict], **options: Any) -> Any:
-    """`tokenizer.apply_chat_template`.
-
-    Raises:
-        SchemaError: the template refuses the dialogue (an unknown role, or roles that don't alternate).
-    """
+    """`tokenizer.apply_chat_template`; `SchemaError` where the template refuses the dialogue's roles."""
     try:
         return tokenizer.apply_chat_template(dialogue, **options)
     except TemplateError as error:
@@ -147,24 +126,17 @@ def token_quantiles(tokenizer: PreTrainedTokenizerBase, pairs: Dataset) -> pd.Da
     prompts = prompt_texts(tokenizer, [row["prompt"] for row in rows], False)
     counts = pd.DataFrame({"prompt": count_tokens(tokenizer, prompts)})
     for column in ("chosen", "rejected"):
-        dialogues = [row["prompt"] + row[column] for row in rows]
-        counts[column] = count_tokens(tokenizer, prompt_texts(tokenizer, dialogues, True))
+        texts = prompt_texts(tokenizer, [row["prompt"] + row[column] for row in rows], True)
+        counts[column] = count_tokens(tokenizer, texts)
     counts["pair"] = counts[["chosen", "rejected"]].max(axis=1)
     found = counts[["prompt", "pair"]].astype(float).quantile([0.5, 0.9, 0.99, 1.0]).T
     return found.set_axis(["median", "90%", "99%", "most"], axis=1).rename_axis("tokens of").reset_index()
 
 
 def shorten(prompt: list[dict], fits) -> list[dict] | None:
-    """`prompt` without its oldest turns, as few as make it fit; None if its last user turn alone does not.
-
-    System messages in front stay. What is left begins with a user turn, and the last one is always kept.
-
-    Args:
-        fits: called with a shorter prompt; True if it is short enough.
-    """
-    head = 0
-    while head < len(prompt) and prompt[head]["role"] == "system":
-        head += 1
+    """`prompt` without its oldest turns, as few as make it fit (`fits(shorter)`); None if its last user turn alone does
+    not. System messages in front stay, and what is left begins with a user turn."""
+    head = next((i for i, m in enumerate(prompt) if m["role"] != "system"), len(prompt))
     for start in range(head + 1, len(prompt)):
         if prompt[start]["role"] == "user" and fits(prompt[:head] + prompt[start:]):
             return prompt[:head] + prompt[start:]

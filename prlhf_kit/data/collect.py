@@ -20,9 +20,6 @@ def collect(rows: Iterable[tuple[str, dict]], features: Features = FEATURES) -> 
 
     The files lie in the cache folder of `datasets` and go when the process ends; `prlhf data prepare` keeps them.
     `Dataset.from_generator` does the same in three times the time, for one split a reading.
-
-    Raises:
-        SchemaError: a row does not fit `features`.
     """
     schema = features.arrow_schema
     Path(config.HF_DATASETS_CACHE).mkdir(parents=True, exist_ok=True)
@@ -46,10 +43,7 @@ def collect(rows: Iterable[tuple[str, dict]], features: Features = FEATURES) -> 
 
 
 def changed(pairs: Dataset, change: Callable[[dict], dict], features: Features | None = None) -> Dataset:
-    """`pairs` with the columns that `change(row)` returns.
-
-    Not by `Dataset.map`, which writes its result beside the data, and those may be read-only.
-    """
+    """`pairs` with the columns that `change(row)` returns. `map` writes beside the data, which may be read-only."""
     features = features or pairs.features
     rows = (("", row | change(row)) for row in pairs)
     return collect(rows, features).get("") or Dataset.from_dict({name: [] for name in features}, features=features)

@@ -1,12 +1,4 @@
-"""`compred`: preferences of Reddit communities (Kumar et al. 2024, arXiv 2410.16027).
-
-Hub: `allenai/compred` (ODC-BY), configurations `finance`, `gender_sexuality`, `history`, `politics`, `science` with
-splits `train_pref`, `validation_pref`, `test_pref`, and `<factor>_test_prompts` with split `test_prompts`. Local: a
-folder with `<factor>/<split>*.parquet` and `<factor>_test_prompts/*.parquet`, as the hub's.
-
-As in the paper's code, pairs with a score ratio of at least 2, at most 5 a post, drawn at random (seeded here). The
-hub's card counts 55,518 validation and 58,603 test pairs for `finance`, before that filter.
-"""
+"""`compred`: preferences of Reddit communities (Kumar et al. 2024, arXiv 2410.16027)."""
 
 from __future__ import annotations
 
@@ -49,13 +41,14 @@ def read(
     unseen: str | Sequence[str] = (),
     seed: int = 0,
 ) -> Iterator[tuple[str, dict]]:
-    """Records: `train_pref` for training, `test_split` for tests.
+    """Records: `train_pref` for training, `test_split` for tests. The defaults are those of the paper's code.
 
     A row (SHP's schema): `{"domain": "tea_train", "post_id": "p1", "title": "Green tea?", "history": "I like it.",
     "human_ref_A": "Yes.", "human_ref_B": "No.", "labels": 1, "score_ratio": 3.0}`: a community, a post, two comments,
     1 where A was preferred and 0 where B was, the ratio of their votes.
 
     Args:
+        path: a folder with `<factor>/<split>*`, as the hub's.
         factors: which of `FACTORS`.
         test_split: "test_pref" or "validation_pref".
         min_score_ratio: smallest ratio of the preferred comment's votes to the other's.

@@ -1,19 +1,4 @@
-"""The reader in the prompt: who a response is for, in words (ComPO, Kumar et al. 2024, arXiv 2410.16027).
-
-`context` has one meaning in data, SFT, DPO and generation:
-
-| context | what stands in the prompt |
-|---|---|
-| "none" | nothing of the reader |
-| "true" | the community (the `user_id`) that stated the preference |
-| "random" | another community, drawn anew for each user and prompt: a control |
-| "shuffled" | another community, the same one for all of a user's prompts: as consistent as the truth, and wrong |
-| "user_text" | what the person says of themselves |
-
-How it is said is a template, a text file with the fields {community} and {user_text}: a system message, or, where it
-has the field {prompt}, the user's last message. Whose context a row got is recorded in its column `context_user`;
-`user_id` stays who stated the preference, and is all that judges see.
-"""
+"""The reader in the prompt: who a response is for, in words (ComPO, Kumar et al. 2024, arXiv 2410.16027)."""
 
 from __future__ import annotations
 
@@ -31,6 +16,9 @@ from prlhf_kit.data.schema import SchemaError
 from prlhf_kit.data.templates import read_template
 from prlhf_kit.files import write_json
 
+# What stands in the prompt: nothing of the reader; the community (the `user_id`) that stated the preference; another
+# one, drawn anew for each user and prompt, as a control; another one, the same for all of a user's prompts, which is as
+# consistent as the truth and wrong; what the person says of themselves.
 Context = Literal["none", "true", "random", "shuffled", "user_text"]
 CONTEXTS: tuple[str, ...] = get_args(Context)
 TEMPLATES = ("community", "user_text")
@@ -41,11 +29,7 @@ Messages = list[dict[str, str]]
 
 
 def require_context(context: object, allowed: Iterable[str] = CONTEXTS) -> None:
-    """Refuse what is not the name of a context. No other value means one: neither False nor "False" nor None.
-
-    Raises:
-        SchemaError: with the list of valid ones.
-    """
+    """Refuse what is not the name of a context; "none" is the only value that means no context."""
     known = tuple(allowed)
     if not isinstance(context, str) or context not in known:
         raise SchemaError(
@@ -55,20 +39,20 @@ def require_context(context: object, allowed: Iterable[str] = CONTEXTS) -> None:
 
 @dataclass
 class Contexts:
-    """Puts a reader into prompts.
+    """Puts a reader into prompts, by a text with the fields {community} and {user_text}: a system message, or, where it
+    has the field {prompt}, the user's last message.
 
     Args:
-        context: see above.
+        context: see `Context`.
         people: who there is to speak of, `user_id` -> `user_text` (`people_of`).
         template: "community" or "user_text", or a text file with their fields; "": "user_text" for that context, else
             "community". `Contexts("random", people, "user_text")` gives each prompt somebody else's own words.
         seed: of the draws, which depend on it, the user, the prompt, and on who may be drawn.
-        among: users whom "random" and "shuffled" draw; None: all of `people`. Draws depend on it too, so give the
-            training users in all stages, as recipes do.
+        among: users whom "random" and "shuffled" draw; None: all of `people`. Give the training users in all stages.
 
     Raises:
-        SchemaError: an unknown context, a template that can't be used, people who say nothing of themselves where the
-            template wants it, or all alike where others are to be drawn.
+        SchemaError: an unknown context, a template that can't be used, people of whom it has nothing to say, or the
+            same of all where others are to be drawn.
     """
 
     context: Context
@@ -83,13 +67,21 @@ class Contexts:
         self._text = read_template(name, "data/context_prompts", TEMPLATES, alone="system")
         if self.context == "none":
             return
-        self._require_usable_template()
+        parts, fields = self._text.parts, self._text.fields
+        wrong = ""
+        if self.context == "user_text" and "user_text" not in fields:
+            wrong = "does not say what context='user_text' is about: use the field user_text, or context='true'"
+        elif not fields <= {"community", "user_text", "prompt"} or fields <= {"prompt"}:
+            wrong = f"has the fields {sorted(fields)}: expected community or user_text, and perhaps prompt"
+        elif "{prompt}" in "".join(text for _, text in parts[:-1]) or (len(parts) > 1 and "prompt" not in fields):
+            wrong = "has a system message and a user message, so {prompt} belongs into the user message, after the ---"
+        if wrong:
+            raise SchemaError(f"the template {self._text.name!r} {wrong}.")
         silent = [user for user, text in self.people.items() if not (text or "").strip()]
         if "user_text" in self._text.fields and silent:
             raise SchemaError(
-                f"{len(silent)} of {len(self.people)} users have no user_text, first {silent[0]!r}, but the template "
-                f"{self._text.name!r} puts it into the prompt. Use the template 'community', or data in which users "
-                "say what they want."
+                f"{len(silent)} of {len(self.people)} users have no user_text, first {silent[0]!r}, which the template "
+                f"{self._text.name!r} puts into the prompt. Use the template 'community'."
             )
         # what can be said of those who may be drawn -> the first user of whom it is, in an order that the seed draws
         drawn = sorted(self.people if self.among is None else self.among, reverse=True)
@@ -100,18 +92,6 @@ class Contexts:
                 f"context={self.context!r} draws among users of whom different things are said, found {len(others)}: "
                 f"{next(iter(others), None)!r}."
             )
-
-    def _require_usable_template(self) -> None:
-        parts, fields = self._text.parts, self._text.fields
-        if self.context == "user_text" and "user_text" not in fields:
-            wrong = "does not say what context='user_text' is about: use the field user_text, or context='true'"
-        elif not fields <= {"community", "user_text", "prompt"} or fields <= {"prompt"}:
-            wrong = f"has the fields {sorted(fields)}: expected community or user_text, and perhaps prompt"
-        elif "{prompt}" in "".join(text for _, text in parts[:-1]) or (len(parts) > 1 and "prompt" not in fields):
-            wrong = "has a system message and a user message, so {prompt} belongs into the user message, after the ---"
-        else:
-            return
-        raise SchemaError(f"the template {str(self._text.name)!r} {wrong}.")
 
     def _fields(self, user_id: str) -> dict[str, str]:
         if user_id not in self.people:
@@ -153,8 +133,7 @@ class Contexts:
             prompt = prompt[:-1]
         system = [{"role": role, "content": text} for role, text in said if role == "system"]
         last = [{"role": role, "content": text} for role, text in said if role == "user"]
-        earlier = [m for m in prompt if m["role"] != "system"] if system else prompt
-        return [*system, *earlier, *last]
+        return [*system, *(m for m in prompt if not system or m["role"] != "system"), *last]
 
     def save(self, folder: str | Path) -> None:
         """Write beside a model what it was told of its readers in training, for `context_of`."""
@@ -177,11 +156,7 @@ class Contexts:
 
 
 def context_of(folder: str | Path, people: Mapping[str, str | None]) -> Contexts:
-    """What the model in `folder` was told of its readers in training, for `people`; "none" where nothing says so.
-
-    Raises:
-        SchemaError: the template has changed since.
-    """
+    """What the model in `folder` was told of its readers in training, for `people`; "none" where nothing says so."""
     file = Path(folder, CONTEXT_FILE)
     saved: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {"context": "none"}
     if saved["context"] == "none":
@@ -205,11 +180,7 @@ def people_of(*sets: Dataset) -> dict[str, str | None]:
 
 def with_context(pairs: Dataset, contexts: Contexts) -> Dataset:
     """`pairs` (or prompts with a `user_id`) with the reader in every prompt, and the columns `context` and
-    `context_user`: what was put in, and who it speaks of (null without context).
-
-    Raises:
-        SchemaError: there is a context in them already.
-    """
+    `context_user`: what was put in, and who it speaks of (null without context)."""
     if set(RECORDED) & set(pairs.column_names):
         raise SchemaError(f"the rows have a context already (columns {', '.join(RECORDED)}). Start from rows without.")
 

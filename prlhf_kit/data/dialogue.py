@@ -1,16 +1,12 @@
-"""Dialogues written as one text, and DSP's `text`-`score` format, in and out.
-
-HH-RLHF marks turns with "\\n\\nHuman: " and "\\n\\nAssistant: ", DSP's cleaned files (Cheng et al. 2023) also with
-"## Human:\\n" and "\\n\\n## Assistant:\\n". A `text`-`score` row holds the same dialogue with different last answers,
-`{"text": [...], "score": [...]}`; equal scores are ties.
-"""
+"""Dialogues written as one text, and DSP's `text`-`score` format (Cheng et al. 2023), in and out: `{"text": [...],
+"score": [...]}`, the same dialogue with different last answers."""
 
 from __future__ import annotations
 
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -19,6 +15,7 @@ from prlhf_kit.data.cards import Tally, opening, split_of
 from prlhf_kit.data.schema import SchemaError, record
 
 GENERAL = "general"  # the one user of datasets that do not say who preferred what
+# HH-RLHF's marks "\n\nHuman: " and "\n\nAssistant: ", and those of DSP's cleaned files, "## Human:\n"
 _TURN = re.compile(r"(?:^|\n\n)(?:## )?(Human|Assistant):[ \n]?")
 _ROLES = {"Human": "user", "Assistant": "assistant"}
 
@@ -27,25 +24,11 @@ class NotAPair(ValueError):
     """Two texts that are no preference pair; the message is the reason under which the row is dropped."""
 
 
-def better_of(a: object, b: object) -> int | None:
-    """0 or 1: which of two scores is higher. None for a tie.
-
-    Raises:
-        SchemaError: one is no finite number, so that the other would win by accident.
-    """
-    for score in (a, b):
-        if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):
-            raise SchemaError(f"a score is {score!r}, expected a finite number. Leave out rows without a judgement.")
-    return None if a == b else int(b > a)  # type: ignore[operator]
-
-
 def parse(text: str) -> list[dict[str, str]]:
     r"""Messages of a marked text; consecutive turns of the same side are joined.
 
     >>> parse("\n\nHuman: Hi.\n\nAssistant: Hello!")
     [{'role': 'user', 'content': 'Hi.'}, {'role': 'assistant', 'content': 'Hello!'}]
-    >>> parse("## Human:\nHi.\n\n## Assistant:\nHello!")[1]
-    {'role': 'assistant', 'content': 'Hello!'}
 
     Raises:
         NotAPair: text without marks, or in front of the first one.
@@ -80,72 +63,72 @@ def common_prompt(*texts: str | None) -> tuple[list[dict[str, str]], list[str]]:
     return prompt, [dialogue[-1]["content"] for dialogue in dialogues]
 
 
-def layout(prompt: list[dict[str, str]], response: list[dict[str, str]]) -> str:
-    """A dialogue as DSP's cleaned files write it: the inverse of `parse` (white space at the ends of turns apart).
-
-    Raises:
-        SchemaError: the format can't hold the dialogue: a system message, or a text with marks of its own.
-    """
-    sides = {role: side for side, role in _ROLES.items()}
-    messages = [{"role": m["role"], "content": m["content"].strip()} for m in (*prompt, *response)]
-    text = "\n\n".join(f"## {sides.get(m['role'])}:\n{m['content']}" for m in messages)
-    if any(m["role"] not in sides for m in messages) or parse(text) != messages:
-        raise SchemaError(
-            "the text-score format can't hold a system message, or a turn that itself holds Human: or Assistant: "
-            f"marks: {text[:120]!r}. Leave that row out."
-        )
-    return text
-
-
-def text_score_records(
-    rows: Iterable[dict[str, Any]],
+def scored_records(
+    parts: Iterable[tuple[str | None, Iterable[dict[str, Any]]]],
     tally: Tally,
     name: str,
-    user_id: str = GENERAL,
-    part: str | None = None,
-    test_share: float = 0.1,
-    seed: int = 0,
+    read: Callable[[dict[str, Any]], tuple[list[dict[str, str]] | None, list[Any], list[Any]]] | None,
+    test_share: float,
+    seed: int,
     unseen: Iterable[str] = (),
+    *,
+    user_id: str = GENERAL,
+    user_text: str | None = None,
     count: str = "comparisons",
 ) -> Iterator[tuple[str, dict]]:
-    """Records of `text`-`score` rows of one user. Ties and what is no pair are dropped and counted, by pair.
+    """Records of one user, from rows that hold several answers to a prompt and a score for each: every pair of answers
+    with different scores. Ties and what is no pair are dropped and counted.
 
     Args:
-        part, test_share, seed, unseen: see `split_of`; without a part it goes by the dialogue's first turn.
-        count: under which name rows are counted.
+        parts: ("train", rows) and ("test", rows), or (None, rows), which are split by the prompt's first turn.
+        read: (prompt, answers, scores) of a row that is not in `text`-`score` format; prompt None: the answers are
+            whole dialogues, as they are in that format.
+        count: under which name rows are counted, by part.
     """
-    for number, row in enumerate(rows):
-        tally.count(count)
-        texts, scores = row["text"], row["score"]
-        if len(texts) != len(scores) or len(texts) < 2:
-            raise SchemaError(f"a row has {len(texts)} texts and {len(scores)} scores, expected as many, at least two.")
-        split = split_of(user_id, "", unseen, test_share, seed, part) if part else None
-        pairs = []
-        for places in combinations(range(len(texts)), 2):
-            better = better_of(*(scores[i] for i in places))
-            if better is None:
-                tally.drop(split, user_id, "tie")
-            else:
-                pairs.append((places[better], places[1 - better]))
-        if not pairs:
-            continue
-        try:
-            prompt, answers = common_prompt(*texts)
-        except NotAPair as reason:
-            tally.drop(split, user_id, str(reason), len(pairs))
-            continue
-        split = split or split_of(user_id, opening(prompt), unseen, test_share, seed)
-        for i, j in pairs:
-            yield split, record(f"{name}-{split}-{user_id}-{number}-{i}-{j}", user_id, prompt, answers[i], answers[j])
+    for part, rows in parts:
+        for number, row in enumerate(rows):
+            tally.count(f"{count}, {part}" if part else count)
+            prompt, answers, scores = (None, row["text"], row["score"]) if read is None or "text" in row else read(row)
+            if len(answers) != len(scores) or len(answers) < 2:
+                raise SchemaError(f"{len(answers)} texts and {len(scores)} scores, expected as many, at least two.")
+            for score in scores:  # the other answer would win by accident
+                if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):
+                    raise SchemaError(f"a score is {score!r}, expected a finite number. Leave such rows out.")
+            try:
+                if prompt is None:
+                    prompt, answers = common_prompt(*answers)
+            except NotAPair as reason:
+                split = split_of(user_id, "", unseen, test_share, seed, part) if part else None
+                tally.drop(split, user_id, str(reason), math.comb(len(answers), 2))
+                continue
+            split = split_of(user_id, opening(prompt), unseen, test_share, seed, part)
+            for i, j in combinations(range(len(answers)), 2):
+                if scores[i] == scores[j]:
+                    tally.drop(split, user_id, "tie")
+                    continue
+                better, worse = (i, j) if scores[i] > scores[j] else (j, i)
+                pair_id = f"{name}-{part or 'all'}-{user_id}-{number}-{better}-{worse}"
+                yield split, record(pair_id, user_id, prompt, answers[better], answers[worse], user_text)
 
 
 def write_text_score(rows: Iterable[dict[str, Any]], path: str | Path) -> None:
-    """Write preference records, or listwise ones (`dsp.listwise`), as DSP's `text`-`score` JSON."""
+    """Write preference records, or listwise ones (`dsp.listwise`), as DSP's `text`-`score` JSON.
+
+    Raises:
+        SchemaError: the format can't hold a dialogue: a system message, or a text with marks of its own.
+    """
+    sides = {role: side for side, role in _ROLES.items()}
     out = []
     for row in rows:
-        if "responses" in row:
-            texts, scores = [layout(row["prompt"], response) for response in row["responses"]], list(row["scores"])
-        else:
-            texts, scores = [layout(row["prompt"], row[c]) for c in ("chosen", "rejected")], [1.0, 0.0]
-        out.append({"text": texts, "score": scores})
+        responses = row["responses"] if "responses" in row else [row["chosen"], row["rejected"]]
+        texts = []
+        for response in responses:
+            messages = [{"role": m["role"], "content": m["content"].strip()} for m in (*row["prompt"], *response)]
+            texts.append("\n\n".join(f"## {sides.get(m['role'])}:\n{m['content']}" for m in messages))
+            if any(m["role"] not in sides for m in messages) or parse(texts[-1]) != messages:
+                raise SchemaError(
+                    "the text-score format can't hold a system message, or a turn that itself holds Human: or "
+                    f"Assistant: marks: {texts[-1][:120]!r}. Leave that row out."
+                )
+        out.append({"text": texts, "score": list(row["scores"]) if "responses" in row else [1.0, 0.0]})
     Path(path).write_text(json.dumps(out, ensure_ascii=False))

@@ -13,7 +13,7 @@ from datasets import Dataset, DatasetDict
 
 from prlhf_kit.data.cards import Tally, dataset, names, opening, require_known, split_of
 from prlhf_kit.data.schema import COLUMNS, MESSAGES, SPLITS, SchemaError, message
-from prlhf_kit.data.sources import Rows, local_files, rows_in, rows_of, saved
+from prlhf_kit.data.sources import Rows, local_files, rows_of, saved
 
 log = logging.getLogger(__name__)
 
@@ -21,16 +21,15 @@ log = logging.getLogger(__name__)
 @dataset(
     "files",
     title="Files of one's own",
-    source="path: JSON, JSON lines (also .gz), CSV or parquet",
+    source="your file or folder: JSON, JSON lines (also .gz), CSV or parquet",
     licence="your own",
     users="any",
     pairs="any",
     quality="The checks say what they find.",
-    by_path="write your pairs as JSON, CSV or parquet, one file or a folder of them,",
 )
 def read(
     tally: Tally,
-    path: str | Path | Dataset | DatasetDict | None = None,
+    path: str | Path | Dataset | DatasetDict,
     *,
     columns: Mapping[str, str] | None = None,
     test_share: float = 0.1,
@@ -43,15 +42,14 @@ def read(
 
     Args:
         path: a file, a folder of files (the hub's layout and `save_to_disk` too), or a dataset in memory. Files named
-            train, test_seen, test_unseen or adapt_unseen (and more after a dot or a dash) are those splits; a split
-            "test" is taken as test_seen.
+            train, test_seen, test_unseen or adapt_unseen (and more after a dot or a dash) are those splits; "test" is
+            taken as test_seen.
         columns: the record's column (or `split`) -> yours, where the names differ. `prompt`, `chosen` and `rejected`
             are text, or lists of {role, content} messages (as JSON text in CSV); where chosen and rejected hold the
             whole dialogue, what they share is the prompt. Ids may be whole numbers.
         test_share, unseen, seed: where there is no split: share of the prompts for tests, users that are not trained
             on, and what draws the prompts.
     """
-    assert path is not None
     mapping = {name: name for name in (*COLUMNS, "split")} | dict(columns or {})
     require_known(mapping, (*COLUMNS, "split"), "column of the record")
     unseen, met, renamed = names(unseen), set(), 0
@@ -60,7 +58,7 @@ def read(
             tally.count("rows")
             where = f"row {number} of {part or path}"
             found = {name: row.get(column) for name, column in mapping.items()}
-            found |= {name: _messages(found[name], name, where, mapping[name]) for name in MESSAGES}
+            found |= {name: _messages(found[name], name) for name in MESSAGES}
             whole = _take_out_prompt(found)
             for name in ("user_id", *MESSAGES):
                 if mapping[name] not in row and not (name == "prompt" and whole):
@@ -68,13 +66,13 @@ def read(
                         f"{where} has no column {mapping[name]!r} for {name!r}; found {sorted(row)}. "
                         f"Pass columns={{{name!r}: 'your column'}}."
                     )
-            user = _id(found["user_id"], where, mapping["user_id"])
+            user = _id(found["user_id"])
             met.add(user)
             out: dict[str, Any] = {
-                "pair_id": _id(found["pair_id"], where, mapping["pair_id"]) or f"{part or 'row'}-{number}",
+                "pair_id": _id(found["pair_id"]) or f"{part or 'row'}-{number}",
                 "user_id": user,
                 "user_text": found["user_text"] or None,
-                "group": _id(found["group"], where, mapping["group"]) or None,
+                "group": _id(found["group"]) or None,
                 **{name: found[name] for name in MESSAGES},
             }
             split = part or found["split"]
@@ -92,22 +90,17 @@ def read(
 
 def _parts(path: str | Path | Dataset | DatasetDict) -> list[tuple[str | None, Rows]]:
     """(split, its rows), or (None, all rows) where nothing is named after a split."""
-    if not isinstance(path, Dataset | DatasetDict):
-        path = Path(path)
-        if not (path / "dataset_dict.json").is_file():
-            return _parts_of_files(path)
+    if not isinstance(path, Dataset | DatasetDict) and Path(path, "dataset_dict.json").is_file():
         path = saved(path)
+    if isinstance(path, DatasetDict):
+        return [(split, Rows([(f"split {split!r}", rows.__iter__)])) for split, rows in path.items()]
     if isinstance(path, Dataset):
-        return [(None, rows_in(path, "the dataset"))]
-    return [(split, rows_in(rows, f"split {split!r}")) for split, rows in path.items()]
-
-
-def _parts_of_files(path: Path) -> list[tuple[str | None, Rows]]:
+        return [(None, Rows([("the dataset", path.__iter__)]))]
     files = local_files(path, "*", "data/*")
     by_stem: dict[str, list[Path]] = {}
     for file in files:
         by_stem.setdefault(file.name.replace("-", ".").split(".")[0], []).append(file)
-    named = [split for split in (*SPLITS, "test") if split in by_stem and path.is_dir()]
+    named = [split for split in (*SPLITS, "test") if split in by_stem and Path(path).is_dir()]
     other = [files[0].name for stem, files in by_stem.items() if stem not in named]
     if named and other:
         raise SchemaError(
@@ -130,17 +123,11 @@ def _take_out_prompt(found: dict[str, Any]) -> bool:
     return True
 
 
-def _id(value: Any, where: str, column: str) -> str:
-    if value is None or isinstance(value, str):
-        return value or ""
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    raise SchemaError(
-        f"{where}, column {column!r}: an id is {value!r} ({type(value).__name__}), expected text or a whole number."
-    )
+def _id(value: Any) -> Any:
+    return str(value) if type(value) is int else value or ""  # what is no text then does not fit the record
 
 
-def _messages(value: Any, name: str, where: str, column: str) -> list[dict[str, str]]:
+def _messages(value: Any, name: str) -> Any:
     if isinstance(value, str) and value.lstrip().startswith("[{"):  # messages in a CSV, or a text that is JSON
         with contextlib.suppress(ValueError, RecursionError):
             found = json.loads(value)
@@ -148,9 +135,4 @@ def _messages(value: Any, name: str, where: str, column: str) -> list[dict[str, 
                 value = found
     if value is None or isinstance(value, str):  # null: an empty text, which the checks drop and count
         return message("user" if name == "prompt" else "assistant", value or "")
-    if isinstance(value, list):
-        return [{**m, "content": ""} if isinstance(m, dict) and m.get("content", 0) is None else m for m in value]
-    raise SchemaError(
-        f"{where}, column {column!r}: {name!r} is {str(value)[:60]!r}, expected text or a list of "
-        "{'role': ..., 'content': text} messages. Mend or remove the row."
-    )
+    return [{**m, "content": ""} if isinstance(m, dict) and m.get("content", 0) is None else m for m in value]

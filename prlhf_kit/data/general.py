@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from itertools import combinations
 from pathlib import Path
 
 from prlhf_kit.data.cards import Tally, dataset, opening, require_known, share, split_of
-from prlhf_kit.data.dialogue import GENERAL, NotAPair, better_of, common_prompt, text_score_records
-from prlhf_kit.data.schema import SchemaError, record
+from prlhf_kit.data.dialogue import NotAPair, common_prompt, scored_records
+from prlhf_kit.data.schema import SchemaError, message, record
 from prlhf_kit.data.sources import Rows, hub_rows, local_files, local_parts, local_rows, rows_of
 
 HH, WEBGPT = "Anthropic/hh-rlhf", "openai/webgpt_comparisons"
@@ -41,38 +40,25 @@ def hh(
     Args:
         path: a folder with `helpful-base/{train,test}.jsonl.gz` (and `harmless-base`, as on the hub), or with DSP's
             cleaned `helpful.{train,test}.json`; or one file of either form.
-        subset: "helpful", "harmless" or "both".
+        subset: "helpful", "harmless" or "both", of the hub or a folder.
         test_share, seed: for a file without a split of its own, which is split by prompt.
     """
     require_known([subset], (*SUBSETS, "both"), "subset")
-    parts: list[tuple[str, str | None, Rows]] = []
     if path is not None and Path(path).is_file():
-        name = Path(path).name.split(".")[0]
-        if subset != "both" and name in SUBSETS and name != subset:
-            raise SchemaError(f"subset={subset!r}, but {path} is {name!r}. Pass subset={name!r}, or the folder.")
-        parts = [(name, None, local_rows(path))]
+        subsets: tuple[str, ...] = (Path(path).name.split(".")[0],)
     else:
-        for name in SUBSETS if subset == "both" else (subset,):
-            if path is None:
-                parts += [(name, part, hub_rows(HH, part, data_dir=f"{name}-base")) for part in ("train", "test")]
-            else:
-                patterns = (f"{name}-base/{{part}}.*", f"{name}.{{part}}.*")
-                parts += [(name, part, rows) for part, rows in local_parts(path, patterns, [f"{name}*"])]
-    for name, part, rows in parts:
-        count = f"{name}, {part or 'all'}"
-        if "text" in next(iter(rows), {}):
-            yield from text_score_records(rows, tally, f"hh-{name}", GENERAL, part, test_share, seed, count=count)
-            continue
-        for number, row in enumerate(rows):
-            tally.count(count)
-            try:
-                prompt, answers = common_prompt(row["chosen"], row["rejected"])
-            except NotAPair as reason:
-                split = split_of(GENERAL, "", (), test_share, seed, part) if part else None
-                tally.drop(split, GENERAL, str(reason))
-                continue
-            split = split_of(GENERAL, opening(prompt), (), test_share, seed, part)
-            yield split, record(f"hh-{name}-{part or 'all'}-{number}", GENERAL, prompt, *answers)
+        subsets = SUBSETS if subset == "both" else (subset,)
+    for name in subsets:
+        parts: list[tuple[str | None, Rows]] = []
+        if path is None:
+            parts += [(part, hub_rows(HH, part, data_dir=f"{name}-base")) for part in ("train", "test")]
+        else:
+            parts = local_parts(path, [f"{name}-base/{{part}}.*", f"{name}.{{part}}.*"], [f"{name}*"])
+        yield from scored_records(parts, tally, f"hh-{name}", _pair, test_share, seed, count=name)
+
+
+def _pair(row: dict) -> tuple[None, list, list]:
+    return None, [row["chosen"], row["rejected"]], [1, 0]
 
 
 @dataset(
@@ -98,24 +84,17 @@ def webgpt(
         path: a file of either form, or a folder with `webgpt*`.
         test_share, seed: for a source without a split of its own, which is split by question.
     """
-    parts: list[tuple[str | None, Rows]] = [(None, hub_rows(WEBGPT, "train", converted=True))] if path is None else []
-    if path is not None:
+    if path is None:
+        parts: list[tuple[str | None, Rows]] = [(None, hub_rows(WEBGPT, "train", converted=True))]
+    else:
         whole = ("webgpt*", "default/train/*", "*train*", "*.parquet", "*.jsonl")
         parts = local_parts(path, ["webgpt.{part}.*"], whole)
-    for part, rows in parts:
-        if "text" in next(iter(rows), {}):
-            yield from text_score_records(rows, tally, "webgpt", GENERAL, part, test_share, seed)
-            continue
-        for number, row in enumerate(rows):
-            tally.count("comparisons")
-            question = row["question"]["full_text"]
-            split = split_of(GENERAL, question or "", (), test_share, seed)
-            better = better_of(row["score_0"], row["score_1"])
-            if better is None:
-                tally.drop(split, GENERAL, "tie")
-                continue
-            answers = row[f"answer_{better}"], row[f"answer_{1 - better}"]
-            yield split, record(f"webgpt-{number}", GENERAL, question, *answers)
+
+    def read(row: dict) -> tuple[list[dict[str, str]], list, list]:
+        asked = message("user", row["question"]["full_text"] or "")
+        return asked, [row["answer_0"], row["answer_1"]], [row["score_0"], row["score_1"]]
+
+    yield from scored_records(parts, tally, "webgpt", read, test_share, seed)
 
 
 @dataset(
@@ -127,11 +106,8 @@ def webgpt(
     pairs="52K instructions with two or three scored responses each",
     quality="One model's judgement, known to favour long answers and its own. Many scores are equal.",
     rules={"prompt in train and test": "drop"},
-    by_path="download data/comparison_data_v2.json from https://github.com/Instruction-Tuning-with-GPT-4/GPT-4-LLM",
 )
-def gpt4llm(
-    tally: Tally, path: str | Path | None = None, *, test_share: float = 0.1, seed: int = 0
-) -> Iterator[tuple[str, dict]]:
+def gpt4llm(tally: Tally, path: str | Path, *, test_share: float = 0.1, seed: int = 0) -> Iterator[tuple[str, dict]]:
     """Records of the user "general": every pair of a prompt's responses with different scores.
 
     A row: `{"user_input": "Make tea.", "responses_and_scores": [{"response": "Hot water.", "score": 8}, {"response":
@@ -141,24 +117,15 @@ def gpt4llm(
         path: a file of either form, or a folder with `comparison_data*.json` or `gpt4llm.{train,test}.json`.
         test_share, seed: for a source without a split of its own, which is split by prompt.
     """
-    assert path is not None
     whole = ("comparison_data_v2.json", "comparison_data*.json", "gpt4llm*")
-    for part, rows in local_parts(path, ["gpt4llm.{part}.*"], whole):
-        if "text" in next(iter(rows), {}):
-            name = f"gpt4llm-{part}" if part else "gpt4llm"
-            yield from text_score_records(rows, tally, name, GENERAL, part, test_share, seed)
-            continue
-        for number, row in enumerate(rows):
-            tally.count("prompts")
-            split = split_of(GENERAL, row["user_input"], (), test_share, seed)
-            for (i, a), (j, b) in combinations(enumerate(row["responses_and_scores"]), 2):
-                tally.count("comparisons")
-                better = better_of(a["score"], b["score"])
-                if better is None:
-                    tally.drop(split, GENERAL, "tie")
-                    continue
-                answers = (a, b)[better]["response"], (b, a)[better]["response"]
-                yield split, record(f"gpt4llm-{number}-{i}-{j}", GENERAL, row["user_input"], *answers)
+
+    def read(row: dict) -> tuple[list[dict[str, str]], list, list]:
+        scored = row["responses_and_scores"]
+        asked = message("user", row["user_input"] or "")
+        return asked, [one["response"] for one in scored], [one["score"] for one in scored]
+
+    parts = local_parts(path, ["gpt4llm.{part}.*"], whole)
+    yield from scored_records(parts, tally, "gpt4llm", read, test_share, seed, count="prompts")
 
 
 @dataset(
@@ -170,10 +137,9 @@ def gpt4llm(
     pairs="3,370 in the file that was tried",
     quality="Labelled by a model, not by people. The two users rank different pairs: where they disagree on the same "
     "pair can't be read off it.",
-    by_path="make or download both.jsonl from https://github.com/WEIRDLabUW/vpl_llm",
 )
 def hh_relabelled(
-    tally: Tally, path: str | Path | None = None, *, test_share: float = 0.1, seed: int = 0
+    tally: Tally, path: str | Path, *, test_share: float = 0.1, seed: int = 0
 ) -> Iterator[tuple[str, dict]]:
     r"""Records split by the dialogues' first turns. The objective is the user: pairs of both subsets are ranked by it.
 
@@ -184,7 +150,6 @@ def hh_relabelled(
         path: the file, or a folder with `both.jsonl*`.
         test_share, seed: share of the prompts for tests, and what draws them.
     """
-    assert path is not None
     for number, row in enumerate(local_rows(path, "both.jsonl*", "*.jsonl*")):
         user = row["objective"]
         if user not in OBJECTIVES:
@@ -208,13 +173,10 @@ def hh_relabelled(
     pairs="3 a question: the option that respects the preference against each other one",
     quality="Written by a model. Options are one sentence; the first is always the right one in the source. The same "
     "question can be asked under two preferences.",
-    counts={"questions": 1_000, "topics": 20},
+    counts={"questions": 1_000},
     rules={"prompt in train and test": "drop", "user with too few pairs": "drop"},
-    by_path="download benchmark_dataset/mcq_options from https://github.com/amazon-science/PrefEval",
 )
-def prefeval(
-    tally: Tally, path: str | Path | None = None, *, unseen_share: float = 0.2, seed: int = 0
-) -> Iterator[tuple[str, dict]]:
+def prefeval(tally: Tally, path: str | Path, *, unseen_share: float = 0.2, seed: int = 0) -> Iterator[tuple[str, dict]]:
     """Records of `train` and `test_unseen`. A user is a preference; its text is `user_text`, its topic the group.
 
     A user has one question (a few have two), so seen users have no new prompts to be tested on, and what is learnt
@@ -226,8 +188,6 @@ def prefeval(
         unseen_share: share of the users that are not trained on.
         seed: draws them.
     """
-    assert path is not None
-    topics: set[str] = set()
     files = local_files(path, "*.json", "mcq_options/*.json")
     rows = ((file, row) for file in files for row in rows_of([file]))
     for number, (file, row) in enumerate(rows):
@@ -236,11 +196,7 @@ def prefeval(
         user = hashlib.sha256(row["preference"].encode()).hexdigest()[:12]
         split = "test_unseen" if share(seed, "user", user) < unseen_share else "train"
         tally.count("questions")
-        tally.count("topics", topic not in topics)
-        topics.add(topic)
-        options = row["classification_task_options"]
-        if not isinstance(options, list) or len(options) < 2:
-            raise SchemaError(f"classification_task_options is {options!r}, expected a list of two texts or more.")
-        for i, option in enumerate(options[1:]):
-            pair = (row["question"], options[0], option)
+        right, *others = row["classification_task_options"]
+        for i, option in enumerate(others):
+            pair = (row["question"], right, option)
             yield split, record(f"{number}-{user}-{i}", user, *pair, user_text=row["preference"], group=topic)

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
-import inspect
 import json
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from inspect import Parameter, signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from datasets import Dataset, DatasetDict, Features
 
-from prlhf_kit.data.cards import DATASETS, Report, Tally
+from prlhf_kit.data.cards import DATASETS, Report, Tally, require_known
 from prlhf_kit.data.check import check
 from prlhf_kit.data.collect import collect
 from prlhf_kit.data.schema import FEATURES, SchemaError
@@ -29,7 +28,7 @@ log = logging.getLogger(__name__)
 def load(name: str | Dataset | DatasetDict, path: str | Path | None = None, **options: Any) -> DatasetDict:
     """Load dataset `name` as checked preference records (see `prlhf_kit.data.schema`).
 
-    What the loader and the checks drop is logged as a warning; `load_with_report` returns it.
+    What is dropped is logged as a warning; `load_with_report` returns it.
 
         data = load("dsp", "downloads/dsp", domains=["academy", "business"])
         data["train"][0]["user_id"]  # "academy"
@@ -41,7 +40,7 @@ def load(name: str | Dataset | DatasetDict, path: str | Path | None = None, **op
         options: of the dataset's own loader (`prlhf data list`).
 
     Raises:
-        SchemaError: the name or an option is unknown, or the data can't be used; the message says what to do.
+        SchemaError: an unknown name or option, or data that can't be used; the message says what to do.
     """
     data, report = load_with_report(name, path, **options)
     if not report.table.empty:
@@ -62,8 +61,7 @@ def load_with_report(
 ) -> tuple[DatasetDict, Report]:
     """`load`, with the report of what was counted and dropped, and with the limits and rules of `check`.
 
-    The data are read as a stream and mapped into memory from disk. The dataset's own `Card.rules` come before
-    `check.RULES`, and `rules` before both.
+    The dataset's own `Card.rules` come before `check.RULES`, and `rules` before both.
     """
     if not isinstance(name, str):
         name, path = "files", name
@@ -71,12 +69,10 @@ def load_with_report(
     if name in DATASETS:
         resolved(name, options)
         raw, own = _read(name, tally, path, options), DATASETS[name].rules
-    elif path is not None or options:
-        raise SchemaError(_unknown(name))
     else:
         raw = saved(name)
-        if not raw:
-            raise SchemaError(_unknown(name))
+        if not raw or path is not None or options:
+            require_known([name], DATASETS, "dataset, or prepared folder without path and options,")
         card = Path(name, "card.json")
         made_of = json.loads(card.read_text()).get("dataset") if card.is_file() else None
         own = DATASETS[made_of].rules if made_of in DATASETS else {}
@@ -90,8 +86,8 @@ def load_with_report(
 def _read(name: str, tally: Tally, path: Any, options: Mapping[str, Any]) -> DatasetDict:
     """All that the loader yields. What goes wrong in a row is told as such: sources hold nulls and other types."""
     card = DATASETS[name]
-    if path is None and card.by_path:
-        raise SchemaError(f"{name!r} is not on the hub: {card.by_path} and pass it as path.")
+    if path is None and signature(card.read).parameters["path"].default is Parameter.empty:
+        raise SchemaError(f"{name!r} is not on the hub: get it from its source ({card.source}) and pass it as path.")
     if card.folder and path is not None and Path(path).is_file():
         raise SchemaError(f"{path} is a file; {name!r} needs the folder with all of its files, as the hub has it.")
     last_read.clear()
@@ -106,40 +102,22 @@ def _read(name: str, tally: Tally, path: Any, options: Mapping[str, Any]) -> Dat
             why = f"it has no column {error}, only {list(last_read['row'])}"
         raise SchemaError(
             f"{where} can't be used as {name!r}: {why}. A field is missing, null or of another type than in the "
-            "dataset's own schema (see its loader's docstring), or an option is of a wrong type. Data of your own: "
-            "'files', with a column mapping."
+            "dataset's own schema, or an option is of a wrong type. Data of your own: 'files', with a column mapping."
         ) from error
     if "train" not in raw:
         raise SchemaError(
-            f"{name!r} gave no training pair, only pairs of {list(raw)}; dropped: {dict(tally.drops)}. Look at the "
-            "path and the options."
+            f"{name!r} gave no training pair, only pairs of {list(raw)}; dropped: {dict(tally.drops)}. Look at "
+            "path and options."
         )
     return raw
 
 
 def resolved(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """Options of dataset `name` with the defaults filled in. Raises `SchemaError` for one that it does not have."""
-    parameters = inspect.signature(DATASETS[name].read).parameters
+    parameters = signature(DATASETS[name].read).parameters
     known = {key: p.default for key, p in parameters.items() if p.kind is p.KEYWORD_ONLY}
-    for key in options:
-        if key not in known:
-            raise SchemaError(
-                f"{name!r} has no option {key!r}.{_hint(key, known)} It has: {', '.join(known) or 'none'}."
-            )
+    require_known(options, known, f"option of {name!r} named")
     return known | dict(options)
-
-
-def _unknown(name: str) -> str:
-    return (
-        f"no dataset {name!r}.{_hint(name, DATASETS)} Known: {', '.join(DATASETS)}; or give a folder written by "
-        "`prlhf data prepare` or DatasetDict.save_to_disk with the columns of prlhf_kit.data.schema, without path or "
-        "options."
-    )
-
-
-def _hint(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f" Did you mean {near[0]!r}?" if near else ""
 
 
 def fingerprint(data: DatasetDict) -> str:

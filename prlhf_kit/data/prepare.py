@@ -18,7 +18,6 @@ from prlhf_kit.data.schema import SchemaError
 from prlhf_kit.files import git_state, now, sha256, versions, write_json
 
 CARD_FILE = "card.json"
-DROPS = ["split", "user_id", "reason", "pairs"]
 
 
 def prepare(
@@ -33,17 +32,13 @@ def prepare(
 ) -> Path:
     """Write one parquet file a split, `README.md` (a data card that the hub can read too) and `card.json` into `out`.
 
-    Everything is written beside `out` first and moved there at the end: a reader sees all of it or nothing.
-    `kit.data.load(out)` and `datasets.load_dataset(out)` read it.
+    It is written beside `out` and moved there at the end: a reader sees all of it or nothing. `kit.data.load(out)` and
+    `datasets.load_dataset(out)` read it.
 
     Args:
         data, report: what `load_with_report` returned.
         out: new folder; an existing one is refused unless `replace`, and one that was not prepared always.
-        name, path, options: what they were loaded from; files that are one megabyte or a hundred are hashed alike.
-        limits: tokenizer and limits of the checks, for the card.
-
-    Raises:
-        SchemaError: `out` exists.
+        name, path, options, limits: what they were loaded from, for the card.
     """
     out = Path(out)
     require_free(out, path, replace)
@@ -87,9 +82,7 @@ def require_free(out: Path, path: str | Path | None, replace: bool) -> None:
             raise SchemaError(f"{out} and the source {path} lie in each other. Choose a folder elsewhere.")
     if out.exists() and not (replace and (out / CARD_FILE).is_file()):
         what = "is no prepared dataset and is not replaced" if replace else "exists already"
-        raise SchemaError(
-            f"{out} {what}. Choose another folder" + ("." if replace else ", or replace it with --force.")
-        )
+        raise SchemaError(f"{out} {what}. Choose another folder{'' if replace else ', or replace it with --force'}.")
 
 
 def _page(card: Mapping[str, Any], known: Card | None) -> str:
@@ -98,25 +91,15 @@ def _page(card: Mapping[str, Any], known: Card | None) -> str:
     front = {"configs": [{"config_name": "default", "data_files": files}]}
     shown = ("title", "source", "licence", "users", "quality")
     facts = {name: getattr(known, name) for name in shown} if known else {}
-    facts |= {k: v for k, v in card.items() if k not in ("splits", "drops", "checks")}
-    tables = {
-        "Splits": pd.DataFrame(card["splits"]).T,
-        "Dropped": pd.DataFrame(card["drops"], columns=DROPS).groupby(["split", "reason"])[["pairs"]].sum(),
-        "Checks": pd.DataFrame(card["checks"]).set_index("check"),
-    }
+    facts |= {name: value for name, value in card.items() if name not in ("drops", "checks")}
     lines = ["---", yaml.safe_dump(front, sort_keys=False).strip(), "---", "", f"# {card['dataset']}", ""]
     lines += [f"- **{name}**: {value}" for name, value in facts.items()]
-    for title, table in tables.items():
-        lines += ["", f"## {title}", "", "```", table.to_string() if len(table) else "Nothing.", "```"]
-    lines += ["", "By user: `card.json`. Columns: the kit's preference record (`prlhf_kit/data/schema.py`).", ""]
+    lines += ["", "What was dropped, by user, and the checks: `card.json`. Columns: `prlhf_kit/data/schema.py`.", ""]
     return "\n".join(lines)
 
 
 def compare_counts(name: str, report: Report) -> pd.DataFrame:
-    """What was counted beside the paper's own numbers: columns `count`, `paper`, `found`, `difference`.
-
-    `found` is missing where the options or the files at hand don't lead to that count.
-    """
+    """What was counted beside the paper's own numbers: `count`, `paper`, `found` (null: not counted), `difference`."""
     rows = [(key, paper, report.counts.get(key)) for key, paper in DATASETS[name].counts.items()]
     table = pd.DataFrame(rows, columns=["count", "paper", "found"]).astype({"paper": "Int64", "found": "Int64"})
     return table.assign(difference=table.found - table.paper)

@@ -1,18 +1,4 @@
-"""`prism`: what 1,396 people preferred in their own conversations (Kirk et al. 2024, arXiv 2404.16019).
-
-Hub: `HannahRoseKirk/prism-alignment`, configurations `survey` and `conversations` (split `train`). Local: a folder with
-`survey.jsonl` and `conversations.jsonl`.
-
-Protocol of P-RLHF (Li et al. 2024, arXiv 2402.05133) and its released notebook: at every turn the chosen response
-against each rejected one, the dialogue so far (with chosen responses) in the prompt; conversations without a usable
-turn of at most 2,300 characters are left out; 90% of the users, shuffled with NumPy's legacy generator and seed 123,
-are seen, and 90% of the conversations of each are for training; whoever has one conversation only becomes unseen. That
-gives 1,234 seen and 162 unseen users.
-
-Departures: P-RLHF cuts long histories to their last characters, which can cut the user's last question; here
-`check(max_prompt_tokens=)` leaves out the oldest turns and always keeps the last. Half of an unseen user's
-conversations are for adaptation (`adapt_share=0` gives P-RLHF's test).
-"""
+"""`prism`: what 1,396 people preferred in their own conversations (Kirk et al. 2024, arXiv 2404.16019)."""
 
 from __future__ import annotations
 
@@ -74,7 +60,13 @@ def read(
     adapt_share: float = 0.5,
     seed: int = 123,
 ) -> Iterator[tuple[str, dict]]:
-    """Records with the person's survey answers as `user_text`.
+    """Records with the person's survey answers as `user_text`: at every turn the chosen response against each other
+    one, with the dialogue so far (of chosen responses) in the prompt.
+
+    The split is P-RLHF's (Li et al. 2024, arXiv 2402.05133, and its released notebook): 90% of the users are seen, 90%
+    of the conversations of each are for training, and whoever has one conversation only becomes unseen. Departures:
+    P-RLHF cuts long histories to their last characters, `check(max_prompt_tokens=)` leaves out whole old turns; and
+    half of an unseen user's conversations are for adaptation (`adapt_share=0` gives P-RLHF's test).
 
     A row of the survey: `{"user_id": "user0", "num_completed_conversations": 6, "self_description": "I teach.",
     "system_string": "Be honest.", "order_stated_prefs": {"values": 2, "creativity": 1}, "age": "25-34 years old", ...}`
@@ -83,6 +75,7 @@ def read(
     "Hello!", "if_chosen": True, "score": 90}, ...]}`, at every turn one message of the user and two to four of models.
 
     Args:
+        path: a folder with `survey.jsonl` and `conversations.jsonl`.
         max_characters: longest last question and response together; longer pairs are dropped. None: any length.
         train_share: of the users, and of the conversations of each.
         adapt_share: of the conversations of an unseen user who has several.
@@ -110,18 +103,39 @@ def read(
             by_user[row["user_id"]].append(row["conversation_id"])
         else:
             tally.count("conversations without a usable turn")
-    by_user = {user: ids for user, ids in by_user.items() if ids}
-    splits = _splits(by_user, train_share, adapt_share, seed, tally)
+    rng = np.random.RandomState(seed)  # P-RLHF's generator and order of draws
+    users = np.array([user for user, ids in by_user.items() if ids])
+    rng.shuffle(users)
+    cut = int(len(users) * train_share)
+    splits: dict[str, str] = {}  # of each conversation
+    for place, user in enumerate(users):
+        ids = np.array(by_user[user])
+        seen = place < cut and len(ids) > 1
+        tally.count("users")
+        tally.count("seen users" if seen else "unseen users")
+        if place < cut:
+            rng.shuffle(ids)
+        first = int(len(ids) * (train_share if seen else adapt_share))
+        names = ("train", "test_seen") if seen else ("adapt_unseen", "test_unseen")
+        splits |= {conversation: names[i >= first] for i, conversation in enumerate(ids.tolist())}
     for row in conversations:
-        user, conversation = row["user_id"], row["conversation_id"]
-        split = splits.get(conversation)
-        for number, prompt, chosen, rejected in _pairs(row["conversation_history"]):
-            if split is None:
-                tally.drop(None, user, "in a conversation without a usable turn")
-            elif len(prompt[-1]["content"]) + max(len(chosen), len(rejected)) > limit:
-                tally.drop(split, user, f"longer than {max_characters} characters")
-            else:
-                yield split, record(f"{conversation}-{number}", user, prompt, chosen, rejected, texts[user])
+        user, split = row["user_id"], splits.get(row["conversation_id"])
+        dialogue: list[dict[str, str]] = []
+        for turn, (asked, chosen, rejected) in enumerate(_turns(row["conversation_history"])):
+            if dialogue and dialogue[-1]["role"] == "user":  # nothing was chosen there: its question joins this one
+                asked = f"{dialogue.pop()['content']}\n\n{asked}"
+            dialogue = dialogue + message("user", asked)
+            if not chosen:
+                continue
+            for i, other in enumerate(rejected):
+                if split is None:
+                    tally.drop(None, user, "in a conversation without a usable turn")
+                elif len(asked) + max(len(chosen[0]), len(other)) > limit:
+                    tally.drop(split, user, f"longer than {max_characters} characters")
+                else:
+                    pair_id = f"{row['conversation_id']}-{turn}-{i}"
+                    yield split, record(pair_id, user, dialogue, chosen[0], other, texts[user])
+            dialogue = dialogue + message("assistant", chosen[0])
 
 
 def describe(row: dict) -> str:
@@ -150,39 +164,3 @@ def _turns(history: list[dict]) -> Iterator[tuple[str, list[str], list[str]]]:
     for number in sorted(turns):
         asked, chosen, rejected = turns[number]
         yield (asked[0] if asked else ""), chosen, rejected
-
-
-def _splits(
-    by_user: dict[str, list[str]], train_share: float, adapt_share: float, seed: int, tally: Tally
-) -> dict[str, str]:
-    """Conversation -> split."""
-    rng = np.random.RandomState(seed)  # P-RLHF's generator and order of draws
-    users = np.array(list(by_user))
-    rng.shuffle(users)
-    cut = int(len(users) * train_share)
-    split: dict[str, str] = {}
-    for place, user in enumerate(users):
-        ids = np.array(by_user[user])
-        seen = place < cut and len(ids) > 1
-        tally.count("users")
-        tally.count("seen users" if seen else "unseen users")
-        if place < cut:
-            rng.shuffle(ids)
-        first = int(len(ids) * (train_share if seen else adapt_share))
-        names = ("train", "test_seen") if seen else ("adapt_unseen", "test_unseen")
-        split |= {conversation: names[i >= first] for i, conversation in enumerate(ids.tolist())}
-    return split
-
-
-def _pairs(history: list[dict]) -> Iterator[tuple[str, list[dict], str, str]]:
-    """(number, dialogue so far, chosen, rejected) of every pair."""
-    dialogue: list[dict[str, str]] = []
-    for turn, (asked, chosen, rejected) in enumerate(_turns(history)):
-        if dialogue and dialogue[-1]["role"] == "user":  # nothing was chosen there: its question joins this one
-            dialogue = dialogue[:-1] + message("user", f"{dialogue[-1]['content']}\n\n{asked}")
-        else:
-            dialogue = dialogue + message("user", asked)
-        if chosen:
-            for i, other in enumerate(rejected):
-                yield f"{turn}-{i}", dialogue, chosen[0], other
-            dialogue = dialogue + message("assistant", chosen[0])

@@ -1,14 +1,4 @@
-"""`psoups`: Personalized Soups (Jang et al. 2023, arXiv 2310.11564), with P-RLHF's six users.
-
-Its data are behind a link in https://github.com/joeljang/RLPHF. Local: `allcombo_8_cleaned.json` as P-RLHF makes it
-(`user_id` 1 to 6), or the folder `rm_training` with `P1A.json` ... `P3B.json` (without `user_id`; many duplicates, and
-the wish of the profile at the end of every `user_input`, which is cut off here: it would tell the model what to learn).
-
-Counts of P-RLHF's notebook: 53,471 pairs; P1A to P3B 8,959, 9,069, 8,239, 8,626, 9,356, 9,222.
-
-Departure: 90/10 by prompt, not by pair: in P-RLHF's split the same prompts, and often the same responses, are in train
-and test.
-"""
+"""`psoups`: Personalized Soups (Jang et al. 2023, arXiv 2310.11564), with P-RLHF's six users."""
 
 from __future__ import annotations
 
@@ -49,30 +39,26 @@ PROFILES = {  # P-RLHF's users 1 to 6, in its order, and what such a person woul
         "pairs of P3A": 9_356,
         "pairs of P3B": 9_222,
     },
-    by_path="download its data by the link in https://github.com/joeljang/RLPHF (rm_training, allcombo_8_cleaned.json)",
 )
 def read(
-    tally: Tally,
-    path: str | Path | None = None,
-    *,
-    test_share: float = 0.1,
-    unseen: str | Sequence[str] = (),
-    seed: int = 0,
+    tally: Tally, path: str | Path, *, test_share: float = 0.1, unseen: str | Sequence[str] = (), seed: int = 0
 ) -> Iterator[tuple[str, dict]]:
-    """Records split by prompt.
+    """Records split by prompt: P-RLHF splits by pair, so that the same prompts and responses are in train and test.
 
     A row: `{"user_id": 3, "user_input": "How do I make tea?", "completion_a": "Boil water, add leaves.",
     "completion_b": "Tea has a long history."}`, of which the first completion is preferred.
 
     Args:
-        path: `allcombo_8_cleaned.json`, or a folder with it or with `P1A.json` ... `P3B.json`.
+        path: `allcombo_8_cleaned.json`, as P-RLHF makes it, or a folder with it; or the folder `rm_training` with
+            `P1A.json` ... `P3B.json`, which have no `user_id`, many duplicates, and the wish of the profile at the end
+            of every `user_input`. It is cut off: it would tell the model what to learn.
         test_share, seed: share of the prompts for tests, and what draws them.
         unseen: profiles that are not trained on.
     """
     unseen = names(unseen)
     require_known(unseen, PROFILES, "profile")
     told: set[tuple] = set()
-    for user, question, a, b in _comparisons(Path(path or "")):
+    for user, question, a, b in _comparisons(Path(path)):
         key = (user, hash(question), hash(a), hash(b))
         if key in told:
             tally.drop(None, user, "duplicate in the source")
@@ -97,7 +83,9 @@ def _comparisons(path: Path) -> Iterator[tuple[str, str, str, str]]:
         backwards: list[str] = []
         for row in rows:
             backwards = [os.path.commonprefix([*backwards, row["user_input"][::-1]])]  # noqa: RUF071 (of characters)
-        wish = _last_sentence(backwards[0][::-1]) if backwards else ""
+        ending = backwards[0][::-1] if backwards else ""  # what all questions end with; the wish is its last sentence
+        starts = [found.end() for found in re.finditer(r"(?:(?<=[.?!:])\s+|\n+|^\s+)(?=\S)", ending)]
+        wish = ending[starts[-1] :] if starts else ""
         if not wish:
             raise SchemaError(
                 f"the questions of {user} do not all end with the same sentence, the wish of the profile, so it can't "
@@ -105,15 +93,3 @@ def _comparisons(path: Path) -> Iterator[tuple[str, str, str, str]]:
             )
         for row in rows:
             yield user, row["user_input"].removesuffix(wish).strip(), row["completion_a"], row["completion_b"]
-
-
-def _last_sentence(ending: str) -> str:
-    """The sentence that all questions end with, out of the text that they all end with.
-
-    >>> _last_sentence("a good capital? Be brief.")
-    'Be brief.'
-    """
-    parts = re.split(r"(?<=[.?!:])\s+|\n+", ending.rstrip())
-    if len(parts) > 1:
-        return ending[ending.rindex(parts[-1]) :]
-    return ending.lstrip() if ending[:1].isspace() else ""

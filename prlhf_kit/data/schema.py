@@ -1,16 +1,4 @@
-"""The one preference record that every dataset of the kit becomes.
-
-| column | type | meaning |
-|---|---|---|
-| `pair_id` | str | unique in the dataset |
-| `user_id` | str | who stated the preference |
-| `user_text` | str or null | what that person says of themselves or wants, in words |
-| `group` | str or null | known type of user, for analysis only; never an input |
-| `prompt`, `chosen`, `rejected` | list of {role, content} | conversational, as TRL reads them |
-
-Splits: `train`; `test_seen` (users of `train`, new prompts); `test_unseen` (users never in `train`) with
-`adapt_unseen` (their few pairs for adaptation). A dataset may carry more columns; they pass through.
-"""
+"""The one preference record that every dataset of the kit becomes. More columns pass through."""
 
 from __future__ import annotations
 
@@ -18,14 +6,24 @@ from typing import Any
 
 from datasets import Features, List, Value
 
-COLUMNS = ("pair_id", "user_id", "user_text", "group", "prompt", "chosen", "rejected")
-MESSAGES = ("prompt", "chosen", "rejected")
+_TEXT = Value("string")
+_MESSAGES = List({"role": _TEXT, "content": _TEXT})  # as TRL reads them
+FEATURES = Features(
+    {
+        "pair_id": _TEXT,  # unique in the dataset
+        "user_id": _TEXT,  # who stated the preference
+        "user_text": _TEXT,  # what that person says of themselves or wants, in words; may be null
+        "group": _TEXT,  # known type of user, for analysis only, never an input; may be null
+        "prompt": _MESSAGES,
+        "chosen": _MESSAGES,
+        "rejected": _MESSAGES,
+    }
+)
+COLUMNS = tuple(FEATURES)
+MESSAGES = COLUMNS[-3:]
+# test_seen: users of train, new prompts; test_unseen: users never in train, and their few pairs for adaptation
 SPLITS = ("train", "test_seen", "test_unseen", "adapt_unseen")
 ANSWERS = ("system", "user_id", "prompt", "answer")  # columns of the table of answers
-
-_TEXT = Value("string")
-_MESSAGES = List({"role": _TEXT, "content": _TEXT})
-FEATURES = Features({name: _MESSAGES if name in MESSAGES else _TEXT for name in COLUMNS})
 
 
 class SchemaError(ValueError):
@@ -49,7 +47,7 @@ def record(
 ) -> dict[str, Any]:
     """One row. `prompt`: a single question, or a whole dialogue that ends with the user; `more`: further columns.
 
-    A text that is null becomes an empty one, which the checks drop and count.
+    A null text becomes an empty one, which the checks drop and count.
     """
     return {
         "pair_id": pair_id,

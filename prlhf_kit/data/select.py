@@ -1,8 +1,4 @@
-"""Every way in which pairs are drawn from a dataset: by a seed, by user, by a column's value.
-
-Fewer training pairs a user, for a learning curve: `at_most`. A few pairs of new users: `few_shot`. About n pairs of
-all: `subsample`.
-"""
+"""Every way in which pairs are drawn from a dataset: by a seed, by user, by a column's value."""
 
 from __future__ import annotations
 
@@ -22,12 +18,8 @@ def subsample(pairs: Dataset, n: int | None = None, pairs_per_prompt: int | None
     """About `n` pairs, of all users alike, by whole prompts; the rows' order does not matter, and draws are nested.
 
     Args:
-        n: pairs; a prompt's pairs (of one user) are taken together, so that up to `pairs_per_prompt` - 1 more may come.
-            None: all.
+        n: pairs; a prompt's pairs (of one user) are taken together, so that a few more may come. None: all.
         pairs_per_prompt: most pairs of a user and prompt (5 in ComPO, Kumar et al. 2024, arXiv 2410.16027). None: all.
-
-    Raises:
-        SchemaError: a number below 1.
     """
     _require_positive(n=n, pairs_per_prompt=pairs_per_prompt)
     table = pd.DataFrame({"user": pairs["user_id"], "pair": pairs["pair_id"]})
@@ -46,38 +38,29 @@ def subsample(pairs: Dataset, n: int | None = None, pairs_per_prompt: int | None
 
 
 def few_shot(data: DatasetDict, k: int, seed: int = 0, allow_fewer: bool = False) -> Dataset:
-    """`k` pairs of every user of `adapt_unseen`, to learn who they are from. Nested: those of k=2 are among those of 4.
-
-    Args:
-        k: pairs a user.
-        seed: orders each user's pairs.
-        allow_fewer: keep users who have fewer than k pairs.
+    """`k` pairs of every user of `adapt_unseen`, drawn by `seed`. Nested: those of k=2 are among those of 4.
 
     Raises:
-        SchemaError: no `adapt_unseen`, or users with fewer pairs.
+        SchemaError: no `adapt_unseen`, or users with fewer pairs (unless `allow_fewer`).
     """
     if "adapt_unseen" not in data:
         raise SchemaError(f"the data have no split 'adapt_unseen', only {list(data)}: no user is kept from training.")
     _require_positive(k=k)
-    table = pd.DataFrame({"user": data["adapt_unseen"]["user_id"], "pair": data["adapt_unseen"]["pair_id"]})
-    tested = set(data["test_unseen"]["user_id"]) if "test_unseen" in data else set()
-    counts = table.user.value_counts()
-    counts = counts.reindex(sorted(set(counts.index) | tested), fill_value=0)
-    if counts.min() < k and not allow_fewer:
+    counts = Counter(data["adapt_unseen"]["user_id"])
+    users = set(counts) | set(data["test_unseen"]["user_id"] if "test_unseen" in data else ())
+    few = sorted((counts[user], user) for user in users if counts[user] < k)
+    if few and not allow_fewer:
         raise SchemaError(
-            f"k={k}, but {(counts < k).sum()} of {len(counts)} unseen users have fewer pairs to adapt to (the fewest: "
-            f"{counts.min()}, {counts.idxmin()!r}). Choose a smaller k, or pass allow_fewer=True."
+            f"k={k}, but {len(few)} of {len(users)} unseen users have fewer pairs to adapt to (the fewest: {few[0]}). "
+            "Choose a smaller k, or pass allow_fewer=True."
         )
     return _first(data["adapt_unseen"], k, seed, "few-shot")
 
 
 def at_most(data: DatasetDict, seed: int = 0, **pairs: int | None) -> DatasetDict:
-    """`data` with at most so many pairs of every user in the splits named, drawn by `seed`; others stay as they are.
+    """`data` with at most so many pairs of every user in the splits named, drawn by `seed`: `at_most(data, train=10)`.
 
-    Nested: the 10 pairs of `at_most(data, train=10)` are among those of `at_most(data, train=20)`.
-
-    Raises:
-        SchemaError: no such split, or a number below 1.
+    Nested: the 10 pairs are among those of `at_most(data, train=20)`.
     """
     require_known(pairs, data, "split")
     _require_positive(**pairs)
@@ -98,24 +81,13 @@ def _first(pairs: Dataset, k: int, seed: int, purpose: str) -> Dataset:
     return pairs.select(table.index[rank <= k])
 
 
-def drawn(pairs: Dataset, n: int, seed: int) -> Dataset:
-    """`n` pairs drawn without replacement. Raises `ValueError` where there are fewer."""
-    if not 0 <= n <= len(pairs):
-        raise ValueError(f"{n} general pairs are asked for (general_ratio), but there are {len(pairs)}.")
-    return sampled(pairs, n, seed)
-
-
 def sampled(pairs: Dataset, n: int, seed: int) -> Dataset:
     """`n` pairs drawn without replacement, or all if there are fewer."""
     return pairs.select(np.random.default_rng(seed).permutation(len(pairs))[:n])
 
 
 def most_pairs(values: Sequence[str], n: int) -> list[str]:
-    """The `n` most frequent values (0: all), those of equal frequency as they come.
-
-    >>> most_pairs(["b", "a", "b", "a", "c"], 2)
-    ['b', 'a']
-    """
+    """The `n` most frequent values (0: all), those of equal frequency as they come."""
     return [value for value, _ in Counter(values).most_common(n or None)]
 
 

@@ -1,10 +1,4 @@
-"""`simulated`: real responses of a real model, preferences of users whose taste is known.
-
-The prompts are ours and the responses were sampled from SmolLM2-135M-Instruct (`scripts/make_simulated.py`). A user is
-a weight vector over standardised text attributes (`attributes.py`); the utility of a response is the weighted sum;
-which of two responses is preferred is drawn by Bradley-Terry, P(a over b) = sigmoid((u(a) - u(b)) / temperature). So
-the truth is known: no model can be expected to rank more pairs right than the oracle, mean of max(p, 1 - p).
-"""
+"""`simulated`: real responses of a real model (`scripts/make_simulated.py`), and users whose taste is known."""
 
 from __future__ import annotations
 
@@ -12,7 +6,6 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -44,17 +37,20 @@ TYPES: dict[str, tuple[dict[str, float], str]] = {
     ),
 }
 NOISE = 0.25  # standard deviation of each user's own deviation, per attribute
+# A pair is the most different of so many random pairs of its prompt's responses (by what the types care about, not by
+# the user's own taste): most random pairs hardly differ.
+CONTRAST = 4
 
 
 @dataclass(frozen=True)
 class Population:
-    """Simulated users and what they truly like.
+    """Simulated users and what they truly like: a weight for each text attribute (`attributes.py`).
 
     Args:
         weights: one row a user (index: user id), one column an attribute.
         groups: user id -> type.
         mean, std: of each attribute over the shipped responses; utilities are over standardised attributes.
-        temperature: of the Bradley-Terry choice.
+        temperature: of the Bradley-Terry choice, P(a over b) = sigmoid((u(a) - u(b)) / temperature).
     """
 
     weights: pd.DataFrame
@@ -76,31 +72,18 @@ class Population:
         from scipy.special import expit  # takes a third of a second, which `prlhf data check` need not wait for
 
         users = list(user_ids)
-
         return expit((self.utility(users, a) - self.utility(users, b)) / self.temperature)
 
     def save(self, path: str | Path) -> None:
-        """Write everything as JSON."""
-        plain = {
-            "weights": self.weights.to_dict("split"),
-            "groups": self.groups,
-            "mean": self.mean.to_dict(),
-            "std": self.std.to_dict(),
-            "temperature": self.temperature,
-        }
-        Path(path).write_text(json.dumps(plain))
+        """Write everything as JSON, for `load`."""
+        plain = {"weights": self.weights.to_dict("split"), "mean": self.mean.to_dict(), "std": self.std.to_dict()}
+        Path(path).write_text(json.dumps({**plain, "groups": self.groups, "temperature": self.temperature}))
 
     @classmethod
     def load(cls, path: str | Path) -> Population:
-        """Read what `save` wrote."""
-        saved = json.loads(Path(path).read_text())
-        return cls(
-            pd.DataFrame(**saved["weights"]),
-            saved["groups"],
-            pd.Series(saved["mean"]),
-            pd.Series(saved["std"]),
-            saved["temperature"],
-        )
+        found = json.loads(Path(path).read_text())
+        mean, std = pd.Series(found["mean"]), pd.Series(found["std"])
+        return cls(pd.DataFrame(**found["weights"]), found["groups"], mean, std, found["temperature"])
 
     @property
     def user_ids(self) -> list[str]:
@@ -150,7 +133,6 @@ def read(
     adapt_pairs_per_user: int = 40,
     users_per_type: int = 3,
     temperature: float = 0.25,
-    contrast: int = 4,
     seed: int = 0,
 ) -> Iterator[tuple[str, dict]]:
     """Records with `p_chosen`, the true probability of the stated preference, beside them.
@@ -159,19 +141,13 @@ def read(
     type is never in training.
 
     Args:
-        path: not used, the data is embedded; anything but None is refused.
-        pairs_per_user: training pairs of each seen user.
-        test_pairs_per_user: test pairs of each user, seen or unseen.
-        adapt_pairs_per_user: adaptation pairs of each unseen user.
+        path: must be None, the data is embedded.
+        pairs_per_user, test_pairs_per_user, adapt_pairs_per_user: training pairs of each seen user, test pairs of each
+            user, adaptation pairs of each unseen user.
         users_per_type, temperature, seed: see `population`; the seed also draws prompts, pairs and preferences.
-        contrast: every pair, of each split, is the most different of this many random pairs of its prompt's responses
-            (by what the types care about, not by the user's own taste). 1 shows users random pairs, many of which
-            hardly differ.
     """
     if path is not None:
         raise SchemaError(f"'simulated' is embedded and takes no path, got {str(path)!r}. Use 'files' for your own.")
-    if contrast < 1:
-        raise SchemaError(f"contrast={contrast}: expected 1 (random pairs) or more.")
     people = population(users_per_type, temperature, seed)
     texts = responses()
     tastes = np.array([[weights.get(a, 0.0) for a in ATTRIBUTES] for weights, _ in TYPES.values()])
@@ -195,7 +171,7 @@ def read(
             # a user sees each prompt once before any prompt comes back
             prompts = np.concatenate([rng.permutation(pools[pool]) for _ in range(-(-size // len(pools[pool])))])[:size]
             for i, prompt in enumerate(prompts):
-                drawn = [rng.choice(by_prompt[prompt], 2, replace=False) for _ in range(contrast)]
+                drawn = [rng.choice(by_prompt[prompt], 2, replace=False) for _ in range(CONTRAST)]
                 a, b = max(drawn, key=lambda pair: np.linalg.norm(places[pair[0]] - places[pair[1]]))
                 shown.append((f"{split}-{user}-{i}", user, a, b))
         pair_ids, asked, first, second = zip(*shown, strict=True)
@@ -204,8 +180,8 @@ def read(
         for pair_id, user, a, b, p_a, draw in zip(pair_ids, asked, first, second, p, draws, strict=True):
             chosen, rejected, p_chosen = (a, b, p_a) if draw < p_a else (b, a, 1 - p_a)
             group, answers = people.groups[user], (texts["response"][chosen], texts["response"][rejected])
-            more: dict[str, Any] = {"user_text": TYPES[group][1], "group": group, "p_chosen": float(p_chosen)}
-            yield split, record(pair_id, user, texts["prompt"][a], *answers, **more)
+            told = TYPES[group][1]
+            yield split, record(pair_id, user, texts["prompt"][a], *answers, told, group, p_chosen=float(p_chosen))
 
 
 def oracle_accuracy(p_chosen: Iterable[float]) -> float:

@@ -20,7 +20,6 @@ from prlhf_kit.files import require_whole_characters
 
 KINDS = (".json", ".jsonl", ".json.gz", ".jsonl.gz", ".csv", ".parquet", ".arrow")
 IGNORED = ("dataset_info.json", "state.json", "dataset_dict.json")  # what `save_to_disk` writes beside the rows
-LONGEST_LINE, LONGEST_LIST = 10**8, 2 * 10**9  # characters: a small .gz may hold a line that fills the memory
 last_read: dict[str, Any] = {}  # source, number and content of the row that was read last, for error messages
 
 
@@ -28,7 +27,7 @@ last_read: dict[str, Any] = {}  # source, number and content of the row that was
 class Rows:
     """Rows that can be read more than once, one at a time: `parts` are (source, what reads it)."""
 
-    parts: list[tuple[str, Callable[[], Iterable[dict[str, Any]]]]]
+    parts: list[tuple[str, Callable[[], Iterable[Any]]]]
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         for source, read in self.parts:
@@ -38,18 +37,39 @@ class Rows:
 
 
 def _read(path: Path) -> Iterator[dict[str, Any]]:
+    """Rows of one file.
+
+    JSON is not read by `datasets`: it takes columns and types from a file's first 10 MB, so it refuses a file in which
+    a field is null until then (an `article` of TL;DR), and it turns texts such as "2020-01-01" into dates.
+    """
     name = path.name.removesuffix(".gz")
     try:
         if name.endswith(".parquet"):
-            with pq.ParquetFile(path) as file:
-                for batch in file.iter_batches(batch_size=1000):
+            with pq.ParquetFile(path) as parquet:
+                for batch in parquet.iter_batches(batch_size=1000):
                     yield from batch.to_pylist()
         elif name.endswith(".arrow"):
             yield from Dataset.from_file(str(path))
         elif name.endswith(".csv"):
-            yield from _csv_rows(path)
+            csv.field_size_limit(10**8)  # characters; Python's own limit is 131,072
+            with path.open(encoding="utf-8-sig", newline="") as file:
+                header = file.readline()
+                file.seek(0)
+                for row in csv.DictReader(file, delimiter=max(",;\t", key=header.count), strict=True):
+                    if None in row or None in row.values():
+                        raise ValueError(f"a line has not as many fields as the header: {str(row)[:120]}")
+                    yield row
         elif name.endswith((".json", ".jsonl")):
-            yield from _json_rows(path)
+            # utf-8-sig: a byte order mark is no text
+            with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig") as file:
+                first = next((line.lstrip() for line in file if line.strip()), "")
+                file.seek(0)
+                rows = json.load(file) if first.startswith("[") else (json.loads(line) for line in file if line.strip())
+                for number, row in enumerate(rows):
+                    if not isinstance(row, dict):
+                        raise ValueError(f"row {number} is a {type(row).__name__}, expected an object")
+                    require_whole_characters(row, f"row {number}")
+                    yield row
         else:
             raise ValueError("a file of an unknown kind")
     # JSON, UTF-8 and Arrow errors are ValueErrors; a gzip file that is cut short gives EOFError or zlib.error
@@ -57,53 +77,8 @@ def _read(path: Path) -> Iterator[dict[str, Any]]:
         raise SchemaError(f"can't read {path}: {error}. Expected {' or '.join(KINDS)}, text in UTF-8.") from error
 
 
-def _csv_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """All values are text. The separator is the comma, or what the header has more of: semicolons or tabs."""
-    csv.field_size_limit(LONGEST_LINE)
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        header = file.readline(LONGEST_LINE)
-        file.seek(0)
-        for row in csv.DictReader(file, delimiter=max(",;\t", key=header.count), strict=True):
-            if None in row or None in row.values():
-                raise ValueError(f"a line has not as many fields as the header: {str(row)[:120]}")
-            yield row
-
-
-def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """A list is read as a whole, JSON lines are read one by one.
-
-    Not by `datasets`: it takes columns and types from a file's first 10 MB, so it refuses a file in which a field is
-    null until then (an `article` of TL;DR), and it turns a column of texts such as "2020-01-01" into dates.
-    """
-
-    def limited(text: str, limit: int, what: str) -> str:
-        if len(text) > limit:
-            raise ValueError(f"{what} of more than {limit:,} characters. Write one JSON object a line")
-        return text
-
-    # utf-8-sig: a byte order mark is no text
-    with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig") as file:
-        first = file.read(1)
-        while first.isspace():
-            first = file.read(1)
-        file.seek(0)
-        lines = iter(lambda: limited(file.readline(LONGEST_LINE + 1), LONGEST_LINE, "a line"), "")
-        rows: Iterable[Any] = (json.loads(line) for line in lines if line.strip())
-        if first == "[":
-            rows = json.loads(limited(file.read(LONGEST_LIST + 1), LONGEST_LIST, "a list"))
-        for number, row in enumerate(rows):
-            if not isinstance(row, dict):
-                raise ValueError(f"row {number} is a {type(row).__name__}, expected an object")
-            require_whole_characters(row, f"row {number}")
-            yield row
-
-
 def local_files(path: str | Path, *patterns: str) -> list[Path]:
-    """A file, or a folder's files that match one of the glob `patterns` (the first that any file matches).
-
-    Raises:
-        SchemaError: nothing there; says what was expected and what was found.
-    """
+    """A file, or a folder's files that match one of the glob `patterns` (the first that any file matches)."""
     path = Path(path)
     if path.is_file():
         return [path]
@@ -120,23 +95,12 @@ def rows_of(files: Iterable[Path]) -> Rows:
     return Rows([(str(file), partial(_read, file)) for file in files])
 
 
-def rows_in(data: Dataset, name: str) -> Rows:
-    """Rows of a dataset that is loaded already."""
-    return Rows([(name, lambda: data)])
-
-
 def saved(folder: str | Path) -> DatasetDict:
-    """What `DatasetDict.save_to_disk`, or `prlhf data prepare` (a parquet file a split), wrote into `folder`.
-
-    Raises:
-        SchemaError: a split is damaged; says which.
-    """
-    listing = Path(folder, "dataset_dict.json")
-    found = DatasetDict()
-    part: Path = listing
+    """What `DatasetDict.save_to_disk`, or `prlhf data prepare` (a parquet file a split), wrote into `folder`."""
+    found, part = DatasetDict(), Path(folder, "dataset_dict.json")
     try:
-        if listing.is_file():
-            for split in json.loads(listing.read_text())["splits"]:
+        if part.is_file():
+            for split in json.loads(part.read_text())["splits"]:
                 part = Path(folder, split)
                 found[split] = Dataset.load_from_disk(str(part))
         else:
@@ -151,50 +115,39 @@ def saved(folder: str | Path) -> DatasetDict:
 
 
 def local_rows(path: str | Path, *patterns: str) -> Rows:
-    """Rows of `local_files`."""
     return rows_of(local_files(path, *patterns))
 
 
 def local_parts(path: str | Path, patterns: Iterable[str], whole: Iterable[str]) -> list[tuple[str | None, Rows]]:
-    """("train", its rows) and ("test", its rows), where a folder has such files; else (None, all rows).
-
-    Args:
-        patterns: names of a part's files, with {part}.
-        whole: names of the files of a source without such parts.
-    """
+    """("train", its rows) and ("test", its rows), where a folder has files named by `patterns` with {part}; else
+    (None, all rows) of the files `whole`."""
     found: list[tuple[str | None, Rows]] = []
     for part in ("train", "test"):
         names = [pattern.format(part=part) for pattern in patterns]
-        if any(file for name in names for file in Path(path).glob(name)):
+        if any(any(Path(path).glob(name)) for name in names):
             found.append((part, local_rows(path, *names)))
     return found or [(None, local_rows(path, *whole))]
 
 
-CONVERTED = "refs/convert/parquet"  # the hub's own parquet conversion of repositories that hold a script
-
-
-def hub_rows(
-    repository: str, split: str, config: str | None = None, *, converted: bool = False, **options: Any
-) -> Rows:
+def hub_rows(repository: str, split: str, config: str | None = None, converted: bool = False, **options: Any) -> Rows:
     """Rows of a split on the hub, downloaded once into the cache of `datasets` and memory-mapped.
 
     Args:
         converted: read the hub's parquet conversion: `datasets` refuses repositories that hold a loading script.
         options: of `datasets.load_dataset`.
-
-    Raises:
-        SchemaError: the hub can't be reached, or has no such dataset, configuration or split.
     """
+    fetch = f"hf download {repository} --repo-type dataset"
     if converted:
-        options |= {"revision": CONVERTED, "data_files": {split: f"{config or 'default'}/{split}/*.parquet"}}
+        revision = "refs/convert/parquet"
+        options |= {"revision": revision, "data_files": {split: f"{config or 'default'}/{split}/*.parquet"}}
+        fetch += f" --revision {revision}"
     where = f"{repository!r}" + (f", configuration {config!r}" if config else "")
     try:
         dataset = load_dataset(repository, None if converted else config, split=split, **options)
     except Exception as error:  # whatever the hub, the network or a builder raises
-        fetch = f"hf download {repository} --repo-type dataset" + (f" --revision {CONVERTED}" if converted else "")
         why = (str(error) or type(error).__name__).splitlines()[0]
         raise SchemaError(
-            f"can't load split {split!r} of {where} from the hub: {why} If the hub can't be "
-            f"reached from here, download it elsewhere with `{fetch} --local-dir DIR`, copy DIR and pass it as path."
+            f"can't load split {split!r} of {where} from the hub: {why} If it can't be reached from here, download it "
+            f"elsewhere with `{fetch} --local-dir DIR`, copy DIR and pass it as path."
         ) from error
-    return rows_in(dataset, f"{where}, split {split!r}")
+    return Rows([(f"{where}, split {split!r}", lambda: dataset)])

@@ -14,30 +14,17 @@ from prlhf_kit.data.schema import SchemaError
 
 
 class Template(NamedTuple):
-    """A template as it was read.
-
-    Args:
-        parts: (role, text with fields as {name}), the system message first.
-        fields: names of all fields.
-    """
-
     name: str
     sha256: str
-    parts: list[tuple[str, str]]
+    parts: list[tuple[str, str]]  # (role, text with fields as {name}), the system message first
     fields: set[str]
 
 
 def read_template(template: str | Path, folder: str, known: Collection[str], alone: str = "user") -> Template:
-    """A template of the kit, or one of your own.
+    """A template of the kit (one of `known`, in the package's `folder`), or a text file of one's own.
 
-    A line `---` parts a system message from a user message; a text without that line is one message.
-
-    Args:
-        template: one of `known`, the templates in the package's `folder`; or a text file.
-        alone: role of a text that has no such line.
-
-    Raises:
-        SchemaError: no such file, or a field that is not just a name.
+    A line `---` parts a system message from a user message; a text without that line is one message, of the role
+    `alone`. Raises `SchemaError`: no such file, or a field that is not just a name.
     """
     file = files("prlhf_kit") / folder / f"{template}.txt" if template in known else Path(template)
     try:

@@ -1,17 +1,4 @@
-"""`tldr`: comparisons of summaries of Reddit posts, with the worker who compared them (Stiennon et al. 2020).
-
-Hub: `openai/summarize_from_feedback`, configuration `comparisons`, splits `train` and `validation`. That is a script
-repository, which recent `datasets` refuses, so the hub's own parquet conversion is read (revision
-`refs/convert/parquet`). Local: a folder with `comparisons/{train,validation}/*.parquet`, the same as JSON lines,
-`save_to_disk` folders `train` and `validation`, or OpenAI's `batch*.json`.
-
-Counts of P-RLHF (Li et al. 2024, arXiv 2402.05133) and its released notebook: 92,858 / 86,086 comparisons; 38,487 /
-16,294 after the policy filter; the ten workers with most training comparisons have 23,299 / 4,921, the forty 38,065 /
-13,060. Its worker preferences are drawn with NumPy's legacy generator, seed 3456: seven of the ten prefer longer
-summaries, with 16,607 / 3,371 comparisons. The same seed is the default here.
-
-Departure: the rows of workers who are not seen are kept as `adapt_unseen` (P-RLHF drops them).
-"""
+"""`tldr`: comparisons of summaries of Reddit posts, with the worker who compared them (Stiennon et al. 2020)."""
 
 from __future__ import annotations
 
@@ -20,11 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 from prlhf_kit.data.cards import Tally, dataset, require_known, split_of
 from prlhf_kit.data.schema import SchemaError, record
-from prlhf_kit.data.sources import Rows, hub_rows, local_rows
+from prlhf_kit.data.sources import hub_rows, local_rows
 
 HUB = "openai/summarize_from_feedback"
 PARTS = {"train": "train", "validation": "test", "valid1": "test", "valid2": "test"}
@@ -62,11 +48,16 @@ def read(
 ) -> Iterator[tuple[str, dict]]:
     """Records: `train` and `adapt_unseen` from the train split, both tests from the validation split.
 
+    "synthetic" is the data of P-RLHF (Li et al. 2024, arXiv 2402.05133), with the generator and seed of its released
+    notebook: seven of the ten workers prefer longer summaries. Departure: the training rows of unseen workers are kept
+    as `adapt_unseen`.
+
     A row: `{"info": {"post": "I fell.", "title": "Ouch", "subreddit": "tifu", "article": None}, "summaries": [{"text":
     "Fell.", "policy": "sup4"}, {"text": "I fell.", "policy": "ref"}], "choice": 1, "worker": "w3", "split": "train"}`;
     `choice` is the index of the preferred summary; of news articles, `article` is set in place of the others.
 
     Args:
+        path: a folder with `comparisons/{train,validation}/*`, `{train,validation}*` or OpenAI's `batch*.json`.
         mode: "real", the workers' own choices on all pairs; "synthetic", P-RLHF's length preferences, on the pairs
             whose two policies contain "sup" and neither "ppo" nor "cnn".
         top: this many workers with most training comparisons are seen, all others unseen (10 or 40 in P-RLHF).
@@ -75,24 +66,30 @@ def read(
     """
     require_known([mode], ("real", "synthetic"), "mode")
     synthetic = mode == "synthetic"
-    sources = _sources(path)
-    found: dict[str, Counter[str]] = {"train": Counter(), "validation": Counter()}
+    parts = ("train", "validation")
+    if path is None:
+        sources = [hub_rows(HUB, split, "comparisons", converted=True) for split in parts]
+    elif Path(path).is_file() or any(Path(path).glob("**/batch*.json")):
+        sources = [local_rows(path, "batch*.json", "comparisons/batch*.json")]
+    else:
+        patterns = ("comparisons/{0}/*", "comparisons/{0}*", "{0}/*", "{0}*")
+        sources = [local_rows(path, *(pattern.format(split) for pattern in patterns)) for split in parts]
+    found: dict[str, Counter[str]] = {part: Counter() for part in parts}
     for row in (row for source in sources for row in source):  # who annotated how much
         require_known([row["split"]], PARTS, "split")
         name = "train" if row["split"] == "train" else "validation"
         tally.count(f"comparisons, {name}")
         if not synthetic or _supervised(row):
             found[name][row["worker"]] += 1
-    # in the order of ids first, so that it does not depend on the order of rows
-    table = pd.DataFrame({name: pd.Series(n, dtype=int) for name, n in found.items()}).fillna(0).astype(int)
-    table = table.sort_index().sort_values("train", ascending=False, kind="stable")
-    for name in found:
-        tally.count(f"{'after the policy filter' if synthetic else 'of all workers'}, {name}", int(table[name].sum()))
+    workers = sorted(found["train"] | found["validation"])  # so that it does not depend on the order of rows
+    workers.sort(key=lambda worker: -found["train"][worker])
+    for name, n in found.items():
+        tally.count(f"{'after the policy filter' if synthetic else 'of all workers'}, {name}", n.total())
         if synthetic:
-            tally.count(f"of the top {top} workers, {name}", int(table[name].head(top).sum()))
-    seen = set(table.index[:top])
-    drawn = np.random.RandomState(seed).random_sample(len(table)) < p_longer
-    taste = dict(zip(table.index, np.where(drawn, "longer", "shorter"), strict=True)) if synthetic else {}
+            tally.count(f"of the top {top} workers, {name}", sum(n[worker] for worker in workers[:top]))
+    seen = set(workers[:top])
+    drawn = np.random.RandomState(seed).random_sample(len(workers)) < p_longer
+    taste = dict(zip(workers, np.where(drawn, "longer", "shorter"), strict=True)) if synthetic else {}
     for number, row in enumerate(row for source in sources for row in source):
         worker, part = row["worker"], PARTS[row["split"]]
         split = split_of(worker, "", () if worker in seen else (worker,), 0, seed, part)
@@ -109,17 +106,6 @@ def read(
         answers = (a, b) if a_wins else (b, a)
         pair_id = f"{'train' if part == 'train' else 'validation'}-{number}"
         yield split, record(pair_id, worker, _prompt(row["info"]), *answers, group=taste.get(worker))
-
-
-def _sources(path: str | Path | None) -> list[Rows]:
-    if path is None:
-        return [hub_rows(HUB, split, "comparisons", converted=True) for split in ("train", "validation")]
-    if Path(path).is_file() or any(Path(path).glob("batch*.json")) or any(Path(path).glob("comparisons/batch*.json")):
-        return [local_rows(path, "batch*.json", "comparisons/batch*.json")]
-    return [
-        local_rows(path, f"comparisons/{split}/*", f"comparisons/{split}*", f"{split}/*", f"{split}*", f"*{split}*")
-        for split in ("train", "validation")
-    ]
 
 
 def _supervised(row: dict) -> bool:

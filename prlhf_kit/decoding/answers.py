@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -43,15 +42,9 @@ class GuidedAnswer:
         """Where the reward overruled the base."""
         return [a != b for a, b in zip(self.tokens, self.base_tokens, strict=True)]
 
-    @property
-    def tokens_per_second(self) -> float:
-        """Of this answer, in its batch."""
-        return len(self.tokens) / self.seconds if self.seconds else math.nan
-
     def to_json(self) -> dict[str, Any]:
         """As JSON holds it, which knows no NaN."""
-        none = {name: [None if math.isnan(v) else v for v in getattr(self, name)] for name in MAY_BE_NAN}
-        return {**asdict(self), **none, "tokens_per_second": self.tokens_per_second}
+        return asdict(self) | {name: [None if math.isnan(v) else v for v in getattr(self, name)] for name in MAY_BE_NAN}
 
     @classmethod
     def from_json(cls, row: dict[str, Any]) -> GuidedAnswer:
@@ -89,30 +82,21 @@ def read_lines(path: Path, parse: Callable[[dict[str, Any]], Any], what: str) ->
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Within it nobody else adds answers to `path`, whose last line may be half there while somebody does.
-
-    Raises:
-        ValueError: another call does.
-    """
+    """Within it nobody else adds answers to `path`, whose last line may be half there while somebody does: `ValueError`
+    if another call does."""
     path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path.with_name(f".{path.name}.lock"), timeout=0)
-    if os.access(path.parent, os.W_OK):  # else nothing will be added
-        try:
-            lock.acquire()
-        except Timeout:
-            raise ValueError(
-                f"{path} is being written by another call. Wait until that has ended, or choose another file."
-            ) from None
     try:
-        yield
-    finally:
-        lock.release()
+        with FileLock(path.with_name(f".{path.name}.lock"), timeout=0):
+            yield
+    except Timeout:
+        raise ValueError(
+            f"{path} is being written by another call. Wait until that has ended, or choose another file."
+        ) from None
 
 
 def add_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Append rows, of which `key` is the first field, to a file of JSON lines."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
         file.writelines(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
 
@@ -130,42 +114,18 @@ def write_pad(path: str | Path, prompts: Sequence[str], answers: Sequence[Guided
 def read_pad_config(path: str | Path) -> list[dict[str, Any]]:
     """Settings of `GuidedDecoder`, one dict a line of a `.config` file of PAD or ARGS.
 
-    `mode` is "greedy" or "topk" (sampling); ARGS's older files say so in `sampling`. Fields such as PAD's `perspective`
-    come along under `extra`. Raises `ValueError` for a line without these fields.
+    `mode` is "greedy" or "topk" (sampling); ARGS's older files say so in `sampling`. Other fields, such as PAD's
+    `perspective`, are left out. Raises `ValueError` for a line without one of these.
     """
     found = []
     for number, line in enumerate(filter(str.strip, Path(path).read_text(encoding="utf-8").split("\n")), 1):
         row = json.loads(line)
-        missing = {"rm_weight", "topk", "mode", "sample_temp"} - set(row)
         mode = row.get("sampling", row.get("mode"))
-        if missing or mode not in ("greedy", "topk"):
+        if not {"rm_weight", "topk", "sample_temp"} <= set(row) or mode not in ("greedy", "topk"):
             raise ValueError(
                 f"line {number} of {path} has {sorted(row)} and the mode {mode!r}. Expected rm_weight, topk, "
                 "sample_temp and the mode 'greedy' or 'topk'."
             )
-        known = ("rm_weight", "topk", "mode", "sampling", "sample_temp")
-        found.append(
-            {
-                "weight": float(row["rm_weight"]),
-                "top_k": int(row["topk"]),
-                "do_sample": mode == "topk",
-                "temperature": 1.0 if row["sample_temp"] is None else float(row["sample_temp"]),
-                "extra": {name: value for name, value in row.items() if name not in known},
-            }
-        )
+        settings = {"weight": float(row["rm_weight"]), "top_k": int(row["topk"]), "do_sample": mode == "topk"}
+        found.append(settings | {"temperature": float(row["sample_temp"] or 1.0)})
     return found
-
-
-def write_pad_config(path: str | Path, settings: Sequence[dict[str, Any]]) -> None:
-    """The inverse of `read_pad_config`."""
-    lines = [
-        {
-            "rm_weight": s["weight"],
-            "topk": s["top_k"],
-            "mode": "topk" if s["do_sample"] else "greedy",
-            "sample_temp": s["temperature"] if s["do_sample"] else None,
-            **s.get("extra", {}),
-        }
-        for s in settings
-    ]
-    write_text(Path(path), "".join(json.dumps(line) + "\n" for line in lines))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import operator
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -15,8 +14,8 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 from prlhf_kit.data.chat import prompt_texts, tell
 from prlhf_kit.files import short_hash
 from prlhf_kit.models import hub
-from prlhf_kit.models.conditioning import context_of, embed_with_users, user_model_of
-from prlhf_kit.models.tokenize import require_tokenizer
+from prlhf_kit.models.conditioning import check_length, embed_with_users
+from prlhf_kit.models.tokenize import padded, require_tokenizer
 
 Prompt = list[dict[str, str]]
 
@@ -45,31 +44,6 @@ def ids_of(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, told: str | None 
     return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-def left_padded(texts: Sequence[Sequence[int]], device) -> tuple[torch.Tensor, torch.Tensor]:
-    """`input_ids` and `attention_mask`, `[B, L]` each.
-
-    What is masked repeats the text's first token: a repetition penalty, which takes no mask, has met that one anyway.
-    """
-    width = max(map(len, texts))
-    ids = [[text[0]] * (width - len(text)) + list(text) for text in texts]
-    mask = [[0] * (width - len(text)) + [1] * len(text) for text in texts]
-    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
-
-
-def check_context(model, users: bool, prompt_tokens: int, max_new_tokens: int) -> None:
-    """Raise `DecodingError` where prompt, user tokens (with `users`) and answer don't fit into the model's context."""
-    if users:
-        user_model: Any = user_model_of(model)
-        prompt_tokens += user_model.num_tokens
-    limit = context_of(model.config)
-    if limit is not None and prompt_tokens + max_new_tokens > limit:
-        raise DecodingError(
-            f"a prompt of {prompt_tokens} tokens (user tokens included) and {max_new_tokens} new ones exceed the "
-            f"model's context of {limit}. Shorten the prompt (respond does, to max_prompt_tokens) or lower "
-            "max_new_tokens."
-        )
-
-
 def eos_ids(model, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Token ids that end an answer: those of the generation config and of the tokenizer."""
     configured = model.generation_config.eos_token_id
@@ -80,11 +54,10 @@ def eos_ids(model, tokenizer: PreTrainedTokenizerBase) -> list[int]:
 def generation_config(model, tokenizer: PreTrainedTokenizerBase, generation: Mapping[str, Any]) -> GenerationConfig:
     """What `generation` asks for, greedy and 64 new tokens if it does not say."""
     known = GenerationConfig()  # which would take any name and ignore it
-    for name in generation:
-        if not hasattr(known, name):
-            near = difflib.get_close_matches(name, vars(known), n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise DecodingError(f"transformers' GenerationConfig has no option {name!r}.{hint}")
+    if unknown := [name for name in generation if not hasattr(known, name)]:
+        near = difflib.get_close_matches(unknown[0], vars(known), n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise DecodingError(f"transformers' GenerationConfig has no option {unknown[0]!r}.{hint}")
     return GenerationConfig(
         **{"max_new_tokens": 64, "do_sample": False, **generation},
         eos_token_id=eos_ids(model, tokenizer),
@@ -110,7 +83,7 @@ def identity(model) -> str:
 class Written(NamedTuple):
     """An answer without special tokens, how many tokens it has, and whether it ended by itself."""
 
-    text: str
+    answer: str
     tokens: int
     finished: bool
 
@@ -124,10 +97,11 @@ def write_batch(
     config: GenerationConfig,
 ) -> list[Written]:
     """Answers to some prompts, as token ids."""
-    ids, mask = left_padded(texts, model.get_input_embeddings().weight.device)
+    device = model.get_input_embeddings().weight.device
+    ids, mask = (part.to(device) for part in padded(texts, None, "left"))
     inputs = {"input_ids": ids, "attention_mask": mask}
     if user_rows is not None:
-        inputs = embed_with_users(model, torch.tensor(user_rows), **inputs)
+        inputs = embed_with_users(model, torch.tensor(user_rows), ids, mask)
         del inputs["position_ids"]  # generate counts them from the mask
         # penalties go by the ids, of which the users' soft tokens have none: as for padding, the first ones count
         ids = torch.cat([ids[:, :1].expand(-1, inputs["attention_mask"].shape[1] - ids.shape[1]), ids], 1)
@@ -172,30 +146,26 @@ def generate(
         One answer a prompt, without special tokens.
 
     Raises:
-        DecodingError: an empty prompt, one beyond the context, an unknown option, or not one user row a prompt.
+        DecodingError: an empty prompt, an unknown option, or not one user row a prompt.
+        ConditioningError: prompt, user tokens and answer don't fit into the model's context.
         ModelError: the model was trained with another tokenizer.
     """
     require_tokenizer(model, tokenizer)
     config = generation_config(model, tokenizer, generation)
     texts = [ids_of(tokenizer, prompt) for prompt in prompts]
-    if user_rows is not None:
-        try:
-            user_rows = [operator.index(row) for row in user_rows]
-        except TypeError:
-            raise DecodingError(
-                f"user_rows is {user_rows!r:.80}, expected row numbers. Those of users' ids are index.rows([...]), of "
-                "the UserIndex that load_personalized returns with the model."
-            ) from None
-        if len(user_rows) != len(prompts):
-            raise DecodingError(f"{len(user_rows)} user rows for {len(prompts)} prompts; expected one row a prompt.")
+    if user_rows is not None and (len(user_rows) != len(prompts) or any(isinstance(row, str) for row in user_rows)):
+        raise DecodingError(
+            f"user_rows is {user_rows!r:.80} for {len(prompts)} prompts, expected one row number each. Those of users' "
+            "ids are index.rows([...]), of the UserIndex that load_personalized returns with the model."
+        )
     if seed is not None:
         torch.manual_seed(seed)
-    check_context(model, user_rows is not None, max(map(len, texts), default=0), config.max_new_tokens)
+    check_length(model, max(map(len, texts), default=0) + config.max_new_tokens, users=user_rows is not None)
     answers = [""] * len(prompts)
     batches = in_batches([len(text) for text in texts], batch_size)
     for chunk in tqdm(batches, desc="generating", disable=None, leave=False):
         rows = None if user_rows is None else [user_rows[i] for i in chunk]
         written = write_batch(model, tokenizer, [texts[i] for i in chunk], rows, config)
         for i, one in zip(chunk, written, strict=True):
-            answers[i] = one.text
+            answers[i] = one.answer
     return answers

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,6 @@ from prlhf_kit.decoding.answers import GuidedAnswer, add_lines, locked, read_lin
 from prlhf_kit.decoding.generate import (
     DecodingError,
     Prompt,
-    check_context,
     eos_ids,
     identity,
     ids_of,
@@ -31,10 +30,8 @@ from prlhf_kit.decoding.readers import Row, mixes
 from prlhf_kit.decoding.steered import Request, Steered
 from prlhf_kit.files import short_hash
 from prlhf_kit.models import hub
-from prlhf_kit.models.conditioning import causal_lm
-from prlhf_kit.models.tokenize import PROBE, require_tokenizer
-
-Weight = float | Sequence[float] | Callable[[int], float]
+from prlhf_kit.models.conditioning import causal_lm, check_length
+from prlhf_kit.models.tokenize import require_tokenizer, tokenizer_hash
 
 
 @dataclass
@@ -50,14 +47,14 @@ class GuidedDecoder:
             trained from. It may be the very model below the guide's adapter.
         tokenizer: of the base.
         guide: `PAD` or `ARGS`.
-        weight: w, the paper's default being 1; one a token (the last one stays), or a function of the token's number.
+        weight: w, the paper's default being 1; or one a token (the last one stays).
         top_k: candidates a step.
         max_new_tokens, min_new_tokens, stop_strings, repetition_penalty: as of `generate`, on the base's logits.
         do_sample: draw from softmax(score / temperature) over the candidates, cut to `top_p`; else the best one.
         batch_size: answers at once.
 
     Raises:
-        DecodingError: k beyond the vocabulary, w not finite, no token or batch, or tokenizers that differ.
+        DecodingError: k beyond the vocabulary, w not finite, or tokenizers that differ.
         ModelError: a model was trained with another tokenizer.
         ValueError: transformers' own, of temperature and top_p.
     """
@@ -65,7 +62,7 @@ class GuidedDecoder:
     base: Any
     tokenizer: PreTrainedTokenizerBase
     guide: Guide
-    weight: Weight = 1.0
+    weight: float | Sequence[float] = 1.0
     top_k: int = 10
     max_new_tokens: int = 128
     min_new_tokens: int = 0
@@ -79,7 +76,6 @@ class GuidedDecoder:
 
     def __post_init__(self):
         guided = self.guide.model
-        self._identities: dict[int, str] = {}  # by the model's id, since hashing weights takes a second a GB
         for model in (self.base, guided):
             if isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning:
                 raise DecodingError(
@@ -100,40 +96,26 @@ class GuidedDecoder:
         self._refuse_another_tokenizer()
         if not 1 <= self.top_k <= self.vocabulary:
             raise DecodingError(f"top_k is {self.top_k}, expected 1 to {self.vocabulary}, the size of the vocabulary.")
-        for name in ("max_new_tokens", "batch_size"):
-            if getattr(self, name) < 1:
-                raise DecodingError(f"{name} is {getattr(self, name)}, expected a whole number from 1 on.")
         self.warpers = LogitsProcessorList([TemperatureLogitsWarper(float(self.temperature))] if self.do_sample else [])
         if self.top_p < 1:
             self.warpers.append(TopPLogitsWarper(self.top_p))
-        # w of every token
-        steps, given = range(self.max_new_tokens), self.weight
-        if callable(given):
-            found = [float(given(step)) for step in steps]
-        else:
-            found = torch.atleast_1d(torch.as_tensor(given, dtype=torch.float64)).tolist()[: len(steps)]
-            found += found[-1:] * (len(steps) - len(found))
-        if not found or not all(map(math.isfinite, found)):
-            raise DecodingError(f"weight is {given}, expected finite numbers (0 is the base model, 1 PAD's default).")
-        self.weights = found
+        given = torch.atleast_1d(torch.as_tensor(self.weight, dtype=torch.float64)).tolist()[: self.max_new_tokens]
+        if not given or not all(map(math.isfinite, given)):
+            raise DecodingError(f"weight is {self.weight}, expected finite numbers (0 is the base alone).")
+        self.weights = given + given[-1:] * (self.max_new_tokens - len(given))  # w of every token
 
     def _refuse_another_tokenizer(self) -> None:
         """Base and guide are compared token by token, so both need the same tokens, and the same cuts of a text."""
-        own, other, differ = self.tokenizer, self.guide.tokenizer, None
+        own, other = self.tokenizer, self.guide.tokenizer
         base, guided = causal_lm(self.base_model), causal_lm(self.guide.model)
-        if other is None:
-            if base is not guided and not (hub.name_of(base) and hub.name_of(base) == hub.name_of(guided)):
-                differ = "base and guide are different models: pass the guide's own tokenizer=... to it, to be compared"
-        elif different := set(own.get_vocab().items()) ^ set(other.get_vocab().items()):
-            token = min(different)[0]
-            numbers = " and ".join(str(one.get_vocab().get(token, "missing")) for one in (own, other))
-            differ = f"base and guide have {len(own)} and {len(other)} tokens, of which {token!r} is {numbers}"
-        elif own(PROBE)["input_ids"] != other(PROBE)["input_ids"]:
-            differ = "base and guide differ in how text is cut into tokens"
-        if differ:
+        names = {hub.name_of(base), hub.name_of(guided)}
+        if other is None and base is not guided and (len(names) == 2 or "" in names):
+            raise DecodingError("base and guide are different models: pass the guide's own tokenizer=... to it.")
+        if other is not None and tokenizer_hash(own) != tokenizer_hash(other):
             raise DecodingError(
-                f"{differ}. Guided decoding compares token by token: use models of one family, or choose among "
-                "finished answers with best_of_n, for which tokenizers don't matter."
+                f"the tokenizers of base and guide ({len(own)} and {len(other)} tokens) are not the same. Guided "
+                "decoding compares token by token: use models of one family, or choose among finished answers with "
+                "best_of_n, for which tokenizers don't matter."
             )
         require_tokenizer(self.base_model, own)
         require_tokenizer(self.guide.model, other or own)
@@ -148,7 +130,8 @@ class GuidedDecoder:
                 the same models with the same settings, is not made again.
 
         Raises:
-            DecodingError: an empty prompt, one beyond the context, an unknown user: before anything is decoded.
+            DecodingError, ConditioningError: an empty prompt, an unknown user, or a prompt beyond the context: before
+                anything is decoded.
             ValueError: `out` is a file of something else, or another call is writing it.
         """
         jobs = self._jobs(prompts, [None] * len(prompts) if who is None else who)
@@ -194,13 +177,13 @@ class GuidedDecoder:
             asked[key] += 1
             found.append(Request(prompt, plain, short_hash(key, asked[key]), base, rows))
             for row in found[-1].rows:
-                check_context(causal_lm(row.model), False, row.length, self.max_new_tokens)
+                check_length(row.model, row.length + self.max_new_tokens)
             longest = max((row.length for row, _ in rows), default=0) + self.max_new_tokens
             if longest > self.guide.window:
                 raise DecodingError(
-                    f"the reward model's attention has a window of {self.guide.window} tokens (0: it takes no mask, as "
-                    f"flash attention), into which a text of {longest} does not fit: its candidates can't be scored in "
-                    "one forward. Shorten the prompt, lower max_new_tokens, or load it with sdpa attention."
+                    f"a text of {longest} tokens does not fit into the reward model's attention window of "
+                    f"{self.guide.window} (0: it takes no mask), so its candidates can't be scored in one forward. "
+                    "Shorten the prompt, lower max_new_tokens, or load it with sdpa attention."
                 )
         return found
 
@@ -211,11 +194,10 @@ class GuidedDecoder:
         guide = {name: v for name, v in vars(self.guide).items() if isinstance(v, str | int | float)}
         ends = eos_ids(causal_lm(self.base_model), self.tokenizer)
         ours = [settings, self.weights, type(self.guide).__name__, guide, ends]
-        for row in (row for job in jobs for row in job.rows):
-            if id(row.model) not in self._identities:
-                self._identities[id(row.model)] = identity(row.model)
+        models = {id(row.model): row.model for job in jobs for row in job.rows}
+        identities = {number: identity(model) for number, model in models.items()}  # a second a GB
 
         def read(row: Row) -> list[Any]:
-            return [row.ids, row.adapter, row.head, row.user, self._identities[id(row.model)]]
+            return [row.ids, row.adapter, row.head, row.user, identities[id(row.model)]]
 
         return [short_hash(ours, job.key, read(job.base), [[read(row), f] for row, f in job.guide]) for job in jobs]

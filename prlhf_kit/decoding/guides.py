@@ -1,20 +1,6 @@
-"""What steers a base model token by token: PAD and ARGS.
-
-Among the base's top-k tokens v, with base(v) its log-probability after processors such as the repetition penalty:
-
-    score(v) = base_factor * base(v) + w * reward(v)
-
-- **PAD, the paper's form** (Chen et al. 2025, arXiv 2410.04070, Eq. 13 and Alg. 2): base_factor = 1, reward(v) = log
-  pi_pers(v | p, s) - log pi_ref(v | s). The base does not see the preference p.
-- **PAD, the released form**: base_factor = 1 - w, reward(v) = log pi_pers(v | p, s), and the base sees the preference.
-  The authors' code takes log-softmax over the candidates only and the base as reference, which differs by a constant a
-  step. At w = 1 the base only picks the candidates. With several people's policies it is multi-objective decoding (MOD:
-  Shi et al. 2024, arXiv 2406.18853).
-- **ARGS** (Khanov et al. 2024, arXiv 2402.01694, Eq. 3): base_factor = 1, reward(v) = r(x, y<t, v) of a sequence
-  reward model.
-
-Log-probabilities are over each model's whole vocabulary. `steered.Steered.steer` adds the terms up; the reference comes
-in with the factor -1 (`PAD.rows`).
+"""What steers a base model token by token: PAD (Chen et al. 2025, arXiv 2410.04070) and ARGS (Khanov et al. 2024, arXiv
+2402.01694). Among the base's top-k tokens v: score(v) = base_factor * base(v) + w * reward(v), where base(v) is the
+base's log-probability over its whole vocabulary, after processors such as the repetition penalty.
 """
 
 from __future__ import annotations
@@ -31,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from prlhf_kit.decoding.generate import DecodingError, Prompt, ids_of
 from prlhf_kit.decoding.readers import CandidateReader, Reader, Row, reads_candidates
 from prlhf_kit.models.conditioning import causal_lm, longest_shared, takes_user_text, user_models
-from prlhf_kit.models.preference_head import has_head
+from prlhf_kit.models.preference_head import HEAD
 from prlhf_kit.models.reward_model import head_name, is_decoder
 from prlhf_kit.models.rewards import SequenceReward
 from prlhf_kit.models.saving import reference_model
@@ -40,15 +26,11 @@ from prlhf_kit.models.user_index import UserIndex
 # Whom an answer is for: a user or a preference in words; several words that are joined in the prompt; several users or
 # preferences that are read one by one, with their weights; None: nobody in particular.
 Who = str | Sequence[str] | Mapping[str, float] | None
-FORMS = ("paper", "released")
 
 
 class Guide(ABC):
-    """What `GuidedDecoder` needs of a guide: `rows`, which are read beside the base, and with which factors they count.
-
-    A subclass sets `model` (what is read), `users` and `tokenizer` (None: the base's). Answers on disk depend on its
-    other plain attributes too.
-    """
+    """What `GuidedDecoder` needs of a guide: `model` (what is read), and `rows`. Answers on disk depend on its plain
+    attributes too. `tokenizer` None: the base's."""
 
     model: Any
     users: UserIndex | None = None
@@ -106,9 +88,8 @@ def users_with_weights(users: UserIndex | None, who: Who) -> list[tuple[str | No
     if unknown:
         some = ", ".join(map(repr, users.user_ids[:5]))
         raise DecodingError(
-            f"{unknown[0]!r} has no row in the user index, which knows {len(users.user_ids)} users ({some}, ...). Use "
-            "one of them, None for the generic user, {user_id: weight} for several, or kit.adapt the model to the new "
-            "user first."
+            f"{unknown[0]!r} has no row in the user index of {len(users.user_ids)} users ({some}, ...). Use one of "
+            "them, None for the generic user, {user_id: weight} for several, or kit.adapt the model to the new user."
         )
     return [(name, 0 if name is None else users.rows([name])[0], share) for name, share in shares.items()]
 
@@ -117,6 +98,12 @@ def users_with_weights(users: UserIndex | None, who: Who) -> list[tuple[str | No
 class PAD(Guide):
     """Steering by a policy that knows the person, against the model that it started from.
 
+    - "paper" (Eq. 13 and Alg. 2): base_factor = 1, reward(v) = log pi_pers(v | p, s) - log pi_ref(v | s). The base does
+      not see the preference p.
+    - "released": base_factor = 1 - w, reward(v) = log pi_pers(v | p, s), and the base sees p. (The authors' code takes
+      log-softmax over the candidates only and the base as reference, which differs by a constant a step.) With several
+      people's policies it is multi-objective decoding (MOD: Shi et al. 2024, arXiv 2406.18853).
+
     Args:
         model: of `load_persrm` (a preference in words; the reference is its own backbone without head and preference),
             of `load_personalized` (a user's soft tokens; the reference is the model it was trained from), a PEFT
@@ -124,7 +111,7 @@ class PAD(Guide):
             is itself without the preference).
         users: rows of the users, for a model with soft tokens. `who` is then a user's id.
         words: users' own words by their id, for a model that was trained with both (`user_text=True`).
-        form: "paper" or "released", see the module.
+        form: "paper" or "released".
         tokenizer: of `model`; may be left out where the base is the model that it was trained from.
     """
 
@@ -135,15 +122,13 @@ class PAD(Guide):
     tokenizer: PreTrainedTokenizerBase | None = None
 
     def __post_init__(self):
-        if self.form not in FORMS:
-            raise DecodingError(f"form={self.form!r}: expected one of {', '.join(FORMS)}.")
+        if self.form not in ("paper", "released"):
+            raise DecodingError(f"form={self.form!r}: expected 'paper' or 'released'.")
         conditioned = bool(user_models(self.model))
         if conditioned != (self.users is not None):
             raise DecodingError(
-                "the model has soft tokens for its users: pass users=index, as load_personalized returns it."
-                if conditioned
-                else "users were given, but the model has no soft tokens for them. Leave users out; `who` is then a "
-                "preference in words."
+                "a model with soft tokens needs its users: pass users=index, as load_personalized returns it. To one "
+                "that has no soft tokens pass none: `who` is then a preference in words."
             )
         self._takes_words = conditioned and takes_user_text(self.model)
 
@@ -166,14 +151,13 @@ class PAD(Guide):
             return None
         if name not in self.words:
             raise DecodingError(
-                f"the model was trained with the users' own words, but there are none of {name!r}. Pass "
-                "words={user_id: user_text}."
+                f"the model was trained with the users' own words, but there are none of {name!r}: pass words=."
             )
         return self.words[name]
 
     def rows(self, owner: int, prompt: Prompt, who: Who, tokenizer: PreTrainedTokenizerBase) -> list[tuple[Row, float]]:
         """Policies with their weights, and in the paper's form the reference."""
-        tokenizer, head = self.tokenizer or tokenizer, has_head(self.model)
+        tokenizer, head = self.tokenizer or tokenizer, hasattr(causal_lm(self.model), HEAD)
         found = [
             (Row(owner, ids_of(tokenizer, prompt, self._text(name)), self.model, head=head, user=user), share)
             for name, user, share in users_with_weights(self.users, who)
@@ -187,11 +171,11 @@ class PAD(Guide):
 
 @dataclass
 class ARGS(Guide):
-    """Steering by a sequence reward model, which is read at every candidate.
+    """Steering by a sequence reward model, which is read at every candidate (Eq. 3): reward(v) = r(x, y<t, v).
 
     Args:
-        reward: from `load_reward`; a decoder with the base's tokenizer. With `reward.users`, `who` is a user's id; else
-            it stays None.
+        reward: from `load_reward`; a decoder with the base's tokenizer whose reward is read at the last token. With
+            `reward.users`, `who` is a user's id; else it stays None.
     """
 
     reward: SequenceReward
@@ -199,23 +183,20 @@ class ARGS(Guide):
     def __post_init__(self):
         bare: Any = causal_lm(self.reward.model)
         self.model, self.users, self.tokenizer = self.reward.model, self.reward.users, self.reward.tokenizer
-        self.pooling = getattr(bare, "pooling", "own").replace("own", "last")
         self.output, self.window = self.reward.dimension or 0, longest_shared(bare)
         linear = is_decoder(bare) and hasattr(bare, head_name(bare)) and bare.base_model is not bare
-        if not linear or not reads_candidates(self.model):
+        last = getattr(bare, "pooling", "own") in ("own", "last")
+        if not (linear and last and reads_candidates(self.model)):
             raise DecodingError(
-                f"{type(bare).__name__} can't be read token by token: ARGS needs a decoder with a linear reward head, "
-                "which scores candidates in one forward as it scores them one by one (attention that takes a 4-D mask, "
-                "no ALiBi). Choose among finished answers with best_of_n instead."
+                f"{type(bare).__name__} can't be read token by token: ARGS needs a decoder with a linear reward head "
+                "at the last token (pooling 'last') and attention that takes a 4-D mask (no ALiBi). Choose among "
+                "finished answers with best_of_n instead."
             )
 
     def rows(self, owner: int, prompt: Prompt, who: Who, tokenizer: PreTrainedTokenizerBase) -> list[tuple[Row, float]]:
         """One row a user with a weight, or one where the reward model knows none."""
         if self.users is None and who is not None:
-            raise DecodingError(
-                f"the reward model knows no users, so it can't steer for {who!r}. Leave `who` out, or steer with one "
-                "that was trained for users."
-            )
+            raise DecodingError(f"the reward model knows no users, so it can't steer for {who!r}. Leave `who` out.")
         ids = ids_of(self.tokenizer, prompt)
         return [
             (Row(owner, ids, self.model, user=user), share) for _, user, share in users_with_weights(self.users, who)
@@ -224,4 +205,4 @@ class ARGS(Guide):
     def reader(self, rows: Sequence[Row]) -> Reader:
         """Rewards, not log-probabilities."""
         bare: Any = causal_lm(self.model)
-        return CandidateReader(rows, self.pooling, self.output, getattr(bare, head_name(bare)))
+        return CandidateReader(rows, getattr(bare, head_name(bare)), self.output)

@@ -7,13 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from prlhf_kit.decoding.generate import in_batches
-from prlhf_kit.decoding.guides import PAD, Guide, Who
+from prlhf_kit.decoding.guides import PAD, Who
 from prlhf_kit.decoding.readers import Row, reading
-from prlhf_kit.models.logprobs import response_logps
+from prlhf_kit.models.logprobs import sequence_logps
 from prlhf_kit.models.rewards import Text, messages
 from prlhf_kit.models.tokenize import encode, require_tokenizer
 
@@ -39,10 +37,7 @@ class ImplicitReward:
         require_tokenizer(self.guide.model, self.tokenizer)
         if self.guide.form != "paper":
             raise ValueError(f"form={self.guide.form!r} has no reference, so no reward. Pass PAD(..., form='paper').")
-        if type(self.guide).reader is not Guide.reader:
-            raise ValueError(f"{type(self.guide).__name__} reads rewards in its own way, which is no implicit reward.")
 
-    @torch.inference_mode()
     def score(
         self, prompts: Sequence[Text], responses: Sequence[Text], user_ids: Sequence[Who] | None = None
     ) -> torch.Tensor:
@@ -54,12 +49,11 @@ class ImplicitReward:
             for row, factor in self.guide.rows(i, question, None if user_ids is None else user_ids[i], self.tokenizer):
                 groups[row.model, row.adapter, row.head, row.user is None].append((row, ids[start:], factor))
         found = torch.zeros(len(prompts))
-        for items in tqdm(groups.values(), desc="scoring", disable=None, leave=False):
-            for chunk in in_batches([row.length + len(completion) for row, completion, _ in items], self.batch_size):
-                rows, completions, factors = zip(*(items[i] for i in chunk), strict=True)
-                users = None if rows[0].user is None else torch.tensor([row.user for row in rows])
-                texts = [(list(row.ids), completion) for row, completion in zip(rows, completions, strict=True)]
-                with reading(rows):
-                    logps = response_logps(rows[0].model, texts, self.tokenizer.pad_token_id, users).cpu()
-                found.index_add_(0, torch.tensor([row.owner for row in rows]), torch.tensor(factors) * logps)
+        for items in groups.values():
+            rows, completions, factors = zip(*items, strict=True)
+            users = None if rows[0].user is None else [row.user for row in rows]
+            texts = [(list(row.ids), completion) for row, completion in zip(rows, completions, strict=True)]
+            with reading(rows[:1]):
+                logps = sequence_logps(rows[0].model, self.tokenizer, texts, users, self.batch_size)
+            found.index_add_(0, torch.tensor([row.owner for row in rows]), torch.tensor(factors) * torch.tensor(logps))
         return found

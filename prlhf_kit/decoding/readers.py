@@ -17,9 +17,9 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from transformers import DynamicCache
 
-from prlhf_kit.decoding.generate import left_padded
 from prlhf_kit.models.conditioning import ATTRIBUTE, causal_lm, embed_with_users, same_outputs, user_models
 from prlhf_kit.models.preference_head import HEAD, heads_on
+from prlhf_kit.models.tokenize import padded
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ class Reader:
 
     def _prompts(self) -> dict[str, torch.Tensor]:
         """Rows with and without user tokens in front, in one left-padded batch."""
-        ids, mask = left_padded([row.ids for row in self.rows], self.device)
+        ids, mask = (part.to(self.device) for part in padded([row.ids for row in self.rows], None, "left"))
         told = torch.tensor([row.user is not None for row in self.rows], device=self.device)
         if not told.any():
             return {"input_ids": ids, "attention_mask": mask}
@@ -157,23 +157,24 @@ class CandidateReader(Reader):
 
     The k candidates follow the text as k further tokens that stand at the same position and see the text and
     themselves, but not each other (a 4-D mask). Of them nothing stays: the chosen one is read again with the next ones.
+
+    Args:
+        head: hidden states -> rewards, of which number `output` counts.
     """
 
-    def __init__(self, rows: Sequence[Row], pooling: str, output: int, head: nn.Module):
-        self.pooling, self.output, self.head = pooling, output, head
-        self.pooled: Any = None  # of all that was read: sum or maximum `[R, d]`
+    def __init__(self, rows: Sequence[Row], head: nn.Module, output: int | slice):
+        self.head, self.output = head, output
         super().__init__(rows)
 
     def _start(self) -> None:
         self.cache = DynamicCache()  # whole texts, in layers with a window too
-        ids, mask = left_padded([row.ids for row in self.rows], self.device)
+        ids, mask = (part.to(self.device) for part in padded([row.ids for row in self.rows], None, "left"))
         users, ahead = [row.user for row in self.rows], 0
         if users[0] is None:
             more = {"position_ids": (mask.cumsum(1) - 1).clamp(min=0)}
         else:  # a reward model knows users, or it doesn't
             more, ahead = {"user_rows": torch.tensor(users)}, user_models(self.model)[0].num_tokens
-        self.count = mask.sum(1, keepdim=True)
-        self._remember(self._hidden(input_ids=ids, attention_mask=mask, **more), mask)
+        self._hidden(input_ids=ids, attention_mask=mask, **more)
         left = (mask == 0).sum(1, keepdim=True)
         self.mask = (torch.arange(ahead + mask.shape[1], device=self.device) >= left).long()
 
@@ -197,30 +198,12 @@ class CandidateReader(Reader):
             position_ids=self.positions + steps,
         )
         self.cache.crop(-k)
-        self.positions, self.count = self.positions + n, self.count + n
-        self._remember(hidden[:, :n], torch.ones_like(pending))
-        self.candidates = hidden[:, n:]
-        if self.pooling == "mean":
-            self.candidates = (self.pooled[:, None] + self.candidates) / (self.count + 1)[:, None]
-        elif self.pooling == "max":
-            self.candidates = torch.maximum(self.pooled[:, None], self.candidates)
-        return self.head(self.candidates.to(hidden.dtype))[..., self.output].float()
+        self.positions = self.positions + n
+        return self.head(hidden[:, n:])[..., self.output].float()
 
     def _hidden(self, **inputs) -> torch.Tensor:
         with reading(self.rows):
             return self.bare.base_model(**inputs, past_key_values=self.cache, use_cache=True).last_hidden_state
-
-    def _remember(self, hidden: torch.Tensor, mask: torch.Tensor) -> None:
-        """For a reward that is read off all tokens' mean or maximum."""
-        if not hidden.shape[1] or self.pooling == "last":
-            return
-        real = mask[..., None].bool()
-        if self.pooling == "mean":
-            found = (hidden.float() * real).sum(1)
-            self.pooled = found if self.pooled is None else self.pooled + found
-        else:
-            found = hidden.masked_fill(~real, -torch.inf).amax(1)
-            self.pooled = found if self.pooled is None else torch.maximum(self.pooled, found)
 
 
 def reads_candidates(model) -> bool:
@@ -229,9 +212,8 @@ def reads_candidates(model) -> bool:
     text, candidates = (1, 2, 3), torch.tensor([[4, 5]])
 
     def found() -> torch.Tensor:
-        reader = CandidateReader([Row(0, text, model)], "last", 0, nn.Identity())
-        reader.rewards(candidates[:, :0], candidates)
-        return reader.candidates[0, 1]
+        reader = CandidateReader([Row(0, text, model)], nn.Identity(), slice(None))
+        return reader.rewards(candidates[:, :0], candidates)[0, 1]
 
     whole = torch.tensor([[*text, 5]], device=bare.get_input_embeddings().weight.device)
     return same_outputs(bare, lambda: bare.base_model(input_ids=whole).last_hidden_state[0, -1], found)

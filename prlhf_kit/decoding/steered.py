@@ -21,10 +21,11 @@ from transformers import (
 from transformers.modeling_outputs import CausalLMOutput
 
 from prlhf_kit.decoding.answers import GuidedAnswer
-from prlhf_kit.decoding.generate import Prompt, eos_ids, left_padded
+from prlhf_kit.decoding.generate import Prompt, eos_ids
 from prlhf_kit.decoding.guides import Guide, Who
 from prlhf_kit.decoding.readers import Reader, Row
 from prlhf_kit.models.conditioning import causal_lm
+from prlhf_kit.models.tokenize import padded
 
 if TYPE_CHECKING:
     from prlhf_kit.decoding.guided import GuidedDecoder
@@ -76,7 +77,7 @@ class Steered(PreTrainedModel, GenerationMixin):
             for reader, factor_of in readers
             if any(factor_of.values())
         ]
-        self.texts, _ = left_padded([job.base.ids for job in jobs], self.device)
+        self.texts = padded([job.base.ids for job in jobs], None, "left")[0].to(self.device)
         self.width = self.texts.shape[1]
         seeds = [torch.Generator().manual_seed(int(job.key[:15], 16)) for job in jobs]
         self.drawn = torch.stack([torch.rand(decoder.max_new_tokens, generator=s) for s in seeds]).to(self.device)

@@ -6,13 +6,16 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
-from datasets import Dataset
+import torch
+from datasets import Dataset, DatasetDict
 from numpy.typing import ArrayLike
+from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from prlhf_kit.data.chat import prompt_text, tell, with_user_text
 from prlhf_kit.data.collect import changed
 from prlhf_kit.data.schema import ANSWERS
+from prlhf_kit.data.select import few_shot
 from prlhf_kit.data.simulated import Population, oracle_accuracy
 from prlhf_kit.decoding.generate import generate
 from prlhf_kit.evaluation.intervals import intervals, long_table
@@ -22,10 +25,12 @@ from prlhf_kit.models.logprobs import score_pairs
 from prlhf_kit.models.saving import reference_of
 from prlhf_kit.models.user_index import GENERIC, UserIndex
 from prlhf_kit.training.controls import LABELS, Control
+from prlhf_kit.training.new_users import adapt, log_ratios, tokenized, weigh
 
 PERSONAL, GENERIC_ROW, VANILLA = "P-DPO, user", "P-DPO, generic row", LABELS["dpo"]
 TEXT, UNTRAINED = "prompt with user text", "untrained"
 LENGTH, USER_LENGTH = "length rule", "length rule per user"
+NEAREST, FITTED = "nearest known user", "fitted row"
 
 
 def words(messages: list[list[dict[str, str]]]) -> np.ndarray:
@@ -110,13 +115,10 @@ def spread(scores: pd.DataFrame, resamples: int = 2_000, seed: int = 0) -> pd.Da
         n = int(((scores.split == split) & (scores.method == method)).sum())
         drawn = np.random.default_rng(seed).choice(part.value.to_numpy(), (resamples, len(part)))
         for of, q in (("10th percentile", 10), ("median user", 50)):
-            low, high = (
-                np.quantile(np.percentile(drawn, q, axis=1), expanded(len(part)))
-                if len(part) >= FEW
-                else (np.nan, np.nan)
-            )
-            found = np.percentile(part.value, q)
-            rows.append((split, method, None, found, low, high, n, len(part), of))
+            ends = [np.nan] * 2
+            if len(part) >= FEW:
+                ends = np.quantile(np.percentile(drawn, q, axis=1), expanded(len(part))).tolist()
+            rows.append((split, method, None, np.percentile(part.value, q), *ends, n, len(part), of))
     return pd.concat([*tables, pd.DataFrame(rows, columns=tables[0].columns)], ignore_index=True)
 
 
@@ -128,17 +130,10 @@ def general_ranks(
     sets: Mapping[str, Dataset],
     batch_size: int = 16,
 ) -> pd.DataFrame:
-    """Which pairs of general sets (helpful, harmless, WebGPT, RewardBench, ...) models find likelier, by mean
-    log-probability a token: what personalisation costs on preferences that everybody shares is
-    `intervals.differences` of it.
-
-    Args:
-        sets: name -> preference pairs.
-
-    Returns:
-        The long table of the untrained model, P-DPO with the generic row and with the seen users' rows in turn, and
-        trained controls; with the column `set`.
-    """
+    """The long table, with `set`, of which pairs of general sets (helpful, harmless, RewardBench, ...) are found
+    likelier by mean log-prob a token: by the untrained model, P-DPO with the generic row and with the seen users' rows
+    in turn, and trained controls. `intervals.differences` of it is what personalisation costs on preferences that
+    everybody shares."""
     if empty := [name for name, pairs in sets.items() if not len(pairs)]:
         raise ValueError(f"the general set {empty[0]!r} has no pair left. Raise the limit of its texts' length.")
     controls, tables = list(controls), []
@@ -150,6 +145,45 @@ def general_ranks(
             right[method] = likelier(score_pairs(personal, tokenizer, pairs, rows, batch_size))
         right |= {control.label: likelier(control.score(tokenizer, pairs, batch_size)) for control in controls}
         tables.append(long_table(pairs, right, set=name))
+    return pd.concat(tables, ignore_index=True)
+
+
+def ranked_by_pairs(
+    model,
+    tokenizer: PreTrainedTokenizerBase,
+    data: DatasetDict,
+    ks: Sequence[int] = (1, 2, 4, 8),
+    *,
+    steps: int = 5,
+    batch_size: int = 16,
+    seed: int = 0,
+    **options,
+) -> pd.DataFrame:
+    """The long table, with `k`, of which pairs of `test_unseen` are ranked right after adapting to k of each new user's
+    pairs of `adapt_unseen`: "generic row" (at k=0), `NEAREST` and, unless `steps=0`, `FITTED`. The pairs of k=2 are
+    among those of k=4. `steps`, `batch_size` and `options` are those of `adapt`."""
+    test = data["test_unseen"]
+    largest = few_shot(data, max(ks), seed)
+    place = {pair: i for i, pair in enumerate(largest["pair_id"])}
+    known = weigh(model, tokenizer, largest, batch_size)
+    tested = weigh(model, tokenizer, test, batch_size)
+    asked = tokenized(model, tokenizer, test) if steps else []
+    tables = [long_table(test, {"generic row": ranked_right(tested.margins[:, 0], 0)}, k=0)]
+    for k in tqdm(ks, desc="known pairs a user", disable=None, leave=False):
+        pairs = few_shot(data, k, seed)
+        evidence = known.of([place[pair] for pair in pairs["pair_id"]])
+        found = adapt(model, tokenizer, pairs, steps=steps, batch_size=batch_size, evidence=evidence, **options)
+        who = [found.user_ids.index(user) for user in test["user_id"]]
+        nearest = [tested.rows.index(found.start[i]) for i in who]
+        margins = {NEAREST: tested.margins[np.arange(len(test)), nearest]}
+        if steps:
+            ratios = []
+            with torch.no_grad():
+                for i in range(0, len(test), batch_size):
+                    own = found.own[who[i : i + batch_size]]
+                    ratios.append(log_ratios(model, asked[i : i + batch_size], own, tokenizer.pad_token_id))
+            margins[FITTED] = torch.cat(ratios).cpu().double().numpy() - tested.reference
+        tables.append(long_table(test, {method: ranked_right(margin, 0) for method, margin in margins.items()}, k=k))
     return pd.concat(tables, ignore_index=True)
 
 
@@ -170,25 +204,22 @@ def answers_by_system(
     """
     words = dict(zip(train["user_id"], train["user_text"], strict=True))
     asked_by = [user for user in users for _ in prompts]
-    plain = [*prompts] * len(users)
-    told = [tell(prompt, words[user]) for user, prompt in zip(asked_by, plain, strict=True)]
-    keys = pd.DataFrame({"user_id": asked_by, "prompt": [prompt_text(prompt) for prompt in plain]})
+    asked = [*prompts] * len(users)
+    told = [tell(prompt, words[user]) for user, prompt in zip(asked_by, asked, strict=True)]
+    keys = pd.DataFrame({"user_id": asked_by, "prompt": [prompt_text(prompt) for prompt in asked]})
     tables = []
 
-    def answer(system: str, model, asked: Sequence, rows: Sequence[int] | None = None) -> None:
-        """Equal questions are asked once."""
-        questions = list(zip(map(str, asked), rows or [GENERIC] * len(asked), strict=True))
-        unique = dict(zip(questions, asked, strict=True))
-        own = [row for _, row in unique] if rows else None
-        found = dict(zip(unique, generate(model, tokenizer, list(unique.values()), own, **options), strict=True))
-        tables.append(keys.assign(system=system, answer=[found[question] for question in questions]))
+    def answer(system: str, model, questions: Sequence, rows: list[int] | None = None) -> None:
+        """`questions`: of every user and prompt, or of every prompt alike for all users."""
+        found = generate(model, tokenizer, list(questions), rows, **options)
+        tables.append(keys.assign(system=system, answer=found * (len(keys) // len(found))))
 
-    answer(PERSONAL, personal, told if takes_user_text(personal) else plain, index.rows(asked_by))
-    answer(GENERIC_ROW, personal, plain, [GENERIC] * len(plain))
+    answer(PERSONAL, personal, told if takes_user_text(personal) else asked, index.rows(asked_by))
+    answer(GENERIC_ROW, personal, prompts, [GENERIC] * len(prompts))
     if vanilla is not None:
-        answer(VANILLA, vanilla.model, plain)
+        answer(VANILLA, vanilla.model, prompts)
     with reference_of(personal) as untrained:
-        answer(UNTRAINED, untrained, plain)
+        answer(UNTRAINED, untrained, prompts)
         if all(words[user] for user in users):
             answer(TEXT, untrained, told)
     return pd.concat(tables, ignore_index=True)[list(ANSWERS)]
@@ -197,14 +228,9 @@ def answers_by_system(
 def swapped(
     people: Population, user_ids: Sequence[str], prompts: Sequence[object], texts: Sequence[str]
 ) -> pd.DataFrame:
-    """Every user judges every other user's answer to the same prompt: is one's own answer really one's own?
-
-    Args:
-        user_ids, prompts, texts: `[n]`, whom each answer was given to, and for what; the same prompts for every user.
-
-    Returns:
-        `judge`, `author`, `prompt`, `utility` (of the author's answer for the judge), `own_wins` (1, 1/2, 0).
-    """
+    """Every user judges every other user's answer (`texts` `[n]`, for `user_ids` and the same `prompts`): is one's own
+    answer really one's own? Columns `judge`, `author`, `prompt`, `utility` (of the author's answer for the judge) and
+    `own_wins` (1, 1/2, 0)."""
     answers = pd.DataFrame({"author": list(user_ids), "prompt": list(prompts), "text": list(texts)})
     table = pd.DataFrame({"judge": answers.author.unique()}).merge(answers, how="cross")
     table["utility"] = people.utility(table.judge, table.text)
@@ -233,18 +259,11 @@ def length_rules(train: Dataset, pairs: Dataset) -> dict[str, np.ndarray]:
     direction for all users, and `USER_LENGTH`, with each user's, learned from `train` (the pooled one for users who are
     not there)."""
     learned, gap = (words(rows["chosen"]) - words(rows["rejected"]) for rows in (train, pairs))
-    return length_rules_of(train["user_id"], learned, pairs["user_id"], gap)
-
-
-def length_rules_of(
-    train_users: ArrayLike, train_difference: ArrayLike, users: ArrayLike, difference: ArrayLike
-) -> dict[str, np.ndarray]:
-    """`length_rules` from lengths: whose pair it is, and its chosen minus its rejected length."""
-    learned, gap = pd.Series(np.asarray(train_difference, float)), np.asarray(difference, float)
 
     def direction(differences: pd.Series) -> int:
         return 1 if ranked_right(differences, 0).mean() >= 0.5 else -1
 
-    pooled, own = direction(learned), learned.groupby(np.asarray(train_users, object)).agg(direction)
-    signs = own.reindex(np.asarray(users, object)).fillna(pooled).to_numpy()
+    pooled = direction(pd.Series(learned))
+    own = pd.Series(learned).groupby(np.asarray(train["user_id"], object)).agg(direction)
+    signs = own.reindex(np.asarray(pairs["user_id"], object)).fillna(pooled).to_numpy()
     return {LENGTH: ranked_right(pooled * gap, 0), USER_LENGTH: ranked_right(signs * gap, 0)}

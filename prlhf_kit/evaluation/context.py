@@ -1,37 +1,32 @@
-"""What a context in the prompt is worth: right, wrong and no context, every community's context on every community's
-pairs, prompts against soft user tokens. Results are long tables with `chance` and columns that say what was tried."""
+"""What a context in the prompt is worth: right, wrong and none, every community's context on every community's pairs,
+prompts against soft user tokens. Results are long tables with `chance` and columns that say what was tried."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import combinations
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from datasets import Dataset, concatenate_datasets
+from datasets import Dataset, Features, List, Value, concatenate_datasets
 from numpy.typing import ArrayLike
 from transformers import PreTrainedTokenizerBase
 
 from prlhf_kit.data.context import RECORDED, Contexts, with_context
+from prlhf_kit.data.schema import FEATURES
 from prlhf_kit.evaluation.accuracy import USER_LENGTH, length_rules, likelier, ranked_right
 from prlhf_kit.evaluation.intervals import BY_USER_AND_PROMPT, differences, intervals, long_table
-from prlhf_kit.evaluation.options import LIKELIHOOD, RULES, choose
-from prlhf_kit.models.logprobs import score_pairs
+from prlhf_kit.models.logprobs import as_read, completion_logps, score_pairs
 from prlhf_kit.models.user_index import UserIndex
 
 NONE = "none"  # the context of nobody
+LIKELIHOOD, SHORTEST, LONGEST = "likelihood a token", "shortest option", "longest option"
 NEITHER, PROMPT, SOFT, BOTH = FOUR_WAYS = ("neither", "prompt only", "soft tokens", "both")
 UNTRAINED, SFT = "untrained", "SFT"
 GENERIC_ROW, SFT_TOLD = "soft tokens, generic row", "SFT, context"
-FOUR_WAY_COMPARISONS = (
-    (PROMPT, NEITHER),
-    (SOFT, NEITHER),
-    (BOTH, NEITHER),
-    (BOTH, PROMPT),
-    (BOTH, SOFT),
-    (PROMPT, SOFT),
-)
+FOUR_WAY_COMPARISONS = tuple(combinations((BOTH, PROMPT, SOFT, NEITHER), 2))
 CONTROL_COMPARISONS = ((SOFT, GENERIC_ROW), (PROMPT, SFT_TOLD))  # is it the user's own row, and is it DPO?
 CONTEXT_COMPARISONS = (("true", "none"), ("true", "random"), ("true", "shuffled"))
 
@@ -48,22 +43,56 @@ def clusters(named: bool) -> str | tuple[str, str]:
 
 def rewarded(scores: pd.DataFrame, anchor: pd.DataFrame) -> np.ndarray:
     """Which pairs the reward log pi(y|x, c) - log pi_ref(y|x) ranks right (1, 1/2 if less than `TIE` apart, 0): `[n]`.
-    It is DPO's implicit reward (arXiv 2305.18290, Eq. 5) up to beta; the reference sees no context c.
-
-    Args:
-        scores: rows of `score_pairs` of the policy; the same pair may be there several times.
-        anchor: rows of `score_pairs` of the reference, one a pair; found by `pair_id`.
-    """
+    It is DPO's implicit reward (arXiv 2305.18290, Eq. 5) up to beta; the reference sees no context c. `scores`: rows of
+    `score_pairs` of the policy; `anchor`: the reference's, one a pair, found by `pair_id`."""
     base = scores[["pair_id"]].merge(anchor, "left", on="pair_id", validate="many_to_one")
-    chosen, rejected = (
-        scores[f"{of}_logp"].to_numpy() - base[f"{of}_logp"].to_numpy() for of in ("chosen", "rejected")
-    )
+    chosen, rejected = (scores[of].to_numpy() - base[of].to_numpy() for of in ("chosen_logp", "rejected_logp"))
     difference = chosen - rejected  # NaN without an anchor, which `ranked_right` refuses
-    return ranked_right(np.where(np.abs(difference) < TIE, 0.0, difference), np.zeros(len(difference)))
+    return ranked_right(np.where(np.abs(difference) < TIE, 0.0, difference), 0)
+
+
+def questions(pairs: Dataset) -> Dataset:
+    """The multiple-choice questions behind pairs that set one right option against each of the others, as `prefeval`'s
+    do (Zhao et al. 2025, arXiv 2502.09597): `question_id` (of the first pair), `user_id`, `user_text`, `group`,
+    `prompt`, `options` (`[k]` responses, the right one first), and `RECORDED`."""
+    kept = [n for n in ("user_id", "user_text", "group", "prompt", *RECORDED) if n in pairs.column_names]
+    found: dict[str, dict] = {}
+    for pair in pairs:
+        new = {"question_id": pair["pair_id"], **{name: pair[name] for name in kept}, "options": [pair["chosen"]]}
+        options = found.setdefault(str([pair["user_id"], pair["prompt"], pair["chosen"]]), new)["options"]
+        if pair["rejected"] not in options:
+            options.append(pair["rejected"])
+    types = {"question_id": Value("string"), **{name: pairs.features[name] for name in kept}}
+    return Dataset.from_list([*found.values()], features=Features(types | {"options": List(FEATURES["chosen"])}))
+
+
+def choose(
+    model,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Dataset,
+    user_rows: Sequence[int] | None = None,
+) -> dict[str, np.ndarray]:
+    """Which of `questions` are answered right: rule -> `[n]` (1; 1/m where m options are at the top; 0).
+
+    Options are scored as answers and not shown, so none has a place. What could give the right one away is its length
+    in tokens, so the rules `SHORTEST` and `LONGEST` stand beside the model's (`LIKELIHOOD`: mean log-prob a token).
+    """
+    rows = rows if user_rows is None else as_read(model, rows)
+    number = [len(options) for options in rows["options"]]
+    place = np.repeat(np.arange(len(number)), number).tolist()  # of the question, for each option
+    prompts, users = rows["prompt"][:], None if user_rows is None else [user_rows[i] for i in place]
+    answers = [option for options in rows["options"] for option in options]
+    scored = completion_logps(model, tokenizer, [prompts[i] for i in place], answers, users)
+    logps, tokens = (np.array(numbers) for numbers in scored)
+    found = {}
+    for rule, values in ((LIKELIHOOD, logps / tokens), (SHORTEST, -tokens), (LONGEST, tokens)):
+        top = [part == part.max() for part in np.split(values, np.cumsum(number)[:-1])]
+        found[rule] = np.array([one[0] / one.sum() for one in top])
+    return found
 
 
 def items(rows: Dataset, value: ArrayLike, **names: Any) -> pd.DataFrame:
-    """The long table of `value` `[n]` (what was right) on `rows` without context (pairs, or `options.questions`), with
+    """The long table of `value` `[n]` (what was right) on `rows` without context (pairs, or `questions`), with
     `chance` and the columns `names`, for instance `dataset="dsp", method=BOTH`."""
     assert not set(RECORDED) & set(rows.column_names), "the rows have a context already"
     chance = [1 / len(options) for options in rows["options"]] if "options" in rows.column_names else 0.5
@@ -76,20 +105,18 @@ def ranked(
     rows: Dataset,
     index: UserIndex | None = None,
     anchor: pd.DataFrame | None = None,
-    batch_size: int = 16,
 ) -> dict[str, np.ndarray]:
     """What a model gets right, prompts as they are: rule -> `[n]` (1, 1/2 for a tie, 0).
 
     Args:
         rows: pairs, by the gain in log-probability over `anchor` (`rewarded`) or, without one, by mean log-probability
-            a token; or `options.questions`, by all of `options.RULES`.
+            a token; or `questions`, by all rules of `choose`.
         index: rows of the users; others get the generic one. None: no user model.
     """
     users = None if index is None else index.rows(rows["user_id"], unknown="generic")
     if "options" in rows.column_names:
-        chosen = choose(model, tokenizer, rows, users, batch_size)
-        return {rule: chosen[column].to_numpy() for rule, column in RULES.items()}
-    scores = score_pairs(model, tokenizer, rows, users, batch_size)
+        return choose(model, tokenizer, rows, users)
+    scores = score_pairs(model, tokenizer, rows, users)
     return {LIKELIHOOD: likelier(scores) if anchor is None else rewarded(scores, anchor)}
 
 
@@ -101,13 +128,12 @@ def tried(
     kinds: Sequence[str],
     index: UserIndex | None = None,
     anchor: pd.DataFrame | None = None,
-    batch_size: int = 16,
     **names: str,
 ) -> pd.DataFrame:
     """`items` of what one model gets right (see `ranked`) with each of some `kinds` of context in the same prompts,
     with the columns `context`, `rule` and `names`. `contexts` gives template, people and seed."""
     put = [with_context(rows, replace(contexts, context=kind)) for kind in kinds]  # type: ignore[arg-type]
-    found = ranked(model, tokenizer, concatenate_datasets(put), index, anchor, batch_size)
+    found = ranked(model, tokenizer, concatenate_datasets(put), index, anchor)
     tables = [
         items(rows, value.reshape(len(kinds), -1)[i], **names, context=kind, rule=rule)
         for i, kind in enumerate(kinds)
@@ -122,7 +148,6 @@ def context_matrix(
     pairs: Dataset,
     contexts: Contexts,
     anchor: pd.DataFrame | None = None,
-    batch_size: int = 16,
 ) -> pd.DataFrame:
     """`items` of every community's pairs (of its user) with every community's context in the prompt, and with none: see
     `ranked`. Columns `community` (whose pairs), `context`, and `right`: whether it says what the community's own
@@ -133,7 +158,7 @@ def context_matrix(
     rest, feature = pairs.remove_columns("prompt"), pairs.features["prompt"]
     parts = [rest.add_column("prompt", column, feature=feature) for column in put.values()]
     # in one call, so that equal questions are asked once
-    values = ranked(model, tokenizer, concatenate_datasets(parts), None, anchor, batch_size)[LIKELIHOOD]
+    values = ranked(model, tokenizer, concatenate_datasets(parts), None, anchor)[LIKELIHOOD]
     tables = []
     for context, value in zip(put, values.reshape(len(put), -1), strict=True):
         right = [context != NONE and put[context][0] == put[user][0] for user in users]
@@ -148,8 +173,8 @@ def by_length(train: Dataset, pairs: Dataset, **names: str) -> pd.DataFrame:
 
 
 def labelled(results: pd.DataFrame) -> pd.DataFrame:
-    """Results for the four-way table: the contextual model with its own context only; "untrained" and "SFT" with a
-    context, and what is ranked by likelihood for want of an anchor, under names of their own."""
+    """Results for `four_way`: the contextual model with its own context only; "untrained" and "SFT" with a context, and
+    what is ranked by likelihood for want of an anchor, under names of their own."""
     told = results.context != NONE
     own = ~results.context.isin(["random", "shuffled"]) & ((results.method != PROMPT) | told)
     control = results.method.isin([UNTRAINED, SFT])
@@ -158,22 +183,15 @@ def labelled(results: pd.DataFrame) -> pd.DataFrame:
     return results.assign(method=method)[own].reset_index(drop=True)
 
 
-def four_way(table: pd.DataFrame, named: Collection[str] = (), seed: int = 0) -> tuple[pd.DataFrame, pd.DataFrame]:
+def four_way(table: pd.DataFrame, named: bool, seed: int = 0) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Prompt only, soft user tokens, both, neither: when is a sentence in the prompt as good as a learned user model?
 
-    Args:
-        table: `items` with the columns `dataset` and `method`: `FOUR_WAYS`, and any controls.
-        named: the datasets whose users are named communities, see `clusters`.
-
-    Returns:
-        `intervals` by `dataset` and `method`, and the paired `differences` of each dataset, Holm-corrected over
-        `FOUR_WAY_COMPARISONS` and over `CONTROL_COMPARISONS`.
+    `table`: `items` with `dataset` and `method` (`FOUR_WAYS`, any controls); `named`: see `clusters`. Returns
+    `intervals`, and the paired `differences`, Holm-corrected over each of the two lists of comparisons.
     """
-    found, gaps = [], []
-    for dataset, part in table.groupby("dataset", sort=False):
-        cluster = clusters(dataset in named)
-        found.append(intervals(part, by=["dataset", "method"], cluster=cluster, seed=seed, **NUMBERS))
-        for wanted in (FOUR_WAY_COMPARISONS, CONTROL_COMPARISONS):
-            gaps.append(differences(part, wanted, ["dataset"], cluster, seed=seed))
-    known = [gap for gap in gaps if len(gap)] or gaps[:1]  # pandas warns of empty ones
-    return pd.concat(found, ignore_index=True), pd.concat(known, ignore_index=True)
+    found = intervals(table, by=["dataset", "method"], cluster=clusters(named), seed=seed, **NUMBERS)
+    families = (FOUR_WAY_COMPARISONS, CONTROL_COMPARISONS)
+    gaps = [differences(table, wanted, ["dataset"], clusters(named), seed=seed) for wanted in families]
+    return found, pd.concat(
+        [gap for gap in gaps if len(gap)] or gaps[:1], ignore_index=True
+    )  # pandas warns of empty ones

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -14,19 +13,9 @@ from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.manifold import TSNE
 
-from prlhf_kit.evaluation.accuracy import length_rules_of
-from prlhf_kit.evaluation.intervals import intervals
-
-
-def _text(messages: list[dict[str, str]]) -> str:
-    return "\n\n".join(m["content"] for m in messages)
-
-
-def _columns(pairs: Dataset, *names: str) -> Iterator[dict]:
-    """Rows with some columns only, read in batches from disk."""
-    for batch in pairs.select_columns(list(names)).iter(1000):
-        for values in zip(*(batch[name] for name in names), strict=True):
-            yield dict(zip(names, values, strict=True))
+from prlhf_kit.data.chat import prompt_text
+from prlhf_kit.evaluation.accuracy import length_rules, words
+from prlhf_kit.evaluation.intervals import intervals, long_table
 
 
 def overview(data: DatasetDict) -> pd.DataFrame:
@@ -34,49 +23,32 @@ def overview(data: DatasetDict) -> pd.DataFrame:
     rows = []
     for split, pairs in data.items():
         counts = pd.Series(pairs["user_id"]).value_counts()
-        prompts = len({hash(str(row["prompt"])) for row in _columns(pairs, "prompt")})
+        prompts = len({hash(str(prompt)) for prompt in pairs["prompt"]})
         rows.append((split, len(pairs), len(counts), prompts, counts.min(), counts.median(), counts.max()))
     return pd.DataFrame(rows, columns=["split", "pairs", "users", "prompts", "fewest", "median", "most"])
 
 
 def lengths(data: DatasetDict) -> pd.DataFrame:
-    """One row a pair: `split`, `user_id`, `group`, and characters and words of the chosen and the rejected response."""
-    rows = []
+    """One row a pair: `split`, `user_id`, `chosen_words` and `rejected_words`."""
+    tables = [
+        pd.DataFrame({"split": split, "user_id": list(pairs["user_id"])}).assign(
+            **{f"{of}_words": words(pairs[of]) for of in ("chosen", "rejected")}
+        )
+        for split, pairs in data.items()
+    ]
+    return pd.concat(tables, ignore_index=True)
+
+
+def length_rule(data: DatasetDict, seed: int = 0) -> pd.DataFrame:
+    """What a length-only rule ranks right, its direction learned on the train split: `intervals` by `split` and
+    `method`, over users, of the tests and of "train (in sample)", on which the rule flatters itself."""
+    tables = []
     for split, pairs in data.items():
-        for row in _columns(pairs, "user_id", "group", "chosen", "rejected"):
-            chosen, rejected = _text(row["chosen"]), _text(row["rejected"])
-            counts = (len(chosen), len(rejected), len(chosen.split()), len(rejected.split()))
-            rows.append((split, row["user_id"], row["group"], *counts))
-    counted = ["chosen_characters", "rejected_characters", "chosen_words", "rejected_words"]
-    return pd.DataFrame(rows, columns=["split", "user_id", "group", *counted])
-
-
-def length_by_user(table: pd.DataFrame) -> pd.DataFrame:
-    """`lengths` by user: `pairs`, mean characters of both responses, share of pairs with the longer one chosen."""
-    table = table.assign(longer=(np.sign(table.chosen_words - table.rejected_words) + 1) / 2)
-    means = table.groupby("user_id").agg(
-        pairs=("split", "size"),
-        chosen_characters=("chosen_characters", "mean"),
-        rejected_characters=("rejected_characters", "mean"),
-        longer_chosen=("longer", "mean"),
-    )
-    return means.sort_values(["pairs"], ascending=False, kind="stable").reset_index()
-
-
-def length_rule(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
-    """What a length-only rule ranks right (`table`: of `lengths`), its direction learned on the train split:
-    `intervals` by `split` and `method`, over users, of the tests and of "train (in sample)", on which the rule flatters
-    itself."""
-    table = table.assign(difference=table.chosen_words - table.rejected_words)
-    train = table[table.split == "train"]
-    parts = []
-    for split, part in table[table.split != "adapt_unseen"].groupby("split", sort=False):
-        name = "train (in sample)" if split == "train" else split
-        cluster = part.user_id if part.user_id.nunique() > 1 else np.arange(len(part))
-        right = length_rules_of(train.user_id, train.difference, part.user_id, part.difference)
-        parts += [part.assign(split=name, method=rule, value=value, cluster=cluster) for rule, value in right.items()]
+        if split != "adapt_unseen":
+            name = "train (in sample)" if split == "train" else split
+            tables.append(long_table(pairs, length_rules(data["train"], pairs), split=name))
     by = ["split", "method"]
-    return intervals(pd.concat(parts), by=by, cluster="cluster", seed=seed, users=("user_id", "nunique"))
+    return intervals(pd.concat(tables), by=by, cluster="user_id", seed=seed, users=("user_id", "nunique"))
 
 
 def agreement(data: DatasetDict, max_users: int = 15) -> pd.DataFrame:
@@ -84,9 +56,9 @@ def agreement(data: DatasetDict, max_users: int = 15) -> pd.DataFrame:
     `agreement`, `shared`, of the `max_users` who share most pairs with others. Empty where nobody shares any."""
     rows = []
     for pairs in data.values():
-        for row in _columns(pairs, "user_id", "prompt", "chosen", "rejected"):
-            a, b = hash(_text(row["chosen"])), hash(_text(row["rejected"]))
-            rows.append((hash((str(row["prompt"]), min(a, b), max(a, b))), row["user_id"], a < b))
+        for user, *texts in zip(*(pairs[name] for name in ("user_id", "prompt", "chosen", "rejected")), strict=True):
+            asked, a, b = (hash(prompt_text(text)) for text in texts)
+            rows.append((hash((asked, min(a, b), max(a, b))), user, a < b))
     table = pd.DataFrame(rows, columns=["pair", "user_id", "first"]).drop_duplicates(["pair", "user_id"], keep="last")
     others = table.groupby("pair").user_id.transform("size") - 1
     partners = others.groupby(table.user_id, sort=False).sum().sort_values(ascending=False, kind="stable")
@@ -96,17 +68,11 @@ def agreement(data: DatasetDict, max_users: int = 15) -> pd.DataFrame:
     return both.groupby(["user_a", "user_b"]).agg(agreement=("same", "mean"), shared=("same", "size")).reset_index()
 
 
-def by_group(pairs: Dataset, max_groups: int = 8) -> tuple[str, list[str]]:
-    """What to tell users apart by: the column `group` if it is known, else `user_id`; and its most frequent values."""
-    column = "group" if any(pairs["group"]) else "user_id"
-    counts = pd.Series([value for value in pairs[column] if value]).value_counts()
-    return column, list(counts.index[:max_groups])
-
-
 def _sample(pairs: Dataset, responses: int, max_groups: int, seed: int) -> tuple[list[str], list[str]]:
-    """(group, chosen response) of up to `responses` pairs, as many of every group."""
-    column, names = by_group(pairs, max_groups)
-    values = np.array(pairs[column], dtype=object)
+    """(group, chosen response) of up to `responses` pairs, as many of each of the most frequent groups (or users, where
+    groups are unknown)."""
+    values = np.array(pairs["group" if any(pairs["group"]) else "user_id"], dtype=object)
+    names = pd.Series([value for value in values if value]).value_counts().index[:max_groups]
     rng = np.random.default_rng(seed)
     rows: list[int] = []
     for name in names:
@@ -114,7 +80,7 @@ def _sample(pairs: Dataset, responses: int, max_groups: int, seed: int) -> tuple
         rows += rng.permutation(found)[: responses // len(names)].tolist()
     chosen = pairs.select_columns("chosen").select(rows)["chosen"]
     # a response that was compared with several others counts once
-    distinct = dict.fromkeys((str(values[row]), _text(messages)) for row, messages in zip(rows, chosen, strict=True))
+    distinct = dict.fromkeys((str(values[row]), prompt_text(text)) for row, text in zip(rows, chosen, strict=True))
     return [group for group, _ in distinct], [text for _, text in distinct]
 
 
@@ -175,25 +141,15 @@ def browse(data: DatasetDict, users: int = 12, pairs: int = 4, seed: int = 0) ->
         columns=["user", "split", "row"],
     )
     rng = np.random.default_rng(seed)
-    look: dict[str, Any] = {
-        "text-align": "left",
-        "vertical-align": "top",
-        "white-space": "pre-wrap",
-        "max-width": "32em",
-    }
-    blocks: list[str] = []
+    look: Any = {"text-align": "left", "vertical-align": "top", "white-space": "pre-wrap", "max-width": "32em"}
+    blocks = []
     for user, count in place.user.value_counts().head(users).items():
         mine = place[place.user == user]
         shown = mine.iloc[np.sort(rng.permutation(len(mine))[:pairs])]
         rows = [data[split][row] for split, row in zip(shown.split, shown.row, strict=True)]
-        table = pd.DataFrame(
-            {"split": [*shown.split], "last user turn": [row["prompt"][-1]["content"] for row in rows]}
-        )
-        table = table.assign(**{of: [_text(row[of]) for row in rows] for of in ("chosen", "rejected")})
+        table = pd.DataFrame({"split": [*shown.split]}).assign(prompt=[row["prompt"][-1]["content"] for row in rows])
+        table = table.assign(**{of: [prompt_text(row[of]) for row in rows] for of in ("chosen", "rejected")})
         page = table.style.format(escape="html").hide(axis="index").set_properties(**look).to_html()
-        group, about = (html.escape(rows[0][column] or "") for column in ("group", "user_text"))
-        blocks.append(
-            f"<details{'' if blocks else ' open'}><summary><b>{html.escape(str(user))}</b>{group and f' ({group})'}: "
-            f"{count} pairs. <i>{about[:300]}</i></summary>{page}</details>"
-        )
+        who = html.escape(f"{user}, {count} pairs. {(rows[0]['user_text'] or '')[:300]}")
+        blocks.append(f"<details><summary>{who}</summary>{page}</details>")
     return HTML("\n".join(blocks))

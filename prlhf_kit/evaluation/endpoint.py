@@ -22,11 +22,8 @@ from prlhf_kit.files import now
 OPENAI = "api.openai.com"
 AGAIN = (408, 409, 429)  # statuses that may pass, and 5xx
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 60.0  # seconds
-TOKENS = ("prompt_tokens", "completion_tokens")
-COUNTED = ("requests", "retries", "answers", "uncounted", *TOKENS)
 GIVE_UP = 20  # unanswered requests one after the other: the server is gone
-WAY_OUT = "Check base_url (most end in /v1), the model's name and the key"
-UNWANTED = {"response_format": "structured=False", "temperature": "temperature=None", "seed": "seed=None"}
+WAY_OUT = "Check base_url (most end in /v1), the key, the model's name and its parameters (None: not sent). "
 
 
 class JudgeError(RuntimeError):
@@ -34,11 +31,8 @@ class JudgeError(RuntimeError):
 
 
 class PaidAnswers:
-    """An SQLite file of answers by the key of their request: the text, what the server says of it, and the time.
-
-    Every call opens its own connection and commits, so threads and processes can share a file, and a killed process
-    loses nothing that had arrived. Raises `JudgeError` for a file that can't be opened, or is none.
-    """
+    """An SQLite file of answers by the key of their request. Every call opens its own connection and commits: threads
+    and processes can share a file, and a killed process loses nothing. Raises `JudgeError` for another kind of file."""
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
@@ -50,54 +44,46 @@ class PaidAnswers:
                     "model TEXT, id TEXT, usage TEXT NOT NULL, time TEXT NOT NULL)"
                 )
         except sqlite3.DatabaseError as error:
-            raise JudgeError(
-                f"{path} can't be used as a judge's cache ({error}); expected an SQLite file, or none yet. Choose "
-                "another path."
-            ) from error
+            raise JudgeError(f"{path} can't be used as a judge's cache ({error}). Choose another path.") from error
 
     def _open(self) -> closing[sqlite3.Connection]:
         return closing(sqlite3.connect(self.path, timeout=60, isolation_level=None))  # commits every statement
 
-    def get(self, keys: Iterable[str]) -> dict[str, str | None]:
-        """The texts of the answers that are there, by key; None where the model refused to say anything."""
+    def get(self, keys: Iterable[str]) -> dict[str, tuple[str | None, dict[str, Any]]]:
+        """The answers that are there, by key: text (None where the model refused to say anything) and token counts."""
+        query = "SELECT key, text, usage FROM judge_answers WHERE key = ?"
         with self._open() as db:
-            rows = [db.execute("SELECT key, text FROM judge_answers WHERE key = ?", (key,)).fetchone() for key in keys]
-        return {row[0]: row[1] for row in rows if row}
+            rows = [db.execute(query, (key,)).fetchone() for key in keys]
+        return {row[0]: (row[1], json.loads(row[2])) for row in rows if row}
 
     def keep(self, key: str, answer: Mapping[str, Any]) -> None:
         """Write a server's answer to disk. Where two processes asked the same at once, the first answer stays."""
         choice = answer["choices"][0]
         said = (choice["message"].get("content"), choice.get("finish_reason"), answer.get("model"), answer.get("id"))
-        plain = [text if text is None or isinstance(text, str) else json.dumps(text) for text in said]
         # half a surrogate pair, which JSON can hold and UTF-8 cannot, becomes its escape
-        row = [text and text.encode(errors="backslashreplace").decode() for text in plain]
-        usage = json.dumps(answer.get("usage") or {})
+        row = [None if part is None else str(part).encode(errors="backslashreplace").decode() for part in said]
+        usage = json.dumps(answer["usage"] if isinstance(answer.get("usage"), dict) else {})
         with self._open() as db:
             db.execute("INSERT OR IGNORE INTO judge_answers VALUES (?, ?, ?, ?, ?, ?, ?)", (key, *row, usage, now()))
 
 
 class Endpoint:
-    """An OpenAI-compatible server; see `LLMJudge` for the arguments, and for what `spent` counts."""
+    """An OpenAI-compatible server; see `LLMJudge` for the arguments. `sent`: the keys of all requests so far."""
 
     def __init__(self, base_url: str, api_key_env: str | None, concurrency: int, timeout: float, retries: int):
         # neither is repeated in a message: they may hold a password or a key
         if not re.fullmatch(r"https?://[^\s/@?#]+(/[^\s@?#]*)?", base_url):
-            raise JudgeError(
-                "base_url is not of the form https://host/v1, without user, password, query and fragment. A key "
-                "belongs into an environment variable, whose name is api_key_env."
-            )
+            raise JudgeError("base_url is not of the form https://host/v1, without user, password, query and fragment.")
         self.base_url = base_url.rstrip("/")
         self.is_openai = self.base_url.split("/")[2] == OPENAI
         self.api_key_env = "OPENAI_API_KEY" if api_key_env is None and self.is_openai else api_key_env
         if not re.fullmatch("[A-Z_][A-Z0-9_]*", self.api_key_env or "_"):
             raise JudgeError(
-                "api_key_env is no name of an environment variable; expected one in capitals, such as OPENAI_API_KEY. "
-                "The key itself belongs into that variable."
+                "api_key_env is no name of an environment variable in capitals, such as OPENAI_API_KEY. The key itself "
+                "belongs into that variable."
             )
         self.concurrency, self.timeout, self.retries = concurrency, timeout, retries
-        self.newer = False  # whether the server wants `max_completion_tokens` in place of `max_tokens`
-        self.spent = dict.fromkeys(COUNTED, 0)
-        self._lock = threading.Lock()
+        self.sent: set[str] = set()
 
     def ask(self, wanted: Mapping[str, dict[str, Any]], kept: PaidAnswers) -> None:
         """Send `wanted` (key -> body), and keep every answer under its key. After Ctrl-C nothing more is sent, and what
@@ -126,27 +112,29 @@ class Endpoint:
         answered = len(kept.get(wanted))
         if answered < len(wanted):
             last = last.replace(secret, "***") if self.api_key_env else last  # a server may repeat the key
-            unwanted = [way for name, way in UNWANTED.items() if name in last]
-            way_out = f"Set {', '.join(unwanted)}" if unwanted else WAY_OUT
             raise JudgeError(
                 f"{len(wanted) - answered} of {len(wanted)} requests to {self.base_url} got no answer, the last one: "
-                f"{last[:400]}. {way_out + '. ' if refused else ''}{answered} answers are kept in {kept.path}; call "
-                "again to ask only for the rest."
+                f"{last[:400]}. {WAY_OUT if refused else ''}{answered} answers are kept in {kept.path}; call again to "
+                "ask only for the rest."
             )
 
     def _ask(
         self, client: httpx.Client, stop: threading.Event, kept: PaidAnswers, key: str, body: dict[str, Any]
     ) -> tuple[bool, str]:
-        """Send a request, again after what may pass, and keep its answer. Returns whether the server refuses it, which
-        ends the call, and why there is no answer."""
+        """Send a request, again after what may pass, and keep its answer: (whether the server refuses it, why there is
+        no answer). A refusal ends the whole call."""
         failed = ""
         for attempt in range(self.retries + 1):
             if stop.is_set():
                 break
-            self._count(requests=attempt == 0, retries=attempt > 0)
+            self.sent.add(key)
             pause = min(FIRST_PAUSE * 2**attempt, LONGEST_PAUSE) * random.uniform(0.75, 1)
             try:
-                response = self._post(client, body)
+                response = client.post(f"{self.base_url}/chat/completions", json=body)
+                if response.status_code == 400 and "max_tokens" in body and "max_completion_tokens" in response.text:
+                    # newer models have another name for it
+                    body = {"max_completion_tokens" if k == "max_tokens" else k: v for k, v in body.items()}
+                    response = client.post(f"{self.base_url}/chat/completions", json=body)
             except httpx.RequestError as error:
                 failed = f"{type(error).__name__}: {error}"
             else:
@@ -156,14 +144,7 @@ class Endpoint:
                         kept.keep(key, answer)
                     except sqlite3.Error as error:
                         stop.set()  # nothing more is paid for that can't be kept
-                        raise JudgeError(
-                            f"an answer could not be written to {kept.path} ({error}), and nothing more is sent. Make "
-                            "room there, and call again: what was kept is not asked for again."
-                        ) from error
-                    usage: Any = answer.get("usage")
-                    usage = usage if isinstance(usage, dict) else {}
-                    tokens = {name: number for name in TOKENS if isinstance(number := usage.get(name), int)}
-                    self._count(answers=1, uncounted=len(tokens) < len(TOKENS), **tokens)
+                        raise JudgeError(f"an answer could not be written to {kept.path}: {error}.") from error
                     return False, ""
                 failed = f"status {response.status_code}, no choices[0].message: {response.text}"
                 if response.status_code not in (200, *AGAIN) and not response.is_server_error:
@@ -176,27 +157,11 @@ class Endpoint:
                 stop.wait(pause)
         return False, failed
 
-    def _post(self, client: httpx.Client, body: dict[str, Any]) -> httpx.Response:
-        """Where the server refuses `max_tokens` and names its successor, sent again at once with that."""
-        url = f"{self.base_url}/chat/completions"
-        newer = {"max_completion_tokens" if name == "max_tokens" else name: value for name, value in body.items()}
-        if not self.newer:
-            response = client.post(url, json=body)
-            if newer == body or response.status_code != 400 or "max_completion_tokens" not in response.text:
-                return response
-            self.newer = True
-        return client.post(url, json=newer)
-
-    def _count(self, **more: int) -> None:
-        with self._lock:
-            for name, number in more.items():
-                self.spent[name] += number
-
 
 def _with_message(response: httpx.Response) -> dict[str, Any] | None:
     """The server's answer, if there is a message in it: whatever else is left out or added, it is paid for."""
     try:
         answer = response.json()
         return answer if response.status_code == 200 and isinstance(answer["choices"][0]["message"], dict) else None
-    except (ValueError, LookupError, TypeError, RecursionError):
+    except (ValueError, LookupError, TypeError):
         return None

@@ -1,4 +1,4 @@
-"""Rewards on frozen features beside each other and beside their controls, as notebook 02b shows them."""
+"""Rewards on frozen features beside each other and their controls: notebook 02b."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from datasets import Dataset, DatasetDict
 from sklearn.model_selection import GroupKFold
 from torch.nn.functional import softplus
 
-from prlhf_kit import data as datasets_of_the_kit
+from prlhf_kit.data.select import few_shot
 from prlhf_kit.evaluation.accuracy import length_rules, ranked_right
 from prlhf_kit.evaluation.intervals import intervals, long_table
 from prlhf_kit.models.features import Embedder
@@ -32,9 +32,8 @@ class Embedded(NamedTuple):
         return self.chosen - self.rejected
 
 
-def embed(data: DatasetDict, embedders: Sequence[Embedder], cache: Path | None = None) -> dict[str, Embedded]:
+def embed(data: Mapping[str, Dataset], embedders: Sequence[Embedder], cache: Path | None = None) -> dict[str, Embedded]:
     """Features of every split's pairs; those of several embedders side by side."""
-
     prompts = [prompt for pairs in data.values() for prompt in pairs["prompt"]]
     texts = [response for c in ("chosen", "rejected") for pairs in data.values() for response in pairs[c]]
     # in one call, since a response that one user chose another may have rejected
@@ -42,11 +41,6 @@ def embed(data: DatasetDict, embedders: Sequence[Embedder], cache: Path | None =
     ends = np.cumsum([len(pairs) for pairs in data.values()])[:-1]
     parts = zip(*(np.split(half, ends) for half in np.split(features, 2)), strict=True)
     return {split: Embedded(*part) for split, part in zip(data, parts, strict=True)}
-
-
-def embed_pairs(pairs: Dataset, embedders: Sequence[Embedder], cache: Path | None = None) -> Embedded:
-    """`embed` of one set of pairs."""
-    return embed(DatasetDict(pairs=pairs), embedders, cache)["pairs"]
 
 
 def responses(pairs: Dataset, embedded: Embedded) -> tuple[np.ndarray, list[str]]:
@@ -85,7 +79,7 @@ def ranked_after_few_shot(
         for k in (k for k in shots if k <= fewest):
             adapted = heads
             if k:
-                few = datasets_of_the_kit.few_shot(data, k, seed)
+                few = few_shot(data, k, seed)
                 chosen = [place[pair] for pair in few["pair_id"]]
                 adapted = heads.adapt(embedded["adapt_unseen"].difference[chosen], few["user_id"])
             odds = adapted.reward(embedded["test_unseen"].difference, test["user_id"])
@@ -114,17 +108,12 @@ def trade_off(
     strengths: Sequence[float] = STRENGTHS,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Accuracy on the domains' own and on general held-out pairs, along each of `PATHS`.
+    """Accuracy on the domains' own and on general held-out pairs, along each of `PATHS` and for each of `strengths` (of
+    the penalty); sets are pairs with their features. `seed` draws the general pairs that are mixed in, as many as the
+    domain has.
 
-    Args:
-        general, domains: training pairs with their features; `general_test`, `domain_tests`: held-out ones.
-        strengths: of the penalty.
-        seed: of the general pairs that are mixed in (as many as the domain has) and of the intervals.
-
-    Returns:
-        `intervals` by `strategy`, `strength` (infinite: the general head, or all rewards 0) and `of` ("custom" or
-        "general" pairs), clustered by prompt; `chosen`: the strength that 5-fold cross-validation on the domains' pairs
-        prefers.
+    Returns `intervals` by `strategy`, `strength` (infinite: the general head, or all rewards 0) and `of` ("custom" or
+    "general" pairs), clustered by prompt; `chosen`: what 5-fold cross-validation on the domains' pairs prefers.
     """
     everything = np.concatenate([*general[1], *(part for _, e in domains.values() for part in e)])
     prompts = _prompts(general[0])

@@ -1,6 +1,5 @@
-"""Means with intervals for every group of one long table: how all of the evaluation is summed up. A long table has a
-row a measured value: `user_id`, `prompt` (its text), `item` (the pair, question or answer), `method`, `value`, and
-columns to group by, such as `split`, `judge` or `k`."""
+"""Means with intervals for every group of one long table. It has a row a measured value: `user_id`, `prompt` (its
+text), `item` (the pair, question or answer), `method`, `value`, and columns to group by: `split`, `judge`, `k`."""
 
 from __future__ import annotations
 
@@ -50,10 +49,8 @@ def intervals(
 
     Args:
         by: the columns that make the groups, which stay in the order of the table.
-        cluster: rows with the same value of this column depend on each other, and the interval says how the mean would
-            vary with other values ("user_id": other users). Two columns: both at once (`crossed_interval`). None: every
-            row by itself.
-        null: also test that the mean is this (`crossed_test`, or `permutation_test` by one cluster): `p`, `detectable`.
+        cluster: what would be drawn anew: "user_id", "prompt", both (`crossed_interval`), or None: every row by itself.
+        null: also test that the mean is this: `p` (`crossed_test`), `detectable`.
         more: further columns, each a column and how pandas sums it up: `users=("user_id", "nunique")`.
 
     Returns:
@@ -66,7 +63,6 @@ def intervals(
     """
     by = [by] if isinstance(by, str) else list(by)
     clusters = [] if cluster is None else [cluster] if isinstance(cluster, str) else list(cluster)
-    assert len(clusters) <= 2, f"clusters by {clusters}: two columns at most"
     tested = [] if null is None else ["p", "detectable"]
     rows = []
     for names, group in table.groupby(by, sort=False, dropna=False):
@@ -122,15 +118,13 @@ def differences(
     family: Sequence[str] | None = None,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """One method minus another on the same items, paired, for each value of `by`.
+    """One method minus another on the same items, paired, for each value of `by`: `by`, `one`, `other`, `difference`
+    and the rest of `intervals`, with `p_holm` and `users`.
 
     Args:
         wanted: (one, other), such as `against("P-DPO, user", table.method)`; what is not in the table is left out.
         column: what is compared: methods, or for instance the contexts of one.
         family: Holm's correction is over the rows with the same values of these columns; None: of `by`.
-
-    Returns:
-        `by`, `one`, `other`, `difference` and the rest of `intervals`, with `p_holm` and `users`.
     """
     ones = pd.DataFrame(wanted, columns=["one", "other"]).merge(table.rename(columns={column: "one"}), on="one")
     gaps = paired_differences(ones, table.rename(columns={column: "other"}), on=[*by, *ITEM, "other"])
@@ -141,11 +135,7 @@ def differences(
 
 
 def against(one: str, others: Sequence[str]) -> list[tuple[str, str]]:
-    """`one` with each of the others, once.
-
-    >>> against("a", ["a", "b", "c", "b"])
-    [('a', 'b'), ('a', 'c')]
-    """
+    """`one` with each of the others, once: `("a", ["a", "b", "c", "b"])` gives `[("a", "b"), ("a", "c")]`."""
     return [(one, other) for other in dict.fromkeys(others) if other != one]
 
 

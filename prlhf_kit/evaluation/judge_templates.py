@@ -1,7 +1,5 @@
-"""What a language model is asked as a judge, what it is told of a person, and how its answer is read.
-
-Another protocol is a text file in `judge_prompts`, and its name in `TEMPLATES`.
-"""
+"""What a language model is asked as a judge, what it is told of a person, and how its answer is read. Another protocol
+is a text file in `judge_prompts`, and its name in `TEMPLATES`."""
 
 from __future__ import annotations
 
@@ -56,14 +54,9 @@ def parse_verdict(text: str | None) -> Verdict:
     Verdict(preference='b', probability=0.25)
     """
 
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len(dict(pairs)) != len(pairs):
-            raise ValueError("a key stands twice, so the answer says two things")
-        return dict(pairs)
-
     fenced = re.fullmatch(r"\s*```json\s(.*)```\s*", text or "", re.DOTALL)
     try:
-        found = json.loads(fenced[1] if fenced else text or "", object_pairs_hook=once)
+        found = json.loads(fenced[1] if fenced else text or "")
     except (ValueError, RecursionError):
         return UNREADABLE
     if not isinstance(found, dict):
@@ -118,12 +111,9 @@ def about(
 
 def earlier_choices(pairs: Iterable[Mapping[str, Any]], prompt: Text, limit: int = 3) -> str:
     """What a user chose in the first `limit` of their `pairs`, one a prompt, in words: `history` of the template
-    "profile".
-
-    Nothing is told of the judged turn and later ones: a pair is left out if the judged question stands in its prompt,
-    and if both dialogues begin alike (system messages apart), unless its prompt is an earlier, shorter part of the
-    judged one.
-    """
+    "profile". Nothing is told of the judged turn and later ones: a pair is left out if the judged question stands in
+    its prompt, and if both dialogues begin alike (system messages apart), unless its prompt is an earlier, shorter part
+    of the judged one."""
     judged = _turns(prompt)
     told: dict[str, str] = {}
     for pair in pairs:

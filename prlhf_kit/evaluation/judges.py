@@ -1,7 +1,5 @@
-"""Judges: who says which of two answers a person prefers. All have one interface, and all are asked in both orders.
-
-A language model as judge is in `llm_judge.py`.
-"""
+"""Judges: who says which of two answers a person prefers. All have one interface, and all are asked in both orders. A
+language model as judge is in `llm_judge.py`."""
 
 from __future__ import annotations
 
@@ -35,11 +33,7 @@ class Judge(Protocol):
     """What all judges have in common; any function of this form is one, too."""
 
     def __call__(
-        self,
-        prompt: Sequence[Text],
-        answer_a: Sequence[str],
-        answer_b: Sequence[str],
-        user: Sequence[str | None],
+        self, prompt: Sequence[Text], answer_a: Sequence[str], answer_b: Sequence[str], user: Sequence[str | None]
     ) -> list[Verdict]:
         """One verdict each, on two answers to `prompt[i]` from the view of `user[i]` (None: nobody in particular)."""
         ...
@@ -68,13 +62,14 @@ class RewardJudge:
     reward: RewardModel
 
     def __call__(self, prompt, answer_a, answer_b, user) -> list[Verdict]:
-        said = np.array([[bool(a.strip()), bool(b.strip())] for a, b in zip(answer_a, answer_b, strict=True)])
-        p = 0.5 + 0.5 * (said[:, 0].astype(float) - said[:, 1])
-        both = np.flatnonzero(said.all(1))
+        asked = pd.DataFrame({"prompt": list(prompt), "a": answer_a, "b": answer_b, "user": list(user)}, dtype=object)
+        said_a, said_b = (asked[side].str.strip() != "" for side in "ab")
+        p = 0.5 + 0.5 * (said_a.astype(float) - said_b.astype(float))
+        both = asked[said_a & said_b]
         if len(both):
-            of = lambda column: [column[i] for i in both]  # noqa: E731
-            p[both] = preference(self.reward, of(prompt), of(answer_a), of(answer_b), of(user)).double().numpy()
-        return verdicts(p.tolist())
+            columns = [both[name].tolist() for name in ("prompt", "a", "b", "user")]
+            p[both.index] = preference(self.reward, *columns).double().numpy()
+        return verdicts(p)
 
 
 def longer(prompt, answer_a, answer_b, user) -> list[Verdict]:
@@ -105,18 +100,15 @@ def judged(
 
     Args:
         judge: asked once, with all pairs in both orders; `name`: its name.
-        answers: `system`, `user_id`, `prompt`, `answer`; one answer a system, user and prompt. Users may be unknown
-            (None): each prompt then counts as asked by somebody else, "somebody: " and the prompt.
+        answers: `ANSWERS`, one a system, user and prompt. Users may be unknown (None): each prompt then counts as asked
+            by somebody else, "somebody: " and the prompt.
         systems: which are compared, (a, b).
         prompts: what the judge is shown, by the prompt's text in `answers`: a dialogue's messages, for instance.
 
     Returns:
         `judge`, `user_id`, `prompt`, `system_a`, `system_b`, `answer_a`, `answer_b`; `first`, the verdict ("a", "b",
         "tie", None) with a's answer shown first, and `second`, with b's; `preference`, what counts; `probability` that
-        a is preferred, the mean over both orders.
-
-    Raises:
-        ValueError: answers that can't be compared, or a judge that does not give one verdict on each pair.
+        a is preferred, the mean over both orders. Raises `ValueError` for answers that can't be compared.
     """
     require_answers(answers)
     twice = answers[answers.duplicated(["system", "user_id", "prompt"])]
@@ -129,7 +121,7 @@ def judged(
     tables = []
     for a, b in systems:
         one, other = (answers[answers.system == system][["user_id", "prompt", "answer"]] for system in (a, b))
-        both = one.merge(other, on=["user_id", "prompt"], suffixes=("_a", "_b"), validate="one_to_one")
+        both = one.merge(other, on=["user_id", "prompt"], suffixes=("_a", "_b"))
         if both.empty:
             there = ", ".join(map(str, answers.system.unique()))
             raise ValueError(f"{a!r} and {b!r} have no user and prompt in common; there are answers of {there}.")
@@ -139,17 +131,16 @@ def judged(
     left, right = pairs.answer_a.tolist(), pairs.answer_b.tolist()
     users = [None if pd.isna(user) else user for user in pairs.user_id]  # NaN, as pandas may have it
     found = judge(shown * 2, left + right, right + left, users * 2)
-    strange = {verdict.preference for verdict in found} - {*PREFERENCES, None}
-    if strange or len(found) != 2 * len(pairs):
+    if len(found) != 2 * len(pairs) or not {verdict.preference for verdict in found} <= {*PREFERENCES, None}:
         raise ValueError(
-            f"the judge {name!r} gave {len(found)} verdicts on {2 * len(pairs)} pairs, with the preferences "
-            f"{', '.join(map(repr, strange)) or 'expected'}; expected one each, of {PREFERENCES} or None."
+            f"the judge {name!r} gave {len(found)} verdicts on {2 * len(pairs)} pairs; expected one each, with a "
+            f"preference of {PREFERENCES} or None."
         )
     first, second = found[: len(pairs)], found[len(pairs) :]
     swapped = {"a": "b", "b": "a", "tie": "tie", None: None}
-    of_a, of_b = [v.preference for v in first], [swapped[v.preference] for v in second]
-    agree = [agreed(one, other) for one, other in zip(of_a, of_b, strict=True)]
-    pairs["first"], pairs["second"], pairs["preference"] = of_a, of_b, agree
+    pairs["first"] = [verdict.preference for verdict in first]
+    pairs["second"] = [swapped[verdict.preference] for verdict in second]
+    pairs["preference"] = [agreed(one, other) for one, other in zip(pairs["first"], pairs["second"], strict=True)]
     # of an unreadable one it is NaN
     pairs["probability"] = [(v.probability + 1 - w.probability) / 2 for v, w in zip(first, second, strict=True)]
     pairs["user_id"] = [f"somebody: {p}" if u is None else u for u, p in zip(users, pairs.prompt, strict=True)]
@@ -158,12 +149,8 @@ def judged(
 
 
 def agreed(first: str | None, second: str | None) -> str | None:
-    """The verdict of two orders, both in terms of a and b.
-
-    >>> agreed("a", "a"), agreed("a", "b"), agreed("tie", "b"), agreed("a", None)
-    ('a', 'tie', 'tie', None)
-    """
-    if first is None or second is None:
+    """The verdict of two orders, both in terms of a and b: a tie where they differ, None if one could not be read."""
+    if pd.isna(first) or pd.isna(second):
         return None
     return first if first == second else "tie"
 

@@ -1,27 +1,17 @@
-"""A language model as judge, behind any endpoint that speaks OpenAI's chat completions: hosted, or a local server.
-
-It is an endpoint (`endpoint`, with the file of paid answers) and a template with its parser (`judge_templates`).
-"""
+"""A language model as judge: an endpoint that speaks OpenAI's chat completions, a template, and its parser."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import math
-import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from prlhf_kit.evaluation.endpoint import Endpoint, JudgeError, PaidAnswers
-from prlhf_kit.evaluation.judge_templates import (
-    FIELDS,
-    SCHEMA,
-    as_text,
-    parse_verdict,
-    read_judge_template,
-)
+from prlhf_kit.evaluation.judge_templates import FIELDS, SCHEMA, as_text, parse_verdict, read_judge_template
 from prlhf_kit.evaluation.judges import UNREADABLE, Verdict
 from prlhf_kit.models.rewards import Text
 
@@ -39,8 +29,8 @@ class LLMJudge:
             (`profile`, `history`: see `earlier_choices`; PRISM), or a text file of the same form: an optional system
             message, a line `---`, and a user message with {prompt}, {answer_a}, {answer_b} and any further fields.
         cache: the SQLite file of answers; any number of judges and processes may share it.
-        about: the template's further fields: (user, prompt) -> {name: text}, or a dict by user;
-            `judge_templates.about(people)` knows those of the shipped templates.
+        about: the template's further fields: (user, prompt) -> {name: text}; `judge_templates.about(people)` knows
+            those of the shipped templates.
         base_url: the endpoint, e.g. "http://localhost:8000/v1"; OPENAI_BASE_URL does not count.
         api_key_env: NAME of the environment variable with the key. None: OPENAI_API_KEY for OpenAI, no key elsewhere.
         temperature, seed: None: not sent, for models that refuse them.
@@ -53,17 +43,12 @@ class LLMJudge:
         retries: of a request, on status 408, 409, 429, 5xx, lost connections, time-outs and incomplete answers.
         prices: per million (input, output) tokens.
         dry_run: print what a call would send, and what that would cost; send nothing. All verdicts are unreadable then.
-
-    Raises:
-        JudgeError: settings, template or cache can't be used.
     """
 
     model: str
     template: str | Path
     cache: str | Path
-    about: Callable[[str | None, Text], Mapping[str, str]] | Mapping[Any, Mapping[str, str]] | None = field(
-        default=None, repr=False
-    )
+    about: Callable[[str | None, Text], Mapping[str, str]] | None = field(default=None, repr=False)
     base_url: str = "https://api.openai.com/v1"
     api_key_env: str | None = None
     temperature: float | None = 0.0
@@ -79,15 +64,10 @@ class LLMJudge:
     dry_run: bool = False
 
     def __post_init__(self):
-        for name, least in (("max_tokens", 1), ("concurrency", 1), ("retries", 0), ("timeout", 0.001)):
-            if getattr(self, name) < least:
-                raise JudgeError(f"{name} is {getattr(self, name)}, expected {least} or more.")
         self._template = read_judge_template(self.template)
         self._parse = self.parse or parse_verdict
         self._endpoint = Endpoint(self.base_url, self.api_key_env, self.concurrency, self.timeout, self.retries)
         self._kept = PaidAnswers(self.cache)
-        self._unreadable: set[str] = set()
-        self._turn = threading.Lock()  # one call at a time, so that two threads don't pay for the same request
 
     @property
     def config(self) -> dict[str, Any]:
@@ -98,12 +78,14 @@ class LLMJudge:
 
     @property
     def spent(self) -> dict[str, Any]:
-        """What this judge has sent and got: `requests` (different ones), `retries`, `answers` that arrived
-        (`uncounted`: without the server's count of `prompt_tokens`, `completion_tokens`), `unreadable` ones, and
-        `cost`, None without prices."""
-        spent = self._endpoint.spent
-        cost = self._cost(spent["prompt_tokens"], spent["completion_tokens"])
-        return {**spent, "unreadable": len(self._unreadable), "cost": cost}
+        """What this judge has sent and got: `requests` (different ones), `answers`, the server's count of
+        `prompt_tokens` and `completion_tokens`, `unreadable` answers, and `cost`, None without prices."""
+        kept = self._kept.get(self._endpoint.sent).values()
+        counted = ("prompt_tokens", "completion_tokens")
+        tokens = {name: sum(int(usage.get(name) or 0) for _, usage in kept) for name in counted}
+        unreadable = sum(self._parse(text) is UNREADABLE for text, _ in kept)
+        spent = {"requests": len(self._endpoint.sent), "answers": len(kept), **tokens, "unreadable": unreadable}
+        return spent | {"cost": self._cost(*tokens.values())}
 
     def _cost(self, into: int, out: int) -> float | None:
         return None if self.prices is None else (self.prices[0] * into + self.prices[1] * out) / 1e6
@@ -111,30 +93,25 @@ class LLMJudge:
     def __call__(self, prompt, answer_a, answer_b, user) -> list[Verdict]:
         """Raises `JudgeError`; what has arrived by then is kept: call again to ask only for the rest."""
         requests = [self._request(*asked) for asked in zip(prompt, answer_a, answer_b, user, strict=True)]
-        with self._turn:
-            found = self._kept.get(dict(requests))
-            missing = {key: body for key, body in requests if key not in found}
-            if self.dry_run:
-                print(self._estimate(len(dict(requests)), list(missing.values())))
-                return [UNREADABLE] * len(requests)
-            sent = self._endpoint.spent["requests"]
-            if self.max_requests is not None and sent + len(missing) > self.max_requests:
-                raise JudgeError(
-                    f"this call needs {len(missing)} new requests, and {sent} of max_requests={self.max_requests} were "
-                    "sent before. Nothing was sent now. Raise the limit, or ask for less."
-                )
-            if missing:
-                self._endpoint.ask(missing, self._kept)
-                found |= self._kept.get(missing)
-        read = {key: self._parse(text) for key, text in found.items()}
-        self._unreadable.update(key for key, verdict in read.items() if verdict is UNREADABLE)
-        return [read[key] for key, _ in requests]
+        found = self._kept.get(dict(requests))
+        missing = {key: body for key, body in requests if key not in found}
+        if self.dry_run:
+            print(self._estimate(len(dict(requests)), list(missing.values())))
+            return [UNREADABLE] * len(requests)
+        sent = self._endpoint.sent
+        if self.max_requests is not None and len(sent | set(missing)) > self.max_requests:
+            raise JudgeError(
+                f"this call needs {len(missing)} new requests, and {len(sent)} of max_requests={self.max_requests} "
+                "were sent before. Nothing was sent now. Raise the limit, or ask for less."
+            )
+        if missing:
+            self._endpoint.ask(missing, self._kept)
+            found |= self._kept.get(missing)
+        return [self._parse(found[key][0]) for key, _ in requests]
 
     def _request(self, prompt: Text, a: str, b: str, user: str | None) -> tuple[str, dict[str, Any]]:
         """The key of a request, and what is to be sent."""
-        known: Mapping[str, str] = {}
-        if self.about is not None:
-            known = self.about.get(user, {}) if isinstance(self.about, Mapping) else self.about(user, prompt)
+        known = self.about(user, prompt) if self.about else {}
         empty = [name for name in sorted(self._template.fields - FIELDS) if not isinstance(known.get(name), str)]
         if empty:
             raise JudgeError(

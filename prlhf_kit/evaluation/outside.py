@@ -1,4 +1,4 @@
-"""Answers that were made elsewhere, as the answers table (`judges.ANSWERS`), so that they are judged and measured here.
+"""Answers that were made elsewhere, as the answers table (`ANSWERS`), so that they are judged and measured here.
 
 Formats, and what each row must have (further fields do no harm):
 
@@ -7,10 +7,10 @@ Formats, and what each row must have (further fields do no harm):
   `truncated_history` (PRISM) or `prompt` (TL;DR, personalized soups).
 - "pad" (Chen et al. 2025, arXiv 2410.04070) and ARGS, `collect_model_outs.py`: `prompt`, `response` (prompt and answer,
   or the answer alone), `method`; if there is a `result`, it is the answer. What llama-3's chat template leaves of the
-  prompt in PAD's answers is removed. `elapsed` becomes `seconds`.
+  prompt in PAD's answers is removed.
 - "compred" (Kumar et al. 2024, arXiv 2410.16027), `predict.py`: `title`, `post`, `domain` (the community, which is the
   user), `response`, which is `{beams: text}`.
-- "alpaca_eval": `instruction` (and `input`, if any), `output`, `generator`. `dataset` comes along.
+- "alpaca_eval": `instruction` (and `input`, if any), `output`, `generator`.
 
 Files are JSON or JSON lines, whatever their ending.
 """
@@ -42,18 +42,15 @@ _ENDS = re.compile(r"<\|eot_id\|>|<\|end_of_text\|>|<\|endoftext\|>|</s>")
 
 
 def read_answers(path: str | Path, format: str | None = None, system: str | None = None) -> pd.DataFrame:
-    """Answers of another program, see above; empty ones are kept, white space around them is not.
+    """Answers of another program as a table of `ANSWERS`, `user_id` None where there is none; empty answers are kept,
+    white space around them is not.
 
     Args:
         format: one of `NEEDED`; None: found out from the first row's fields.
         system: the system's name; None: as the row says, else (P-RLHF, ComPreD) the file's name without its ending.
 
-    Returns:
-        `ANSWERS` (`user_id` None where there is none), and what else the format has: `user_text`, `dataset`, `seconds`.
-
     Raises:
-        ValueError: no JSON, an unclear format, a row without a text where one is needed, or two answers of a system for
-            the same user and prompt, with the row's number from 1.
+        ValueError: no JSON, an unclear format, or a row (by its number from 1) without a text where one is needed.
     """
     path = Path(path)
     rows = _rows(path)
@@ -61,42 +58,21 @@ def read_answers(path: str | Path, format: str | None = None, system: str | None
     if format not in NEEDED:
         raise ValueError(f"format={format!r}: expected one of {', '.join(NEEDED)}, or None.")
     read = {"p-rlhf": _p_rlhf, "pad": _pad, "compred": _compred, "alpaca_eval": _alpaca_eval}[format]
-    found, begin = [], set()
+    found = []
     for number, row in enumerate(rows, 1):
-        where, user = f"row {number} of {path}", row.get("user_id")
-        named = not system and format in NAMED
-        by = _text(row, NAMED[format], where) if named else system or path.stem
-        found.append({"system": by, "user_id": None if user is None else str(user)} | read(row, where))
-        if format == "pad" and "result" not in row:
-            begin.add(row["response"].startswith(row["prompt"]))
-    if len(begin) == 2:
-        raise ValueError(
-            f"some responses in {path} begin with their prompt and some do not, expected all or none (the answer "
-            "alone). Give the answer alone as `result`."
-        )
-    answers = pd.DataFrame(found)
-    answers["user_id"] = pd.Series([row["user_id"] for row in found], dtype=object)  # None stays None
-    answers["answer"] = answers.answer.str.strip()
-    twice = answers.duplicated(["system", "user_id", "prompt"])
-    if twice.any():
-        again = answers[twice].iloc[0]
-        raise ValueError(
-            f"{twice.sum()} of {len(answers)} answers in {path} have the system, user and prompt of an earlier one, "
-            f"first row {twice.tolist().index(True) + 1} ({again.system!r}, {again.user_id!r}, "
-            f"{str(again.prompt)[:60]!r}); expected one each. Keep one of them in the file, or give samples different "
-            "systems' names."
-        )
-    return answers[[*ANSWERS, *(column for column in answers if column not in ANSWERS)]]
+        where = f"row {number} of {path}"
+        by = system or (_text(row, NAMED[format], where) if format in NAMED else path.stem)
+        user, prompt, answer = read(row, where)
+        found.append((by, None if user is None else str(user), prompt, answer.strip()))
+    return pd.DataFrame(found, columns=list(ANSWERS), dtype=object)  # None stays None
 
 
 def _text(row: dict[str, Any], field: str, where: str) -> str:
     value = row.get(field)
     if not isinstance(value, str):
-        found = f"{field} = {json.dumps(value)[:60]}" if field in row else f"no {field!r}"
-        hint = " Or pass `system`." if field in NAMED.values() else ""
         raise ValueError(
-            f"{where} has {found}, expected text; its fields are {', '.join(row)}. Leave the row out if nothing was "
-            f'generated; an empty answer is "".{hint}'
+            f"{where} has {field} = {json.dumps(value)[:60]}, expected text; its fields are {', '.join(row)}. Leave "
+            'the row out if nothing was generated; an empty answer is "".'
         )
     return value
 
@@ -104,28 +80,18 @@ def _text(row: dict[str, Any], field: str, where: str) -> str:
 def _rows(path: Path) -> list[dict[str, Any]]:
     try:
         text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 ({error}). Save it as UTF-8.") from error
-    try:
-        found = json.loads(text)
-    except ValueError:
-        found = []
-        for number, line in enumerate(text.split("\n"), 1):  # a line separator within a text ends no line
-            try:
-                found += [json.loads(line)] if line.strip() else []
-            except ValueError as error:
-                raise ValueError(
-                    f"line {number} of {path} is not JSON ({error}); expected a JSON array or object, or JSON lines. "
-                    "The file may have been cut off."
-                ) from error
+        try:
+            found = json.loads(text)
+        except ValueError:  # a line separator within a text ends no line
+            found = [json.loads(line) for line in text.split("\n") if line.strip()]
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON, or JSON lines, in UTF-8 ({error}). Was it cut off?") from error
     if isinstance(found, dict):  # P-RLHF's, by prompt id; else JSON lines of one row
-        by_id = bool(found) and all(isinstance(row, dict) for row in found.values())
+        by_id = all(isinstance(row, dict) for row in found.values())
         found = [{"prompt_id": name, **row} for name, row in found.items()] if by_id else [found]
-    if not isinstance(found, list) or not found or found == [{}]:
-        raise ValueError(f"{path} has no answers; expected a JSON array or object, or JSON lines.")
+    if not isinstance(found, list) or not found or not all(isinstance(row, dict) for row in found):
+        raise ValueError(f"{path} has no answers; expected a JSON array of objects, an object, or JSON lines.")
     for number, row in enumerate(found, 1):
-        if not isinstance(row, dict):
-            raise ValueError(f"row {number} of {path} is {str(row)[:60]!r}, expected a JSON object.")
         require_whole_characters(row, f"row {number} of {path}")
     return found
 
@@ -141,7 +107,10 @@ def _format(row: dict[str, Any], path: Path) -> str:
     return fits[0]
 
 
-def _p_rlhf(row: dict[str, Any], where: str) -> dict[str, Any]:
+# Each returns the user (None: nobody in particular), the prompt and the answer.
+
+
+def _p_rlhf(row: dict[str, Any], where: str) -> tuple[str, str, str]:
     field = next(f for f in ("truncated_history", "prompt", "input_text") if f in row)
     prompt = _TAGS.sub("", re.sub(r"<\|eot_id\|>\n?", "\n\n", _text(row, field, where))).strip()
     shown, output = _text(row, "input_text", where), _text(row, "output_text", where)
@@ -152,40 +121,30 @@ def _p_rlhf(row: dict[str, Any], where: str) -> dict[str, Any]:
         if not turns or len(parts) <= turns:
             raise ValueError(f"{where} has an output_text that does not begin with its input_text, expected both.")
         answer = parts[-1]
-    user = _text(row, "prompt_id", where).partition("_")[0]
-    return {"user_id": user, "prompt": prompt, "answer": _ENDS.split(answer, maxsplit=1)[0]}
+    return _text(row, "prompt_id", where).partition("_")[0], prompt, _ENDS.split(answer, maxsplit=1)[0]
 
 
-def _pad(row: dict[str, Any], where: str) -> dict[str, Any]:
+def _pad(row: dict[str, Any], where: str) -> tuple[Any, str, str]:
     prompt = _text(row, "prompt", where)
-    answer = _text(row, "result" if "result" in row else "response", where)
-    answer = answer if "result" in row else answer.removeprefix(prompt)
+    answer = _text(row, "result", where) if "result" in row else _text(row, "response", where).removeprefix(prompt)
     # PAD decodes the whole chat, role names and all
     chat = re.match(rf"(?:system\n\n.*?)?user\n\n{re.escape(prompt.strip())}\s*assistant\n\n", answer, re.DOTALL)
-    seconds = {"seconds": row["elapsed"]} if "elapsed" in row else {}
-    return {"prompt": prompt, "answer": answer[chat.end() :] if chat else answer, **seconds}
+    return row.get("user_id"), prompt, answer[chat.end() :] if chat else answer
 
 
-def _compred(row: dict[str, Any], where: str) -> dict[str, Any]:
+def _compred(row: dict[str, Any], where: str) -> tuple[str, str, str]:
     community = re.sub(r"_(train|validation|test)$", "", _text(row, "domain", where))  # as in data/compred.py
-    post = "" if row.get("post", "?") in ("", None) else _text(row, "post", where)  # may be empty, but not missing
+    asked = _text(row, "title", where).strip(), _text(row, "post", where).strip() if row.get("post") else ""
     response = row.get("response")
     response = response if isinstance(response, dict) else {"response": response}
     if len(response) != 1:
-        raise ValueError(
-            f"{where} has {len(response)} responses ({', '.join(response)}), expected one. Put each into a file of its "
-            "own."
-        )
-    asked = _text(row, "title", where).strip(), post.strip()
-    answer = _text(response, next(iter(response)), where)
-    about = {"user_id": community, "user_text": f"r/{community}"}
-    return about | {"prompt": "\n\n".join(filter(None, asked)), "answer": answer}
+        raise ValueError(f"{where} has {len(response)} responses, expected one. Put each into a file of its own.")
+    return community, "\n\n".join(filter(None, asked)), _text(response, next(iter(response)), where)
 
 
-def _alpaca_eval(row: dict[str, Any], where: str) -> dict[str, Any]:
+def _alpaca_eval(row: dict[str, Any], where: str) -> tuple[Any, str, str]:
     asked = _text(row, "instruction", where), _text(row, "input", where) if row.get("input") else ""
-    extra = {"dataset": row["dataset"]} if "dataset" in row else {}
-    return {"prompt": "\n\n".join(filter(None, asked)), "answer": _text(row, "output", where), **extra}
+    return row.get("user_id"), "\n\n".join(filter(None, asked)), _text(row, "output", where)
 
 
 def for_run(answers: pd.DataFrame, users: Sequence[str], prompts: Sequence[str]) -> pd.DataFrame:

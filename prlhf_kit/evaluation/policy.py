@@ -4,7 +4,6 @@ chosen response likelier? A reward's accuracy says little about the policy that 
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -105,8 +104,6 @@ def divergence(
     """KL (nats a token) of the policy of `guide` (`PAD`, paper's form) from what it was trained from, along each
     answer: `[n]`, NaN for an empty one. Exact at every token over the whole vocabulary, so that over sampled answers it
     estimates the KL of whole answers without the noise of their log-ratios."""
-    if guide.form != "paper":
-        raise ValueError(f"form={guide.form!r} has no reference to diverge from. Pass PAD(..., form='paper').")
     found = [float("nan")] * len(prompts)
     full = [i for i, answer in enumerate(answers) if answer.strip()]
     for first in tqdm(range(0, len(full), batch_size), desc="divergence", disable=None, leave=False):
@@ -118,7 +115,7 @@ def divergence(
             ids, start = encode(tokenizer, question, messages(answers[i], "assistant"), unfinished=True)
             own = [row for row, _ in guide.rows(i, question, who[i], tokenizer)]
             if len(own) != 2:
-                raise ValueError(f"who={who[i]!r} is several policies, expected one user or preference.")
+                raise ValueError(f"form={guide.form!r}, who={who[i]!r}: expected PAD's paper form, one user or wish.")
             rows += own  # the policy, and what it was trained from
             said += [ids[start:]] * 2
         logits = _read(rows, said, tokenizer.pad_token_id)
@@ -130,22 +127,23 @@ def divergence(
 
 def _read(rows: Sequence[Row], completions: Sequence[list[int]], pad: int) -> list[torch.Tensor]:
     """Logits `[T, V]` of each row at the positions that predict its completion; equal rows are read once."""
-    groups: dict[tuple, list[int]] = defaultdict(list)
-    for i, row in enumerate(rows):
-        groups[id(row.model), row.adapter, row.head, row.user is None].append(i)
-    found: dict[int, torch.Tensor] = {}
-    for members in groups.values():
-        one = rows[members[0]]
-        first: dict[tuple, int] = {}  # base and reference are often the same row
-        same = {i: first.setdefault((rows[i].ids, rows[i].user, tuple(completions[i])), i) for i in members}
-        unique = sorted(first.values())
-        users = None if one.user is None else torch.tensor([rows[i].user for i in unique])
-        texts = [(list(rows[i].ids), completions[i]) for i in unique]
-        with reading([rows[i] for i in unique]):
-            logits = completion_logits(one.model, texts, pad, users)
-        read = {i: part[-len(completions[i]) :] for i, part in zip(unique, logits, strict=True)}
-        found |= {i: read[same[i]] for i in members}
-    return [found[i] for i in range(len(rows))]
+    keys = [
+        (id(row.model), row.adapter, row.head, row.user is None, row.ids, row.user, tuple(completion))
+        for row, completion in zip(rows, completions, strict=True)
+    ]
+    unique = dict(zip(keys, zip(rows, completions, strict=True), strict=True))  # base and reference are often the same
+    found: dict[tuple, torch.Tensor] = {}
+    for group in dict.fromkeys(key[:4] for key in unique):
+        mine = {key: asked for key, asked in unique.items() if key[:4] == group}
+        of = [row for row, _ in mine.values()]
+        users = None if of[0].user is None else torch.tensor([row.user for row in of])
+        with reading(of):
+            texts = [(list(row.ids), completion) for row, completion in mine.values()]
+            logits = completion_logits(of[0].model, texts, pad, users)
+        found |= {
+            key: part[-len(completion) :] for (key, (_, completion)), part in zip(mine.items(), logits, strict=True)
+        }
+    return [found[key] for key in keys]
 
 
 def rank_correlation(ranks: pd.DataFrame, resamples: int = 1_000, seed: int = 0) -> Interval:

@@ -79,15 +79,11 @@ def length_matched(pairs: Dataset, tolerance: float = 0.1) -> np.ndarray:
 
 
 def length_control(scored: pd.DataFrame, train: Mapping[str, Dataset], test: Mapping[str, Dataset]) -> pd.DataFrame:
-    """Is it more than length? Each model on its own pairs, all and length-matched, beside the length rule.
+    """Is it more than length? The long table of each model on its own pairs, with `pairs_used` ("all" or
+    "length-matched") and `method` (the model, or the length rule in the direction of its training pairs).
 
-    Args:
-        scored: long table, one row a pair of `test`, in order: `model`, `value`, `prompt`, `matched`
-            (`length_matched`).
-        train, test: pairs by model; the rule's direction is that of the training pairs.
-
-    Returns:
-        The long table with `model`, `pairs_used` ("all", "length-matched") and `method`.
+    `scored` has one row a pair of `test`, in order: `model`, `value`, `prompt`, `matched` (`length_matched`); `train`
+    and `test` are pairs by model.
     """
     tables = []
     for model in dict.fromkeys(scored.model.tolist()):

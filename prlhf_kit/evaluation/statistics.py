@@ -11,10 +11,11 @@ from numpy.typing import ArrayLike
 from scipy import stats
 from statsmodels.regression.linear_model import OLS
 from statsmodels.stats.multitest import multipletests
-from statsmodels.stats.power import TTestPower
 from statsmodels.stats.sandwich_covariance import cov_cluster, cov_cluster_2groups
 from tqdm.auto import tqdm
 
+Names = Iterable[Any]  # of the user or prompt of each value
+RESAMPLES, PERMUTATIONS = 10_000, 9_999
 FEW, MANY_CLUSTERS = 6, 2000
 FEW_USERS = 8  # below it t quantiles times a bootstrap's spread leave every scale, so there is no such interval
 
@@ -34,95 +35,67 @@ class Interval(NamedTuple):
         return f"{self.estimate:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
-def cluster_bootstrap(values: ArrayLike, clusters: Iterable[Any], resamples: int = 10_000, seed: int = 0) -> Interval:
-    """Mean of `values` `[n]` and its 95% interval from resampling whole clusters (Cameron et al. 2008), by `expanded`
-    percentiles. Of fewer than `FEW` clusters, whose resamples can't leave the range of their means, a t interval, cut
-    off at the least and the greatest value; above `MANY_CLUSTERS` the same, which bootstrap intervals approach.
+def crossed_interval(values: ArrayLike, users: Names, prompts: Names | None = None, *, seed: int = 0) -> Interval:
+    """Mean of `values` `[n]` and its 95% interval: what other users, and other prompts where users share them, give.
 
-    >>> cluster_bootstrap([1, 1, 0, 0], ["a", "a", "b", "b"]).estimate
+    Where no prompt is shared, whole users are resampled (Cameron et al. 2008), with `expanded` percentiles. Else, of
+    fewer than `FEW` users (whose resamples can't leave the range of their means), and of more than `MANY_CLUSTERS`, it
+    is t times the standard error, clustered both ways where prompts are shared (Cameron, Gelbach & Miller 2011), cut
+    off at the least and the greatest value. `clusters` is the smaller number, from one of either NaN.
+
+    >>> crossed_interval([1, 1, 0, 0], ["a", "a", "b", "b"]).estimate
     0.5
     """
-    values, codes = _numbers(values), _codes(clusters)
-    sums, sizes = np.bincount(codes, weights=values), np.bincount(codes)  # [k] both
-    k = len(sums)
-    if not FEW <= k <= MANY_CLUSTERS:
-        return _t_interval(values, [codes])
-    draws = np.random.default_rng(seed).multinomial(k, np.full(k, 1 / k), resamples)  # [resamples, k]
-    low, high = np.quantile(draws @ sums / (draws @ sizes), expanded(k))
-    return Interval(float(values.mean()), float(low), float(high), len(values), k)
-
-
-def crossed_interval(
-    values: ArrayLike, users: Iterable[Any], prompts: Iterable[Any] | None = None, *, seed: int = 0
-) -> Interval:
-    """Mean of `values` `[n]` and its 95% interval where users answer the same prompts: what other users *and* other
-    prompts would give. t times the standard error clustered both ways (Cameron, Gelbach & Miller 2011), cut off at the
-    least and the greatest value; `clusters` is the smaller number, from one of either NaN. Where every prompt is one
-    user's own it is `cluster_bootstrap` by user."""
     values, codes = _numbers(values), _clusters(users, prompts)
-    if len(codes) == 1:
-        return cluster_bootstrap(values, users, seed=seed)
-    return _t_interval(values, codes)
-
-
-def _t_interval(values: np.ndarray, codes: Sequence[np.ndarray]) -> Interval:
-    (error, k), mean = _error(values, codes), float(values.mean())
-    low, high = np.clip(mean + np.array([-1, 1]) * _t(k) * error, values.min(), values.max())
+    k, mean = min(int(code.max()) + 1 for code in codes), float(values.mean())
+    if len(codes) == 1 and FEW <= k <= MANY_CLUSTERS:
+        sums, sizes = np.bincount(codes[0], weights=values), np.bincount(codes[0])  # [k] both
+        draws = np.random.default_rng(seed).multinomial(k, np.full(k, 1 / k), RESAMPLES)  # [RESAMPLES, k]
+        low, high = np.quantile(draws @ sums / (draws @ sizes), expanded(k))
+    else:
+        low, high = np.clip(mean + np.array([-1, 1]) * _t(k) * _error(values, codes), values.min(), values.max())
     return Interval(mean, float(low), float(high), len(values), k)
 
 
 def expanded(clusters: int) -> tuple[float, float]:
     """Quantiles of a bootstrap distribution over so many clusters that give a 95% interval: Hesterberg 2015, arXiv
-    1411.5279, Section 5.3, Phi(-sqrt(n / (n - 1)) t). Wider than the plain (0.025, 0.975).
-
-    >>> [round(q, 4) for q in expanded(8)]
-    [0.0057, 0.9943]
-    """
+    1411.5279, Section 5.3, Phi(-sqrt(n / (n - 1)) t). Of 8: 0.0057 and 0.9943, wider than the plain 0.025 and 0.975."""
     tail = float(stats.norm.cdf(-np.sqrt(clusters / (clusters - 1)) * _t(clusters)))
     return tail, 1 - tail
 
 
-def permutation_test(differences: ArrayLike, clusters: Iterable[Any], resamples: int = 9_999, seed: int = 0) -> float:
-    """Two-sided p-value of "two methods are equal" from paired `differences` `[n]`: the signs of whole clusters are
-    swapped (scipy's `permutation_test`; exact with up to 13 clusters). With k clusters it can't be below 2 / 2**k.
+def crossed_test(differences: ArrayLike, users: Names, prompts: Names | None = None, *, seed: int = 0) -> float:
+    """Two-sided p-value of "the mean difference is 0" from paired `differences` `[n]`.
 
-    >>> permutation_test([1, 1, 1, 1], ["a", "b", "c", "d"])
+    The signs of whole users are swapped (scipy's `permutation_test`; exact with up to 13): of k users it can't be below
+    2 / 2**k. Where users answer the same prompts, which rejects too often, it is the greatest of three: this, the same
+    by prompt, and the t-test that `crossed_interval` inverts.
+
+    >>> crossed_test([1, 1, 1, 1], ["a", "b", "c", "d"])
     0.125
     """
-    sums = np.bincount(_codes(clusters), weights=_numbers(differences))
+    values, codes = _numbers(differences), _clusters(users, prompts)
+    found = [_swapped_signs(np.bincount(code, weights=values), seed) for code in codes]
+    if len(codes) == 2:
+        error, k = _error(values, codes), min(int(code.max()) + 1 for code in codes)
+        found.append(float(2 * stats.t.sf(abs(values.mean()) / error, k - 1)) if k > 1 and error else 0.0)
+    return max(found)
+
+
+def _swapped_signs(sums: np.ndarray, seed: int) -> float:
+    """p-value of the sums `[k]` of k clusters."""
     if len(sums) == 1:
         return 1.0  # two permutations, both as far from 0
     found = stats.permutation_test(
         (sums, np.zeros(len(sums))),
         lambda a, b, axis: (a - b).sum(axis),
         permutation_type="samples",
-        n_resamples=resamples,
+        n_resamples=PERMUTATIONS,
         vectorized=True,
         batch=max(1, 5_000_000 // len(sums)),
         rng=np.random.default_rng(seed),
     )
     return float(found.pvalue)
-
-
-def crossed_test(
-    differences: ArrayLike,
-    users: Iterable[Any],
-    prompts: Iterable[Any] | None = None,
-    *,
-    resamples: int = 9_999,
-    seed: int = 0,
-) -> float:
-    """Two-sided p-value of "the mean difference is 0" where users answer the same prompts, for which swapping the signs
-    of users alone rejects too often. The greatest of three: `permutation_test` by user, the same by prompt, and the
-    t-test that `crossed_interval` inverts. Where every prompt is one user's own, the first alone.
-    """
-    values, codes = _numbers(differences), _clusters(users, prompts)
-    found = [permutation_test(values, users, resamples, seed)]
-    if prompts is not None and len(codes) == 2:
-        found.append(permutation_test(values, prompts, resamples, seed))
-        error, k = _error(values, codes)
-        found.append(float(2 * stats.t.sf(abs(values.mean()) / error, k - 1)) if k > 1 and error else 0.0)
-    return max(found)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -132,50 +105,39 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return multipletests(p_values, method="holm")[1].tolist()
 
 
-def detectable(differences: ArrayLike, users: Iterable[Any], prompts: Iterable[Any] | None = None) -> float:
+def detectable(differences: ArrayLike, users: Names, prompts: Names | None = None) -> float:
     """The least true difference that so many users (and prompts, where they are shared) would show with probability 0.8
-    in a two-sided t-test at 0.05 (statsmodels' `TTestPower`). NaN where they don't differ, and for fewer than
-    `FEW_USERS`.
-
-    >>> round(detectable([0.5, -0.5] * 50, range(100)), 3)
-    0.142
-    """
-    error, k = _error(_numbers(differences), _clusters(users, prompts))
-    if k < FEW_USERS or error < 1e-12:
-        return float("nan")
-    effect = TTestPower().solve_power(nobs=k, alpha=0.05, power=0.8, alternative="two-sided")
-    return float(effect * k**0.5 * error)
+    in a two-sided t-test at 0.05: Bloom 1995, (t_.975 + t_.8) standard errors. NaN where they don't differ, and for
+    fewer than `FEW_USERS`."""
+    codes = _clusters(users, prompts)
+    k, error = min(int(code.max()) + 1 for code in codes), _error(_numbers(differences), codes)
+    return float("nan") if k < FEW_USERS or error < 1e-12 else float((_t(k) + stats.t.ppf(0.8, k - 1)) * error)
 
 
-def _error(values: np.ndarray, codes: Sequence[np.ndarray]) -> tuple[float, int]:
-    """Standard error of the mean clustered by one or both of `codes` (then at least the greater of the two), and the
-    number of clusters that its t distribution goes by. NaN from one cluster."""
-    k = min(int(code.max()) + 1 for code in codes)
-    if k == 1:
-        return np.nan, k
+def _error(values: np.ndarray, codes: Sequence[np.ndarray]) -> float:
+    """Standard error of the mean clustered by one or both of `codes` (then at least the greater of the two). NaN from
+    one cluster."""
+    if not all(code.any() for code in codes):
+        return np.nan
     fit = OLS(values, np.ones(len(values))).fit()
     variances = [cov_cluster(fit, codes[0])] if len(codes) == 1 else cov_cluster_2groups(fit, *codes)
-    return max(float(v.item()) for v in variances) ** 0.5, k
+    return max(float(v.item()) for v in variances) ** 0.5
 
 
 def bootstrap(
     statistic: Callable[[np.ndarray], ArrayLike],
-    users: Iterable[Any],
-    prompts: Iterable[Any] | None = None,
+    users: Names,
+    prompts: Names | None = None,
     resamples: int = 200,
     seed: int = 0,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Any `statistic` of the rows' weights `[n]`, and its 95% interval: t times the standard deviation of its draws,
     with the sample's variance in place of the population's. Bounds are NaN of fewer than `FEW_USERS` clusters.
 
-    Users are drawn anew, and prompts, too, where they were answered for 1.5 users or more on average (the pigeonhole
+    Users are drawn anew, and prompts, too, where they were answered for more than 1.5 users on average (the pigeonhole
     bootstrap, Owen 2007, arXiv 0712.1111).
     """
-    codes = [_codes(users)]
-    if prompts is not None:
-        asked = _codes(prompts)
-        if len(np.unique(np.column_stack([codes[0], asked]), axis=0)) >= 1.5 * (asked.max() + 1):
-            codes.append(asked)
+    codes = _clusters(users, prompts, 1.5)
     sizes = [int(code.max()) + 1 for code in codes]
     k, estimate = min(sizes), np.asarray(statistic(np.ones(len(codes[0]))), float)[()]
     if k < FEW_USERS:
@@ -195,18 +157,21 @@ def _t(clusters: int) -> float:
     return float(stats.t.ppf(0.975, clusters - 1))
 
 
-def _codes(names: Iterable[Any]) -> np.ndarray:
+def _codes(names: Names) -> np.ndarray:
     """Numbers `[n]` of the names, from 0 in their order as text."""
     texts = [str(name) for name in names]
     code = {text: i for i, text in enumerate(sorted(set(texts)))}  # in an array all texts take the longest one's room
     return np.array([code[text] for text in texts])
 
 
-def _clusters(users: Iterable[Any], prompts: Iterable[Any] | None) -> list[np.ndarray]:
-    """Codes `[n]` of the users, and of the prompts where some of them are shared."""
-    codes = [_codes(users)] if prompts is None else [_codes(users), _codes(prompts)]
-    shared = len(codes) == 2 and len(np.unique(np.column_stack(codes), axis=0)) > codes[1].max() + 1
-    return codes if shared else codes[:1]
+def _clusters(users: Names, prompts: Names | None, shared: float = 1) -> list[np.ndarray]:
+    """Codes `[n]` of the users, and of the prompts if more than so many users on average share one."""
+    codes = [_codes(users)]
+    if prompts is not None:
+        codes.append(_codes(prompts))
+        pairs = len(np.unique(np.column_stack(codes), axis=0))
+        codes = codes if pairs > shared * (codes[1].max() + 1) else codes[:1]
+    return codes
 
 
 def _numbers(values: ArrayLike) -> np.ndarray:

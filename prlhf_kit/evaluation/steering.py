@@ -8,9 +8,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from datasets import DatasetDict
-from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from prlhf_kit.data.chat import prompt_text
@@ -21,11 +19,10 @@ from prlhf_kit.decoding.generate import ids_of
 from prlhf_kit.evaluation import heads as head_comparison
 from prlhf_kit.evaluation.accuracy import ranked_right
 from prlhf_kit.evaluation.intervals import intervals, paired_differences
-from prlhf_kit.evaluation.statistics import Interval, cluster_bootstrap
+from prlhf_kit.evaluation.statistics import Interval, crossed_interval
 from prlhf_kit.models.embedded import SENTENCES
 from prlhf_kit.models.features import load_embedder
-from prlhf_kit.models.logprobs import response_logps
-from prlhf_kit.models.rewards import RewardModel
+from prlhf_kit.models.logprobs import sequence_logps
 from prlhf_kit.training.heads import FeatureReward
 
 # (users, prompts, answers) -> rewards [n]
@@ -33,11 +30,6 @@ Scorer = Callable[[Sequence[str], Sequence[list[dict]], Sequence[str]], np.ndarr
 FEW = 5  # users or prompts, below which an interval would say nothing
 EMPTY = "(no answer)"
 MANY_PAIRS = 20_000
-
-
-def true_utility(people: Population) -> Scorer:
-    """The users' own utility, where they are simulated."""
-    return lambda users, prompts, answers: people.utility(users, answers)
 
 
 def feature_reward(data: DatasetDict, cache: Path | None = None) -> tuple[FeatureReward, Interval]:
@@ -50,53 +42,40 @@ def feature_reward(data: DatasetDict, cache: Path | None = None) -> tuple[Featur
             known[split] = sampled(pairs, MANY_PAIRS, seed=0)
     embedded = head_comparison.embed(known, [embedder], cache)
     heads = head_comparison.fit("per_user", known["train"], embedded["train"])
-    test = known["test_seen"]
-    gap = heads.reward(embedded["test_seen"].difference, test["user_id"])
-    held_out = cluster_bootstrap(ranked_right(gap, 0 * gap), [str(p) for p in test["prompt"]])
+    gap = heads.reward(embedded["test_seen"].difference, known["test_seen"]["user_id"])
+    held_out = crossed_interval(ranked_right(gap, 0), [str(prompt) for prompt in known["test_seen"]["prompt"]])
     return FeatureReward(embedder, heads, cache), held_out
 
 
-def by_reward(reward: RewardModel) -> Scorer:
-    """A reward model as a judge of answers; an empty answer is read as `EMPTY`."""
+def judge_of(data: DatasetDict, stage: Path, cache: Path | None = None) -> tuple[Scorer, str]:
+    """A judge that takes no part in steering, and what it is called: the true utility where the data's stage left a
+    simulated population, else `feature_reward`, which reads an empty answer as `EMPTY`."""
+    if (stage / "population.json").exists():
+        people = Population.load(stage / "population.json")
+        name = "true utility, in standard deviations of the attributes"
+        return lambda users, prompts, answers: people.utility(users, answers), name
+    reward, held = feature_reward(data, cache)
 
     def score(users: Sequence[str], prompts: Sequence[list[dict]], answers: Sequence[str]) -> np.ndarray:
         return reward.score(list(prompts), [a.strip() or EMPTY for a in answers], list(users)).numpy()
 
-    return score
+    return score, f"reward on sentence embeddings, right on {held} of {held.n} held-out pairs"
 
 
-def feature_judge(data: DatasetDict, cache: Path | None = None) -> tuple[Scorer, Interval]:
-    """`feature_reward` as a judge, and its held-out accuracy."""
-    reward, held_out = feature_reward(data, cache)
-    return by_reward(reward), held_out
-
-
-@torch.inference_mode()
 def base_logps(
     base, tokenizer: PreTrainedTokenizerBase, jobs: pd.DataFrame, answers: Sequence[GuidedAnswer], batch_size: int = 16
 ) -> list[float]:
     """Mean log-prob (nats a token) of each answer under `base`, which does not see the preference: for answers that
     were steered from another base; else they bring it along (`GuidedAnswer.logps`)."""
-    texts = [(list(ids_of(tokenizer, p)), a.tokens) for p, a in zip(jobs.prompt, answers, strict=True)]
-    found: list[float] = []
-    for start in tqdm(range(0, len(texts), batch_size), desc="scoring", disable=None, leave=False):
-        batch = texts[start : start + batch_size]
-        summed = response_logps(base, batch, tokenizer.pad_token_id).tolist()
-        found += [logp / len(tokens) for logp, (_, tokens) in zip(summed, batch, strict=True)]
-    return found
+    texts = [(list(ids_of(tokenizer, p)), list(a.tokens)) for p, a in zip(jobs.prompt, answers, strict=True)]
+    summed = sequence_logps(base, tokenizer, texts, batch_size=batch_size)
+    return [logp / len(tokens) for logp, (_, tokens) in zip(summed, texts, strict=True)]
 
 
 def answered(jobs: pd.DataFrame, answers: Sequence[GuidedAnswer], judge: Scorer, **columns: Any) -> pd.DataFrame:
-    """One row an answer.
-
-    Args:
-        jobs: `user_id` (whose taste counts) and `prompt` (messages) of each answer.
-        columns: the same for all rows, or one value each: the method, its weight, ...
-
-    Returns:
-        `user_id`, `prompt` (its text), `answer`, `reward` (the judge's), `logp` (nats a token, under the base; of a
-        greedy answer minus its divergence), `changed` and `asked` (shares of tokens), `tokens`, `words`, and `columns`.
-    """
+    """One row an answer to `jobs` (`user_id`, whose taste counts, and `prompt`, messages): `user_id`, `prompt` (its
+    text), `answer`, `reward` (the judge's), `logp` (nats a token, under the base; of a greedy answer minus its
+    divergence), `changed` (share of tokens), `tokens`, `words`, and `columns` (the same for all, or one value each)."""
     texts = [answer.text for answer in answers]
     return pd.DataFrame(
         {
@@ -106,14 +85,13 @@ def answered(jobs: pd.DataFrame, answers: Sequence[GuidedAnswer], judge: Scorer,
             "reward": judge(list(jobs.user_id), list(jobs.prompt), texts),
             "logp": [float(np.mean(answer.logps)) for answer in answers],
             "changed": [float(np.mean(answer.changed)) for answer in answers],
-            "asked": [1 - float(np.isnan(answer.rewards).mean()) for answer in answers],
             "tokens": [len(answer.tokens) for answer in answers],
             "words": [len(text.split()) for text in texts],
         }
     ).assign(**columns)
 
 
-MEANS: dict[str, Any] = {name: (name, "mean") for name in ("reward", "logp", "changed", "asked", "words")}
+MEANS: dict[str, Any] = {name: (name, "mean") for name in ("reward", "logp", "changed", "words")}
 
 
 def gains(table: pd.DataFrame, base: pd.DataFrame, by: Sequence[str], seed: int = 0) -> pd.DataFrame:
@@ -141,13 +119,3 @@ def gains_of_two(table: pd.DataFrame, users: Sequence[str], judge: Scorer, promp
     judged = pd.concat(both, ignore_index=True)
     nobody = judged.towards.isna()
     return _few_users(paired_differences(judged[~nobody], judged[nobody], "gain"), ["user_id", "towards"], seed)
-
-
-def judge_of(data: DatasetDict, stage: Path, cache: Path | None = None) -> tuple[Scorer, str]:
-    """A judge that takes no part in steering, and what it is called: the true utility where the data's stage left a
-    simulated population, else `feature_judge`."""
-    if (stage / "population.json").exists():
-        people = Population.load(stage / "population.json")
-        return true_utility(people), "true utility, in standard deviations of the attributes"
-    judge, held = feature_judge(data, cache)
-    return judge, f"reward on sentence embeddings, right on {held} of {held.n} held-out pairs"

@@ -1,64 +1,45 @@
-"""Measures of text: repetition, diversity, coherence, readability, refusals. Words are lower-cased runs of
-letters and digits: scripts without spaces give few long words. A measure that a text is too short for is NaN, not a bad
-value: leave it out of means, and look at `words`, too."""
+"""Measures of text: repetition, diversity, coherence, readability, refusals. Words are lower-cased runs of letters and
+digits: scripts without spaces give few long words. A measure that a text is too short for is NaN."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
-import textstat
-from pyphen import Pyphen
+from textstat import automated_readability_index as readability_index
 
 from prlhf_kit.data.schema import message
 from prlhf_kit.evaluation.judges import require_answers
 from prlhf_kit.models.features import Embedder
 from prlhf_kit.models.rewards import Text
 
+NAN = float("nan")
 SCORES = ("measure", "method", "user_id", "item", "prompt", "value")
 
-_HYPHENS = Pyphen(lang="en_US")
 _WORD = re.compile(r"\w+(?:['’]\w+)*")
-_CANNOT = re.compile(
-    r"i(?:(?: can(?:no|')t| can not| could(?:n't| not)| won't| will not)(?: \w+ly)? (?:help(?! but)|assist|provide|"
-    r"answer|do (?:that|this)|comply|fulfil|give|create|write|generate|offer|support|engage|discuss|share|respond|"
-    r"continue|participate|recommend|tell|be able to)|(?:'m| am) (?:un|not )able to|(?:'m| am) not (?:comfortable|"
-    r"going to)|(?: must| have to| need to)(?: \w+ly)? (?:decline|refuse)| (?:don't|do not) have the ability)|"
-    r"th(?:at|is) is(?:n't| not) something i can",
+# "I'm sorry, but", "As an AI language model,", "I apologize for the confusion.": up to two of them, and then a refusal
+_REFUSAL = re.compile(
+    r"\W*(?:(?:(?:i'm |i am )?(?:so |very )?sorry|(?:i |my )apolog\w+|as an ai|unfortunately|no)\b[^.!?,]{0,60}[.,]\s*"
+    r"(?:but )?){0,2}(?:i (?:can't|can ?not|won't|will not|(?:must|have to) (?:\w+ly )?(?:decline|refuse)|"
+    r"(?:don't|do not) have the ability)|(?:i'm|i am) (?:unable|not able|not comfortable)|"
+    r"that(?:'s not| is not| isn't) something i can)\b(?! (?:wait|help but))",
     re.IGNORECASE,
 )
-_LEAD = re.compile(  # what may stand before it, the first three with some words of their own
-    r"(?:(?:i'm |i am )?(?:\w+ )?sorry\b|(?:i |my )?(?:\w+ )?apolog\w+|as an? (?:ai|artificial|language|large)\b)"
-    r"(?P<more>[^.!?]{0,80})|unfortunately|but|no",
-    re.IGNORECASE,
-)
-_GAP = re.compile(r"\W+")
 
 
 def words(text: str) -> list[str]:
-    """The words of a text.
-
-    >>> words("Don't panic: it's 5 o’clock! 😀")
-    ["don't", 'panic', "it's", '5', 'o’clock']
-    """
+    """The words of a text: "Don't panic: it's 5!" has don't, panic, it's, 5."""
     return _WORD.findall(text.lower())
 
 
 def unique_share(texts: Iterable[Sequence[str]], n: int) -> float:
-    """Unique n-grams over all n-grams of tokenised texts; NaN where none has n tokens.
-
-    Of one text it is 1 - rep-n (Welleck et al. 2019, arXiv 1908.04319); ARGS' code (arXiv 2402.01694) divides by one
-    n-gram more.
-
-    >>> unique_share(["a b a b a".split()], 2)  # ab, ba, ab, ba
-    0.5
-    """
+    """Unique n-grams over all n-grams of tokenised texts; NaN where none has n tokens. Of one text it is 1 - rep-n
+    (Welleck et al. 2019, arXiv 1908.04319); ARGS' code (arXiv 2402.01694) divides by one n-gram more."""
     found = [tuple(tokens[i : i + n]) for tokens in texts for i in range(len(tokens) - n + 1)]
-    return len(set(found)) / len(found) if found else float("nan")
+    return len(set(found)) / len(found) if found else NAN
 
 
 def coherence(
@@ -66,8 +47,6 @@ def coherence(
 ) -> np.ndarray:
     """Cosine `[n]` between the embeddings of prompt and answer; NaN where one of them is empty. As in ARGS (arXiv
     2402.01694), which embeds by SimCSE; here by any sentence encoder, so don't compare values with that paper's."""
-    if embedder.decoder:
-        raise ValueError(f"{embedder.name!r} is a decoder; expected a sentence encoder, such as 'all-minilm-l6-v2'.")
     asked = [message("user", prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
     pairs = list(zip(asked, [message("assistant", answer) for answer in answers], strict=True))
     full = [i for i, pair in enumerate(pairs) if all(any(m["content"].strip() for m in text) for text in pair)]
@@ -80,19 +59,6 @@ def coherence(
     return found
 
 
-def reading_ease(text: str) -> float:
-    """Flesch's reading ease (1948: 100 is easy, 0 hard) of an English text; NaN without any word in Latin letters.
-
-    Words and sentences are textstat's; its syllables need a download, so they are by pyphen: texts seem 5 points
-    easier.
-    """
-    if not re.search("[A-Za-z]", text):
-        return float("nan")
-    found = textstat.remove_punctuation(text).lower().split()
-    syllables = np.mean([len(_HYPHENS.positions(word)) + 1 for word in found])
-    return float(206.835 - 1.015 * textstat.words_per_sentence(text) - 84.6 * syllables)
-
-
 def is_refusal(text: str) -> bool:
     """Whether an English text opens with a refusal: "I'm sorry, but I am unable to", "As an AI, I cannot". Later ones
     are missed; an answer that goes on to help counts.
@@ -100,39 +66,24 @@ def is_refusal(text: str) -> bool:
     >>> [is_refusal(text) for text in ("I'm sorry, but I can't help with that.", "I can't wait!")]
     [True, False]
     """
-    text = " " + text.replace("’", "'")
-    places, seen = [_GAP.match(text).end()], set()  # type: ignore[union-attr]
-    while places:  # a search, since a pattern that repeats leads backtracks for ever
-        at = places.pop()
-        if _CANNOT.match(text, at):
-            return True
-        lead = None if at in seen else _LEAD.match(text, at)
-        seen.add(at)
-        if lead:
-            first, last = lead.span("more") if lead["more"] is not None else (lead.end(), lead.end())
-            for gap in _GAP.finditer(text, first):
-                if gap.start() > last:
-                    break
-                places.append(gap.end())
-    return False
+    return bool(_REFUSAL.match(text.replace("’", "'")))
 
 
 def text_scores(answers: pd.DataFrame) -> pd.DataFrame:
     """Measures of each answer: `SCORES`, one row an answer and measure ("words", "rep-2" to "rep-4", "diversity",
-    "Flesch reading ease", "refusal"). `answers` has `ANSWERS`; `method` is the system, `item` the prompt's text."""
+    "readability" (Automated Readability Index: a US school grade), "refusal"). `answers` has `ANSWERS`; `method` is the
+    system, `item` the prompt's text."""
     require_answers(answers)
     texts = list(answers.answer)
     tokens = [words(text) for text in texts]
     unique = {n: np.array([unique_share([found], n) for found in tokens]) for n in (2, 3, 4)}
-    values: dict[str, Any] = {"words": [len(found) for found in tokens]} | {
-        f"rep-{n}": 1 - share for n, share in unique.items()
+    values = {
+        "words": [len(found) for found in tokens],
+        **{f"rep-{n}": 1 - share for n, share in unique.items()},
+        "diversity": unique[2] * unique[3] * unique[4],  # SimCTG, Su et al. 2022, arXiv 2202.06417; ARGS
+        "readability": [readability_index(text) if found else NAN for text, found in zip(texts, tokens, strict=True)],
+        "refusal": [is_refusal(text) for text in texts],
     }
-    values["diversity"] = unique[2] * unique[3] * unique[4]  # SimCTG, Su et al. 2022, arXiv 2202.06417; ARGS
-    values["Flesch reading ease"] = [reading_ease(text) for text in texts]
-    return _long(answers, values | {"refusal": [is_refusal(text) for text in texts]})
-
-
-def _long(answers: pd.DataFrame, values: Mapping[str, Any]) -> pd.DataFrame:
     keys = answers[["system", "user_id", "prompt"]].rename(columns={"system": "method"}).assign(item=answers.prompt)
     tables = [keys.assign(measure=name, value=np.asarray(value, float)) for name, value in values.items()]
     return pd.concat(tables, ignore_index=True)[list(SCORES)]

@@ -20,12 +20,9 @@ from prlhf_kit.training.personal import USER_METRICS
 
 
 def learning_curve(folder: str | Path, seed: int = 0) -> pd.DataFrame:
-    """Held-out accuracy while the model in `folder` was trained, by the pairs that a user had given till then:
-    `intervals` by `step` over users, with `k` (training pairs a user, on average), `worst` and `pairs`.
-
-    With one epoch every pair is new, so this is a learning curve; the learning rate has not come to its end at its
-    earlier points, though. For trainings of their own by size see `data.select.at_most`.
-    """
+    """Held-out accuracy while the model in `folder` was trained, by the pairs that a user had given till then: with one
+    epoch a learning curve, though the learning rate has not come to its end at its earlier points. `intervals` by
+    `step` over users, with `k` (training pairs a user, on average), `worst` and `pairs`."""
     metrics = pd.read_parquet(Path(folder, USER_METRICS))
     held_out = metrics[metrics["mode"] == "eval"]
     if held_out.empty:

@@ -4,7 +4,7 @@ win."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from itertools import combinations
 from typing import Any
@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from scipy.sparse.csgraph import connected_components
-from scipy.special import expit, logit
+from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import cohen_kappa_score
 
 from prlhf_kit.evaluation.accuracy import ranked_right
-from prlhf_kit.evaluation.intervals import ALL, BY_USER_AND_PROMPT, intervals, with_holm
+from prlhf_kit.evaluation.intervals import ALL, BY_USER_AND_PROMPT, intervals, with_all, with_holm
 from prlhf_kit.evaluation.statistics import bootstrap
 from prlhf_kit.files import of_extra
 
@@ -65,11 +65,10 @@ def win_rates_by_community(judgements: pd.DataFrame, named: bool = True, seed: i
 
     `named=False`: users are draws from many people, and "all" says what other users would give as well.
     """
-    if (judgements.user_id == ALL).any():
-        raise ValueError(f"a community is called {ALL!r}, which stands for all of them here. Rename it in the data.")
-    by = [*COMPARISON, "community"]
-    own = win_rates(judgements.assign(community=judgements.user_id), by, "prompt", seed)
-    together = win_rates(judgements.assign(community=ALL), by, "prompt" if named else BY_USER_AND_PROMPT, seed)
+    by, everyone = [*COMPARISON, "community"], with_all(judgements)
+    alone = everyone.community != ALL
+    own = win_rates(everyone[alone], by, "prompt", seed)
+    together = win_rates(everyone[~alone], by, "prompt" if named else BY_USER_AND_PROMPT, seed)
     own = with_holm(own.drop(columns="p_holm"), COMPARISON)
     return pd.concat([own, together.assign(p_holm=together.p)], ignore_index=True)
 
@@ -79,10 +78,10 @@ def user_win_rates(judgements: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     win rate is above one half; at exactly one half it counts one half. `intervals` by `COMPARISON`, over users, with
     `users_won`, `users_tied`, `users_lost`."""
     own = _read(judgements).groupby([*COMPARISON, "user_id"], sort=False).win_rate.mean().reset_index()
-    own["user_win_rate"] = ranked_right(own.win_rate.round(12), np.full(len(own), 0.5))
+    own["user_win_rate"] = ranked_right(own.win_rate.round(12), 0.5)
     names = {"users_won": 1.0, "users_tied": 0.5, "users_lost": 0.0}
-    numbers: dict[str, Any] = {name: (name, "sum") for name in names}
     own = own.assign(**{name: own.user_win_rate == value for name, value in names.items()})
+    numbers: dict[str, Any] = {name: (name, "sum") for name in names}
     return intervals(own, "user_win_rate", COMPARISON, "user_id", seed=seed, **numbers)
 
 
@@ -136,53 +135,31 @@ def length_controlled(judgements: pd.DataFrame, resamples: int = 200, seed: int 
     """Length-controlled win rate (AlpacaEval 2: Dubois et al. 2024, arXiv 2404.04475): what would the win rate of a
     over b be if their answers had equally many characters?
 
-        P(a wins on x) = sigmoid(theta + phi * tanh((len_a - len_b) / std(len_a - len_b)) + psi * difficulty_x)
+        P(a wins) = sigmoid(theta + phi * tanh((len_a - len_b) / std(len_a - len_b)))
 
-    is fitted to each comparison, a weak ridge on `phi` and `psi`, and predicted with the length term at 0. A prompt's
-    difficulty is how much better *other* systems do on it against b than against a, as log-odds less their mean.
+    is fitted to each comparison, with a weak ridge on `phi`, and predicted with the length term at 0. AlpacaEval's term
+    for a prompt's difficulty is left out, as it is told from a large leaderboard.
 
-    Returns `judge`, `system_a`, `system_b`, `win_rate`, `lc_win_rate`, `low`, `high`, `length_effect` (phi), `words_a`,
-    `words_b`, `n`.
+    Returns `judge`, `system_a`, `system_b`, `win_rate`, `lc_win_rate`, `low`, `high`, `length_effect` (phi), `n`.
     """
-    columns = [*COMPARISON, "win_rate", "lc_win_rate", "low", "high", "length_effect", "words_a", "words_b", "n"]
+    columns = [*COMPARISON, "win_rate", "lc_win_rate", "low", "high", "length_effect", "n"]
     rows = []
-    for judge, group in judgements.groupby("judge", sort=False):
-        everything = _read(group)
-        compared = everything.groupby(["system_a", "system_b"], sort=False)
-        for (a, b), part in compared:
-            gap = (part.answer_a.map(len) - part.answer_b.map(len)).to_numpy(float)
-            difficulty = _difficulty(part.prompt, everything, a, b)
-            features = np.column_stack([np.tanh(gap / (gap.std() or 1)), difficulty])
-            statistic = partial(_without_length, features=features, verdicts=part.win_rate.to_numpy())
-            found = bootstrap(statistic, part.user_id, part.prompt, resamples, seed)
-            (rate, effect), (low, _), (high, _) = found
-            words = [part[f"answer_{of}"].map(lambda text: len(text.split())).mean() for of in "ab"]
-            mean = part.win_rate.mean()
-            rows.append((judge, a, b, mean, rate, *np.clip((low, high), 0, 1), effect, *words, len(part)))
+    for compared, part in _read(judgements).groupby([*COMPARISON], sort=False):
+        gap = (part.answer_a.map(len) - part.answer_b.map(len)).to_numpy(float)
+        features = np.tanh(gap / (gap.std() or 1))[:, None]
+        statistic = partial(_without_length, features=features, verdicts=part.win_rate.to_numpy())
+        (rate, effect), (low, _), (high, _) = bootstrap(statistic, part.user_id, part.prompt, resamples, seed)
+        rows.append((*compared, part.win_rate.mean(), rate, *np.clip((low, high), 0, 1), effect, len(part)))
     return pd.DataFrame(rows, columns=columns)
 
 
-def _difficulty(prompts: pd.Series, everything: pd.DataFrame, a: Hashable, b: Hashable) -> np.ndarray:
-    def odds_against(system: Hashable, other: Hashable) -> pd.Series:
-        """Log-odds that systems other than these two beat `system`, by prompt."""
-        first = everything[(everything.system_b == system) & (everything.system_a != other)]
-        second = everything[(everything.system_a == system) & (everything.system_b != other)]
-        won = pd.concat([first.win_rate, 1 - second.win_rate]).groupby(pd.concat([first.prompt, second.prompt]))
-        return pd.Series(logit((won.sum() + 0.5) / (won.count() + 1)))
-
-    odds = odds_against(b, a).sub(odds_against(a, b), fill_value=0)
-    return prompts.map(odds - odds.mean()).fillna(0.0).to_numpy(float)
-
-
 def _without_length(weights: np.ndarray, features: np.ndarray, verdicts: np.ndarray) -> np.ndarray:
-    """(win rate predicted with the first feature at 0, that feature's coefficient)."""
+    """(win rate predicted with the feature at 0, its coefficient)."""
     won, lost = weights @ verdicts, weights @ (1 - verdicts)
     if not won or not lost:  # always or never: no length could be told from it
         return np.array([won > 0, 0.0], float)
     model = _logistic(weights, features, verdicts, C=10)
-    effect, difficulty = model.coef_[0]
-    predicted = expit(model.intercept_[0] + difficulty * features[:, 1])
-    return np.array([np.average(predicted, weights=weights), effect])
+    return np.array([expit(model.intercept_[0]), model.coef_[0, 0]])
 
 
 def _logistic(weights: np.ndarray, features: np.ndarray, verdicts: np.ndarray, **options: Any) -> LogisticRegression:

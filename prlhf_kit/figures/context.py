@@ -1,42 +1,19 @@
-"""Figures of the reader in the prompt: pure functions from a table to a matplotlib `Figure`."""
+"""Figures of contexts in the prompt: pure functions from a table to a matplotlib `Figure`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from textwrap import fill
-from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from prlhf_kit.figures.style import (
-    PALETTE,
-    heatmap,
-    legend,
-    look,
-    names_down,
-    new_figure,
-    points,
-    reference_line,
-    side_by_side,
-)
+from prlhf_kit.figures.style import legend, matrix, new_figure, reference_line, side_by_side
 
 # as in evaluation/context.py and intervals.py, which take seconds to import, as figures should not
 FOUR_WAYS = ("neither", "prompt only", "soft tokens", "both")
 NONE, ALL = "none", "all"
-
-CONTROL: dict[str, Any] = {"color": "0.55", "marker": "o"}  # grey of what is there to compare with
-CONTEXTS = {
-    "true": ("right", PALETTE[0], "o"),
-    "user_text": ("right", PALETTE[0], "o"),
-    NONE: (NONE, PALETTE[7], "s"),
-    "random": ("random", PALETTE[5], "D"),
-    "shuffled": ("shuffled", PALETTE[3], "^"),
-}
-"""Context -> its name in the picture, its colour and its marker: the same in all figures."""
 
 
 def _panels(names: list, rows: float, legend_rows: int):
@@ -46,23 +23,25 @@ def _panels(names: list, rows: float, legend_rows: int):
     return figure, dict(zip(names, axes[:, 0], strict=True))
 
 
-def _by_dataset(table: pd.DataFrame, xlabel: str, rows: float, mark: Callable[[Axes, pd.DataFrame, list], None]):
-    """Accuracies of methods, one panel a dataset: `mark` draws them at the places of the methods. Dotted: chance."""
-    table = table if "dataset" in table else table.assign(dataset="held-out")
+def four_way(table: pd.DataFrame) -> Figure:
+    """Prompt only, soft user tokens, both, neither: accuracy with intervals, one panel a dataset, controls in grey.
+
+    `table`: rows of `context.four_way`, its first table: intervals by `dataset` and `method`, with `users` and `chance`
+    (the dotted line).
+    """
     panels = table.groupby("dataset", sort=False)
-    figure, axes = _panels(list(panels.groups), rows * panels.method.nunique().max(), 1)
-    rank = {method: i for i, method in enumerate(FOUR_WAYS)}  # before all others
+    figure, axes = _panels(list(panels.groups), panels.method.nunique().max(), 1)
     low = float(table[["low", "value", "chance"]].min().min())
     for dataset, part in panels:
-        ax = axes[dataset]
-        methods = sorted(dict.fromkeys(part.method), key=lambda method: rank.get(method, len(rank)))
-        mark(ax, part, methods)
-        names_down(ax, methods)
+        ax, is_way = axes[dataset], part.method.isin(FOUR_WAYS)
+        ways = [way for way in FOUR_WAYS if way in set(part.method)]
+        methods = [*ways, *dict.fromkeys(part.method[~is_way])]
+        side_by_side(ax, part[is_way], "method", "method", methods, 0, kinds=FOUR_WAYS)
+        side_by_side(ax, part[~is_way], "method", "method", methods, 0, color="0.55", marker="o")
         reference_line(ax, part.chance.iloc[0])
-        users = f", {_count(part.users)} users" if "users" in part else ""
-        ax.set_title(f"{dataset}: {_count(part.n)} items{users}", fontsize=10, loc="left")
+        ax.set_title(f"{dataset}: {_count(part.n)} items, {_count(part.users)} users", fontsize=10, loc="left")
         ax.set(xlim=(max(-0.02, low - 0.05), 1.02))
-    ax.set_xlabel(xlabel)
+    ax.set_xlabel("accuracy on held-out items (95% interval; dotted: chance)")
     return figure
 
 
@@ -71,67 +50,38 @@ def _count(numbers: pd.Series) -> str:
     return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
-def four_way(table: pd.DataFrame) -> Figure:
-    """Prompt only, soft user tokens, both, neither: accuracy with intervals, one panel a dataset, controls in grey.
-
-    `table`: rows of `context.four_way`, its first table: intervals by `dataset` and `method`, with `users` and `chance`
-    (the dotted line).
-    """
-
-    def mark(ax: Axes, part: pd.DataFrame, methods: list) -> None:
-        for place, method in enumerate(methods):
-            style = look(FOUR_WAYS.index(method)) if method in FOUR_WAYS else CONTROL
-            points(ax, part[part.method == method], [place], 0, **style)
-
-    return _by_dataset(table, "accuracy on held-out items (95% interval; dotted: chance)", 1, mark)
-
-
 def context_heatmap(table: pd.DataFrame) -> Figure:
     """Accuracy on each community's pairs with each community's context in the prompt; framed: the right one.
 
-    `table`: intervals of `context.context_matrix` by `community`, `context` ("none" is drawn first) and `right`, and by
-    `dataset` where there are several: one panel each.
+    `table`: intervals of `context.context_matrix` by `community`, `context` ("none" is drawn first) and `right`.
     """
-    datasets = list(dict.fromkeys(table.dataset)) if "dataset" in table else [""]
-    sizes = [table[table.dataset == d].community.nunique() if d else table.community.nunique() for d in datasets]
-    width, height = 0.72 * (max(sizes) + 1) + 3.4, sum(0.5 * size + 2.1 for size in sizes)
-    figure, axes = new_figure(width, height, nrows=len(datasets), squeeze=False, height_ratios=[s + 3 for s in sizes])
-    reach = max(0.1, float((table.value - 0.5).abs().max()))  # the same in all panels
-    for ax, dataset in zip(axes[:, 0], datasets, strict=True):
-        part = table[table.dataset == dataset] if dataset else table
-        communities = list(dict.fromkeys(part.community))
-        contexts = [NONE, *communities]
-        cells = part.pivot(index="community", columns="context", values="value").loc[communities, contexts]
-        heatmap(ax, cells, "accuracy (white: chance)", 0.5, reach=reach, fmt=".2f")
-        for row in part[part.right].itertuples():
-            place = contexts.index(row.context), communities.index(row.community)
-            ax.add_patch(Rectangle(place, 1, 1, fill=False, edgecolor="black", linewidth=2, clip_on=False))
-        numbers = part.drop_duplicates("community").set_index("community").n
-        ax.set_yticks(np.arange(len(communities)) + 0.5, [fill(f"{c} (n={numbers[c]:,})", 26) for c in communities])
-        ax.set_xticks(np.arange(len(contexts)) + 0.5, [fill(str(c), 20) for c in contexts])
-        ax.tick_params(axis="x", rotation=45)
-        ax.tick_params(axis="y", rotation=0)
-        for label in ax.get_xticklabels():
-            label.set(horizontalalignment="right", rotation_mode="anchor")
-        ax.set(xlabel="context in the prompt (framed: the right one)", ylabel="whose held-out pairs", title=dataset)
+    communities = list(dict.fromkeys(table.community))
+    contexts = [NONE, *communities]
+    cells = table.pivot(index="community", columns="context", values="value").loc[communities, contexts]
+    names = ("context in the prompt (framed: the right one)", "whose held-out pairs")
+    figure = matrix(cells, "accuracy (white: chance)", 0.5, *names, cell=(0.75, 0.55), fmt=".2f")
+    ax = figure.axes[0]
+    for row in table[table.right].itertuples():
+        place = contexts.index(row.context), communities.index(row.community)
+        ax.add_patch(Rectangle(place, 1, 1, fill=False, edgecolor="black", linewidth=2, clip_on=False))
+    numbers = table.drop_duplicates("community").set_index("community").n
+    ax.set_yticks(np.arange(len(communities)) + 0.5, [fill(f"{c} (n={numbers[c]:,})", 26) for c in communities])
+    wrapped = [fill(str(context), 20) for context in contexts]
+    ax.set_xticks(np.arange(len(contexts)) + 0.5, wrapped, rotation=45, ha="right", rotation_mode="anchor")
+    ax.tick_params(axis="y", rotation=0)
     return figure
 
 
 def by_context(table: pd.DataFrame) -> Figure:
-    """Accuracy of methods with the right, no, and others' context in the same prompts, one panel a dataset.
+    """Accuracy of methods with the right, no, and others' context in the same prompts.
 
-    `table`: intervals by `method` and `context`, and by `dataset` where there are several, with `chance` (the dotted
-    line).
+    `table`: intervals by `method` and `context` ("true", "none", "random", "shuffled"), with `chance`.
     """
-
-    def mark(ax: Axes, part: pd.DataFrame, methods: list) -> None:
-        known = [context for context in CONTEXTS if context in set(part.context)]
-        for i, context in enumerate(known):
-            rows, (name, color, marker) = part[part.context == context], CONTEXTS[context]
-            at = [methods.index(method) + 0.18 * (i - (len(known) - 1) / 2) for method in rows.method]
-            points(ax, rows, at, 0, color=color, marker=marker, label=name)
-
-    figure = _by_dataset(table, "accuracy (95% interval; dotted: chance)", 1.6, mark)
+    methods = list(dict.fromkeys(table.method))
+    figure, ax = new_figure(6.4, 0.55 * len(methods) + 1.6)
+    side_by_side(ax, table.replace({"context": {"true": "right"}}), "context", "method", methods, 0.18)
+    reference_line(ax, table.chance.iloc[0])
+    ax.set(xlabel="accuracy (95% interval; dotted: chance)", xlim=(None, 1.02))
     legend(figure, title="context", ncols=4)
     return figure
 

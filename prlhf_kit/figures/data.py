@@ -48,13 +48,9 @@ def agreement(table: pd.DataFrame) -> Figure:
     """
     values, shared = (table.pivot(index="user_a", columns="user_b", values=of) for of in ("agreement", "shared"))
     notes = values.map("{:.2f}".format) + "\n" + shared.map("n={:.0f}".format)
-    style: dict[str, Any] = {
-        "notes": notes if len(values) <= 15 else None,
-        "fmt": "",
-        "square": True,
-        "annot_kws": {"size": 6},
-    }
-    figure = matrix(values, "same preference on shared pairs", 0.5, "user", "user", cell=(0.6, 0.5), **style)
+    style: dict[str, Any] = {"fmt": "", "square": True, "annot_kws": {"size": 6}, "cell": (0.6, 0.5)}
+    shown = notes if len(values) <= 15 else None
+    figure = matrix(values, "same preference on shared pairs", 0.5, "user", "user", notes=shown, **style)
     figure.axes[0].set_facecolor("0.9")  # nothing shared: not the white of 0.5
     return figure
 
@@ -107,9 +103,7 @@ def lengths(pairs: pd.DataFrame) -> Figure:
         users, groups = [*users, f"all {len(counts)}"], [*groups, pairs.difference]
     figure, ax = new_figure(6.5, 0.32 * len(users) + 1.2)
     style = {"patch_artist": True, "widths": 0.7, "flierprops": {"markersize": 3}, "medianprops": {"color": "black"}}
-    boxes = ax.boxplot(groups, orientation="horizontal", tick_labels=users, **style)["boxes"]
-    for i, box in enumerate(boxes):
-        box.set_facecolor(PALETTE[4] if i < MANY_USERS and i < len(counts) else PALETTE[1])
+    ax.boxplot(groups, orientation="horizontal", tick_labels=users, boxprops={"facecolor": PALETTE[4]}, **style)
     ax.invert_yaxis()
     reference_line(ax, 0)
     ax.set(xlabel="words in the chosen response minus words in the rejected one", ylabel="user")

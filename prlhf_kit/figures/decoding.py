@@ -6,17 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from prlhf_kit.figures.style import (
-    PALETTE,
-    crossed,
-    legend,
-    look,
-    names_down,
-    new_figure,
-    numbered,
-    points,
-    reference_line,
-)
+from prlhf_kit.figures.style import crossed, legend, look, names_down, new_figure, numbered, points, reference_line
 
 GAINED = "reward gained over the base\n(judge's units, 95% interval)"
 
@@ -54,7 +44,7 @@ def steering_methods(table: pd.DataFrame) -> Figure:
     names_down(left, list(table.method))
     reference_line(left, 0)
     left.set(xlabel=GAINED)
-    right.plot(table.logp, y, "s", color=PALETTE[5])
+    right.plot(table.logp, y, linestyle="none", **look(5))
     right.set(xlabel="log-probability under the base\n(nats a token)")
     return figure
 

@@ -7,16 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from prlhf_kit.figures.style import (
-    PALETTE,
-    heatmap,
-    legend,
-    names_down,
-    new_figure,
-    points,
-    reference_line,
-    side_by_side,
-)
+from prlhf_kit.figures.style import PALETTE, by_name, heatmap, legend, names_down, new_figure, points, reference_line
 
 
 def win_matrix(table: pd.DataFrame) -> Figure:
@@ -26,24 +17,19 @@ def win_matrix(table: pd.DataFrame) -> Figure:
     """
     judges = list(table.judge.unique())
     systems = list(dict.fromkeys([*table.system_a, *table.system_b]))
-    side, stacked = 0.75 * len(systems), len(systems) > 6
-    rows, columns = (len(judges), 1) if stacked else (1, len(judges))
-    size = (side * columns + 3.2, (side + 1.6) * rows)
+    side = 0.75 * len(systems)
     reach = max(0.1, float((table.win_rate - 0.5).abs().max()))  # the same in all panels
-    figure, axes = new_figure(*size, nrows=rows, ncols=columns, sharey=not stacked, squeeze=False)
-    for number, (ax, judge) in enumerate(zip(axes.flat, judges, strict=True)):
+    figure, axes = new_figure(side + 3.2, (side + 1.6) * len(judges), nrows=len(judges), squeeze=False)
+    for ax, judge in zip(axes.flat, judges, strict=True):
         part = table[table.judge == judge].pivot(index="system_a", columns="system_b", values=["win_rate", "p_holm"])
         rates, p = (part[of].reindex(index=systems, columns=systems).astype(float) for of in ("win_rate", "p_holm"))
         rates, p = rates.fillna(1 - rates.T), p.fillna(p.T)
         notes = rates.map("{:.2f}".format) + (p < 0.05).map({True: "*", False: ""}.get)
-        last = stacked or number == len(judges) - 1
-        heatmap(ax, rates, "win rate of the row", 0.5, notes, reach, fmt="", square=True, cbar=last)
+        heatmap(ax, rates, "win rate of the row", 0.5, notes, reach, fmt="", square=True)
         ax.set_facecolor("0.9")  # not compared: not the white of 0.5
-        ax.set(title=f"judge: {judge}", xlabel="against", ylabel="system" if stacked or not number else "")
-        ax.tick_params(axis="x", rotation=40)
+        ax.set(title=f"judge: {judge}", xlabel="against", ylabel="system")
+        ax.set_xticks(ax.get_xticks(), systems, rotation=40, ha="right")
         ax.tick_params(axis="y", rotation=0)
-        for label in ax.get_xticklabels():
-            label.set_horizontalalignment("right")
     return figure
 
 
@@ -54,12 +40,8 @@ def ratings(table: pd.DataFrame) -> Figure:
     if table.group.nunique() > 1:
         table = table.assign(system=table.system.astype(str) + " (group " + table.group.astype(str) + ")")
     systems = list(dict.fromkeys(table.system))
-    figure, ax = new_figure(7, 0.45 * len(systems) + 1.4)
-    side_by_side(ax, table, "judge", "system", systems, 0.16, "rating")
-    reference_line(ax, 1000)
-    ax.set(xlabel="Bradley-Terry rating (Elo's scale, mean 1000; 95% interval)")
-    legend(figure, "outside right upper", title="judge")
-    return figure
+    xlabel = "Bradley-Terry rating (Elo's scale, mean 1000; 95% interval)"
+    return by_name(table, "judge", "system", systems, 1000, xlabel, "judge", "rating")
 
 
 def fairness(table: pd.DataFrame) -> Figure:
@@ -67,13 +49,9 @@ def fairness(table: pd.DataFrame) -> Figure:
 
     `table`: intervals by `user_id` and `group` in the order to draw, and `unit` (the same everywhere).
     """
-    figure, ax = new_figure(7, min(max(0.28 * len(table), 1.2), 20) + 1.2)
-    side_by_side(ax, table.assign(group=table.group.fillna("")), "group", "user_id", list(table.user_id), 0)
-    reference_line(ax, 0)
-    ax.set(xlabel=f"{table.unit.iloc[0]} (95% interval)", ylabel="user, the least served first")
-    if table.group.any():
-        legend(figure, "outside right upper", title="type")
-    return figure
+    table = table.assign(group=table.group.fillna(""))
+    xlabel, title = f"{table.unit.iloc[0]} (95% interval)", "type" if table.group.any() else None
+    return by_name(table, "group", "user_id", list(table.user_id), 0, xlabel, title, step=0)
 
 
 def position_bias(table: pd.DataFrame) -> Figure:
@@ -119,9 +97,5 @@ def alignment_tax(table: pd.DataFrame) -> Figure:
     `table`: `intervals.differences` by `set`: `one` is the model.
     """
     sets = list(dict.fromkeys(table["set"]))
-    figure, ax = new_figure(7, 0.5 * len(sets) + 1.4)
-    side_by_side(ax, table, "one", "set", sets, 0.18, "difference")
-    reference_line(ax, 0)
-    ax.set(xlabel="accuracy minus that of the untrained model (95% interval)")
-    legend(figure, ncols=3)
-    return figure
+    xlabel = "accuracy minus that of the untrained model (95% interval)"
+    return by_name(table, "one", "set", sets, 0, xlabel, value="difference")

@@ -7,17 +7,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from prlhf_kit.figures.style import (
-    PALETTE,
-    crossed,
-    legend,
-    look,
-    matrix,
-    new_figure,
-    points,
-    reference_line,
-    side_by_side,
-)
+from prlhf_kit.figures.style import PALETTE, crossed, legend, matrix, new_figure, points, reference_line, side_by_side
 from prlhf_kit.figures.users import adaptation
 
 
@@ -47,8 +37,7 @@ def trade_off(table: pd.DataFrame) -> Figure:
     figure, ax = new_figure(7.4, 4.2)
     for i, (strategy, rows) in enumerate(table.groupby("strategy", sort=False)):
         custom, general = (rows[rows.of == of] for of in ("custom", "general"))
-        line = {"marker": ".", "markersize": 5, "linewidth": 1.2, "alpha": 0.8}
-        ax.plot(custom.value, general.value, **(look(i) | line))
+        ax.plot(custom.value, general.value, ".-", color=PALETTE[i % 8], markersize=5, linewidth=1.2, alpha=0.8)
         x, y = (part[part.chosen].head(1) for part in (custom, general))
         crossed(ax, x, y, i, markersize=8, capsize=3, elinewidth=0.8, label=strategy)
     reference_line(ax, 0.5, vertical=False)
@@ -103,8 +92,5 @@ def visible(table: pd.DataFrame) -> Figure:
 
 
 def new_users(table: pd.DataFrame) -> Figure:
-    """Accuracy on new users by the pairs they gave, of pooled and low-rank heads: the others can't learn of them.
-
-    `table`: as in `figures.adaptation`.
-    """
+    """`adaptation` of pooled and low-rank heads: the others can't learn of new users."""
     return adaptation(table[table.method.str.startswith(("pooled", "low_rank"))])

@@ -78,16 +78,30 @@ def side_by_side(
         names_down(ax, order)
 
 
+def by_name(
+    table: pd.DataFrame,
+    series: str,
+    names: str,
+    order: Sequence,
+    at: float,
+    xlabel: str,
+    title: str | None = None,
+    value: str = "value",
+    step: float = 0.2,
+) -> Figure:
+    """A figure of one `side_by_side`, with a dotted line at `at`."""
+    figure, ax = new_figure(7, min(0.4 * len(order), 30) + 1.4)
+    side_by_side(ax, table, series, names, order, step, value)
+    reference_line(ax, at)
+    ax.set(xlabel=xlabel, ylabel=names.removesuffix("_id"))
+    legend(figure, "outside right upper", title=title)
+    return figure
+
+
 def crossed(ax: Axes, x: pd.DataFrame, y: pd.DataFrame, i: int, value: str = "value", **more: Any) -> None:
     """Series i of two intervals tables of the same rows: marks with error bars along both axes."""
     style: dict[str, Any] = look(i) | {"linestyle": "none"} | more
     ax.errorbar(x[value], y[value], xerr=error_bars(x, value), yerr=error_bars(y, value), **style)
-
-
-def band(ax: Axes, rows: pd.DataFrame, x: str, i: int, alpha: float = 0.15, **more: Any) -> None:
-    """Series i of an intervals table as a line over the column `x`, with its intervals as a band."""
-    ax.plot(rows[x], rows.value, **look(i), **more)
-    ax.fill_between(rows[x], rows.low, rows.high, color=look(i)["color"], alpha=alpha, linewidth=0)
 
 
 def scatter(

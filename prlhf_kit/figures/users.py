@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from prlhf_kit.figures.style import (
     PALETTE,
-    band,
+    by_name,
     error_bars,
     legend,
     matrix,
@@ -17,7 +17,6 @@ from prlhf_kit.figures.style import (
     points,
     reference_line,
     scatter,
-    side_by_side,
 )
 
 
@@ -66,51 +65,39 @@ def accuracy_by_method(table: pd.DataFrame) -> Figure:
 
 def accuracy_by_user(table: pd.DataFrame) -> Figure:
     """Each user's held-out accuracy. `table`: intervals by `method` and `user_id`."""
-    users = sorted(table.user_id.unique())
-    figure, ax = new_figure(6.5, min(0.4 * len(users), 30) + 1.3)
-    side_by_side(ax, table, "method", "user_id", users, 0.2)
-    reference_line(ax, 0.5)
-    ax.set(xlabel="reward accuracy on held-out pairs (95% interval)", ylabel="user", xlim=(-0.02, 1.02))
-    legend(figure, ncols=3)
-    return figure
+    xlabel = "reward accuracy on held-out pairs (95% interval)"
+    return by_name(table, "method", "user_id", sorted(table.user_id.unique()), 0.5, xlabel)
 
 
-def adaptation(table: pd.DataFrame) -> Figure:
-    """Accuracy on unseen users against the number of their known pairs.
-
-    `table`: intervals by `k` and `method`; methods that stand at k=0 only become lines.
-    """
+def adaptation(
+    table: pd.DataFrame,
+    series: str = "method",
+    xlabel: str = "known pairs of the user, k",
+    ylabel: str = "reward accuracy, test_unseen\n(95% interval)",
+) -> Figure:
+    """Accuracy against the number of pairs of each user. `table`: intervals by `k` and `series`; what stands at one k
+    only, or at none (an oracle), becomes a line."""
     figure, ax = new_figure(6.5, 3.6)
-    ks = sorted(table.k.unique())
-    for i, (method, rows) in enumerate(table.groupby("method", sort=False)):
-        if set(rows.k) == {0}:
-            style = {"color": PALETTE[i % 8], "linestyle": "--", "linewidth": 1.2}
-            ax.axhline(rows.value.iloc[0], label=f"{method} (k = 0)", **style)
+    ks = sorted(table.k.dropna().unique())
+    for i, (name, rows) in enumerate(table.groupby(series, sort=False)):
+        if rows.k.nunique() <= 1:
+            label = name if rows.k.isna().all() else f"{name} (k = {rows.k.iloc[0]:g})"
+            ax.axhline(rows.value.iloc[0], label=label, color=PALETTE[i % 8], linestyle="--", linewidth=1.2)
         else:
             at = [ks.index(k) + 0.06 * i for k in rows.k]
-            points(ax, rows, at, i, upright=True, linestyle="-", label=method)
-    ax.set_xticks(range(len(ks)), [str(k) for k in ks])
+            points(ax, rows, at, i, upright=True, linestyle="-", label=name)
+    ax.set_xticks(range(len(ks)), [f"{k:g}" for k in ks])
     reference_line(ax, 0.5, vertical=False)
-    ax.set(xlabel="known pairs of the user, k", ylabel="reward accuracy, test_unseen\n(95% interval)", ylim=(0, 1.02))
+    ax.set(xlabel=xlabel, ylabel=ylabel, ylim=(0, 1.02))
     legend(figure, ncols=3)
     return figure
 
 
 def pairs_learned(table: pd.DataFrame) -> Figure:
-    """Held-out accuracy of user models against the pairs that each user gave in training.
-
-    `table`: intervals by `user_model` and `k`; rows of user_model "oracle" become a line.
-    """
-    figure, ax = new_figure(6.5, 3.6)
-    for i, (name, rows) in enumerate(table[table.user_model != "oracle"].groupby("user_model", sort=False)):
-        band(ax, rows, "k", i, label=name)
-    for accuracy in table[table.user_model == "oracle"].value:
-        ax.axhline(accuracy, color="black", linewidth=1, linestyle="--", label="oracle")
-    reference_line(ax, 0.5, vertical=False)
+    """Held-out accuracy of user models against the pairs that each user gave in training. `table`: intervals by
+    `user_model` and `k`."""
     ylabel = "reward accuracy, test_seen\n(95% interval)"
-    ax.set(xlabel="training pairs of each user so far", ylabel=ylabel, ylim=(None, 1.02))
-    legend(figure, ncols=4)
-    return figure
+    return adaptation(table, "user_model", "training pairs of each user so far", ylabel)
 
 
 def user_map(table: pd.DataFrame) -> Figure:

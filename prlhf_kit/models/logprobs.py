@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from prlhf_kit.data.chat import require_prefix, with_user_text
 from prlhf_kit.files import unfinished
-from prlhf_kit.models.conditioning import check_length, embed_with_users, takes_user_text, user_models
+from prlhf_kit.models.conditioning import check_length, embed_with_users, takes_user_text
 from prlhf_kit.models.tokenize import in_batches, padded, require_tokenizer, tokenize_completions
 
 REFERENCE = ("ref_chosen_logps", "ref_rejected_logps")
@@ -40,18 +41,17 @@ def completion_logits(
     model, sequences: Sequence[tuple[list[int], list[int]]], pad_token_id: int, users: torch.Tensor | None = None
 ) -> torch.Tensor:
     """Logits at the positions that predict each completion's tokens: `[n, longest completion, V]`, shorter ones at the
-    end of their row.
-
-    Sequences are padded on the left, so that the LM head runs over completions only. Arguments: see `response_logps`.
-    """
+    end of their row. Arguments: see `response_logps`."""
     keep = max(len(completion) for _, completion in sequences)
     device = model.get_input_embeddings().weight.device
     texts = [prompt + completion for prompt, completion in sequences]
+    # padded on the left, so that the LM head runs over completions only
     ids, mask = (part.to(device) for part in padded(texts, pad_token_id, "left"))
-    check_length(model, ids.shape[1])
-    inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": (mask.cumsum(1) - 1).clamp(min=0)}
-    if users is not None:
-        inputs = embed_with_users(model, users, **inputs)
+    if users is None:
+        check_length(model, ids.shape[1])
+        inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": (mask.cumsum(1) - 1).clamp(min=0)}
+    else:
+        inputs = embed_with_users(model, users, ids, mask)
     # one position before the first completion token predicts it
     return model(**inputs, use_cache=False, logits_to_keep=keep + 1).logits[:, :-1]
 
@@ -66,12 +66,11 @@ def sequence_logps(
 ) -> list[float]:
     """`response_logps` in batches of about equal length; repeated sequences are computed once.
 
-    Args:
-        user_rows: `[n]` rows of the users; None leaves the model unconditioned (the reference).
+    `user_rows`: `[n]` rows of the users; None leaves the model unconditioned (the reference).
     """
+    require_prefix(tokenizer)
     require_tokenizer(model, tokenizer)
-    users = 0 if user_rows is None else user_models(model)[-1].num_tokens
-    check_length(model, users + max((len(p) + len(c) for p, c in sequences), default=0))
+    check_length(model, max((len(p) + len(c) for p, c in sequences), default=0), users=user_rows is not None)
 
     def run(batch: Sequence[tuple[tuple[int, ...], int, int]]) -> np.ndarray:
         parts = [(list(ids[:start]), list(ids[start:])) for ids, start, _ in batch]
@@ -92,10 +91,8 @@ def completion_logps(
     batch_size: int = 16,
 ) -> tuple[list[float], list[int]]:
     """Summed log-probability (nats) and token count of each completion given its prompt, see `sequence_logps`."""
-    require_prefix(tokenizer)
-    asked = [tokenize_completions(tokenizer, p, c) for p, c in zip(prompts, completions, strict=True)]
-    logps = sequence_logps(model, tokenizer, [(p, c) for p, c in asked], user_rows, batch_size)
-    return logps, [len(completion) for _, completion in asked]
+    asked: Any = [tokenize_completions(tokenizer, p, c) for p, c in zip(prompts, completions, strict=True)]
+    return sequence_logps(model, tokenizer, asked, user_rows, batch_size), [len(completion) for _, completion in asked]
 
 
 def score_pairs(
@@ -105,13 +102,9 @@ def score_pairs(
     user_rows: Sequence[int] | None = None,
     batch_size: int = 16,
 ) -> pd.DataFrame:
-    """Log-probabilities of both responses of each pair; with `user_rows`, of `as_read(model, pairs)`.
-
-    Returns:
-        One row a pair: `pair_id`, `user_id`, `chosen_logp`, `rejected_logp` (nats, summed over the completion's
-        tokens), `chosen_tokens`, `rejected_tokens`.
-    """
-    require_prefix(tokenizer)
+    """Log-probabilities of both responses of each pair; with `user_rows`, of `as_read(model, pairs)`. One row a pair:
+    `pair_id`, `user_id`, `chosen_logp`, `rejected_logp` (nats, summed over the completion's tokens), `chosen_tokens`,
+    `rejected_tokens`."""
     rows = None if user_rows is None else [*user_rows, *user_rows]
     asked = tokenize_pairs(tokenizer, pairs if user_rows is None else as_read(model, pairs))
     sequences = [(p, c) for p, c, _ in asked] + [(p, r) for p, _, r in asked]
@@ -135,17 +128,8 @@ def tokenize_pairs(tokenizer: PreTrainedTokenizerBase, pairs: Dataset) -> list[t
 
 
 def require_lengths(tokenizer: PreTrainedTokenizerBase, pairs: Dataset, max_length: int | None, name="train") -> int:
-    """Refuse pairs that `max_length` would cut, before anything is computed from their whole texts.
-
-    Args:
-        name: of the set, for the message.
-
-    Returns:
-        Tokens of the longest pair: its prompt and longer response.
-
-    Raises:
-        ValueError: how many are too long, and both ways out.
-    """
+    """Tokens of the longest pair, its prompt and longer response; refuses (`ValueError`) what `max_length` would cut,
+    before anything is computed from the whole texts. `name`: of the set, for the message."""
     lengths = [len(p) + max(len(c), len(r)) for p, c, r in tokenize_pairs(tokenizer, pairs)]
     long = [n for n in lengths if n > (max_length or math.inf)]
     if long:
@@ -163,15 +147,11 @@ def as_read(model, pairs: Dataset) -> Dataset:
 
 
 def add_reference_logps(pairs: Dataset, model, tokenizer: PreTrainedTokenizerBase, batch_size: int = 16) -> Dataset:
-    """`pairs` with the columns `ref_chosen_logps` and `ref_rejected_logps`, from an unconditioned `model`.
-
-    `PersonalizedDPOTrainer` uses them where they are there, so that several trainings on the same pairs share one
-    reference pass.
-    """
+    """`pairs` with the columns `ref_chosen_logps` and `ref_rejected_logps`, from an unconditioned `model`. The trainer
+    uses them where they are there, so that several trainings on the same pairs share one reference pass."""
     scores = score_pairs(model, tokenizer, pairs, batch_size=batch_size)
-    columns = (scores.chosen_logp.tolist(), scores.rejected_logp.tolist())
-    for name, values in zip(REFERENCE, columns, strict=True):
-        pairs = pairs.add_column(name, values)
+    for name, column in zip(REFERENCE, ("chosen_logp", "rejected_logp"), strict=True):
+        pairs = pairs.add_column(name, scores[column].tolist())
     return pairs
 
 
@@ -190,10 +170,7 @@ def save_with_reference(
 def text_nll(logits: torch.Tensor, ids: torch.Tensor, asked: torch.Tensor) -> torch.Tensor:
     """Mean negative log-likelihood a token (nats) of each text: `[N]`; 0 for a text of which nothing is asked.
 
-    Args:
-        logits: `[N, L, V]`.
-        ids: `[N, L]`.
-        asked: `[N, L]`, 1 for the tokens to predict; the first position has nothing to be predicted from.
+    `logits`: `[N, L, V]`; `ids`: `[N, L]`; `asked`: `[N, L]`, 1 for the tokens to predict (never the first position).
     """
     asked = asked[:, 1:].to(torch.float32)
     nll = F.cross_entropy(logits[:, :-1].float().transpose(1, 2), ids[:, 1:], reduction="none")

@@ -10,8 +10,6 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from prlhf_kit.models.conditioning import causal_lm
-
 HEAD = "preference_head"  # the name under which PEFT's `modules_to_save` finds it
 _ROWS = "_preference_head_rows"
 
@@ -20,10 +18,8 @@ def attach_head(model: PreTrainedModel) -> PreTrainedModel:
     """Put a preference head, the identity, behind the backbone of `model` and return `model`.
 
     A hook, as for users (`conditioning.condition`). With PEFT's adapters disabled the head is off: the reference has
-    none. Raises `ValueError` where there is one already.
+    none.
     """
-    if hasattr(model, HEAD):
-        raise ValueError("the model has a preference head already. Load a fresh base model to attach another one.")
     weight = model.get_input_embeddings().weight
     width = model.get_output_embeddings().weight.shape[1]
     head = nn.Linear(width, width, device=weight.device, dtype=torch.float32)
@@ -46,11 +42,6 @@ def attach_head(model: PreTrainedModel) -> PreTrainedModel:
 
     model.base_model.register_forward_hook(apply, with_kwargs=True)
     return model
-
-
-def has_head(model) -> bool:
-    """Whether there is a preference head behind the backbone of `model`."""
-    return hasattr(causal_lm(model), HEAD)
 
 
 @contextlib.contextmanager

@@ -1,7 +1,5 @@
-"""Reward models: a transformers sequence classifier with one output, with the base's LM head.
-
-Where a text ends the attention mask decides, not the padding token, which may be the end-of-text token too.
-"""
+"""Reward models: a transformers sequence classifier with one output, with the base's LM head. Where a text ends the
+attention mask decides, not the padding token, which may be the end-of-text token too."""
 
 from __future__ import annotations
 
@@ -24,13 +22,12 @@ from prlhf_kit.models.hub import from_hub, weights_in, without_load_report
 from prlhf_kit.models.logprobs import text_nll
 from prlhf_kit.models.saving import (
     condition_as_saved,
-    load_index,
-    load_user_model,
     part_of_weights,
     reference_name,
+    require_binding,
     save_index,
 )
-from prlhf_kit.models.user_index import UserIndex
+from prlhf_kit.models.user_index import INDEX_FILE, UserIndex
 
 POOLING = ("last", "mean", "max", "own")
 REWARD_FILE = "reward.json"
@@ -46,10 +43,7 @@ class RewardOutput(ModelOutput):
 
 def pool(hidden: torch.Tensor, attention_mask: torch.Tensor, pooling: str) -> torch.Tensor:
     """One vector a text: `[N, L, d]` and `[N, L]` -> `[N, d]`, of real tokens only, on whichever side the padding is.
-
-    Args:
-        pooling: "last" (the last real token), "mean" or "max".
-    """
+    `pooling`: "last" (the last real token), "mean" or "max"."""
     if pooling == "last":
         places = torch.arange(hidden.shape[1], device=hidden.device)
         last = (places * attention_mask).argmax(1)
@@ -106,11 +100,8 @@ def pooled_by_mask(model: PreTrainedModel, pooling: str | None = None) -> Any:
     """`model`, one of transformers' sequence classifiers, pooled by the mask and with an LM term. Saved, it is an
     ordinary model of its class.
 
-    Args:
-        pooling: one of `POOLING`, of which "own" changes nothing; None: "last" for decoders, "own" for encoders.
-
-    Raises:
-        ValueError: a pooling that the model's head does not go with.
+    `pooling`: one of `POOLING`, of which "own" changes nothing; None: "last" for decoders, "own" for encoders. Raises
+    `ValueError` for one that the model's head does not go with.
     """
     model.pooling = pooling or ("last" if is_decoder(model) else "own")
     if model.pooling not in POOLING:
@@ -166,13 +157,6 @@ def _attach_lm_head(model, name: str) -> None:
     model.has_lm_head = True
 
 
-def save_reward_model(model, tokenizer, folder: str | Path, index: UserIndex | None = None) -> None:
-    """Write what `load_reward_model` and `rewards.load_reward` read. (Trainers do so themselves.)"""
-    model.save_pretrained(str(folder))
-    tokenizer.save_pretrained(str(folder))
-    save_beside(model, folder, index)
-
-
 def save_beside(model, folder: str | Path, index: UserIndex | None, **more: object) -> None:
     """Write `reward.json`, with `more`, and the users beside the weights in `folder`."""
     bare: Any = causal_lm(model)
@@ -192,7 +176,7 @@ def load_reward_model(
     """A trained reward model, and its users if it has any.
 
     Args:
-        name: folder of `save_reward_model`; or any published sequence classifier, whose pooling stays its own.
+        name: folder that training wrote; or any published sequence classifier, whose pooling stays its own.
         trainable: go on training: its adapter, or the whole model.
         lm_head: with the LM head, for DSP's language-modelling term.
     """
@@ -210,12 +194,11 @@ def load_reward_model(
         if hasattr(model, "lm_head") and (state := part_of_weights(name, "lm_head")):  # trained with the whole model
             model.lm_head.load_state_dict(state)
         model.to(device)
-    index = None
-    if Path(name, "users.json").is_file():
-        index, saved = load_index(name)
+    index, saved = UserIndex.load(name) if Path(name, INDEX_FILE).is_file() else (None, {})
+    if index is not None:
         condition_as_saved(model, name, index, saved)
-        if not adapter:
-            load_user_model(model, name)
     if adapter:
         model = PeftModel.from_pretrained(model, name, is_trainable=trainable)
+    if index is not None:
+        require_binding(model, index, saved, name)
     return model.eval(), index

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,7 +22,7 @@ Text = str | list[dict[str, str]]
 
 
 class RewardModel(Protocol):
-    """What judges, best-of-n and guided decoding (ARGS) need of a reward model."""
+    """What judges and best-of-n need of a reward model."""
 
     def score(
         self, prompts: Sequence[Text], responses: Sequence[Text], user_ids: Sequence[str | None] | None = None
@@ -43,14 +42,12 @@ def messages(text: Text, role: str) -> list[dict[str, str]]:
 
 @dataclass
 class SequenceReward:
-    """A sequence classifier as reward model: one of the kit's, or any published one.
+    """A sequence classifier as reward model: one of the kit's, or any published one (`load_reward`).
 
     Args:
-        model, tokenizer: see `load_reward`.
         users: rows of the users, where the model is conditioned on them.
         dimension: which output is the reward, of a model with several (ArmoRM's `rewards`, or logits).
         max_length: of prompt and response; the beginning of longer ones is not read.
-        unfinished: responses are beginnings, whose reward is read at their last token so far: for ARGS decoding.
         cache: folder in which scores are kept, so that a killed scoring goes on; None: not.
     """
 
@@ -59,7 +56,6 @@ class SequenceReward:
     users: UserIndex | None = None
     dimension: int | None = None
     max_length: int | None = 512
-    unfinished: bool = False
     batch_size: int = 16
     cache: Path | None = None
 
@@ -72,12 +68,6 @@ class SequenceReward:
         if self.model.config.pad_token_id is None:
             self.model.config.pad_token_id = self.tokenizer.pad_token_id
 
-    @cached_property
-    def _fingerprint(self) -> str:
-        """All that decides a text's score."""
-        pooling = getattr(causal_lm(self.model), "pooling", None)
-        return short_hash(hub.weights_hash(self.model), pooling, self.dimension)
-
     def score(
         self, prompts: Sequence[Text], responses: Sequence[Text], user_ids: Sequence[str | None] | None = None
     ) -> torch.Tensor:
@@ -87,13 +77,15 @@ class SequenceReward:
         rows = [GENERIC] * len(prompts)
         if self.users is not None and user_ids is not None:
             rows = self.users.rows(user_ids, unknown="generic")
-        decoder = is_decoder(causal_lm(self.model))
+        bare: Any = causal_lm(self.model)
         asked = []
         for prompt, response, row in zip(prompts, responses, rows, strict=True):
             read, written = messages(prompt, "user"), messages(response, "assistant")
-            ids, start = encode(self.tokenizer, read, written, self.max_length, decoder, self.unfinished)
+            ids, start = encode(self.tokenizer, read, written, self.max_length, is_decoder(bare))
             asked.append((tuple(ids), start, row))
-        kept = None if self.cache is None else self.cache / self._fingerprint
+        kept = self.cache
+        if kept is not None:  # by all that decides a score
+            kept /= short_hash(hub.weights_hash(self.model), getattr(bare, "pooling", None), self.dimension)
         return torch.from_numpy(in_batches(self._score, asked, self.batch_size, kept, "scoring"))
 
     @torch.inference_mode()
@@ -106,37 +98,24 @@ class SequenceReward:
         if user_models(self.model):
             inputs["user_rows"] = torch.tensor([row for _, _, row in batch])
         output = self.model(**{name: value.to(self.model.device) for name, value in inputs.items()})
-        if self.dimension is None:
-            return output.logits.reshape(-1).float().cpu().numpy()
-        table = output.get("rewards")
-        table = output.logits if table is None else table
-        if not 0 <= self.dimension < table.shape[-1]:
-            raise ValueError(f"dimension={self.dimension}: the model has outputs 0 to {table.shape[-1] - 1}.")
-        return table[:, self.dimension].float().cpu().numpy()
+        table = output.logits.reshape(len(ids), -1)
+        if self.dimension is not None and output.get("rewards") is not None:  # ArmoRM's
+            table = output.rewards
+        return table[:, self.dimension or 0].float().cpu().numpy()
 
 
-def load_reward(
-    name: str,
-    dimension: int | None = None,
-    trust_remote_code: bool = False,
-    dtype: torch.dtype | None = None,
-    device: str | None = None,
-    **options,
-) -> SequenceReward:
-    """A reward model to score with.
+def load_reward(name: str, trust_remote_code: bool = False, **options) -> SequenceReward:
+    """A reward model to score with, in bfloat16 on a GPU, else in float32.
 
     Args:
         name: folder of a model trained here, or any published sequence classifier, by hub id or folder
             (`Ray2333/gpt2-large-helpful-reward_model`, for instance; set its `tokenizer.chat_template` where it was
             trained with another than its own or the plain one).
-        dtype: None: bfloat16 on a GPU, else float32.
         options: of `SequenceReward`.
     """
-    if dtype is None:
-        dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
-    model, users = load_reward_model(name, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
-    tokenizer = hub.load_tokenizer(name, trust_remote_code=trust_remote_code)
-    return SequenceReward(model, tokenizer, users, dimension, **options)
+    dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
+    model, users = load_reward_model(name, dtype=dtype, trust_remote_code=trust_remote_code)
+    return SequenceReward(model, hub.load_tokenizer(name, trust_remote_code), users, **options)
 
 
 def preference(
@@ -162,9 +141,7 @@ def best_of_n(
         candidates: of each prompt at least one; `kit.generate(..., do_sample=True)` makes some.
     """
     if len(candidates) != len(prompts) or not all(candidates):
-        raise ValueError(
-            f"{len(prompts)} prompts and {len(candidates)} lists of candidates: expected one, not empty, each."
-        )
+        raise ValueError(f"{len(candidates)} lists of candidates for {len(prompts)} prompts, expected one each.")
     users = [None] * len(prompts) if user_ids is None else list(user_ids)
     flat = [(i, text) for i, texts in enumerate(candidates) for text in texts]
     scores = reward.score([prompts[i] for i, _ in flat], [text for _, text in flat], [users[i] for i, _ in flat])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +38,6 @@ def reference_of(model) -> Iterator[PreTrainedModel | PeftModel]:
 def reference_model(model: PreTrainedModel) -> PreTrainedModel:
     """The model that `model`, all of whose weights were trained, started from: loaded by its name (once)."""
     kept = model.__dict__  # not an attribute, which would make the reference a part of the model
-    if not reference_name(model):
-        raise ConditioningError(
-            f"it is not known what this {type(model).__name__} was trained from, and that is its reference. Set "
-            "model.reference_name to the base model's folder or hub id, or load the model with load_personalized."
-        )
     if "_reference" not in kept:
         kept["_reference"] = load_model(reference_name(model), model.dtype, str(model.device))
     return kept["_reference"]
@@ -62,16 +57,10 @@ def save_personalized(model, index: UserIndex, folder: str | Path) -> None:
 
 def name_base(folder: str | Path, model: PreTrainedModel | PeftModel) -> None:
     """Let the adapter in `folder`, if there is one, name its base as the kit does: the embedded model by its short
-    name, which holds on any machine; or the folder of the adapter that was merged into it, of which PEFT knows nothing.
-    """
+    name; or the folder of the adapter that was merged into it, of which PEFT knows nothing."""
     file = Path(folder, "adapter_config.json")
     if file.is_file():
         write_json(file, json.loads(file.read_text()) | {"base_model_name_or_path": name_of(causal_lm(model))})
-
-
-def load_user_model(model: PreTrainedModel, folder: str | Path) -> None:
-    """Read the user model of a whole model into a conditioned `model`."""
-    getattr(model, ATTRIBUTE).load_state_dict(part_of_weights(folder, ATTRIBUTE))
 
 
 def part_of_weights(folder: str | Path, name: str) -> dict[str, Any]:
@@ -96,32 +85,25 @@ def save_index(model, index: UserIndex, folder: str | Path) -> None:
         user_model=None if user_model is None else type(user_model).__name__,
         options=user_model.options() if isinstance(user_model, UserModel) else None,
         tokenizer=getattr(causal_lm(model), TOKENIZER, None),
-        binding=None if user_model is None else binding(folder, index),
+        binding=None if user_model is None else binding(part_of_weights(folder, ATTRIBUTE), index),
     )
 
 
-def binding(folder: str | Path, index: UserIndex) -> str:
-    """Hash of who has which row and of the user model's weights in `folder`, an adapter's or a whole model's."""
+def binding(state: Mapping[str, torch.Tensor], index: UserIndex) -> str:
+    """Hash of who has which row and of the user model's weights."""
     digest = hashlib.sha256(json.dumps(index.user_ids).encode())
-    for name, tensor in sorted(part_of_weights(folder, ATTRIBUTE).items()):
-        digest.update(name.encode() + tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    for name, tensor in sorted(state.items()):
+        digest.update(name.encode() + tensor.float().cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
-def load_index(folder: str | Path) -> tuple[UserIndex, dict[str, Any]]:
-    """`users.json` in `folder`: the users' rows, and what else `save_index` wrote.
-
-    Raises:
-        ModelError: it does not belong to the weights beside it.
-    """
-    index, saved = UserIndex.load(folder)
-    if saved.get("binding") not in (None, binding(folder, index)):
+def require_binding(model, index: UserIndex, saved: dict[str, Any], folder: str | Path) -> None:
+    """Raise `ModelError` where `users.json` in `folder` is not of the user model that `model` got from there."""
+    if saved.get("binding") not in (None, binding(user_models(model)[-1].state_dict(), index)):
         raise ModelError(
-            f"{folder}: users.json does not belong to the user model beside it (users or weights are others than those "
-            "that were saved together), so users would get each other's answers. Put back the folder as training wrote "
-            "it, or train again."
+            f"{folder}: users.json does not belong to the user model beside it: users would get each other's answers. "
+            "Put back the folder as training wrote it, or train again."
         )
-    return index, saved
 
 
 def condition_as_saved(
@@ -131,11 +113,8 @@ def condition_as_saved(
     saved: dict[str, Any],
     user_model: nn.Module | None = None,
 ) -> None:
-    """Condition `model` on an untrained user model like the one that `users.json` in `folder` (`saved`) speaks of.
-
-    Raises:
-        ConditioningError: it is not one of the kit's, and `user_model` is not of its class.
-    """
+    """Condition `model` on a user model of the class in `users.json` (`saved`), with a whole model's weights. Raises
+    `ConditioningError` where that class is not one of the kit's and `user_model` is not of it."""
     if user_model is None:
         kinds: dict[str, Any] = {kind.__name__: kind for kind in USER_MODELS.values()}
         kind = kinds.get(saved["user_model"])
@@ -148,6 +127,8 @@ def condition_as_saved(
         )
     condition(model, user_model)
     setattr(model, TOKENIZER, saved.get("tokenizer"))
+    if not Path(folder, "adapter_config.json").exists():  # PEFT reads an adapter's
+        getattr(model, ATTRIBUTE).load_state_dict(part_of_weights(folder, ATTRIBUTE))
 
 
 def load_personalized(
@@ -166,10 +147,8 @@ def load_personalized(
     """
     whole = not Path(folder, "adapter_config.json").exists()
     if not whole and list(Path(folder).glob("model*.safetensors")):
-        raise ConditioningError(
-            f"{folder} holds an adapter and a whole model, of two trainings. Delete the older one's files."
-        )
-    index, saved = load_index(folder)
+        raise ConditioningError(f"{folder} holds an adapter and a whole model, of two trainings. Delete the older one.")
+    index, saved = UserIndex.load(folder)
     if saved["user_model"] is None:
         raise ConditioningError(
             f"{folder} holds a vanilla DPO model without a user model. Load it with "
@@ -183,8 +162,9 @@ def load_personalized(
     else:
         model = base if isinstance(base, PreTrainedModel) else load_model(base or saved["base_model"])
     condition_as_saved(model, folder, index, saved, user_model)
-    if not whole:
-        return PeftModel.from_pretrained(model, folder).eval(), index
-    load_user_model(model, folder)
-    model.reference_name = name_of(base) if isinstance(base, PreTrainedModel) else (base or saved["base_model"])
+    if whole:
+        model.reference_name = name_of(base) if isinstance(base, PreTrainedModel) else (base or saved["base_model"])
+    else:
+        model = PeftModel.from_pretrained(model, folder)
+    require_binding(model, index, saved, folder)
     return model.eval(), index

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 from trl.data_utils import common_prefix_length
 
@@ -51,28 +52,21 @@ def encode(
 
 
 def _encode_for_encoder(tokenizer, prompt, response, max_length: int | None) -> tuple[list[int], int]:
-    """As the tokenizer joins two texts, the prompt's beginning cut; or one, its end cut, where there is no prompt."""
+    """As the tokenizer joins two texts, their beginning cut; or one, its end cut, where there is no prompt."""
     texts = ["\n\n".join(m["content"] for m in messages) for messages in (prompt, response) if messages]
     found = tokenizer(*texts, verbose=False)  # it would warn of the length
-    if max_length is not None and len(found["input_ids"]) > max_length:
-        # of the response as well where the prompt's is not enough
-        enough = len(texts) == 2 and len(found["input_ids"]) - max_length < found.sequence_ids(0).count(0)
-        how = "only_first" if enough else "longest_first"
-        before, tokenizer.truncation_side = tokenizer.truncation_side, "left" if len(texts) == 2 else "right"
-        try:
-            found = tokenizer(*texts, truncation=how, max_length=max_length)
-        finally:
-            tokenizer.truncation_side = before
-    whose = found.sequence_ids(0)
-    return found["input_ids"], whose.index(1) if 1 in whose else 0
+    tokens = list(zip(found["input_ids"], found.sequence_ids(0), strict=True))  # (id, 0 or 1; None: neither text's)
+    if max_length is not None and (over := len(tokens) - max_length) > 0:
+        of_text = [place for place, (_, text) in enumerate(tokens) if text is not None]
+        gone = set(of_text[:over] if prompt else of_text[-over:])
+        tokens = [token for place, token in enumerate(tokens) if place not in gone]
+    ids, whose = ([*part] for part in zip(*tokens, strict=True))
+    return ids, whose.index(1) if 1 in whose else 0
 
 
 def token_types(attention_mask: torch.Tensor, starts: Sequence[int]) -> torch.Tensor:
     """0 for the prompt, 1 for the response: `[N, L]`, for encoders that tell the two texts of a pair apart.
-
-    Args:
-        starts: `[N]`, where each response begins among the real tokens.
-    """
+    `starts`: `[N]`, where each response begins among the real tokens."""
     behind = attention_mask.cumsum(1) > torch.tensor(starts)[:, None]
     return (behind & attention_mask.bool()).long()
 
@@ -92,39 +86,36 @@ def require_tokenizer(model, tokenizer: PreTrainedTokenizerBase) -> None:
     hash in `users.json`), or has more tokens than the model."""
     bare = causal_lm(model)
     known, size = getattr(bare, TOKENIZER, None), bare.get_input_embeddings().weight.shape[0]
-    name = repr(tokenizer.name_or_path or type(tokenizer).__name__)
-    if known not in (None, tokenizer_hash(tokenizer)):
-        wrong = f"the tokenizer {name} ({len(tokenizer)} tokens) is not the one that the model was trained with"
-    elif len(tokenizer) > size:
-        wrong = f"the tokenizer {name} has {len(tokenizer)} tokens, the model's embedding {size}"
-    else:
-        return
-    raise ModelError(f"{wrong}. Pass the model's own: kit.load_tokenizer(name of its base model).")
+    if known not in (None, tokenizer_hash(tokenizer)) or len(tokenizer) > size:
+        raise ModelError(
+            f"the tokenizer {tokenizer.name_or_path!r} ({len(tokenizer)} tokens, the model's embedding has {size}) is "
+            "not the one that the model was trained with. Pass the model's own: kit.load_tokenizer(name of its base)."
+        )
 
 
-def padded(texts: list[list[int]], pad_token_id: int, padding_side: str = "right") -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids and attention mask, `[N, L]` each."""
+def padded(
+    texts: Sequence[Sequence[int]], pad_token_id: int | None, padding_side: str = "right"
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids and attention mask, `[N, L]` each. `pad_token_id` None: padding repeats a text's first token, which a
+    repetition penalty (it takes no mask) has met anyway."""
     width = max(map(len, texts))
-    ids = torch.full((len(texts), width), pad_token_id)
+    ids = torch.zeros(len(texts), width, dtype=torch.long)
     mask = torch.zeros_like(ids)
     for row, text in enumerate(texts):
         place = slice(width - len(text), None) if padding_side == "left" else slice(len(text))
+        ids[row] = text[0] if pad_token_id is None else pad_token_id
         ids[row, place] = torch.tensor(text)
         mask[row, place] = 1
     return ids, mask
 
 
 def in_batches(
-    run: Callable[[Sequence[Any]], Any],
-    items: Sequence[tuple],
-    batch_size: int,
-    cache: Path | None = None,
-    what: str = "",
+    run: Callable[..., Any], items: Sequence[tuple], batch_size: int, cache: Path | None = None, what: str = ""
 ) -> np.ndarray:
     """`run` of all `items`, `[n, ...]`, in batches of about equal length; equal items are computed once.
 
     Args:
-        run: called with at most `batch_size` of the items, returns one row each.
+        run: called with a list of at most `batch_size` of the items, returns one row each.
         items: token ids (a tuple) first, then what else the result depends on.
         cache: folder in which finished batches are kept, so that a killed computation goes on; its name must tell the
             model. None: not.
@@ -141,6 +132,21 @@ def in_batches(
         found = in_chunks(chunk, unique, cache / short_hash(unique), what=what)
     place = {item: i for i, item in enumerate(unique)}
     return found[[place[item] for item in items]]
+
+
+def fitting(
+    rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int, columns: Sequence[str] = ("chosen", "rejected")
+) -> Dataset:
+    """The rows in which no response of `columns` is, with its prompt, longer than `max_length` tokens; how many are
+    left out is printed."""
+
+    def fits(row) -> bool:
+        return all(len(encode(tokenizer, row["prompt"], row[name])[0]) <= max_length for name in columns)
+
+    kept = [i for i, row in enumerate(rows) if fits(row)]
+    if len(kept) < len(rows):
+        print(f"{len(rows) - len(kept):,} of {len(rows):,} rows are longer than max_length={max_length}: left out")
+    return rows.select(kept)
 
 
 def tokenize_completions(

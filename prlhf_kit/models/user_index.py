@@ -1,4 +1,4 @@
-"""Users and their rows: the one place where an id becomes a row number."""
+"""Users and their rows."""
 
 from __future__ import annotations
 
@@ -20,12 +20,8 @@ class UserIndex:
 
     def __init__(self, user_ids: Iterable[str]):
         self.user_ids = list(user_ids)
-        bad = [u for u in self.user_ids if not isinstance(u, str) or not u]
-        if bad:
-            raise TypeError(
-                f"user ids must be non-empty text, but {bad[0]!r} is a {type(bad[0]).__name__}. "
-                "Convert the column once with str()."
-            )
+        if bad := [u for u in self.user_ids if not isinstance(u, str) or not u]:
+            raise TypeError(f"user ids must be non-empty text, got {bad[0]!r}. Convert the column once with str().")
         self._row = {user: row for row, user in enumerate(self.user_ids, start=1)}
         if len(self._row) != len(self.user_ids):
             twice = next(u for u in self.user_ids if self.user_ids.count(u) > 1)
@@ -41,11 +37,9 @@ class UserIndex:
     def row(self, user_id: str | None, unknown: str = "error") -> int:
         """Row of one user; None is the generic user. `unknown="generic"` sends unseen users to row 0 instead of
         raising `KeyError`, as P-RLHF does at inference."""
-        if user_id is None:
+        if user_id is None or (unknown == "generic" and user_id not in self._row):
             return GENERIC
         if user_id not in self._row:
-            if unknown == "generic":
-                return GENERIC
             known = ", ".join(self.user_ids[:5]) + (", ..." if len(self.user_ids) > 5 else "")
             raise KeyError(
                 f"user {user_id!r} has no row: this model knows {len(self.user_ids)} users ({known}). "
@@ -67,8 +61,8 @@ class UserIndex:
         path = Path(folder, INDEX_FILE)
         if not path.is_file():
             raise FileNotFoundError(
-                f"{path} is missing, so it is unknown which row belongs to which user. It is written beside the "
-                "adapter by PersonalizedDPOTrainer.save_model; point to that folder."
+                f"{path} is missing, so it is unknown which row belongs to which user. Training writes it beside the "
+                "adapter; point to that folder."
             )
         saved = json.loads(path.read_text())
         return cls(saved.pop("user_ids")), saved

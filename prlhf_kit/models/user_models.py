@@ -1,7 +1,5 @@
-"""User models: from a user's row number to the soft tokens that stand for that user (P-RLHF, arXiv 2402.05133).
-
-Row 0 is the generic user: whoever is unknown, or whose preferences are not to be used.
-"""
+"""User models: from a user's row number to the soft tokens that stand for that user (P-RLHF, arXiv 2402.05133). Row 0
+is the generic user: whoever is unknown, or whose preferences are not to be used."""
 
 from __future__ import annotations
 
@@ -14,7 +12,7 @@ from prlhf_kit.models.user_index import GENERIC
 
 
 def word_vectors(
-    word_embeddings: nn.Module | torch.Tensor,
+    word_embeddings: nn.Module,
     rows: int,
     num_tokens: int,
     init: str = "words",
@@ -25,17 +23,15 @@ def word_vectors(
 
     Args:
         word_embeddings: the language model's own embedding layer (`model.get_input_embeddings()`), whose *output* soft
-            tokens start as: Gemma's layer scales its weights, others norm them. Or a table of vectors `[V, d_model]`.
+            tokens start as: Gemma's layer scales its weights, others norm them.
         init: "words" (random ones), or "normal" or "uniform" with the mean and standard deviation of all words.
         vocabulary: draw among the first so many token ids only, which are about the most common ones. None: all.
-        seed: of the draw.
     """
-    table: torch.Tensor = word_embeddings.weight if isinstance(word_embeddings, nn.Module) else word_embeddings  # type: ignore
+    table: Any = word_embeddings.weight  # [V, d_model]
 
+    @torch.no_grad()
     def words(ids: torch.Tensor) -> torch.Tensor:
-        with torch.no_grad():
-            ids = ids.to(table.device)
-            return (word_embeddings(ids) if isinstance(word_embeddings, nn.Module) else table[ids]).clone()
+        return word_embeddings(ids.to(table.device)).clone()
 
     size = (rows, num_tokens, table.shape[1])
     generator = torch.Generator().manual_seed(seed)
@@ -57,25 +53,28 @@ def word_vectors(
 class UserModel(nn.Module):
     """A user model: what is a user's own (`own`, one row a user), and how it becomes soft tokens (`tokens`).
 
-    Subclasses set `own` `[num_rows, ...]` and, as a rule, `generic` `[T_u, d_model]`, define `tokens` (without
-    `generic` also `num_tokens`), and add to `options`. Parameters named in `shared_slow` learn at the adapter's rate,
-    all others at `user_learning_rate`. `row_0_is_zero`: nothing is added for the generic user (`e_i = e_0 + ...`).
+    Subclasses set `own` `[num_rows, ...]`, define `tokens`, and add to `options`. Parameters named in `shared_slow` (as
+    a rule `generic` `[T_u, d_model]`) learn at the adapter's rate, all others at `user_learning_rate`.
+    `row_0_is_zero`: nothing is added for the generic user (`e_i = e_0 + ...`).
 
     Args:
         after_bos: user tokens go after each sequence's first token (a BOS token, as a rule), not in front of it.
         user_text: the prompt's system message is what the user says of themselves (P-RLHF's textual information);
             trainer and scoring put it there, prompts for generation have it already.
+        start: `init`, `vocabulary` and `seed` of `word_vectors`.
     """
 
     own: nn.Parameter
-    generic: Any
     shared_slow: tuple[str, ...] = ("generic",)
     row_0_is_zero = True
 
-    def __init__(self, after_bos: bool = False, user_text: bool = False):
+    def __init__(self, after_bos: bool = False, user_text: bool = False, **start: Any):
         super().__init__()
-        self.after_bos = after_bos
-        self.user_text = user_text
+        self.after_bos, self.user_text, self.start = after_bos, user_text, start
+
+    def normal(self, *size: int) -> torch.Tensor:
+        """Numbers from `N(0, 1)` to start at."""
+        return torch.randn(size, generator=torch.Generator().manual_seed(self.start.get("seed", 0) + 1))
 
     @property
     def num_rows(self) -> int:
@@ -84,8 +83,8 @@ class UserModel(nn.Module):
 
     @property
     def num_tokens(self) -> int:
-        """T_u, the soft tokens a user takes in the context: as many as the generic user's."""
-        return len(self.generic)
+        """T_u, the soft tokens that a user takes in the context."""
+        return self.tokens(self.own[:1]).shape[1]
 
     def options(self) -> dict[str, Any]:
         """Arguments beside the number of rows and the embeddings, to build an untrained one of the same shape."""
@@ -114,34 +113,20 @@ class IndividualUserModel(UserModel):
 
     Args:
         num_rows: users + 1, i.e. `len(UserIndex)`.
-        word_embeddings, init, vocabulary, seed: see `word_vectors`.
+        word_embeddings: see `word_vectors`.
         num_tokens: T_u.
         add_generic_user: False gives `e_i = o_i`; row 0 then has tokens of its own that no user shares.
-        place: see `UserModel`.
+        more: `after_bos`, `user_text`, `init`, `vocabulary`, `seed`, see `UserModel`.
     """
 
-    def __init__(
-        self,
-        num_rows: int,
-        word_embeddings: nn.Module | torch.Tensor,
-        num_tokens: int = 10,
-        seed: int = 0,
-        add_generic_user: bool = True,
-        init: str = "words",
-        vocabulary: int | None = None,
-        **place: bool,
-    ):
-        super().__init__(**place)
-        vectors = word_vectors(word_embeddings, num_rows, num_tokens, init, vocabulary, seed)
+    def __init__(self, num_rows: int, word_embeddings: nn.Module, num_tokens=10, *, add_generic_user=True, **more):
+        super().__init__(**more)
+        vectors = word_vectors(word_embeddings, num_rows, num_tokens, **self.start)
         self.row_0_is_zero = add_generic_user
         self.generic = nn.Parameter(vectors[0].clone()) if add_generic_user else None  # e_0 [T_u, d_model]
         if add_generic_user:
             vectors[0] = 0
         self.own = nn.Parameter(vectors)  # o [num_rows, T_u, d_model]
-
-    @property
-    def num_tokens(self) -> int:
-        return self.own.shape[1]
 
     def options(self) -> dict[str, Any]:
         return super().options() | {"add_generic_user": self.row_0_is_zero}
@@ -161,25 +146,11 @@ class ClusterUserModel(UserModel):
     row_0_is_zero = False
     SCALE = 10.0
 
-    def __init__(
-        self,
-        num_rows: int,
-        word_embeddings: nn.Module | torch.Tensor,
-        num_tokens: int = 10,
-        clusters: int = 5,
-        seed: int = 0,
-        init: str = "words",
-        vocabulary: int | None = None,
-        **place: bool,
-    ):
-        super().__init__(**place)
-        self.centres = nn.Parameter(word_vectors(word_embeddings, clusters, num_tokens, init, vocabulary, seed))
-        drawn = torch.randn(num_rows, clusters, generator=torch.Generator().manual_seed(seed + 1))
+    def __init__(self, num_rows: int, word_embeddings: nn.Module, num_tokens=10, *, clusters=5, **more):
+        super().__init__(**more)
+        self.centres = nn.Parameter(word_vectors(word_embeddings, clusters, num_tokens, **self.start))
+        drawn = self.normal(num_rows, clusters)
         self.own = nn.Parameter((drawn / self.SCALE).to(self.centres))  # w / SCALE [num_rows, K]
-
-    @property
-    def num_tokens(self) -> int:
-        return self.centres.shape[1]
 
     def options(self) -> dict[str, Any]:
         return super().options() | {"clusters": len(self.centres)}
@@ -200,22 +171,12 @@ class LowRankUserModel(UserModel):
     4096 each would be 164 GB. The coefficients start as `N(0, 1 / rank)`. Other arguments: see `IndividualUserModel`.
     """
 
-    def __init__(
-        self,
-        num_rows: int,
-        word_embeddings: nn.Module | torch.Tensor,
-        num_tokens: int = 10,
-        rank: int = 16,
-        seed: int = 0,
-        init: str = "words",
-        vocabulary: int | None = None,
-        **place: bool,
-    ):
-        super().__init__(**place)
-        vectors = word_vectors(word_embeddings, rank + 1, num_tokens, init, vocabulary, seed)
+    def __init__(self, num_rows: int, word_embeddings: nn.Module, num_tokens=10, *, rank=16, **more):
+        super().__init__(**more)
+        vectors = word_vectors(word_embeddings, rank + 1, num_tokens, **self.start)
         self.generic = nn.Parameter(vectors[0].clone())  # e_0 [T_u, d_model]
         self.basis = nn.Parameter(vectors[1:].clone())  # B [rank, T_u, d_model]
-        drawn = torch.randn(num_rows, rank, generator=torch.Generator().manual_seed(seed + 1))
+        drawn = self.normal(num_rows, rank)
         drawn[GENERIC] = 0
         self.own = nn.Parameter((drawn * rank**-0.5).to(self.generic))  # a [num_rows, rank]
 

@@ -12,7 +12,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tarfile
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +20,7 @@ from packaging.requirements import Requirement  # comes with transformers
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from prlhf_kit.files import git_state, sha256
+from prlhf_kit.files import git_state
 from prlhf_kit.runs.parameters import RunError
 
 # the embedded models' wheels, whose own dependencies are not needed
@@ -37,30 +36,22 @@ IMPORTED = "torch transformers trl peft datasets papermill nbconvert ipykernel p
 GLIBC = range(17, 36)
 
 
-def required(package: str, extras: set[str], python: str) -> list[Requirement]:
-    """What an installed `package`, with `extras`, asks for on a Python of that version (3.12, say)."""
-    there = {"python_version": python, "python_full_version": f"{python}.0"}
-    return [
-        one
-        for one in map(Requirement, importlib.metadata.requires(package) or ())
-        if one.name not in LEFT_OUT
-        and (one.marker is None or any(one.marker.evaluate(there | {"extra": extra}) for extra in {"", *extras}))
-    ]
-
-
 def lacking(has: dict[str, Version], python: str) -> dict[str, str]:
-    """Package -> version, as installed here, of all that the kit needs and `has` does not serve.
+    """Package -> version, as installed here, of all that the kit needs on that Python (3.12, say) and `has` lacks.
 
     A package that the node has in a version that serves is left alone with all that it needs itself.
     """
+    there = {"python_version": python, "python_full_version": f"{python}.0"}
     found: dict[str, str] = {}
     seen = set()
     todo: list[tuple[str, set[str]]] = [("prlhf_kit", EXTRAS)]
     while todo:
-        for one in required(*todo.pop(), python):
+        package, extras = todo.pop()
+        for one in map(Requirement, importlib.metadata.requires(package) or ()):
+            asked = one.marker is None or any(one.marker.evaluate(there | {"extra": e}) for e in {"", *extras})
             name = canonicalize_name(one.name)
             serves = name in has and one.specifier.contains(has[name], prereleases=True)
-            if not serves and (name, *sorted(one.extras)) not in seen:
+            if asked and not serves and name not in LEFT_OUT and (name, *sorted(one.extras)) not in seen:
                 seen.add((name, *sorted(one.extras)))
                 found[name] = importlib.metadata.version(name)
                 todo.append((name, one.extras))
@@ -68,16 +59,13 @@ def lacking(has: dict[str, Version], python: str) -> dict[str, str]:
 
 
 def write_bundle(out: Path, part_size: int, python: str, has: Path | None, data: Sequence[Path]) -> list[Path]:
-    """Write the bundle's parts, `SHA256SUMS` and `unpack.sh` into the new folder `out`, and return the parts.
+    """Write the bundle's parts of `part_size` bytes, `SHA256SUMS` and `unpack.sh` into the new folder `out`; returns
+    the parts.
 
     Args:
-        part_size: bytes of a part.
         python: the node's Python, "3.12" for instance; "": this one.
         has: the node's `pip list`; None: it has nothing.
         data: folders written by `prlhf data prepare`, which become `data/<name>` there.
-
-    Raises:
-        RunError: not in a checkout, `out` exists, a folder is not prepared data, or a wheel can't be had.
     """
     python = python or "{}.{}".format(*sys.version_info[:2])
     root = Path(__file__).parent.parent.parent
@@ -118,48 +106,15 @@ def write_bundle(out: Path, part_size: int, python: str, has: Path | None, data:
             shutil.copytree(folder, whole / "data" / folder.name)
         told = {"commit": git_state(root), "python": python, "packages": packages}
         (whole / "bundle.json").write_text(json.dumps(told, indent=1))
-        with tarfile.open(Path(scratch, "bundle.tar"), "w") as tar:  # wheels are compressed already
-            tar.add(whole, ".")
         ready = Path(scratch, "ready")
         ready.mkdir()
-        sums: list[str] = []
-        with Path(scratch, "bundle.tar").open("rb") as tar_file:
-            while piece := tar_file.read(part_size):
-                name = f"bundle.{len(sums):03}"
-                (ready / name).write_bytes(piece)
-                sums.append(f"{sha256(ready / name)}  {name}\n")
-        (ready / "SHA256SUMS").write_text("".join(sums))
+        pack = 'tar -c -C "$1" . | split -b "$2" -d -a 3 - bundle. && sha256sum bundle.* > SHA256SUMS'
+        subprocess.run(
+            ["bash", "-c", f"set -o pipefail; {pack}", "pack", whole.resolve(), str(part_size)], cwd=ready, check=True
+        )
         shutil.copyfile(Path(__file__).with_name("unpack.sh"), ready / "unpack.sh")
         ready.rename(out)
     return sorted(out.glob("bundle.*"))
-
-
-def problems(site: Path) -> list[str]:
-    """What the kit and the packages in `site` ask for, and this Python has not."""
-    python = "{}.{}".format(*sys.version_info[:2])
-    found = []
-    todo: list[tuple[str, set[str]]] = [("prlhf_kit", EXTRAS)]
-    seen = set()
-    while todo:
-        package, extras = todo.pop()
-        for one in required(package, extras, python):
-            try:
-                distribution = importlib.metadata.distribution(one.name)
-            except importlib.metadata.PackageNotFoundError:
-                found.append(f"{one.name} is missing, which {package} needs")
-                continue
-            if not one.specifier.contains(distribution.version, prereleases=True):
-                found.append(f"{package} needs {one}, but {one.name} {distribution.version} is here")
-            asked = (one.name, *sorted(one.extras))
-            if asked not in seen and Path(str(distribution.locate_file(""))).resolve() == site.resolve():
-                seen.add(asked)  # the node's own packages are its own business
-                todo.append((one.name, one.extras))
-    for name in (*IMPORTED, "prlhf_kit.training.pdpo", "prlhf_kit.decoding.guided"):
-        try:
-            importlib.import_module(name)
-        except Exception as error:  # whatever a package that does not fit raises
-            found.append(f"{name} does not load: {type(error).__name__}: {error}")
-    return found
 
 
 def command(args: argparse.Namespace) -> int:
@@ -172,18 +127,25 @@ def command(args: argparse.Namespace) -> int:
 
 
 def main() -> int:
-    """On the node, called by `unpack.sh` with the folder that it installed into."""
-    site = Path(sys.argv[1])
-    found = problems(site)
+    """On the node, called by `unpack.sh` with the folder that it installed into: does everything there fit together?"""
+    [site] = sys.argv[1:]
+    ours = {canonicalize_name(one.metadata["Name"]) for one in importlib.metadata.distributions(path=[site])}
+    check = [sys.executable, "-m", "pip", "--disable-pip-version-check", "check"]
+    said = subprocess.run(check, capture_output=True, text=True, check=False).stdout.splitlines()
+    # the node's own packages are its own business
+    found = [line for line in said if canonicalize_name(line.split(" ")[0]) in ours.difference(MODELS)]
+    for name in (*IMPORTED, "prlhf_kit.training.pdpo", "prlhf_kit.decoding.guided"):
+        try:
+            importlib.import_module(name)
+        except Exception as error:  # whatever a package that does not fit raises
+            found.append(f"{name} does not load: {type(error).__name__}: {error}")
     for line in found:
         print(f"does not serve: {line}", file=sys.stderr)
     if found:
         print("Make the bundle again without those packages in the file of --has.", file=sys.stderr)
         return 1
     for name in IMPORTED:
-        distribution = importlib.metadata.distribution(name)
-        whose = "bundle" if Path(str(distribution.locate_file(""))).resolve() == site.resolve() else "node"
-        print(f"{name} {distribution.version} (the {whose}'s)")
+        print(f"{name} {importlib.metadata.version(name)} (the {'bundle' if name in ours else 'node'}'s)")
     return 0
 
 

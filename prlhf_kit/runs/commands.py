@@ -1,14 +1,12 @@
 """`prlhf sweep`, `prlhf pipeline` and `prlhf runs list`: many runs, from a grid or a file, and what there is of them.
-
-What takes long to import is imported when a command is called: `prlhf --help` reads this file.
-"""
+What takes long to import is imported when a command is called: `prlhf --help` reads this file."""
 
 from __future__ import annotations
 
 import argparse
 import csv
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +16,6 @@ from prlhf_kit.runs.shipped import find_notebook
 if TYPE_CHECKING:
     from prlhf_kit.runs.plans import Node
 
-DONE = ("completed", "unchanged")
 NOTEBOOK_HELP = "an .ipynb file, or the number or name of one in notebooks/ or of the kit; several run in turn"
 
 
@@ -58,13 +55,11 @@ def add_parsers(commands: Any) -> None:
         epilog="examples:\n"
         "  prlhf pipeline configs/study.yaml --run study\n"
         "  prlhf pipeline configs/study.yaml --run seed1 -p seed 1 --workers 2\n"
-        "the file, whose notebooks are looked for from its own folder (what a notebook's metadata says that it needs,\n"
-        "or uses where it is there, holds as well):\n"
+        "the file, whose notebooks are looked for from its own folder:\n"
         "  stages:\n"
         "    - notebook: ../notebooks/01_data_preparation.ipynb\n"
         "      parameters: {pairs_kept: {train: 80}}\n"
-        "    - notebook: ../notebooks/03_pdpo_training.ipynb\n"
-        "      needs: [01_data_preparation]",
+        "    - notebook: ../notebooks/03_pdpo_training.ipynb",
     )
     p.add_argument("file", type=Path, metavar="FILE", help="the YAML file")
     p.add_argument("--run", metavar="NAME", help="the run's name, or its folder (default: the file's name)")
@@ -81,7 +76,7 @@ def add_parsers(commands: Any) -> None:
         "list",
         help="one row a run",
         description="One row a run: what became of its stages, when it began, its time, commit (+: with uncommitted "
-        "changes), model and data. died: it says running, but its process is gone.",
+        "changes) and model. died: it says running, but its process is gone.",
         epilog="examples:\n  prlhf runs list\n  prlhf runs list papermill_runs /other/runs",
     )
     p.add_argument("dirs", nargs="*", type=Path, metavar="RUN", help=f"runs, or folders of runs (default: {RUNS})")
@@ -121,8 +116,7 @@ def check_places(out: Path, copy_to: str | None) -> None:
 
     if ":/" in str(out):  # pathlib has made one slash of two
         raise RunError(
-            f"--out {out} is an address, expected a local folder. `--copy-to URL` sends the executed notebooks to a "
-            "store as well."
+            f"--out {out} is an address, expected a local folder. `--copy-to URL` copies to a store as well."
         )
     if copy_to:
         check_store(copy_to)
@@ -133,11 +127,10 @@ def tell_edits(notebooks: Iterable[Path], given: Iterable[str]) -> None:
     from prlhf_kit.runs.parameters import edited
 
     for notebook in notebooks:
-        found = {name: values for name, values in edited(notebook).items() if name not in given}
+        found = [f"{k} {now!r} (committed: {then!r})" for k, (now, then) in edited(notebook).items() if k not in given]
         if found:
-            texts = [f"{name} {now!r} (committed: {then!r})" for name, (now, then) in found.items()]
             print(
-                f"{notebook.stem}: parameters differ from the committed notebook: {', '.join(texts)}. "
+                f"{notebook.stem}: parameters differ from the committed notebook: {', '.join(found)}. "
                 f"`git checkout {notebook}` restores it.",
                 file=sys.stderr,
             )
@@ -145,9 +138,9 @@ def tell_edits(notebooks: Iterable[Path], given: Iterable[str]) -> None:
 
 def sweep(args: argparse.Namespace) -> int:
     """`prlhf sweep`: 0 if all runs completed, 74 if `--copy-to` then lacks some of them, else 1."""
-    from prlhf_kit.runs import grid, plans
+    from prlhf_kit.runs import engine, grid, plans
     from prlhf_kit.runs.parameters import RunError
-    from prlhf_kit.runs.stage import RECORD
+    from prlhf_kit.runs.stage import RECORD, read_record
 
     check_places(args.out, args.copy_to)
     rows, same = grid.combinations(args.notebooks, args.grid, args.list, args.seeds, grid.once(args.parameter))
@@ -158,28 +151,44 @@ def sweep(args: argparse.Namespace) -> int:
     tell_edits(args.notebooks, {*same, *(name for row in rows for name in row)})
     runs, links = plans.plan_sweep(args.notebooks, rows, same, folder, source)
     nodes = plans.in_order({node.name: node for made in runs.values() for node in made}.values())
-    if not args.dry_run:
-        for place, target in links.items():
-            plans.link(place, target)
+    if args.dry_run:
+        return _execute(nodes, folder, args)
+    engine.check_profile(args.profile)
+    folder.mkdir(parents=True, exist_ok=True)
+    for place, target in links.items():
+        plans.link(place, target)
     try:
         return _execute(nodes, folder, args)
-    finally:
-        if folder.is_dir() and not args.dry_run:
-            parameters = {grid.name_of(row): row | same for row in rows}
-            _write_summary(folder / "summary.csv", {name: (parameters[name], made) for name, made in runs.items()})
-            done = sum(all(node.status in DONE for node in made) for made in runs.values())
-            print(f"{done} of {len(runs)} runs completed; metrics: {folder}/summary.csv; a page: prlhf report {folder}")
+    finally:  # a row a run: parameters, status, where and how it failed, metrics of what completed
+        lines: list[dict[str, Any]] = []
+        for row, (name, made) in zip(rows, runs.items(), strict=True):
+            stopped = next((node for node in made if node.status not in plans.DONE), None)
+            line = {"run": name, **row, **same, "status": stopped.status if stopped else "completed"}
+            line["seconds"] = sum(node.seconds or 0 for node in made)
+            line |= {key: stopped and getattr(stopped, key) for key in ("stage", "cell", "message")}
+            for node in made:
+                record = read_record(node.stage_dir) if node.status in plans.DONE else None
+                line |= {f"{node.stage}.{key}": value for key, value in (record or {"metrics": {}})["metrics"].items()}
+            lines.append(line)
+        with (folder / "summary.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(dict.fromkeys(key for line in lines for key in line)))
+            writer.writeheader()
+            writer.writerows(lines)
+        done = sum(line["status"] == "completed" for line in lines)
+        print(f"{done} of {len(runs)} runs completed; metrics: {folder}/summary.csv; a page: prlhf report {folder}")
 
 
 def pipeline(args: argparse.Namespace) -> int:
     """`prlhf pipeline`: 0 if all its stages are completed, 74 if `--copy-to` then lacks some of them, else 1."""
-    from prlhf_kit.runs import plans
+    from prlhf_kit.runs import engine, plans
 
     check_places(args.out, args.copy_to)
     run_dir = place_of(args.run or args.file.stem, args.out).resolve()
     nodes = plans.read_pipeline(args.file, run_dir, args.parameter)
     for node in nodes:
         tell_edits([node.notebook], node.parameters)
+    if not args.dry_run:
+        engine.check_profile(args.profile)
     return _execute(nodes, run_dir, args)
 
 
@@ -192,22 +201,16 @@ def _execute(nodes: Sequence[Node], folder: Path, args: argparse.Namespace) -> i
         rows = []
         for node in nodes:
             parameters = ", ".join(f"{name} {value!r}" for name, value in node.parameters.items())
-            status = node.status.replace("not run", "to run")
-            rows.append([node.name.partition("/")[2], node.notebook.stem, status, parameters])
+            rows.append([node.run, node.stage, node.status.replace("not run", "to run"), parameters])
         print(_in_columns(rows))
         return 0
-    engine.check_profile(args.profile)
     print(f"{len(nodes)} stages in {folder}", flush=True)
     try:
         engine.execute(nodes, folder, args.profile, args.workers, args.copy_to)
     finally:
-        table = [["run", "stage", "status", "seconds", "cell", "message"]]
-        for node in nodes:
-            stage, _, run = node.name.partition("/")
-            shown = (run, stage, node.status, node.seconds, node.cell, node.message)
-            table.append(["" if value is None else str(value) for value in shown])
-        print(f"\n{_in_columns(table)}\n")
-    if not all(node.status in DONE for node in nodes):
+        table = [[n.run, n.stage, n.status, n.seconds, n.cell, n.message] for n in nodes]
+        print(f"\n{_in_columns([['run', 'stage', 'status', 'seconds', 'cell', 'message'], *table])}\n")
+    if not all(node.status in plans.DONE for node in nodes):
         return 1
     return 74 if any(node.message for node in nodes) else 0  # what was not copied says so
 
@@ -215,37 +218,12 @@ def _execute(nodes: Sequence[Node], folder: Path, args: argparse.Namespace) -> i
 def list_runs(args: argparse.Namespace) -> int:
     """`prlhf runs list`."""
     rows = [row(run) for run in runs_in(args.dirs or [RUNS])]
-    print(_in_columns([["run", "stages", "started (UTC)", "time", "commit", "model", "data"], *rows]))
+    print(_in_columns([["run", "stages", "started (UTC)", "time", "commit", "model"], *rows]))
     return 0
 
 
-def _in_columns(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of texts in columns; the last one is as wide as it likes."""
-    widths = [*[max(map(len, column)) for column in zip(*rows, strict=True)][:-1], 0]
-    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
-
-
-def _write_summary(file: Path, runs: Mapping[str, tuple[Mapping[str, Any], Sequence[Node]]]) -> None:
-    """A CSV with a row for each run: parameters, status, where and how it failed, and all metrics of what completed."""
-    from prlhf_kit.runs.stage import read_record
-
-    lines: list[dict[str, Any]] = []
-    for name, (parameters, nodes) in runs.items():
-        stopped = next((node for node in nodes if node.status not in DONE), None)
-        line = {"run": name, **parameters, "status": stopped.status if stopped else "completed"}
-        line["seconds"] = sum(node.seconds or 0 for node in nodes)
-        line["stage"] = stopped and stopped.notebook.stem
-        line |= {"cell": stopped and stopped.cell, "message": stopped and stopped.message}
-        for node in nodes:
-            record = (read_record(node.stage_dir) if node.status in DONE else None) or {"metrics": {}}
-            line |= {f"{node.notebook.stem}.{key}": value for key, value in record["metrics"].items()}
-        lines.append(line)
-    with file.open("w", newline="") as sink:
-        writer = csv.DictWriter(sink, list(dict.fromkeys(_cell(name) for line in lines for name in line)))
-        writer.writeheader()
-        writer.writerows({_cell(name): _cell(value) for name, value in line.items()} for line in lines)
-
-
-def _cell(value: Any) -> Any:
-    """A text that a spreadsheet would take for a formula gets an apostrophe in front, as spreadsheets want it."""
-    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
+def _in_columns(rows: Sequence[Sequence[Any]]) -> str:
+    """Rows in columns; the last one is as wide as it likes."""
+    texts = [["" if value is None else str(value) for value in row] for row in rows]
+    widths = [*[max(map(len, column)) for column in zip(*texts, strict=True)][:-1], 0]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in texts)

@@ -27,27 +27,20 @@ def check_store(url: str) -> None:
 
 
 def copy_notebook(stage_dir: Path, url: str) -> str:
-    """Write a stage's executed notebook to `<url>/<run>/<stage>/notebook.ipynb`, and return that address.
+    """Write a stage's executed notebook to `<url>/<run>/<stage>/notebook.ipynb`, and return that address. A query in
+    `url` (a signature, say) stays at the end, and is in no message. Raises `CopyError` where that could not be."""
+    import fsspec
+    import httpx2 as httpx
 
-    A query in `url` (a signature, say) stays at the end, and is in no message.
-
-    Raises:
-        CopyError: there is no executed notebook, or the store refused it.
-    """
     folder, mark, query = url.partition("?") if "://" in url else (url, "", "")
     place = f"{folder.rstrip('/')}/{stage_dir.parent.name}/{stage_dir.name}/{NOTEBOOK}"
-    import httpx
-    from fsspec.core import url_to_fs
-
     try:
+        content = (stage_dir / NOTEBOOK).read_bytes()
         if url.startswith(("http://", "https://")):  # by PUT; fsspec would need aiohttp
-            content = (stage_dir / NOTEBOOK).read_bytes()
             httpx.put(place + mark + query, content=content, timeout=60).raise_for_status()
         else:
-            store, _ = url_to_fs(url)
-            if "://" not in url:
-                store.makedirs(place.rpartition("/")[0], exist_ok=True)
-            store.put_file(str(stage_dir / NOTEBOOK), place + mark + query)
+            with fsspec.open(place + mark + query, "wb") as sink:
+                sink.write(content)
     except Exception as error:  # every store's client has errors of its own, and none of them may lose the run
         said = f"{type(error).__name__}: {error}"
         for secret in filter(None, (query, urlsplit(url).password if "://" in url else None)):

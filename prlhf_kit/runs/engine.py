@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,26 +33,22 @@ PATIENCE = 60  # seconds to stop: a notebook has twice 20
 
 
 def check_profile(profile: str) -> dict[str, Any]:
-    """The settings of a profile, with the key `folder`.
-
-    Raises:
-        RunError: there is no such profile, or what it needs is not installed.
-    """
+    """The settings of a profile, with its `folder`. Raises `RunError` where there is none, or what it needs is not
+    installed."""
     folder = HERE / "profiles" / profile if (HERE / "profiles" / profile).is_dir() else Path(profile)
     found = [path for path in (folder / "config.v9+.yaml", folder / "config.yaml") if path.is_file()]
     if not found:
         raise RunError(f"--profile {profile}: expected local, slurm, or a folder with Snakemake's config.yaml.")
-    settings = read_yaml(found[0]) or {}
-    executor = settings.get("executor", "local")
-    modules = ["snakemake"] + [f"snakemake_executor_plugin_{executor.replace('-', '_')}"] * (executor != "local")
-    for module in modules:
+    settings = {"executor": "local"} | (read_yaml(found[0]) or {})
+    executor = settings["executor"]
+    for module in ["snakemake"] + [f"snakemake_executor_plugin_{executor.replace('-', '_')}"] * (executor != "local"):
         if importlib.util.find_spec(module) is None:
             raise RunError(f"{module} is not installed, which sends the runs: pip install 'prlhf_kit[scale]'.")
     if executor == "slurm" and shutil.which("sbatch") is None:
         raise RunError(
             "there is no sbatch on this machine's PATH. Start it on the cluster's login node, or use --profile local."
         )
-    return settings | {"folder": folder.resolve(), "executor": executor}
+    return settings | {"folder": folder.resolve()}
 
 
 def gpus() -> list[str]:
@@ -71,14 +67,9 @@ def execute(
 
     Args:
         nodes: in order; their links are there.
-        folder: of the sweep or the run.
-        profile: as `check_profile` takes it.
+        folder: of the sweep or the run; `RunError` where another process works in it.
         workers: stages at once on this machine; None: as many as GPUs, or 1.
         copy_to: a store for executed notebooks.
-
-    Raises:
-        RunError: another process works in `folder`, or Snakemake could not begin.
-        KeyboardInterrupt: after the stages were stopped.
     """
     work = folder / WORK
     work.mkdir(parents=True, exist_ok=True)
@@ -111,7 +102,6 @@ def _run(todo: Sequence[Node], work: Path, profile: str, workers: int | None, co
             "notebook": str(node.notebook.resolve()),
             "run_dir": str(node.run_dir),
             "parameters": node.parameters,
-            "needs": node.needs,
             "after": [names[name] for name in node.after if name in names],
             "log": str(node.log),
         }
@@ -119,23 +109,35 @@ def _run(todo: Sequence[Node], work: Path, profile: str, workers: int | None, co
     }
     own_threads = os.environ.get("OMP_NUM_THREADS")
     write_json(place / "plan.json", {"nodes": jobs, "threads": threads, "own_threads": own_threads, "gpus": devices})
-    for node in todo:
-        node.run_dir.mkdir(parents=True, exist_ok=True)
-    command = [
-        sys.executable,
-        "-P",
-        "-m",
-        "snakemake",
-        "--snakefile",
-        str(HERE / "Snakefile"),
-        "--directory",
-        str(place),
-    ]
-    command += ["--config", "plan=plan.json", "--profile", str(settings["folder"]), "--nolock", "--nocolor"]
+    command = [sys.executable, "-P", "-m", "snakemake", "--nolock", "--nocolor", "--config", "plan=plan.json"]
+    command += ["--snakefile", str(HERE / "Snakefile"), "--directory", str(place), "--profile", str(settings["folder"])]
     command += ["--cores", str(workers * threads)] if here else []
     command += ["--resources", f"gpu={len(devices)}"] if devices else []
-    before = {node.name: read_record(node.stage_dir) for node in todo}
+    before = {}
+    for node in todo:
+        node.run_dir.mkdir(parents=True, exist_ok=True)
+        before[node.name] = read_record(node.stage_dir)
     log = place / "snakemake.log"
+
+    def tell(node: Node, reason: str | None = None) -> None:
+        """What became of a node: its record says, else the engine, else its log."""
+        record = read_record(node.stage_dir) or {}
+        new = bool(record) and record != before[node.name]
+        if (place / f"{node.job}.done").exists():
+            node.end("completed" if new else "unchanged", record)
+            _copy(node, copy_to)
+        elif new:
+            status = "died" if process_is_gone(record) else record["status"]
+            node.end(status, record, reason or (_last(node.log) if status == "died" else None))
+        elif reason or node.log.exists():
+            node.status, node.message = "failed", reason or _last(node.log)
+        took = f" ({node.seconds:.0f} s)" if node.status == "completed" and node.seconds is not None else ""
+        where = f", cell {node.cell}" if node.cell is not None else ""
+        message = f": {node.message}" if node.message else ""
+        print(f"{node.run} {node.stage} {node.status}{took}{where}{message}", flush=True)
+        for note in record.get("notes", []) if node.status in DONE else []:
+            print(f"  {note}", flush=True)
+
     with log.open("w") as sink:
         child = subprocess.Popen(
             command,
@@ -151,7 +153,7 @@ def _run(todo: Sequence[Node], work: Path, profile: str, workers: int | None, co
             while child.poll() is None:
                 time.sleep(0.2)
                 for node in [node for node in waiting.values() if (place / f"{node.job}.done").exists()]:
-                    _completed(waiting.pop(node.name), before[node.name], copy_to)
+                    tell(waiting.pop(node.name))
         except BaseException:  # Ctrl-C: jobs end their notebooks, and Slurm's are cancelled
             os.killpg(child.pid, signal.SIGINT)
             try:
@@ -164,41 +166,13 @@ def _run(todo: Sequence[Node], work: Path, profile: str, workers: int | None, co
             blocks = re.findall(r"\n    message: (.*)\n(?:    .*\n)*?    output: (\S+)\.done", log.read_text())
             reasons = {name: reason for reason, name in blocks if reason != "None"}
             for node in waiting.values():
-                if (place / f"{node.job}.done").exists():
-                    _completed(node, before[node.name], copy_to)
+                missing = [other.stage for other in todo if other.name in node.after and other.status not in DONE]
+                if missing:
+                    node.message = f"needs {', '.join(missing)}"
                 else:
-                    _ended(node, before[node.name], reasons.get(node.job), todo)
+                    tell(node, reasons.get(node.job))
     if child.returncode and all(node.status == "not run" for node in todo):
         raise RunError(f"Snakemake could not begin: {_last(log)} See {log}.")
-
-
-def _completed(node: Node, before: Mapping[str, Any] | None, copy_to: str | None) -> None:
-    node.end("unchanged" if read_record(node.stage_dir) == before else "completed")
-    _copy(node, copy_to)
-    _tell(node)
-
-
-def _ended(node: Node, before: Mapping[str, Any] | None, reason: str | None, todo: Sequence[Node]) -> None:
-    """What became of a node that did not complete: its record says, else the engine, else its log."""
-    record = read_record(node.stage_dir)
-    if missing := [other.name for other in todo if other.name in node.after and other.status not in DONE]:
-        node.message = f"needs {', '.join(name.partition('/')[0] for name in missing)}"
-        return
-    if record is not None and record != before:
-        status = "died" if process_is_gone(record) else record["status"]
-        node.end(status, reason or (_last(node.log) if status == "died" else None))
-    elif reason or node.log.exists():
-        node.status, node.message = "failed", reason or _last(node.log)
-    _tell(node)
-
-
-def _tell(node: Node) -> None:
-    stage, _, run = node.name.partition("/")
-    took = f" ({node.seconds:.0f} s)" if node.status == "completed" and node.seconds is not None else ""
-    where = f", cell {node.cell}" if node.cell is not None else ""
-    print(f"{run} {stage} {node.status}{took}{where}" + (f": {node.message}" if node.message else ""), flush=True)
-    for note in (read_record(node.stage_dir) or {}).get("notes", []) if node.status in DONE else []:
-        print(f"  {note}", flush=True)
 
 
 def _copy(node: Node, copy_to: str | None) -> None:

@@ -53,29 +53,28 @@ def execute(notebook: Path, out: Path, parameters: dict[str, Any]) -> tuple[int,
             )
             start = time.monotonic()
             try:
-                while (code := _wait(child, REPORT_EVERY if quiet else None)) is None:
-                    print(f"{notebook.stem} {(time.monotonic() - start) / 60:.0f} min: {_progress(out)}", flush=True)
+                while (code := child.poll()) is None:
+                    try:
+                        child.wait(REPORT_EVERY if quiet else None)
+                    except subprocess.TimeoutExpired:
+                        minutes = (time.monotonic() - start) / 60
+                        print(f"{notebook.stem} {minutes:.0f} min: {_progress(out)}", flush=True)
             except KeyboardInterrupt:
                 _end(child)
                 raise
         return code, log.read_text()[-4000:]
 
 
-def _wait(child: subprocess.Popen, seconds: float | None) -> int | None:
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        return child.wait(seconds)
-    return None
-
-
 def _progress(executed: Path) -> str:
     """The cell that runs, by the latest copy that papermill wrote, and how far a training in it has come."""
-    cells = _executed(executed)["cells"]
+    cells = _executed(executed)
     number, cell = _last_run(cells)
-    text = f"cell {number} of {len(cells)}" if cell else "starting"
+    if cell is None:
+        return "starting"
     headings = [c["source"].splitlines()[0] for c in cells[:number] if c["cell_type"] == "markdown" and c["source"]]
-    text += f" ({headings[-1].strip('# ')})" if cell and headings else ""
     # the bar of transformers' trainer: [40/80 00:10 < 00:12, 3.1 it/s, Epoch 0.5/1]
-    bars = re.findall(r"\[\s*(\d+/\d+) [\d:]+ < ([\d:]+)", json.dumps((cell or {}).get("outputs")))
+    bars = re.findall(r"\[\s*(\d+/\d+) [\d:]+ < ([\d:]+)", json.dumps(cell.get("outputs")))
+    text = f"cell {number} of {len(cells)}" + (f" ({headings[-1].strip('# ')})" if headings else "")
     return text + (f", step {bars[-1][0]}, {bars[-1][1]} left" if bars else "")
 
 
@@ -89,10 +88,10 @@ def _last_run(cells: list[dict[str, Any]]) -> tuple[int, dict[str, Any] | None]:
     return begun[-1] if begun else (0, None)
 
 
-def killed_with_parent() -> None:
-    """In the child: be killed when the parent is, so that no orphan goes on training (Linux only)."""
+def killed_with_parent(sign: int = signal.SIGKILL) -> None:
+    """In the child: get that signal when the parent is gone, so that no orphan goes on training (Linux only)."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        ctypes.CDLL(None).prctl(1, sign)  # PR_SET_PDEATHSIG
 
 
 def _end(child: subprocess.Popen) -> None:
@@ -109,7 +108,7 @@ def _end(child: subprocess.Popen) -> None:
 
 def error_of(executed: Path, code: int, log: str, finished: bool) -> str | None:
     """What went wrong, with the failing cell; None if the notebook ran to its closing cell."""
-    cells = _executed(executed)["cells"]
+    cells = _executed(executed)
     for number, cell in enumerate(cells):
         for output in cell.get("outputs", []):
             if output["output_type"] == "error":
@@ -117,21 +116,21 @@ def error_of(executed: Path, code: int, log: str, finished: bool) -> str | None:
                 raised = f"cell {number} raised {output['ename']}: {output['evalue']}"
                 return f"{raised}\n{cell['source']}\n---\n{trace[-3000:]}"
     number, last = _last_run(cells)
-    source = f"\n{last['source']}\n---" if last else ""
+    if finished and not code:
+        return None
     if code:
         place = f"cell {number} did not end" if last else "no cell ran"
-        why = "the kernel died (killed, out of memory, a fault in compiled code?)"
-        return f"{place}, exit code {code}: {why}{source}\n{log}"
-    if not finished:
-        return (
+        said = f"{place}, exit code {code}: the kernel died (killed, out of memory, a fault in compiled code?)"
+    else:
+        said = (
             "the notebook ended without its closing cell `stage.finish(...)`: the kernel died, the notebook left by "
-            f"sys.exit(), or the cell is missing. The last cell that ran is {number}.{source}\n{log}"
+            f"sys.exit(), or the cell is missing. The last cell that ran is {number}."
         )
-    return None
+    return "\n".join([said, *([last["source"], "---"] if last else []), log])
 
 
-def _executed(notebook: Path) -> dict[str, Any]:
-    """The executed notebook; one without cells where papermill was killed before or while it wrote it."""
+def _executed(notebook: Path) -> list[dict[str, Any]]:
+    """The executed notebook's cells; none where papermill was killed before or while it wrote it."""
     with contextlib.suppress(RunError):
-        return read(notebook)
-    return {"cells": []}
+        return read(notebook)["cells"]
+    return []

@@ -20,15 +20,18 @@ Known = Mapping[Path, Mapping[str, Any]]  # notebook -> its parameters with thei
 Row = dict[str, Any]  # parameters that are set together
 
 
-def checked(name: str, given: Any, known: Known) -> Any:
-    """`given` in the type that the parameter has in the notebooks. Raises `RunError` where one can't have it."""
-    having = [values[name] for values in known.values() if name in values]
-    if not having or name == "run_dir":
-        names = {each: None for values in known.values() for each in values if each != "run_dir"}
-        hint = " The run's folder is set with --run and --out." if name == "run_dir" else ""
-        raise RunError(str(unknown_parameter(name, names, " / ".join(path.name for path in known))) + hint)
-    values = [typed(name, given, default) for default in having]
-    return values[0]
+def checked(given: Mapping[str, Any], known: Known) -> Row:
+    """`given` in the types that the parameters have in the notebooks. Raises `RunError` where one can't have it."""
+    found = {}
+    for name, value in given.items():
+        having = [values[name] for values in known.values() if name in values]
+        if not having or name == "run_dir":
+            names = {each: None for values in known.values() for each in values if each != "run_dir"}
+            hint = " The run's folder is set with --run and --out." if name == "run_dir" else ""
+            raise RunError(str(unknown_parameter(name, names, " / ".join(path.name for path in known))) + hint)
+        for default in reversed(having):  # it must fit all; the first one's type holds
+            found[name] = typed(name, value, default)
+    return found
 
 
 def once(given: Iterable[tuple[str, str]]) -> dict[str, str]:
@@ -73,25 +76,20 @@ def combinations(
     known = {path: defaults(path) for path in notebooks}
     everything = {name: value for values in reversed(known.values()) for name, value in values.items()}
     axes: dict[str, list[Any]] = {}
-    for grid in grids:
+    for grid in [*grids, *([] if seeds is None else [f"seed={','.join(map(str, range(seeds)))}"])]:
         name, _, text = grid.partition("=")
         if not text.strip():
             raise RunError(f"--grid {grid!r} has no values. Expected --grid NAME=VALUE,VALUE, beta=0.1,0.5 say.")
         if name in axes:
-            raise RunError(f"--grid {name} is given twice; put all values into one: --grid {name}=VALUE,VALUE.")
-        axes[name] = split(text, everything.get(name))
-    if seeds is not None:
-        if "seed" in axes:
-            raise RunError("--seeds and --grid seed=... are both given; leave one out.")
-        axes["seed"] = list(range(seeds))
+            raise RunError(f"{name} is given twice, by --grid or --seeds; put all values into one --grid.")
+        axes[name] = [checked({name: value}, known)[name] for value in split(text, everything.get(name))]
     rows = read_yaml(file) if file else [{}]
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
         raise RunError(f"--list {file} holds no list of mappings, one a run. Expected:\n- {{beta: 0.1}}")
     if not axes and not file:
         raise RunError("nothing to sweep over. Give --grid NAME=VALUE,VALUE, --list FILE or --seeds N.")
-    same = {name: checked(name, given, known) for name, given in (fixed or {}).items()}
-    axes = {name: [checked(name, given, known) for given in axis] for name, axis in axes.items()}
-    rows = [{str(name): checked(str(name), given, known) for name, given in row.items()} for row in rows]
+    same = checked(fixed or {}, known)
+    rows = [checked({str(name): value for name, value in row.items()}, known) for row in rows]
     for row in rows:
         if twice := (row.keys() & axes.keys()) | ((row.keys() | axes.keys()) & same.keys()):
             raise RunError(f"parameter {min(twice)!r} is set twice, by two of --grid, --list, --seeds and -p.")

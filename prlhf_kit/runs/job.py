@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import datetime
 import json
 import math
@@ -18,6 +17,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from prlhf_kit.runs.execute import killed_with_parent
 from prlhf_kit.runs.notebook import run_notebook
 from prlhf_kit.runs.parameters import RunError
 from prlhf_kit.runs.stage import read_record
@@ -28,8 +28,7 @@ def main(plan_file: str, name: str, attempt: str, gpus: str) -> int:
 
     While another process runs it, perhaps one of an engine that was killed, it waits, and then finds it unchanged.
     """
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG: Snakemake is gone
+    killed_with_parent(signal.SIGTERM)  # Snakemake
     plan = json.loads(Path(plan_file).read_text())
     node = plan["nodes"][name]
     run_dir, notebook = Path(node["run_dir"]), Path(node["notebook"])
@@ -38,7 +37,12 @@ def main(plan_file: str, name: str, attempt: str, gpus: str) -> int:
     if int(attempt) > 1 and status != "completed" and not limit.exists():
         return 1  # a cell raised, it was cancelled, or out of memory
     limit.unlink(missing_ok=True)
-    end = _time_limit()
+    end = math.inf  # when Slurm will end this job
+    if job := os.environ.get("SLURM_JOB_ID"):
+        with contextlib.suppress(OSError, ValueError):
+            command = ["squeue", "--noheader", "--format=%e", f"--jobs={job}"]
+            said = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+            end = datetime.datetime.fromisoformat(said).timestamp()
 
     def stop(*_: object) -> None:
         if time.time() > end - 30:
@@ -51,7 +55,7 @@ def main(plan_file: str, name: str, attempt: str, gpus: str) -> int:
         os.environ["OMP_NUM_THREADS"] = threads  # in place of Snakemake's
     try:
         with _devices(plan["gpus"], int(gpus)):
-            record = run_notebook(notebook, run_dir, node["parameters"], needs=node["needs"], wait=True)
+            record = run_notebook(notebook, run_dir, node["parameters"], wait=True)
         from prlhf_kit.runs.report import write_index
 
         write_index(run_dir)
@@ -64,26 +68,16 @@ def main(plan_file: str, name: str, attempt: str, gpus: str) -> int:
     return int(record["status"] != "completed")
 
 
-def _time_limit() -> float:
-    """When Slurm will end this job, in seconds since the epoch; never, where it does not say so."""
-    if job := os.environ.get("SLURM_JOB_ID"):
-        with contextlib.suppress(OSError, ValueError):
-            command = ["squeue", "--noheader", "--format=%e", f"--jobs={job}"]
-            said = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-            return datetime.datetime.fromisoformat(said).timestamp()
-    return math.inf
-
-
 @contextlib.contextmanager
 def _devices(gpus: Sequence[str], count: int) -> Iterator[None]:
     """Hold `count` of this machine's `gpus` for this process alone; engines count GPUs, but hand out none."""
     while gpus and count:
         with contextlib.ExitStack() as held:
             mine: list[str] = []
-            for gpu in gpus[:]:
+            for gpu in gpus:
                 lock = FileLock(Path(tempfile.gettempdir(), f"prlhf-gpu-{os.getuid()}-{gpu}.lock"), timeout=0)
-                with contextlib.suppress(Timeout):
-                    if len(mine) < count:
+                if len(mine) < count:
+                    with contextlib.suppress(Timeout):
                         held.enter_context(lock)
                         mine.append(gpu)
             if len(mine) == min(count, len(gpus)):

@@ -1,7 +1,8 @@
-"""All runs' numbers side by side in one table, with links to every record. Works from disk."""
+"""`prlhf report`: all runs' numbers side by side on one page, with links to every record. Works from disk."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import sys
@@ -10,7 +11,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import pandas as pd
 from jinja2 import Environment
 from markupsafe import Markup, escape
 
@@ -21,8 +21,6 @@ from prlhf_kit.runs.report import STYLE
 from prlhf_kit.runs.stage import PAGE as NOTEBOOK_PAGE, RECORD
 
 NAME = "leaderboard.html"
-Runs = dict[Path, dict[str, dict[str, Any]]]  # a run's folder -> the record of each stage
-
 PAGE = Environment(autoescape=True).from_string("""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{{ heads | length }} runs - prlhf_kit</title>
@@ -33,68 +31,32 @@ body { max-width: none; } td { white-space: pre-line; }
 <h1>{{ heads | length }} run{{ "s" if heads | length != 1 }} side by side</h1>
 <div class="scroll" tabindex="0" role="region" aria-label="All runs"><table>
 <thead><tr><th>run</th>{% for cell in heads %}<th>{{ cell }}</th>{% endfor %}</tr></thead>
-{% for row in rows %}<tr><th>{{ row[0] }}</th>{% for cell in row[1:] %}<td>{{ cell }}</td>{% endfor %}</tr>
+{% for name, cells in rows %}<tr><th>{{ name }}</th>{% for cell in cells %}<td>{{ cell }}</td>{% endfor %}</tr>
 {% endfor %}</table></div>
 </body></html>
 """)
 
 
-def _collect(dirs: Iterable[str | Path]) -> tuple[list[str], Runs]:
-    """Every run in `dirs` with its name, which is its path from the folder around them all."""
-    found: Runs = {}
-    for run in runs_in(dirs):
-        stages = found[Path(os.path.abspath(run))] = {}  # not resolved: a link to a run keeps its own name
-        for stage, record in records_of(run).items():  # what can't be read is listed all the same
-            record = record or {"status": "unreadable", "parameters": {}, "metrics": {}, "git": {}}
-            stages[stage] = record | {"metrics": {name: _number(value) for name, value in record["metrics"].items()}}
-    around = os.path.commonpath([run.parent for run in found])
-    return [os.path.relpath(run, around) for run in found], found
-
-
-def _number(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) and abs(value) <= sys.float_info.max else None
-
-
-def metrics(dirs: Iterable[str | Path]) -> pd.DataFrame:
-    """Every metric of the runs in `dirs`, one a row; columns `run, stage, status, metric, value, record` (a path).
-
-    A metric that could not be computed has the value NaN. A stage without metrics has one row without a metric, so
-    that its status is there too.
-    """
-    names, runs = _collect(dirs)
-    rows = [
-        (run_name, stage, record["status"], name, value, str(run / stage / RECORD))
-        for run_name, (run, stages) in zip(names, runs.items(), strict=True)
-        for stage, record in stages.items()
-        for name, value in (record["metrics"] or {None: None}).items()
-    ]
-    return pd.DataFrame(rows, columns=["run", "stage", "status", "metric", "value", "record"]).astype({"value": float})
-
-
 def write_page(dirs: Iterable[str | Path], out: str | Path | None = None) -> Path:
-    """Write the page of all runs in `dirs` and return its path.
-
-    Args:
-        dirs: runs (folders or names) and folders of runs.
-        out: the page; by default `leaderboard.html` in the first of `dirs`, or beside it where that is a run.
-
-    Raises:
-        RunError: one of `dirs` holds no run, or `out` is a folder.
-    """
+    """Write the page of all runs in `dirs` (runs, by folder or name, and folders of runs) and return its path, which is
+    `out`, or `leaderboard.html` in the first of `dirs`, or beside it where that is a run."""
     dirs = list(dirs)
-    names, runs = _collect(dirs)
+    runs = [Path(os.path.abspath(run)) for run in runs_in(dirs)]  # not resolved: a link to a run keeps its own name
     first = Path(os.path.abspath(existing(dirs[0])))
     page = Path(os.path.abspath(out or (first.parent if first in runs else first) / NAME))
     if page.is_dir():
         raise RunError(f"{page} is a folder; expected the path of the page. Give --out {page / NAME}, say.")
-    rows = _how_made(runs)
-    for stage in sorted({stage for stages in runs.values() for stage in stages}):
-        heads = [_head(stages[stage], run / stage, page) if stage in stages else "" for run, stages in runs.items()]
-        cells = [_cells(stages[stage]["metrics"]) if stage in stages else {} for stages in runs.values()]
-        rows.append([stage, *heads])
-        for name in dict.fromkeys(name for column in cells for name in column):
-            rows.append([name, *(column.get(name, "") for column in cells)])
-    links = [_link(name, run / "index.html", page) for name, run in zip(names, runs, strict=True)]
+    unreadable: dict[str, Any] = {"status": "unreadable", "parameters": {}, "metrics": {}, "git": {}}
+    found = [{stage: record or unreadable for stage, record in records_of(run).items()} for run in runs]
+    rows = _how_made(found)
+    for stage in sorted({stage for records in found for stage in records}):
+        mine = [records.get(stage) for records in found]
+        heads = ["" if r is None else _head(r, run / stage, page) for r, run in zip(mine, runs, strict=True)]
+        cells = [{} if record is None else _cells(record["metrics"]) for record in mine]
+        rows.append((stage, heads))
+        rows += [(name, [each.get(name, "") for each in cells]) for name in dict.fromkeys(n for c in cells for n in c)]
+    around = os.path.commonpath([run.parent for run in runs])
+    links = [_link(os.path.relpath(run, around), run / "index.html", page) for run in runs]
     text = PAGE.render(heads=links, rows=rows, style=STYLE)
     write_text(page, text.encode("utf-8", "replace").decode())  # a name of a folder need not be valid text
     return page
@@ -107,29 +69,6 @@ def _link(text: str, path: Path, page: Path) -> Markup:
     return Markup('<a href="{}">{}</a>').format(quote(os.fsencode(os.path.relpath(path, page.parent))), text)
 
 
-def _short(value: float) -> str:
-    """Three significant digits; counts and large numbers without an exponent.
-
-    >>> _short(0.609375), _short(12345.0), _short(1234.5), _short(0.00002)
-    ('0.609', '12345', '1234', '2e-05')
-    """
-    return f"{value:.0f}" if abs(value) < 1e9 and (value.is_integer() or abs(value) >= 1e3) else f"{value:.3g}"
-
-
-def _cells(values: dict[str, float | None]) -> dict[str, str]:
-    """A record's metrics as text. `NAME_low/REST`, `NAME_high/REST` and `NAME_n/REST` join the cell of `NAME/REST`, if
-    that has a number."""
-    cells = {name: "" if value is None else _short(value) for name, value in values.items()}
-    for name in [name for name, value in values.items() if value is not None]:
-        head, slash, rest = name.partition("/")
-        low, high, n = (f"{head}_{part}{slash}{rest}" for part in ("low", "high", "n"))
-        if cells.get(low) and cells.get(high):
-            cells[name] += f" [{cells.pop(low)}, {cells.pop(high)}]"
-        if cells.get(n):
-            cells[name] += f" n = {cells.pop(n)}"
-    return cells
-
-
 def _head(record: dict[str, Any], folder: Path, page: Path) -> Markup:
     """A stage's status, time and memory, with links to what it left."""
     cost = [f"{record['seconds']:.0f} s"] if "seconds" in record else []
@@ -140,45 +79,60 @@ def _head(record: dict[str, Any], folder: Path, page: Path) -> Markup:
     return Markup(" ").join([status, escape(", ".join(cost)), *links])
 
 
-def _how_made(runs: Runs) -> list[list[str]]:
+def _cells(metrics: dict[str, Any]) -> dict[str, str]:
+    """A record's metrics as text. `NAME_low/REST`, `NAME_high/REST` and `NAME_n/REST` join the cell of `NAME/REST`, if
+    that has a number."""
+    cells = dict.fromkeys(metrics, "")
+    for name, value in metrics.items():
+        if isinstance(value, int | float) and abs(value) <= sys.float_info.max:
+            whole = abs(value) < 1e9 and (float(value).is_integer() or abs(value) >= 1e3)
+            cells[name] = f"{value:.0f}" if whole else f"{value:.3g}"
+    for name in [name for name, text in cells.items() if text]:
+        head, slash, rest = name.partition("/")
+        low, high, n = (f"{head}_{part}{slash}{rest}" for part in ("low", "high", "n"))
+        if cells.get(low) and cells.get(high):
+            cells[name] += f" [{cells.pop(low)}, {cells.pop(high)}]"
+        if cells.get(n):
+            cells[name] += f" n = {cells.pop(n)}"
+    return cells
+
+
+def _how_made(runs: list[dict[str, dict[str, Any]]]) -> list[tuple[str, list[Any]]]:
     """Rows on how each run was made: date, commit, data and models, the seed, and parameters that differ."""
 
-    def row(name: str, texts: Iterable[Iterable[str]]) -> list[str]:
-        return [name, *("\n".join(dict.fromkeys(each)) for each in texts)]
+    def lines(texts: Iterable[str]) -> str:
+        return "\n".join(dict.fromkeys(texts))
 
     def commit(git: dict[str, Any]) -> str:
         return str(git.get("commit") or "none")[:8] + (" (dirty)" if git.get("dirty") else "")
 
-    all_stages = [list(stages.values()) for stages in runs.values()]
-    times = [max(str(s.get("ended") or s.get("started", "")) for s in stages) for stages in all_stages]
-    rows = [["date (UTC)", *(time[:16].replace("T", " ") for time in times)]]
-    rows.append(row("commit", ([commit(s["git"]) for s in stages if s["git"]] for stages in all_stages)))
-    used = [[s.get("provenance", {}) for s in stages] for stages in all_stages]
-    for kind in dict.fromkeys(name for each in used for entries in each for name in entries):
-        found = [[entries[kind] for entries in each if kind in entries] for each in used]
-        rows.append(row(kind, ([f"{e.get('id', '')} {e.get('fingerprint', '')}".strip() for e in f] for f in found)))
-    for name in dict.fromkeys(["seed", *sorted({key for each in all_stages for s in each for key in s["parameters"]})]):
-        given = [
-            {stage: _text(s["parameters"][name]) for stage, s in stages.items() if name in s["parameters"]}
-            for stages in runs.values()
-        ]
-        having = [[stage for stage, s in stages.items() if s["parameters"]] for stages in runs.values()]
-        # one has not the same value in all runs that have its stage, or is not there in some
-        differs = any(
-            len({texts.get(stage) for texts, stages in zip(given, having, strict=True) if stage in stages}) > 1
-            for stage in {stage for texts in given for stage in texts}
-        )
-        if name == "seed" or (differs and name != "run_dir"):
-            rows.append([name, *map(_in_one_cell, given)])
+    def cell(name: str, run: dict[str, dict[str, Any]]) -> str:
+        values = {stage: r["parameters"][name] for stage, r in run.items() if name in r["parameters"]}
+        texts = {s: v if isinstance(v, str) and v else json.dumps(v, sort_keys=True) for s, v in values.items()}
+        return lines(f"{text} ({s})" if len(set(texts.values())) > 1 else text for s, text in texts.items())
+
+    def differs(name: str) -> bool:  # between runs that have the stage
+        for stage in {stage for run in runs for stage in run}:
+            having = [run[stage]["parameters"] for run in runs if stage in run and run[stage]["parameters"]]
+            if len({json.dumps(each[name], sort_keys=True) if name in each else None for each in having}) > 1:
+                return True
+        return False
+
+    times = [max((str(r.get("ended") or r.get("started", "")) for r in run.values()), default="") for run in runs]
+    rows: list[tuple[str, list[Any]]] = [("date (UTC)", [time[:16].replace("T", " ") for time in times])]
+    rows.append(("commit", [lines(commit(r["git"]) for r in run.values() if r["git"]) for run in runs]))
+    made_from = [[record.get("provenance", {}) for record in run.values()] for run in runs]
+    for kind in dict.fromkeys(name for entries in made_from for entry in entries for name in entry):
+        used = [[entry[kind] for entry in entries if kind in entry] for entries in made_from]
+        rows.append((kind, [lines(f"{u.get('id', '')} {u.get('fingerprint', '')}".strip() for u in us) for us in used]))
+    names = sorted(
+        {name for run in runs for record in run.values() for name in record["parameters"]} - {"run_dir", "seed"}
+    )
+    rows += [(name, [cell(name, run) for run in runs]) for name in ["seed", *filter(differs, names)]]
     return rows
 
 
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) and value else json.dumps(value, sort_keys=True)
-
-
-def _in_one_cell(values: dict[str, str]) -> str:
-    """A parameter's value in each stage, once where it is the same in all."""
-    if len(set(values.values())) < 2:
-        return "".join(dict.fromkeys(values.values()))
-    return "\n".join(f"{value} ({stage})" for stage, value in values.items())
+def command(args: argparse.Namespace) -> int:
+    """`prlhf report`."""
+    print(f"report: {write_page(args.dirs, args.out)}")
+    return 0

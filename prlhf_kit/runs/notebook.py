@@ -8,19 +8,18 @@ import functools
 import hashlib
 import json
 import os
-import platform
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from prlhf_kit.files import file_states, git_state, now, versions, write_json, write_text
+from prlhf_kit.files import file_states, now, versions, write_json, write_text
 from prlhf_kit.runs.execute import error_of, execute
 from prlhf_kit.runs.parameters import RunError, needs_of, read, resolve, uses_of
-from prlhf_kit.runs.stage import NOTEBOOK, PAGE, RECORD, RESULT, SCHEMA, hash_now, inputs, read_record, set_aside
+from prlhf_kit.runs.stage import NOTEBOOK, PAGE, RECORD, RESULT, begun, hash_now, inputs, read_record, set_aside
 
 NO_PORT = "Kernel died before replying to kernel_info"
 
@@ -71,39 +70,29 @@ class Plan:
     """A notebook that is to run in a run's folder, with everything that decides its result."""
 
     notebook: Path
-    run_dir: Path
+    stage_dir: Path
     parameters: dict[str, Any]
     inputs: dict[str, dict[str, str | None]]
     key: str
-
-    def record(self) -> dict[str, Any] | None:
-        """What an earlier run of the same left."""
-        old = read_record(self.run_dir / self.notebook.stem)
-        return old if old is not None and old.get("key") == self.key else None
-
-    def changed(self) -> list[str]:
-        """Artefacts that are not as the stage left them."""
-        stage_dir = self.run_dir / self.notebook.stem
-        left = (self.record() or {"artifacts": {}})["artifacts"]
-        return [name for name, entry in left.items() if hash_now(stage_dir / name, entry) != entry.get("sha256")]
-
-    def done(self) -> dict[str, Any] | None:
-        """The record, if the stage completed and all that it left is still on the disk, as it left it."""
-        old = self.record()
-        if old is None or old["status"] != "completed":
-            return None
-        there = all((self.run_dir / self.notebook.stem / name).exists() for name in [*old["artifacts"], NOTEBOOK, PAGE])
-        return old if there and not self.changed() else None
+    same: bool  # whether what lies in the folder was made from the same, and is as it was left
+    changed: list[str]  # artefacts there that are not
+    done: dict[str, Any] | None  # its record, if it completed and all of it is there
 
 
-def plan(
-    notebook: str | Path, run_dir: str | Path, parameters: Mapping[str, Any] | None = None, needs: Iterable[str] = ()
-) -> Plan:
+def plan(notebook: str | Path, run_dir: str | Path, parameters: Mapping[str, Any] | None = None) -> Plan:
     """Look at a notebook, its parameters and what it is made from; nothing is run. Raises `RunError`."""
     notebook, run_dir = Path(notebook).resolve(), Path(run_dir).resolve()
     values = resolve(notebook, {**(parameters or {}), "run_dir": str(run_dir)})
-    made_from = inputs(run_dir, dict.fromkeys([*needs_of(notebook), *uses_of(notebook), *needs]))
-    return Plan(notebook, run_dir, values, made_from, _key(notebook, values | {"run_dir": None}, made_from))
+    made_from = inputs(run_dir, dict.fromkeys([*needs_of(notebook), *uses_of(notebook)]))
+    key = _key(notebook, values | {"run_dir": None}, made_from)
+    stage_dir = run_dir / notebook.stem
+    old = read_record(stage_dir) or {"artifacts": {}}
+    left = old["artifacts"] if old.get("key") == key else {}
+    changed = [name for name, entry in left.items() if hash_now(stage_dir / name, entry) != entry.get("sha256")]
+    same = old.get("key") == key and not changed
+    there = all((stage_dir / name).exists() for name in [*left, NOTEBOOK, PAGE])
+    done = old if same and there and old["status"] == "completed" else None
+    return Plan(notebook, stage_dir, values, made_from, key, same, changed, done)
 
 
 def run_notebook(
@@ -111,7 +100,6 @@ def run_notebook(
     run_dir: str | Path,
     parameters: Mapping[str, Any] | None = None,
     force: bool = False,
-    needs: Iterable[str] = (),
     wait: bool = False,
 ) -> dict[str, Any]:
     """Execute `notebook` in a process of its own and leave `<run_dir>/<stem>/{notebook.ipynb,notebook.html,run.json}`.
@@ -123,7 +111,6 @@ def run_notebook(
     Args:
         parameters: in place of the notebook's defaults; `run_dir` is set by the runner.
         force: run it even if nothing changed, from the start.
-        needs: stages that it is made from, besides those that its metadata names.
         wait: while another process runs the stage; else that is refused.
 
     Returns:
@@ -138,7 +125,7 @@ def run_notebook(
     run_dir.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(run_dir / f".{notebook.stem}.lock", timeout=-1 if wait else 0):
-            return _run(plan(notebook, run_dir, parameters, needs), force)
+            return _run(plan(notebook, run_dir, parameters), force)
     except Timeout:
         raise RunError(
             f"another process is running {notebook.stem} in {run_dir}. Wait for it, or choose another run name."
@@ -146,66 +133,43 @@ def run_notebook(
 
 
 def _run(plan: Plan, force: bool) -> dict[str, Any]:
-    notebook, values = plan.notebook, plan.parameters
-    stage_dir = plan.run_dir / notebook.stem
-    changed = plan.changed()
-    same = plan.record() is not None and not changed
-    if changed:
-        print(f"{notebook.stem} is run again: {', '.join(changed)} was changed since it completed", flush=True)
-    if not force and (done := plan.done()):
-        return done | {"skipped": True}
-    if stage_dir.exists() and (force or not same):
+    notebook, stage_dir = plan.notebook, plan.stage_dir
+    if plan.changed:
+        print(f"{notebook.stem} is run again: {', '.join(plan.changed)} was changed since it completed", flush=True)
+    if plan.done and not force:
+        return plan.done | {"skipped": True}
+    if stage_dir.exists() and (force or not plan.same):
         set_aside(stage_dir)
     stage_dir.mkdir(parents=True, exist_ok=True)
     for name in (RESULT, NOTEBOOK, PAGE):  # of an earlier attempt
         (stage_dir / name).unlink(missing_ok=True)
-
-    record: dict[str, Any] = {
-        "schema": SCHEMA,
-        "stage": notebook.stem,
-        "status": "running",
-        "key": plan.key,
-        "parameters": values,
-        "inputs": plan.inputs,
-        "metrics": {},
-        "artifacts": {},
-        "versions": versions(),
-        "git": git_state(),
-        "pid": os.getpid(),
-        "host": platform.node(),
-        "started": now(),
-    }
+    record = begun(notebook.stem, plan.parameters, plan.inputs) | {"key": plan.key}
     write_json(stage_dir / RECORD, record)
     start = time.monotonic()
     interrupted = False
     try:
-        code, log = execute(notebook, stage_dir / NOTEBOOK, values)
+        code, log = execute(notebook, stage_dir / NOTEBOOK, plan.parameters)
         if code and not (stage_dir / RESULT).exists() and NO_PORT in log:  # two runs' kernels took the same port
-            code, log = execute(notebook, stage_dir / NOTEBOOK, values)
+            code, log = execute(notebook, stage_dir / NOTEBOOK, plan.parameters)
     except KeyboardInterrupt:
         interrupted, code, log = True, 130, ""
     result: dict[str, Any] = {}  # none, where the notebook did not come to its closing cell
     with contextlib.suppress(OSError, ValueError):
         result = json.loads((stage_dir / RESULT).read_text())
-    record |= result
-    record |= {"ended": now(), "seconds": round(time.monotonic() - start, 1)}
+    record |= result | {"ended": now(), "seconds": round(time.monotonic() - start, 1)}
     if interrupted:
         record |= {"status": "interrupted", "error": "stopped by the user; run again to resume"}
     else:
         error = error_of(stage_dir / NOTEBOOK, code, log, bool(result))
         record |= {"status": "failed", "error": error} if error else {"status": "completed"}
-    _write_page(stage_dir)
-    write_json(stage_dir / RECORD, record)
-    (stage_dir / RESULT).unlink(missing_ok=True)
-    if interrupted:
-        raise KeyboardInterrupt
-    return record
-
-
-def _write_page(stage_dir: Path) -> None:
     import nbformat
 
     from prlhf_kit.runs.report import notebook_page
 
     with contextlib.suppress(OSError, nbformat.reader.NotJSONError, nbformat.ValidationError):
         write_text(stage_dir / PAGE, notebook_page(nbformat.read(stage_dir / NOTEBOOK, 4), stage_dir.name))
+    write_json(stage_dir / RECORD, record)
+    (stage_dir / RESULT).unlink(missing_ok=True)
+    if interrupted:
+        raise KeyboardInterrupt
+    return record

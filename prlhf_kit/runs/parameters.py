@@ -16,20 +16,13 @@ class RunError(RuntimeError):
     """A notebook can't be run; the message says why and what to do."""
 
 
-def read(notebook: Path) -> dict[str, Any]:
-    """A notebook as JSON, each cell's source as one text; nbformat takes a second to import.
-
-    Raises:
-        RunError: there is no such file, or it is no notebook of format 4.
-    """
-    if not notebook.is_file():
+def read(notebook: Path, text: bytes | None = None) -> dict[str, Any]:
+    """A notebook, or `text` in its place, as JSON with each cell's source in one piece. nbformat takes a second to
+    import. Raises `RunError` where there is no such file, or it is no notebook of format 4."""
+    if text is None and not notebook.is_file():
         raise RunError(f"there is no notebook {notebook}. Expected the path of an .ipynb file.")
-    return _parsed(notebook.read_bytes(), notebook)
-
-
-def _parsed(text: bytes, notebook: Path) -> dict[str, Any]:
     try:
-        content = json.loads(text.decode("utf-8"))
+        content = json.loads((notebook.read_bytes() if text is None else text).decode("utf-8"))
         for cell in content["cells"]:
             cell["source"] = "".join(cell["source"])
     except (ValueError, TypeError, KeyError) as error:
@@ -40,28 +33,11 @@ def _parsed(text: bytes, notebook: Path) -> dict[str, Any]:
     return content
 
 
-def defaults(notebook: Path) -> dict[str, Any]:
-    """Parameters of a notebook and their default values.
-
-    Raises:
-        RunError: no such file, no cell tagged `parameters`, or a default that JSON can't hold as it is.
-    """
-    return _defaults(read(notebook), notebook)
-
-
-def edited(notebook: Path) -> dict[str, tuple[Any, Any]]:
-    """Parameters whose default is another than in the committed notebook: name -> default now, default there."""
-    try:
-        command = ["git", "show", f"HEAD:./{notebook.name}"]
-        committed = subprocess.run(command, cwd=notebook.parent, capture_output=True, check=True).stdout
-        then = _defaults(_parsed(committed, notebook), notebook)
-    except (OSError, subprocess.CalledProcessError, RunError):  # no git, no checkout, or not committed
-        return {}
-    return {name: (now, then[name]) for name, now in defaults(notebook).items() if name in then and now != then[name]}
-
-
-def _defaults(content: Mapping[str, Any], notebook: Path) -> dict[str, Any]:
-    tagged = [c["source"] for c in content["cells"] if "parameters" in c.get("metadata", {}).get("tags", [])]
+def defaults(notebook: Path, text: bytes | None = None) -> dict[str, Any]:
+    """Parameters of a notebook (see `read`) and their default values. Raises `RunError` where no cell is tagged
+    `parameters`, or JSON can't hold a default as it is."""
+    cells = read(notebook, text)["cells"]
+    tagged = [cell["source"] for cell in cells if "parameters" in cell.get("metadata", {}).get("tags", [])]
     if not tagged:
         raise RunError(
             f"{notebook} has no cell tagged 'parameters', so nothing could be injected. Tag the cell that holds the "
@@ -69,24 +45,31 @@ def _defaults(content: Mapping[str, Any], notebook: Path) -> dict[str, Any]:
         )
     values: dict[str, Any] = {}
     for node in ast.parse("\n".join(tagged)).body:  # papermill's own inspection stumbles over "=" and "#" in a line
-        if isinstance(node, ast.Assign):
-            names = [target.id for target in node.targets if isinstance(target, ast.Name)]
-        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-            names = [node.target.id]
-        else:
+        if not isinstance(node, ast.Assign | ast.AnnAssign) or node.value is None:
             continue
-        if node.value is None:
-            continue
-        value = None
-        with contextlib.suppress(ValueError, TypeError):
+        names = [ast.unparse(name) for name in (node.targets if isinstance(node, ast.Assign) else [node.target])]
+        try:
             value = ast.literal_eval(node.value)
-        if not _plain(value) or (value is None and ast.unparse(node.value) != "None"):
+        except (ValueError, TypeError):
+            value = ...  # which is not plain
+        if not _plain(value):
             raise RunError(
                 f"parameter {names[0]!r} of {notebook} has the default {ast.unparse(node.value)}; expected a plain "
                 "Python value: text, a number, True, False, None, a list, or a dict with text keys."
             )
         values |= dict.fromkeys(names, value)
     return values
+
+
+def edited(notebook: Path) -> dict[str, tuple[Any, Any]]:
+    """Parameters whose default is another than in the committed notebook: name -> default now, default there."""
+    try:
+        command = ["git", "show", f"HEAD:./{notebook.name}"]
+        committed = subprocess.run(command, cwd=notebook.parent, capture_output=True, check=True).stdout
+        then = defaults(notebook, committed)
+    except (OSError, subprocess.CalledProcessError, RunError):  # no git, no checkout, or not committed
+        return {}
+    return {name: (now, then[name]) for name, now in defaults(notebook).items() if name in then and now != then[name]}
 
 
 def _plain(value: Any) -> bool:
@@ -103,13 +86,8 @@ def typed(name: str, value: Any, default: Any) -> Any:
     >>> typed("n", "3", 1), typed("user", "00123", "ann"), typed("on", "false", True), typed("x", "1", 0.5)
     (3, '00123', False, 1.0)
     """
-    expected = type(default).__name__
-    error = RunError(f"parameter {name!r} is {value!r}, expected {expected} such as {default!r}.")
-    if isinstance(default, str):
-        if not isinstance(value, str):
-            raise error
-        return value
-    if isinstance(value, str):
+    given = value
+    if isinstance(value, str) and not isinstance(default, str):
         words = {"true": True, "false": False, "none": None, "null": None}
         with contextlib.suppress(ValueError, SyntaxError):
             value = words[value.lower()] if value.lower() in words else ast.literal_eval(value)
@@ -118,18 +96,12 @@ def typed(name: str, value: Any, default: Any) -> Any:
             f"parameter {name!r} can't be {value!r}: a run's record could not hold it. Expected text, a finite number, "
             "True, False, None, a list of such, or a dict from texts to such."
         )
-    if default is None or value is None:
+    if default is None or (value is None and not isinstance(default, str)):
         return value
-    if isinstance(default, bool) or isinstance(value, bool):
-        ok = isinstance(default, bool) and isinstance(value, bool)
-    elif isinstance(default, float):
-        ok = isinstance(value, (int, float))
-        value = float(value) if ok else value
-    else:
-        ok = isinstance(value, type(default))
-    if not ok:
-        raise error
-    return value
+    kinds = (int, float) if isinstance(default, float) else type(default)
+    if not isinstance(value, kinds) or isinstance(value, bool) != isinstance(default, bool):  # True is an int, too
+        raise RunError(f"parameter {name!r} is {given!r}, expected {type(default).__name__} such as {default!r}.")
+    return float(value) if isinstance(default, float) else value
 
 
 def resolve(notebook: Path, parameters: Mapping[str, Any]) -> dict[str, Any]:

@@ -29,28 +29,19 @@ class Node:
     run_dir: Path
     parameters: dict[str, Any]
     after: list[str] = field(default_factory=list)  # names of nodes that complete before
-    needs: list[str] = field(default_factory=list)  # stages that it is made from, besides those of its metadata
     status: str = "not run"
     seconds: float | None = None
     cell: int | None = None
     message: str | None = None
 
-    @property
-    def stage_dir(self) -> Path:
-        return self.run_dir / self.notebook.stem
+    def __post_init__(self) -> None:
+        self.stage, _, self.run = self.name.partition("/")
+        self.stage_dir, self.log = self.run_dir / self.stage, self.run_dir / f"{self.stage}.log"
+        # its name for Snakemake, which reads braces, "=" and "," in a name as its own
+        self.job = quote(self.name, safe="/+").replace("%", "~")
 
-    @property
-    def log(self) -> Path:
-        return self.run_dir / f"{self.notebook.stem}.log"
-
-    @property
-    def job(self) -> str:
-        """Its name for Snakemake, which reads braces, "=" and "," in a name as its own."""
-        return quote(self.name, safe="/+").replace("%", "~")
-
-    def end(self, status: str, message: str | None = None) -> None:
+    def end(self, status: str, record: Mapping[str, Any], message: str | None = None) -> None:
         """Take over what the stage's record says."""
-        record = read_record(self.stage_dir) or {}
         self.status, self.message, self.seconds = status, message, record.get("seconds")
         if status == "failed" and (error := record.get("error")):
             cell, self.message = re.match(r"(?:cell (\d+) (?:raised )?)?(.*)", error).groups()  # type: ignore[union-attr]
@@ -62,11 +53,11 @@ def link(place: Path, target: Path) -> None:
     address = os.path.relpath(target, place.parent)
     if place.is_symlink() and os.readlink(place) == address:
         return
-    place.parent.mkdir(parents=True, exist_ok=True)
     if place.is_symlink():
         place.unlink()
     elif place.exists():
         set_aside(place)
+    place.parent.mkdir(parents=True, exist_ok=True)
     place.symlink_to(address)
 
 
@@ -85,9 +76,10 @@ def look(nodes: Sequence[Node]) -> list[Node]:
     """Mark nodes that completed with the same inputs as unchanged; returns the others. `nodes` are in order."""
     fresh: set[str] = set()
     for node in nodes:
-        if fresh.issuperset(node.after) and plan(node.notebook, node.run_dir, node.parameters, node.needs).done():
+        planned = plan(node.notebook, node.run_dir, node.parameters)
+        if planned.done and fresh.issuperset(node.after):
             fresh.add(node.name)
-            node.end("unchanged")
+            node.end("unchanged", planned.done)
     return [node for node in nodes if node.name not in fresh]
 
 
@@ -107,53 +99,50 @@ def plan_sweep(
         rows: combinations of parameters, one a run.
         same: parameters of all runs.
         source: finished run whose stages the notebooks need.
-
-    Raises:
-        RunError: two notebooks have one name, or a stage that one needs can come from nowhere.
     """
     paths = {path.stem: path for path in notebooks}
     if len(paths) < len(notebooks):
         raise RunError(f"two notebooks have the same name, but a run has one folder for each: {', '.join(paths)}.")
+    links_of = {stem: dict.fromkeys([*needs_of(path), *uses_of(path)]) for stem, path in paths.items()}
     taken: dict[str, Path] = {}
-    for path in notebooks:
-        for stage in [*needs_of(path), *uses_of(path)]:
+    for stem, path in paths.items():
+        for stage in links_of[stem].keys() - paths.keys():
             record = read_record(source / stage) if source else None
-            if stage in paths or (record is None and stage in uses_of(path)):
-                continue
-            if record is None or record["status"] != "completed":
+            if source and record and record["status"] == "completed":
+                taken[stage] = source / stage
+            elif record or stage in needs_of(path):
                 raise RunError(
                     f"{path.name} needs the stage {stage}, which "
                     + (f"is not completed in --from {source}." if source else "is not among the notebooks.")
                     + " Name its notebook as well, or start from a finished run that has it: --from RUN."
                 )
-            assert source
-            taken[stage] = source / stage
     if source and not taken:
         raise RunError(f"--from {source}: no notebook needs a stage of it, as its metadata says (docs/runs.md).")
-    above = {stem: [s for s in [*needs_of(path), *uses_of(path)] if s in paths] for stem, path in paths.items()}
+    above = {stem: [stage for stage in links_of[stem] if stage in paths] for stem in paths}
     order = [node.name for node in in_order(Node(stem, paths[stem], folder, {}, above[stem]) for stem in paths)]
+    known = {stem: defaults(path) for stem, path in paths.items()}
     deciding: dict[str, set[str]] = {}  # stage -> parameters
     made_from: dict[str, set[str]] = {}  # stage -> stages
     for stem in order:
-        deciding[stem] = set(defaults(paths[stem])).union(*(deciding[other] for other in above[stem]))
+        deciding[stem] = set(known[stem]).union(*(deciding[other] for other in above[stem]))
         made_from[stem] = set(above[stem]).union(*(made_from[other] for other in above[stem]))
     nodes: dict[str, Node] = {}
     runs: dict[str, list[Node]] = {}
     links: dict[Path, Path] = {}
     for row in rows:
-        names: dict[str, str] = {}
+        run = grid.name_of(row)
+        mine: dict[str, Node] = {}  # stage -> node
         for stem in order:
             own = {name: value for name, value in row.items() if name in deciding[stem]}
-            run_dir = folder / grid.name_of(own) if len(own) == len(row) else folder / SHARED / grid.name_of(own)
-            names[stem] = f"{stem}/{grid.name_of(own)}"
-            known = defaults(paths[stem])
-            given = {name: value for name, value in {**same, **own}.items() if name in known}
-            after = [names[other] for other in above[stem]]
-            node = nodes.setdefault(names[stem], Node(names[stem], paths[stem], run_dir, given, after))
+            name = grid.name_of(own)
+            place = folder / name if len(own) == len(row) else folder / SHARED / name
+            given = {key: value for key, value in {**same, **own}.items() if key in known[stem]}
+            node = Node(f"{stem}/{name}", paths[stem], place, given, [mine[other].name for other in above[stem]])
+            mine[stem] = node = nodes.setdefault(node.name, node)
             links |= {node.run_dir / stage: target for stage, target in taken.items()}
-            links |= {node.run_dir / other: nodes[names[other]].stage_dir for other in made_from[stem]}
-            links[folder / grid.name_of(row) / stem] = node.stage_dir
-        runs[grid.name_of(row)] = [nodes[name] for name in names.values()]
+            links |= {node.run_dir / other: mine[other].stage_dir for other in made_from[stem]}
+            links[folder / run / stem] = node.stage_dir
+        runs[run] = list(mine.values())
     return runs, {place: target for place, target in links.items() if place != target}
 
 
@@ -164,26 +153,25 @@ def read_pipeline(file: Path, run_dir: Path, given: Sequence[tuple[str, str]] = 
     if not isinstance(entries, list) or not entries:
         raise RunError(f"{file} holds no list of stages. Expected:\nstages:\n- notebook: my.ipynb")
     paths: dict[str, Path] = {}
+    own: dict[str, Any] = {}  # stage -> its parameters in the file
     for number, entry in enumerate(entries, 1):
-        if not isinstance(entry, dict) or "notebook" not in entry or entry.keys() - {"notebook", "parameters", "needs"}:
-            raise RunError(
-                f"stage {number} of {file} is {entry!r}, expected notebook, and perhaps parameters and needs."
-            )
+        if not isinstance(entry, dict) or "notebook" not in entry or entry.keys() - {"notebook", "parameters"}:
+            raise RunError(f"stage {number} of {file} is {entry!r}, expected notebook, and perhaps parameters.")
         path = file.parent / str(entry["notebook"])
-        if paths.setdefault(path.stem, path) is not path:
+        if path.stem in paths:
             raise RunError(f"{file} names the stage {path.stem} twice, but a run has one folder for each.")
+        paths[path.stem], own[path.stem] = path, entry.get("parameters") or {}
+        if not isinstance(own[path.stem], dict):
+            raise RunError(f"{path.stem} of {file}: expected parameters as a mapping, found {own[path.stem]!r}.")
     known = {path: defaults(path) for path in paths.values()}
-    everywhere = {name: grid.checked(name, value, known) for name, value in grid.once(given).items()}
+    everywhere = grid.checked(grid.once(given), known)
     nodes = []
-    for entry, (stem, path) in zip(entries, paths.items(), strict=True):
-        parameters, needs = entry.get("parameters") or {}, entry.get("needs") or []
-        if not isinstance(parameters, dict) or not isinstance(needs, list):
-            raise RunError(f"{stem} of {file}: expected parameters as a mapping and needs as a list, found {entry!r}.")
-        parameters = {str(name): grid.checked(str(name), v, {path: known[path]}) for name, v in parameters.items()}
+    for stem, path in paths.items():
+        parameters = grid.checked({str(name): value for name, value in own[stem].items()}, {path: known[path]})
         parameters |= {name: value for name, value in everywhere.items() if name in known[path]}
-        after = dict.fromkeys([*needs_of(path), *map(str, needs), *(s for s in uses_of(path) if s in paths)])
-        if unknown := [need for need in after if need not in paths]:
+        if unknown := [need for need in needs_of(path) if need not in paths]:
             raise RunError(f"{file}: {stem} needs {unknown[0]!r}, which is no stage of it. It has: {', '.join(paths)}.")
+        after = dict.fromkeys(stage for stage in [*needs_of(path), *uses_of(path)] if stage in paths)
         run = run_dir.name
-        nodes.append(Node(f"{stem}/{run}", path, run_dir, parameters, [f"{n}/{run}" for n in after], list(after)))
+        nodes.append(Node(f"{stem}/{run}", path, run_dir, parameters, [f"{stage}/{run}" for stage in after]))
     return in_order(nodes)

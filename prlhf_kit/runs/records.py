@@ -70,7 +70,7 @@ def records_of(run: Path) -> dict[str, dict[str, Any] | None]:
 
 def row(run: Path) -> list[str]:
     """Of a run: its name, what became of its stages, when it began (UTC), its time, commits (+: with uncommitted
-    changes), models and data."""
+    changes) and models."""
     records = records_of(run)
     status = {stage: record["status"] if record else "unreadable" for stage, record in records.items()}
     done = sum(one == "completed" for one in status.values())
@@ -81,5 +81,4 @@ def row(run: Path) -> list[str]:
     took = f"{seconds:.0f} s" if seconds < 300 else f"{seconds / 60:.0f} min"
     commits = {f"{str(r['git'].get('commit') or '')[:7]}{'+' * bool(r['git'].get('dirty'))}" for r in found}
     models = {str(record["parameters"]["model"]) for record in found if "model" in record["parameters"]}
-    data = {str(record.get("provenance", {}).get("data", {}).get("fingerprint", ""))[:8] for record in found}
-    return [str(run), ", ".join(stages), started, took, *(" ".join(sorted(s - {""})) for s in (commits, models, data))]
+    return [str(run), ", ".join(stages), started, took, *(" ".join(sorted(s - {""})) for s in (commits, models))]

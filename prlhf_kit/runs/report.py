@@ -3,7 +3,6 @@ executed notebook. They work from disk."""
 
 from __future__ import annotations
 
-import copy
 import html
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,11 @@ import numpy as np
 import pandas as pd
 from jinja2 import Environment
 from nbconvert import HTMLExporter
-from PIL import Image
 from pyarrow import ArrowInvalid
 
 from prlhf_kit.files import write_text
-from prlhf_kit.runs.stage import inputs, read_record
+from prlhf_kit.runs.records import records_of
+from prlhf_kit.runs.stage import inputs
 
 STYLE = """:root { color-scheme: light dark; --page: #fff; --text: #1a1a1a; --faint: #555; --line: #ddd;
   --code: #f5f5f5; --link: #0b57a4; --bad: #b00020; }
@@ -32,7 +31,7 @@ th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--line); text-align:
 thead th { position: sticky; top: 0; background: var(--page); }
 figure { margin: 1.5rem 0; } img { max-width: 100%; height: auto; background: white; }
 figcaption, .note { color: var(--faint); font-size: .9rem; }
-.failed, .interrupted { color: var(--bad); font-weight: bold; }
+.failed, .interrupted, .died { color: var(--bad); font-weight: bold; }
 pre { overflow-x: auto; background: var(--code); padding: .7rem; }
 @media (max-width: 40rem) { img { max-width: none; } th, td { padding: .3rem .5rem; }
   table { width: max-content; } th, td { max-width: 16rem; } pre { max-width: 80vw; } }
@@ -51,9 +50,9 @@ made from. What stands below may come from an earlier attempt; run the notebooks
 <div class="scroll" tabindex="0" role="region" aria-label="{{ table.caption }}">{{ table.html | safe }}</div>
 {% endfor %}{% endmacro %}
 {{ show(headline) }}
-{% for f in figures %}
+{% for path, f in figures %}
 <figure><div class="scroll" tabindex="0" role="region" aria-label="{{ f.caption }}">
-<img src="{{ f.path }}" alt="{{ f.caption }}"{{ " width=%d" % f.width if f.width }}></div>
+<img src="{{ path }}" alt="{{ f.caption }}"{{ " width=%d" % f.width if f.width is integer }}></div>
 <figcaption>{{ f.caption }}</figcaption></figure>
 {% endfor %}
 {{ show(tables) }}
@@ -77,7 +76,6 @@ transformers {{ stages[-1].versions.transformers }}, trl {{ stages[-1].versions.
 # nbconvert's page, with the figures' captions for who can't see them, and without scripts that it does not need
 NOTEBOOK = """{%- extends 'lab/index.html.j2' -%}
 {%- block html_head_js_requirejs -%}{%- endblock -%}
-{%- block jupyter_widgets -%}{%- endblock -%}
 {%- block notebook_css -%}{{ super() }}
 <style>
 .jp-RenderedImage, .highlight pre { overflow-x: auto; }
@@ -96,25 +94,21 @@ NOTEBOOK = """{%- extends 'lab/index.html.j2' -%}
 PROGRESS = "application/vnd.jupyter.widget-view+json"
 
 
-def records(run_dir: Path) -> list[dict[str, Any]]:
-    """Records of all stages of a run, in the order of their names."""
-    found = {path: read_record(path) for path in sorted(run_dir.iterdir()) if path.is_dir() and path.name[0] != "."}
-    return [record | {"stage": path.name} for path, record in found.items() if record]
+def artifacts(run_dir: Path, kind: str) -> list[tuple[str, dict[str, Any]]]:
+    """(path from the run's folder, entry) of each artefact of `kind` in a run, results before data."""
+    records = {stage: record["artifacts"] for stage, record in records_of(run_dir).items() if record}
+    named = [(f"{stage}/{name}", entry) for stage, left in reversed(records.items()) for name, entry in left.items()]
+    return [(path, entry) for path, entry in named if entry["kind"] == kind]
 
 
 def tables(run_dir: Path, kind: str) -> list[tuple[str, pd.DataFrame]]:
-    """(caption, table) of each artefact of `kind` in a run, results before data. A lost one says so in its caption."""
+    """(caption, table) of each artefact of `kind` in a run. A lost one says so in its caption."""
     found = []
-    for record in reversed(records(run_dir)):
-        for name, entry in record["artifacts"].items():
-            if entry["kind"] == kind:
-                path = run_dir / record["stage"] / name
-                try:
-                    found.append((entry["caption"], pd.read_parquet(path)))
-                except (OSError, ArrowInvalid):  # gone, or cut
-                    found.append(
-                        (f"{entry['caption']}: {path} can't be read; run {record['stage']} again", pd.DataFrame())
-                    )
+    for path, entry in artifacts(run_dir, kind):
+        try:
+            found.append((entry["caption"], pd.read_parquet(run_dir / path)))
+        except (OSError, ArrowInvalid):  # gone, or cut
+            found.append((f"{entry['caption']}: {path} can't be read; run its notebook again", pd.DataFrame()))
     return found
 
 
@@ -128,29 +122,10 @@ def to_html(table: pd.DataFrame) -> str:
     return table.round(3).map(text).rename(columns=text).to_html(index=False, border=0, na_rep="-", escape=False)
 
 
-def _width(*picture: str | Path) -> int | None:
-    """CSS pixels that show a figure as wide as in its notebook, where its texts are as large as the page's."""
-    try:
-        with Image.open(Path(*picture)) as opened:
-            return round(opened.width * 90 / 150)  # `Stage.figure` shows 90 an inch, `figures.save` writes 150
-    except OSError:
-        return None
-
-
 def write_index(run_dir: str | Path) -> Path:
     """Write `<run_dir>/index.html` from the stages' records and return its path."""
     run_dir = Path(run_dir)
-    stages = records(run_dir)
-    figures = [
-        {
-            "path": f"{record['stage']}/{name}",
-            "caption": entry["caption"],
-            "width": _width(run_dir / record["stage"] / name),
-        }
-        for record in reversed(stages)  # results before data
-        for name, entry in record["artifacts"].items()
-        if entry["kind"] == "figure"
-    ]
+    stages = [record | {"stage": stage} for stage, record in records_of(run_dir).items() if record]
     provenance = {name: entry for record in stages for name, entry in record.get("provenance", {}).items()}
 
     def shown(kind: str) -> list[dict[str, str]]:
@@ -164,24 +139,20 @@ def write_index(run_dir: str | Path) -> Path:
     page = PAGE.render(
         name=run_dir.name,
         stages=stages,
-        figures=figures,
+        figures=artifacts(run_dir, "figure"),
         headline=shown("headline"),
         tables=shown("shown"),
         provenance=provenance,
         doubtful=doubtful,
         style=STYLE,
     )
-    path = run_dir / "index.html"
-    write_text(path, page)
-    return path
+    write_text(run_dir / "index.html", page)
+    return run_dir / "index.html"
 
 
 def notebook_page(notebook: nbformat.NotebookNode, title: str) -> str:
-    """An executed notebook as HTML. Its equations alone need the network (MathJax); without it they are TeX.
-
-    Progress bars are left out: they are for who waits, and would need a script from elsewhere.
-    """
-    notebook = copy.deepcopy(notebook)
+    """An executed notebook as HTML. Its equations alone need the network (MathJax); without it they are TeX. Progress
+    bars are taken out: they are for who waits, and would need a script from elsewhere."""
     notebook.metadata.pop("widgets", None)
     for cell in notebook.cells:
         if "outputs" in cell:

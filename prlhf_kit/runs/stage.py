@@ -29,7 +29,9 @@ RESULT = "result.json"
 RECORD = "run.json"
 SCHEMA = 1  # version of `run.json`; docs/runs.md has its fields and says when it changes
 PREVIOUS = ".previous"
-# optional fields of a record, where a page or a table reads them
+REQUIRED = {"schema": int, "status": str, "started": str}  # fields of a record
+REQUIRED |= dict.fromkeys(("parameters", "metrics", "artifacts", "versions", "git"), dict)
+# others, where a page or a table reads them
 OPTIONAL: dict[str, Any] = {"inputs": dict, "provenance": dict, "notes": list, "error": str, "pid": int, "host": str}
 OPTIONAL |= {"seconds": (int, float), "peak_memory_bytes": (int, float)}
 PATIENCE = 30  # seconds to wait for another kernel that works in the same folder
@@ -46,33 +48,44 @@ def read_record(stage_dir: Path) -> dict[str, Any] | None:
     outside its folder counts as none."""
     try:
         record = json.loads((stage_dir / RECORD).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        kinds = REQUIRED | {name: kind for name, kind in OPTIONAL.items() if name in record}
+        named = [record["artifacts"], record.get("provenance", {}), record.get("inputs", {})]
+        right = record["schema"] <= SCHEMA and all(isinstance(record[name], kind) for name, kind in kinds.items())
+        right &= all(isinstance(entry, dict) for entries in named for entry in entries.values())
+        right &= all({"kind", "caption"} <= entry.keys() for entry in record["artifacts"].values())
+        right &= not any(Path(name).is_absolute() or ".." in Path(name).parts for names in named for name in names)
+    except (OSError, ValueError, RecursionError, TypeError, AttributeError, LookupError):
         return None
-    kinds = {"schema": int, "status": str, "started": str}
-    kinds |= dict.fromkeys(("parameters", "metrics", "artifacts", "versions", "git"), dict)
-    if not isinstance(record, dict) or not all(isinstance(record.get(name), kind) for name, kind in kinds.items()):
-        return None
-    if not all(isinstance(record[name], kind) for name, kind in OPTIONAL.items() if name in record):
-        return None
-    named = [record["artifacts"], record.get("provenance", {}), record.get("inputs", {})]
-    entries = [entry for entries in named for entry in entries.values()]
-    if record["schema"] > SCHEMA or not all(isinstance(entry, dict) for entry in entries):
-        return None
-    if any(Path(name).is_absolute() or ".." in Path(name).parts for names in named for name in names):
-        return None
-    return record if all({"kind", "caption"} <= entry.keys() for entry in record["artifacts"].values()) else None
+    return record if right else None
+
+
+def begun(stage: str, parameters: dict[str, Any], made_from: dict[str, dict[str, str | None]]) -> dict[str, Any]:
+    """The record of a stage that begins in this process. `made_from`: see `inputs`."""
+    return {
+        "schema": SCHEMA,
+        "stage": stage,
+        "status": "running",
+        "parameters": parameters,
+        "inputs": made_from,
+        "metrics": {},
+        "artifacts": {},
+        "versions": versions(),
+        "git": git_state(),
+        "pid": os.getpid(),
+        "host": platform.node(),
+        "started": now(),
+    }
 
 
 def process_is_gone(record: Mapping[str, Any]) -> bool:
     """Whether a record says `running`, but its process was killed; known on that process's machine only."""
-    if record["status"] != "running" or "pid" not in record or record.get("host") != platform.node():
-        return False
-    try:
-        os.kill(record["pid"], 0)
-    except (ProcessLookupError, OverflowError):
-        return True
-    except PermissionError:  # another user's
-        pass
+    if record["status"] == "running" and "pid" in record and record.get("host") == platform.node():
+        try:
+            os.kill(record["pid"], 0)
+        except (ProcessLookupError, OverflowError):
+            return True
+        except PermissionError:  # another user's
+            pass
     return False
 
 
@@ -125,7 +138,6 @@ def set_aside(stage_dir: Path) -> None:
     print(f"{stage_dir.name}: {what} is replaced, and kept in {place}{instead}", flush=True)
 
 
-_held: dict[Path, FileLock] = {}  # stage folders that this process works in
 _names: dict[str, list[str]] = {}  # stage -> its parameters, as found when it first began in this process
 
 
@@ -136,63 +148,31 @@ class Stage:
         self.name, self.run_dir, self.parameters = name, Path(run_dir).resolve(), parameters
         self.dir = self.run_dir / name
         self.run_dir.mkdir(parents=True, exist_ok=True)
-        self.started = now()
-        self.artifacts: dict[str, dict[str, str]] = {}
+        self.artifacts: dict[str, dict[str, Any]] = {}
         self.provenance: dict[str, dict[str, str]] = {}
-        self.inputs: dict[str, dict[str, str | None]] = {}
         self.notes: list[str] = []
-        if self.dir in _held:  # the `begin` cell was run again in this kernel
-            _held.pop(self.dir).release()
-        self._lock = FileLock(self.run_dir / f".{name}.kernel.lock")
+        # one for all of this kernel, where the `begin` cell may be run again
+        self._lock = FileLock(self.run_dir / f".{name}.kernel.lock", is_singleton=True)
         try:  # an earlier kernel whose runner was killed may take a moment to notice
             self._lock.acquire(timeout=PATIENCE)
         except Timeout:
             raise StageError(
                 f"another process is working in {self.dir}. Wait for it or end it, or choose another run folder."
             ) from None
-        _held[self.dir] = self._lock
-        if not os.environ.get(UNDER_RUNNER):
-            self._start_record()
+        earlier = [p.name for p in self.run_dir.iterdir() if p.is_dir() and p.name[0] != "." and p.name < name]
+        self.record = begun(name, parameters, inputs(self.run_dir, earlier))
+        if not os.environ.get(UNDER_RUNNER):  # in JupyterLab
+            if (old := read_record(self.dir)) is not None:  # training resumes in a folder that was made from the same
+                made_from, given = old.get("inputs", {}), json.loads(json.dumps(parameters))
+                same = old["parameters"] | {"run_dir": None} == given | {"run_dir": None}
+                if not same or inputs(self.run_dir, made_from) != made_from:
+                    set_aside(self.dir)
+            write_json(self.dir / RECORD, self.record)
         self.dir.mkdir(exist_ok=True)
         (self.dir / RESULT).unlink(missing_ok=True)
 
-    def _start_record(self) -> None:
-        """In JupyterLab: keep the folder (training resumes in it) only if it was made from the same inputs."""
-
-        def plain(parameters: dict) -> dict:
-            return {k: v for k, v in json.loads(json.dumps(parameters)).items() if k != "run_dir"}
-
-        earlier = [p.name for p in self.run_dir.iterdir() if p.is_dir() and p.name[0] != "." and p.name < self.name]
-        self.inputs = inputs(self.run_dir, earlier)
-        old = read_record(self.dir)
-        if old is not None:
-            made_from = old.get("inputs", {})
-            if plain(old["parameters"]) != plain(self.parameters) or inputs(self.run_dir, made_from) != made_from:
-                set_aside(self.dir)
-        write_json(self.dir / RECORD, self._record("running"))
-
-    def _record(self, status: str) -> dict[str, Any]:
-        return {
-            "schema": SCHEMA,
-            "stage": self.name,
-            "status": status,
-            "parameters": self.parameters,
-            "inputs": self.inputs,
-            "metrics": {},
-            "artifacts": {},
-            "versions": versions(),
-            "git": git_state(),
-            "pid": os.getpid(),
-            "host": platform.node(),
-            "started": self.started,
-        }
-
     def input(self, stage: str, name: str) -> Path:
-        """Artefact `name` that an earlier stage of the same run left.
-
-        Raises:
-            StageError: it isn't there, or not as that stage left it.
-        """
+        """Artefact `name` that an earlier stage of the same run left, see `left_by`."""
         return left_by(stage, self.run_dir, name)
 
     def note(self, text: str) -> None:
@@ -215,10 +195,11 @@ class Stage:
 
         from prlhf_kit.figures.style import save
 
-        png = self.artifact(f"{name}.png", "figure", caption)
+        png, width = self.artifact(f"{name}.png", "figure", caption), int(90 * figure.get_figwidth())
+        self.artifacts[png.name]["width"] = width  # CSS pixels: its texts are as large as the page's
         save(figure, png)
         if InteractiveShell.initialized():
-            display(Image(png, width=int(90 * figure.get_figwidth()), alt=caption))
+            display(Image(png, width=width, alt=caption))
 
     def table(self, table: pd.DataFrame, name: str, caption: str, kind: str = "table") -> pd.DataFrame:
         """Save a table as parquet and return it for display. `kind="headline"` opens the run's index page."""
@@ -243,7 +224,8 @@ class Stage:
         for path in list(self.dir.rglob("*-checkpoints/checkpoint-*")):  # a tracker's log beside them stays
             shutil.rmtree(path)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-        record = self._record("completed") | {
+        record = self.record | {
+            "status": "completed",
             "metrics": flat,
             "artifacts": self.artifacts,
             "provenance": self.provenance,
@@ -253,9 +235,11 @@ class Stage:
             "peak_memory_bytes": peak,
         }
         if os.environ.get(UNDER_RUNNER):  # whose record says the rest: whether the process ended well, say
-            record = {name: value for name, value in record.items() if name not in RUNNERS}
-        write_json(self.dir / (RESULT if os.environ.get(UNDER_RUNNER) else RECORD), record)
-        _held.pop(self.dir, self._lock).release()
+            own = {name: value for name, value in record.items() if name not in RUNNERS}
+            write_json(self.dir / RESULT, own)
+        else:
+            write_json(self.dir / RECORD, record)
+        self._lock.release(force=True)
 
 
 def begin(name: str, run_dir: str | Path, namespace: Mapping[str, Any]) -> Stage:
@@ -269,8 +253,6 @@ def begin(name: str, run_dir: str | Path, namespace: Mapping[str, Any]) -> Stage
     # TRL 1.16 and PEFT 0.21 use names that transformers 6 will drop: nothing that a notebook's reader could mend
     warnings.filterwarnings("ignore", ".*gradient_checkpointing. is deprecated", FutureWarning)
     plain = (bool, int, float, str, list, dict, type(None))
-    hidden = {"In", "Out"}
-    names = _names.setdefault(
-        name, [k for k, v in namespace.items() if not k.startswith("_") and k not in hidden and isinstance(v, plain)]
-    )  # when the cell is run again in JupyterLab, later cells' variables are there too
-    return Stage(name, run_dir, {key: namespace[key] for key in names})
+    found = [k for k, v in namespace.items() if k[0] != "_" and k not in ("In", "Out") and isinstance(v, plain)]
+    # when the cell is run again in JupyterLab, later cells' variables are there too
+    return Stage(name, run_dir, {key: namespace[key] for key in _names.setdefault(name, found)})

@@ -1,4 +1,4 @@
-"""Settings of P-DPO: TRL's, what is personal about it, and presets."""
+"""Settings of trainings: TRL's, what is personal about them, and presets."""
 
 from __future__ import annotations
 
@@ -6,59 +6,101 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from trl import DPOConfig
+from trl import DPOConfig, RewardConfig
 
 
 @dataclass
-class PersonalizedDPOConfig(DPOConfig):
-    """TRL's `DPOConfig` and what is personal about P-DPO.
+class UserSettings:
+    """What P-DPO and reward models share; comes before TRL's config among a class's bases.
 
     Args:
-        alpha: weight of the user's loss against the generic user's, in [0, 1]. At 1 and 0 the term without weight
-            is not computed.
         user_learning_rate, user_weight_decay: of the users' own rows, and of what a user model shares but does not list
             in `shared_slow`. `learning_rate` is for everything else.
-        share_prompt: compute each prompt once for both responses (`training/prompt_once.py`): same loss, less work.
-        personalized: False trains vanilla DPO on the same pairs in the same order: the control.
     """
 
-    alpha: float = 0.5
     user_learning_rate: float = 1e-2
     user_weight_decay: float = 0.0
-    share_prompt: bool = True
-    personalized: bool = True
     # the collator takes what it needs, `user_row` too
     remove_unused_columns: bool = False
     # TRL turns it on by default, which costs a third more time; turn it on where memory asks for it
     gradient_checkpointing: bool = False
     # everything that is trained is in every batch, so several processes need not look for what is not
     ddp_find_unused_parameters: bool | None = False
+
+
+def for_this_machine(args: Any) -> None:
+    """Settle what TRL's config leaves open, or asks of CPUs too."""
+    if args.bf16 is None:  # TRL's default is True everywhere, which is far slower than float32 on most CPUs
+        args.bf16 = not args.fp16 and not args.use_cpu and torch.cuda.is_available()
+    if not torch.cuda.is_available():  # it would only warn
+        args.dataloader_pin_memory = False
+
+
+@dataclass
+class PersonalizedDPOConfig(UserSettings, DPOConfig):
+    """TRL's `DPOConfig`, `UserSettings`, and what P-DPO needs.
+
+    Args:
+        alpha: weight of the user's loss against the generic user's, in [0, 1]. At 1 and 0 the term without weight
+            is not computed.
+        share_prompt: compute each prompt once for both responses (`training/prompt_once.py`): same loss, less work.
+        personalized: False trains vanilla DPO on the same pairs in the same order: the control.
+    """
+
+    alpha: float = 0.5
+    share_prompt: bool = True
+    personalized: bool = True
     # the reference never changes: once a pair, not once an epoch, and no second model in memory
     precompute_ref_log_probs: bool = True
 
     def __post_init__(self):
         if not 0 <= self.alpha <= 1:
             raise ValueError(f"alpha is {self.alpha}, expected a number in [0, 1]: the weight of the user's loss.")
-        if self.train_sampling_strategy == "group_by_length":
-            raise ValueError(
-                "train_sampling_strategy='group_by_length' needs the length of one text, but a pair has two. Leave it "
-                "out: pairs are then drawn in random order."
-            )
         if self.use_liger_kernel:
             raise ValueError(
                 "use_liger_kernel=True replaces the model's forward and bypasses the hooks that put the user tokens "
                 "in front of the prompt. Set use_liger_kernel=False."
             )
-        if self.bf16 is None:  # TRL's default is True everywhere, which is far slower than float32 on most CPUs
-            self.bf16 = not self.fp16 and not self.use_cpu and torch.cuda.is_available()
-        if not torch.cuda.is_available():  # it would only warn
-            self.dataloader_pin_memory = False
+        for_this_machine(self)
         super().__post_init__()
 
 
-QUERIES_AND_VALUES = r".*\.(q|v)_proj"
+@dataclass
+class PersonalizedRewardConfig(UserSettings, RewardConfig):
+    """TRL's `RewardConfig`, `UserSettings`, and what DSP needs.
+
+    Args:
+        lm_loss_coeff: weight of the language-modelling term; at 0 the LM head is not computed. DSP: 0.1.
+        lm_score_threshold: texts whose normalised score exceeds it are imitated.
+        max_length: tokens of prompt and response; the beginning of longer texts is cut. (TRL drops such pairs.)
+    """
+
+    lm_loss_coeff: float = 0.0
+    lm_score_threshold: float = 0.9
+    learning_rate: float = 1e-6
+    max_length: int | None = 512
+    eval_on_start: bool = True
+
+    def __post_init__(self):
+        if self.lm_loss_coeff < 0 or not 0 <= self.lm_score_threshold < 1:
+            raise ValueError(
+                f"lm_loss_coeff={self.lm_loss_coeff}, lm_score_threshold={self.lm_score_threshold}: expected a weight "
+                "of at least 0 and a threshold in [0, 1)."
+            )
+        for_this_machine(self)
+        super().__post_init__()
+        if self.eval_strategy == "no":
+            self.eval_on_start = False
+
+
+# DSP's settings for models of 7B, on one device: general, then customised reward fine-tuning. Where a stage imitates,
+# lm_loss_coeff is 0.1.
+_DSP = {"max_length": 512, "num_train_epochs": 1, "per_device_train_batch_size": 1}
+GRFT = _DSP | {"learning_rate": 1e-6, "gradient_accumulation_steps": 64, "warmup_steps": 100}
+CRFT = _DSP | {"learning_rate": 1e-7, "gradient_accumulation_steps": 256, "warmup_steps": 0}
+
 _QUIET = {"lr_scheduler_type": "cosine", "warmup_steps": 0.1, "report_to": "none"}
-_CPU_ADAPTER = {"r": 8, "lora_alpha": 16, "target_modules": QUERIES_AND_VALUES}
+_CPU_ADAPTER = {"r": 8, "lora_alpha": 16, "target_modules": r".*\.(q|v)_proj"}
 _OFTEN = {"logging_steps": 4, "save_steps": 20, "save_total_limit": 2}
 _CPU = {"num_train_epochs": 1.0, "per_device_train_batch_size": 4, "max_length": 192, **_OFTEN, **_QUIET}
 

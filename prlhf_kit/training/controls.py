@@ -29,44 +29,39 @@ LABELS = {
 WITHOUT_USERS = ("dpo", "dpo_text")  # trained as plain DPO
 
 
-def pooled(pairs: Dataset) -> Dataset:
-    """All pairs as those of one user, `EVERYONE`: soft tokens and both passes as in P-DPO, but nothing personal."""
-    return pairs.remove_columns("user_id").add_column("user_id", [EVERYONE] * len(pairs))
-
-
-def random_users(pairs: Dataset, seed: int = 0) -> Dataset:
-    """The users' names shuffled among the pairs: as many rows, trained as often, that mean nothing."""
-    names = np.random.default_rng(seed).permutation(np.array(pairs["user_id"], dtype=object)).tolist()
-    return pairs.remove_columns("user_id").add_column("user_id", names)
-
-
 def require_user_text(pairs: Dataset) -> None:
-    """Raise `ValueError` where prompts can't take in users' words, or the reference would see them."""
-    silent = sum(not text for text in pairs["user_text"])
-    if silent:
+    """Raise `ValueError` where users say nothing that could be put into their prompts."""
+    if silent := sum(not text for text in pairs["user_text"]):
         raise ValueError(
             f"{silent} of {len(pairs)} pairs have no user_text, so there is nothing to put into their prompts. Use a "
             "dataset in which users say what they want, or leave user_text (dpo_text) out."
         )
+
+
+def with_words(pairs: Dataset) -> Dataset:
+    """`with_user_text` of training pairs: all users say something, and the reference was computed without it."""
+    require_user_text(pairs)
     if not set(REFERENCE) <= set(pairs.column_names):
         raise ValueError(
             f"the pairs have no columns {' and '.join(REFERENCE)}: the reference does not see the users' words, so it "
             "is computed before they are put in. Call pairs = add_reference_logps(pairs, base, tokenizer) first."
         )
+    return with_user_text(pairs)
 
 
 def control_pairs(method: str, pairs: Dataset, seed: int = 0) -> tuple[Dataset, bool]:
     """What "pdpo" or a control of `LABELS` is trained on, and whether as P-DPO (else as DPO without users).
 
-    `pairs` bring the reference's log-probs, which stay those of the prompts without the users' words.
+    "pooled": all pairs are those of one user, `EVERYONE`: soft tokens and both passes, but nothing personal.
+    "random_users": the users' names are shuffled among the pairs: as many rows, trained as often, that mean nothing.
+    "dpo_text": the users' words are in the prompts, but not in the reference's.
     """
-    if method == "pooled":
-        return pooled(pairs), True
-    if method == "random_users":
-        return random_users(pairs, seed), True
     if method == "dpo_text":
-        require_user_text(pairs)
-        pairs = with_user_text(pairs)
+        pairs = with_words(pairs)
+    if method in ("pooled", "random_users"):
+        shuffled = np.random.default_rng(seed).permutation(np.array(pairs["user_id"], dtype=object)).tolist()
+        names = [EVERYONE] * len(pairs) if method == "pooled" else shuffled
+        pairs = pairs.remove_columns("user_id").add_column("user_id", names)
     return pairs, method not in WITHOUT_USERS
 
 

@@ -1,16 +1,5 @@
-"""Personalised rewards that are linear in frozen features, fitted in seconds.
-
-    r_u(x, y) = w_u . f(x, y),    P(chosen over rejected) = sigmoid(w_u . z),  z = f(x, chosen) - f(x, rejected)
-
-| kind | the user's weights | what a user costs |
-|---|---|---|
-| `pooled` | `w_0`, the same for all | nothing |
-| `per_user` | `w_0 + d_u` | d numbers |
-| `low_rank` | `w_0 + a_u V` (LoRe, arXiv 2504.14439; PReF, arXiv 2503.06358) | r numbers |
-| `mixture` | `w_0 + sum_k softmax(p_u)_k H_k` (PAL, arXiv 2406.08469) | K numbers |
-
-All are Bradley-Terry models, regularised towards `w_0`, which is itself regularised towards 0. `r_u = w_u^T V f` in
-LoRe's notation: its first row of V is `w_0` here, with a weight of 1 for every user.
+"""Personalised rewards that are linear in frozen features, r_u(x, y) = w_u . f(x, y), fitted in seconds as
+Bradley-Terry models: P(chosen over rejected) = sigmoid(w_u . z), z = f(x, chosen) - f(x, rejected).
 """
 
 from __future__ import annotations
@@ -31,6 +20,9 @@ from sklearn.model_selection import GroupKFold
 from prlhf_kit.models.features import Embedder
 from prlhf_kit.models.rewards import Text, messages
 
+# The user's weights w_u: w_0, the same for all; w_0 + d_u; w_0 + a_u V (LoRe, arXiv 2504.14439, whose first row of V is
+# w_0 here; PReF, arXiv 2503.06358); w_0 + sum_k softmax(p_u)_k H_k (PAL, arXiv 2406.08469). What is personal is
+# regularised towards w_0, which is itself regularised towards 0.
 KINDS = ("pooled", "per_user", "low_rank", "mixture")
 STRENGTHS = (0.001, 0.01, 0.1, 1.0, 10.0, 100.0)  # tried for w_0 and for what is personal
 RANKS = (1, 2, 3, 4, 6)  # r of low_rank, K of mixture
@@ -48,9 +40,7 @@ class Heads:
     pooled: np.ndarray  # w_0 [d]
     shared: np.ndarray  # V or H [size, d]; of other kinds [0, d]
     users: dict[str, np.ndarray]  # own numbers: d_u, a_u or p_u
-    pooled_strength: float  # of the regularisation of w_0
-    strength: float  # of what is personal
-    scores: pd.DataFrame  # of every setting tried: pooled_strength, size, strength, nll (nats a pair, cross-validated)
+    strength: float  # of the regularisation of what is personal; of w_0, where nothing is
 
     @property
     def size(self) -> int:
@@ -71,10 +61,8 @@ class Heads:
 
     def adapt(self, difference: np.ndarray, user_ids: Sequence[str]) -> Heads:
         """These rewards with new users, whose own numbers alone are fitted to their few pairs (`difference` `[n, d]`).
-
-        Their prior is what is known of the seen users: the mean and covariance of `a_u` (low rank), the mean of `p_u`
-        with variance 1 (mixture), or w_0 with the strength of the fit (per user).
-        """
+        Prior: mean and covariance of the seen users' `a_u` (low rank), mean of their `p_u` with variance 1 (mixture),
+        or w_0 with the strength of the fit (per user)."""
         if self.kind == "pooled":
             return self
         who, names = pd.factorize(np.array(user_ids, dtype=object), sort=True)
@@ -109,7 +97,6 @@ def fit_heads(
     (5 folds).
 
     Args:
-        kind: one of `KINDS`.
         difference: `[n, d]`, features of the chosen minus those of the rejected response.
         user_ids, prompts: `[n]`; pairs of one prompt are in the same fold.
         scale: `[d]`, standard deviation of the features of the training responses.
@@ -117,11 +104,7 @@ def fit_heads(
     """
     if kind not in KINDS:
         raise ValueError(f"kind={kind!r}: expected one of {', '.join(KINDS)}.")
-    if not np.isfinite(difference).all():
-        raise ValueError(f"{(~np.isfinite(difference)).any(1).sum()} of {len(difference)} pairs have NaN features.")
     groups = pd.factorize(pd.Series([str(p) for p in prompts]))[0]
-    if groups.max() < 4:
-        raise ValueError(f"{groups.max() + 1} prompts are too few for 5 folds. Give more pairs.")
     scale = np.where(scale > 0, scale, 1.0) * difference.shape[1] ** 0.5  # so that strengths mean the same for any d
     who, names = pd.factorize(np.array(user_ids, dtype=object), sort=True)
     z, rows, users = torch.tensor(difference / scale, dtype=torch.float64), torch.tensor(who), len(names)
@@ -135,8 +118,7 @@ def fit_heads(
 
     # first the strength of w_0, as for everybody; then size and strength of what is personal
     common = {s: [fit_pooled(z[train], s) for train, _ in folds] for s in strengths}
-    tried = [(s, 0, np.nan, validated("pooled", [(w0, *nobody) for w0 in fits])) for s, fits in common.items()]
-    base = strength = min(tried, key=lambda row: row[3])[0]
+    base = strength = min(strengths, key=lambda s: validated("pooled", [(w0, *nobody) for w0 in common[s]]))
     wanted = {"pooled": [], "per_user": [0]}.get(kind, [n for n in sizes if n < users])
     personal = []
     for s in strengths if wanted else ():
@@ -144,14 +126,13 @@ def fit_heads(
             _fit(kind, wanted, base, s, z[train], rows[train], users, w0)
             for (train, _), w0 in zip(folds, common[base], strict=True)
         ]
-        personal += [(base, n, s, validated(kind, of_size)) for n, *of_size in zip(wanted, *fits, strict=True)]
+        personal += [(validated(kind, of_size), n, s) for n, *of_size in zip(wanted, *fits, strict=True)]
     weights: Weights = (fit_pooled(z, base), *nobody)
     if personal:
-        _, size, strength, _ = min(personal, key=lambda row: row[3])
+        _, size, strength = min(personal)
         [weights] = _fit(kind, [size], base, strength, z, rows, users, weights[0])
     w0, own, shared = (part.numpy() for part in weights)
-    scores = pd.DataFrame([*tried, *personal], columns=["pooled_strength", "size", "strength", "nll"])
-    return Heads(kind, scale, w0, shared, dict(zip(names, own, strict=True)), base, strength, scores)
+    return Heads(kind, scale, w0, shared, dict(zip(names, own, strict=True)), strength)
 
 
 def fit_pooled(z: torch.Tensor, strength: float, towards: torch.Tensor | None = None) -> torch.Tensor:
@@ -165,11 +146,8 @@ def fit_pooled(z: torch.Tensor, strength: float, towards: torch.Tensor | None = 
 def _fit(
     kind: str, sizes: Sequence[int], pooled_strength: float, strength: float, z, rows, users: int, pooled: torch.Tensor
 ) -> list[Weights]:
-    """The weights of one kind for each of `sizes`; w_0 starts at `pooled`.
-
-    Low rank and mixture are not convex. They start from the heads of single users: their best approximation of that
-    rank, or their k-means.
-    """
+    """The weights of one kind for each of `sizes`; w_0 starts at `pooled`. Low rank and mixture, which are not convex,
+    start from the heads of single users: their best approximation of that rank, or their k-means."""
 
     def minimised(kind: str, pooled: torch.Tensor, own: torch.Tensor, shared: torch.Tensor) -> Weights:
         w0, own, shared = (start.contiguous().clone().requires_grad_() for start in (pooled, own, shared))
@@ -236,8 +214,6 @@ class FeatureReward:
     ) -> torch.Tensor:
         """See `RewardModel.score`."""
         asked = [messages(prompt, "user") for prompt in prompts]
-        if not asked:
-            return torch.zeros(0)
         features = self.embedder(asked, [messages(response, "assistant") for response in responses], self.cache)
         rewards = self.heads.reward(features, [None] * len(asked) if user_ids is None else user_ids)
         return torch.tensor(rewards, dtype=torch.float32)

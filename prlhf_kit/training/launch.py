@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import argparse
 import json
 import os
 import shutil
@@ -20,13 +20,28 @@ from transformers import BitsAndBytesConfig, PreTrainedModel
 from prlhf_kit.files import write_json
 from prlhf_kit.models.hub import SFT_FILE, load_model, weights_in
 
+DTYPES = ("auto", "float32", "bfloat16")
 
-def read_recipe(kind: type, path: str | Path) -> tuple[Any, str, Dataset, str, Dataset | None]:
-    """Arguments of `train` or `train_sft` from a JSON file: the recipe's fields, `model`, `out`, and folders of
-    `Dataset.save_to_disk`, `pairs` and (optional) `evaluation`."""
+
+def read_recipe(kind: type, path: str | Path) -> tuple[Any, str, Any, str, Any]:
+    """Arguments of `train`, `train_sft` or `train_reward` from a JSON file: the recipe's fields, `model`, `out`, and
+    folders of `Dataset.save_to_disk`, `pairs` and (optional) `evaluation`; for reward models also several by name."""
     fields = json.loads(Path(path).read_text())
     model, pairs, out, evaluation = (fields.pop(name, "") for name in ("model", "pairs", "out", "evaluation"))
-    return kind(**fields), model, load_from_disk(pairs), out, load_from_disk(evaluation) if evaluation else None
+
+    def loaded(folders):
+        if isinstance(folders, dict):
+            return {name: load_from_disk(folder) for name, folder in folders.items()}
+        return load_from_disk(folders) if folders else None
+
+    return kind(**fields), model, loaded(pairs), out, loaded(evaluation)
+
+
+def command(doc: str | None) -> argparse.ArgumentParser:
+    """The command line of a module that trains a recipe; its `__doc__` is the help."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe", type=Path, help="JSON file with the recipe's fields")
+    return parser
 
 
 def writable(pairs: Dataset) -> Dataset:
@@ -40,23 +55,13 @@ def check_train_base(train_base: str, known: Sequence[str]) -> None:
     """Raise `ValueError` for a way to train the base that is not known, or can't be gone here."""
     if train_base not in known:
         raise ValueError(f"train_base={train_base!r}: expected one of {', '.join(known)}.")
-    ready = torch.cuda.is_available() and importlib.util.find_spec("bitsandbytes") is not None
-    if train_base == "qlora" and not ready:
-        raise ValueError(
-            "train_base='qlora' needs a GPU and bitsandbytes (whose 4-bit layers have no gradient on CPUs, version "
-            "0.50): pip install bitsandbytes on a GPU machine; 'lora' runs anywhere."
-        )
-
-
-DTYPES = ("auto", "float32", "bfloat16")
+    if train_base == "qlora" and not torch.cuda.is_available():  # bitsandbytes 0.50 has no gradient on CPUs
+        raise ValueError("train_base='qlora' needs a GPU and bitsandbytes; 'lora' runs anywhere.")
 
 
 def load_base(model: str, train_base: str = "lora", device: str | None = None, dtype: str = "auto") -> PreTrainedModel:
-    """The base model as it is trained, and as the reference reads: 4 bits for QLoRA; `device` as in `load_model`.
-
-    Args:
-        dtype: of `DTYPES`; "auto": bfloat16 on a GPU unless its own weights are trained, float32 elsewhere.
-    """
+    """The base model as it is trained, and as the reference reads: 4 bits for QLoRA; `device` as in `load_model`. The
+    `dtype` "auto" is bfloat16 on a GPU unless the base's own weights are trained, float32 elsewhere."""
     if dtype == "auto":
         dtype = "bfloat16" if torch.cuda.is_available() and train_base != "full" else "float32"
     four_bits = None
@@ -83,7 +88,8 @@ def launch_recipe(
     out: str | Path,
     evaluation: Dataset | None = None,
 ) -> None:
-    """Train a recipe, written to `<out>-launched.json` with its pairs beside it, in processes of their own."""
+    """Train a recipe by `module` in processes of their own. It is written to `<out>-launched.json`, its pairs beside.
+    Raises `RuntimeError` with the end of what they said, if they fail."""
     fields = {**vars(recipe), "model": model, "out": str(out)}
     for name, part in (("pairs", pairs), ("evaluation", evaluation)):
         folder = f"{out}-launched-{name}"
@@ -93,16 +99,11 @@ def launch_recipe(
             fields[name] = folder
     file = Path(f"{out}-launched.json")
     write_json(file, fields)
-    launch_file(file, module, launch)
-
-
-def launch_file(file: str | Path, module: str, launch: Sequence[str]) -> None:
-    """Run `accelerate launch <launch> -m <module> <file>`; `RuntimeError` with the end of its output if it fails."""
-    command = [sys.executable, "-m", "accelerate.commands.launch", *launch, "-m", module, str(file)]
+    line = [sys.executable, "-m", "accelerate.commands.launch", *launch, "-m", module, str(file)]
     last: deque[str] = deque(maxlen=30)
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
-        for line in process.stdout or ():  # a notebook shows what Python prints, not what its children do
-            print(line, end="")
-            last.append(line)
+    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        for said in process.stdout or ():  # a notebook shows what Python prints, not what its children do
+            print(said, end="")
+            last.append(said)
     if process.returncode:
-        raise RuntimeError(f"`{' '.join(command)}` ended with {process.returncode}. It said:\n{''.join(last)}")
+        raise RuntimeError(f"`{' '.join(line)}` ended with {process.returncode}. It said:\n{''.join(last)}")

@@ -45,8 +45,7 @@ def adapt(
     """Fit the rows of users who have none, by DPO's loss on their own pairs; everything else is frozen.
 
     Every user starts at the row that explains their pairs best, a known user's or the generic one, and goes on by Adam.
-    The log-probs under the reference and under the known rows are computed once; all users are fitted together, and
-    since nothing is shared among them each gets what it would get alone.
+    All are fitted together, and since nothing is shared among them each gets what it would get alone.
 
     Args:
         model: trained personalised model (of `load_personalized` or a trainer) whose user model is a `UserModel`.
@@ -68,24 +67,18 @@ def adapt(
     asked = tokenized(model, tokenizer, pairs) if steps else []
     reference = torch.tensor(evidence.reference)
     rows = []
-    training = model.training
     model.eval()  # no dropout
-    try:
-        for step in tqdm(range(steps), desc="adapting", unit=" steps", disable=None, leave=False):
-            optimizer.zero_grad()
-            seen = torch.zeros(len(user_ids))
-            for i in range(0, len(asked), batch_size):
-                part = slice(i, i + batch_size)
-                ratios = log_ratios(model, asked[part], own[who[part]], tokenizer.pad_token_id)
-                loss = -logsigmoid(beta * (ratios - reference[part].to(ratios)))
-                loss.sum().backward(inputs=[own])
-                seen.index_add_(0, who[part], loss.detach().float().cpu())
-            rows += [
-                (step, user, value) for user, value in zip(user_ids, (seen / who.bincount()).tolist(), strict=True)
-            ]
-            optimizer.step()
-    finally:
-        model.train(training)
+    for step in tqdm(range(steps), desc="adapting", unit=" steps", disable=None, leave=False):
+        optimizer.zero_grad()
+        seen = torch.zeros(len(user_ids))
+        for i in range(0, len(asked), batch_size):
+            part = slice(i, i + batch_size)
+            ratios = log_ratios(model, asked[part], own[who[part]], tokenizer.pad_token_id)
+            loss = -logsigmoid(beta * (ratios - reference[part].to(ratios)))
+            loss.sum().backward(inputs=[own])
+            seen.index_add_(0, who[part], loss.detach().float().cpu())
+        rows += [(step, user, nats.item()) for user, nats in zip(user_ids, seen / who.bincount(), strict=True)]
+        optimizer.step()
     return Adapted(user_ids, own.detach(), pd.DataFrame(rows, columns=["step", "user_id", "loss"]), start)
 
 
@@ -106,13 +99,11 @@ def log_ratios(model, asked: Sequence[tuple[Tokens, Tokens]], own: torch.Tensor,
 
 
 class Evidence(NamedTuple):
-    """What pairs say of user rows: `margins` `[n, rows]`, DPO's reward margins without beta (nats) under each of
-    `rows`, of which the first is the generic one; `reference` `[n]`, the reference's log pi(chosen) - log pi(rejected).
-    """
+    """What pairs say of user rows, the first of which is the generic one."""
 
     rows: list[int]
-    margins: np.ndarray
-    reference: np.ndarray
+    margins: np.ndarray  # `[n, rows]`, DPO's reward margins without beta (nats) under each of `rows`
+    reference: np.ndarray  # `[n]`, the reference's log pi(chosen) - log pi(rejected)
 
     def of(self, pairs: Sequence[int]) -> Evidence:
         """That of some of the pairs."""
@@ -138,16 +129,14 @@ def weigh(model, tokenizer: PreTrainedTokenizerBase, pairs: Dataset, batch_size:
 def user_table(model) -> UserModel:
     """The trained user model. Raises `ConditioningError` if there is none, `ValueError` for one of another kind."""
     user_model_of(model)
-    table = user_models(model)[-1]
-    if not isinstance(table, UserModel):
+    if not isinstance(table := user_models(model)[-1], UserModel):
         raise ValueError(f"adapt needs a prlhf_kit UserModel, got a {type(table).__name__}.")
     return table
 
 
 def add_users(model, index: UserIndex, adapted: Adapted) -> UserIndex:
     """Give the users of `adapt` rows behind those that are there. Changes `model`; returns the longer index."""
-    known = [user for user in adapted.user_ids if user in index]
-    if known:
+    if known := [user for user in adapted.user_ids if user in index]:
         raise ValueError(f"user {known[0]!r} has row {index.row(known[0])} already; forget_users removes it.")
     for table in user_models(model):
         longer = torch.cat([table.own.detach(), adapted.own.to(table.own)])

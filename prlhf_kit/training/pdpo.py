@@ -9,7 +9,6 @@ import math
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable
-from typing import Any
 
 import pandas as pd
 import torch
@@ -17,15 +16,15 @@ from peft import LoraConfig, PeftConfig, PeftModel
 from peft.utils.constants import DUMMY_TARGET_MODULES
 from trl import DPOTrainer
 
-from prlhf_kit.data.chat import require_prefix, with_user_text
-from prlhf_kit.models.conditioning import ATTRIBUTE, causal_lm, check_length, takes_user_text, user_model_of
+from prlhf_kit.data.chat import require_prefix
+from prlhf_kit.models.conditioning import ATTRIBUTE, causal_lm, check_length, takes_user_text, user_models
 from prlhf_kit.models.logprobs import REFERENCE, require_lengths
 from prlhf_kit.models.saving import name_base, save_index
 from prlhf_kit.models.user_index import GENERIC, UserIndex
 from prlhf_kit.training.config import PersonalizedDPOConfig
-from prlhf_kit.training.controls import require_user_text
+from prlhf_kit.training.controls import with_words
 from prlhf_kit.training.launch import writable
-from prlhf_kit.training.personal import USER_METRICS, PersonalizedTraining, Table, index_for
+from prlhf_kit.training.personal import USER_METRICS, PersonalizedTraining, index_for
 from prlhf_kit.training.prompt_once import collator_for, compute_prompts_once
 
 # no module gets an adapter: the user model alone is trained
@@ -56,9 +55,9 @@ def pdpo_loss(dpo: Callable[[torch.Tensor], torch.Tensor], rows: torch.Tensor, a
 class PersonalizedDPOTrainer(PersonalizedTraining, DPOTrainer):
     """TRL's `DPOTrainer` for datasets with a `user_id` column and a model prepared by `prlhf_kit.condition`.
 
-    Beside TRL's metrics of the user pass it logs those of the generic pass (`generic/`) and the spread of reward
-    accuracies among users (`users/mean`, `worst`, `p10`, `std`, `seen`). Every user's own is in `table` and, beside
-    each saved adapter, in `user_metrics.parquet`: `step`, `mode`, `user_id`, `accuracy`, `pairs` (since the last time).
+    Beside TRL's metrics of the user pass it logs those of the generic pass (`generic/`) and the mean and the least
+    reward accuracy among users (`users/mean`, `users/worst`). Every user's own is in `rows` and, beside each saved
+    adapter, in `user_metrics.parquet`: `step`, `mode`, `user_id`, `accuracy`, `pairs` (since the last time).
     `dropped[split]` counts, per user, the pairs of which `max_length` leaves nothing to learn from.
 
     Args:
@@ -68,12 +67,12 @@ class PersonalizedDPOTrainer(PersonalizedTraining, DPOTrainer):
             the whole model.
         kwargs: of `DPOTrainer`. `ref_model` only where the whole model is trained and `precompute_ref_log_probs` off.
 
-    Raises:
-        ConditioningError: the model has no user model and would swallow the user silently.
-        ValueError: no `user_id` column, a training user without a row, or a model that PEFT has wrapped.
+    Raises `ConditioningError` for a model that would swallow the user silently, `ValueError` for users without a row.
     """
 
     args: PersonalizedDPOConfig
+    table, key = USER_METRICS, ("step", "mode", "user_id")
+    columns = (*key, "accuracy", "pairs")
 
     def __init__(
         self,
@@ -99,11 +98,10 @@ class PersonalizedDPOTrainer(PersonalizedTraining, DPOTrainer):
                     f"the {name} dataset has no column 'user_id' (it has {pairs.column_names}). P-DPO must know who "
                     "stated each preference; see prlhf_kit.data.schema for the record."
                 )
-        users: Any = user_model_of(model) if args.personalized else None
-        self._unwrapped, self._user_tokens = model, users.num_tokens if args.personalized else 0
-        self._user_text = args.personalized and takes_user_text(model)
-        self.user_index = index_for(model, train_dataset["user_id"], user_index) if args.personalized else UserIndex([])
-        self.table = Table(USER_METRICS, ["step", "mode", "user_id", "accuracy", "pairs"], ["step", "mode", "user_id"])
+        self._unwrapped, self._user_tokens, self._user_text, self.user_index = model, 0, False, UserIndex([])
+        if args.personalized:
+            self.user_index = index_for(model, train_dataset["user_id"], user_index)
+            self._user_tokens, self._user_text = user_models(model)[-1].num_tokens, takes_user_text(model)
         self.dropped: dict[str, dict[str, int]] = {}
         self._hits: dict[str, list[tuple[int, float]]] = defaultdict(list)  # mode -> row of a pair's user, ranked right
         super().__init__(
@@ -127,11 +125,9 @@ class PersonalizedDPOTrainer(PersonalizedTraining, DPOTrainer):
         # Private in TRL, which tokenises here and nowhere else: only here is known what max_length leaves of a pair.
         dataset = writable(dataset)
         if self._user_text:
-            require_user_text(dataset)
-            dataset = with_user_text(dataset)
+            dataset = with_words(dataset)
         if "user_row" not in dataset.column_names:
-            rows = self.user_index.rows(dataset["user_id"], unknown="generic")
-            dataset = dataset.add_column("user_row", rows)
+            dataset = dataset.add_column("user_row", self.user_index.rows(dataset["user_id"], unknown="generic"))
         whole, asked = dataset, Counter(dataset["user_id"])
         dataset = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
         ids = [dataset[column] for column in ("prompt_ids", "chosen_ids", "rejected_ids")]
@@ -161,9 +157,8 @@ class PersonalizedDPOTrainer(PersonalizedTraining, DPOTrainer):
         untrained = sorted(set(self.user_index.user_ids) - set(dataset["user_id"]))
         if dataset_name == "train" and untrained:
             warnings.warn(
-                f"{len(untrained)} users of the user index have no pair to train on, first {untrained[0]!r} (dropped: "
-                f"{dropped}). Their rows stay as initialised, which is not the generic user: leave them out of the "
-                "index.",
+                f"{len(untrained)} users of the user index have no pair to train on, first {untrained[0]!r}. Their "
+                "rows stay as initialised, which is not the generic user: leave them out of the index.",
                 stacklevel=3,
             )
         return dataset
@@ -182,22 +177,29 @@ class PersonalizedDPOTrainer(PersonalizedTraining, DPOTrainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """P-DPO's loss of a batch (`pdpo_loss`), by TRL's own loss of each term."""
+        assert not return_outputs, "on its way out in TRL"
         inputs = dict(inputs)
         rows = inputs.pop("user_rows")  # [2B]: chosen, then rejected
         if REFERENCE[0] not in inputs:  # once for both terms
             inputs |= zip(REFERENCE, self.compute_ref_log_probs(self.ref_model or self.model, inputs), strict=True)
         self.precompute_ref_logps = True  # so that TRL takes it from the batch
+        loss_of, mode = super().compute_loss, "train" if self.model.training else "eval"
         if not self.args.personalized:
-            return super().compute_loss(model, inputs, return_outputs)
-        loss_of, outputs = super().compute_loss, None
-        mode = "train" if self.model.training else "eval"
+            return loss_of(model, inputs)
+
+        def counting(**kwargs):
+            """`model`, counting on the way which pairs it ranks right."""
+            outputs = model(**kwargs)
+            if self.ld_alpha is None:
+                chosen, rejected = outputs.log_probs.detach().sum(1).chunk(2)
+                right = chosen - inputs["ref_chosen_logps"] > rejected - inputs["ref_rejected_logps"]
+                found = self.accelerator.gather_for_metrics((rows.chunk(2)[0], right.float()))
+                self._hits[mode] += zip(*(x.tolist() for x in found), strict=True)
+            return outputs
 
         def dpo(who):
-            nonlocal outputs
             if who is rows or self.args.alpha == 0:  # the pass that TRL's metrics are of
-                loss = loss_of(self._counting(model, inputs, rows), inputs | {"user_rows": who}, return_outputs)
-                loss, outputs = loss if return_outputs else (loss, None)
-                return loss
+                return loss_of(counting, inputs | {"user_rows": who})
             kept, self._metrics[mode] = self._metrics[mode], defaultdict(list)
             loss = loss_of(model, inputs | {"user_rows": who})
             for key, values in self._metrics[mode].items():
@@ -205,34 +207,18 @@ class PersonalizedDPOTrainer(PersonalizedTraining, DPOTrainer):
             self._metrics[mode] = kept
             return loss
 
-        loss = pdpo_loss(dpo, rows, self.args.alpha)
-        return (loss, outputs) if return_outputs else loss
-
-    def _counting(self, model, inputs, rows):
-        """`model`, counting on the way how many pairs of each user it ranks right."""
-
-        def call(**kwargs):
-            outputs = model(**kwargs)
-            if self.ld_alpha is None and outputs.get("log_probs") is not None:
-                chosen, rejected = outputs.log_probs.detach().sum(1).chunk(2)
-                right = chosen - inputs["ref_chosen_logps"] > rejected - inputs["ref_rejected_logps"]
-                found = self.accelerator.gather_for_metrics((rows.chunk(2)[0], right.float()))
-                self._hits["train" if self.model.training else "eval"] += zip(*(x.tolist() for x in found), strict=True)
-            return outputs
-
-        return call
+        return pdpo_loss(dpo, rows, self.args.alpha)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """TRL's, with the spread of accuracies among the users who had a pair since the last time."""
+        """TRL's, with the mean and the least accuracy among the users who had a pair since the last time."""
         mode = "train" if self.model.training else "eval"
         if hits := self._hits.pop(mode, None):
             by_user = pd.DataFrame(hits, columns=["row", "right"]).groupby("row").right.agg(["mean", "size"])
             names = ["generic", *self.user_index.user_ids]
-            step, right = self.state.global_step, by_user["mean"]
-            self.table.rows += [(step, mode, names[row], mean, n) for row, mean, n in by_user.itertuples()]
-            spread = {"mean": right.mean(), "worst": right.min(), "p10": right.quantile(0.1), "std": right.std(ddof=0)}
+            step = self.state.global_step
+            self.rows += [(step, mode, names[row], mean, n) for row, mean, n in by_user.itertuples()]
             prefix = "eval_users" if mode == "eval" else "users"
-            logs |= {f"{prefix}/{name}": float(value) for name, value in (spread | {"seen": len(right)}).items()}
+            logs |= {f"{prefix}/mean": by_user["mean"].mean(), f"{prefix}/worst": by_user["mean"].min()}
         super().log(logs, start_time)
 
     def write_beside(self, model, folder: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,30 +15,14 @@ from transformers import PreTrainedTokenizerBase, Trainer
 from prlhf_kit.models.conditioning import ATTRIBUTE, causal_lm, user_model_of, user_models
 from prlhf_kit.models.tokenize import TOKENIZER, tokenizer_hash
 from prlhf_kit.models.user_index import UserIndex
-from prlhf_kit.training.resume import Checkpoints, damage, last_checkpoint
+from prlhf_kit.training.resume import Checkpoints, last_checkpoint
 
 USER_METRICS = "user_metrics.parquet"
 
 
-class Table:
-    """Rows that a trainer collects, kept in the parquet file `file` beside each saved model."""
-
-    def __init__(self, file: str, columns: Sequence[str], key: Sequence[str]):
-        self.file, self.columns, self.key = file, list(columns), list(key)
-        self.rows: list[tuple] = []
-
-    def save(self, folder: str | Path) -> None:
-        table = pd.DataFrame(self.rows, columns=self.columns)
-        # a resumed training may evaluate the same step again
-        table.drop_duplicates(self.key, keep="last").to_parquet(Path(folder, self.file))
-
-    def load(self, folder: str | Path) -> None:
-        if Path(folder, self.file).is_file():
-            self.rows = list(pd.read_parquet(Path(folder, self.file)).itertuples(index=False, name=None))
-
-
 class PersonalizedTraining(Trainer):
-    """Comes before TRL's trainer among a class's bases; subclasses set `table` and write what else lies beside a model.
+    """Comes before TRL's trainer among a class's bases. The `rows` that a subclass collects (`columns`, of which `key`
+    tells rows apart) are kept in the parquet file `table` beside each saved model.
 
     Args:
         peft_config: of the adapter; the caller's object is not changed.
@@ -46,9 +30,12 @@ class PersonalizedTraining(Trainer):
         kwargs: of TRL's trainer.
     """
 
-    table: Table
+    table: str
+    columns: tuple[str, ...]
+    key: tuple[str, ...]
 
     def __init__(self, model, peft_config: PeftConfig | None = None, trained_whole: Iterable[str] = (), **kwargs):
+        self.rows: list[tuple] = []
         if peft_config is not None:
             peft_config = copy.deepcopy(peft_config)
             peft_config.modules_to_save = sorted({*(peft_config.modules_to_save or ()), *trained_whole}) or None
@@ -83,24 +70,20 @@ class PersonalizedTraining(Trainer):
         return optimizer
 
     def train(self, resume_from_checkpoint=None, **kwargs):
-        """TRL's, with the table of the checkpoint; what a killed training has evaluated is not evaluated again."""
+        """TRL's, with the rows of the checkpoint; what a killed training has evaluated is not evaluated again."""
         folder = last_checkpoint(self.args.output_dir) if resume_from_checkpoint is True else resume_from_checkpoint
         if folder:
-            if damaged := damage(Path(folder)):
-                raise ValueError(
-                    f"{folder} is no complete checkpoint: {damaged[0]} is missing or damaged, or an earlier version "
-                    "wrote it. Resume from another one, or delete the checkpoints to train anew."
-                )
-            self.table.load(folder)
-            self.args.eval_on_start = False  # early stopping would count it twice
+            self.rows = list(pd.read_parquet(Path(folder, self.table)).itertuples(index=False, name=None))
+            self.args.eval_on_start = False
         return super().train(resume_from_checkpoint=folder, **kwargs)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """TRL's, with the table beside the model, and what `write_beside` writes."""
+        """TRL's, with the rows beside the model, and what `write_beside` writes."""
         super().save_model(output_dir, _internal_call)
         if self.args.should_save:
             folder = output_dir or self.args.output_dir
-            self.table.save(folder)
+            rows = pd.DataFrame(self.rows, columns=list(self.columns))
+            rows.drop_duplicates(list(self.key), keep="last").to_parquet(Path(folder, self.table))
             self.write_beside(self.accelerator.unwrap_model(self.model), folder)
 
     def write_beside(self, model, folder: str) -> None:
@@ -109,11 +92,8 @@ class PersonalizedTraining(Trainer):
 
 
 def index_for(model, user_ids: Iterable[str], index: UserIndex | None) -> UserIndex:
-    """`index`, or one of the training pairs' `user_ids`, for a conditioned `model`.
-
-    Raises:
-        ValueError: a user without a row, or a user model with another number of rows.
-    """
+    """`index`, or one of the training pairs' `user_ids`. Raises `ValueError` where `model` has no user model, or one of
+    another number of rows, or a user has no row."""
     users = sorted(set(user_ids))
     index = index or UserIndex(users)
     if missing := [user for user in users if user not in index]:
@@ -121,6 +101,7 @@ def index_for(model, user_ids: Iterable[str], index: UserIndex | None) -> UserIn
             f"{len(missing)} users of the training set have no row in the user index, first {missing[0]!r}. "
             "Build the index from the training set: UserIndex(sorted(set(train['user_id'])))."
         )
+    user_model_of(model)
     rows = getattr(user_models(model)[-1], "num_rows", len(index))
     if rows != len(index):
         raise ValueError(

@@ -23,12 +23,13 @@ from prlhf_kit.data.collect import changed
 from prlhf_kit.files import sha256, short_hash, write_json
 from prlhf_kit.models.embedded import ModelError
 from prlhf_kit.models.hub import load_model, load_tokenizer
-from prlhf_kit.models.logprobs import REFERENCE, require_lengths, save_with_reference
+from prlhf_kit.models.logprobs import require_lengths, save_with_reference
 from prlhf_kit.models.preference_head import HEAD, attach_head
 from prlhf_kit.training.config import PersonalizedDPOConfig
-from prlhf_kit.training.launch import writable
+from prlhf_kit.training.controls import require_user_text
 from prlhf_kit.training.pdpo import FROZEN_BASE, PersonalizedDPOTrainer
 from prlhf_kit.training.resume import fit
+from prlhf_kit.training.sft import without_reference
 
 PERSRM_FILE, WEIGHTS = "persrm.json", "adapter_model.safetensors"
 WORDING = "Write for one reader, and follow what this reader asks of every answer: {}"
@@ -44,19 +45,12 @@ PAPER = {
 
 @dataclass(frozen=True)
 class PersRMRecipe:
-    """What is trained, and where it goes. Defaults are the paper's.
+    """What is trained, and where it goes. Defaults are the paper's."""
 
-    Args:
-        model: base model, as `load_model` takes it.
-        out: folder of the trained PersRM; stages and checkpoints lie beside it, in `<out>-stages`.
-        wording: how preferences are put into the prompt, as its system message; `{}` is theirs.
-        backbone, head: arguments of `PersonalizedDPOConfig` in the two stages.
-        adapter: arguments of PEFT's `LoraConfig`.
-    """
-
-    model: str
-    out: str
-    wording: str = WORDING
+    model: str  # base model, as `load_model` takes it
+    out: str  # folder of the trained PersRM; stages and checkpoints lie beside it, in `<out>-stages`
+    wording: str = WORDING  # how preferences are put into the prompt, as its system message
+    # arguments of `PersonalizedDPOConfig` in the two stages, and of PEFT's `LoraConfig`
     backbone: dict[str, Any] = field(default_factory=lambda: dict(PAPER))
     head: dict[str, Any] = field(default_factory=lambda: dict(PAPER))
     adapter: dict[str, Any] = field(default_factory=lambda: {"r": 8, "lora_alpha": 16, "target_modules": "all-linear"})
@@ -67,35 +61,18 @@ class PersRMRecipe:
 
 
 def with_preference(pairs: Dataset, wording: str = WORDING) -> Dataset:
-    """`pairs` with each pair's `user_text` in its prompt, as a PersRM reads it.
-
-    Raises:
-        ValueError: a pair without `user_text`.
-    """
-    silent = sum(not text for text in pairs["user_text"])
+    """`pairs` with each pair's `user_text` in its prompt, as a PersRM reads it."""
     if not len(pairs):
         raise ValueError("there are no pairs to train on. See what was filtered out (length, users without user_text).")
-    if silent:
-        raise ValueError(
-            f"{silent} of {len(pairs)} pairs have no user_text, so there is no preference to put into their prompts. "
-            "Use a dataset in which users say what they want."
-        )
+    require_user_text(pairs)
     return changed(pairs, lambda row: {"prompt": tell(row["prompt"], wording.replace("{}", row["user_text"]))})
 
 
 def train_persrm(recipe: PersRMRecipe, pairs: Dataset) -> dict[str, pd.DataFrame]:
-    """Train both stages to the end, or resume, and write the PersRM into `recipe.out`.
-
-    Args:
-        pairs: preference pairs with `user_text`.
-
-    Returns:
-        The logs of the stages "backbone" and "head".
-    """
-    # what is wrong is refused before any work
+    """Train both stages on pairs with `user_text` to the end, or resume, write the PersRM into `recipe.out`, and return
+    the logs of the stages "backbone" and "head"."""
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise RuntimeError("train_persrm runs in one process, but several were started. Leave accelerate launch out.")
-    pairs = writable(pairs)
     told = with_preference(pairs, recipe.wording)
     stages = Path(f"{recipe.out}-stages")
     settings = {"use_cpu": not torch.accelerator.is_available(), "personalized": False}
@@ -105,9 +82,8 @@ def train_persrm(recipe: PersRMRecipe, pairs: Dataset) -> dict[str, pd.DataFrame
     )
     tokenizer = load_tokenizer(recipe.model)
     dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
-    pairs = pairs.remove_columns([name for name in REFERENCE if name in pairs.column_names])
+    pairs = without_reference(pairs)
     made_from = short_hash(fingerprint(DatasetDict(train=pairs)))
-
     for args in (backbone, head):
         require_lengths(tokenizer, told, args.max_length)
 
@@ -146,22 +122,16 @@ def train_persrm(recipe: PersRMRecipe, pairs: Dataset) -> dict[str, pd.DataFrame
 
 
 def load_persrm(folder: str | Path, base=None) -> PeftModel:
-    """A trained PersRM, for `PAD(model)`; `base` is its base model, by name or loaded without a head.
-
-    Raises:
-        ModelError: `folder` holds no PersRM, or its preference head is missing.
-    """
+    """A trained PersRM, for `PAD(model)`; `base`: its base model, by name or loaded without a head. Raises `ModelError`
+    where `folder` holds none."""
     folder = Path(folder)
-    if not (folder / PERSRM_FILE).is_file():
-        raise ModelError(f"{folder} holds no PersRM ({PERSRM_FILE} is missing). train_persrm writes one.")
-    saved = json.loads((folder / PERSRM_FILE).read_text())
-    weights = folder / WEIGHTS
-    found = [name for name in load_file(weights) if HEAD in name] if weights.is_file() else []
-    if len(found) != 2:
+    whole = all((folder / name).is_file() for name in (PERSRM_FILE, WEIGHTS))
+    if not whole or sum(HEAD in name for name in load_file(folder / WEIGHTS)) != 2:
         raise ModelError(
-            f"the preference head is missing in {weights}: expected its weight and bias, found {found}. Copy the whole "
-            "folder that train_persrm wrote, or train again."
+            f"{folder} holds no whole PersRM: expected {PERSRM_FILE} and, in {WEIGHTS}, weight and bias of the "
+            "preference head. Copy the whole folder that train_persrm wrote, or train again."
         )
+    saved = json.loads((folder / PERSRM_FILE).read_text())
     if base is None or isinstance(base, str):
         base = load_model(base or saved["base_model"])
     base = attach_head(base)

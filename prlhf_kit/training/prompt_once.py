@@ -36,9 +36,7 @@ class DataCollatorForPersonalizedPreference(DataCollatorForPreference):
         prompts = [example["prompt_ids"] for example in examples]
         texts = [e["prompt_ids"] + e[side] for side in ("chosen_ids", "rejected_ids") for e in examples]
         longest = max(map(len, texts))
-        # cut in front, the two texts of a pair have two prompts
-        cut_in_front = self.truncation_mode == "keep_end" and longest > (self.max_length or longest)
-        if longest > self.longest or cut_in_front:
+        if longest > self.longest:
             return batch
         rows = [text[len(prompt) - 1 : self.max_length] for text, prompt in zip(texts, prompts * 2, strict=True)]
 
@@ -89,14 +87,10 @@ def compute_prompts_once(model: PreTrainedModel) -> None:
         return args, kwargs | {"inputs_embeds": embeds, "position_ids": positions, "attention_mask": seen}
 
     def part(_backbone, _args, _kwargs, output):
-        def responses(hidden):  # [B, ahead + 2C, d_model] -> [2B, 1 + C, d_model]
+        if ahead:  # [B, ahead + 2C, d_model] -> [2B, 1 + C, d_model]
+            hidden = output.last_hidden_state
             last = hidden[:, ahead - 1 : ahead]
-            return torch.cat([torch.cat([last, own], 1) for own in hidden[:, ahead:].chunk(2, 1)])
-
-        if ahead:
-            output.last_hidden_state = responses(output.last_hidden_state)
-            if output.hidden_states is not None:
-                output.hidden_states = tuple(map(responses, output.hidden_states))
+            output.last_hidden_state = torch.cat([torch.cat([last, own], 1) for own in hidden[:, ahead:].chunk(2, 1)])
         return output
 
     # first in line: the hook of a user model would put the user tokens in front of the responses
@@ -119,9 +113,11 @@ def collator_for(model, args, pad_token_id: int, user_tokens: int) -> DataCollat
         pad_token_id, args.max_length, args.truncation_mode, args.pad_to_multiple_of
     )
     longest = longest_shared(model)
-    if args.share_prompt and longest and shares_prompts(model):
+    # cut in front, the two texts of a pair have two prompts
+    wanted = args.share_prompt and args.truncation_mode == "keep_start"
+    if wanted and longest and shares_prompts(model):
         collator.longest = longest - user_tokens
-    elif args.share_prompt:
+    elif wanted:
         warnings.warn(
             f"{type(model).__name__} does not give the same hidden states with a prompt that two responses share (or "
             f"its attention, {model.config._attn_implementation!r}, takes no 4-D mask). Training goes on without that.",

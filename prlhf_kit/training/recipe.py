@@ -1,14 +1,10 @@
-"""One training as a recipe of plain values: in this process, or in several by `accelerate launch`; after SFT, if asked.
+"""One training as a recipe of plain values, in this process or in several; after SFT, if asked.
 
-python -m prlhf_kit.training.recipe recipe.json
-python -m prlhf_kit.training.recipe recipe.json --config_file configs/fsdp.yaml
-
-What follows the recipe goes to `accelerate launch`, which then trains each of its stages.
+python -m prlhf_kit.training.recipe recipe.json [arguments of accelerate launch, which then trains each stage]
 """
 
 from __future__ import annotations
 
-import argparse
 import math
 import os
 from collections.abc import Sequence
@@ -29,7 +25,7 @@ from prlhf_kit.data.context import Context, require_context
 from prlhf_kit.files import short_hash
 from prlhf_kit.models.conditioning import condition, context_of
 from prlhf_kit.models.hub import from_hub, load_tokenizer, weights_in
-from prlhf_kit.models.logprobs import REFERENCE, require_lengths, save_with_reference
+from prlhf_kit.models.logprobs import require_lengths, save_with_reference
 from prlhf_kit.models.user_index import UserIndex
 from prlhf_kit.models.user_models import USER_MODELS
 from prlhf_kit.training.config import PRESETS as PRESETS, PersonalizedDPOConfig
@@ -37,16 +33,14 @@ from prlhf_kit.training.controls import LABELS, WITHOUT_USERS, control_pairs
 from prlhf_kit.training.launch import (
     DTYPES,
     check_train_base,
+    command,
     launch_recipe,
     load_base as load_base,
     read_recipe,
-    writable,
 )
 from prlhf_kit.training.pdpo import FROZEN_BASE, PersonalizedDPOTrainer
 from prlhf_kit.training.resume import HISTORY, fit
-from prlhf_kit.training.sft import SFTRecipe, contexts_of, train_sft, with_reader, write_merged
-
-ADAPTERS = ("stacked", "merged")
+from prlhf_kit.training.sft import SFTRecipe, contexts_of, train_sft, with_reader, without_reference
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,9 +59,8 @@ class Recipe:
             reference see the same prompts. Pairs that have a context already are taken as they are, with "none".
         sft: a supervised stage before, on the same pairs: arguments of `SFTRecipe` (`{}`: all defaults), and `out`, its
             folder (default `<out>-sft`), which recipes may share. The policy then starts from the SFT model, which is
-            the reference: it sees the same prompts, but no soft tokens. None: no such stage.
-        adapters: "stacked": the SFT adapter stays a small file, merged when the kit loads the model (PEFT by itself
-            would leave it out). "merged": it is merged once, and written as a whole model.
+            the reference: it sees the same prompts, but no soft tokens. Its adapter stays a small file, merged when the
+            kit loads the model (PEFT by itself would leave it out). None: no such stage.
     """
 
     method: str = "pdpo"
@@ -81,27 +74,25 @@ class Recipe:
     template: str = ""
     context_seed: int = 0
     sft: dict[str, Any] | None = None
-    adapters: str = "stacked"
 
     def __post_init__(self):
         check_train_base(self.train_base, ("lora", "qlora", "full", "frozen"))
         require_context(self.context)
-        known = {"adapters": ADAPTERS, "dtype": DTYPES, "method": ("pdpo", *LABELS), "user_model": tuple(USER_MODELS)}
+        known = {"dtype": DTYPES, "method": ("pdpo", *LABELS), "user_model": tuple(USER_MODELS)}
         for name, values in known.items():
             if getattr(self, name) not in values:
                 raise ValueError(f"{name}={getattr(self, name)!r}: expected one of {', '.join(values)}.")
         if self.sft is not None:
             sft_of(self)
-            if self.train_base == "qlora" and self.adapters == "stacked":
+            if self.train_base == "qlora":
                 raise ValueError(
-                    "train_base='qlora' after SFT needs adapters='merged': the adapter is merged in full precision, "
-                    "written, and that model is loaded in 4 bits, rounded, as the start and as the reference."
+                    "train_base='qlora' can't start from an SFT adapter, which would be rounded. Train the stages one "
+                    "by one, and between them write the merged model: kit.load_model(sft).save_pretrained(folder)."
                 )
-        own = "method='dpo_text'" if self.method == "dpo_text" else "user_text of the user model"
         if self.context != "none" and (self.method == "dpo_text" or self.user_model_options.get("user_text")):
             raise ValueError(
-                f"{own} puts the users' words into the prompts by itself, and context={self.context!r} "
-                "would do so again. Leave the former out and use context='user_text', or use context='none'."
+                f"context={self.context!r} and method='dpo_text' or the user model's user_text would both put users' "
+                "words into the prompts. Choose one of them."
             )
         if self.train_base == "frozen" and self.method in WITHOUT_USERS:
             raise ValueError(
@@ -118,18 +109,14 @@ def build_trainer(
     evaluation: Dataset | None = None,
     policy: PreTrainedModel | None = None,
 ) -> PersonalizedDPOTrainer:
-    """Model, pairs and trainer of a recipe, ready for `fit`. Arguments as of `train`; `sft` and `context` are its part.
-
-    Args:
-        policy: the base model, where it is loaded already; it is changed.
-    """
+    """Model, pairs and trainer of a recipe, ready for `fit`; `sft` and `context` are left to `train`, whose arguments
+    these are. `policy`: the base model, where it is loaded already (it is changed)."""
     policy = policy or load_base(model, recipe.train_base, "cpu", recipe.dtype)  # the trainer moves it
     # after the model: with DeepSpeed ZeRO-3, what is loaded later is in pieces, and the users start from its embeddings
     pairs, personalized = control_pairs(recipe.method, pairs, recipe.settings.get("seed", 42))
     cpu = not torch.accelerator.is_available()
-    ours = {"output_dir": f"{out}-checkpoints", "use_cpu": cpu}
-    if cpu and policy.dtype == torch.bfloat16:
-        ours["bf16"] = True
+    bf16 = True if cpu and policy.dtype == torch.bfloat16 else None  # None: as the config settles it
+    ours = {"output_dir": f"{out}-checkpoints", "use_cpu": cpu, "bf16": bf16}
     args = PersonalizedDPOConfig(**{**ours, **recipe.settings, "personalized": personalized})
     started = int(os.environ.get("WORLD_SIZE", 1))
     if args.world_size != started:
@@ -168,7 +155,7 @@ def train(
         launch: arguments of `accelerate launch`, `["--config_file", "configs/fsdp.yaml"]` for instance, to train in
             processes of their own; none: in this process.
     """
-    sets = {"pairs": writable(pairs)} | ({} if evaluation is None else {"evaluation": writable(evaluation)})
+    sets = {"pairs": pairs} | ({} if evaluation is None else {"evaluation": evaluation})
     contexts = contexts_of(recipe, *sets.values())
     policy = None
     if recipe.sft is not None:
@@ -181,7 +168,6 @@ def train(
     else:
         sets = {name: with_reader(part, contexts) for name, part in sets.items()}
     second = replace(recipe, context="none", template="", sft=None)  # its pairs have their context
-    first = True
     if launch:
         policy = None
         held_out = sets.get("evaluation")
@@ -191,8 +177,7 @@ def train(
         if trainer.dropped["train"]:
             print("pairs left out, by user:", trainer.dropped["train"])
         fit(trainer, out)
-        first = trainer.is_world_process_zero()
-    if recipe.context != "none" and first:
+    if recipe.context != "none" and not int(os.environ.get("RANK", 0)):
         contexts_of(recipe, pairs).save(out)
     return pd.read_parquet(Path(out, HISTORY))
 
@@ -210,43 +195,32 @@ def sft_of(recipe: Recipe) -> SFTRecipe:
 def after_sft(
     recipe: Recipe, model: str, sets: dict[str, Dataset], out: str | Path, launch: Sequence[str] = ()
 ) -> tuple[str, dict[str, Dataset], PreTrainedModel | None]:
-    """Train the first stage of `recipe`, or find it done, and compute the reference of all pairs under the SFT model.
+    """Train the first stage of `recipe`, or find it done, and compute the reference of all pairs under the SFT model:
+    its folder, the sets ("pairs", perhaps "evaluation") with context and reference, and the model if it was loaded.
 
     Recipes that share an SFT stage share its reference too; if they run at once, they take turns. What the second stage
-    would refuse is refused first. `sets`: "pairs", and "evaluation" if there is one.
-
-    Returns:
-        The folder of the SFT model, the sets with context and reference, and the model itself if it was loaded.
+    would refuse is refused first.
     """
     contexts = contexts_of(recipe, *sets.values())
-    for name, pairs in sets.items():
-        if set(REFERENCE) & set(pairs.column_names):
-            raise ValueError(
-                f"the set {name!r} brings reference log-probs, but after SFT the reference is the SFT model. Remove "
-                f"the columns {' and '.join(REFERENCE)}."
-            )
-    told = {name: with_reader(pairs, contexts) for name, pairs in sets.items()}
+    told = {name: with_reader(without_reference(pairs), contexts) for name, pairs in sets.items()}
     for name, pairs in told.items():
         require(recipe, model, pairs, name)
     first = sft_of(recipe)
-    folder = start = (recipe.sft or {}).get("out", f"{out}-sft")
+    folder = (recipe.sft or {}).get("out", f"{out}-sft")
     evaluation = sets.get("evaluation") if first.settings.get("eval_strategy", "no") != "no" else None
     Path(folder).parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         train_sft(first, model, sets["pairs"], folder, evaluation, launch)
-        if recipe.adapters == "merged" and first.train_base != "full":
-            start = f"{folder}-merged"
-            write_merged(folder, start)
         base = None
         for name, pairs in told.items():
-            loaded = [recipe.train_base == "qlora", recipe.train_base == "full", torch.cuda.is_available()]
-            made_from = [weights_in(start), loaded, contexts.config, fingerprint({name: pairs})]
+            loaded = [recipe.train_base == "full", torch.cuda.is_available()]
+            made_from = [weights_in(folder), loaded, contexts.config, fingerprint({name: pairs})]
             kept = Path(f"{folder}-{name}-{short_hash(*made_from)[:12]}")
             if not kept.exists():
-                base = base or load_base(start, recipe.train_base, dtype=recipe.dtype)
-                save_with_reference(pairs, base, load_tokenizer(start), kept)
+                base = base or load_base(folder, recipe.train_base, dtype=recipe.dtype)
+                save_with_reference(pairs, base, load_tokenizer(folder), kept)
             told[name] = load_from_disk(str(kept))
-    return start, told, base
+    return folder, told, base
 
 
 def require(recipe: Recipe, model: str, pairs: Dataset, name: str = "train") -> None:
@@ -259,9 +233,9 @@ def require(recipe: Recipe, model: str, pairs: Dataset, name: str = "train") -> 
     LoraConfig(**recipe.adapter)
     tokenizer, config = load_tokenizer(model), from_hub(AutoConfig, model).get_text_config()
     kind: Any = USER_MODELS[recipe.user_model]
-    users = kind(1, torch.zeros(config.vocab_size, 1), **recipe.user_model_options)  # the smallest one
+    users = kind(1, torch.nn.Embedding(config.vocab_size, 1), **recipe.user_model_options)  # the smallest one
     if recipe.method == "dpo_text" or (recipe.method == "pdpo" and users.user_text):
-        pairs = with_user_text(writable(pairs))
+        pairs = with_user_text(pairs)
     user_tokens = 0 if recipe.method in WITHOUT_USERS else users.num_tokens
     longest = require_lengths(tokenizer, pairs, args.max_length, name)
     context = context_of(config) or math.inf
@@ -272,12 +246,6 @@ def require(recipe: Recipe, model: str, pairs: Dataset, name: str = "train") -> 
         )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe", type=Path, help="JSON file, see launch.read_recipe")
-    known, launch = parser.parse_known_args()
-    train(*read_recipe(Recipe, known.recipe), launch=launch)
-
-
 if __name__ == "__main__":
-    main()
+    known, others = command(__doc__).parse_known_args()
+    train(*read_recipe(Recipe, known.recipe), launch=others)

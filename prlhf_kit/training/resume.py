@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from datasets import Dataset, DatasetDict
 from transformers import Trainer, TrainerCallback
 
 from prlhf_kit.data import fingerprint
-from prlhf_kit.files import sha256, write_json
+from prlhf_kit.files import write_json
 from prlhf_kit.models.conditioning import causal_lm, user_models
 from prlhf_kit.models.hub import MADE_FROM, weights_hash
 from prlhf_kit.models.user_models import UserModel
@@ -22,12 +21,13 @@ COMPLETE = "checkpoint_complete"
 HISTORY = "history.parquet"
 # settings that say where and how visibly to work, not what to learn; and some that are gone, or follow from the code
 ELSEWHERE = {"output_dir", "logging_dir", "run_name", "report_to", "disable_tqdm", "save_total_limit", "save_steps"}
-ELSEWHERE |= {"balance_users", "completion_logits_only", "padding_side", "remove_unused_columns"}
+ELSEWHERE |= {"balance_users", "completion_logits_only", "lm_on_prompt", "padding_side", "remove_unused_columns"}
+ELSEWHERE |= {"restore_callback_states_from_checkpoint"}
 
 
 class Checkpoints(TrainerCallback):
-    """Marks a checkpoint that was written to its end with the hashes of its files, so that neither a kill in mid-write
-    nor later damage passes for a checkpoint. Trainings of few steps are logged at least once."""
+    """Marks a checkpoint that was written to its end with the sizes of its files, so that what a kill in mid-write or
+    a full disk left does not pass for one. Trainings of few steps are logged at least once."""
 
     def on_train_begin(self, args, state, control, **kwargs):
         state.logging_steps = min(state.logging_steps, state.max_steps)
@@ -36,38 +36,22 @@ class Checkpoints(TrainerCallback):
         args.distributed_state.wait_for_everyone()  # each process writes files of its own
         if state.is_world_process_zero:
             folder = Path(args.output_dir, f"checkpoint-{state.global_step}")
-            for path in [*folder.rglob("*"), folder]:  # on the disk before the marker is
-                descriptor = os.open(path, os.O_RDONLY)
-                os.fsync(descriptor)
-                os.close(descriptor)
-            write_json(folder / COMPLETE, hashes(folder))
+            write_json(folder / COMPLETE, sizes(folder))
 
 
-def hashes(folder: Path) -> dict[str, str]:
-    """SHA-256 of each file of a checkpoint but its marker."""
+def sizes(folder: Path) -> dict[str, int]:
+    """Bytes of each file of a checkpoint but its marker."""
     files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != COMPLETE]
-    return {path.relative_to(folder).as_posix(): sha256(path) for path in files}
-
-
-def damage(checkpoint: Path) -> list[str]:
-    """Files of a checkpoint that are missing or not as they were written, the marker among them."""
-    try:
-        written = json.loads((checkpoint / COMPLETE).read_text())
-        found = hashes(checkpoint)
-        return [name for name, value in written.items() if found.get(name) != value]
-    except (OSError, ValueError, AttributeError):
-        return [COMPLETE]
+    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
 
 
 def last_checkpoint(output_dir: str | Path) -> str | None:
-    """Newest undamaged checkpoint in `output_dir`, for `trainer.train(resume_from_checkpoint=...)`; those that were not
-    written to their end count for nothing, damaged ones are named on the way."""
-    complete = [path.parent for path in Path(output_dir).glob(f"checkpoint-*/{COMPLETE}")]
-    for checkpoint in sorted(complete, key=lambda path: -int(path.name.split("-")[1])):
-        damaged = damage(checkpoint)
-        if not damaged:
-            return str(checkpoint)
-        print(f"{checkpoint} is damaged ({', '.join(damaged[:3])}): left out, training goes on from an earlier point")
+    """Newest whole checkpoint in `output_dir`, for `trainer.train(resume_from_checkpoint=...)`."""
+    markers = Path(output_dir).glob(f"checkpoint-*/{COMPLETE}")
+    for marker in sorted(markers, key=lambda path: -int(path.parent.name.split("-")[1])):
+        if json.loads(marker.read_text()) == sizes(marker.parent):
+            return str(marker.parent)
+        print(f"{marker.parent} is damaged: left out, training goes on from an earlier point")
     return None
 
 
@@ -94,9 +78,6 @@ def made_from(trainer: Trainer) -> dict[str, Any]:
     for name in ("starts_from", "pooling"):
         if (value := getattr(causal_lm(model), name, None)) is not None:
             decided[name] = value
-    stops = [c.state()["args"] for c in trainer.callback_handler.callbacks if hasattr(c, "early_stopping_patience")]
-    if stops:
-        decided["early_stopping"] = stops
     kept = {name: value for name, value in decided.items() if name not in ELSEWHERE}
     plain = json.dumps(kept, sort_keys=True, default=lambda v: sorted(map(str, v)) if isinstance(v, set) else str(v))
     return json.loads(plain)
@@ -104,11 +85,8 @@ def made_from(trainer: Trainer) -> dict[str, Any]:
 
 def fit(trainer: Trainer, folder: str | Path) -> pd.DataFrame:
     """Train to the end, save the adapter into `folder` and return the trainer's log; resume where an earlier call was
-    killed. `folder` appears only when it is complete; if it is there already, nothing is trained.
-
-    Raises:
-        ValueError: `folder` or the checkpoints were made with other settings, another adapter or other pairs.
-    """
+    killed. `folder` appears only when it is complete; if it is there already, nothing is trained. Raises `ValueError`
+    where it, or the checkpoints, were made with other settings, another adapter or other pairs."""
     folder, checkpoints = Path(folder), Path(trainer.args.output_dir)
     wanted = made_from(trainer)
     for path in (folder / MADE_FROM, checkpoints / MADE_FROM):

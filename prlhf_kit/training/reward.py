@@ -17,8 +17,8 @@ from prlhf_kit.models.conditioning import ATTRIBUTE, causal_lm, user_models
 from prlhf_kit.models.reward_model import is_decoder, save_beside, two_types
 from prlhf_kit.models.user_index import UserIndex
 from prlhf_kit.training import reward_losses
-from prlhf_kit.training.personal import PersonalizedTraining, Table, index_for
-from prlhf_kit.training.reward_config import PersonalizedRewardConfig
+from prlhf_kit.training.config import PersonalizedRewardConfig
+from prlhf_kit.training.personal import PersonalizedTraining, index_for
 from prlhf_kit.training.reward_data import RewardCollator, tokenized_lists
 
 EVALUATIONS = "evaluations.parquet"
@@ -28,19 +28,20 @@ class PersonalizedRewardTrainer(PersonalizedTraining, RewardTrainer):
     """TRL's `RewardTrainer` for pairs and lists, with DSP's losses, several evaluation sets, and users.
 
     Each evaluation set's `eval_<set>_accuracy` (exact, ties one half), `_margin` and `_ranking_loss` are logged from
-    step 0 on, so that `metric_for_best_model` and `StopEarly` may follow any of them. Which pairs were ranked right at
-    each step is in `table` and, beside each saved model, in `evaluations.parquet`: `step`, `set`, `row` (of the
-    set), `user_id`, `prompt` (its fingerprint), `right`, `pairs`. `dropped[set]` counts the rows left out, by reason.
+    step 0 on; `metric_for_best_model` may follow any of them. Which pairs were ranked right at each step is in `rows`
+    and, beside each saved model, in `evaluations.parquet`: `step`, `set`, `row` (of the set), `user_id`, `prompt` (its
+    fingerprint), `right`, `pairs`. `dropped[set]` counts the rows left out, by reason.
 
     Args:
         model: from `new_reward_model` or `load_reward_model(trainable=True)`; conditioned on users or not.
-        train_dataset, eval_dataset: preference pairs or lists (`reward_data.tokenized_lists`), or a dict of several
-            sets: those to train on are mixed, those to evaluate are evaluated one by one.
+        train_dataset, eval_dataset: preference pairs or lists (`reward_data.tokenized_lists`), or several sets by name.
         user_index: rows of the users, where the model is conditioned. Others are scored as the generic user.
         peft_config: None: the whole model is trained, or the adapter that the model has.
     """
 
     args: PersonalizedRewardConfig
+    table, key = EVALUATIONS, ("step", "set", "row")
+    columns = (*key, "user_id", "prompt", "right", "pairs")
 
     def __init__(
         self,
@@ -55,27 +56,15 @@ class PersonalizedRewardTrainer(PersonalizedTraining, RewardTrainer):
     ):
         bare: Any = causal_lm(model)
         if not hasattr(bare, "pooling"):
-            raise TypeError(
-                f"a {type(bare).__name__} was given, expected one of new_reward_model or load_reward_model. Build it "
-                "with kit.new_reward_model(name): names are those of language models or of reward models."
-            )
+            raise TypeError(f"a {type(bare).__name__} was given, expected one of kit.new_reward_model.")
         training = train_dataset if isinstance(train_dataset, dict) else {"train": train_dataset}
         held_out = eval_dataset if isinstance(eval_dataset, dict) else {"eval": eval_dataset}
         if twice := sorted(set(training) & set(held_out)):
             raise ValueError(f"a training and an evaluation set are both called {twice[0]!r}. Rename one of them.")
         self.user_index: UserIndex | None = None
-        if user_models(model):
+        if user_index is not None or user_models(model):
             users = [user for pairs in training.values() for user in pairs["user_id"]]
             self.user_index = index_for(model, users, user_index)
-        elif user_index is not None:
-            raise ValueError("a user_index was given, but the model has no user model. Call kit.condition(model, ...).")
-        names = [f"{name}_" for name in held_out] if isinstance(eval_dataset, dict) else [""]
-        known = [f"{name}{measure}" for name in names for measure in ("accuracy", "margin", "ranking_loss", "loss")]
-        if (args.metric_for_best_model or known[0]).removeprefix("eval_") not in known:
-            raise ValueError(
-                f"metric_for_best_model={args.metric_for_best_model!r} belongs to no evaluation set. Expected one of "
-                f"{', '.join(f'eval_{name}' for name in known)}."
-            )
         if args.lm_loss_coeff and not hasattr(bare, "has_lm_head"):
             raise ValueError(
                 f"lm_loss_coeff={args.lm_loss_coeff} needs the base's LM head: build the model with "
@@ -85,9 +74,6 @@ class PersonalizedRewardTrainer(PersonalizedTraining, RewardTrainer):
         self.dropped: dict[str, dict[str, int]] = {}
         self._rows_of: dict[str, list[tuple[str | None, str]]] = {}  # user and prompt of each row
         self._ranked: dict[str, list[torch.Tensor]] = defaultdict(list)
-        self._tokens = 0  # seen in training
-        columns = ["step", "set", "row", "user_id", "prompt", "right", "pairs"]
-        self.table = Table(EVALUATIONS, columns, ["step", "set", "row"])
         threshold = args.lm_score_threshold if args.lm_loss_coeff else None
         mixed = [self._prepare_dataset(pairs, processing_class, args, name) for name, pairs in training.items()]
         super().__init__(
@@ -98,7 +84,7 @@ class PersonalizedRewardTrainer(PersonalizedTraining, RewardTrainer):
             processing_class=processing_class,
             peft_config=peft_config,
             trained_whole=[*bare.fresh, *([ATTRIBUTE] if self.user_index else [])],
-            data_collator=RewardCollator(processing_class.pad_token_id, threshold, args.lm_on_prompt, two_types(bare)),
+            data_collator=RewardCollator(processing_class.pad_token_id, threshold, two_types(bare)),
             **kwargs,
         )
 
@@ -140,8 +126,6 @@ class PersonalizedRewardTrainer(PersonalizedTraining, RewardTrainer):
             for name, value in parts.items():  # with how many pairs it is the mean over
                 weighed = torch.stack([value * pairs.sum(), pairs.sum().float()])
                 self._ranked[f"{mode}/{name}"].append(self.accelerator.gather(weighed[None]).cpu())
-            if mode == "train":
-                self._tokens += int(self.accelerator.gather(inputs["attention_mask"].sum()[None]).sum())
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -155,22 +139,15 @@ class PersonalizedRewardTrainer(PersonalizedTraining, RewardTrainer):
                 if known in self._rows_of:
                     user_and_prompt, step = self._rows_of[known], self.state.global_step
                     for row, right, pairs, _ in ranked.tolist():
-                        self.table.rows.append((step, known, int(row), *user_and_prompt[int(row)], right, int(pairs)))
+                        self.rows.append((step, known, int(row), *user_and_prompt[int(row)], right, int(pairs)))
             total = ranked[:, 2].sum()
             logs[f"{prefix}accuracy"] = (ranked[:, 1].sum() / total).item()
             logs[f"{prefix}margin"] = (ranked[:, 3].sum() / total).item()
-            if mode == "train":
-                logs["num_tokens"] = self._tokens
             for part in ("ranking_loss", "lm_loss"):
                 if values := self._ranked.pop(f"{mode}/{part}", None):
                     summed = torch.cat(values).sum(0)
                     logs[f"{prefix}{part}"] = (summed[0] / summed[1]).item()
         super().log(logs, start_time)
-
-    def evaluation_loop(self, *args, **kwargs):
-        """TRL's, without what a prediction left, which logs nothing."""
-        self._ranked = defaultdict(list, {k: v for k, v in self._ranked.items() if not k.startswith("eval")})
-        return super().evaluation_loop(*args, **kwargs)
 
     def write_beside(self, model, folder: str) -> None:
         best = self.args.load_best_model_at_end and self.state.best_global_step

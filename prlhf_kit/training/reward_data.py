@@ -17,22 +17,16 @@ from prlhf_kit.training.reward_losses import normalised
 
 
 def tokenized_lists(
-    rows: Dataset,
-    tokenizer: PreTrainedTokenizerBase,
-    name: str,
-    max_length: int | None,
-    decoder: bool,
+    rows: Dataset, tokenizer: PreTrainedTokenizerBase, name: str, max_length: int | None, decoder: bool
 ) -> tuple[Dataset, Counter[str]]:
     """Token ids of every list, longest first, and how many lists were dropped, by reason.
 
     Args:
         rows: preference pairs (`prompt`, `chosen`, `rejected`), or lists (`prompt`, `responses`, `scores`, as
             `data.dsp.listwise` makes them).
-        name: of the set, for messages.
 
     Returns:
-        Columns `text_ids` (a list of token ids a response), `prompt_tokens` (of each), `scores` (normalised), `row` (in
-        `rows`), `length`.
+        Columns `text_ids` and `prompt_tokens` (for each response), `scores` (normalised), `row` (in `rows`), `length`.
     """
     columns = set(rows.column_names)
     lists = {"prompt", "responses", "scores"} <= columns
@@ -48,25 +42,22 @@ def tokenized_lists(
     for number, row in enumerate(rows):
         responses = row["responses"] if lists else [row["chosen"], row["rejected"]]
         scores = row["scores"] if lists else [1.0, 0.0]
-        if len(responses) != len(scores) or len(responses) < 2:
+        numbers = all(isinstance(score, int | float) and math.isfinite(score) for score in scores)
+        if not numbers or len(responses) != len(scores) or len(responses) < 2:
             raise SchemaError(
-                f"row {number} of the {name} set has {len(responses)} responses and {len(scores)} scores, expected as "
-                "many of both, at least two."
+                f"row {number} of the {name} set has {len(responses)} responses and the scores {scores}, expected a "
+                "finite number for each of at least two responses."
             )
-        if bad := [s for s in scores if not isinstance(s, int | float) or not math.isfinite(s)]:
-            raise SchemaError(f"row {number} of the {name} set has the score {bad[0]!r}, expected finite numbers.")
-        reason = None
         if len(set(scores)) == 1:
-            reason = "all scores equal"
-        elif not all("".join(m["content"] or "" for m in response).strip() for response in responses):
-            reason = "empty text"
-        else:
-            encoded = [encode(tokenizer, row["prompt"], r, max_length, decoder) for r in responses]
-            texts = [ids for ids, _ in encoded]
-            if len({tuple(ids) for ids in texts}) == 1:
-                reason = "the same text after truncation" if max_length else "the same text"
-        if reason:
-            dropped[reason] += 1
+            dropped["all scores equal"] += 1
+            continue
+        if not all("".join(m["content"] or "" for m in response).strip() for response in responses):
+            dropped["empty text"] += 1
+            continue
+        encoded = [encode(tokenizer, row["prompt"], r, max_length, decoder) for r in responses]
+        texts = [ids for ids, _ in encoded]
+        if all(ids == texts[0] for ids in texts):
+            dropped["the same text after truncation" if max_length else "the same text"] += 1
             continue
         found.append(
             {
@@ -93,7 +84,6 @@ class RewardCollator:
 
     pad_token_id: int
     lm_threshold: float | None
-    lm_on_prompt: bool
     two_types: bool = False
     padding_side: str = "right"
 
@@ -112,14 +102,10 @@ class RewardCollator:
             "input_ids": ids,
             "attention_mask": attended,
         }
-        starts = [n for e in examples for n in e["prompt_tokens"]]
         if self.two_types:
-            batch["token_type_ids"] = token_types(attended, starts)
+            batch["token_type_ids"] = token_types(attended, [n for e in examples for n in e["prompt_tokens"]])
         if self.lm_threshold is not None:
-            asked = attended * (scores[mask] > self.lm_threshold)[:, None]  # [N, L]
-            if not self.lm_on_prompt:
-                asked = asked * (attended.cumsum(1) > torch.tensor(starts)[:, None])
-            batch["lm_asked"] = asked
+            batch["lm_asked"] = attended * (scores[mask] > self.lm_threshold)[:, None]  # [N, L]
         if "user_row" in examples[0]:
             batch["user_rows"] = torch.tensor([e["user_row"] for e in examples for _ in e["scores"]])
         return batch

@@ -22,12 +22,9 @@ def compared(scores: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Te
 
 
 def ranking_loss(rewards: torch.Tensor, scores: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-    """Mean of `-log sigmoid(r_i - r_j)` (nats) over all pairs with `scores_i > scores_j` in the batch (DSP's ranking
-    loss).
-
-    With two responses a list it is the Bradley-Terry negative log-likelihood of pairs (Ouyang et al. 2022, arXiv
-    2203.02155, Eq. 1). Of the lists in one batch, each weighs as many pairs as it has, as in DSP's release. 0 where no
-    pair is left.
+    """DSP's ranking loss: the mean of `-log sigmoid(r_i - r_j)` (nats) over all pairs with `scores_i > scores_j` in the
+    batch, so that each list weighs as many pairs as it has; 0 where no pair is left. With two responses a list it is
+    the Bradley-Terry negative log-likelihood of pairs (Ouyang et al. 2022, arXiv 2203.02155, Eq. 1).
 
     >>> round(ranking_loss(torch.tensor([[1.0, 1.0]]), torch.tensor([[1.0, 0.0]])).item(), 4)
     0.6931
@@ -62,26 +59,18 @@ def ranked_right(
     return (right * better).sum((1, 2)), better.sum((1, 2))
 
 
-def normalised(scores: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-    """Scores of each list moved to [0, 1]: 1 the best response, 0 the worst, NaN for padding and lists of equal scores.
+def normalised(scores: torch.Tensor) -> torch.Tensor:
+    """Scores of each list moved to [0, 1]: 1 the best response, 0 the worst, NaN for lists of equal scores.
 
     >>> normalised(torch.tensor([[3.0, -1.0, 1.0]]))
     tensor([[1.0000, 0.0000, 0.5000]])
     """
-    kept = torch.ones_like(scores, dtype=torch.bool) if mask is None else mask
-    low = scores.masked_fill(~kept, torch.inf).amin(1, keepdim=True)
-    high = scores.masked_fill(~kept, -torch.inf).amax(1, keepdim=True)
-    return ((scores - low) / (high - low)).masked_fill(~kept, torch.nan)
+    low, high = scores.amin(1, keepdim=True), scores.amax(1, keepdim=True)
+    return (scores - low) / (high - low)
 
 
 def imitation_loss(nll: torch.Tensor, scores: torch.Tensor, threshold: float = 0.9) -> torch.Tensor:
-    """DSP's language-modelling term: the mean of `nll` over the texts whose normalised score exceeds `threshold`.
-
-    The reward model's loss is `ranking_loss + lm_loss_coeff * imitation_loss` (DSP). 0 without such a text.
-
-    Args:
-        nll: `[N]` from `text_nll`.
-        scores: `[N]` from `normalised`.
-    """
+    """DSP's language-modelling term, weighed against `ranking_loss` by `lm_loss_coeff`: the mean of `nll` (`[N]`, from
+    `text_nll`) over the texts whose normalised score (`[N]`) exceeds `threshold`; 0 without such a text."""
     imitated = scores > threshold
     return (nll * imitated).sum() / imitated.sum().clamp(min=1)

@@ -1,16 +1,10 @@
-"""Supervised fine-tuning on the preferred responses, with the reader in the prompt or without: the stage before DPO.
+"""Supervised fine-tuning on the preferred responses, the stage before DPO (ComPO: Kumar et al. 2024, arXiv 2410.16027).
 
-ComPO's first stage (Kumar et al. 2024, arXiv 2410.16027). The loss is on responses only. What it leaves is the policy
-from which DPO starts, and DPO's reference.
-
-python -m prlhf_kit.training.sft recipe.json
-accelerate launch --config_file configs/fsdp.yaml -m prlhf_kit.training.sft recipe.json
+[accelerate launch --config_file configs/fsdp.yaml -m | python -m] prlhf_kit.training.sft recipe.json
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,14 +16,15 @@ from datasets import Dataset
 from peft import LoraConfig
 from trl import SFTConfig, SFTTrainer
 
-from prlhf_kit.data.chat import count_tokens, prompt_texts, require_prefix
+from prlhf_kit.data.chat import require_prefix
 from prlhf_kit.data.context import Context, Contexts, people_of, require_context, with_context
-from prlhf_kit.files import unfinished, write_json
-from prlhf_kit.models.conditioning import same_outputs
-from prlhf_kit.models.hub import SFT_FILE, load_model, load_tokenizer, weights_in
+from prlhf_kit.files import write_json
+from prlhf_kit.models.hub import SFT_FILE, load_tokenizer
 from prlhf_kit.models.logprobs import REFERENCE
 from prlhf_kit.models.saving import name_base
-from prlhf_kit.training.launch import check_train_base, launch_recipe, load_base, read_recipe, writable
+from prlhf_kit.models.tokenize import fitting
+from prlhf_kit.training.config import for_this_machine
+from prlhf_kit.training.launch import check_train_base, command, launch_recipe, load_base, read_recipe, writable
 from prlhf_kit.training.resume import HISTORY, Checkpoints, fit
 
 
@@ -47,12 +42,6 @@ class SFTRecipe:
     def __post_init__(self):
         check_train_base(self.train_base, ("lora", "qlora", "full"))
         require_context(self.context)
-        for name in ("chat_template_path", "eos_token"):
-            if name in self.settings:
-                raise ValueError(
-                    f"settings has {name!r}, which changes the tokenizer in mid-way: the context would be counted, and "
-                    "DPO trained, with another. Save the model with a tokenizer that has it, and give that folder."
-                )
 
 
 def preferred(pairs: Dataset) -> Dataset:
@@ -63,28 +52,6 @@ def preferred(pairs: Dataset) -> Dataset:
     return kept.rename_column("chosen", "completion")
 
 
-def require_safe_packing(model, strategy: str) -> None:
-    """Raise `ValueError` where texts that are packed into one row would see each other, which is tried: with TRL's
-    "bfd" transformers tells them apart by their positions, with some kinds of attention only."""
-    ids = torch.arange(12, device=model.device)[None]
-    positions = torch.cat([torch.arange(5), torch.arange(7)])[None].to(model.device)
-
-    def hidden(**inputs) -> torch.Tensor:  # without cache, as TRL calls it: with one, a row is taken for one text
-        return model.base_model(use_cache=False, **inputs).last_hidden_state
-
-    apart = strategy != "wrapped" and same_outputs(
-        model,
-        lambda: torch.cat([hidden(input_ids=ids[:, :5]), hidden(input_ids=ids[:, 5:])], 1),
-        lambda: hidden(input_ids=ids, position_ids=positions),
-    )
-    if not apart:
-        raise ValueError(
-            f"packing=True with packing_strategy={strategy!r} and attn_implementation="
-            f"{model.config._attn_implementation!r}: texts that are packed into one row would see each other. Use "
-            "packing_strategy='bfd' with 'sdpa' or 'flash_attention_2', or packing=False."
-        )
-
-
 def build_sft_trainer(
     recipe: SFTRecipe, model: str, pairs: Dataset, out: str | Path, evaluation: Dataset | None = None
 ) -> SFTTrainer:
@@ -92,19 +59,17 @@ def build_sft_trainer(
     ours = {"output_dir": f"{out}-checkpoints", "use_cpu": not torch.accelerator.is_available()}
     quick = {"gradient_checkpointing": False, "bf16": torch.cuda.is_available(), "completion_only_loss": True}
     args = SFTConfig(**{**ours, **quick, **recipe.settings})
-    if not torch.cuda.is_available():  # it would only warn
-        args.dataloader_pin_memory = False
+    for_this_machine(args)
     tokenizer = load_tokenizer(model)
     require_prefix(tokenizer)
     sets = {"train": writable(pairs)} | ({} if evaluation is None else {"eval": writable(evaluation)})
     contexts = contexts_of(recipe, *sets.values())
-    imitated = {}
-    for name, part in sets.items():
-        rows = preferred(with_reader(part, contexts))
-        imitated[name] = rows if args.max_length is None else _fitting(rows, tokenizer, args.max_length, name)
+    imitated = {name: preferred(with_reader(part, contexts)) for name, part in sets.items()}
+    if args.max_length is not None:
+        imitated = {n: fitting(rows, tokenizer, args.max_length, ["completion"]) for n, rows in imitated.items()}
+    if not len(imitated["train"]):
+        raise ValueError(f"no response of the training set fits max_length={args.max_length}. Raise it.")
     policy = load_base(model, recipe.train_base, "cpu")  # the trainer moves it
-    if args.packing:
-        require_safe_packing(policy, args.packing_strategy)
     adapter = None if recipe.train_base == "full" else LoraConfig(**recipe.adapter)
     trainer = SFTTrainer(policy, args, None, imitated["train"], imitated.get("eval"), tokenizer, peft_config=adapter)
     trainer.add_callback(Checkpoints())
@@ -121,28 +86,12 @@ def contexts_of(recipe: Any, train: Dataset, *sets: Dataset) -> Contexts:
 
 def with_reader(pairs: Dataset, contexts: Contexts) -> Dataset:
     """`pairs` with the reader in their prompts; for "none" they stay as they are, with a context or without."""
-    if contexts.context == "none":
-        return pairs
-    if set(REFERENCE) & set(pairs.column_names):
-        raise ValueError(
-            f"the pairs bring reference log-probs of prompts without context, asked for {contexts.context!r}. Remove "
-            f"the columns {' and '.join(REFERENCE)}: the reference is then computed with the context."
-        )
-    return with_context(pairs, contexts)
+    return pairs if contexts.context == "none" else with_context(without_reference(pairs), contexts)
 
 
-def _fitting(rows: Dataset, tokenizer, max_length: int, name: str) -> Dataset:
-    """The rows of which at least half the response is within `max_length`; how many are left out or cut is printed."""
-    prompts = count_tokens(tokenizer, prompt_texts(tokenizer, list(rows["prompt"]), answered=False))
-    dialogues = [p + c for p, c in zip(rows["prompt"], rows["completion"], strict=True)]
-    whole = count_tokens(tokenizer, prompt_texts(tokenizer, dialogues, answered=True))
-    kept = [i for i, (p, n) in enumerate(zip(prompts, whole, strict=True)) if (p + n) / 2 <= max_length]
-    cut = sum(whole[i] > max_length for i in kept)
-    if cut or len(kept) < len(rows):
-        print(f"{name}: {len(rows) - len(kept)} responses left out and {cut} cut, at max_length={max_length} tokens")
-    if not kept:
-        raise ValueError(f"no response of the {name} set fits max_length={max_length}. Raise it.")
-    return rows.select(kept)
+def without_reference(pairs: Dataset) -> Dataset:
+    """`pairs` without the log-probs of a reference that is another, or saw other prompts."""
+    return pairs.remove_columns([name for name in REFERENCE if name in pairs.column_names])
 
 
 def train_sft(
@@ -167,25 +116,5 @@ def train_sft(
     return log
 
 
-def write_merged(folder: str | Path, out: str | Path) -> None:
-    """Write an adapter and its base as one ordinary model, with the tokenizer, unless it lies there."""
-    out, weights = Path(out), weights_in(folder)
-    if out.exists():
-        if json.loads((out / SFT_FILE).read_text()).get("merged") != weights:
-            raise ValueError(f"{out} was merged from an earlier {folder}. Delete it, or choose another sft out.")
-        return
-    staging = unfinished(out)
-    load_model(str(folder), device="cpu").save_pretrained(staging)
-    load_tokenizer(str(folder)).save_pretrained(staging)
-    write_json(staging / SFT_FILE, {"merged": weights})
-    staging.rename(out)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe", type=Path, help="JSON file, see launch.read_recipe")
-    train_sft(*read_recipe(SFTRecipe, parser.parse_args().recipe))
-
-
 if __name__ == "__main__":
-    main()
+    train_sft(*read_recipe(SFTRecipe, command(__doc__).parse_args().recipe))

@@ -33,7 +33,7 @@ def compute(pooling, side, threshold):
                 "scores": given["scores_scaled"],
             }
         )
-    collator = RewardCollator(pad_token_id=0, padding_side=side, lm_threshold=threshold, lm_on_prompt=True)
+    collator = RewardCollator(pad_token_id=0, padding_side=side, lm_threshold=threshold)
     batch = collator(lists)
     with torch.no_grad():
         output = model(batch["input_ids"], batch["attention_mask"], lm_asked=batch["lm_asked"])

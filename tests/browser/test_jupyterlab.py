@@ -1,4 +1,4 @@
-"""Notebooks opened in JupyterLab and run there, cell after cell, by Run All Cells."""
+"""A notebook opened in JupyterLab and run there, cell after cell, by Run All Cells."""
 
 import json
 import os
@@ -15,10 +15,10 @@ import pytest
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 from playwright.sync_api import expect
-from test_notebooks import SMOKE
 
 from browser.conftest import CHEAP, ROOT, assert_contrast, shot
-from prlhf_kit.runs.stage import read_record
+
+NAME = "07_compare_responses.ipynb"
 
 
 @contextmanager
@@ -56,23 +56,18 @@ def jupyterlab(folder):
 
 @pytest.fixture(scope="module")
 def opened(tiny_run, tmp_path_factory):
-    """The checkout's notebooks with a cheap setting, as papermill would write it into them, in a JupyterLab."""
+    """The checkout's notebook with a cheap setting, as papermill would write it into it, in a JupyterLab."""
     folder = tmp_path_factory.mktemp("lab")
     (folder / "notebooks").mkdir()
-    model = {"model": str(tiny_run.parent.parent / "tiny")}
-    cheap = {
-        "01_data_preparation": SMOKE["01_data_preparation"] | {"run_dir": str(folder / "run")} | model,
-        "07_compare_responses": CHEAP | {"run_dir": str(tiny_run)} | model,
-    }
-    for name, parameters in cheap.items():
-        notebook = parameterize_notebook(load_notebook_node(str(ROOT / "notebooks" / f"{name}.ipynb")), parameters)
-        nbformat.write(notebook, folder / "notebooks" / f"{name}.ipynb")
+    cheap = CHEAP | {"run_dir": str(tiny_run), "model": str(tiny_run.parent.parent / "tiny")}
+    notebook = parameterize_notebook(load_notebook_node(str(ROOT / "notebooks" / NAME)), cheap)
+    nbformat.write(notebook, folder / "notebooks" / NAME)
     with jupyterlab(folder) as address:
-        yield folder, address
+        yield folder / "notebooks" / NAME, address(NAME)
 
 
 def run_all(page, file, timeout=120):
-    """Run All Cells, and wait until the saved file says that every code cell has run; its cells."""
+    """Run All Cells, and wait until the saved file says that every code cell has run."""
     page.get_by_text("| Idle").wait_for()  # the kernel is there
     page.locator(".jp-Notebook").get_by_role("heading").first.click()
     page.get_by_role("menuitem", name="Run", exact=True).click()
@@ -85,22 +80,14 @@ def run_all(page, file, timeout=120):
         errors = [o for c in cells for o in c["outputs"] if o["output_type"] == "error"]
         assert not errors, errors[0]["evalue"]
         if all(c["execution_count"] for c in cells):
-            return cells
+            return
     raise AssertionError(f"{file.name} did not end in {timeout} s")
 
 
-def test_data_preparation_runs(opened, open_page):
-    folder, address = opened
-    page = open_page(address("01_data_preparation.ipynb"))
-    cells = run_all(page, folder / "notebooks" / "01_data_preparation.ipynb")
-    assert sum("image/png" in o.get("data", {}) for c in cells for o in c["outputs"]) >= 5
-    assert read_record(folder / "run" / "01_data_preparation")["status"] == "completed"
-
-
 def test_the_comparison_answers(opened, open_page):
-    folder, address = opened
-    page = open_page(address("07_compare_responses.ipynb"))
-    run_all(page, folder / "notebooks" / "07_compare_responses.ipynb")
+    file, address = opened
+    page = open_page(address)
+    run_all(page, file)
     generate = page.get_by_role("button", name="Generate")
     generate.scroll_into_view_if_needed()
     page.get_by_label("or type one").fill("Is tea good?")

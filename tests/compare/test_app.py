@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -28,19 +27,12 @@ SECRET = "c0ffee-not-for-the-browser"
 TEMPLATE_FILE = "voila/templates/lab/static/index.css"
 
 
-def make_notebook(path: Path, *cells: str) -> Path:
-    v4 = nbformat.v4
-    notebook = v4.new_notebook(metadata={"kernelspec": {"name": "python3", "display_name": "", "language": "python"}})
-    notebook.cells = [
-        v4.new_markdown_cell("# A story"),
-        v4.new_code_cell(
-            "run_dir = 'none'  # the run\nvotes = ''  # a file\nn = 1  # a number",
-            metadata={"tags": ["parameters"]},
-        ),
-        *map(v4.new_code_cell, cells),
-    ]
-    nbformat.write(notebook, path)
-    return path
+CELLS = (
+    f"print('in', run_dir, votes, n)  # {SECRET}",
+    "import os; print('pid', os.getpid(), 'cwd', os.getcwd())",
+    "raise ValueError('broken <b>on purpose</b>')",
+    "print('after the error')",
+)
 
 
 @pytest.fixture(scope="module")
@@ -52,13 +44,11 @@ def run(tmp_path_factory):
         (folder / stage / "run.json").write_text(json.dumps(RECORD | {"parameters": {"x": SECRET}}))
     (folder / "votes.jsonl").write_text(SECRET)
     (folder / "figure.png").write_text(SECRET)
-    cells = (
-        f"print('in', run_dir, votes, n)  # {SECRET}",
-        "import os; print('pid', os.getpid(), 'cwd', os.getcwd())",
-        "raise ValueError('broken <b>on purpose</b>')",
-        "print('after the error')",
-    )
-    make_notebook(folder.parent / "page.ipynb", *cells)
+    v4 = nbformat.v4
+    notebook = v4.new_notebook(metadata={"kernelspec": {"name": "python3", "display_name": "", "language": "python"}})
+    parameters = "run_dir = 'none'  # the run\nvotes = ''  # a file\nn = 1  # a number"
+    notebook.cells = [v4.new_code_cell(parameters, metadata={"tags": ["parameters"]}), *map(v4.new_code_cell, CELLS)]
+    nbformat.write(notebook, folder.parent / "page.ipynb")
     return folder
 
 
@@ -112,6 +102,7 @@ def test_the_page_runs_the_notebook_without_its_code(run, address):
     assert f"cwd {run.parent}" in page
     assert "<title>demo - prlhf_kit</title>" in page
     assert SECRET not in page  # it stands in the code
+    assert len(urlsplit(address).query) > 40
     assert "ValueError" in page  # an error is shown where it happened
     assert "<b>on purpose</b>" not in page
     assert "after the error" not in page
@@ -122,51 +113,37 @@ def test_the_address_alone_lets_nobody_in(address):
     static = ["/voila/static/voila.js", f"/{TEMPLATE_FILE}", "/voila/files/figure.png"]
     static += ["/voila/labextensions/@jupyter-widgets/jupyterlab-manager/package.json", "/voila/api/themes/x/index.css"]
     kernel = "/api/kernels/" + kernel_of(fetch(address)[1])
-    for wrong in (None, "", "token wrong", "Bearer wrong"):
-        headers = {} if wrong is None else {"Authorization": wrong}
-        for path in ("/", "/?token=", "/?token=wrong", "/any.ipynb", "/voila/render/index.ipynb"):
-            status, page, headers_back = fetch(address, path, token=False, headers=headers)
+    for wrong in ({}, {"Authorization": ""}, {"Authorization": "token wrong"}):
+        for path in ("/", "/?token=wrong", "/any.ipynb", "/voila/render/index.ipynb"):
+            status, page, headers_back = fetch(address, path, token=False, headers=wrong)
             assert (status, page) == (302, "")
             assert headers_back["Location"].startswith("/login")
         for path in [*static, kernel, f"{kernel}/channels"]:
-            assert fetch(address, path, token=False, headers=headers)[0] == 403, path
-        for method in ("DELETE", "POST"):
-            assert fetch(address, kernel, token=False, headers=headers, method=method)[0] in (403, 405)
-        shutdown = f"/voila/api/shutdown/{kernel.rpartition('/')[2]}"
-        assert fetch(address, shutdown, token=False, headers=headers, method="POST")[0] == 403
+            assert fetch(address, path, token=False, headers=wrong)[0] == 403, path
+        for method, path in (("DELETE", kernel), ("POST", f"/voila/api/shutdown/{kernel.rpartition('/')[2]}")):
+            assert fetch(address, path, token=False, headers=wrong, method=method)[0] == 403
     assert fetch(address, kernel)[0] == 200  # still there
     assert fetch(address, f"/{TEMPLATE_FILE}")[0] == 200
-    assert fetch(address, "/login", token=False)[0] == 200
 
 
 def test_no_file_of_the_run_or_the_machine_can_be_fetched(run, address):
     (run.parent / "link.png").symlink_to(run / "votes.jsonl")
-    wanted = [str(run / "votes.jsonl"), "/etc/passwd", str(run.parent / "page.ipynb"), str(run.parent / "link.png")]
-    paths = ["/index.ipynb", "/index.html.j2", "/open.html", "/figure.png", "/votes.jsonl", "/voila/files/figure.png"]
-    paths += ["/voila/files/index.ipynb", "/voila/files/index.ipynb?download=1", "/voila/api/contents/index.ipynb"]
-    steps = ("../", "%2e%2e/", "..%2f", "..\\", "..%5c", "....//", "%252e%252e%252f")
-    roots = ["/", "/static/"]
-    roots += [f"/voila/{root}/" for root in ("files", "static", "templates/lab/static", "templates", "labextensions")]
-    roots += [f"/voila/{root}/" for root in ("api/themes", "api/contents", "render", "tree")]
-    for name in wanted:
-        targets = [name, "/" + name, *(12 * step + name.lstrip("/") for step in steps)]
-        paths += [root + target for root in roots for target in targets]
-    statuses = set()
+    wanted = ["/etc/passwd", *(str(path) for path in (run / "votes.jsonl", run.parent / "link.png"))]
+    paths = ["/index.ipynb", "/index.html.j2", "/figure.png", "/voila/files/figure.png", "/voila/files/index.ipynb"]
+    steps = ("", "/", *(12 * step for step in ("../", "%2e%2e/", "..%2f", "..%5c", "%252e%252e%252f")))
+    roots = [f"/voila/{root}/" for root in ("files", "static", "templates/lab/static", "labextensions", "api/themes")]
+    paths += [root + step + name.lstrip("/") for root in ["/", *roots] for step in steps for name in wanted]
     for path in paths:
         status, text, _ = fetch(address, path)
-        statuses.add(status)
+        assert status in (302, 400, 403, 404, 500), path
         assert SECRET not in text, path
         assert "root:" not in text, path
-        assert status != 200, path
-    assert statuses <= {302, 400, 403, 404, 500}, statuses
 
 
 def test_a_page_elsewhere_learns_and_changes_nothing(address):
-    for query in ("template=reveal", "theme=%22%3E%3Cscript%3Ealert(1)%3C/script%3E"):
-        status, page, _ = fetch(address, f"/?{query}")
-        assert status == 200
-        assert "alert(1)" not in page
-        assert "reveal.js" not in page
+    _, page, _ = fetch(address, "/?template=reveal&theme=%22%3E%3Cscript%3Ealert(1)%3C/script%3E")
+    assert "alert(1)" not in page
+    assert "reveal.js" not in page
     _, _, headers = fetch(address, f"/?{urlsplit(address).query}", token=False)
     assert headers["Referrer-Policy"] == "no-referrer"  # the address holds the token
     cookies = headers.get_all("Set-Cookie")
@@ -189,11 +166,7 @@ def test_a_page_sends_widgets_messages_only(run, address, tmp_path):
         async with websockets.connect(channels, **options):
             return True
 
-    for refused in (
-        {},
-        {"additional_headers": {"Authorization": "token no"}},
-        {"origin": "http://evil.example", "additional_headers": {"Cookie": "x=y"}},
-    ):
+    for refused in ({}, {"origin": "http://evil.example", "additional_headers": {"Cookie": "x=y"}}):
         with pytest.raises(websockets.InvalidStatus) as error:
             asyncio.run(opened(**refused))
         assert error.value.response.status_code == 403
@@ -217,51 +190,28 @@ def test_a_page_sends_widgets_messages_only(run, address, tmp_path):
     assert not (tmp_path / "made").exists()
 
 
-def test_so_many_pages_are_open_at_once_and_ending_it_ends_their_kernels(run, address):
-    other = urlsplit(address).query
-    with (
-        tempfile.TemporaryDirectory(dir="/tmp") as short,
-        serving(run, "--pages", "1", TMPDIR=short) as (server, address),
-    ):
-        _, page, _ = fetch(address)
-        kernel = int(re.search(r"pid (\d+)", page)[1])
-        assert Path(f"/proc/{kernel}").exists()
-        status, refused, _ = fetch(address)
-        assert (status, "1 pages are open already" in refused) == (503, True)
-        fetch(address, f"/voila/api/shutdown/{kernel_of(page)}", method="POST")
-        with ThreadPoolExecutor(3) as pool:  # at once
-            statuses = sorted(pool.map(lambda _: fetch(address)[0], range(3)))
-        assert statuses == [200, 503, 503]
-        [scratch] = Path(short).glob("prlhf-app-*")
-        assert scratch.stat().st_mode & 0o077 == 0
-        server.send_signal(signal.SIGTERM)
-        err = server.communicate(timeout=30)[1]
-        assert server.returncode == 0, err
-        assert not Path(f"/proc/{kernel}").exists()
-        assert list(Path(short).iterdir()) == []
-        assert "Traceback" not in err
-        assert "WARNING" not in err
-        assert urlsplit(address).query != other  # a new token every time
-        assert len(other) > 40
-
-
-def test_other_addresses_are_warned_about_and_a_taken_port_is_left_alone(run):
-    with socket.socket() as taken:
-        taken.bind(("0.0.0.0", 0))
+@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT])
+def test_so_many_pages_are_open_and_ending_it_ends_their_kernels(run, sign):
+    with socket.socket() as taken, tempfile.TemporaryDirectory(dir="/tmp") as short:
+        taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        with serving(run, "--ip", "0.0.0.0", "--port", str(port), JUPYTER_TOKEN="chosen") as (server, address):
+        options = "--port", str(port), "--pages", "1"
+        with serving(run, *options, TMPDIR=short, JUPYTER_TOKEN="chosen") as (server, address):
             assert address.endswith("/?token=chosen")
-            assert urlsplit(address).hostname == socket.gethostname().lower()
-            assert urlsplit(address).port != port
-            here = f"http://127.0.0.1:{urlsplit(address).port}/?token=chosen"
-            assert fetch(here, f"/{TEMPLATE_FILE}", token=False)[0] == 403
-            assert fetch(here, f"/{TEMPLATE_FILE}")[0] == 200
-            server.send_signal(signal.SIGINT)
+            assert urlsplit(address).port != port  # which is left alone
+            kernel = int(re.search(r"pid (\d+)", fetch(address)[1])[1])
+            assert Path(f"/proc/{kernel}").exists()
+            status, refused, _ = fetch(address)
+            assert (status, "1 pages are open already" in refused) == (503, True)
+            [scratch] = Path(short).glob("prlhf-app-*")
+            assert scratch.stat().st_mode & 0o077 == 0
+            server.send_signal(sign)
             err = server.communicate(timeout=30)[1]
             assert server.returncode == 0, err
-    assert "WARNING: listening on 0.0.0.0, without encryption" in err
-    assert f"ssh -L {urlsplit(address).port}:localhost" in err or f"ssh -L {port}:localhost" in err
+            assert not Path(f"/proc/{kernel}").exists()
+            assert list(Path(short).iterdir()) == []
+            assert "Traceback" not in err
 
 
 @pytest.mark.parametrize(
@@ -269,8 +219,7 @@ def test_other_addresses_are_warned_about_and_a_taken_port_is_left_alone(run):
     [
         (["--port", "0"], "--port is 0 and --pages 8; expected a port from 1 to 65535"),
         (["-p", "nn", "1"], "no parameter 'nn'. Did you mean 'n'?"),
-        (["-p", "n", "many"], "expected int"),
-        (["-p", "run_dir", "x"], "'run_dir' is set with RUN"),
+        (["-p", "run_dir", "x"], "are set with RUN and --votes"),
         (["--notebook", "nowhere.ipynb"], "there is no notebook nowhere.ipynb"),
     ],
 )

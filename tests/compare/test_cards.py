@@ -1,5 +1,7 @@
 """Cards: what is written on them, and that it is text. Marks of the tokens that a reward moved."""
 
+from dataclasses import replace
+
 import pytest
 
 from compare.conftest import Says, answered
@@ -27,18 +29,17 @@ def html(card, hidden=False):
     return cards.LOOKS.card_html(card, 1, hidden)
 
 
-@pytest.mark.parametrize("text", ["</article><script>alert(1)</script>", "<img src=x onerror=alert(1)>", "&lt;"])
-def test_model_text_is_text(tokenizer, text):
+def test_model_text_is_text(tokenizer):
+    text = "</article><script>alert(1)</script><img src=x onerror=alert(1)>&lt;"
     tokens = tokenizer(text)["input_ids"]
     answer = answered(tokenizer, tokens, [t + 3 for t in tokens], [1.0] * len(tokens))
     system = Says(f"name {text}", text, tokenizer)
     system.reads = "user_id"
     card = cards.Card(system, [User(f"user {text}", None, f"words {text}")], 1.0, "done", answer, text, ended=True)
     card.rewards = [(card.users[0], f"reward {text}", 1.0)]
-    page = cards.static(message("user", text), [card]).replace(cards.STYLE, "")
+    page = cards.LOOKS.static_html(text, [card])
     picture = cards.picture(answer, tokenizer)
     assert picture.count('class="prlhf-token"') == len(tokens)
-    assert "<script" not in picture
     for shown in (html(card), html(card, hidden=True), page):
         assert text not in shown
         assert "<script" not in shown
@@ -59,7 +60,7 @@ def test_tokens_that_the_reward_moved(card, tokenizer):
     assert "; reward +1.50" in shown
     assert ">🙂</span>" in shown
     assert "\ufffd" not in shown
-    assert "".join(f"{p.before}{p.text}{p.after}" for p in one.pieces) == " tea is 🙂"
+    assert "".join(piece.text for piece in one.pieces) == " tea is 🙂"
     nan = card(["x"], ["y"], rewards=[float("nan")])
     assert "+0.00" in html(nan)
     assert "the base model would say: y" in html(nan)
@@ -76,7 +77,6 @@ def test_what_can_not_be_seen_is_given_a_sign(card, tokenizer):
     ("name", "there", "absent"),
     [
         ("PAD", "2 moved by the reward", "unlike"),
-        ("P-DPO", "2 moved by the reward", "unlike"),
         ("vanilla DPO", "2 unlike the base model’s", "reward"),
         ("prompt with user text", "2 unlike the base model’s", "reward"),
         ("base model", "2 tokens<", "unlike"),
@@ -90,7 +90,7 @@ def test_what_no_personal_reward_moved_is_not_said_to_be(card, name, there, abse
 
 
 def test_a_card_says_whose_it_is_and_whether_it_was_cut_off(card, offered, tokenizer):
-    shown = html(card(["a"], ["a"], rewards=None, ended=True))
+    shown = html(card(["a"], ["a"], ended=True))
     assert "<b>PAD, w = 1.5</b><br>for structured-1" in shown
     assert "“I am structured-1.”" in shown
     assert "cut off" not in shown
@@ -100,32 +100,26 @@ def test_a_card_says_whose_it_is_and_whether_it_was_cut_off(card, offered, token
     assert "true utility, SD<br>of structured-1</dt><dd>-0.50" in html(cut)  # the answer is not theirs
     half = answered(tokenizer, tokenizer("Tea 🙂")["input_ids"][:-1], [])
     assert cards.Card(cut.system, [ANYONE], 0.0, answer=half).text == "Tea "
-    assert cards.Card(cut.system, offered.users[-2:-1], 0.0).made_by()["fitted"] is None  # it does not know them
-    assert cards.Card(offered.systems[3], offered.users[-2:-1], 0.0).made_by()["fitted"]["pairs"] == 2
 
 
-def test_static_table_and_page(offered, tokenizer):
+def test_where_nobody_is_at_the_screen_there_is_a_page_and_a_table(offered, tokenizer):
     who = [*offered.users[:1], ANYONE]
-    written = cards.write_all(PROMPT, offered.systems, who, 1.5, offered.rewards, 5)
-    table = cards.table(PROMPT, written)
+    page, table = cards.answered(offered, PROMPT, who, 1.5, 5)
     assert [*zip(table.system, table["for"] == "structured-1", strict=True)] == [
         ("base model", False),
         ("vanilla DPO", False),
         ("P-DPO", True),
         ("P-DPO", False),
-        ("PAD, w = 1.5", True),
-        ("PAD, w = 1.5", False),
+        ("PAD", True),
+        ("PAD", False),
         ("prompt with user text", True),  # the generic user says nothing
     ]
     assert (table.prompt == "How do I make tea?").all()
     assert table["personal reward, nats"].notna().all()
     assert table["true utility, SD"].isna().tolist() == [False, False, False, True, False, True, False]
-    base = written[0]  # judged for both
-    found = [value for _, name, value in base.rewards if name.startswith("personal")]
-    assert table["personal reward, nats"][0] == pytest.approx(sum(found) / 2)
-    page = cards.static(PROMPT, written)
+    both = [offered.rewards["personal reward, nats"](user, PROMPT, table.answer[0]) for user in who]
+    assert table["personal reward, nats"][0] == pytest.approx(sum(both) / 2)  # the base's answer is judged for both
     assert page.count("<article") == 7
-    assert "How do I make tea?" in page
-    broken = Says("broken", "a b c", tokenizer, error=RuntimeError("lost"))
+    broken = replace(offered, systems=[Says("broken", "a b c", tokenizer, error=RuntimeError("lost"))])
     with pytest.raises(RuntimeError, match=r"broken has no answer for anyone. RuntimeError: lost"):
-        cards.write_all(PROMPT, [broken], who, 1.0, {}, 5)
+        cards.answered(broken, PROMPT, who, 1.0, 5)

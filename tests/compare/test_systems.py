@@ -1,5 +1,7 @@
 """What a run offers for comparison."""
 
+import shutil
+
 import pytest
 import torch
 
@@ -28,8 +30,7 @@ def test_people_are_users_a_new_one_and_anybody(offered, run):
     ids = ["structured-1", "companion-1", "formal-1", "casual-1", "casual-2", None]
     assert [user.user_id for user in offered.users] == ids
     new = offered.users[-2]
-    assert new.fitted == {"pairs": 2, "steps": 1, "seed": 0}
-    assert (new.words, new.name) == ("I am casual-2.", "casual-2 (new: fitted to 2 pairs)")
+    assert (new.words, new.name, new.fitted) == ("I am casual-2.", "casual-2 (new, 2 pairs known)", 2)
     assert offered.systems[2].guide.users.row("casual-2") == 5  # behind those of the saved model
     again = systems.of_run(*run, k=2, steps=1, users=["formal-1", "formal-1"])  # from the cache
     assert [user.user_id for user in again.users] == ["formal-1", "casual-2", None]
@@ -38,7 +39,7 @@ def test_people_are_users_a_new_one_and_anybody(offered, run):
     assert torch.equal(rows[0][own][5], rows[1][own][5])
     assert again.fingerprints == offered.fingerprints
     few = systems.of_run(*run, k=5, steps=0)  # the same user, fitted to another number of pairs
-    assert few.users[-2].name == "casual-2 (new: fitted to 3 pairs, 5 were asked for)"
+    assert few.users[-2].fitted == 3  # all that there are
     assert {name for name, f in few.fingerprints.items() if f != offered.fingerprints[name]} == {"P-DPO"}
 
 
@@ -74,8 +75,26 @@ def test_what_can_not_be_offered_is_said(run, tmp_path):
         systems.of_run(tmp_path / "none", run[1])
     with pytest.raises(ValueError, match="has no system 'PAD, PersRM'"):
         systems.of_run(*run, systems=["PAD, PersRM"], k=0)
-    with pytest.raises(ValueError, match="'zoe' has no row"):
+    with pytest.raises(KeyError, match="'zoe' has no row"):
         systems.of_run(*run, users=["zoe"])
     some = systems.of_run(*run, systems=["PAD"], prompts=["Why?"], k=0)
     assert ([s.name for s in some.systems], some.prompts) == (["PAD"], [message("user", "Why?")])
     assert len(some.users) == 5
+
+
+def test_models_all_of_whose_weights_were_trained(run, tmp_path):
+    folder, base = run
+    shutil.copytree(folder / "01_data_preparation", tmp_path / "01_data_preparation")
+    for name in ("pdpo", "dpo"):
+        model = kit.load_model(base)
+        with torch.no_grad():
+            model.lm_head.weight += torch.randn(model.lm_head.weight.shape, generator=torch.Generator().manual_seed(0))
+        if name == "pdpo":
+            kit.condition(model, kit.IndividualUserModel(2, model.get_input_embeddings(), 3))
+        kit.save_personalized(model, kit.UserIndex(["formal-1"]), tmp_path / "03_pdpo_training" / name)
+    offered = systems.of_run(tmp_path, base, k=0)
+    changed = {}
+    for system in offered.systems[:3]:
+        *_, last = system.stream(PROMPT, offered.users[0], max_new_tokens=8)
+        changed[system.name] = any(last.changed)
+    assert changed == {"base model": False, "vanilla DPO": True, "P-DPO": True}  # against the base, not themselves

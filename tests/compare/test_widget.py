@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import pytest
 
-import prlhf_kit as kit
 from compare.conftest import Says
 from prlhf_kit.compare import widget
 from prlhf_kit.compare.systems import ANYONE
@@ -20,14 +19,14 @@ def panel(offered, tmp_path):
     def make(systems=None, users=None, prompts=None, **options):
         some = {"systems": systems, "users": users, "prompts": prompts}
         found = replace(offered, **{name: value for name, value in some.items() if value is not None})
-        return widget.Comparison(found, **{"votes": tmp_path / "votes.jsonl", "max_new_tokens": 6, "seed": 3} | options)
+        return widget.Comparison(found, **{"votes": tmp_path / "votes.jsonl", "max_new_tokens": 6} | options)
 
     return make
 
 
 def generated(comparison):
     comparison.generate.click()
-    comparison.wait(60)
+    comparison.thread.join(60)
     return comparison
 
 
@@ -62,19 +61,16 @@ def test_users_by_systems_then_a_vote(panel, offered, tmp_path):
     comparison = panel()
     comparison.generate.click()
     comparison.weight.value = 3.0  # a slider's last move comes after the click
-    comparison.wait(60)
+    comparison.thread.join(60)
     a, b = (user.name for user in offered.users[:2])
+    personal = [(system, who) for system in ("P-DPO", "PAD, w = 3", "prompt with user text") for who in (a, b)]
     assert [(card.title, card.whom) for card in comparison.shown] == [
         ("base model", "anyone"),
         ("vanilla DPO", "anyone"),
-        *(("P-DPO", who) for who in (a, b)),
-        *(("PAD, w = 3", who) for who in (a, b)),
-        *(("prompt with user text", who) for who in (a, b)),
+        *personal,
     ]
     assert {card.state for card in comparison.shown} == {"done"}
-    assert 'data-state="done"' in comparison.status.value
     assert {name for _, name, _ in comparison.shown[4].rewards} == set(offered.rewards)
-    assert "true utility, SD" in bodies(comparison)[4]
     assert len({user for user, _, _ in comparison.shown[0].rewards}) == 2  # judged for both
 
     comparison.prompt.value = "Too late"
@@ -84,27 +80,17 @@ def test_users_by_systems_then_a_vote(panel, offered, tmp_path):
     assert 'data-state="voted"' in vote(comparison, 4)
     assert "You have voted" in vote(comparison, 4)
     rows = votes_in(tmp_path)
-    texts = [card.text for card in comparison.shown]
-    assert [row["rejected"][0]["content"] for row in rows] == [
-        text for text in texts if text.strip() != texts[4].strip()
-    ]
+    best = comparison.shown[4].text.strip()
+    others = [card.text for card in comparison.shown if card.text.strip() != best]
+    assert [row["rejected"][0]["content"] for row in rows] == others
     row = rows[0]
-    assert (row["user_id"], row["user_text"], row["blind"], row["round"]) == ("ann", "I like tea.", False, 1)
-    assert row["chosen_from"] == {
-        "system": "PAD",
-        "user": "structured-1",
-        "for": "structured-1",
-        "weight": 3.0,
-        "top_k": 10,
-        "fitted": None,
-        "ended": comparison.shown[4].ended,
-    }
-    assert row["rejected_from"]["system"] == "base model"
+    assert (row["user_id"], row["user_text"], row["blind"]) == ("ann", "I like tea.", False)
+    pad = {"system": "PAD", "user": "structured-1", "for": "structured-1", "weight": 3.0, "top_k": 10}
+    assert row["chosen_from"] == pad | {"ended": comparison.shown[4].ended}
     assert row["models"] == offered.fingerprints
     assert row["settings"] == {"max_new_tokens": 6, "do_sample": False}
     assert row["kit"]["version"]
     assert row["prompt"] == comparison.asked == offered.prompts[0]
-    assert len(kit.data.load("files", tmp_path / "votes.jsonl", test_share=0.0)["train"]) == len(rows)
 
 
 def test_drafts_appear_while_the_kernel_is_free_and_stop_ends_it_within_a_token(panel, tokenizer):
@@ -118,17 +104,15 @@ def test_drafts_appear_while_the_kernel_is_free_and_stop_ends_it_within_a_token(
     assert "still being written" in comparison.status.value
     comparison.stop.click()
     each.go.set()
-    comparison.wait(60)
+    comparison.thread.join(60)
     assert each.tokens == 2
     assert [card.state for card in comparison.shown] == ["stopped", "stopped"]
     assert 'data-state="stopped"' in comparison.status.value
     assert "not written" in bodies(comparison)[1]
     assert "not complete" in vote(comparison, 0)
-    each.reached.clear()
     generated(comparison)  # and it can go on
     assert [card.state for card in comparison.shown] == ["done", "done"]
     assert "One two three four" in bodies(comparison)[0]
-    assert 'aria-busy="false"' in bodies(comparison)[0]
 
 
 def test_comparisons_take_turns(panel, tokenizer):
@@ -142,8 +126,8 @@ def test_comparisons_take_turns(panel, tokenizer):
     assert "Waiting until other answers stop" in second.status.value
     assert log == []
     each.go.set()
-    first.wait(60)
-    second.wait(60)
+    first.thread.join(60)
+    second.thread.join(60)
     assert (first.shown[0].state, each.tokens, second.shown[0].state) == ("stopped", 2, "done")
     generated(first)  # and it can be used again
     assert first.shown[0].state == "done"
@@ -155,9 +139,6 @@ def test_an_error_is_shown_on_its_card_and_others_go_on(panel, tokenizer, offere
     assert [card.state for card in comparison.shown] == ["failed", "done"]
     assert "RuntimeError: &lt;b&gt;CUDA out of memory" in bodies(comparison)[0]
     assert "1 failed" in comparison.status.value
-    comparison = panel(offered.systems[:1])
-    comparison.prompt.value = "word " * 400
-    assert "exceed the model&#39;s context" in bodies(generated(comparison))[0]
 
 
 def test_what_can_not_be_asked_is_refused_in_place(panel, offered):
@@ -170,13 +151,9 @@ def test_what_can_not_be_asked_is_refused_in_place(panel, offered):
     assert [(card.whom, card.state) for card in comparison.shown] == [(offered.users[0].name, "done")]
     assert f"Left out, since they say nothing of themselves: {words.name} for anyone" in comparison.status.value
     comparison.users[offered.users[0]].value = False
-    assert "say nothing of themselves, so these" in generated(comparison).status.value
+    assert "one system that can answer them. Left out" in generated(comparison).status.value
     comparison.users[ANYONE].value = False
     assert "at least one user" in generated(comparison).status.value
-    comparison.users[ANYONE].value = True
-    comparison.length.max = comparison.length.value = 10**9  # as a hostile page could
-    comparison.systems = {offered.systems[0]: comparison.systems[words]}
-    assert generated(comparison).settings["max_new_tokens"] == widget.LONGEST
 
 
 def test_prompts_are_chosen_or_typed(panel, tokenizer):
@@ -189,7 +166,8 @@ def test_prompts_are_chosen_or_typed(panel, tokenizer):
         assert ("&lt;i&gt;Hi" in comparison.earlier.value) == (choice == 1)
         if typed:
             comparison.prompt.value = typed
-        generated(comparison)
+        comparison.length.max = comparison.length.value = 10**9  # as a hostile page could
+        assert generated(comparison).settings["max_new_tokens"] == widget.LONGEST
         comparison.choose.value = 0
     assert system.asked == [dialogue, [*dialogue[:2], *message("user", "And coffee?")], message("user", "Why?")]
 
@@ -200,7 +178,7 @@ def test_blind_mode_hides_until_the_vote(panel, offered, tmp_path, tokenizer):
     comparison = panel(systems, blind=True)
     comparison.weight.value = 3.0
     orders = []
-    for _ in range(3):
+    for _ in range(6):
         generated(comparison)
         orders.append([(card.system.name, card.whom) for card in comparison.shown])
         for told in ("base model", "PAD", "structured", "companion", "reward", "moved", "prlhf-token", "secret"):
@@ -213,21 +191,16 @@ def test_blind_mode_hides_until_the_vote(panel, offered, tmp_path, tokenizer):
     vote(comparison, pad)
     assert "<b>PAD, w = 3</b>" in bodies(comparison)[pad]  # now it is told
     row = votes_in(tmp_path)[0]
-    assert (row["blind"], row["seed"], row["round"]) == (True, 3, 3)
+    assert row["blind"] is True
     assert [(made["system"], made["for"]) for made in row["order"]] == orders[-1]
-    again = generated(panel(systems, blind=True))
-    assert [(card.system.name, card.whom) for card in again.shown] == orders[0]  # seeded
-    assert panel(seed=None).seed != panel(seed=None).seed
 
 
-def test_who_wrote_what_can_be_asked_for_and_ends_the_vote(panel, tokenizer, tmp_path):
+def test_who_wrote_what_can_be_asked_for_and_ends_the_vote(panel, tokenizer):
     comparison = panel([Says("a", "x", tokenizer), Says("b", "y", tokenizer)], blind=True)
     generated(comparison).reveal.click()
     assert "<b>a</b>" in "".join(bodies(comparison))
     assert 'data-state="revealed"' in comparison.status.value
-    comparison.voter.value = "ann"
     assert "or seen who wrote them" in vote(comparison, 0)
-    assert votes_in(tmp_path) == []
     comparison.blind.value = False
     assert generated(comparison).reveal.layout.display == "none"  # nothing is hidden
 
@@ -255,9 +228,8 @@ def test_live_is_where_somebody_may_be_at_the_screen(monkeypatch):
         (Shell(False), {}, False),
         (Shell(False), {"SERVER_SOFTWARE": "voila/0.5.13"}, True),
     ):
-        for name in ("SERVER_SOFTWARE", "PRLHF_KIT_RUNNER"):
-            monkeypatch.delenv(name, raising=False)
-        for name, value in environment.items():
-            monkeypatch.setenv(name, value)
-        monkeypatch.setattr(widget, "get_ipython", lambda shell=shell: shell)
-        assert widget.live() == wanted
+        with monkeypatch.context() as patch:
+            for name in ("SERVER_SOFTWARE", "PRLHF_KIT_RUNNER"):
+                patch.setenv(name, environment.get(name, ""))
+            patch.setattr(widget, "get_ipython", lambda shell=shell: shell)
+            assert widget.live() == wanted

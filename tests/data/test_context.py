@@ -11,18 +11,14 @@ PEOPLE = {"r/tea": "I love tea.", "r/coffee": "I love coffee.", "r/milk": "I lov
 ASKED = message("user", "What shall I drink?")
 
 
-def rows(n=60, users=tuple(PEOPLE)):
+def rows(n=60):
+    users = [list(PEOPLE)[i % len(PEOPLE)] for i in range(n)]
     return Dataset.from_list(
-        [
-            record(
-                f"p{i}", users[i % len(users)], f"Question {i // 2}?", "Yes.", "No.", PEOPLE.get(users[i % len(users)])
-            )
-            for i in range(n)
-        ]
+        [record(f"p{i}", u, f"Question {i // 2}?", "Yes.", "No.", PEOPLE[u]) for i, u in enumerate(users)]
     )
 
 
-@pytest.mark.parametrize("bad", [False, None, "False", "", 1, ["true"]])
+@pytest.mark.parametrize("bad", [False, None, "False", ["true"]])
 def test_only_names_of_contexts_are_contexts(bad):
     with pytest.raises(SchemaError, match="'none', 'true', 'random', 'shuffled', 'user_text'"):
         require_context(bad)
@@ -30,59 +26,50 @@ def test_only_names_of_contexts_are_contexts(bad):
         Contexts(bad, PEOPLE)
 
 
-def test_none_leaves_prompts_as_they_are():
+def test_none_true_and_user_text():
     told = with_context(rows(), Contexts("none", PEOPLE))
     assert told["prompt"][:] == rows()["prompt"][:]
     assert set(told["context"]) == {"none"}
     assert set(told["context_user"]) == {None}
-
-
-def test_true_names_the_community_and_user_text_what_they_say():
     assert "r/tea" in Contexts("true", PEOPLE).put(ASKED, "r/tea")[0]["content"]
     assert Contexts("user_text", PEOPLE).put(ASKED, "r/tea") == message("system", "I love tea.") + ASKED
+    with pytest.raises(SchemaError, match="a context already"):
+        with_context(told, Contexts("none", PEOPLE))
 
 
 @pytest.mark.parametrize("template", ["community", "user_text"])
 @pytest.mark.parametrize("kind", ["random", "shuffled"])
-def test_another_context_differs_from_the_true_one_in_every_row(kind, template):
-    pairs = rows()
-    true = with_context(pairs, Contexts("true", PEOPLE, template))
-    other = with_context(pairs, Contexts(kind, PEOPLE, template, seed=3))
-    for own, given_, who, user in zip(
-        true["prompt"], other["prompt"], other["context_user"], pairs["user_id"], strict=True
-    ):
-        assert given_ != own
-        assert given_ == Contexts("true", PEOPLE, template).put(own[1:], who)  # what is recorded is what was shown
-        assert user in PEOPLE  # and who stated the preference stays who they are
-    assert other["user_id"][:] == pairs["user_id"][:]
-    assert set(other["context"]) == {kind}
+def test_what_is_recorded_is_what_was_shown(kind, template):
+    told = with_context(rows(), Contexts(kind, PEOPLE, template, seed=3))
+    assert told["user_id"][:] == rows()["user_id"][:]  # who stated the preference stays who they are
+    true = Contexts("true", PEOPLE, template)
+    for row, plain in zip(told, rows(), strict=True):
+        asked = plain["prompt"]
+        assert row["prompt"] == true.put(asked, row["context_user"]) != true.put(asked, row["user_id"])
+        assert row["context"] == kind
 
 
 def test_random_is_drawn_for_each_prompt_and_depends_on_seed_user_and_prompt_alone():
-    pairs = rows()
-    drawn = with_context(pairs, Contexts("random", PEOPLE, seed=1))
-    by_pair = dict(zip(drawn["pair_id"], drawn["context_user"], strict=True))
-    backwards = with_context(pairs.select(range(len(pairs) - 1, -1, -1)), Contexts("random", PEOPLE, seed=1))
-    assert by_pair == dict(zip(backwards["pair_id"], backwards["context_user"], strict=True))
-    other_seed = with_context(pairs, Contexts("random", PEOPLE, seed=2))["context_user"]
-    assert drawn["context_user"][:] != other_seed[:]
-    mine = {who for who, user in zip(drawn["context_user"], drawn["user_id"], strict=True) if user == "r/tea"}
+    def drawn(pairs, seed):
+        told = with_context(pairs, Contexts("random", PEOPLE, seed=seed))
+        return dict(zip(told["pair_id"], told["context_user"], strict=True))
+
+    found = drawn(rows(), 1)
+    assert found == drawn(rows().select(range(59, -1, -1)), 1) != drawn(rows(), 2)
+    mine = {found[pair] for pair, user in zip(rows()["pair_id"], rows()["user_id"], strict=True) if user == "r/tea"}
     assert mine == set(PEOPLE) - {"r/tea"}
 
 
 def test_shuffled_gives_each_user_one_other_and_nobody_the_same_one():
     shuffled = with_context(rows(), Contexts("shuffled", PEOPLE))
-    found = {}
-    for user, who in zip(shuffled["user_id"], shuffled["context_user"], strict=True):
-        found.setdefault(user, set()).add(who)
-    assert all(len(who) == 1 for who in found.values())
-    assert sorted(who for one in found.values() for who in one) == sorted(PEOPLE)
+    found = set(zip(shuffled["user_id"], shuffled["context_user"], strict=True))
+    assert sorted(who for _, who in found) == sorted(PEOPLE) == sorted(user for user, _ in found)
 
 
 @given(
     st.dictionaries(st.text(min_size=1, max_size=5), st.sampled_from(["a", "b", "c"]), min_size=2), st.integers(0, 9)
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_no_draw_ever_says_the_same(people, seed):
     for kind in ("random", "shuffled"):
         if len(set(people.values())) < 2:
@@ -96,80 +83,44 @@ def test_no_draw_ever_says_the_same(people, seed):
 
 def test_others_are_drawn_among_those_asked_for():
     people = PEOPLE | {"stranger": "I love juice."}
-    contexts = Contexts("random", people, among=frozenset(PEOPLE))
-    drawn = {contexts.whose("stranger", message("user", str(i))) for i in range(60)}
-    assert drawn == set(PEOPLE)
-    shuffled = Contexts("shuffled", people, among=frozenset(PEOPLE))
-    assert len({shuffled.whose("stranger", message("user", str(i))) for i in range(20)}) == 1
-    assert Contexts("true", people, among=frozenset(PEOPLE)).whose("stranger", ASKED) == "stranger"
+    for kind, n in (("random", len(PEOPLE)), ("shuffled", 1)):
+        contexts = Contexts(kind, people, among=frozenset(PEOPLE))
+        drawn = {contexts.whose("stranger", message("user", str(i))) for i in range(60)}
+        assert len(drawn) == n
+        assert drawn <= set(PEOPLE)
 
 
-def test_a_system_message_is_replaced_and_the_dialogue_stays():
-    dialogue = message("system", "Be brief.") + ASKED + message("assistant", "Tea.") + message("user", "Why?")
-    put = Contexts("user_text", PEOPLE).put(dialogue, "r/tea")
-    assert put == message("system", "I love tea.") + dialogue[1:]
-
-
-def test_a_template_with_the_prompt_is_laid_round_the_last_message(tmp_path):
-    file = tmp_path / "mine.txt"
-    file.write_text("Subreddit: {community}\n\n{prompt}\n")
-    put = Contexts("true", PEOPLE, file).put(message("system", "Be brief.") + ASKED, "r/tea")
-    assert put == message("system", "Be brief.") + message("user", "Subreddit: r/tea\n\nWhat shall I drink?")
-    file.write_text("They say: {user_text}\n---\n[{community}] {prompt}\n")
-    put = Contexts("true", PEOPLE, file).put(ASKED, "r/tea")
-    assert put == message("system", "They say: I love tea.") + message("user", "[r/tea] What shall I drink?")
-
-
-def test_braces_in_what_people_say_are_left_alone():
+def test_a_system_message_is_replaced_and_braces_in_what_people_say_are_left_alone():
     people = PEOPLE | {"r/code": "I write {json} and {0}."}
-    asked = message("user", "What is {community}?")
-    assert Contexts("user_text", people).put(asked, "r/code") == message("system", "I write {json} and {0}.") + asked
+    talk = ASKED + message("assistant", "Tea.") + message("user", "What is {community}?")
+    put = Contexts("user_text", people).put(message("system", "Be brief.") + talk, "r/code")
+    assert put == message("system", "I write {json} and {0}.") + talk
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("text", "reason"),
     [
         ("Hello.", "expected community or user_text"),
         ("{community} {age}", "expected community or user_text"),
-        ("{prompt}", "expected community or user_text"),
         ("{community.name}", "expected names alone"),
         ("{community", "can't be read"),
         ("{community} {prompt}\n---\nNow.\n", "belongs into the user message"),
         ("{community}\n---\nNow.\n", "belongs into the user message"),
     ],
 )
-def test_templates_that_cant_be_used_are_refused(tmp_path, text, message):
+def test_templates_that_cant_be_used_are_refused(tmp_path, text, reason):
     file = tmp_path / "bad.txt"
     file.write_text(text)
-    with pytest.raises(SchemaError, match=message):
+    with pytest.raises(SchemaError, match=reason):
         Contexts("true", PEOPLE, file)
 
 
-def test_user_text_wants_a_template_that_says_it():
-    with pytest.raises(SchemaError, match="does not say what context='user_text' is about"):
-        Contexts("user_text", PEOPLE, "community")
-
-
-def test_a_missing_template_names_those_that_there_are():
-    with pytest.raises(SchemaError, match="expected community, user_text"):
-        Contexts("true", PEOPLE, "comunity")
-
-
-def test_who_says_nothing_has_no_user_text():
-    with pytest.raises(SchemaError, match=r"1 of 2 users have no user_text, first 'b'"):
-        Contexts("user_text", {"a": "Hi.", "b": None})
+def test_templates_people_and_contexts_that_do_not_fit():
+    for people, options, reason in (
+        (PEOPLE, ("user_text", "community"), "does not say what context='user_text' is about"),
+        (PEOPLE, ("true", "comunity"), "expected community, user_text"),
+        ({"a": "Hi.", "b": None}, ("user_text", ""), "1 of 2 users have no user_text, first 'b'"),
+    ):
+        with pytest.raises(SchemaError, match=reason):
+            Contexts(options[0], people, options[1])
     Contexts("true", {"a": "Hi.", "b": None})  # a name is enough for the community
-
-
-def test_a_context_is_put_in_once():
-    told = with_context(rows(), Contexts("true", PEOPLE))
-    with pytest.raises(SchemaError, match="a context already"):
-        with_context(told, Contexts("none", PEOPLE))
-
-
-def test_the_record_tells_what_decides_the_prompts():
-    config = Contexts("random", PEOPLE, seed=4).config
-    assert config["context"] == "random"
-    assert config["seed"] == 4
-    assert config["text"][0][0] == "system"
-    assert Contexts("none", PEOPLE).config == {"context": "none"}

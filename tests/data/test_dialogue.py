@@ -4,7 +4,7 @@ import pytest
 from raw import dialogue, write_json
 
 import prlhf_kit as kit
-from prlhf_kit.data.dialogue import NotAPair, common_prompt, layout, parse, write_text_score
+from prlhf_kit.data.dialogue import NotAPair, common_prompt, parse, write_text_score
 from prlhf_kit.data.schema import record
 
 
@@ -20,8 +20,6 @@ def test_text_marks_and_what_is_no_pair():
     }.items():
         with pytest.raises(NotAPair, match=reason):
             common_prompt(*texts)
-    dialogue = parse("\n\nHuman: A\n\nAssistant: B\n\nHuman: C\n\nAssistant: D")
-    assert parse(layout(dialogue[:-1], dialogue[-1:])) == dialogue
 
 
 def test_text_score_ties_in_part_and_texts_it_cannot_hold(tmp_path):

@@ -1,7 +1,5 @@
 """The small general datasets on rows of their real schema, and what any field of any source may hold."""
 
-import functools
-
 import pytest
 from raw import comparison, dialogue, pairs_of, write_json, write_lines
 
@@ -18,10 +16,8 @@ def webgpt(i, score=0.5):
     return {"question": {"full_text": f"Why {i}?"}, "answer_0": f"Zero {i}.", "answer_1": f"One {i}.", **scores}
 
 
-def gpt4llm(i, scores=(9, 7)):
-    answers = [
-        {"response": f"{name} {i}", "score": s} for name, s in zip(("gpt4", "text", "opt"), scores, strict=False)
-    ]
+def gpt4llm(i):
+    answers = [{"response": f"{name} {i}", "score": score} for name, score in (("gpt4", 9), ("text", 7), ("opt", 7))]
     return {"user_input": f"Do {i}.", "responses_and_scores": answers}
 
 
@@ -40,17 +36,15 @@ def relabelled(i, objective="helpful"):
 
 
 def test_webgpt(tmp_path):
-    rows = [webgpt(i, score) for i, score in enumerate([0.5, -0.25, 0.0, 1.0, -1.0, 0.5])]
-    data, report = kit.data.load_with_report("webgpt", write_lines(tmp_path / "webgpt.jsonl", rows), test_share=0.4)
-    found = {question: chosen for split in data for _, question, chosen, _ in pairs_of(data, split)}
-    wins = {0: "Zero", 1: "One", 3: "Zero", 4: "One", 5: "Zero"}
-    assert found == {f"Why {i}?": f"{word} {i}." for i, word in wins.items()}
+    rows = [webgpt(i, score) for i, score in enumerate([0.5, -0.25, 0.0])]
+    data, report = kit.data.load_with_report("webgpt", write_lines(tmp_path / "webgpt.jsonl", rows), test_share=0)
+    assert [pair[1:3] for pair in pairs_of(data)] == [("Why 0?", "Zero 0."), ("Why 1?", "One 1.")]
     assert report.table.reason.tolist() == ["tie"]
-    assert report.counts == {"comparisons": 6}
+    assert report.counts == {"comparisons": 3}
 
 
 def test_gpt4llm_and_its_cleaned_files(tmp_path):
-    source = write_json(tmp_path / "comparison_data_v2.json", [gpt4llm(i, (9, 7, 7)) for i in range(10)])
+    source = write_json(tmp_path / "comparison_data_v2.json", [gpt4llm(i) for i in range(10)])
     data, report = kit.data.load_with_report("gpt4llm", source)
     assert sum(sizes(data).values()) == 20
     assert report.table.pairs.sum() == 10  # ties
@@ -77,21 +71,17 @@ def test_hh_original_and_cleaned_files_agree(tmp_path):
             rows.append({"chosen": dialogue("A", "x"), "rejected": dialogue("B", "y")})
             write_lines(tmp_path / "hub" / f"{subset}-base" / f"{split}.jsonl.gz", rows)
             scored = [{"text": [r["rejected"], r["chosen"]], "score": [0.0, 1.0]} for r in rows]
-            scored.append({"text": [dialogue("C", "x"), dialogue("C", "y")], "score": [1.0, 1.0]})
             write_json(tmp_path / "dsp" / f"{subset}.{split}.json", scored)
-    data, report = kit.data.load_with_report("hh", tmp_path / "hub")
-    cleaned, cleaned_report = kit.data.load_with_report("hh", tmp_path / "dsp")
+    found = [kit.data.load_with_report("hh", tmp_path / form) for form in ("hub", "dsp")]
+    (data, _), (cleaned, _) = found
     assert sizes(data) == {"train": 12, "test_seen": 6}
     assert all(pairs_of(data, split) == pairs_of(cleaned, split) for split in data)
-    assert report.counts["helpful, train"] == 7
-    differ = "the dialogues differ before their last answer"
-    assert report.table.groupby("reason").pairs.sum().to_dict() == {differ: 4}
-    assert cleaned_report.table.groupby("reason").pairs.sum().to_dict() == {differ: 4, "tie": 4}
-    assert set(data["train"]["user_id"]) == {"general"}
+    for _, said in found:
+        assert said.counts["helpful, train"] == 7
+        assert set(said.table.reason) == {"the dialogues differ before their last answer"}
+        assert said.table.pairs.sum() == 4
     only = kit.data.load("hh", tmp_path / "hub", subset="harmless")
     assert all(question.startswith("harmless") for _, question, _, _ in pairs_of(only))
-    with pytest.raises(kit.data.SchemaError, match=r"expected a file, or a folder with helpful\*"):
-        kit.data.load("hh", tmp_path)
 
 
 def test_hh_relabelled(tmp_path):
@@ -107,14 +97,12 @@ def test_hh_relabelled(tmp_path):
 
 def test_turns_of_one_dialogue_stay_in_one_split(tmp_path):
     rows = []
-    for i in range(60):
-        first = dialogue(f"Start {i}", "ok")
-        for text in (f"\n\nHuman: Start {i}", f"{first}\n\nHuman: And then?"):
+    for i in range(40):
+        for text in (f"\n\nHuman: Start {i}", f"{dialogue(f'Start {i}', 'ok')}\n\nHuman: And then?"):
             rows.append({"chosen": f"{text}\n\nAssistant: yes {i}", "rejected": f"{text}\n\nAssistant: no"})
     data = kit.data.load("hh", write_lines(tmp_path / "helpful.jsonl", rows), test_share=0.3)
     first = {split: {prompt[0]["content"] for prompt in rows["prompt"]} for split, rows in data.items()}
     assert not first["train"] & first["test_seen"]
-    assert len(data["test_seen"]) > 10
 
 
 # Any field may be null or of another type -----------------------------------------------------------------------------
@@ -130,41 +118,34 @@ ROWS = {
 }
 
 
-def paths(value, at=()):
+def places(value, at=()):
     """Every place in a row that holds a value of its own."""
     inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, inner in inside:
         yield (*at, key)
-        yield from paths(inner, (*at, key))
+        yield from places(inner, (*at, key))
 
 
-@pytest.fixture(scope="module")
-def untouched(tmp_path_factory):
-    """Pairs of a dataset's rows but the fifth."""
-
-    @functools.cache
-    def pairs(name):
-        path = tmp_path_factory.mktemp(name) / "good.jsonl"
-        clean = kit.data.load(name, write_lines(path, [ROWS[name](i) for i in range(12) if i != 5]))
-        return {pair for split in clean for pair in pairs_of(clean, split)}
-
-    return pairs
-
-
-@pytest.mark.parametrize(("name", "at"), [(name, at) for name, make in ROWS.items() for at in paths(make(0))], ids=str)
-def test_any_field_may_be_null_or_of_another_type(name, at, untouched, tmp_path):
+@pytest.mark.parametrize("name", list(ROWS))
+def test_any_field_may_be_null_or_of_another_type(name, tmp_path):
     """Either a SchemaError, or every pair that is left is one of the untouched rows or the changed one with a text."""
-    for value in (None, 3):
-        rows = [ROWS[name](i) for i in range(12)]
-        changed = rows[5]
-        for key in at[:-1]:
-            changed = changed[key]
-        changed[at[-1]] = value
-        try:
-            data = kit.data.load(name, write_lines(tmp_path / "rows.jsonl", rows))
-        except kit.data.SchemaError:
-            continue
-        found = {pair for split in data for pair in pairs_of(data, split)}
-        extra = [pair for pair in found - untouched(name) if value not in pair and "5" not in pair[1]]
-        assert found >= untouched(name) or at[-1] in ("info", "worker", "choice", "split", "topic")
-        assert not [pair for pair in extra if "None" not in pair[1]] or at[-1] in ("text", "question", "preference")
+
+    def pairs(rows):
+        data = kit.data.load(name, write_lines(tmp_path / "rows.jsonl", rows))
+        return {pair for split in data for pair in pairs_of(data, split)}
+
+    untouched = pairs([ROWS[name](i) for i in range(12) if i != 5])
+    for at in places(ROWS[name](0)):
+        for value in (None, 3):
+            rows = [ROWS[name](i) for i in range(12)]
+            changed = rows[5]
+            for key in at[:-1]:
+                changed = changed[key]
+            changed[at[-1]] = value
+            try:
+                found = pairs(rows)
+            except kit.data.SchemaError:
+                continue
+            extra = [pair for pair in found - untouched if value not in pair and "5" not in pair[1]]
+            assert found >= untouched or at[-1] in ("info", "worker", "choice", "split", "topic"), at
+            assert all("None" in pair[1] for pair in extra) or at[-1] in ("text", "question", "preference"), at

@@ -3,16 +3,13 @@
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 from datasets import Dataset, DatasetDict
-from raw import dialogue, pairs_of, write_lines, write_parquet
+from raw import dialogue, write_lines, write_parquet
 
 import prlhf_kit as kit
 from prlhf_kit.data import compred
 from prlhf_kit.data.cards import DATASETS, share
-from prlhf_kit.data.load import resolved
-from prlhf_kit.data.sources import rows_of
 
 OWN = {"user_id": "ann", "prompt": "Q?", "chosen": "a", "rejected": "b"}
 
@@ -22,9 +19,8 @@ OWN = {"user_id": "ann", "prompt": "Q?", "chosen": "a", "rejected": "b"}
     [
         ("simulatd", {}, "Did you mean 'simulated'"),
         ("tldr", {"moed": "real"}, "Did you mean 'mode'"),
-        ("tldr", {"mode": "fake"}, "no mode 'fake'; there are: real, synthetic"),
+        ("tldr", {"mode": "fake"}, "no mode 'fake'. There are: real, synthetic"),
         ("files", {"test_share": "abc"}, "can't be used as 'files': TypeError"),
-        ("files", {"columns": "user_id"}, "can't be used as 'files'"),
         ("files", {"test_share": 1.0}, "gave no training pair, only pairs of .*test_seen"),
         ("prism", {}, "is a file; 'prism' needs the folder"),
         ("dsp", {"domains": "music"}, "no domain 'music'"),
@@ -37,17 +33,13 @@ def test_names_options_and_rows_that_cant_be_used(name, options, reason, tmp_pat
         kit.data.load(name, write_lines(tmp_path / "x.jsonl", [OWN]), **options)
 
 
-@pytest.mark.parametrize("name", [n for n in DATASETS if n != "simulated"])
-def test_a_missing_path_says_what_was_expected(name, tmp_path):
-    with pytest.raises(kit.data.SchemaError, match="no such file or folder; expected"):
-        kit.data.load(name, tmp_path / "nowhere")
-
-
 @pytest.mark.parametrize("name", [name for name, card in DATASETS.items() if name != "simulated"])
 def test_without_a_path_the_way_to_the_data_is_told(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(kit.data.SchemaError, match=r"(hf download .* --local-dir DIR|is not on the hub).* path"):
         kit.data.load(name)
+    with pytest.raises(kit.data.SchemaError, match="no such file or folder; expected"):
+        kit.data.load(name, tmp_path / "nowhere")
 
 
 def test_the_hub_gives_what_local_files_give(prism_folder, compred_folder, personalllm_folder, tldr_rows, monkeypatch):
@@ -94,27 +86,19 @@ def test_a_damaged_split_is_named(tmp_path):
             kit.data.load(str(tmp_path / file.relative_to(tmp_path).parts[0]))
 
 
-def test_share_is_uniform_and_independent_of_the_process():
-    values = np.array([share(0, "prompt", i) for i in range(4000)])
-    assert abs(values.mean() - 0.5) < 0.03
+def test_share_is_independent_of_the_process():
     assert share(0, "a") == pytest.approx(0.08533998760926992)
 
 
-def test_contributing_adds_a_dataset(tmp_path):
+def test_contributing_adds_a_dataset(tmp_path, monkeypatch):
     page = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text()
     code = page.split("## Add a dataset")[1].split("```python\n")[1].split("```")[0]
-    before = set(DATASETS)
-    try:
-        exec(code, {})
-        [name] = set(DATASETS) - before
-        rows = [{"who": "ann", "question": f"Q{i}?", "better": "a", "worse": "b"} for i in range(9)]
-        data, report = kit.data.load_with_report(name, write_lines(tmp_path / "train.jsonl", rows), test_share=0)
-        assert len(data["train"]) == 9
-        assert report.counts == {"rows": 9}
-        assert resolved(name, {}) == {"test_share": 0.1, "seed": 0}
-    finally:
-        for added in set(DATASETS) - before:
-            del DATASETS[added]
+    monkeypatch.setitem(DATASETS, "mine", None)  # so that it goes again
+    exec(code, {})
+    rows = [{"who": "ann", "question": f"Q{i}?", "better": "a", "worse": "b"} for i in range(9)]
+    data, report = kit.data.load_with_report("mine", write_lines(tmp_path / "train.jsonl", rows), test_share=0)
+    assert len(data["train"]) == 9
+    assert report.counts == {"rows": 9}
 
 
 # Real files, where they are there (`../shared/data`; its README says where to get the full sets) ----------------------
@@ -122,11 +106,11 @@ def test_contributing_adds_a_dataset(tmp_path):
 REAL = Path(__file__).parents[3] / "shared" / "data"
 CASES = [  # name, path, options, pairs, counts, pairs a row
     ("dsp", "dsp/domain_specific_preference.json", {"domains": ["academy", "normal"]}, 4_242, {"queries": 541}, 8),
-    ("hh", "dsp", {"subset": "helpful"}, 1_997, {"helpful, all": 2_000}, 1),
-    ("hh", "dsp", {"subset": "harmless"}, 1_962, {"harmless, all": 1_966}, 1),
+    ("hh", "dsp", {"subset": "helpful"}, 1_997, {"helpful": 2_000}, 1),
+    ("hh", "dsp", {"subset": "harmless"}, 1_962, {"harmless": 1_966}, 1),
     ("webgpt", "dsp", {}, 565, {"comparisons": 766}, 1),
     ("hh_relabelled", "hh_relabelled", {}, 3_363, {"pairs": 3_370}, 1),
-    ("prefeval", "prefeval", {}, 2_541, {"questions": 885, "topics": 20}, 3),
+    ("prefeval", "prefeval", {}, 2_541, {"questions": 885}, 3),
 ]
 
 
@@ -140,16 +124,3 @@ def test_real_files_load_and_every_pair_is_accounted_for(name, path, options, pa
     for prompt in data["train"]["prompt"]:
         roles = [m["role"] for m in prompt if m["role"] != "system"]
         assert roles == ["user", "assistant"] * (len(roles) // 2) + ["user"]  # every template takes that
-        assert "Human:" not in prompt[0]["content"][:10]
-
-
-@pytest.mark.skipif(not REAL.is_dir(), reason=f"no real data in {REAL}")
-def test_orientation_on_real_files():
-    """Chosen and rejected are those of the source, found again by their texts."""
-    scored = {}
-    for row in rows_of([REAL / "dsp" / "webgpt.json"]):
-        scored |= {t.split("## Assistant:\n")[-1].strip(): s for t, s in zip(row["text"], row["score"], strict=True)}
-    for _, _, chosen, rejected in pairs_of(kit.data.load("webgpt", REAL / "dsp")):
-        assert scored[chosen] > scored[rejected]
-    right = {row["classification_task_options"][0] for row in rows_of([REAL / "prefeval" / "mcq_options.json"])}
-    assert {chosen for _, _, chosen, _ in pairs_of(kit.data.load("prefeval", REAL / "prefeval"))} <= right

@@ -10,6 +10,8 @@ from raw import write_json, write_lines
 import prlhf_kit as kit
 from prlhf_kit.cli import main
 
+ROW = {"user_id": "ann", "prompt": "Q?", "chosen": "a", "rejected": "b"}
+
 
 def test_prepared_folder_loads_again_and_says_where_it_is_from(prism_folder, tmp_path_factory, capsys, caplog):
     out = tmp_path_factory.mktemp("prepared") / "prism"
@@ -25,7 +27,7 @@ def test_prepared_folder_loads_again_and_says_where_it_is_from(prism_folder, tmp
     assert card["splits"]["train"]["users"] == len(set(direct["train"]["user_id"]))
     assert len(card["source_sha256"]) == 64
     page = (out / "README.md").read_text()
-    assert "in a conversation without a usable turn      4" in page
+    assert "4 in a conversation without a usable turn" in page
     assert "CC BY 4.0" in page
     assert main(line) == 2
     assert "exists already" in capsys.readouterr().err
@@ -33,33 +35,29 @@ def test_prepared_folder_loads_again_and_says_where_it_is_from(prism_folder, tmp
     assert [p.name for p in out.parent.iterdir()] == ["prism"]  # no staging folder is left
 
 
-def test_prepared_folders_keep_their_datasets_rules(tokenizer, tmp_path):
-    def row(i):
-        asked = "Which " + "very " * 60 * (i == 4) + f"one of {i}?"
-        return {"preference": f"I like {i}.", "question": asked, "classification_task_options": ["right", "wrong"]}
-
-    source = write_json(tmp_path / "src" / "mcq.json", [row(i) for i in range(40)])
+def test_prepared_folders_keep_their_datasets_rules(tmp_path):
+    options = {"classification_task_options": ["right", "wrong"]}
+    rows = [{"preference": f"I like {i}.", "question": f"Which {i}?"} | options for i in range(40)]
+    source = write_json(tmp_path / "src" / "mcq.json", rows)
     assert main(["data", "prepare", "prefeval", "--path", str(source), "--out", str(tmp_path / "out")]) == 0
-    data, report = kit.data.load_with_report(str(tmp_path / "out"), tokenizer=tokenizer, max_prompt_tokens=60)
+    _, report = kit.data.load_with_report(str(tmp_path / "out"))
     assert report.checks.set_index("check").rule["user with too few pairs"] == "drop"
-    assert sum(map(len, data.values())) == 39
 
 
 def test_prepare_replaces_nothing_but_prepared_folders(tmp_path, capsys):
-    row = {"user_id": "ann", "prompt": "Q?", "chosen": "a", "rejected": "b"}
-    source = write_lines(tmp_path / "src" / "x.jsonl", [row])
-    victim = tmp_path / "victim"
-    victim.mkdir()
-    (victim / "thesis.txt").write_text("years of work")
+    source = write_lines(tmp_path / "src" / "x.jsonl", [ROW])
+    thesis = tmp_path / "thesis" / "thesis.txt"
+    thesis.parent.mkdir()
+    thesis.write_text("years of work")
     line = ["data", "prepare", "files", "--path", str(source.parent), "-o", "test_share", "0", "--force", "--out"]
     for out, why in (
-        (victim, "is no prepared dataset"),
+        (thesis.parent, "is no prepared dataset"),
         (source.parent, "lie in each other"),
         (tmp_path, "lie in each other"),
     ):
         assert main([*line, str(out)]) == 2
         assert why in capsys.readouterr().err
-    assert (victim / "thesis.txt").exists()
+    assert thesis.exists()
     assert source.exists()
 
 
@@ -80,10 +78,7 @@ def test_data_commands_refuse_politely(capsys, tmp_path):
 
 
 def test_data_check_says_tokens_and_what_was_dropped(base, tmp_path, capsys):
-    rows = [
-        {"user_id": "ann", "prompt": f"{i}? " + "very " * 60 * (i > 3), "chosen": "a", "rejected": "b"}
-        for i in range(16)
-    ]
+    rows = [{**ROW, "prompt": f"{i}? " + "very " * 60 * (i > 3)} for i in range(16)]
     source = write_lines(tmp_path / "mine.jsonl", rows)
     line = ["files", "--path", str(source), "-o", "test_share", "0", "--model", base, "--max-prompt-tokens", "50"]
     assert main(["data", "check", *line]) == 0
@@ -96,9 +91,7 @@ def test_data_check_says_tokens_and_what_was_dropped(base, tmp_path, capsys):
 
 
 def test_data_check_imports_nothing_that_it_does_not_use(tmp_path):
-    """16 rows took 7 s of CPU."""
-    row = {"user_id": "ann", "prompt": "Q?", "chosen": "a", "rejected": "b"}
-    source = write_lines(tmp_path / "x.jsonl", [row])
+    source = write_lines(tmp_path / "x.jsonl", [ROW])
     code = (
         "import sys; from prlhf_kit import cli\n"
         f"cli.main(['data', 'check', 'files', '--path', {str(source)!r}, '-o', 'test_share', '0'])\n"

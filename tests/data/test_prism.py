@@ -20,15 +20,10 @@ def test_prism_goes_on_after_a_turn_without_a_choice(tmp_path):
     assert rows[3]["prompt"][2]["content"] == "Hello 0.1?\n\nHello 0.2?"
 
 
-def test_prism_pairs_history_and_user_text(prism_folder):
+def test_user_text_and_counts(prism_folder):  # pairs and splits: tests/authors
     data, report = kit.data.load_with_report("prism", prism_folder)
-    rows = [row for split in data.values() for row in split]
-    one = [row for row in rows if row["pair_id"].startswith("c0-")]
-    assert [row["pair_id"] for row in one] == ["c0-0-0", "c0-0-1", "c0-0-2", "c0-1-0"]  # chosen against each rejected
-    assert {row["chosen"][0]["content"] for row in one} == {"answer 0.0.1 " + "x" * 10, "answer 0.1.1 " + "x" * 10}
-    assert [m["content"] for m in one[3]["prompt"]] == ["Hello 0.0?", "answer 0.0.1 " + "x" * 10, "Hello 0.1?"]
-    assert [m["role"] for m in one[3]["prompt"]] == ["user", "assistant", "user"]
-    assert one[0]["user_text"] == (
+    [one, *_] = [row for split in data.values() for row in split if row["user_id"] == "user0"]
+    assert one["user_text"] == (
         "How I want you to behave: Be honest with me.\n"
         "What matters most to me: creative and inspiring answers, facts, answers that do no harm.\n"
         "About me: I am 0.\n"

@@ -8,7 +8,7 @@ from raw import comparison, pairs_of, write_lines, write_parquet
 import prlhf_kit as kit
 
 
-@pytest.mark.parametrize("choice", [None, "0", 2, True])
+@pytest.mark.parametrize("choice", [None, 2, True])
 def test_a_choice_that_is_none_is_no_choice(choice, tmp_path):
     rows = [comparison(i, "ann") for i in range(3)]
     rows[1]["choice"] = choice
@@ -28,21 +28,15 @@ def test_tldr_from_save_to_disk_folders_and_news_articles(tmp_path):
 
 
 def test_tldr_real(tldr_rows, tmp_path):
-    train, valid = tldr_rows
-    write_parquet(tmp_path / "comparisons" / "train" / "0000.parquet", train)
-    write_parquet(tmp_path / "comparisons" / "validation" / "0000.parquet", valid)
+    for split, rows in zip(("train", "validation"), tldr_rows, strict=True):
+        write_parquet(tmp_path / "comparisons" / split / "0000.parquet", rows)
     data, report = kit.data.load_with_report("tldr", tmp_path, top=2)
     assert set(data["train"]["user_id"]) == {"ann", "bob"}
     assert data["adapt_unseen"]["user_id"] == ["cy"]
     assert sorted(data["test_unseen"]["user_id"]) == ["cy", "dee"]
-    assert pairs_of(data)[1] == (
-        "ann",
-        "SUBREDDIT: r/tifu\nTITLE: Title 1\nPOST: Post 1.\nTL;DR: ",
-        "A much longer summary.",
-        "Short one.",
-    )
+    asked = "SUBREDDIT: r/tifu\nTITLE: Title 1\nPOST: Post 1.\nTL;DR: "
+    assert pairs_of(data)[1] == ("ann", asked, "A much longer summary.", "Short one.")
     assert report.counts["comparisons, train"] == 10
-    assert report.counts["comparisons, validation"] == 4
     assert len(data["train"]) == 9  # no policy filter in this mode
 
 

@@ -4,14 +4,7 @@ import json
 
 import pytest
 
-from prlhf_kit.decoding.answers import (
-    GuidedAnswer,
-    add_lines,
-    read_lines,
-    read_pad_config,
-    write_pad,
-    write_pad_config,
-)
+from prlhf_kit.decoding.answers import GuidedAnswer, add_lines, read_lines, read_pad_config, write_pad
 
 
 def test_answers_as_pads_and_args_own_programs_write_them(tmp_path):
@@ -27,12 +20,9 @@ def test_settings_of_pad_and_args(tmp_path):
         '{"rm_weight": 0.6, "topk": 10, "mode": "greedy", "sample_temp": null, "perspective": "humour"}\n'
         '{"rm_weight": 1.0, "topk": 40, "mode": "logit_mix", "sampling": "topk", "sample_temp": 0.7}\n'
     )
-    first, second = settings = read_pad_config(config)
-    greedy = {"weight": 0.6, "top_k": 10, "do_sample": False, "temperature": 1.0}
-    assert first == {**greedy, "extra": {"perspective": "humour"}}
-    assert second == {"weight": 1.0, "top_k": 40, "do_sample": True, "temperature": 0.7, "extra": {}}
-    write_pad_config(config, settings)
-    assert read_pad_config(config) == settings
+    first, second = read_pad_config(config)
+    assert first == {"weight": 0.6, "top_k": 10, "do_sample": False, "temperature": 1.0}
+    assert second == {"weight": 1.0, "top_k": 40, "do_sample": True, "temperature": 0.7}
     for line in ('{"topk": 1}', '{"rm_weight": 1, "topk": 1, "mode": "beam", "sample_temp": null}'):
         config.write_text(line)
         with pytest.raises(ValueError, match=r"line 1 of .* Expected rm_weight"):

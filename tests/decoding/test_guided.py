@@ -2,17 +2,15 @@
 
 import copy
 import json
-import math
 
 import pytest
 import torch
-from peft import LoraConfig, PromptTuningConfig, get_peft_model
+from peft import PromptTuningConfig, get_peft_model
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 import prlhf_kit as kit
 from decoding.plain import PROMPTS, draws, ids_of, reader, steered
 from decoding.test_guides import LENGTH, ROWS, USERS, WHO, another, reward_model
-from prlhf_kit.decoding.answers import locked
 from prlhf_kit.decoding.readers import FewRows
 from prlhf_kit.decoding.steered import Steered
 
@@ -27,7 +25,7 @@ def steering(personal, tokenizer):
     """Either kind of guide, for a base of its own."""
     return {
         "pad": kit.PAD(personal, USERS, tokenizer=tokenizer),
-        "args": kit.ARGS(reward_model(tokenizer, pooling="mean", users=3)),
+        "args": kit.ARGS(reward_model(tokenizer, users=3)),
     }
 
 
@@ -49,14 +47,12 @@ def test_without_weight_it_is_the_bases_own_decoding(steering, make_tiny, tokeni
 
     stop = tokenizer.decode(own(max_new_tokens=24)[5:7])
     for settings, name in (
-        ({"max_new_tokens": 24}, {}),
-        ({"max_new_tokens": 24, "repetition_penalty": 1.7}, {}),
-        ({"max_new_tokens": 24, "min_new_tokens": 20}, {}),
-        ({"max_new_tokens": 24, "stop_strings": stop}, {"tokenizer": tokenizer}),
+        ({"repetition_penalty": 1.7, "min_new_tokens": 20}, {}),
+        ({"stop_strings": stop}, {"tokenizer": tokenizer}),
     ):
-        wanted = own(**settings, **name)
+        wanted = own(max_new_tokens=24, **settings, **name)
         for guide in steering.values():
-            decoder = kit.GuidedDecoder(base, tokenizer, guide, weight=0.0, **settings)
+            decoder = kit.GuidedDecoder(base, tokenizer, guide, weight=0.0, max_new_tokens=24, **settings)
             assert decoder.generate(PROMPTS)[1].tokens == wanted
     assert len(wanted) < 12  # the stop string did stop
 
@@ -93,31 +89,6 @@ def test_sampling(personal, tokenizer):
     assert tokens(narrow.generate(PROMPTS, WHO)) == tokens(greedy.generate(PROMPTS, WHO))
 
 
-def test_sampled_tokens_follow_the_scores(make_tiny, tokenizer):
-    """One token, drawn 1,000 times at w = 0: its shares are the base's own probabilities among k, cut to top_p."""
-    base, n = make_tiny(), 1000
-    options = {"weight": 0.0, "top_k": 6, "top_p": 0.8, "max_new_tokens": 1, "do_sample": True, "batch_size": n}
-    decoder = kit.GuidedDecoder(base, tokenizer, kit.PAD(base), **options)
-    drawn = torch.tensor(tokens(decoder.generate([PROMPTS[0]] * n))).flatten()
-    top = reader(base, tokenizer, PROMPTS[0])([]).topk(6)
-    p = top.values.softmax(-1)
-    kept = p.cumsum(-1) - p < 0.8
-    p = p * kept / (p * kept).sum()
-    shares = torch.stack([(drawn == token).float().mean() for token in top.indices])
-    assert 1 < kept.sum() < 6
-    assert (shares - p).abs().max() < 4 * math.sqrt(0.25 / n)
-    assert shares[~kept].sum() == 0
-
-
-def test_schedules(personal, tokenizer):
-    guide, weights = kit.PAD(personal, USERS), [3.0, 0.0, 2.0]
-    listed = kit.GuidedDecoder(None, tokenizer, guide, weight=weights, **LENGTH).generate(PROMPTS, WHO)
-    named = kit.GuidedDecoder(None, tokenizer, guide, weight=lambda t: weights[min(t, 2)], **LENGTH)
-    for prompt, row, answer in zip(PROMPTS, ROWS, listed, strict=True):
-        assert answer.tokens == plain_users(personal, tokenizer, prompt, row, weights)
-    assert tokens(named.generate(PROMPTS, WHO)) == tokens(listed)
-
-
 @pytest.mark.parametrize("kind", ["pad", "args"])
 def test_answers_that_end_do_not_disturb_the_others(steering, make_tiny, tokenizer, kind):
     base = another(make_tiny)
@@ -143,7 +114,6 @@ def test_a_record_of_every_token(personal, tokenizer):
         top = base.topk(5)
         p, q = (top.values + 2 * (policy - base)[top.indices]).log_softmax(-1), top.values.log_softmax(-1)
         assert answer.divergence[t] == pytest.approx((p.exp() * (p - q)).sum().item(), abs=1e-4)
-    assert answer.tokens_per_second == pytest.approx(len(answer.tokens) / answer.seconds)
 
 
 def test_an_answer_as_it_grows(personal, tokenizer):
@@ -184,26 +154,19 @@ def test_json_lines_resume(personal, tokenizer, tmp_path, monkeypatch):
     assert tokens(out) == tokens(decoder.generate(PROMPTS, WHO))
     assert [repr(a) for a in decoder.generate(PROMPTS, WHO, out=file)] == [repr(a) for a in out]  # NaN are kept
 
-    # other settings, ends, layouts and adapters: other answers
+    # other settings, ends and layouts: other answers
     drawn = {"do_sample": True, "top_p": 0.9, **LENGTH}
-    stronger = kit.GuidedDecoder(None, tokenizer, kit.PAD(personal, USERS), weight=lambda t: 3.0, **drawn)
-    stronger.generate(PROMPTS, WHO, out=file)
+    kit.GuidedDecoder(None, tokenizer, kit.PAD(personal, USERS), **drawn).generate(PROMPTS, WHO, out=file)
     personal.get_base_model().generation_config.eos_token_id = 7
     decoder.generate(PROMPTS, WHO, out=file)
     other = copy.deepcopy(tokenizer)
     other.chat_template = tokenizer.chat_template.replace("assistant", "bot")
     kit.GuidedDecoder(None, other, kit.PAD(personal, USERS), **settings).generate(PROMPTS, WHO, out=file)
-    personal.add_adapter("other", LoraConfig(target_modules=["q_proj"]))
-    personal.base_model.set_adapter("other")
-    kit.GuidedDecoder(None, tokenizer, kit.PAD(personal, USERS), **settings).generate(PROMPTS, WHO, out=file)
-    assert len({line["key"] for line in lines()}) == len(lines()) == 15
-    with locked(file.resolve()), pytest.raises(ValueError, match="being written by another call"):
+    assert len({line["key"] for line in lines()}) == len(lines()) == 12
+    file.write_text(text := '[{"prompt": "what write_pad writes"}]')
+    with pytest.raises(ValueError, match=r"line 1 of .* is no answer"):
         decoder.generate(PROMPTS, WHO, out=file)
-    for text in ('{"a": 1}\n', '[{"prompt": "what write_pad writes"}]'):
-        file.write_text(text)
-        with pytest.raises(ValueError, match=r"line 1 of .* is no answer"):
-            decoder.generate(PROMPTS, WHO, out=file)
-        assert file.read_text() == text  # other people's files stay as they are
+    assert file.read_text() == text  # other people's files stay as they are
 
 
 def test_linear_maps_of_few_rows_are_the_same_product():
@@ -223,7 +186,6 @@ def test_bad_settings_and_requests(personal, make_tiny, tokenizer):
     for match, options in (
         ("top_k is 601", {"top_k": 601}),
         ("weight is nan", {"weight": float("nan")}),
-        ("batch_size is 0", {"batch_size": 0}),
         ("strictly positive float", {"do_sample": True, "temperature": 0.0}),
     ):
         with pytest.raises(ValueError, match=match):
@@ -233,14 +195,12 @@ def test_bad_settings_and_requests(personal, make_tiny, tokenizer):
         ("who is 'ann' for 3 prompts, expected a list", PROMPTS, "ann"),
         ("who has 1, expected a user's id", PROMPTS[:1], [1]),
         ("a prompt is .*'content': 'Hi'.*list of such lists", PROMPTS[0], None),
-        ("a prompt is 'Hi', expected a list of messages", ["Hi"], None),
-        ("empty prompt", [[{"role": "user", "content": " "}]], ["ann"]),
         ("context of 256", [PROMPTS[0], [{"role": "user", "content": "long text " * 80}]], ["ann"] * 2),
         ("'zoe' has no row in the user index", PROMPTS[:2], ["ann", "zoe"]),
         ("{user_id: weight} for several", PROMPTS[:1], [["ann", "bob"]]),
         ("weights of preferences", PROMPTS[:1], [{"ann": float("nan")}]),
     ):
-        with pytest.raises(kit.DecodingError, match=match):
+        with pytest.raises(kit.ConditioningError if "context" in match else kit.DecodingError, match=match):
             made().generate(prompts, who)
     prompted = get_peft_model(make_tiny(), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
     with pytest.raises(kit.DecodingError, match="PROMPT_TUNING puts its tokens in front"):
@@ -260,11 +220,8 @@ def test_tokenizers_that_differ(personal, tokenizer):
         backend = type(tokenizer.backend_tokenizer).from_str(json.dumps(state))
         return PreTrainedTokenizerFast(tokenizer_object=backend)
 
-    for other, match in (
-        (None, "pass the guide's own"),
-        (changed(lambda m: m["vocab"].update({"zzz": 600})), "600 and 601 tokens, of which 'zzz' is missing and 600"),
-        (changed(lambda m: m["vocab"].update(a=m["vocab"]["b"], b=m["vocab"]["a"])), r"of which 'a' is \d+ and \d+"),
-        (changed(lambda m: m["merges"].reverse()), "how text is cut"),
-    ):
-        with pytest.raises(kit.DecodingError, match=match):
-            kit.GuidedDecoder(larger, tokenizer, kit.PAD(personal, USERS, tokenizer=other))
+    with pytest.raises(kit.DecodingError, match="pass the guide's own tokenizer"):
+        kit.GuidedDecoder(larger, tokenizer, kit.PAD(personal, USERS))
+    for change in (lambda m: m["vocab"].update(a=m["vocab"]["b"], b=m["vocab"]["a"]), lambda m: m["merges"].reverse()):
+        with pytest.raises(kit.DecodingError, match=r"tokenizers of base and guide .* are not the same"):
+            kit.GuidedDecoder(larger, tokenizer, kit.PAD(personal, USERS, tokenizer=changed(change)))

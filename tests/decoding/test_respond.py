@@ -2,10 +2,7 @@
 
 import copy
 import json
-import subprocess
-import sys
 
-import pandas as pd
 import pytest
 import torch
 from datasets import Dataset
@@ -16,7 +13,6 @@ from prlhf_kit.data.context import Contexts, with_context
 from prlhf_kit.data.schema import ANSWERS, message
 from prlhf_kit.decoding import respond as module
 from prlhf_kit.decoding.respond import COLUMNS, respond
-from prlhf_kit.evaluation.judges import judged, longer
 
 PEOPLE = {"ann": "I like tea.", "bob": "I like it short.", "eve": "I hate puns."}
 INDEX = kit.UserIndex(["ann", "bob", "eve"])
@@ -54,8 +50,9 @@ def test_every_job_has_one_answer_in_order_as_generate_gives_it(model, tokenizer
     first |= {"shown": JOBS[0]["prompt"], "shortened": False}
     assert first.items() <= table.to_dict("records")[0].items()
     assert list(table.user_id) == [job["user_id"] for job in JOBS]
-    lines = {row["key"]: row for row in read(path)}
-    assert [lines[key] for key in table.key] == table.to_dict("records")
+    assert {(str(row["shown"]), row["answer"]) for row in read(path)} == set(
+        zip(table.shown.astype(str), table.answer, strict=True)
+    )
     assert len(set(table.answer[3:6])) > 1  # users differ
     assert (table.finished | (table.tokens == 8)).all()
 
@@ -71,9 +68,6 @@ def test_finished_counts_tokens_before_the_end(make_tiny, tokenizer, tmp_path):
     assert mute.finished[0]
     assert len(mute) == len(JOBS)
     model.generation_config.eos_token_id = 2
-    least = respond(model, tokenizer, JOBS, tmp_path / "a", system="a", min_new_tokens=8, **LENGTH)
-    assert list(least.tokens) == [8] * len(JOBS)
-    assert not least.finished.any()
     text = free.answer[0][1:4]
     stopped = respond(model, tokenizer, JOBS[:1], tmp_path / "a", system="a", stop_strings=[text], **LENGTH)
     assert free.answer[0].startswith(stopped.answer[0])
@@ -99,9 +93,7 @@ def counting(monkeypatch, stop_after=None):
 def test_equal_questions_are_asked_once_when_greedy(model, tokenizer, tmp_path, monkeypatch):
     calls = counting(monkeypatch)
     table = respond(model, tokenizer, JOBS + JOBS, tmp_path / "a", system="a", **LENGTH)
-    assert sum(calls) == 3  # without an index, users are alike
-    assert len(table) == len(read(tmp_path / "a")) == 2 * len(JOBS)
-    assert table.key.is_unique
+    assert sum(calls) == len(read(tmp_path / "a")) == 3  # without an index, users are alike
     assert list(table.answer[: len(JOBS)]) == list(table.answer[len(JOBS) :])
     del calls[:]
     strangers = [{**job, "user_id": name} for job in JOBS for name in ("zoe", None)]
@@ -114,16 +106,11 @@ def test_equal_questions_are_asked_once_when_greedy(model, tokenizer, tmp_path, 
 
 
 def test_a_second_call_on_the_file_is_refused_while_the_first_one_writes(model, tokenizer, tmp_path, monkeypatch):
-    """It would take the first one's half line for a crash's. In another process, and by another name of the file."""
+    """It would take the first one's half line for a crash's. By another name of the file, too."""
     path, original = tmp_path / "answers.jsonl", module.write_batch
     (tmp_path / "link.jsonl").symlink_to(path)
-    code = "import sys; from pathlib import Path; from prlhf_kit.decoding.answers import locked\n"
-    code += "with locked(Path(sys.argv[1])): pass"
-    refused = []
 
     def meanwhile(*args):
-        child = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True)
-        refused.append("being written by another call" in child.stderr)
         with pytest.raises(ValueError, match="being written by another call"):
             respond(model, tokenizer, JOBS, tmp_path / "link.jsonl", system="a", **LENGTH)
         return original(*args)
@@ -131,7 +118,6 @@ def test_a_second_call_on_the_file_is_refused_while_the_first_one_writes(model, 
     with monkeypatch.context() as patch:
         patch.setattr(module, "write_batch", meanwhile)
         first = respond(model, tokenizer, JOBS, path, system="a", **LENGTH)
-    assert refused == [True]
     assert respond(model, tokenizer, JOBS, path, system="a", **LENGTH).equals(first)  # and then it may
 
 
@@ -140,11 +126,10 @@ def test_an_interrupted_call_goes_on(model, tokenizer, tmp_path, monkeypatch, op
     whole = respond(model, tokenizer, JOBS, tmp_path / "whole", system="a", index=INDEX, **options)
     path = tmp_path / "answers.jsonl"
     with monkeypatch.context() as patch:
-        calls = counting(patch, stop_after=2)
+        counting(patch, stop_after=2)
         torch.manual_seed(99)  # what was drawn before does not matter
         with pytest.raises(KeyboardInterrupt):
             respond(model, tokenizer, JOBS, path, system="a", index=INDEX, **options)
-        assert calls == [2, 2]
     assert len(read(path)) == 4
     kept = path.read_text(encoding="utf-8").splitlines()[:3]
     torn = '\n{"key": "cut within a letter: é'.encode()[:-1]  # half a batch, and half a line
@@ -153,12 +138,11 @@ def test_an_interrupted_call_goes_on(model, tokenizer, tmp_path, monkeypatch, op
         calls = counting(patch)
         again = respond(model, tokenizer, JOBS, path, system="a", index=INDEX, **options)
         assert sum(calls) == (7 if "do_sample" in options else 6)  # sampling makes a batch as a whole or not at all
+        assert respond(model, tokenizer, JOBS, path, system="a", index=INDEX, **options).equals(whole)
+        assert sum(calls) < 8  # nothing was asked again
     assert again.equals(whole)
     assert path.read_text(encoding="utf-8").splitlines()[:3] == kept
-    assert sorted(row["key"] for row in read(path)) == sorted(whole.key)  # each once
-    with monkeypatch.context() as patch:
-        calls = counting(patch, stop_after=0)
-        assert respond(model, tokenizer, JOBS, path, system="a", index=INDEX, **options).equals(whole)
+    assert len({row["key"] for row in read(path)}) == len(read(path)) == len(JOBS)
 
 
 def test_keys_tell_apart_what_answers_differ_by(model, tokenizer, tmp_path, monkeypatch):
@@ -166,22 +150,18 @@ def test_keys_tell_apart_what_answers_differ_by(model, tokenizer, tmp_path, monk
     other = copy.deepcopy(tokenizer)
     other.chat_template = tokenizer.chat_template.replace("assistant", "bot")
     jobs = JOBS[:2]
-    contexts = Contexts("true", PEOPLE)
 
-    def asked(tokenizer=tokenizer, jobs=jobs, **options):
+    def new(tokenizer=tokenizer, jobs=jobs, **options):
         del calls[:]
         with torch.random.fork_rng():
-            table = respond(model, tokenizer, jobs, path, **{"system": "a", "index": INDEX, **LENGTH, **options})
-        return table, sum(calls)
+            respond(model, tokenizer, jobs, path, **{"system": "a", "index": INDEX, **LENGTH, **options})
+        return sum(calls)
 
-    first, new = asked()
-    assert new == 2
+    assert new() == 2
     drawn = {"do_sample": True, "batch_size": 1}
     for options in (
         {"max_new_tokens": 7},
-        {"system": "b"},
-        {"index": None},
-        {"contexts": contexts},
+        {"contexts": Contexts("true", PEOPLE)},
         {"tokenizer": other},
         {"num_beams": 2},
         drawn,
@@ -190,55 +170,42 @@ def test_keys_tell_apart_what_answers_differ_by(model, tokenizer, tmp_path, monk
         {**drawn, "batch_size": 2},
         {**drawn, "jobs": jobs[::-1]},
     ):
-        table, new = asked(**options)
-        assert new == (1 if options == {"index": None} else 2), options
-        assert not set(table.key) & set(first.key)
+        assert new(**options) == 2, options
+    assert new(index=None) == 1
     layers = [layer for layer in model.modules() if isinstance(getattr(layer, "scaling", None), dict)]
-    for layer in layers:
-        layer.scaling["default"] *= 2
-    assert asked()[1] == 2
-    for layer in layers:
-        layer.scaling["default"] /= 2
+    for factor, asked in ((2, 2), (0.5, 0)):
+        for layer in layers:
+            layer.scaling["default"] *= factor
+        assert new() == asked
     with model.disable_adapter():
-        assert asked(index=None)[1] == 1
-    model.get_base_model().generation_config.eos_token_id = 7
-    assert asked()[1] == 2
-    model.get_base_model().generation_config.eos_token_id = 2
-    assert asked(batch_size=1, seed=5)[1] == 0  # of no account when greedy
-    assert asked()[0].equals(first)  # rows of others were not touched, nor passed off
+        assert new(index=None) == 1
+    for end, asked in ((7, 2), (2, 0)):
+        model.get_base_model().generation_config.eos_token_id = end
+        assert new() == asked
+    assert new(batch_size=1, seed=5, system="b") == 0  # of no account when greedy
     with torch.no_grad():
         model.get_input_embeddings().weight[5] += 0.1
-    assert asked()[1] == 2
+    assert new() == 2
 
 
-def test_the_reader_is_shown_to_the_model_and_not_to_the_judge(model, tokenizer, tmp_path):
+def test_the_reader_is_shown_to_the_model(model, tokenizer, tmp_path):
     jobs = [job for job in JOBS if job["user_id"] in PEOPLE]
     tables = []
-    for context in ("none", "true", "random", "user_text"):
+    for context in ("none", "true", "random"):
         contexts = Contexts(context, PEOPLE, seed=4)
         table = respond(
             model, tokenizer, jobs, tmp_path / "a", system=context, contexts=contexts, index=INDEX, **LENGTH
         )
         assert list(table.shown) == [contexts.put(job["prompt"], job["user_id"]) for job in jobs]
         assert list(table.context_user) == [contexts.whose(job["user_id"], job["prompt"]) for job in jobs]
-        assert list(table.user_id) == [job["user_id"] for job in jobs]
         assert list(table.prompt) == [job["prompt"][0]["content"] for job in jobs]
         assert set(table.context) == {context}
         tables.append(table)
-    none, true, random, _ = tables
+    none, true, random = tables
     assert none.context_user.isna().all()
     assert (true.context_user == true.user_id).all()
     assert (random.context_user != random.user_id).all()
     assert list(true.answer) != list(none.answer)
-    seen = []
-
-    def judge(prompt, a, b, user):
-        seen.extend(zip(prompt, user, strict=True))
-        return longer(prompt, a, b, user)
-
-    verdicts = judged(judge, pd.concat([true, random]), [("true", "random")], "longer")
-    assert len(verdicts) == len(jobs)
-    assert set(seen) == {(job["prompt"][0]["content"], job["user_id"]) for job in jobs}
 
 
 def test_long_prompts_lose_their_oldest_turns_and_never_the_context(make_tiny, tokenizer, tmp_path):
@@ -251,20 +218,14 @@ def test_long_prompts_lose_their_oldest_turns_and_never_the_context(make_tiny, t
     assert table.shown[0] == contexts.put(message("user", "And then?"), "ann")
     assert table.prompt[0].startswith("First?")  # judges see all of it
     assert list(table.shortened) == [True, False]
+    random = Contexts("random", dict.fromkeys("abcdefghijkl"))  # its draw does not depend on the cut
+    asked = [{"user_id": name, "prompt": dialogue} for name in "abcdefghijkl"]
+    other = {**options, "contexts": random, "max_prompt_tokens": limit}
+    table = respond(make_tiny(), tokenizer, asked, tmp_path / "a", **other)
+    assert table.shortened.all()
+    assert list(table.context_user) == with_context(Dataset.from_list(asked), random)["context_user"][:]
     with pytest.raises(kit.DecodingError, match=f"job 0 has more than max_prompt_tokens={limit - 1} tokens"):
         respond(make_tiny(), tokenizer, jobs, tmp_path / "a", max_prompt_tokens=limit - 1, **options)
-
-
-def test_the_draw_of_a_random_context_does_not_depend_on_the_cut(make_tiny, tokenizer, tmp_path):
-    people = dict.fromkeys("abcdefghijkl")
-    contexts = Contexts("random", people)
-    prompt = message("user", "One sentence. " * 20) + message("assistant", "Yes.") + message("user", "And then?")
-    jobs = [{"user_id": name, "prompt": prompt} for name in people]
-    table = respond(
-        make_tiny(), tokenizer, jobs, tmp_path / "a", system="a", contexts=contexts, max_prompt_tokens=90, **LENGTH
-    )
-    assert table.shortened.all()
-    assert list(table.context_user) == with_context(Dataset.from_list(jobs), contexts)["context_user"][:]
 
 
 def test_what_cannot_be_answered_is_refused_before_anything_is_generated(
@@ -276,19 +237,12 @@ def test_what_cannot_be_answered_is_refused_before_anything_is_generated(
     one = JOBS[:1]
     for match, jobs, options in (
         ("no jobs", [], {}),
-        ("job 1 is {'user_id': 'ann'}", [*one, {"user_id": "ann"}], {}),
         ("job 0 has a context in its prompt already", told, {}),
         ("a prompt is 'Hi', expected a list of messages", [*one, {"user_id": "ann", "prompt": "Hi"}], {}),
-        ("empty prompt", [*one, {"user_id": "ann", "prompt": message("user", " \n")}], {}),
-        ("ends with a message of 'assistant'", [{"user_id": "a", "prompt": message("assistant", "Hi")}], {}),
-        ("the user_id 3", [{"user_id": 3, "prompt": message("user", "Hi")}], {}),
         ("no option 'max_new_token'. Did you mean 'max_new_tokens'", one, {"max_new_token": 3}),
-        ("max_new_tokens=None", one, {"max_new_tokens": None}),
-        ("num_return_sequences=2", one, {"do_sample": True, "num_return_sequences": 2}),
         ("context of 256", [*one, {"user_id": "a", "prompt": message("user", "long text " * 80)}], {}),
-        ("the index has 6 rows, the model 4", one, {"index": kit.UserIndex("abcde")}),
     ):
-        with pytest.raises(kit.DecodingError, match=match):
+        with pytest.raises(ValueError, match=match):
             respond(model, tokenizer, jobs, path, **{"system": "a", **options})
     with pytest.raises(kit.data.SchemaError, match="nothing is known of the user 'zoe'"):
         respond(model, tokenizer, JOBS, path, system="a", contexts=Contexts("true", PEOPLE))
@@ -299,8 +253,7 @@ def test_what_cannot_be_answered_is_refused_before_anything_is_generated(
         respond(model, tokenizer, one, path, system="a")
     model.eval()
     assert not path.exists()
-    for text in ('{"a": 1}\n', '{"key": "k", "prompt": "of another program"}\n'):
-        path.write_text(text)
-        with pytest.raises(ValueError, match=r"line 1 of .* is no answer of respond"):
-            respond(model, tokenizer, one, path, system="a")
-        assert path.read_text() == text
+    path.write_text(text := '{"key": "k", "prompt": "of another program"}\n')
+    with pytest.raises(ValueError, match=r"line 1 of .* is no answer of respond"):
+        respond(model, tokenizer, one, path, system="a")
+    assert path.read_text() == text

@@ -18,7 +18,8 @@ def make_judge(tmp_path, monkeypatch):
 
     def make(server=None, **settings):
         monkeypatch.setattr(httpx, "Client", partial(client, transport=httpx.MockTransport(server)))
-        own = {"template": "criterion", "cache": tmp_path / "c.sqlite", "about": {"u": {"criterion": CRITERIA["P2A"]}}}
+        own = {"template": "criterion", "cache": tmp_path / "c.sqlite"}
+        own["about"] = lambda user, prompt: {"criterion": CRITERIA["P2A"]}
         return LLMJudge("m", **own | {"base_url": "http://judge/v1"} | settings)
 
     return make

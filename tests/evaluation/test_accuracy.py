@@ -1,17 +1,17 @@
-"""Measures against values computed by hand: accuracy, its spread over users, swapped answers, tax."""
+"""Measures against values computed by hand: accuracy, its spread over users, swapped answers."""
 
 import numpy as np
 import pandas as pd
 import pytest
 from datasets import Dataset
+from peft import LoraConfig, get_peft_model
 
 import prlhf_kit as kit
 from prlhf_kit.data.attributes import ATTRIBUTES
 from prlhf_kit.data.schema import record
 from prlhf_kit.data.simulated import Population
 from prlhf_kit.evaluation import accuracy as compare
-from prlhf_kit.evaluation.accuracy import length_rules_of, ranked_right
-from prlhf_kit.evaluation.intervals import differences, intervals, long_table
+from prlhf_kit.evaluation.accuracy import length_rules, ranked_right
 from prlhf_kit.training.controls import Control
 
 
@@ -19,10 +19,17 @@ def test_metrics_by_hand():
     assert ranked_right([1, 2, 2], [0, 2, 3]).tolist() == [1.0, 0.5, 0.0]
     with pytest.raises(ValueError, match="1 of 2 reward differences are NaN"):
         ranked_right([1, np.nan], [0, 0])
-    assert length_rules_of(["a", "a"], [4, -8], ["a"], [1])[compare.LENGTH] == 1  # a tie goes to longer
-    found = length_rules_of(["a", "a", "b"], [1, 2, -3], ["a", "b", "zoe"], [-4, -4, 4])
+
+
+def test_length_rules_by_hand():
+    def pairs(*rows):
+        return Dataset.from_list([record(f"{i}", u, "Q?", "w " * c, "w " * r) for i, (u, c, r) in enumerate(rows)])
+
+    train = pairs(("a", 2, 1), ("a", 3, 1), ("b", 1, 4))
+    found = length_rules(train, pairs(("a", 1, 5), ("b", 1, 5), ("zoe", 5, 1)))
     assert found[compare.LENGTH].tolist() == [0, 0, 1]  # the pooled direction
     assert found[compare.USER_LENGTH].tolist() == [0, 1, 1]  # and that for users without pairs
+    assert length_rules(pairs(("a", 2, 1), ("a", 1, 9)), train)[compare.LENGTH].tolist() == [1, 1, 0]  # a tie: longer
 
 
 def test_swapped_answers_by_hand():
@@ -35,18 +42,14 @@ def test_swapped_answers_by_hand():
     texts = ["one two three", "one", "same", "same"]
     table = compare.swapped(people, ["long", "short", "long", "short"], ["p", "p", "q", "q"], texts)
     assert len(table) == 2 * 4
-    others = table[table.judge != table.author].set_index(["judge", "prompt"]).own_wins
-    assert others.to_dict() == {("long", "p"): 1.0, ("short", "p"): 1.0, ("long", "q"): 0.5, ("short", "q"): 0.5}
+    others = table[table.judge != table.author].set_index(["judge", "prompt"])
+    assert others.own_wins.to_dict() == {("long", "p"): 1, ("short", "p"): 1, ("long", "q"): 0.5, ("short", "q"): 0.5}
     assert (table[table.judge == table.author].own_wins == 0.5).all()
-    judged = table.set_index(["judge", "author", "prompt"]).utility
-    assert judged["long", "short", "p"] == pytest.approx(np.log(2))
-    assert judged["short", "long", "p"] == pytest.approx(-np.log(4))
+    assert others.utility["short", "p"] == pytest.approx(-np.log(4))
 
 
 def test_methods_side_by_side(make_tiny, tokenizer, pairs):
     """Each column against its definition, on a personalised model that differs from its base."""
-    from peft import LoraConfig, get_peft_model
-
     config = LoraConfig(target_modules=["q_proj"], modules_to_save=["user_model"])
     personal = get_peft_model(make_tiny(users=2, offsets=1.0), config).eval()
     controls = [Control(compare.VANILLA, make_tiny())]
@@ -61,8 +64,6 @@ def test_methods_side_by_side(make_tiny, tokenizer, pairs):
     longer = compare.words(pairs["chosen"]) > compare.words(pairs["rejected"])
     assert (table[compare.LENGTH] == 1)[longer].all()
     assert compare.TEXT in table
-    summary = intervals(long, users=("user_id", "nunique")).set_index("method").loc[compare.LENGTH]
-    assert (summary.value, summary.n, summary.users) == (table[compare.LENGTH].mean(), 12, 3)
     assert compare.oracle({"test": pairs}).empty  # unknown for this data
     known = compare.oracle({"test": pairs.add_column("p_chosen", [0.2, 0.9] * 6)}).iloc[0]
     assert (known.value, known.low, known.high, known.n, known.users) == (pytest.approx(0.85),) * 3 + (12, 3)
@@ -75,12 +76,9 @@ def test_spread_by_hand():
     """Users a (3 of 4 right), b (1 of 2), c (0 of 2)."""
     table = pd.DataFrame({"user_id": list("aaaabbcc"), "prompt": list("pqpqpqpq"), "value": [1, 1, 1, 0, 1, 0, 0, 0]})
     found = compare.spread(table.assign(split="s", method="m")).set_index("of")
-    assert found.value.to_dict() == {
-        "worst user": 0,
-        "10th percentile": pytest.approx(0.1),
-        "median user": 0.5,
-        "best user": 0.75,
-    }
+    assert found.value.to_dict() == pytest.approx(
+        {"worst user": 0, "10th percentile": 0.1, "median user": 0.5, "best user": 0.75}
+    )
     assert (found.user_id["worst user"], found.user_id["best user"]) == ("c", "a")
     assert found.n.to_dict() == {"worst user": 2, "best user": 4, "10th percentile": 8, "median user": 8}
     six = pd.DataFrame({"user_id": list("abcdef"), "prompt": list("pqrstu"), "value": [0, 1, 0, 1, 1, 1.0]})
@@ -89,13 +87,6 @@ def test_spread_by_hand():
     assert np.isnan(found.low["worst user"])  # of one prompt
 
 
-def test_tax_by_hand():
-    pairs = Dataset.from_list([record(str(i), "u", prompt, "x", "y") for i, prompt in enumerate("ppqr")])
-    ranked = long_table(pairs, {"untrained": [1, 1, 0, 1], "mine": [1, 0, 0, 0.5]}, set="helpful")
-    assert intervals(ranked, by=["set", "method"], cluster="prompt").value.tolist() == [0.75, 0.375]
-    found = differences(ranked, [("mine", "untrained")], ["set"], "prompt", family=[]).iloc[0]
-    assert (found["set"], found.one, found.difference) == ("helpful", "mine", -0.375)
-    assert (found.n, found.clusters) == (4, 3)
-    assert found.p == found.p_holm == 0.5  # sums of the prompts -1, 0, -0.5: |sum| >= 1.5 in 4 of 8
+def test_a_general_set_without_pairs_is_refused(pairs):
     with pytest.raises(ValueError, match="the general set 'none' has no pair left"):
         compare.general_ranks(None, [], None, None, {"none": pairs.select([])})

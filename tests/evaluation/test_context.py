@@ -11,15 +11,15 @@ from datasets import Dataset
 import prlhf_kit as kit
 from prlhf_kit.data.chat import prompt_text
 from prlhf_kit.data.context import Contexts, people_of, with_context
-from prlhf_kit.data.schema import SchemaError, record
+from prlhf_kit.data.schema import message, record
 from prlhf_kit.evaluation import context as ways
 from prlhf_kit.evaluation.accuracy import LENGTH, USER_LENGTH
-from prlhf_kit.evaluation.context import BOTH, NEITHER, PROMPT, SOFT, items, rewarded
-from prlhf_kit.evaluation.intervals import differences, intervals, with_all
-from prlhf_kit.evaluation.options import LIKELIHOOD, RULES, choose, questions
+from prlhf_kit.evaluation.context import BOTH, LIKELIHOOD, NEITHER, PROMPT, SOFT, choose, items, questions, rewarded
+from prlhf_kit.evaluation.intervals import with_all
 from prlhf_kit.evaluation.reward_models import reward_accuracy
-from prlhf_kit.evaluation.statistics import cluster_bootstrap, crossed_interval, holm, permutation_test
+from prlhf_kit.evaluation.statistics import crossed_interval, holm
 from prlhf_kit.models.logprobs import score_pairs
+from prlhf_kit.models.tokenize import tokenize_completions
 from prlhf_kit.models.user_index import GENERIC
 
 
@@ -35,8 +35,6 @@ def test_rewarded_by_hand():
     assert rewarded(nearly.assign(chosen_logp=nearly.chosen_logp + 0.002), anchor).tolist() == [1, 0, 0, 1]
     with pytest.raises(ValueError, match="1 of 4 reward differences are NaN"):
         rewarded(scores, anchor[1:].assign(pair_id="p"))
-    with pytest.raises(ValueError, match="not unique"):
-        rewarded(scores, pd.concat([anchor, anchor]))
 
 
 # ---- one model, several contexts
@@ -53,7 +51,7 @@ def test_pairs_are_ranked_against_the_anchor_with_each_context(make_tiny, tokeni
     """The contexts are those that `with_context` puts in for SFT and DPO; a community's own is the matrix' diagonal."""
     pairs, contexts = told
     model, anchor = make_tiny(), score_pairs(make_tiny(), tokenizer, pairs)
-    kinds = ("none", "user_text", "random", "shuffled")
+    kinds = ("none", "user_text", "random")
     results = ways.tried(model, tokenizer, pairs, contexts, kinds, anchor=anchor, method="mine")
     assert set(results.rule) == {LIKELIHOOD}
     for kind in kinds:
@@ -66,11 +64,7 @@ def test_pairs_are_ranked_against_the_anchor_with_each_context(make_tiny, tokeni
     matrix = ways.context_matrix(model, tokenizer, pairs, contexts, anchor)
     matrix = matrix.groupby(["community", "context"]).value.mean()
     single = results.groupby(["context", "user_id"]).value.mean()
-    shuffled = Contexts("shuffled", contexts.people, "user_text", seed=5)
-    for user in "abc":
-        assert matrix[user, "none"] == 0.5
-        assert matrix[user, user] == single["user_text", user]
-        assert matrix[user, shuffled.whose(user, pairs[0]["prompt"])] == single["shuffled", user]
+    assert all(matrix[user, user] == single["user_text", user] for user in "abc")
 
 
 def test_context_matrix_asks_every_pair_in_every_context_once(monkeypatch, pairs):
@@ -87,110 +81,115 @@ def test_context_matrix_asks_every_pair_in_every_context_once(monkeypatch, pairs
     table = ways.context_matrix(None, None, pairs, Contexts("true", people_of(pairs)))
     assert [len(calls), len(calls[0]), len(set(calls[0]))] == [1, 48, 48]  # 12 pairs, 4 contexts
     assert (table.right == (table.context == table.community)).all()
-    table = intervals(table, by=["community", "context"], cluster="prompt")
-    cells = table.pivot(index="community", columns="context", values="value")[["none", "a", "b", "c"]]
+    cells = table.groupby(["community", "context"], sort=False).value.mean().unstack("context", sort=False)
     assert cells.to_numpy().tolist() == [[0.5, 1, 0, 0], [0.5, 0, 1, 0], [0.5, 0, 0, 1]]
-    assert (table.n == 4).all()
-    table = ways.tried(None, None, pairs, Contexts("true", people_of(pairs)), ("true", "none", "random"), dataset="d")
-    gaps = differences(table, ways.CONTEXT_COMPARISONS, ["dataset"], ways.clusters(named=True), column="context")
-    assert gaps[["one", "other", "difference", "users"]].to_numpy().tolist() == [
-        ["true", "none", 0.5, 3],
-        ["true", "random", 1, 3],
-    ]
-    assert gaps.p.tolist() == [permutation_test([0.5] * 12, range(12))] * 2
-    # of users that are a sample, three can show nothing
-    sampled = differences(table, ways.CONTEXT_COMPARISONS, ["dataset"], ways.clusters(named=False), column="context")
-    assert (sampled.p >= 0.25).all()
 
 
 def test_users_without_a_row_get_the_generic_one(personal, tokenizer, told):
     pairs, contexts = told
-    anchor, index = score_pairs(personal, tokenizer, pairs), kit.UserIndex(["a", "b", "c"])
-    found = [
-        ways.tried(personal, tokenizer, pairs, contexts, ["none"], known, anchor).value.tolist()
-        for known in (index, kit.UserIndex([]))
-    ]
-    by_row = [
-        rewarded(score_pairs(personal, tokenizer, pairs, rows), anchor).tolist()
-        for rows in (index.rows(pairs["user_id"]), [GENERIC] * len(pairs))
-    ]
-    assert found == by_row
-    assert by_row[0] != by_row[1]
+    anchor, found = score_pairs(personal, tokenizer, pairs), []
+    for index, rows in ((kit.UserIndex(["a", "b", "c"]), None), (kit.UserIndex([]), [GENERIC] * len(pairs))):
+        found.append(ways.tried(personal, tokenizer, pairs, contexts, ["none"], index, anchor).value.tolist())
+        rows = rows or index.rows(pairs["user_id"])
+        assert found[-1] == rewarded(score_pairs(personal, tokenizer, pairs, rows), anchor).tolist()
+    assert found[0] != found[1]
 
 
-def test_questions_are_chosen_by_likelihood(make_tiny, tokenizer):
+OPTIONS = {
+    "a": ["Tea.", "A cup of coffee."],
+    "b": ["Go by train.", "Take the car, it is faster.", "Fly."],
+    "c": ["Soup.", "Steak with fries.", "Sushi.", "Ham."],
+}
+
+
+@pytest.fixture
+def asked():
+    """Three users' questions of two to four options, as preference pairs."""
     rows = [
-        record(f"p{i}{j}", f"u{i}", f"Question {i}?", "Yes, this.", f"No, that {j}.", f"I am {i}.")
-        for i in range(4)
-        for j in range(3)
+        record(f"{user}-{i}", user, "What would you advise?", options[0], other, f"I like {user}.", "g")
+        for user, options in OPTIONS.items()
+        for i, other in enumerate(options[1:])
     ]
-    asked = questions(Dataset.from_list(rows))
-    contexts = Contexts("user_text", people_of(Dataset.from_list(rows)))
-    results = ways.tried(make_tiny(), tokenizer, asked, contexts, ["none", "user_text"], dataset="mine", method="x")
-    assert results.chance.tolist() == [0.25] * 32
-    results = results[results.context == "user_text"]
-    put = with_context(asked, contexts)
-    assert not set(results.prompt) & {prompt_text(prompt) for prompt in put["prompt"]}  # compared on the same prompts
-    chosen = choose(make_tiny(), tokenizer, put)
-    for rule, column in RULES.items():
-        assert results[results.rule == rule].value.tolist() == chosen[column].tolist()
+    return Dataset.from_list(rows)
+
+
+def test_questions_come_back_from_their_pairs(asked):
+    found = questions(asked)
+    texts = {row["user_id"]: [option[0]["content"] for option in row["options"]] for row in found}
+    assert texts == OPTIONS
+    assert found["question_id"] == [f"{user}-0" for user in OPTIONS]
+    assert found["user_text"] == [f"I like {user}." for user in OPTIONS]
+    told = questions(with_context(asked, Contexts("true", people_of(asked))))
+    assert told["context_user"] == list("abc")
+    assert told["prompt"] == with_context(found, Contexts("true", people_of(asked)))["prompt"]
+
+
+@torch.no_grad()
+def plainly(model, tokenizer, prompt, option, **users):
+    """Log-probs (nats) of an option's tokens, by itself and without padding."""
+    before, after = tokenize_completions(tokenizer, prompt, option)
+    logps = model(torch.tensor([before + after]), **users).logits[0].log_softmax(-1)
+    return [logps[len(before) + i - 1, token].item() for i, token in enumerate(after)]
+
+
+def test_choose_is_a_plain_loop_over_options(asked, make_tiny, tokenizer):
+    model, rows = make_tiny(users=3, offsets=0.8), questions(asked)
+    for users in (None, [1, 2, 1]):
+        found = choose(model, tokenizer, rows, users)
+        for i, row in enumerate(rows):
+            own = {} if users is None else {"user_rows": torch.tensor([users[i]])}
+            logps = [plainly(model, tokenizer, row["prompt"], option, **own) for option in row["options"]]
+            lengths = [len(option) for option in logps]
+            assert found[LIKELIHOOD][i] == (np.argmax([np.mean(option) for option in logps]) == 0)
+            assert found[ways.SHORTEST][i] == (lengths[0] == min(lengths)) / lengths.count(min(lengths))
+            assert found[ways.LONGEST][i] == (lengths[0] == max(lengths)) / lengths.count(max(lengths))
+    same = {"question_id": "q", "user_id": "u", "prompt": message("user", "Which?"), "options": []}
+    ties = Dataset.from_list([same | {"options": [message("assistant", "x")] * n} for n in (3, 2)])
+    assert all(value == pytest.approx([1 / 3, 1 / 2]) for value in choose(model, tokenizer, ties).values())
+
+
+def test_questions_are_scored_in_context(asked, make_tiny, tokenizer):
+    rows, contexts = questions(asked), Contexts("user_text", people_of(asked))
+    results = ways.tried(make_tiny(), tokenizer, rows, contexts, ["none", "user_text"], dataset="mine", method="x")
+    assert results.chance.tolist() == [1 / 2, 1 / 3, 1 / 4] * 6
+    assert set(results.prompt) == {"What would you advise?"}  # compared on the same prompts
+    chosen = choose(make_tiny(), tokenizer, with_context(rows, contexts))
+    for rule, value in chosen.items():
+        found = results[(results.context == "user_text") & (results.rule == rule)]
+        assert found.value.tolist() == value.tolist()
 
 
 def test_rows_with_a_context_are_not_scored_as_if_without(pairs):
     contexts = Contexts("true", people_of(pairs))
     with pytest.raises(AssertionError, match="have a context already"):
         items(with_context(pairs, contexts), [1.0] * 12)
-    with pytest.raises(SchemaError, match="context=False"):
-        ways.tried(None, None, pairs, contexts, [False])
-
-
-def test_the_length_rule_is_each_users_own(told):
-    pairs, _ = told
-    found = ways.by_length(pairs, pairs, dataset="mine")
-    assert set(found.method) == {USER_LENGTH}
-    lengths = [np.array([len(m[0]["content"].split()) for m in pairs[name]]) for name in ("chosen", "rejected")]
-    signs = pd.DataFrame({"user": pairs["user_id"], "sign": np.sign(lengths[0] - lengths[1])})
-    longer = signs.user.map(np.sign(signs.groupby("user").sign.sum()))
-    sure = (signs.sign != 0) & (longer != 0)
-    assert sure.any()
-    assert found.value[sure].tolist() == (signs.sign == longer)[sure].astype(float).tolist()
 
 
 # ---- prompt only, soft tokens, both, neither
 
 
-def results(dataset, rates, users, prompts):
-    """Every user asked every prompt; each method is right at its rate."""
-    rng = np.random.default_rng(0)
-    asked = [(f"u{u}", f"{dataset} {p}", f"{u}-{p}") for u in range(users) for p in range(prompts)]
-    asked = pd.DataFrame(asked, columns=["user_id", "prompt", "item"]).assign(dataset=dataset, chance=0.5)
-    tables = [asked.assign(method=m, value=(rng.random(len(asked)) < rate).astype(float)) for m, rate in rates.items()]
-    return pd.concat(tables)
-
-
 def test_four_way():
+    """Every user asked every prompt; each method is right at its rate."""
     rates = {NEITHER: 0.5, PROMPT: 0.9, SOFT: 0.7, BOTH: 0.9, "length rule": 0.4}
-    dsp, other = results("dsp", rates, 4, 30), results("other", {NEITHER: 0.5, SOFT: 0.8}, 30, 4)
-    found, gaps = ways.four_way(pd.concat([dsp, other]), named=("dsp",))
-    methods = [*[["dsp", method] for method in rates], ["other", NEITHER], ["other", SOFT]]
-    assert found[["dataset", "method"]].to_numpy().tolist() == methods
-    assert found.n.tolist() == [120] * 7
-    assert found.users.tolist() == [4] * 5 + [30] * 2
-    first, last = dsp[dsp.method == NEITHER], other[other.method == SOFT]
-    i = cluster_bootstrap(first.value, first.prompt)  # the communities are named
+    asked = [(f"u{u}", f"{p}", f"{u}-{p}", "dsp", 0.5) for u in range(4) for p in range(30)]
+    asked = pd.DataFrame(asked, columns=["user_id", "prompt", "item", "dataset", "chance"])
+    draws = np.random.default_rng(0).random((len(rates), len(asked)))
+    parts = zip(rates.items(), draws, strict=True)
+    table = pd.concat([asked.assign(method=m, value=(drawn < rate).astype(float)) for (m, rate), drawn in parts])
+    found, gaps = ways.four_way(table, named=True)
+    assert found[["dataset", "method"]].to_numpy().tolist() == [["dsp", method] for method in rates]
+    assert found[["n", "users"]].to_numpy().tolist() == [[120, 4]] * 5
+    first = table[table.method == NEITHER]
+    i = crossed_interval(first.value, first.prompt)  # the communities are named
     assert found.loc[0, ["value", "low", "high"]].tolist() == [i.estimate, i.low, i.high]
-    i = crossed_interval(last.value, last.user_id, last.prompt)
-    assert found.loc[6, ["value", "low", "high"]].tolist() == [i.estimate, i.low, i.high]
-    assert list(zip(gaps.one[:6], gaps.other[:6], strict=True)) == list(ways.FOUR_WAY_COMPARISONS)
-    assert gaps.iloc[6:][["dataset", "one", "other"]].to_numpy().tolist() == [["other", SOFT, NEITHER]]
-    wide = dsp.pivot(index="item", columns="method", values="value")
-    for row in gaps[:6].itertuples():
-        assert row.difference == pytest.approx((wide[row.one] - wide[row.other]).mean())
-    assert gaps.p_holm[:6].tolist() == holm(gaps.p[:6].tolist())
-    assert gaps.p_holm[6] == gaps.p[6]  # a family of its own
-    assert gaps.p_holm[0] < 0.01 < gaps.p_holm[3]
-    # four users as a sample of users can't show even the greatest difference
-    assert (ways.four_way(dsp)[1].p >= 0.125).all()
+    assert list(zip(gaps.one, gaps.other, strict=True)) == list(ways.FOUR_WAY_COMPARISONS)
+    assert gaps.p_holm.tolist() == holm(gaps.p.tolist())
+    by_pair = gaps.set_index(["one", "other"]).p_holm
+    assert by_pair[PROMPT, NEITHER] < 0.01 < by_pair[BOTH, PROMPT]
+    found, gaps = ways.four_way(table, named=False)
+    i = crossed_interval(first.value, first.user_id, first.prompt)
+    assert found.loc[0, ["value", "low", "high"]].tolist() == [i.estimate, i.low, i.high]
+    assert (gaps.p >= 0.125).all()  # four users as a sample of users can't show even the greatest difference
 
 
 def test_labels_keep_each_way_with_its_own_context():
@@ -221,9 +220,7 @@ def test_reward_accuracy_by_community_by_hand():
     train = [("a", "x", "x x"), ("a", "x", "x x x"), *[("b", "x x", "x")] * 3]
     pairs = Dataset.from_list([record(f"{i}", *pair) for i, pair in enumerate(pairs)])
     train = Dataset.from_list([record(f"t{i}", user, f"{i}?", *texts) for i, (user, *texts) in enumerate(train)])
-    found = intervals(with_all(reward_accuracy(Counts(), pairs, train)), by=["method", "community"], cluster="prompt")
-    wide = found.pivot(index="method", columns="community", values="value")[["a", "b", "all"]]
-    assert wide.T.to_dict("list") == {"reward model": [0.5, 0.75, 0.625], LENGTH: [0, 1, 0.5], USER_LENGTH: [1, 1, 1]}
-    i = cluster_bootstrap([1, 0, 0.5, 1], ["P", "Q", "P", "R"])
-    pooled = found[(found.method == "reward model") & (found.community == "all")]
-    assert pooled[["low", "high", "n"]].to_numpy().tolist() == [[i.low, i.high, 4]]
+    found = with_all(reward_accuracy(Counts(), pairs, train)).groupby(["method", "community"]).value.mean()
+    assert found["reward model"].to_dict() == {"a": 0.5, "b": 0.75, "all": 0.625}
+    assert found[LENGTH].to_dict() == {"a": 0, "b": 1, "all": 0.5}
+    assert found[USER_LENGTH].to_dict() == {"a": 1, "b": 1, "all": 1}

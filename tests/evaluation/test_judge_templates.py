@@ -1,20 +1,15 @@
 """What an LLM judge is told of a person, and how its answer is read."""
 
-import json
 import re
 
-import pandas as pd
 import pytest
 from datasets import Dataset
-from faults import ALWAYS_A, FaultServer
-from hypothesis import given, settings, strategies as st
 
-from prlhf_kit.data.context import Contexts
 from prlhf_kit.data.psoups import PROFILES
 from prlhf_kit.data.schema import message, record
 from prlhf_kit.evaluation.endpoint import JudgeError
 from prlhf_kit.evaluation.judge_templates import CRITERIA, about, earlier_choices, parse_verdict
-from prlhf_kit.evaluation.judges import UNREADABLE, Verdict, judged
+from prlhf_kit.evaluation.judges import UNREADABLE, Verdict
 
 A = Verdict("a", 0.9)
 
@@ -26,7 +21,6 @@ A = Verdict("a", 0.9)
         ('{"preference": "B", "confidence": 0.75}', Verdict("b", 0.25)),
         ('{"preference": "tie", "confidence": 0.8}', Verdict("tie", 0.5)),
         ('{"preference": "B"}', Verdict("b", 0.0)),
-        ('{"why": {"preference": "B"}, "preference": "A"}', Verdict("a", 1.0)),
         ('\n  {"confidence": 0.9,\n "preference": "A"}  \n', A),
         (' \n```json\n\n{"preference": "A",\n"confidence": 0.9}```\n ', A),
     ],
@@ -41,74 +35,27 @@ def test_readable(text, verdict):
         None,
         "{}",
         '{"preference": "a"}',
-        '{"preference": ["A"]}',
         '{"preference": "A", "confidence": 0.49}',
         '{"preference": "A", "confidence": "0.9"}',
-        '{"preference": "A", "confidence": true}',
         '{"preference": "tie", "confidence": 0.2}',
         '{"preference": "A", "confidence": 0.9',
         '{"preference": "A"}\n{"preference": "B"}',
-        '{"preference": "A", "preference": "B"}',
+        'Sure: {"preference": "A"}',
         '```json\n{"preference": "A"}',
         "[" * 100_000,
-        "\ud800",
-        '{"preference": ' + "9" * 5000 + "}",
     ],
 )
 def test_unreadable(text):
     assert parse_verdict(text) is UNREADABLE
 
 
-@settings(max_examples=30)
-@given(st.text(), st.sampled_from([ALWAYS_A, "```json\n" + ALWAYS_A + "\n```"]), st.booleans())
-def test_nothing_may_stand_beside_the_object(text, answer, before):
-    verdict = parse_verdict(text + answer if before else answer + text)
-    assert verdict is UNREADABLE if text.strip() else verdict in (A, UNREADABLE)
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("{prompt} {answer_a}", "lacks answer_b"),
-        ("{prompt} {answer_a} {answer_b} {}", "field ''"),
-        ("{prompt!r} {answer_a} {answer_b}", "field 'prompt'"),
-        ("{prompt:>{answer_a}} {answer_a} {answer_b}", "field 'prompt'"),
-        ('{prompt} {answer_a} {answer_b} {"preference": "A"}', "field"),
-        ("{prompt} {answer_a} {answer_b} }", "written twice"),
-        (None, "can't be read"),
-    ],
-)
-def test_bad_templates_are_refused(make_judge, tmp_path, text, words):
-    path = tmp_path / "t.txt"
-    if text is not None:
-        path.write_text(text)
-    with pytest.raises(JudgeError, match=re.escape(words)):
-        make_judge(template=path)
+def test_a_template_without_an_answer_is_refused(make_judge, tmp_path):
+    (tmp_path / "t.txt").write_text("{prompt} {answer_a}")
+    with pytest.raises(JudgeError, match="lacks answer_b"):
+        make_judge(template=tmp_path / "t.txt")
 
 
 # ---- what a judge is told of the person
-
-
-COMMUNITIES = {"askculinary": None, "AskHistorians": None, "legaladvice": None, "changemyview": None}
-
-
-def test_the_judge_knows_who_really_asked(make_judge):
-    """Answers under the right and under a random community's context: every request names the true one alone."""
-    jobs = [(user, f"Q{i}: what about {user[::-1]}?") for i in range(3) for user in COMMUNITIES]
-    random = Contexts("random", COMMUNITIES, seed=3)
-    drawn = {prompt: random.whose(user, message("user", prompt)) for user, prompt in jobs}
-    asked = pd.DataFrame(jobs, columns=["user_id", "prompt"])
-    tables = [asked.assign(system=kind, answer=f"an answer, {kind}") for kind in ("true", "random")]
-    server = FaultServer()
-    judge = make_judge(server, template="community", about=about(COMMUNITIES))
-    assert set(judged(judge, pd.concat(tables), [("true", "random")], "llm").user_id) == set(COMMUNITIES)
-    assert len(server.seen) == 2 * len(jobs)
-    for body in server.seen:
-        text = json.dumps(body)
-        community = re.search(r"<community>\n(.*)\n</community>", body["messages"][-1]["content"])[1]
-        prompt = next(p for p in drawn if p in text)
-        assert prompt.endswith(f"{community[::-1]}?")
-        assert drawn[prompt] not in text
 
 
 def test_what_a_judge_is_told():
@@ -122,9 +69,6 @@ def test_what_a_judge_is_told():
     assert known("P2A", "Why?")["criterion"] == CRITERIA["P2A"]
     assert set(PROFILES) | {"helpful", "harmless", "humour"} <= set(CRITERIA)
     assert known("z", "Why?") == known(None, "Why?") == {}
-
-
-# ---- earlier choices
 
 
 def dialogue(*texts):
@@ -141,12 +85,8 @@ def test_no_choice_of_the_judged_turn_or_a_later_one_is_told():
     other = record("o", "u", dialogue("<asked o>"), "<chosen o>", "<rejected o>")
     judged_prompt = rows[2]["prompt"]
     cut = [row | {"prompt": row["prompt"][-3:]} for row in rows]
-    for pairs, prompt in [
-        (rows, judged_prompt),
-        (cut, judged_prompt),
-        (rows, judged_prompt[-3:]),
-        (rows, " <asked 2>\n"),
-    ]:
+    by_text = (rows, " <asked 2>\n")
+    for pairs, prompt in ((rows, judged_prompt), (cut, judged_prompt), (rows, judged_prompt[-3:]), by_text):
         told = earlier_choices([*pairs, other], prompt, limit=99)
         assert not re.search(r"<(asked|rejected) [23]>|<chosen 2>|Be good", told)
         assert "<chosen o>" in told
@@ -156,26 +96,7 @@ def test_no_choice_of_the_judged_turn_or_a_later_one_is_told():
     assert earlier_choices([branch], judged_prompt) == "none known"  # begins alike, but is no part of the judged one
 
 
-@given(st.lists(st.lists(st.sampled_from("xyz"), min_size=1, max_size=4), min_size=1, max_size=6), st.data())
-def test_no_leak_in_random_dialogues(texts, data):
-    """Dialogues of three texts, so that many begin alike: what is told began otherwise, or ended before."""
-
-    def asked(questions):
-        return dialogue(*[text for question in questions for text in (question, f"re {question}")][:-1])
-
-    rows = [record(f"{i}", "u", asked(t), f"<{i}-chosen>", f"<{i}-rejected>") for i, t in enumerate(texts)]
-    judged_prompt = asked(data.draw(st.sampled_from(texts)))
-    told = earlier_choices(rows, judged_prompt, limit=99)
-    for i, row in enumerate(rows):
-        if f"<{i}-chosen>" in told:
-            theirs = row["prompt"]
-            assert theirs[: len(judged_prompt)] != judged_prompt
-            assert theirs[0] != judged_prompt[0] or theirs == judged_prompt[: len(theirs)]
-            assert judged_prompt[-1] not in theirs
-
-
 def test_earlier_choices_are_few_short_and_of_different_questions():
-    assert earlier_choices([], "hi") == "none known"
     rows = [record(f"p{i}", "u", f"ask {i // 2}", f"yes {i} " + "x" * 1000, f"no\n\n{i}") for i in range(10)]
     told = earlier_choices(rows, "hi", limit=3)
     assert re.findall(r"Asked: (.*)\n", told) == ["ask 0", "ask 1", "ask 2"]

@@ -7,7 +7,6 @@ import torch
 
 import prlhf_kit as kit
 from prlhf_kit.evaluation import policy
-from prlhf_kit.evaluation.intervals import intervals
 from prlhf_kit.models.logprobs import completion_logps
 
 WEIGHTS = [0.0, 1.0, 2.5]
@@ -43,13 +42,7 @@ def test_steered_log_probabilities_equal_a_plain_loop(personal, tokenizer, pairs
             wanted = (base + w * (own - base)).log_softmax(-1).gather(-1, tokens).sum()
             assert found[i, column].item() == pytest.approx(wanted.item(), abs=2e-3)
         assert rewards[i].item() == pytest.approx((own - base).gather(-1, tokens).sum().item(), abs=2e-3)
-    with personal.disable_adapter():
-        plain, _ = completion_logps(personal, tokenizer, some["prompt"], some["chosen"])
-    assert found[:, 0].tolist() == pytest.approx(plain, abs=2e-3)  # w = 0: the base itself
     assert (found[:, 0] - found[:, 2]).abs().max() > 0.1  # users do move it
-    # with the weight at 1, shared base and paper's form, the policy is the personalised model itself
-    alone, _ = completion_logps(personal, tokenizer, some["prompt"], some["chosen"], INDEX.rows(some["user_id"]))
-    assert found[:, 1].tolist() == pytest.approx(alone, abs=2e-3)
 
 
 def test_the_released_form_lets_the_base_see_the_preference(make_tiny, tokenizer, pairs):
@@ -74,12 +67,6 @@ def test_which_pairs_are_ranked_right_and_how_often(personal, tokenizer, pairs):
     at_one = ranks[ranks.weight == 1.0]
     assert at_one[at_one.of == policy.POLICY].value.tolist() == (chosen > other)[:, 0].float().tolist()
     assert at_one[at_one.of == policy.REWARD].value.tolist() == (reward_c > reward_r).float().tolist()
-    table = intervals(ranks, by=["of", "weight"])
-    steered = ranks[ranks.of == policy.POLICY]
-    found = table.value[table.of == policy.POLICY].tolist()
-    assert found == [steered[steered.weight == w].value.mean() for w in (0.0, 1.0)]
-    assert table.value[table.of == policy.REWARD].nunique() == 1
-    assert (table.n == 6).all()
 
 
 def test_rank_correlation_by_hand():
@@ -112,7 +99,6 @@ def test_divergence_equals_a_plain_loop_and_is_zero_before_training(personal, ma
         assert found[i] > 0
     same = kit.PAD(make_tiny())  # any language model against itself without the preference: none is given
     assert policy.divergence(same, tokenizer, some["prompt"], texts, [None] * 3)[0] == pytest.approx(0, abs=1e-6)
-    with pytest.raises(ValueError, match="form='released' has no reference"):
-        policy.divergence(kit.PAD(make_tiny(), form="released"), tokenizer, some["prompt"], texts, [None] * 3)
-    with pytest.raises(ValueError, match="is several policies"):
-        policy.divergence(guide, tokenizer, some["prompt"][:1], texts[:1], [{"a": 0.5, "b": 0.5}])
+    for one, who in ((kit.PAD(make_tiny(), form="released"), None), (guide, {"a": 0.5, "b": 0.5})):
+        with pytest.raises(ValueError, match="expected PAD's paper form, one user or wish"):
+            policy.divergence(one, tokenizer, some["prompt"][:1], texts[:1], [who])

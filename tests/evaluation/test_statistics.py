@@ -1,8 +1,6 @@
 """Do intervals cover at the stated rate, do tests have their size? With REPETITIONS = 2_000, and printed by pytest -s,
 these are the numbers of docs/evaluation.md."""
 
-import tracemalloc
-
 import numpy as np
 import pytest
 
@@ -10,19 +8,23 @@ from prlhf_kit.evaluation import statistics
 from prlhf_kit.evaluation.statistics import (
     Interval,
     bootstrap,
-    cluster_bootstrap,
     crossed_interval,
     crossed_test,
     detectable,
     expanded,
     holm,
-    permutation_test,
 )
 
 REPETITIONS = 200
 
 
-@pytest.mark.parametrize(("users", "pairs"), [(4, 20), (8, 20), (20, 10), (40, 4)])
+@pytest.fixture(autouse=True)
+def fewer_draws(monkeypatch):
+    monkeypatch.setattr(statistics, "RESAMPLES", 1_000)
+    monkeypatch.setattr(statistics, "PERMUTATIONS", 499)
+
+
+@pytest.mark.parametrize(("users", "pairs"), [(4, 20), (8, 20), (40, 4)])
 def test_clustered_intervals_cover_at_the_stated_rate(users, pairs):
     """Win rates of users who differ (Beta(4, 3)), 0-1 verdicts; the plain percentiles are told beside it."""
     rng = np.random.default_rng(users)
@@ -30,7 +32,7 @@ def test_clustered_intervals_cover_at_the_stated_rate(users, pairs):
     covered = plain = naive = 0
     for seed in range(REPETITIONS):
         verdicts = (rng.random(users * pairs) < rng.beta(4, 3, users)[clusters]).astype(float)
-        i = cluster_bootstrap(verdicts, clusters, resamples=1_000, seed=seed)
+        i = crossed_interval(verdicts, clusters, seed=seed)
         covered += i.low <= 4 / 7 <= i.high
         means = verdicts.reshape(users, pairs).mean(1)
         drawn = np.random.default_rng(seed).multinomial(users, np.full(users, 1 / users), 1_000) @ means / users
@@ -50,25 +52,12 @@ def test_crossed_intervals_cover_where_prompts_are_shared(n):
     both = by_user = 0
     for seed in range(REPETITIONS):
         values = rng.normal(size=n)[user] + rng.normal(size=n)[prompt] + rng.normal(size=n * n)
-        i, j = crossed_interval(values, user, prompt), cluster_bootstrap(values, user, resamples=500, seed=seed)
+        i, j = crossed_interval(values, user, prompt), crossed_interval(values, user, seed=seed)
         both += i.low <= 0 <= i.high
         by_user += j.low <= 0 <= j.high
     print(f"{n} users x {n} shared prompts: both ways {both / REPETITIONS}, by user alone {by_user / REPETITIONS}")
     assert 0.91 <= both / REPETITIONS <= 0.99
     assert by_user / REPETITIONS < 0.92
-
-
-def test_the_permutation_test_has_its_size_and_power():
-    rng = np.random.default_rng(4)
-    clusters = np.repeat(np.arange(8), 5)
-    null = other = 0
-    for _ in range(REPETITIONS):
-        values = rng.normal(size=8)[clusters] * np.linspace(0.5, 2, 8)[clusters] + rng.normal(size=40)
-        null += permutation_test(values, clusters) <= 0.05
-        other += permutation_test(values + 2, clusters) <= 0.05
-    print(f"8 users x 5 pairs: p <= 0.05 in {null / REPETITIONS} under the null, {other / REPETITIONS} at 2")
-    assert 0.01 <= null / REPETITIONS <= 0.09  # 12 of 256 permutations: 0.047
-    assert other / REPETITIONS > 0.5
 
 
 def test_where_prompts_are_shared_the_crossed_test_has_its_size():
@@ -77,28 +66,11 @@ def test_where_prompts_are_shared_the_crossed_test_has_its_size():
     crossed = by_user = 0
     for _ in range(REPETITIONS):
         values = 0.5 * rng.normal(size=8)[user] + rng.normal(size=8)[prompt] + rng.normal(size=64)
-        crossed += crossed_test(values, user, prompt, resamples=499) <= 0.05
-        by_user += permutation_test(values, user, resamples=499) <= 0.05
+        crossed += crossed_test(values, user, prompt) <= 0.05
+        by_user += crossed_test(values, user) <= 0.05
     print(f"8 x 8 shared: p <= 0.05 under the null in {crossed / REPETITIONS}, by user {by_user / REPETITIONS}")
     assert crossed / REPETITIONS <= 0.08
     assert by_user / REPETITIONS > 0.15
-
-
-def test_the_detectable_difference_is_found_with_the_stated_power():
-    rng = np.random.default_rng(5)
-    own = np.repeat(np.arange(30), 4), np.arange(120)
-    shared = [index.ravel() for index in np.indices((8, 8))]
-    for (users, prompts), own_sd, asked_sd, power in ((own, 1, 0, 0.71), (shared, 0.3, 1, 0.62)):
-
-        def draw(shift, users=users, prompts=prompts, own_sd=own_sd, asked_sd=asked_sd):
-            values = own_sd * rng.normal(size=30)[users] + asked_sd * rng.normal(size=120)[prompts] + shift
-            return values + rng.normal(size=len(values)), users, prompts
-
-        least = np.mean([detectable(*draw(0)) for _ in range(60)])
-        found = np.mean([crossed_test(*draw(least), resamples=499) <= 0.05 for _ in range(REPETITIONS)])
-        print(f"{users.max() + 1} users: a true difference of {least:.2f} is found in {found}")
-        assert power <= found <= 0.89
-    assert np.isnan([detectable([1, 1], ["a", "b"]), detectable([1, 2], ["a", "a"])]).all()
 
 
 def test_small_cases_by_hand():
@@ -109,52 +81,41 @@ def test_small_cases_by_hand():
     i = crossed_interval([1, 0, 0, 0, -1, 0, 0, 0, 0], [*"aaabbbccc"], [*"pqrpqrpqr"])
     assert i.high == pytest.approx(4.302653 * (1.5 * 4 / 81 - 9 / 8 * 2 / 81) ** 0.5, rel=1e-5)
     assert np.isnan(crossed_interval([1, 0], ["a", "b"], ["p", "p"])[1:3]).all()
-    assert crossed_interval([1, 0], ["a", "b"], ["p", "q"]) == cluster_bootstrap([1, 0], ["a", "b"])
-    found = cluster_bootstrap([1, 1, 1, 0, 0], ["a", "a", "a", "b", "b"])
+    assert crossed_interval([1, 0], ["a", "b"], ["p", "q"]) == crossed_interval([1, 0], ["a", "b"])
+    found = crossed_interval([1, 1, 1, 0, 0], ["a", "a", "a", "b", "b"])
     assert found == (0.6, 0.0, 1.0, 5, 2)
     assert str(found) == "0.600 [0.000, 1.000]"
     # few clusters: 1.5 +- 4.303 * 1 / 3^0.5, cut off at the values
-    assert cluster_bootstrap([1, 2, 3], list("abc"))[:3] == (2, 1, 3)
-    assert cluster_bootstrap([0.5, 1.5, 2.5, -8, 12], [*"abc", "c", "c"]).low > -8  # the third mean is 6.5 / 3
-    assert np.isnan(cluster_bootstrap([1, 0], ["a", "a"]).low)
+    assert crossed_interval([1, 2, 3], list("abc"))[:3] == (2, 1, 3)
+    assert crossed_interval([0.5, 1.5, 2.5, -8, 12], [*"abc", "c", "c"]).low > -8  # the third mean is 6.5 / 3
+    assert np.isnan(crossed_interval([1, 0], ["a", "a"]).low)
     draws = iter([0.0, -1.0, 1.0])
     ends = bootstrap(lambda _: next(draws), range(9), resamples=2)[1:]
     assert ends == pytest.approx([-2.306 * 1.125**0.5, 2.306 * 1.125**0.5], rel=1e-3)
     assert np.isnan(bootstrap(lambda _: np.nan, range(9), resamples=2)).all()
-    assert permutation_test([1.0, 1.0, 1.0], ["a", "b", "c"]) == 2 / 8
-    assert permutation_test([1.0, 1.0], ["a", "a"]) == 1
+    assert crossed_test([1.0, 1.0, 1.0], ["a", "b", "c"]) == 2 / 8
+    assert crossed_test([1.0, 1.0], ["a", "a"]) == 1
     assert crossed_test([1.0] * 16, [*range(8)] * 2, [0] * 8 + [1] * 8) == 0.5  # two prompts: 2 of 4 permutations
     assert crossed_test([1.0] * 4, list("abcd"), list("pqrs")) == 2 / 16  # nothing shared: by user
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
 
 
 def test_of_few_users_nothing_is_said_that_leaves_the_scale():
+    assert detectable([0.5, -0.5] * 50, range(100)) == pytest.approx((1.984 + 0.845) * 0.5 / 99**0.5, rel=1e-2)
     assert np.isnan(detectable([1, -1, 0.5], range(3)))
     assert np.isnan(bootstrap(np.sum, range(7))[1:]).all()
     assert str(Interval(0.5, np.nan, np.nan, 3, 3)) == "0.500 (too few users for intervals)"
     assert str(Interval(*[np.nan] * 3, 3, 3)).startswith("- (too few users")
 
 
-def test_one_long_text_does_not_take_its_room_for_all():
-    texts = ["x" * 1_000_000, *map(str, range(999))]  # 4 GB in an array of text
-    tracemalloc.start()
-    crossed_interval(range(1000), [i % 5 for i in range(1000)], texts)
-    assert tracemalloc.get_traced_memory()[1] < 50e6
-    tracemalloc.stop()
-
-
-def test_one_prompt_that_two_users_share_changes_little():
-    values = np.random.default_rng(0).normal(size=300)
-    apart = crossed_interval(values, range(300), range(300))
-    together = crossed_interval(values, range(300), [0, *range(299)])
-    assert together.high - together.low == pytest.approx(apart.high - apart.low, rel=0.1)
+def test_prompts_are_drawn_where_they_are_shared():
     user, prompt = (index.ravel() for index in np.indices((12, 9)))
     by_user, both = (bootstrap(lambda w: w @ prompt / w.sum(), user, p) for p in (None, prompt))
-    assert by_user[2] - by_user[1] < 1e-9 < both[2] - both[1]  # prompts are drawn, too, where they are shared
+    assert by_user[2] - by_user[1] < 1e-9 < both[2] - both[1]
 
 
 def test_many_clusters_have_the_bootstraps_interval(monkeypatch):
     values, clusters = np.random.default_rng(0).random(3000) < 0.6, np.arange(3000) // 2
-    boot = cluster_bootstrap(values, clusters)
+    boot = crossed_interval(values, clusters)
     monkeypatch.setattr(statistics, "MANY_CLUSTERS", 10)
-    assert cluster_bootstrap(values, clusters)[1:3] == pytest.approx(boot[1:3], abs=0.003)
+    assert crossed_interval(values, clusters)[1:3] == pytest.approx(boot[1:3], abs=0.003)

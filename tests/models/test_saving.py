@@ -7,7 +7,7 @@ import torch
 from training.conftest import make_trainer
 
 import prlhf_kit as kit
-from prlhf_kit.models.reward_model import load_reward_model, new_reward_model, save_reward_model
+from prlhf_kit.models.reward_model import load_reward_model, new_reward_model, save_beside
 
 
 def rotate(folder):
@@ -31,10 +31,11 @@ def test_rotated_users_are_found_out(base, make_tiny, tokenizer, pairs, tmp_path
         kit.load_personalized(tmp_path / "out", base)
 
 
-def test_a_reward_models_users_too(base, tokenizer, tmp_path):
+def test_a_reward_models_users_too(base, tmp_path):
     model = new_reward_model(base)
     kit.condition(model, kit.IndividualUserModel(3, model.get_input_embeddings(), 2))
-    save_reward_model(model, tokenizer, tmp_path, kit.UserIndex(["ann", "bob"]))
+    model.save_pretrained(tmp_path)
+    save_beside(model, tmp_path, kit.UserIndex(["ann", "bob"]))
     load_reward_model(str(tmp_path))
     with torch.no_grad():
         model.user_model.own += 1  # other weights under the same names

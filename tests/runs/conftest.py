@@ -1,9 +1,7 @@
 """Notebooks that run in a moment, and the command that runs them."""
 
-import sys
-
-import nbformat
 import pytest
+from tiny_notebooks import write_notebook
 
 PARAMETERS = """run_dir = "x"  # where results go
 user = "ann"  # text
@@ -17,23 +15,22 @@ stage = begin("{name}", run_dir, globals())
 (stage.dir / "log.txt").open("a").write(f"{user}{n}")
 stage.artifact("log.txt", "data", "A log")
 """
+RECORD = {
+    "schema": 1,
+    "status": "completed",
+    "parameters": {"seed": 0, "alpha": 0.5},
+    "metrics": {"accuracy": 0.75},
+    "artifacts": {},
+    "versions": dict.fromkeys(("python", "prlhf_kit", "torch", "transformers", "trl"), "1"),
+    "git": {"commit": "a9319a1f12fa1a9b8263350214f7b4d97ed3c563", "dirty": False},
+    "started": "2026-11-21T06:39:20+00:00",
+}
 FINISH = 'stage.finish({"twice": 2 * n})'
 
 
 @pytest.fixture
 def make_notebook(tmp_path):
-    def make(*cells, name="nb", needs=(), uses=(), tags=("parameters",), body=BODY, parameters=PARAMETERS):
-        nb = nbformat.v4.new_notebook()
-        first = nbformat.v4.new_code_cell(parameters, metadata={"tags": list(tags)})
-        nb.cells = [first, *map(nbformat.v4.new_code_cell, [body.replace("{name}", name), *cells])]
-        nb.metadata["prlhf_kit"] = {"needs": list(needs), "uses": list(uses)}
-        nb.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
-        path = tmp_path / f"{name}.ipynb"
-        nbformat.write(nb, path)
-        return path
+    def make(*cells, name="nb", parameters=PARAMETERS, body=BODY, **more):
+        return write_notebook(tmp_path, name, *cells, parameters=parameters, body=body, finish=None, **more)
 
     return make
-
-
-def command(*arguments):
-    return [sys.executable, "-m", "prlhf_kit.cli", "run", *map(str, arguments)]

@@ -4,13 +4,14 @@ import json
 import re
 import signal
 import subprocess
+import sys
 
 import pytest
 from tiny_notebooks import wait_for
 
 from prlhf_kit.runs import execute as execution, notebook as runner
 from prlhf_kit.runs.stage import read_record
-from runs.conftest import FINISH, command
+from runs.conftest import FINISH
 
 
 @pytest.mark.parametrize(
@@ -32,7 +33,7 @@ def test_what_papermill_would_call_a_success(make_notebook, tmp_path, cell, mess
     assert read_record(tmp_path / "run" / "nb")["status"] == "failed"
 
 
-@pytest.mark.parametrize("name", ["{n}", "lr={0.1}", "{"])
+@pytest.mark.parametrize("name", ["lr={0.1}", "{"])
 def test_braces_in_a_path_are_no_parameters(make_notebook, tmp_path, name):
     notebook = make_notebook(FINISH, name=f"nb{name}")
     assert runner.run_notebook(notebook, tmp_path / name)["status"] == "completed"
@@ -51,15 +52,10 @@ def test_off_a_terminal_a_line_now_and_then_says_what_runs(make_notebook, tmp_pa
     assert execution._progress(tmp_path / "half.ipynb") == "cell 3 of 4, step 40/80, 00:12 left"
 
 
-def test_papermill_killed_while_it_writes(make_notebook, tmp_path, monkeypatch):
-    def killed(notebook, out, parameters):
-        out.write_text('{"cells": [')
-        return -9, "Killed"
-
-    monkeypatch.setattr(runner, "execute", killed)
-    record = runner.run_notebook(make_notebook(FINISH), tmp_path / "run")
-    assert record["status"] == "failed"
-    assert "no cell ran, exit code -9" in record["error"]
+def test_papermill_killed_while_it_writes(tmp_path):
+    (tmp_path / "half.ipynb").write_text('{"cells": [')
+    error = execution.error_of(tmp_path / "half.ipynb", -9, "Killed", finished=False)
+    assert error.startswith("no cell ran, exit code -9")
 
 
 def test_a_kernel_without_a_port_is_tried_again(make_notebook, tmp_path, monkeypatch):
@@ -77,7 +73,7 @@ def test_a_kernel_without_a_port_is_tried_again(make_notebook, tmp_path, monkeyp
 def test_interrupt_and_kill_leave_a_record_and_the_next_run_goes_on(make_notebook, tmp_path):
     slow = "import time\nif not (stage.dir / 'go').exists():\n    (stage.dir / 'here').touch(); time.sleep(60)"
     notebook, stage = make_notebook(slow, FINISH), tmp_path / "r" / "nb"
-    line = command(notebook, "--out", tmp_path, "--run", "r")
+    line = [sys.executable, "-m", "prlhf_kit.cli", "run", str(notebook), "--out", str(tmp_path), "--run", "r"]
     for sign in (signal.SIGINT, signal.SIGTERM):
         background = ["sh", "-c", 'trap "" INT; exec "$@"', "sh", *line]  # as `&` in a script: SIGINT is turned off
         child = subprocess.Popen(background, stderr=subprocess.PIPE, text=True)

@@ -21,25 +21,6 @@ def test_every_combination(tmp_path):
     ]
 
 
-@pytest.mark.parametrize(
-    ("text", "values"),
-    [
-        ("limit='a,b',c, 3,\"it's, so\",None", ["a,b", "c", 3, "it's, so", None]),
-        ('user=a, b," c, d",1', ["a", "b", " c, d", "1"]),
-        ("names=['a]',\"b,\"],[]", [["a]", "b,"], []]),
-        ("rate=1,-1e-05,1e-5", [1.0, -1e-05]),
-    ],
-)
-def test_values_are_parted_as_yaml_does_it(tmp_path, text, values):
-    def found():
-        rows, _ = grid.combinations([write_notebook(tmp_path, "nb")], [text])
-        return [row[text.split("=")[0]] for row in rows]
-
-    if text.startswith("rate"):
-        text = text.rpartition(",")[0]
-    assert found() == values
-
-
 @pytest.mark.parametrize("texts", [["../../etc", "a/b", "a b", "a_b"], ["x" * 300, "x" * 299 + "y"], ["é", "ü"], "Aa"])
 def test_names_are_files_names_and_differ(texts):
     names = [grid.name_of({"user": text}) for text in texts]
@@ -56,9 +37,9 @@ def test_names_are_files_names_and_differ(texts):
         ({"grids": ["names=[[1]"]}, "are no values that YAML can read"),
         ({"grids": ["run_dir=x"]}, "set with --run and --out"),
         ({"grids": ["n"]}, "has no values"),
-        ({"grids": ["n=1", "n=2"]}, "--grid n is given twice"),
+        ({"grids": ["n=1", "n=2"]}, "n is given twice"),
         ({"grids": ["n=1,1"]}, "stands twice in the sweep"),
-        ({"grids": ["seed=1"], "seeds": 2}, "both given"),
+        ({"grids": ["seed=1"], "seeds": 2}, "seed is given twice"),
         ({"grids": ["n=1"], "fixed": {"n": "2"}}, "'n' is set twice"),
         ({"seeds": 1, "fixed": {"sed": "2"}}, "no parameter 'sed'"),
         ({"file": "n: 1"}, "holds no list of mappings"),

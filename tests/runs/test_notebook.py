@@ -7,7 +7,7 @@ import pytest
 
 from prlhf_kit import cli
 from prlhf_kit.runs import notebook as runner, parameters, report
-from prlhf_kit.runs.stage import read_record
+from prlhf_kit.runs.stage import StageError, begin, left_by, read_record
 from runs.conftest import BODY, FINISH, PARAMETERS
 
 
@@ -16,14 +16,8 @@ def test_a_run_its_record_and_when_it_is_skipped(make_notebook, tmp_path):
     record = runner.run_notebook(notebook, run, {"user": "00123", "n": "7"})
     assert record["status"] == "completed"
     assert record == read_record(run / "nb")
-    assert record["parameters"] == {
-        "run_dir": str(run),
-        "user": "00123",
-        "n": 7,
-        "rate": 0.5,
-        "on": True,
-        "limit": None,
-    }
+    given = {"user": "00123", "n": 7}
+    assert record["parameters"] == {"run_dir": str(run), "rate": 0.5, "on": True, "limit": None} | given
     assert record["metrics"] == {"twice": 14.0}
     assert set(record["artifacts"]) == {"log.txt"}
     assert record["versions"]["trl"]
@@ -32,9 +26,9 @@ def test_a_run_its_record_and_when_it_is_skipped(make_notebook, tmp_path):
     assert (run / "nb" / "log.txt").read_text() == "001237"
     assert "00123" in (run / "nb" / "notebook.html").read_text()
 
-    assert runner.run_notebook(notebook, run, {"user": "00123", "n": 7})["skipped"]
+    assert runner.run_notebook(notebook, run, given)["skipped"]
     (run / "nb" / "log.txt").unlink()  # an artefact that is gone is made again
-    assert "skipped" not in runner.run_notebook(notebook, run, {"user": "00123", "n": 7})
+    assert "skipped" not in runner.run_notebook(notebook, run, given)
     changed = runner.run_notebook(notebook, run, {"user": "bob"})
     assert (changed["status"], changed["metrics"]) == ("completed", {"twice": 6.0})
     assert (run / "nb" / "log.txt").read_text() == "bob3"
@@ -48,116 +42,75 @@ def test_a_small_number_in_a_dict_stays_a_number(make_notebook, tmp_path):
     assert record["metrics"] == {"twice": 1e-5}, record
 
 
-def test_parameters_are_refused_before_anything_runs(make_notebook, tmp_path):
-    notebook, run = make_notebook(FINISH), tmp_path / "run"
-    for given, message in {
-        ("usr", "x"): r"no parameter 'usr'. Did you mean 'user'",
-        ("n", "3.5"): "'n' is '3.5', expected int",
-        ("n", True): "'n' is True, expected int",
-        ("on", "1"): "'on' is '1', expected bool",
-        ("rate", "fast"): "'rate' is 'fast', expected float",
-        ("user", 7): "'user' is 7, expected str",
-    }.items():
-        with pytest.raises(parameters.RunError, match=message):
-            runner.run_notebook(notebook, run, dict([given]))
-    with pytest.raises(parameters.RunError, match="no cell tagged 'parameters'"):
-        runner.run_notebook(make_notebook(FINISH, name="untagged", tags=()), run)
-    with pytest.raises(parameters.RunError, match="there is no notebook"):
-        runner.run_notebook(tmp_path / "none.ipynb", run)
-    with pytest.raises(parameters.RunError, match="expected a plain Python value"):
-        runner.run_notebook(make_notebook(FINISH, name="computed", parameters="run_dir = str(1)"), run)
-    assert not run.exists()
-    assert parameters.typed("limit", "5", None) == 5
-    assert parameters.typed("names", "['a']", ["b"]) == ["a"]
-
-
 def test_stages_depend_on_the_contents_of_folders(make_notebook, tmp_path):
-    body = BODY.replace('"log.txt", "data"', '"out", "model"') + '(stage.dir / "out").mkdir()\n'
-    body += '(stage.dir / "out" / "weights.txt").write_text(str(n))\n'
-    first, run, here = make_notebook(FINISH, name="first", body=body), tmp_path / "run", tmp_path / "here"
-    second = make_notebook(FINISH, name="second", needs=["first"])
+    run, here = tmp_path / "run", tmp_path / "here"
     here.mkdir()
     (here / "data.txt").write_text("a")
+    second = make_notebook(FINISH, name="second", needs=["earlier"])
     options = {"user": str(here)}  # a parameter that names a local folder, such as a dataset or a model
-    runner.run_notebook(first, run)
+
+    def earlier(text):
+        stage = begin("earlier", run, {})
+        model = stage.artifact("out", "model", "A model")
+        model.mkdir(exist_ok=True)
+        (model / "weights.txt").write_text(text)
+        stage.finish()
+
+    earlier("a")
     runner.run_notebook(second, run, options)
-    runner.run_notebook(first, run, force=True)  # the same artefacts again
-    assert runner.run_notebook(second, run, options)["skipped"]
-    runner.run_notebook(first, run, {"n": 5})
-    assert "second" in report.write_index(run).read_text().split("Not of one piece:")[1].split("failed, or is older")[0]
+    earlier("a")  # the same artefacts again
+    assert runner.plan(second, run, options).done
+    earlier("b")
+    assert "second failed, or is older" in report.write_index(run).read_text()
     assert "skipped" not in runner.run_notebook(second, run, options)
-    assert "Not of one piece" not in report.write_index(run).read_text()
+    assert "or is older" not in report.write_index(run).read_text()
     (here / "data.txt").write_text("b, and longer")
-    assert "skipped" not in runner.run_notebook(second, run, options)
-
-
-def test_defaults_are_read_as_python_reads_them(make_notebook):
-    notebook = make_notebook(
-        parameters='w = 1  # weight (w=0 is the base)\nc: str = "#fff"  # colour\nd = [1, {"a": None}]'
-    )
-    assert parameters.defaults(notebook) == {"w": 1, "c": "#fff", "d": [1, {"a": None}]}
-    for bad in ("(1, 2)", "{1, 2}", "{1: 2}", "print"):
-        with pytest.raises(parameters.RunError, match=r"parameter 'x' .* expected a plain"):
-            parameters.defaults(make_notebook(parameters=f"x = {bad}"))
+    assert not runner.plan(second, run, options).done
 
 
 def test_what_was_changed_after_its_stage_completed_is_not_used(make_notebook, tmp_path, capsys):
     body = BODY.replace('"log.txt", "data"', '"out", "model"') + '(stage.dir / "out").mkdir(exist_ok=True)\n'
     body += 'if not (stage.dir / "out" / "users.json").exists(): (stage.dir / "out" / "users.json").write_text("ab")\n'
-    first, run = make_notebook(FINISH, name="first", body=body), tmp_path / "run"
-    second = make_notebook('stage.input("first", "out")', FINISH, name="second", needs=["first"])
-    users = run / "first" / "out" / "users.json"
-    for notebook in (first, second):
-        assert runner.run_notebook(notebook, run)["status"] == "completed"
+    notebook, run = make_notebook(FINISH, body=body), tmp_path / "run"
+    assert runner.run_notebook(notebook, run)["status"] == "completed"
+    users = left_by("nb", run, "out") / "users.json"
     users.touch()  # the same content at another time
-    assert runner.run_notebook(second, run)["skipped"]
+    assert runner.plan(notebook, run).done
     users.write_text("ba")
-    assert "out was changed since notebook first left it" in runner.run_notebook(second, run)["error"]
-    assert "Not of one piece" in report.write_index(run).read_text()
-    assert "skipped" not in runner.run_notebook(first, run)
+    with pytest.raises(StageError, match="out was changed since notebook nb left it"):
+        left_by("nb", run, "out")
+    assert "skipped" not in runner.run_notebook(notebook, run)
     assert users.read_text() == "ab"
-    assert (run / ".previous" / "first" / "out" / "users.json").read_text() == "ba"
-    assert "first is run again: out was changed" in capsys.readouterr().out
-    assert runner.run_notebook(second, run)["status"] == "completed"
+    assert (run / ".previous" / "nb" / "out" / "users.json").read_text() == "ba"
+    assert "nb is run again: out was changed" in capsys.readouterr().out
 
 
 def test_only_a_completed_stage_takes_a_completed_ones_place(make_notebook, tmp_path, capsys):
     notebook, run = make_notebook("if n == 4: raise ValueError", FINISH), tmp_path / "run"
     for n in (3, 4, 5):
         runner.run_notebook(notebook, run, {"n": n})
-    assert (run / ".previous" / "nb" / "log.txt").read_text() == "ann3"
-    assert (run / ".previous" / "nb.unfinished" / "log.txt").read_text() == "ann4"
-    assert (run / "nb" / "log.txt").read_text() == "ann5"
-    out = capsys.readouterr().out
-    assert f"the completed stage is replaced, and kept in {run}/.previous/nb\n" in out
-    assert f"an attempt that did not complete is replaced, and kept in {run}/.previous/nb.unfinished\n" in out
+    places = {".previous/nb": "ann3", ".previous/nb.unfinished": "ann4", "nb": "ann5"}
+    assert {place: (run / place / "log.txt").read_text() for place in places} == places
+    assert f"the completed stage is replaced, and kept in {run}/.previous/nb\n" in capsys.readouterr().out
 
 
 def test_command_line(make_notebook, tmp_path, capsys):
-    good, bad = make_notebook(FINISH, name="good"), make_notebook("1 / 0", FINISH, name="bad")
+    good = make_notebook('stage.note("4 of 16 pairs kept")', FINISH, name="good")
+    bad = make_notebook("1 / 0", FINISH, name="bad")
     where = ["--out", str(tmp_path), "--run", "r"]
-    assert cli.main(["run", str(good), *where, "-p", "m", "3"]) == 2
-    assert "no parameter 'm'" in capsys.readouterr().err
-    assert cli.main(["run", str(good), *where, "-p", "run_dir", "/"]) == 2
-    capsys.readouterr()
-    assert cli.main(["run", str(good), str(bad), *where, "-p", "n", "4"]) == 1
-    captured = capsys.readouterr()
-    assert "good completed" in captured.out
-    assert "ZeroDivisionError" in captured.err
+    for name, message in (("m", "no parameter 'm'"), ("run_dir", "set with --run and --out")):
+        assert cli.main(["run", str(good), *where, "-p", name, "3"]) == 2
+        assert message in capsys.readouterr().err
+    for how in (r"\d+ s", "unchanged, skipped"):
+        assert cli.main(["run", str(good), str(bad), *where, "-p", "n", "4"]) == 1
+        out, err = capsys.readouterr()
+        assert re.search(rf"good completed \({how}\)\n  4 of 16 pairs kept", out)
+        assert "ZeroDivisionError" in err
     page = (tmp_path / "r" / "index.html").read_text()
     assert "ZeroDivisionError" in page
     assert page.index("good/notebook.html") > page.index("bad/notebook.html")
-    with pytest.raises(SystemExit):
-        cli.main(["run"])
     assert cli.main(["figures", str(tmp_path / "r")]) == 2
     assert "holds no stage that draws figures" in capsys.readouterr().err
-
-
-def test_what_a_stage_notes_stands_under_its_line(make_notebook, tmp_path, capsys):
-    notebook = make_notebook('stage.note("4 of 16 pairs kept: 12 over-long prompts")', FINISH)
-    for how in (r"\d+ s", "unchanged, skipped"):
-        assert cli.main(["run", str(notebook), "--out", str(tmp_path), "--run", "r"]) == 0
-        assert re.search(rf"nb completed \({how}\)\n  4 of 16 pairs kept: 12 over", capsys.readouterr().out)
 
 
 def test_what_is_missing_is_known_before_a_kernel_starts(make_notebook, tmp_path, capsys, monkeypatch):

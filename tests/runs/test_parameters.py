@@ -1,4 +1,4 @@
-"""What decides whether a stage is run again: stages that it uses, files that its parameters name."""
+"""Parameters and their defaults, and what decides whether a stage is run again: what it uses, files that they name."""
 
 import re
 from pathlib import Path
@@ -6,24 +6,57 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from prlhf_kit.files import sha256
 from prlhf_kit.runs import notebook as runner, parameters
+from prlhf_kit.runs.stage import begin
 from runs.conftest import FINISH
 
 
+def test_defaults_are_read_as_python_reads_them(make_notebook):
+    notebook = make_notebook(
+        parameters='w = 1  # weight (w=0 is the base)\nc: str = "#fff"  # colour\nd = [1, {"a": None}]'
+    )
+    assert parameters.defaults(notebook) == {"w": 1, "c": "#fff", "d": [1, {"a": None}]}
+    for bad in ("(1, 2)", "{1, 2}", "{1: 2}", "print", "str(1)"):
+        with pytest.raises(parameters.RunError, match=r"parameter 'x' .* expected a plain"):
+            parameters.defaults(make_notebook(parameters=f"x = {bad}"))
+    for content in (b"user,prompt\n1,2\n", b'{"cells": 3}', b"\xff"):
+        with pytest.raises(parameters.RunError, match="is no Jupyter notebook"):
+            parameters.defaults(notebook, content)
+
+
+def test_values_are_refused_before_anything_runs(make_notebook, tmp_path):
+    notebook, run = make_notebook(FINISH), tmp_path / "run"
+    for name, given, message in (
+        ("usr", "x", r"no parameter 'usr'. Did you mean 'user'"),
+        ("n", "3.5", "'n' is '3.5', expected int"),
+        ("n", True, "'n' is True, expected int"),
+        ("on", "1", "'on' is '1', expected bool"),
+        ("rate", "fast", "'rate' is 'fast', expected float"),
+        ("user", 7, "'user' is 7, expected str"),
+    ):
+        with pytest.raises(parameters.RunError, match=message):
+            runner.run_notebook(notebook, run, {name: given})
+    with pytest.raises(parameters.RunError, match="no cell tagged 'parameters'"):
+        runner.run_notebook(make_notebook(FINISH, name="untagged", tags=()), run)
+    with pytest.raises(parameters.RunError, match="there is no notebook"):
+        runner.run_notebook(tmp_path / "none.ipynb", run)
+    assert not run.exists()
+    assert parameters.typed("limit", "5", None) == 5
+    assert parameters.typed("names", "['a']", ["b"]) == ["a"]
+
+
 def test_stages_depend_on_what_they_use_where_it_is_there(make_notebook, tmp_path):
-    run = tmp_path / "run"
-    first, second = make_notebook(FINISH, name="first"), make_notebook(FINISH, name="second", uses=["first"])
-    assert runner.run_notebook(second, run)["inputs"] == {"first": {}}
-    assert runner.run_notebook(second, run)["skipped"]
-    left = runner.run_notebook(first, run)["artifacts"]["log.txt"]["sha256"]
-    again = runner.run_notebook(second, run)
-    assert "skipped" not in again
-    assert again["inputs"] == {"first": {"log.txt": left}}
-    assert runner.run_notebook(second, run)["skipped"]
-
-
-def _key(notebook, **parameters):
-    return runner._key(notebook, parameters, {})
+    notebook = make_notebook(FINISH, uses=["earlier"])
+    before = runner.plan(notebook, tmp_path)
+    assert before.inputs == {"earlier": {}}
+    stage = begin("earlier", tmp_path, {})
+    file = stage.artifact("log.txt", "data", "A log")
+    file.write_text("a")
+    stage.finish()
+    after = runner.plan(notebook, tmp_path)
+    assert after.inputs == {"earlier": {"log.txt": sha256(file)}}
+    assert after.key != before.key
 
 
 def test_files_that_parameters_name_however_deep_decide_the_key(make_notebook, tmp_path):
@@ -39,23 +72,20 @@ def test_files_that_parameters_name_however_deep_decide_the_key(make_notebook, t
         {"path": "deep"},
     ):
         file.write_text("a")
-        before = _key(notebook, outside=value)
-        assert _key(notebook, outside=value) == before
+        before = runner._key(notebook, {"outside": value}, {})
+        assert runner._key(notebook, {"outside": value}, {}) == before
         file.write_text("longer")
-        assert _key(notebook, outside=value) != before, value
+        assert runner._key(notebook, {"outside": value}, {}) != before, value
         file.unlink()
 
 
-def test_texts_that_are_no_paths_and_folders_around_the_notebook(make_notebook, tmp_path, monkeypatch):
+def test_texts_that_are_no_paths_and_folders_around_the_notebook(tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
     (tmp_path / "home" / "me").mkdir(parents=True)
     monkeypatch.setenv("HOME", str(tmp_path / "home" / "me"))
-    notebook = make_notebook(FINISH).rename(tmp_path / "here" / "nb.ipynb")
-    texts = ["x" * 300, "a/" * 5000, "null\0", "", ".", "..", "/", "./", "~", str(tmp_path), "../home", "../home/me"]
-    _key(notebook, prompts=texts)
     monkeypatch.setattr(Path, "rglob", lambda self, pattern: pytest.fail(f"looked through {self}"))
-    for text in texts:
-        assert runner._state(notebook.parent, text) == [], text
+    for text in ("x" * 300, "a/" * 5000, "null\0", "", ".", "..", "/", "~", str(tmp_path), "../home", "../home/me"):
+        assert runner._state(tmp_path / "here", text) == [], text
 
 
 def test_what_notebooks_of_the_project_use_is_in_their_metadata():

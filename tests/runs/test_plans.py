@@ -78,24 +78,23 @@ def test_stages_of_a_finished_run(tmp_path):
 
 
 def write(folder, *stages):
-    file = folder / "p.yaml"
-    file.write_text(yaml.safe_dump({"stages": list(stages)}))
-    return file
+    """A pipeline's file, beside its notebooks: b needs a, c needs b and uses a, d and e need each other, f needs x."""
+    for name, needs in {"a": "", "b": "a", "c": "b", "d": "e", "e": "d", "f": "x"}.items():
+        write_notebook(folder, name, needs=list(needs), uses=["a", "elsewhere"] if name == "c" else ())
+    (folder / "p.yaml").write_text(yaml.safe_dump({"stages": list(stages)}))
+    return folder / "p.yaml"
 
 
 def test_a_pipelines_stages_come_after_what_they_need_with_their_parameters(tmp_path):
-    for name, needs in {"a": [], "b": ["a"], "c": []}.items():
-        write_notebook(tmp_path, name, needs=needs, uses=["a", "elsewhere"] if name == "c" else ())
     file = write(
         tmp_path,
-        {"notebook": "c.ipynb", "needs": ["b"], "parameters": {"rate": 1, "user": "00123", "names": [None]}},
+        {"notebook": "c.ipynb", "parameters": {"rate": 1, "user": "00123", "names": [None]}},
         {"notebook": "b.ipynb"},
         {"notebook": "a.ipynb", "parameters": {"n": 5}},
     )
     a, b, c = plans.read_pipeline(file, tmp_path / "r", [("seed", "7"), ("n", "-6")])
     assert [node.name for node in (a, b, c)] == ["a/r", "b/r", "c/r"]
-    assert (b.after, c.after) == (["a/r"], ["b/r", "a/r"])  # from the notebook's own metadata too
-    assert "b" in c.needs  # so that what b leaves decides whether c is run again
+    assert (b.after, c.after) == (["a/r"], ["b/r", "a/r"])
     assert a.parameters == {"n": -6, "seed": 7}  # given ones come before the file's
     assert c.parameters == {"rate": 1.0, "user": "00123", "names": [None], "n": -6, "seed": 7}
 
@@ -103,14 +102,12 @@ def test_a_pipelines_stages_come_after_what_they_need_with_their_parameters(tmp_
 @pytest.mark.parametrize(
     ("stages", "message"),
     [
-        ([{"notebook": "a.ipynb", "needs": ["c"]}, {"notebook": "c.ipynb", "needs": ["a"]}], "circle: (a <- c|c <- a)"),
-        ([{"notebook": "a.ipynb", "needs": ["x"]}], "a needs 'x', which is no stage of it. It has: a"),
+        ([{"notebook": "d.ipynb"}, {"notebook": "e.ipynb"}], "circle: (d <- e|e <- d)"),
+        ([{"notebook": "f.ipynb"}], "f needs 'x', which is no stage of it. It has: f"),
         ([{"notebook": "a.ipynb", "parameters": {"raet": 1}}], "no parameter 'raet'. Did you mean 'rate'"),
-        ([{"notebook": "a.ipynb", "parameters": {"n": "x"}}], "'n' is 'x', expected int"),
         ([{"notebook": "a.ipynb", "parameters": {"limit": {1: 2}}}], "'limit' can't be {1: 2}"),
-        ([{"notebook": "a.ipynb", "parameters": {"run_dir": "x"}}], "set with --run and --out"),
         ([{"notebook": "a.ipynb", "parameters": [1]}], "parameters as a mapping"),
-        ([{"notebook": "a.ipynb", "need": ["a"]}], "expected notebook, and perhaps parameters and needs"),
+        ([{"notebook": "a.ipynb", "need": ["a"]}], "expected notebook, and perhaps parameters"),
         ([{"notebook": "a.ipynb"}, {"notebook": "sub/../a.ipynb"}], "names the stage a twice"),
         ([{"notebook": "nowhere.ipynb"}], "there is no notebook"),
         (["a.ipynb"], "stage 1 of"),
@@ -118,19 +115,16 @@ def test_a_pipelines_stages_come_after_what_they_need_with_their_parameters(tmp_
     ],
 )
 def test_pipelines_that_are_refused_before_anything_starts(tmp_path, stages, message):
-    for name, needs in {"a": [], "b": ["a"], "c": []}.items():
-        write_notebook(tmp_path, name, needs=needs)
-    (tmp_path / "sub").mkdir()
+    file = write(tmp_path, *stages)
     with pytest.raises(RunError, match=message):
-        plans.read_pipeline(write(tmp_path, *stages), tmp_path / "out" / "p")
-    assert cli.main(["pipeline", str(tmp_path / "p.yaml"), "--out", str(tmp_path / "out")]) == 2
+        plans.read_pipeline(file, tmp_path / "out" / "p")
+    assert cli.main(["pipeline", str(file), "--out", str(tmp_path / "out")]) == 2
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("text", [None, "stages: [", "stages: {}\nother: 1", "- a.ipynb"])
+@pytest.mark.parametrize("text", ["stages: [", "- a.ipynb"])
 def test_files_that_are_no_pipeline(tmp_path, text):
-    if text:
-        (tmp_path / "p.yaml").write_text(text)
+    (tmp_path / "p.yaml").write_text(text)
     with pytest.raises(RunError, match=r"can't be read|holds no list of stages"):
         plans.read_pipeline(tmp_path / "p.yaml", tmp_path)
 
@@ -138,10 +132,5 @@ def test_files_that_are_no_pipeline(tmp_path, text):
 def test_the_study_is_a_pipeline_of_all_notebooks_but_the_widget():
     nodes = plans.read_pipeline(STUDY, Path("study"), [("seed", "1")])
     notebooks = {path.stem for path in STUDY.parents[1].glob("notebooks/*.ipynb")}
-    assert {node.notebook.stem for node in nodes} == notebooks - {"07_compare_responses"}
+    assert {node.stage for node in nodes} == notebooks - {"07_compare_responses"}
     assert all(node.parameters == {"seed": 1} for node in nodes)
-    needs = {
-        node.notebook.stem[:2]: {name[:2] for name in node.after} for node in nodes if node.notebook.stem[2] == "_"
-    }
-    assert needs["04"] == {"01", "03"}
-    assert needs["05"] == {"01", "03", "04"}  # the PersRM of 04b, where there is one

@@ -13,18 +13,7 @@ from prlhf_kit.files import write_json
 from prlhf_kit.runs import notebook, records, report, stage as record_module
 from prlhf_kit.runs.parameters import RunError
 from prlhf_kit.runs.stage import begin, read_record
-from runs.conftest import FINISH
-
-RECORD = {
-    "schema": 1,
-    "status": "completed",
-    "parameters": {"seed": 0},
-    "metrics": {"pairs": 3},
-    "artifacts": {"data": {"kind": "data", "caption": "The dataset"}},
-    "versions": dict.fromkeys(("python", "prlhf_kit", "torch", "transformers", "trl"), "1"),
-    "git": {"commit": None, "dirty": None},
-    "started": "2026-11-21T06:35:00+00:00",
-}
+from runs.conftest import FINISH, RECORD
 
 
 def described(record):
@@ -51,32 +40,29 @@ def test_fields_of_records_of_every_kind_are_described(make_notebook, tmp_path):
     assert [path.name for path in (stage.dir / "a-checkpoints").iterdir()] == ["events"]  # a tracker's
 
 
-def without(field):
-    return json.dumps({name: value for name, value in RECORD.items() if name != field})
-
-
 @pytest.mark.parametrize(
     "text",
-    ["", "3", '"text"', "[1]", "\udcff", "[" * 100_000, json.dumps(RECORD | {"schema": 2}), without("artifacts"),
-     without("git"), *(json.dumps(RECORD | more) for more in [
-         {"artifacts": {"a": 1}}, {"provenance": {"data": "x"}}, {"provenance": [1]}, {"inputs": 3}, {"seconds": "3"},
-         {"pid": "x"}, {"artifacts": {"../../x": {"kind": "figure", "caption": ""}}},
-         {"artifacts": {"/x": {"kind": "table", "caption": ""}}}, {"inputs": {"../01": {}}}])],
-)  # fmt: skip
-def test_what_is_no_record_counts_as_none_and_everything_else_goes_on(text, tmp_path, capsys, make_notebook):
+    [
+        *("", "3", '"text"', "[1]", "\udcff", "[" * 100_000),
+        *({"schema": 2}, {"artifacts": None}, {"git": None}, {"provenance": {"data": "x"}}, {"provenance": [1]}),
+        *({"inputs": 3}, {"seconds": "3"}, {"artifacts": {"a": {}}}, {"inputs": {"../01": {}}}),
+        {"artifacts": {"/x": {"kind": "table", "caption": ""}}},
+    ],
+)
+def test_what_is_no_record_counts_as_none_and_everything_else_goes_on(text, tmp_path, capsys):
     path = tmp_path / "r" / "03" / "run.json"
-    write_json(tmp_path / "r" / "01" / "run.json", RECORD | {"artifacts": {}, "stage": "01"})
+    write_json(tmp_path / "r" / "01" / "run.json", RECORD)
     path.parent.mkdir()
-    path.write_text(text, errors="surrogateescape")
+    path.write_text(text if isinstance(text, str) else json.dumps(RECORD | text), errors="surrogateescape")
     assert read_record(path.parent) is None
     assert cli.main(["report", str(tmp_path)]) == 0
     assert "01" in report.write_index(tmp_path / "r").read_text()
     assert cli.main(["runs", "list", str(tmp_path)]) == 0
-    assert "1 completed, 03 unreadable  2026-11-21 06:35" in capsys.readouterr().out
+    assert "1 completed, 03 unreadable  2026-11-21 06:39" in capsys.readouterr().out
 
 
 def test_a_later_field_and_half_a_surrogate_are_read(tmp_path):
-    write_json(tmp_path / "r" / "s" / "run.json", RECORD | {"later": 1, "stage": "\ud800", "artifacts": {}})
+    write_json(tmp_path / "r" / "s" / "run.json", RECORD | {"later": 1, "stage": "\ud800"})
     assert read_record(tmp_path / "r" / "s")["later"] == 1
     assert report.write_index(tmp_path / "r").is_file()
 
@@ -95,7 +81,6 @@ def test_running_and_died(tmp_path):
 
 def test_runs_are_listed_once_however_many_links_lead_to_them(tmp_path, capsys):
     more = {"git": {"commit": "a9319a1f12", "dirty": True}, "parameters": {"model": "tiny"}, "seconds": 600.0}
-    more |= {"provenance": {"data": {"fingerprint": "cc7dded3ea5cbe6e"}}}
     write_json(tmp_path / "runs" / "r" / "s" / "run.json", RECORD | more)
     (tmp_path / "runs" / "again").symlink_to(tmp_path / "runs" / "r")
     (tmp_path / "runs" / "loop").symlink_to(tmp_path)
@@ -103,15 +88,15 @@ def test_runs_are_listed_once_however_many_links_lead_to_them(tmp_path, capsys):
     assert records.find_runs(tmp_path / "runs") == [tmp_path / "runs" / "again"]
     assert cli.main(["runs", "list", str(tmp_path / "runs")]) == 0
     row = capsys.readouterr().out.splitlines()[1]
-    assert row.endswith("again  1 completed  2026-11-21 06:35  10 min  a9319a1+  tiny   cc7dded3")
+    assert row.endswith("again  1 completed  2026-11-21 06:39  10 min  a9319a1+  tiny")
     assert cli.main(["runs", "list", str(tmp_path / "runs" / "nowhere")]) == 2
     assert "is no folder" in capsys.readouterr().err
 
 
 def test_a_run_is_given_by_its_folder_or_its_name(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    write_json(tmp_path / "papermill_runs" / "demo" / "01" / "run.json", RECORD | {"artifacts": {}})
-    write_json(tmp_path / "elsewhere" / "r" / "01" / "run.json", RECORD | {"artifacts": {}})
+    write_json(tmp_path / "papermill_runs" / "demo" / "01" / "run.json", RECORD)
+    write_json(tmp_path / "elsewhere" / "r" / "01" / "run.json", RECORD)
     (tmp_path / "demo").mkdir()  # of this name, but no run
     out = Path("papermill_runs")
     for given in ("demo", "papermill_runs/demo", tmp_path / "papermill_runs" / "demo"):

@@ -3,10 +3,9 @@
 import nbformat
 import numpy as np
 import pandas as pd
-import pytest
 from bs4 import BeautifulSoup
 
-from prlhf_kit.runs import parameters, report
+from prlhf_kit.runs import report
 
 EVIL = '"quoted" onerror="alert(1)" <script>alert(2)</script>'
 
@@ -31,10 +30,3 @@ def test_captions_of_figures_are_escaped_in_notebook_pages():
     [image] = BeautifulSoup(report.notebook_page(notebook, "a run"), "html.parser").find_all("img")
     assert image["alt"] == EVIL
     assert set(image.attrs) == {"alt", "src"}
-
-
-@pytest.mark.parametrize("content", ["user,prompt\n1,2\n", '{"cells": 3}', "\xff"])
-def test_what_is_no_notebook_is_refused(tmp_path, content):
-    (tmp_path / "a.csv").write_bytes(content.encode("latin1"))
-    with pytest.raises(parameters.RunError, match="is no Jupyter notebook"):
-        parameters.defaults(tmp_path / "a.csv")

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import cluster
 import pytest
@@ -15,8 +14,14 @@ from tiny_notebooks import wait_for, write_notebook
 from prlhf_kit.runs import engine
 from prlhf_kit.runs.stage import read_record
 
-SLOW = """mended = Path({!r}, "mended").exists()
-if how == "slow" and len((stage.dir / "starts.txt").read_text()) == 1:
+HOWS = {  # what becomes of the stage 03
+    "fine": "completed",
+    "bad": "failed",
+    "endless": "interrupted",  # cancelled by hand
+    "late": "completed",  # tried again after its time limit, in the folder that it had
+}
+BODY = """mended = Path({!r}, "mended").exists()
+if how == "late" and len((stage.dir / "starts.txt").read_text()) == 1 or how == "endless" and not mended:
     time.sleep(600)
 if how == "bad" and not mended:
     1 / 0
@@ -35,104 +40,96 @@ def slurm(tmp_path_factory):
         subprocess.run(["scancel", "--user=root"], check=False)
 
 
-@pytest.fixture
-def start(slurm, tmp_path):
-    """`start(option, ...)` sweeps 01 and 03 into tmp_path/s, with the kit's profile on a small node."""
-    first = write_notebook(tmp_path, "01", parameters='run_dir = "x"\n', finish="stage.finish()")
-    second = write_notebook(
-        tmp_path, "03", SLOW.format(str(tmp_path)), needs=["01"], parameters='run_dir = "x"\nn = 0\nhow = "fine"\n'
-    )
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Two notebooks, and the kit's profile for a small node."""
+    folder = tmp_path_factory.mktemp("sweeps")
+    write_notebook(folder, "01", parameters='run_dir = "x"\n', finish="stage.finish()")
+    parameters = 'run_dir = "x"\nn = 0\nhow = "fine"\n'
+    write_notebook(folder, "03", BODY.format(str(folder)), needs=["01"], parameters=parameters)
     settings = yaml.safe_load((engine.HERE / "profiles" / "slurm" / "config.yaml").read_text())
-    settings["default-resources"] = ["gpu=1", "runtime=2", "mem_mb=2000", "cpus_per_task=1"]
-    settings["set-resources"] = {"01": {"gpu": 0}}
+    settings["default-resources"] = ["gpu=1", "runtime=9", "mem_mb=2000", "cpus_per_task=1"]
+    late = "1 if 'late' in wildcards.run and attempt == 1 else 9"  # minutes
+    settings["set-resources"] = {"01": {"gpu": 0}, "03": {"runtime": late, "gpu": "int('fine' in wildcards.run)"}}
     settings["slurm-init-seconds-before-status-checks"] = 3
-    (tmp_path / "profile").mkdir()
-    (tmp_path / "profile" / "config.yaml").write_text(yaml.safe_dump(settings))
-    line = [sys.executable, "-m", "prlhf_kit.cli", "sweep", first, second, "--out", tmp_path, "--run", "s"]
-    line += ["--profile", tmp_path / "profile"]
+    (folder / "profile").mkdir()
+    (folder / "profile" / "config.yaml").write_text(yaml.safe_dump(settings))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def start(slurm, folder):
+    """`start(run, option, ...)` sweeps 01 and 03 into `folder`/run."""
+    line = [sys.executable, "-m", "prlhf_kit.cli", "sweep", folder / "01.ipynb", folder / "03.ipynb", "--out", folder]
     started = []
 
-    def start(*words):
-        started.append(subprocess.Popen([*map(str, line), *words], stdout=subprocess.PIPE, text=True))
+    def start(run, *words):
+        command = [*map(str, line), "--profile", str(folder / "profile"), "--run", run, *words]
+        started.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
         return started[-1]
 
     yield start
     for child in started:
         child.kill()
         child.communicate()
-    slurm("scancel", "--user=root")
-    wait_for(lambda: not slurm("squeue", "--noheader"))
 
 
-def rows(folder):
-    with (folder / "summary.csv").open() as file:
-        return {row["run"]: row for row in csv.DictReader(file)}
+@pytest.fixture(scope="module")
+def swept(start):
+    """A sweep with one run for each of HOWS, at work while the other test goes on: a time limit is a minute."""
+    return start("s", "--grid", f"how={','.join(HOWS)}")
 
 
 def starts(stage):
     return len((stage / "starts.txt").read_text()) if (stage / "starts.txt").exists() else 0
 
 
-def test_a_shared_stage_a_cell_that_fails_a_cancelled_job_and_a_time_limit(start, slurm, tmp_path):
-    child = start("--grid", "n=0,1", "--grid", "how=fine,bad,slow")
-    folder = tmp_path / "s"
-    names = {(n, how): f"n~{n}_how~{how}" for n in (0, 1) for how in ("fine", "bad", "slow")}
-    places = {key: folder / name / "03" for key, name in names.items()}
-    wait_for(lambda: starts(places[0, "slow"]) and starts(places[1, "slow"]), 240)
-    jobs = slurm("squeue", "--noheader", "--format=%i %k").splitlines()
-    (job,) = (line.split()[0] for line in jobs if f"wildcards_{names[0, 'slow']}" in line)
-    slurm("scancel", job)
-    out, _ = child.communicate(timeout=400)
-    assert child.returncode == 1, out
-    found = rows(folder)
-    assert {name: row["status"] for name, row in found.items()} == {
-        names[0, "fine"]: "completed",
-        names[1, "fine"]: "completed",
-        names[0, "bad"]: "failed",
-        names[1, "bad"]: "failed",
-        names[0, "slow"]: "interrupted",
-        names[1, "slow"]: "completed",  # tried again after its time limit, in the folder that it had
-    }
-    assert "SLURM-job" in found[names[0, "slow"]]["message"]
-    assert found[names[0, "bad"]]["message"] == "ZeroDivisionError: division by zero"
-    assert found[names[0, "bad"]]["cell"]
-    assert starts(folder / ".shared" / "all" / "01") == 1
-    assert {key: starts(place) for key, place in places.items()} == {key: 1 + (key == (1, "slow")) for key in places}
-    assert (places[0, "fine"] / "gpu.txt").read_text() in ("0", "1")
-
-    (tmp_path / "mended").touch()
-    child = start("--grid", "n=0,1", "--grid", "how=fine,bad,slow")
-    out, _ = child.communicate(timeout=400)
-    assert child.returncode == 0, out
-    assert starts(folder / ".shared" / "all" / "01") == 1
-    assert [starts(places[0, how]) for how in ("fine", "bad", "slow")] == [1, 2, 2]
+def jobs(slurm, run, *options):
+    """Numbers of a run's jobs that Slurm has."""
+    lines = slurm("squeue", "--noheader", "--format=%i %k", *options).splitlines()
+    return sorted(int(line.split()[0]) for line in lines if f"wildcards_{run}" in line)
 
 
-def test_a_controller_that_is_killed_and_started_again(start, slurm, tmp_path):
-    """Its jobs go on; those of the second one wait for them, and nothing runs twice."""
-    stage = tmp_path / "s" / "n~0" / "03"
-    first = start("--grid", "n=0", "-p", "how", "slow")
+def test_a_controller_that_is_killed_started_again_and_stopped(swept, start, slurm, folder):
+    """Its job goes on; that of the second one waits for it, and nothing runs twice. Ctrl-C cancels."""
+    stage = folder / "t" / "n~0" / "03"
+    options = ("--grid", "n=0", "-p", "how", "endless")
+    first = start("t", *options)
     wait_for(lambda: starts(stage), 240)
     first.send_signal(signal.SIGKILL)
     first.wait()
-    second = start("--grid", "n=0", "-p", "how", "slow")
-    wait_for(lambda: len(slurm("squeue", "--noheader", "--states=running").splitlines()) == 2, 240)
+    second = start("t", *options)
+    wait_for(lambda: len(jobs(slurm, "n~0", "--states=running")) == 2, 240)
     assert read_record(stage)["status"] == "running"
     assert starts(stage) == 1
-    first_job = min(map(int, slurm("squeue", "--noheader", "--states=running", "--format=%i").split()))
-    slurm("scancel", str(first_job))
-    out, _ = second.communicate(timeout=400)
-    assert second.returncode == 0, out
-    assert starts(stage) == 2
-    assert Path(tmp_path / "s" / "summary.csv").is_file()
-
-
-def test_ctrl_c_cancels_the_jobs(start, slurm, tmp_path):
-    stage = tmp_path / "s" / "n~0" / "03"
-    child = start("--grid", "n=0", "-p", "how", "slow")
-    wait_for(lambda: starts(stage), 240)
-    child.send_signal(signal.SIGINT)
-    child.communicate(timeout=100)
-    assert child.returncode == 130
-    wait_for(lambda: not slurm("squeue", "--noheader"))
+    slurm("scancel", str(jobs(slurm, "n~0")[0]))
+    wait_for(lambda: starts(stage) == 2, 120)
+    second.send_signal(signal.SIGINT)
+    second.communicate(timeout=100)
+    assert second.returncode == 130
+    wait_for(lambda: not jobs(slurm, "n~0"))
     assert read_record(stage)["status"] == "interrupted"
+
+
+def test_a_shared_stage_a_cell_that_fails_a_cancelled_job_and_a_time_limit(swept, start, slurm, folder):
+    places = {how: folder / "s" / f"how~{how}" / "03" for how in HOWS}
+    wait_for(lambda: starts(places["endless"]), 240)
+    [job] = jobs(slurm, "how~endless")
+    slurm("scancel", str(job))
+    out, _ = swept.communicate(timeout=400)
+    assert swept.returncode == 1, out
+    with (folder / "s" / "summary.csv").open() as file:
+        found = {row["how"]: row for row in csv.DictReader(file)}
+    assert {how: row["status"] for how, row in found.items()} == HOWS
+    assert "SLURM-job" in found["endless"]["message"]
+    assert found["bad"]["message"] == "ZeroDivisionError: division by zero"
+    assert found["bad"]["cell"]
+    assert {how: starts(place) for how, place in places.items()} == {how: 1 + (how == "late") for how in HOWS}
+    assert (places["fine"] / "gpu.txt").read_text() in ("0", "1")
+
+    (folder / "mended").touch()
+    again = start("s", "--grid", f"how={','.join(HOWS)}")
+    out, _ = again.communicate(timeout=400)
+    assert again.returncode == 0, out
+    assert starts(folder / "s" / ".shared" / "all" / "01") == 1
+    assert [starts(place) for place in places.values()] == [1, 2, 2, 2]

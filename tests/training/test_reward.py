@@ -1,5 +1,8 @@
 """Training of reward models: against TRL's, its parts, sets, stages and users."""
 
+import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,48 +11,44 @@ import pytest
 import torch
 from datasets import Dataset, DatasetDict
 from peft import LoraConfig
-from transformers import BertConfig, BertForMaskedLM, TrainerCallback
+from transformers import BertConfig, BertForMaskedLM
 from trl import RewardConfig, RewardTrainer
 
 import prlhf_kit as kit
 from prlhf_kit.data.schema import SchemaError, message, record
-from prlhf_kit.files import write_json
 from prlhf_kit.models.reward_model import load_reward_model, new_reward_model
 from prlhf_kit.models.rewards import SequenceReward, load_reward
 from prlhf_kit.training import reward_stages
-from prlhf_kit.training.launch import launch_file
+from prlhf_kit.training.config import PersonalizedRewardConfig
 from prlhf_kit.training.resume import HISTORY, fit
 from prlhf_kit.training.reward import EVALUATIONS, PersonalizedRewardTrainer
-from prlhf_kit.training.reward_config import PersonalizedRewardConfig, StopEarly
-from prlhf_kit.training.reward_data import RewardCollator, tokenized_lists
+from prlhf_kit.training.reward_stages import RewardRecipe, build_reward_trainer, train_reward
 
 LORA = {"r": 4, "target_modules": ["q_proj", "v_proj"]}
+SETTINGS = {
+    "per_device_train_batch_size": 4,
+    "num_train_epochs": 1,
+    "learning_rate": 1e-2,
+    "report_to": "none",
+    "logging_steps": 1,
+    "use_cpu": True,
+    "save_strategy": "no",
+}
 
 
-def settings(folder, **more):
-    plain = {
-        "output_dir": str(folder),
-        "per_device_train_batch_size": 4,
-        "num_train_epochs": 1,
-        "learning_rate": 1e-2,
-        "report_to": "none",
-        "logging_steps": 1,
-        "use_cpu": True,
-        "save_strategy": "no",
-    }
-    return plain | more
-
-
-def trainer(base, pairs, folder, model=None, eval_dataset=None, tokenizer=None, peft=True, **more):
-    model = model or new_reward_model(base, lm_head=bool(more.get("lm_loss_coeff")))
+def trainer(base, pairs, folder, model=None, eval_dataset=None, peft=True, **more):
     return PersonalizedRewardTrainer(
-        model,
-        PersonalizedRewardConfig(**settings(folder, **more)),
+        model or new_reward_model(base, lm_head=bool(more.get("lm_loss_coeff"))),
+        PersonalizedRewardConfig(**{"output_dir": str(folder), **SETTINGS, **more}),
         pairs,
         eval_dataset,
-        tokenizer or kit.load_tokenizer(base),
+        kit.load_tokenizer(base),
         peft_config=LoraConfig(task_type="SEQ_CLS", **LORA) if peft else None,
     )
+
+
+def recipe(settings=None, **more):
+    return RewardRecipe(**{"adapter": LORA, "settings": SETTINGS | (settings or {}), **more})
 
 
 def losses(trained):
@@ -62,7 +61,7 @@ def test_pairs_are_trained_as_trl_trains_them(base, pairs, tmp_path, center):
     ours = trainer(base, pairs, tmp_path / "a", peft=False, **more)
     ours.train()
     pair = ours.train_dataset.map(lambda row: dict(zip(("chosen_ids", "rejected_ids"), row["text_ids"], strict=True)))
-    args = RewardConfig(**settings(tmp_path / "b", bf16=False, dataloader_pin_memory=False, **more))
+    args = RewardConfig(str(tmp_path / "b"), bf16=False, dataloader_pin_memory=False, **SETTINGS, **more)
     theirs = RewardTrainer(new_reward_model(base), args, train_dataset=pair, processing_class=kit.load_tokenizer(base))
     theirs.train()
     assert losses(ours) == pytest.approx(losses(theirs), rel=1e-4)
@@ -87,22 +86,10 @@ def test_total_is_ranking_plus_weighted_lm_and_no_lm_head_runs_at_zero(base, pai
     plain = trainer(base, pairs, tmp_path / "b")
     plain.train()
     assert "lm_loss" not in plain.state.log_history[0]
-    with pytest.raises(TypeError, match="expected one of new_reward_model"):
+    with pytest.raises(TypeError, match="expected one of kit"):
         trainer(base, pairs, tmp_path / "c", model=kit.load_model(base))
     with pytest.raises(ValueError, match="lm_head=True"):
         trainer(base, pairs, tmp_path / "c", model=new_reward_model(base), lm_loss_coeff=0.1)
-
-
-def test_which_tokens_are_imitated(tokenizer, pairs):
-    lists, _ = tokenized_lists(pairs.select([0]), tokenizer, "train", None, True)
-    for side in ("left", "right"):
-        whole = RewardCollator(2, 0.9, True, padding_side=side)(list(lists))
-        part = RewardCollator(2, 0.9, False, padding_side=side)(list(lists))
-        assert torch.equal(whole["lm_asked"][0], whole["attention_mask"][0])  # the chosen one, prompt and response
-        assert whole["lm_asked"][1].sum() == 0  # not the rejected one
-        answered = part["input_ids"][0][part["lm_asked"][0].bool()]
-        assert tokenizer.decode(answered).startswith("Yes,")
-    assert "lm_asked" not in RewardCollator(2, None, True)(list(lists))
 
 
 def test_every_set_has_its_accuracy_from_step_0(base, pairs, tmp_path):
@@ -143,23 +130,10 @@ def lists(n=4):
 
 
 def test_several_training_sets_are_mixed(base, pairs, tmp_path):
-    """Pairs and lists, and general pairs at a ratio."""
     trained = trainer(base, {"pairs": pairs, "lists": lists()}, tmp_path / "a")
     trained.train()
     assert len(trained.train_dataset) == len(pairs) + 4
     assert set(trained.dropped) == {"pairs", "lists"}
-    pairs.save_to_disk(tmp_path / "pairs")
-    lists().save_to_disk(tmp_path / "lists")
-    recipe = reward_stages.RewardRecipe(
-        model=base,
-        pairs=str(tmp_path / "lists"),
-        out=str(tmp_path / "out"),
-        adapter=LORA,
-        general=str(tmp_path / "pairs"),
-        general_ratio=1.5,
-        settings=settings(tmp_path / "c"),
-    )
-    assert len(reward_stages.build_reward_trainer(recipe).train_dataset) == 4 + 6
 
 
 def test_bad_lists_are_refused_or_dropped_by_name_and_count(base, tokenizer, tmp_path):
@@ -168,11 +142,9 @@ def test_bad_lists_are_refused_or_dropped_by_name_and_count(base, tokenizer, tmp
     def broken(**change):
         return Dataset.from_list([*good.to_list(), {**good[1], **change}])
 
-    with pytest.raises(SchemaError, match="row 2 of the train set has 3 responses and 2 scores"):
-        trainer(base, broken(scores=[1.0, 2.0]), tmp_path / "a")
-    for bad in (float("nan"), float("inf"), None):
-        with pytest.raises(SchemaError, match=r"row 2 of the train set has the score (nan|inf|None), expected finite"):
-            trainer(base, broken(scores=[1.0, bad, 2.0]), tmp_path / "a")
+    for bad in ([1.0, 2.0], [1.0, float("nan"), 2.0], [1.0, None, 2.0]):
+        with pytest.raises(SchemaError, match="row 2 of the train set has 3 responses and the scores"):
+            trainer(base, broken(scores=bad), tmp_path / "a")
     equal = trainer(base, broken(scores=[1.0, 1.0, 1.0]), tmp_path / "a")
     assert equal.dropped == {"train": {"all scores equal": 1}}
     empty = broken(responses=[message("assistant", t) for t in ("a", " ", "b")])
@@ -188,24 +160,13 @@ def test_bad_lists_are_refused_or_dropped_by_name_and_count(base, tokenizer, tmp
 
 def test_stages_go_on_from_each_other(base, pairs, tmp_path):
     """CRFT starts from exactly GRFT's model, and a training from another start is not taken for it."""
-    pairs.save_to_disk(tmp_path / "pairs")
-
-    def recipe(model, out, lm=0.1):
-        return reward_stages.RewardRecipe(
-            model=str(model),
-            pairs=str(tmp_path / "pairs"),
-            out=str(tmp_path / out),
-            adapter=LORA,
-            evaluation={"own": str(tmp_path / "pairs")},
-            settings=settings(tmp_path / f"{out}-checkpoints", lm_loss_coeff=lm, eval_strategy="epoch"),
-        )
-
-    reward_stages.train_reward(recipe(base, "grft"))
-    general, _ = load_reward_model(str(tmp_path / "grft"))
-    start = reward_stages.build_reward_trainer(recipe(tmp_path / "grft", "crft")).model.eval()
+    one, held_out, grft = recipe({"lm_loss_coeff": 0.1, "eval_strategy": "epoch"}), {"own": pairs}, tmp_path / "grft"
+    train_reward(one, base, pairs, grft, held_out)
+    general, _ = load_reward_model(str(grft))
+    start = build_reward_trainer(one, str(grft), pairs, tmp_path / "crft", held_out).model.eval()
     ids = torch.randint(5, 100, (2, 9))
     assert torch.equal(start(input_ids=ids).logits, general(input_ids=ids).logits)
-    found = reward_stages.train_reward(recipe(tmp_path / "grft", "crft"))
+    found = train_reward(one, str(grft), pairs, tmp_path / "crft", held_out)
     assert found.step.unique().tolist() == [0, 3]
     trained, _ = load_reward_model(str(tmp_path / "crft"))
     assert not torch.equal(trained(input_ids=ids).logits, general(input_ids=ids).logits)
@@ -214,42 +175,32 @@ def test_stages_go_on_from_each_other(base, pairs, tmp_path):
         if "lora" not in name:
             assert torch.equal(p, frozen[name]), name
     for change in ({"pooling": "mean"}, {"adapter": None}, {"user_model": "individual"}):
-        with pytest.raises(ValueError, match=f"{next(iter(change))}=.* does not go with"):
-            reward_stages.build_reward_trainer(replace(recipe(tmp_path / "grft", "x"), **change))
+        with pytest.raises(ValueError, match="an earlier stage is trained further as it is"):
+            build_reward_trainer(replace(one, **change), str(grft), pairs, tmp_path / "x", held_out)
     with pytest.raises(ValueError, match="pooling"):  # the same folder, another pooling
-        reward_stages.train_reward(replace(recipe(base, "grft"), pooling="mean"))
-    reward_stages.train_reward(recipe(base, "other", lm=0.0))
+        train_reward(replace(one, pooling="mean"), base, pairs, grft, held_out)
+    train_reward(recipe(), base, pairs, tmp_path / "other")
     with pytest.raises(ValueError, match="starts_from"):
-        reward_stages.train_reward(recipe(tmp_path / "other", "crft"))
+        train_reward(one, str(tmp_path / "other"), pairs, tmp_path / "crft", held_out)
 
 
 def test_two_processes_equal_one(base, pairs, tmp_path, monkeypatch):
+    """By a recipe in a file."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     pairs.save_to_disk(tmp_path / "pairs")
-
-    def recipe(out, batch):
-        return reward_stages.RewardRecipe(
-            model=base,
-            pairs=str(tmp_path / "pairs"),
-            out=str(tmp_path / out),
-            adapter=LORA,
-            user_model="individual",
-            user_model_options={"num_tokens": 2},
-            evaluation={"own": str(tmp_path / "pairs")},
-            settings=settings(
-                tmp_path / f"{out}-checkpoints",
-                lm_loss_coeff=0.1,
-                eval_strategy="epoch",
-                per_device_train_batch_size=batch,
-                per_device_eval_batch_size=5,
-            ),
-        )
-
-    one = reward_stages.train_reward(recipe("one", 4))
+    evaluated = {"lm_loss_coeff": 0.1, "eval_strategy": "epoch", "per_device_eval_batch_size": 5}
+    half = recipe(
+        evaluated | {"per_device_train_batch_size": 2}, user_model="individual", user_model_options={"num_tokens": 2}
+    )
+    one = train_reward(
+        replace(half, settings=SETTINGS | evaluated), base, pairs, tmp_path / "one", evaluation={"own": pairs}
+    )
+    folders = {"pairs": str(tmp_path / "pairs"), "evaluation": {"own": str(tmp_path / "pairs")}}
+    file = tmp_path / "recipe.json"
+    file.write_text(json.dumps({**vars(half), **folders, "model": base, "out": str(tmp_path / "two")}))
     config = str(Path(__file__).parents[2] / "configs" / "ddp.yaml")
-    launched = ["--config_file", config, "--num_processes", "2"]
-    write_json(tmp_path / "recipe.json", vars(recipe("two", 2)))
-    launch_file(tmp_path / "recipe.json", reward_stages.__name__, launched)
+    line = ["accelerate.commands.launch", "--config_file", config, "--num_processes", "2", "-m", reward_stages.__name__]
+    subprocess.run([sys.executable, "-m", *line, str(file)], check=True)
     two = pd.read_parquet(tmp_path / "two" / EVALUATIONS)
     order = ["step", "row"]
     assert one.sort_values(order).right.tolist() == two.sort_values(order).right.tolist()
@@ -261,63 +212,24 @@ def test_two_processes_equal_one(base, pairs, tmp_path, monkeypatch):
     assert found[0] == pytest.approx(found[1], abs=1e-5)
 
 
-class Kill(TrainerCallback):
-    def __init__(self, step):
-        self.step = step
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step == self.step:
-            raise KeyboardInterrupt
-
-
 @pytest.mark.parametrize("peft", [True, False])
-def test_killed_it_resumes_to_the_same_model(base, pairs, tmp_path, peft):
+def test_cut_off_it_resumes_to_the_same_model(base, pairs, tmp_path, peft):
     """The whole model with its LM head too."""
     more = {"save_strategy": "steps", "save_steps": 1, "eval_strategy": "steps", "eval_steps": 1, "lm_loss_coeff": 0.5}
-    whole = trainer(base, pairs, tmp_path / "a", eval_dataset={"own": pairs}, peft=peft, **more)
-    fit(whole, tmp_path / "whole")
-    killed = trainer(base, pairs, tmp_path / "b", eval_dataset={"own": pairs}, peft=peft, **more)
-    killed.add_callback(Kill(2))
-    with pytest.raises(KeyboardInterrupt):
-        fit(killed, tmp_path / "resumed")
-    again = trainer(base, pairs, tmp_path / "b", eval_dataset={"own": pairs}, peft=peft, **more)
-    fit(again, tmp_path / "resumed")
-    for name, p in whole.model.named_parameters():
-        assert torch.equal(p, dict(again.model.named_parameters())[name]), name
+
+    def trained(out):
+        one = trainer(base, pairs, tmp_path / "c", eval_dataset={"own": pairs}, peft=peft, **more)
+        fit(one, tmp_path / out)
+        table = pd.read_parquet(tmp_path / out / EVALUATIONS).sort_values(["step", "row"]).reset_index(drop=True)
+        return dict(one.model.named_parameters()), table
+
+    whole, table = trained("whole")
+    (tmp_path / "c" / "checkpoint-3" / "checkpoint_complete").unlink()
+    resumed, again = trained("resumed")
     loaded, _ = load_reward_model(str(tmp_path / "resumed"), lm_head=True)
-    for name, p in loaded.named_parameters():
-        assert torch.equal(p, dict(again.model.named_parameters())[name]), name
-    tables = [pd.read_parquet(tmp_path / n / EVALUATIONS).sort_values(["step", "row"]) for n in ("whole", "resumed")]
-    assert tables[0].reset_index(drop=True).equals(tables[1].reset_index(drop=True))
-
-
-def test_a_resumed_training_stops_where_it_would_have(base, pairs, tmp_path):
-    more = {
-        "save_strategy": "steps",
-        "save_steps": 1,
-        "eval_strategy": "steps",
-        "eval_steps": 1,
-        "num_train_epochs": 3,
-        "load_best_model_at_end": True,
-        "metric_for_best_model": "own_margin",
-        "greater_is_better": True,
-    }
-
-    def stopped(folder, *kills):
-        for kill in (*kills, None):
-            one = trainer(base, pairs, folder / "c", eval_dataset={"own": pairs, "x": pairs}, **more)
-            one.add_callback(StopEarly(1))
-            if kill is None:
-                fit(one, folder / "out")
-                return one.state.global_step
-            one.add_callback(Kill(kill))
-            with pytest.raises(KeyboardInterrupt):
-                fit(one, folder / "out")
-
-    assert stopped(tmp_path / "resumed", 2) == stopped(tmp_path / "whole") > 2
-    for wrong in ("eval_other_accuracy", "eval_loss"):
-        with pytest.raises(ValueError, match="belongs to no evaluation set"):
-            trainer(base, pairs, tmp_path, eval_dataset={"own": pairs}, **{**more, "metric_for_best_model": wrong})
+    for found in (resumed, dict(loaded.named_parameters())):
+        assert all(torch.equal(p, found[name]) for name, p in whole.items())
+    assert table.equals(again)
 
 
 @pytest.mark.parametrize("peft", [True, False])
@@ -329,7 +241,7 @@ def test_an_encoder_is_trained_as_it_is_scored(bert, tmp_path, peft):
     pairs = Dataset.from_list([record(f"p{i}", "a", "how do i make tea ?", *t) for i, t in enumerate(texts * 2)])
     trained = PersonalizedRewardTrainer(
         new_reward_model(str(tmp_path / "mlm")),
-        PersonalizedRewardConfig(**settings(tmp_path / "c", num_train_epochs=3, eval_strategy="epoch", seed=5)),
+        PersonalizedRewardConfig(str(tmp_path / "c"), **SETTINGS | {"eval_strategy": "epoch", "seed": 5}),
         pairs,
         {"own": pairs},
         tokenizer,
@@ -349,7 +261,6 @@ def test_users_in_front_of_the_backbone_are_learned(base, tmp_path, peft):
     pairs = Dataset.from_list([record(f"p{i}", "ab"[i % 2], f"Question {i // 2}?", *t) for i, t in enumerate(texts)])
     model = new_reward_model(base)
     kit.condition(model, kit.IndividualUserModel(3, model.get_input_embeddings(), 4))
-    before = model.user_model.own.detach().clone()
     trained = trainer(
         base,
         pairs,
@@ -359,8 +270,6 @@ def test_users_in_front_of_the_backbone_are_learned(base, tmp_path, peft):
         num_train_epochs=20,
         learning_rate=3e-3,
         user_learning_rate=3e-2,
-        eval_dataset=pairs,
-        eval_strategy="epoch",
     )
     fit(trained, tmp_path / "out")
     again, index = load_reward_model(str(tmp_path / "out"))
@@ -370,33 +279,26 @@ def test_users_in_front_of_the_backbone_are_learned(base, tmp_path, peft):
         pairs["prompt"], pairs["rejected"], pairs["user_id"]
     )
     assert (gap > 0).float().mean() > 0.9
-    table = again.get_base_model().user_model.modules_to_save["default"] if peft else again.user_model
-    assert not torch.equal(table.own, before)
-    stranger = Dataset.from_list([record("q", "c", "Why?", "Yes.", "No.")])
-    with pytest.raises(ValueError, match="first 'c'"):
-        PersonalizedRewardTrainer(
-            trained.accelerator.unwrap_model(trained.model),
-            PersonalizedRewardConfig(**settings(tmp_path)),
-            stranger,
-            processing_class=kit.load_tokenizer(base),
-            user_index=index,
-        )
 
 
 def test_sets_of_the_notebook(pairs, tokenizer, capsys):
     data = DatasetDict(train=pairs, test_seen=pairs)
-    found = reward_stages.domain_sets(data, "user_id", ["a", "b"], tokenizer, 200, 3, 2, seed=0)
-    assert {name: len(part) for name, part in found.items()} == {"a": 3, "a/test": 2, "b": 3, "b/test": 2}
+
+    def sets(names=("a", "b"), general=("x", "y"), max_length=200):
+        sizes = {"n_custom": 3, "n_general": 6, "n_test": 20}
+        sources = dict.fromkeys(general, data)
+        return reward_stages.stage_sets(data, "user_id", names, sources, ["y"], tokenizer, max_length, **sizes, seed=0)
+
+    found = sets()
+    numbers = {"a": 3, "b": 3, "a/test": 4, "b/test": 4, "x/test": 12, "y/test": 20, reward_stages.GENERAL: 6}
+    assert {name: len(part) for name, part in found.items()} == numbers
     assert set(found["a/test"]["user_id"]) == {"a"}
-    with pytest.raises(ValueError, match=r"no training pair has user_id='law'\. Known: a, b, c"):
-        reward_stages.domain_sets(data, "user_id", ["law"], tokenizer, 200, 3, 2, seed=0)
-    with pytest.raises(ValueError, match="Raise max_length"):
-        reward_stages.domain_sets(data, "user_id", ["a"], tokenizer, 5, 3, 2, seed=0)
-    assert "12 of 12 pairs are longer than max_length=5: left out" in capsys.readouterr().out
-    general = reward_stages.general_sets({"x": data, "y": data}, ["y"], tokenizer, 200, 6, 20, seed=0)
-    assert {name: len(part) for name, part in general.items()} == {"x/test": 12, "y/test": 20, reward_stages.GENERAL: 6}
-    with pytest.raises(ValueError, match="none is left to train on"):
-        reward_stages.general_sets({"x": data}, ["x"], tokenizer, 200, 6, 20, seed=0)
-    with pytest.raises(ValueError, match="9 general pairs are asked for"):
-        reward_stages.drawn(general[reward_stages.GENERAL], 9, 0)
-    assert reward_stages.general_stages(reward_stages.STRATEGIES) == {"grft": 0.0, "grft-lm0.1": 0.1}
+    for wrong, message_ in (
+        ({"names": ["law"]}, r"no training pair has user_id='law'\. Known: a, b, c"),
+        ({"max_length": 5}, "Raise max_length"),
+        ({"general": ["y"]}, "none is left to train on"),
+    ):
+        with pytest.raises(ValueError, match=message_):
+            sets(**wrong)
+    assert "12 of 12 rows are longer than max_length=5: left out" in capsys.readouterr().out
+    assert [plan.grft for plan in reward_stages.STRATEGIES.values()][2:5] == ["grft", "grft", "grft-lm0.1"]

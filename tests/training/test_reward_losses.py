@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 
-from prlhf_kit.models.logprobs import text_nll
 from prlhf_kit.training import reward_losses
 
 
@@ -39,20 +38,3 @@ def test_all_equal_scores_give_no_loss_and_a_gradient_of_zero():
 def test_negative_scores_keep_their_order():
     """DSP divides by the greatest score, which would turn these around."""
     assert reward_losses.normalised(torch.tensor([[-3.0, -1.0, -2.0]])).tolist() == [[0, 1, 0.5]]
-    padded = reward_losses.normalised(torch.tensor([[0.0, 1.0, 5.0]]), torch.tensor([[True, True, False]]))
-    assert padded[0, :2].tolist() == [0, 1]
-    assert padded[0, 2].isnan()
-
-
-def test_imitation_loss_by_hand():
-    logits = torch.zeros(3, 4, 5)
-    logits[0, 0, 2] = 2.0
-    ids = torch.tensor([[1, 2, 3, 0], [1, 1, 1, 1], [4, 4, 4, 4]])
-    asked = torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1], [0, 0, 0, 0]])
-    nll = text_nll(logits, ids, asked)
-    first = (-2 + math.log(math.exp(2) + 4) + math.log(5)) / 2  # token 0 has nothing before it
-    assert nll.tolist() == pytest.approx([first, math.log(5), 0])
-    scores = torch.tensor([1.0, 0.9, 0.0])
-    assert reward_losses.imitation_loss(nll, scores, 0.9).item() == pytest.approx(first)  # exceeds, not reaches
-    assert reward_losses.imitation_loss(nll, scores, 0.5).item() == pytest.approx((first + math.log(5)) / 2)
-    assert reward_losses.imitation_loss(nll, torch.zeros(3)).item() == 0

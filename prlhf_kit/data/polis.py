@@ -1,0 +1,142 @@
+"""`polis`: what people agree and disagree with in a public Polis conversation: real people's tastes in short texts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from prlhf_kit.data.cards import Tally, dataset
+from prlhf_kit.data.schema import SchemaError, record
+
+QUESTIONS = {
+    "both": "Which of these two statements do you agree with?\n\n- {}\n- {}",
+    "topic": "{}: which statement do you agree with? (question {})",
+}
+
+
+@dataset(
+    "polis",
+    title="Polis conversations (Small et al. 2021)",
+    source="a folder of https://github.com/compdemocracy/openData, with comments.csv and participants-votes.csv",
+    licence="CC BY 4.0. Data was gathered using the Polis software (compdemocracy.org/polis) and is sub-licensed under "
+    "CC BY 4.0 with Attribution to The Computational Democracy Project",
+    users="participants with enough votes: real people, without names",
+    pairs="as many as their votes give",
+    quality="People vote on one statement at a time; a pair puts one that a person agreed with over one that they "
+    "disagreed with. Statements on which nearly all agree say little of a person and are left out.",
+    folder=True,
+)
+def read(
+    tally: Tally,
+    path: str | Path,
+    *,
+    prompt: str = "both",
+    agreement: tuple[float, float] = (0.25, 0.75),
+    min_votes: int = 8,
+    max_users: int | None = None,
+    pairs_per_user: int = 40,
+    test_pairs_per_user: int = 15,
+    new_statements: float = 0.25,
+    own_held_out: float = 0.2,
+    unseen_share: float = 0.2,
+    seed: int = 0,
+) -> Iterator[tuple[str, dict]]:
+    """Pairs of two statements, of which a person agreed with the first and disagreed with the second.
+
+    | split | people | statements |
+    |---|---|---|
+    | `train` | seen | for training, without some of each person's own votes |
+    | `test_seen` | seen | new to everybody: in no pair of `train` or `adapt_unseen` |
+    | `test_own` | seen | of the training statements, those that this person's training pairs leave out |
+    | `test_unseen`, `adapt_unseen` | never in training | new to everybody; for training |
+
+    All pairs of a conversation share one question, but the record wants no prompt in train and test. With
+    `prompt="both"` the prompt lists both statements, in an order that the seed draws, so that the order says nothing.
+    With "topic" it names the topic and a number, at about half the tokens; statements are then in the responses only.
+
+    A row of `participants-votes.csv`: `participant` 0, `group-id` 1, and a column a statement with 1 (agrees), -1
+    (disagrees), 0 (passed) or nothing (not seen). `group-id` was made from all votes: it is the record's `group`, for
+    reports, and never an input.
+
+    Args:
+        path: folder with `comments.csv` and `participants-votes.csv`; `summary.csv`, if there, names the topic.
+        agreement: share of agreement among all who voted that a statement may have.
+        min_votes: agreements, and disagreements, that a person needs on the statements that are left.
+        max_users: so many people with the most votes. None: all.
+        pairs_per_user, test_pairs_per_user: of each person, at most; the latter in each test split.
+        new_statements: share of the statements that are kept for `test_seen` and `test_unseen`.
+        own_held_out: share of each seen person's votes on training statements that is kept for `test_own`.
+        unseen_share: share of the people who are never in training.
+        seed: draws all of these, and the pairs.
+    """
+    if prompt not in QUESTIONS:
+        raise SchemaError(f"prompt={prompt!r}: expected one of {', '.join(map(repr, QUESTIONS))}.")
+    texts, votes, groups, topic = _conversation(Path(path))
+    share = (votes == 1).sum() / (votes.abs() == 1).sum()
+    votes = votes.loc[:, share.between(*agreement)]
+    fewest = pd.concat([(votes == 1).sum(axis=1), (votes == -1).sum(axis=1)], axis=1).min(axis=1)
+    votes = votes[fewest >= min_votes]
+    if max_users is not None:
+        eager = (votes.abs() == 1).sum(axis=1).sort_values(ascending=False, kind="stable").index[:max_users]
+        votes = votes[votes.index.isin(eager)]
+    if len(votes) < 2:
+        raise SchemaError(
+            f"{len(votes)} people of {path} have {min_votes} agreements and {min_votes} disagreements on the "
+            f"{votes.shape[1]} statements that {agreement[0]:.0%} to {agreement[1]:.0%} agree with. Lower min_votes or "
+            "widen agreement."
+        )
+    tally.count("people", len(votes))
+    tally.count("statements", votes.shape[1])
+    rng = np.random.default_rng(seed)
+    new = set(rng.permutation(votes.columns)[: round(new_statements * votes.shape[1])])
+    unseen = set(rng.permutation(votes.index)[: round(unseen_share * len(votes))])
+    rows: list[tuple[str, str, str, str]] = []
+    for person, own in votes.iterrows():
+        agrees, disagrees = (rng.permutation(own.index[own == vote]) for vote in (1, -1))
+        old = [[s for s in side if s not in new] for side in (agrees, disagrees)]
+        fresh = [[s for s in side if s in new] for side in (agrees, disagrees)]
+        if person in unseen:
+            plan = {"adapt_unseen": (old, pairs_per_user), "test_unseen": (fresh, test_pairs_per_user)}
+        else:
+            cut = [round(own_held_out * len(side)) for side in old]
+            held_out = [side[:n] for side, n in zip(old, cut, strict=True)]
+            kept = [side[n:] for side, n in zip(old, cut, strict=True)]
+            plan = {"train": (kept, pairs_per_user), "test_seen": (fresh, test_pairs_per_user)}
+            plan["test_own"] = (held_out, test_pairs_per_user)
+        for split, ((liked, disliked), most) in plan.items():
+            pairs = [(a, b) for a in liked for b in disliked]
+            rows += [(split, str(person), *pairs[i]) for i in rng.permutation(len(pairs))[:most]]
+    # pairs of statements that training asks for
+    told = {frozenset(pair) for split, _, *pair in rows if split in ("train", "adapt_unseen")}
+    for number, (split, user, chosen, rejected) in enumerate(rows, 1):
+        if split == "test_own" and {chosen, rejected} in told:
+            tally.drop(split, user, "the same two statements as in training")
+            continue
+        shown = [texts[s] for s in rng.permutation([chosen, rejected])]
+        question = QUESTIONS[prompt].format(*(shown if prompt == "both" else (topic, number)))
+        answers, pair_id = (texts[chosen], texts[rejected]), f"{user}-{chosen}-{rejected}-{split}"
+        yield split, record(pair_id, user, question, *answers, group=groups[user])
+
+
+def _conversation(folder: Path) -> tuple[dict[str, str], pd.DataFrame, dict[str, str | None], str]:
+    """Statements by id, votes `[people, statements]`, each person's group, and the topic."""
+    files = {name: folder / f"{name}.csv" for name in ("comments", "participants-votes")}
+    if missing := [path.name for path in files.values() if not path.is_file()]:
+        raise SchemaError(f"{folder} has no {' and no '.join(missing)}, which every public Polis export has.")
+    comments = pd.read_csv(files["comments"], dtype={"comment-id": str})
+    table = pd.read_csv(files["participants-votes"], dtype={"participant": str, "group-id": str})
+    bodies = comments["comment-body"].astype(str).str.strip()
+    texts: dict[str, str] = dict(zip(comments["comment-id"], bodies, strict=True))
+    votes = table.set_index("participant")
+    groups = {str(person): None if pd.isna(group) else str(group) for person, group in votes["group-id"].items()}
+    known = [column for column in votes if column in texts]
+    if not known:
+        raise SchemaError(f"no column of {files['participants-votes']} is a comment-id of {files['comments']}.")
+    summary, topic = folder / "summary.csv", "A public discussion"
+    if summary.is_file():
+        facts = pd.read_csv(summary, header=None, index_col=0)[1]
+        topic = str(facts.get("topic", topic)).split(": ")[-1]
+    return texts, votes[known], groups, topic

@@ -1,0 +1,40 @@
+"""The papers' own settings by name. Each is a YAML file in `presets/` that says where every value comes from."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+FOLDER = Path(__file__).with_name("presets")
+PRESETS = tuple(sorted(path.stem for path in FOLDER.glob("*.yaml")))
+
+
+def preset(name: str, **changes: Any) -> dict[str, Any]:
+    """Arguments of the class that the preset's first line names, as plain values.
+
+        Recipe(**preset("prlhf_tldr", settings={"max_length": 400}))
+
+    Args:
+        name: one of `PRESETS`; `prlhf presets` prints them.
+        changes: arguments in place of the preset's; dictionaries are merged with its own.
+
+    Raises:
+        ValueError: there is no such preset.
+    """
+    found = yaml.safe_load(text_of(name))
+    for key, value in changes.items():
+        both = isinstance(value, dict) and isinstance(found.get(key), dict)
+        found[key] = found[key] | value if both else value
+    return found
+
+
+def text_of(name: str) -> str:
+    """A preset as it is written, with the source of each value."""
+    if name not in PRESETS:
+        near = difflib.get_close_matches(name, PRESETS, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"no preset {name!r}.{hint} Known: {', '.join(PRESETS)}.")
+    return (FOLDER / f"{name}.yaml").read_text(encoding="utf-8")

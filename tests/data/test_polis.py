@@ -1,0 +1,77 @@
+"""Polis: pairs from votes, and what is new to whom."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import prlhf_kit as kit
+from prlhf_kit.data import SchemaError
+
+LAND_BANK = Path(__file__).parents[3] / "shared" / "data" / "polis" / "land_bank"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """40 statements, 20 people in two groups who vote against each other; person 3 has hardly voted."""
+    folder = tmp_path_factory.mktemp("polis")
+    ids = [str(10 + i) for i in range(40)]
+    pd.DataFrame({"comment-id": ids, "comment-body": [f"Statement {i}" for i in ids]}).to_csv(
+        folder / "comments.csv", index=False
+    )
+    rng = np.random.default_rng(0)
+    sides = rng.choice([1, -1], 40)
+    votes = pd.DataFrame([sides * (1 if person % 2 else -1) for person in range(20)], columns=ids)
+    votes.iloc[3, 4:] = None
+    votes.insert(0, "group-id", [person % 2 for person in range(20)])
+    votes.insert(0, "participant", range(20))
+    votes.to_csv(folder / "participants-votes.csv", index=False)
+    (folder / "summary.csv").write_text("topic,JOIN: Land use\nurl,x\n")
+    return folder
+
+
+def statements(pairs):
+    return {m["content"] for column in ("chosen", "rejected") for messages in pairs[column] for m in messages}
+
+
+def test_what_is_new_to_whom(folder):
+    data = kit.data.load("polis", folder, pairs_per_user=30)
+    assert list(data) == ["train", "test_seen", "test_unseen", "adapt_unseen", "test_own"]
+    trained = statements(data["train"]) | statements(data["adapt_unseen"])
+    for split in ("test_seen", "test_unseen"):
+        assert not statements(data[split]) & trained
+    assert statements(data["test_own"]) <= trained
+    for user in set(data["test_own"]["user_id"]):
+        own = [data[split].filter(lambda row: row["user_id"] == user) for split in ("train", "test_own")]  # noqa: B023
+        assert not statements(own[0]) & statements(own[1])
+    assert not set(data["train"]["user_id"]) & set(data["test_unseen"]["user_id"])
+    assert "3" not in set(data["train"]["user_id"]) | set(data["test_unseen"]["user_id"])  # too few votes
+    assert set(data["train"]["group"]) == {"0", "1"}
+    row = data["train"][0]
+    assert row["user_text"] is None
+
+
+def test_the_order_in_the_prompt_says_nothing(folder):
+    train = kit.data.load("polis", folder)["train"]
+    first = [row["prompt"][0]["content"].split("\n- ")[1] == row["chosen"][0]["content"] for row in train]
+    assert 0.4 < np.mean(first) < 0.6
+    asked = kit.data.load("polis", folder, prompt="topic")["train"][0]["prompt"][0]["content"]
+    assert asked == "Land use: which statement do you agree with? (question 1)"
+
+
+def test_refusals(folder, tmp_path):
+    with pytest.raises(SchemaError, match=r"has no comments.csv and no participants-votes.csv"):
+        kit.data.load("polis", tmp_path)
+    with pytest.raises(SchemaError, match=r"0 people of .* Lower min_votes"):
+        kit.data.load("polis", folder, min_votes=30)
+    with pytest.raises(SchemaError, match="prompt='none': expected one of 'both', 'topic'"):
+        kit.data.load("polis", folder, prompt="none")
+
+
+@pytest.mark.skipif(not LAND_BANK.is_dir(), reason="needs ../shared/data/polis/land_bank")
+def test_a_real_conversation():
+    data = kit.data.load("polis", LAND_BANK, max_users=150)
+    users = set(data["train"]["user_id"]) | set(data["test_unseen"]["user_id"])
+    assert len(users) == 150
+    assert len(data["test_seen"]) >= 1500
