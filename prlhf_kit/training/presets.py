@@ -10,6 +10,8 @@ from typing import Any
 
 import yaml
 
+from prlhf_kit.data.schema import SchemaError
+
 FOLDER = Path(__file__).with_name("presets")
 PRESETS = tuple(sorted(path.stem for path in FOLDER.glob("*.yaml")))
 
@@ -24,7 +26,7 @@ def preset(name: str, **changes: Any) -> dict[str, Any]:
         changes: arguments in place of the preset's; dictionaries are merged with its own.
 
     Raises:
-        ValueError: there is no such preset.
+        SchemaError: there is no such preset.
     """
     found = yaml.safe_load(text_of(name))
     for key, value in changes.items():
@@ -43,7 +45,7 @@ def text_of(name: str) -> str:
     if name not in PRESETS:
         near = difflib.get_close_matches(name, PRESETS, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"no preset {name!r}.{hint} Known: {', '.join(PRESETS)}.")
+        raise SchemaError(f"no preset {name!r}.{hint} Known: {', '.join(PRESETS)}.")
     return (FOLDER / f"{name}.yaml").read_text(encoding="utf-8")
 
 
