@@ -101,3 +101,16 @@ def test_without_a_way_to_the_hub_the_ways_out_are_told(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(kit.ModelError, match=r"can't load 'me/mine'.*hf download.*pass the folder's path"):
         kit.load_personalized("me/mine")
+
+
+def test_a_whole_model_too(fake_hub, base):
+    model = kit.load_model(base)
+    kit.condition(model, kit.ClusterUserModel(3, model.get_input_embeddings(), 2))
+    kit.save_personalized(model, kit.UserIndex(["ann", "bob"]), "out")
+    kit.push_to_hub("out", "me/whole", base="org/base")
+    loaded, users = kit.load_personalized("me/whole")
+    assert (type(loaded), type(loaded.user_model), len(users)) == (type(model), kit.ClusterUserModel, 3)
+    assert loaded.reference_name == "org/base"
+    head, text = card_of(fake_hub / "me" / "whole")
+    assert head["library_name"] == "transformers"
+    assert 'load_tokenizer("org/base")' in text  # no tokenizer was saved beside it
