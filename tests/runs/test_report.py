@@ -5,7 +5,9 @@ import numpy as np
 import pandas as pd
 from bs4 import BeautifulSoup
 
+from prlhf_kit.files import write_json
 from prlhf_kit.runs import report
+from runs.conftest import RECORD
 
 EVIL = '"quoted" onerror="alert(1)" <script>alert(2)</script>'
 
@@ -30,3 +32,13 @@ def test_captions_of_figures_are_escaped_in_notebook_pages():
     [image] = BeautifulSoup(report.notebook_page(notebook, "a run"), "html.parser").find_all("img")
     assert image["alt"] == EVIL
     assert set(image.attrs) == {"alt", "src"}
+
+
+def test_a_lost_or_cut_table_is_named_and_the_page_is_written(tmp_path):
+    left = {f"{name}.parquet": {"kind": "headline", "caption": name} for name in ("lost", "cut")}
+    write_json(tmp_path / "05" / "run.json", RECORD | {"artifacts": left})
+    (tmp_path / "05" / "cut.parquet").write_bytes(b"PAR1 half")
+    page = report.write_index(tmp_path).read_text()
+    assert all(
+        f"{name}: 05/{name}.parquet can&#39;t be read; run its notebook again" in page for name in ("lost", "cut")
+    )
