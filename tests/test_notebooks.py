@@ -38,12 +38,7 @@ SMOKE = {
     "03_pdpo_training": {"settings": {"save_steps": 2}},
     "04_pad_decoding": {"weights": [0.0, 2.0], "n_prompts": 1, "max_new_tokens": 12, "best_of": 2},
     "04b_persrm": {"weights": [0.0, 2.0], "n_prompts": 1, "max_new_tokens": 6, "persrm_pairs": 12, "max_length": 240},
-    "05_evaluation": {
-        "policy_pairs": 3,
-        "policy_weights": [0.0, 1.0],
-        "general": {"everyone": {"name": "simulated", "path": None, "options": {"pairs_per_user": 2}}},
-        "general_pairs": 4,
-    },
+    "05_evaluation": {"policy_pairs": 3, "policy_weights": [0.0, 1.0]},
     "05b_answers_and_judges": {"n_prompts": 2, "max_new_tokens": 8},
     "06_new_users": {"ks": [1], "steps": 2},
     "07_compare_responses": {"k": 1, "steps": 1, "max_new_tokens": 6},
@@ -81,11 +76,9 @@ LEAVES = {
         "structured-grft-lm-crft-lm",
         "trade_off.png",
         "domain_heatmap.png",
-        "reliability.png",
-        "length_control.parquet",
     },
-    "02b_feature_heads": {"reward_heads.png", "visible.png", "reward_new_users.png", "head_trade_off.png"},
-    "03_pdpo_training": {"pdpo", "dpo", "history.parquet", "learning_curves.png", "similarity.png"},
+    "02b_feature_heads": {"reward_heads.png", "reward_new_users.png", "head_trade_off.png"},
+    "03_pdpo_training": {"pdpo", "dpo", "learning_curves.parquet", "learning_curves.png", "similarity.png"},
     "04_pad_decoding": {
         "answers.jsonl",
         "answers.parquet",
@@ -95,22 +88,18 @@ LEAVES = {
     },
     "04b_persrm": {"answers.jsonl", "persrm", "persrm_by_weight.png", "two_preferences.png", "args.parquet"},
     "05_evaluation": {
-        "headline.parquet",
+        "accuracy_by_method.parquet",
         "scores.parquet",
         "accuracy_by_method.png",
-        "fairness.png",
         "policy_accuracy.png",
-        "tax.png",
     },
     "05b_answers_and_judges": {
         "judgements.parquet",
         "win_matrix.png",
-        "ratings.png",
-        "position_bias.png",
         "swapped.png",
         "side_by_side.parquet",
     },
-    "09_user_models": {"individual", "cluster", "pairs_learned.png", "user_map.png", "groups.parquet"},
+    "09_user_models": {"individual", "cluster", "pairs_learned.png", "user_map.png"},
     "07_compare_responses": {"answers.parquet"},
     "08_community_context": {
         "sft",
@@ -123,7 +112,6 @@ LEAVES = {
         "results.parquet",
         "four_way.png",
         "by_context.png",
-        "context_heatmap.png",
     },
     "08b_context_answers": {"community_win_rates.png", "answers.jsonl", "side_by_side.parquet"},
     "06_new_users": {"ranked.parquet", "adaptation.parquet", "adaptation.png", "pdpo"},
@@ -168,7 +156,7 @@ def test_report_and_tables(run):
     page = (folder / "index.html").read_text()
     assert "Reward accuracy on held-out pairs" in page
     assert page.index("Reward accuracy on held-out pairs") < page.index("<img")
-    headline = pd.read_parquet(folder / "05_evaluation" / "headline.parquet")
+    headline = pd.read_parquet(folder / "05_evaluation" / "accuracy_by_method.parquet")
     seen = headline[headline.split == "test_seen"]
     assert set(seen.n) == {24}
     assert {"P-DPO, user", "vanilla DPO", "prompt with user text", "untrained", "length rule", "oracle"} <= set(
@@ -194,11 +182,11 @@ def test_every_figure_is_made_again_from_the_tables_alone(run, tmp_path, capsys)
 def test_scores_and_judgements_feed_everything(run):
     folder, records = run
     scores = pd.read_parquet(folder / "05_evaluation" / "scores.parquet")
-    headline = pd.read_parquet(folder / "05_evaluation" / "headline.parquet")
+    headline = pd.read_parquet(folder / "05_evaluation" / "accuracy_by_method.parquet")
     mine = scores[(scores.method == "P-DPO, user") & (scores.split == "test_seen")]
     assert headline.value[(headline.method == "P-DPO, user")].iloc[0] == pytest.approx(mine.value.mean(), abs=1e-3)
     stage = folder / "05b_answers_and_judges"
-    judgements, rates = (pd.read_parquet(stage / f"{name}.parquet") for name in ("judgements", "win_rates"))
+    judgements, rates = (pd.read_parquet(stage / f"{name}.parquet") for name in ("judgements", "win_matrix"))
     assert win_rate.win_rates(judgements).drop(columns="p_holm").equals(rates.drop(columns="p_holm"))
     for name in ("05_evaluation", "05b_answers_and_judges"):
         metrics = records[name]["metrics"]
@@ -269,7 +257,7 @@ def test_the_same_inputs_and_seed_give_the_same_metrics(run, tmp_path, monkeypat
             parameters = SMOKE[notebook.stem] | {"model": str(folder.parent / "tiny")}
             again = runs.run_notebook(notebook, tmp_path / "again", parameters)
             assert again["metrics"] == records[notebook.stem]["metrics"]
-            assert len(again["metrics"]) > 3
+            assert len(again["metrics"]) >= 3
     assert not list(tmp_path.rglob("checkpoint-*"))  # of a completed stage
 
 

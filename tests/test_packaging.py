@@ -1,10 +1,17 @@
 """The files around the code agree with each other."""
 
+import json
+import os
 import re
+import shutil
 import subprocess
 import sys
+import sysconfig
 import tomllib
+import zipfile
 from pathlib import Path
+
+import pytest
 
 import prlhf_kit
 from prlhf_kit.models import embedded
@@ -20,8 +27,8 @@ def names(requirements):
 def test_environment_and_pyproject_name_the_same_packages():
     lines = re.findall(r"^      - (.+)$", (ROOT / "environment.yml").read_text(), re.MULTILINE)
     packages = [line for line in lines if not line.startswith("--")]
-    extra = PYPROJECT["project"]["optional-dependencies"]["notebooks"]
-    assert names(packages) == names([*PYPROJECT["project"]["dependencies"], *extra])
+    extras = PYPROJECT["project"]["optional-dependencies"]
+    assert names(packages) == names([*PYPROJECT["project"]["dependencies"], *extras["notebooks"], *extras["judge"]])
     assert "--constraint constraints.txt" in lines
 
 
@@ -31,7 +38,8 @@ def test_every_dependency_is_pinned_exactly_and_within_its_range():
     pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if line)
     pins = {name.lower().replace("_", "-"): version for name, version in pins.items()}
     extras = PYPROJECT["project"]["optional-dependencies"]
-    for text in [*PYPROJECT["project"]["dependencies"], *extras["notebooks"], *extras["scale"], *extras["test"]]:
+    pinned = [text for name, texts in extras.items() if name != "gpu" for text in texts]
+    for text in [*PYPROJECT["project"]["dependencies"], *pinned]:
         requirement = Requirement(text)
         assert requirement.specifier.contains(pins[requirement.name.lower().replace("_", "-")]), text
     assert pins["torch"] == "2.13.0"
@@ -65,3 +73,80 @@ def test_public_list_is_complete_and_documented():
         thing = getattr(prlhf_kit, name)
         if callable(thing):
             assert thing.__doc__, name
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The wheel, built from a copy of the checkout."""
+    folder = tmp_path_factory.mktemp("wheel")
+    for name in ("prlhf_kit", "notebooks", "configs"):
+        shutil.copytree(
+            ROOT / name, folder / "source" / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__", ".*")
+        )
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, folder / "source")
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*command, "--wheel-dir", folder, folder / "source"], check=True)
+    return next(folder.glob("*.whl"))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder outside the checkout."""
+    return tmp_path_factory.mktemp("installed")
+
+
+@pytest.fixture(scope="module")
+def call(wheel, folder):
+    """`call(*words)`: a program of a new environment that has the wheel, and sees all else that is installed here."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / "env"], check=True)
+    python = folder / "env" / "bin" / "python"
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    pip = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", wheel]
+    subprocess.run(pip, check=True, env=env)
+    [site] = (folder / "env" / "lib").glob("python*/site-packages")
+    (site / "others.pth").write_text(sysconfig.get_path("purelib"))
+
+    def call(program, *words):
+        line = [python.with_name(program), *words]
+        return subprocess.run(line, cwd=folder, env=env, capture_output=True, text=True, check=False)
+
+    return call
+
+
+def test_the_wheel_carries_all_files(wheel):
+    held = set(zipfile.ZipFile(wheel).namelist())
+    folders = [ROOT / "prlhf_kit", ROOT / "prlhf_kit" / "notebooks", ROOT / "prlhf_kit" / "configs"]
+    wanted = {p.relative_to(ROOT).as_posix() for folder in folders for p in folder.rglob("[!.]*") if p.is_file()}
+    assert {name for name in wanted if "__pycache__" not in name and ".ipynb_checkpoints" not in name} <= held
+    assert {"prlhf_kit/py.typed", "prlhf_kit/notebooks/03_pdpo_training.ipynb", "prlhf_kit/configs/ddp.yaml"} <= held
+
+
+def test_commands_outside_a_checkout(call, folder):
+    def refuses(*words):
+        done = call("prlhf", *words)
+        assert done.returncode == 2, done.stdout
+        return done.stderr
+
+    assert "\nprism: " in call("prlhf", "data", "list").stdout
+    assert "/site-packages/prlhf_kit/notebooks/01_data_preparation.ipynb /" in refuses("run", "03")  # what it needs
+    done = call("prlhf", "notebooks")
+    assert done.returncode == 0, done.stderr
+    assert "prlhf run notebooks/01_data_preparation.ipynb notebooks/03" in refuses("run", "03")
+    record = {key: {} for key in ("parameters", "metrics", "artifacts", "versions", "git")}
+    record |= {"schema": 1, "status": "completed", "started": "2026"}
+    for stage in ("01_data_preparation", "03_pdpo_training"):
+        (folder / "r" / stage).mkdir(parents=True)
+        (folder / "r" / stage / "run.json").write_text(json.dumps(record))
+    assert "07_compare_responses.ipynb has no parameter 'nn'" in refuses("app", "r", "-p", "nn", "1")
+
+
+def test_the_core_needs_no_extra_and_a_command_names_the_one_that_it_needs(call):
+    extras = PYPROJECT["project"]["optional-dependencies"]
+    absent = {"IPython", "krippendorff", *names(extras["notebooks"]) - {"ipython"}}
+    hide = f"import sys; sys.modules.update(dict.fromkeys({absent}))\n"  # as if they were not installed
+    done = call("python", "-c", f"{hide}import prlhf_kit as kit\nfor name in kit.__all__: getattr(kit, name)")
+    assert done.returncode == 0, done.stderr
+    done = call("python", "-c", f"{hide}from prlhf_kit.cli import main; sys.exit(main(['run', '01']))")
+    assert done.returncode == 2
+    assert re.fullmatch(r'prlhf: \w+ is not installed. Call: pip install "prlhf_kit\[notebooks\]"\n', done.stderr)

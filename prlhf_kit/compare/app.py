@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import argparse
 import html
-import importlib.util
 import logging
 import os
 import secrets
@@ -16,7 +15,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
-NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "07_compare_responses.ipynb"  # in a checkout
+from prlhf_kit.runs.shipped import find_notebook
+
 NEEDED = ("01_data_preparation", "03_pdpo_training")
 IDLE = 600  # seconds that the kernel of a page that is gone lives on
 OPEN = '<!doctype html><title>prlhf app</title><meta http-equiv="refresh" content="0; url={0}"><a href="{0}">Open</a>'
@@ -40,7 +40,12 @@ def add_parser(commands: Any) -> None:
     p.add_argument("--pages", type=int, default=8, help="open at once, each with its models (default: %(default)s)")
     p.add_argument("--no-browser", action="store_true", help="only print the address")
     p.add_argument("--votes", type=Path, metavar="FILE", help="where votes are appended (default: in the run)")
-    p.add_argument("--notebook", type=Path, default=NOTEBOOK, help="the page's notebook (default: the checkout's)")
+    p.add_argument(
+        "--notebook",
+        type=find_notebook,
+        default="07_compare_responses",
+        help="the page's, by path, number or name (default: %(default)s)",
+    )
     p.add_argument("-p", "--parameter", nargs=2, action="append", metavar=("NAME", "VALUE"), help="set a parameter")
     p.set_defaults(action=serve)
 
@@ -55,22 +60,18 @@ def serve(args: argparse.Namespace) -> int:
     from prlhf_kit.runs.records import existing
     from prlhf_kit.runs.stage import read_record
 
-    if importlib.util.find_spec("voila") is None:
-        raise RunError("the page is served by voila, which is not installed. Run `pip install 'prlhf_kit[notebooks]'`.")
     run_dir, trained = existing(args.run_dir).resolve(), {}
     for stage in NEEDED:
         record = read_record(run_dir / stage) or {"status": "not there"}
         if record.get("status") != "completed":
             raise RunError(
                 f"stage {stage} of {run_dir} is {record.get('status')}; the page needs it completed. "
-                f"`prlhf run notebooks/{NEEDED[0]}.ipynb notebooks/{NEEDED[1]}.ipynb --run {run_dir.name}` makes it."
+                f"`prlhf run {NEEDED[0]} {NEEDED[1]} --run {run_dir.name}` makes it."
             )
         trained = record.get("parameters", {})
     given = dict(args.parameter or [])
     if {"run_dir", "votes"} & set(given):
         raise RunError("the parameters run_dir and votes are set with RUN and --votes, not with -p.")
-    if not args.notebook.is_file():
-        raise RunError(f"there is no notebook {args.notebook}. A checkout of prlhf_kit has it: give --notebook PATH.")
     if not 0 < args.port < 65536 or args.pages < 1:
         raise RunError(f"--port is {args.port} and --pages {args.pages}; expected a port from 1 to 65535, and a page.")
     given["run_dir"] = str(run_dir)
@@ -78,8 +79,9 @@ def serve(args: argparse.Namespace) -> int:
         given["votes"] = str(args.votes.resolve())
     if "model" in trained and "model" in defaults(args.notebook):  # the run knows its base
         given.setdefault("model", trained["model"])
+    values = resolve(args.notebook, given)
     notebook = parameterize_notebook(
-        load_notebook_node(str(args.notebook)), resolve(args.notebook, given), kernel_name="python3", language="python"
+        load_notebook_node(str(args.notebook)), values, kernel_name="python3", language="python"
     )
     notebook.metadata["title"] = f"{run_dir.name} - prlhf_kit"
     with tempfile.TemporaryDirectory(prefix="prlhf-app-") as scratch:  # readable by its owner only

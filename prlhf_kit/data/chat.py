@@ -156,11 +156,15 @@ def shorten(prompt: list[dict], fits) -> list[dict] | None:
     return None
 
 
-def tell(prompt: list[dict[str, str]], user_text: str | None) -> list[dict[str, str]]:
-    """`prompt` with `user_text` as its system message, in place of the one that is there; without a text as it is."""
+def tell(prompt: list[dict[str, str]], user_text: str | None, wording: str = "{}") -> list[dict[str, str]]:
+    """`prompt` with `user_text`, put into `wording`, as its system message, in place of the one that is there; or in
+    front of the last message's own text, where the wording ends with "{prompt}". Without a text as it is."""
     if not user_text:
         return prompt
-    return [{"role": "system", "content": user_text}, *(m for m in prompt if m["role"] != "system")]
+    words = wording.removesuffix("{prompt}").replace("{}", user_text)
+    if wording.endswith("{prompt}"):
+        return [*prompt[:-1], {**prompt[-1], "content": words + prompt[-1]["content"]}]
+    return [{"role": "system", "content": words}, *(m for m in prompt if m["role"] != "system")]
 
 
 def with_user_text(pairs: Dataset) -> Dataset:

@@ -107,7 +107,7 @@ def compare_counts(name: str, report: Report) -> pd.DataFrame:
 
 def cards_table() -> str:
     """All datasets as a markdown table, for the docs."""
-    lines = ["| name | what | users | pairs | licence | known of its quality |", "|---|---|---|---|---|---|"]
+    lines = ["| name | what | users | licence |", "|---|---|---|---|"]
     for name, c in DATASETS.items():
-        lines.append(f"| `{name}` | {c.title}; {c.source} | {c.users} | {c.pairs} | {c.licence} | {c.quality} |")
+        lines.append(f"| `{name}` | {c.title}; {c.source} | {c.users} | {c.licence} |")
     return "\n".join(lines)

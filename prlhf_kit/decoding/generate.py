@@ -11,7 +11,7 @@ from peft import PeftModel
 from tqdm.auto import tqdm
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from prlhf_kit.data.chat import prompt_texts, tell
+from prlhf_kit.data.chat import prompt_texts
 from prlhf_kit.files import short_hash
 from prlhf_kit.models import hub
 from prlhf_kit.models.conditioning import check_length, embed_with_users
@@ -37,10 +37,10 @@ def require_prompt(prompt: Prompt) -> None:
         raise DecodingError(f"an empty prompt can't be answered: {prompt!r}. Expected messages with text.")
 
 
-def ids_of(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, told: str | None = None) -> tuple[int, ...]:
-    """Token ids of a prompt that waits for its answer, with `told` as its system message."""
+def ids_of(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> tuple[int, ...]:
+    """Token ids of a prompt that waits for its answer."""
     require_prompt(prompt)
-    [text] = prompt_texts(tokenizer, [tell(prompt, told)], answered=False)
+    [text] = prompt_texts(tokenizer, [prompt], answered=False)
     return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 

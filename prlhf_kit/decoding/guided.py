@@ -165,8 +165,8 @@ class GuidedDecoder:
             raise DecodingError(f"who is {who!r:.80} for {len(prompts)} prompts, expected a list of one each.")
         found, asked = [], Counter[str]()
         for prompt, person in zip(prompts, who, strict=True):
-            told = self.guide.base_text(person)
-            base = Row(0, ids_of(self.tokenizer, prompt, told), self.base_model, adapter=self.base_adapter)
+            told = self.guide.base_prompt(prompt, person)
+            base = Row(0, ids_of(self.tokenizer, told), self.base_model, adapter=self.base_adapter)
             rows = self.guide.rows(0, prompt, person, self.tokenizer)
             plain: Any = person  # as JSON holds it
             if isinstance(person, Mapping):

@@ -14,6 +14,7 @@ from typing import Any
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
+from prlhf_kit.data.chat import tell
 from prlhf_kit.decoding.generate import DecodingError, Prompt, ids_of
 from prlhf_kit.decoding.readers import CandidateReader, Reader, Row, reads_candidates
 from prlhf_kit.models.conditioning import causal_lm, longest_shared, takes_user_text, user_models
@@ -45,9 +46,9 @@ class Guide(ABC):
         """Factor of the base's log-probability."""
         return 1.0
 
-    def base_text(self, who: Who) -> str | None:
-        """What the base is told of the preference."""
-        return None
+    def base_prompt(self, prompt: Prompt, who: Who) -> Prompt:
+        """`prompt` as the base reads it."""
+        return prompt
 
     def reader(self, rows: Sequence[Row]) -> Reader:
         """What reads the rows; its `rewards` are those of the candidates, by default their log-probabilities."""
@@ -136,17 +137,20 @@ class PAD(Guide):
         """1 in the paper's form, 1 - w in the released one."""
         return 1.0 if self.form == "paper" else 1.0 - weight
 
-    def base_text(self, who: Who) -> str | None:
-        """The preference in the released form, nothing in the paper's."""
+    def base_prompt(self, prompt: Prompt, who: Who) -> Prompt:
+        """With the preference in the released form, without in the paper's."""
         if self.form == "paper":
-            return None
-        texts = [text for text in map(self._text, weighed(who)) if text]
-        return " ".join(texts) or None
+            return prompt
+        return self._told(prompt, " ".join(text for text in map(self._text, weighed(who)) if text))
+
+    def _told(self, prompt: Prompt, text: str | None) -> Prompt:
+        """`prompt` as the policy reads it."""
+        return tell(prompt, text, getattr(causal_lm(self.model), "wording", "{}"))
 
     def _text(self, name: str | None) -> str | None:
         """What the policy is told in words."""
         if self.users is None:
-            return None if name is None else getattr(causal_lm(self.model), "wording", "{}").replace("{}", name)
+            return name
         if not self._takes_words or name is None:
             return None
         if name not in self.words:
@@ -158,10 +162,10 @@ class PAD(Guide):
     def rows(self, owner: int, prompt: Prompt, who: Who, tokenizer: PreTrainedTokenizerBase) -> list[tuple[Row, float]]:
         """Policies with their weights, and in the paper's form the reference."""
         tokenizer, head = self.tokenizer or tokenizer, hasattr(causal_lm(self.model), HEAD)
-        found = [
-            (Row(owner, ids_of(tokenizer, prompt, self._text(name)), self.model, head=head, user=user), share)
-            for name, user, share in users_with_weights(self.users, who)
-        ]
+        found = []
+        for name, user, share in users_with_weights(self.users, who):
+            ids = ids_of(tokenizer, self._told(prompt, self._text(name)))
+            found.append((Row(owner, ids, self.model, head=head, user=user), share))
         if self.form == "paper":
             ids = ids_of(tokenizer, prompt)
             reference = Row(owner, ids, self.model, head=False) if head else start_of(self.model, owner, ids)
@@ -185,12 +189,12 @@ class ARGS(Guide):
         self.model, self.users, self.tokenizer = self.reward.model, self.reward.users, self.reward.tokenizer
         self.output, self.window = self.reward.dimension or 0, longest_shared(bare)
         linear = is_decoder(bare) and hasattr(bare, head_name(bare)) and bare.base_model is not bare
-        last = getattr(bare, "pooling", "own") in ("own", "last")
-        if not (linear and last and reads_candidates(self.model)):
+        pooling = getattr(bare, "pooling", "own")
+        if not (linear and pooling in ("own", "last") and reads_candidates(self.model)):
             raise DecodingError(
                 f"{type(bare).__name__} can't be read token by token: ARGS needs a decoder with a linear reward head "
-                "at the last token (pooling 'last') and attention that takes a 4-D mask (no ALiBi). Choose among "
-                "finished answers with best_of_n instead."
+                f"at the last token (pooling 'last', not {pooling!r}) and attention that takes a 4-D mask (no ALiBi). "
+                "Choose among finished answers with best_of_n instead."
             )
 
     def rows(self, owner: int, prompt: Prompt, who: Who, tokenizer: PreTrainedTokenizerBase) -> list[tuple[Row, float]]:

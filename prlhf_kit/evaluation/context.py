@@ -142,30 +142,6 @@ def tried(
     return pd.concat(tables, ignore_index=True)
 
 
-def context_matrix(
-    model,
-    tokenizer: PreTrainedTokenizerBase,
-    pairs: Dataset,
-    contexts: Contexts,
-    anchor: pd.DataFrame | None = None,
-) -> pd.DataFrame:
-    """`items` of every community's pairs (of its user) with every community's context in the prompt, and with none: see
-    `ranked`. Columns `community` (whose pairs), `context`, and `right`: whether it says what the community's own
-    says."""
-    users, prompts = pairs["user_id"][:], pairs["prompt"][:]
-    assert NONE not in users, f"{NONE!r} stands for no context"
-    put = {NONE: prompts} | {who: [contexts.say(prompt, who) for prompt in prompts] for who in dict.fromkeys(users)}
-    rest, feature = pairs.remove_columns("prompt"), pairs.features["prompt"]
-    parts = [rest.add_column("prompt", column, feature=feature) for column in put.values()]
-    # in one call, so that equal questions are asked once
-    values = ranked(model, tokenizer, concatenate_datasets(parts), None, anchor)[LIKELIHOOD]
-    tables = []
-    for context, value in zip(put, values.reshape(len(put), -1), strict=True):
-        right = [context != NONE and put[context][0] == put[user][0] for user in users]
-        tables.append(items(pairs, value, community=users, context=context, right=right))
-    return pd.concat(tables, ignore_index=True)
-
-
 def by_length(train: Dataset, pairs: Dataset, **names: str) -> pd.DataFrame:
     """The control that sees lengths alone: `items` of the rule that each user's training pairs favoured."""
     own = length_rules(train, pairs)[USER_LENGTH]

@@ -43,13 +43,6 @@ def embed(data: Mapping[str, Dataset], embedders: Sequence[Embedder], cache: Pat
     return {split: Embedded(*part) for split, part in zip(data, parts, strict=True)}
 
 
-def responses(pairs: Dataset, embedded: Embedded) -> tuple[np.ndarray, list[str]]:
-    """Features and text of every different response of `pairs`, once."""
-    texts = [" ".join(m["content"] for m in r) for c in ("chosen", "rejected") for r in pairs[c]]
-    first = {text: i for i, text in reversed(list(enumerate(texts)))}
-    return np.concatenate(embedded)[list(first.values())], list(first)
-
-
 def fit(kind: str, pairs: Dataset, embedded: Embedded) -> Heads:
     """`fit_heads` of the training pairs."""
     scale = np.concatenate(embedded).std(0)

@@ -53,7 +53,7 @@ def steered_logps(
         chunk = order[first : first + batch_size]
         rows: list[tuple[Row, float | None]] = []  # None: the base, whose factor depends on the weight
         for i in chunk:
-            seen = ids_of(tokenizer, asked[i][0], guide.base_text(who[i]))
+            seen = ids_of(tokenizer, guide.base_prompt(asked[i][0], who[i]))
             rows += [(start_of(guide.model, i, seen), None), *guide.rows(i, asked[i][0], who[i], tokenizer)]
         logits = _read([row for row, _ in rows], [asked[row.owner][1] for row, _ in rows], tokenizer.pad_token_id)
         for i in chunk:

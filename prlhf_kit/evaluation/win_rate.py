@@ -216,4 +216,4 @@ def _agreement(weights: np.ndarray, codes: np.ndarray, measure: str) -> float:
         return np.nan
     if measure == KAPPA:
         return cohen_kappa_score(*drawn.T)
-    return of_extra("krippendorff", "notebooks").alpha(drawn.T, level_of_measurement="nominal")
+    return of_extra("krippendorff", "judge").alpha(drawn.T, level_of_measurement="nominal")

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from textwrap import fill
-
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 
-from prlhf_kit.figures.style import legend, matrix, new_figure, reference_line, side_by_side
+from prlhf_kit.figures.style import legend, new_figure, reference_line, side_by_side
 
 # as in evaluation/context.py and intervals.py, which take seconds to import, as figures should not
 FOUR_WAYS = ("neither", "prompt only", "soft tokens", "both")
@@ -48,28 +44,6 @@ def four_way(table: pd.DataFrame) -> Figure:
 def _count(numbers: pd.Series) -> str:
     low, high = int(numbers.min()), int(numbers.max())
     return f"{low:,}" if low == high else f"{low:,} to {high:,}"
-
-
-def context_heatmap(table: pd.DataFrame) -> Figure:
-    """Accuracy on each community's pairs with each community's context in the prompt; framed: the right one.
-
-    `table`: intervals of `context.context_matrix` by `community`, `context` ("none" is drawn first) and `right`.
-    """
-    communities = list(dict.fromkeys(table.community))
-    contexts = [NONE, *communities]
-    cells = table.pivot(index="community", columns="context", values="value").loc[communities, contexts]
-    names = ("context in the prompt (framed: the right one)", "whose held-out pairs")
-    figure = matrix(cells, "accuracy (white: chance)", 0.5, *names, cell=(0.75, 0.55), fmt=".2f")
-    ax = figure.axes[0]
-    for row in table[table.right].itertuples():
-        place = contexts.index(row.context), communities.index(row.community)
-        ax.add_patch(Rectangle(place, 1, 1, fill=False, edgecolor="black", linewidth=2, clip_on=False))
-    numbers = table.drop_duplicates("community").set_index("community").n
-    ax.set_yticks(np.arange(len(communities)) + 0.5, [fill(f"{c} (n={numbers[c]:,})", 26) for c in communities])
-    wrapped = [fill(str(context), 20) for context in contexts]
-    ax.set_xticks(np.arange(len(contexts)) + 0.5, wrapped, rotation=45, ha="right", rotation_mode="anchor")
-    ax.tick_params(axis="y", rotation=0)
-    return figure
 
 
 def by_context(table: pd.DataFrame) -> Figure:

@@ -3,11 +3,10 @@ in `users.py`."""
 
 from __future__ import annotations
 
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from prlhf_kit.figures.style import PALETTE, by_name, heatmap, legend, names_down, new_figure, points, reference_line
+from prlhf_kit.figures.style import PALETTE, heatmap, legend, new_figure, points, reference_line
 
 
 def win_matrix(table: pd.DataFrame) -> Figure:
@@ -33,44 +32,6 @@ def win_matrix(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def ratings(table: pd.DataFrame) -> Figure:
-    """Bradley-Terry ratings with intervals, by judge. `table`: rows of `win_rate.bradley_terry`. Groups of systems that
-    were never compared stand below each other, with their number."""
-    table = table.sort_values(["group", "rating"], ascending=[True, False])
-    if table.group.nunique() > 1:
-        table = table.assign(system=table.system.astype(str) + " (group " + table.group.astype(str) + ")")
-    systems = list(dict.fromkeys(table.system))
-    xlabel = "Bradley-Terry rating (Elo's scale, mean 1000; 95% interval)"
-    return by_name(table, "judge", "system", systems, 1000, xlabel, "judge", "rating")
-
-
-def fairness(table: pd.DataFrame) -> Figure:
-    """What each user gains over the generic model, the least first.
-
-    `table`: intervals by `user_id` and `group` in the order to draw, and `unit` (the same everywhere).
-    """
-    table = table.assign(group=table.group.fillna(""))
-    xlabel, title = f"{table.unit.iloc[0]} (95% interval)", "type" if table.group.any() else None
-    return by_name(table, "group", "user_id", list(table.user_id), 0, xlabel, title, step=0)
-
-
-def position_bias(table: pd.DataFrame) -> Figure:
-    """Do judges prefer what they see first, and how often do the two orders disagree?
-
-    `table`: rows of `win_rate.position_bias`.
-    """
-    bias, disagree = (table[table.measure == measure] for measure in table.measure.unique())
-    figure, (left, right) = new_figure(8, 0.4 * len(bias) + 1.3, ncols=2, sharey=True, width_ratios=[3, 2])
-    y = np.arange(len(bias))
-    points(left, bias, y, 0)
-    names_down(left, list(bias.judge))
-    left.set(xlabel="position bias (-1: always the second,\n1: always the first; 95% interval)", xlim=(-1.05, 1.05))
-    reference_line(left, 0)
-    right.barh(y, 100 * disagree.value, color=PALETTE[1], height=0.5)
-    right.set(xlabel="pairs on which the two\norders disagree (%)", xlim=(0, 100))
-    return figure
-
-
 def policy_accuracy(table: pd.DataFrame) -> Figure:
     """Does a model that is steered by a good reward prefer what was chosen?
 
@@ -89,13 +50,3 @@ def policy_accuracy(table: pd.DataFrame) -> Figure:
     ax.set(xlabel="weight w of the reward", ylabel=ylabel, ylim=(0, 1.02))
     legend(figure, ncols=2)
     return figure
-
-
-def alignment_tax(table: pd.DataFrame) -> Figure:
-    """What personalisation costs elsewhere: change of accuracy on general sets against the untrained model.
-
-    `table`: `intervals.differences` by `set`: `one` is the model.
-    """
-    sets = list(dict.fromkeys(table["set"]))
-    xlabel = "accuracy minus that of the untrained model (95% interval)"
-    return by_name(table, "one", "set", sets, 0, xlabel, value="difference")

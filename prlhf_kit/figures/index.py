@@ -17,14 +17,9 @@ STAGES: dict[str, dict[str, Callable[[pd.DataFrame], Figure]]] = {
         "response_map": data.response_map,
         "word_clouds": data.word_clouds,
     },
-    "02_reward_models": {
-        "domain_heatmap": rewards.domain_heatmap,
-        "trade_off": rewards.trade_off,
-        "reliability": rewards.reliability,
-    },
+    "02_reward_models": {"domain_heatmap": rewards.domain_heatmap, "trade_off": rewards.trade_off},
     "02b_feature_heads": {
         "reward_heads": rewards.heads,
-        "visible": rewards.visible,
         "reward_new_users": rewards.new_users,
         "head_trade_off": rewards.trade_off,
     },
@@ -37,33 +32,15 @@ STAGES: dict[str, dict[str, Callable[[pd.DataFrame], Figure]]] = {
     "05_evaluation": {
         "accuracy_by_method": users.accuracy_by_method,
         "accuracy_by_user": users.accuracy_by_user,
-        "fairness": evaluation.fairness,
         "policy_accuracy": evaluation.policy_accuracy,
-        "tax": evaluation.alignment_tax,
     },
-    "05b_answers_and_judges": {
-        "swapped": users.swapped_utility,
-        "win_matrix": evaluation.win_matrix,
-        "ratings": evaluation.ratings,
-        "position_bias": evaluation.position_bias,
-    },
+    "05b_answers_and_judges": {"swapped": users.swapped_utility, "win_matrix": evaluation.win_matrix},
     "06_new_users": {"adaptation": users.adaptation},
-    "08_community_context": {
-        "four_way": context.four_way,
-        "by_context": context.by_context,
-        "context_heatmap": context.context_heatmap,
-    },
+    "08_community_context": {"four_way": context.four_way, "by_context": context.by_context},
     "08b_context_answers": {"community_win_rates": context.community_win_rates},
     "09_user_models": {"pairs_learned": users.pairs_learned, "user_map": users.user_map},
 }
-TABLES = {
-    "users_and_pairs": "lengths",
-    "word_clouds": "typical_words",
-    "reward_new_users": "new_users",
-    "learning_curves": "history",
-    "win_matrix": "win_rates",
-    "context_heatmap": "context_matrix",
-}
+TABLES = {"users_and_pairs": "lengths"}
 FIGURES = {
     name: (stage, TABLES.get(name, name), draw) for stage, drawn in STAGES.items() for name, draw in drawn.items()
 }

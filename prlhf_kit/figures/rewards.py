@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from prlhf_kit.figures.style import PALETTE, crossed, legend, matrix, new_figure, points, reference_line, side_by_side
+from prlhf_kit.figures.style import PALETTE, crossed, legend, matrix, new_figure, reference_line, side_by_side
 from prlhf_kit.figures.users import adaptation
 
 
@@ -49,17 +49,6 @@ def trade_off(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def reliability(table: pd.DataFrame) -> Figure:
-    """Reliability curves. `table`: intervals by `model` and `confidence`."""
-    figure, ax = new_figure(6.4, 3.8)
-    ax.plot([0.5, 1], [0.5, 1], color="black", linewidth=1, linestyle=":", label="perfect")
-    for i, (model, rows) in enumerate(table.groupby("model", sort=False)):
-        points(ax, rows, rows.confidence, i, upright=True, linestyle="-", markersize=5, label=model)
-    ax.set(xlabel="confidence of the preference", ylabel="accuracy (95% interval)", xlim=(0.49, 1.01), ylim=(0, 1.02))
-    legend(figure, "outside right upper")
-    return figure
-
-
 def heads(table: pd.DataFrame) -> Figure:
     """Accuracy of heads on frozen features, one panel a split.
 
@@ -81,14 +70,6 @@ def heads(table: pd.DataFrame) -> Figure:
         ax.set(xlabel="features", ylabel=f"accuracy, {split} (95%)", ylim=(0, 1.02), xlim=(-0.5, len(sets) - 0.5))
     legend(figure, "outside right upper")
     return figure
-
-
-def visible(table: pd.DataFrame) -> Figure:
-    """What features can see. `table`: columns `features`, `attribute`, `r2`."""
-    values = table.pivot_table(index="features", columns="attribute", values="r2", sort=False)
-    style: dict[str, Any] = {"notes": values, "reach": 0.5, "cmap": "viridis", "fmt": ".2f", "cell": (0.95, 0.55)}
-    label = "cross-validated R²\nof a linear map"
-    return matrix(values.clip(lower=0), label, 0.5, "attribute of the response", "features", **style)
 
 
 def new_users(table: pd.DataFrame) -> Figure:

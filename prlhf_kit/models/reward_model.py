@@ -29,7 +29,7 @@ from prlhf_kit.models.saving import (
 )
 from prlhf_kit.models.user_index import INDEX_FILE, UserIndex
 
-POOLING = ("last", "mean", "max", "own")
+POOLING = ("last", "before_eos", "mean", "max", "own")
 REWARD_FILE = "reward.json"
 
 
@@ -43,11 +43,13 @@ class RewardOutput(ModelOutput):
 
 def pool(hidden: torch.Tensor, attention_mask: torch.Tensor, pooling: str) -> torch.Tensor:
     """One vector a text: `[N, L, d]` and `[N, L]` -> `[N, d]`, of real tokens only, on whichever side the padding is.
-    `pooling`: "last" (the last real token), "mean" or "max"."""
-    if pooling == "last":
-        places = torch.arange(hidden.shape[1], device=hidden.device)
-        last = (places * attention_mask).argmax(1)
-        return hidden[torch.arange(len(hidden), device=hidden.device), last]
+    `pooling`: "last" (the last real token; DSP's "eos"), "before_eos" (the last but one, or the only one;
+    DSP's "last"), "mean" or "max"."""
+    if pooling in ("last", "before_eos"):
+        number = attention_mask.long().cumsum(1)  # [N, L], of each real token in its text, from 1
+        wanted = (number[:, -1:] - int(pooling == "before_eos")).clamp(min=1)
+        place = (number == wanted).int().argmax(1)  # where it is first met
+        return hidden[torch.arange(len(hidden), device=hidden.device), place]
     real = attention_mask[..., None].bool()
     if pooling == "mean":
         return (hidden * real).sum(1) / real.sum(1)
@@ -150,7 +152,7 @@ def _attach_lm_head(model, name: str) -> None:
     if not is_decoder(model) or model.pooling == "own" or scaled:
         raise ModelError(
             f"{type(model).__name__} with pooling={model.pooling!r} has no language-modelling term: it needs a decoder "
-            "that does not scale its logits, and whose pooling is last, mean or max. Set lm_loss_coeff=0."
+            "that does not scale its logits, and a pooling other than 'own'. Set lm_loss_coeff=0."
         )
     if not model.config.tie_word_embeddings:
         model.lm_head = from_hub(AutoModelForCausalLM, name, dtype=model.dtype).get_output_embeddings()

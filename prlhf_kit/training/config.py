@@ -71,12 +71,12 @@ class PersonalizedRewardConfig(UserSettings, RewardConfig):
 
     Args:
         lm_loss_coeff: weight of the language-modelling term; at 0 the LM head is not computed. DSP: 0.1.
-        lm_score_threshold: texts whose normalised score exceeds it are imitated.
+        lm_score_threshold: texts whose normalised score exceeds it are imitated; DSP's.
         max_length: tokens of prompt and response; the beginning of longer texts is cut. (TRL drops such pairs.)
     """
 
     lm_loss_coeff: float = 0.0
-    lm_score_threshold: float = 0.9
+    lm_score_threshold: float = 0.85
     learning_rate: float = 1e-6
     max_length: int | None = 512
     eval_on_start: bool = True

@@ -16,6 +16,7 @@ import torch
 from datasets import Dataset, DatasetDict, load_from_disk
 from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
 
 from prlhf_kit.data import fingerprint
 from prlhf_kit.data.chat import tell
@@ -32,7 +33,13 @@ from prlhf_kit.training.resume import fit
 from prlhf_kit.training.sft import without_reference
 
 PERSRM_FILE, WEIGHTS = "persrm.json", "adapter_model.safetensors"
+VALUE_HEADS = ("value_head.safetensors", "value_head.bin")  # of LLaMA-Factory, with which PAD's authors trained
 WORDING = "Write for one reader, and follow what this reader asks of every answer: {}"
+# where the authors' release puts a principle: in front of the user's own text
+RELEASED = (
+    "[Guidelines] Your task is to generate response by considering the following principle. "
+    "[Principles] {} [Instruction] {prompt}"
+)
 # the paper's settings; its effective batch is 32 a GPU, its base Llama-3-8B
 PAPER = {
     "learning_rate": 5e-6,
@@ -49,15 +56,19 @@ class PersRMRecipe:
 
     model: str  # base model, as `load_model` takes it
     out: str  # folder of the trained PersRM; stages and checkpoints lie beside it, in `<out>-stages`
-    wording: str = WORDING  # how preferences are put into the prompt, as its system message
+    # how preferences are put into the prompt: as its system message, or, ending with {prompt}, as `RELEASED`
+    wording: str = WORDING
     # arguments of `PersonalizedDPOConfig` in the two stages, and of PEFT's `LoraConfig`
     backbone: dict[str, Any] = field(default_factory=lambda: dict(PAPER))
     head: dict[str, Any] = field(default_factory=lambda: dict(PAPER))
     adapter: dict[str, Any] = field(default_factory=lambda: {"r": 8, "lora_alpha": 16, "target_modules": "all-linear"})
 
     def __post_init__(self):
-        if self.wording.count("{}") != 1:
-            raise ValueError(f"wording={self.wording!r}: expected a text with one {{}}, where the preference goes.")
+        if self.wording.count("{}") != 1 or "{prompt}" in self.wording.removesuffix("{prompt}"):
+            raise ValueError(
+                f"wording={self.wording!r}: expected a text with one {{}}, where the preference goes. {{prompt}} may "
+                "stand at its end: the text is then put in front of the user's own."
+            )
 
 
 def with_preference(pairs: Dataset, wording: str = WORDING) -> Dataset:
@@ -65,7 +76,7 @@ def with_preference(pairs: Dataset, wording: str = WORDING) -> Dataset:
     if not len(pairs):
         raise ValueError("there are no pairs to train on. See what was filtered out (length, users without user_text).")
     require_user_text(pairs)
-    return changed(pairs, lambda row: {"prompt": tell(row["prompt"], wording.replace("{}", row["user_text"]))})
+    return changed(pairs, lambda row: {"prompt": tell(row["prompt"], row["user_text"], wording)})
 
 
 def train_persrm(recipe: PersRMRecipe, pairs: Dataset) -> dict[str, pd.DataFrame]:
@@ -121,19 +132,42 @@ def train_persrm(recipe: PersRMRecipe, pairs: Dataset) -> dict[str, pd.DataFrame
     return logs
 
 
-def load_persrm(folder: str | Path, base=None) -> PeftModel:
-    """A trained PersRM, for `PAD(model)`; `base`: its base model, by name or loaded without a head. Raises `ModelError`
-    where `folder` holds none."""
+def load_persrm(folder: str | Path, base=None) -> PeftModel | PreTrainedModel:
+    """A trained PersRM, for `PAD(model)`: one of `train_persrm`, or one as the authors released theirs, a merged model
+    with LLaMA-Factory's value head beside it, which is told preferences by `RELEASED`.
+
+    Args:
+        base: the model below the head, by name or loaded without a head (in bfloat16, say), instead of the one that the
+            folder names or is.
+
+    Raises:
+        ModelError: `folder` holds none.
+    """
     folder = Path(folder)
-    whole = all((folder / name).is_file() for name in (PERSRM_FILE, WEIGHTS))
-    if not whole or sum(HEAD in name for name in load_file(folder / WEIGHTS)) != 2:
-        raise ModelError(
-            f"{folder} holds no whole PersRM: expected {PERSRM_FILE} and, in {WEIGHTS}, weight and bias of the "
-            "preference head. Copy the whole folder that train_persrm wrote, or train again."
-        )
-    saved = json.loads((folder / PERSRM_FILE).read_text())
+    value_head = next((folder / name for name in VALUE_HEADS if (folder / name).is_file()), None)
+    if value_head is None:
+        whole = all((folder / name).is_file() for name in (PERSRM_FILE, WEIGHTS))
+        if not whole or sum(HEAD in name for name in load_file(folder / WEIGHTS)) != 2:
+            raise ModelError(
+                f"{folder} holds no whole PersRM: expected {PERSRM_FILE} and, in {WEIGHTS}, weight and bias of the "
+                f"preference head, or a merged model with {' or '.join(VALUE_HEADS)} beside it. Copy the whole folder "
+                "that train_persrm wrote, or train again."
+            )
+        saved = json.loads((folder / PERSRM_FILE).read_text())
+    else:
+        saved = {"base_model": str(folder), "wording": RELEASED}
     if base is None or isinstance(base, str):
         base = load_model(base or saved["base_model"])
     base = attach_head(base)
     base.wording = saved["wording"]
-    return PeftModel.from_pretrained(base, folder).eval()
+    if value_head is None:
+        return PeftModel.from_pretrained(base, folder).eval()
+    pickled = value_head.suffix == ".bin"
+    found = torch.load(value_head, "cpu", weights_only=True) if pickled else load_file(value_head)
+    found = {name.removeprefix("v_head.summary."): value for name, value in found.items()}
+    head = getattr(base, HEAD)
+    shapes, wanted = ({name: tuple(value.shape) for name, value in s.items()} for s in (found, head.state_dict()))
+    if shapes != wanted:  # one output only: an ordinary reward model's
+        raise ModelError(f"{value_head} has {shapes}, expected v_head.summary of {wanted}, as in PAD's release.")
+    head.load_state_dict(found)
+    return base.eval()

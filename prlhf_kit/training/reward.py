@@ -27,10 +27,11 @@ EVALUATIONS = "evaluations.parquet"
 class PersonalizedRewardTrainer(PersonalizedTraining, RewardTrainer):
     """TRL's `RewardTrainer` for pairs and lists, with DSP's losses, several evaluation sets, and users.
 
-    Each evaluation set's `eval_<set>_accuracy` (exact, ties one half), `_margin` and `_ranking_loss` are logged from
-    step 0 on; `metric_for_best_model` may follow any of them. Which pairs were ranked right at each step is in `rows`
-    and, beside each saved model, in `evaluations.parquet`: `step`, `set`, `row` (of the set), `user_id`, `prompt` (its
-    fingerprint), `right`, `pairs`. `dropped[set]` counts the rows left out, by reason.
+    Each evaluation set's `eval_<set>_accuracy` (over all pairs; exact, ties one half), `_first_two` (the same of each
+    list's two best responses), `_margin` and `_ranking_loss` are logged from step 0 on; `metric_for_best_model` may
+    follow any of them. Which pairs were ranked right at each step is in `rows` and, beside each saved model, in
+    `evaluations.parquet`: `step`, `set`, `row` (of the set), `user_id`, `prompt` (fingerprint of what the model reads),
+    `right`, `pairs`. `dropped[set]` counts the rows left out, by reason.
 
     Args:
         model: from `new_reward_model` or `load_reward_model(trainable=True)`; conditioned on users or not.
@@ -119,8 +120,9 @@ class PersonalizedRewardTrainer(PersonalizedTraining, RewardTrainer):
             parts["lm_loss"] = lm.detach()
         with torch.no_grad():  # what `log` turns into metrics
             right, pairs = reward_losses.ranked_right(rewards, scores, mask)
+            first_two = torch.stack(reward_losses.first_two_right(rewards, scores, mask), 1)  # [B, 2]
             margin = ((rewards[:, :, None] - rewards[:, None, :]) * reward_losses.compared(scores, mask)).sum((1, 2))
-            of_lists = torch.stack([rows.float(), right, pairs.float(), margin], 1)  # [B, 4]
+            of_lists = torch.cat([torch.stack([rows.float(), right, pairs.float(), margin], 1), first_two], 1)  # [B, 6]
             mode = "train" if self.model.training else "eval"
             self._ranked[mode].append(self.accelerator.gather_for_metrics(of_lists).cpu())
             for name, value in parts.items():  # with how many pairs it is the mean over
@@ -138,11 +140,13 @@ class PersonalizedRewardTrainer(PersonalizedTraining, RewardTrainer):
                 prefix, known = f"{name}_", name.removeprefix("eval").lstrip("_") or "eval"
                 if known in self._rows_of:
                     user_and_prompt, step = self._rows_of[known], self.state.global_step
-                    for row, right, pairs, _ in ranked.tolist():
+                    for row, right, pairs, *_ in ranked.tolist():
                         self.rows.append((step, known, int(row), *user_and_prompt[int(row)], right, int(pairs)))
-            total = ranked[:, 2].sum()
-            logs[f"{prefix}accuracy"] = (ranked[:, 1].sum() / total).item()
-            logs[f"{prefix}margin"] = (ranked[:, 3].sum() / total).item()
+            _, right, total, margin, first_right, first_total = ranked.sum(0).tolist()
+            logs[f"{prefix}accuracy"] = right / total
+            logs[f"{prefix}margin"] = margin / total
+            if first_total:  # else all lists have ties in front
+                logs[f"{prefix}first_two"] = first_right / first_total
             for part in ("ranking_loss", "lm_loss"):
                 if values := self._ranked.pop(f"{mode}/{part}", None):
                     summed = torch.cat(values).sum(0)

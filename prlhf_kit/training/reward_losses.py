@@ -59,6 +59,20 @@ def ranked_right(
     return (right * better).sum((1, 2)), better.sum((1, 2))
 
 
+def first_two_right(
+    rewards: torch.Tensor, scores: torch.Tensor, mask: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`ranked_right` of each list's two responses with the highest scores (DSP's "First-two Acc"); of equal ones, those
+    that come first in the list. Where both have the same score there is no pair.
+
+    >>> first_two_right(torch.tensor([[0.1, 0.5, 0.9]]), torch.tensor([[0.0, 2.0, 1.0]]))
+    (tensor([0.]), tensor([1]))
+    """
+    real = scores if mask is None else scores.masked_fill(~mask, -torch.inf)
+    best = real.sort(dim=1, descending=True, stable=True).indices[:, :2]
+    return ranked_right(rewards.gather(1, best), scores.gather(1, best), None if mask is None else mask.gather(1, best))
+
+
 def normalised(scores: torch.Tensor) -> torch.Tensor:
     """Scores of each list moved to [0, 1]: 1 the best response, 0 the worst, NaN for lists of equal scores.
 
@@ -69,7 +83,7 @@ def normalised(scores: torch.Tensor) -> torch.Tensor:
     return (scores - low) / (high - low)
 
 
-def imitation_loss(nll: torch.Tensor, scores: torch.Tensor, threshold: float = 0.9) -> torch.Tensor:
+def imitation_loss(nll: torch.Tensor, scores: torch.Tensor, threshold: float) -> torch.Tensor:
     """DSP's language-modelling term, weighed against `ranking_loss` by `lm_loss_coeff`: the mean of `nll` (`[N]`, from
     `text_nll`) over the texts whose normalised score (`[N]`) exceeds `threshold`; 0 without such a text."""
     imitated = scores > threshold

@@ -17,6 +17,7 @@ import torch
 from datasets import Dataset, DatasetDict
 from peft import LoraConfig, PeftModel
 
+from prlhf_kit.data.context import Context, Contexts, require_context
 from prlhf_kit.data.select import joined, sampled, split_by
 from prlhf_kit.models.conditioning import causal_lm, condition
 from prlhf_kit.models.hub import load_tokenizer
@@ -28,6 +29,7 @@ from prlhf_kit.training.config import PersonalizedRewardConfig
 from prlhf_kit.training.launch import command, read_recipe
 from prlhf_kit.training.resume import fit
 from prlhf_kit.training.reward import EVALUATIONS, PersonalizedRewardTrainer
+from prlhf_kit.training.sft import contexts_of, with_reader
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,8 @@ class RewardRecipe:
         pooling: see `new_reward_model`.
         user_model, user_model_options: a user model in front of the backbone (`USER_MODELS`); "": none.
         settings: arguments of `PersonalizedRewardConfig`.
+        context, template, context_seed: the reader in the prompt, as of `recipe.Recipe` (ComPO's contextual reward
+            model). `data.context.context_of(out, people)` puts it into the prompts that are scored.
     """
 
     adapter: dict[str, Any] | None = field(default_factory=dict)
@@ -74,12 +78,21 @@ class RewardRecipe:
     user_model: str = ""
     user_model_options: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
+    context: Context = "none"
+    template: str = ""
+    context_seed: int = 0
+
+    def __post_init__(self):
+        require_context(self.context)
 
 
 def build_reward_trainer(
     recipe: RewardRecipe, model: str, pairs: Any, out: str | Path, evaluation: Any = None
 ) -> PersonalizedRewardTrainer:
     """Model, sets and trainer of a recipe, ready for `fit`. Arguments as of `train_reward`."""
+    held_out = evaluation if isinstance(evaluation, dict) else {} if evaluation is None else {"eval": evaluation}
+    contexts = contexts_of(recipe, pairs, *held_out.values())
+    pairs, evaluation = _with_readers(pairs, contexts), _with_readers(evaluation, contexts)
     ours = {"output_dir": f"{out}-checkpoints", "use_cpu": not torch.accelerator.is_available()}
     args = PersonalizedRewardConfig(**{**ours, **recipe.settings})
     imitates, index = args.lm_loss_coeff > 0, None
@@ -105,6 +118,13 @@ def build_reward_trainer(
     return PersonalizedRewardTrainer(start, args, pairs, evaluation, load_tokenizer(model), index, adapter)
 
 
+def _with_readers(sets: Any, contexts: Contexts) -> Any:
+    """`with_reader` of one set, of several by name, or of none."""
+    if isinstance(sets, dict):
+        return {name: with_reader(part, contexts) for name, part in sets.items()}
+    return None if sets is None else with_reader(sets, contexts)
+
+
 def train_reward(recipe: RewardRecipe, model: str, pairs: Any, out: str | Path, evaluation: Any = None) -> pd.DataFrame:
     """Train to the end, or resume (`fit`), and return which pairs each evaluation ranked right up to the step that was
     saved: `step`, `set`, `row`, `user_id`, `prompt`, `right`, `pairs`, see `PersonalizedRewardTrainer`.
@@ -120,6 +140,8 @@ def train_reward(recipe: RewardRecipe, model: str, pairs: Any, out: str | Path, 
         if dropped:
             print(f"{name}: left out {dropped}")
     fit(trainer, out)
+    if trainer.is_world_process_zero():
+        contexts_of(recipe, pairs).save(out)
     table = pd.read_parquet(Path(out, EVALUATIONS))
     return table[table.step <= json.loads(Path(out, REWARD_FILE).read_text())["step"]]
 

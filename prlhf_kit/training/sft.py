@@ -76,12 +76,14 @@ def build_sft_trainer(
     return trainer
 
 
-def contexts_of(recipe: Any, train: Dataset, *sets: Dataset) -> Contexts:
-    """How a recipe puts readers into the prompts of some sets; other readers are drawn among those of `train`."""
+def contexts_of(recipe: Any, train: Dataset | dict[str, Dataset], *sets: Dataset) -> Contexts:
+    """How a recipe puts readers into the prompts of some sets; other readers are drawn among those of `train`, one set
+    or several by name."""
     if recipe.context == "none":  # nobody need be known, and pairs may lack what people say
         return Contexts("none", {})
-    people = people_of(train, *sets)
-    return Contexts(recipe.context, people, recipe.template, recipe.context_seed, frozenset(train["user_id"]))
+    training = [*train.values()] if isinstance(train, dict) else [train]
+    people, among = people_of(*training, *sets), frozenset(people_of(*training))
+    return Contexts(recipe.context, people, recipe.template, recipe.context_seed, among)
 
 
 def with_reader(pairs: Dataset, contexts: Contexts) -> Dataset:

@@ -1,12 +1,16 @@
 """Decoding against the tokens of the authors' code: ARGS, PAD in its released form, P-RLHF's greedy answers."""
 
+import shutil
+
 import pytest
-from safetensors.torch import load_file
+import torch
+from safetensors.torch import load_file, save_file
 from transformers import LlamaForSequenceClassification
 
 import prlhf_kit as kit
 from authors.golden import HERE, MODELS, fill, golden, language_model, load_tokenizer, until_end
-from prlhf_kit.models.preference_head import HEAD, attach_head
+from prlhf_kit.decoding.generate import ids_of
+from prlhf_kit.training.persrm import RELEASED, load_persrm
 
 ARGS = golden("args.json")
 PAD = golden("pad.json")
@@ -38,11 +42,18 @@ def args(tokenizer, tmp_path_factory):
     return kit.ARGS(kit.load_reward(str(folder)))
 
 
+def as_released(folder, suffix="safetensors"):
+    """`folder` like PAD's released checkpoint: the merged model, LLaMA-Factory's value head beside it."""
+    shutil.copytree(MODELS / "persona", folder, dirs_exist_ok=True)
+    head = {f"v_head.summary.{name}": value for name, value in load_file(HERE / "pad_head.safetensors").items()}
+    write = save_file if suffix == "safetensors" else torch.save
+    write(head, folder / f"value_head.{suffix}")
+    return folder
+
+
 @pytest.fixture(scope="module")
-def pad(tokenizer):
-    persona = attach_head(language_model("persona"))
-    getattr(persona, HEAD).load_state_dict(load_file(HERE / "pad_head.safetensors"))
-    return kit.PAD(persona, form="released", tokenizer=tokenizer)
+def pad(tokenizer, tmp_path_factory):
+    return kit.PAD(load_persrm(as_released(tmp_path_factory.mktemp("pad"))), form="released", tokenizer=tokenizer)
 
 
 def compare(gold, weight, top_k, guide, base, tokenizer):
@@ -69,6 +80,29 @@ def test_args(weight, top_k, args, base, tokenizer):
 def test_pad(weight, top_k, pad, base, tokenizer):
     """Base and personalised model both read the principle, glued to the prompt."""
     compare(PAD, weight, top_k, pad, base, tokenizer)
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "bin"])
+def test_pads_released_checkpoint(suffix, tokenizer, tmp_path):
+    """Its logits are those of a plain computation from its files; the principle stands in the user's turn."""
+    persrm = load_persrm(as_released(tmp_path, suffix))
+    ids = tokenizer("how do i make tea ?", return_tensors="pt")["input_ids"]
+    plain, head = language_model("persona"), load_file(HERE / "pad_head.safetensors")
+    with torch.no_grad():
+        hidden = plain.model(ids).last_hidden_state @ head["weight"].T + head["bias"]
+        torch.testing.assert_close(persrm(ids).logits, plain.lm_head(hidden))
+    prompt = [{"role": "user", "content": "tea ?"}]
+    told = [{"role": "user", "content": RELEASED.replace("{}", "humor").replace("{prompt}", "tea ?")}]
+    guide = kit.PAD(persrm, form="released")
+    assert guide.base_prompt(prompt, "humor") == told
+    [(row, _)] = guide.rows(0, prompt, "humor", tokenizer)
+    assert row.ids == ids_of(tokenizer, told)
+
+
+def test_an_ordinary_value_head_is_no_persrm(tmp_path):
+    save_file({"v_head.summary.weight": torch.ones(1, 32)}, as_released(tmp_path) / "value_head.safetensors")
+    with pytest.raises(kit.ModelError, match=r"\(1, 32\).*, expected v_head.summary of .*\(32, 32\)"):
+        load_persrm(tmp_path)
 
 
 def test_scores_of_pads_first_step(pad, base, tokenizer):

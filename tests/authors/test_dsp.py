@@ -1,7 +1,6 @@
 """Reward models against the numbers of DSP's code: rewards, ranking loss, accuracy and language-modelling loss.
 
-Not equal, and meant so: the kit's "last" is the authors' "eos" (their "last" is the token before it), and its "max" is
-that of the tokens alone (theirs is never below 0, which padding has).
+Not equal, and meant so: the kit's "max" is that of the tokens alone (theirs is never below 0, which padding has).
 """
 
 import pytest
@@ -14,7 +13,7 @@ from prlhf_kit.training import reward_losses
 from prlhf_kit.training.reward_data import RewardCollator
 
 GOLD = golden("dsp.json")
-POOLING = {"mean": "average", "last": "eos"}
+POOLING = {"mean": "average", "last": "eos", "before_eos": "last"}
 
 
 def compute(pooling, side, threshold):
@@ -43,15 +42,19 @@ def compute(pooling, side, threshold):
 
 @pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("pooling", list(POOLING))
-def test_rewards_ranking_loss_and_accuracy(pooling, side):
+def test_rewards_ranking_loss_and_accuracies(pooling, side):
     wanted = GOLD["results"][f"{side}.{POOLING[pooling]}"]
     batch, _, rewards = compute(pooling, side, 0.9)
     scores, mask = batch["scores"], batch["mask"]
     for found, row in zip(rewards.tolist(), wanted["rewards"], strict=True):
         assert found[: len(row)] == pytest.approx(row, abs=1e-5)
     assert reward_losses.ranking_loss(rewards, scores, mask).item() == pytest.approx(wanted["ranking_loss"], abs=1e-5)
-    right, pairs = reward_losses.ranked_right(rewards, scores, mask)
-    assert (right.sum() / pairs.sum()).item() == pytest.approx(wanted["accuracy"])
+    for name, ranked in (
+        ("accuracy", reward_losses.ranked_right),
+        ("first_two_accuracy", reward_losses.first_two_right),
+    ):
+        right, pairs = ranked(rewards, scores, mask)
+        assert (right.sum() / pairs.sum()).item() == pytest.approx(wanted[name]), name
 
 
 @pytest.mark.parametrize("place", range(len(GOLD["lm_thresholds"])))

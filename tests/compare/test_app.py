@@ -228,7 +228,7 @@ def test_wrong_options_are_refused(run, capsys, options, message):
     assert message in capsys.readouterr().err
 
 
-def test_what_can_not_be_served_is_refused(tmp_path, capsys, monkeypatch):
+def test_what_can_not_be_served_is_refused(tmp_path, capsys):
     data, training = app.NEEDED
     assert cli.main(["app", str(tmp_path)]) == 2
     assert f"{tmp_path} holds no run" in capsys.readouterr().err
@@ -239,6 +239,3 @@ def test_what_can_not_be_served_is_refused(tmp_path, capsys, monkeypatch):
     err = capsys.readouterr().err
     assert f"stage {training} of {tmp_path} is failed" in err
     assert f"--run {tmp_path.name}" in err
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert cli.main(["app", str(tmp_path)]) == 2
-    assert "pip install 'prlhf_kit[notebooks]'" in capsys.readouterr().err

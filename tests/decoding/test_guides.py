@@ -289,7 +289,7 @@ def test_refusals(personal, make_tiny, tokenizer, bert):
         ("pass users=index", lambda: kit.PAD(personal)),
         ("has no soft tokens", lambda: kit.PAD(make_tiny(), USERS)),
         ("BertForSequenceClassification can't be read", lambda: kit.ARGS(kit.load_reward(bert[0]))),
-        ("pooling 'last'", lambda: kit.ARGS(reward_model(tokenizer, pooling="mean"))),
+        ("pooling 'last', not 'before_eos'", lambda: kit.ARGS(reward_model(tokenizer, pooling="before_eos"))),
         ("BloomForSequenceClassification can't", lambda: kit.ARGS(SequenceReward(bloom.eval(), tokenizer))),
         ("no base to steer", lambda: kit.GuidedDecoder(None, tokenizer, kit.ARGS(reward_model(tokenizer)))),
     ):

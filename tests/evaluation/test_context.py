@@ -1,7 +1,5 @@
 """What a context is worth: what is scored, with what in the prompt, against which anchor."""
 
-import re
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,14 +7,10 @@ import torch
 from datasets import Dataset
 
 import prlhf_kit as kit
-from prlhf_kit.data.chat import prompt_text
 from prlhf_kit.data.context import Contexts, people_of, with_context
 from prlhf_kit.data.schema import message, record
 from prlhf_kit.evaluation import context as ways
-from prlhf_kit.evaluation.accuracy import LENGTH, USER_LENGTH
 from prlhf_kit.evaluation.context import BOTH, LIKELIHOOD, NEITHER, PROMPT, SOFT, choose, items, questions, rewarded
-from prlhf_kit.evaluation.intervals import with_all
-from prlhf_kit.evaluation.reward_models import reward_accuracy
 from prlhf_kit.evaluation.statistics import crossed_interval, holm
 from prlhf_kit.models.logprobs import score_pairs
 from prlhf_kit.models.tokenize import tokenize_completions
@@ -61,28 +55,6 @@ def test_pairs_are_ranked_against_the_anchor_with_each_context(make_tiny, tokeni
         assert found.value.tolist() == rewarded(score_pairs(model, tokenizer, put), anchor).tolist()
     assert set(results[results.context == "none"].value) == {0.5}  # the anchor itself
     assert set(results[results.context == "random"].value) != {0.5}
-    matrix = ways.context_matrix(model, tokenizer, pairs, contexts, anchor)
-    matrix = matrix.groupby(["community", "context"]).value.mean()
-    single = results.groupby(["context", "user_id"]).value.mean()
-    assert all(matrix[user, user] == single["user_text", user] for user in "abc")
-
-
-def test_context_matrix_asks_every_pair_in_every_context_once(monkeypatch, pairs):
-    """By a rule that is right where the prompt speaks of who asks, half right where it speaks of nobody."""
-    calls = []
-
-    def by_rule(model, tokenizer, rows, *_):
-        calls.append([prompt_text(prompt) for prompt in rows["prompt"]])
-        who = [re.search(r"community: (\w+)", text) for text in calls[-1]]
-        right = [0.5 if w is None else w[1] == user for w, user in zip(who, rows["user_id"], strict=True)]
-        return {LIKELIHOOD: np.array(right, float)}
-
-    monkeypatch.setattr(ways, "ranked", by_rule)
-    table = ways.context_matrix(None, None, pairs, Contexts("true", people_of(pairs)))
-    assert [len(calls), len(calls[0]), len(set(calls[0]))] == [1, 48, 48]  # 12 pairs, 4 contexts
-    assert (table.right == (table.context == table.community)).all()
-    cells = table.groupby(["community", "context"], sort=False).value.mean().unstack("context", sort=False)
-    assert cells.to_numpy().tolist() == [[0.5, 1, 0, 0], [0.5, 0, 1, 0], [0.5, 0, 0, 1]]
 
 
 def test_users_without_a_row_get_the_generic_one(personal, tokenizer, told):
@@ -202,25 +174,3 @@ def test_labels_keep_each_way_with_its_own_context():
     assert table.method.tolist() == [*controls, NEITHER, SOFT, BOTH, PROMPT]
     assert ways.labelled(pairs.assign(chance=0.25)).method[0] == "untrained"  # questions: all by likelihood
     assert table[table.method == PROMPT].context.item() == "true"
-
-
-# ---- communities
-
-
-class Counts:
-    """A reward model that likes the user's own letter."""
-
-    def score(self, prompts, responses, user_ids=None):
-        return torch.tensor([text[0]["content"].count(user) for text, user in zip(responses, user_ids, strict=True)])
-
-
-def test_reward_accuracy_by_community_by_hand():
-    pairs = [("a", "P?", "aa", "a b"), ("a", "Q?", "b", "a a a"), ("b", "P?", "b a", "ab"), ("b", "R?", "b b", "x")]
-    # a chose shorter texts twice, b longer ones three times: over all, longer
-    train = [("a", "x", "x x"), ("a", "x", "x x x"), *[("b", "x x", "x")] * 3]
-    pairs = Dataset.from_list([record(f"{i}", *pair) for i, pair in enumerate(pairs)])
-    train = Dataset.from_list([record(f"t{i}", user, f"{i}?", *texts) for i, (user, *texts) in enumerate(train)])
-    found = with_all(reward_accuracy(Counts(), pairs, train)).groupby(["method", "community"]).value.mean()
-    assert found["reward model"].to_dict() == {"a": 0.5, "b": 0.75, "all": 0.625}
-    assert found[LENGTH].to_dict() == {"a": 0, "b": 1, "all": 0.5}
-    assert found[USER_LENGTH].to_dict() == {"a": 1, "b": 1, "all": 1}

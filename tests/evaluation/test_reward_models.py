@@ -1,48 +1,12 @@
-"""Calibration, length controls, curves and figures of reward models, against values worked out by hand."""
-
-import math
+"""The trade-off of reward models and of heads, against values worked out by hand."""
 
 import numpy as np
 import pandas as pd
-import pytest
 from datasets import Dataset
 
 from prlhf_kit.data.schema import record
 from prlhf_kit.evaluation import heads, reward_models
 from prlhf_kit.evaluation.heads import Embedded
-from prlhf_kit.evaluation.intervals import intervals
-
-
-def log_odds(p):
-    return math.log(p / (1 - p))
-
-
-def test_calibration_by_hand():
-    odds = [log_odds(0.8)] * 4 + [-log_odds(0.8), 0.0]
-    table, error = reward_models.calibration(odds, bins=5)
-    assert table.confidence.tolist() == pytest.approx([0.5, 0.8])
-    assert table.value.tolist() == pytest.approx([0.5, 0.8])  # a tie is right by half
-    assert table.n.tolist() == [1, 5]
-    assert error == pytest.approx(0)
-    sure, error = reward_models.calibration([50.0, -50.0])
-    assert sure.value.tolist() == [0.5]
-    assert error == pytest.approx(0.5)
-
-
-def test_length_matched_and_length_control_by_hand():
-    def pairs(*lengths):
-        return Dataset.from_list([record(f"p{i}", "a", "Q?", "w " * c, "w " * r) for i, (c, r) in enumerate(lengths)])
-
-    test = pairs((10, 9), (10, 8), (5, 20), (6, 6))
-    assert reward_models.length_matched(test).tolist() == [True, False, False, True]
-    scored = pd.DataFrame({"model": "m", "value": [0.0, 1.0, 1.0, 1.0], "matched": [True, False, False, True]})
-    found = reward_models.length_control(scored.assign(prompt="Q?"), {"m": pairs((9, 3), (8, 2))}, {"m": test})
-    found = intervals(found, by=["pairs_used", "method"], cluster="prompt").set_index(["pairs_used", "method"])
-    assert found.value.to_dict() == {
-        ("all", "reward model"): 0.75, ("all", "length rule"): 0.625,
-        ("length-matched", "reward model"): 0.5, ("length-matched", "length rule"): 0.75,
-    }  # fmt: skip
-    assert found.n.tolist() == [4, 4, 2, 2]
 
 
 def test_trade_off_by_hand():
@@ -59,16 +23,6 @@ def test_trade_off_by_hand():
     assert found.to_numpy().tolist() == [[0.5, 8], [0.5, 8], [1, 8], [1, 8]]
     lists = pd.DataFrame({"set": "s", "step": 0, "prompt": ["a", "b"], "right": [0.0, 3.0], "pairs": [1, 3]})
     assert reward_models.pair_by_pair(lists).value.tolist() == [0, 1, 1, 1]
-
-
-def test_what_features_can_see():
-    rng = np.random.default_rng(0)
-    texts = [("word " * rng.integers(1, 60)).strip() + "?" * rng.integers(0, 4) for _ in range(120)]
-    length = np.log1p([[len(t.split())] for t in texts])
-    found = reward_models.visible(np.hstack([length, rng.normal(size=(120, 3))]), texts).set_index("attribute").r2
-    assert found["length"] > 0.99
-    assert found["questions"] < 0.2
-    assert np.isnan(found["lists"])  # no text has any: nothing to be seen
 
 
 def two_tastes(seed=0):

@@ -25,14 +25,6 @@ def table(columns, *rows, width=0.06, **more):
     return found.assign(low=value - width, high=value + width, **more)
 
 
-def context_matrix(communities):
-    cells = [
-        (a, c, 0.35 + 0.5 * (a == c) + 0.02 * i) for i, a in enumerate(communities) for c in [*communities, "none"]
-    ]
-    found = table("community context value", *cells, n=71)
-    return found.assign(right=found.community == found.context)
-
-
 def four_ways(*datasets):
     methods = ["untrained", *reversed(context.FOUR_WAYS), "length rule per user"]
     rows = [(d, m, 0.7 - 0.05 * i + 0.03 * j) for j, d in enumerate(datasets) for i, m in enumerate(methods)]
@@ -101,7 +93,6 @@ TABLES = {
     "reward_new_users": pd.DataFrame({"method": ["pooled, x"] + ["low_rank, x"] * 3, "k": [0, 1, 2, 4], **INTERVALS}),
     "domain_heatmap": pd.DataFrame({"model": list("aabb"), "pairs_of": list("abab"), "n": 24, **INTERVALS}),
     "trade_off": TRADE_OFF,
-    "reliability": pd.DataFrame({"model": ["a"] * 4, "confidence": [0.55, 0.65, 0.75, 0.9], **INTERVALS}),
     "reward_heads": pd.DataFrame(
         {
             "split": "s",
@@ -110,33 +101,19 @@ TABLES = {
             **INTERVALS,
         }
     ),
-    "visible": pd.DataFrame({"features": ["x", "x"], "attribute": ["length", "lists"], "r2": [0.5, 0.1]}),
     "head_trade_off": TRADE_OFF.assign(chosen=TRADE_OFF.point == 1),
     "reward_by_weight": pd.DataFrame({"guide": "PAD", "weight": [0.0, 0.5, 1.0, 3.0], **GAINS}),
     "persrm_by_weight": pd.DataFrame({"guide": "PAD", "weight": [0.0, 0.5, 1.0, 3.0], **GAINS}),
     "steering_methods": pd.DataFrame({"method": ["base", "prompt", "PAD", "ARGS"], **GAINS}),
     "two_preferences": pd.DataFrame({"towards": ["a", "a", "both", "both"], "user_id": list("abab"), **GAINS}),
     "win_matrix": WIN_RATES,
-    "ratings": table(
-        "judge system rating", ("oracle", "b", 1100), ("oracle", "a", 950), ("longer", "b", 900), width=100, group=1
-    ),
-    "fairness": table(
-        "user_id group value", ("worst", "g", -0.2), ("middle", "h", 0.1), ("best", "g", 0.5), unit="gained"
-    ),
-    "position_bias": table(
-        "judge measure value",
-        *[("fair", "prefers the first", 0.0), ("first", "prefers the first", 1.0)],
-        *[("fair", "orders disagree", 0.1), ("first", "orders disagree", 1.0)],
-    ),
     "policy_accuracy": table(
         "weight of value",
         *[(0.0, "steered model", 0.5), (1.0, "steered model", 0.6)],
         *[(0.0, "reward alone", 0.9), (1.0, "reward alone", 0.9)],
         method="PAD",
     ),
-    "tax": table("set difference", ("helpful", -0.1), ("harmless", 0.02), one="P-DPO"),
     "four_way": four_ways("dsp", "hh_relabelled", "prefeval"),
-    "context_heatmap": context_matrix(COMMUNITIES),
     "by_context": table("method context value", *OF_CONTEXTS, n=171, chance=0.5),
     "community_win_rates": table("judge system_a system_b community p_holm win_rate", *BY_COMMUNITY, width=0.1),
 }

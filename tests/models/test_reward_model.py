@@ -181,7 +181,7 @@ def test_what_does_not_go_together_is_refused(bert, base):
     folder, _ = bert
     with pytest.raises(ModelError, match="lm_loss_coeff=0"):
         new_reward_model(folder, lm_head=True)
-    with pytest.raises(ValueError, match="expected one of last, mean, max, own"):
+    with pytest.raises(ValueError, match="expected one of last, before_eos, mean, max, own"):
         new_reward_model(base, "first")
     with pytest.raises(ConditioningError, match="has an encoder"):
         kit.condition(new_reward_model(folder), torch.nn.Embedding(2, 32))
@@ -194,6 +194,10 @@ def test_pooling_by_hand_on_either_side():
     mask = torch.tensor([[1, 1, 0], [0, 1, 1]])
     assert pool(hidden, mask, "max").tolist() == [[3, -1], [3, -1]]  # not the 0 of a zeroed padding
     assert pool(hidden, mask, "mean").tolist() == [[2, -3], [2, -3]]
+    assert pool(hidden, mask, "last").tolist() == [[3, -1], [3, -1]]
+    assert pool(hidden, mask, "before_eos").tolist() == [[1, -5], [1, -5]]
+    single = torch.tensor([[1, 0, 0], [0, 0, 1]])
+    assert pool(hidden, single, "before_eos").tolist() == [[1, -5], [3, -1]]  # texts of one token
 
 
 @pytest.mark.parametrize("architecture", ALL_FAMILIES)

@@ -50,11 +50,10 @@ def test_low_rank_by_hand_and_a_million_users_in_64_mb():
     assert many(torch.tensor([1_000_000])).shape == (1, 10, 64)
 
 
-def test_the_user_model_of_contributing(make_tiny):
-    text = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text().split("## Add a user model")[1]
-    assert len(text.split("\n## ")[0].splitlines()) <= 25
+def test_the_user_model_of_the_tutorial(make_tiny):
+    text = (Path(__file__).parents[2] / "docs" / "tutorials" / "5_new_user_model.md").read_text()
     names = dict(vars(user_models))
-    exec(re.search("```python\n(.*?)```", text, re.DOTALL)[1], names)
+    exec(re.search("```python\n(# one_direction.py.*?)```", text, re.DOTALL)[1], names)
     model = make_tiny()
     table = names["OneDirectionUserModel"](4, model.get_input_embeddings(), 3)
     with torch.no_grad():

@@ -105,6 +105,8 @@ def test_a_persrm_without_its_head_is_an_error(recipe, tmp_path):
 def test_bad_recipes_and_pairs(base, wishes, tmp_path):
     with pytest.raises(ValueError, match=r"expected a text with one \{\}"):
         PersRMRecipe(base, str(tmp_path / "x"), wording="Be good.")
+    with pytest.raises(ValueError, match="may stand at its end"):
+        PersRMRecipe(base, str(tmp_path / "x"), wording="{prompt} {}")
     silent = wishes.map(lambda row, i: {"user_text": row["user_text"] if i else None}, with_indices=True)
     typo = {"head": {"learning_rat": 1.0}}
     for pairs, settings, error, message in (

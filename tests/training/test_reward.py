@@ -1,15 +1,11 @@
-"""Training of reward models: against TRL's, its parts, sets, stages and users."""
+"""Training of reward models: against TRL's, its parts, lists and users."""
 
-import json
-import subprocess
-import sys
-from dataclasses import replace
-from pathlib import Path
+import itertools
 
 import pandas as pd
 import pytest
 import torch
-from datasets import Dataset, DatasetDict
+from datasets import Dataset
 from peft import LoraConfig
 from transformers import BertConfig, BertForMaskedLM
 from trl import RewardConfig, RewardTrainer
@@ -18,11 +14,9 @@ import prlhf_kit as kit
 from prlhf_kit.data.schema import SchemaError, message, record
 from prlhf_kit.models.reward_model import load_reward_model, new_reward_model
 from prlhf_kit.models.rewards import SequenceReward, load_reward
-from prlhf_kit.training import reward_stages
 from prlhf_kit.training.config import PersonalizedRewardConfig
 from prlhf_kit.training.resume import HISTORY, fit
 from prlhf_kit.training.reward import EVALUATIONS, PersonalizedRewardTrainer
-from prlhf_kit.training.reward_stages import RewardRecipe, build_reward_trainer, train_reward
 
 LORA = {"r": 4, "target_modules": ["q_proj", "v_proj"]}
 SETTINGS = {
@@ -45,10 +39,6 @@ def trainer(base, pairs, folder, model=None, eval_dataset=None, peft=True, **mor
         kit.load_tokenizer(base),
         peft_config=LoraConfig(task_type="SEQ_CLS", **LORA) if peft else None,
     )
-
-
-def recipe(settings=None, **more):
-    return RewardRecipe(**{"adapter": LORA, "settings": SETTINGS | (settings or {}), **more})
 
 
 def losses(trained):
@@ -129,11 +119,22 @@ def lists(n=4):
     )
 
 
-def test_several_training_sets_are_mixed(base, pairs, tmp_path):
-    trained = trainer(base, {"pairs": pairs, "lists": lists()}, tmp_path / "a")
+def test_several_training_sets_are_mixed_and_lists_have_both_accuracies(base, pairs, tmp_path):
+    held_out = lists(8)
+    trained = trainer(base, {"pairs": pairs, "lists": lists()}, tmp_path / "a", eval_dataset={"own": held_out})
+    found = trained.evaluate()
+    reward = SequenceReward(trained.model.eval(), kit.load_tokenizer(base))
+    every, first = [], []
+    for row in held_out:
+        values = reward.score([row["prompt"]] * len(row["scores"]), row["responses"]).tolist()
+        best_first = [value for _, value in sorted(zip(row["scores"], values, strict=True), reverse=True)]
+        ranked = [a > b for a, b in itertools.combinations(best_first, 2)]
+        every, first = every + ranked, first + ranked[:1]
+    assert found["eval_own_accuracy"] == pytest.approx(sum(every) / len(every))
+    assert found["eval_own_first_two"] == pytest.approx(sum(first) / len(first))
     trained.train()
     assert len(trained.train_dataset) == len(pairs) + 4
-    assert set(trained.dropped) == {"pairs", "lists"}
+    assert set(trained.dropped) == {"pairs", "lists", "own"}
 
 
 def test_bad_lists_are_refused_or_dropped_by_name_and_count(base, tokenizer, tmp_path):
@@ -156,60 +157,6 @@ def test_bad_lists_are_refused_or_dropped_by_name_and_count(base, tokenizer, tmp
         trainer(base, good.remove_columns("scores"), tmp_path / "a")
     with pytest.raises(SchemaError, match="margin"):
         trainer(base, good.add_column("margin", [1.0, 2.0]), tmp_path / "a")
-
-
-def test_stages_go_on_from_each_other(base, pairs, tmp_path):
-    """CRFT starts from exactly GRFT's model, and a training from another start is not taken for it."""
-    one, held_out, grft = recipe({"lm_loss_coeff": 0.1, "eval_strategy": "epoch"}), {"own": pairs}, tmp_path / "grft"
-    train_reward(one, base, pairs, grft, held_out)
-    general, _ = load_reward_model(str(grft))
-    start = build_reward_trainer(one, str(grft), pairs, tmp_path / "crft", held_out).model.eval()
-    ids = torch.randint(5, 100, (2, 9))
-    assert torch.equal(start(input_ids=ids).logits, general(input_ids=ids).logits)
-    found = train_reward(one, str(grft), pairs, tmp_path / "crft", held_out)
-    assert found.step.unique().tolist() == [0, 3]
-    trained, _ = load_reward_model(str(tmp_path / "crft"))
-    assert not torch.equal(trained(input_ids=ids).logits, general(input_ids=ids).logits)
-    frozen = dict(general.get_base_model().model.named_parameters())
-    for name, p in trained.get_base_model().model.named_parameters():
-        if "lora" not in name:
-            assert torch.equal(p, frozen[name]), name
-    for change in ({"pooling": "mean"}, {"adapter": None}, {"user_model": "individual"}):
-        with pytest.raises(ValueError, match="an earlier stage is trained further as it is"):
-            build_reward_trainer(replace(one, **change), str(grft), pairs, tmp_path / "x", held_out)
-    with pytest.raises(ValueError, match="pooling"):  # the same folder, another pooling
-        train_reward(replace(one, pooling="mean"), base, pairs, grft, held_out)
-    train_reward(recipe(), base, pairs, tmp_path / "other")
-    with pytest.raises(ValueError, match="starts_from"):
-        train_reward(one, str(tmp_path / "other"), pairs, tmp_path / "crft", held_out)
-
-
-def test_two_processes_equal_one(base, pairs, tmp_path, monkeypatch):
-    """By a recipe in a file."""
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    pairs.save_to_disk(tmp_path / "pairs")
-    evaluated = {"lm_loss_coeff": 0.1, "eval_strategy": "epoch", "per_device_eval_batch_size": 5}
-    half = recipe(
-        evaluated | {"per_device_train_batch_size": 2}, user_model="individual", user_model_options={"num_tokens": 2}
-    )
-    one = train_reward(
-        replace(half, settings=SETTINGS | evaluated), base, pairs, tmp_path / "one", evaluation={"own": pairs}
-    )
-    folders = {"pairs": str(tmp_path / "pairs"), "evaluation": {"own": str(tmp_path / "pairs")}}
-    file = tmp_path / "recipe.json"
-    file.write_text(json.dumps({**vars(half), **folders, "model": base, "out": str(tmp_path / "two")}))
-    config = str(Path(__file__).parents[2] / "configs" / "ddp.yaml")
-    line = ["accelerate.commands.launch", "--config_file", config, "--num_processes", "2", "-m", reward_stages.__name__]
-    subprocess.run([sys.executable, "-m", *line, str(file)], check=True)
-    two = pd.read_parquet(tmp_path / "two" / EVALUATIONS)
-    order = ["step", "row"]
-    assert one.sort_values(order).right.tolist() == two.sort_values(order).right.tolist()
-    assert len(two) == 2 * len(pairs)  # no pair twice, though 5 does not divide 12
-    reward = [
-        SequenceReward(load_reward_model(str(tmp_path / out))[0], kit.load_tokenizer(base)) for out in ("one", "two")
-    ]
-    found = [r.score(pairs["prompt"], pairs["chosen"]).tolist() for r in reward]
-    assert found[0] == pytest.approx(found[1], abs=1e-5)
 
 
 @pytest.mark.parametrize("peft", [True, False])
@@ -279,26 +226,3 @@ def test_users_in_front_of_the_backbone_are_learned(base, tmp_path, peft):
         pairs["prompt"], pairs["rejected"], pairs["user_id"]
     )
     assert (gap > 0).float().mean() > 0.9
-
-
-def test_sets_of_the_notebook(pairs, tokenizer, capsys):
-    data = DatasetDict(train=pairs, test_seen=pairs)
-
-    def sets(names=("a", "b"), general=("x", "y"), max_length=200):
-        sizes = {"n_custom": 3, "n_general": 6, "n_test": 20}
-        sources = dict.fromkeys(general, data)
-        return reward_stages.stage_sets(data, "user_id", names, sources, ["y"], tokenizer, max_length, **sizes, seed=0)
-
-    found = sets()
-    numbers = {"a": 3, "b": 3, "a/test": 4, "b/test": 4, "x/test": 12, "y/test": 20, reward_stages.GENERAL: 6}
-    assert {name: len(part) for name, part in found.items()} == numbers
-    assert set(found["a/test"]["user_id"]) == {"a"}
-    for wrong, message_ in (
-        ({"names": ["law"]}, r"no training pair has user_id='law'\. Known: a, b, c"),
-        ({"max_length": 5}, "Raise max_length"),
-        ({"general": ["y"]}, "none is left to train on"),
-    ):
-        with pytest.raises(ValueError, match=message_):
-            sets(**wrong)
-    assert "12 of 12 rows are longer than max_length=5: left out" in capsys.readouterr().out
-    assert [plan.grft for plan in reward_stages.STRATEGIES.values()][2:5] == ["grft", "grft", "grft-lm0.1"]
