@@ -11,6 +11,7 @@ import nbformat
 import numpy as np
 import pandas as pd
 from jinja2 import Environment
+from latex2mathml.converter import convert
 from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from pyarrow import ArrowInvalid
@@ -18,11 +19,6 @@ from pyarrow import ArrowInvalid
 from prlhf_kit.files import write_text
 from prlhf_kit.runs.records import records_of
 from prlhf_kit.runs.stage import inputs
-
-try:
-    from latex2mathml import converter  # of the extra [notebooks]
-except ModuleNotFoundError:
-    converter = None  # type: ignore[assignment]
 
 STYLE = """:root { color-scheme: light dark; --page: #fff; --text: #1a1a1a; --faint: #555; --line: #ddd;
   --code: #f5f5f5; --link: #0b57a4; --bad: #b00020; }
@@ -111,14 +107,13 @@ PROGRESS = "application/vnd.jupyter.widget-view+json"
 
 
 class _Renderer(IPythonRenderer):
-    """nbconvert's Markdown with formulas as MathML, which browsers show without a script; TeX, where latex2mathml is
-    not installed."""
+    """nbconvert's Markdown with equations as MathML, which browsers show without a script."""
 
     def inline_math(self, body: str) -> str:
-        return converter.convert(body) if converter else super().inline_math(body)
+        return convert(body)
 
     def block_math(self, body: str) -> str:
-        return converter.convert(body, display="block") if converter else super().block_math(body)
+        return convert(body, display="block")
 
 
 def _markdown(source: str) -> str:
