@@ -63,10 +63,10 @@ def test_the_index_says_in_four_lines_what_was_run_on_what_with_which_result(tmp
         soup = BeautifulSoup(report.write_index(tmp_path).read_text(), "html.parser")
         return soup, [" ".join(each.text.split()) for each in soup.find_all("dd")]
 
-    soup, (what, data, result, warnings) = lines()
+    soup, (what, data, result, notes) = lines()
     assert (what, data, result) == ("01, 03; model tiny", "mine: 32 train pairs", "03: accuracy 0.750")
-    assert "03 failed" in warnings
-    assert warnings.endswith("Made with uncommitted changes: 01. 01: 4 of 36 pairs left out.")
+    assert "03 failed" in notes
+    assert notes.endswith("Made with uncommitted changes: 01. 01: 4 of 36 pairs left out.")
     assert [section.has_attr("open") for section in soup.find_all("details")] == [False, True]
     headline = pd.DataFrame({"method": ["P-DPO"], "n": [3], "value": [0.7], "low": [0.6], "high": [0.8]})
     headline.to_parquet(tmp_path / "03" / "headline.parquet")
