@@ -20,6 +20,7 @@ from prlhf_kit.files import require_whole_characters
 
 KINDS = (".json", ".jsonl", ".json.gz", ".jsonl.gz", ".csv", ".parquet", ".arrow")
 IGNORED = ("dataset_info.json", "state.json", "dataset_dict.json")  # what `save_to_disk` writes beside the rows
+LONGEST_LINE, LONGEST_LIST = 10**8, 2 * 10**9  # characters: a small .gz may hold a line that fills the memory
 last_read: dict[str, Any] = {}  # source, number and content of the row that was read last, for error messages
 
 
@@ -34,6 +35,12 @@ class Rows:
             for number, row in enumerate(read()):
                 last_read.update(source=source, number=number, row=row)
                 yield row
+
+
+def _limited(read: Callable[[int], str], limit: int) -> str:
+    if len(text := read(limit + 1)) > limit:
+        raise ValueError(f"a line or list of more than {limit:,} characters. Write one JSON object a line")
+    return text
 
 
 def _read(path: Path) -> Iterator[dict[str, Any]]:
@@ -51,9 +58,9 @@ def _read(path: Path) -> Iterator[dict[str, Any]]:
         elif name.endswith(".arrow"):
             yield from Dataset.from_file(str(path))
         elif name.endswith(".csv"):
-            csv.field_size_limit(10**8)  # characters; Python's own limit is 131,072
+            csv.field_size_limit(LONGEST_LINE)  # Python's own limit is 131,072
             with path.open(encoding="utf-8-sig", newline="") as file:
-                header = file.readline()
+                header = file.readline(LONGEST_LINE)
                 file.seek(0)
                 for row in csv.DictReader(file, delimiter=max(",;\t", key=header.count), strict=True):
                     if None in row or None in row.values():
@@ -62,9 +69,12 @@ def _read(path: Path) -> Iterator[dict[str, Any]]:
         elif name.endswith((".json", ".jsonl")):
             # utf-8-sig: a byte order mark is no text
             with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig") as file:
-                first = next((line.lstrip() for line in file if line.strip()), "")
+                lines = iter(lambda: _limited(file.readline, LONGEST_LINE), "")
+                rows: Iterable[Any] = (json.loads(line) for line in lines if line.strip())
+                first = next((part.lstrip() for part in iter(lambda: file.read(1000), "") if part.strip()), "")
                 file.seek(0)
-                rows = json.load(file) if first.startswith("[") else (json.loads(line) for line in file if line.strip())
+                if first.startswith("["):
+                    rows = json.loads(_limited(file.read, LONGEST_LIST))
                 for number, row in enumerate(rows):
                     if not isinstance(row, dict):
                         raise ValueError(f"row {number} is a {type(row).__name__}, expected an object")

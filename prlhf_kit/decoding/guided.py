@@ -112,8 +112,10 @@ class GuidedDecoder:
         if other is None and base is not guided and (len(names) == 2 or "" in names):
             raise DecodingError("base and guide are different models: pass the guide's own tokenizer=... to it.")
         if other is not None and tokenizer_hash(own) != tokenizer_hash(other):
+            different = set(own.get_vocab().items()) ^ set(other.get_vocab().items())
+            where = f"in {min(different)[0]!r}, say" if different else "in how they cut texts"
             raise DecodingError(
-                f"the tokenizers of base and guide ({len(own)} and {len(other)} tokens) are not the same. Guided "
+                f"the tokenizers of base and guide ({len(own)} and {len(other)} tokens) differ, {where}. Guided "
                 "decoding compares token by token: use models of one family, or choose among finished answers with "
                 "best_of_n, for which tokenizers don't matter."
             )

@@ -62,6 +62,11 @@ def load_tokenizer(
     allow_system(tokenizer)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.bos_token
+    if tokenizer.pad_token is None:
+        raise ModelError(
+            f"the tokenizer of {name!r} has none of these tokens, so nothing can be padded. Name one of its tokens, "
+            "tokenizer.pad_token = '<|endoftext|>' for instance, and save it (save_pretrained)."
+        )
     return tokenizer
 
 

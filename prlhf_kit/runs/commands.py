@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 import csv
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -170,13 +170,21 @@ def sweep(args: argparse.Namespace) -> int:
                 record = read_record(node.stage_dir) if node.status in plans.DONE else None
                 line |= {f"{node.stage}.{key}": value for key, value in (record or {"metrics": {}})["metrics"].items()}
             lines.append(line)
-        with (folder / "summary.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(dict.fromkeys(key for line in lines for key in line)))
-            writer.writeheader()
-            writer.writerows(lines)
+        write_csv(folder / "summary.csv", lines)
         done = sum(line["status"] == "completed" for line in lines)
         runs_done = f"{done} of {len(runs)} run{'s' * (len(runs) != 1)} completed"
         print(f"{runs_done}; metrics: {folder}/summary.csv; a page: prlhf report {folder}")
+
+
+def write_csv(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
+    """Lines as CSV; a text that a spreadsheet would take for a formula gets an apostrophe in front."""
+    names = list(dict.fromkeys(name for line in lines for name in line))
+    rows: list[list[Any]] = [names, *([line.get(name) for name in names] for line in lines)]
+    signs = ("=", "+", "-", "@", "\t", "\r")
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows(
+            [f"'{cell}" if isinstance(cell, str) and cell.startswith(signs) else cell for cell in row] for row in rows
+        )
 
 
 def pipeline(args: argparse.Namespace) -> int:

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase, Trainer
 from prlhf_kit.models.conditioning import ATTRIBUTE, causal_lm, user_model_of, user_models
 from prlhf_kit.models.tokenize import TOKENIZER, tokenizer_hash
 from prlhf_kit.models.user_index import UserIndex
-from prlhf_kit.training.resume import Checkpoints, last_checkpoint
+from prlhf_kit.training.resume import Checkpoints, is_whole, last_checkpoint
 
 USER_METRICS = "user_metrics.parquet"
 
@@ -73,6 +73,8 @@ class PersonalizedTraining(Trainer):
         """TRL's, with the rows of the checkpoint; what a killed training has evaluated is not evaluated again."""
         folder = last_checkpoint(self.args.output_dir) if resume_from_checkpoint is True else resume_from_checkpoint
         if folder:
+            if not is_whole(folder):  # without its optimizer, say, another model would come out
+                raise ValueError(f"{folder} is no whole checkpoint. Resume from another one, or train anew.")
             self.rows = list(pd.read_parquet(Path(folder, self.table)).itertuples(index=False, name=None))
             self.args.eval_on_start = False
         return super().train(resume_from_checkpoint=folder, **kwargs)

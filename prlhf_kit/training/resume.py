@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,10 @@ class Checkpoints(TrainerCallback):
         args.distributed_state.wait_for_everyone()  # each process writes files of its own
         if state.is_world_process_zero:
             folder = Path(args.output_dir, f"checkpoint-{state.global_step}")
+            for path in [*folder.rglob("*"), folder]:  # on the disk before the marker is
+                descriptor = os.open(path, os.O_RDONLY)
+                os.fsync(descriptor)
+                os.close(descriptor)
             write_json(folder / COMPLETE, sizes(folder))
 
 
@@ -45,11 +50,19 @@ def sizes(folder: Path) -> dict[str, int]:
     return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
 
 
+def is_whole(checkpoint: str | Path) -> bool:
+    """Whether a checkpoint was written to its end, and each of its files has the size that it had then."""
+    try:
+        return json.loads(Path(checkpoint, COMPLETE).read_text()) == sizes(Path(checkpoint))
+    except (OSError, ValueError):
+        return False
+
+
 def last_checkpoint(output_dir: str | Path) -> str | None:
     """Newest whole checkpoint in `output_dir`, for `trainer.train(resume_from_checkpoint=...)`."""
     markers = Path(output_dir).glob(f"checkpoint-*/{COMPLETE}")
     for marker in sorted(markers, key=lambda path: -int(path.parent.name.split("-")[1])):
-        if json.loads(marker.read_text()) == sizes(marker.parent):
+        if is_whole(marker.parent):
             return str(marker.parent)
         print(f"{marker.parent} is damaged: left out, training goes on from an earlier point")
     return None

@@ -9,6 +9,7 @@ from datasets import Dataset, DatasetDict
 from raw import pairs_of, write_json, write_lines, write_parquet
 
 import prlhf_kit as kit
+from prlhf_kit.data import sources
 
 ROW = {"user_id": "ann", "prompt": "Q?", "chosen": "a", "rejected": "b"}
 ASKED, YES, NO = ({"role": r, "content": c} for r, c in (("user", "Q?"), ("assistant", "yes"), ("assistant", "no")))
@@ -125,6 +126,16 @@ def test_a_test_split_is_test_seen_and_that_is_said(tmp_path, caplog):
         assert {split: len(part) for split, part in data.items()} == {"train": 3, "test_seen": 1}
     assert caplog.text.count("'test' (1 pairs) is taken as test_seen") == 4
     assert len(kit.data.load(mine["train"], test_share=0)["train"]) == 3
+
+
+@pytest.mark.parametrize("beginning", ["", "\n[\n"])
+def test_a_line_without_an_end_does_not_fill_the_memory(beginning, tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "LONGEST_LINE", 1000)
+    monkeypatch.setattr(sources, "LONGEST_LIST", 1000)
+    path = tmp_path / "bomb.jsonl.gz"
+    path.write_bytes(gzip.compress(beginning.encode() + b'{"user_id": "' + b"a" * 2000))
+    with pytest.raises(kit.data.SchemaError, match=r"bomb.jsonl.gz: a line or list of more than 1,000 characters"):
+        kit.data.load("files", path)
 
 
 def test_unseen_users_must_exist_and_may_be_one_name(tmp_path):

@@ -222,6 +222,9 @@ def test_tokenizers_that_differ(personal, tokenizer):
 
     with pytest.raises(kit.DecodingError, match="pass the guide's own tokenizer"):
         kit.GuidedDecoder(larger, tokenizer, kit.PAD(personal, USERS))
-    for change in (lambda m: m["vocab"].update(a=m["vocab"]["b"], b=m["vocab"]["a"]), lambda m: m["merges"].reverse()):
-        with pytest.raises(kit.DecodingError, match=r"tokenizers of base and guide .* are not the same"):
+    for change, where in (
+        (lambda m: m["vocab"].update(a=m["vocab"]["b"], b=m["vocab"]["a"]), "in 'a', say"),
+        (lambda m: m["merges"].reverse(), "in how they cut texts"),
+    ):
+        with pytest.raises(kit.DecodingError, match=rf"tokenizers of base and guide .* differ, {where}"):
             kit.GuidedDecoder(larger, tokenizer, kit.PAD(personal, USERS, tokenizer=changed(change)))

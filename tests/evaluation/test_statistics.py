@@ -1,6 +1,8 @@
 """Do intervals cover at the stated rate, do tests have their size? With REPETITIONS = 2_000, and printed by pytest -s,
 these are the numbers of docs/evaluation.md."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -106,6 +108,14 @@ def test_of_few_users_nothing_is_said_that_leaves_the_scale():
     assert np.isnan(bootstrap(np.sum, range(7))[1:]).all()
     assert str(Interval(0.5, np.nan, np.nan, 3, 3)) == "0.500 (too few users for intervals)"
     assert str(Interval(*[np.nan] * 3, 3, 3)).startswith("- (too few users")
+
+
+def test_one_long_text_does_not_take_its_room_for_all():
+    texts = ["x" * 1_000_000, *map(str, range(999))]  # 4 GB in an array of text
+    tracemalloc.start()
+    crossed_interval(range(1000), [i % 5 for i in range(1000)], texts)
+    assert tracemalloc.get_traced_memory()[1] < 50e6
+    tracemalloc.stop()
 
 
 def test_prompts_are_drawn_where_they_are_shared():

@@ -1,6 +1,7 @@
 """Measures of text against values computed by hand, and texts that are too short, empty or not English."""
 
 import math
+import time
 
 import numpy as np
 import pandas as pd
@@ -64,6 +65,13 @@ Here it is. I can't help with more."""
 def test_refusals():
     assert [t for t in REFUSALS.split("\n") if not text.is_refusal(t)] == []
     assert [t for t in NO_REFUSALS.split("\n") if text.is_refusal(t)] == []
+
+
+def test_repeated_apologies_are_read_quickly():
+    leads = ("I'm sorry, ", "I apologize for the confusion, ", "I am sorry. ", "Unfortunately I am sorry, but ")
+    began = time.monotonic()
+    assert not any(text.is_refusal(lead * 50 + "really") for lead in leads)
+    assert time.monotonic() - began < 5
 
 
 def test_scores_of_a_table():

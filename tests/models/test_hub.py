@@ -3,6 +3,7 @@
 import copy
 
 import pytest
+import torch
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoConfig, T5Config, T5ForConditionalGeneration
 
@@ -42,6 +43,18 @@ def test_a_tokenizer_without_end_and_padding(tokenizer, base, pairs):
     assert kit.load_tokenizer(base).pad_token == tokenizer.bos_token
     scores = score_pairs(kit.load_model(base), bare, pairs)  # padding is masked: any token serves
     assert scores.equals(score_pairs(kit.load_model(base), tokenizer, pairs))
+    bare.bos_token = None
+    bare.save_pretrained(base)
+    with pytest.raises(kit.ModelError, match=r"nothing can be padded\. Name one of its tokens"):
+        kit.load_tokenizer(base)
+
+
+def test_a_number_among_the_weights_has_a_hash():
+    module = torch.nn.Module()
+    module.strength = torch.nn.Parameter(torch.tensor(1.0))
+    before = hub.weights_hash(module)
+    module.strength.data += 1
+    assert hub.weights_hash(module) != before
 
 
 def test_model_that_is_no_causal_lm_is_refused(tmp_path):

@@ -73,3 +73,13 @@ def test_the_index_says_in_four_lines_what_was_run_on_what_with_which_result(tmp
     left = {"headline.parquet": {"kind": "headline", "caption": "Accuracy"}}
     write_json(tmp_path / "03" / "run.json", RECORD | {"artifacts": left})
     assert lines()[1][2] == "Accuracy: P-DPO: value 0.700 [0.600, 0.800]"
+
+
+def test_a_lost_or_cut_table_is_named_and_the_page_is_written(tmp_path):
+    left = {f"{name}.parquet": {"kind": "headline", "caption": name} for name in ("lost", "cut")}
+    write_json(tmp_path / "05" / "run.json", RECORD | {"artifacts": left})
+    (tmp_path / "05" / "cut.parquet").write_bytes(b"PAR1 half")
+    page = report.write_index(tmp_path).read_text()
+    assert all(
+        f"{name}: 05/{name}.parquet can&#39;t be read; run its notebook again" in page for name in ("lost", "cut")
+    )

@@ -1,11 +1,12 @@
 """Checkpoints: one that is not whole is left out, never trained on from."""
 
+import os
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from prlhf_kit.training.resume import HISTORY, fit
+from prlhf_kit.training.resume import COMPLETE, HISTORY, fit
 from training.conftest import make_trainer
 
 
@@ -18,7 +19,8 @@ def cut(path):
     [
         ("optimizer.pt", Path.unlink),  # it would silently train to another model
         ("adapter_model.safetensors", cut),
-        ("checkpoint_complete", Path.unlink),
+        (COMPLETE, cut),
+        (COMPLETE, Path.unlink),
     ],
 )
 def test_an_older_checkpoint_takes_the_place_of_one_that_is_not_whole(
@@ -31,12 +33,25 @@ def test_an_older_checkpoint_takes_the_place_of_one_that_is_not_whole(
         return trainer.model.state_dict()
 
     whole = trained("whole")
-    harm(tmp_path / "c" / "checkpoint-3" / name)
+    file = tmp_path / "c" / "checkpoint-3" / name
+    harm(file)
+    marked = file.with_name(COMPLETE).exists()
+    with pytest.raises(ValueError, match="checkpoint-3 is no whole checkpoint"):
+        make_trainer(make_tiny(users=3), tokenizer, pairs, tmp_path / "d").train(str(file.parent))
     again = trained("again")
     said = capsys.readouterr().out
     assert "resuming again from checkpoint-2" in said
-    assert ("checkpoint-3 is damaged" in said) == (name != "checkpoint_complete")  # else it was never complete
+    assert ("checkpoint-3 is damaged" in said) == marked  # else it was never complete
     assert all((again[key] == value).all() for key, value in whole.items())
+
+
+def test_a_checkpoint_is_on_the_disk_before_its_marker(make_tiny, tokenizer, pairs, tmp_path, monkeypatch):
+    synced, fsync = [], os.fsync
+    monkeypatch.setattr(os, "fsync", lambda file: (synced.append(os.readlink(f"/proc/self/fd/{file}")), fsync(file)))
+    make_trainer(make_tiny(users=3), tokenizer, pairs, tmp_path, save_strategy="steps", save_steps=2).train()
+    *files, marker = [Path(name).name for name in synced if "checkpoint-2" in name]
+    assert COMPLETE in marker
+    assert {path.name for path in tmp_path.rglob("checkpoint-2/**/*")} - {COMPLETE} < set(files)
 
 
 def test_a_training_of_few_steps_is_logged(make_tiny, tokenizer, pairs, tmp_path):
