@@ -53,8 +53,9 @@ PAGE = Environment(autoescape=True).from_string("""<!doctype html>
 {%- endfor %}{% if models %}; model {{ models | join(", ") }}{% endif %}</dd>
 <dt>On</dt><dd>{{ data | join(", ") or "no data recorded" }}</dd>
 <dt>Result</dt><dd>{{ result or "no stage with results has completed" }}</dd>
-<dt>Notes</dt><dd>{% if doubtful %}<span class="failed">Not of one piece: {{ doubtful | join(", ") }} failed, or is
-older than what it was made from. What stands below may come from an earlier attempt; run the notebooks again.</span>
+<dt>Notes</dt><dd>
+{% if doubtful %}<span class="failed">Not of one piece: {{ doubtful | join(", ") }} failed, or is older
+than what it was made from. What stands below may come from an earlier attempt; run the notebooks again.</span>
 {% endif %}{% if dirty %}Made with uncommitted changes: {{ dirty | join(", ") }}.
 {% endif %}{% for note in notes %}{{ note }}.
 {% endfor %}{% if not (doubtful or dirty or notes) %}none{% endif %}</dd></dl>
