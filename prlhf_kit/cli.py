@@ -172,6 +172,14 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--has", type=Path, metavar="FILE", help="the node's `pip list`: what it has is left out")
     p.add_argument("--data", type=Path, nargs="+", default=[], metavar="DIR", help="folders of `prlhf data prepare`")
     p.set_defaults(action=_later("runs.bundle", "command"))
+    p = commands.add_parser(
+        "presets",
+        help="the papers' settings",
+        description="List the presets of the papers' settings, or print one with the source of each value.",
+        epilog="examples:\n  prlhf presets\n  prlhf presets prlhf_tldr",
+    )
+    p.add_argument("name", nargs="?", metavar="NAME", help="the one to print")
+    p.set_defaults(action=_later("training.presets", "command"))
     _data_parser(commands)
     app.add_parser(commands)
     run_commands.add_parsers(commands)

@@ -21,7 +21,7 @@ from prlhf_kit.decoding.generate import generate
 from prlhf_kit.evaluation.intervals import intervals, long_table
 from prlhf_kit.evaluation.statistics import FEW, expanded
 from prlhf_kit.models.conditioning import takes_user_text
-from prlhf_kit.models.logprobs import score_pairs
+from prlhf_kit.models.logprobs import as_read, score_pairs
 from prlhf_kit.models.saving import reference_of
 from prlhf_kit.models.user_index import GENERIC, UserIndex
 from prlhf_kit.training.controls import LABELS, Control
@@ -59,15 +59,18 @@ def ranked_by_method(
     words, in the direction that the training pairs favour. Users without a row get the generic row and the pooled rule.
     """
 
-    def reward(scores: pd.DataFrame) -> np.ndarray:
+    def reward(scores: pd.DataFrame, other: pd.DataFrame | None = None) -> np.ndarray:
         # DPO's implicit reward up to beta: log pi(y|x) - log pi_ref(y|x) (arXiv 2305.18290, Eq. 5)
-        return ranked_right(scores.chosen_logp - reference.chosen_logp, scores.rejected_logp - reference.rejected_logp)
+        ref = reference if other is None else other
+        return ranked_right(scores.chosen_logp - ref.chosen_logp, scores.rejected_logp - ref.rejected_logp)
 
     rows = index.rows(pairs["user_id"], unknown="generic")
     # the generic row is not told who asks, nor what they say of themselves
     silent = changed(pairs, lambda _: {"user_text": None}) if takes_user_text(personal) else pairs
+    read = as_read(personal, pairs, reference=True)
     with reference_of(personal) as untrained:
         reference = score_pairs(untrained, tokenizer, pairs, batch_size=batch_size)
+        other = None if read is pairs else score_pairs(untrained, tokenizer, read, batch_size=batch_size)
         text = {}
         if all(pairs["user_text"]):
             text[TEXT] = reward(score_pairs(untrained, tokenizer, with_user_text(pairs), batch_size=batch_size))
@@ -75,7 +78,7 @@ def ranked_by_method(
     without = reward(score_pairs(personal, tokenizer, silent, generic, batch_size))
     same = rows == generic and not takes_user_text(personal)
     right = {
-        PERSONAL: without if same else reward(score_pairs(personal, tokenizer, pairs, rows, batch_size)),
+        PERSONAL: without if same else reward(score_pairs(personal, tokenizer, pairs, rows, batch_size), other),
         GENERIC_ROW: without,
         **{control.label: reward(control.score(tokenizer, pairs, batch_size)) for control in controls},
         **text,

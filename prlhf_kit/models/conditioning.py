@@ -52,8 +52,8 @@ def user_models(model) -> list[Any]:
     return [] if found is None else [found]
 
 
-def takes_user_text(model) -> bool:
-    """Whether the users' own words are in the prompts of `model`, beside its soft tokens."""
+def takes_user_text(model) -> bool | str:
+    """Whether the users' own words are in the prompts of `model`, beside its soft tokens (`UserModel.user_text`)."""
     return getattr(user_model_of(model), "user_text", False)
 
 
@@ -112,7 +112,7 @@ def embed_with_users(
 
 def _front(user_model: nn.Module, attention_mask: torch.Tensor) -> torch.Tensor:
     """Where each row's user tokens begin, `[B, 1]`: behind left padding, and BOS where the user model says so."""
-    return attention_mask.long().argmax(1, keepdim=True) + int(getattr(user_model, "after_bos", False))
+    return attention_mask.long().argmax(1, keepdim=True) + bool(getattr(user_model, "after_bos", False))
 
 
 def context_of(config: PretrainedConfig) -> int | None:

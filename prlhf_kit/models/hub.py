@@ -20,6 +20,7 @@ from prlhf_kit.data.chat import PLAIN_TEMPLATE, allow_system
 from prlhf_kit.files import sha256
 from prlhf_kit.models.conditioning import ATTRIBUTE, context_of
 from prlhf_kit.models.embedded import EMBEDDED, SENTENCES, ModelError, cache_dir, embedded_folder
+from prlhf_kit.models.tokenize import writes_bos
 
 SFT_FILE = "sft.json"  # says that a folder holds a model after supervised fine-tuning, and how it was made
 MADE_FROM = "made_from.json"  # all that decided a training's result (`training.resume`)
@@ -57,8 +58,7 @@ def load_tokenizer(
     """
     tokenizer = from_hub(AutoTokenizer, name, trust_remote_code=trust_remote_code)
     if tokenizer.chat_template is None:
-        bos = tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
-        tokenizer.chat_template = "{{ bos_token }}" * bos + chat_template
+        tokenizer.chat_template = "{{ bos_token }}" * writes_bos(tokenizer) + chat_template
     allow_system(tokenizer)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.bos_token

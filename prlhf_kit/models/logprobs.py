@@ -141,9 +141,11 @@ def require_lengths(tokenizer: PreTrainedTokenizerBase, pairs: Dataset, max_leng
     return max(lengths)
 
 
-def as_read(model, pairs: Dataset) -> Dataset:
-    """`pairs` with the users' words in the prompts, where `model`'s user model has them beside its soft tokens."""
-    return with_user_text(pairs) if takes_user_text(model) else pairs
+def as_read(model, pairs: Dataset, reference: bool = False) -> Dataset:
+    """`pairs` with the users' words in the prompts, where `model`'s user model has them beside its soft tokens;
+    `reference`: where its reference reads them too (`UserModel.user_text`)."""
+    told = takes_user_text(model)
+    return with_user_text(pairs) if told == "authors" or (told and not reference) else pairs
 
 
 def add_reference_logps(pairs: Dataset, model, tokenizer: PreTrainedTokenizerBase, batch_size: int = 16) -> Dataset:

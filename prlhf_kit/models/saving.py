@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -21,7 +22,9 @@ from prlhf_kit.models.embedded import ModelError
 from prlhf_kit.models.hub import load_model, name_of, require_start, without_load_report
 from prlhf_kit.models.tokenize import TOKENIZER
 from prlhf_kit.models.user_index import UserIndex
-from prlhf_kit.models.user_models import USER_MODELS, UserModel
+from prlhf_kit.models.user_models import USER_MODELS, ClusterUserModel, IndividualUserModel, UserModel
+
+WEIGHTS = "adapter_model.safetensors"
 
 
 @contextlib.contextmanager
@@ -106,6 +109,65 @@ def require_binding(model, index: UserIndex, saved: dict[str, Any], folder: str 
         )
 
 
+def import_prlhf(
+    folder: str | Path,
+    out: str | Path,
+    base: str = "",
+    user_ids: Sequence[str] | None = None,
+    num_tokens: int = 10,
+    add_generic_user: bool = True,
+    user_text: bool = False,
+) -> UserIndex:
+    """Write into `out` what `load_personalized` reads, from an adapter that P-RLHF's own trainer wrote (github.com/
+    HumainLab/Personalized_RLHF: LoRA, and its tables of users or clusters, whole); its user tokens stay after BOS.
+
+    Args:
+        folder: with `adapter_config.json` and `adapter_model.safetensors`.
+        base: the model it was trained on; "": as the adapter names it.
+        user_ids: of the rows from 1 on. None: their numbers, "1" to "n".
+        num_tokens, add_generic_user, user_text: `n_user_tokens`, `add_generic_user` and `add_textual_info` there.
+
+    Raises `ModelError` where the tables are missing or their sizes go with other arguments.
+    """
+    kept, found = load_file(Path(folder, WEIGHTS)), {}
+    for key in [key for key in kept if f".{ATTRIBUTE}." in key]:
+        found[key.split(".")[-2]] = kept.pop(key).float()
+    weights = found.get("user_weight")  # [n + 1, K]
+    table = found.get("user_embedding" if weights is None else "cluster_embedding", torch.zeros(0, 1))
+    rows = len(table) / num_tokens  # table: [rows * T_u, d], of users or clusters
+    users = rows if weights is None else len(weights)
+    index = UserIndex([str(row) for row in range(1, int(users))] if user_ids is None else user_ids)
+    if users != len(index) or rows != (users if weights is None else weights.shape[1]):
+        shapes = {name: list(one.shape) for name, one in found.items()}
+        raise ModelError(
+            f"{folder} has the tables {shapes}, expected user_embedding [{len(index)} * {num_tokens}, d], or "
+            f"user_weight [{len(index)}, K] and cluster_embedding [K * {num_tokens}, d]. Check user_ids and num_tokens."
+        )
+    told: Any = "authors" if user_text else False
+    options: dict[str, Any] = {"num_tokens": num_tokens, "after_bos": True, "user_text": told}
+    table = table.unflatten(0, (-1, num_tokens))
+    if weights is None:
+        kind: type[UserModel] = IndividualUserModel
+        state = {"own": table}
+        options["add_generic_user"] = add_generic_user
+        if add_generic_user:  # row 0 is a part of every user
+            state["generic"] = table[0].clone()
+            table[0] = 0
+    else:
+        kind = ClusterUserModel
+        state = {"own": weights / ClusterUserModel.SCALE, "centres": table}
+        options["clusters"] = len(table)
+    config = json.loads(Path(folder, "adapter_config.json").read_text())
+    config |= {"modules_to_save": [ATTRIBUTE], "base_model_name_or_path": base or config["base_model_name_or_path"]}
+    Path(out).mkdir(parents=True, exist_ok=True)
+    kept |= {f"base_model.model.{ATTRIBUTE}.{key}": value for key, value in state.items()}
+    save_file(kept, Path(out, WEIGHTS))
+    write_json(Path(out, "adapter_config.json"), config)
+    known = {"user_model": kind.__name__, "options": options, "tokenizer": None, "binding": binding(state, index)}
+    index.save(out, base_model=config["base_model_name_or_path"], **known)
+    return index
+
+
 def condition_as_saved(
     model: PreTrainedModel,
     folder: str | Path,
@@ -119,7 +181,7 @@ def condition_as_saved(
         kinds: dict[str, Any] = {kind.__name__: kind for kind in USER_MODELS.values()}
         kind = kinds.get(saved["user_model"])
         if kind is not None:
-            user_model = kind(len(index), model.get_input_embeddings(), **saved["options"])
+            user_model = kind(len(index), model.get_input_embeddings(), **{"after_bos": False, **saved["options"]})
     if user_model is None or type(user_model).__name__ != saved["user_model"]:
         raise ConditioningError(
             f"{folder} was trained with a {saved['user_model']}, got {type(user_model).__name__}. Pass "

@@ -93,6 +93,11 @@ def require_tokenizer(model, tokenizer: PreTrainedTokenizerBase) -> None:
         )
 
 
+def writes_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a tokenizer by itself puts its BOS token in front of a text, as Llama's does."""
+    return tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
+
+
 def padded(
     texts: Sequence[Sequence[int]], pad_token_id: int | None, padding_side: str = "right"
 ) -> tuple[torch.Tensor, torch.Tensor]:

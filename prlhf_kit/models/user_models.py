@@ -3,7 +3,8 @@ is the generic user: whoever is unknown, or whose preferences are not to be used
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -16,7 +17,8 @@ def word_vectors(
     rows: int,
     num_tokens: int,
     init: str = "words",
-    vocabulary: int | None = None,
+    vocabulary: int | Sequence[int] | None = None,
+    random_range: float | None = None,
     seed: int = 0,
 ) -> torch.Tensor:
     """Starting values of soft tokens: `[rows, num_tokens, d_model]`.
@@ -25,7 +27,9 @@ def word_vectors(
         word_embeddings: the language model's own embedding layer (`model.get_input_embeddings()`), whose *output* soft
             tokens start as: Gemma's layer scales its weights, others norm them.
         init: "words" (random ones), or "normal" or "uniform" with the mean and standard deviation of all words.
-        vocabulary: draw among the first so many token ids only, which are about the most common ones. None: all.
+        vocabulary: token ids among which words are drawn, or how many of the first ones, which are about the most
+            common ones. None: all.
+        random_range: "uniform" is from minus it to it (P-RLHF: 0.5). None: as wide as the words.
     """
     table: Any = word_embeddings.weight  # [V, d_model]
 
@@ -36,14 +40,20 @@ def word_vectors(
     size = (rows, num_tokens, table.shape[1])
     generator = torch.Generator().manual_seed(seed)
     if init == "words":
-        known = len(table) if vocabulary is None else vocabulary
-        if not 0 < known <= len(table):
-            raise ValueError(f"vocabulary={vocabulary}: expected a number from 1 to {len(table)}, or None for all.")
-        return words(torch.randint(known, size[:2], generator=generator))
+        known = range(len(table)) if vocabulary is None else vocabulary
+        drawn = torch.tensor(range(known) if isinstance(known, int) else known)
+        if not len(drawn) or not 0 <= int(drawn.min()) <= int(drawn.max()) < len(table):
+            raise ValueError(
+                f"vocabulary={vocabulary}: expected a number from 1 to {len(table)}, token ids below that, or None."
+            )
+        return words(drawn[torch.randint(len(drawn), size[:2], generator=generator)])
     if init == "normal":
         values = torch.randn(size, generator=generator)
     elif init == "uniform":
-        values = (torch.rand(size, generator=generator) * 2 - 1) * 3**0.5  # variance 1
+        values = torch.rand(size, generator=generator) * 2 - 1
+        if random_range is not None:
+            return (values * random_range).to(table)
+        values *= 3**0.5  # variance 1
     else:
         raise ValueError(f"init={init!r}: expected 'words', 'normal' or 'uniform'.")
     known_words = words(torch.arange(len(table)))
@@ -55,21 +65,35 @@ class UserModel(nn.Module):
 
     Subclasses set `own` `[num_rows, ...]`, define `tokens`, and add to `options`. Parameters named in `shared_slow` (as
     a rule `generic` `[T_u, d_model]`) learn at the adapter's rate, all others at `user_learning_rate`.
-    `row_0_is_zero`: nothing is added for the generic user (`e_i = e_0 + ...`).
+    `row_0_is_zero`: nothing is added for the generic user (`e_i = e_0 + ...`). Where row 0 has numbers of its own and
+    no term of the loss is the generic user's (alpha = 1, reward models), the trainer sets `generic_is_mean`: row 0 is
+    then the mean of all users' numbers.
 
     Args:
-        after_bos: user tokens go after each sequence's first token (a BOS token, as a rule), not in front of it.
+        after_bos: user tokens go after each sequence's first token (P-RLHF: BOS), not in front of it. None: the trainer
+            decides, True where the tokenizer puts a BOS in front of texts.
         user_text: the prompt's system message is what the user says of themselves (P-RLHF's textual information);
-            trainer and scoring put it there, prompts for generation have it already.
-        start: `init`, `vocabulary` and `seed` of `word_vectors`.
+            trainer and scoring put it there, prompts for generation have it already. True: for the policy, the generic
+            user's term included, and not for the reference. "authors", as in P-RLHF's code: for policy and reference
+            alike, and not in the generic user's term.
+        start: `init`, `vocabulary`, `random_range` and `seed` of `word_vectors`.
     """
 
     own: nn.Parameter
     shared_slow: tuple[str, ...] = ("generic",)
     row_0_is_zero = True
 
-    def __init__(self, after_bos: bool = False, user_text: bool = False, **start: Any):
+    def __init__(
+        self,
+        after_bos: bool | None = None,
+        user_text: bool | Literal["authors"] = False,
+        generic_is_mean: bool = False,
+        **start: Any,
+    ):
         super().__init__()
+        if user_text not in (False, True, "authors"):
+            raise ValueError(f"user_text={user_text!r}: expected False, True or 'authors'.")
+        self.generic_is_mean = generic_is_mean
         self.after_bos, self.user_text, self.start = after_bos, user_text, start
 
     def normal(self, *size: int) -> torch.Tensor:
@@ -88,7 +112,8 @@ class UserModel(nn.Module):
 
     def options(self) -> dict[str, Any]:
         """Arguments beside the number of rows and the embeddings, to build an untrained one of the same shape."""
-        return {"num_tokens": self.num_tokens, "after_bos": self.after_bos, "user_text": self.user_text}
+        known = {"num_tokens": self.num_tokens, "after_bos": bool(self.after_bos), "user_text": self.user_text}
+        return known | ({"generic_is_mean": True} if self.generic_is_mean else {})
 
     def tokens(self, own: torch.Tensor) -> torch.Tensor:
         """Users' own numbers `[B, ...]` -> user tokens `[B, T_u, d_model]`."""
@@ -97,9 +122,11 @@ class UserModel(nn.Module):
     def user_offsets(self, rows: torch.Tensor) -> torch.Tensor:
         """Rows `[B]` -> the users' own numbers `[B, ...]`; zeros for the generic user where that is their meaning."""
         rows = rows.to(self.own.device)
-        own = self.own[rows]
+        own, generic = self.own[rows], (rows == GENERIC).view(-1, *[1] * (self.own.dim() - 1))
         if self.row_0_is_zero:
-            own = own * (rows > GENERIC).to(own.dtype).view(-1, *[1] * (own.dim() - 1))
+            return own * ~generic
+        if self.generic_is_mean and generic.any():
+            return torch.where(generic, self.own[GENERIC + 1 :].mean(0), own)
         return own
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
@@ -116,7 +143,7 @@ class IndividualUserModel(UserModel):
         word_embeddings: see `word_vectors`.
         num_tokens: T_u.
         add_generic_user: False gives `e_i = o_i`; row 0 then has tokens of its own that no user shares.
-        more: `after_bos`, `user_text`, `init`, `vocabulary`, `seed`, see `UserModel`.
+        more: see `UserModel`.
     """
 
     def __init__(self, num_rows: int, word_embeddings: nn.Module, num_tokens=10, *, add_generic_user=True, **more):

@@ -19,15 +19,21 @@ from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from prlhf_kit.files import write_json
 from prlhf_kit.models.hub import SFT_FILE, load_model, weights_in
+from prlhf_kit.training.presets import made_for, preset
 
 DTYPES = ("auto", "float32", "bfloat16")
 
 
 def read_recipe(kind: type, path: str | Path) -> tuple[Any, str, Any, str, Any]:
     """Arguments of `train`, `train_sft` or `train_reward` from a JSON file: the recipe's fields, `model`, `out`, and
-    folders of `Dataset.save_to_disk`, `pairs` and (optional) `evaluation`; for reward models also several by name."""
+    folders of `Dataset.save_to_disk`, `pairs` and (optional) `evaluation`; for reward models also several by name.
+    `preset` (`training.presets`) stands for fields that are not there."""
     fields = json.loads(Path(path).read_text())
     model, pairs, out, evaluation = (fields.pop(name, "") for name in ("model", "pairs", "out", "evaluation"))
+    if name := fields.pop("preset", ""):
+        if made_for(name) != kind.__name__:
+            raise ValueError(f"the preset {name} is for a {made_for(name)}, but {path} is read as a {kind.__name__}.")
+        fields = preset(name, **fields)
 
     def loaded(folders):
         if isinstance(folders, dict):

@@ -114,16 +114,19 @@ def weigh(model, tokenizer: PreTrainedTokenizerBase, pairs: Dataset, batch_size:
     """Score `pairs` under the reference and the rows that a new user may start from: the generic one and those of up to
     64 known users; of more, the generic one alone."""
 
-    def ratios(scored, rows: list[int] | None = None) -> np.ndarray:
+    def ratios(scored, pairs: Dataset, rows: list[int] | None = None) -> np.ndarray:
         scores = score_pairs(scored, tokenizer, pairs, rows, batch_size)
         return (scores.chosen_logp - scores.rejected_logp).to_numpy()
 
     known = user_table(model).num_rows
     rows = list(range(known)) if known <= 65 else [GENERIC]
+    read = as_read(model, pairs, reference=True)
     with reference_of(model) as base:
-        reference = ratios(base)
+        reference = ratios(base, read)
     shown = tqdm(rows, desc="known users", disable=None, leave=False)
-    return Evidence(rows, np.stack([ratios(model, [row] * len(pairs)) - reference for row in shown], 1), reference)
+    return Evidence(
+        rows, np.stack([ratios(model, pairs, [row] * len(pairs)) - reference for row in shown], 1), reference
+    )
 
 
 def user_table(model) -> UserModel:

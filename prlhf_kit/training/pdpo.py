@@ -16,16 +16,16 @@ from peft import LoraConfig, PeftConfig, PeftModel
 from peft.utils.constants import DUMMY_TARGET_MODULES
 from trl import DPOTrainer
 
-from prlhf_kit.data.chat import require_prefix
+from prlhf_kit.data.chat import require_prefix, with_user_text
 from prlhf_kit.models.conditioning import ATTRIBUTE, causal_lm, check_length, takes_user_text, user_models
-from prlhf_kit.models.logprobs import REFERENCE, require_lengths
+from prlhf_kit.models.logprobs import REFERENCE, require_lengths, tokenize_pairs
 from prlhf_kit.models.saving import name_base, save_index
 from prlhf_kit.models.user_index import GENERIC, UserIndex
 from prlhf_kit.training.config import PersonalizedDPOConfig
-from prlhf_kit.training.controls import with_words
+from prlhf_kit.training.controls import require_user_text, with_words
 from prlhf_kit.training.launch import writable
 from prlhf_kit.training.personal import USER_METRICS, PersonalizedTraining, index_for
-from prlhf_kit.training.prompt_once import collator_for, compute_prompts_once
+from prlhf_kit.training.prompt_once import GENERIC_PROMPT, GENERIC_REFERENCE, collator_for, compute_prompts_once
 
 # no module gets an adapter: the user model alone is trained
 FROZEN_BASE = LoraConfig(target_modules=DUMMY_TARGET_MODULES)
@@ -98,7 +98,8 @@ class PersonalizedDPOTrainer(PersonalizedTraining, DPOTrainer):
                     f"the {name} dataset has no column 'user_id' (it has {pairs.column_names}). P-DPO must know who "
                     "stated each preference; see prlhf_kit.data.schema for the record."
                 )
-        self._unwrapped, self._user_tokens, self._user_text, self.user_index = model, 0, False, UserIndex([])
+        self._unwrapped, self._user_tokens, self.user_index = model, 0, UserIndex([])
+        self._user_text: bool | str = False
         if args.personalized:
             self.user_index = index_for(model, train_dataset["user_id"], user_index)
             self._user_tokens, self._user_text = user_models(model)[-1].num_tokens, takes_user_text(model)
@@ -113,6 +114,7 @@ class PersonalizedDPOTrainer(PersonalizedTraining, DPOTrainer):
             processing_class=processing_class,
             peft_config=peft_config,
             trained_whole=[ATTRIBUTE] if args.personalized else [],
+            generic_term=args.alpha < 1,
             **kwargs,
         )
         if self.aux_loss_enabled and (args.personalized or args.share_prompt):
@@ -124,7 +126,12 @@ class PersonalizedDPOTrainer(PersonalizedTraining, DPOTrainer):
     def _prepare_dataset(self, dataset, processing_class, args, dataset_name):
         # Private in TRL, which tokenises here and nowhere else: only here is known what max_length leaves of a pair.
         dataset = writable(dataset)
-        if self._user_text:
+        if self._user_text == "authors" and GENERIC_PROMPT not in dataset.column_names:
+            require_user_text(dataset)
+            generic = [prompt for prompt, _, _ in tokenize_pairs(processing_class, dataset)]
+            given = {name: of for name, of in GENERIC_REFERENCE.items() if name in dataset.column_names}
+            dataset = with_user_text(dataset.rename_columns(given)).add_column(GENERIC_PROMPT, generic)
+        elif self._user_text is True:
             dataset = with_words(dataset)
         if "user_row" not in dataset.column_names:
             dataset = dataset.add_column("user_row", self.user_index.rows(dataset["user_id"], unknown="generic"))
@@ -171,37 +178,41 @@ class PersonalizedDPOTrainer(PersonalizedTraining, DPOTrainer):
 
     def compute_ref_log_probs(self, model, inputs):
         """Reference log-probs of a batch, `[B]` and `[B]` (nats); the reference is not personalised."""
+        inputs = {k: v for k, v in inputs.items() if k not in ("user_rows", "generic")}
         if "prompt_ids" in inputs:  # a reference that TRL loaded by itself would swallow them silently
             compute_prompts_once(causal_lm(self.accelerator.unwrap_model(model)))
-        return super().compute_ref_log_probs(model, {k: v for k, v in inputs.items() if k != "user_rows"})
+        return super().compute_ref_log_probs(model, inputs)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """P-DPO's loss of a batch (`pdpo_loss`), by TRL's own loss of each term."""
         assert not return_outputs, "on its way out in TRL"
         inputs = dict(inputs)
         rows = inputs.pop("user_rows")  # [2B]: chosen, then rejected
-        if REFERENCE[0] not in inputs:  # once for both terms
-            inputs |= zip(REFERENCE, self.compute_ref_log_probs(self.ref_model or self.model, inputs), strict=True)
+        generic = inputs.pop("generic", inputs)  # as a rule the same batch
+        for part in (inputs, generic):
+            if REFERENCE[0] not in part:  # once for both terms
+                part |= zip(REFERENCE, self.compute_ref_log_probs(self.ref_model or self.model, part), strict=True)
         self.precompute_ref_logps = True  # so that TRL takes it from the batch
         loss_of, mode = super().compute_loss, "train" if self.model.training else "eval"
         if not self.args.personalized:
             return loss_of(model, inputs)
+        read = inputs if self.args.alpha else generic  # of the pass that TRL's metrics are of
 
         def counting(**kwargs):
             """`model`, counting on the way which pairs it ranks right."""
             outputs = model(**kwargs)
             if self.ld_alpha is None:
                 chosen, rejected = outputs.log_probs.detach().sum(1).chunk(2)
-                right = chosen - inputs["ref_chosen_logps"] > rejected - inputs["ref_rejected_logps"]
+                right = chosen - read["ref_chosen_logps"] > rejected - read["ref_rejected_logps"]
                 found = self.accelerator.gather_for_metrics((rows.chunk(2)[0], right.float()))
                 self._hits[mode] += zip(*(x.tolist() for x in found), strict=True)
             return outputs
 
         def dpo(who):
-            if who is rows or self.args.alpha == 0:  # the pass that TRL's metrics are of
-                return loss_of(counting, inputs | {"user_rows": who})
+            if who is rows or self.args.alpha == 0:
+                return loss_of(counting, read | {"user_rows": who})
             kept, self._metrics[mode] = self._metrics[mode], defaultdict(list)
-            loss = loss_of(model, inputs | {"user_rows": who})
+            loss = loss_of(model, generic | {"user_rows": who})
             for key, values in self._metrics[mode].items():
                 kept[f"generic/{key}"] += values
             self._metrics[mode] = kept

@@ -13,7 +13,7 @@ from peft import PeftConfig
 from transformers import PreTrainedTokenizerBase, Trainer
 
 from prlhf_kit.models.conditioning import ATTRIBUTE, causal_lm, user_model_of, user_models
-from prlhf_kit.models.tokenize import TOKENIZER, tokenizer_hash
+from prlhf_kit.models.tokenize import TOKENIZER, tokenizer_hash, writes_bos
 from prlhf_kit.models.user_index import UserIndex
 from prlhf_kit.training.resume import Checkpoints, is_whole, last_checkpoint
 
@@ -27,6 +27,7 @@ class PersonalizedTraining(Trainer):
     Args:
         peft_config: of the adapter; the caller's object is not changed.
         trained_whole: modules that are trained and saved whole with the adapter.
+        generic_term: whether the loss has a term of the generic user (else see `UserModel.generic_is_mean`).
         kwargs: of TRL's trainer.
     """
 
@@ -34,8 +35,20 @@ class PersonalizedTraining(Trainer):
     columns: tuple[str, ...]
     key: tuple[str, ...]
 
-    def __init__(self, model, peft_config: PeftConfig | None = None, trained_whole: Iterable[str] = (), **kwargs):
+    def __init__(
+        self,
+        model,
+        peft_config: PeftConfig | None = None,
+        trained_whole: Iterable[str] = (),
+        generic_term: bool = False,
+        **kwargs,
+    ):
         self.rows: list[tuple] = []
+        for table in user_models(model):
+            if getattr(table, "after_bos", False) is None:
+                table.after_bos = writes_bos(kwargs["processing_class"])
+            if not getattr(table, "row_0_is_zero", True):
+                table.generic_is_mean = not generic_term
         if peft_config is not None:
             peft_config = copy.deepcopy(peft_config)
             peft_config.modules_to_save = sorted({*(peft_config.modules_to_save or ()), *trained_whole}) or None

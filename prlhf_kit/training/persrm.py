@@ -29,6 +29,7 @@ from prlhf_kit.models.preference_head import HEAD, attach_head
 from prlhf_kit.training.config import PersonalizedDPOConfig
 from prlhf_kit.training.controls import require_user_text
 from prlhf_kit.training.pdpo import FROZEN_BASE, PersonalizedDPOTrainer
+from prlhf_kit.training.presets import preset
 from prlhf_kit.training.resume import fit
 from prlhf_kit.training.sft import without_reference
 
@@ -40,28 +41,20 @@ RELEASED = (
     "[Guidelines] Your task is to generate response by considering the following principle. "
     "[Principles] {} [Instruction] {prompt}"
 )
-# the paper's settings; its effective batch is 32 a GPU, its base Llama-3-8B
-PAPER = {
-    "learning_rate": 5e-6,
-    "lr_scheduler_type": "cosine",
-    "num_train_epochs": 3,
-    "per_device_train_batch_size": 4,
-    "gradient_accumulation_steps": 8,
-}
 
 
 @dataclass(frozen=True)
 class PersRMRecipe:
-    """What is trained, and where it goes. Defaults are the paper's."""
+    """What is trained, and where it goes. Defaults are the presets `pad_stage1` and `pad_stage2`."""
 
     model: str  # base model, as `load_model` takes it
     out: str  # folder of the trained PersRM; stages and checkpoints lie beside it, in `<out>-stages`
     # how preferences are put into the prompt: as its system message, or, ending with {prompt}, as `RELEASED`
     wording: str = WORDING
     # arguments of `PersonalizedDPOConfig` in the two stages, and of PEFT's `LoraConfig`
-    backbone: dict[str, Any] = field(default_factory=lambda: dict(PAPER))
-    head: dict[str, Any] = field(default_factory=lambda: dict(PAPER))
-    adapter: dict[str, Any] = field(default_factory=lambda: {"r": 8, "lora_alpha": 16, "target_modules": "all-linear"})
+    backbone: dict[str, Any] = field(default_factory=lambda: preset("pad_stage1")["settings"])
+    head: dict[str, Any] = field(default_factory=lambda: preset("pad_stage2")["settings"])
+    adapter: dict[str, Any] = field(default_factory=lambda: preset("pad_stage1")["adapter"])
 
     def __post_init__(self):
         if self.wording.count("{}") != 1 or "{prompt}" in self.wording.removesuffix("{prompt}"):

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 import difflib
+import re
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from prlhf_kit.data.schema import SchemaError
 
 FOLDER = Path(__file__).with_name("presets")
 PRESETS = tuple(sorted(path.stem for path in FOLDER.glob("*.yaml")))
@@ -22,7 +26,7 @@ def preset(name: str, **changes: Any) -> dict[str, Any]:
         changes: arguments in place of the preset's; dictionaries are merged with its own.
 
     Raises:
-        ValueError: there is no such preset.
+        SchemaError: there is no such preset.
     """
     found = yaml.safe_load(text_of(name))
     for key, value in changes.items():
@@ -31,10 +35,24 @@ def preset(name: str, **changes: Any) -> dict[str, Any]:
     return found
 
 
+def made_for(name: str) -> str:
+    """Name of the class whose arguments a preset has."""
+    return re.findall(r"\w+", text_of(name))[0]
+
+
 def text_of(name: str) -> str:
     """A preset as it is written, with the source of each value."""
     if name not in PRESETS:
         near = difflib.get_close_matches(name, PRESETS, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"no preset {name!r}.{hint} Known: {', '.join(PRESETS)}.")
+        raise SchemaError(f"no preset {name!r}.{hint} Known: {', '.join(PRESETS)}.")
     return (FOLDER / f"{name}.yaml").read_text(encoding="utf-8")
+
+
+def command(args: argparse.Namespace) -> int:
+    """`prlhf presets`: every preset with its first line, or one as it is written."""
+    if args.name:
+        print(text_of(args.name), end="")
+    else:
+        print("\n".join(f"{name}: {text_of(name).splitlines()[0].lstrip('# ')}" for name in PRESETS))
+    return 0

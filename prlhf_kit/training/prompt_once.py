@@ -15,6 +15,10 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.utils import pad
 
 from prlhf_kit.models.conditioning import embed_with_users, longest_shared, same_outputs
+from prlhf_kit.models.logprobs import REFERENCE
+
+GENERIC_PROMPT = "generic_prompt_ids"  # columns of pairs whose generic user reads another prompt (user_text="authors")
+GENERIC_REFERENCE = {name: name.replace("ref_", "ref_generic_") for name in REFERENCE}
 
 
 @dataclass
@@ -23,6 +27,8 @@ class DataCollatorForPersonalizedPreference(DataCollatorForPreference):
 
     Where prompts are shared, `prompt_ids` `[B, P]` are the prompts, padded on the left, `input_ids` `[2B, 1 + C]` the
     responses, each with its prompt's last token in front, and `attention_mask` `[2B, P + C]` is of both.
+    Where examples have other prompts for the generic user (`GENERIC_PROMPT`), perhaps with the reference's log-probs,
+    `generic` is the same batch with those.
 
     Args:
         longest: prompts are shared in batches of which no text has more tokens; 0: in none.
@@ -32,6 +38,12 @@ class DataCollatorForPersonalizedPreference(DataCollatorForPreference):
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         batch = super().torch_call(examples)
+        if GENERIC_PROMPT in examples[0]:
+            bare = [{k: v for k, v in e.items() if k not in (GENERIC_PROMPT, *REFERENCE)} for e in examples]
+            for own, example in zip(bare, examples, strict=True):
+                own["prompt_ids"] = example[GENERIC_PROMPT]
+                own |= {name: example[of] for name, of in GENERIC_REFERENCE.items() if of in example}
+            batch["generic"] = self.torch_call(bare)
         batch["user_rows"] = torch.tensor([example["user_row"] for example in examples] * 2)
         prompts = [example["prompt_ids"] for example in examples]
         texts = [e["prompt_ids"] + e[side] for side in ("chosen_ids", "rejected_ids") for e in examples]

@@ -28,7 +28,7 @@ from prlhf_kit.models.hub import from_hub, load_tokenizer, weights_in
 from prlhf_kit.models.logprobs import require_lengths, save_with_reference
 from prlhf_kit.models.user_index import UserIndex
 from prlhf_kit.models.user_models import USER_MODELS
-from prlhf_kit.training.config import PRESETS as PRESETS, PersonalizedDPOConfig
+from prlhf_kit.training.config import PersonalizedDPOConfig
 from prlhf_kit.training.controls import LABELS, WITHOUT_USERS, control_pairs
 from prlhf_kit.training.launch import (
     DTYPES,
@@ -39,6 +39,7 @@ from prlhf_kit.training.launch import (
     read_recipe,
 )
 from prlhf_kit.training.pdpo import FROZEN_BASE, PersonalizedDPOTrainer
+from prlhf_kit.training.presets import preset
 from prlhf_kit.training.resume import HISTORY, fit
 from prlhf_kit.training.sft import SFTRecipe, contexts_of, train_sft, with_reader, without_reference
 
@@ -52,20 +53,22 @@ class Recipe:
         train_base: "lora", "qlora" (4-bit base, needs a GPU and `bitsandbytes`), "full", or "frozen": users alone.
         dtype: of the base's weights: "auto", "float32" or "bfloat16" (`launch.load_base`). What is trained beside them
             is float32. On CPUs that compute in it (avx512_bf16), bfloat16 takes about 0.6 of the time.
+        tokenizer: name of a tokenizer that is not the base model's own.
         user_model, user_model_options: one of `USER_MODELS`, and its arguments.
         adapter: arguments of PEFT's `LoraConfig`.
         settings: arguments of `PersonalizedDPOConfig`.
         context, template, context_seed: the reader in the prompt (`data.context`), for both stages; policy and
             reference see the same prompts. Pairs that have a context already are taken as they are, with "none".
-        sft: a supervised stage before, on the same pairs: arguments of `SFTRecipe` (`{}`: all defaults), and `out`, its
-            folder (default `<out>-sft`), which recipes may share. The policy then starts from the SFT model, which is
-            the reference: it sees the same prompts, but no soft tokens. Its adapter stays a small file, merged when the
-            kit loads the model (PEFT by itself would leave it out). None: no such stage.
+        sft: a supervised stage before, on the same pairs: arguments of `SFTRecipe` (`{}`: all defaults), perhaps with
+            `preset`, and `out`, its folder (default `<out>-sft`), which recipes may share. The policy then starts from
+            the SFT model, which is the reference: it sees the same prompts, but no soft tokens. Its adapter stays a
+            small file, merged when the kit loads the model (PEFT by itself would leave it out). None: no such stage.
     """
 
     method: str = "pdpo"
     train_base: str = "lora"
     dtype: str = "auto"
+    tokenizer: str = ""
     user_model: str = "individual"
     user_model_options: dict[str, Any] = field(default_factory=dict)
     adapter: dict[str, Any] = field(default_factory=dict)
@@ -133,7 +136,9 @@ def build_trainer(
     adapter = {"full": None, "frozen": FROZEN_BASE}.get(recipe.train_base, LoraConfig(**recipe.adapter))
     if evaluation is not None and recipe.method != "random_users":  # held-out pairs stay those of who stated them
         evaluation = control_pairs(recipe.method, evaluation)[0]
-    return PersonalizedDPOTrainer(policy, args, pairs, evaluation, load_tokenizer(model), index, adapter)
+    return PersonalizedDPOTrainer(
+        policy, args, pairs, evaluation, load_tokenizer(recipe.tokenizer or model), index, adapter
+    )
 
 
 def train(
@@ -185,11 +190,13 @@ def train(
 def sft_of(recipe: Recipe) -> SFTRecipe:
     """The first stage of a recipe with `sft`."""
     own: dict[str, Any] = {key: value for key, value in (recipe.sft or {}).items() if key != "out"}
-    if shared := {"model", "pairs", "context", "template", "context_seed"} & set(own):
+    told = {name: getattr(recipe, name) for name in ("context", "template", "context_seed", "tokenizer")}
+    if shared := {"model", "pairs", *told} & set(own):
         raise ValueError(f"sft has {', '.join(sorted(shared))}, which both stages share: leave it out of sft.")
+    if "preset" in own:
+        own = preset(own.pop("preset"), **own, **told)
     base = "lora" if recipe.train_base == "frozen" else recipe.train_base
-    told = {name: getattr(recipe, name) for name in ("context", "template", "context_seed")}
-    return SFTRecipe(**{"train_base": base, "adapter": recipe.adapter, **told, **own})
+    return SFTRecipe(**{"train_base": base, "adapter": recipe.adapter, **own, **told})
 
 
 def after_sft(
@@ -218,7 +225,7 @@ def after_sft(
             kept = Path(f"{folder}-{name}-{short_hash(*made_from)[:12]}")
             if not kept.exists():
                 base = base or load_base(folder, recipe.train_base, dtype=recipe.dtype)
-                save_with_reference(pairs, base, load_tokenizer(folder), kept)
+                save_with_reference(pairs, base, load_tokenizer(recipe.tokenizer or folder), kept)
             told[name] = load_from_disk(str(kept))
     return folder, told, base
 
@@ -231,7 +238,7 @@ def require(recipe: Recipe, model: str, pairs: Dataset, name: str = "train") -> 
     """
     args = PersonalizedDPOConfig(**{"output_dir": "", "use_cpu": True, **recipe.settings})
     LoraConfig(**recipe.adapter)
-    tokenizer, config = load_tokenizer(model), from_hub(AutoConfig, model).get_text_config()
+    tokenizer, config = load_tokenizer(recipe.tokenizer or model), from_hub(AutoConfig, model).get_text_config()
     kind: Any = USER_MODELS[recipe.user_model]
     users = kind(1, torch.nn.Embedding(config.vocab_size, 1), **recipe.user_model_options)  # the smallest one
     if recipe.method == "dpo_text" or (recipe.method == "pdpo" and users.user_text):

@@ -69,6 +69,7 @@ class RewardRecipe:
         pooling: see `new_reward_model`.
         user_model, user_model_options: a user model in front of the backbone (`USER_MODELS`); "": none.
         settings: arguments of `PersonalizedRewardConfig`.
+        tokenizer: name of a tokenizer that is not the base model's own.
         context, template, context_seed: the reader in the prompt, as of `recipe.Recipe` (ComPO's contextual reward
             model). `data.context.context_of(out, people)` puts it into the prompts that are scored.
     """
@@ -78,6 +79,7 @@ class RewardRecipe:
     user_model: str = ""
     user_model_options: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
+    tokenizer: str = ""
     context: Context = "none"
     template: str = ""
     context_seed: int = 0
@@ -115,7 +117,8 @@ def build_reward_trainer(
         index = UserIndex(sorted({user for part in sets for user in part["user_id"]}))
         kind: Any = USER_MODELS[recipe.user_model]
         condition(start, kind(len(index), start.get_input_embeddings(), **recipe.user_model_options))
-    return PersonalizedRewardTrainer(start, args, pairs, evaluation, load_tokenizer(model), index, adapter)
+    tokenizer = load_tokenizer(recipe.tokenizer or model)
+    return PersonalizedRewardTrainer(start, args, pairs, evaluation, tokenizer, index, adapter)
 
 
 def _with_readers(sets: Any, contexts: Contexts) -> Any:

@@ -36,6 +36,7 @@ class SFTRecipe:
     template: str = ""
     context_seed: int = 0
     train_base: str = "lora"
+    tokenizer: str = ""
     adapter: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
 
@@ -60,7 +61,7 @@ def build_sft_trainer(
     quick = {"gradient_checkpointing": False, "bf16": torch.cuda.is_available(), "completion_only_loss": True}
     args = SFTConfig(**{**ours, **quick, **recipe.settings})
     for_this_machine(args)
-    tokenizer = load_tokenizer(model)
+    tokenizer = load_tokenizer(recipe.tokenizer or model)
     require_prefix(tokenizer)
     sets = {"train": writable(pairs)} | ({} if evaluation is None else {"eval": writable(evaluation)})
     contexts = contexts_of(recipe, *sets.values())

@@ -25,7 +25,7 @@ def setting(request, tmp_path_factory):
     tensors = load_file(HERE / case["tensors"])
     model, tokenizer = language_model(), load_tokenizer()
     words = model.get_input_embeddings()
-    where = {"num_tokens": hyper["num_tokens"], "after_bos": True}  # as the authors; the kit's default is in front
+    where = {"num_tokens": hyper["num_tokens"], "after_bos": True}  # this tokenizer writes no BOS by itself
     if case["kind"] == "cluster":
         users = kit.ClusterUserModel(4, words, clusters=hyper["clusters"], **where)
     else:

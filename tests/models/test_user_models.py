@@ -1,6 +1,7 @@
 """User models: what they compute, where their tokens go, what they cost."""
 
 import re
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,10 @@ def test_the_user_model_of_the_tutorial(make_tiny):
 def test_initial_tokens():
     common = word_vectors(WORDS, 30, 4, vocabulary=5)
     assert all(any(torch.equal(vector, word) for word in WORDS.weight[:5]) for vector in common.flatten(0, 1))
+    named = word_vectors(WORDS, 30, 4, vocabulary=[7, 9])
+    assert all((WORDS.weight[[7, 9]] == vector).all(-1).any() for vector in named.flatten(0, 1))
+    wide = word_vectors(WORDS, 200, 4, "uniform", random_range=0.5)
+    assert 0.49 < wide.abs().max() <= 0.5
     for init in ("normal", "uniform"):
         drawn = word_vectors(WORDS, 200, 4, init)
         assert drawn.std() == pytest.approx(WORDS.weight.std().item(), rel=0.05)
@@ -78,8 +83,27 @@ def test_initial_tokens():
         assert not torch.equal(drawn, word_vectors(WORDS, 200, 4, init, seed=1))
     with pytest.raises(ValueError, match="expected 'words', 'normal' or 'uniform'"):
         word_vectors(WORDS, 1, 1, "zeros")
-    with pytest.raises(ValueError, match="from 1 to 50"):
-        word_vectors(WORDS, 1, 1, vocabulary=51)
+    for known in (51, 0, [], [3, 50]):
+        with pytest.raises(ValueError, match="from 1 to 50, token ids below that"):
+            word_vectors(WORDS, 1, 1, vocabulary=known)
+
+
+@pytest.mark.parametrize("kind", [ClusterUserModel, partial(IndividualUserModel, add_generic_user=False)])
+def test_a_generic_user_whom_nothing_trains_is_the_mean_of_all_users(kind):
+    model = kind(4, WORDS, 2)
+    rows = torch.tensor([2, 0, 0])
+    alone = model(rows)
+    model.generic_is_mean = True
+    assert torch.equal(model(rows)[0], alone[0])
+    wanted = model.tokens(model.own[1:].mean(0, keepdim=True))
+    assert torch.allclose(model(rows)[1:], wanted.expand(2, -1, -1))
+    again = kind(4, WORDS, 2, **{k: v for k, v in model.options().items() if k in ("clusters", "generic_is_mean")})
+    assert torch.equal(again(rows), model(rows))
+
+
+def test_whose_words_are_read_is_one_of_three():
+    with pytest.raises(ValueError, match="user_text='mine': expected False, True or 'authors'"):
+        IndividualUserModel(3, WORDS, user_text="mine")
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma"])

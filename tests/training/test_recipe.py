@@ -1,5 +1,6 @@
 """Trainings as recipes: what each way of training moves, several processes, and what is refused."""
 
+import copy
 import os
 import subprocess
 import sys
@@ -12,14 +13,16 @@ from datasets import load_from_disk
 from safetensors.torch import load_file
 
 import prlhf_kit as kit
+from prlhf_kit.data.chat import PLAIN_TEMPLATE
 from prlhf_kit.evaluation import accuracy, user_models
 from prlhf_kit.models import conditioning
 from prlhf_kit.models.logprobs import add_reference_logps, require_lengths, score_pairs
 from prlhf_kit.models.saving import reference_of
 from prlhf_kit.training.controls import LABELS, load_controls
 from prlhf_kit.training.launch import read_recipe
-from prlhf_kit.training.recipe import Recipe, require, train
-from prlhf_kit.training.sft import SFTRecipe, train_sft
+from prlhf_kit.training.recipe import Recipe, build_trainer, require, train
+from prlhf_kit.training.reward_stages import RewardRecipe, build_reward_trainer
+from prlhf_kit.training.sft import SFTRecipe, build_sft_trainer, train_sft
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SETTINGS = {
@@ -272,3 +275,16 @@ def test_a_failed_launch_says_why(reference, tmp_path, monkeypatch):
         train(recipe(), "nowhere", reference, tmp_path / "out", launch=["--num_processes", "1"])
     _, model, pairs, _, _ = read_recipe(Recipe, tmp_path / "out-launched.json")
     assert (model, pairs[:]) == ("nowhere", reference[:])
+
+
+@pytest.mark.parametrize(
+    ("build", "kind"),
+    [(build_trainer, Recipe), (build_sft_trainer, SFTRecipe), (build_reward_trainer, RewardRecipe)],
+)
+def test_a_tokenizer_of_its_own(base, pairs, tokenizer, tmp_path, build, kind):
+    other = copy.deepcopy(tokenizer)
+    other.chat_template = PLAIN_TEMPLATE
+    other.save_pretrained(tmp_path / "other")
+    settings = {"use_cpu": True, "report_to": "none"}
+    one = kind(tokenizer=str(tmp_path / "other"), adapter={"target_modules": ["q_proj"]}, settings=settings)
+    assert build(one, base, pairs, tmp_path / "out").processing_class.chat_template == PLAIN_TEMPLATE

@@ -8,8 +8,7 @@ import pandas as pd
 import pytest
 import torch
 from datasets import Dataset, load_from_disk
-from peft import LoraConfig, PeftModel
-from trl import SFTConfig
+from peft import PeftModel
 
 import prlhf_kit as kit
 from prlhf_kit.data.context import Contexts, context_of, people_of, with_context
@@ -20,7 +19,7 @@ from prlhf_kit.models.hub import load_model
 from prlhf_kit.models.logprobs import REFERENCE, add_reference_logps, score_pairs
 from prlhf_kit.models.saving import reference_name, reference_of
 from prlhf_kit.training.launch import read_recipe
-from prlhf_kit.training.recipe import PRESETS, Recipe, after_sft, build_trainer, train
+from prlhf_kit.training.recipe import Recipe, after_sft, build_trainer, train
 from prlhf_kit.training.sft import SFTRecipe, build_sft_trainer, contexts_of, preferred
 
 ADAPTER = {"r": 4, "target_modules": ["q_proj", "v_proj"]}
@@ -206,12 +205,3 @@ def test_responses_that_dont_fit_are_left_out_and_counted(base, data, tmp_path, 
     assert f"longer than max_length={longest - 1}: left out" in capsys.readouterr().out
     with pytest.raises(ValueError, match="no response of the training set fits max_length=4"):
         build(max_length=4)
-
-
-@pytest.mark.parametrize("name", PRESETS)
-def test_presets_are_settings_that_trl_and_peft_know(name, tmp_path):
-    preset = PRESETS[name]
-    SFTConfig(output_dir=str(tmp_path), bf16=False, use_cpu=True, **preset["sft"]["settings"])
-    kit.PersonalizedDPOConfig(output_dir=str(tmp_path), use_cpu=True, **preset["settings"])
-    LoraConfig(**preset["adapter"])
-    Recipe(**preset)

@@ -1,0 +1,99 @@
+"""Presets: whole, of classes that take them, and what the table of docs/papers.md says."""
+
+import inspect
+import json
+from pathlib import Path
+
+import pytest
+from peft import LoraConfig
+from transformers import GenerationConfig
+from trl import SFTConfig
+
+import prlhf_kit as kit
+from prlhf_kit import cli
+from prlhf_kit.training.config import PersonalizedRewardConfig
+from prlhf_kit.training.launch import read_recipe
+from prlhf_kit.training.persrm import PersRMRecipe
+from prlhf_kit.training.presets import PRESETS, made_for, preset
+from prlhf_kit.training.recipe import Recipe, sft_of
+from prlhf_kit.training.reward_stages import RewardRecipe
+from prlhf_kit.training.sft import SFTRecipe
+
+CLASSES = {
+    "Recipe": (Recipe, kit.PersonalizedDPOConfig),
+    "SFTRecipe": (SFTRecipe, SFTConfig),
+    "RewardRecipe": (RewardRecipe, PersonalizedRewardConfig),
+    "PersRMRecipe": (None, kit.PersonalizedDPOConfig),
+}
+
+
+def table():
+    """Preset -> setting -> its text, from the page; settings of decoding are in a sentence there."""
+    text = (Path(__file__).parents[2] / "docs" / "papers.md").read_text().split("## Presets")[1].split("\n## ")[0]
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
+    names = [cell.strip("`") for cell in lines[0][1:]]
+    rows = {line[0].split("`")[1]: line[1:] for line in lines[2:]}
+    return {name: {key: cells[i] for key, cells in rows.items() if cells[i]} for i, name in enumerate(names)}
+
+
+@pytest.mark.parametrize("name", [name for name in PRESETS if made_for(name) in CLASSES])
+def test_each_builds_its_class(name, tmp_path):
+    found, (kind, config) = preset(name), CLASSES[made_for(name)]
+    if kind is not None:
+        kind(**found)
+    config(**{"output_dir": str(tmp_path), "use_cpu": True, "bf16": False, **found["settings"]})
+    if found.get("adapter"):
+        LoraConfig(**found["adapter"])
+
+
+@pytest.mark.parametrize("name", ["pad", "args"])
+def test_those_of_decoding_are_options_of_it(name):
+    known = {*inspect.signature(kit.GuidedDecoder.__init__).parameters, *vars(GenerationConfig())}
+    assert preset(name).keys() <= known
+
+
+def test_values_are_those_of_the_page():
+    for name, wanted in table().items():
+        found = preset(name)
+        values = found["settings"] | {
+            key: value
+            for part in ("adapter", "user_model_options")
+            for key, value in (found.get(part) or {}).items()
+            if key in ("r", "lora_alpha", "lora_dropout", "num_tokens")
+        }
+        assert values.keys() == wanted.keys(), name
+        for key, text in wanted.items():
+            assert values[key] == (text if isinstance(values[key], str) else float(text)), (name, key)
+    assert set(table()) == {name for name in PRESETS if not name.startswith("cpu_") and made_for(name) in CLASSES}
+    both = {name: (preset(name)["weight"], preset(name)["top_k"]) for name in ("pad", "args")}
+    assert both == {"pad": (1, 10), "args": (1.5, 10)}
+
+
+def test_the_persrm_is_trained_by_its_own():
+    recipe = PersRMRecipe("base", "out")
+    assert (recipe.backbone, recipe.adapter) == tuple(preset("pad_stage1").values())[::-1]
+    assert recipe.head == preset("pad_stage2")["settings"]
+
+
+def test_a_recipe_file_names_one(tmp_path):
+    file = tmp_path / "recipe.json"
+    given = {"preset": "compo_dpo", "settings": {"max_length": 64}, "template": "", "sft": {"preset": "compo_sft"}}
+    file.write_text(json.dumps({**given, "model": "base", "out": "there"}))
+    found, model, pairs, out, _ = read_recipe(Recipe, file)
+    assert (model, pairs, out) == ("base", None, "there")
+    assert found.settings == preset("compo_dpo")["settings"] | {"max_length": 64}
+    assert found.adapter == preset("compo_dpo")["adapter"]
+    assert sft_of(found) == SFTRecipe(**preset("compo_sft", template=""))
+    with pytest.raises(ValueError, match=r"the preset compo_dpo is for a Recipe, but .* is read as a SFTRecipe"):
+        read_recipe(SFTRecipe, file)
+    with pytest.raises(ValueError, match=r"no preset 'prlhf_tdlr'\. Did you mean 'prlhf_tldr'"):
+        preset("prlhf_tdlr")
+
+
+def test_they_are_printed(capsys):
+    assert cli.main(["presets"]) == 0
+    listed = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in listed] == list(PRESETS)
+    assert cli.main(["presets", "prlhf_tldr"]) == 0
+    assert "beta: 0.5                           # [s]" in capsys.readouterr().out
+    assert cli.main(["presets", "prlhf_tdlr"]) == cli.EXIT_USAGE
