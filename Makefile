@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 # the demo's notebooks, and its sizes: those of the notebooks are the study's
 DEMO := $(addprefix notebooks/,01_data_preparation.ipynb 03_pdpo_training.ipynb 04_pad_decoding.ipynb 05_evaluation.ipynb 05b_answers_and_judges.ipynb)
-SIZES := -p dataset_options '{"pairs_per_user": 20}' -p n_prompts 2 -p best_of 2 -p max_new_tokens 40 -p policy_pairs 0
+SIZES := -p dataset_options '{"pairs_per_user": 20}' -p n_prompts 2 -p best_of 2 -p max_new_tokens 40 -p policy_pairs 0 -p held_out_pairs 0
 # on CPUs that compute in bfloat16 the base is in it: 0.6 of float32's time
 DTYPE := $(shell grep -q avx512_bf16 /proc/cpuinfo 2>/dev/null && echo bfloat16 || echo auto)
 

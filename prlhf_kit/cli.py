@@ -109,12 +109,15 @@ def parser() -> argparse.ArgumentParser:
         description="Execute notebooks in turn. Completed stages that nothing changed are skipped, killed ones resume.",
         epilog="examples:\n"
         "  prlhf run 01 03 --run mine\n"
-        "  prlhf run notebooks/03_pdpo_training.ipynb --run mine -p alpha 0.7 -p seed 1",
+        "  prlhf run notebooks/03_pdpo_training.ipynb --run mine -p alpha 0.7 -p seed 1\n"
+        "  prlhf run 03 --help-notebook",
     )
     p.add_argument(
         "notebooks", nargs="+", type=shipped.find_notebook, metavar="NOTEBOOK", help=run_commands.NOTEBOOK_HELP
     )
     p.add_argument("-p", "--parameter", nargs=2, action="append", metavar=("NAME", "VALUE"), help="set a parameter")
+    p.add_argument("-f", "--file", type=Path, metavar="FILE", help="YAML file of parameters; -p counts over it")
+    p.add_argument("--help-notebook", action="store_true", help="list the notebooks' parameters and stop")
     p.add_argument("--run", default="run", metavar="NAME", help="the run's name, or its folder (default: run)")
     p.add_argument("--out", type=Path, default=RUNS, metavar="DIR", help=f"where runs are kept (default: {RUNS})")
     p.add_argument("--force", action="store_true", help="run again, from the start, even if nothing changed")

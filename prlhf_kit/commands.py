@@ -8,7 +8,7 @@ import sys
 
 from prlhf_kit.runs.commands import check_places, tell_edits
 from prlhf_kit.runs.grid import checked, once
-from prlhf_kit.runs.parameters import RunError, defaults, needs_of, typed
+from prlhf_kit.runs.parameters import RunError, defaults, needs_of, parameters_cell, typed
 from prlhf_kit.runs.records import existing, place_of
 from prlhf_kit.runs.stage import RECORD, read_record
 
@@ -17,10 +17,13 @@ from prlhf_kit.runs.stage import RECORD, read_record
 
 def run(args: argparse.Namespace) -> int:
     """`prlhf run`: every notebook in turn, then the run's index page."""
+    if args.help_notebook:
+        print("\n\n".join(f"# {notebook}\n{parameters_cell(notebook)}" for notebook in args.notebooks))
+        return 0
     check_places(args.out, args.copy_to)
     run_dir = place_of(args.run, args.out)
     known = {notebook: defaults(notebook) for notebook in args.notebooks}
-    given = checked(once(args.parameter or []), known)
+    given = checked(once(args.parameter or [], args.file), known)
     plans = {n: {k: v for k, v in given.items() if k in known[n]} for n in args.notebooks}
     earlier: list[str] = []
     for notebook, parameters in plans.items():  # all of them are checked before any of them runs
@@ -156,7 +159,8 @@ def check_dataset(args: argparse.Namespace) -> int:
     if found.tokens is not None:
         print(f"tokens, of at most 1,000 pairs a split:\n{found.tokens.to_string(index=False)}\n")
     for split, rows in loaded.items():
-        print(f"{split}: {len(rows)} pairs of {len(set(rows['user_id']))} users")
+        users = len(set(rows["user_id"]))
+        print(f"{split}: {len(rows)} pairs of {users} user{'s' * (users != 1)}")
     counts = compare_counts(args.name, found)
     if counts.empty:
         print("\nno counts of a paper to compare with")

@@ -96,7 +96,8 @@ def versions() -> dict[str, str]:
 
 
 def git_state(folder: Path | None = None) -> dict[str, Any]:
-    """Commit and whether the work tree differs from it; both None outside a checkout."""
+    """Commit and whether tracked files, or any in the package's folder (`folder`), differ from it; both None outside a
+    checkout. Data and models that lie about do not count."""
 
     def git(*args: str) -> str | None:
         where = folder or Path(__file__).parent
@@ -104,7 +105,7 @@ def git_state(folder: Path | None = None) -> dict[str, Any]:
             return subprocess.run(["git", *args], cwd=where, capture_output=True, text=True, check=True).stdout.strip()
         return None
 
-    status = git("status", "--porcelain")
+    status = git("status", "--porcelain", "--untracked-files=no") or git("status", "--porcelain", ".")
     return {"commit": git("rev-parse", "HEAD"), "dirty": None if status is None else bool(status)}
 
 

@@ -70,7 +70,7 @@ def read(
                 if mapping[name] not in row and not (name == "prompt" and whole):
                     raise SchemaError(
                         f"{where} has no column {mapping[name]!r} for {name!r}; found {sorted(row)}. "
-                        f"Pass columns={{{name!r}: 'your column'}}."
+                        f'Name yours by the option columns: {{"{name}": "your column"}}.'
                     )
             user = _id(found["user_id"])
             met.add(user)

@@ -76,7 +76,7 @@ def add_parsers(commands: Any) -> None:
         "list",
         help="one row a run",
         description="One row a run: what became of its stages, when it began, its time, commit (+: with uncommitted "
-        "changes) and model. died: it says running, but its process is gone.",
+        "changes), model and data. died: it says running, but its process is gone.",
         epilog="examples:\n  prlhf runs list\n  prlhf runs list papermill_runs /other/runs",
     )
     p.add_argument("dirs", nargs="*", type=Path, metavar="RUN", help=f"runs, or folders of runs (default: {RUNS})")
@@ -172,7 +172,8 @@ def sweep(args: argparse.Namespace) -> int:
             lines.append(line)
         write_csv(folder / "summary.csv", lines)
         done = sum(line["status"] == "completed" for line in lines)
-        print(f"{done} of {len(runs)} runs completed; metrics: {folder}/summary.csv; a page: prlhf report {folder}")
+        runs_done = f"{done} of {len(runs)} run{'s' * (len(runs) != 1)} completed"
+        print(f"{runs_done}; metrics: {folder}/summary.csv; a page: prlhf report {folder}")
 
 
 def write_csv(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
@@ -226,7 +227,7 @@ def _execute(nodes: Sequence[Node], folder: Path, args: argparse.Namespace) -> i
 def list_runs(args: argparse.Namespace) -> int:
     """`prlhf runs list`."""
     rows = [row(run) for run in runs_in(args.dirs or [RUNS])]
-    print(_in_columns([["run", "stages", "started (UTC)", "time", "commit", "model"], *rows]))
+    print(_in_columns([["run", "stages", "started (UTC)", "time", "commit", "model", "data"], *rows]))
     return 0
 
 

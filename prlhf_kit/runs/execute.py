@@ -9,6 +9,7 @@ import ctypes
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,14 +22,14 @@ from prlhf_kit.runs.parameters import RunError, read
 from prlhf_kit.runs.stage import UNDER_RUNNER
 
 GRACE = 20  # seconds that an interrupted notebook has to stop by itself
-REPORT_EVERY = 60  # seconds between two lines on what runs, where there is no terminal
+REPORT_EVERY = 60  # seconds between two lines on what runs; on a terminal a sixth, in the same line
 # papermill's command line can't hand arguments to the kernel, which warns of eavesdropping at each start
 EXECUTE = "import json, sys, papermill; papermill.execute_notebook(**json.load(open(sys.argv[1])))"
 
 
 def execute(notebook: Path, out: Path, parameters: dict[str, Any]) -> tuple[int, str]:
     """Papermill in a child process; its exit code and the end of its log. Ctrl-C ends the whole process group."""
-    quiet = bool(os.environ.get("CI")) or not sys.stderr.isatty()
+    terminal = sys.stderr.isatty() and not os.environ.get("CI")
     with tempfile.TemporaryDirectory() as scratch:
         arguments, log = Path(scratch, "arguments.json"), Path(scratch, "log.txt")
         options = {
@@ -38,7 +39,7 @@ def execute(notebook: Path, out: Path, parameters: dict[str, Any]) -> tuple[int,
             "parameters": parameters,
             "cwd": str(notebook.parent),
             "kernel_name": "python3",
-            "progress_bar": not quiet,
+            "progress_bar": False,  # it counts cells, and stands still while one trains
             "extra_arguments": ["--IPKernelApp.log_level=40"],
         }
         arguments.write_text(json.dumps(options))
@@ -47,7 +48,7 @@ def execute(notebook: Path, out: Path, parameters: dict[str, Any]) -> tuple[int,
                 [sys.executable, "-P", "-c", EXECUTE, str(arguments)],
                 env=os.environ | {UNDER_RUNNER: "1"},
                 stdout=sink,
-                stderr=sink if quiet else None,
+                stderr=sink,
                 start_new_session=True,
                 preexec_fn=killed_with_parent,
             )
@@ -55,14 +56,26 @@ def execute(notebook: Path, out: Path, parameters: dict[str, Any]) -> tuple[int,
             try:
                 while (code := child.poll()) is None:
                     try:
-                        child.wait(REPORT_EVERY if quiet else None)
+                        child.wait(REPORT_EVERY / 6 if terminal else REPORT_EVERY)
                     except subprocess.TimeoutExpired:
-                        minutes = (time.monotonic() - start) / 60
-                        print(f"{notebook.stem} {minutes:.0f} min: {_progress(out)}", flush=True)
+                        line = f"{notebook.stem} {(time.monotonic() - start) / 60:.0f} min: {_progress(out)}"
+                        _say(line, terminal)
             except KeyboardInterrupt:
                 _end(child)
                 raise
+            finally:
+                if terminal:
+                    _say("", terminal)
         return code, log.read_text()[-4000:]
+
+
+def _say(line: str, terminal: bool) -> None:
+    """A line on what runs; on a terminal in place of the last one, and cut to its width."""
+    if terminal:
+        cut = line[: shutil.get_terminal_size().columns - 1]
+        print(f"\r{cut}\x1b[K", end="", file=sys.stderr, flush=True)
+    else:
+        print(line, flush=True)
 
 
 def _progress(executed: Path) -> str:
@@ -73,9 +86,12 @@ def _progress(executed: Path) -> str:
         return "starting"
     headings = [c["source"].splitlines()[0] for c in cells[:number] if c["cell_type"] == "markdown" and c["source"]]
     # the bar of transformers' trainer: [40/80 00:10 < 00:12, 3.1 it/s, Epoch 0.5/1]
-    bars = re.findall(r"\[\s*(\d+/\d+) [\d:]+ < ([\d:]+)", json.dumps(cell.get("outputs")))
+    shown = "".join("".join(out.get("data", {}).get("text/html", "")) for out in cell.get("outputs", []))
+    bars = re.findall(r"\[\s*(\d+/\d+) [\d:]+ < ([\d:]+)", shown)
+    losses = re.findall(r"<td>\d+</td>\s*<td>([\d.]+)</td>", shown[shown.rfind("<progress") :])
     text = f"cell {number} of {len(cells)}" + (f" ({headings[-1].strip('# ')})" if headings else "")
-    return text + (f", step {bars[-1][0]}, {bars[-1][1]} left" if bars else "")
+    loss = f", loss {losses[-1]}" if losses else ""
+    return text + (f", step {bars[-1][0]}{loss}, {bars[-1][1]} left" if bars else "")
 
 
 def _last_run(cells: list[dict[str, Any]]) -> tuple[int, dict[str, Any] | None]:

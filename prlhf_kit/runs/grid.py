@@ -34,14 +34,17 @@ def checked(given: Mapping[str, Any], known: Known) -> Row:
     return found
 
 
-def once(given: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """The parameters of `-p NAME VALUE ...`. Raises `RunError` where one is given twice."""
-    given = list(given)
+def once(given: Iterable[tuple[str, str]], file: Path | None = None) -> dict[str, Any]:
+    """The parameters of `-p NAME VALUE ...`, over those of `-f FILE` (YAML). Raises `RunError` where one is given twice
+    by -p."""
+    given, read = list(given), read_yaml(file) or {} if file else {}
+    if not isinstance(read, dict):
+        raise RunError(f"-f {file} holds no mapping of parameters. Expected lines such as\nalpha: 0.7")
     if twice := [name for name, n in Counter(name for name, _ in given).items() if n > 1]:
         raise RunError(
             f"parameter {twice[0]!r} is given twice by -p. Leave one out; several values are for `prlhf sweep --grid`."
         )
-    return dict(given)
+    return {str(name): value for name, value in read.items()} | dict(given)
 
 
 def read_yaml(path: Path) -> Any:

@@ -23,7 +23,7 @@ from prlhf_kit.runs.stage import PAGE as NOTEBOOK_PAGE, RECORD
 NAME = "leaderboard.html"
 PAGE = Environment(autoescape=True).from_string("""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{{ heads | length }} runs - prlhf_kit</title>
+<title>{{ heads | length }} run{{ "s" if heads | length != 1 }} - prlhf_kit</title>
 <style>
 {{ style | safe }}
 body { max-width: none; } td { white-space: pre-line; }

@@ -61,6 +61,13 @@ def defaults(notebook: Path, text: bytes | None = None) -> dict[str, Any]:
     return values
 
 
+def parameters_cell(notebook: Path) -> str:
+    """The cell of a notebook's parameters as it stands there: names, defaults, and what each means."""
+    defaults(notebook)  # raises where there is none
+    cells = read(notebook)["cells"]
+    return "\n".join(cell["source"] for cell in cells if "parameters" in cell.get("metadata", {}).get("tags", []))
+
+
 def edited(notebook: Path) -> dict[str, tuple[Any, Any]]:
     """Parameters whose default is another than in the committed notebook: name -> default now, default there."""
     try:

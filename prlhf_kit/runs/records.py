@@ -70,7 +70,7 @@ def records_of(run: Path) -> dict[str, dict[str, Any] | None]:
 
 def row(run: Path) -> list[str]:
     """Of a run: its name, what became of its stages, when it began (UTC), its time, commits (+: with uncommitted
-    changes) and models."""
+    changes), models and datasets."""
     records = records_of(run)
     status = {stage: record["status"] if record else "unreadable" for stage, record in records.items()}
     done = sum(one == "completed" for one in status.values())
@@ -80,5 +80,8 @@ def row(run: Path) -> list[str]:
     seconds = sum(record.get("seconds", 0) for record in found)
     took = f"{seconds:.0f} s" if seconds < 300 else f"{seconds / 60:.0f} min"
     commits = {f"{str(r['git'].get('commit') or '')[:7]}{'+' * bool(r['git'].get('dirty'))}" for r in found}
-    models = {str(record["parameters"]["model"]) for record in found if "model" in record["parameters"]}
-    return [str(run), ", ".join(stages), started, took, *(" ".join(sorted(s - {""})) for s in (commits, models))]
+    models, data = (
+        {str(r["parameters"][key]) for r in found if key in r["parameters"]} for key in ("model", "dataset")
+    )
+    sets = (commits, models, data)
+    return [str(run), ", ".join(stages), started, took, *(" ".join(sorted(s - {""})) for s in sets)]

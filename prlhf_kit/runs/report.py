@@ -1,5 +1,5 @@
-"""The page that a run opens with (its headline table and figures, and links to every stage), and the page of each
-executed notebook. They work from disk."""
+"""The page that a run opens with (what it is in four lines, then a section a stage), and the page of each executed
+notebook. They work from disk."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ import nbformat
 import numpy as np
 import pandas as pd
 from jinja2 import Environment
+from latex2mathml.converter import convert
 from nbconvert import HTMLExporter
+from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from pyarrow import ArrowInvalid
 
 from prlhf_kit.files import write_text
@@ -32,6 +34,9 @@ thead th { position: sticky; top: 0; background: var(--page); }
 figure { margin: 1.5rem 0; } img { max-width: 100%; height: auto; background: white; }
 figcaption, .note { color: var(--faint); font-size: .9rem; }
 .failed, .interrupted, .died { color: var(--bad); font-weight: bold; }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: .3rem 1rem; } dt { font-weight: bold; }
+dd { margin: 0; overflow-wrap: anywhere; }
+details { border-top: 1px solid var(--line); padding: .5rem 0; } summary { cursor: pointer; padding: .3rem 0; }
 pre { overflow-x: auto; background: var(--code); padding: .7rem; }
 @media (max-width: 40rem) { img { max-width: none; } th, td { padding: .3rem .5rem; }
   table { width: max-content; } th, td { max-width: 16rem; } pre { max-width: 80vw; } }
@@ -43,55 +48,77 @@ PAGE = Environment(autoescape=True).from_string("""<!doctype html>
 <style>
 {{ style | safe }}</style></head><body>
 <h1>{{ name }}</h1>
-{% if doubtful %}<p class="failed">Not of one piece: {{ doubtful | join(", ") }} failed, or is older than what it was
-made from. What stands below may come from an earlier attempt; run the notebooks again.</p>{% endif %}
-{% macro show(tables) %}{% for table in tables %}
+<dl>
+<dt>What</dt><dd>{% for s in stages %}{{ ", " if not loop.first }}<a href="#{{ s.stage }}">{{ s.stage }}</a>
+{%- endfor %}{% if models %}; model {{ models | join(", ") }}{% endif %}</dd>
+<dt>On</dt><dd>{{ data | join(", ") or "no data recorded" }}</dd>
+<dt>Result</dt><dd>{{ result or "no stage with results has completed" }}</dd>
+<dt>Notes</dt><dd>
+{% if doubtful %}<span class="failed">Not of one piece: {{ doubtful | join(", ") }} failed, or is older
+than what it was made from. What stands below may come from an earlier attempt; run the notebooks again.</span>
+{% endif %}{% if dirty %}Made with uncommitted changes: {{ dirty | join(", ") }}.
+{% endif %}{% for note in notes %}{{ note }}.
+{% endfor %}{% if not (doubtful or dirty or notes) %}none{% endif %}</dd></dl>
+{% for s in stages %}<details{{ " open" if s.status != "completed" }}>
+<summary><b>{{ s.stage }}</b> <span class="{{ s.status }}">{{ s.status }}</span>
+{{- ", %.0f s" % s.seconds if s.seconds is defined }}
+{{- ", %.1f GiB" % (s.peak_memory_bytes / 2**30) if s.peak_memory_bytes is defined }}</summary>
+<p id="{{ s.stage }}"><a href="{{ s.stage }}/notebook.html">notebook</a> <a href="{{ s.stage }}/run.json">record</a></p>
+{% if s.error %}<pre>{{ s.error }}</pre>{% endif %}
+{% for table in s.tables %}
 <h2>{{ table.caption }}</h2>
 <div class="scroll" tabindex="0" role="region" aria-label="{{ table.caption }}">{{ table.html | safe }}</div>
-{% endfor %}{% endmacro %}
-{{ show(headline) }}
-{% for path, f in figures %}
+{% endfor %}
+{% for path, f in s.figures %}
 <figure><div class="scroll" tabindex="0" role="region" aria-label="{{ f.caption }}">
 <img src="{{ path }}" alt="{{ f.caption }}"{{ " width=%d" % f.width if f.width is integer }}></div>
 <figcaption>{{ f.caption }}</figcaption></figure>
+{% endfor %}</details>
 {% endfor %}
-{{ show(tables) }}
-<h2>Stages</h2><div class="scroll" tabindex="0" role="region" aria-label="Stages"><table>
-<tr><th>stage</th><th>status</th><th>time</th><th>peak memory</th><th>files</th></tr>
-{% for s in stages %}<tr><td>{{ s.stage }}</td><td class="{{ s.status }}">{{ s.status }}</td>
-<td>{{ "%.0f s" % s.seconds if s.seconds is defined else "" }}</td>
-<td>{{ "%.1f GiB" % (s.peak_memory_bytes / 2**30) if s.peak_memory_bytes is defined else "" }}</td>
-<td><a href="{{ s.stage }}/notebook.html">notebook</a> <a href="{{ s.stage }}/run.json">record</a></td></tr>
-{% if s.error %}<tr><td colspan="5"><pre>{{ s.error }}</pre></td></tr>{% endif %}
-{% endfor %}</table></div>
 {% if stages %}<p class="note">
-prlhf_kit {{ stages[-1].versions.prlhf_kit }}, commit {{ stages[-1].git.commit or "none" }}
-{{ "(with uncommitted changes)" if stages[-1].git.dirty }}, torch {{ stages[-1].versions.torch }},
-transformers {{ stages[-1].versions.transformers }}, trl {{ stages[-1].versions.trl }}.
+prlhf_kit {{ stages[-1].versions.prlhf_kit }}, commit {{ stages[-1].git.commit or "none" }}, torch
+{{ stages[-1].versions.torch }}, transformers {{ stages[-1].versions.transformers }}, trl {{ stages[-1].versions.trl }}.
 {% for name, p in provenance.items() %}{{ name }}: {{ p.id if p.id else "" }} {{ p.fingerprint }}. {% endfor %}
 </p>{% endif %}
 </body></html>
 """)
 
-# nbconvert's page, with the figures' captions for who can't see them, and without scripts that it does not need
+# nbconvert's page with code folded, figures' captions, and without scripts that it does not need
 NOTEBOOK = """{%- extends 'lab/index.html.j2' -%}
 {%- block html_head_js_requirejs -%}{%- endblock -%}
 {%- block notebook_css -%}{{ super() }}
 <style>
-.jp-RenderedImage, .highlight pre { overflow-x: auto; }
+.jp-RenderedImage, .jp-RenderedHTML, .highlight pre { overflow: auto; max-height: 85vh; }
+summary { cursor: pointer; color: #555; } figcaption { color: #555; padding: .3rem 0 1rem; }
 @media (max-width: 40rem) { .jp-RenderedImage > img { max-width: none !important; } }
 </style>{%- endblock -%}
-{%- block html_head_js_mathjax -%}{% if resources.equations %}{{ super() }}{% endif %}{%- endblock -%}
+{%- block html_head_js_mathjax -%}{%- endblock -%}
+{%- block input -%}<details><summary>code</summary>{{ super() }}</details>{%- endblock -%}
 {%- block data_png scoped -%}
-{%- set width = output | get_metadata('width', 'image/png') -%}
+{%- set width, alt = output | get_metadata('width', 'image/png'), output | get_metadata('alt', 'image/png') -%}
 <div class="jp-RenderedImage jp-OutputArea-output">
 <img src="data:image/png;base64,{{ output.data['image/png'] | escape_html }}"
 {%- if width %} width="{{ width }}"{% endif %}
- alt="{{ (output | get_metadata('alt', 'image/png') or '') | escape_html }}">
+ alt="{{ (alt or '') | escape_html }}">
+{% if alt %}<figcaption>{{ alt | escape_html }}</figcaption>{% endif %}
 </div>
 {%- endblock -%}
 """
 PROGRESS = "application/vnd.jupyter.widget-view+json"
+
+
+class _Renderer(IPythonRenderer):
+    """nbconvert's Markdown with equations as MathML, which browsers show without a script."""
+
+    def inline_math(self, body: str) -> str:
+        return convert(body)
+
+    def block_math(self, body: str) -> str:
+        return convert(body, display="block")
+
+
+def _markdown(source: str) -> str:
+    return MarkdownWithMath(renderer=_Renderer(escape=False, exclude_anchor_links=True)).render(source)
 
 
 def artifacts(run_dir: Path, kind: str) -> list[tuple[str, dict[str, Any]]]:
@@ -101,10 +128,12 @@ def artifacts(run_dir: Path, kind: str) -> list[tuple[str, dict[str, Any]]]:
     return [(path, entry) for path, entry in named if entry["kind"] == kind]
 
 
-def tables(run_dir: Path, kind: str) -> list[tuple[str, pd.DataFrame]]:
-    """(caption, table) of each artefact of `kind` in a run. A lost one says so in its caption."""
+def tables(run_dir: Path, kind: str, stage: str = "") -> list[tuple[str, pd.DataFrame]]:
+    """(caption, table) of each artefact of `kind` in a run, or of one stage. A lost one says so in its caption."""
     found = []
     for path, entry in artifacts(run_dir, kind):
+        if not path.startswith(stage and f"{stage}/"):
+            continue
         try:
             found.append((entry["caption"], pd.read_parquet(run_dir / path)))
         except (OSError, ArrowInvalid):  # gone, or cut
@@ -122,28 +151,55 @@ def to_html(table: pd.DataFrame) -> str:
     return table.round(3).map(text).rename(columns=text).to_html(index=False, border=0, na_rep="-", escape=False)
 
 
+def _result(run_dir: Path, stages: list[dict[str, Any]]) -> str:
+    """A run in one number: the first row of its last headline table, else the first metric of its last stage."""
+    for caption, table in tables(run_dir, "headline"):
+        if len(table):
+            row = table.iloc[0]
+            number = next((str(c) for c in table.select_dtypes("float").columns if pd.notna(row[c])), None)
+            ends = [row.get(end, float("nan")) for end in ("low", "high")]
+            interval = f" [{ends[0]:.3f}, {ends[1]:.3f}]" if pd.notna(ends).all() else ""
+            names = ", ".join(str(value) for value in row if isinstance(value, str))
+            return f"{caption}: {names}" + (f": {number} {row[number]:.3f}{interval}" if number else "")
+    for record in reversed(stages):
+        for name, value in record["metrics"].items():
+            return f"{record['stage']}: {name} {'-' if value is None else f'{value:.3f}'}"
+    return ""
+
+
+def _data(record: dict[str, Any]) -> str:
+    """The dataset that a stage prepared, with its pairs by split."""
+    pairs = {name[6:]: n for name, n in record["metrics"].items() if name.startswith("pairs/") and n is not None}
+    dataset = Path(str(record["parameters"].get("dataset", ""))).name
+    return f"{dataset}: {', '.join(f'{n:.0f} {name}' for name, n in pairs.items())} pairs" if pairs else dataset
+
+
 def write_index(run_dir: str | Path) -> Path:
     """Write `<run_dir>/index.html` from the stages' records and return its path."""
     run_dir = Path(run_dir)
     stages = [record | {"stage": stage} for stage, record in records_of(run_dir).items() if record]
-    provenance = {name: entry for record in stages for name, entry in record.get("provenance", {}).items()}
-
-    def shown(kind: str) -> list[dict[str, str]]:
-        return [{"caption": caption, "html": to_html(table)} for caption, table in tables(run_dir, kind)]
-
-    doubtful = [
-        record["stage"]
-        for record in stages
-        if record["status"] != "completed" or inputs(run_dir, record.get("inputs", {})) != record.get("inputs", {})
-    ]
+    for record in stages:
+        record["tables"] = [
+            {"caption": caption, "html": to_html(table)}
+            for kind in ("headline", "shown")
+            for caption, table in tables(run_dir, kind, record["stage"])
+        ]
+        left = record["artifacts"].items()
+        record["figures"] = [(f"{record['stage']}/{name}", e) for name, e in left if e["kind"] == "figure"]
     page = PAGE.render(
         name=run_dir.name,
         stages=stages,
-        figures=artifacts(run_dir, "figure"),
-        headline=shown("headline"),
-        tables=shown("shown"),
-        provenance=provenance,
-        doubtful=doubtful,
+        models=dict.fromkeys(str(r["parameters"]["model"]) for r in stages if "model" in r["parameters"]),
+        data=dict.fromkeys(filter(None, map(_data, stages))),
+        result=_result(run_dir, stages),
+        doubtful=[
+            record["stage"]
+            for record in stages
+            if record["status"] != "completed" or inputs(run_dir, record.get("inputs", {})) != record.get("inputs", {})
+        ],
+        dirty=[record["stage"] for record in stages if record["git"].get("dirty")],
+        notes=[f"{record['stage']}: {note}" for record in stages for note in record.get("notes", [])],
+        provenance={name: entry for record in stages for name, entry in record.get("provenance", {}).items()},
         style=STYLE,
     )
     write_text(run_dir / "index.html", page)
@@ -151,13 +207,15 @@ def write_index(run_dir: str | Path) -> Path:
 
 
 def notebook_page(notebook: nbformat.NotebookNode, title: str) -> str:
-    """An executed notebook as HTML. Its equations alone need the network (MathJax); without it they are TeX. Progress
-    bars are taken out: they are for who waits, and would need a script from elsewhere."""
+    """An executed notebook as HTML that needs no network. Progress bars and trainers' tables are taken out: they are
+    for who waits."""
     notebook.metadata.pop("widgets", None)
     for cell in notebook.cells:
         if "outputs" in cell:
-            cell.outputs = [output for output in cell.outputs if PROGRESS not in output.get("data", {})]
-    equations = any("$" in cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+            shown = [output.get("data", {}) for output in cell.outputs]
+            waits = [PROGRESS in data or "<progress" in data.get("text/html", "") for data in shown]
+            cell.outputs = [output for output, wait in zip(cell.outputs, waits, strict=True) if not wait]
     exporter = HTMLExporter(raw_template=NOTEBOOK, exclude_input_prompt=True, exclude_output_prompt=True)
-    page, _ = exporter.from_notebook_node(notebook, {"metadata": {"name": title}, "equations": equations})
+    exporter.register_filter("markdown2html", _markdown)
+    page, _ = exporter.from_notebook_node(notebook, {"metadata": {"name": title}})
     return page

@@ -31,7 +31,9 @@ def test_own_files(kind, tmp_path):
         (str(row["who"]), row["question"], row["good"], row["bad"]) for row in rows
     )
     assert data["train"][0]["user_text"] == "me"
-    with pytest.raises(kit.data.SchemaError, match=r"no column 'user_id' .*columns=\{'user_id': 'your column'\}"):
+    with pytest.raises(
+        kit.data.SchemaError, match=r'no column .user_id. .*option columns: \{"user_id": "your column"\}'
+    ):
         kit.data.load("files", path)
 
 

@@ -113,6 +113,19 @@ def test_command_line(make_notebook, tmp_path, capsys):
     assert "holds no stage that draws figures" in capsys.readouterr().err
 
 
+def test_parameters_are_listed_and_read_from_a_file(make_notebook, tmp_path, capsys):
+    line, file = ["run", str(make_notebook(FINISH)), "--out", str(tmp_path), "--run", "r"], tmp_path / "p.yaml"
+    assert cli.main([*line, "--help-notebook"]) == 0
+    assert PARAMETERS.strip() in capsys.readouterr().out
+    file.write_text("n: 4\nrate: 5e-1\n")
+    assert cli.main([*line, "-f", str(file), "-p", "n", "5"]) == 0
+    found = read_record(tmp_path / "r" / "nb")["parameters"]
+    assert (found["n"], found["rate"]) == (5, 0.5)
+    file.write_text("- n")
+    assert cli.main([*line, "-f", str(file)]) == 2
+    assert "holds no mapping of parameters" in capsys.readouterr().err
+
+
 def test_what_is_missing_is_known_before_a_kernel_starts(make_notebook, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(runner, "execute", lambda *_: pytest.fail("a kernel was started"))
     where = ["--out", str(tmp_path), "--run", "r"]

@@ -80,7 +80,11 @@ def test_running_and_died(tmp_path):
 
 
 def test_runs_are_listed_once_however_many_links_lead_to_them(tmp_path, capsys):
-    more = {"git": {"commit": "a9319a1f12", "dirty": True}, "parameters": {"model": "tiny"}, "seconds": 600.0}
+    more = {
+        "git": {"commit": "a9319a1f12", "dirty": True},
+        "parameters": {"model": "tiny", "dataset": "prism"},
+        "seconds": 600.0,
+    }
     write_json(tmp_path / "runs" / "r" / "s" / "run.json", RECORD | more)
     (tmp_path / "runs" / "again").symlink_to(tmp_path / "runs" / "r")
     (tmp_path / "runs" / "loop").symlink_to(tmp_path)
@@ -88,7 +92,7 @@ def test_runs_are_listed_once_however_many_links_lead_to_them(tmp_path, capsys):
     assert records.find_runs(tmp_path / "runs") == [tmp_path / "runs" / "again"]
     assert cli.main(["runs", "list", str(tmp_path / "runs")]) == 0
     row = capsys.readouterr().out.splitlines()[1]
-    assert row.endswith("again  1 completed  2026-11-21 06:39  10 min  a9319a1+  tiny")
+    assert row.endswith("again  1 completed  2026-11-21 06:39  10 min  a9319a1+  tiny   prism")
     assert cli.main(["runs", "list", str(tmp_path / "runs" / "nowhere")]) == 2
     assert "is no folder" in capsys.readouterr().err
 
