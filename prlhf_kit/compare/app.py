@@ -150,6 +150,7 @@ def _run_server(scratch: Path, args: argparse.Namespace) -> None:
 
     config = Config()
     config.VoilaConfiguration.file_allowlist = []  # voila/files serves pictures of the notebook's folder by default
+    config.VoilaConfiguration.extension_denylist = ["jupyterlab-jupytext"]  # fails to load where no JupyterLab is
     config.VoilaConfiguration.allow_template_override = "NO"
     config.VoilaConfiguration.allow_theme_override = "NO"
     config.VoilaConfiguration.multi_kernel_manager_class = Kernels
