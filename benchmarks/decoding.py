@@ -36,6 +36,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, LlamaConfig
 
 import prlhf_kit as kit
+from prlhf_kit.data.chat import tell
 from prlhf_kit.decoding.generate import ids_of
 from prlhf_kit.decoding.readers import few_rows
 from prlhf_kit.models.reward_model import pooled_by_mask
@@ -191,7 +192,7 @@ class Bench:
         @torch.inference_mode()
         def run():
             for prompt in self.job[: min(UNCACHED, self.prompts)]:
-                text = torch.tensor([ids_of(self.tokenizer, prompt, "I like it short.")], device=self.device)
+                text = torch.tensor([ids_of(self.tokenizer, tell(prompt, "I like it short."))], device=self.device)
                 for _ in range(self.tokens):
                     top = base(text, use_cache=False).logits[0, -1].float().topk(10)
                     own, policys = (

@@ -123,6 +123,8 @@ def read(
 
 def _conversation(folder: Path) -> tuple[dict[str, str], pd.DataFrame, dict[str, str | None], str]:
     """Statements by id, votes `[people, statements]`, each person's group, and the topic."""
+    if not folder.exists():
+        raise SchemaError(f"{folder}: no such file or folder; expected a Polis export's folder.")
     files = {name: folder / f"{name}.csv" for name in ("comments", "participants-votes")}
     if missing := [path.name for path in files.values() if not path.is_file()]:
         raise SchemaError(f"{folder} has no {' and no '.join(missing)}, which every public Polis export has.")
