@@ -121,7 +121,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--run", default="run", metavar="NAME", help="the run's name, or its folder (default: run)")
     p.add_argument("--out", type=Path, default=RUNS, metavar="DIR", help=f"where runs are kept (default: {RUNS})")
     p.add_argument("--force", action="store_true", help="run again, from the start, even if nothing changed")
-    p.add_argument("--copy-to", metavar="URL", help="executed notebooks go there too: s3://, gs://, abs://, http(s)://")
+    p.add_argument("--copy-to", metavar="URL", help="notebooks go there too: s3://, gs://, abfs://, http(s)://")
     p.set_defaults(action=_later("commands", "run"))
 
     p = commands.add_parser(

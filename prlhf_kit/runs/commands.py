@@ -25,7 +25,7 @@ def add_parsers(commands: Any) -> None:
         "sweep",
         help="run notebooks for every combination of parameters",
         description="Run notebooks for every combination of parameters, here or on a cluster, by Snakemake "
-        "(pip install 'prlhf_kit[scale]', docs/slurm.md). A stage whose parameters are the same in several runs is run "
+        "(pip install 'prlhf_kit[scale]', docs/scale.md). A stage whose parameters are the same in several runs is run "
         "once for all of them. One that fails stops only what needs it; the same command resumes. Exit code 1: not all "
         "completed; 74: not all was copied.",
         epilog="examples:\n"
