@@ -24,7 +24,7 @@ from prlhf_kit.training.sft import SFTRecipe, build_sft_trainer, train_sft
 from training.conftest import SETTINGS as QUICK
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-RATES = {"learning_rate": 1e-2, "user_learning_rate": 1e-1, "max_grad_norm": 0.0}
+RATES = {"learning_rate": 1e-2, "user_learning_rate": 1e-1, "max_grad_norm": 0.0, "seed": 0}
 SETTINGS = QUICK | RATES | {"max_steps": 3, "save_strategy": "steps", "save_steps": 2}
 EVALUATED = {"eval_strategy": "steps", "eval_steps": 2}
 
