@@ -1,8 +1,10 @@
 """Run by `torch.distributed.run` on two CPU processes: a conditioned model sharded by FSDP2 gives the loss and the
 gradients that it gives whole. Accelerate itself turns FSDP off on CPUs, so what its plugin does is done here by hand.
+Then a reward model is trained by the recipe that is named, as `python -m prlhf_kit.training.reward_stages` does.
 """
 
 import os
+import runpy
 import sys
 
 import torch
@@ -58,6 +60,7 @@ def main():
         sharded.zero_grad()
     if dist.get_rank() == 0:
         print("the same", file=sys.stderr)
+    runpy.run_module("prlhf_kit.training.reward_stages", run_name="__main__")
     # With torch 2.13, gloo's threads abort about one process in ten that ends in the usual way ("terminate called
     # without an active exception"): all has been compared, so end without destructors.
     dist.barrier()

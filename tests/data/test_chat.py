@@ -1,8 +1,10 @@
 """Chat templates: which are refused, and those without a system message."""
 
 import logging
+from pathlib import Path
 
 import pytest
+from conftest import CHATML
 from peft import LoraConfig
 from transformers import AutoTokenizer
 
@@ -12,10 +14,6 @@ from prlhf_kit.data.schema import message
 from prlhf_kit.models.logprobs import score_pairs
 from prlhf_kit.models.tokenize import tokenize_completions
 
-CHATML = (
-    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
 REFUSES = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + CHATML
 # of Mistral 7B 0.1: roles alternate from the first message on
 ALTERNATES = (
@@ -33,14 +31,12 @@ DROPS = "{% set messages = messages | rejectattr('role', 'equalto', 'system') | 
 
 
 @pytest.fixture
-def load(tokenizer, make_tiny, tmp_path):
+def load(base):
     """A tiny model's folder whose tokenizer has a template."""
 
     def save(template):
-        make_tiny().save_pretrained(tmp_path)
-        tokenizer.save_pretrained(tmp_path)
-        (tmp_path / "chat_template.jinja").write_text(template)
-        return str(tmp_path)
+        (Path(base) / "chat_template.jinja").write_text(template)
+        return base
 
     return save
 
@@ -72,7 +68,7 @@ def test_roles_that_no_template_takes_are_refused_with_the_way_out(load):
         tokenize_completions(tokenizer, twice, message("assistant", "Hi."))
 
 
-def test_templates_that_change_the_prompt_are_refused(tokenizer, pairs, load, tmp_path):
+def test_templates_that_change_the_prompt_are_refused(make_tiny, pairs, load, tmp_path):
     changed = AutoTokenizer.from_pretrained(load(CHATML))
     changed.chat_template = (  # as reasoning models' templates do: the last turn is laid out differently
         "{% for m in messages %}{{ '[' + m['role'] + (' last' if loop.last else '') + ']' + m['content'] }}{% endfor %}"
@@ -80,9 +76,9 @@ def test_templates_that_change_the_prompt_are_refused(tokenizer, pairs, load, tm
     )
     with pytest.raises(kit.data.SchemaError, match=r"does not keep the prompt in front.*get_training_chat_template"):
         require_prefix(changed)
-    config = kit.PersonalizedDPOConfig(str(tmp_path))
+    config = kit.PersonalizedDPOConfig(str(tmp_path), use_cpu=True)
     with pytest.raises(kit.data.SchemaError, match="does not keep the prompt in front"):
-        kit.PersonalizedDPOTrainer(None, config, pairs, None, changed, peft_config=LoraConfig())
+        kit.PersonalizedDPOTrainer(make_tiny(users=3), config, pairs, None, changed, peft_config=LoraConfig())
     changed.chat_template = PLAIN_TEMPLATE
     require_prefix(changed)
 

@@ -1,8 +1,7 @@
-"""Every check by its name, and what holds for all of them whatever the rows are."""
+"""Every check by its name."""
 
 import pytest
 from datasets import Dataset, DatasetDict
-from hypothesis import given, settings, strategies as st
 
 import prlhf_kit as kit
 from prlhf_kit.data.chat import with_user_text
@@ -38,8 +37,9 @@ CONTRADICTIONS = [record(f"p{i}", *row) for i, row in enumerate([*SAID, ("ann", 
 
 
 def test_the_first_of_duplicated_pairs_is_kept_and_none_of_contradictory_ones():
-    clean, counts = checked([*CONTRADICTIONS, record("again", "bob", "Q?", "b", "a")])
+    clean, counts = checked([*CONTRADICTIONS, record("again", "bob", "Q? ", "b", " a")])
     assert clean["train"]["pair_id"] == ["p3", "p4", "p5"]
+    assert kit.data.check(clean)[1].table.empty  # once is enough
     assert counts["contradictory pair"] == 3
     assert counts["duplicated pair"] == 1
 
@@ -130,13 +130,11 @@ ONE = record("p0", "ann", "Q?", "a", "b")
         ({"train": [ONE]}, {"rules": {"empty prompt": "shorten"}}, "expected one of"),
         ({"train": [ONE]}, {"max_tokens": 50}, "pass tokenizer"),
         ({"train": CONTRADICTIONS}, {"rules": {"contradictory pair": "refuse"}}, "3 pairs.*'contradictory pair', .*p0"),
-        ({"train": [record("p", "ann", "Q?", "a", "a")]}, {"rules": DROP}, "no training pair is left"),
         ({"train": [{k: v for k, v in ONE.items() if k != "rejected"}]}, {}, "split 'train' has no column 'rejected'"),
         ({"train": [ONE | {"user_id": 0}]}, {}, r"row 0 \(pair_id 'p0'\), column 'user_id' is '0' \(int\), expected"),
         ({"train": [ONE], "test_seen": [record("p0", "ann", "New?", "a", "b")]}, {}, "'p0' comes 2 times"),
         ({"train": [ONE | {"prompt": "plain"}]}, {}, "column 'prompt' is 'plain' .*expected a list of"),
         ({"train": [ONE | {"prompt": ONE["chosen"]}]}, {}, "ends with role 'user', not the roles"),
-        ({"train": [ONE], "test_seen": [record("t", "zoe", "New?", "a", "b")]}, {}, "users who are not in train"),
         ({"train": [ONE], "test_unseen": [record("t", "ann", "New?", "a", "b")]}, {}, "users who are in train"),
         ({"train": [ONE, record("x", "dan", "Q?", "", "b")]}, {}, "'dan'.*empty response"),
     ],
@@ -144,40 +142,3 @@ ONE = record("p0", "ann", "Q?", "a", "b")
 def test_refusals(rows, options, reason):
     with pytest.raises(kit.data.SchemaError, match=reason):
         kit.data.check(splits(**rows), **options)
-
-
-# Whatever the rows are ------------------------------------------------------------------------------------------------
-
-# few different values, so that duplicates, contradictions and shared prompts are common
-TEXT = st.sampled_from(["a", "b", "c", "a ", "", " ", "\n", "é"])
-ROWS = st.lists(
-    st.tuples(st.sampled_from(["train", "train", "test_seen"]), st.sampled_from(["ann", "bob"]), TEXT, TEXT, TEXT),
-    max_size=25,
-)
-
-
-@settings(max_examples=15, deadline=None)
-@given(ROWS)
-def test_what_is_left_is_clean_and_every_pair_is_accounted_for(rows):
-    by_split = {}
-    for i, (split, *row) in enumerate(rows):
-        by_split.setdefault(split, []).append(record(f"p{i}", *row))
-    try:
-        clean, report = kit.data.check(splits(**by_split), rules=DROP)
-    except kit.data.SchemaError:
-        return
-    assert sum(map(len, clean.values())) == report.kept == len(rows) - report.table.pairs.sum()
-    seen = set()
-    for split, dataset in clean.items():
-        for row in dataset:
-            asked, chosen, rejected = (row[c][0]["content"].strip() for c in ("prompt", "chosen", "rejected"))
-            assert asked and chosen and rejected and chosen != rejected  # noqa: PT018
-            key = (split, row["user_id"], asked)
-            assert not seen & {(*key, chosen, rejected), (*key, rejected, chosen)}
-            seen.add((*key, chosen, rejected))
-    if {"train", "test_seen"} <= set(clean):
-        assert set(clean["test_seen"]["user_id"]) <= set(clean["train"]["user_id"])
-        assert not {str(p) for p in clean["test_seen"]["prompt"]} & {str(p) for p in clean["train"]["prompt"]}
-    again, second = kit.data.check(clean, rules=DROP)
-    assert second.table.empty
-    assert kit.data.fingerprint(again) == kit.data.fingerprint(clean)

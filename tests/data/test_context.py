@@ -2,7 +2,6 @@
 
 import pytest
 from datasets import Dataset
-from hypothesis import given, settings, strategies as st
 
 from prlhf_kit.data.context import Contexts, require_context, with_context
 from prlhf_kit.data.schema import SchemaError, message, record
@@ -66,19 +65,12 @@ def test_shuffled_gives_each_user_one_other_and_nobody_the_same_one():
     assert sorted(who for _, who in found) == sorted(PEOPLE) == sorted(user for user, _ in found)
 
 
-@given(
-    st.dictionaries(st.text(min_size=1, max_size=5), st.sampled_from(["a", "b", "c"]), min_size=2), st.integers(0, 9)
-)
-@settings(max_examples=25, deadline=None)
-def test_no_draw_ever_says_the_same(people, seed):
+@pytest.mark.parametrize("texts", ["ab", "aab", "aaab", "abc", "aabbbc"])
+def test_no_draw_ever_says_the_same(texts):
+    people = {f"u{i}": text for i, text in enumerate(texts)}
     for kind in ("random", "shuffled"):
-        if len(set(people.values())) < 2:
-            with pytest.raises(SchemaError, match="different things"):
-                Contexts(kind, people, "user_text", seed)
-            continue
-        contexts = Contexts(kind, people, "user_text", seed)
-        for user in people:
-            assert people[contexts.whose(user, ASKED)] != people[user]
+        contexts = Contexts(kind, people, "user_text")
+        assert all(people[contexts.whose(user, ASKED)] != people[user] for user in people)
 
 
 def test_others_are_drawn_among_those_asked_for():
@@ -101,7 +93,6 @@ def test_a_system_message_is_replaced_and_braces_in_what_people_say_are_left_alo
     ("text", "reason"),
     [
         ("Hello.", "expected community or user_text"),
-        ("{community} {age}", "expected community or user_text"),
         ("{community.name}", "expected names alone"),
         ("{community", "can't be read"),
         ("{community} {prompt}\n---\nNow.\n", "belongs into the user message"),
@@ -120,6 +111,8 @@ def test_templates_people_and_contexts_that_do_not_fit():
         (PEOPLE, ("user_text", "community"), "does not say what context='user_text' is about"),
         (PEOPLE, ("true", "comunity"), "expected community, user_text"),
         ({"a": "Hi.", "b": None}, ("user_text", ""), "1 of 2 users have no user_text, first 'b'"),
+        ({"a": "Hi.", "b": "Hi."}, ("random", "user_text"), "different things"),
+        ({"a": "Hi.", "b": "Hi."}, ("shuffled", "user_text"), "different things"),
     ):
         with pytest.raises(SchemaError, match=reason):
             Contexts(options[0], people, options[1])

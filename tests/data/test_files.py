@@ -43,8 +43,6 @@ def test_splits_by_column_and_by_file_and_messages(tmp_path):
     write_lines(tmp_path / "d" / "test_seen-0.jsonl", [{**row, "prompt": "New?"}])
     (tmp_path / "d" / "train_config.yaml").write_text("x: 1")  # no data
     assert set(kit.data.load("files", tmp_path / "d")) == {"train", "test_seen"}
-    both = [{**row, "split": "train"}, {**row, "prompt": "New?", "split": "test_seen"}]
-    assert set(kit.data.load("files", write_lines(tmp_path / "one.jsonl", both))) == {"train", "test_seen"}
     pd.DataFrame([{**row, "prompt": json.dumps(row["prompt"])}]).to_csv(tmp_path / "m.csv", index=False)
     assert kit.data.load("files", tmp_path / "m.csv", test_share=0)["train"][0]["prompt"] == row["prompt"]
     write_lines(tmp_path / "d" / "validation.jsonl", [row])
@@ -61,7 +59,6 @@ def test_splits_by_column_and_by_file_and_messages(tmp_path):
         ("cut.jsonl.gz", gzip.compress(json.dumps([ROW] * 500).encode(), mtime=0)[:40], "can't read"),
         ("x.parquet", b"PAR1 nothing", "can't read"),
         ("x.txt", b"hello", "unknown kind"),
-        ("x.jsonl", b"\xff\xfe\x00", "can't read"),
         ("x.json", b"", "gave no training pair"),
         ("x.csv", b"user_id,prompt,chosen,rejected\nann,Q1,good", "not as many fields as the header"),
     ],
@@ -77,10 +74,8 @@ def test_damaged_files_are_refused(name, content, reason, tmp_path):
     [
         ({"chosen": [ASKED]}, r"pair_id 'row-1'.*begins with role 'assistant', not the roles \['user'\]"),
         ({"prompt": [ASKED, YES]}, "'row-1'.*ends with role 'user'"),
-        ({"chosen": [ASKED, YES], "rejected": "no"}, "'row-1'.*begins with role 'assistant'"),
         ({"user_id": 1.5}, "pair 'row-1' of user 1.5 does not fit the record"),
         ({"user_id": None}, r"'row-1'\), column 'user_id' is '' \(str\), expected non-empty text"),
-        ({"prompt": 3}, "row 1 of .* can't be used as 'files'"),
         ({"split": "dev"}, "row 1 of .*split 'dev', expected one of"),
         ({"chosen": "cut \ud83d"}, "x.jsonl: row 1, field 'chosen': .*half a char"),
         ({"\ud83d": 1}, "row 1, field .* half a character"),

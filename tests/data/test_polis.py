@@ -1,15 +1,11 @@
 """Polis: pairs from votes, and what is new to whom."""
 
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 import pytest
 
 import prlhf_kit as kit
 from prlhf_kit.data import SchemaError
-
-LAND_BANK = Path(__file__).parents[3] / "shared" / "data" / "polis" / "land_bank"
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +44,6 @@ def test_what_is_new_to_whom(folder):
     assert not set(data["train"]["user_id"]) & set(data["test_unseen"]["user_id"])
     assert "3" not in set(data["train"]["user_id"]) | set(data["test_unseen"]["user_id"])  # too few votes
     assert set(data["train"]["group"]) == {"0", "1"}
-    row = data["train"][0]
-    assert row["user_text"] is None
 
 
 def test_the_order_in_the_prompt_says_nothing(folder):
@@ -67,11 +61,3 @@ def test_refusals(folder, tmp_path):
         kit.data.load("polis", folder, min_votes=30)
     with pytest.raises(SchemaError, match="prompt='none': expected one of 'both', 'topic'"):
         kit.data.load("polis", folder, prompt="none")
-
-
-@pytest.mark.skipif(not LAND_BANK.is_dir(), reason="needs ../shared/data/polis/land_bank")
-def test_a_real_conversation():
-    data = kit.data.load("polis", LAND_BANK, max_users=150)
-    users = set(data["train"]["user_id"]) | set(data["test_unseen"]["user_id"])
-    assert len(users) == 150
-    assert len(data["test_seen"]) >= 1500

@@ -15,10 +15,8 @@ def raw(folder, ending="", questions=("What?", "Who?"), **other):
         write_json(folder / "rm_training" / f"{user}.json", [*rows, rows[0]])
 
 
-def test_the_wish_is_cut_off(tmp_path):
+def test_a_wish_that_is_not_everywhere_is_not_cut_off(tmp_path):  # others: tests/authors
     raw(tmp_path, " is a good capital? Be brief.", "AB")
-    data = kit.data.load("psoups", tmp_path, test_share=0)
-    assert {pair[1] for pair in pairs_of(data)} == {"A is a good capital?", "B is a good capital?"}
     raw(tmp_path, P1A=["What", "Who"])
     with pytest.raises(kit.data.SchemaError, match="questions of P1A do not all end with the same sentence"):
         kit.data.load("psoups", tmp_path)

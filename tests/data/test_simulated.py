@@ -28,7 +28,7 @@ def test_simulated_is_seeded_disjoint_and_true():
 
 def test_bradley_terry_draws_have_the_stated_rate():
     """Mean p_chosen of the drawn preferences is E[p^2 + (1-p)^2], within 5 standard errors."""
-    sizes = {"pairs_per_user": 200, "test_pairs_per_user": 1, "adapt_pairs_per_user": 1}
+    sizes = {"pairs_per_user": 60, "test_pairs_per_user": 1, "adapt_pairs_per_user": 1}
     # before the checks, which drop what a user says twice or contradicts
     rows = [row for split, row in simulated.read(Tally(), **sizes) if split == "train"]
     p = np.array([row["p_chosen"] for row in rows])

@@ -11,7 +11,6 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 import prlhf_kit as kit
 from decoding.plain import PROMPTS, draws, ids_of, reader, steered
 from decoding.test_guides import LENGTH, ROWS, USERS, WHO, another, reward_model
-from prlhf_kit.decoding.readers import FewRows
 from prlhf_kit.decoding.steered import Steered
 
 
@@ -154,29 +153,17 @@ def test_json_lines_resume(personal, tokenizer, tmp_path, monkeypatch):
     assert tokens(out) == tokens(decoder.generate(PROMPTS, WHO))
     assert [repr(a) for a in decoder.generate(PROMPTS, WHO, out=file)] == [repr(a) for a in out]  # NaN are kept
 
-    # other settings, ends and layouts: other answers
+    # other settings and layouts: other answers
     drawn = {"do_sample": True, "top_p": 0.9, **LENGTH}
     kit.GuidedDecoder(None, tokenizer, kit.PAD(personal, USERS), **drawn).generate(PROMPTS, WHO, out=file)
-    personal.get_base_model().generation_config.eos_token_id = 7
-    decoder.generate(PROMPTS, WHO, out=file)
     other = copy.deepcopy(tokenizer)
     other.chat_template = tokenizer.chat_template.replace("assistant", "bot")
     kit.GuidedDecoder(None, other, kit.PAD(personal, USERS), **settings).generate(PROMPTS, WHO, out=file)
-    assert len({line["key"] for line in lines()}) == len(lines()) == 12
+    assert len({line["key"] for line in lines()}) == len(lines()) == 9
     file.write_text(text := '[{"prompt": "what write_pad writes"}]')
     with pytest.raises(ValueError, match=r"line 1 of .* is no answer"):
         decoder.generate(PROMPTS, WHO, out=file)
     assert file.read_text() == text  # other people's files stay as they are
-
-
-def test_linear_maps_of_few_rows_are_the_same_product():
-    torch.manual_seed(0)
-    for one in (torch.nn.Linear(48, 96), torch.nn.Linear(48, 96, bias=False)):
-        for shape in ((1, 1, 48), (2, 1, 48), (1, 4, 48), (3, 48), (48,), (2, 9, 48)):
-            x = torch.randn(shape)
-            with FewRows():
-                found = one(x)
-            torch.testing.assert_close(found, one(x), rtol=1e-5, atol=1e-5)
 
 
 def test_bad_settings_and_requests(personal, make_tiny, tokenizer):
@@ -192,9 +179,7 @@ def test_bad_settings_and_requests(personal, make_tiny, tokenizer):
             made(**options)
     for match, prompts, who in (
         (r"who is \['ann', 'bob'\] for 1 prompts", PROMPTS[:1], ["ann", "bob"]),
-        ("who is 'ann' for 3 prompts, expected a list", PROMPTS, "ann"),
         ("who has 1, expected a user's id", PROMPTS[:1], [1]),
-        ("a prompt is .*'content': 'Hi'.*list of such lists", PROMPTS[0], None),
         ("context of 256", [PROMPTS[0], [{"role": "user", "content": "long text " * 80}]], ["ann"] * 2),
         ("'zoe' has no row in the user index", PROMPTS[:2], ["ann", "zoe"]),
         ("{user_id: weight} for several", PROMPTS[:1], [["ann", "bob"]]),

@@ -59,12 +59,11 @@ def check_users(personal, tokenizer, base=None, weight=2.0):
     return out
 
 
-@pytest.mark.parametrize(("architecture", "weight"), [("llama", 0.0), ("llama", 3.0), ("gpt2", 3.0), ("gpt_neox", 3.0)])
-def test_pad_with_users_and_a_shared_base(personal, tokenizer, weight):
-    out = check_users(personal, tokenizer, weight=weight)
-    assert any(any(answer.changed) for answer in out) == (weight > 0)
+def test_pad_with_users_and_a_shared_base(personal, tokenizer):
+    out = check_users(personal, tokenizer, weight=3.0)
+    assert any(any(answer.changed) for answer in out)
     guide = kit.PAD(personal, USERS)  # its base is the model below the adapter
-    below = kit.GuidedDecoder(personal.get_base_model(), tokenizer, guide, weight=weight, **LENGTH)
+    below = kit.GuidedDecoder(personal.get_base_model(), tokenizer, guide, weight=3.0, **LENGTH)
     assert [a.tokens for a in below.generate(PROMPTS, WHO)] == [a.tokens for a in out]
 
 
@@ -73,12 +72,10 @@ def test_pad_with_a_base_of_its_own(personal, make_tiny, tokenizer):
     check_users(personal, tokenizer, another(make_tiny), weight=1.5)
 
 
-@pytest.mark.parametrize("base", ["shared", "own"])
-def test_an_adapter_that_can_not_act_on_some_rows_is_read_apart(make_tiny, tokenizer, base):
+def test_an_adapter_that_can_not_act_on_some_rows_is_read_apart(make_tiny, tokenizer):
     """DoRA, whose output is no sum of the base's and the adapter's."""
     config = LoraConfig(target_modules=["q_proj", "v_proj"], modules_to_save=["user_model"], use_dora=True)
-    personal = moved(get_peft_model(make_tiny(users=3, offsets=0.8), config).eval(), 0.4)
-    check_users(personal, tokenizer, another(make_tiny) if base == "own" else None)
+    check_users(moved(get_peft_model(make_tiny(users=3, offsets=0.8), config).eval(), 0.4), tokenizer)
 
 
 @pytest.mark.parametrize("family", ["mistral", "gemma2"])
@@ -92,14 +89,12 @@ def test_models_that_flatten_rows_are_read_apart(tokenizer):
     """OPT's layers see all tokens of a batch as one list, in which an adapter can't tell rows apart."""
     torch.manual_seed(0)
     size = {"hidden_size": 32, "ffn_dim": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "init_std": 0.2}
-    ends = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
-    model = OPTForCausalLM(OPTConfig(vocab_size=600, word_embed_proj_dim=32, **size, **ends)).eval()
+    model = OPTForCausalLM(OPTConfig(vocab_size=600, word_embed_proj_dim=32, bos_token_id=1, **size)).eval()
     policy = moved(get_peft_model(model, LoraConfig(target_modules="all-linear")).eval(), 0.2)
-    out = kit.GuidedDecoder(None, tokenizer, kit.PAD(policy), weight=2.0, **LENGTH).generate(PROMPTS, SAID)
-    for prompt, said, answer in zip(PROMPTS, SAID, out, strict=True):
-        reference = reader(policy, tokenizer, prompt, adapter=False)
-        terms = [(reader(policy, tokenizer, prompt, said), 1.0), (reference, -1.0)]
-        assert answer.tokens == steered(tokenizer, reference, terms, 2.0)
+    [answer] = kit.GuidedDecoder(None, tokenizer, kit.PAD(policy), weight=2.0, **LENGTH).generate(PROMPTS[:1], SAID[:1])
+    reference = reader(policy, tokenizer, PROMPTS[0], adapter=False)
+    terms = [(reader(policy, tokenizer, PROMPTS[0], SAID[0]), 1.0), (reference, -1.0)]
+    assert answer.tokens == steered(tokenizer, reference, terms, 2.0)
 
 
 @pytest.fixture
@@ -223,34 +218,24 @@ def plain_args(base, reward, tokenizer, prompt, weight, rows=((None, 1.0),)):
     return steered(tokenizer, reader(base, tokenizer, prompt), rewards, weight)
 
 
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
 def test_args_scores_candidates_on_one_cache(make_tiny, tokenizer, architecture):
     """At every token, and now and then: then it reads in one go what it was not asked for."""
     base, reward = make_tiny(architecture), reward_model(tokenizer, architecture)
-    for weights in (5.0, [5.0, 0.0, 0.0, 5.0, 0.0, 2.0]):
-        out = kit.GuidedDecoder(base, tokenizer, kit.ARGS(reward), weight=weights, **LENGTH).generate(PROMPTS)
-        for prompt, answer in zip(PROMPTS, out, strict=True):
-            assert answer.tokens == plain_args(base, reward, tokenizer, prompt, weights)
-        assert any(any(answer.changed) for answer in out)
+    weights = [5.0, 5.0, 0.0, 0.0, 5.0, 0.0, 2.0]
+    out = kit.GuidedDecoder(base, tokenizer, kit.ARGS(reward), weight=weights, **LENGTH).generate(PROMPTS)
+    for prompt, answer in zip(PROMPTS, out, strict=True):
+        assert answer.tokens == plain_args(base, reward, tokenizer, prompt, weights)
+    assert any(any(answer.changed) for answer in out)
 
 
-def test_args_in_bfloat16(make_tiny, tokenizer):
-    """Rounding differs with the order of sums, so rewards are compared, not tokens."""
-    base, reward = make_tiny().bfloat16(), reward_model(tokenizer)
-    reward.model.bfloat16()
-    [answer] = kit.GuidedDecoder(base, tokenizer, kit.ARGS(reward), weight=2.0, **LENGTH).generate(PROMPTS[1:2])
-    ids = ids_of(tokenizer, PROMPTS[1])
-    wanted = [reward_of(reward, ids, answer.tokens[: t + 1]) for t in range(len(answer.tokens))]
-    assert answer.rewards == pytest.approx(wanted, abs=0.05)
-
-
-@pytest.mark.parametrize("family", ["mistral", "gemma2"])
-def test_args_with_a_window(make_tiny, tokenizer, family):
+def test_args_with_a_window(make_tiny, tokenizer):
     """A reward model with a window: while texts fit into it; longer ones are refused, not scored wrongly."""
-    base, wide = make_tiny("llama"), reward_model(tokenizer, f"{family}_wide")
+    base, wide = make_tiny("llama"), reward_model(tokenizer, "gemma2_wide")
     out = kit.GuidedDecoder(base, tokenizer, kit.ARGS(wide), weight=1.5, **LENGTH).generate(PROMPTS)
     for prompt, answer in zip(PROMPTS, out, strict=True):
         assert answer.tokens == plain_args(base, wide, tokenizer, prompt, 1.5)
-    narrow = kit.GuidedDecoder(base, tokenizer, kit.ARGS(reward_model(tokenizer, family)), **LENGTH)
+    narrow = kit.GuidedDecoder(base, tokenizer, kit.ARGS(reward_model(tokenizer, "gemma2")), **LENGTH)
     with pytest.raises(kit.DecodingError, match="window of 16"):
         narrow.generate(PROMPTS)
 
@@ -279,9 +264,8 @@ def test_the_guide_of_contributing(personal, tokenizer):
 
 @ON_ONE
 def test_refusals(personal, make_tiny, tokenizer, bert):
-    bloom = BloomForSequenceClassification(
-        BloomConfig(vocab_size=600, hidden_size=32, n_layer=1, n_head=4, num_labels=1)
-    )
+    size = {"hidden_size": 32, "n_layer": 1, "n_head": 4}
+    bloom = BloomForSequenceClassification(BloomConfig(vocab_size=600, num_labels=1, **size))
     with pytest.raises(ValueError, match="has no reference"):
         ImplicitReward(kit.PAD(personal, USERS, form="released"), tokenizer)
     for match, make in (

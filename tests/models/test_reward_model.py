@@ -45,7 +45,6 @@ def test_saved_models_come_back_and_others_can_load_them(base, tokenizer, tmp_pa
     assert torch.equal(ours.nll, theirs.nll)
     assert ours.logits[0] != again(input_ids=ids, user_rows=rows.flip(0)).logits[0]
     plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "rm")  # of transformers, its own pooling
-    assert type(plain).__name__ == "LlamaForSequenceClassification"
     assert torch.equal(plain.score.weight, model.score.weight)
 
 
@@ -56,8 +55,6 @@ def test_an_lm_head_that_is_trained_goes_from_stage_to_stage(base, tokenizer, tm
     save(model, tokenizer, tmp_path / "rm")
     again, _ = load_reward_model(str(tmp_path / "rm"), lm_head=True)
     assert torch.equal(again.lm_head.weight, model.lm_head.weight)
-    without, _ = load_reward_model(str(tmp_path / "rm"))
-    assert not hasattr(without, "lm_head")
     save(again, tokenizer, tmp_path)  # a second stage still knows where the base is
     assert json.loads((tmp_path / "reward.json").read_text())["base_model"] == base
 
@@ -102,26 +99,20 @@ def test_judge_and_best_of_n_follow_the_user(base):
         table.own += torch.randn(table.own.shape, generator=torch.Generator().manual_seed(3))
     kit.condition(model, table)
     reward = SequenceReward(model, kit.load_tokenizer(base), UserIndex(["ann", "bob"]))
-    one = reward.score(PROMPTS[:1] * 3, RESPONSES, ["ann"] * 3)
+    one, other = (reward.score(PROMPTS[:1] * 3, RESPONSES, [user] * 3) for user in ("ann", "bob"))
+    assert not torch.allclose(one, other)
     p = preference(reward, PROMPTS[:1], RESPONSES[:1], RESPONSES[1:2], ["ann"]).item()
     assert p == pytest.approx(1 / (1 + math.exp(one[1] - one[0])), abs=1e-5)
     [(number, value)] = best_of_n(reward, PROMPTS[:1], [RESPONSES], ["ann"])
     assert (number, value) == (one.argmax().item(), pytest.approx(one.max().item()))
-    other = reward.score(PROMPTS[:1] * 3, RESPONSES, ["bob"] * 3)
-    assert not torch.allclose(one, other)
     generic = reward.score(PROMPTS[:1], RESPONSES[:1])
     assert generic == reward.score(PROMPTS[:1], RESPONSES[:1], ["a stranger"])
     with pytest.raises(ValueError, match="an empty response"):
         reward.score(PROMPTS[:1], [" "])
 
 
-def token_ids(tokenizer):
-    texts = zip(PROMPTS, RESPONSES, strict=True)
-    return [torch.tensor([encode(tokenizer, message("user", p), message("assistant", r))[0]]) for p, r in texts]
-
-
 def test_a_model_of_armorms_shape(base, tokenizer):
-    """One logit, several `rewards`, a head of another name, and a decoder below; or several logits."""
+    """Several `rewards`, one logit that is their mean, a head of another name, and a decoder below."""
 
     @dataclass
     class Output(ModelOutput):
@@ -143,16 +134,13 @@ def test_a_model_of_armorms_shape(base, tokenizer):
             return Output(rewards=rewards, logits=rewards.mean(1))
 
     model = ArmoShape().eval()
-    own = torch.cat([model(ids, torch.ones_like(ids)).rewards for ids in token_ids(tokenizer)])
+    texts = zip(PROMPTS, RESPONSES, strict=True)
+    ids = [torch.tensor([encode(tokenizer, message("user", p), message("assistant", r))[0]]) for p, r in texts]
+    own = torch.cat([model(text, torch.ones_like(text)).rewards for text in ids])
     for dimension, rewards in ((3, own[:, 3]), (None, own.mean(1))):
         found = SequenceReward(model, tokenizer, dimension=dimension).score(PROMPTS, RESPONSES)
         assert found.tolist() == pytest.approx(rewards.tolist(), abs=1e-5)
     model.config.num_labels = 4
-    model.forward = lambda input_ids, attention_mask: Output(
-        logits=ArmoShape.forward(model, input_ids, attention_mask).rewards
-    )
-    found = SequenceReward(model, tokenizer, dimension=3).score(PROMPTS, RESPONSES)
-    assert found.tolist() == pytest.approx(own[:, 3].tolist(), abs=1e-5)
     with pytest.raises(ValueError, match="dimension=0 to 3"):
         SequenceReward(model, tokenizer)
 
@@ -185,8 +173,6 @@ def test_what_does_not_go_together_is_refused(bert, base):
         new_reward_model(base, "first")
     with pytest.raises(ConditioningError, match="has an encoder"):
         kit.condition(new_reward_model(folder), torch.nn.Embedding(2, 32))
-    model = new_reward_model(folder, "mean")
-    assert model(input_ids=torch.tensor([[2, 7, 3]])).logits.shape == (1, 1)
 
 
 def test_pooling_by_hand_on_either_side():

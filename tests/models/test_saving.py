@@ -13,30 +13,26 @@ from prlhf_kit.models.reward_model import load_reward_model, new_reward_model, s
 from prlhf_kit.models.saving import import_prlhf
 
 
-def rotate(folder):
-    file = folder / "users.json"
-    saved = json.loads(file.read_text())
-    file.write_text(json.dumps(saved | {"user_ids": saved["user_ids"][1:] + saved["user_ids"][:1]}))
+def conditioned(model):
+    return kit.condition(model, kit.IndividualUserModel(3, model.get_input_embeddings(), 2))
 
 
 @pytest.mark.parametrize("whole", [False, True])
 def test_rotated_users_are_found_out(base, make_tiny, tokenizer, pairs, tmp_path, whole):
     if whole:
-        model = kit.load_model(base)
-        kit.condition(model, kit.IndividualUserModel(3, model.get_input_embeddings(), 2))
-        kit.save_personalized(model, kit.UserIndex(["a", "b"]), tmp_path / "out")
+        kit.save_personalized(conditioned(kit.load_model(base)), kit.UserIndex(["a", "b"]), tmp_path / "out")
     else:
-        trainer = make_trainer(make_tiny(users=3), tokenizer, pairs, tmp_path / "out")
-        trainer.save_model()
+        make_trainer(make_tiny(users=3), tokenizer, pairs, tmp_path / "out").save_model()
     kit.load_personalized(tmp_path / "out", base)
-    rotate(tmp_path / "out")
+    file = tmp_path / "out" / "users.json"
+    saved = json.loads(file.read_text())
+    file.write_text(json.dumps(saved | {"user_ids": saved["user_ids"][1:] + saved["user_ids"][:1]}))
     with pytest.raises(kit.ModelError, match=r"users\.json does not belong to the user model beside it"):
         kit.load_personalized(tmp_path / "out", base)
 
 
 def test_a_reward_models_users_too(base, tmp_path):
-    model = new_reward_model(base)
-    kit.condition(model, kit.IndividualUserModel(3, model.get_input_embeddings(), 2))
+    model = conditioned(new_reward_model(base))
     model.save_pretrained(tmp_path)
     save_beside(model, tmp_path, kit.UserIndex(["ann", "bob"]))
     load_reward_model(str(tmp_path))
@@ -89,9 +85,7 @@ def test_an_adapter_of_p_rlhfs_own_trainer(base, tmp_path, kind):
 
 
 def test_users_from_before_there_was_a_choice_stay_in_front(base, tmp_path):
-    model = kit.load_model(base)
-    kit.condition(model, kit.IndividualUserModel(3, model.get_input_embeddings(), 2))
-    kit.save_personalized(model, kit.UserIndex(["a", "b"]), tmp_path)
+    kit.save_personalized(conditioned(kit.load_model(base)), kit.UserIndex(["a", "b"]), tmp_path)
     file = tmp_path / "users.json"
     saved = json.loads(file.read_text())
     del saved["options"]["after_bos"]

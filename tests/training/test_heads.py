@@ -4,7 +4,6 @@ import functools
 
 import numpy as np
 import pytest
-from datasets import DatasetDict
 from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 
@@ -72,14 +71,6 @@ def test_a_new_user_is_known_after_few_pairs_and_nobody_else_changes(kind):
     assert set(found.users) == set(WEIGHTS)
 
 
-@pytest.mark.parametrize("kind", PERSONAL)
-def test_strong_regularisation_leads_to_the_pooled_head(kind):
-    z, who, prompts = simulate()
-    pooled = fit_heads("pooled", z, who, prompts, np.ones(3), strengths=(1e4,))
-    tied = fit_heads(kind, z, who, prompts, np.ones(3), strengths=(1e4,), sizes=(2,))
-    assert tied.weights(who[:4]) == pytest.approx(np.tile(pooled.pooled, (4, 1)), abs=1e-2)
-
-
 def test_low_rank_reaches_the_oracle_on_features_that_carry_the_attributes():
     """Within 3 points of the oracle for seen users, and within 8 for new ones with 8 pairs."""
     data = kit.data.load("simulated")
@@ -92,9 +83,6 @@ def test_low_rank_reaches_the_oracle_on_features_that_carry_the_attributes():
     few = head_comparison.ranked_after_few_shot(found, data, embedded, [0, 8, 1000]).groupby("k").value.mean()
     assert few.index.tolist() == [0, 8]
     assert few[8] > oracle_accuracy(data["test_unseen"]["p_chosen"]) - 0.08
-    without = DatasetDict({**data, "adapt_unseen": data["adapt_unseen"].filter(lambda r: r["user_id"] != "formal-3")})
-    assert set(head_comparison.ranked_after_few_shot(found, without, embedded, [0, 8]).k) == {0}
-    assert set(head_comparison.controls(data).method) == {"length rule", "length rule per user"}
     per_user = fit_heads("per_user", *told, **settings)
     reward = FeatureReward(load_embedder("attributes"), per_user)
     bullets, warm = "- Boil water.\n- Add tea.\n- Wait.", "Oh my dear friend, I love tea! Shall we have a cup together?"

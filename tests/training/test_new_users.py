@@ -58,31 +58,21 @@ def new_pairs(model, tokenizer, row, users=("x", "y"), n=6, seed=0):
         return " ".join(words[i] for i in torch.randint(len(words), (4,), generator=draw).tolist())
 
     rows = [record(f"{user}{i}", user, f"Question {i}?", text(), text()) for user in users for i in range(n)]
-    pairs = Dataset.from_list(rows)
-    gap = margins(model, tokenizer, pairs, [row] * len(pairs))
-    return Dataset.from_list(
-        [
-            {**r, "chosen": r["rejected"], "rejected": r["chosen"]} if g < 0 else r
-            for r, g in zip(rows, gap, strict=True)
-        ]
-    )
+    for pair, gap in zip(rows, margins(model, tokenizer, Dataset.from_list(rows), [row] * len(rows)), strict=True):
+        if gap < 0:
+            pair["chosen"], pair["rejected"] = pair["rejected"], pair["chosen"]
+    return Dataset.from_list(rows)
 
 
-def generic_only(model, tokenizer, pairs):
-    """So that everybody starts at the generic row."""
-    found = weigh(model, tokenizer, pairs)
-    return Evidence(found.rows[:1], found.margins[:, :1], found.reference)
-
-
-@pytest.mark.parametrize(("kind", "options"), KINDS)
+@pytest.mark.parametrize(("kind", "options"), KINDS[:2])
 def test_adapt_lowers_the_loss_and_changes_nothing_else(trained, tokenizer, kind, options):
     model, _ = trained(kind, options)
     pairs = new_pairs(model, tokenizer, 2)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     asked = {name: p.requires_grad for name, p in model.named_parameters()}
-    found = adapt(
-        model, tokenizer, pairs, steps=8, learning_rate=0.05, beta=1.0, evidence=generic_only(model, tokenizer, pairs)
-    )
+    known = weigh(model, tokenizer, pairs)
+    at_generic = Evidence(known.rows[:1], known.margins[:, :1], known.reference)  # where everybody starts
+    found = adapt(model, tokenizer, pairs, steps=8, learning_rate=0.05, beta=1.0, evidence=at_generic)
     assert found.start == [0, 0]
     loss = found.history.pivot_table(index="step", columns="user_id", values="loss")
     assert (loss.iloc[-1] < loss.iloc[0]).all()
@@ -90,7 +80,7 @@ def test_adapt_lowers_the_loss_and_changes_nothing_else(trained, tokenizer, kind
     assert loss.iloc[0].mean() == pytest.approx(generic.mean(), abs=1e-4)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert asked == {name: p.requires_grad for name, p in model.named_parameters()}
-    nearest = adapt(model, tokenizer, pairs, steps=0, beta=1.0)
+    nearest = adapt(model, tokenizer, pairs, steps=0, beta=1.0, evidence=known)
     mine = np.array(pairs["user_id"]) == "x"  # under each row, by hand
     losses = [np.log1p(np.exp(-margins(model, tokenizer, pairs, [row] * len(pairs))[mine])).mean() for row in range(4)]
     assert nearest.start[0] == np.argmin(losses)

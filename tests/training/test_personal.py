@@ -9,6 +9,7 @@ from torch.nn.functional import logsigmoid
 
 import prlhf_kit as kit
 from prlhf_kit.data.chat import with_user_text
+from prlhf_kit.evaluation.accuracy import GENERIC_ROW, PERSONAL, ranked_by_method
 from prlhf_kit.models.conditioning import user_models
 from prlhf_kit.models.logprobs import add_reference_logps, as_read, score_pairs
 from prlhf_kit.models.reward_model import load_reward_model
@@ -39,9 +40,8 @@ def test_user_tokens_go_after_the_bos_that_a_tokenizer_writes(base, tokenizer, p
 def test_row_0_is_what_training_makes_of_it(base, tokenizer, pairs, tmp_path, kind, options):
     """At alpha = 1 no term trains it: the mean of the users, in evaluation and when saved. Below, its own numbers."""
     for alpha in (1.0, 0.5):
-        trainer = make_trainer(
-            conditioned(kit.load_model(base), kind, **options), tokenizer, pairs, tmp_path, alpha=alpha
-        )
+        model = conditioned(kit.load_model(base), kind, **options)
+        trainer = make_trainer(model, tokenizer, pairs, tmp_path, alpha=alpha)
         table = user_models(trainer.model)[-1]
         before = table(torch.tensor([0])).detach()
         trainer.train()
@@ -92,6 +92,10 @@ def test_who_reads_the_users_words(make_tiny, tokenizer, pairs, tmp_path, user_t
     generic = gap(policy, mute if authors else told, [0] * len(told)) - silent
     wanted = -0.25 * logsigmoid(0.5 * own).mean() - 0.75 * logsigmoid(0.5 * generic).mean()
     assert trainer.compute_loss(policy, batch).item() == pytest.approx(wanted.item(), abs=1e-5)
-    assert (
-        as_read(policy, told, reference=True)["prompt"][0] == (with_user_text(told) if authors else told)["prompt"][0]
-    )
+    if not authors:  # who has no row of their own is not told who asks in words either
+        everybody = ranked_by_method(policy, [], tokenizer, trainer.user_index, told, told)
+        strangers = ranked_by_method(policy, [], tokenizer, kit.UserIndex([]), mute, told)
+        found = [t[t.method == m].value.tolist() for t, m in ((everybody, GENERIC_ROW), (strangers, PERSONAL))]
+        assert found[0] == found[1]
+    read = as_read(policy, told, reference=True)
+    assert read["prompt"][0] == (with_user_text(told) if authors else told)["prompt"][0]

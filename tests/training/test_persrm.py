@@ -16,17 +16,10 @@ from prlhf_kit.decoding.implicit import ImplicitReward
 from prlhf_kit.models.logprobs import score_pairs
 from prlhf_kit.models.preference_head import HEAD, attach_head
 from prlhf_kit.training.persrm import PersRMRecipe, load_persrm, train_persrm
+from training.conftest import SETTINGS
 
 SHORT, LONG = "Short answers, please.", "Tell me everything at length."
-FAST = {
-    "learning_rate": 1e-2,
-    "num_train_epochs": 2,
-    "per_device_train_batch_size": 4,
-    "report_to": "none",
-    "logging_steps": 1,
-    "save_strategy": "no",
-    "disable_tqdm": True,
-}
+FAST = SETTINGS | {"learning_rate": 1e-2, "num_train_epochs": 2, "max_steps": -1}
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +66,8 @@ def test_two_stages(recipe, wishes, tokenizer):
         for side in ("chosen", "rejected"):
             stored = load_from_disk(str(folder))[f"ref_{side}_logps"]
             assert stored == pytest.approx(unseen[f"{side}_logp"].tolist(), abs=1e-3)
+    row = kit.PAD(model).rows(0, wishes[0]["prompt"], SHORT, tokenizer)[0][0]
+    assert tokenizer.decode(row.ids).count(recipe.wording.format(SHORT)) == 1  # as in training
     # nothing is trained twice, and nothing passes for another training
     before = (stages / "head" / "adapter_model.safetensors").stat().st_mtime_ns
     train_persrm(recipe, wishes)
@@ -80,16 +75,6 @@ def test_two_stages(recipe, wishes, tokenizer):
     assert all(torch.equal(value, joined[key]) for key, value in load_file(out / "adapter_model.safetensors").items())
     with pytest.raises(ValueError, match="holds a training with other settings: pairs"):
         train_persrm(recipe, wishes.select(range(8)))
-
-
-def test_it_steers_and_its_wording_is_that_of_its_training(recipe, wishes, tokenizer):
-    model = load_persrm(recipe.out)
-    guide = kit.PAD(model)
-    row = guide.rows(0, wishes[0]["prompt"], SHORT, tokenizer)[0][0]
-    assert tokenizer.decode(row.ids).count(recipe.wording.format(SHORT)) == 1
-    decoder = kit.GuidedDecoder(None, tokenizer, guide, max_new_tokens=6, top_k=50, weight=3.0)
-    short, long = decoder.generate([wishes[0]["prompt"]] * 2, [SHORT, LONG])
-    assert short.tokens != long.tokens
 
 
 def test_a_persrm_without_its_head_is_an_error(recipe, tmp_path):

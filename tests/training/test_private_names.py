@@ -8,12 +8,10 @@ from pathlib import Path
 import pytest
 from transformers import PretrainedConfig, PreTrainedModel, Trainer
 from trl import DPOTrainer, RewardTrainer
-from trl.trainer.utils import add_fused_lm_head
 
 from prlhf_kit.training.pdpo import PersonalizedDPOTrainer
 from prlhf_kit.training.personal import PersonalizedTraining
 from prlhf_kit.training.reward import PersonalizedRewardTrainer
-from training.conftest import make_trainer
 
 ROOT = Path(__file__).parents[2]
 OVERRIDDEN = {  # method -> parameters that it is called with
@@ -35,25 +33,6 @@ PUBLIC = {  # overridden too, or called
 def test_methods_have_the_parameters_that_the_kit_relies_on(where, parameters):
     owner, name = where
     assert list(inspect.signature(getattr(owner, name)).parameters) == parameters
-
-
-def test_what_is_read_is_there(make_tiny, tokenizer, pairs, tmp_path):
-    trainer = make_trainer(make_tiny(users=3), tokenizer, pairs, tmp_path, max_steps=1)
-    assert set(trainer._metrics) == {"train", "eval"}
-    assert trainer.precompute_ref_logps is True
-    seen = {}
-    trainer.train()
-    model = make_tiny()
-    add_fused_lm_head(model)
-    model.base_model.register_forward_pre_hook(lambda _, args, kwargs: seen.update(kwargs), with_kwargs=True)
-    batch = trainer.data_collator(list(trainer.train_dataset.select(range(2))))
-    ids = batch["input_ids"]
-    found = model(input_ids=ids, attention_mask=ids * 0 + 1, labels=ids, fused_lm_head=True, more=3)
-    assert found.log_probs.shape == (4, ids.shape[1] - 1)
-    assert seen["more"] == 3  # other keys of a batch come to the backbone, where the hooks wait for them
-    config = make_tiny().config
-    assert isinstance(config._name_or_path, str)
-    assert config._attn_implementation in ("sdpa", "eager")
 
 
 def test_contributing_lists_all_of_them():

@@ -15,7 +15,6 @@ from transformers import (
 
 import prlhf_kit as kit
 from prlhf_kit.data.schema import record
-from prlhf_kit.models.user_models import LowRankUserModel
 from prlhf_kit.training.prompt_once import DataCollatorForPersonalizedPreference, compute_prompts_once, shares_prompts
 from training.conftest import make_trainer
 
@@ -69,56 +68,42 @@ def test_same_loss_and_gradients(make_tiny, tokenizer, uneven, tmp_path, archite
         assert len(found["shared"][2]["prompt_ids"]) == 6
 
 
+@pytest.mark.filterwarnings("ignore:.* pairs of the train set are longer")
 @pytest.mark.parametrize(
-    ("loss_type", "more"),
-    [  # which look at masks and single tokens
-        ("ipo", {"use_weighting": True}),
-        (["sigmoid_norm", "sft"], {"ld_alpha": 0.5}),
-        ("sigmoid_norm", {"personalized": False}),
+    "options",
+    [  # losses that look at masks and single tokens, cut texts, user tokens after BOS
+        {"loss_type": "ipo", "use_weighting": True},
+        {"loss_type": ["sigmoid_norm", "sft"], "ld_alpha": 0.5},
+        {"loss_type": "sigmoid_norm", "personalized": False},
+        {"max_length": 75},
+        {"alpha": 0.5, "after_bos": True},
     ],
 )
-def test_what_else_looks_at_tokens(make_tiny, tokenizer, uneven, tmp_path, loss_type, more):
-    def run(way):
-        users = 0 if "personalized" in more else 3
-        model = make_tiny("llama", users=users, offsets=0.5)
-        return loss_and_gradients(model, tokenizer, uneven, tmp_path, loss_type=loss_type, **more, **way)
-
-    same(run({}), run(PLAIN))
-
-
-@pytest.mark.filterwarnings("ignore:.* pairs of the train set are longer")
-def test_cut_texts(make_tiny, tokenizer, uneven, tmp_path):
-    def run(way):
-        return loss_and_gradients(make_tiny("llama", users=3, offsets=0.5), tokenizer, uneven, tmp_path, **way)
-
-    same(run({"max_length": 75}), run({"max_length": 75, **PLAIN}))
-
-
-def test_user_tokens_after_bos(make_tiny, tokenizer, uneven, tmp_path):
-    def run(way):
-        model = make_tiny()
-        words = model.get_input_embeddings()
-        kit.condition(model, LowRankUserModel(4, words, 2, rank=2, after_bos=True))
-        return loss_and_gradients(model, tokenizer, uneven, tmp_path, alpha=0.5, **way)
-
-    same(run({}), run(PLAIN))
+def test_what_else_looks_at_tokens(make_tiny, tokenizer, uneven, tmp_path, options):
+    found, config = [], {name: value for name, value in options.items() if name != "after_bos"}
+    for way in ({}, PLAIN):
+        model = make_tiny(users=3 if config.get("personalized", True) else 0, offsets=0.5)
+        if "after_bos" in options:
+            model.user_model.after_bos = True
+        found.append(loss_and_gradients(model, tokenizer, uneven, tmp_path, **config, **way))
+    same(*found)
 
 
 def test_the_reference_is_the_same_and_tokens_are_counted_alike(make_tiny, tokenizer, uneven, tmp_path):
-    def run(way, **options):
-        trainer = make_trainer(make_tiny(users=3), tokenizer, uneven, tmp_path, max_steps=3, **options, **way)
+    def run(way):
+        options = {"precompute_ref_log_probs": False, "alpha": 0.0, **way}
+        trainer = make_trainer(make_tiny(users=3), tokenizer, uneven, tmp_path, **options)
         trainer.train()
         return [
             {k: v for k, v in entry.items() if "time" not in k and "per_second" not in k and k != "total_flos"}
             for entry in trainer.state.log_history
         ]
 
-    for options in ({"precompute_ref_log_probs": False}, {"alpha": 0.0}):
-        for a, b in zip(run({}, **options), run(PLAIN, **options), strict=True):
-            assert a.keys() == b.keys()
-            for name in set(a) - {"entropy"}:
-                assert a[name] == pytest.approx(b[name], abs=2e-4), name
-            assert a.get("num_tokens") == b.get("num_tokens")
+    for a, b in zip(run({}), run(PLAIN), strict=True):
+        assert a.keys() == b.keys()
+        for name in set(a) - {"entropy"}:
+            assert a[name] == pytest.approx(b[name], abs=2e-4), name
+        assert a.get("num_tokens") == b.get("num_tokens")
 
 
 def test_recurrent_layers_are_noticed(make_tiny, tokenizer, uneven, tmp_path):

@@ -14,18 +14,7 @@ def cut(path):
     path.write_bytes(path.read_bytes()[:-7])
 
 
-@pytest.mark.parametrize(
-    ("name", "harm"),
-    [
-        ("optimizer.pt", Path.unlink),  # it would silently train to another model
-        ("adapter_model.safetensors", cut),
-        (COMPLETE, cut),
-        (COMPLETE, Path.unlink),
-    ],
-)
-def test_an_older_checkpoint_takes_the_place_of_one_that_is_not_whole(
-    make_tiny, tokenizer, pairs, tmp_path, capsys, harm, name
-):
+def test_an_older_checkpoint_takes_the_place_of_one_that_is_not_whole(make_tiny, tokenizer, pairs, tmp_path, capsys):
     def trained(out):
         options = {"save_strategy": "steps", "save_steps": 1, "max_steps": 3}
         trainer = make_trainer(make_tiny(users=3), tokenizer, pairs, tmp_path / "c", **options)
@@ -33,16 +22,22 @@ def test_an_older_checkpoint_takes_the_place_of_one_that_is_not_whole(
         return trainer.model.state_dict()
 
     whole = trained("whole")
-    file = tmp_path / "c" / "checkpoint-3" / name
-    harm(file)
-    marked = file.with_name(COMPLETE).exists()
-    with pytest.raises(ValueError, match="checkpoint-3 is no whole checkpoint"):
-        make_trainer(make_tiny(users=3), tokenizer, pairs, tmp_path / "d").train(str(file.parent))
-    again = trained("again")
-    said = capsys.readouterr().out
-    assert "resuming again from checkpoint-2" in said
-    assert ("checkpoint-3 is damaged" in said) == marked  # else it was never complete
-    assert all((again[key] == value).all() for key, value in whole.items())
+    for name, harm in (
+        ("optimizer.pt", Path.unlink),  # it would silently train to another model
+        ("adapter_model.safetensors", cut),
+        (COMPLETE, cut),
+        (COMPLETE, Path.unlink),
+    ):
+        file = tmp_path / "c" / "checkpoint-3" / name
+        harm(file)
+        marked = file.with_name(COMPLETE).exists()
+        with pytest.raises(ValueError, match="checkpoint-3 is no whole checkpoint"):
+            make_trainer(make_tiny(users=3), tokenizer, pairs, tmp_path / "d").train(str(file.parent))
+        again = trained(f"without-{name}-{marked}")  # and writes checkpoint-3 again
+        said = capsys.readouterr().out
+        assert "from checkpoint-2" in said
+        assert ("checkpoint-3 is damaged" in said) == marked  # else it was never complete
+        assert all((again[key] == value).all() for key, value in whole.items())
 
 
 def test_a_checkpoint_is_on_the_disk_before_its_marker(make_tiny, tokenizer, pairs, tmp_path, monkeypatch):

@@ -1,7 +1,5 @@
 """Training of reward models: against TRL's, its parts, lists and users."""
 
-import itertools
-
 import pandas as pd
 import pytest
 import torch
@@ -17,17 +15,10 @@ from prlhf_kit.models.rewards import SequenceReward, load_reward
 from prlhf_kit.training.config import PersonalizedRewardConfig
 from prlhf_kit.training.resume import HISTORY, fit
 from prlhf_kit.training.reward import EVALUATIONS, PersonalizedRewardTrainer
+from training.conftest import SETTINGS as QUICK
 
 LORA = {"r": 4, "target_modules": ["q_proj", "v_proj"]}
-SETTINGS = {
-    "per_device_train_batch_size": 4,
-    "num_train_epochs": 1,
-    "learning_rate": 1e-2,
-    "report_to": "none",
-    "logging_steps": 1,
-    "use_cpu": True,
-    "save_strategy": "no",
-}
+SETTINGS = QUICK | {"num_train_epochs": 1, "max_steps": -1, "learning_rate": 1e-2}
 
 
 def trainer(base, pairs, folder, model=None, eval_dataset=None, peft=True, **more):
@@ -95,27 +86,15 @@ def test_every_set_has_its_accuracy_from_step_0(base, pairs, tmp_path):
         assert own.prompt.nunique() == len(held_out)
         assert sorted(own[own.step == 0].row) == list(range(len(held_out)))
         assert own.groupby("step").right.mean().tolist() == pytest.approx(part.tolist())
-    model, _ = load_reward_model(str(tmp_path / "out"))
-    reward = SequenceReward(model, kit.load_tokenizer(base))
-    gap = reward.score(pairs["prompt"], pairs["chosen"]) - reward.score(pairs["prompt"], pairs["rejected"])
-    end = found[(found.set == "general") & (found.step == 3)].set_index("row").right
-    assert [end[i] for i in range(len(pairs))] == (gap > 0).float().tolist()
     assert found.user_id.tolist() == [sets[name]["user_id"][i] for name, i in zip(found.set, found.row, strict=True)]
 
 
 def lists(n=4):
+    """Of two and three responses."""
+    scores, said = [0.0, -1.0, 2.0], [message("assistant", text) for text in ("A drink.", "No.", "Leaves in water.")]
+    rows = [(message("user", f"Question {i}?"), 2 + i % 2) for i in range(n)]
     return Dataset.from_list(
-        [
-            {
-                "user_id": "a",
-                "prompt": message("user", f"Question {i}?"),
-                "scores": [0.0, -1.0, 2.0][: 2 + i % 2],
-                "responses": [
-                    message("assistant", t) for t in ("A drink.", "No.", "Leaves in hot water.")[: 2 + i % 2]
-                ],
-            }
-            for i in range(n)
-        ]
+        [{"user_id": "a", "prompt": asked, "scores": scores[:k], "responses": said[:k]} for asked, k in rows]
     )
 
 
@@ -124,13 +103,11 @@ def test_several_training_sets_are_mixed_and_lists_have_both_accuracies(base, pa
     trained = trainer(base, {"pairs": pairs, "lists": lists()}, tmp_path / "a", eval_dataset={"own": held_out})
     found = trained.evaluate()
     reward = SequenceReward(trained.model.eval(), kit.load_tokenizer(base))
-    every, first = [], []
+    first = []
     for row in held_out:
         values = reward.score([row["prompt"]] * len(row["scores"]), row["responses"]).tolist()
-        best_first = [value for _, value in sorted(zip(row["scores"], values, strict=True), reverse=True)]
-        ranked = [a > b for a, b in itertools.combinations(best_first, 2)]
-        every, first = every + ranked, first + ranked[:1]
-    assert found["eval_own_accuracy"] == pytest.approx(sum(every) / len(every))
+        best, second, *_ = sorted(range(len(values)), key=row["scores"].__getitem__, reverse=True)
+        first.append(values[best] > values[second])
     assert found["eval_own_first_two"] == pytest.approx(sum(first) / len(first))
     trained.train()
     assert len(trained.train_dataset) == len(pairs) + 4
@@ -159,13 +136,12 @@ def test_bad_lists_are_refused_or_dropped_by_name_and_count(base, tokenizer, tmp
         trainer(base, good.add_column("margin", [1.0, 2.0]), tmp_path / "a")
 
 
-@pytest.mark.parametrize("peft", [True, False])
-def test_cut_off_it_resumes_to_the_same_model(base, pairs, tmp_path, peft):
-    """The whole model with its LM head too."""
+def test_cut_off_it_resumes_to_the_same_model(base, pairs, tmp_path):
+    """The whole model with its LM head; adapters: `test_recipe.py`."""
     more = {"save_strategy": "steps", "save_steps": 1, "eval_strategy": "steps", "eval_steps": 1, "lm_loss_coeff": 0.5}
 
     def trained(out):
-        one = trainer(base, pairs, tmp_path / "c", eval_dataset={"own": pairs}, peft=peft, **more)
+        one = trainer(base, pairs, tmp_path / "c", eval_dataset={"own": pairs}, peft=False, **more)
         fit(one, tmp_path / out)
         table = pd.read_parquet(tmp_path / out / EVALUATIONS).sort_values(["step", "row"]).reset_index(drop=True)
         return dict(one.model.named_parameters()), table
@@ -179,8 +155,7 @@ def test_cut_off_it_resumes_to_the_same_model(base, pairs, tmp_path, peft):
     assert table.equals(again)
 
 
-@pytest.mark.parametrize("peft", [True, False])
-def test_an_encoder_is_trained_as_it_is_scored(bert, tmp_path, peft):
+def test_an_encoder_is_trained_as_it_is_scored(bert, tmp_path):
     """With its pooler new as well, as it comes from a masked language model."""
     folder, tokenizer = bert
     BertForMaskedLM(BertConfig.from_pretrained(folder)).save_pretrained(tmp_path / "mlm")
@@ -192,7 +167,7 @@ def test_an_encoder_is_trained_as_it_is_scored(bert, tmp_path, peft):
         pairs,
         {"own": pairs},
         tokenizer,
-        peft_config=LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query", "value"]) if peft else None,
+        peft_config=LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query", "value"]),
     )
     fit(trained, tmp_path / "out")
     reward = load_reward(str(tmp_path / "out"))
@@ -201,28 +176,17 @@ def test_an_encoder_is_trained_as_it_is_scored(bert, tmp_path, peft):
     assert gap.mean().item() == pytest.approx(last["eval_own_margin"], abs=1e-5)
 
 
-@pytest.mark.parametrize("peft", [True, False])
-def test_users_in_front_of_the_backbone_are_learned(base, tmp_path, peft):
+def test_users_in_front_of_the_backbone_are_learned(base, tmp_path):
     """Two users who want the opposite: without users at most half of the pairs can be right."""
     texts = [("Short.", "A long answer with many words.")[:: 1 if i % 2 else -1] for i in range(24)]
     pairs = Dataset.from_list([record(f"p{i}", "ab"[i % 2], f"Question {i // 2}?", *t) for i, t in enumerate(texts)])
     model = new_reward_model(base)
     kit.condition(model, kit.IndividualUserModel(3, model.get_input_embeddings(), 4))
-    trained = trainer(
-        base,
-        pairs,
-        tmp_path / "a",
-        model=model,
-        peft=peft,
-        num_train_epochs=20,
-        learning_rate=3e-3,
-        user_learning_rate=3e-2,
-    )
+    rates = {"num_train_epochs": 20, "learning_rate": 3e-3, "user_learning_rate": 3e-2}
+    trained = trainer(base, pairs, tmp_path / "a", model=model, **rates)
     fit(trained, tmp_path / "out")
     again, index = load_reward_model(str(tmp_path / "out"))
     assert trained.optimizer.param_groups[-1]["initial_lr"] == 3e-2
     reward = SequenceReward(again, kit.load_tokenizer(base), index)
-    gap = reward.score(pairs["prompt"], pairs["chosen"], pairs["user_id"]) - reward.score(
-        pairs["prompt"], pairs["rejected"], pairs["user_id"]
-    )
-    assert (gap > 0).float().mean() > 0.9
+    chosen, rejected = (reward.score(pairs["prompt"], pairs[c], pairs["user_id"]) for c in ("chosen", "rejected"))
+    assert (chosen > rejected).float().mean() > 0.9

@@ -27,15 +27,6 @@ def test_listwise_loss_by_hand_with_ties_and_padding():
     assert (right.item(), pairs.item()) == (0.5, 1)  # equal rewards
 
 
-def test_first_two_by_hand():
-    """Lists in any order, one with a tie in front, one with padding of the highest score."""
-    rewards = torch.tensor([[9.0, 0.5, 1.0], [3.0, 1.0, 0.0], [1.0, 0.0, 5.0]])
-    scores = torch.tensor([[0.0, 1.0, 2.0], [2.0, 2.0, 0.0], [1.0, 2.0, 9.0]])
-    mask = torch.tensor([[True, True, True], [True, True, True], [True, True, False]])
-    right, pairs = reward_losses.first_two_right(rewards, scores, mask)
-    assert (right.tolist(), pairs.tolist()) == ([1, 0, 0], [1, 0, 1])
-
-
 def test_all_equal_scores_give_no_loss_and_a_gradient_of_zero():
     rewards = torch.tensor([[1.0, 2.0]], requires_grad=True)
     loss = reward_losses.ranking_loss(rewards, torch.tensor([[0.5, 0.5]]))
