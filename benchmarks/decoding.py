@@ -187,11 +187,13 @@ class Bench:
     def job_uncached(self):
         """The authors' scheme, from its description: nothing is kept from token to token, prompts come one by one."""
         base, policy = self.model("base"), self.model("policy")
+        guide = kit.PAD(policy, form="released", tokenizer=self.tokenizer)
 
         @torch.inference_mode()
         def run():
             for prompt in self.job[: min(UNCACHED, self.prompts)]:
-                text = torch.tensor([ids_of(self.tokenizer, prompt, "I like it short.")], device=self.device)
+                told = guide.base_prompt(prompt, "I like it short.")
+                text = torch.tensor([ids_of(self.tokenizer, told)], device=self.device)
                 for _ in range(self.tokens):
                     top = base(text, use_cache=False).logits[0, -1].float().topk(10)
                     own, policys = (
