@@ -42,9 +42,9 @@ demo: setup
 study: setup
 	for seed in 0 1 2; do $(BIN)/prlhf pipeline configs/study.yaml --run study-$$seed -p seed $$seed || exit 1; done
 
-# two at once; a file's tests stay together, since they share what is slow to make
+# two at once; a file's tests stay together, since they share what is slow to make; in order, as Slurm's few would be last
 test: setup lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: setup
 	$(BIN)/ruff check .

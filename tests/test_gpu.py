@@ -27,13 +27,27 @@ def gpu(folder, *options, **kwargs):
     return subprocess.Popen([*command, *where], stdout=subprocess.PIPE, text=True, **kwargs)
 
 
-def test_every_part_runs_in_miniature(tmp_path):
+def test_every_part_runs_in_miniature_after_one_that_failed_and_a_kill(tmp_path):
+    """The first attempt has a model without weights, and is killed when an answer is measured."""
+    file, decode = tmp_path / "gpu.json", "decode/tiny/1/8"
+    (tmp_path / "work" / "tiny_model").mkdir(parents=True)
+    with gpu(tmp_path, "--parts", "reference", "decode", "learn", start_new_session=True) as process:
+        while not (file.exists() and {PARTS[0], decode} <= set(json.loads(file.read_text())["parts"])):
+            assert process.poll() is None
+            time.sleep(0.2)
+        os.killpg(process.pid, signal.SIGKILL)
+    first = json.loads(file.read_text())["parts"]
+    assert first[PARTS[0]]["status"] == "failed"
+    assert "can't load" in first[PARTS[0]]["error"]
+
+    (tmp_path / "work" / "tiny_model").rmdir()
     with gpu(tmp_path) as process:
         said = process.communicate()[0]
     assert process.returncode == 0, said
-    found = json.loads((tmp_path / "gpu.json").read_text())
+    found = json.loads(file.read_text())
     assert sorted(found["parts"]) == sorted(PARTS)
     assert {part["status"] for part in found["parts"].values()} == {"done"}
+    assert found["parts"][decode] == first[decode]  # what was done is not measured again
     for ratio in ("decode/tiny/1/8/pad_shared_vs_plain", "train/tiny/lora/32/alpha_1_vs_vanilla"):
         assert found["ratios"][ratio] > 0
     by_method = {row["method"]: row for row in found["learning"]}
@@ -45,31 +59,7 @@ def test_every_part_runs_in_miniature(tmp_path):
     assert personal["over_dpo"] == pytest.approx(personal["mean"] - vanilla["mean"])
     # what was measured by other versions is not mixed with these
     found["machine"]["versions"]["torch"] = "1.0"
-    (tmp_path / "gpu.json").write_text(json.dumps(found))
+    file.write_text(json.dumps(found))
     with gpu(tmp_path, stderr=subprocess.PIPE) as process:
         assert "other versions. Choose another --json" in process.communicate()[1]
     assert process.returncode == 2
-
-
-def test_a_part_that_fails_ends_no_other_and_a_killed_run_goes_on(tmp_path):
-    """The first attempt has a model without weights, and is killed when an answer is measured."""
-    file, parts = tmp_path / "gpu.json", ("--parts", "reference", "learn", "decode")
-    (tmp_path / "work" / "tiny_model").mkdir(parents=True)
-    reference, decode = "reference/simulated/0", "decode/tiny/1/8"
-    with gpu(tmp_path, *parts, start_new_session=True) as process:
-        while not (file.exists() and {reference, decode} <= set(json.loads(file.read_text())["parts"])):
-            assert process.poll() is None
-            time.sleep(0.2)
-        os.killpg(process.pid, signal.SIGKILL)
-    first = json.loads(file.read_text())["parts"]
-    assert first[reference]["status"] == "failed"
-    assert "can't load" in first[reference]["error"]
-    assert first[decode]["status"] == "done"
-
-    (tmp_path / "work" / "tiny_model").rmdir()
-    with gpu(tmp_path, *parts) as process:
-        said = process.communicate()[0]
-    assert process.returncode == 0, said
-    last = json.loads(file.read_text())["parts"]
-    assert last[decode] == first[decode]  # what was done is not measured again
-    assert {part["status"] for part in last.values()} == {"done"}

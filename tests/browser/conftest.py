@@ -5,9 +5,6 @@ Every page's last state is kept as a picture in `build/browser` (or in the folde
 
 import os
 import shutil
-import subprocess
-import sys
-from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -85,19 +82,6 @@ def tiny_run(chromium, tokenizer, tmp_path_factory):
             assert record["status"] == "completed", record.get("error")
     report.write_index(folder / "runs" / "tiny")
     return folder / "runs" / "tiny"
-
-
-@contextmanager
-def serving(run, *options):
-    """`prlhf app` on a run; its address. The pages must be closed before it ends, else they report that."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "JUPYTER_TOKEN": ""}
-    line = [sys.executable, "-m", "prlhf_kit.cli", "app", str(run), "--no-browser", *map(str, options)]
-    with subprocess.Popen(line, stdout=subprocess.PIPE, text=True, env=environment) as server:
-        try:
-            yield server.stdout.readline().strip()
-        finally:
-            server.terminate()
-            server.wait(30)
 
 
 def shot(page, name):

@@ -5,10 +5,11 @@ import time
 
 import nbformat
 import pytest
-from compare.conftest import RECORD
+from compare.conftest import serving
 from playwright.sync_api import expect
+from runs.conftest import RECORD
 
-from browser.conftest import CHEAP, assert_contrast, assert_readable_on_a_phone, serving, shot
+from browser.conftest import CHEAP, assert_contrast, assert_readable_on_a_phone, shot
 from prlhf_kit.compare.app import NEEDED
 
 NASTY = "<script>window.pwned = 1</script><img src=x onerror='window.pwned = 2'></div></article>&amp; <b>not bold\u202e"
@@ -78,7 +79,7 @@ def address(tiny_run, tmp_path_factory):
     votes = tmp_path_factory.mktemp("votes") / "of people.jsonl"
     with serving(
         tiny_run, "--votes", votes, *(part for name, value in CHEAP.items() for part in ("-p", name, value))
-    ) as address:
+    ) as (_, address):
         yield address, votes
 
 
@@ -164,7 +165,7 @@ def fakes(tmp_path_factory):
         nbformat.v4.new_code_cell(FAKES),
     ]
     nbformat.write(notebook, folder / "fakes.ipynb")
-    with serving(folder, "--notebook", folder / "fakes.ipynb") as address:
+    with serving(folder, "--notebook", folder / "fakes.ipynb") as (_, address):
         yield address, folder / "votes.jsonl"
 
 

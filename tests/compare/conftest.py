@@ -1,5 +1,10 @@
 """One tiny run whose systems all tests compare, and systems that say what they are told to."""
 
+import os
+import subprocess
+import sys
+from contextlib import contextmanager
+
 import pytest
 import torch
 from conftest import TARGETS, build_tiny
@@ -11,9 +16,6 @@ from prlhf_kit.compare import systems
 from prlhf_kit.data import simulated
 from prlhf_kit.data.schema import record
 from prlhf_kit.decoding.answers import GuidedAnswer
-
-RECORD = {"schema": 1, "status": "completed", "started": "2026-01-01T00:00:00+00:00"}  # of a stage
-RECORD |= {name: {} for name in ("parameters", "metrics", "artifacts", "versions", "git")}
 
 
 def lora(model, seed):
@@ -64,6 +66,23 @@ def offered(run, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PRLHF_KIT_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield systems.of_run(*run, k=2, steps=1, n_prompts=3)
+
+
+@contextmanager
+def serving(run, *options, stderr=None, **environment):
+    """`prlhf app` in a process of its own; yields it and its address. Pages in a browser are closed before it ends,
+    else they report that."""
+    env = os.environ | {"OMP_NUM_THREADS": "1", "JUPYTER_TOKEN": "", "PYTHONWARNINGS": "default"} | environment
+    line = [sys.executable, "-m", "prlhf_kit.cli", "app", str(run), "--no-browser", *map(str, options)]
+    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=stderr, text=True, env=env) as server:
+        try:
+            yield server, server.stdout.readline().strip()
+        finally:  # so that it takes its private folder away
+            server.terminate()
+            try:
+                assert server.wait(30) == 0
+            except subprocess.TimeoutExpired:
+                server.kill()
 
 
 class Says:

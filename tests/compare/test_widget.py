@@ -3,6 +3,7 @@
 import json
 import threading
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -216,20 +217,14 @@ def test_a_file_that_can_not_be_written_is_said_in_place(panel, tokenizer, tmp_p
 
 def test_live_is_where_somebody_may_be_at_the_screen(monkeypatch):
     """What JupyterLab, voila, and papermill or `jupyter execute` set; in a real kernel for the last."""
-
-    class Shell:
-        def __init__(self, typed):
-            self.get_parent = lambda: {"content": {"allow_stdin": typed}}
-
-    for shell, environment, wanted in (
-        (None, {}, False),
-        (Shell(True), {}, True),
-        (Shell(True), {"PRLHF_KIT_RUNNER": "1"}, False),
-        (Shell(False), {}, False),
-        (Shell(False), {"SERVER_SOFTWARE": "voila/0.5.13"}, True),
+    for typed, server, runner, wanted in (
+        (True, "", "", True),
+        (True, "", "1", False),
+        (False, "", "", False),
+        (False, "voila/0.5.13", "", True),
     ):
-        with monkeypatch.context() as patch:
-            for name in ("SERVER_SOFTWARE", "PRLHF_KIT_RUNNER"):
-                patch.setenv(name, environment.get(name, ""))
-            patch.setattr(widget, "get_ipython", lambda shell=shell: shell)
-            assert widget.live() == wanted
+        monkeypatch.setenv("SERVER_SOFTWARE", server)
+        monkeypatch.setenv("PRLHF_KIT_RUNNER", runner)
+        shell = SimpleNamespace(get_parent=lambda typed=typed: {"content": {"allow_stdin": typed}})
+        monkeypatch.setattr(widget, "get_ipython", lambda shell=shell: shell)
+        assert widget.live() == wanted

@@ -3,19 +3,17 @@
 import json
 import logging
 import re
-import signal
 import sqlite3
-import subprocess
-import sys
 import threading
 import time
 import traceback
+from contextlib import closing
 
 import httpx2 as httpx
 import pytest
 from faults import ALWAYS_A, BODIES, ERRORS, FaultServer, questions
 
-from prlhf_kit.evaluation.endpoint import Endpoint, JudgeError, PaidAnswers
+from prlhf_kit.evaluation.endpoint import JudgeError, PaidAnswers
 from prlhf_kit.evaluation.judges import UNREADABLE, Verdict
 from prlhf_kit.evaluation.llm_judge import LLMJudge
 
@@ -29,7 +27,7 @@ def by_question(body):
     return ALWAYS_A if even else '{"preference": "B", "confidence": 0.75}'
 
 
-@pytest.mark.parametrize("fault", ["408", "429", "503", *BODIES, *ERRORS])
+@pytest.mark.parametrize("fault", ["408", "503", *BODIES, *ERRORS])
 def test_what_may_pass_is_asked_again_and_loses_no_other_answer(make_judge, fault, tmp_path):
     server = FaultServer({"Q1": [fault] * 99, "Q2": [fault]}, by_question)
     judge = make_judge(server, retries=3, concurrency=2)
@@ -117,43 +115,23 @@ def test_what_is_under_way_at_a_refusal_is_kept(make_judge):
     assert len(server.seen) == 2
 
 
-def test_interrupt_keeps_what_came(make_judge):
-    server = FaultServer({"Q2": ["interrupt"]})
+def test_interrupt_keeps_what_came(make_judge, tmp_path):
+    """And what came stands on the disk before more is asked, should the process be killed."""
+    kept = []
+
+    def answer(body):
+        with closing(sqlite3.connect(tmp_path / "c.sqlite")) as file:
+            kept.extend(file.execute("SELECT count(*) FROM judge_answers").fetchone())
+        return ALWAYS_A
+
+    server = FaultServer({"Q2": ["interrupt"]}, answer)
     judge = make_judge(server, concurrency=1)
     with pytest.raises(KeyboardInterrupt):
         judge(*questions(6))
     assert server.count() == {"Q0": 1, "Q1": 1, "Q2": 1}
     assert judge(*questions(6)) == [A] * 6
     assert server.count() == {f"Q{i}": 1 for i in range(6)}
-
-
-ASKING = """
-import sys
-from prlhf_kit.evaluation.endpoint import Endpoint, PaidAnswers
-bodies = {f"key {i}": {"messages": [{"content": f"Q{i}?"}]} for i in range(6)}
-Endpoint(sys.argv[1], None, concurrency=2, timeout=60, retries=5).ask(bodies, PaidAnswers(sys.argv[2]))
-"""
-
-
-def test_a_killed_process_loses_no_answer(tmp_path):
-    server = FaultServer({"Q3": ["hang"], "Q4": ["hang"]})
-    with server.on_loopback() as url:
-        process = subprocess.Popen([sys.executable, "-c", ASKING, url, str(tmp_path / "c")])
-        try:
-            deadline = time.monotonic() + 120
-            while server.count() != {f"Q{i}": 1 for i in range(5)}:  # two at a time, so the first three are kept
-                assert process.poll() is None
-                assert time.monotonic() < deadline
-                time.sleep(0.02)
-        finally:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-        kept = PaidAnswers(tmp_path / "c")
-        bodies = {f"key {i}": {"messages": [{"content": f"Q{i}?"}]} for i in range(6)}
-        assert list(kept.get(bodies)) == ["key 0", "key 1", "key 2"]
-        Endpoint(url, None, 2, 60, 5).ask({key: bodies[key] for key in bodies if key not in kept.get(bodies)}, kept)
-        assert [text for text, _ in kept.get(bodies).values()] == [ALWAYS_A] * 6
-        assert server.count() == {"Q0": 1, "Q1": 1, "Q2": 1, "Q3": 2, "Q4": 2, "Q5": 1}
+    assert kept == [*range(6)]
 
 
 @pytest.mark.parametrize(

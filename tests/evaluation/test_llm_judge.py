@@ -44,18 +44,7 @@ def test_own_template_takes_values_verbatim(make_judge, tmp_path):
         assert server.seen[-1]["messages"] == message("user", wanted)
 
 
-def test_own_template_with_its_own_parser(make_judge, tmp_path):
-    path, server = tmp_path / "graded.txt", FaultServer()
-    path.write_text("{prompt}|{answer_a}|{answer_b}\n")
-
-    def graded(text):
-        return Verdict("b", 0.25) if "preference" in text else UNREADABLE
-
-    assert make_judge(server, template=path, parse=graded)(["p"], ["a"], ["b"], [None]) == [Verdict("b", 0.25)]
-    assert "response_format" not in server.seen[0]  # the form is that of `parse_verdict`
-
-
-@pytest.mark.parametrize("known", [{}, {"tone": "y"}, {"criterion": None}])
+@pytest.mark.parametrize("known", [{"tone": "y"}, {"criterion": None}])
 def test_unfilled_fields_are_refused_before_anything_is_sent(make_judge, known):
     server, good = FaultServer(), {"criterion": "short"}
     judge = make_judge(server, about=lambda user, prompt: good if user == "u" else known)
@@ -65,9 +54,11 @@ def test_unfilled_fields_are_refused_before_anything_is_sent(make_judge, known):
 
 
 def test_what_is_sent(make_judge):
+    """Without the form of `parse_verdict` where the answer is read by another parser."""
     server = FaultServer()
     make_judge(server)(*questions(1))
-    make_judge(server, structured=False, seed=None, temperature=None, max_tokens=7)(*questions(1))
+    judge = make_judge(server, parse=lambda text: UNREADABLE, seed=None, temperature=None, max_tokens=7)
+    assert judge(*questions(1)) == [UNREADABLE]
     first, second = server.seen
     assert (first["model"], first["temperature"], first["seed"], first["max_tokens"]) == ("m", 0.0, 0, 100)
     assert first["response_format"]["json_schema"]["schema"] == SCHEMA

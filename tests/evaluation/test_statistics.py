@@ -26,7 +26,7 @@ def fewer_draws(monkeypatch):
     monkeypatch.setattr(statistics, "PERMUTATIONS", 499)
 
 
-@pytest.mark.parametrize(("users", "pairs"), [(4, 20), (8, 20), (40, 4)])
+@pytest.mark.parametrize(("users", "pairs"), [(4, 20), (40, 4)])
 def test_clustered_intervals_cover_at_the_stated_rate(users, pairs):
     """Win rates of users who differ (Beta(4, 3)), 0-1 verdicts; the plain percentiles are told beside it."""
     rng = np.random.default_rng(users)
@@ -47,9 +47,8 @@ def test_clustered_intervals_cover_at_the_stated_rate(users, pairs):
     assert rates[0] > rates[2]
 
 
-@pytest.mark.parametrize("n", [8, 12])
-def test_crossed_intervals_cover_where_prompts_are_shared(n):
-    rng = np.random.default_rng(3)
+def test_crossed_intervals_cover_where_prompts_are_shared():
+    n, rng = 8, np.random.default_rng(3)
     user, prompt = (index.ravel() for index in np.indices((n, n)))
     both = by_user = 0
     for seed in range(REPETITIONS):
@@ -116,12 +115,6 @@ def test_one_long_text_does_not_take_its_room_for_all():
     crossed_interval(range(1000), [i % 5 for i in range(1000)], texts)
     assert tracemalloc.get_traced_memory()[1] < 50e6
     tracemalloc.stop()
-
-
-def test_prompts_are_drawn_where_they_are_shared():
-    user, prompt = (index.ravel() for index in np.indices((12, 9)))
-    by_user, both = (bootstrap(lambda w: w @ prompt / w.sum(), user, p) for p in (None, prompt))
-    assert by_user[2] - by_user[1] < 1e-9 < both[2] - both[1]
 
 
 def test_many_clusters_have_the_bootstraps_interval(monkeypatch):

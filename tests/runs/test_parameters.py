@@ -6,9 +6,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from prlhf_kit.files import sha256
 from prlhf_kit.runs import notebook as runner, parameters
-from prlhf_kit.runs.stage import begin
 from runs.conftest import FINISH
 
 
@@ -29,10 +27,8 @@ def test_values_are_refused_before_anything_runs(make_notebook, tmp_path):
     notebook, run = make_notebook(FINISH), tmp_path / "run"
     for name, given, message in (
         ("usr", "x", r"no parameter 'usr'. Did you mean 'user'"),
-        ("n", "3.5", "'n' is '3.5', expected int"),
         ("n", True, "'n' is True, expected int"),
         ("on", "1", "'on' is '1', expected bool"),
-        ("rate", "fast", "'rate' is 'fast', expected float"),
         ("user", 7, "'user' is 7, expected str"),
     ):
         with pytest.raises(parameters.RunError, match=message):
@@ -46,27 +42,12 @@ def test_values_are_refused_before_anything_runs(make_notebook, tmp_path):
     assert parameters.typed("names", "['a']", ["b"]) == ["a"]
 
 
-def test_stages_depend_on_what_they_use_where_it_is_there(make_notebook, tmp_path):
-    notebook = make_notebook(FINISH, uses=["earlier"])
-    before = runner.plan(notebook, tmp_path)
-    assert before.inputs == {"earlier": {}}
-    stage = begin("earlier", tmp_path, {})
-    file = stage.artifact("log.txt", "data", "A log")
-    file.write_text("a")
-    stage.finish()
-    after = runner.plan(notebook, tmp_path)
-    assert after.inputs == {"earlier": {"log.txt": sha256(file)}}
-    assert after.key != before.key
-
-
 def test_files_that_parameters_name_however_deep_decide_the_key(make_notebook, tmp_path):
     notebook = make_notebook(FINISH)
     (tmp_path / "deep").mkdir()
     file = tmp_path / "deep" / "answers.json"
     for value in (
-        str(file),
         "deep/answers.json",
-        {"Llama 8B": str(file)},
         ["--config_file", "deep/answers.json"],
         {"path": [{"a": str(file)}]},
         {"path": "deep"},

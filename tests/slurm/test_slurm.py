@@ -9,7 +9,7 @@ import sys
 import cluster
 import pytest
 import yaml
-from tiny_notebooks import wait_for, write_notebook
+from tiny_notebooks import starts, wait_for, write_notebook
 
 from prlhf_kit.runs import engine
 from prlhf_kit.runs.stage import read_record
@@ -20,10 +20,9 @@ HOWS = {  # what becomes of the stage 03
     "endless": "interrupted",  # cancelled by hand
     "late": "completed",  # tried again after its time limit, in the folder that it had
 }
-BODY = """mended = Path({!r}, "mended").exists()
-if how == "late" and len((stage.dir / "starts.txt").read_text()) == 1 or how == "endless" and not mended:
+BODY = """if how == "late" and len((stage.dir / "starts.txt").read_text()) == 1 or how == "endless":
     time.sleep(600)
-if how == "bad" and not mended:
+if how == "bad":
     1 / 0
 (stage.dir / "gpu.txt").write_text(str(os.environ.get("CUDA_VISIBLE_DEVICES")))"""
 
@@ -46,7 +45,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sweeps")
     write_notebook(folder, "01", parameters='run_dir = "x"\n', finish="stage.finish()")
     parameters = 'run_dir = "x"\nn = 0\nhow = "fine"\n'
-    write_notebook(folder, "03", BODY.format(str(folder)), needs=["01"], parameters=parameters)
+    write_notebook(folder, "03", BODY, needs=["01"], parameters=parameters)
     settings = yaml.safe_load((engine.HERE / "profiles" / "slurm" / "config.yaml").read_text())
     settings["default-resources"] = ["gpu=1", "runtime=9", "mem_mb=2000", "cpus_per_task=1"]
     late = "1 if 'late' in wildcards.run and attempt == 1 else 9"  # minutes
@@ -78,10 +77,6 @@ def start(slurm, folder):
 def swept(start):
     """A sweep with one run for each of HOWS, at work while the other test goes on: a time limit is a minute."""
     return start("s", "--grid", f"how={','.join(HOWS)}")
-
-
-def starts(stage):
-    return len((stage / "starts.txt").read_text()) if (stage / "starts.txt").exists() else 0
 
 
 def jobs(slurm, run, *options):
@@ -125,11 +120,5 @@ def test_a_shared_stage_a_cell_that_fails_a_cancelled_job_and_a_time_limit(swept
     assert found["bad"]["message"] == "ZeroDivisionError: division by zero"
     assert found["bad"]["cell"]
     assert {how: starts(place) for how, place in places.items()} == {how: 1 + (how == "late") for how in HOWS}
-    assert (places["fine"] / "gpu.txt").read_text() in ("0", "1")
-
-    (folder / "mended").touch()
-    again = start("s", "--grid", f"how={','.join(HOWS)}")
-    out, _ = again.communicate(timeout=400)
-    assert again.returncode == 0, out
     assert starts(folder / "s" / ".shared" / "all" / "01") == 1
-    assert [starts(place) for place in places.values()] == [1, 2, 2, 2]
+    assert (places["fine"] / "gpu.txt").read_text() in ("0", "1")
