@@ -104,6 +104,9 @@ def read(
             cut = [round(own_held_out * len(side)) for side in old]
             held_out = [side[:n] for side, n in zip(old, cut, strict=True)]
             kept = [side[n:] for side, n in zip(old, cut, strict=True)]
+            if not all(kept):
+                tally.drop("train", str(person), "no vote on a training statement")
+                continue
             plan = {"train": (kept, pairs_per_user), "test_seen": (fresh, test_pairs_per_user)}
             plan["test_own"] = (held_out, test_pairs_per_user)
         for split, ((liked, disliked), most) in plan.items():
@@ -128,7 +131,7 @@ def _conversation(folder: Path) -> tuple[dict[str, str], pd.DataFrame, dict[str,
     files = {name: folder / f"{name}.csv" for name in ("comments", "participants-votes")}
     if missing := [path.name for path in files.values() if not path.is_file()]:
         raise SchemaError(f"{folder} has no {' and no '.join(missing)}, which every public Polis export has.")
-    comments = pd.read_csv(files["comments"], dtype={"comment-id": str})
+    comments = pd.read_csv(files["comments"], dtype=str, keep_default_na=False)
     table = pd.read_csv(files["participants-votes"], dtype={"participant": str, "group-id": str})
     bodies = comments["comment-body"].astype(str).str.strip()
     texts: dict[str, str] = dict(zip(comments["comment-id"], bodies, strict=True))
@@ -140,5 +143,5 @@ def _conversation(folder: Path) -> tuple[dict[str, str], pd.DataFrame, dict[str,
     summary, topic = folder / "summary.csv", "A public discussion"
     if summary.is_file():
         facts = pd.read_csv(summary, header=None, index_col=0)[1]
-        topic = str(facts.get("topic", topic)).split(": ")[-1]
+        topic = str(facts.get("topic", topic)).split(": ", 1)[-1]  # "JOIN THE DISCUSSION: ..."
     return texts, votes[known], groups, topic

@@ -114,11 +114,11 @@ def saved(folder: str | Path) -> DatasetDict:
                 part = Path(folder, split)
                 found[split] = Dataset.load_from_disk(str(part))
         else:
-            for split in SPLITS:
-                part = Path(folder, f"{split}.parquet")
-                if part.is_file():
-                    pq.ParquetFile(part).close()  # says what is wrong, which the builder of `datasets` hides
-                    found[split] = Dataset.from_parquet(str(part), split=split)
+            there = {part.stem: part for part in sorted(Path(folder).glob("*.parquet"))}
+            for split in [split for split in SPLITS if split in there] + sorted({*there} - {*SPLITS}):
+                part = there[split]
+                pq.ParquetFile(part).close()  # says what is wrong, which the builder of `datasets` hides
+                found[split] = Dataset.from_parquet(str(part), split=split)
     except Exception as error:  # of pyarrow, of the file system, or of the builder
         raise SchemaError(f"can't read {part}: {error} It is damaged or cut off: write it again.") from error
     return found

@@ -56,25 +56,27 @@ def push_to_hub(
     Raises:
         ModelError: no personalised language model in `folder`, or a base that others can't load.
     """
-    reward = Path(folder, REWARD_FILE).is_file()
-    index, saved = (UserIndex([]), {}) if reward else UserIndex.load(folder)
+    other = Path(folder, REWARD_FILE).is_file() or not Path(folder, INDEX_FILE).is_file()
+    index, saved = (UserIndex([]), {}) if other else UserIndex.load(folder)
     if saved.get("user_model") is None:
         raise ModelError(
             f"{folder} holds no personalised language model. Call `hf upload OWNER/NAME {folder} --exclude users.json "
-            "'*.parquet'` for others: those files have user ids."
+            "--exclude '*.parquet' --exclude context.json` for others: those files may have user ids."
         )
     base = base or saved["base_model"]
-    if Path(base).exists():
+    if Path(base).exists() or Path(base).is_absolute() or base.count("/") > 1:
         raise ModelError(
             f"{folder} was trained from the local folder {base}, which others can't load. Push that first "
-            "(kit.load_model(folder).push_to_hub(...)), and pass its hub id as base."
+            f"(kit.load_model({base!r}).push_to_hub(...)), and pass its hub id as base."
         )
     known = set(index.user_ids)
     if not users:
         index = UserIndex([f"user-{row}" for row in range(1, len(index))])
     told = json.loads(Path(record).read_text()) if record else {}
     metrics = {
-        name: value for name, value in told.get("metrics", {}).items() if users or not known & {*name.split("/")}
+        name: value
+        for name, value in told.get("metrics", {}).items()
+        if users or not any(user in name for user in known)
     }
     api = HfApi(token=token)
     url = api.create_repo(repo_id, private=private, exist_ok=True)

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from trl.data_utils import common_prefix_length
 
 from prlhf_kit.data.chat import apply_template
+from prlhf_kit.data.schema import message
 from prlhf_kit.files import in_chunks, short_hash
 from prlhf_kit.models.conditioning import causal_lm
 from prlhf_kit.models.embedded import ModelError
@@ -96,6 +97,14 @@ def require_tokenizer(model, tokenizer: PreTrainedTokenizerBase) -> None:
 def writes_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether a tokenizer by itself puts its BOS token in front of a text, as Llama's does."""
     return tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
+
+
+def begins_with_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a dialogue, as a model reads it, begins with the BOS token that its tokenizer writes by itself."""
+    if tokenizer.chat_template is None or not writes_bos(tokenizer):
+        return writes_bos(tokenizer)
+    text: Any = tokenizer.apply_chat_template(message("user", "a"), tokenize=False)
+    return text.startswith(tokenizer.bos_token)
 
 
 def padded(

@@ -37,6 +37,8 @@ def word_vectors(
     def words(ids: torch.Tensor) -> torch.Tensor:
         return word_embeddings(ids.to(table.device)).clone()
 
+    if num_tokens < 1:
+        raise ValueError(f"num_tokens={num_tokens}: expected at least 1, else all users are the same.")
     size = (rows, num_tokens, table.shape[1])
     generator = torch.Generator().manual_seed(seed)
     if init == "words":
@@ -125,7 +127,7 @@ class UserModel(nn.Module):
         own, generic = self.own[rows], (rows == GENERIC).view(-1, *[1] * (self.own.dim() - 1))
         if self.row_0_is_zero:
             return own * ~generic
-        if self.generic_is_mean and generic.any():
+        if self.generic_is_mean and self.num_rows > 1 and generic.any():
             return torch.where(generic, self.own[GENERIC + 1 :].mean(0), own)
         return own
 
@@ -176,6 +178,8 @@ class ClusterUserModel(UserModel):
     def __init__(self, num_rows: int, word_embeddings: nn.Module, num_tokens=10, *, clusters=5, **more):
         super().__init__(**more)
         self.centres = nn.Parameter(word_vectors(word_embeddings, clusters, num_tokens, **self.start))
+        if clusters < 2:
+            raise ValueError(f"clusters={clusters}: expected at least 2, else all users are the same.")
         drawn = self.normal(num_rows, clusters)
         self.own = nn.Parameter((drawn / self.SCALE).to(self.centres))  # w / SCALE [num_rows, K]
 
@@ -200,6 +204,8 @@ class LowRankUserModel(UserModel):
 
     def __init__(self, num_rows: int, word_embeddings: nn.Module, num_tokens=10, *, rank=16, **more):
         super().__init__(**more)
+        if rank < 1:
+            raise ValueError(f"rank={rank}: expected at least 1, else all users are the same.")
         vectors = word_vectors(word_embeddings, rank + 1, num_tokens, **self.start)
         self.generic = nn.Parameter(vectors[0].clone())  # e_0 [T_u, d_model]
         self.basis = nn.Parameter(vectors[1:].clone())  # B [rank, T_u, d_model]

@@ -6,6 +6,7 @@ Any `loss_type` of TRL may take L_DPO's place (P-*PO). Unlike in the paper, user
 from __future__ import annotations
 
 import math
+import re
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable
@@ -246,8 +247,10 @@ class PersonalizedDPOTrainer(PersonalizedTraining, DPOTrainer):
             by_user = pd.DataFrame(hits, columns=["row", "right"]).groupby("row").right.agg(["mean", "size"])
             names = ["generic", *self.user_index.user_ids]
             step = self.state.global_step
-            self.rows += [(step, mode, names[row], mean, n) for row, mean, n in by_user.itertuples()]
-            prefix = "eval_users" if mode == "eval" else "users"
+            # of several evaluation sets each has its own name: "eval_<set>_loss" is among the logs
+            part = next((name.removesuffix("_loss") for name in logs if re.fullmatch("eval.*_loss", name)), mode)
+            self.rows += [(step, part, names[row], mean, n) for row, mean, n in by_user.itertuples()]
+            prefix = "users" if mode == "train" else f"{part}_users"
             logs |= {f"{prefix}/mean": by_user["mean"].mean(), f"{prefix}/worst": by_user["mean"].min()}
         super().log(logs, start_time)
 

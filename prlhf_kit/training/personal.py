@@ -16,7 +16,7 @@ from prlhf_kit.files import write_json
 from prlhf_kit.models.conditioning import ATTRIBUTE, causal_lm, user_model_of, user_models
 from prlhf_kit.models.hub import MADE_FROM
 from prlhf_kit.models.publish import push_to_hub
-from prlhf_kit.models.tokenize import TOKENIZER, tokenizer_hash, writes_bos
+from prlhf_kit.models.tokenize import TOKENIZER, begins_with_bos, tokenizer_hash
 from prlhf_kit.models.user_index import UserIndex
 from prlhf_kit.training.resume import Checkpoints, is_whole, last_checkpoint, made_from
 
@@ -54,7 +54,7 @@ class PersonalizedTraining(Trainer):
             )
         for table in user_models(model):
             if getattr(table, "after_bos", False) is None:
-                table.after_bos = writes_bos(kwargs["processing_class"])
+                table.after_bos = begins_with_bos(kwargs["processing_class"])
             if not getattr(table, "row_0_is_zero", True):
                 table.generic_is_mean = not generic_term
         if peft_config is not None:

@@ -90,7 +90,7 @@ def test_what_others_cant_load_is_refused(fake_hub, base, make_tiny, tokenizer, 
     with pytest.raises(kit.ModelError, match="no personalised language model"):
         kit.push_to_hub("out", "me/mine")
     Path("out/reward.json").touch()
-    with pytest.raises(kit.ModelError, match=r"--exclude users.json '\*.parquet'"):
+    with pytest.raises(kit.ModelError, match=r"--exclude users.json --exclude '\*.parquet'"):
         kit.push_to_hub("out", "me/mine")
     assert not fake_hub.exists()
 
