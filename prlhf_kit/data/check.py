@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 from datasets import DatasetDict
 
-from prlhf_kit.data.cards import Report, require_known
 from prlhf_kit.data.chat import count_tokens, prompt_texts, require_prefix, shorten, token_quantiles
 from prlhf_kit.data.collect import changed
+from prlhf_kit.data.registry import Report, require_known
 from prlhf_kit.data.schema import COLUMNS, MESSAGES, SchemaError
 
 if TYPE_CHECKING:  # transformers takes a second to import

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from datasets import Dataset
 
-from prlhf_kit.data.cards import Tally, dataset, names, require_known, share, split_of
+from prlhf_kit.data.registry import Tally, dataset, names, require_known, share, split_of
 from prlhf_kit.data.schema import SchemaError, message, record
 from prlhf_kit.data.sources import Rows, hub_rows, local_rows
 

@@ -10,8 +10,8 @@ from typing import Any, Literal, get_args
 
 from datasets import Dataset, Features, Value
 
-from prlhf_kit.data.cards import share
 from prlhf_kit.data.collect import changed
+from prlhf_kit.data.registry import share
 from prlhf_kit.data.schema import SchemaError
 from prlhf_kit.data.templates import read_template
 from prlhf_kit.files import write_json

@@ -11,7 +11,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from prlhf_kit.data.cards import Tally, opening, split_of
+from prlhf_kit.data.registry import Tally, opening, split_of
 from prlhf_kit.data.schema import SchemaError, record
 
 GENERAL = "general"  # the one user of datasets that do not say who preferred what

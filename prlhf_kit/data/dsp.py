@@ -7,8 +7,8 @@ from pathlib import Path
 
 from datasets import Dataset
 
-from prlhf_kit.data.cards import Tally, dataset, names, require_known, split_of
 from prlhf_kit.data.dialogue import scored_records
+from prlhf_kit.data.registry import Tally, dataset, names, require_known, split_of
 from prlhf_kit.data.schema import record
 from prlhf_kit.data.sources import local_parts
 

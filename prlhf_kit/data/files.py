@@ -11,7 +11,7 @@ from typing import Any
 
 from datasets import Dataset, DatasetDict
 
-from prlhf_kit.data.cards import Tally, dataset, names, opening, require_known, split_of
+from prlhf_kit.data.registry import Tally, dataset, names, opening, require_known, split_of
 from prlhf_kit.data.schema import COLUMNS, MESSAGES, SPLITS, SchemaError, message
 from prlhf_kit.data.sources import KINDS, Rows, hub_splits, local_files, rows_of, saved
 from prlhf_kit.files import only_on_hub

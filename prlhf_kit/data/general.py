@@ -6,8 +6,8 @@ import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from prlhf_kit.data.cards import Tally, dataset, opening, require_known, share, split_of
 from prlhf_kit.data.dialogue import NotAPair, common_prompt, scored_records
+from prlhf_kit.data.registry import Tally, dataset, opening, require_known, share, split_of
 from prlhf_kit.data.schema import SchemaError, message, record
 from prlhf_kit.data.sources import Rows, hub_rows, local_files, local_parts, local_rows, rows_of
 

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from datasets import Dataset, DatasetDict, Features
 
-from prlhf_kit.data.cards import DATASETS, Report, Tally, require_known
 from prlhf_kit.data.check import check
 from prlhf_kit.data.collect import collect
+from prlhf_kit.data.registry import DATASETS, Report, Tally, require_known
 from prlhf_kit.data.schema import FEATURES, SchemaError
 from prlhf_kit.data.sources import last_read, saved
 

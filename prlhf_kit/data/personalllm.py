@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from prlhf_kit.data.cards import Tally, dataset, split_of
+from prlhf_kit.data.registry import Tally, dataset, split_of
 from prlhf_kit.data.schema import SchemaError, record
 from prlhf_kit.data.sources import hub_rows, local_rows
 

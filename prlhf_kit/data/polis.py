@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from prlhf_kit.data.cards import Tally, dataset
+from prlhf_kit.data.registry import Tally, dataset
 from prlhf_kit.data.schema import SchemaError, record
 
 QUESTIONS = {

@@ -12,8 +12,8 @@ import pandas as pd
 import yaml
 from datasets import DatasetDict
 
-from prlhf_kit.data.cards import DATASETS, Card, Report
 from prlhf_kit.data.load import fingerprint, resolved
+from prlhf_kit.data.registry import DATASETS, Card, Report
 from prlhf_kit.data.schema import SchemaError
 from prlhf_kit.files import git_state, now, only_on_hub, sha256, versions, write_json
 

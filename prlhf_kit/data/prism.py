@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from prlhf_kit.data.cards import Tally, dataset
+from prlhf_kit.data.registry import Tally, dataset
 from prlhf_kit.data.schema import SchemaError, message, record
 from prlhf_kit.data.sources import hub_rows, local_rows
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from prlhf_kit.data.cards import Tally, dataset, names, require_known, split_of
+from prlhf_kit.data.registry import Tally, dataset, names, require_known, split_of
 from prlhf_kit.data.schema import SchemaError, record
 from prlhf_kit.data.sources import local_rows
 

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 from datasets import Dataset, DatasetDict, concatenate_datasets
 
-from prlhf_kit.data.cards import require_known, share
 from prlhf_kit.data.chat import prompt_text
+from prlhf_kit.data.registry import require_known, share
 from prlhf_kit.data.schema import SchemaError
 
 

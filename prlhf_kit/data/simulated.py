@@ -12,7 +12,7 @@ import pandas as pd
 from datasets import Features, Value
 
 from prlhf_kit.data.attributes import ATTRIBUTES, measure_all
-from prlhf_kit.data.cards import Tally, dataset
+from prlhf_kit.data.registry import Tally, dataset
 from prlhf_kit.data.schema import SchemaError, record
 
 PARQUET = Path(__file__).with_name("simulated.parquet")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from prlhf_kit.data.cards import Tally, dataset, require_known, split_of
+from prlhf_kit.data.registry import Tally, dataset, require_known, split_of
 from prlhf_kit.data.schema import SchemaError, record
 from prlhf_kit.data.sources import hub_rows, local_rows
 

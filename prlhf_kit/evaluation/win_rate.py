@@ -16,7 +16,7 @@ from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import cohen_kappa_score
 
-from prlhf_kit.data.cards import require_known
+from prlhf_kit.data.registry import require_known
 from prlhf_kit.evaluation.accuracy import ranked_right
 from prlhf_kit.evaluation.intervals import ALL, BY_USER_AND_PROMPT, intervals, with_all, with_holm
 from prlhf_kit.evaluation.statistics import bootstrap

@@ -11,7 +11,7 @@ from raw import write_json, write_lines, write_parquet
 
 import prlhf_kit as kit
 from authors.golden import golden
-from prlhf_kit.data.cards import Tally
+from prlhf_kit.data.registry import Tally
 
 
 def read(name, folder, **options):

@@ -9,7 +9,7 @@ from raw import dialogue, write_lines, write_parquet
 
 import prlhf_kit as kit
 from prlhf_kit.data import compred
-from prlhf_kit.data.cards import DATASETS, share
+from prlhf_kit.data.registry import DATASETS, share
 
 OWN = {"user_id": "ann", "prompt": "Q?", "chosen": "a", "rejected": "b"}
 

@@ -5,7 +5,7 @@ import pytest
 
 import prlhf_kit as kit
 from prlhf_kit.data import simulated
-from prlhf_kit.data.cards import Tally
+from prlhf_kit.data.registry import Tally
 from prlhf_kit.data.schema import SPLITS
 
 
