@@ -17,12 +17,12 @@ from prlhf_kit.runs.stage import RECORD, read_record
 
 def run(args: argparse.Namespace) -> int:
     """`prlhf run`: every notebook in turn, then the run's index page."""
+    known = {notebook: defaults(notebook) for notebook in args.notebooks}
     if args.help_notebook:
         print("\n\n".join(f"# {notebook}\n{parameters_cell(notebook)}" for notebook in args.notebooks))
         return 0
     check_places(args.out, args.copy_to)
     run_dir = place_of(args.run, args.out)
-    known = {notebook: defaults(notebook) for notebook in args.notebooks}
     given = checked(once(args.parameter or [], args.file), known)
     plans = {n: {k: v for k, v in given.items() if k in known[n]} for n in args.notebooks}
     earlier: list[str] = []

@@ -82,18 +82,8 @@ def read(
                         raise SchemaError(f"labels is {row['labels']!r}, expected 1 (A was preferred) or 0 (B).")
                     chosen, rejected = (row[f"human_ref_{side}"] for side in ("AB" if row["labels"] else "BA"))
                     pair_id = f"{factor}-{source}-{number}"
-                    yield (
-                        split,
-                        record(
-                            pair_id,
-                            user,
-                            post_text(row["title"], row.get("history")),
-                            chosen,
-                            rejected,
-                            f"r/{user}",
-                            factor,
-                        ),
-                    )
+                    asked = post_text(row["title"], row.get("history"))
+                    yield split, record(pair_id, user, asked, chosen, rejected, f"r/{user}", factor)
     require_known(unseen, communities, "community")
 
 

@@ -133,7 +133,7 @@ def _conversation(folder: Path) -> tuple[dict[str, str], pd.DataFrame, dict[str,
         raise SchemaError(f"{folder} has no {' and no '.join(missing)}, which every public Polis export has.")
     comments = pd.read_csv(files["comments"], dtype=str, keep_default_na=False)
     table = pd.read_csv(files["participants-votes"], dtype={"participant": str, "group-id": str})
-    bodies = comments["comment-body"].astype(str).str.strip()
+    bodies = comments["comment-body"].str.strip()
     texts: dict[str, str] = dict(zip(comments["comment-id"], bodies, strict=True))
     votes = table.set_index("participant")
     groups = {str(person): None if pd.isna(group) else str(group) for person, group in votes["group-id"].items()}

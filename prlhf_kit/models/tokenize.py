@@ -101,8 +101,8 @@ def writes_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 def begins_with_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether a dialogue, as a model reads it, begins with the BOS token that its tokenizer writes by itself."""
-    if tokenizer.chat_template is None or not writes_bos(tokenizer):
-        return writes_bos(tokenizer)
+    if not writes_bos(tokenizer):
+        return False
     text: Any = tokenizer.apply_chat_template(message("user", "a"), tokenize=False)
     return text.startswith(tokenizer.bos_token)
 

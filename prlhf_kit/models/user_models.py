@@ -73,7 +73,7 @@ class UserModel(nn.Module):
 
     Args:
         after_bos: user tokens go after each sequence's first token (P-RLHF: BOS), not in front of it. None: the trainer
-            decides, True where the tokenizer puts a BOS in front of texts.
+            decides, True where dialogues begin with a BOS that the tokenizer writes by itself (`begins_with_bos`).
         user_text: the prompt's system message is what the user says of themselves (P-RLHF's textual information);
             trainer and scoring put it there, prompts for generation have it already. True: for the policy, the generic
             user's term included, and not for the reference. "authors", as in P-RLHF's code: for policy and reference

@@ -33,9 +33,9 @@ def read(notebook: Path, text: bytes | None = None) -> dict[str, Any]:
     return content
 
 
-def defaults(notebook: Path, text: bytes | None = None) -> dict[str, Any]:
-    """Parameters of a notebook (see `read`) and their default values. Raises `RunError` where no cell is tagged
-    `parameters`, or JSON can't hold a default as it is."""
+def parameters_cell(notebook: Path, text: bytes | None = None) -> str:
+    """The parameters of a notebook (see `read`) as they stand there: names, defaults, and what each means. Raises
+    `RunError` where no cell is tagged `parameters`."""
     cells = read(notebook, text)["cells"]
     tagged = [cell["source"] for cell in cells if "parameters" in cell.get("metadata", {}).get("tags", [])]
     if not tagged:
@@ -43,8 +43,15 @@ def defaults(notebook: Path, text: bytes | None = None) -> dict[str, Any]:
             f"{notebook} has no cell tagged 'parameters', so nothing could be injected. Tag the cell that holds the "
             "defaults (JupyterLab: property inspector, Cell Tags)."
         )
+    return "\n".join(tagged)
+
+
+def defaults(notebook: Path, text: bytes | None = None) -> dict[str, Any]:
+    """Parameters of a notebook and their default values. Raises `RunError` where it has none (`parameters_cell`), or
+    JSON can't hold a default as it is."""
     values: dict[str, Any] = {}
-    for node in ast.parse("\n".join(tagged)).body:  # papermill's own inspection stumbles over "=" and "#" in a line
+    # papermill's own inspection stumbles over "=" and "#" in a line
+    for node in ast.parse(parameters_cell(notebook, text)).body:
         if not isinstance(node, ast.Assign | ast.AnnAssign) or node.value is None:
             continue
         names = [ast.unparse(name) for name in (node.targets if isinstance(node, ast.Assign) else [node.target])]
@@ -59,13 +66,6 @@ def defaults(notebook: Path, text: bytes | None = None) -> dict[str, Any]:
             )
         values |= dict.fromkeys(names, value)
     return values
-
-
-def parameters_cell(notebook: Path) -> str:
-    """The cell of a notebook's parameters as it stands there: names, defaults, and what each means."""
-    defaults(notebook)  # raises where there is none
-    cells = read(notebook)["cells"]
-    return "\n".join(cell["source"] for cell in cells if "parameters" in cell.get("metadata", {}).get("tags", []))
 
 
 def edited(notebook: Path) -> dict[str, tuple[Any, Any]]:

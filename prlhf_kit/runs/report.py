@@ -155,13 +155,16 @@ def _result(run_dir: Path, stages: list[dict[str, Any]]) -> str:
     """A run in one number: the first row of its last headline table (but for an interval from 0 to 1, which says
     nothing), else the first metric of its last stage."""
     for caption, table in tables(run_dir, "headline"):
-        row = table.iloc[0] if len(table) else pd.Series(dtype=object)
+        if table.empty:
+            continue
+        row = table.iloc[0]
         ends = [row.get(end, float("nan")) for end in ("low", "high")]
-        if len(table) and ends != [0, 1]:
-            number = next((str(c) for c in table.select_dtypes("float").columns if pd.notna(row[c])), None)
-            interval = f" [{ends[0]:.3f}, {ends[1]:.3f}]" if pd.notna(ends).all() else ""
-            names = ", ".join(str(value) for value in row if isinstance(value, str))
-            return f"{caption}: {names}" + (f": {number} {row[number]:.3f}{interval}" if number else "")
+        if ends == [0, 1]:
+            continue
+        number = next((str(c) for c in table.select_dtypes("float").columns if pd.notna(row[c])), None)
+        interval = f" [{ends[0]:.3f}, {ends[1]:.3f}]" if pd.notna(ends).all() else ""
+        names = ", ".join(str(value) for value in row if isinstance(value, str))
+        return f"{caption}: {names}" + (f": {number} {row[number]:.3f}{interval}" if number else "")
     for record in reversed(stages):
         for name, value in record["metrics"].items():
             return f"{record['stage']}: {name} {'-' if value is None else f'{value:.3f}'}"

@@ -84,7 +84,7 @@ def recipe_of(config: Path, options: list[str]) -> tuple[Recipe, ScriptArguments
 def command(args: argparse.Namespace) -> int:
     """`prlhf train`."""
     recipe, script, model, out = recipe_of(args.config, args.options)
-    pairs, report = data.check(data.load(script.dataset_name, script.dataset_path, **script.dataset_options))
+    pairs, report = data.load_with_report(script.dataset_name, script.dataset_path, **script.dataset_options)
     print(report)
     evaluated = recipe.settings.get("eval_strategy", "no") != "no"
     train(recipe, model, pairs["train"], out, pairs["test_seen"] if evaluated else None)

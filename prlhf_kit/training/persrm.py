@@ -26,6 +26,7 @@ from prlhf_kit.models.embedded import ModelError
 from prlhf_kit.models.hub import load_model, load_tokenizer
 from prlhf_kit.models.logprobs import require_lengths, save_with_reference
 from prlhf_kit.models.preference_head import HEAD, attach_head
+from prlhf_kit.models.saving import WEIGHTS
 from prlhf_kit.training.config import PersonalizedDPOConfig
 from prlhf_kit.training.controls import require_user_text
 from prlhf_kit.training.pdpo import FROZEN_BASE, PersonalizedDPOTrainer
@@ -33,7 +34,7 @@ from prlhf_kit.training.presets import preset
 from prlhf_kit.training.resume import fit
 from prlhf_kit.training.sft import without_reference
 
-PERSRM_FILE, WEIGHTS = "persrm.json", "adapter_model.safetensors"
+PERSRM_FILE = "persrm.json"
 VALUE_HEADS = ("value_head.safetensors", "value_head.bin")  # of LLaMA-Factory, with which PAD's authors trained
 WORDING = "Write for one reader, and follow what this reader asks of every answer: {}"
 # where the authors' release puts a principle: in front of the user's own text

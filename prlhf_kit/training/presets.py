@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import re
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from prlhf_kit.data.schema import SchemaError
+from prlhf_kit.data.registry import require_known
 
 FOLDER = Path(__file__).with_name("presets")
 PRESETS = tuple(sorted(path.stem for path in FOLDER.glob("*.yaml")))
@@ -42,10 +41,7 @@ def made_for(name: str) -> str:
 
 def text_of(name: str) -> str:
     """A preset as it is written, with the source of each value."""
-    if name not in PRESETS:
-        near = difflib.get_close_matches(name, PRESETS, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise SchemaError(f"no preset {name!r}.{hint} Known: {', '.join(PRESETS)}.")
+    require_known([name], PRESETS, "preset")
     return (FOLDER / f"{name}.yaml").read_text(encoding="utf-8")
 
 

@@ -13,6 +13,7 @@ from prlhf_kit.evaluation.accuracy import GENERIC_ROW, PERSONAL, ranked_by_metho
 from prlhf_kit.models.conditioning import user_models
 from prlhf_kit.models.logprobs import add_reference_logps, as_read, score_pairs
 from prlhf_kit.models.reward_model import load_reward_model
+from prlhf_kit.models.tokenize import begins_with_bos
 from prlhf_kit.models.user_models import USER_MODELS
 from prlhf_kit.training.reward_stages import RewardRecipe, train_reward
 from training.conftest import SETTINGS, make_trainer
@@ -34,6 +35,9 @@ def test_user_tokens_go_after_the_bos_that_a_tokenizer_writes(base, tokenizer, p
     trainer.save_model()
     loaded, _ = kit.load_personalized(tmp_path, base)
     assert [table.after_bos for m in (trainer.model, loaded) for table in user_models(m)] == [after] * 4
+    if writes:  # a template that leaves BOS out, as Tulu's: behind the first token would be inside a mark
+        tokenizer.chat_template = "<|user|>\n{{ messages[0]['content'] }}"
+        assert not begins_with_bos(tokenizer)
 
 
 @pytest.mark.parametrize(("kind", "options"), OWN_ROW_0)
