@@ -13,8 +13,9 @@ from prlhf_kit.data.schema import SchemaError, record
 
 QUESTIONS = {
     "both": "Which of these two statements do you agree with?\n\n- {}\n- {}",
-    "topic": "{}: which statement do you agree with? (question {})",
+    "topic": "{}: which statement do you agree with? (round {})",
 }
+TRAINING = ("train", "adapt_unseen")
 
 
 @dataset(
@@ -55,7 +56,9 @@ def read(
 
     All pairs of a conversation share one question, but the record wants no prompt in train and test. With
     `prompt="both"` the prompt lists both statements, in an order that the seed draws, so that the order says nothing.
-    With "topic" it names the topic and a number, at about half the tokens; statements are then in the responses only.
+    With "topic" it names the topic and round 1 (training) or 2 (tests), so that what is kept apart are the statements,
+    which are in the responses only. That takes about half the tokens, and a person's vote on a statement is scored
+    once, in however many pairs it is.
 
     A row of `participants-votes.csv`: `participant` 0, `group-id` 1, and a column a statement with 1 (agrees), -1
     (disagrees), 0 (passed) or nothing (not seen). `group-id` was made from all votes: it is the record's `group`, for
@@ -110,16 +113,18 @@ def read(
             plan = {"train": (kept, pairs_per_user), "test_seen": (fresh, test_pairs_per_user)}
             plan["test_own"] = (held_out, test_pairs_per_user)
         for split, ((liked, disliked), most) in plan.items():
-            pairs = [(a, b) for a in liked for b in disliked]
-            rows += [(split, str(person), *pairs[i]) for i in rng.permutation(len(pairs))[:most]]
+            # each statement in one pair before any is in a second
+            turns = range(len(disliked))
+            pairs = [(a, disliked[(i + turn) % len(disliked)]) for turn in turns for i, a in enumerate(liked)]
+            rows += [(split, str(person), *pair) for pair in pairs[:most]]
     # pairs of statements that training asks for
-    told = {frozenset(pair) for split, _, *pair in rows if split in ("train", "adapt_unseen")}
-    for number, (split, user, chosen, rejected) in enumerate(rows, 1):
-        if split == "test_own" and {chosen, rejected} in told:
+    told = {frozenset(pair) for split, _, *pair in rows if split in TRAINING}
+    for split, user, chosen, rejected in rows:
+        if prompt == "both" and split == "test_own" and {chosen, rejected} in told:
             tally.drop(split, user, "the same two statements as in training")
             continue
         shown = [texts[s] for s in rng.permutation([chosen, rejected])]
-        question = QUESTIONS[prompt].format(*(shown if prompt == "both" else (topic, number)))
+        question = QUESTIONS[prompt].format(*(shown if prompt == "both" else (topic, 1 if split in TRAINING else 2)))
         answers, pair_id = (texts[chosen], texts[rejected]), f"{user}-{chosen}-{rejected}-{split}"
         yield split, record(pair_id, user, question, *answers, group=groups[user])
 

@@ -37,6 +37,18 @@ def subsample(pairs: Dataset, n: int | None = None, pairs_per_prompt: int | None
     return pairs.select(sorted(kept))
 
 
+def in_blocks(pairs: Dataset, size: int, seed: int = 0) -> Dataset:
+    """The pairs in an order drawn by `seed`, in which each `size` of them are of one user and prompt. What is left over
+    of a user and prompt comes at the end."""
+    _require_positive(size=size)
+    table = pd.DataFrame({"user": pairs["user_id"], "prompt": [prompt_text(prompt) for prompt in pairs["prompt"]]})
+    order = table.sample(frac=1, random_state=seed).groupby(["user", "prompt"]).groups.values()
+    blocks = [own[i : i + size].tolist() for own in order for i in range(0, len(own), size)]
+    np.random.default_rng(seed).shuffle(blocks)
+    blocks.sort(key=lambda block: len(block) < size)
+    return pairs.select([i for block in blocks for i in block])
+
+
 def few_shot(data: DatasetDict, k: int, seed: int = 0, allow_fewer: bool = False) -> Dataset:
     """`k` pairs of every user of `adapt_unseen`, drawn by `seed`. Nested: those of k=2 are among those of 4.
 

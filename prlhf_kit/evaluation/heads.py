@@ -87,7 +87,7 @@ def controls(data: DatasetDict) -> pd.DataFrame:
 
 
 def _tests(data: DatasetDict) -> list[str]:
-    return [split for split in ("test_seen", "test_unseen") if split in data]
+    return [split for split in data if split.startswith("test")]
 
 
 PATHS = ("customised alone", "general, then customised", "the same with general pairs mixed in")

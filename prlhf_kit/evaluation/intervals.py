@@ -21,13 +21,16 @@ ITEM = ("user_id", "prompt", "item")
 
 def long_table(pairs: Dataset, values: Mapping[str, ArrayLike], **columns: Any) -> pd.DataFrame:
     """The long table of `pairs` (or questions) from `values`, method -> `[n]`; `columns` are the same for all rows, or
-    `[n]`."""
+    `[n]`. Where all pairs have one prompt (Polis), `prompt` is the chosen response: what might have been another."""
     key = "pair_id" if "pair_id" in pairs.column_names else "question_id"
+    prompts = [prompt_text(prompt) for prompt in pairs["prompt"]]
+    if "chosen" in pairs.column_names and len(set(prompts)) == 1:
+        prompts = [prompt_text(chosen) for chosen in pairs["chosen"]]
     rows = pd.DataFrame(
         {
             "user_id": list(pairs["user_id"]),
             "group": list(pairs["group"]),
-            "prompt": [prompt_text(prompt) for prompt in pairs["prompt"]],
+            "prompt": prompts,
             "item": list(pairs[key]),
         }
     ).assign(**columns)

@@ -44,11 +44,15 @@ class PersonalizedDPOConfig(UserSettings, DPOConfig):
         alpha: weight of the user's loss against the generic user's, in [0, 1]. At 1 and 0 the term without weight
             is not computed.
         share_prompt: compute each prompt once for both responses (`training/prompt_once.py`): same loss, less work.
+        pairs_per_row: so many pairs of one user and prompt follow each other (`data.select.in_blocks`) and, with
+            `share_prompt`, share a row of the batch: same loss, faster where users have many short pairs under one
+            prompt. Their order is then the same in every epoch.
         personalized: False trains vanilla DPO on the same pairs in the same order: the control.
     """
 
     alpha: float = 0.5
     share_prompt: bool = True
+    pairs_per_row: int = 1
     personalized: bool = True
     # the reference never changes: once a pair, not once an epoch, and no second model in memory
     precompute_ref_log_probs: bool = True
@@ -61,6 +65,8 @@ class PersonalizedDPOConfig(UserSettings, DPOConfig):
                 "use_liger_kernel=True replaces the model's forward and bypasses the hooks that put the user tokens "
                 "in front of the prompt. Set use_liger_kernel=False."
             )
+        if self.pairs_per_row > 1:
+            self.train_sampling_strategy = "sequential"
         for_this_machine(self)
         super().__post_init__()
 

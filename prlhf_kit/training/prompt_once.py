@@ -1,12 +1,15 @@
 """Less work for the same loss (prefix sharing, arXiv 2410.20305): a pair is one row [user tokens, prompt, chosen,
-rejected], in which each response sees the prompt and itself (a 4-D mask) at the positions that it has alone. TRL gets
-the responses' hidden states back in its own shape, [chosen; rejected], each behind the prompt's last token.
+rejected], in which each response sees the prompt and itself (a 4-D mask) at the positions that it has alone. Pairs of
+one user and prompt share a row, where a batch's rows all have the same number of them (`data.select.in_blocks`). TRL
+gets the responses' hidden states back in its own shape, [chosen; rejected], each behind the prompt's last token.
 """
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -25,8 +28,9 @@ GENERIC_REFERENCE = {name: name.replace("ref_", "ref_generic_") for name in REFE
 class DataCollatorForPersonalizedPreference(DataCollatorForPreference):
     """TRL's preference collator plus `user_rows` `[2B]`: a batch is [chosen; rejected], so each row comes twice.
 
-    Where prompts are shared, `prompt_ids` `[B, P]` are the prompts, padded on the left, `input_ids` `[2B, 1 + C]` the
-    responses, each with its prompt's last token in front, and `attention_mask` `[2B, P + C]` is of both.
+    Where prompts are shared, `prompt_ids` `[R, P]` are the prompts of the rows (B, or fewer), padded on the left,
+    `input_ids` `[2B, 1 + C]` the responses, each with its prompt's last token in front, and `attention_mask` `[2B, P +
+    C]` is of both.
     Where examples have other prompts for the generic user (`GENERIC_PROMPT`), perhaps with the reference's log-probs,
     `generic` is the same batch with those.
 
@@ -57,7 +61,10 @@ class DataCollatorForPersonalizedPreference(DataCollatorForPreference):
 
         batch["input_ids"] = padded(rows, value=self.pad_token_id)
         batch["completion_mask"] = padded([[0] + [1] * (len(row) - 1) for row in rows])
-        batch["prompt_ids"] = padded(prompts, "left", self.pad_token_id)
+        whose = [(example["user_row"], prompt) for example, prompt in zip(examples, prompts, strict=True)]
+        runs = [len(list(same)) for _, same in groupby(whose)]
+        together = math.gcd(*runs)  # pairs a row
+        batch["prompt_ids"] = padded(prompts, "left", self.pad_token_id)[::together]
         real = padded([[1] * len(prompt) for prompt in prompts * 2], "left")
         batch["attention_mask"] = torch.cat([real, batch["completion_mask"][:, 1:]], 1)
         return batch
@@ -72,37 +79,41 @@ def compute_prompts_once(model: PreTrainedModel) -> None:
     if getattr(model, "_computes_prompts_once", False):
         return
     model._computes_prompts_once = True
-    ahead = 0  # of the call that is running: tokens in front of the responses, users' included
+    ahead = width = 0  # of the call that is running: tokens in front of the responses, users' included; a response's
 
     def join(_backbone, args, kwargs):
-        nonlocal ahead
+        nonlocal ahead, width
         ahead = 0
         if "prompt_ids" not in kwargs:
             return args, kwargs
-        prompts, responses = kwargs.pop("prompt_ids"), kwargs.pop("input_ids")[:, 1:]  # [B, P], [2B, C]
-        pairs, length = prompts.shape
+        prompts, responses = kwargs.pop("prompt_ids"), kwargs.pop("input_ids")[:, 1:]  # [R, P], [2B, C]
+        (rows, length), pairs = prompts.shape, len(responses) // 2
         mask, real = kwargs.pop("attention_mask").split([length, responses.shape[1]], 1)
-        mask, users, embed = mask[:pairs], kwargs.pop("user_rows", None), model.get_input_embeddings()
+        first = slice(0, pairs, pairs // rows)  # pair of each row
+        mask, users, embed = mask[first], kwargs.pop("user_rows", None), model.get_input_embeddings()
         if users is None:
             positions = (mask.cumsum(1) - 1).clamp(min=0)
             front = {"inputs_embeds": embed(prompts), "attention_mask": mask, "position_ids": positions}
         else:
-            front = embed_with_users(model, users[:pairs], prompts, mask)  # [B, T_u + P, d_model]
-        ahead = front["attention_mask"].shape[1]
+            front = embed_with_users(model, users[first], prompts, mask)  # [R, T_u + P, d_model]
+        ahead, width = front["attention_mask"].shape[1], responses.shape[1]
         counted = (real.cumsum(1) - 1).clamp(min=0)  # padding stays within the model's context
-        # chosen and rejected side by side: [2B, C] -> [B, 2C]
-        ids, real, counted = (torch.cat(part.chunk(2), 1) for part in (responses, real, counted))
+        # a row's chosen and rejected responses side by side: [2B, C] -> [R, n * C]
+        ids, real, counted = (
+            part.unflatten(0, (2, rows, -1)).transpose(0, 1).flatten(1) for part in (responses, real, counted)
+        )
         embeds = torch.cat([front["inputs_embeds"], embed(ids).to(front["inputs_embeds"].dtype)], 1)
         # each response goes on counting where the prompt ends, as if the other were not there
         positions = torch.cat([front["position_ids"], front["attention_mask"].sum(1, keepdim=True) + counted], 1)
-        seen = _mask(torch.cat([front["attention_mask"], real], 1), ahead, embeds.dtype)
+        seen = _mask(torch.cat([front["attention_mask"], real], 1), ahead, width, embeds.dtype)
         return args, kwargs | {"inputs_embeds": embeds, "position_ids": positions, "attention_mask": seen}
 
     def part(_backbone, _args, _kwargs, output):
-        if ahead:  # [B, ahead + 2C, d_model] -> [2B, 1 + C, d_model]
+        if ahead:  # [R, ahead + n * C, d_model] -> [2B, 1 + C, d_model]
             hidden = output.last_hidden_state
-            last = hidden[:, ahead - 1 : ahead]
-            output.last_hidden_state = torch.cat([torch.cat([last, own], 1) for own in hidden[:, ahead:].chunk(2, 1)])
+            own = hidden[:, ahead:].unflatten(1, (2, -1, width)).transpose(0, 1)  # [2, R, n / 2, C, d_model]
+            last = hidden[:, ahead - 1, None, None].expand(2, -1, own.shape[2], -1, -1)
+            output.last_hidden_state = torch.cat([last, own], 3).flatten(0, 2)
         return output
 
     # first in line: the hook of a user model would put the user tokens in front of the responses
@@ -110,10 +121,10 @@ def compute_prompts_once(model: PreTrainedModel) -> None:
     model.base_model.register_forward_hook(part, with_kwargs=True)
 
 
-def _mask(real: torch.Tensor, ahead: int, dtype: torch.dtype) -> torch.Tensor:
-    """`[B, S]` (1 for real tokens) -> what is added to the attention's scores, `[B, 1, S, S]`: 0 where it may look."""
+def _mask(real: torch.Tensor, ahead: int, width: int, dtype: torch.dtype) -> torch.Tensor:
+    """`[R, S]` (1 for real tokens) -> what is added to the attention's scores, `[R, 1, S, S]`: 0 where it may look."""
     slots = torch.arange(real.shape[1], device=real.device)
-    part = torch.where(slots < ahead, 0, 1 + 2 * (slots - ahead) // (len(slots) - ahead))  # 0: in front; 1, 2: response
+    part = torch.where(slots < ahead, 0, 1 + (slots - ahead) // max(width, 1))  # 0: in front; 1, 2, ...: a response
     sees = (slots[:, None] >= slots) & ((part == 0) | (part[:, None] == part))  # [S, S]
     sees = (sees & real[:, None].bool()) | torch.eye(len(slots), dtype=torch.bool, device=real.device)
     return torch.zeros(sees.shape, dtype=dtype, device=real.device).masked_fill(~sees, torch.finfo(dtype).min)[:, None]
