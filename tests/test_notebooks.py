@@ -56,6 +56,7 @@ SMOKE = {
         "settings": {"per_device_train_batch_size": 2},
         "launch": ["--config_file", str(NOTEBOOKS[0].parent.parent / "configs" / "ddp.yaml"), "--num_processes", "2"],
     },
+    "10_real_people": {"max_new_tokens": 6},
 }
 LEAVES = {  # beside figures; what other stages need is missed there
     "04_pad_decoding": {"answers.jsonl", "answers.parquet", "token_by_token.parquet"},
@@ -64,6 +65,7 @@ LEAVES = {  # beside figures; what other stages need is missed there
     "07_compare_responses": {"answers.parquet"},
     "08b_context_answers": {"answers.jsonl", "side_by_side.parquet"},
     "09_user_models": {"individual", "cluster"},
+    "10_real_people": {"answers.parquet", "new_people.parquet"},
 }
 
 

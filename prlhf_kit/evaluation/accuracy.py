@@ -9,6 +9,7 @@ import pandas as pd
 import torch
 from datasets import Dataset, DatasetDict
 from numpy.typing import ArrayLike
+from scipy.special import softmax
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
@@ -30,7 +31,7 @@ from prlhf_kit.training.new_users import adapt, log_ratios, tokenized, weigh
 PERSONAL, GENERIC_ROW, VANILLA = "P-DPO, user", "P-DPO, generic row", LABELS["dpo"]
 TEXT, UNTRAINED = "prompt with user text", "untrained"
 LENGTH, USER_LENGTH = "length rule", "length rule per user"
-NEAREST, FITTED = "nearest known user", "fitted row"
+NEAREST, MIXED, FITTED = "nearest known user", "known users, mixed", "fitted row"
 
 
 def words(messages: list[list[dict[str, str]]]) -> np.ndarray:
@@ -163,8 +164,9 @@ def ranked_by_pairs(
     **options,
 ) -> pd.DataFrame:
     """The long table, with `k`, of which pairs of `test_unseen` are ranked right after adapting to k of each new user's
-    pairs of `adapt_unseen`: "generic row" (at k=0), `NEAREST` and, unless `steps=0`, `FITTED`. The pairs of k=2 are
-    among those of k=4. `steps`, `batch_size` and `options` are those of `adapt`."""
+    pairs of `adapt_unseen`: "generic row" (at k=0), `NEAREST`, `MIXED` (known users' rewards, weighted by how likely
+    each makes the k pairs) and, unless `steps=0`, `FITTED`. The pairs of k=2 are among those of k=4. `steps`,
+    `batch_size` and `options` are those of `adapt`."""
     test = data["test_unseen"]
     largest = few_shot(data, max(ks), seed)
     place = {pair: i for i, pair in enumerate(largest["pair_id"])}
@@ -178,7 +180,8 @@ def ranked_by_pairs(
         found = adapt(model, tokenizer, pairs, steps=steps, batch_size=batch_size, evidence=evidence, **options)
         who = [found.user_ids.index(user) for user in test["user_id"]]
         nearest = [tested.rows.index(found.start[i]) for i in who]
-        margins = {NEAREST: tested.margins[np.arange(len(test)), nearest]}
+        weights = softmax(-found.losses, axis=1)[who]  # [n, rows]
+        margins = {NEAREST: tested.margins[np.arange(len(test)), nearest], MIXED: (weights * tested.margins).sum(1)}
         if steps:
             ratios = []
             with torch.no_grad():

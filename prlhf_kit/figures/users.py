@@ -114,6 +114,21 @@ def user_map(table: pd.DataFrame) -> Figure:
     return figure
 
 
+def people(table: pd.DataFrame) -> Figure:
+    """Each person's accuracy under one method against another. `table`: columns `user_id`, `group`, and the two methods'
+    names; points of the same place are moved apart a little."""
+    figure, ax = new_figure(5.6, 4)
+    x, y = table.columns.drop(["user_id", "group"])
+    rows = table.copy()
+    rows[[x, y]] += np.random.default_rng(0).uniform(-0.015, 0.015, (len(rows), 2))
+    ax.axline((0, 0), slope=1, color="0.6", linewidth=1)
+    scatter(ax, rows, "group", x, y, sorted(set(table.group)), s=25)
+    ax.set(xlabel=f"accuracy of a person, {x}", ylabel=f"accuracy of a person, {y}", xlim=(-0.05, 1.05))
+    ax.set_ylim(-0.05, 1.05)
+    legend(figure, "outside right upper", title="group")
+    return figure
+
+
 def swapped_utility(table: pd.DataFrame) -> Figure:
     """Heatmap: what every user's answers are worth to every user, less the judge's mean over all authors.
 

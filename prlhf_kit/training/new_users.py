@@ -10,6 +10,8 @@ import numpy as np
 import pandas as pd
 import torch
 from datasets import Dataset
+from sklearn.cluster import KMeans
+from sklearn.metrics import pairwise_distances_argmin
 from torch.nn.functional import logsigmoid
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
@@ -29,6 +31,7 @@ class Adapted:
     own: torch.Tensor  # [n, ...], their own numbers (see `UserModel.own`)
     history: pd.DataFrame  # step, user_id, loss (nats a pair, before that step)
     start: list[int]  # where each user began: the row of a known user, or 0, the generic one
+    losses: np.ndarray  # [n, rows], DPO's loss (nats) of all pairs of a user under each row that `weigh` tried
 
 
 def adapt(
@@ -44,8 +47,8 @@ def adapt(
 ) -> Adapted:
     """Fit the rows of users who have none, by DPO's loss on their own pairs; everything else is frozen.
 
-    Every user starts at the row that explains their pairs best, a known user's or the generic one, and goes on by Adam.
-    All are fitted together, and since nothing is shared among them each gets what it would get alone.
+    Every user starts at the row that explains their pairs best (`weigh`), and goes on by Adam. All are fitted together,
+    and since nothing is shared among them each gets what it would get alone.
 
     Args:
         model: trained personalised model (of `load_personalized` or a trainer) whose user model is a `UserModel`.
@@ -79,7 +82,7 @@ def adapt(
             seen.index_add_(0, who[part], loss.detach().float().cpu())
         rows += [(step, user, nats.item()) for user, nats in zip(user_ids, seen / who.bincount(), strict=True)]
         optimizer.step()
-    return Adapted(user_ids, own.detach(), pd.DataFrame(rows, columns=["step", "user_id", "loss"]), start)
+    return Adapted(user_ids, own.detach(), pd.DataFrame(rows, columns=["step", "user_id", "loss"]), start, losses)
 
 
 Tokens = tuple[list[int], list[int]]  # of a prompt and a completion
@@ -112,14 +115,15 @@ class Evidence(NamedTuple):
 
 def weigh(model, tokenizer: PreTrainedTokenizerBase, pairs: Dataset, batch_size: int = 16) -> Evidence:
     """Score `pairs` under the reference and the rows that a new user may start from: the generic one and those of up to
-    64 known users; of more, the generic one alone."""
+    64 known users; of more, those of 16 who stand for the rest."""
 
     def ratios(scored, pairs: Dataset, rows: list[int] | None = None) -> np.ndarray:
         scores = score_pairs(scored, tokenizer, pairs, rows, batch_size)
         return (scores.chosen_logp - scores.rejected_logp).to_numpy()
 
-    known = user_table(model).num_rows
-    rows = list(range(known)) if known <= 65 else [GENERIC]
+    rows = list(range(user_table(model).num_rows))
+    if len(rows) > 65:
+        rows = [GENERIC, *_typical(user_table(model), 16)]
     read = as_read(model, pairs, reference=True)
     with reference_of(model) as base:
         reference = ratios(base, read)
@@ -127,6 +131,13 @@ def weigh(model, tokenizer: PreTrainedTokenizerBase, pairs: Dataset, batch_size:
     return Evidence(
         rows, np.stack([ratios(model, pairs, [row] * len(pairs)) - reference for row in shown], 1), reference
     )
+
+
+def _typical(table: UserModel, n: int) -> list[int]:
+    """Rows of the users who are nearest to the n centres of all users' numbers (k-means)."""
+    own = table.own.detach()[GENERIC + 1 :].flatten(1).float().cpu().numpy()
+    centres = KMeans(n, n_init=4, random_state=0).fit(own).cluster_centers_
+    return sorted({GENERIC + 1 + int(row) for row in pairwise_distances_argmin(centres, own)})
 
 
 def user_table(model) -> UserModel:
