@@ -115,8 +115,8 @@ def user_map(table: pd.DataFrame) -> Figure:
 
 
 def people(table: pd.DataFrame) -> Figure:
-    """Each person's accuracy under one method against another. `table`: columns `user_id`, `group`, and the two methods'
-    names; points of the same place are moved apart a little."""
+    """Each person's accuracy under one method against another's. `table`: columns `user_id`, `group`, and the names of
+    the two; points of the same place are moved apart a little."""
     figure, ax = new_figure(5.6, 4)
     x, y = table.columns.drop(["user_id", "group"])
     rows = table.copy()
