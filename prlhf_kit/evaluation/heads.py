@@ -13,6 +13,7 @@ from datasets import Dataset, DatasetDict
 from sklearn.model_selection import GroupKFold
 from torch.nn.functional import softplus
 
+from prlhf_kit.data.chat import prompt_texts_of
 from prlhf_kit.data.select import few_shot
 from prlhf_kit.evaluation.accuracy import length_rules, ranked_right
 from prlhf_kit.evaluation.intervals import intervals, long_table
@@ -46,7 +47,7 @@ def embed(data: Mapping[str, Dataset], embedders: Sequence[Embedder], cache: Pat
 def fit(kind: str, pairs: Dataset, embedded: Embedded) -> Heads:
     """`fit_heads` of the training pairs."""
     scale = np.concatenate(embedded).std(0)
-    return fit_heads(kind, embedded.difference, pairs["user_id"], pairs["prompt"], scale)
+    return fit_heads(kind, embedded.difference, pairs["user_id"], prompt_texts_of(pairs), scale)
 
 
 def held_out(heads: Heads, data: DatasetDict, embedded: dict[str, Embedded]) -> pd.DataFrame:

@@ -11,7 +11,7 @@ import pandas as pd
 from datasets import Dataset
 from numpy.typing import ArrayLike
 
-from prlhf_kit.data.chat import prompt_text
+from prlhf_kit.data.chat import prompt_texts_of
 from prlhf_kit.evaluation.statistics import crossed_interval, crossed_test, detectable, holm
 
 ALL = "all"  # users or communities together
@@ -21,16 +21,13 @@ ITEM = ("user_id", "prompt", "item")
 
 def long_table(pairs: Dataset, values: Mapping[str, ArrayLike], **columns: Any) -> pd.DataFrame:
     """The long table of `pairs` (or questions) from `values`, method -> `[n]`; `columns` are the same for all rows, or
-    `[n]`. Where all pairs have one prompt (Polis), `prompt` is the chosen response: what might have been another."""
+    `[n]`. `prompt` is what `prompt_texts_of` says."""
     key = "pair_id" if "pair_id" in pairs.column_names else "question_id"
-    prompts = [prompt_text(prompt) for prompt in pairs["prompt"]]
-    if "chosen" in pairs.column_names and len(set(prompts)) == 1:
-        prompts = [prompt_text(chosen) for chosen in pairs["chosen"]]
     rows = pd.DataFrame(
         {
             "user_id": list(pairs["user_id"]),
             "group": list(pairs["group"]),
-            "prompt": prompts,
+            "prompt": prompt_texts_of(pairs),
             "item": list(pairs[key]),
         }
     ).assign(**columns)
