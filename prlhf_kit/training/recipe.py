@@ -24,12 +24,14 @@ from prlhf_kit.data.chat import with_user_text
 from prlhf_kit.data.context import Context, require_context
 from prlhf_kit.files import short_hash
 from prlhf_kit.models.conditioning import condition, context_of
+from prlhf_kit.models.features import load_embedder
 from prlhf_kit.models.hub import from_hub, load_tokenizer, weights_in
 from prlhf_kit.models.logprobs import require_lengths, save_with_reference
 from prlhf_kit.models.user_index import UserIndex
 from prlhf_kit.models.user_models import USER_MODELS
 from prlhf_kit.training.config import PersonalizedDPOConfig
 from prlhf_kit.training.controls import LABELS, WITHOUT_USERS, control_pairs
+from prlhf_kit.training.heads import head_coefficients
 from prlhf_kit.training.launch import (
     DTYPES,
     check_train_base,
@@ -55,6 +57,8 @@ class Recipe:
             is float32. On CPUs that compute in it (avx512_bf16), bfloat16 takes about 0.6 of the time.
         tokenizer: name of a tokenizer that is not the base model's own.
         user_model, user_model_options: one of `USER_MODELS`, and its arguments.
+        user_start: features (`load_embedder`) on which a low-rank head says where each user of a "low_rank" user model
+            starts (`head_coefficients`). "": at random.
         adapter: arguments of PEFT's `LoraConfig`.
         settings: arguments of `PersonalizedDPOConfig`.
         context, template, context_seed: the reader in the prompt (`data.context`), for both stages; policy and
@@ -71,6 +75,7 @@ class Recipe:
     tokenizer: str = ""
     user_model: str = "individual"
     user_model_options: dict[str, Any] = field(default_factory=dict)
+    user_start: str = ""
     adapter: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     context: Context = "none"
@@ -85,6 +90,10 @@ class Recipe:
         for name, values in known.items():
             if getattr(self, name) not in values:
                 raise ValueError(f"{name}={getattr(self, name)!r}: expected one of {', '.join(values)}.")
+        if self.user_start and self.user_model != "low_rank":
+            raise ValueError(
+                f"user_start={self.user_start!r} gives each user coefficients, which only user_model='low_rank' has."
+            )
         if self.sft is not None:
             sft_of(self)
             if self.train_base == "qlora":
@@ -132,7 +141,13 @@ def build_trainer(
         index = UserIndex(sorted(set(pairs["user_id"])))
         kind: Any = USER_MODELS[recipe.user_model]
         own = {} if recipe.method == "pdpo" else {"user_text": False}  # controls know nothing of who asks
-        condition(policy, kind(len(index), policy.get_input_embeddings(), **(recipe.user_model_options | own)))
+        users = kind(len(index), policy.get_input_embeddings(), **(recipe.user_model_options | own))
+        if recipe.user_start:
+            found = head_coefficients(pairs, load_embedder(recipe.user_start), users.own.shape[1])
+            with torch.no_grad():
+                for user, coefficients in found.items():
+                    users.own[index.row(user)] = torch.tensor(coefficients).to(users.own)
+        condition(policy, users)
     adapter = {"full": None, "frozen": FROZEN_BASE}.get(recipe.train_base, LoraConfig(**recipe.adapter))
     if evaluation is not None and recipe.method != "random_users":  # held-out pairs stay those of who stated them
         evaluation = control_pairs(recipe.method, evaluation)[0]
