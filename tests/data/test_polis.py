@@ -50,8 +50,18 @@ def test_the_order_in_the_prompt_says_nothing(folder):
     train = kit.data.load("polis", folder)["train"]
     first = [row["prompt"][0]["content"].split("\n- ")[1] == row["chosen"][0]["content"] for row in train]
     assert 0.4 < np.mean(first) < 0.6
-    asked = kit.data.load("polis", folder, prompt="topic")["train"][0]["prompt"][0]["content"]
-    assert asked == "Land use: which statement do you agree with? (question 1)"
+
+
+def test_one_prompt_a_split_names_the_topic(folder):
+    data = kit.data.load("polis", folder, prompt="topic", pairs_per_user=4)
+    for split, pairs in data.items():
+        turn = 2 if split.startswith("test") else 1
+        assert {row["prompt"][0]["content"] for row in pairs} == {
+            f"Land use: which statement do you agree with? (round {turn})"
+        }
+    own = data["train"].filter(lambda row: row["user_id"] == data["train"][0]["user_id"])
+    assert len(own) == 4
+    assert len(statements(own)) == 8  # none is in a second pair before all are in one
 
 
 def test_refusals(folder, tmp_path):

@@ -8,7 +8,7 @@ from datasets import Dataset, DatasetDict
 
 import prlhf_kit as kit
 from prlhf_kit.data.schema import SchemaError, record
-from prlhf_kit.data.select import subsample
+from prlhf_kit.data.select import in_blocks, subsample
 
 
 def test_few_shot_is_nested(personalllm_folder):
@@ -43,6 +43,17 @@ def test_at_most_so_many_pairs_of_a_user():
 
 def subset(pairs, *args, **options):
     return set(subsample(pairs, *args, **options)["pair_id"])
+
+
+def test_blocks_are_of_one_user_and_prompt():
+    rows = [record(f"p{i}", "ab"[i % 2], f"Q{i // 10}", "Yes.", f"No {i}.") for i in range(20)]  # 5 of each of four
+    pairs = in_blocks(Dataset.from_list(rows), 2, seed=3)
+    keys = [(row["user_id"], row["prompt"][0]["content"]) for row in pairs]
+    blocks = [keys[i : i + 2] for i in range(0, 16, 2)]
+    assert all(first == second for first, second in blocks)
+    assert len(set(keys[16:])) == 4  # the fifth of each
+    assert sorted(pairs["pair_id"]) == sorted(row["pair_id"] for row in rows)
+    assert pairs["pair_id"] != in_blocks(Dataset.from_list(rows), 2, seed=4)["pair_id"]
 
 
 def test_subsample_takes_users_alike_and_whole_prompts():

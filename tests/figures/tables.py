@@ -117,3 +117,12 @@ TABLES = {
     "by_context": table("method context value", *OF_CONTEXTS, n=171, chance=0.5),
     "community_win_rates": table("judge system_a system_b community p_holm win_rate", *BY_COMMUNITY, width=0.1),
 }
+TABLES |= {"people_map": TABLES["user_map"], "new_people": TABLES["adaptation"]}
+TABLES["people"] = pd.DataFrame(
+    {
+        "user_id": list("abcd"),
+        "vanilla DPO": [0.5, 0.5, 0.4, 1],
+        "P-DPO, user": [0.7, 0.9, 0.6, 0],
+        "group": list("gghh"),
+    }
+)

@@ -19,7 +19,7 @@ COLUMNS = {
     **dict.fromkeys(("reward_by_weight", "persrm_by_weight", "steering_methods", "two_preferences"), ("gain",)),
     **dict.fromkeys(("win_matrix", "community_win_rates"), ("win_rate",)),
     "learning_curves": ("loss", "accuracy"),
-    **dict.fromkeys(("response_map", "user_map"), ("x", "y")),
+    **dict.fromkeys(("response_map", "user_map", "people_map"), ("x", "y")),
     **{"tastes": ["length", "lists"], "similarity": ["a", "b"], "agreement": ["agreement"]},
 }
 

@@ -9,10 +9,10 @@ from safetensors.torch import load_file
 
 import prlhf_kit as kit
 from prlhf_kit.data.schema import record
-from prlhf_kit.evaluation.accuracy import ranked_by_pairs
+from prlhf_kit.evaluation.accuracy import FITTED, MIXED, NEAREST, ranked_by_pairs
 from prlhf_kit.evaluation.intervals import intervals
 from prlhf_kit.figures import users as user_figures
-from prlhf_kit.models.conditioning import user_model_of
+from prlhf_kit.models.conditioning import user_model_of, user_models
 from prlhf_kit.models.logprobs import score_pairs
 from prlhf_kit.models.saving import save_personalized
 from prlhf_kit.models.user_models import USER_MODELS
@@ -88,6 +88,17 @@ def test_adapt_lowers_the_loss_and_changes_nothing_else(trained, tokenizer, kind
     assert torch.equal(nearest.own, table.user_offsets(torch.tensor(nearest.start)))
 
 
+def test_of_many_known_users_those_who_stand_for_the_rest_are_tried(trained, tokenizer):
+    model, _ = trained()
+    places = torch.randn(16, *user_models(model)[-1].own.shape[1:], generator=torch.Generator().manual_seed(0))
+    for table in user_models(model):  # 70 users in 16 places
+        table.own = torch.nn.Parameter(torch.cat([table.own.detach()[:1], places.repeat(5, 1, 1)[:70]]))
+    pairs = Dataset.from_list([record("p", "x", "Which?", "This.", "That one.")])
+    rows = weigh(model, tokenizer, pairs).rows
+    assert rows[0] == 0
+    assert sorted((row - 1) % 16 for row in rows[1:]) == list(range(16))
+
+
 def test_users_are_fitted_together_as_alone(trained, tokenizer):
     model, _ = trained()
     pairs = new_pairs(model, tokenizer, 1, n=4)
@@ -142,7 +153,7 @@ def test_the_curve_is_what_adapt_gives(trained, tokenizer):
     test = new_pairs(model, tokenizer, 2, n=3, seed=1)
     data = DatasetDict(adapt_unseen=known, test_unseen=test)
     ranked = ranked_by_pairs(model, tokenizer, data, [2, 4], steps=2, learning_rate=0.05, beta=1.0)
-    fitted = [(k, method) for k in (2, 4) for method in ("nearest known user", "fitted row")]
+    fitted = [(k, method) for k in (2, 4) for method in (NEAREST, MIXED, FITTED)]
     assert ranked.groupby(["k", "method"]).size().to_dict() == dict.fromkeys([(0, "generic row"), *fitted], 6)
     found = adapt(model, tokenizer, kit.data.few_shot(data, 4), steps=2, learning_rate=0.05, beta=1.0)
     index = add_users(model, kit.UserIndex(["a", "b", "c"]), found)
@@ -154,6 +165,13 @@ def test_the_curve_is_what_adapt_gives(trained, tokenizer):
     ):
         right = ranked[(ranked.method == method) & (ranked.k == k)].value
         assert right.tolist() == (margins(model, tokenizer, test, rows) > 0).astype(float).tolist()
+    found = weigh(model, tokenizer, kit.data.few_shot(data, 4))
+    tested = weigh(model, tokenizer, test)
+    of_x = np.array(kit.data.few_shot(data, 4)["user_id"]) == "x"
+    likely = np.exp(-np.logaddexp(0, -found.margins[of_x]).sum(0))  # of the pairs of x under each row
+    mixed = (tested.margins * likely).sum(1)[np.array(test["user_id"]) == "x"] > 0
+    right = ranked[(ranked.method == MIXED) & (ranked.k == 4) & (ranked.user_id == "x")].value
+    assert right.tolist() == mixed.astype(float).tolist()
     curve = intervals(ranked, by=["k", "method"], cluster="user_id")
     assert curve.n.eq(6).all()
     assert curve.clusters.eq(2).all()

@@ -68,6 +68,18 @@ def test_same_loss_and_gradients(make_tiny, tokenizer, uneven, tmp_path, archite
         assert len(found["shared"][2]["prompt_ids"]) == 6
 
 
+def test_pairs_of_one_user_and_prompt_share_a_row(make_tiny, tokenizer, tmp_path):
+    says = ["Yes.", "No, " + "really " * 9 + "not!", "Why? " * 4, "Good " * 15]
+    rows = [record(f"p{i}", "ab"[i % 2], f"Tell me {i % 2}.", says[i % 4], says[(i + 1) % 4]) for i in range(8)]
+    found = {}
+    for name, way in (("plain", PLAIN), ("shared", {"pairs_per_row": 4})):
+        model = make_tiny("llama", users=2, offsets=0.5)
+        options = {"alpha": 0.3, "pairs_per_row": 4, **way}
+        found[name] = loss_and_gradients(model, tokenizer, Dataset.from_list(rows), tmp_path, **options)
+    same(found["shared"], found["plain"])
+    assert len(found["shared"][2]["prompt_ids"]) == 2
+
+
 @pytest.mark.filterwarnings("ignore:.* pairs of the train set are longer")
 @pytest.mark.parametrize(
     "options",

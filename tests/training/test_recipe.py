@@ -4,6 +4,7 @@ import copy
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -14,9 +15,11 @@ import prlhf_kit as kit
 from prlhf_kit.data.chat import PLAIN_TEMPLATE
 from prlhf_kit.evaluation import accuracy, user_models
 from prlhf_kit.models import conditioning
+from prlhf_kit.models.features import load_embedder
 from prlhf_kit.models.logprobs import add_reference_logps, require_lengths, score_pairs
 from prlhf_kit.models.saving import reference_of
 from prlhf_kit.training.controls import LABELS, load_controls
+from prlhf_kit.training.heads import head_coefficients
 from prlhf_kit.training.launch import read_recipe
 from prlhf_kit.training.recipe import Recipe, build_trainer, require, train
 from prlhf_kit.training.reward_stages import RewardRecipe, build_reward_trainer
@@ -172,6 +175,19 @@ def test_the_learning_curve_counts_the_pairs_of_training(base, reference, tmp_pa
     assert curve.pairs.tolist() == [2, 2]
 
 
+def test_users_start_where_a_head_puts_them(base, reference, tmp_path):
+    options = {"user_model": "low_rank", "user_model_options": {"num_tokens": 3, "rank": 2}}
+    trainer = build_trainer(recipe(**options, user_start="attributes"), base, reference, tmp_path / "out")
+    own = conditioning.user_models(trainer.model)[-1].own.detach()
+    found = head_coefficients(reference, load_embedder("attributes"), 2)
+    assert sorted(found) == ["a", "b", "c"]
+    for user, coefficients in found.items():
+        assert own[trainer.user_index.row(user)].tolist() == pytest.approx(coefficients.tolist(), rel=1e-5)
+    assert np.var([found[user][0] for user in found]) == pytest.approx(1)
+    assert own[0].tolist() == [0, 0]
+    assert head_coefficients(reference, load_embedder("attributes"), 3) == {}  # three users only
+
+
 @pytest.mark.parametrize(
     ("match", "settings", "change"),
     [
@@ -179,6 +195,7 @@ def test_the_learning_curve_counts_the_pairs_of_training(base, reference, tmp_pa
         pytest.param("needs a GPU", {}, {"train_base": "qlora"}, marks=pytest.mark.skipif("torch.cuda.is_available()")),
         ("method='ppo'", {}, {"method": "ppo"}),
         ("nothing would be trained", {}, {"train_base": "frozen", "method": "dpo"}),
+        ("only user_model='low_rank' has", {}, {"user_start": "attributes"}),
         ("12 of 12 pairs have no user_text", {}, {"user_model_options": {"num_tokens": 3, "user_text": True}}),
         ("ld_alpha=0.5 weights them by token", {"ld_alpha": 0.5}, {}),
         ("12 of 12 pairs of the train set are longer than max_length=30", {"max_length": 30}, {}),
