@@ -82,7 +82,7 @@ def adapt(
             seen.index_add_(0, who[part], loss.detach().float().cpu())
         rows += [(step, user, nats.item()) for user, nats in zip(user_ids, seen / who.bincount(), strict=True)]
         optimizer.step()
-    return Adapted(user_ids, own.detach(), pd.DataFrame(rows, columns=["step", "user_id", "loss"]), start, losses)
+    return Adapted(user_ids, own.detach(), pd.DataFrame(rows, columns=["step", "user_id", "loss"]), start, losses.T)
 
 
 Tokens = tuple[list[int], list[int]]  # of a prompt and a completion
