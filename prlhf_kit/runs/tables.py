@@ -16,7 +16,12 @@ def to_html(table: pd.DataFrame) -> str:
         plain = value is None or isinstance(value, (bool, int, float, np.generic)) or value is pd.NaT or value is pd.NA
         return value if plain else html.escape(str(value)).replace("\n", "<br>")
 
-    return table.round(3).map(text).rename(columns=text).to_html(index=False, border=0, na_rep="-", escape=False)
+    return (
+        table.round(3)
+        .map(text)
+        .rename(columns=text)
+        .to_html(index=False, border=0, na_rep="-", escape=False, justify="left")
+    )
 
 
 def show(table: pd.DataFrame, caption: str) -> None:
