@@ -242,7 +242,7 @@ class Stage:
 
             show(table if columns is None else table[list(columns)], caption)
 
-    def finish(self, metrics: Mapping[str, float] | None = None) -> None:
+    def finish(self, metrics: Mapping[str, float | None] | None = None) -> None:
         """The closing cell: checks the artefacts, then writes the record.
 
         Args:
