@@ -134,7 +134,7 @@ def tables(run_dir: Path, kind: str, stage: str = "") -> list[tuple[str, pd.Data
         if not path.startswith(stage and f"{stage}/"):
             continue
         try:
-            found.append((entry["caption"], pd.read_parquet(run_dir / path)))
+            found.append((entry["caption"], pd.read_parquet(run_dir / path, columns=entry.get("columns"))))
         except (OSError, ArrowInvalid):  # gone, or cut
             found.append((f"{entry['caption']}: {path} can't be read; run its notebook again", pd.DataFrame()))
     return found

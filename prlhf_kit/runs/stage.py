@@ -236,7 +236,9 @@ class Stage:
             kind: "shown" and "headline" are to be read: here, and on the run's index page, which begins with a
                 "headline". "table" and "data" are not.
         """
-        table.to_parquet(self.artifact(f"{name}.parquet", kind, caption))
+        table.to_parquet(path := self.artifact(f"{name}.parquet", kind, caption))
+        if columns is not None:
+            self.artifacts[path.name]["columns"] = list(columns)
         if kind in ("shown", "headline"):
             from prlhf_kit.runs.tables import show
 
