@@ -105,14 +105,17 @@ summary { cursor: pointer; color: #555; } figcaption { color: #555; padding: .3r
 {%- endblock -%}
 """
 PROGRESS = "application/vnd.jupyter.widget-view+json"
-EQUATION = re.compile(r"\$\$(.+?)\$\$|\$([^$\n]+)\$", re.DOTALL)
+EQUATION = re.compile(r"(`+).+?\1|\$\$(.+?)\$\$|\$([^$\n]+)\$", re.DOTALL)  # code, which has none, first
 
 
 def with_mathml(markdown: str) -> str:
     """Markdown with its equations as MathML, which browsers show without a script."""
-    return EQUATION.sub(
-        lambda found: convert(found[1] or found[2], display="block" if found[1] else "inline"), markdown
-    )
+
+    def converted(found: re.Match[str]) -> str:
+        code, block, inline = found.groups()
+        return found[0] if code else convert(block or inline, display="block" if block else "inline")
+
+    return EQUATION.sub(converted, markdown)
 
 
 def _markdown(source: str) -> str:
