@@ -93,7 +93,7 @@ def _table(spec: dict[str, Any], records: Mapping[str, dict[str, Any]]) -> str:
     lines = [["", *cells]]
     lines += [[row, *(column.get(row, "") for column in cells.values())] for row in overall.row.unique()]
     first, *rest = (f"| {' | '.join(line)} |" for line in lines)
-    below = ["|---" * len(lines[0]) + "|", *rest, "", f"*{_told(records, spec['stage'])}*"]
+    below = ["|---" * len(lines[0]) + "|", *rest, "", f"*{_told(spec, records)}*"]
     return "\n".join([first, *below])
 
 
@@ -108,10 +108,11 @@ def _averaged(table: pd.DataFrame, by: list[str], count: str) -> pd.DataFrame:
     return table.groupby(by, sort=False)[[*ends, "n"]].apply(mean).reset_index()
 
 
-def _told(records: Mapping[str, dict[str, Any]], stage: str) -> str:
+def _told(spec: dict[str, Any], records: Mapping[str, dict[str, Any]]) -> str:
     """How the runs of a table were made."""
-    made = dict(how_made([{stage: record} for record in records.values()]))
+    made = dict(how_made([{spec["stage"]: record} for record in records.values()]))
     made["date (UTC)"] = [time[:10] for time in made["date (UTC)"]]
     made["model"] = [str(record["parameters"].get("model", "")) for record in records.values()]
     known = {name: ", ".join(sorted(set(made.get(name, ())) - {""})) for name in TOLD}
-    return f"{', '.join(records)}: {'; '.join(f'{name} {values}' for name, values in known.items() if values)}"
+    told = "; ".join(f"{name} {values}" for name, values in known.items() if values)
+    return f"`{spec['runs']}`{f', {len(records)} runs' if len(records) > 1 else ''}: {told}"

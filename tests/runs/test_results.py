@@ -36,7 +36,7 @@ def test_seeds_and_folds_are_columns_and_means_and_all_else_stays(tmp_path, caps
 | P-DPO | 0.700 | 0.900 | 0.800 [0.700, 0.900] | 0.250 | 0.250 | 0.250 |
 | other |  | 0.500 | 0.500 |  |  |  |
 
-*study-0-fold0, study-0-fold1, study-1: date (UTC) 2026-11-21; seed 0, 1; commit a9319a1f; model tiny*
+*`study-*`, 3 runs: date (UTC) 2026-11-21; seed 0, 1; commit a9319a1f; model tiny*
 """
     assert page == "\n".join((*blocks[:2], table, *blocks[3:]))
     assert "no completed run other: its tables stay" in capsys.readouterr().out
