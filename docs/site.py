@@ -5,14 +5,14 @@ import json
 import re
 from pathlib import Path
 
-from latex2mathml.converter import convert
 from mkdocs.plugins import event_priority
 from mkdocs.structure.files import File
+
+from prlhf_kit.runs.report import with_mathml
 
 ROOT = Path(__file__).parents[1]
 SCRATCH = ROOT / "build" / "site_notebooks"
 FILES = ("figures/*.png", "benchmarks/*.png", "CONTRIBUTING.md", "CHANGELOG.md")
-EQUATION = re.compile(r"\$\$(.+?)\$\$|\$([^$\n]+)\$", re.DOTALL)
 
 
 @event_priority(100)  # before the plugin that makes pages of notebooks
@@ -22,7 +22,7 @@ def on_files(files, config):
         notebook = json.loads((executed if executed.is_file() else path).read_text())
         for cell in notebook["cells"]:
             if cell["cell_type"] == "markdown":
-                cell["source"] = EQUATION.sub(mathml, "".join(cell["source"]))
+                cell["source"] = with_mathml("".join(cell["source"]))
         place = SCRATCH / "notebooks" / path.name
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_text(json.dumps(notebook))
@@ -31,10 +31,6 @@ def on_files(files, config):
             name = path.relative_to(folder).as_posix()
             files.append(File(name, str(folder), config.site_dir, config.use_directory_urls))
     return files
-
-
-def mathml(found):
-    return convert(found[1] or found[2], display="block" if found[1] else "inline")
 
 
 def on_page_markdown(markdown, page, config, files):

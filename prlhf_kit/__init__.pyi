@@ -11,6 +11,12 @@ from prlhf_kit.decoding.guides import (
     PAD as PAD,
 )
 from prlhf_kit.decoding.respond import respond as respond
+from prlhf_kit.evaluation.intervals import (
+    as_metrics as as_metrics,
+    differences as differences,
+    intervals as intervals,
+    long_table as long_table,
+)
 from prlhf_kit.evaluation.judges import (
     Oracle as Oracle,
     RewardJudge as RewardJudge,
@@ -43,6 +49,7 @@ from prlhf_kit.models.user_models import (
     IndividualUserModel as IndividualUserModel,
     LowRankUserModel as LowRankUserModel,
 )
+from prlhf_kit.runs.stage import begin as begin
 from prlhf_kit.training.config import PersonalizedDPOConfig as PersonalizedDPOConfig
 from prlhf_kit.training.new_users import (
     adapt as adapt,

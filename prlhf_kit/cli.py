@@ -8,7 +8,6 @@ import errno
 import importlib
 import importlib.metadata
 import os
-import re
 import signal
 import sys
 import traceback
@@ -22,6 +21,7 @@ except ModuleNotFoundError:
     shtab = None  # type: ignore[assignment]
 
 from prlhf_kit.compare import app
+from prlhf_kit.files import missing
 from prlhf_kit.runs import commands as run_commands, shipped
 from prlhf_kit.runs.records import RUNS
 
@@ -281,19 +281,12 @@ def explained(error: Exception) -> tuple[int, str]:
     are told by the module of their class, since importing all of their classes would take seconds."""
     if any(kind.__module__.startswith("prlhf_kit.") for kind in type(error).__mro__):
         return EXIT_USAGE, str(error)
-    if isinstance(error, ModuleNotFoundError) and (extra := _extra_with(error.name or "")):
-        return EXIT_USAGE, f'{error.name} is not installed. Call: pip install "prlhf_kit[{extra}]"'
+    if isinstance(error, ModuleNotFoundError) and (message := missing(error.name or "")):
+        return EXIT_USAGE, message
     said = f"{type(error).__name__}: {error}."
     if isinstance(error, OSError):
         return EXIT_FILES, f"{said} {WAYS_OUT.get(error.errno or 0, '')}"
     return EXIT_INTERNAL, f"internal error, {said}"
-
-
-def _extra_with(module: str) -> str | None:
-    """The extra that installs a module of this name."""
-    texts = "\n".join(importlib.metadata.requires("prlhf_kit") or ())
-    found = re.search(rf"^{re.escape(module)}\b.*extra == \W(\w+)", texts, re.MULTILINE | re.IGNORECASE)
-    return found[1] if found else None
 
 
 if __name__ == "__main__":

@@ -23,12 +23,19 @@ from tqdm.auto import tqdm
 PACKAGES = "prlhf_kit torch transformers trl peft datasets accelerate papermill numpy pandas".split()
 
 
-def of_extra(module: str, extra: str) -> Any:
-    """A module that comes with one of the kit's extras only. Raises `ImportError`, which says how to install it."""
+def of_extra(module: str) -> Any:
+    """A module that only one of the kit's extras has. Raises `ModuleNotFoundError`, which says how to install it."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        raise ImportError(f"{error.name} is not installed. Call: pip install 'prlhf_kit[{extra}]'") from error
+        raise ModuleNotFoundError(missing(error.name or "") or str(error), name=error.name) from error
+
+
+def missing(module: str) -> str | None:
+    """How to install a module that one of the kit's extras has; None of others."""
+    texts = "\n".join(importlib.metadata.requires("prlhf_kit") or ())
+    found = re.search(rf"^{re.escape(module)}\b.*extra == \W(\w+)", texts, re.MULTILINE | re.IGNORECASE)
+    return f'{module} is not installed. Call: pip install "prlhf_kit[{found[1]}]"' if found else None
 
 
 def _files(path: Path) -> list[tuple[str, Path]]:

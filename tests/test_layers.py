@@ -18,7 +18,7 @@ BELOW = {
     "runs": {"files", "figures"},  # how a figure is saved
     "compare": {"files", "data", "models", "training", "decoding", "evaluation", "runs"},
     "commands": {"files", "data", "models", "figures", "runs"},
-    "cli": {"compare", "runs"},
+    "cli": {"files", "compare", "runs"},
 }
 
 

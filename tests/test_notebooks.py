@@ -11,6 +11,7 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 import pytest
+from bs4 import BeautifulSoup
 from conftest import build_tiny
 from faults import FaultServer
 from matplotlib.testing.compare import compare_images
@@ -39,11 +40,17 @@ SMOKE = {
     "02b_feature_heads": {"head_kinds": ["pooled", "low_rank"], "shots": [0, 1], "domains": ["structured", "casual"]},
     "03_pdpo_training": {"settings": {"save_steps": 2}, "epochs": 4.0},
     "04_pad_decoding": {"weights": [0.0, 2.0], "n_prompts": 1, "max_new_tokens": 12, "best_of": 2},
-    "04b_persrm": {"weights": [0.0, 2.0], "n_prompts": 1, "max_new_tokens": 6, "persrm_pairs": 12, "max_length": 240},
+    "04b_persrm": {
+        "weights": [0.0, 2.0],
+        "n_prompts": 1,
+        "options": {"max_new_tokens": 6},
+        "persrm_pairs": 12,
+        "max_length": 240,
+    },
     "05_evaluation": {"policy_pairs": 3, "policy_weights": [0.0, 1.0]},
     "05b_answers_and_judges": {"n_prompts": 2, "max_new_tokens": 8},
-    "06_new_users": {"ks": [1], "steps": 2},
-    "07_compare_responses": {"k": 1, "steps": 1, "max_new_tokens": 6},
+    "06_new_users": {"ks": [1], "settings": {"steps": 2}},
+    "07_compare_responses": {"settings": {"k": 1, "steps": 1}, "max_new_tokens": 6},
     "08_community_context": {
         "pairs": 12,
         "test_pairs": 9,
@@ -106,6 +113,8 @@ def test_report_and_tables(run):
     folder, records = run
     page = (folder / "index.html").read_text()
     assert "Reward accuracy on held-out pairs" in page
+    caption = BeautifulSoup((folder / "05_evaluation" / "notebook.html").read_text(), "html.parser").find("caption")
+    assert caption.text.startswith("Reward accuracy on held-out pairs")
     headline = pd.read_parquet(folder / "05_evaluation" / "accuracy_by_method.parquet")
     seen = headline[headline.split == "test_seen"]
     assert set(seen.n) == {24}

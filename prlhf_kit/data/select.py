@@ -98,6 +98,12 @@ def sampled(pairs: Dataset, n: int, seed: int) -> Dataset:
     return pairs.select(np.random.default_rng(seed).permutation(len(pairs))[:n])
 
 
+def drawn(names: Sequence[str], n: int | None, seed: int = 0) -> list[str]:
+    """`n` of the names, drawn, in their order; None: all."""
+    places = np.random.default_rng(seed).permutation(len(names))[:n]
+    return [names[place] for place in sorted(places)]
+
+
 def most_pairs(values: Sequence[str], n: int) -> list[str]:
     """The `n` most frequent values (0: all), those of equal frequency as they come."""
     return [value for value, _ in Counter(values).most_common(n or None)]

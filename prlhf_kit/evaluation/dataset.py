@@ -14,18 +14,23 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.manifold import TSNE
 
 from prlhf_kit.data.chat import prompt_text
+from prlhf_kit.data.simulated import oracle_accuracy
 from prlhf_kit.evaluation.accuracy import length_rules, words
 from prlhf_kit.evaluation.intervals import intervals, long_table
 
 
 def overview(data: DatasetDict) -> pd.DataFrame:
-    """One row a split: `split`, `pairs`, `users`, `prompts`, and pairs a user: `fewest`, `median`, `most`."""
+    """One row a split: `split`, `pairs`, `users`, `prompts`, pairs a user (`fewest`, `median`, `most`), and, where the
+    true probabilities are known, the `oracle accuracy`."""
     rows = []
     for split, pairs in data.items():
         counts = pd.Series(pairs["user_id"]).value_counts()
         prompts = len({hash(str(prompt)) for prompt in pairs["prompt"]})
         rows.append((split, len(pairs), len(counts), prompts, counts.min(), counts.median(), counts.max()))
-    return pd.DataFrame(rows, columns=["split", "pairs", "users", "prompts", "fewest", "median", "most"])
+    table = pd.DataFrame(rows, columns=["split", "pairs", "users", "prompts", "fewest", "median", "most"])
+    if all("p_chosen" in pairs.column_names for pairs in data.values()):
+        table["oracle accuracy"] = [oracle_accuracy(pairs["p_chosen"]) for pairs in data.values()]
+    return table
 
 
 def lengths(data: DatasetDict) -> pd.DataFrame:

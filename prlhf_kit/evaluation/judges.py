@@ -3,7 +3,7 @@ language model as judge is in `llm_judge.py`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, NamedTuple, Protocol
@@ -162,3 +162,15 @@ def comparable(answers: pd.DataFrame) -> list[tuple[str, str]]:
         for system, part in answers.groupby("system", sort=False)
     }
     return [(a, b) for a, b in combinations(asked, 2) if asked[a] & asked[b]]
+
+
+def all_judged(
+    judges: Mapping[str, Judge],
+    answers: pd.DataFrame,
+    systems: Sequence[tuple[str, str]] | None = None,
+    prompts: dict[str, Text] | None = None,
+) -> pd.DataFrame:
+    """`judged` by each of `judges`, name -> judge. `systems`: which are compared; None: all that are `comparable`."""
+    compared = comparable(answers) if systems is None else systems
+    tables = [judged(judge, answers, compared, name, prompts) for name, judge in judges.items()]
+    return pd.concat(tables, ignore_index=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,17 @@ from prlhf_kit.data.select import sampled
 from prlhf_kit.data.simulated import Population
 from prlhf_kit.decoding.answers import GuidedAnswer
 from prlhf_kit.decoding.generate import ids_of
-from prlhf_kit.evaluation import heads as head_comparison
+from prlhf_kit.decoding.guided import GuidedDecoder
+from prlhf_kit.decoding.guides import PAD, Guide
+from prlhf_kit.decoding.implicit import ImplicitReward
+from prlhf_kit.evaluation import heads as head_comparison, judges as judging
 from prlhf_kit.evaluation.accuracy import ranked_right
 from prlhf_kit.evaluation.intervals import intervals, paired_differences
 from prlhf_kit.evaluation.statistics import Interval, crossed_interval
-from prlhf_kit.models.embedded import SENTENCES
+from prlhf_kit.models.embedded import SENTENCES, cache_dir
 from prlhf_kit.models.features import load_embedder
 from prlhf_kit.models.logprobs import sequence_logps
+from prlhf_kit.models.rewards import best_of_n
 from prlhf_kit.training.heads import FeatureReward
 
 # (users, prompts, answers) -> rewards [n]
@@ -49,17 +54,99 @@ def feature_reward(data: DatasetDict, cache: Path | None = None) -> tuple[Featur
 
 def judge_of(data: DatasetDict, stage: Path, cache: Path | None = None) -> tuple[Scorer, str]:
     """A judge that takes no part in steering, and what it is called: the true utility where the data's stage left a
-    simulated population, else `feature_reward`, which reads an empty answer as `EMPTY`."""
+    simulated population, else `feature_reward`, which reads an empty answer as `EMPTY`. `cache`: of features; None: the
+    kit's own."""
     if (stage / "population.json").exists():
         people = Population.load(stage / "population.json")
         name = "true utility, in standard deviations of the attributes"
         return lambda users, prompts, answers: people.utility(users, answers), name
-    reward, held = feature_reward(data, cache)
+    reward, held = feature_reward(data, cache or cache_dir() / "features")
 
     def score(users: Sequence[str], prompts: Sequence[list[dict]], answers: Sequence[str]) -> np.ndarray:
         return reward.score(list(prompts), [a.strip() or EMPTY for a in answers], list(users)).numpy()
 
     return score, f"reward on sentence embeddings, right on {held} of {held.n} held-out pairs"
+
+
+def judges_of(
+    data: DatasetDict, stage: Path, cache: Path | None = None
+) -> tuple[dict[str, judging.Judge], Interval | None]:
+    """The judges of a run's answers by name, the best one first, and how often "embeddings" is right on held-out pairs.
+
+    "true utility" where the data's stage left a simulated population; "embeddings", a `feature_reward`, where known
+    users have held-out pairs, else the interval is None; "longer", the control of all judges.
+    """
+    judges: dict[str, judging.Judge] = {}
+    if (stage / "population.json").exists():
+        judges["true utility"] = judging.Oracle(Population.load(stage / "population.json"))
+    held_out = None
+    if "test_seen" in data:
+        reward, held_out = feature_reward(data, cache or cache_dir() / "features")
+        judges["embeddings"] = judging.RewardJudge(reward)
+    return judges | {"longer": judging.longer}, held_out
+
+
+@dataclass(frozen=True)
+class Steered:
+    """Answers to the same prompts for the same users by any guide, each with a judge's reward (`answered`).
+
+    Args:
+        users, prompts: every user asks every prompt (messages).
+        judge: of `judge_of`.
+        out: file that keeps the answers.
+        options: of `GuidedDecoder`.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    users: Sequence[str]
+    prompts: Sequence[list[dict]]
+    judge: Scorer
+    out: Path
+    options: Mapping[str, Any]
+
+    @property
+    def jobs(self) -> pd.DataFrame:
+        """One row an answer: `user_id` and `prompt`."""
+        rows = [(user, prompt) for user in self.users for prompt in self.prompts]
+        return pd.DataFrame(rows, columns=["user_id", "prompt"])
+
+    def answers(self, guide: Guide, who: Mapping[str, Any] | None = None, base: Any = None, **changed: Any):
+        """The answers that `guide` steers. `who`: user -> whose wish steers (a user, or words); None: nobody's.
+        `base` and `changed`: of `GuidedDecoder`. A guide in the released form steers a base that sees the wish, so
+        `logp` is then under `base` without it."""
+        released = getattr(guide, "form", "") == "released"
+        decoder = GuidedDecoder(None if released else base, self.tokenizer, guide, **{**self.options, **changed})
+        jobs = self.jobs
+        asked_by = None if who is None else [who[user] for user in jobs.user_id]
+        found = decoder.generate(list(jobs.prompt), asked_by, out=self.out)
+        more = {"logp": base_logps(base, self.tokenizer, jobs, found, decoder.batch_size)} if released else {}
+        return answered(jobs, found, self.judge, **more)
+
+    def best_of(self, n: int, sampler: Guide, guide: PAD) -> pd.DataFrame:
+        """Of `n` samples of the base of `sampler` the one that the reward of `guide` finds best for its user."""
+        decoder = GuidedDecoder(None, self.tokenizer, sampler, weight=0.0, do_sample=True, **self.options)
+        jobs = self.jobs
+        samples = decoder.generate(list(jobs.prompt) * n, out=self.out)
+        drawn = [samples[i :: len(jobs)] for i in range(len(jobs))]
+        reward = ImplicitReward(guide, self.tokenizer, decoder.batch_size, unfinished=True)  # answers may be cut off
+        texts = [[sample.text or EMPTY for sample in some] for some in drawn]
+        picked = best_of_n(reward, list(jobs.prompt), texts, list(jobs.user_id))
+        best = [some[number] for some, (number, _) in zip(drawn, picked, strict=True)]
+        return answered(jobs, best, self.judge)
+
+    def gains_of_two(
+        self, guide: Guide, towards: Mapping[str, Any], users: Sequence[str], weight: float, seed: int = 0
+    ) -> pd.DataFrame:
+        """`gains_of_two` of answers steered towards each of `towards`: name -> what steers, as in `answers`."""
+        texts = {prompt_text(prompt): prompt for prompt in self.prompts}
+        table = pd.DataFrame([(name, text) for name in towards for text in texts], columns=["towards", "prompt"])
+        steered = GuidedDecoder(None, self.tokenizer, guide, weight=weight, **self.options)
+        alone = GuidedDecoder(None, self.tokenizer, guide, weight=0.0, **self.options)
+        who = [towards[name] for name in table.towards]
+        found = steered.generate([texts[text] for text in table.prompt], who, out=self.out)
+        found += alone.generate(list(texts.values()), out=self.out)
+        table = pd.concat([table, pd.DataFrame({"towards": None, "prompt": list(texts)})], ignore_index=True)
+        return gains_of_two(table.assign(answer=[one.text for one in found]), users, self.judge, texts, seed)
 
 
 def base_logps(

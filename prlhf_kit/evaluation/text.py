@@ -69,10 +69,10 @@ def is_refusal(text: str) -> bool:
     return bool(_REFUSAL.match(text.replace("’", "'")))
 
 
-def text_scores(answers: pd.DataFrame) -> pd.DataFrame:
+def text_scores(answers: pd.DataFrame, embedder: Embedder | None = None, cache: Path | None = None) -> pd.DataFrame:
     """Measures of each answer: `SCORES`, one row an answer and measure ("words", "rep-2" to "rep-4", "diversity",
-    "readability" (Automated Readability Index: a US school grade), "refusal"). `answers` has `ANSWERS`; `method` is the
-    system, `item` the prompt's text."""
+    "readability" (Automated Readability Index: a US school grade), "refusal", and, by an `embedder`, "coherence").
+    `answers` has `ANSWERS`; `method` is the system, `item` the prompt's text."""
     require_answers(answers)
     texts = list(answers.answer)
     tokens = [words(text) for text in texts]
@@ -84,6 +84,8 @@ def text_scores(answers: pd.DataFrame) -> pd.DataFrame:
         "readability": [readability_index(text) if found else NAN for text, found in zip(texts, tokens, strict=True)],
         "refusal": [is_refusal(text) for text in texts],
     }
+    if embedder is not None:
+        values["coherence"] = coherence(embedder, list(answers.prompt), texts, cache)
     keys = answers[["system", "user_id", "prompt"]].rename(columns={"system": "method"}).assign(item=answers.prompt)
     tables = [keys.assign(measure=name, value=np.asarray(value, float)) for name, value in values.items()]
     return pd.concat(tables, ignore_index=True)[list(SCORES)]

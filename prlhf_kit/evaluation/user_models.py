@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pandas as pd
 import torch
 from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
+from sklearn.metrics import adjusted_rand_score
 
 from prlhf_kit.evaluation.intervals import intervals
 from prlhf_kit.models.hub import MADE_FROM
@@ -51,6 +53,22 @@ def groups(trained: UserModel, vectors: np.ndarray, k: int, seed: int = 0) -> np
     if isinstance(trained, ClusterUserModel):
         return trained.assignment()[1:].argmax(1).cpu().numpy()
     return KMeans(k, n_init=20, random_state=seed).fit_predict(vectors)
+
+
+def grouped(
+    trained: UserModel, untrained: UserModel, types: Mapping[str, str | None], seed: int = 0
+) -> tuple[pd.DataFrame, float | None]:
+    """`user_map` of what training changed, with each user's true `group` ("unknown" of no type) and the one `found`,
+    and how alike both groupings are: the adjusted Rand index, 1 for the same and 0 for chance; None of fewer than two
+    types.
+
+    Args:
+        types: user -> type, in the order of the rows.
+    """
+    vectors, true = learned(trained, untrained), [kind or "unknown" for kind in types.values()]
+    found = groups(trained, vectors, len(set(true)), seed)
+    places = user_map(list(types), vectors).assign(group=true, found=found)
+    return places, float(adjusted_rand_score(true, found)) if len(set(true) - {"unknown"}) > 1 else None
 
 
 def user_map(user_ids: list[str], vectors: np.ndarray) -> pd.DataFrame:

@@ -104,6 +104,25 @@ def user_win_rates(judgements: pd.DataFrame, rule: str = "halves", seed: int = 0
     return found.assign(sample_win_rate=((samples.win + tie * samples.tie) / (samples.n + both)).to_numpy())
 
 
+def by_measure(judgements: pd.DataFrame, system: str, seed: int = 0) -> dict[str, pd.DataFrame]:
+    """How often `system` wins, by three measures: `win_rate` and `user_win_rate`, which are corrected for its own
+    comparisons only, since they are what was asked, and `lc_win_rate`. The table of each measure has its intervals."""
+    own = judgements[judgements.system_a == system]
+    tables = {"win_rate": win_rates(own, seed=seed), "user_win_rate": user_win_rates(own, seed=seed)}
+    return tables | {"lc_win_rate": length_controlled(own, seed=seed)}
+
+
+def summary(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """The tables of `by_measure` as one: `win_rates` with `users_won`, `users_tied`, `users_lost` and `lc_win_rate`."""
+    keys = list(COMPARISON)
+    users = tables["user_win_rate"][[*keys, "users_won", "users_tied", "users_lost"]]
+    return (
+        tables["win_rate"]
+        .merge(users, "left", on=keys)
+        .merge(tables["lc_win_rate"][[*keys, "lc_win_rate"]], "left", on=keys)
+    )
+
+
 def position_bias(judgements: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     """Does a judge prefer what it is shown first? (Zheng et al. 2023, arXiv 2306.05685, Section 3.3.)
 
@@ -216,4 +235,4 @@ def _agreement(weights: np.ndarray, codes: np.ndarray, measure: str) -> float:
         return np.nan
     if measure == KAPPA:
         return cohen_kappa_score(*drawn.T)
-    return of_extra("krippendorff", "judge").alpha(drawn.T, level_of_measurement="nominal")
+    return of_extra("krippendorff").alpha(drawn.T, level_of_measurement="nominal")

@@ -74,7 +74,7 @@ def word_clouds(table: pd.DataFrame) -> Figure:
         ax.axis("off")
     for i, (group, rows) in enumerate(groups):
         color = PALETTE[i % 8] if PALETTE[i % 8] != "#F0E442" else "#8a7f00"  # yellow can't be read on white
-        cloud = of_extra("wordcloud", "notebooks").WordCloud(
+        cloud = of_extra("wordcloud").WordCloud(
             width=640,
             height=400,
             background_color="white",

@@ -159,14 +159,15 @@ def add_reference_logps(pairs: Dataset, model, tokenizer: PreTrainedTokenizerBas
 
 def save_with_reference(
     pairs: Dataset, model, tokenizer: PreTrainedTokenizerBase, folder: str | Path, batch_size: int = 16
-) -> None:
-    """Write `add_reference_logps` of `pairs` into `folder`, which appears only when it is complete; if it is there
-    already, nothing is computed."""
+) -> Dataset:
+    """Write `add_reference_logps` of `pairs` into `folder`, which appears only when complete, and return what lies
+    there; if it is there already, nothing is computed."""
     folder = Path(folder)
     if not folder.exists():
         temporary = unfinished(folder)
         add_reference_logps(pairs, model, tokenizer, batch_size).save_to_disk(temporary)
         temporary.rename(folder)
+    return Dataset.load_from_disk(folder)
 
 
 def text_nll(logits: torch.Tensor, ids: torch.Tensor, asked: torch.Tensor) -> torch.Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ FILES += "tokenizer* special_tokens_map.json added_tokens.json vocab.* merges.tx
 SETTINGS = "alpha beta loss_type learning_rate user_learning_rate num_train_epochs max_steps seed max_length".split()
 SETTINGS += "per_device_train_batch_size gradient_accumulation_steps processes lr_scheduler_type warmup_steps".split()
 
+MEASURES = ("accuracy*/test_*/*", "difference*/*")  # by split and method: names of users have no place in them
+
 
 def push_to_hub(
     folder: str | Path,
@@ -41,15 +44,15 @@ def push_to_hub(
     """Upload what `load_personalized(repo_id)` reads, with a model card, and return the repository's URL.
 
     **User ids are personal data** and are left out unless asked for: row n of the folder's `users.json` is then named
-    "user-n", and results with an id in their name are left out. The rows themselves were fitted to single people too,
-    so the repository is private by default. What was pushed once stays in its history.
+    "user-n", and of results only `MEASURES`, which are of all users together, are in the card. The rows themselves were
+    fitted to single people too, so the repository is private by default. What was pushed once stays in its history.
 
     Args:
         folder: of a trained personalised model. Its tokenizer goes with it, `context.json` does not.
         base: hub id of the base model, where it was trained from a local folder.
         dataset_name, licence: for the card: hub id or name of the data, the licence's id on the hub ("cc-by-nc-4.0").
         record: a `run.json`, notebook 05's for instance: its metrics and the data's fingerprint are in the card.
-        users: with their ids.
+        users: with their ids, and all results.
         private: of a repository that is new.
         revision, token, commit_message: as of `HfApi.create_commit`.
 
@@ -76,19 +79,19 @@ def push_to_hub(
     metrics = {
         name: value
         for name, value in told.get("metrics", {}).items()
-        if users or not any(user in name for user in known)
+        if users or (any(fnmatchcase(name, m) for m in MEASURES) and not any(user in name for user in known))
     }
-    api = HfApi(token=token)
-    url = api.create_repo(repo_id, private=private, exist_ok=True)
-    card = _card(Path(folder), url.repo_id, base, dataset_name, licence, told | {"metrics": metrics}, saved, len(known))
     files: dict[str, Any] = {path.name: str(path) for pattern in FILES for path in sorted(Path(folder).glob(pattern))}
     if "adapter_config.json" in files:
         adapter = json.loads(Path(files["adapter_config.json"]).read_text()) | {"base_model_name_or_path": base}
         files["adapter_config.json"] = json.dumps(adapter, indent=1).encode()
     saved |= {"base_model": base, "binding": binding(part_of_weights(folder, ATTRIBUTE), index)}
     files[INDEX_FILE] = json.dumps({"user_ids": index.user_ids, **saved}, indent=1).encode()
-    files["README.md"] = card.encode()
-    added = [CommitOperationAdd(name, content) for name, content in files.items()]
+    added = [CommitOperationAdd(name, content) for name, content in files.items()]  # reads them
+    api = HfApi(token=token)
+    url = api.create_repo(repo_id, private=private, exist_ok=True)
+    card = _card(Path(folder), url.repo_id, base, dataset_name, licence, told | {"metrics": metrics}, saved, len(known))
+    added.append(CommitOperationAdd("README.md", card.encode()))
     api.create_commit(url.repo_id, added, commit_message=commit_message, revision=revision)
     return str(url)
 

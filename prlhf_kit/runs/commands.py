@@ -1,4 +1,5 @@
-"""`prlhf sweep`, `prlhf pipeline` and `prlhf runs list`: many runs, from a grid or a file, and what there is of them.
+"""`prlhf sweep`, `prlhf pipeline`, `prlhf results` and `prlhf runs list`: many runs, from a grid or a file, and what
+there is of them.
 What takes long to import is imported when a command is called: `prlhf --help` reads this file."""
 
 from __future__ import annotations
@@ -65,6 +66,19 @@ def add_parsers(commands: Any) -> None:
     p.add_argument("--run", metavar="NAME", help="the run's name, or its folder (default: the file's name)")
     p.set_defaults(action=pipeline)
     _add_options(p)
+
+    p = commands.add_parser(
+        "results",
+        help="write the tables of docs/results.md from runs",
+        description="Write the tables of a page from the records of runs; its prose, and the tables of runs that are "
+        "not there, stay. A comment before each table says what it shows (docs/runs.md).",
+        epilog="examples:\n  prlhf results\n  prlhf results study-0 study-1 --out notes.md",
+    )
+    p.add_argument("dirs", nargs="*", type=Path, metavar="RUN", help=f"runs, or folders of runs (default: {RUNS})")
+    p.add_argument(
+        "--out", type=Path, default=Path("docs/results.md"), metavar="FILE", help="the page (default: %(default)s)"
+    )
+    p.set_defaults(action=results)
 
     top = commands.add_parser(
         "runs",
@@ -222,6 +236,23 @@ def _execute(nodes: Sequence[Node], folder: Path, args: argparse.Namespace) -> i
     if not all(node.status in plans.DONE for node in nodes):
         return 1
     return 74 if any(node.message for node in nodes) else 0  # what was not copied says so
+
+
+def results(args: argparse.Namespace) -> int:
+    """`prlhf results`."""
+    from prlhf_kit.files import write_text
+    from prlhf_kit.runs.parameters import RunError
+    from prlhf_kit.runs.results import FORM, fill
+
+    if not args.out.is_file():
+        raise RunError(
+            f"{args.out} is not there. Expected a page with tables that begin with <!-- results: {FORM} -->."
+        )
+    text, kept = fill(args.out.read_text(encoding="utf-8"), runs_in(args.dirs or [RUNS]))
+    write_text(args.out, text)
+    print("".join(f"no completed run {name}: its tables stay as they are\n" for name in dict.fromkeys(kept)), end="")
+    print(f"results: {args.out}")
+    return 0
 
 
 def list_runs(args: argparse.Namespace) -> int:

@@ -1,11 +1,18 @@
-"""Runs on the disk, by their records: found, and listed by `prlhf runs list`. A record's fields: docs/runs.md."""
+"""Runs on the disk, by their records: found, listed by `prlhf runs list`, and read for the pages and tables that show
+several. A record's fields: docs/runs.md."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import json
+import math
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from prlhf_kit.runs.parameters import RunError
 from prlhf_kit.runs.stage import RECORD, process_is_gone, read_record
@@ -85,3 +92,81 @@ def row(run: Path) -> list[str]:
     )
     sets = (commits, models, data)
     return [str(run), ", ".join(stages), started, took, *(" ".join(sorted(s - {""})) for s in sets)]
+
+
+@dataclass
+class Number:
+    """A metric with its 95% interval and the n that it was measured on; NaN where the record has none."""
+
+    value: float
+    low: float = math.nan
+    high: float = math.nan
+    n: float = math.nan
+
+    def __str__(self) -> str:
+        number = _plain(self.value) if math.isnan(self.low) else self.with_interval()
+        return number + ("" if math.isnan(self.n) else f" n = {_plain(self.n)}")
+
+    def with_interval(self) -> str:
+        """Three decimals and the interval, if there is one."""
+        value, low, high = (f"{number:.3f}" for number in np.round([self.value, self.low, self.high], 3))
+        return value if math.isnan(self.low) else f"{value} [{low}, {high}]"
+
+
+def _plain(value: float) -> str:
+    whole = abs(value) < 1e9 and (float(value).is_integer() or abs(value) >= 1e3)
+    return f"{value:.0f}" if whole else f"{value:.3g}"
+
+
+def numbers(metrics: Mapping[str, Any]) -> dict[str, Number | None]:
+    """A record's metrics, None for what is not a number. `NAME_low/REST`, `NAME_high/REST` and `NAME_n/REST` join
+    `NAME/REST`, if that is one."""
+    found = {
+        name: Number(value) if isinstance(value, int | float) and abs(value) <= sys.float_info.max else None
+        for name, value in metrics.items()
+    }
+    for name, number in list(found.items()):
+        head, slash, rest = name.partition("/")
+        low, high, n = (f"{head}_{part}{slash}{rest}" for part in ("low", "high", "n"))
+        if number and (least := found.get(low)) and (most := found.get(high)):
+            number.low, number.high = least.value, most.value
+            del found[low], found[high]
+        if number and (count := found.get(n)):
+            number.n = count.value
+            del found[n]
+    return found
+
+
+def how_made(runs: list[dict[str, dict[str, Any]]]) -> list[tuple[str, list[Any]]]:
+    """Rows on how each run was made: date, commit, data and models, the seed, and parameters that differ."""
+
+    def lines(texts: Iterable[str]) -> str:
+        return "\n".join(dict.fromkeys(texts))
+
+    def commit(git: dict[str, Any]) -> str:
+        return str(git.get("commit") or "none")[:8] + (" (dirty)" if git.get("dirty") else "")
+
+    def cell(name: str, run: dict[str, dict[str, Any]]) -> str:
+        values = {stage: r["parameters"][name] for stage, r in run.items() if name in r["parameters"]}
+        texts = {s: v if isinstance(v, str) and v else json.dumps(v, sort_keys=True) for s, v in values.items()}
+        return lines(f"{text} ({s})" if len(set(texts.values())) > 1 else text for s, text in texts.items())
+
+    def differs(name: str) -> bool:  # between runs that have the stage
+        for stage in {stage for run in runs for stage in run}:
+            having = [run[stage]["parameters"] for run in runs if stage in run and run[stage]["parameters"]]
+            if len({json.dumps(each[name], sort_keys=True) if name in each else None for each in having}) > 1:
+                return True
+        return False
+
+    times = [max((str(r.get("ended") or r.get("started", "")) for r in run.values()), default="") for run in runs]
+    rows: list[tuple[str, list[Any]]] = [("date (UTC)", [time[:16].replace("T", " ") for time in times])]
+    rows.append(("commit", [lines(commit(r["git"]) for r in run.values() if r["git"]) for run in runs]))
+    made_from = [[record.get("provenance", {}) for record in run.values()] for run in runs]
+    for kind in dict.fromkeys(name for entries in made_from for entry in entries for name in entry):
+        used = [[entry[kind] for entry in entries if kind in entry] for entries in made_from]
+        rows.append((kind, [lines(f"{u.get('id', '')} {u.get('fingerprint', '')}".strip() for u in us) for us in used]))
+    names = sorted(
+        {name for run in runs for record in run.values() for name in record["parameters"]} - {"run_dir", "seed"}
+    )
+    rows += [(name, [cell(name, run) for run in runs]) for name in ["seed", *filter(differs, names)]]
+    return rows

@@ -3,12 +3,11 @@ notebook. They work from disk."""
 
 from __future__ import annotations
 
-import html
+import re
 from pathlib import Path
 from typing import Any
 
 import nbformat
-import numpy as np
 import pandas as pd
 from jinja2 import Environment
 from latex2mathml.converter import convert
@@ -19,6 +18,7 @@ from pyarrow import ArrowInvalid
 from prlhf_kit.files import write_text
 from prlhf_kit.runs.records import records_of
 from prlhf_kit.runs.stage import inputs
+from prlhf_kit.runs.tables import to_html
 
 STYLE = """:root { color-scheme: light dark; --page: #fff; --text: #1a1a1a; --faint: #555; --line: #ddd;
   --code: #f5f5f5; --link: #0b57a4; --bad: #b00020; }
@@ -105,20 +105,22 @@ summary { cursor: pointer; color: #555; } figcaption { color: #555; padding: .3r
 {%- endblock -%}
 """
 PROGRESS = "application/vnd.jupyter.widget-view+json"
+EQUATION = re.compile(r"(`+).+?\1|\$\$(.+?)\$\$|\$([^$\n]+)\$", re.DOTALL)  # code, which has none, first
 
 
-class _Renderer(IPythonRenderer):
-    """nbconvert's Markdown with equations as MathML, which browsers show without a script."""
+def with_mathml(markdown: str) -> str:
+    """Markdown with its equations as MathML, which browsers show without a script."""
 
-    def inline_math(self, body: str) -> str:
-        return convert(body)
+    def converted(found: re.Match[str]) -> str:
+        code, block, inline = found.groups()
+        return found[0] if code else convert(block or inline, display="block" if block else "inline")
 
-    def block_math(self, body: str) -> str:
-        return convert(body, display="block")
+    return EQUATION.sub(converted, markdown)
 
 
 def _markdown(source: str) -> str:
-    return MarkdownWithMath(renderer=_Renderer(escape=False, exclude_anchor_links=True)).render(source)
+    renderer = IPythonRenderer(escape=False, exclude_anchor_links=True)
+    return MarkdownWithMath(renderer=renderer).render(with_mathml(source))
 
 
 def artifacts(run_dir: Path, kind: str) -> list[tuple[str, dict[str, Any]]]:
@@ -135,20 +137,10 @@ def tables(run_dir: Path, kind: str, stage: str = "") -> list[tuple[str, pd.Data
         if not path.startswith(stage and f"{stage}/"):
             continue
         try:
-            found.append((entry["caption"], pd.read_parquet(run_dir / path)))
+            found.append((entry["caption"], pd.read_parquet(run_dir / path, columns=entry.get("columns"))))
         except (OSError, ArrowInvalid):  # gone, or cut
             found.append((f"{entry['caption']}: {path} can't be read; run its notebook again", pd.DataFrame()))
     return found
-
-
-def to_html(table: pd.DataFrame) -> str:
-    """The table as HTML, its texts escaped and their line breaks kept (pandas would print them as backslash-n)."""
-
-    def text(value: Any) -> Any:
-        plain = value is None or isinstance(value, (bool, int, float, np.generic)) or value is pd.NaT or value is pd.NA
-        return value if plain else html.escape(str(value)).replace("\n", "<br>")
-
-    return table.round(3).map(text).rename(columns=text).to_html(index=False, border=0, na_rep="-", escape=False)
 
 
 def _result(run_dir: Path, stages: list[dict[str, Any]]) -> str:

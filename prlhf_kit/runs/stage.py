@@ -12,7 +12,7 @@ import resource
 import shutil
 import sys
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -109,15 +109,17 @@ def inputs(run_dir: Path, stages: Iterable[str]) -> dict[str, dict[str, str | No
     }
 
 
-def left_by(stage: str, run_dir: Path, name: str) -> Path:
-    """Artefact `name` that a stage of a run left. Raises `StageError` where it isn't there, or not as it was left."""
+def left_by(stage: str, run_dir: Path, name: str, record: Mapping[str, Any] | None = None) -> Path:
+    """Artefact `name` that a stage of a run left, by its `record`, which is read where it is not given. Raises
+    `StageError` where it isn't there, or not as it was left."""
     path = run_dir / stage / name
     if not path.exists():
         raise StageError(
             f"{path} is missing: it is written by notebook {stage}. Run that first "
             f"(`prlhf run notebooks/{stage}.ipynb --run {run_dir.name}`), or set run_dir to a run that has it."
         )
-    entry = (read_record(run_dir / stage) or {"artifacts": {}})["artifacts"].get(name)
+    record = record if record is not None else read_record(run_dir / stage) or {}
+    entry = record.get("artifacts", {}).get(name)
     if entry and hash_now(path, entry) != entry.get("sha256"):
         raise StageError(
             f"{path} was changed since notebook {stage} left it: its SHA-256 is not the recorded one. Put the "
@@ -177,10 +179,16 @@ class Stage:
         Raises:
             StageError: it isn't there, or not as that stage left it.
         """
-        path = left_by(stage, self.run_dir, name)
-        known = (read_record(self.run_dir / stage) or {}).get("provenance", {})
+        record = read_record(self.run_dir / stage) or {}
+        path, known = left_by(stage, self.run_dir, name, record), record.get("provenance", {})
         self.provenance |= {name: known[name]} if name in known else {}
         return path
+
+    def data(self, stage: str = "01_data_preparation", name: str = "data") -> Any:
+        """The dataset that an earlier stage left, see `input`."""
+        from datasets import load_from_disk  # takes seconds to import
+
+        return load_from_disk(self.input(stage, name))
 
     def note(self, text: str) -> None:
         """Record a line that whoever ran the notebook should read: the runner shows it when the stage has completed."""
@@ -196,29 +204,47 @@ class Stage:
         return self.dir / name
 
     def figure(
-        self, figure: Figure, name: str, caption: str, table: pd.DataFrame | None = None, kind: str = "table"
+        self,
+        figure: Figure,
+        name: str,
+        caption: str,
+        table: pd.DataFrame | None = None,
+        kind: str = "table",
+        columns: Sequence[str] | None = None,
     ) -> None:
-        """Save a figure as PNG and SVG, with the `table` that it was drawn from, and show it: IPython shows pyplot's
-        figures only, these are apart from it."""
+        """Save a figure as PNG and SVG, and show it: IPython shows pyplot's figures only, these are apart from it. The
+        `table` that it was drawn from is saved, and shown below, as by `table`."""
         from IPython.core.interactiveshell import InteractiveShell  # these take seconds to import
         from IPython.display import Image, display
 
         from prlhf_kit.figures.style import save
 
-        if table is not None:
-            self.table(table, name, caption, kind)
         png, width = self.artifact(f"{name}.png", "figure", caption), int(90 * figure.get_figwidth())
         self.artifacts[png.name]["width"] = width  # CSS pixels: its texts are as large as the page's
         save(figure, png)
         if InteractiveShell.initialized():
             display(Image(png, width=width, alt=caption))
+        if table is not None:
+            self.table(table, name, caption, kind, columns)
 
-    def table(self, table: pd.DataFrame, name: str, caption: str, kind: str = "table") -> pd.DataFrame:
-        """Save a table as parquet and return it for display. `kind="headline"` opens the run's index page."""
-        table.to_parquet(self.artifact(f"{name}.parquet", kind, caption))
-        return table
+    def table(
+        self, table: pd.DataFrame, name: str, caption: str, kind: str = "table", columns: Sequence[str] | None = None
+    ) -> None:
+        """Save a table as parquet. One that is to be read is shown under its caption, or some `columns` of it.
 
-    def finish(self, metrics: Mapping[str, float] | None = None) -> None:
+        Args:
+            kind: "shown" and "headline" are to be read: here, and on the run's index page, which begins with a
+                "headline". "table" and "data" are not.
+        """
+        table.to_parquet(path := self.artifact(f"{name}.parquet", kind, caption))
+        if columns is not None:
+            self.artifacts[path.name]["columns"] = list(columns)
+        if kind in ("shown", "headline"):
+            from prlhf_kit.runs.tables import show
+
+            show(table if columns is None else table[list(columns)], caption)
+
+    def finish(self, metrics: Mapping[str, float | None] | None = None) -> None:
         """The closing cell: checks the artefacts, then writes the record.
 
         Args:

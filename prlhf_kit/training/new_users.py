@@ -149,11 +149,17 @@ def user_table(model) -> UserModel:
 
 
 def add_users(model, index: UserIndex, adapted: Adapted) -> UserIndex:
-    """Give the users of `adapt` rows behind those that are there. Changes `model`; returns the longer index."""
+    """Give the users of `adapt` rows behind those that are there. Changes `model`; returns the longer index.
+
+    The generic user stays what it is: where it is the users' mean, that of those in training.
+    """
     if known := [user for user in adapted.user_ids if user in index]:
         raise ValueError(f"user {known[0]!r} has row {index.row(known[0])} already; forget_users removes it.")
     for table in user_models(model):
-        longer = torch.cat([table.own.detach(), adapted.own.to(table.own)])
+        own = table.own.detach().clone()
+        own[GENERIC] = table.user_offsets(torch.tensor([GENERIC])).detach()[0]
+        table.generic_is_mean = False
+        longer = torch.cat([own, adapted.own.to(own)])
         table.own = torch.nn.Parameter(longer, requires_grad=table.own.requires_grad)
     return UserIndex([*index.user_ids, *adapted.user_ids])
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 import torch
-from datasets import Dataset, DatasetDict, load_from_disk
+from datasets import Dataset, DatasetDict
 from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
@@ -95,8 +95,7 @@ def train_persrm(recipe: PersRMRecipe, pairs: Dataset) -> dict[str, pd.DataFrame
     def with_reference(name: str, model) -> Dataset:
         """The pairs with the preference in their prompts, and the log-probs of `model`, which does not see it."""
         folder = stages / f"pairs-{name}-{made_from}"
-        save_with_reference(pairs, model, tokenizer, folder)
-        return with_preference(load_from_disk(str(folder)), recipe.wording)
+        return with_preference(save_with_reference(pairs, model, tokenizer, folder), recipe.wording)
 
     # The reference does not see the preference, as in decoding (Eq. 13): in stage 1 it is the model before training, in
     # stage 2 the stage-1 backbone without head. (The paper does not say which; its code is not published.)

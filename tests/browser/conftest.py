@@ -20,7 +20,7 @@ SHOTS = Path(os.environ.get("BROWSER_SHOTS", ROOT / "build" / "browser"))
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 SCROLLED = "[...document.querySelectorAll('html, body, #rendered_cells')]"  # the last in voila's pages
 WAIT = 60_000  # milliseconds; a slow machine's first import of torch
-CHEAP = {"n_prompts": 2, "k": 2, "steps": 1, "max_new_tokens": 8, "top_k": 5}
+CHEAP = {"settings": {"n_prompts": 2, "k": 2, "steps": 1, "top_k": 5}, "max_new_tokens": 8}
 
 
 @pytest.fixture(scope="package")  # not session: asyncio can't be used elsewhere while Playwright is open

@@ -8,7 +8,7 @@ from datasets import Dataset, DatasetDict
 
 import prlhf_kit as kit
 from prlhf_kit.data.schema import SchemaError, record
-from prlhf_kit.data.select import in_blocks, subsample
+from prlhf_kit.data.select import drawn, in_blocks, subsample
 
 
 def test_few_shot_is_nested(personalllm_folder):
@@ -67,3 +67,9 @@ def test_subsample_takes_users_alike_and_whole_prompts():
     assert len(subsample(pairs, None, 1)) == 24
     with pytest.raises(SchemaError, match="pairs_per_prompt=0"):
         subsample(pairs, pairs_per_prompt=0)
+
+
+def test_drawn_names_keep_their_order():
+    assert drawn(list("dcba"), None) == list("dcba")
+    assert drawn(list("dcba"), 2, seed=1) in (["d", "c"], ["d", "b"], ["d", "a"], ["c", "b"], ["c", "a"], ["b", "a"])
+    assert len({tuple(drawn(list("dcba"), 2, seed)) for seed in range(9)}) > 1

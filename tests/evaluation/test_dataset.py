@@ -34,6 +34,8 @@ def test_overview(data):
     table = dataset.overview(data).set_index("split")
     assert table.loc["train"].tolist() == [7, 3, 5, 1, 3, 3]
     assert table.loc["test_seen"].tolist() == [2, 2, 1, 1, 1, 1]
+    known = DatasetDict({name: pairs.add_column("p_chosen", [0.2] * len(pairs)) for name, pairs in data.items()})
+    assert dataset.overview(known)["oracle accuracy"].tolist() == pytest.approx([0.8, 0.8])
 
 
 def test_length_rule_learns_each_users_direction_from_training_pairs(data):

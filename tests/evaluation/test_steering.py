@@ -98,3 +98,24 @@ def test_a_judge_from_features(tmp_path):
     assert ann1 > ann2
     assert bob2 > bob1
     assert np.isfinite(judge(["ann"], prompts[:1], [" "])).all()  # an empty answer is judged, too
+    judges, held_out = steering.judges_of(data, tmp_path, tmp_path)
+    assert (list(judges), held_out) == (["embeddings", "longer"], accuracy)
+
+
+def test_the_same_prompts_are_answered_for_the_same_users_by_any_guide(make_tiny, tokenizer, tmp_path):
+    model, prompts = make_tiny(), [message("user", text) for text in ("Why?", "How?")]
+    wish = {"ann": "Be brief.", "bob": "Be kind."}
+
+    def judge(users, prompts, answers):
+        return np.array([float(len(answer)) for answer in answers])
+
+    options = {"max_new_tokens": 5, "top_k": 9}
+    asked = steering.Steered(tokenizer, ["ann", "bob"], prompts, judge, tmp_path / "answers.jsonl", options)
+    alone = asked.answers(kit.PAD(model), weight=0.0)
+    assert alone[["user_id", "prompt"]].to_numpy().tolist() == [[u, p] for u in wish for p in ("Why?", "How?")]
+    assert asked.answers(kit.PAD(model), wish, weight=0.0).answer.tolist() == alone.answer.tolist()
+    released = asked.answers(kit.PAD(model, form="released"), wish, model, weight=0.0)  # the base reads the wish
+    assert np.isfinite(released.logp).all()
+    assert len(asked.best_of(2, kit.PAD(model), kit.PAD(model))) == 4
+    two = asked.gains_of_two(kit.PAD(model), {"ann": "Be brief."}, ["ann", "bob"], 0.0)
+    assert two.gain.tolist() == [0.0, 0.0]

@@ -91,6 +91,7 @@ def test_scores_of_a_table():
     }
     for key, row in wanted.items():
         assert values.loc[key, measures].tolist() == pytest.approx(row, nan_ok=True)
+    assert "coherence" in set(text.text_scores(answers.assign(prompt="a"), directions).measure)
 
 
 def test_tables_without_answers_and_bad_ones():

@@ -27,3 +27,6 @@ def test_groups_and_map():
     table = user_models.user_map(["a", "b", "c", "d"], vectors)
     assert table.x[0] == pytest.approx(table.x[1])
     assert abs(table.x[0] - table.x[2]) > 1
+    places, alike = user_models.grouped(trained, start, dict(zip("abcd", "sstt", strict=True)))
+    assert (places.group.tolist(), alike) == (list("sstt"), 1.0)
+    assert user_models.grouped(trained, start, dict.fromkeys("abcd"))[1] is None  # no type is known

@@ -40,6 +40,16 @@ def test_win_rates_by_hand():
     assert bias[["value", "n", "unread"]].to_numpy().tolist() == [[1 / 5, 5, 1]] * 2
 
 
+def test_one_systems_measures_side_by_side():
+    judged = pd.concat([same("aaab"), same("bbbb").assign(system_a="z"), same("bb", judge="k")])
+    tables = win_rate.by_measure(judged, "x")
+    assert all(set(table.system_a) == {"x"} for table in tables.values())
+    found = win_rate.summary(tables).set_index("judge")
+    assert found.win_rate.to_dict() == {"j": 0.75, "k": 0.0}
+    assert found.users_won.to_dict() == {"j": 3, "k": 0}
+    assert found.lc_win_rate.notna().all()
+
+
 def test_verdicts_that_can_not_be_read_win_nothing():
     silent = same([None] * 12)
     rates = win_rate.win_rates(silent).iloc[0]

@@ -49,11 +49,12 @@ def test_a_model_comes_back_without_its_users_ids(fake_hub, base, make_tiny, tok
     trainer = make_trainer(make_tiny(users=3, offsets=0.5), tokenizer, named, "out")
     trainer.save_model()
     record = tmp_path / "run.json"
-    metrics = {"accuracy/test_seen/P-DPO": 0.775, "worst_user/ann-b": 0.5, "unknown": None}
+    metrics = {"accuracy/test_seen/P-DPO": 0.775, "worst_user/ann-b": 0.5, "of/zoe": 0.4, "unknown": None}
     record.write_text(json.dumps({"metrics": metrics, "provenance": {"data": {"fingerprint": "0f1e"}}}))
     about = {"base": "org/base", "dataset_name": "org/pairs", "licence": "cc-by-4.0", "record": record}
     kit.push_to_hub("out", "me/mine", **about)
     assert not any("ann-" in file.read_text("latin-1") for file in (fake_hub / "me" / "mine").iterdir())
+    assert "zoe" not in card_of(fake_hub / "me" / "mine")[1]  # a user who was not in training
     assert not list(fake_hub.rglob("*.parquet")) + list(fake_hub.rglob("*.bin"))
     assert (fake_hub / "me" / "mine.private").read_text() == "True"
     head, text = card_of(fake_hub / "me" / "mine")
@@ -82,6 +83,11 @@ def test_the_trainers_own_way_goes_there_too(fake_hub, make_tiny, tokenizer, pai
 
 def test_what_others_cant_load_is_refused(fake_hub, base, make_tiny, tokenizer, pairs):
     make_trainer(make_tiny(users=3), tokenizer, pairs, "out").save_model()
+    (adapter := Path("out/adapter_config.json")).rename("whole.json")
+    adapter.write_text("{")
+    with pytest.raises(ValueError, match="property name"):
+        kit.push_to_hub("out", "me/mine", base="org/base")
+    Path("whole.json").rename(adapter)
     saved = json.loads(Path("out/users.json").read_text())
     Path("out/users.json").write_text(json.dumps(saved | {"base_model": base}))
     with pytest.raises(kit.ModelError, match=r"local folder .*pass its hub id as base"):

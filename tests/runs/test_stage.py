@@ -17,9 +17,8 @@ def test_index_page_escapes_text_and_shows_the_headline(tmp_path):
 
     stage = begin("05_evaluation", tmp_path / "r", {"run_dir": "r", "seed": 1, "module": pd, "_x": 2})
     assert stage.parameters == {"run_dir": "r", "seed": 1}
-    stage.table(
-        pd.DataFrame({"answer": ["<script>alert(1)</script>", "- one\n- two"]}), "t", "The headline", kind="headline"
-    )
+    table = pd.DataFrame({"answer": ["<script>alert(1)</script>", "- one\n- two"], "more": "not shown"})
+    stage.table(table, "t", "The headline", "headline", ["answer"])
     with pytest.raises(StageError, match="notebook 01_data_preparation"):
         stage.input("01_data_preparation", "data")
     stage.artifact("ghost", "data", "Never written")
@@ -31,6 +30,7 @@ def test_index_page_escapes_text_and_shows_the_headline(tmp_path):
     assert "The headline" in page
     assert "<script>" not in page
     assert "- one<br>- two" in page
+    assert "not shown" not in page
     assert read_record(tmp_path / "r" / "05_evaluation")["status"] == "completed"
 
 

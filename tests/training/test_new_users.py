@@ -1,6 +1,7 @@
 """Users who come and go: fitting new rows, adding them, forgetting them."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from datasets import Dataset, DatasetDict
@@ -16,7 +17,7 @@ from prlhf_kit.models.conditioning import user_model_of, user_models
 from prlhf_kit.models.logprobs import score_pairs
 from prlhf_kit.models.saving import save_personalized
 from prlhf_kit.models.user_models import USER_MODELS
-from prlhf_kit.training.new_users import Evidence, adapt, add_users, forget_users, weigh
+from prlhf_kit.training.new_users import Adapted, Evidence, adapt, add_users, forget_users, user_table, weigh
 
 KINDS = [("individual", {"add_generic_user": False}), ("cluster", {"clusters": 3}), ("low_rank", {"rank": 2})]
 
@@ -139,6 +140,14 @@ def test_added_saved_loaded_and_forgotten(trained, tokenizer, kind, options, tmp
     assert after.chosen_logp.to_numpy() == pytest.approx(scores.chosen_logp.to_numpy(), abs=1e-4)
     with pytest.raises(KeyError, match="'b' has no row"):
         forget_users(fewer, index, ["b"])
+
+
+def test_the_generic_user_stays_the_mean_of_those_in_training(trained):
+    model, index = trained("cluster", {"clusters": 3, "generic_is_mean": True})
+    before = user_table(model)(torch.tensor([0]))
+    add_users(model, index, Adapted(["x"], 9 * torch.ones(1, 3), pd.DataFrame(), [0]))
+    assert torch.allclose(user_table(model)(torch.tensor([0])), before)
+    assert user_table(model).num_rows == 5
 
 
 def _holds(file, values):
