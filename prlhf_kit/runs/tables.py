@@ -32,5 +32,6 @@ def show(table: pd.DataFrame, caption: str) -> None:
     if InteractiveShell.initialized():
         head = f'<caption style="caption-side: top; text-align: left">{html.escape(caption)}</caption>'
         page = to_html(table).replace(">", f">{head}", 1)
-        page = page.replace("<td>", '<td style="text-align: left; vertical-align: top">')
+        for cell in ("th", "td"):
+            page = page.replace(f"<{cell}>", f'<{cell} style="text-align: left; vertical-align: top">')
         display({"text/html": page, "text/plain": f"{caption}\n{table.to_string(index=False)}"}, raw=True)
