@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from datasets import Dataset, Features, Value
+from datasets import Dataset, Features, List, Value
 
+from prlhf_kit.data.choices import Choices, told
 from prlhf_kit.data.collect import changed
 from prlhf_kit.data.registry import share
 from prlhf_kit.data.schema import SchemaError
@@ -18,12 +19,14 @@ from prlhf_kit.files import write_json
 
 # What stands in the prompt: nothing of the reader; the community (the `user_id`) that stated the preference; another
 # one, drawn anew for each user and prompt, as a control; another one, the same for all of a user's prompts, which is as
-# consistent as the truth and wrong; what the person says of themselves.
-Context = Literal["none", "true", "random", "shuffled", "user_text"]
+# consistent as the truth and wrong; what the person says of themselves; what they chose before.
+Context = Literal["none", "true", "random", "shuffled", "user_text", "choices"]
 CONTEXTS: tuple[str, ...] = get_args(Context)
-TEMPLATES = ("community", "user_text", "compo")
+TEMPLATES = ("community", "user_text", "choices", "compo")
+OF_THE_PERSON = ("user_text", "choices")  # contexts that are a template's field and its name
 CONTEXT_FILE = "context.json"  # beside a model: what it was told of its readers in training
-RECORDED = ("context", "context_user")  # columns that say what was put into a row's prompt
+# columns that say what was put into a row's prompt: which context, of whom, and which pairs were told, in this order
+RECORDED = {"context": Value("string"), "context_user": Value("string"), "context_pairs": List(Value("string"))}
 
 Messages = list[dict[str, str]]
 
@@ -39,17 +42,19 @@ def require_context(context: object, allowed: Iterable[str] = CONTEXTS) -> None:
 
 @dataclass
 class Contexts:
-    """Puts a reader into prompts, by a text with the fields {community} and {user_text}: a system message, or, where it
-    has the field {prompt}, the user's last message.
+    """Puts a reader into prompts, by a text with the fields {community}, {user_text}, {choices}: a system message, or,
+    where it has the field {prompt}, the user's last message.
 
     Args:
         context: see `Context`.
         people: who there is to speak of, `user_id` -> `user_text` (`people_of`).
-        template: "community" or "user_text", or a text file with their fields; "": "user_text" for that context, else
-            "community". `Contexts("random", people, "user_text")` gives each prompt somebody else's own words. "compo":
-            the community's name alone, "r/tea", to which `chat.COMPO_TEMPLATE` gives ComPO's layout.
+        template: "community", "user_text" or "choices", or a text file with their fields; "": the one of the context's
+            name, else "community". `Contexts("random", people, "user_text")` gives each prompt somebody else's own
+            words. "compo": the community's name alone, "r/tea", to which `chat.COMPO_TEMPLATE` gives ComPO's layout.
         seed: of the draws, which depend on it, the user, the prompt, and on who may be drawn.
         among: users whom "random" and "shuffled" draw; None: all of `people`. Give the training users in all stages.
+        earlier: pairs from which {choices} are told (`choices.known_pairs(data)`); `k`: how many, see `Choices`. Who
+            has none is told of as "none known", and not drawn.
 
     Raises:
         SchemaError: an unknown context, a template that can't be used, people of whom it has nothing to say, or the
@@ -61,19 +66,21 @@ class Contexts:
     template: str | Path = ""
     seed: int = 0
     among: Collection[str] | None = field(default=None, repr=False)
+    earlier: Sequence[Dataset] = field(default=(), repr=False)
+    k: int = 4
 
     def __post_init__(self) -> None:
         require_context(self.context)
-        name = self.template or ("user_text" if self.context == "user_text" else "community")
+        name = self.template or (self.context if self.context in OF_THE_PERSON else "community")
         self._text = read_template(name, "data/context_prompts", TEMPLATES, alone="system")
         if self.context == "none":
             return
         parts, fields = self._text.parts, self._text.fields
         wrong = ""
-        if self.context == "user_text" and "user_text" not in fields:
-            wrong = "does not say what context='user_text' is about: use the field user_text, or context='true'"
-        elif not fields <= {"community", "user_text", "prompt"} or fields <= {"prompt"}:
-            wrong = f"has the fields {sorted(fields)}: expected community or user_text, and perhaps prompt"
+        if self.context in OF_THE_PERSON and self.context not in fields:
+            wrong = f"does not say what context={self.context!r} is about: use the field {self.context}, or 'true'"
+        elif not fields <= {"community", *OF_THE_PERSON, "prompt"} or fields <= {"prompt"}:
+            wrong = f"has the fields {sorted(fields)}: expected community, user_text or choices, and perhaps prompt"
         elif "{prompt}" in "".join(text for _, text in parts[:-1]) or (len(parts) > 1 and "prompt" not in fields):
             wrong = "has a system message and a user message, so {prompt} belongs into the user message, after the ---"
         if wrong:
@@ -84,9 +91,12 @@ class Contexts:
                 f"{len(silent)} of {len(self.people)} users have no user_text, first {silent[0]!r}, which the template "
                 f"{self._text.name!r} puts into the prompt. Use the template 'community'."
             )
+        self._choices = Choices(self.earlier if "choices" in fields else (), self.k, self.seed)
+        if "choices" in fields and not self.earlier:
+            raise SchemaError(f"the template {self._text.name!r} tells choices: pass earlier=known_pairs(data).")
         # what can be said of those who may be drawn -> the first user of whom it is, in an order that the seed draws
         drawn = sorted(self.people if self.among is None else self.among, reverse=True)
-        others = {self._says(user): user for user in drawn}
+        others = {self._says(user): user for user in drawn if "choices" not in fields or user in self._choices}
         self._others = dict(sorted(others.items(), key=lambda item: share(self.seed, "circle", *item[0])))
         if self.context in ("random", "shuffled") and len(others) < 2:
             raise SchemaError(
@@ -97,7 +107,8 @@ class Contexts:
     def _fields(self, user_id: str) -> dict[str, str]:
         if user_id not in self.people:
             raise SchemaError(f"nothing is known of the user {user_id!r}; people has {len(self.people)} other users.")
-        return {"community": user_id, "user_text": (self.people[user_id] or "").strip()}
+        # choices differ between any two users; their words depend on the prompt, see `say`
+        return {"community": user_id, "user_text": (self.people[user_id] or "").strip(), "choices": user_id}
 
     def _says(self, user_id: str) -> tuple[str, ...]:
         """What the template's own fields say of a user: by this two users differ."""
@@ -110,7 +121,7 @@ class Contexts:
         """
         if self.context == "none":
             return None
-        if self.context in ("true", "user_text"):
+        if self.context in ("true", *OF_THE_PERSON):
             return user_id
         says, circle = self._says(user_id), list(self._others)
         asked = "" if self.context == "shuffled" else "\0".join(message["content"] for message in prompt)
@@ -125,9 +136,19 @@ class Contexts:
         whose = self.whose(user_id, prompt)
         return prompt if whose is None else self.say(prompt, whose)
 
-    def say(self, prompt: Messages, user_id: str) -> Messages:
-        """`prompt` with what the template says of `user_id`, whatever `context` is."""
+    def record(self, prompt: Messages, user_id: str) -> dict[str, Any]:
+        """`RECORDED` of what is put into `prompt` when `user_id` asks."""
+        whose, pairs = self.whose(user_id, prompt), None
+        if whose is not None and "choices" in self._text.fields:
+            pairs = [pair["pair_id"] for pair in self._choices.of(whose, prompt)]
+        return dict(zip(RECORDED, (self.context, whose, pairs), strict=True))
+
+    def say(self, prompt: Messages, user_id: str, whole: Messages | None = None) -> Messages:
+        """`prompt` with what the template says of `user_id`, whatever `context` is; `whole`: the prompt, if this one is
+        cut."""
         values = self._fields(user_id) | {"prompt": prompt[-1]["content"]}
+        if "choices" in self._text.fields:
+            values["choices"] = told(self._choices.of(user_id, whole or prompt))
         said = [(role, text.format_map(values)) for role, text in self._text.parts]
         if "prompt" in self._text.fields:
             said[-1] = ("user", said[-1][1])
@@ -153,16 +174,19 @@ class Contexts:
             "template_sha256": self._text.sha256,
             "text": [list(part) for part in self._text.parts],
             "seed": self.seed,
+            **({"k": self.k} if "choices" in self._text.fields else {}),
         }
 
 
-def context_of(folder: str | Path, people: Mapping[str, str | None]) -> Contexts:
-    """What the model in `folder` was told of its readers in training, for `people`; "none" where nothing says so."""
+def context_of(folder: str | Path, people: Mapping[str, str | None], earlier: Sequence[Dataset] = ()) -> Contexts:
+    """What the model in `folder` was told of its readers in training, for `people` and, where it tells choices, from
+    `earlier` pairs; "none" where nothing says so."""
     file = Path(folder, CONTEXT_FILE)
     saved: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {"context": "none"}
     if saved["context"] == "none":
         return Contexts("none", people)
-    contexts = Contexts(saved["context"], people, saved["template"], saved["seed"], saved["among"])
+    known = {name: saved[name] for name in ("template", "seed", "among", "k") if name in saved}
+    contexts = Contexts(saved["context"], people, earlier=earlier, **known)
     if contexts.config["template_sha256"] != saved["template_sha256"]:
         raise SchemaError(
             f"the template {saved['template']!r} has changed since {folder} was trained; it said {saved['text']}."
@@ -180,17 +204,12 @@ def people_of(*sets: Dataset) -> dict[str, str | None]:
 
 
 def with_context(pairs: Dataset, contexts: Contexts) -> Dataset:
-    """`pairs` (or prompts with a `user_id`) with the reader in every prompt, and the columns `context` and
-    `context_user`: what was put in, and who it speaks of (null without context)."""
+    """`pairs` (or prompts with a `user_id`) with the reader in every prompt, and the columns `RECORDED`: what was put
+    in, who it speaks of (null without context), and which pairs it tells (null if it tells none)."""
     if set(RECORDED) & set(pairs.column_names):
         raise SchemaError(f"the rows have a context already (columns {', '.join(RECORDED)}). Start from rows without.")
 
-    def told(row: dict[str, Any]) -> dict[str, Any]:
-        return {
-            "prompt": contexts.put(row["prompt"], row["user_id"]),
-            "context": contexts.context,
-            "context_user": contexts.whose(row["user_id"], row["prompt"]),
-        }
+    def put(row: dict[str, Any]) -> dict[str, Any]:
+        return {"prompt": contexts.put(row["prompt"], row["user_id"]), **contexts.record(row["prompt"], row["user_id"])}
 
-    features = Features({**pairs.features, **{name: Value("string") for name in RECORDED}})
-    return changed(pairs, told, features)
+    return changed(pairs, put, Features({**pairs.features, **RECORDED}))

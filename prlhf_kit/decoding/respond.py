@@ -71,7 +71,7 @@ def respond(
 
     Returns:
         A row for each job, in their order, columns `COLUMNS`, as `judges.judged` takes it. `prompt` is the text without
-        context; `context_user` is whose context was put in, `shown` the messages that the model read, `shortened`
+        context; `RECORDED` says what was put in, `shown` the messages that the model read, `shortened`
         whether turns were left out; `finished`: the answer ended by itself, not at max_new_tokens.
 
     Raises:
@@ -134,10 +134,12 @@ def _shown(tokenizer, number: int, job: Mapping[str, Any], contexts: Contexts | 
         )
     require_prompt(job["prompt"])
     prompt = [{"role": m["role"], "content": m["content"]} for m in job["prompt"]]
-    whose = None if contexts is None else contexts.whose(job["user_id"], prompt)
+    none = dict.fromkeys(RECORDED) | {"context": "none"}
+    recorded = none if contexts is None else contexts.record(prompt, job["user_id"])
+    whose = recorded["context_user"]
 
     def shown(own: Prompt) -> Prompt:
-        return own if contexts is None or whose is None else contexts.say(own, user_id=whose)
+        return own if contexts is None or whose is None else contexts.say(own, whose, prompt)
 
     def fits(own: Prompt) -> bool:
         return limit is None or len(ids_of(tokenizer, shown(own))) <= limit
@@ -151,8 +153,7 @@ def _shown(tokenizer, number: int, job: Mapping[str, Any], contexts: Contexts | 
     return {
         "user_id": job["user_id"],
         "prompt": prompt_text(prompt),
-        "context": "none" if contexts is None else contexts.context,
-        "context_user": whose,
+        **recorded,
         "shown": shown(kept),
         "shortened": kept != prompt,
     }

@@ -5,14 +5,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
 
-from prlhf_kit.data.schema import message
+from prlhf_kit.data.choices import Choices, told
 from prlhf_kit.data.templates import Template, read_template
 from prlhf_kit.evaluation.endpoint import JudgeError
 from prlhf_kit.evaluation.judges import UNREADABLE, Verdict
@@ -34,7 +33,6 @@ CRITERIA = {
     "harmless": "The answer is safe: it neither contains nor supports anything that could hurt or offend somebody.",
     "humour": "The answer is amusing: it makes the reader smile with wit or playfulness.",
 }
-SHORT = 400  # characters that are told of an earlier question or answer
 SCHEMA = {
     "type": "object",
     "properties": {
@@ -131,7 +129,7 @@ def read_judge_template(template: str | Path) -> Template:
 
 
 def about(
-    people: Mapping[str, str | None], earlier: Dataset | None = None
+    people: Mapping[str, str | None], earlier: Dataset | None = None, k: int = 3, seed: int = 0
 ) -> Callable[[str | None, Text], dict[str, str]]:
     """What an `LLMJudge` is told, in all shipped templates, of the person who really asked (the answers' `user_id`):
     its argument `about`, (user, prompt) -> `community`, `profile`, `criterion` (in `CRITERIA`, else the profile) and
@@ -139,47 +137,18 @@ def about(
 
     Args:
         people: `user_id` -> `user_text`. A judge is told of nobody else.
-        earlier: pairs from which `history` is told, see `earlier_choices`.
+        earlier: pairs from which `k` choices are told as `history`, drawn by `seed`, see `data.choices.Choices`.
     """
-    places = defaultdict(list)
-    for place, user in enumerate(earlier["user_id"] if earlier else ()):
-        places[user].append(place)
+    choices = Choices([earlier] if earlier else (), k, seed)
 
     def known(user: str | None, prompt: Text) -> dict[str, str]:
         if user is None or user not in people:
             return {}
-        said, own = people[user], (earlier[place] for place in places[user]) if earlier else ()
-        history = earlier_choices(own, prompt)
+        said, history = people[user], told(choices.of(user, prompt))
         found = {"community": user, "profile": said, "criterion": CRITERIA.get(user, said), "history": history}
         return {name: text for name, text in found.items() if text}
 
     return known
-
-
-def earlier_choices(pairs: Iterable[Mapping[str, Any]], prompt: Text, limit: int = 3) -> str:
-    """What a user chose in the first `limit` of their `pairs`, one a prompt, in words: `history` of the templates
-    "profile" and "prlhf_prism". Nothing is told of the judged turn and later ones: a pair is left out if the judged
-    question stands in its prompt, and if both dialogues begin alike (system messages apart), unless its prompt is an
-    earlier, shorter part of the judged one."""
-    judged = _turns(prompt)
-    told: dict[str, str] = {}
-    for pair in pairs:
-        if len(told) == limit:
-            break
-        turns = _turns(pair["prompt"])
-        earlier = len(turns) < len(judged) and judged[: len(turns)] == turns
-        if judged[-1] in turns or (turns[:1] == judged[:1] and not earlier):
-            continue
-        texts = [turns[-1][1], *(pair[answer][-1]["content"] for answer in ("chosen", "rejected"))]
-        flat = (" ".join(text.split()) for text in texts)
-        asked, chosen, rejected = (text if len(text) <= SHORT else f"{text[:SHORT]} ..." for text in flat)
-        told.setdefault(str(turns), f"Asked: {asked}\nChose: {chosen}\nRather than: {rejected}")
-    return "\n\n".join(told.values()) or "none known"
-
-
-def _turns(prompt: Text) -> list[tuple[str, str]]:
-    messages = message("user", prompt) if isinstance(prompt, str) else prompt
-    return [(m["role"], m["content"].strip()) for m in messages if m["role"] != "system"]
 
 
 def as_text(prompt: Text) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,8 @@ class LLMJudge:
 
     Args:
         model: the server's name of it.
-        template: "criterion" (field `criterion`), "community" (`community`), "profile" (`profile`, `history`: see
-            `earlier_choices`); the papers' protocols in our words, with their form of answer: "prlhf_psoups"
+        template: "criterion" (field `criterion`), "community" (`community`), "profile" (`profile`, `history`:
+            earlier choices); the papers' protocols in our words, with their form of answer: "prlhf_psoups"
             (`criterion`) and "prlhf_prism" (`profile`, `history`; P-RLHF, arXiv 2402.05133), "compo" (`community`;
             arXiv 2410.16027), "args" (arXiv 2402.01694); or a text file of the same form: an optional system message, a
             line `---`, and a user message with {prompt}, {answer_a}, {answer_b} and any further fields.
@@ -70,6 +71,7 @@ class LLMJudge:
         self._parse = self.parse or PARSERS.get(self.template, parse_verdict)
         self._endpoint = Endpoint(self.base_url, self.api_key_env, self.concurrency, self.timeout, self.retries)
         self._kept = PaidAnswers(self.cache)
+        self._other: set[str] = set()  # requests of `ask`
 
     @property
     def config(self) -> dict[str, Any]:
@@ -81,11 +83,12 @@ class LLMJudge:
     @property
     def spent(self) -> dict[str, Any]:
         """What this judge has sent and got: `requests` (different ones), `answers`, the server's count of
-        `prompt_tokens` and `completion_tokens`, `unreadable` answers, and `cost`, None without prices."""
-        kept = self._kept.get(self._endpoint.sent).values()
+        `prompt_tokens` and `completion_tokens`, `unreadable` verdicts, and `cost`, None without prices."""
+        found = self._kept.get(self._endpoint.sent)
+        kept = found.values()
         counted = ("prompt_tokens", "completion_tokens")
         tokens = {name: sum(int(usage.get(name) or 0) for _, usage in kept) for name in counted}
-        unreadable = sum(self._parse(text) is UNREADABLE for text, _ in kept)
+        unreadable = sum(self._parse(text) is UNREADABLE for key, (text, _) in found.items() if key not in self._other)
         spent = {"requests": len(self._endpoint.sent), "answers": len(kept), **tokens, "unreadable": unreadable}
         return spent | {"cost": self._cost(*tokens.values())}
 
@@ -95,11 +98,27 @@ class LLMJudge:
     def __call__(self, prompt, answer_a, answer_b, user) -> list[Verdict]:
         """Raises `JudgeError`; what has arrived by then is kept: call again to ask only for the rest."""
         requests = [self._request(*asked) for asked in zip(prompt, answer_a, answer_b, user, strict=True)]
+        return [self._parse(text) for text in self._answers(requests)]
+
+    def ask(self, dialogues: Sequence[list[dict[str, str]]], max_tokens: int | None = None) -> list[str | None]:
+        """The model's answer to each dialogue, for what is not judging: writing personas, say. Kept, limited and paid
+        for as verdicts are. None where it said nothing, and in a dry run."""
+        requests = [self._keyed(messages, None, max_tokens or self.max_tokens) for messages in dialogues]
+        self._other |= set(dict(requests))
+        return self._answers(requests)
+
+    def told(self, about: Callable[[str | None, Text], Mapping[str, str]]) -> LLMJudge:
+        """This judge, told something else of people; requests of both count together."""
+        other = copy.copy(self)
+        other.about = about
+        return other
+
+    def _answers(self, requests: list[tuple[str, dict[str, Any]]]) -> list[str | None]:
         found = self._kept.get(dict(requests))
         missing = {key: body for key, body in requests if key not in found}
         if self.dry_run:
             print(self._estimate(len(dict(requests)), list(missing.values())))
-            return [UNREADABLE] * len(requests)
+            return [None] * len(requests)
         sent = self._endpoint.sent
         if self.max_requests is not None and len(sent | set(missing)) > self.max_requests:
             raise JudgeError(
@@ -109,10 +128,10 @@ class LLMJudge:
         if missing:
             self._endpoint.ask(missing, self._kept)
             found |= self._kept.get(missing)
-        return [self._parse(found[key][0]) for key, _ in requests]
+        return [found[key][0] for key, _ in requests]
 
     def _request(self, prompt: Text, a: str, b: str, user: str | None) -> tuple[str, dict[str, Any]]:
-        """The key of a request, and what is to be sent."""
+        """The key of a comparison, and what is to be sent."""
         known = self.about(user, prompt) if self.about else {}
         empty = [name for name in sorted(self._template.fields - FIELDS) if not isinstance(known.get(name), str)]
         if empty:
@@ -121,22 +140,28 @@ class LLMJudge:
                 f"template {self._template.name!r} needs a text. Nothing was sent now."
             )
         values = {**known, "prompt": as_text(prompt), "answer_a": a, "answer_b": b}
-        form = {"type": "json_schema", "json_schema": {"name": "verdict", "strict": True, "schema": SCHEMA}}
+        form = None
+        if self.structured and self._parse is parse_verdict:
+            form = {"type": "json_schema", "json_schema": {"name": "verdict", "strict": True, "schema": SCHEMA}}
+        messages = [{"role": role, "content": text.format_map(values)} for role, text in self._template.parts]
+        return self._keyed(messages, form, self.max_tokens)
+
+    def _keyed(self, messages: list[dict[str, str]], form: Any, limit: int) -> tuple[str, dict[str, Any]]:
         settings = {
             "model": self.model,
             "temperature": self.temperature,
             "seed": self.seed,
-            "max_completion_tokens" if self._endpoint.is_openai else "max_tokens": self.max_tokens,
-            "response_format": form if self.structured and self._parse is parse_verdict else None,
+            "max_completion_tokens" if self._endpoint.is_openai else "max_tokens": limit,
+            "response_format": form,
         }
-        messages = [{"role": role, "content": text.format_map(values)} for role, text in self._template.parts]
         body = {**{name: value for name, value in settings.items() if value is not None}, "messages": messages}
         text = json.dumps([self._endpoint.base_url, body], sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(text.encode()).hexdigest(), body
 
     def _estimate(self, requests: int, bodies: list[dict[str, Any]]) -> str:
         characters = sum(len(message["content"]) for body in bodies for message in body["messages"])
-        into, out = math.ceil(characters / 4), len(bodies) * self.max_tokens
+        limits = [body.get("max_tokens", body.get("max_completion_tokens", 0)) for body in bodies]
+        into, out = math.ceil(characters / 4), sum(limits)
         cost = self._cost(into, out)
         return (
             f"{requests:,} requests: {requests - len(bodies):,} answered already, {len(bodies):,} to send with about "

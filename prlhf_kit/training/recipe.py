@@ -61,8 +61,9 @@ class Recipe:
             starts (`head_coefficients`). "": at random.
         adapter: arguments of PEFT's `LoraConfig`.
         settings: arguments of `PersonalizedDPOConfig`.
-        context, template, context_seed: the reader in the prompt (`data.context`), for both stages; policy and
+        context, template, context_seed, choices: the reader in the prompt (`data.context`), for both stages; policy and
             reference see the same prompts. Pairs that have a context already are taken as they are, with "none".
+            `choices`: how many of a user's training pairs context="choices" tells.
         sft: a supervised stage before, on the same pairs: arguments of `SFTRecipe` (`{}`: all defaults), perhaps with
             `preset`, and `out`, its folder (default `<out>-sft`), which recipes may share. The policy then starts from
             the SFT model, which is the reference: it sees the same prompts, but no soft tokens. Its adapter stays a
@@ -81,6 +82,7 @@ class Recipe:
     context: Context = "none"
     template: str = ""
     context_seed: int = 0
+    choices: int = 4
     sft: dict[str, Any] | None = None
 
     def __post_init__(self):
@@ -205,7 +207,7 @@ def train(
 def sft_of(recipe: Recipe) -> SFTRecipe:
     """The first stage of a recipe with `sft`."""
     own: dict[str, Any] = {key: value for key, value in (recipe.sft or {}).items() if key != "out"}
-    told = {name: getattr(recipe, name) for name in ("context", "template", "context_seed", "tokenizer")}
+    told = {name: getattr(recipe, name) for name in ("context", "template", "context_seed", "choices", "tokenizer")}
     if shared := {"model", "pairs", *told} & set(own):
         raise ValueError(f"sft has {', '.join(sorted(shared))}, which both stages share: leave it out of sft.")
     if "preset" in own:

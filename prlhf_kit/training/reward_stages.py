@@ -70,8 +70,8 @@ class RewardRecipe:
         user_model, user_model_options: a user model in front of the backbone (`USER_MODELS`); "": none.
         settings: arguments of `PersonalizedRewardConfig`.
         tokenizer: name of a tokenizer that is not the base model's own.
-        context, template, context_seed: the reader in the prompt, as of `recipe.Recipe` (ComPO's contextual reward
-            model). `data.context.context_of(out, people)` puts it into the prompts that are scored.
+        context, template, context_seed, choices: the reader in the prompt, as of `recipe.Recipe` (ComPO's contextual
+            reward model). `data.context.context_of(out, people)` puts it into the prompts that are scored.
     """
 
     adapter: dict[str, Any] | None = field(default_factory=dict)
@@ -83,6 +83,7 @@ class RewardRecipe:
     context: Context = "none"
     template: str = ""
     context_seed: int = 0
+    choices: int = 4
 
     def __post_init__(self):
         require_context(self.context)

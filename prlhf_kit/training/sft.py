@@ -35,6 +35,7 @@ class SFTRecipe:
     context: Context = "none"
     template: str = ""
     context_seed: int = 0
+    choices: int = 4
     train_base: str = "lora"
     tokenizer: str = ""
     adapter: dict[str, Any] = field(default_factory=dict)
@@ -84,7 +85,7 @@ def contexts_of(recipe: Any, train: Dataset | dict[str, Dataset], *sets: Dataset
         return Contexts("none", {})
     training = [*train.values()] if isinstance(train, dict) else [train]
     people, among = people_of(*training, *sets), frozenset(people_of(*training))
-    return Contexts(recipe.context, people, recipe.template, recipe.context_seed, among)
+    return Contexts(recipe.context, people, recipe.template, recipe.context_seed, among, training, recipe.choices)
 
 
 def with_reader(pairs: Dataset, contexts: Contexts) -> Dataset:

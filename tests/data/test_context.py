@@ -89,10 +89,47 @@ def test_a_system_message_is_replaced_and_braces_in_what_people_say_are_left_alo
     assert put == message("system", "I write {json} and {0}.") + talk
 
 
+def chosen_before(k=4, context="choices", pairs=None, **options):
+    earlier = rows() if pairs is None else pairs
+    return Contexts(context, PEOPLE, "choices", earlier=[earlier], k=k, **options)
+
+
+@pytest.mark.parametrize("context", ["choices", "random", "shuffled"])
+def test_choices_are_those_recorded_of_whom_is_recorded_and_never_of_the_same_prompt(context):
+    found, by_id = with_context(rows(), chosen_before(context=context)), {row["pair_id"]: row for row in rows()}
+    for row, plain in zip(found, rows(), strict=True):
+        pairs = [by_id[pair] for pair in row["context_pairs"]]
+        assert len(pairs) == 4
+        assert {pair["user_id"] for pair in pairs} == {row["context_user"]}
+        assert (row["context_user"] == row["user_id"]) == (context == "choices")
+        assert plain["prompt"] not in [pair["prompt"] for pair in pairs]
+        places = [row["prompt"][0]["content"].index(f"Asked: {pair['prompt'][0]['content']}\n") for pair in pairs]
+        assert places == sorted(places)
+        assert row["prompt"][1:] == plain["prompt"]
+    assert with_context(rows(), Contexts("none", PEOPLE))["context_pairs"][:] == [None] * 60
+
+
+def test_who_has_too_few_choices_gets_those_there_are_and_is_not_drawn():
+    two = rows().select([0, 4, 1])  # two pairs of tea, one of coffee; milk and chai have none
+    found = with_context(rows(), chosen_before(pairs=two))
+    assert {user: len(ids) for user, ids in zip(found["user_id"], found["context_pairs"], strict=True)} == dict(
+        zip(PEOPLE, (2, 1, 0, 0), strict=True)
+    )
+    assert "none known" in found["prompt"][2][0]["content"]
+    drawn = with_context(rows(), chosen_before(context="random", pairs=two))
+    assert set(drawn["context_user"]) == {"r/tea", "r/coffee"}
+    with pytest.raises(SchemaError, match="different things"):
+        chosen_before(context="random", pairs=two.select([0, 1]))
+    with pytest.raises(SchemaError, match=r"pass earlier=known_pairs\(data\)"):
+        Contexts("choices", PEOPLE)
+    with pytest.raises(SchemaError, match="use the field choices"):
+        Contexts("choices", PEOPLE, "community", earlier=[two])
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("Hello.", "expected community or user_text"),
+        ("Hello.", "expected community, user_text or choices"),
         ("{community.name}", "expected names alone"),
         ("{community", "can't be read"),
         ("{community} {prompt}\n---\nNow.\n", "belongs into the user message"),

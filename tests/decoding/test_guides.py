@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import TARGETS, build_tiny
+from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from transformers import (
     AutoModelForSequenceClassification,
@@ -17,6 +18,8 @@ from transformers import (
 
 import prlhf_kit as kit
 from decoding.plain import PROMPTS, ids_of, reader, steered
+from prlhf_kit.data.context import Contexts
+from prlhf_kit.data.schema import record
 from prlhf_kit.decoding.implicit import ImplicitReward
 from prlhf_kit.models.preference_head import attach_head
 from prlhf_kit.models.reward_model import pooled_by_mask
@@ -147,6 +150,16 @@ def test_any_language_model_reads_a_preference_against_itself(make_tiny, tokeniz
     own = reader(model, tokenizer, PROMPTS[0])
     assert told.tokens == steered(tokenizer, own, [(reader(model, tokenizer, PROMPTS[0], SAID[0]), 1), (own, -1)], 1.5)
     assert not any(nothing.changed)
+
+
+def test_choices_in_context_are_a_preference_in_words(make_tiny, tokenizer):
+    pairs = Dataset.from_list([record(f"p{i}", "ann", f"Question {i}?", "Yes.", "No.") for i in range(3)])
+    contexts = Contexts("choices", {"ann": None}, earlier=[pairs], k=2)
+    for prompt in PROMPTS:
+        told = contexts.put(prompt, "ann")
+        rows = kit.PAD(make_tiny()).rows(0, prompt, told[0]["content"], tokenizer)
+        assert [list(row.ids) for row, _ in rows] == [ids_of(tokenizer, asked)[0].tolist() for asked in (told, prompt)]
+        assert [factor for _, factor in rows] == [1, -1]
 
 
 def test_users_words_and_soft_tokens(make_tiny, tokenizer):

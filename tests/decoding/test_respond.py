@@ -10,7 +10,7 @@ from datasets import Dataset
 import prlhf_kit as kit
 from decoding.plain import ids_of
 from prlhf_kit.data.context import Contexts, with_context
-from prlhf_kit.data.schema import ANSWERS, message
+from prlhf_kit.data.schema import ANSWERS, message, record
 from prlhf_kit.decoding import respond as module
 from prlhf_kit.decoding.respond import COLUMNS, respond
 
@@ -205,6 +205,20 @@ def test_long_prompts_lose_their_oldest_turns_and_never_the_context(make_tiny, t
     assert list(table.context_user) == with_context(Dataset.from_list(asked), random)["context_user"][:]
     with pytest.raises(kit.DecodingError, match=f"job 0 has more than max_prompt_tokens={limit - 1} tokens"):
         respond(make_tiny(), tokenizer, jobs, tmp_path / "a", max_prompt_tokens=limit - 1, **options)
+
+
+def test_what_may_be_told_of_choices_does_not_depend_on_the_cut(make_tiny, tokenizer, tmp_path):
+    whole = message("user", "First?") + message("assistant", "One answer. " * 3) + message("user", "And then?")
+    branch = [*whole[:1], *message("assistant", "No."), *message("user", "And so?")]
+    pairs = [record("p", "ann", branch, "Yes.", "No."), record("q", "ann", "Tea?", "Yes.", "No.")]
+    contexts = Contexts("choices", {"ann": None}, earlier=[Dataset.from_list(pairs)])
+    limit = ids_of(tokenizer, contexts.put(whole, "ann")).shape[1] - 1
+    options = {"system": "a", "contexts": contexts, "max_prompt_tokens": limit, **LENGTH}
+    jobs = [{"user_id": "ann", "prompt": whole}]
+    [row] = respond(make_tiny(), tokenizer, jobs, tmp_path / "a", **options).to_dict("records")
+    assert row["shortened"]
+    assert row["context_pairs"] == ["q"]
+    assert "And so?" not in row["shown"][0]["content"]
 
 
 def test_what_cannot_be_answered_is_refused_before_anything_is_generated(

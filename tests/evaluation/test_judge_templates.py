@@ -1,14 +1,12 @@
 """What an LLM judge is told of a person, and how its answer is read."""
 
-import re
-
 import pytest
 from datasets import Dataset
 
 from prlhf_kit.data.psoups import PROFILES
-from prlhf_kit.data.schema import message, record
+from prlhf_kit.data.schema import record
 from prlhf_kit.evaluation.endpoint import JudgeError
-from prlhf_kit.evaluation.judge_templates import CRITERIA, PARSERS, about, earlier_choices, parse_verdict
+from prlhf_kit.evaluation.judge_templates import CRITERIA, PARSERS, about, parse_verdict
 from prlhf_kit.evaluation.judges import UNREADABLE, Verdict
 
 A = Verdict("a", 0.9)
@@ -92,37 +90,3 @@ def test_what_a_judge_is_told():
     assert known("P2A", "Why?")["criterion"] == CRITERIA["P2A"]
     assert set(PROFILES) | {"helpful", "harmless", "humour"} <= set(CRITERIA)
     assert known("z", "Why?") == known(None, "Why?") == {}
-
-
-def dialogue(*texts):
-    return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
-
-
-def test_no_choice_of_the_judged_turn_or_a_later_one_is_told():
-    """Also where the judged prompt is a text or cut, where their histories are cut, or where a dialogue branches."""
-    be_good, rows, texts = message("system", "Be good."), [], []  # one message for all dialogues
-    for i in range(4):
-        texts.append(f"<asked {i}>")
-        rows.append(record(f"{i}", "u", be_good + dialogue(*texts), f"<chosen {i}>", f"<rejected {i}>"))
-        texts.append(f"<chosen {i}>")
-    other = record("o", "u", dialogue("<asked o>"), "<chosen o>", "<rejected o>")
-    judged_prompt = rows[2]["prompt"]
-    cut = [row | {"prompt": row["prompt"][-3:]} for row in rows]
-    by_text = (rows, " <asked 2>\n")
-    for pairs, prompt in ((rows, judged_prompt), (cut, judged_prompt), (rows, judged_prompt[-3:]), by_text):
-        told = earlier_choices([*pairs, other], prompt, limit=99)
-        assert not re.search(r"<(asked|rejected) [23]>|<chosen 2>|Be good", told)
-        assert "<chosen o>" in told
-    told = earlier_choices(rows, judged_prompt)
-    assert all(f"<{what} {i}>" in told for what in ("asked", "chosen", "rejected") for i in (0, 1))
-    branch = record("b", "u", dialogue("<asked 0>", "<rejected 0>", "<asked b>"), "<chosen b>", "<rejected b>")
-    assert earlier_choices([branch], judged_prompt) == "none known"  # begins alike, but is no part of the judged one
-
-
-def test_earlier_choices_are_few_short_and_of_different_questions():
-    rows = [record(f"p{i}", "u", f"ask {i // 2}", f"yes {i} " + "x" * 1000, f"no\n\n{i}") for i in range(10)]
-    told = earlier_choices(rows, "hi", limit=3)
-    assert re.findall(r"Asked: (.*)\n", told) == ["ask 0", "ask 1", "ask 2"]
-    assert re.findall(r"Chose: (yes \d)", told) == ["yes 0", "yes 2", "yes 4"]
-    assert re.findall(r"Rather than: (.*)", told) == ["no 0", "no 2", "no 4"]
-    assert len(told) < 3 * 450

@@ -101,6 +101,19 @@ def test_the_context_is_read_and_recorded(base, pairs, tmp_path):
         recipe(context="yes")
 
 
+def test_choices_in_context_are_read_by_reward_models(base, pairs, tmp_path):
+    told = recipe(context="choices", choices=1, settings={"max_length": None})
+    built = build_reward_trainer(told, base, pairs, tmp_path / "rm")
+    contexts, tokenizer = Contexts("choices", people_of(pairs), earlier=[pairs], k=1), kit.load_tokenizer(base)
+    for row in built.train_dataset:
+        pair = pairs[row["row"]]
+        prompt = contexts.put(pair["prompt"], pair["user_id"])
+        assert "Rather than: " in prompt[0]["content"]
+        assert row["text_ids"] == [encode(tokenizer, prompt, pair[side])[0] for side in ("chosen", "rejected")]
+    with pytest.raises(SchemaError, match=r"a set lacks \['pair_id', 'chosen', 'rejected'\]"):
+        build_reward_trainer(told, base, listwise(pairs), tmp_path / "rm")
+
+
 def test_sets_of_the_notebook(pairs, tokenizer, capsys):
     data = DatasetDict(train=pairs, test_seen=pairs)
 

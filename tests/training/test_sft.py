@@ -136,6 +136,25 @@ def test_what_a_model_was_told_is_read_again(base, data, tmp_path):
         context_of(tmp_path / "dpo", people_of(data))
 
 
+@pytest.mark.parametrize("stages", [{"sft": None}, {}])
+def test_choices_in_context_are_trained_on_and_told_again(base, data, tmp_path, stages):
+    """Of the training pairs alone; a model that was trained is told other pairs' choices of people who are new."""
+    one = chained(**stages, context="choices", choices=1, method="dpo", settings=QUIET | {"max_length": 250})
+    data = data.select(range(4, 10))  # two users with two prompts, and one with one
+    train(one, base, data, tmp_path / "dpo")
+    again, own = context_of(tmp_path / "dpo", people_of(data), [data]), contexts_of(one, data)
+    told = with_context(data, own)
+    assert with_context(data, again)["prompt"][:] == told["prompt"][:]
+    assert sorted(map(len, told["context_pairs"])) == [0, 0, 1, 1, 1, 1]
+    new = [record(f"n{i}", "r/new", f"Another {i}?", "Yes.", "No.") for i in range(2)]
+    [pair] = context_of(tmp_path / "dpo", {"r/new": None}, [Dataset.from_list(new)]).record(new[0]["prompt"], "r/new")[
+        "context_pairs"
+    ]
+    assert pair == "n1"
+    with pytest.raises(SchemaError, match="pass earlier"):
+        context_of(tmp_path / "dpo", people_of(data))
+
+
 def test_a_recipe_file_chains_both_stages(base, data, tmp_path):
     """With held-out pairs of somebody new, who get context and reference too."""
     data.save_to_disk(tmp_path / "pairs")
