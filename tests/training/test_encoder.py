@@ -7,7 +7,13 @@ import pytest
 import torch
 from scipy.special import expit
 
+import prlhf_kit as kit
+from prlhf_kit.data.simulated import oracle_accuracy
+from prlhf_kit.evaluation import heads as comparison
+from prlhf_kit.models.features import load_embedder
+from prlhf_kit.training import encoder
 from prlhf_kit.training.encoder import KINDS, EncoderConfig, episodes, fit_encoder
+from prlhf_kit.training.heads import FeatureReward
 
 TASTES = {"a": [2.0, 0.0, 1.0], "b": [-2.0, 0.0, 1.0]}  # opposite in the first feature, agreed on the third
 
@@ -87,3 +93,14 @@ def test_no_target_shares_a_response_with_what_the_encoder_reads():
 def test_one_user_teaches_nothing_of_others():
     with pytest.raises(ValueError, match="1 users have 2 pairs or more, expected at least 2"):
         fit_encoder("encoder", np.eye(3), ["a", "a", "b"], ["xyz", "uvw"], np.ones(3))
+
+
+def test_it_is_compared_as_one_more_kind_of_head_and_chooses_its_penalty(monkeypatch):
+    monkeypatch.setattr(encoder, "EncoderConfig", lambda: EncoderConfig(strengths=(10.0, 1e4), steps=100))
+    data = kit.data.load("simulated")
+    embedded = comparison.embed(data, [load_embedder("attributes")])
+    found = comparison.fit("encoder", data["train"], embedded["train"])
+    assert found.strength == 10  # the other leaves nothing to learn
+    few = comparison.ranked_after_few_shot(found, data, embedded, [0, 8]).groupby("k").value.mean()
+    assert few[8] > max(oracle_accuracy(data["test_unseen"]["p_chosen"]) - 0.1, few[0])
+    assert FeatureReward(load_embedder("attributes"), found).score(["Tea?"], ["Boil water."]).shape == (1,)
