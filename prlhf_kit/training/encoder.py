@@ -34,6 +34,7 @@ class EncoderConfig:
     users: int = 256  # a step, at most
     steps: int = 150
     learning_rate: float = 0.03
+    divergence: float = 0.1  # weight of KL(q || N(0, 1)); at 1 (the evidence lower bound) q nearly ignored real pairs
     seed: int = 0
 
 
@@ -148,7 +149,8 @@ def _train(
         if variational:
             # its weight grows over the first half, against collapse (Bowman et al. 2016, arXiv 1511.06349)
             divergence = 0.5 * (mean.square() + variance - 1 - variance.log()).sum() / users
-            penalty = penalty + min(1, 2 * step / config.steps) * divergence / (len(z) / len(set(who)))
+            weight = config.divergence * min(1, 2 * step / config.steps) * len(set(who)) / len(z)
+            penalty = penalty + weight * divergence
             mean = mean + variance.sqrt() * _normal(made, *mean.shape)
         odds = pooled[asked] + (seen[asked] * mean[rows[asked]]).sum(1)
         loss = F.softplus(-odds).sum() / max(1, len(asked)) + penalty
