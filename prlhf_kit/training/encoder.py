@@ -34,7 +34,7 @@ class EncoderConfig:
     users: int = 256  # a step, at most
     steps: int = 150
     learning_rate: float = 0.03
-    divergence: float = 0.1  # weight of KL(q || N(0, 1)); at 1 (the evidence lower bound) q nearly ignored real pairs
+    divergence: float = 0.1  # weight of KL(q || N(0, 1)); 0.1 did better than 1 on left-out training users (polis)
     seed: int = 0
 
 
