@@ -18,6 +18,7 @@ from prlhf_kit.data.select import few_shot
 from prlhf_kit.evaluation.accuracy import length_rules, ranked_right
 from prlhf_kit.evaluation.intervals import intervals, long_table
 from prlhf_kit.models.features import Embedder
+from prlhf_kit.training.encoder import KINDS as ENCODERS, fit_encoder
 from prlhf_kit.training.heads import STRENGTHS, Heads, fit_heads, fit_pooled
 
 
@@ -45,8 +46,11 @@ def embed(data: Mapping[str, Dataset], embedders: Sequence[Embedder], cache: Pat
 
 
 def fit(kind: str, pairs: Dataset, embedded: Embedded) -> Heads:
-    """`fit_heads` of the training pairs."""
+    """`fit_heads` of the training pairs, or `fit_encoder`."""
     scale = np.concatenate(embedded).std(0)
+    if kind in ENCODERS:
+        responses = pairs["chosen"], pairs["rejected"]
+        return fit_encoder(kind, embedded.difference, pairs["user_id"], responses, scale)
     return fit_heads(kind, embedded.difference, pairs["user_id"], prompt_texts_of(pairs), scale)
 
 

@@ -73,5 +73,5 @@ def heads(table: pd.DataFrame) -> Figure:
 
 
 def new_users(table: pd.DataFrame) -> Figure:
-    """`adaptation` of pooled and low-rank heads: the others can't learn of new users."""
-    return adaptation(table[table.method.str.startswith(("pooled", "low_rank"))])
+    """`adaptation` of those that know how users differ, encoders and low-rank heads, beside pooled ones."""
+    return adaptation(table[table.method.str.startswith(("pooled", "low_rank", "encoder", "variational"))])
