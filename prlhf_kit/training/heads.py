@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from scipy.special import softmax
+from scipy.special import expit, softmax
 from sklearn.cluster import KMeans
 from sklearn.model_selection import GroupKFold
 
@@ -26,8 +26,9 @@ from prlhf_kit.models.rewards import Text, messages
 KINDS = ("pooled", "per_user", "low_rank", "mixture")
 STRENGTHS = (0.001, 0.01, 0.1, 1.0, 10.0, 100.0)  # tried for w_0 and for what is personal
 RANKS = (1, 2, 3, 4, 6)  # r of low_rank, K of mixture
+TOLERANCE = 0.01
 
-# w_0 [d], own numbers [users, .], and what is shared, V or H [size, d]
+# of F fits side by side: w_0 [F, d], own numbers [F, users, .], and what is shared, V or H [F, size, d]
 Weights = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
@@ -59,29 +60,40 @@ class Heads:
         """Rewards `[n]` of features `[n, d]`; for differences of features, the log-odds of the preference."""
         return ((features / self.scale) * self.weights(user_ids)).sum(1)
 
+    def prior(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean `[s]` and precision `[s, s]` of a new user's own numbers: mean and covariance of the seen users' `a_u`
+        (low rank), mean of their `p_u` with variance 1 (mixture), or 0 with the strength of the fit (per user)."""
+        known = np.array(list(self.users.values()))
+        centre = known.mean(0) if self.kind != "per_user" else np.zeros_like(known[0])
+        if self.kind != "low_rank":
+            return centre, np.eye(len(centre)) * (1.0 if self.kind == "mixture" else self.strength)
+        spread = (known - centre).T @ (known - centre) / max(len(known) - 1, 1)
+        return centre, np.linalg.inv(spread + 0.05 * spread.diagonal().mean() * np.eye(len(spread)))
+
+    def covariance(self, user_id: str | None, asked: np.ndarray) -> np.ndarray:
+        """Of `a_u` `[r, r]` (low rank) after the pairs `asked` `[k, d]`, to which the user was adapted (Laplace)."""
+        seen = (asked / self.scale) @ self.shared.T
+        p = expit(self.reward(asked, [user_id] * len(asked)))
+        return np.linalg.inv(self.prior()[1] + (seen.T * (p * (1 - p))) @ seen)
+
     def adapt(self, difference: np.ndarray, user_ids: Sequence[str]) -> Heads:
-        """These rewards with new users, whose own numbers alone are fitted to their few pairs (`difference` `[n, d]`).
-        Prior: mean and covariance of the seen users' `a_u` (low rank), mean of their `p_u` with variance 1 (mixture),
-        or w_0 with the strength of the fit (per user)."""
+        """These rewards with new users, whose own numbers alone are fitted to their few pairs (`difference` `[n, d]`)
+        and the `prior`."""
         if self.kind == "pooled":
             return self
         who, names = pd.factorize(np.array(user_ids, dtype=object), sort=True)
-        z, rows = torch.tensor(difference / self.scale, dtype=torch.float64), torch.tensor(who)
-        known = torch.tensor(np.array(list(self.users.values())))
-        centre = known.mean(0) if self.kind != "per_user" else torch.zeros_like(known[0])
-        precision = torch.eye(known.shape[1], dtype=torch.float64) * (1.0 if self.kind == "mixture" else self.strength)
-        if self.kind == "low_rank":
-            spread = (known - centre).T @ (known - centre) / max(len(known) - 1, 1)
-            precision = torch.linalg.inv(spread + 0.05 * spread.diagonal().mean() * torch.eye(len(spread)))
-        own = centre.repeat(len(names), 1).requires_grad_()
-        pooled, shared = torch.tensor(self.pooled), torch.tensor(self.shared)
+        rows, z = torch.tensor(who), difference / self.scale
+        offset = torch.tensor(z @ self.pooled)
+        seen = torch.tensor(z if self.kind == "per_user" else z @ self.shared.T)
+        centre, precision = map(torch.tensor, self.prior())
 
-        def loss() -> torch.Tensor:
+        def loss(own: torch.Tensor) -> torch.Tensor:
             prior = 0.5 * (((own - centre) @ precision) * (own - centre)).sum()
-            return _nll(self.kind, z, rows, pooled, own, shared) + prior
+            weights = own.softmax(1) if self.kind == "mixture" else own
+            return F.softplus(-offset - (seen * F.embedding(rows, weights)).sum(1)).sum() + prior
 
-        _minimise(loss, own)
-        return replace(self, users=self.users | dict(zip(names, own.detach().numpy(), strict=True)))
+        [own] = _minimised(loss, [centre.repeat(len(names), 1)], [precision.diagonal().rsqrt()])
+        return replace(self, users=self.users | dict(zip(names, own.numpy(), strict=True)))
 
 
 def fit_heads(
@@ -92,113 +104,169 @@ def fit_heads(
     scale: np.ndarray,
     strengths: Sequence[float] = STRENGTHS,
     sizes: Sequence[int] = RANKS,
+    prior: np.ndarray | None = None,
 ) -> Heads:
     """Fit one kind of rewards; its strengths and size are those with the least cross-validated negative log-likelihood
-    (5 folds).
+    (5 folds, fitted side by side).
 
     Args:
         difference: `[n, d]`, features of the chosen minus those of the rejected response.
         user_ids, prompts: `[n]`; pairs of one prompt are in the same fold.
         scale: `[d]`, standard deviation of the features of the training responses.
         sizes: r or K to choose from, those below the number of users.
+        prior: `[d]`, weights of a known reward, towards which w_0 is regularised (a reward model's own head); None: 0.
     """
     if kind not in KINDS:
         raise ValueError(f"kind={kind!r}: expected one of {', '.join(KINDS)}.")
     groups = pd.factorize(pd.Series([str(p) for p in prompts]))[0]
     scale = np.where(scale > 0, scale, 1.0) * difference.shape[1] ** 0.5  # so that strengths mean the same for any d
     who, names = pd.factorize(np.array(user_ids, dtype=object), sort=True)
-    z, rows, users = torch.tensor(difference / scale, dtype=torch.float64), torch.tensor(who), len(names)
-    folds = [tuple(map(torch.tensor, fold)) for fold in GroupKFold(5).split(difference, groups=groups)]
-    nobody: list[Any] = [torch.zeros(users, 0, dtype=torch.float64), torch.zeros(0, z.shape[1], dtype=torch.float64)]
+    order = np.argsort(who, kind="stable")
+    z = torch.tensor((difference / scale)[order], dtype=torch.float64)
+    # the right singular vectors of z, which are those of z'z: in this basis features are uncorrelated
+    basis = torch.linalg.svd(z if len(z) < z.shape[1] else z.T @ z, full_matrices=False).Vh  # [min(n, d), d]
+    known = np.zeros_like(scale) if prior is None else prior * scale
+    pairs = _Pairs(z @ basis.T, z @ torch.tensor(known), torch.tensor(who[order]), len(names))
 
-    def validated(kind: str, fits: Sequence[Weights]) -> float:
-        """Negative log-likelihood of a pair (nats) that each fold's fit gives to what it was not fitted to."""
-        held_out = zip(folds, fits, strict=True)
-        return sum(_nll(kind, z[held], rows[held], *fit).item() for (_, held), fit in held_out) / len(z)
+    def fitted(kind: str, sizes: Sequence[int], base: float, strength: float, to: torch.Tensor) -> list[Weights]:
+        pooled = _fit("pooled", [0], base, base, pairs, to, torch.zeros(len(to), len(basis), dtype=torch.float64))
+        return pooled if kind == "pooled" else _fit(kind, sizes, base, strength, pairs, to, pooled[0][0])
+
+    def chosen(kind: str, sizes: Sequence[int], base: float | None = None) -> tuple[int, float]:
+        """Size and strength; `base`: that of w_0, None: the same as the other."""
+        if len(sizes) * len(strengths) == 1:
+            return sizes[0], strengths[0]
+        to = torch.ones(5, len(z), dtype=torch.float64)
+        for fold, (_, held) in enumerate(GroupKFold(5).split(order, groups=groups[order])):
+            to[fold, held] = 0.0
+        tried = []
+        for s in strengths:
+            for size, weights in zip(sizes, fitted(kind, sizes, base or s, s, to), strict=True):
+                left_out = F.softplus(-_log_odds(kind, pairs, *weights)) * (1 - to)
+                tried.append((left_out.sum().item(), size, s))
+        return min(tried)[1:]
 
     # first the strength of w_0, as for everybody; then size and strength of what is personal
-    common = {s: [fit_pooled(z[train], s) for train, _ in folds] for s in strengths}
-    base = strength = min(strengths, key=lambda s: validated("pooled", [(w0, *nobody) for w0 in common[s]]))
-    wanted = {"pooled": [], "per_user": [0]}.get(kind, [n for n in sizes if n < users])
-    personal = []
-    for s in strengths if wanted else ():
-        fits = [
-            _fit(kind, wanted, base, s, z[train], rows[train], users, w0)
-            for (train, _), w0 in zip(folds, common[base], strict=True)
-        ]
-        personal += [(validated(kind, of_size), n, s) for n, *of_size in zip(wanted, *fits, strict=True)]
-    weights: Weights = (fit_pooled(z, base), *nobody)
-    if personal:
-        _, size, strength = min(personal)
-        [weights] = _fit(kind, [size], base, strength, z, rows, users, weights[0])
-    w0, own, shared = (part.numpy() for part in weights)
-    return Heads(kind, scale, w0, shared, dict(zip(names, own, strict=True)), strength)
+    size, strength = _, base = chosen("pooled", [0])
+    if sizes := {"pooled": [], "per_user": [0]}.get(kind, [n for n in sizes if n < len(names)]):
+        size, strength = chosen(kind, sizes, base)
+    [weights] = fitted(kind if sizes else "pooled", [size], base, strength, torch.ones(1, len(z), dtype=torch.float64))
+    w0, own, shared = (part[0] for part in weights)
+    own = (own @ basis if kind == "per_user" else own).numpy()
+    own_of = dict(zip(names, own, strict=True))
+    return Heads(kind, scale, known + (w0 @ basis).numpy(), (shared @ basis).numpy(), own_of, strength)
+
+
+class _Pairs:
+    """Differences `z` `[n, d]` of features, those of a user together, in a basis in which they are uncorrelated, and
+    the log-odds `offset` `[n]` that are known beforehand."""
+
+    def __init__(self, z: torch.Tensor, offset: torch.Tensor, rows: torch.Tensor, users: int):
+        self.z, self.offset, self.rows = z, offset, rows
+        self.counts = torch.bincount(rows, minlength=users)
+        # of the negative log-likelihood where both responses are as likely, about: [users, d], each user's part in it
+        self.curvature = z.square().sum(0) / 4
+        self.share = (self.counts / len(z))[:, None]
+
+
+def _log_odds(kind: str, pairs: _Pairs, w0, own, shared) -> torch.Tensor:
+    """`[F, n]`, of all pairs by F fits."""
+    if kind == "per_user":
+        of_users = zip(pairs.z.split(pairs.counts.tolist()), own.unbind(1), strict=True)
+        return pairs.offset + (pairs.z @ w0.T + torch.cat([z @ heads.T for z, heads in of_users])).T
+    all_shared = torch.cat([w0[:, None], shared], 1)
+    seen = (pairs.z @ all_shared.flatten(0, 1).T).view(len(pairs.z), *all_shared.shape[:2]).transpose(0, 1)
+    own = (own.softmax(-1) if kind == "mixture" else own)[:, pairs.rows]
+    return pairs.offset + seen[..., 0] + (seen[..., 1:] * own).sum(-1)
+
+
+def _fit(kind: str, sizes: Sequence[int], base: float, strength: float, pairs: _Pairs, fitted_to, w0) -> list[Weights]:
+    """Fits of each of `sizes` to the pairs of which `fitted_to` `[F, n]` is 1, from `w0` `[F, d]`. Low rank and
+    mixture, which are not convex, start from the heads of single users: their best approximation of that rank, or their
+    k-means."""
+    folds, (users, d) = len(fitted_to), (len(pairs.counts), pairs.z.shape[1])
+    if kind in ("pooled", "per_user"):
+        starts = [(w0.new_zeros(folds, users, d if kind == "per_user" else 0), w0.new_zeros(folds, 0, d))]
+    else:
+        found = [_starts(kind, sizes, strength, pairs, *fold) for fold in zip(fitted_to, w0, strict=True)]
+        starts = [tuple(map(torch.stack, zip(*of_size, strict=True))) for of_size in zip(*found, strict=True)]
+
+    def minimised(own: torch.Tensor, shared: torch.Tensor) -> Weights:
+        # a mixture's logits are only kept finite
+        of_own = 2e-2 if kind == "mixture" else strength
+
+        def loss(w0, own, shared) -> torch.Tensor:
+            penalty = of_own * own.square().sum() + strength * shared.square().sum() + base * w0.square().sum()
+            return (F.softplus(-_log_odds(kind, pairs, w0, own, shared)) * fitted_to).sum() + penalty / 2
+
+        curved = _curvature(kind, pairs, own, shared)
+        hessian = zip((pairs.curvature.expand(folds, d), *curved), (base, of_own, strength), strict=True)
+        return _minimised(loss, (w0, own, shared), [(part + ridge).rsqrt() for part, ridge in hessian])
+
+    return [minimised(*start) for start in starts]
+
+
+def _starts(kind: str, sizes: Sequence[int], strength: float, pairs: _Pairs, fitted_to, w0):
+    """Own numbers and what is shared, for each of `sizes`, of one fold: from one Newton step of each user's own head,
+    where its Hessian is taken for diagonal."""
+    error = torch.sigmoid(-pairs.offset - pairs.z @ w0) * fitted_to
+    score = torch.zeros(len(pairs.counts), len(w0), dtype=w0.dtype).index_add_(0, pairs.rows, error[:, None] * pairs.z)
+    heads = score / (pairs.share * pairs.curvature + strength)
+    if kind == "mixture":
+        for size in sizes:
+            means = KMeans(size, n_init=5, random_state=0).fit(heads.numpy())
+            own = 2.0 * F.one_hot(torch.tensor(means.labels_).long(), size).double()
+            yield own - own.mean(1, keepdim=True), torch.tensor(means.cluster_centers_).double()
+        return
+    squares, v = torch.linalg.eigh(heads.T @ heads)  # ascending
+    for size in sizes:
+        root = squares[-size:].clamp(min=0) ** 0.25 + 1e-3
+        yield heads @ v[:, -size:] / root, root[:, None] * v[:, -size:].T
+
+
+def _curvature(kind: str, pairs: _Pairs, own, shared) -> tuple[torch.Tensor, torch.Tensor]:
+    """Diagonals of the Hessian of the negative log-likelihood in own numbers and in what is shared, about."""
+    if kind == "per_user":
+        return (pairs.share * pairs.curvature).expand_as(own), shared
+    weights = own.softmax(-1) if kind == "mixture" else own
+    of_shared = (pairs.share * weights.square()).sum(1)[..., None] * pairs.curvature  # [F, size, d]
+    apart = shared[:, None]  # [F, 1, size, d]
+    if kind == "mixture":
+        apart = weights[..., None] * (apart - (weights @ shared)[:, :, None])  # [F, users, size, d]
+    return pairs.share * (apart.square() @ pairs.curvature), of_shared
 
 
 def fit_pooled(z: torch.Tensor, strength: float, towards: torch.Tensor | None = None) -> torch.Tensor:
     """One Bradley-Terry head `[d]` for the differences `z` `[n, d]` (float64), regularised towards `towards` (0)."""
     centre = torch.zeros(z.shape[1], dtype=torch.float64) if towards is None else towards
-    w = centre.clone().requires_grad_()
-    _minimise(lambda: F.softplus(-z @ w).sum() + strength / 2 * (w - centre).square().sum(), w)
-    return w.detach()
+
+    def loss(w: torch.Tensor) -> torch.Tensor:
+        return F.softplus(-z @ w).sum() + strength / 2 * (w - centre).square().sum()
+
+    return _minimised(loss, [centre], [(z.square().sum(0) / 4 + strength).rsqrt()])[0]
 
 
-def _fit(
-    kind: str, sizes: Sequence[int], pooled_strength: float, strength: float, z, rows, users: int, pooled: torch.Tensor
-) -> list[Weights]:
-    """The weights of one kind for each of `sizes`; w_0 starts at `pooled`. Low rank and mixture, which are not convex,
-    start from the heads of single users: their best approximation of that rank, or their k-means."""
-
-    def minimised(kind: str, pooled: torch.Tensor, own: torch.Tensor, shared: torch.Tensor) -> Weights:
-        w0, own, shared = (start.contiguous().clone().requires_grad_() for start in (pooled, own, shared))
-        # a mixture's logits are only kept finite
-        of_own = 1e-2 if kind == "mixture" else strength / 2
-
-        def loss() -> torch.Tensor:
-            penalty = of_own * own.square().sum() + strength / 2 * shared.square().sum()
-            return _nll(kind, z, rows, w0, own, shared) + penalty + pooled_strength / 2 * w0.square().sum()
-
-        _minimise(loss, w0, own, shared)
-        return w0.detach(), own.detach(), shared.detach()
-
-    d = z.shape[1]
-    zeros = torch.zeros(users, d, dtype=torch.float64)
-    w0, heads, nothing = minimised("per_user", pooled, zeros, zeros[:0])
-    if kind == "per_user":
-        return [(w0, heads, nothing)]
-    found = []
-    u, s, v = torch.linalg.svd(heads, full_matrices=False)
-    for size in sizes:
-        if kind == "low_rank":
-            root = s[:size].sqrt() + 1e-3
-            own, shared = u[:, :size] * root, root[:, None] * v[:size]
-        else:
-            means = KMeans(size, n_init=5, random_state=0).fit(heads.numpy())
-            own = 2.0 * F.one_hot(torch.tensor(means.labels_).long(), size).double()
-            shared = torch.tensor(means.cluster_centers_).double()
-        found.append(minimised(kind, w0, own, shared))
-    return found
-
-
-def _nll(kind: str, z, rows, pooled, own, shared) -> torch.Tensor:
-    """Negative log-likelihood (nats) of all pairs: `z` `[n, d]`, of the users in `rows` `[n]`."""
-    seen = z if kind == "per_user" else z @ shared.T  # `[n, d]`, or what the shared heads say `[n, size]`
-    own = F.embedding(rows, own.softmax(-1) if kind == "mixture" else own)
-    return F.softplus(-(z @ pooled + (seen * own).sum(1))).sum()
-
-
-def _minimise(loss: Callable[[], torch.Tensor], *parameters: torch.Tensor) -> None:
+def _minimised(
+    loss: Callable[..., torch.Tensor], starts: Sequence[torch.Tensor], scales: Sequence[torch.Tensor]
+) -> tuple[torch.Tensor, ...]:
+    """The arguments that minimise `loss`, by L-BFGS in units of `scales`: one over the root of about the Hessian's
+    diagonal, so that it begins near Newton's step, and ends within `TOLERANCE` of a posterior's standard deviation."""
+    free = [(start / scale).detach().requires_grad_() for start, scale in zip(starts, scales, strict=True)]
     optimizer = torch.optim.LBFGS(
-        parameters, max_iter=100, tolerance_grad=1e-4, tolerance_change=1e-6, line_search_fn="strong_wolfe"
+        free, max_iter=200, tolerance_grad=TOLERANCE, tolerance_change=0, history_size=20, line_search_fn="strong_wolfe"
     )
+
+    def scaled() -> tuple[torch.Tensor, ...]:
+        return tuple(part * scale for part, scale in zip(free, scales, strict=True))
 
     def closure() -> Any:
         optimizer.zero_grad()
-        value = loss()
+        value = loss(*scaled())
         value.backward()
         return value
 
     optimizer.step(closure)
+    return tuple(part.detach() for part in scaled())
 
 
 @dataclass
