@@ -63,7 +63,10 @@ class Embedder:
         options = {"use_cache": False} if self.decoder else {}
         hidden = self.model(**inputs, **options).last_hidden_state.float()  # [B, L, d]
         if self.pooling is not None:
-            return pool(hidden, inputs["attention_mask"], self.pooling).cpu().numpy()
+            real = inputs["attention_mask"]
+            if self.pooling == "own":  # transformers': the last token that is not the padding token
+                real = real * (inputs["input_ids"] != (self.model.config.pad_token_id or self.tokenizer.pad_token_id))
+            return pool(hidden, real, self.pooling.replace("own", "last")).cpu().numpy()
         counted = token_types(mask, [start for _, start in batch]).to(hidden)[..., None]
         vectors = (hidden * counted).sum(1) / counted.sum(1)
         if not self.decoder:
@@ -89,8 +92,8 @@ def load_embedder(name: str, max_length: int = 512, batch_size: int = 32) -> Emb
         return Embedder(name)
     more: dict[str, Any] = {}
     if whole := _reward_model(name):
-        model, pooling = whole.base_model, getattr(whole, "pooling", "own")
-        more = {"head": whole.score.weight[0].detach().cpu().numpy(), "pooling": pooling.replace("own", "last")}
+        model, head = whole.base_model, whole.score.weight[0].detach().cpu().numpy()
+        more = {"head": head, "pooling": getattr(whole, "pooling", "own")}
     else:
         model = hub.from_hub(AutoModel, name, dtype=torch.float32).eval()
     model = model.to("cuda" if torch.cuda.is_available() else "cpu")

@@ -4,8 +4,9 @@ Bradley-Terry models: P(chosen over rejected) = sigmoid(w_u . z), z = f(x, chose
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from scipy.special import expit, softmax
+from scipy.special import softmax
 from sklearn.cluster import KMeans
 from sklearn.model_selection import GroupKFold
 
@@ -27,6 +28,7 @@ KINDS = ("pooled", "per_user", "low_rank", "mixture")
 STRENGTHS = (0.001, 0.01, 0.1, 1.0, 10.0, 100.0)  # tried for w_0 and for what is personal
 RANKS = (1, 2, 3, 4, 6)  # r of low_rank, K of mixture
 TOLERANCE = 0.01
+STEPS = 10
 
 # of F fits side by side: w_0 [F, d], own numbers [F, users, .], and what is shared, V or H [F, size, d]
 Weights = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -40,8 +42,9 @@ class Heads:
     scale: np.ndarray  # [d], by which features are divided
     pooled: np.ndarray  # w_0 [d]
     shared: np.ndarray  # V or H [size, d]; of other kinds [0, d]
-    users: dict[str, np.ndarray]  # own numbers: d_u, a_u or p_u
+    users: dict[str, np.ndarray]  # own numbers, d_u, a_u or p_u: of those in the fit, then of those adapted to
     strength: float  # of the regularisation of what is personal; of w_0, where nothing is
+    fitted: int  # users in the fit
 
     @property
     def size(self) -> int:
@@ -50,11 +53,15 @@ class Heads:
 
     def weights(self, user_ids: Sequence[str | None]) -> np.ndarray:
         """`[n, d]`, in units of the scaled features; users who are not known get the mean user's."""
-        mean = np.mean(list(self.users.values()), 0)
+        mean = self._fitted().mean(0)
         own = np.array([mean if user is None else self.users.get(user, mean) for user in user_ids])
         if self.kind == "mixture":
             own = softmax(own, 1)
         return self.pooled + (own if self.kind == "per_user" else own @ self.shared)
+
+    def _fitted(self) -> np.ndarray:
+        """Own numbers `[fitted, .]` of the users in the fit."""
+        return np.array(list(islice(self.users.values(), self.fitted)))
 
     def reward(self, features: np.ndarray, user_ids: Sequence[str | None]) -> np.ndarray:
         """Rewards `[n]` of features `[n, d]`; for differences of features, the log-odds of the preference."""
@@ -63,18 +70,12 @@ class Heads:
     def prior(self) -> tuple[np.ndarray, np.ndarray]:
         """Mean `[s]` and precision `[s, s]` of a new user's own numbers: mean and covariance of the seen users' `a_u`
         (low rank), mean of their `p_u` with variance 1 (mixture), or 0 with the strength of the fit (per user)."""
-        known = np.array(list(self.users.values()))
+        known = self._fitted()
         centre = known.mean(0) if self.kind != "per_user" else np.zeros_like(known[0])
         if self.kind != "low_rank":
             return centre, np.eye(len(centre)) * (1.0 if self.kind == "mixture" else self.strength)
         spread = (known - centre).T @ (known - centre) / max(len(known) - 1, 1)
         return centre, np.linalg.inv(spread + 0.05 * spread.diagonal().mean() * np.eye(len(spread)))
-
-    def covariance(self, user_id: str | None, asked: np.ndarray) -> np.ndarray:
-        """Of `a_u` `[r, r]` (low rank) after the pairs `asked` `[k, d]`, to which the user was adapted (Laplace)."""
-        seen = (asked / self.scale) @ self.shared.T
-        p = expit(self.reward(asked, [user_id] * len(asked)))
-        return np.linalg.inv(self.prior()[1] + (seen.T * (p * (1 - p))) @ seen)
 
     def adapt(self, difference: np.ndarray, user_ids: Sequence[str]) -> Heads:
         """These rewards with new users, whose own numbers alone are fitted to their few pairs (`difference` `[n, d]`)
@@ -82,7 +83,7 @@ class Heads:
         if self.kind == "pooled":
             return self
         who, names = pd.factorize(np.array(user_ids, dtype=object), sort=True)
-        rows, z = torch.tensor(who), difference / self.scale
+        rows, z = torch.tensor(who), difference / self.scale  # float64, as the scale
         offset = torch.tensor(z @ self.pooled)
         seen = torch.tensor(z if self.kind == "per_user" else z @ self.shared.T)
         centre, precision = map(torch.tensor, self.prior())
@@ -119,10 +120,11 @@ def fit_heads(
     if kind not in KINDS:
         raise ValueError(f"kind={kind!r}: expected one of {', '.join(KINDS)}.")
     groups = pd.factorize(pd.Series([str(p) for p in prompts]))[0]
-    scale = np.where(scale > 0, scale, 1.0) * difference.shape[1] ** 0.5  # so that strengths mean the same for any d
+    # so that strengths mean the same for any d
+    scale = np.where(scale > 0, scale, 1.0).astype(np.float64) * difference.shape[1] ** 0.5
     who, names = pd.factorize(np.array(user_ids, dtype=object), sort=True)
     order = np.argsort(who, kind="stable")
-    z = torch.tensor((difference / scale)[order], dtype=torch.float64)
+    z = torch.from_numpy((difference / scale)[order])
     # the right singular vectors of z, which are those of z'z: in this basis features are uncorrelated
     basis = torch.linalg.svd(z if len(z) < z.shape[1] else z.T @ z, full_matrices=False).Vh  # [min(n, d), d]
     known = np.zeros_like(scale) if prior is None else prior * scale
@@ -139,12 +141,17 @@ def fit_heads(
         to = torch.ones(5, len(z), dtype=torch.float64)
         for fold, (_, held) in enumerate(GroupKFold(5).split(order, groups=groups[order])):
             to[fold, held] = 0.0
-        tried = []
-        for s in strengths:
+        found: dict[tuple[int, float], float] = {}  # negative log-likelihood of what was left out
+        for s in sorted(strengths, reverse=True):
             for size, weights in zip(sizes, fitted(kind, sizes, base or s, s, to), strict=True):
                 left_out = F.softplus(-_log_odds(kind, pairs, *weights)) * (1 - to)
-                tried.append((left_out.sum().item(), size, s))
-        return min(tried)[1:]
+                found[size, s] = left_out.sum().item()
+            # of a size for which this was clearly too weak, weaker ones are not tried
+            best = {size: min(v for (n, _), v in found.items() if n == size) for size in sizes}
+            sizes = [size for size in sizes if found[size, s] < 1.05 * best[size]]
+            if not sizes:
+                break
+        return min(found, key=lambda tried: found[tried])
 
     # first the strength of w_0, as for everybody; then size and strength of what is personal
     size, strength = _, base = chosen("pooled", [0])
@@ -152,9 +159,8 @@ def fit_heads(
         size, strength = chosen(kind, sizes, base)
     [weights] = fitted(kind if sizes else "pooled", [size], base, strength, torch.ones(1, len(z), dtype=torch.float64))
     w0, own, shared = (part[0] for part in weights)
-    own = (own @ basis if kind == "per_user" else own).numpy()
-    own_of = dict(zip(names, own, strict=True))
-    return Heads(kind, scale, known + (w0 @ basis).numpy(), (shared @ basis).numpy(), own_of, strength)
+    own_of = dict(zip(names, (own @ basis if kind == "per_user" else own).numpy(), strict=True))
+    return Heads(kind, scale, known + (w0 @ basis).numpy(), (shared @ basis).numpy(), own_of, strength, len(names))
 
 
 class _Pairs:
@@ -184,14 +190,8 @@ def _fit(kind: str, sizes: Sequence[int], base: float, strength: float, pairs: _
     """Fits of each of `sizes` to the pairs of which `fitted_to` `[F, n]` is 1, from `w0` `[F, d]`. Low rank and
     mixture, which are not convex, start from the heads of single users: their best approximation of that rank, or their
     k-means."""
-    folds, (users, d) = len(fitted_to), (len(pairs.counts), pairs.z.shape[1])
-    if kind in ("pooled", "per_user"):
-        starts = [(w0.new_zeros(folds, users, d if kind == "per_user" else 0), w0.new_zeros(folds, 0, d))]
-    else:
-        found = [_starts(kind, sizes, strength, pairs, *fold) for fold in zip(fitted_to, w0, strict=True)]
-        starts = [tuple(map(torch.stack, zip(*of_size, strict=True))) for of_size in zip(*found, strict=True)]
 
-    def minimised(own: torch.Tensor, shared: torch.Tensor) -> Weights:
+    def minimised(kind: str, w0, own, shared, steps: int = 100) -> Weights:
         # a mixture's logits are only kept finite
         of_own = 2e-2 if kind == "mixture" else strength
 
@@ -200,28 +200,34 @@ def _fit(kind: str, sizes: Sequence[int], base: float, strength: float, pairs: _
             return (F.softplus(-_log_odds(kind, pairs, w0, own, shared)) * fitted_to).sum() + penalty / 2
 
         curved = _curvature(kind, pairs, own, shared)
-        hessian = zip((pairs.curvature.expand(folds, d), *curved), (base, of_own, strength), strict=True)
-        return _minimised(loss, (w0, own, shared), [(part + ridge).rsqrt() for part, ridge in hessian])
+        hessian = zip((pairs.curvature.expand_as(w0), *curved), (base, of_own, strength), strict=True)
+        return _minimised(loss, (w0, own, shared), [(part + ridge).rsqrt() for part, ridge in hessian], steps)
 
-    return [minimised(*start) for start in starts]
+    zeros = w0.new_zeros(len(w0), len(pairs.counts), w0.shape[1])
+    if kind == "pooled":
+        return [minimised(kind, w0, zeros[..., :0], zeros[:, :0])]
+    w0, heads, nothing = minimised("per_user", w0, zeros, zeros[:, :0], 100 if kind == "per_user" else STEPS)
+    if kind == "per_user":
+        return [(w0, heads, nothing)]
+    starts = _of_low_rank(heads, sizes) if kind == "low_rank" else _clustered(heads, sizes)
+    return [minimised(kind, w0, *start) for start in starts]
 
 
-def _starts(kind: str, sizes: Sequence[int], strength: float, pairs: _Pairs, fitted_to, w0):
-    """Own numbers and what is shared, for each of `sizes`, of one fold: from one Newton step of each user's own head,
-    where its Hessian is taken for diagonal."""
-    error = torch.sigmoid(-pairs.offset - pairs.z @ w0) * fitted_to
-    score = torch.zeros(len(pairs.counts), len(w0), dtype=w0.dtype).index_add_(0, pairs.rows, error[:, None] * pairs.z)
-    heads = score / (pairs.share * pairs.curvature + strength)
-    if kind == "mixture":
-        for size in sizes:
-            means = KMeans(size, n_init=5, random_state=0).fit(heads.numpy())
-            own = 2.0 * F.one_hot(torch.tensor(means.labels_).long(), size).double()
-            yield own - own.mean(1, keepdim=True), torch.tensor(means.cluster_centers_).double()
-        return
-    squares, v = torch.linalg.eigh(heads.T @ heads)  # ascending
+def _of_low_rank(heads: torch.Tensor, sizes: Sequence[int]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """The best approximations a V of the users' heads `[F, users, d]`."""
+    squares, v = torch.linalg.eigh(heads.mT @ heads)  # ascending
     for size in sizes:
-        root = squares[-size:].clamp(min=0) ** 0.25 + 1e-3
-        yield heads @ v[:, -size:] / root, root[:, None] * v[:, -size:].T
+        root = squares[:, -size:].clamp(min=0) ** 0.25 + 1e-3
+        yield heads @ v[..., -size:] / root[:, None], root[..., None] * v[..., -size:].mT
+
+
+def _clustered(heads: torch.Tensor, sizes: Sequence[int]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Logits of each user's cluster of heads `[F, users, d]`, and the clusters' means."""
+    for size in sizes:
+        means = [KMeans(size, n_init=5, random_state=0).fit(fold.numpy()) for fold in heads]
+        labels = torch.tensor(np.array([fold.labels_ for fold in means])).long()
+        own = 2.0 * F.one_hot(labels, size).double() - 2.0 / size
+        yield own, torch.tensor(np.array([fold.cluster_centers_ for fold in means]))
 
 
 def _curvature(kind: str, pairs: _Pairs, own, shared) -> tuple[torch.Tensor, torch.Tensor]:
@@ -247,26 +253,32 @@ def fit_pooled(z: torch.Tensor, strength: float, towards: torch.Tensor | None = 
 
 
 def _minimised(
-    loss: Callable[..., torch.Tensor], starts: Sequence[torch.Tensor], scales: Sequence[torch.Tensor]
+    loss: Callable[..., torch.Tensor],
+    starts: Sequence[torch.Tensor],
+    scales: Sequence[torch.Tensor],
+    steps: int = 100,
 ) -> tuple[torch.Tensor, ...]:
     """The arguments that minimise `loss`, by L-BFGS in units of `scales`: one over the root of about the Hessian's
-    diagonal, so that it begins near Newton's step, and ends within `TOLERANCE` of a posterior's standard deviation."""
-    free = [(start / scale).detach().requires_grad_() for start, scale in zip(starts, scales, strict=True)]
-    optimizer = torch.optim.LBFGS(
-        free, max_iter=200, tolerance_grad=TOLERANCE, tolerance_change=0, history_size=20, line_search_fn="strong_wolfe"
-    )
+    diagonal, a posterior's standard deviation, in which the gradient ends below `TOLERANCE`."""
+    starts = [start.detach().requires_grad_() for start in starts]
+    slopes = torch.autograd.grad(loss(*starts), starts)
+    # the first step is the gradient over its sum: in this unit that is Newton's
+    unit = sum((slope * scale).abs().sum() for slope, scale in zip(slopes, scales, strict=True)).clamp(min=TOLERANCE)
+    free = [(start / scale / unit).detach().requires_grad_() for start, scale in zip(starts, scales, strict=True)]
+    options: dict[str, Any] = {"tolerance_change": 0, "history_size": 10, "line_search_fn": "strong_wolfe"}
+    optimizer = torch.optim.LBFGS(free, max_iter=steps, tolerance_grad=TOLERANCE * unit.item(), **options)
 
-    def scaled() -> tuple[torch.Tensor, ...]:
-        return tuple(part * scale for part, scale in zip(free, scales, strict=True))
+    def unscaled() -> tuple[torch.Tensor, ...]:
+        return tuple(part * scale * unit for part, scale in zip(free, scales, strict=True))
 
     def closure() -> Any:
         optimizer.zero_grad()
-        value = loss(*scaled())
+        value = loss(*unscaled())
         value.backward()
         return value
 
     optimizer.step(closure)
-    return tuple(part.detach() for part in scaled())
+    return tuple(part.detach() for part in unscaled())
 
 
 @dataclass

@@ -20,9 +20,10 @@ def expected_information(heads: Heads, user_id: str | None, candidates: np.ndarr
     """
     if heads.kind != "low_rank":
         raise ValueError(f"heads of kind {heads.kind!r}: expected 'low_rank', which knows how people differ.")
-    variance = heads.covariance(user_id, asked)
-    seen = (candidates / heads.scale) @ heads.shared.T  # [n, r]
-    deviation = np.sqrt(((seen @ variance) * seen).sum(1))
+    seen, answered = (part / heads.scale @ heads.shared.T for part in (candidates, asked))  # [n, r], [k, r]
+    p = expit(heads.reward(asked, [user_id] * len(asked)))
+    covariance = np.linalg.inv(heads.prior()[1] + (answered.T * (p * (1 - p))) @ answered)
+    deviation = np.sqrt(((seen @ covariance) * seen).sum(1))
     nodes, weights = np.polynomial.hermite_e.hermegauss(20)
     odds = heads.reward(candidates, [user_id] * len(candidates))[:, None] + deviation[:, None] * nodes
     p, weights = expit(odds), weights / weights.sum()  # [n, 20]

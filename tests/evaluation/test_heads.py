@@ -14,7 +14,7 @@ from prlhf_kit.training.heads import Heads
 def test_questions_that_tell_something_beat_random_ones():
     """Ten pairs of each new user, of which only one shows what is theirs."""
     users = {str(i): np.array([sign]) for i, sign in enumerate([3.0, -3.0])}
-    low_rank = Heads("low_rank", np.ones(2), np.zeros(2), np.array([[1.0, 0]]), users, 1.0)
+    low_rank = Heads("low_rank", np.ones(2), np.zeros(2), np.array([[1.0, 0]]), users, 1.0, 2)
     data, embedded = DatasetDict(), {}
     for split, first in (("adapt_unseen", np.eye(10)[7]), ("test_unseen", np.ones(10))):
         rows = [record(f"{split}-{u}-{i}", u, f"{split} {i}", "Yes.", "No.") for u in "ab" for i in range(10)]

@@ -10,7 +10,7 @@ from prlhf_kit.training.questions import expected_information, most_informative
 
 # people differ in the first two features, most in the first; the third is the same for all
 USERS = {str(i): np.array(own) for i, own in enumerate([(2.0, 0.5), (-2.0, 0.5), (2.0, -0.5), (-2.0, -0.5)])}
-HEADS = Heads("low_rank", np.ones(3), np.array([0.0, 0.0, 1.0]), np.eye(3)[:2], USERS, 1.0)
+HEADS = Heads("low_rank", np.ones(3), np.array([0.0, 0.0, 1.0]), np.eye(3)[:2], USERS, 1.0, 4)
 NOTHING = np.zeros((0, 3))
 
 
@@ -39,6 +39,6 @@ def test_the_next_questions_are_about_something_else():
 
 
 def test_only_low_rank_knows_how_people_differ():
-    pooled = Heads("pooled", np.ones(3), np.ones(3), np.zeros((0, 3)), {"a": np.zeros(0)}, 1.0)
+    pooled = Heads("pooled", np.ones(3), np.ones(3), np.zeros((0, 3)), {"a": np.zeros(0)}, 1.0, 1)
     with pytest.raises(ValueError, match="expected 'low_rank'"):
         expected_information(pooled, None, NOTHING, NOTHING)
