@@ -53,7 +53,7 @@ class Embedder:
             read = prompt if self.decoder else []
             ids, start = encode(self.tokenizer, read, response, self.max_length, self.decoder)
             asked.append((tuple(ids), start))
-        kept = None if cache is None else cache / hub.weights_hash(self.model)
+        kept = None if cache is None else cache / f"{hub.weights_hash(self.model)}{self.pooling or ''}"
         return in_batches(self._embed, asked, self.batch_size, kept, f"embedding ({self.name})")
 
     @torch.inference_mode()

@@ -4,11 +4,10 @@ Bradley-Terry models: P(chosen over rejected) = sigmoid(w_u . z), z = f(x, chose
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,6 +19,7 @@ from sklearn.model_selection import GroupKFold
 
 from prlhf_kit.models.features import Embedder
 from prlhf_kit.models.rewards import Text, messages
+from prlhf_kit.training.lbfgs import minimised
 
 # The user's weights w_u: w_0, the same for all; w_0 + d_u; w_0 + a_u V (LoRe, arXiv 2504.14439, whose first row of V is
 # w_0 here; PReF, arXiv 2503.06358); w_0 + sum_k softmax(p_u)_k H_k (PAL, arXiv 2406.08469). What is personal is
@@ -27,8 +27,7 @@ from prlhf_kit.models.rewards import Text, messages
 KINDS = ("pooled", "per_user", "low_rank", "mixture")
 STRENGTHS = (0.001, 0.01, 0.1, 1.0, 10.0, 100.0)  # tried for w_0 and for what is personal
 RANKS = (1, 2, 3, 4, 6)  # r of low_rank, K of mixture
-TOLERANCE = 0.01
-STEPS = 10
+STEPS, MANY_USERS = 10, 2000  # of L-BFGS for the heads from which low rank and mixture start, of up to so many users
 
 # of F fits side by side: w_0 [F, d], own numbers [F, users, .], and what is shared, V or H [F, size, d]
 Weights = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -55,6 +54,7 @@ class Heads:
         """`[n, d]`, in units of the scaled features; users who are not known get the mean user's."""
         mean = self._fitted().mean(0)
         own = np.array([mean if user is None else self.users.get(user, mean) for user in user_ids])
+        own = own.reshape(len(own), len(mean))  # of nobody, too
         if self.kind == "mixture":
             own = softmax(own, 1)
         return self.pooled + (own if self.kind == "per_user" else own @ self.shared)
@@ -93,7 +93,7 @@ class Heads:
             weights = own.softmax(1) if self.kind == "mixture" else own
             return F.softplus(-offset - (seen * F.embedding(rows, weights)).sum(1)).sum() + prior
 
-        [own] = _minimised(loss, [centre.repeat(len(names), 1)], [precision.diagonal().rsqrt()])
+        [own] = minimised(loss, [centre.repeat(len(names), 1)], [precision.diagonal().rsqrt()])
         return replace(self, users=self.users | dict(zip(names, own.numpy(), strict=True)))
 
 
@@ -191,7 +191,7 @@ def _fit(kind: str, sizes: Sequence[int], base: float, strength: float, pairs: _
     mixture, which are not convex, start from the heads of single users: their best approximation of that rank, or their
     k-means."""
 
-    def minimised(kind: str, w0, own, shared, steps: int = 100) -> Weights:
+    def least(kind: str, w0, own, shared, steps: int = 100) -> Weights:
         # a mixture's logits are only kept finite
         of_own = 2e-2 if kind == "mixture" else strength
 
@@ -201,16 +201,22 @@ def _fit(kind: str, sizes: Sequence[int], base: float, strength: float, pairs: _
 
         curved = _curvature(kind, pairs, own, shared)
         hessian = zip((pairs.curvature.expand_as(w0), *curved), (base, of_own, strength), strict=True)
-        return _minimised(loss, (w0, own, shared), [(part + ridge).rsqrt() for part, ridge in hessian], steps)
+        w0, own, shared = minimised(loss, (w0, own, shared), [(part + ridge).rsqrt() for part, ridge in hessian], steps)
+        return w0, own, shared
 
     zeros = w0.new_zeros(len(w0), len(pairs.counts), w0.shape[1])
     if kind == "pooled":
-        return [minimised(kind, w0, zeros[..., :0], zeros[:, :0])]
-    w0, heads, nothing = minimised("per_user", w0, zeros, zeros[:, :0], 100 if kind == "per_user" else STEPS)
+        return [least(kind, w0, zeros[..., :0], zeros[:, :0])]
     if kind == "per_user":
-        return [(w0, heads, nothing)]
+        return [least(kind, w0, zeros, zeros[:, :0])]
+    if len(pairs.counts) <= MANY_USERS:
+        w0, heads, _ = least("per_user", w0, zeros, zeros[:, :0], STEPS)
+    else:  # one step of Newton's for each, with the Hessian's diagonal, is enough to see in what they differ
+        errors = torch.sigmoid(-_log_odds("pooled", pairs, w0, zeros[..., :0], zeros[:, :0])) * fitted_to
+        slopes = [zero.index_add(0, pairs.rows, e[:, None] * pairs.z) for zero, e in zip(zeros, errors, strict=True)]
+        heads = torch.stack(slopes) / (pairs.share * pairs.curvature + strength)
     starts = _of_low_rank(heads, sizes) if kind == "low_rank" else _clustered(heads, sizes)
-    return [minimised(kind, w0, *start) for start in starts]
+    return [least(kind, w0, *start) for start in starts]
 
 
 def _of_low_rank(heads: torch.Tensor, sizes: Sequence[int]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -249,36 +255,7 @@ def fit_pooled(z: torch.Tensor, strength: float, towards: torch.Tensor | None = 
     def loss(w: torch.Tensor) -> torch.Tensor:
         return F.softplus(-z @ w).sum() + strength / 2 * (w - centre).square().sum()
 
-    return _minimised(loss, [centre], [(z.square().sum(0) / 4 + strength).rsqrt()])[0]
-
-
-def _minimised(
-    loss: Callable[..., torch.Tensor],
-    starts: Sequence[torch.Tensor],
-    scales: Sequence[torch.Tensor],
-    steps: int = 100,
-) -> tuple[torch.Tensor, ...]:
-    """The arguments that minimise `loss`, by L-BFGS in units of `scales`: one over the root of about the Hessian's
-    diagonal, a posterior's standard deviation, in which the gradient ends below `TOLERANCE`."""
-    starts = [start.detach().requires_grad_() for start in starts]
-    slopes = torch.autograd.grad(loss(*starts), starts)
-    # the first step is the gradient over its sum: in this unit that is Newton's
-    unit = sum((slope * scale).abs().sum() for slope, scale in zip(slopes, scales, strict=True)).clamp(min=TOLERANCE)
-    free = [(start / scale / unit).detach().requires_grad_() for start, scale in zip(starts, scales, strict=True)]
-    options: dict[str, Any] = {"tolerance_change": 0, "history_size": 10, "line_search_fn": "strong_wolfe"}
-    optimizer = torch.optim.LBFGS(free, max_iter=steps, tolerance_grad=TOLERANCE * unit.item(), **options)
-
-    def unscaled() -> tuple[torch.Tensor, ...]:
-        return tuple(part * scale * unit for part, scale in zip(free, scales, strict=True))
-
-    def closure() -> Any:
-        optimizer.zero_grad()
-        value = loss(*unscaled())
-        value.backward()
-        return value
-
-    optimizer.step(closure)
-    return tuple(part.detach() for part in unscaled())
+    return minimised(loss, [centre], [(z.square().sum(0) / 4 + strength).rsqrt()])[0]
 
 
 @dataclass

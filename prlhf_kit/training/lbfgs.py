@@ -1,0 +1,45 @@
+"""L-BFGS in units in which a loss is about as curved in all directions: Newton's first step, and few more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+TOLERANCE = 0.01
+
+
+def minimised(
+    loss: Callable[..., torch.Tensor],
+    starts: Sequence[torch.Tensor],
+    scales: Sequence[torch.Tensor],
+    steps: int = 100,
+) -> tuple[torch.Tensor, ...]:
+    """The arguments that minimise `loss`, a negative log-likelihood with its penalty, in nats.
+
+    Args:
+        starts: of the arguments.
+        scales: one over the root of about the Hessian's diagonal, of the arguments' shapes: standard deviations of a
+            posterior, of which `TOLERANCE` is the largest slope that is left.
+        steps: at most.
+    """
+    starts = [start.detach().requires_grad_() for start in starts]
+    slopes = torch.autograd.grad(loss(*starts), starts)
+    size = sum((slope * scale).abs().sum().item() for slope, scale in zip(slopes, scales, strict=True))
+    unit = max(size, TOLERANCE)  # the first step is the gradient over its sum: in this unit that is Newton's
+    free = [(start / scale / unit).detach().requires_grad_() for start, scale in zip(starts, scales, strict=True)]
+    options: dict[str, Any] = {"tolerance_change": 0, "history_size": 10, "line_search_fn": "strong_wolfe"}
+    optimizer = torch.optim.LBFGS(free, max_iter=steps, tolerance_grad=TOLERANCE * unit, **options)
+
+    def unscaled() -> tuple[torch.Tensor, ...]:
+        return tuple(part * scale * unit for part, scale in zip(free, scales, strict=True))
+
+    def closure() -> Any:
+        optimizer.zero_grad()
+        value = loss(*unscaled())
+        value.backward()
+        return value
+
+    optimizer.step(closure)
+    return tuple(part.detach() for part in unscaled())
