@@ -20,8 +20,8 @@ def minimised(
 
     Args:
         starts: of the arguments.
-        scales: one over the root of about the Hessian's diagonal, of the arguments' shapes: standard deviations of a
-            posterior, of which `TOLERANCE` is the largest slope that is left.
+        scales: one over the root of about the Hessian's diagonal, of the arguments' shapes; in these units, standard
+            deviations of a posterior, no slope is above `TOLERANCE` at the end.
         steps: at most.
     """
     starts = [start.detach().requires_grad_() for start in starts]
