@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-TOLERANCE = 0.01
+TOLERANCE = 0.01  # largest slope, in units of `scales`
+GAIN = 1e-4  # share of the loss: smallest gain of five steps
 
 
 def minimised(
@@ -20,9 +21,9 @@ def minimised(
 
     Args:
         starts: of the arguments.
-        scales: one over the root of about the Hessian's diagonal, of the arguments' shapes; in these units, standard
-            deviations of a posterior, no slope is above `TOLERANCE` at the end.
-        steps: at most.
+        scales: one over the root of about the Hessian's diagonal, of the arguments' shapes: a posterior's standard
+            deviations.
+        steps: at most. It ends before where slopes are below `TOLERANCE` or five steps gain less than `GAIN`.
     """
     starts = [start.detach().requires_grad_() for start in starts]
     slopes = torch.autograd.grad(loss(*starts), starts)
@@ -30,7 +31,7 @@ def minimised(
     unit = max(size, TOLERANCE)  # the first step is the gradient over its sum: in this unit that is Newton's
     free = [(start / scale / unit).detach().requires_grad_() for start, scale in zip(starts, scales, strict=True)]
     options: dict[str, Any] = {"tolerance_change": 0, "history_size": 10, "line_search_fn": "strong_wolfe"}
-    optimizer = torch.optim.LBFGS(free, max_iter=steps, tolerance_grad=TOLERANCE * unit, **options)
+    optimizer = torch.optim.LBFGS(free, max_iter=5, tolerance_grad=TOLERANCE * unit, **options)
 
     def unscaled() -> tuple[torch.Tensor, ...]:
         return tuple(part * scale * unit for part, scale in zip(free, scales, strict=True))
@@ -41,5 +42,10 @@ def minimised(
         value.backward()
         return value
 
-    optimizer.step(closure)
+    before = float("inf")
+    for _ in range(0, steps, 5):
+        value = float(optimizer.step(closure))  # the loss before these steps
+        if before - value < GAIN * value:
+            break
+        before = value
     return tuple(part.detach() for part in unscaled())
