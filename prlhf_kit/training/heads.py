@@ -125,8 +125,7 @@ def fit_heads(
     who, names = pd.factorize(np.array(user_ids, dtype=object), sort=True)
     order = np.argsort(who, kind="stable")
     z = torch.from_numpy((difference / scale)[order])
-    # the right singular vectors of z, which are those of z'z: in this basis features are uncorrelated
-    basis = torch.linalg.svd(z if len(z) < z.shape[1] else z.T @ z, full_matrices=False).Vh  # [min(n, d), d]
+    basis = _right_singular(z)  # in which features are uncorrelated
     known = np.zeros_like(scale) if prior is None else prior * scale
     pairs = _Pairs(z @ basis.T, z @ torch.tensor(known), torch.tensor(who[order]), len(names))
 
@@ -221,10 +220,16 @@ def _fit(kind: str, sizes: Sequence[int], base: float, strength: float, pairs: _
 
 def _of_low_rank(heads: torch.Tensor, sizes: Sequence[int]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """The best approximations a V of the users' heads `[F, users, d]`."""
-    squares, v = torch.linalg.eigh(heads.mT @ heads)  # ascending
+    v = _right_singular(heads)
     for size in sizes:
-        root = squares[:, -size:].clamp(min=0) ** 0.25 + 1e-3
-        yield heads @ v[..., -size:] / root[:, None], root[..., None] * v[..., -size:].mT
+        own = heads @ v[:, :size].mT
+        root = own.norm(dim=1).sqrt() + 1e-3
+        yield own / root[:, None], root[..., None] * v[:, :size]
+
+
+def _right_singular(z: torch.Tensor) -> torch.Tensor:
+    """Right singular vectors `[..., min(n, d), d]` of `z` `[..., n, d]`, which are those of z'z."""
+    return torch.linalg.svd(z if z.shape[-2] < z.shape[-1] else z.mT @ z, full_matrices=False).Vh
 
 
 def _clustered(heads: torch.Tensor, sizes: Sequence[int]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 TOLERANCE = 0.01  # largest slope, in units of `scales`
-GAIN = 1e-4  # share of the loss: smallest gain of five steps
+GAIN = 1e-3  # share of the loss: smallest gain of five steps
 
 
 def minimised(
@@ -44,7 +44,7 @@ def minimised(
 
     before = float("inf")
     for _ in range(0, steps, 5):
-        value = float(optimizer.step(closure))  # the loss before these steps
+        value = optimizer.step(closure).item()  # the loss before these steps
         if before - value < GAIN * value:
             break
         before = value
