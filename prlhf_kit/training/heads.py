@@ -190,6 +190,9 @@ def _fit(kind: str, sizes: Sequence[int], base: float, strength: float, pairs: _
     mixture, which are not convex, start from the heads of single users: their best approximation of that rank, or their
     k-means."""
 
+    # what is only compared with others needs no more than this share of the loss
+    gain = 1e-3 if len(fitted_to) > 1 else 0.0
+
     def least(kind: str, w0, own, shared, steps: int = 100) -> Weights:
         # a mixture's logits are only kept finite
         of_own = 2e-2 if kind == "mixture" else strength
@@ -200,7 +203,8 @@ def _fit(kind: str, sizes: Sequence[int], base: float, strength: float, pairs: _
 
         curved = _curvature(kind, pairs, own, shared)
         hessian = zip((pairs.curvature.expand_as(w0), *curved), (base, of_own, strength), strict=True)
-        w0, own, shared = minimised(loss, (w0, own, shared), [(part + ridge).rsqrt() for part, ridge in hessian], steps)
+        scales = [(part + ridge).rsqrt() for part, ridge in hessian]
+        w0, own, shared = minimised(loss, (w0, own, shared), scales, steps, gain)
         return w0, own, shared
 
     zeros = w0.new_zeros(len(w0), len(pairs.counts), w0.shape[1])
