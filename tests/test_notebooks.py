@@ -37,7 +37,11 @@ SMOKE = {
         "domains": ["structured", "casual"],
         "strategies": ["GRFT + LM, CRFT + LM", "GRFT, CRFT", "base, CRFT", "GRFT, CRFT with general pairs"],
     },
-    "02b_feature_heads": {"head_kinds": ["pooled", "low_rank"], "shots": [0, 1], "domains": ["structured", "casual"]},
+    "02b_feature_heads": {
+        "head_kinds": ["pooled", "low_rank", "encoder"],
+        "shots": [0, 1],
+        "domains": ["structured", "casual"],
+    },
     "03_pdpo_training": {"settings": {"save_steps": 2}, "epochs": 4.0},
     "04_pad_decoding": {"weights": [0.0, 2.0], "n_prompts": 1, "max_new_tokens": 12, "best_of": 2},
     "04b_persrm": {

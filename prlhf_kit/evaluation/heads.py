@@ -20,6 +20,9 @@ from prlhf_kit.evaluation.intervals import intervals, long_table
 from prlhf_kit.models.features import Embedder
 from prlhf_kit.training.encoder import KINDS as ENCODERS, fit_encoder
 from prlhf_kit.training.heads import STRENGTHS, Heads, fit_heads, fit_pooled
+from prlhf_kit.training.questions import most_informative
+
+INFORMATIVE, RANDOM = "most informative", "random"  # ways to choose what a new user is asked
 
 
 class Embedded(NamedTuple):
@@ -45,13 +48,16 @@ def embed(data: Mapping[str, Dataset], embedders: Sequence[Embedder], cache: Pat
     return {split: Embedded(*part) for split, part in zip(data, parts, strict=True)}
 
 
-def fit(kind: str, pairs: Dataset, embedded: Embedded) -> Heads:
-    """`fit_heads` of the training pairs, or `fit_encoder`."""
+def fit(kind: str, pairs: Dataset, embedded: Embedded, embedders: Sequence[Embedder] = ()) -> Heads:
+    """`fit_heads` of the training pairs, or `fit_encoder`. Where all `embedders`, which made the features, are reward
+    models, their own heads are the prior of heads."""
     scale = np.concatenate(embedded).std(0)
     if kind in ENCODERS:
         responses = pairs["chosen"], pairs["rejected"]
         return fit_encoder(kind, embedded.difference, pairs["user_id"], responses, scale)
-    return fit_heads(kind, embedded.difference, pairs["user_id"], prompt_texts_of(pairs), scale)
+    known = [embedder.head for embedder in embedders if embedder.head is not None]
+    prior = np.concatenate(known) if known and len(known) == len(embedders) else None
+    return fit_heads(kind, embedded.difference, pairs["user_id"], prompt_texts_of(pairs), scale, prior=prior)
 
 
 def held_out(heads: Heads, data: DatasetDict, embedded: dict[str, Embedded]) -> pd.DataFrame:
@@ -82,6 +88,39 @@ def ranked_after_few_shot(
                 adapted = heads.adapt(embedded["adapt_unseen"].difference[chosen], few["user_id"])
             odds = adapted.reward(embedded["test_unseen"].difference, test["user_id"])
             tables.append(long_table(test, {heads.kind: ranked_right(odds, 0)}, k=k))
+    return pd.concat(tables, ignore_index=True)
+
+
+def questions_asked(
+    heads: Heads, data: DatasetDict, embedded: dict[str, Embedded], most: int = 10, draws: int = 5, seed: int = 0
+) -> pd.DataFrame:
+    """Which pairs of `test_unseen` low-rank heads rank right after each new user has chosen in k = 0 to `most` pairs of
+    theirs in `adapt_unseen`: those that tell most, one after the other, or random ones (the mean of `draws` orders).
+    The long table, with `k`. Empty where no user is unseen; k ends where some user has no more pairs."""
+    tables = [pd.DataFrame()]
+    if {"test_unseen", "adapt_unseen"} <= set(data):
+        test, pool, rng = data["test_unseen"], embedded["adapt_unseen"].difference, np.random.default_rng(seed)
+        asked_of = np.array(data["adapt_unseen"]["user_id"])
+        pairs = {user: np.flatnonzero(asked_of == user) for user in sorted(set(test["user_id"]))}
+        orders = {
+            (RANDOM, draw, user): list(rng.permutation(of)) for user, of in pairs.items() for draw in range(draws)
+        }
+        orders |= {(INFORMATIVE, 0, user): [] for user in pairs}
+        known = heads
+        for k in range(min(most, *map(len, pairs.values())) + 1):
+            for (way, _, user), order in orders.items():
+                if way == INFORMATIVE and k:
+                    left = np.setdiff1d(pairs[user], order)
+                    name = str((way, 0, user))
+                    order.append(left[most_informative(known, name, pool[left], pool[order])[0]])
+            rows = [(str(key), pair) for key, order in orders.items() for pair in order[:k]]
+            if rows:
+                names, places = zip(*rows, strict=True)
+                known = heads.adapt(pool[list(places)], names)
+            for way, n in ((INFORMATIVE, 1), (RANDOM, draws)):
+                who = [[str((way, draw, user)) for user in test["user_id"]] for draw in range(n)]
+                right = [ranked_right(known.reward(embedded["test_unseen"].difference, of), 0) for of in who]
+                tables.append(long_table(test, {way: np.mean(right, 0)}, k=k))
     return pd.concat(tables, ignore_index=True)
 
 

@@ -21,6 +21,7 @@ STAGES: dict[str, dict[str, Callable[[pd.DataFrame], Figure]]] = {
     "02b_feature_heads": {
         "reward_heads": rewards.heads,
         "reward_new_users": rewards.new_users,
+        "questions_asked": users.adaptation,
         "head_trade_off": rewards.trade_off,
     },
     "03_pdpo_training": {"learning_curves": users.learning_curves, "similarity": users.similarity},

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from prlhf_kit.data.attributes import measure_all
 from prlhf_kit.models import hub
-from prlhf_kit.models.conditioning import context_of
-from prlhf_kit.models.reward_model import is_decoder
+from prlhf_kit.models.conditioning import causal_lm, context_of
+from prlhf_kit.models.reward_model import REWARD_FILE, is_decoder, load_reward_model, pool
 from prlhf_kit.models.tokenize import Messages, encode, in_batches, padded, token_types
 
 ATTRIBUTES = "attributes"
@@ -23,10 +23,12 @@ ATTRIBUTES = "attributes"
 @dataclass(frozen=True)
 class Embedder:
     """A frozen model that gives every response one vector: the mean of a decoder's last hidden states over the response
-    that follows its prompt, or a sentence encoder's mean over the response alone, of length 1.
+    that follows its prompt; what a reward model's head reads, which is its hidden state at the last token as a rule
+    (LoRe, arXiv 2504.14439); or a sentence encoder's mean over the response alone, of length 1.
 
     Args:
         model: backbone; None: the vector is the response's text attributes (`data/attributes.py`).
+        head, pooling: a reward model's own weights `[d]` of these features, and how it pools; None of other models.
         max_length: tokens; of longer texts a decoder does not read the beginning, a sentence encoder not the end.
     """
 
@@ -34,6 +36,8 @@ class Embedder:
     model: Any = None
     tokenizer: Any = None
     decoder: bool = False
+    head: np.ndarray | None = None
+    pooling: str | None = None
     max_length: int = 512
     batch_size: int = 32
 
@@ -49,7 +53,7 @@ class Embedder:
             read = prompt if self.decoder else []
             ids, start = encode(self.tokenizer, read, response, self.max_length, self.decoder)
             asked.append((tuple(ids), start))
-        kept = None if cache is None else cache / hub.weights_hash(self.model)
+        kept = None if cache is None else cache / f"{hub.weights_hash(self.model)}{self.pooling or ''}"
         return in_batches(self._embed, asked, self.batch_size, kept, f"embedding ({self.name})")
 
     @torch.inference_mode()
@@ -58,6 +62,11 @@ class Embedder:
         inputs = {"input_ids": ids.to(self.model.device), "attention_mask": mask.to(self.model.device)}
         options = {"use_cache": False} if self.decoder else {}
         hidden = self.model(**inputs, **options).last_hidden_state.float()  # [B, L, d]
+        if self.pooling is not None:
+            real = inputs["attention_mask"]
+            if self.pooling == "own":  # transformers': the last token that is not the padding token
+                real = real * (inputs["input_ids"] != (self.model.config.pad_token_id or self.tokenizer.pad_token_id))
+            return pool(hidden, real, self.pooling.replace("own", "last")).cpu().numpy()
         counted = token_types(mask, [start for _, start in batch]).to(hidden)[..., None]
         vectors = (hidden * counted).sum(1) / counted.sum(1)
         if not self.decoder:
@@ -65,14 +74,30 @@ class Embedder:
         return vectors.cpu().numpy()
 
 
+def _reward_model(name: str) -> Any:
+    """The reward model `name`, if it is one whose head reads one vector of a decoder; else None."""
+    if not Path(name, REWARD_FILE).is_file():
+        kinds = hub.from_hub(AutoConfig, name).architectures or ()
+        if not any(kind.endswith("ForSequenceClassification") for kind in kinds):
+            return None
+    model: Any = causal_lm(load_reward_model(name)[0])
+    return model if is_decoder(model) and model.config.num_labels == 1 else None
+
+
 def load_embedder(name: str, max_length: int = 512, batch_size: int = 32) -> Embedder:
-    """An embedder by name: "attributes"; `models.SENTENCES` (all-MiniLM-L6-v2); or any language model or encoder of
-    transformers, by hub id or folder."""
+    """An embedder by name: "attributes"; `models.SENTENCES` (all-MiniLM-L6-v2); or any language model, encoder or
+    reward model of transformers, by hub id or folder. The features of a reward model are those that its head reads,
+    where it is a decoder with one output: published, or of notebook 02."""
     if name == ATTRIBUTES:
         return Embedder(name)
-    model = hub.from_hub(AutoModel, name, dtype=torch.float32).eval()
+    more: dict[str, Any] = {}
+    if whole := _reward_model(name):
+        model, head = whole.base_model, whole.score.weight[0].detach().cpu().numpy()
+        more = {"head": head, "pooling": getattr(whole, "pooling", "own")}
+    else:
+        model = hub.from_hub(AutoModel, name, dtype=torch.float32).eval()
     model = model.to("cuda" if torch.cuda.is_available() else "cpu")
     decoder = is_decoder(model)
     tokenizer = hub.load_tokenizer(name) if decoder else hub.from_hub(AutoTokenizer, name)
     limit = min(max_length, context_of(model.config) or max_length)
-    return Embedder(name, model, tokenizer, decoder, limit, batch_size)
+    return Embedder(name, model, tokenizer, decoder, max_length=limit, batch_size=batch_size, **more)

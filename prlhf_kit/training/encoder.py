@@ -126,7 +126,7 @@ def fit_encoder(
         strength = min(loss, key=lambda one: loss[one])
     weights = _train(z, who, same, strength, variational, config)
     pooled, shared = weights.pooled.double().numpy(), weights.shared.double().numpy()
-    found = Encoder(kind, scale, pooled, shared, {}, strength, weights)
+    found = Encoder(kind, scale, pooled, shared, {}, strength, len(names), weights)
     return found.adapt(difference, user_ids)
 
 

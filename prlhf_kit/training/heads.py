@@ -4,10 +4,10 @@ Bradley-Terry models: P(chosen over rejected) = sigmoid(w_u . z), z = f(x, chose
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,6 +21,7 @@ from sklearn.model_selection import GroupKFold
 from prlhf_kit.data.chat import prompt_texts_of
 from prlhf_kit.models.features import Embedder
 from prlhf_kit.models.rewards import Text, messages
+from prlhf_kit.training.lbfgs import minimised
 
 # The user's weights w_u: w_0, the same for all; w_0 + d_u; w_0 + a_u V (LoRe, arXiv 2504.14439, whose first row of V is
 # w_0 here; PReF, arXiv 2503.06358); w_0 + sum_k softmax(p_u)_k H_k (PAL, arXiv 2406.08469). What is personal is
@@ -28,8 +29,9 @@ from prlhf_kit.models.rewards import Text, messages
 KINDS = ("pooled", "per_user", "low_rank", "mixture")
 STRENGTHS = (0.001, 0.01, 0.1, 1.0, 10.0, 100.0)  # tried for w_0 and for what is personal
 RANKS = (1, 2, 3, 4, 6)  # r of low_rank, K of mixture
+STEPS, MANY_USERS = 10, 2000  # of L-BFGS for the heads from which low rank and mixture start, of up to so many users
 
-# w_0 [d], own numbers [users, .], and what is shared, V or H [size, d]
+# of F fits side by side: w_0 [F, d], own numbers [F, users, .], and what is shared, V or H [F, size, d]
 Weights = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
@@ -41,8 +43,9 @@ class Heads:
     scale: np.ndarray  # [d], by which features are divided
     pooled: np.ndarray  # w_0 [d]
     shared: np.ndarray  # V or H [size, d]; of other kinds [0, d]
-    users: dict[str, np.ndarray]  # own numbers: d_u, a_u or p_u
+    users: dict[str, np.ndarray]  # own numbers, d_u, a_u or p_u: of those in the fit, then of those adapted to
     strength: float  # of the regularisation of what is personal; of w_0, where nothing is
+    fitted: int  # users in the fit
 
     @property
     def size(self) -> int:
@@ -51,39 +54,49 @@ class Heads:
 
     def weights(self, user_ids: Sequence[str | None]) -> np.ndarray:
         """`[n, d]`, in units of the scaled features; users who are not known get the mean user's."""
-        mean = np.mean(list(self.users.values()), 0)
+        mean = self._fitted().mean(0)
         own = np.array([mean if user is None else self.users.get(user, mean) for user in user_ids])
+        own = own.reshape(len(own), len(mean))  # of nobody, too
         if self.kind == "mixture":
             own = softmax(own, 1)
         return self.pooled + (own if self.kind == "per_user" else own @ self.shared)
+
+    def _fitted(self) -> np.ndarray:
+        """Own numbers `[fitted, .]` of the users in the fit."""
+        return np.array(list(islice(self.users.values(), self.fitted)))
 
     def reward(self, features: np.ndarray, user_ids: Sequence[str | None]) -> np.ndarray:
         """Rewards `[n]` of features `[n, d]`; for differences of features, the log-odds of the preference."""
         return ((features / self.scale) * self.weights(user_ids)).sum(1)
 
+    def prior(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean `[s]` and precision `[s, s]` of a new user's own numbers: mean and covariance of the seen users' `a_u`
+        (low rank), mean of their `p_u` with variance 1 (mixture), or 0 with the strength of the fit (per user)."""
+        known = self._fitted()
+        centre = known.mean(0) if self.kind != "per_user" else np.zeros_like(known[0])
+        if self.kind != "low_rank":
+            return centre, np.eye(len(centre)) * (1.0 if self.kind == "mixture" else self.strength)
+        spread = (known - centre).T @ (known - centre) / max(len(known) - 1, 1)
+        return centre, np.linalg.inv(spread + 0.05 * spread.diagonal().mean() * np.eye(len(spread)))
+
     def adapt(self, difference: np.ndarray, user_ids: Sequence[str]) -> Heads:
-        """These rewards with new users, whose own numbers alone are fitted to their few pairs (`difference` `[n, d]`).
-        Prior: mean and covariance of the seen users' `a_u` (low rank), mean of their `p_u` with variance 1 (mixture),
-        or w_0 with the strength of the fit (per user)."""
+        """These rewards with new users, whose own numbers alone are fitted to their few pairs (`difference` `[n, d]`)
+        and the `prior`."""
         if self.kind == "pooled":
             return self
         who, names = pd.factorize(np.array(user_ids, dtype=object), sort=True)
-        z, rows = torch.tensor(difference / self.scale, dtype=torch.float64), torch.tensor(who)
-        known = torch.tensor(np.array(list(self.users.values())))
-        centre = known.mean(0) if self.kind != "per_user" else torch.zeros_like(known[0])
-        precision = torch.eye(known.shape[1], dtype=torch.float64) * (1.0 if self.kind == "mixture" else self.strength)
-        if self.kind == "low_rank":
-            spread = (known - centre).T @ (known - centre) / max(len(known) - 1, 1)
-            precision = torch.linalg.inv(spread + 0.05 * spread.diagonal().mean() * torch.eye(len(spread)))
-        own = centre.repeat(len(names), 1).requires_grad_()
-        pooled, shared = torch.tensor(self.pooled), torch.tensor(self.shared)
+        rows, z = torch.tensor(who), difference / self.scale  # float64, as the scale
+        offset = torch.tensor(z @ self.pooled)
+        seen = torch.tensor(z if self.kind == "per_user" else z @ self.shared.T)
+        centre, precision = map(torch.tensor, self.prior())
 
-        def loss() -> torch.Tensor:
+        def loss(own: torch.Tensor) -> torch.Tensor:
             prior = 0.5 * (((own - centre) @ precision) * (own - centre)).sum()
-            return _nll(self.kind, z, rows, pooled, own, shared) + prior
+            weights = own.softmax(1) if self.kind == "mixture" else own
+            return F.softplus(-offset - (seen * F.embedding(rows, weights)).sum(1)).sum() + prior
 
-        _minimise(loss, own)
-        return replace(self, users=self.users | dict(zip(names, own.detach().numpy(), strict=True)))
+        [own] = minimised(loss, [centre.repeat(len(names), 1)], [precision.diagonal().rsqrt()])
+        return replace(self, users=self.users | dict(zip(names, own.numpy(), strict=True)))
 
 
 def fit_heads(
@@ -94,47 +107,156 @@ def fit_heads(
     scale: np.ndarray,
     strengths: Sequence[float] = STRENGTHS,
     sizes: Sequence[int] = RANKS,
+    prior: np.ndarray | None = None,
 ) -> Heads:
     """Fit one kind of rewards; its strengths and size are those with the least cross-validated negative log-likelihood
-    (5 folds).
+    (5 folds, fitted side by side).
 
     Args:
         difference: `[n, d]`, features of the chosen minus those of the rejected response.
         user_ids, prompts: `[n]`; pairs of one prompt are in the same fold.
         scale: `[d]`, standard deviation of the features of the training responses.
         sizes: r or K to choose from, those below the number of users.
+        prior: `[d]`, weights of a known reward, towards which w_0 is regularised (a reward model's own head); None: 0.
     """
     if kind not in KINDS:
         raise ValueError(f"kind={kind!r}: expected one of {', '.join(KINDS)}.")
     groups = pd.factorize(pd.Series([str(p) for p in prompts]))[0]
-    scale = np.where(scale > 0, scale, 1.0) * difference.shape[1] ** 0.5  # so that strengths mean the same for any d
+    # so that strengths mean the same for any d
+    scale = np.where(scale > 0, scale, 1.0).astype(np.float64) * difference.shape[1] ** 0.5
     who, names = pd.factorize(np.array(user_ids, dtype=object), sort=True)
-    z, rows, users = torch.tensor(difference / scale, dtype=torch.float64), torch.tensor(who), len(names)
-    folds = [tuple(map(torch.tensor, fold)) for fold in GroupKFold(5).split(difference, groups=groups)]
-    nobody: list[Any] = [torch.zeros(users, 0, dtype=torch.float64), torch.zeros(0, z.shape[1], dtype=torch.float64)]
+    order = np.argsort(who, kind="stable")
+    z = torch.from_numpy((difference / scale)[order])
+    basis = _right_singular(z)  # in which features are uncorrelated
+    known = np.zeros_like(scale) if prior is None else prior * scale
+    pairs = _Pairs(z @ basis.T, z @ torch.tensor(known), torch.tensor(who[order]), len(names))
 
-    def validated(kind: str, fits: Sequence[Weights]) -> float:
-        """Negative log-likelihood of a pair (nats) that each fold's fit gives to what it was not fitted to."""
-        held_out = zip(folds, fits, strict=True)
-        return sum(_nll(kind, z[held], rows[held], *fit).item() for (_, held), fit in held_out) / len(z)
+    def fitted(kind: str, sizes: Sequence[int], base: float, strength: float, to: torch.Tensor) -> list[Weights]:
+        pooled = _fit("pooled", [0], base, base, pairs, to, torch.zeros(len(to), len(basis), dtype=torch.float64))
+        return pooled if kind == "pooled" else _fit(kind, sizes, base, strength, pairs, to, pooled[0][0])
+
+    def chosen(kind: str, sizes: Sequence[int], base: float | None = None) -> tuple[int, float]:
+        """Size and strength; `base`: that of w_0, None: the same as the other."""
+        if len(sizes) * len(strengths) == 1:
+            return sizes[0], strengths[0]
+        to = torch.ones(5, len(z), dtype=torch.float64)
+        for fold, (_, held) in enumerate(GroupKFold(5).split(order, groups=groups[order])):
+            to[fold, held] = 0.0
+        found: dict[tuple[int, float], float] = {}  # negative log-likelihood of what was left out
+        for s in sorted(strengths, reverse=True):
+            for size, weights in zip(sizes, fitted(kind, sizes, base or s, s, to), strict=True):
+                left_out = F.softplus(-_log_odds(kind, pairs, *weights)) * (1 - to)
+                found[size, s] = left_out.sum().item()
+            # of a size for which this was clearly too weak, weaker ones are not tried
+            best = {size: min(v for (n, _), v in found.items() if n == size) for size in sizes}
+            sizes = [size for size in sizes if found[size, s] < 1.05 * best[size]]
+            if not sizes:
+                break
+        return min(found, key=lambda tried: found[tried])
 
     # first the strength of w_0, as for everybody; then size and strength of what is personal
-    common = {s: [fit_pooled(z[train], s) for train, _ in folds] for s in strengths}
-    base = strength = min(strengths, key=lambda s: validated("pooled", [(w0, *nobody) for w0 in common[s]]))
-    wanted = {"pooled": [], "per_user": [0]}.get(kind, [n for n in sizes if n < users])
-    personal = []
-    for s in strengths if wanted else ():
-        fits = [
-            _fit(kind, wanted, base, s, z[train], rows[train], users, w0)
-            for (train, _), w0 in zip(folds, common[base], strict=True)
-        ]
-        personal += [(validated(kind, of_size), n, s) for n, *of_size in zip(wanted, *fits, strict=True)]
-    weights: Weights = (fit_pooled(z, base), *nobody)
-    if personal:
-        _, size, strength = min(personal)
-        [weights] = _fit(kind, [size], base, strength, z, rows, users, weights[0])
-    w0, own, shared = (part.numpy() for part in weights)
-    return Heads(kind, scale, w0, shared, dict(zip(names, own, strict=True)), strength)
+    size, strength = _, base = chosen("pooled", [0])
+    if sizes := {"pooled": [], "per_user": [0]}.get(kind, [n for n in sizes if n < len(names)]):
+        size, strength = chosen(kind, sizes, base)
+    [weights] = fitted(kind if sizes else "pooled", [size], base, strength, torch.ones(1, len(z), dtype=torch.float64))
+    w0, own, shared = (part[0] for part in weights)
+    own_of = dict(zip(names, (own @ basis if kind == "per_user" else own).numpy(), strict=True))
+    return Heads(kind, scale, known + (w0 @ basis).numpy(), (shared @ basis).numpy(), own_of, strength, len(names))
+
+
+class _Pairs:
+    """Differences `z` `[n, d]` of features, those of a user together, in a basis in which they are uncorrelated, and
+    the log-odds `offset` `[n]` that are known beforehand."""
+
+    def __init__(self, z: torch.Tensor, offset: torch.Tensor, rows: torch.Tensor, users: int):
+        self.z, self.offset, self.rows = z, offset, rows
+        self.counts = torch.bincount(rows, minlength=users)
+        # of the negative log-likelihood where both responses are as likely, about: [users, d], each user's part in it
+        self.curvature = z.square().sum(0) / 4
+        self.share = (self.counts / len(z))[:, None]
+
+
+def _log_odds(kind: str, pairs: _Pairs, w0, own, shared) -> torch.Tensor:
+    """`[F, n]`, of all pairs by F fits."""
+    if kind == "per_user":
+        of_users = zip(pairs.z.split(pairs.counts.tolist()), own.unbind(1), strict=True)
+        return pairs.offset + (pairs.z @ w0.T + torch.cat([z @ heads.T for z, heads in of_users])).T
+    all_shared = torch.cat([w0[:, None], shared], 1)
+    seen = (pairs.z @ all_shared.flatten(0, 1).T).view(len(pairs.z), *all_shared.shape[:2]).transpose(0, 1)
+    own = (own.softmax(-1) if kind == "mixture" else own)[:, pairs.rows]
+    return pairs.offset + seen[..., 0] + (seen[..., 1:] * own).sum(-1)
+
+
+def _fit(kind: str, sizes: Sequence[int], base: float, strength: float, pairs: _Pairs, fitted_to, w0) -> list[Weights]:
+    """Fits of each of `sizes` to the pairs of which `fitted_to` `[F, n]` is 1, from `w0` `[F, d]`. Low rank and
+    mixture, which are not convex, start from the heads of single users: their best approximation of that rank, or their
+    k-means."""
+
+    # what is only compared with others needs no more than this share of the loss
+    gain = 1e-3 if len(fitted_to) > 1 else 0.0
+
+    def least(kind: str, w0, own, shared, steps: int = 100) -> Weights:
+        # a mixture's logits are only kept finite
+        of_own = 2e-2 if kind == "mixture" else strength
+
+        def loss(w0, own, shared) -> torch.Tensor:
+            penalty = of_own * own.square().sum() + strength * shared.square().sum() + base * w0.square().sum()
+            return (F.softplus(-_log_odds(kind, pairs, w0, own, shared)) * fitted_to).sum() + penalty / 2
+
+        curved = _curvature(kind, pairs, own, shared)
+        hessian = zip((pairs.curvature.expand_as(w0), *curved), (base, of_own, strength), strict=True)
+        scales = [(part + ridge).rsqrt() for part, ridge in hessian]
+        w0, own, shared = minimised(loss, (w0, own, shared), scales, steps, gain)
+        return w0, own, shared
+
+    zeros = w0.new_zeros(len(w0), len(pairs.counts), w0.shape[1])
+    if kind == "pooled":
+        return [least(kind, w0, zeros[..., :0], zeros[:, :0])]
+    if kind == "per_user":
+        return [least(kind, w0, zeros, zeros[:, :0])]
+    if len(pairs.counts) <= MANY_USERS:
+        w0, heads, _ = least("per_user", w0, zeros, zeros[:, :0], STEPS)
+    else:  # one step of Newton's for each, with the Hessian's diagonal, is enough to see in what they differ
+        errors = torch.sigmoid(-_log_odds("pooled", pairs, w0, zeros[..., :0], zeros[:, :0])) * fitted_to
+        slopes = [zero.index_add(0, pairs.rows, e[:, None] * pairs.z) for zero, e in zip(zeros, errors, strict=True)]
+        heads = torch.stack(slopes) / (pairs.share * pairs.curvature + strength)
+    starts = _of_low_rank(heads, sizes) if kind == "low_rank" else _clustered(heads, sizes)
+    return [least(kind, w0, *start) for start in starts]
+
+
+def _of_low_rank(heads: torch.Tensor, sizes: Sequence[int]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """The best approximations a V of the users' heads `[F, users, d]`."""
+    v = _right_singular(heads)
+    for size in sizes:
+        own = heads @ v[:, :size].mT
+        root = own.norm(dim=1).sqrt() + 1e-3
+        yield own / root[:, None], root[..., None] * v[:, :size]
+
+
+def _right_singular(z: torch.Tensor) -> torch.Tensor:
+    """Right singular vectors `[..., min(n, d), d]` of `z` `[..., n, d]`, which are those of z'z."""
+    return torch.linalg.svd(z if z.shape[-2] < z.shape[-1] else z.mT @ z, full_matrices=False).Vh
+
+
+def _clustered(heads: torch.Tensor, sizes: Sequence[int]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Logits of each user's cluster of heads `[F, users, d]`, and the clusters' means."""
+    for size in sizes:
+        means = [KMeans(size, n_init=5, random_state=0).fit(fold.numpy()) for fold in heads]
+        labels = torch.tensor(np.array([fold.labels_ for fold in means])).long()
+        own = 2.0 * F.one_hot(labels, size).double() - 2.0 / size
+        yield own, torch.tensor(np.array([fold.cluster_centers_ for fold in means]))
+
+
+def _curvature(kind: str, pairs: _Pairs, own, shared) -> tuple[torch.Tensor, torch.Tensor]:
+    """Diagonals of the Hessian of the negative log-likelihood in own numbers and in what is shared, about."""
+    if kind == "per_user":
+        return (pairs.share * pairs.curvature).expand_as(own), shared
+    weights = own.softmax(-1) if kind == "mixture" else own
+    of_shared = (pairs.share * weights.square()).sum(1)[..., None] * pairs.curvature  # [F, size, d]
+    apart = shared[:, None]  # [F, 1, size, d]
+    if kind == "mixture":
+        apart = weights[..., None] * (apart - (weights @ shared)[:, :, None])  # [F, users, size, d]
+    return pairs.share * (apart.square() @ pairs.curvature), of_shared
 
 
 def head_coefficients(pairs: Dataset, embedder: Embedder, rank: int) -> dict[str, np.ndarray]:
@@ -154,67 +276,11 @@ def head_coefficients(pairs: Dataset, embedder: Embedder, rank: int) -> dict[str
 def fit_pooled(z: torch.Tensor, strength: float, towards: torch.Tensor | None = None) -> torch.Tensor:
     """One Bradley-Terry head `[d]` for the differences `z` `[n, d]` (float64), regularised towards `towards` (0)."""
     centre = torch.zeros(z.shape[1], dtype=torch.float64) if towards is None else towards
-    w = centre.clone().requires_grad_()
-    _minimise(lambda: F.softplus(-z @ w).sum() + strength / 2 * (w - centre).square().sum(), w)
-    return w.detach()
 
+    def loss(w: torch.Tensor) -> torch.Tensor:
+        return F.softplus(-z @ w).sum() + strength / 2 * (w - centre).square().sum()
 
-def _fit(
-    kind: str, sizes: Sequence[int], pooled_strength: float, strength: float, z, rows, users: int, pooled: torch.Tensor
-) -> list[Weights]:
-    """The weights of one kind for each of `sizes`; w_0 starts at `pooled`. Low rank and mixture, which are not convex,
-    start from the heads of single users: their best approximation of that rank, or their k-means."""
-
-    def minimised(kind: str, pooled: torch.Tensor, own: torch.Tensor, shared: torch.Tensor) -> Weights:
-        w0, own, shared = (start.contiguous().clone().requires_grad_() for start in (pooled, own, shared))
-        # a mixture's logits are only kept finite
-        of_own = 1e-2 if kind == "mixture" else strength / 2
-
-        def loss() -> torch.Tensor:
-            penalty = of_own * own.square().sum() + strength / 2 * shared.square().sum()
-            return _nll(kind, z, rows, w0, own, shared) + penalty + pooled_strength / 2 * w0.square().sum()
-
-        _minimise(loss, w0, own, shared)
-        return w0.detach(), own.detach(), shared.detach()
-
-    d = z.shape[1]
-    zeros = torch.zeros(users, d, dtype=torch.float64)
-    w0, heads, nothing = minimised("per_user", pooled, zeros, zeros[:0])
-    if kind == "per_user":
-        return [(w0, heads, nothing)]
-    found = []
-    u, s, v = torch.linalg.svd(heads, full_matrices=False)
-    for size in sizes:
-        if kind == "low_rank":
-            root = s[:size].sqrt() + 1e-3
-            own, shared = u[:, :size] * root, root[:, None] * v[:size]
-        else:
-            means = KMeans(size, n_init=5, random_state=0).fit(heads.numpy())
-            own = 2.0 * F.one_hot(torch.tensor(means.labels_).long(), size).double()
-            shared = torch.tensor(means.cluster_centers_).double()
-        found.append(minimised(kind, w0, own, shared))
-    return found
-
-
-def _nll(kind: str, z, rows, pooled, own, shared) -> torch.Tensor:
-    """Negative log-likelihood (nats) of all pairs: `z` `[n, d]`, of the users in `rows` `[n]`."""
-    seen = z if kind == "per_user" else z @ shared.T  # `[n, d]`, or what the shared heads say `[n, size]`
-    own = F.embedding(rows, own.softmax(-1) if kind == "mixture" else own)
-    return F.softplus(-(z @ pooled + (seen * own).sum(1))).sum()
-
-
-def _minimise(loss: Callable[[], torch.Tensor], *parameters: torch.Tensor) -> None:
-    optimizer = torch.optim.LBFGS(
-        parameters, max_iter=100, tolerance_grad=1e-4, tolerance_change=1e-6, line_search_fn="strong_wolfe"
-    )
-
-    def closure() -> Any:
-        optimizer.zero_grad()
-        value = loss()
-        value.backward()
-        return value
-
-    optimizer.step(closure)
+    return minimised(loss, [centre], [(z.square().sum(0) / 4 + strength).rsqrt()])[0]
 
 
 @dataclass

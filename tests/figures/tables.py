@@ -91,6 +91,9 @@ TABLES = {
         }
     ),
     "reward_new_users": pd.DataFrame({"method": ["pooled, x"] + ["low_rank, x"] * 3, "k": [0, 1, 2, 4], **INTERVALS}),
+    "questions_asked": pd.DataFrame(
+        {"method": ["random, x"] * 2 + ["most informative, x"] * 2, "k": [0, 1] * 2, **INTERVALS}
+    ),
     "domain_heatmap": pd.DataFrame({"model": list("aabb"), "pairs_of": list("abab"), "n": 24, **INTERVALS}),
     "trade_off": TRADE_OFF,
     "reward_heads": pd.DataFrame(

@@ -6,6 +6,8 @@ import torch
 
 from prlhf_kit.data.schema import message
 from prlhf_kit.models.features import Embedder, load_embedder
+from prlhf_kit.models.reward_model import new_reward_model, save_beside
+from prlhf_kit.models.rewards import load_reward
 
 
 def test_embedding_reads_responses_only_once_and_is_kept(make_tiny, tokenizer, tmp_path, monkeypatch):
@@ -29,6 +31,21 @@ def test_of_a_long_prompt_the_response_is_left(make_tiny, tokenizer):
     long = message("user", "word " * 60)
     vectors = embedder([long, long], [message("assistant", "Yes."), message("assistant", "No, never.")])
     assert not np.allclose(*vectors)
+
+
+def test_a_reward_models_features_are_what_its_head_reads(base, tokenizer, tmp_path):
+    prompts = [message("user", "Why?")] * 2
+    responses = [message("assistant", text) for text in ("Because of the rain.", "No.")]
+    ours, published = new_reward_model(base, "mean"), new_reward_model(base, "own", seed=1)
+    for name, model in (("ours", ours), ("published", published)):
+        model.save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+    save_beside(ours, tmp_path / "ours", None)
+    for name in ("ours", "published"):
+        embedder = load_embedder(str(tmp_path / name))
+        expected = load_reward(str(tmp_path / name)).score(prompts, responses).numpy()
+        assert embedder(prompts, responses) @ embedder.head == pytest.approx(expected, abs=1e-5)
+    assert load_embedder(base).head is None
 
 
 def test_the_embedded_sentence_model_reads_a_text_as_its_tokenizer_gives_it():

@@ -4,7 +4,8 @@ import functools
 
 import numpy as np
 import pytest
-from scipy.special import expit
+from scipy.optimize import minimize
+from scipy.special import expit, softmax
 from sklearn.linear_model import LogisticRegression
 
 import prlhf_kit as kit
@@ -45,6 +46,36 @@ def test_pooled_equals_logistic_regression():
     both = np.concatenate([scaled, -scaled]), np.repeat([1, 0], len(z))
     theirs = LogisticRegression(C=1 / (0.5 * 2), fit_intercept=False, tol=1e-8).fit(*both)  # every pair twice
     assert found.pooled == pytest.approx(theirs.coef_[0], abs=1e-3)
+
+
+@pytest.mark.parametrize("kind", PERSONAL)
+def test_scipy_finds_no_better_weights_from_there(kind):
+    z, who, prompts = simulate(120)
+    found = fit_heads(kind, z, who, prompts, np.ones(3), strengths=(0.3,), sizes=(2,))
+    rows, own = np.unique(who, return_inverse=True)[1], np.array(list(found.users.values()))
+    ends = np.cumsum([3, own.size])
+
+    def objective(weights):
+        w0, own_numbers, shared = np.split(weights, ends)
+        own_numbers, shared = own_numbers.reshape(own.shape), shared.reshape(found.shared.shape)
+        heads = own_numbers if kind == "per_user" else own_numbers @ shared
+        if kind == "mixture":
+            heads = softmax(own_numbers, 1) @ shared
+        ridge = 0.02 if kind == "mixture" else 0.3
+        penalty = 0.3 * (w0 @ w0 + (shared**2).sum()) + ridge * (own_numbers**2).sum()
+        return np.logaddexp(0, -((z / found.scale) * (w0 + heads[rows])).sum(1)).sum() + penalty / 2
+
+    start = np.concatenate([found.pooled, own.ravel(), found.shared.ravel()])
+    assert minimize(objective, start, method="L-BFGS-B").fun > objective(start) - 1e-3  # nats, of all pairs
+
+
+def test_a_known_reward_is_where_the_pooled_head_starts_from():
+    z, known = np.random.default_rng(0).normal(size=(6, 8)), np.arange(8.0)  # fewer pairs than features
+    found = fit_heads("pooled", z[:4], list("abab"), range(4), np.ones(8), strengths=(1e9,), prior=known)
+    assert found.reward(z, ["a"] * 6) == pytest.approx(z @ known, abs=1e-5)
+    free = fit_heads("pooled", z[:4], list("abab"), range(4), np.ones(8), strengths=(0.1,), prior=-known)
+    nll = [np.logaddexp(0, -odds).sum() for odds in (free.reward(z[:4], ["a"] * 4), -z[:4] @ known)]
+    assert nll[0] < nll[1]  # and goes from there where the pairs want it
 
 
 @pytest.mark.parametrize("kind", KINDS)

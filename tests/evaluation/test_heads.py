@@ -1,0 +1,39 @@
+"""Heads on frozen features: what is asked of new users."""
+
+import numpy as np
+import pytest
+from datasets import Dataset, DatasetDict
+
+from prlhf_kit.data.schema import record
+from prlhf_kit.evaluation import heads
+from prlhf_kit.evaluation.heads import Embedded
+from prlhf_kit.models.features import Embedder
+from prlhf_kit.training.heads import Heads
+
+
+def test_questions_that_tell_something_beat_random_ones():
+    """Ten pairs of each new user, of which only one shows what is theirs."""
+    users = {str(i): np.array([sign]) for i, sign in enumerate([3.0, -3.0])}
+    low_rank = Heads("low_rank", np.ones(2), np.zeros(2), np.array([[1.0, 0]]), users, 1.0, 2)
+    data, embedded = DatasetDict(), {}
+    for split, first in (("adapt_unseen", np.eye(10)[7]), ("test_unseen", np.ones(10))):
+        rows = [record(f"{split}-{u}-{i}", u, f"{split} {i}", "Yes.", "No.") for u in "ab" for i in range(10)]
+        data[split] = Dataset.from_list(rows)
+        taste = np.concatenate([first, -first])  # b wants the opposite of what a does
+        embedded[split] = Embedded(np.column_stack([taste, np.ones(20)]), np.zeros((20, 2)))
+    table = heads.questions_asked(low_rank, data, embedded, most=3, draws=4)
+    found = table.groupby(["k", "method"]).value.mean().unstack()
+    assert found.index.tolist() == [0, 1, 2, 3]
+    assert found[heads.INFORMATIVE].tolist() == [0.5, 1, 1, 1]
+    assert found[heads.RANDOM][0] == 0.5
+    assert found[heads.RANDOM][3] < 1
+    assert heads.questions_asked(low_rank, DatasetDict(train=data["test_unseen"]), embedded).empty
+
+
+def test_the_head_of_a_reward_model_is_what_is_regularised_towards():
+    pairs = Dataset.from_list([record(f"p{i}", "ab"[i % 2], f"Prompt {i}?", "Yes.", "No.") for i in range(10)])
+    nothing = Embedded(np.zeros((10, 2)), np.zeros((10, 2)))
+    reward_model, other = Embedder("rm", head=np.array([1.0, 2.0])), Embedder("other")
+    for embedders, expected in (([reward_model], [1.0, 2.0]), ([reward_model, other], [0.0, 0.0]), ([], [0.0, 0.0])):
+        found = heads.fit("pooled", pairs, nothing, embedders)
+        assert found.reward(np.eye(2), ["a", "b"]) == pytest.approx(expected)
