@@ -63,6 +63,7 @@ bench: setup
 	$(BIN)/python benchmarks/data.py --json benchmarks/data.json
 	$(BIN)/python benchmarks/pdpo.py --json benchmarks/pdpo.json
 	$(BIN)/python benchmarks/reward.py --json benchmarks/reward.json
+	$(BIN)/python benchmarks/heads.py --json benchmarks/heads.json
 	$(BIN)/python benchmarks/decoding.py --json benchmarks/decoding.json
 
 lab: setup

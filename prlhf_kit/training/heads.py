@@ -13,12 +13,10 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from datasets import Dataset
 from scipy.special import softmax
 from sklearn.cluster import KMeans
 from sklearn.model_selection import GroupKFold
 
-from prlhf_kit.data.chat import prompt_texts_of
 from prlhf_kit.models.features import Embedder
 from prlhf_kit.models.rewards import Text, messages
 from prlhf_kit.training.lbfgs import minimised
@@ -257,20 +255,6 @@ def _curvature(kind: str, pairs: _Pairs, own, shared) -> tuple[torch.Tensor, tor
     if kind == "mixture":
         apart = weights[..., None] * (apart - (weights @ shared)[:, :, None])  # [F, users, size, d]
     return pairs.share * (apart.square() @ pairs.curvature), of_shared
-
-
-def head_coefficients(pairs: Dataset, embedder: Embedder, rank: int) -> dict[str, np.ndarray]:
-    """Each user's place among the others, `[rank]`, by a low-rank head on frozen features of their pairs: principal
-    coordinates of `a_u`, the first with variance 1. Empty for fewer than `rank` + 1 users."""
-    if len(set(pairs["user_id"])) <= rank:
-        return {}
-    chosen, rejected = np.split(embedder(pairs["prompt"][:] * 2, pairs["chosen"][:] + pairs["rejected"][:]), 2)
-    scale = np.concatenate([chosen, rejected]).std(0)
-    texts = prompt_texts_of(pairs)
-    heads = fit_heads("low_rank", chosen - rejected, pairs["user_id"], texts, scale, sizes=(rank,))
-    own = np.array(list(heads.users.values()))
-    axes, spread, _ = np.linalg.svd(own - own.mean(0), full_matrices=False)
-    return dict(zip(heads.users, axes * spread / spread[0] * len(own) ** 0.5, strict=True))
 
 
 def fit_pooled(z: torch.Tensor, strength: float, towards: torch.Tensor | None = None) -> torch.Tensor:

@@ -31,7 +31,6 @@ from prlhf_kit.models.user_index import UserIndex
 from prlhf_kit.models.user_models import USER_MODELS
 from prlhf_kit.training.config import PersonalizedDPOConfig
 from prlhf_kit.training.controls import LABELS, WITHOUT_USERS, control_pairs
-from prlhf_kit.training.heads import head_coefficients
 from prlhf_kit.training.launch import (
     DTYPES,
     check_train_base,
@@ -44,6 +43,7 @@ from prlhf_kit.training.pdpo import FROZEN_BASE, PersonalizedDPOTrainer
 from prlhf_kit.training.presets import preset
 from prlhf_kit.training.resume import HISTORY, fit
 from prlhf_kit.training.sft import SFTRecipe, contexts_of, train_sft, with_reader, without_reference
+from prlhf_kit.training.user_start import head_coefficients
 
 
 @dataclass(frozen=True, kw_only=True)

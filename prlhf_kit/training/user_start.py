@@ -1,0 +1,24 @@
+"""Where the users of a low-rank user model start: where a head on frozen features puts them."""
+
+from __future__ import annotations
+
+import numpy as np
+from datasets import Dataset
+
+from prlhf_kit.data.chat import prompt_texts_of
+from prlhf_kit.models.features import Embedder
+from prlhf_kit.training.heads import fit_heads
+
+
+def head_coefficients(pairs: Dataset, embedder: Embedder, rank: int) -> dict[str, np.ndarray]:
+    """Each user's place among the others, `[rank]`, by a low-rank head on frozen features of their pairs: principal
+    coordinates of `a_u`, the first with variance 1. Empty for fewer than `rank` + 1 users."""
+    if len(set(pairs["user_id"])) <= rank:
+        return {}
+    chosen, rejected = np.split(embedder(pairs["prompt"][:] * 2, pairs["chosen"][:] + pairs["rejected"][:]), 2)
+    scale = np.concatenate([chosen, rejected]).std(0)
+    texts = prompt_texts_of(pairs)
+    heads = fit_heads("low_rank", chosen - rejected, pairs["user_id"], texts, scale, sizes=(rank,))
+    own = np.array(list(heads.users.values()))
+    axes, spread, _ = np.linalg.svd(own - own.mean(0), full_matrices=False)
+    return dict(zip(heads.users, axes * spread / spread[0] * len(own) ** 0.5, strict=True))
