@@ -153,7 +153,7 @@ def trade_off(
     "general" pairs), clustered by prompt; `chosen`: what 5-fold cross-validation on the domains' pairs prefers.
     """
     everything = np.concatenate([*general[1], *(part for _, e in domains.values() for part in e)])
-    prompts = _prompts(general[0])
+    prompts = prompt_texts_of(general[0])
     first = fit_heads("pooled", general[1].difference, ["general"] * len(prompts), prompts, everything.std(0))
 
     def z(features: Embedded) -> torch.Tensor:
@@ -162,11 +162,11 @@ def trade_off(
     mixed = z(general[1])[np.random.default_rng(seed).permutation(len(prompts))]
     own, tests = ({name: z(e) for name, (_, e) in sets.items()} for sets in (domains, domain_tests))
     for_all = z(general_test[1])
-    groups = {name: pd.factorize(pd.Series(_prompts(pairs)))[0] for name, (pairs, _) in domains.items()}
+    groups = {name: pd.factorize(pd.Series(prompt_texts_of(pairs)))[0] for name, (pairs, _) in domains.items()}
     folds = {name: list(GroupKFold(5).split(of, groups=of)) for name, of in groups.items()}
     asked = {
-        "custom": [prompt for name in domains for prompt in _prompts(domain_tests[name][0])],
-        "general": _prompts(general_test[0]),
+        "custom": [prompt for name in domains for prompt in prompt_texts_of(domain_tests[name][0])],
+        "general": prompt_texts_of(general_test[0]),
     }
     tables = []
     for path in PATHS:
@@ -193,7 +193,3 @@ def trade_off(
 
 def _fit(z: torch.Tensor, strength: float, towards: torch.Tensor) -> torch.Tensor:
     return towards if np.isinf(strength) else fit_pooled(z, strength, towards)
-
-
-def _prompts(pairs: Dataset) -> list[str]:
-    return [str(prompt) for prompt in pairs["prompt"]]
