@@ -6,6 +6,7 @@ import pytest
 
 import prlhf_kit as kit
 from prlhf_kit.data import SchemaError
+from prlhf_kit.data.chat import prompt_texts_of
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +60,7 @@ def test_one_prompt_a_split_names_the_topic(folder):
         assert {row["prompt"][0]["content"] for row in pairs} == {
             f"Land use: which statement do you agree with? (round {turn})"
         }
+    assert prompt_texts_of(data["train"]) == [row["chosen"][0]["content"] for row in data["train"]]
     own = data["train"].filter(lambda row: row["user_id"] == data["train"][0]["user_id"])
     assert len(own) == 4
     assert len(statements(own)) == 8  # none is in a second pair before all are in one
