@@ -38,7 +38,7 @@ lock:
 demo: setup
 	$(BIN)/prlhf run $(DEMO) --run demo $(SIZES) -p dtype $(DTYPE)
 
-# hours: all notebooks at their own sizes, for three seeds; their numbers go into docs/results.md
+# hours: the notebooks of configs/study.yaml at their own sizes, for three seeds; their numbers go into docs/results.md
 study: setup
 	for seed in 0 1 2; do $(BIN)/prlhf pipeline configs/study.yaml --run study-$$seed -p seed $$seed || exit 1; done
 	$(BIN)/prlhf results

@@ -113,9 +113,11 @@ def read(
             plan = {"train": (kept, pairs_per_user), "test_seen": (fresh, test_pairs_per_user)}
             plan["test_own"] = (held_out, test_pairs_per_user)
         for split, ((liked, disliked), most) in plan.items():
-            # each statement in one pair before any is in a second
-            turns = range(len(disliked))
-            pairs = [(a, disliked[(i + turn) % len(disliked)]) for turn in turns for i, a in enumerate(liked)]
+            # each statement of the longer list in one pair before any is in a second
+            few, many = sorted((liked, disliked), key=len)
+            turns = range(len(few))
+            pairs = [(a, few[(i + turn) % len(few)]) for turn in turns for i, a in enumerate(many)]
+            pairs = pairs if many is liked else [(b, a) for a, b in pairs]
             rows += [(split, str(person), *pair) for pair in pairs[:most]]
     # pairs of statements that training asks for
     told = {frozenset(pair) for split, _, *pair in rows if split in TRAINING}

@@ -158,7 +158,7 @@ def ranked_by_pairs(
     data: DatasetDict,
     ks: Sequence[int] = (1, 2, 4, 8),
     *,
-    steps: int = 5,
+    steps: int = 10,
     batch_size: int = 16,
     seed: int = 0,
     **options,

@@ -105,7 +105,7 @@ def _averaged(table: pd.DataFrame, by: list[str], count: str) -> pd.DataFrame:
         means = np.average(part[ends], axis=0, weights=part.n.where(part.n > 0, 1))
         return pd.Series([*means, part.n.agg(count)], index=[*ends, "n"])
 
-    return table.groupby(by, sort=False)[[*ends, "n"]].apply(mean).reset_index()
+    return table.groupby(by, sort=False, dropna=False)[[*ends, "n"]].apply(mean).reset_index()
 
 
 def _told(spec: dict[str, Any], records: Mapping[str, dict[str, Any]]) -> str:

@@ -44,9 +44,9 @@ class PersonalizedDPOConfig(UserSettings, DPOConfig):
         alpha: weight of the user's loss against the generic user's, in [0, 1]. At 1 and 0 the term without weight
             is not computed.
         share_prompt: compute each prompt once for both responses (`training/prompt_once.py`): same loss, less work.
-        pairs_per_row: so many pairs of one user and prompt follow each other (`data.select.in_blocks`) and, with
-            `share_prompt`, share a row of the batch: same loss, faster where users have many short pairs under one
-            prompt. Their order is then the same in every epoch.
+        pairs_per_row: so many pairs of one user and prompt, which follow each other in the training pairs (by
+            `data.select.in_blocks`; recipes call it), share a row of the batch, with `share_prompt`: same loss, faster
+            where users have many short pairs under one prompt. Their order is then the same in every epoch.
         personalized: False trains vanilla DPO on the same pairs in the same order: the control.
     """
 
@@ -67,6 +67,11 @@ class PersonalizedDPOConfig(UserSettings, DPOConfig):
             )
         if self.pairs_per_row > 1:
             self.train_sampling_strategy = "sequential"
+            if self.per_device_train_batch_size % self.pairs_per_row:
+                raise ValueError(
+                    f"pairs_per_row={self.pairs_per_row} does not divide per_device_train_batch_size="
+                    f"{self.per_device_train_batch_size}, so rows would be torn apart. Choose a multiple as batch size."
+                )
         for_this_machine(self)
         super().__post_init__()
 

@@ -20,7 +20,6 @@ from peft.utils.constants import DUMMY_TARGET_MODULES
 from trl import DPOTrainer
 
 from prlhf_kit.data.chat import require_prefix, with_user_text
-from prlhf_kit.data.select import in_blocks
 from prlhf_kit.models.conditioning import ATTRIBUTE, causal_lm, check_length, condition, takes_user_text, user_models
 from prlhf_kit.models.hub import load_tokenizer, name_of
 from prlhf_kit.models.logprobs import REFERENCE, require_lengths, tokenize_pairs
@@ -112,8 +111,6 @@ class PersonalizedDPOTrainer(PersonalizedTraining, DPOTrainer):
                 )
         name = model if isinstance(model, str) else name_of(causal_lm(model))
         args = args or PersonalizedDPOConfig(f"{Path(name).name}-P-DPO")
-        if args.pairs_per_row > 1:
-            train_dataset = in_blocks(train_dataset, args.pairs_per_row, args.seed)
         if isinstance(model, str):
             model = load_base(name, "full" if peft_config is None else "lora", "cpu")  # the trainer moves it
             if args.personalized:

@@ -22,6 +22,7 @@ from transformers import AutoConfig, PreTrainedModel
 from prlhf_kit.data import fingerprint
 from prlhf_kit.data.chat import with_user_text
 from prlhf_kit.data.context import Context, require_context
+from prlhf_kit.data.select import in_blocks
 from prlhf_kit.files import short_hash
 from prlhf_kit.models.conditioning import condition, context_of
 from prlhf_kit.models.features import load_embedder
@@ -127,7 +128,10 @@ def build_trainer(
     these are. `policy`: the base model, where it is loaded already (it is changed)."""
     policy = policy or load_base(model, recipe.train_base, "cpu", recipe.dtype)  # the trainer moves it
     # after the model: with DeepSpeed ZeRO-3, what is loaded later is in pieces, and the users start from its embeddings
-    pairs, personalized = control_pairs(recipe.method, pairs, recipe.settings.get("seed", 42))
+    seed = recipe.settings.get("seed", 42)
+    if (together := recipe.settings.get("pairs_per_row", 1)) > 1:  # by who stated them, for controls too
+        pairs = in_blocks(pairs, together, seed)
+    pairs, personalized = control_pairs(recipe.method, pairs, seed)
     cpu = not torch.accelerator.is_available()
     bf16 = True if cpu and policy.dtype == torch.bfloat16 else None  # None: as the config settles it
     ours = {"output_dir": f"{out}-checkpoints", "use_cpu": cpu, "bf16": bf16}

@@ -12,13 +12,24 @@ from prlhf_kit.training.heads import fit_heads
 
 def head_coefficients(pairs: Dataset, embedder: Embedder, rank: int) -> dict[str, np.ndarray]:
     """Each user's place among the others, `[rank]`, by a low-rank head on frozen features of their pairs: principal
-    coordinates of `a_u`, the first with variance 1. Empty for fewer than `rank` + 1 users."""
+    coordinates of `a_u`, the first with variance 1. Empty for fewer than `rank` + 1 users, or where all are alike.
+
+    Raises `ValueError` for more coordinates than features, and for fewer than 5 prompts.
+    """
     if len(set(pairs["user_id"])) <= rank:
         return {}
+    texts = prompt_texts_of(pairs)
+    if len(set(texts)) < 5:
+        raise ValueError(
+            f"{len(set(texts))} different prompts, expected at least 5 to fit a head: leave user_start out."
+        )
     chosen, rejected = np.split(embedder(pairs["prompt"][:] * 2, pairs["chosen"][:] + pairs["rejected"][:]), 2)
     scale = np.concatenate([chosen, rejected]).std(0)
-    texts = prompt_texts_of(pairs)
+    if rank > chosen.shape[1]:
+        raise ValueError(f"rank {rank}, but {embedder.name!r} has {chosen.shape[1]} features: choose a lower rank.")
     heads = fit_heads("low_rank", chosen - rejected, pairs["user_id"], texts, scale, sizes=(rank,))
     own = np.array(list(heads.users.values()))
     axes, spread, _ = np.linalg.svd(own - own.mean(0), full_matrices=False)
+    if not spread[0]:
+        return {}
     return dict(zip(heads.users, axes * spread / spread[0] * len(own) ** 0.5, strict=True))

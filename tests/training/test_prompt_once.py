@@ -15,6 +15,7 @@ from transformers import (
 
 import prlhf_kit as kit
 from prlhf_kit.data.schema import record
+from prlhf_kit.data.select import in_blocks
 from prlhf_kit.training.prompt_once import DataCollatorForPersonalizedPreference, compute_prompts_once, shares_prompts
 from training.conftest import make_trainer
 
@@ -71,11 +72,11 @@ def test_same_loss_and_gradients(make_tiny, tokenizer, uneven, tmp_path, archite
 def test_pairs_of_one_user_and_prompt_share_a_row(make_tiny, tokenizer, tmp_path):
     says = ["Yes.", "No, " + "really " * 9 + "not!", "Why? " * 4, "Good " * 15]
     rows = [record(f"p{i}", "ab"[i % 2], f"Tell me {i % 2}.", says[i % 4], says[(i + 1) % 4]) for i in range(8)]
-    found = {}
-    for name, way in (("plain", PLAIN), ("shared", {"pairs_per_row": 4})):
+    pairs, found = in_blocks(Dataset.from_list(rows), 4), {}
+    for name, way in (("plain", PLAIN), ("shared", {})):
         model = make_tiny("llama", users=2, offsets=0.5)
-        options = {"alpha": 0.3, "pairs_per_row": 4, **way}
-        found[name] = loss_and_gradients(model, tokenizer, Dataset.from_list(rows), tmp_path, **options)
+        options = {"alpha": 0.3, "pairs_per_row": 4, "per_device_train_batch_size": 4, **way}
+        found[name] = loss_and_gradients(model, tokenizer, pairs, tmp_path, **options)
     same(found["shared"], found["plain"])
     assert len(found["shared"][2]["prompt_ids"]) == 2
 
