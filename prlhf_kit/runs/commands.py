@@ -74,7 +74,7 @@ def add_parsers(commands: Any) -> None:
         "not there, stay. A comment before each table says what it shows (docs/runs.md).",
         epilog="examples:\n  prlhf results\n  prlhf results study-0 study-1 --out notes.md",
     )
-    p.add_argument("dirs", nargs="*", type=Path, metavar="RUN", help=f"runs, or folders of runs (default: {RUNS})")
+    _add_runs(p)
     p.add_argument(
         "--out", type=Path, default=Path("docs/results.md"), metavar="FILE", help="the page (default: %(default)s)"
     )
@@ -93,8 +93,14 @@ def add_parsers(commands: Any) -> None:
         "changes), model and data. died: it says running, but its process is gone.",
         epilog="examples:\n  prlhf runs list\n  prlhf runs list papermill_runs /other/runs",
     )
-    p.add_argument("dirs", nargs="*", type=Path, metavar="RUN", help=f"runs, or folders of runs (default: {RUNS})")
+    _add_runs(p)
     p.set_defaults(action=list_runs)
+
+
+def _add_runs(p: argparse.ArgumentParser) -> None:
+    p.add_argument(
+        "dirs", nargs="*", type=Path, default=[RUNS], metavar="RUN", help=f"runs, or folders of runs (default: {RUNS})"
+    )
 
 
 def _add_options(p: argparse.ArgumentParser) -> None:
@@ -248,7 +254,7 @@ def results(args: argparse.Namespace) -> int:
         raise RunError(
             f"{args.out} is not there. Expected a page with tables that begin with <!-- results: {FORM} -->."
         )
-    text, kept = fill(args.out.read_text(encoding="utf-8"), runs_in(args.dirs or [RUNS]))
+    text, kept = fill(args.out.read_text(encoding="utf-8"), runs_in(args.dirs))
     write_text(args.out, text)
     print("".join(f"no completed run {name}: its tables stay as they are\n" for name in dict.fromkeys(kept)), end="")
     print(f"results: {args.out}")
@@ -257,7 +263,7 @@ def results(args: argparse.Namespace) -> int:
 
 def list_runs(args: argparse.Namespace) -> int:
     """`prlhf runs list`."""
-    rows = [row(run) for run in runs_in(args.dirs or [RUNS])]
+    rows = [row(run) for run in runs_in(args.dirs)]
     print(_in_columns([["run", "stages", "started (UTC)", "time", "commit", "model", "data"], *rows]))
     return 0
 
