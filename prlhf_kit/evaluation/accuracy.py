@@ -26,7 +26,7 @@ from prlhf_kit.models.logprobs import as_read, score_pairs
 from prlhf_kit.models.saving import reference_of
 from prlhf_kit.models.user_index import GENERIC, UserIndex
 from prlhf_kit.training.controls import LABELS, Control
-from prlhf_kit.training.new_users import adapt, log_ratios, tokenized, weigh
+from prlhf_kit.training.new_users import Adapted, adapt, log_ratios, tokenized, weigh
 
 PERSONAL, GENERIC_ROW, VANILLA = "P-DPO, user", "P-DPO, generic row", LABELS["dpo"]
 TEXT, UNTRAINED = "prompt with user text", "untrained"
@@ -162,11 +162,11 @@ def ranked_by_pairs(
     batch_size: int = 16,
     seed: int = 0,
     **options,
-) -> pd.DataFrame:
+) -> tuple[pd.DataFrame, Adapted]:
     """The long table, with `k`, of which pairs of `test_unseen` are ranked right after adapting to k of each new user's
     pairs of `adapt_unseen`: "generic row" (at k=0), `NEAREST`, `MIXED` (known users' rewards, weighted by how likely
-    each makes the k pairs) and, unless `steps=0`, `FITTED`. The pairs of k=2 are among those of k=4. `steps`,
-    `batch_size` and `options` are those of `adapt`."""
+    each makes the k pairs) and, unless `steps=0`, `FITTED`; and what `adapt` found for the largest k. The pairs of k=2
+    are among those of k=4. `steps`, `batch_size` and `options` are those of `adapt`."""
     test = data["test_unseen"]
     largest = few_shot(data, max(ks), seed)
     place = {pair: i for i, pair in enumerate(largest["pair_id"])}
@@ -174,7 +174,7 @@ def ranked_by_pairs(
     tested = weigh(model, tokenizer, test, batch_size)
     asked = tokenized(model, tokenizer, test) if steps else []
     tables = [long_table(test, {"generic row": ranked_right(tested.margins[:, 0], 0)}, k=0)]
-    for k in tqdm(ks, desc="known pairs a user", disable=None, leave=False):
+    for k in tqdm(sorted(ks), desc="known pairs a user", disable=None, leave=False):
         pairs = few_shot(data, k, seed)
         evidence = known.of([place[pair] for pair in pairs["pair_id"]])
         found = adapt(model, tokenizer, pairs, steps=steps, batch_size=batch_size, evidence=evidence, **options)
@@ -190,7 +190,7 @@ def ranked_by_pairs(
                     ratios.append(log_ratios(model, asked[i : i + batch_size], own, tokenizer.pad_token_id))
             margins[FITTED] = torch.cat(ratios).cpu().double().numpy() - tested.reference
         tables.append(long_table(test, {method: ranked_right(margin, 0) for method, margin in margins.items()}, k=k))
-    return pd.concat(tables, ignore_index=True)
+    return pd.concat(tables, ignore_index=True), found
 
 
 def answers_by_system(

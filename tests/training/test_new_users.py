@@ -161,10 +161,12 @@ def test_the_curve_is_what_adapt_gives(trained, tokenizer):
     known = new_pairs(model, tokenizer, 2, n=4)
     test = new_pairs(model, tokenizer, 2, n=3, seed=1)
     data = DatasetDict(adapt_unseen=known, test_unseen=test)
-    ranked = ranked_by_pairs(model, tokenizer, data, [2, 4], steps=2, learning_rate=0.05, beta=1.0)
+    ranked, largest = ranked_by_pairs(model, tokenizer, data, [2, 4], steps=2, learning_rate=0.05, beta=1.0)
     fitted = [(k, method) for k in (2, 4) for method in (NEAREST, MIXED, FITTED)]
     assert ranked.groupby(["k", "method"]).size().to_dict() == dict.fromkeys([(0, "generic row"), *fitted], 6)
     found = adapt(model, tokenizer, kit.data.few_shot(data, 4), steps=2, learning_rate=0.05, beta=1.0)
+    assert (largest.user_ids, largest.start) == (found.user_ids, found.start)
+    assert torch.allclose(largest.own, found.own, atol=1e-5)
     index = add_users(model, kit.UserIndex(["a", "b", "c"]), found)
     nearest = [found.start["xy".index(user)] for user in test["user_id"]]
     for method, k, rows in (
