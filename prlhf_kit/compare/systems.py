@@ -28,7 +28,7 @@ from prlhf_kit.evaluation import heads
 from prlhf_kit.evaluation.accuracy import TEXT, VANILLA
 from prlhf_kit.files import in_chunks, short_hash
 from prlhf_kit.models import embedded, hub
-from prlhf_kit.models.features import load_embedder
+from prlhf_kit.models.features import embed, feature_cache, load_embedder
 from prlhf_kit.models.saving import load_personalized
 from prlhf_kit.models.user_index import UserIndex
 from prlhf_kit.runs.stage import left_by
@@ -218,7 +218,7 @@ def _tell_most(train: Dataset, pairs: Dataset, n: int) -> list[Prompt]:
     """The prompts of the up to `n` pairs that would tell most about somebody new, under low-rank heads fitted to
     `train`."""
     sets = {"train": train, "pairs": pairs}
-    features = heads.embed(sets, [load_embedder(embedded.SENTENCES)], embedded.cache_dir() / "features")
+    features = embed(sets, [load_embedder(embedded.SENTENCES)], feature_cache())
     low_rank, difference = heads.fit("low_rank", train, features["train"]), features["pairs"].difference
     chosen = most_informative(low_rank, None, difference, difference[:0], n)
     return list({prompt_text(pairs[i]["prompt"]): pairs[i]["prompt"] for i in chosen}.values())

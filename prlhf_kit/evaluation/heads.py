@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -17,7 +15,7 @@ from prlhf_kit.data.chat import prompt_texts_of
 from prlhf_kit.data.select import few_shot
 from prlhf_kit.evaluation.accuracy import length_rules, ranked_right
 from prlhf_kit.evaluation.intervals import intervals, long_table
-from prlhf_kit.models.features import Embedder
+from prlhf_kit.models.features import Embedded, Embedder
 from prlhf_kit.training.encoder import KINDS as ENCODERS, fit_encoder
 from prlhf_kit.training.heads import STRENGTHS, Heads, fit_heads, fit_pooled
 from prlhf_kit.training.questions import most_informative
@@ -25,39 +23,15 @@ from prlhf_kit.training.questions import most_informative
 INFORMATIVE, RANDOM = "most informative", "random"  # ways to choose what a new user is asked
 
 
-class Embedded(NamedTuple):
-    """Features of both responses of some pairs, `[n, d]` each."""
-
-    chosen: np.ndarray
-    rejected: np.ndarray
-
-    @property
-    def difference(self) -> np.ndarray:
-        """f(x, chosen) - f(x, rejected)."""
-        return self.chosen - self.rejected
-
-
-def embed(data: Mapping[str, Dataset], embedders: Sequence[Embedder], cache: Path | None = None) -> dict[str, Embedded]:
-    """Features of every split's pairs; those of several embedders side by side."""
-    prompts = [prompt for pairs in data.values() for prompt in pairs["prompt"]]
-    texts = [response for c in ("chosen", "rejected") for pairs in data.values() for response in pairs[c]]
-    # in one call, since a response that one user chose another may have rejected
-    features = np.concatenate([embedder(prompts * 2, texts, cache) for embedder in embedders], axis=1)
-    ends = np.cumsum([len(pairs) for pairs in data.values()])[:-1]
-    parts = zip(*(np.split(half, ends) for half in np.split(features, 2)), strict=True)
-    return {split: Embedded(*part) for split, part in zip(data, parts, strict=True)}
-
-
 def fit(kind: str, pairs: Dataset, embedded: Embedded, embedders: Sequence[Embedder] = ()) -> Heads:
     """`fit_heads` of the training pairs, or `fit_encoder`. Where all `embedders`, which made the features, are reward
     models, their own heads are the prior of heads."""
-    scale = np.concatenate(embedded).std(0)
     if kind in ENCODERS:
         responses = pairs["chosen"], pairs["rejected"]
-        return fit_encoder(kind, embedded.difference, pairs["user_id"], responses, scale)
+        return fit_encoder(kind, embedded.difference, pairs["user_id"], responses, embedded.scale)
     known = [embedder.head for embedder in embedders if embedder.head is not None]
     prior = np.concatenate(known) if known and len(known) == len(embedders) else None
-    return fit_heads(kind, embedded.difference, pairs["user_id"], prompt_texts_of(pairs), scale, prior=prior)
+    return fit_heads(kind, embedded.difference, pairs["user_id"], prompt_texts_of(pairs), embedded.scale, prior=prior)
 
 
 def held_out(heads: Heads, data: DatasetDict, embedded: dict[str, Embedded]) -> pd.DataFrame:

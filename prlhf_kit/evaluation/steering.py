@@ -12,7 +12,7 @@ import pandas as pd
 from datasets import DatasetDict
 from transformers import PreTrainedTokenizerBase
 
-from prlhf_kit.data.chat import prompt_text
+from prlhf_kit.data.chat import prompt_text, prompt_texts_of
 from prlhf_kit.data.select import sampled
 from prlhf_kit.data.simulated import Population
 from prlhf_kit.decoding.answers import GuidedAnswer
@@ -24,8 +24,8 @@ from prlhf_kit.evaluation import heads as head_comparison, judges as judging
 from prlhf_kit.evaluation.accuracy import ranked_right
 from prlhf_kit.evaluation.intervals import intervals, paired_differences
 from prlhf_kit.evaluation.statistics import Interval, crossed_interval
-from prlhf_kit.models.embedded import SENTENCES, cache_dir
-from prlhf_kit.models.features import load_embedder
+from prlhf_kit.models.embedded import SENTENCES
+from prlhf_kit.models.features import embed, feature_cache, load_embedder
 from prlhf_kit.models.logprobs import sequence_logps
 from prlhf_kit.models.rewards import best_of_n
 from prlhf_kit.training.heads import FeatureReward
@@ -39,28 +39,29 @@ MANY_PAIRS = 20_000
 
 def feature_reward(data: DatasetDict, cache: Path | None = None) -> tuple[FeatureReward, Interval]:
     """A reward for each user, linear in sentence embeddings and fitted to `data["train"]`, and its held-out accuracy.
-    It shares nothing with what steers but the training pairs; of a larger split `MANY_PAIRS` are drawn."""
+    It shares nothing with what steers but the training pairs; of a larger split `MANY_PAIRS` are drawn. `cache`: folder
+    of features; None: the kit's own."""
     embedder = load_embedder(SENTENCES)
     known = DatasetDict(train=data["train"], test_seen=data["test_seen"])
     for split, pairs in known.items():
         if len(pairs) > MANY_PAIRS:
             known[split] = sampled(pairs, MANY_PAIRS, seed=0)
-    embedded = head_comparison.embed(known, [embedder], cache)
+    cache = cache or feature_cache()
+    embedded = embed(known, [embedder], cache)
     heads = head_comparison.fit("per_user", known["train"], embedded["train"])
     gap = heads.reward(embedded["test_seen"].difference, known["test_seen"]["user_id"])
-    held_out = crossed_interval(ranked_right(gap, 0), [str(prompt) for prompt in known["test_seen"]["prompt"]])
+    held_out = crossed_interval(ranked_right(gap, 0), prompt_texts_of(known["test_seen"]))
     return FeatureReward(embedder, heads, cache), held_out
 
 
 def judge_of(data: DatasetDict, stage: Path, cache: Path | None = None) -> tuple[Scorer, str]:
     """A judge that takes no part in steering, and what it is called: the true utility where the data's stage left a
-    simulated population, else `feature_reward`, which reads an empty answer as `EMPTY`. `cache`: of features; None: the
-    kit's own."""
+    simulated population, else `feature_reward`, which reads an empty answer as `EMPTY`."""
     if (stage / "population.json").exists():
         people = Population.load(stage / "population.json")
         name = "true utility, in standard deviations of the attributes"
         return lambda users, prompts, answers: people.utility(users, answers), name
-    reward, held = feature_reward(data, cache or cache_dir() / "features")
+    reward, held = feature_reward(data, cache)
 
     def score(users: Sequence[str], prompts: Sequence[list[dict]], answers: Sequence[str]) -> np.ndarray:
         return reward.score(list(prompts), [a.strip() or EMPTY for a in answers], list(users)).numpy()
@@ -81,7 +82,7 @@ def judges_of(
         judges["true utility"] = judging.Oracle(Population.load(stage / "population.json"))
     held_out = None
     if "test_seen" in data:
-        reward, held_out = feature_reward(data, cache or cache_dir() / "features")
+        reward, held_out = feature_reward(data, cache)
         judges["embeddings"] = judging.RewardJudge(reward)
     return judges | {"longer": judging.longer}, held_out
 

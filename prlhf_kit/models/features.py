@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from datasets import Dataset
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from prlhf_kit.data.attributes import measure_all
 from prlhf_kit.models import hub
 from prlhf_kit.models.conditioning import causal_lm, context_of
+from prlhf_kit.models.embedded import cache_dir
 from prlhf_kit.models.reward_model import REWARD_FILE, is_decoder, load_reward_model, pool
 from prlhf_kit.models.tokenize import Messages, encode, in_batches, padded, token_types
 
@@ -101,3 +103,36 @@ def load_embedder(name: str, max_length: int = 512, batch_size: int = 32) -> Emb
     tokenizer = hub.load_tokenizer(name) if decoder else hub.from_hub(AutoTokenizer, name)
     limit = min(max_length, context_of(model.config) or max_length)
     return Embedder(name, model, tokenizer, decoder, max_length=limit, batch_size=batch_size, **more)
+
+
+def feature_cache() -> Path:
+    """The folder in which features are kept."""
+    return cache_dir() / "features"
+
+
+class Embedded(NamedTuple):
+    """Features of both responses of some pairs, `[n, d]` each."""
+
+    chosen: np.ndarray
+    rejected: np.ndarray
+
+    @property
+    def difference(self) -> np.ndarray:
+        """f(x, chosen) - f(x, rejected)."""
+        return self.chosen - self.rejected
+
+    @property
+    def scale(self) -> np.ndarray:
+        """Standard deviation of each feature over all responses: `[d]`."""
+        return np.concatenate(self).std(0)
+
+
+def embed(data: Mapping[str, Dataset], embedders: Sequence[Embedder], cache: Path | None = None) -> dict[str, Embedded]:
+    """Features of every split's pairs; those of several embedders side by side."""
+    prompts = [prompt for pairs in data.values() for prompt in pairs["prompt"]]
+    texts = [response for c in ("chosen", "rejected") for pairs in data.values() for response in pairs[c]]
+    # in one call, since a response that one user chose another may have rejected
+    features = np.concatenate([embedder(prompts * 2, texts, cache) for embedder in embedders], axis=1)
+    ends = np.cumsum([len(pairs) for pairs in data.values()])[:-1]
+    parts = zip(*(np.split(half, ends) for half in np.split(features, 2)), strict=True)
+    return {split: Embedded(*part) for split, part in zip(data, parts, strict=True)}

@@ -6,7 +6,7 @@ import numpy as np
 from datasets import Dataset
 
 from prlhf_kit.data.chat import prompt_texts_of
-from prlhf_kit.models.features import Embedder
+from prlhf_kit.models.features import Embedder, embed, feature_cache
 from prlhf_kit.training.heads import fit_heads
 
 
@@ -23,11 +23,10 @@ def head_coefficients(pairs: Dataset, embedder: Embedder, rank: int) -> dict[str
         raise ValueError(
             f"{len(set(texts))} different prompts, expected at least 5 to fit a head: leave user_start out."
         )
-    chosen, rejected = np.split(embedder(pairs["prompt"][:] * 2, pairs["chosen"][:] + pairs["rejected"][:]), 2)
-    scale = np.concatenate([chosen, rejected]).std(0)
-    if rank > chosen.shape[1]:
-        raise ValueError(f"rank {rank}, but {embedder.name!r} has {chosen.shape[1]} features: choose a lower rank.")
-    heads = fit_heads("low_rank", chosen - rejected, pairs["user_id"], texts, scale, sizes=(rank,))
+    features = embed({"train": pairs}, [embedder], feature_cache())["train"]
+    if rank > (d := features.chosen.shape[1]):
+        raise ValueError(f"rank {rank}, but {embedder.name!r} has {d} features: choose a lower rank.")
+    heads = fit_heads("low_rank", features.difference, pairs["user_id"], texts, features.scale, sizes=(rank,))
     own = np.array(list(heads.users.values()))
     axes, spread, _ = np.linalg.svd(own - own.mean(0), full_matrices=False)
     if not spread[0]:

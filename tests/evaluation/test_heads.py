@@ -6,8 +6,7 @@ from datasets import Dataset, DatasetDict
 
 from prlhf_kit.data.schema import record
 from prlhf_kit.evaluation import heads
-from prlhf_kit.evaluation.heads import Embedded
-from prlhf_kit.models.features import Embedder
+from prlhf_kit.models.features import Embedded, Embedder
 from prlhf_kit.training.heads import Heads
 
 

@@ -6,7 +6,7 @@ from datasets import Dataset
 
 from prlhf_kit.data.schema import record
 from prlhf_kit.evaluation import heads, reward_models
-from prlhf_kit.evaluation.heads import Embedded
+from prlhf_kit.models.features import Embedded
 
 
 def test_trade_off_by_hand():

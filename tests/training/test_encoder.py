@@ -10,7 +10,7 @@ from scipy.special import expit
 import prlhf_kit as kit
 from prlhf_kit.data.simulated import oracle_accuracy
 from prlhf_kit.evaluation import heads as comparison
-from prlhf_kit.models.features import load_embedder
+from prlhf_kit.models.features import embed, load_embedder
 from prlhf_kit.training import encoder
 from prlhf_kit.training.encoder import KINDS, EncoderConfig, episodes, fit_encoder
 from prlhf_kit.training.heads import FeatureReward
@@ -98,7 +98,7 @@ def test_one_user_teaches_nothing_of_others():
 def test_it_is_compared_as_one_more_kind_of_head_and_chooses_its_penalty(monkeypatch):
     monkeypatch.setattr(encoder, "EncoderConfig", lambda: EncoderConfig(strengths=(10.0, 1e4), steps=100))
     data = kit.data.load("simulated")
-    embedded = comparison.embed(data, [load_embedder("attributes")])
+    embedded = embed(data, [load_embedder("attributes")])
     found = comparison.fit("encoder", data["train"], embedded["train"])
     assert found.strength == 10  # the other leaves nothing to learn
     few = comparison.ranked_after_few_shot(found, data, embedded, [0, 8]).groupby("k").value.mean()

@@ -11,7 +11,7 @@ from sklearn.linear_model import LogisticRegression
 import prlhf_kit as kit
 from prlhf_kit.data.simulated import oracle_accuracy
 from prlhf_kit.evaluation import heads as head_comparison
-from prlhf_kit.models.features import load_embedder
+from prlhf_kit.models.features import embed, load_embedder
 from prlhf_kit.models.rewards import best_of_n
 from prlhf_kit.training.heads import KINDS, FeatureReward, fit_heads
 
@@ -105,7 +105,7 @@ def test_a_new_user_is_known_after_few_pairs_and_nobody_else_changes(kind):
 def test_low_rank_reaches_the_oracle_on_features_that_carry_the_attributes():
     """Within 3 points of the oracle for seen users, and within 8 for new ones with 8 pairs."""
     data = kit.data.load("simulated")
-    embedded = head_comparison.embed(data, [load_embedder("attributes")])
+    embedded = embed(data, [load_embedder("attributes")])
     train, settings = embedded["train"], {"strengths": (0.1, 1.0), "sizes": (3, 4)}  # of all settings, to save time
     told = train.difference, data["train"]["user_id"], data["train"]["prompt"], np.concatenate(train).std(0)
     found = fit_heads("low_rank", *told, **settings)
