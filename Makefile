@@ -40,7 +40,7 @@ demo: setup
 
 # hours: the notebooks of configs/study.yaml at their own sizes, for three seeds; their numbers go into docs/results.md
 study: setup
-	for seed in 0 1 2; do $(BIN)/prlhf pipeline configs/study.yaml --run study-$$seed -p seed $$seed || exit 1; done
+	for seed in 0 1 2; do $(BIN)/prlhf pipeline configs/study.yaml --run study-$$seed -p seed $$seed -p dtype $(DTYPE) || exit 1; done
 	$(BIN)/prlhf results
 
 # two at once; a file's tests stay together, since they share what is slow to make; in order, as Slurm's few would be last
