@@ -1,4 +1,4 @@
-"""What `prlhf run`, `prlhf figures` and `prlhf data` do; `cli.py` holds their options."""
+"""What `prlhf run`, `prlhf bench`, `prlhf figures` and `prlhf data` do; `cli.py` holds their options."""
 
 from __future__ import annotations
 
@@ -72,6 +72,38 @@ def run(args: argparse.Namespace) -> int:
     if not whole:
         print(f"prlhf: {run_dir} is whole, but not all of it was copied; the same command copies it", file=sys.stderr)
         return 74
+    return 0
+
+
+def bench(args: argparse.Namespace) -> int:
+    """`prlhf bench`: the tables of one configuration, as the stage "bench" of a run."""
+    from prlhf_kit.data.load import fingerprint
+    from prlhf_kit.evaluation import bench as rankings
+    from prlhf_kit.evaluation.intervals import as_metrics
+    from prlhf_kit.figures.evaluation import bench as draw
+    from prlhf_kit.runs.report import write_index
+    from prlhf_kit.runs.stage import Stage
+
+    settings = rankings.read(args.config, args.methods)
+    data = rankings.load_data(settings)
+    values = rankings.run(settings, data, [rankings.Scorer(text, data) for text in args.outside], args.out)
+    table = rankings.summary(values, data, settings)
+    stage = Stage("bench", args.out, settings)
+    for name, sets in data.items():
+        stage.uses(name, fingerprint=fingerprint(sets))
+    for name in ("model", "embedder"):
+        stage.uses(name, id=settings[name], fingerprint=rankings.weights_of(settings[name]))
+    stage.table(values.drop(columns="commit"), "bench", "Which pairs each method ranks right")
+    for name in data:
+        shown = rankings.side_by_side(table[table.dataset == name])
+        stage.table(shown, name, f"{name}: reward accuracy with 95% intervals", "shown")
+        print(f"\n{name}\n{shown.to_string(index=False)}")
+    stage.table(rankings.published(data), "published", "Published, by other models on other pairs", "shown")
+    stage.table(table, "table", "Reward accuracy with 95% intervals")
+    stage.figure(draw(table), "bench", "Reward accuracy with 95% intervals")
+    stage.note(f"computed at commit {', '.join(map(str, values.commit.unique()))}")
+    stage.finish(as_metrics(table[table.k.isna()], "accuracy/{dataset}/{split}/{method}"))
+    print(f"\nreport: {write_index(args.out)}")
     return 0
 
 
