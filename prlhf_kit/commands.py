@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import json
 import sys
 
 from prlhf_kit.runs.commands import check_places, tell_edits
@@ -77,6 +78,8 @@ def run(args: argparse.Namespace) -> int:
 
 def bench(args: argparse.Namespace) -> int:
     """`prlhf bench`: the tables of one configuration, as the stage "bench" of a run."""
+    import pandas as pd
+
     from prlhf_kit.data.load import fingerprint
     from prlhf_kit.evaluation import bench as rankings
     from prlhf_kit.evaluation.intervals import as_metrics
@@ -88,7 +91,7 @@ def bench(args: argparse.Namespace) -> int:
     data = rankings.load_data(settings)
     values = rankings.run(settings, data, [rankings.Scorer(text, data) for text in args.outside], args.out)
     table = rankings.summary(values, data, settings)
-    stage = Stage("bench", args.out, settings)
+    stage = Stage("bench", args.out, settings | {"dataset": ", ".join(data)})
     for name, sets in data.items():
         stage.uses(name, fingerprint=fingerprint(sets))
     for name in ("model", "embedder"):
@@ -101,6 +104,8 @@ def bench(args: argparse.Namespace) -> int:
     stage.table(rankings.published(data), "published", "Published, by other models on other pairs", "shown")
     stage.table(table, "table", "Reward accuracy with 95% intervals")
     stage.figure(draw(table), "bench", "Reward accuracy with 95% intervals")
+    texts = [json.dumps(value) for value in settings.values()]
+    stage.table(pd.DataFrame({"setting": settings, "value": texts}), "configuration", "Configuration", "shown")
     stage.note(f"computed at commit {', '.join(map(str, values.commit.unique()))}")
     stage.finish(as_metrics(table[table.k.isna()], "accuracy/{dataset}/{split}/{method}"))
     print(f"\nreport: {write_index(args.out)}")

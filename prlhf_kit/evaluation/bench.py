@@ -265,6 +265,7 @@ def side_by_side(table: pd.DataFrame) -> pd.DataFrame:
     at = table.k.where(table.split == NEW, -1)  # of seen users, all training pairs are known
     new = [f"new users, k = {k:g}" for k in at]
     table = table.assign(of=np.where(at >= 0, new, table.split.replace(SEEN, "seen users")))
+    table["of"] += [f" (n = {n})" for n in table.groupby("of").n.transform("max")]
     columns = table.of.iloc[at.argsort(kind="stable")].unique()
     return readable(table, "method", "of").reindex(table.method.unique(), columns=columns).fillna("").reset_index()
 

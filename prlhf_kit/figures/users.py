@@ -81,7 +81,7 @@ def by_known_pairs(ax: Axes, table: pd.DataFrame, series: str, kinds: Sequence) 
             label = name if rows.k.isna().all() else f"{name} (k = {rows.k.iloc[0]:g})"
             ax.axhline(rows.value.iloc[0], label=label, color=PALETTE[i % 8], linestyle="--", linewidth=1.2)
         else:
-            at = [ks.index(k) + 0.06 * i for k in rows.k]
+            at = [ks.index(k) + min(0.06, 0.5 / len(kinds)) * i for k in rows.k]
             points(ax, rows, at, i, upright=True, linestyle="-", label=name)
     ax.set_xticks(range(len(ks)), [f"{k:g}" for k in ks])
     reference_line(ax, 0.5, vertical=False)

@@ -59,7 +59,7 @@ than what it was made from. What stands below may come from an earlier attempt; 
 {% endif %}{% if dirty %}Made with uncommitted changes: {{ dirty | join(", ") }}.
 {% endif %}{% for note in notes %}{{ note }}.
 {% endfor %}{% if not (doubtful or dirty or notes) %}none{% endif %}</dd></dl>
-{% for s in stages %}<details{{ " open" if s.status != "completed" }}>
+{% for s in stages %}<details{{ " open" if s.status != "completed" or loop.length == 1 }}>
 <summary><b>{{ s.stage }}</b> <span class="{{ s.status }}">{{ s.status }}</span>
 {{- ", %.0f s" % s.seconds if s.seconds is defined }}
 {{- ", %.1f GiB" % (s.peak_memory_bytes / 2**30) if s.peak_memory_bytes is defined }}</summary>
