@@ -88,8 +88,10 @@ def bench(args: argparse.Namespace) -> int:
     from prlhf_kit.runs.stage import Stage
 
     settings = rankings.read(args.config, args.methods)
-    data = rankings.load_data(settings)
-    values = rankings.run(settings, data, [rankings.Scorer(text, data) for text in args.outside], args.out)
+    whole = rankings.load_data(settings)
+    outside = [rankings.Scorer(text, whole) for text in args.outside]
+    data = {name: rankings.draw(settings, name, sets) for name, sets in whole.items()}
+    values = rankings.run(settings, data, outside, args.out)
     table = rankings.summary(values, data, settings)
     stage = Stage("bench", args.out, settings | {"dataset": ", ".join(data)})
     for name, sets in data.items():
@@ -101,13 +103,15 @@ def bench(args: argparse.Namespace) -> int:
         shown = rankings.side_by_side(table[table.dataset == name])
         stage.table(shown, name, f"{name}: reward accuracy with 95% intervals", "shown")
         print(f"\n{name}\n{shown.to_string(index=False)}")
-    stage.table(rankings.published(data), "published", "Published, by other models on other pairs", "shown")
+    if len(theirs := rankings.published(data)):
+        stage.table(theirs, "published", "Published: by other models, on other pairs", "shown")
     stage.table(table, "table", "Reward accuracy with 95% intervals")
     stage.figure(draw(table), "bench", "Reward accuracy with 95% intervals")
-    texts = [json.dumps(value) for value in settings.values()]
-    stage.table(pd.DataFrame({"setting": settings, "value": texts}), "configuration", "Configuration", "shown")
+    texts = pd.DataFrame([(name, json.dumps(value)) for name, value in settings.items()], columns=["setting", "value"])
+    stage.table(texts, "configuration", "Configuration", "shown")
     stage.note(f"computed at commit {', '.join(map(str, values.commit.unique()))}")
-    stage.finish(as_metrics(table[table.k.isna()], "accuracy/{dataset}/{split}/{method}"))
+    metrics = as_metrics(table[table.k.isna()], "accuracy/{dataset}/{split}/{method}")
+    stage.finish(metrics | as_metrics(table[table.k.notna()], "accuracy/{dataset}/{split}/{method}/{k:g}"))
     print(f"\nreport: {write_index(args.out)}")
     return 0
 

@@ -24,7 +24,7 @@ from prlhf_kit.evaluation import accuracy, heads
 from prlhf_kit.evaluation.context import rewarded
 from prlhf_kit.evaluation.intervals import BY_USER_AND_PROMPT, intervals, long_table, readable
 from prlhf_kit.files import git_state, only_on_hub, short_hash, unfinished
-from prlhf_kit.models import conditioning, features, hub, logprobs, saving, tokenize
+from prlhf_kit.models import features, hub, logprobs, saving
 from prlhf_kit.training import controls, encoder, heads as kinds, presets
 from prlhf_kit.training.recipe import Recipe, train
 
@@ -67,24 +67,30 @@ def recipe(bench: Bench, method: str) -> Recipe:
 
 
 def load_data(bench: Bench) -> dict[str, DatasetDict]:
-    """The datasets that are there; of an absent one a line says where to get it. New users of whom fewer pairs are
-    known than the largest k are left out, so that all k compare the same users."""
+    """The datasets that are there; of an absent one a line says where to get it."""
     found = {}
     for name, entry in bench["datasets"].items():
         path, options = entry.get("path"), {"max_tokens": bench["max_tokens"], **entry.get("options", {})}
-        if path is not None and not (path and (Path(path).exists() or only_on_hub(path))):
+        if path is None or Path(path or "missing").exists() or only_on_hub(path):
+            found[name] = load(name, path, tokenizer=_tokenizer(bench["model"]), **options)
+        else:
             print(f"{name}: left out, no data at path={path!r}. Get them from {registry.DATASETS[name].source}.")
-            continue
-        data = load(name, path, tokenizer=_tokenizer(bench["model"]), **options)
-        given = Counter(data[FEW]["user_id"] if FEW in data else ())
-        for split in {NEW, FEW} & set(data) if given else ():
-            users = data[split]["user_id"][:]
-            data[split] = data[split].select([i for i, user in enumerate(users) if given[user] >= max(bench["ks"])])
-        for split in _tests(data):
-            data[split] = select.subsample(data[split], entry.get("pairs"), seed=bench["seed"])
-        found[name] = DatasetDict({split: pairs for split, pairs in data.items() if len(pairs)})
-        print(f"{name}: {', '.join(f'{len(pairs)} {split}' for split, pairs in found[name].items())} pairs")
+    if not found:
+        raise BenchError("none of the datasets is there. The embedded one needs no path: datasets: {simulated: {}}.")
     return found
+
+
+def draw(bench: Bench, name: str, whole: DatasetDict) -> DatasetDict:
+    """What methods are compared on: `pairs` of each test split, and new users of whom the largest k are known, so that
+    all k compare the same users."""
+    data, given = DatasetDict(whole), Counter(whole[FEW]["user_id"] if FEW in whole else ())
+    for split in {NEW, FEW} & set(data) if given else ():
+        enough = [given[user] >= max(bench["ks"]) for user in data[split]["user_id"]]
+        data[split] = data[split].select(np.flatnonzero(enough))
+    for split, pairs in _tests(data).items():
+        data[split] = select.subsample(pairs, bench["datasets"][name].get("pairs"), seed=bench["seed"])
+    print(f"{name}: {', '.join(f'{len(pairs)} {split}' for split, pairs in data.items())} pairs")
+    return DatasetDict({split: pairs for split, pairs in data.items() if len(pairs)})
 
 
 def _tests(data: DatasetDict) -> dict[str, Dataset]:
@@ -92,16 +98,12 @@ def _tests(data: DatasetDict) -> dict[str, Dataset]:
 
 
 class Scorer:
-    """Rewards from outside, for the `datasets` of which it knows a pair.
+    """Rewards from outside, of the `datasets` of which it knows a pair: NAME=FILE, JSON of {pair_id: [chosen score,
+    rejected score]}, or NAME=MODULE:FUNCTION, which gives such scores, `[n, 2]`, of a `Dataset` of n pairs."""
 
-    Args:
-        text: NAME=FILE, JSON of {pair_id: [chosen score, rejected score]}, or NAME=MODULE:FUNCTION, which gives such
-            scores, `[n, 2]`, for a `Dataset` of n pairs.
-    """
-
-    def __init__(self, text: str, data: dict[str, DatasetDict]):
+    def __init__(self, text: str, whole: dict[str, DatasetDict]):
         self.name, _, place = text.partition("=")
-        self.datasets = list(data)
+        self.datasets = list(whole)
         try:
             if not Path(place).is_file():
                 module, _, function = place.partition(":")
@@ -109,27 +111,29 @@ class Scorer:
                 self.score = getattr(importlib.import_module(module), function)
                 return
             scores = {pair: (float(a), float(b)) for pair, (a, b) in json.loads(Path(place).read_text()).items()}
-            ids = {name: {pair for rows in sets.values() for pair in rows["pair_id"]} for name, sets in data.items()}
-            if unknown := sorted(scores.keys() - set().union(*ids.values())):
-                raise ValueError(f"{len(unknown)} of its pairs are in no dataset, the first {unknown[0]!r}")
-            self.datasets = [name for name, known in ids.items() if known & scores.keys()]
-            self.made_from = short_hash(scores)
-            self.score = lambda pairs: [scores.get(pair, (np.nan, np.nan)) for pair in pairs["pair_id"]]
         except (ValueError, TypeError, AttributeError, ImportError) as error:
             raise BenchError(
                 f"--outside {text}: {error}. Expected NAME=FILE, JSON of {{pair_id: [chosen score, rejected score]}}, "
                 "or NAME=MODULE:FUNCTION, with the module's folder in PYTHONPATH."
             ) from error
+        ids = {name: {pair for pairs in sets.values() for pair in pairs["pair_id"]} for name, sets in whole.items()}
+        if unknown := sorted(scores.keys() - set().union(*ids.values())):
+            raise BenchError(
+                f"{place} scores {len(unknown)} pairs of no dataset, first {unknown[0]!r}. Leave them out."
+            )
+        self.datasets = [name for name, known in ids.items() if known & scores.keys()]
+        self.made_from, missing = short_hash(scores), (np.nan, np.nan)
+        self.score = lambda pairs: [scores.get(pair, missing) for pair in pairs["pair_id"]]
 
     def ranked(self, pairs: Dataset) -> np.ndarray:
         """Which pairs it ranks right: `[n]`."""
         found = np.asarray(self.score(pairs), float)
-        if found.shape != (len(pairs), 2):
-            raise BenchError(f"{self.name} gives scores of shape {found.shape}, expected ({len(pairs)}, 2).")
-        if lacking := [pair for pair, two in zip(pairs["pair_id"], found, strict=True) if not np.isfinite(two).all()]:
+        right_form = found.shape == (len(pairs), 2)
+        wrong = np.flatnonzero(~np.isfinite(found).all(1)) if right_form else range(len(pairs))
+        if len(wrong):
             raise BenchError(
-                f"{self.name} has no finite scores of {len(lacking)} of {len(pairs)} pairs, the first {lacking[0]!r}. "
-                "Score all pairs of the test splits, which kit.data.load gives with the configuration's options."
+                f"{self.name} has no two finite scores of {len(wrong)} of {len(pairs)} pairs, the first "
+                f"{pairs['pair_id'][wrong[0]]!r}. Score every pair of each test split, as kit.data.load gives it."
             )
         return accuracy.ranked_right(*found.T)
 
@@ -231,17 +235,13 @@ class _Case:
 
     def choices(self, pairs: Dataset, earlier: Dataset, k: int, base: pd.DataFrame) -> pd.DataFrame:
         """The untrained model with k of the `earlier` choices in its prompt: how much they raise a response's log-prob,
-        and the mean log-prob a token. Prompts that are too long for it are left out."""
+        and the mean log-prob a token."""
         people = context.people_of(*self.data.values())
         told = context.with_context(pairs, context.Contexts("choices", people, seed=self.seed, earlier=[earlier], k=k))
-        told = tokenize.fitting(
-            told, _tokenizer(self.model), conditioning.context_of(_model(self.model).config) or 10**9
-        )
         print(f"{self.name}: of k = {k} choices {np.mean([len(ids) for ids in told['context_pairs']]):.1f} are told")
-        scores, fits = self.scores(told), set(told["pair_id"])
-        rows = pairs.select([i for i, pair in enumerate(pairs["pair_id"]) if pair in fits])
+        scores = self.scores(told)
         right = {CHOICES: rewarded(scores, base), f"{CHOICES}, by likelihood": accuracy.likelier(scores)}
-        return long_table(rows, right, k=k)
+        return long_table(pairs, right, k=k)
 
     def trained(self, method: str) -> Path:
         """The folder of "pdpo" or "dpo", trained now or before."""
