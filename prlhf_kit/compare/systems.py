@@ -239,5 +239,5 @@ def _new(
         return adapt(personal, tokenizer, theirs, steps=steps).own.float().cpu().numpy()
 
     own = torch.from_numpy(in_chunks(fit, [name], folder, what=f"fitting {name}"))
-    index = add_users(personal, index, Adapted([name], own, pd.DataFrame(), [], np.empty((1, 0))))
+    index = add_users(personal, index, Adapted([name], own))
     return User(f"{name} (new, {len(theirs)} pairs known)", name, theirs["user_text"][0], len(theirs)), index

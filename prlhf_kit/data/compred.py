@@ -22,7 +22,7 @@ FACTORS = ("finance", "gender_sexuality", "history", "politics", "science")
     title="ComPRed (Kumar et al. 2024, arXiv 2410.16027)",
     source=f"hub: {HUB}, {', '.join(FACTORS)}",
     licence="ODC-BY; Reddit comments keep their authors' rights",
-    users="communities (subreddits), grouped by five factors",
+    users="subreddits, grouped by five factors",
     pairs="tens of millions before the filter (hub)",
     quality="Upvotes, not judgements: when a comment was written and who saw it count too. A community can also be "
     "told by the style and topic of its posts.",

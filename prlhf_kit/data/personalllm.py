@@ -29,7 +29,7 @@ def weights(models: list[str], users: int = 100, concentration: float = 0.1, see
     title="PersonalLLM (Zollo et al. 2024, arXiv 2409.20296)",
     source=f"hub: {HUB}",
     licence="CC BY 4.0",
-    users="virtual, as many as wanted: Dirichlet weights over ten reward models",
+    users="virtual: Dirichlet weights over ten reward models",
     pairs="9,402 train and 1,000 test prompts with 8 responses each",
     quality="Tastes are those of reward models, not of people.",
     counts={"prompts, train": 9_402, "prompts, test": 1_000, "reward models": 10},

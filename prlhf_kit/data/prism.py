@@ -36,8 +36,8 @@ FACTS = {  # as it is said of a person -> column of the survey
     "prism",
     title="PRISM (Kirk et al. 2024, arXiv 2404.16019)",
     source=f"hub: {HUB}, survey and conversations",
-    licence="people's texts CC BY 4.0, models' responses CC BY-NC 4.0",
-    users="1,396 people from 75 countries (P-RLHF: 1,234 seen, 162 unseen)",
+    licence="texts CC BY 4.0, responses CC BY-NC 4.0",
+    users="1,396 people from 75 countries",
     pairs="8,011 conversations, 68,371 rated responses",
     quality="Everybody writes their own prompts: users can't be compared on the same ones, and a taste can't be told "
     "from a topic. From the second turn on both responses are the same model's. Personal and sensitive texts.",

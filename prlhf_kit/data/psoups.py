@@ -25,8 +25,8 @@ PROFILES = {  # P-RLHF's users 1 to 6, in its order, and what such a person woul
     "psoups",
     title="Personalized Soups (Jang et al. 2023, arXiv 2310.11564)",
     source="link in https://github.com/joeljang/RLPHF; allcombo_8_cleaned.json or rm_training/",
-    licence="none stated in its repository",
-    users="6 (P1A, P1B, P2A, P2B, P3A, P3B): opposite wishes for expertise, detail and style",
+    licence="none stated",
+    users="6 (P1A to P3B): opposite wishes for expertise, detail and style",
     pairs="53,471 without duplicates (P-RLHF)",
     quality="GPT-4 judged whether a response fits the wish; both responses come from models that had been given "
     "wishes, so the style alone often tells. The same prompts serve all users.",

@@ -20,7 +20,7 @@ PARTS = {"train": "train", "validation": "test", "valid1": "test", "valid2": "te
     "tldr",
     title="TL;DR comparisons (Stiennon et al. 2020, arXiv 2009.01325)",
     source=f"hub: {HUB}, comparisons",
-    licence="MIT (code and labels); Reddit posts keep their authors' rights",
+    licence="MIT; Reddit posts keep their authors' rights",
     users="workers, a few with most of the pairs",
     pairs="92,858 train and 86,086 validation comparisons",
     quality="Workers label what is a good summary, not what they like; most pairs are from a few workers. P-RLHF's "

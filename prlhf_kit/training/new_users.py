@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -29,9 +29,10 @@ class Adapted:
 
     user_ids: list[str]  # the new users, sorted
     own: torch.Tensor  # [n, ...], their own numbers (see `UserModel.own`)
-    history: pd.DataFrame  # step, user_id, loss (nats a pair, before that step)
-    start: list[int]  # where each user began: the row of a known user, or 0, the generic one
-    losses: np.ndarray  # [n, rows], DPO's loss (nats) of all pairs of a user under each row that `weigh` tried
+    history: pd.DataFrame = field(default_factory=pd.DataFrame)  # step, user_id, loss (nats a pair, before that step)
+    start: list[int] = field(default_factory=list)  # where each user began: a known user's row, or 0, the generic one
+    # DPO's loss (nats) of all pairs of a user under each row that `weigh` tried: [n, rows]
+    losses: np.ndarray = field(default_factory=lambda: np.empty((0, 0)))
 
 
 def adapt(

@@ -44,7 +44,7 @@ from prlhf_kit.training.pdpo import FROZEN_BASE, PersonalizedDPOTrainer
 from prlhf_kit.training.presets import preset
 from prlhf_kit.training.resume import HISTORY, fit
 from prlhf_kit.training.sft import SFTRecipe, contexts_of, train_sft, with_reader, without_reference
-from prlhf_kit.training.user_start import head_coefficients
+from prlhf_kit.training.user_start import head_coefficients, require_start
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -255,13 +255,15 @@ def require(recipe: Recipe, model: str, pairs: Dataset, name: str = "train") -> 
     """Refuse what training by `recipe` on `pairs` would refuse, without a model: before the reference is computed, say.
 
     Raises:
-        ValueError, TypeError: settings, adapter or user model, or pairs (of the set `name`) that are too long.
+        ValueError, TypeError: settings, adapter or user model, users' start, or pairs (of the set `name`) too long.
     """
     args = PersonalizedDPOConfig(**{"output_dir": "", "use_cpu": True, **recipe.settings})
     LoraConfig(**recipe.adapter)
     tokenizer, config = load_tokenizer(recipe.tokenizer or model), from_hub(AutoConfig, model).get_text_config()
     kind: Any = USER_MODELS[recipe.user_model]
     users = kind(1, torch.nn.Embedding(config.vocab_size, 1), **recipe.user_model_options)  # the smallest one
+    if recipe.user_start and recipe.method not in WITHOUT_USERS:
+        require_start(recipe.user_start, pairs)
     if recipe.method == "dpo_text" or (recipe.method == "pdpo" and users.user_text):
         pairs = with_user_text(pairs)
     user_tokens = 0 if recipe.method in WITHOUT_USERS else users.num_tokens

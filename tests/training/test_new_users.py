@@ -1,7 +1,6 @@
 """Users who come and go: fitting new rows, adding them, forgetting them."""
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from datasets import Dataset, DatasetDict
@@ -145,7 +144,7 @@ def test_added_saved_loaded_and_forgotten(trained, tokenizer, kind, options, tmp
 def test_the_generic_user_stays_the_mean_of_those_in_training(trained):
     model, index = trained("cluster", {"clusters": 3, "generic_is_mean": True})
     before = user_table(model)(torch.tensor([0]))
-    add_users(model, index, Adapted(["x"], 9 * torch.ones(1, 3), pd.DataFrame(), [0], np.empty((1, 0))))
+    add_users(model, index, Adapted(["x"], 9 * torch.ones(1, 3)))
     assert torch.allclose(user_table(model)(torch.tensor([0])), before)
     assert user_table(model).num_rows == 5
 
