@@ -63,11 +63,13 @@ def bench(table: pd.DataFrame) -> Figure:
     for (left, right), (name, rows) in zip(axes, table.groupby("dataset", sort=False), strict=True):
         seen, new = rows[rows.split == "test_seen"], rows[rows.split == "test_unseen"]
         for place, one in enumerate(seen.method):
-            points(left, seen[seen.method == one], [place], kinds.index(one))
+            points(left, seen[seen.method == one], [place], kinds.index(one), label=one)
         names_down(left, list(seen.method))
         reference_line(left, 0.5)
         by_known_pairs(right, new, "method", kinds)
-        left.set(xlabel="accuracy, seen users (95%)", title=name, xlim=(0, 1))
-        right.set(xlabel="known pairs of a new user, k", ylabel="accuracy, new users (95%)", ylim=(0, 1.02))
+        left.set(title=f"{name}, seen users", xlabel="accuracy (95% interval)", xlim=(0, 1))
+        right.set(title=f"{name}, new users", xlabel="known pairs of the user, k", ylabel="accuracy", ylim=(0, 1.02))
+        for ax, shown in ((left, seen), (right, new)):
+            ax.set_visible(len(shown) > 0)
     legend(figure, ncols=3)
     return figure
