@@ -48,10 +48,12 @@ def read(config: Path, methods: str = "") -> Bench:
     known = yaml.safe_load(SHIPPED.read_text(encoding="utf-8"))
     registry.require_known(given, known, f"setting of {config} named")
     bench = known | given
+    bench["datasets"] = {name: entry or {} for name, entry in bench["datasets"].items()}
     registry.require_known(bench["methods"], METHODS, "method")
     registry.require_known(bench["datasets"], registry.DATASETS, "dataset")
     for name, entry in bench["datasets"].items():
         registry.require_known(entry, ("path", "options", "pairs", "cluster"), f"setting of {name!r} named")
+        registry.require_known(np.atleast_1d(entry.get("cluster", [])), BY_USER_AND_PROMPT, "cluster")
         resolved(name, entry.get("options", {}))
     if not all(isinstance(k, int) and k >= 0 for k in bench["ks"]) or not any(bench["ks"]):
         raise BenchError(f"ks: {bench['ks']}: expected numbers of known pairs, one above 0, such as [0, 2, 4, 8].")
@@ -63,7 +65,7 @@ def recipe(bench: Bench, method: str) -> Recipe:
     """How "pdpo" or "dpo" is trained."""
     own = bench["training"] | {"method": method}
     own["settings"] = {"seed": bench["seed"]} | own.get("settings", {})
-    return Recipe(**presets.preset(own.pop("preset"), **own))
+    return Recipe(**presets.preset(own.pop("preset", "cpu_dpo"), **own))
 
 
 def load_data(bench: Bench) -> dict[str, DatasetDict]:
@@ -111,7 +113,7 @@ class Scorer:
                 self.score = getattr(importlib.import_module(module), function)
                 return
             scores = {pair: (float(a), float(b)) for pair, (a, b) in json.loads(Path(place).read_text()).items()}
-        except (ValueError, TypeError, AttributeError, ImportError) as error:
+        except (ValueError, TypeError, AttributeError, ImportError, OSError) as error:
             raise BenchError(
                 f"--outside {text}: {error}. Expected NAME=FILE, JSON of {{pair_id: [chosen score, rejected score]}}, "
                 "or NAME=MODULE:FUNCTION, with the module's folder in PYTHONPATH."

@@ -102,6 +102,7 @@ def test_language_models_and_trainings(write, tmp_path):
         ({"datasets": {"dsp": {"path": "", "options": {"unsen": "normal"}}}}, "Did you mean 'unseen'"),
         ({"methods": ["pooled", "perhaps"]}, "no method 'perhaps'"),
         ({"modl": "a"}, "Did you mean 'model'"),
+        ({"datasets": {"dsp": {"cluster": "promt"}}}, "no cluster 'promt'"),
         ({"ks": [0]}, r"ks: \[0\]: expected numbers of known pairs"),
     ],
 )
