@@ -53,7 +53,7 @@ def read(config: Path, methods: str = "") -> Bench:
     registry.require_known(bench["datasets"], registry.DATASETS, "dataset")
     for name, entry in bench["datasets"].items():
         registry.require_known(entry, ("path", "options", "pairs", "cluster"), f"setting of {name!r} named")
-        registry.require_known(np.atleast_1d(entry.get("cluster", [])), BY_USER_AND_PROMPT, "cluster")
+        registry.require_known(np.atleast_1d(entry.get("cluster", [])).tolist(), BY_USER_AND_PROMPT, "cluster")
         resolved(name, entry.get("options", {}))
     if not all(isinstance(k, int) and k >= 0 for k in bench["ks"]) or not any(bench["ks"]):
         raise BenchError(f"ks: {bench['ks']}: expected numbers of known pairs, one above 0, such as [0, 2, 4, 8].")

@@ -27,16 +27,17 @@ def pairs_of(user, split, n):
 
 @pytest.fixture
 def write(tmp_path, base, monkeypatch):
-    """`write(**changes)`: path of a configuration of two tiny datasets and an absent one."""
+    """`write(**changes)`: path of a configuration of two tiny datasets and an absent one, or of some of them."""
     monkeypatch.setenv("PRLHF_KIT_CACHE", str(tmp_path / "cache"))
-    rows = [*pairs_of("ann", "train", 5), *pairs_of("bob", "train", 5), *pairs_of("ann", "test_seen", 2)]
-    rows += [*pairs_of("bob", "test_seen", 2), *pairs_of("new", "adapt_unseen", 2), *pairs_of("new", "test_unseen", 3)]
-    rows += [*pairs_of("few", "adapt_unseen", 1), *pairs_of("few", "test_unseen", 1)]
+    seen, unseen = {"train": 5, "test_seen": 2}, {"adapt_unseen": 2, "test_unseen": 3}
+    users = {"ann": seen, "bob": seen, "new": unseen, "few": dict.fromkeys(unseen, 1)}
+    rows = [row for user, splits in users.items() for s, n in splits.items() for row in pairs_of(user, s, n)]
     (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, rows)))
 
-    def write(**changes):
+    def write(*some, **changes):
         sets = {"files": {"path": str(tmp_path / "mine.jsonl"), "cluster": "prompt"}, "dsp": {"path": ""}}
-        known = {"datasets": sets | {"simulated": {"options": SIMULATED}}, "ks": [0, 2], "model": base}
+        sets |= {"simulated": {"options": SIMULATED}}
+        known = {"datasets": {n: sets[n] for n in some or sets}, "ks": [0, 2], "model": base}
         known |= {"embedder": "attributes", "methods": ["length", "per_user"], **changes}
         (tmp_path / "bench.yaml").write_text(yaml.safe_dump(known))
         return tmp_path / "bench.yaml"
@@ -80,11 +81,7 @@ def test_one_table_of_all_and_nothing_is_computed_twice(write, tmp_path, capsys,
 
 def test_language_models_and_trainings(write, tmp_path):
     training = {"preset": "cpu_dpo", "settings": {"max_steps": 1, "max_length": 128}}
-    config = write(methods=["untrained", "choices", "pdpo", "dpo"], training=training)
-    sets = yaml.safe_load(config.read_text())["datasets"]
-    config = write(
-        datasets={"files": sets["files"]}, methods=["untrained", "choices", "pdpo", "dpo"], training=training
-    )
+    config = write("files", methods=["untrained", "choices", "pdpo", "dpo"], training=training)
     assert cli.main(["bench", str(config), "--out", str(tmp_path / "out")]) == 0
     found = accuracies(tmp_path / "out").dropna().reset_index()
     methods = {split: set(rows.method) for split, rows in found.groupby("split")}
