@@ -258,18 +258,21 @@ def summary(values: pd.DataFrame, data: dict[str, DatasetDict], bench: Bench) ->
         by, cluster = ["dataset", "split", "method", "k"], bench["datasets"][name].get("cluster", BY_USER_AND_PROMPT)
         best = accuracy.oracle(_tests(data[str(name)]))
         tables += [intervals(rows, by=by, cluster=cluster, seed=bench["seed"])]
-        tables += [best.assign(dataset=name, k=np.where(best.split == NEW, 0, np.nan))] if len(best) else []
+        tables += [best.assign(dataset=name, k=np.nan)] if len(best) else []
     return pd.concat(tables, ignore_index=True)
 
 
 def side_by_side(table: pd.DataFrame) -> pd.DataFrame:
     """Rows of `summary` of one dataset to read: a row a method; columns for seen users, then for new ones by k."""
-    at = table.k.where(table.split == NEW, -1)  # of seen users, all training pairs are known
+    at = table.k.fillna(0).where(table.split == NEW, -1)  # of seen users, all training pairs are known
     new = [f"new users, k = {k:g}" for k in at]
-    table = table.assign(of=np.where(at >= 0, new, table.split.replace(SEEN, "seen users")))
+    table = table.assign(
+        of=np.where(at >= 0, new, "seen users" + table.split.replace(SEEN, "").replace("test_", ", ", regex=True))
+    )
     table["of"] += [f" (n = {n})" for n in table.groupby("of").n.transform("max")]
     columns = table.of.iloc[at.argsort(kind="stable")].unique()
-    return readable(table, "method", "of").reindex(table.method.unique(), columns=columns).fillna("").reset_index()
+    found = readable(table, "method", "of").reindex(table.method.unique(), columns=columns)
+    return found.fillna("").rename_axis(columns=None).reset_index()
 
 
 def published(names: Iterable[str]) -> pd.DataFrame:
