@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from prlhf_kit import cli
+from prlhf_kit.data import registry
 from prlhf_kit.data.schema import SchemaError
 from prlhf_kit.evaluation import bench
 
@@ -137,3 +138,10 @@ def test_scores_from_outside(write, tmp_path, monkeypatch):
     refused(f"less={file}", "no two finite scores of 3 of 4 pairs")
     refused("gone=wrong_module:right", "PYTHONPATH")
     refused("none=missing_module:f", "No module named")
+
+
+def test_published_numbers_have_their_source():
+    table = bench.published(registry.DATASETS)
+    assert list(table) == ["dataset", "method", "value", "model", "source"]
+    assert table.source.str.contains(r"arXiv \d{4}\.\d{5}").all()
+    assert table.value.between(0.5, 1).all()
