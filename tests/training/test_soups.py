@@ -4,25 +4,14 @@ import json
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 
 import prlhf_kit as kit
 from prlhf_kit.models.embedded import ModelError
 from prlhf_kit.training.soups import soup, train_adapters
 from training.conftest import SETTINGS
 
-LORA = {"r": 4, "target_modules": ["q_proj", "v_proj"]}
-
-
-@pytest.fixture
-def adapters(base, tmp_path):
-    """Three that differ, as after training."""
-    for seed, name in enumerate("abc"):
-        model = get_peft_model(kit.load_model(base), LoraConfig(**LORA))
-        for parameter in (p for p in model.parameters() if p.requires_grad):
-            parameter.data.normal_(0, 0.3, generator=torch.Generator().manual_seed(seed))
-        model.save_pretrained(tmp_path / name)
-    return {name: tmp_path / name for name in "abc"}
+LORA = {"target_modules": ["q_proj", "v_proj"]}
 
 
 @torch.no_grad()
