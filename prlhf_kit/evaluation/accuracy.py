@@ -44,6 +44,12 @@ def likelier(scores: pd.DataFrame) -> np.ndarray:
     return ranked_right(scores.chosen_logp / scores.chosen_tokens, scores.rejected_logp / scores.rejected_tokens)
 
 
+def by_implicit_reward(scores: pd.DataFrame, reference: pd.DataFrame) -> np.ndarray:
+    """Which pairs (1, 1/2, 0) DPO's implicit reward up to beta ranks right: log pi(y|x) - log pi_ref(y|x) (arXiv
+    2305.18290, Eq. 5), from rows of `score_pairs` under the policy and its reference: `[n]`."""
+    return ranked_right(scores.chosen_logp - reference.chosen_logp, scores.rejected_logp - reference.rejected_logp)
+
+
 def ranked_by_method(
     personal,
     controls: Iterable[Control],
@@ -61,9 +67,7 @@ def ranked_by_method(
     """
 
     def reward(scores: pd.DataFrame, other: pd.DataFrame | None = None) -> np.ndarray:
-        # DPO's implicit reward up to beta: log pi(y|x) - log pi_ref(y|x) (arXiv 2305.18290, Eq. 5)
-        ref = reference if other is None else other
-        return ranked_right(scores.chosen_logp - ref.chosen_logp, scores.rejected_logp - ref.rejected_logp)
+        return by_implicit_reward(scores, reference if other is None else other)
 
     rows = index.rows(pairs["user_id"], unknown="generic")
     # the generic row is not told who asks, nor what they say of themselves
