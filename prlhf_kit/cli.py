@@ -148,16 +148,20 @@ def parser() -> argparse.ArgumentParser:
     p.set_defaults(action=_later("commands", "figures"))
 
     p = commands.add_parser(
-        "report",
-        help="one page with all runs' numbers side by side",
-        description="Write one HTML page that compares runs. It opens from disk, with no server and no network.",
+        "bench",
+        help="reward accuracy of every method on several datasets, as one table",
+        description="Rank the held-out pairs of several datasets by every method, for seen and new users. What is "
+        "done is not computed again. DIR is a run: prlhf report and prlhf figures read it.",
         epilog="examples:\n"
-        "  prlhf report papermill_runs\n"
-        "  prlhf report papermill_runs/seed0 papermill_runs/seed1 --out seeds.html",
+        "  prlhf bench configs/bench.yaml --out bench --methods length,pooled,per_user\n"
+        "  prlhf bench mine.yaml --out bench --outside mine=scores.json --outside theirs=my_module:reward",
     )
-    p.add_argument("dirs", nargs="+", type=Path, metavar="RUN", help="a run, its name, or a folder of runs")
-    p.add_argument("--out", type=Path, metavar="FILE", help="the page (default: leaderboard.html where the runs are)")
-    p.set_defaults(action=_later("runs.leaderboard", "command"))
+    p.add_argument("config", type=Path, metavar="CONFIG", help="a YAML file, see configs/bench.yaml")
+    p.add_argument("--out", type=Path, required=True, metavar="DIR", help="where tables, figure and page go")
+    p.add_argument("--methods", default="", metavar="NAME,...", help="in place of the file's")
+    p.add_argument("--outside", action="append", default=[], metavar="NAME=SCORES", help="JSON file or MODULE:FUNCTION")
+    p.set_defaults(action=_later("commands", "bench"))
+
     p = commands.add_parser(
         "bundle",
         help="pack the kit for a GPU node without a network",

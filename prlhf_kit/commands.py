@@ -1,9 +1,10 @@
-"""What `prlhf run`, `prlhf figures` and `prlhf data` do; `cli.py` holds their options."""
+"""What `prlhf run`, `prlhf bench`, `prlhf figures` and `prlhf data` do; `cli.py` holds their options."""
 
 from __future__ import annotations
 
 import argparse
 import difflib
+import json
 import sys
 
 from prlhf_kit.runs.commands import check_places, tell_edits
@@ -72,6 +73,46 @@ def run(args: argparse.Namespace) -> int:
     if not whole:
         print(f"prlhf: {run_dir} is whole, but not all of it was copied; the same command copies it", file=sys.stderr)
         return 74
+    return 0
+
+
+def bench(args: argparse.Namespace) -> int:
+    """`prlhf bench`: the tables of one configuration, as the stage "bench" of a run."""
+    import pandas as pd
+
+    from prlhf_kit.data.load import fingerprint
+    from prlhf_kit.evaluation import bench as rankings
+    from prlhf_kit.evaluation.intervals import as_metrics
+    from prlhf_kit.figures.evaluation import bench as draw
+    from prlhf_kit.runs.report import write_index
+    from prlhf_kit.runs.stage import Stage
+
+    settings = rankings.read(args.config, args.methods)
+    whole = rankings.load_data(settings)
+    outside = [rankings.Scorer(text, whole) for text in args.outside]
+    data = {name: rankings.draw(settings, name, sets) for name, sets in whole.items()}
+    values = rankings.run(settings, data, outside, args.out)
+    table = rankings.summary(values, data, settings)
+    stage = Stage("bench", args.out, settings | {"dataset": ", ".join(data)})
+    for name, sets in data.items():
+        stage.uses(name, fingerprint=fingerprint(sets))
+    for name in ("model", "embedder"):
+        stage.uses(name, id=settings[name], fingerprint=rankings.weights_of(settings[name]))
+    stage.table(values.drop(columns="commit"), "bench", "Which pairs each method ranks right")
+    for name in data:
+        shown = rankings.side_by_side(table[table.dataset == name])
+        stage.table(shown, name, f"{name}: reward accuracy with 95% intervals", "shown")
+        print(f"\n{name}\n{shown.to_string(index=False)}")
+    if len(theirs := rankings.published(data)):
+        stage.table(theirs, "published", "Published: by other models, on other pairs", "shown")
+    stage.table(table, "table", "Reward accuracy with 95% intervals")
+    stage.figure(draw(table), "bench", "Reward accuracy with 95% intervals")
+    texts = pd.DataFrame([(name, json.dumps(value)) for name, value in settings.items()], columns=["setting", "value"])
+    stage.table(texts, "configuration", "Configuration", "shown")
+    stage.note(f"computed at commit {', '.join(map(str, values.commit.unique()))}")
+    metrics = as_metrics(table[table.k.isna()], "accuracy/{dataset}/{split}/{method}")
+    stage.finish(metrics | as_metrics(table[table.k.notna()], "accuracy/{dataset}/{split}/{method}/{k:g}"))
+    print(f"\nreport: {write_index(args.out)}")
     return 0
 
 

@@ -17,7 +17,7 @@ BELOW = {
     "figures": {"files", "data"},  # names of columns and labels
     "runs": {"files", "figures"},  # how a figure is saved
     "compare": {"files", "data", "models", "training", "decoding", "evaluation", "runs"},
-    "commands": {"files", "data", "models", "figures", "runs"},
+    "commands": {"files", "data", "models", "evaluation", "figures", "runs"},
     "cli": {"files", "compare", "runs"},
 }
 

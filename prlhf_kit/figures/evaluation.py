@@ -6,7 +6,8 @@ from __future__ import annotations
 import pandas as pd
 from matplotlib.figure import Figure
 
-from prlhf_kit.figures.style import PALETTE, heatmap, legend, new_figure, points, reference_line
+from prlhf_kit.figures.style import PALETTE, heatmap, legend, names_down, new_figure, points, reference_line
+from prlhf_kit.figures.users import by_known_pairs
 
 
 def win_matrix(table: pd.DataFrame) -> Figure:
@@ -49,4 +50,26 @@ def policy_accuracy(table: pd.DataFrame) -> Figure:
     ylabel = "pairs whose chosen response\nis the likelier (95% interval)"
     ax.set(xlabel="weight w of the reward", ylabel=ylabel, ylim=(0, 1.02))
     legend(figure, ncols=2)
+    return figure
+
+
+def bench(table: pd.DataFrame) -> Figure:
+    """A row of panels a dataset: each method's accuracy for seen users, and for new ones by the pairs that are known.
+
+    `table`: intervals by `dataset`, `split`, `method` and `k`.
+    """
+    sets, kinds = list(dict.fromkeys(table.dataset)), list(dict.fromkeys(table.method))
+    figure, axes = new_figure(11, 3.6 * len(sets) + 1, nrows=len(sets), ncols=2, squeeze=False)
+    for (left, right), (name, rows) in zip(axes, table.groupby("dataset", sort=False), strict=True):
+        seen, new = rows[rows.split == "test_seen"], rows[rows.split == "test_unseen"]
+        for place, one in enumerate(seen.method):
+            points(left, seen[seen.method == one], [place], kinds.index(one), label=one)
+        names_down(left, list(seen.method))
+        reference_line(left, 0.5)
+        by_known_pairs(right, new, "method", kinds)
+        left.set(title=f"{name}, seen users", xlabel="accuracy (95% interval)", xlim=(0, 1))
+        right.set(title=f"{name}, new users", xlabel="known pairs of the user, k", ylabel="accuracy", ylim=(0, 1.02))
+        for ax, shown in ((left, seen), (right, new)):
+            ax.set_visible(len(shown) > 0)
+    legend(figure, ncols=3)
     return figure

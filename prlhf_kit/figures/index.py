@@ -40,9 +40,10 @@ STAGES: dict[str, dict[str, Callable[[pd.DataFrame], Figure]]] = {
     "08_community_context": {"four_way": context.four_way, "by_context": context.by_context},
     "08b_context_answers": {"community_win_rates": context.community_win_rates},
     "09_user_models": {"pairs_learned": users.pairs_learned, "user_map": users.user_map},
+    "bench": {"bench": evaluation.bench},
     "10_real_people": {"people_map": users.user_map, "people": users.people, "new_people": users.adaptation},
 }
-TABLES = {"users_and_pairs": "lengths"}
+TABLES = {"users_and_pairs": "lengths", "bench": "table"}
 FIGURES = {
     name: (stage, TABLES.get(name, name), draw) for stage, drawn in STAGES.items() for name, draw in drawn.items()
 }

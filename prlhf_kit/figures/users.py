@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from prlhf_kit.figures.style import (
@@ -69,6 +72,21 @@ def accuracy_by_user(table: pd.DataFrame) -> Figure:
     return by_name(table, "method", "user_id", sorted(table.user_id.unique()), 0.5, xlabel)
 
 
+def by_known_pairs(ax: Axes, table: pd.DataFrame, series: str, kinds: Sequence) -> None:
+    """Lines over `k`, one a value of `series`; `kinds` fixes whose look is whose over several panels."""
+    ks = sorted(table.k.dropna().unique())
+    for name, rows in table.groupby(series, sort=False):
+        i = kinds.index(name)
+        if rows.k.nunique() <= 1:
+            label = name if rows.k.isna().all() else f"{name} (k = {rows.k.iloc[0]:g})"
+            ax.axhline(rows.value.iloc[0], label=label, color=PALETTE[i % 8], linestyle="--", linewidth=1.2)
+        else:
+            at = [ks.index(k) + min(0.06, 0.5 / len(kinds)) * i for k in rows.k]
+            points(ax, rows, at, i, upright=True, linestyle="-", label=name)
+    ax.set_xticks(range(len(ks)), [f"{k:g}" for k in ks])
+    reference_line(ax, 0.5, vertical=False)
+
+
 def adaptation(
     table: pd.DataFrame,
     series: str = "method",
@@ -78,16 +96,7 @@ def adaptation(
     """Accuracy against the number of pairs of each user. `table`: intervals by `k` and `series`; what stands at one k
     only, or at none (an oracle), becomes a line."""
     figure, ax = new_figure(6.5, 3.6)
-    ks = sorted(table.k.dropna().unique())
-    for i, (name, rows) in enumerate(table.groupby(series, sort=False)):
-        if rows.k.nunique() <= 1:
-            label = name if rows.k.isna().all() else f"{name} (k = {rows.k.iloc[0]:g})"
-            ax.axhline(rows.value.iloc[0], label=label, color=PALETTE[i % 8], linestyle="--", linewidth=1.2)
-        else:
-            at = [ks.index(k) + 0.06 * i for k in rows.k]
-            points(ax, rows, at, i, upright=True, linestyle="-", label=name)
-    ax.set_xticks(range(len(ks)), [f"{k:g}" for k in ks])
-    reference_line(ax, 0.5, vertical=False)
+    by_known_pairs(ax, table, series, list(dict.fromkeys(table[series])))
     ax.set(xlabel=xlabel, ylabel=ylabel, ylim=(0, 1.02))
     legend(figure, ncols=3)
     return figure

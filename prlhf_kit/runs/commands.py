@@ -1,5 +1,5 @@
-"""`prlhf sweep`, `prlhf pipeline`, `prlhf results` and `prlhf runs list`: many runs, from a grid or a file, and what
-there is of them.
+"""`prlhf sweep`, `prlhf pipeline`, `prlhf report`, `prlhf results` and `prlhf runs list`: many
+runs, from a grid or a file, and what there is of them.
 What takes long to import is imported when a command is called: `prlhf --help` reads this file."""
 
 from __future__ import annotations
@@ -66,6 +66,18 @@ def add_parsers(commands: Any) -> None:
     p.add_argument("--run", metavar="NAME", help="the run's name, or its folder (default: the file's name)")
     p.set_defaults(action=pipeline)
     _add_options(p)
+
+    p = commands.add_parser(
+        "report",
+        help="one page with all runs' numbers side by side",
+        description="Write one HTML page that compares runs. It opens from disk, with no server and no network.",
+        epilog="examples:\n"
+        "  prlhf report papermill_runs\n"
+        "  prlhf report papermill_runs/seed0 papermill_runs/seed1 --out seeds.html",
+    )
+    p.add_argument("dirs", nargs="+", type=Path, metavar="RUN", help="a run, its name, or a folder of runs")
+    p.add_argument("--out", type=Path, metavar="FILE", help="the page (default: leaderboard.html where the runs are)")
+    p.set_defaults(action=report)
 
     p = commands.add_parser(
         "results",
@@ -242,6 +254,13 @@ def _execute(nodes: Sequence[Node], folder: Path, args: argparse.Namespace) -> i
     if not all(node.status in plans.DONE for node in nodes):
         return 1
     return 74 if any(node.message for node in nodes) else 0  # what was not copied says so
+
+
+def report(args: argparse.Namespace) -> int:
+    """`prlhf report`."""
+    from prlhf_kit.runs import leaderboard
+
+    return leaderboard.command(args)
 
 
 def results(args: argparse.Namespace) -> int:

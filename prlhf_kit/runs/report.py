@@ -17,7 +17,7 @@ from pyarrow import ArrowInvalid
 
 from prlhf_kit.files import write_text
 from prlhf_kit.runs.records import records_of
-from prlhf_kit.runs.stage import inputs
+from prlhf_kit.runs.stage import PAGE as NOTEBOOK_PAGE, inputs
 from prlhf_kit.runs.tables import to_html
 
 STYLE = """:root { color-scheme: light dark; --page: #fff; --text: #1a1a1a; --faint: #555; --line: #ddd;
@@ -59,11 +59,12 @@ than what it was made from. What stands below may come from an earlier attempt; 
 {% endif %}{% if dirty %}Made with uncommitted changes: {{ dirty | join(", ") }}.
 {% endif %}{% for note in notes %}{{ note }}.
 {% endfor %}{% if not (doubtful or dirty or notes) %}none{% endif %}</dd></dl>
-{% for s in stages %}<details{{ " open" if s.status != "completed" }}>
+{% for s in stages %}<details{{ " open" if s.status != "completed" or loop.length == 1 }}>
 <summary><b>{{ s.stage }}</b> <span class="{{ s.status }}">{{ s.status }}</span>
 {{- ", %.0f s" % s.seconds if s.seconds is defined }}
 {{- ", %.1f GiB" % (s.peak_memory_bytes / 2**30) if s.peak_memory_bytes is defined }}</summary>
-<p id="{{ s.stage }}"><a href="{{ s.stage }}/notebook.html">notebook</a> <a href="{{ s.stage }}/run.json">record</a></p>
+<p id="{{ s.stage }}">{% if s.page %}<a href="{{ s.stage }}/notebook.html">notebook</a>{% endif %}
+<a href="{{ s.stage }}/run.json">record</a></p>
 {% if s.error %}<pre>{{ s.error }}</pre>{% endif %}
 {% for table in s.tables %}
 <h2>{{ table.caption }}</h2>
@@ -180,6 +181,7 @@ def write_index(run_dir: str | Path) -> Path:
             for kind in ("headline", "shown")
             for caption, table in tables(run_dir, kind, record["stage"])
         ]
+        record["page"] = (run_dir / record["stage"] / NOTEBOOK_PAGE).is_file()
         left = record["artifacts"].items()
         record["figures"] = [(f"{record['stage']}/{name}", e) for name, e in left if e["kind"] == "figure"]
     page = PAGE.render(

@@ -120,6 +120,12 @@ TABLES = {
     "by_context": table("method context value", *OF_CONTEXTS, n=171, chance=0.5),
     "community_win_rates": table("judge system_a system_b community p_holm win_rate", *BY_COMMUNITY, width=0.1),
 }
+TABLES["bench"] = table(
+    "dataset split method k value",
+    *[(d, "test_seen", m, np.nan, 0.5 + 0.1 * i) for d in ("a", "b") for i, m in enumerate(("length rule", "head"))],
+    *[("a", "test_unseen", "head", k, 0.5 + 0.02 * k) for k in (0, 2, 8)],
+    ("a", "test_unseen", "untrained", 0, 0.47),
+)
 TABLES |= {"people_map": TABLES["user_map"], "new_people": TABLES["adaptation"]}
 TABLES["people"] = pd.DataFrame(
     {

@@ -1,0 +1,282 @@
+"""`prlhf bench`: reward accuracy of every method on several datasets, for seen users, and for new ones by the number of
+their pairs that are known. A configuration has the keys of configs/bench.yaml, which says what they mean."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from functools import cache, cached_property
+from inspect import getsource
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+from datasets import Dataset, DatasetDict, concatenate_datasets
+
+from prlhf_kit.data import context, registry, select
+from prlhf_kit.data.chat import with_user_text
+from prlhf_kit.data.load import fingerprint, load, resolved
+from prlhf_kit.evaluation import accuracy, heads
+from prlhf_kit.evaluation.context import rewarded
+from prlhf_kit.evaluation.intervals import BY_USER_AND_PROMPT, intervals, long_table, readable
+from prlhf_kit.files import git_state, only_on_hub, short_hash, unfinished
+from prlhf_kit.models import features, hub, logprobs, saving
+from prlhf_kit.training import controls, encoder, heads as kinds, presets
+from prlhf_kit.training.recipe import Recipe, train
+
+HEADS, TRAINED = (*kinds.KINDS, *encoder.KINDS), ("pdpo", "dpo")
+METHODS = ("length", *HEADS, "untrained", "choices", *TRAINED)  # cheap ones first
+COLUMNS = ["split", "method", "k", "user_id", "prompt", "item", "value"]
+SEEN, NEW, FEW, CHOICES = "test_seen", "test_unseen", "adapt_unseen", "choices in context"
+SHIPPED = Path(__file__).parents[1] / "configs" / "bench.yaml"  # a configuration's defaults
+_model, _tokenizer, _embedder = cache(hub.load_model), cache(hub.load_tokenizer), cache(features.load_embedder)
+
+Bench = dict[str, Any]
+
+
+class BenchError(ValueError):
+    """A configuration or an outside scorer that can't be used; the message says what was expected."""
+
+
+def read(config: Path, methods: str = "") -> Bench:
+    """The configuration in a YAML file; `methods`, "a,b", in place of its own."""
+    given = yaml.safe_load(config.read_text(encoding="utf-8")) | ({"methods": methods.split(",")} if methods else {})
+    known = yaml.safe_load(SHIPPED.read_text(encoding="utf-8"))
+    registry.require_known(given, known, f"setting of {config} named")
+    bench = known | given
+    bench["datasets"] = {name: entry or {} for name, entry in bench["datasets"].items()}
+    registry.require_known(bench["methods"], METHODS, "method")
+    registry.require_known(bench["datasets"], registry.DATASETS, "dataset")
+    for name, entry in bench["datasets"].items():
+        registry.require_known(entry, ("path", "options", "pairs", "cluster"), f"setting of {name!r} named")
+        registry.require_known(np.atleast_1d(entry.get("cluster", [])).tolist(), BY_USER_AND_PROMPT, "cluster")
+        resolved(name, entry.get("options", {}))
+    if not all(isinstance(k, int) and k >= 0 for k in bench["ks"]) or not any(bench["ks"]):
+        raise BenchError(f"ks: {bench['ks']}: expected numbers of known pairs, one above 0, such as [0, 2, 4, 8].")
+    recipe(bench, "pdpo")  # which may refuse it
+    return bench
+
+
+def recipe(bench: Bench, method: str) -> Recipe:
+    """How "pdpo" or "dpo" is trained."""
+    own = bench["training"] | {"method": method}
+    own["settings"] = {"seed": bench["seed"]} | own.get("settings", {})
+    return Recipe(**presets.preset(own.pop("preset", "cpu_dpo"), **own))
+
+
+def load_data(bench: Bench) -> dict[str, DatasetDict]:
+    """The datasets that are there; of an absent one a line says where to get it."""
+    found = {}
+    for name, entry in bench["datasets"].items():
+        path, options = entry.get("path"), {"max_tokens": bench["max_tokens"], **entry.get("options", {})}
+        if path is None or Path(path or "missing").exists() or only_on_hub(path):
+            found[name] = load(name, path, tokenizer=_tokenizer(bench["model"]), **options)
+        else:
+            print(f"{name}: left out, no data at path={path!r}. Get them from {registry.DATASETS[name].source}.")
+    if not found:
+        raise BenchError("none of the datasets is there. The embedded one needs no path: datasets: {simulated: {}}.")
+    return found
+
+
+def draw(bench: Bench, name: str, whole: DatasetDict) -> DatasetDict:
+    """What methods are compared on: `pairs` of each test split, and new users of whom the largest k are known, so that
+    all k compare the same users."""
+    data, given = DatasetDict(whole), Counter(whole[FEW]["user_id"] if FEW in whole else ())
+    for split in {NEW, FEW} & set(data) if given else ():
+        enough = [given[user] >= max(bench["ks"]) for user in data[split]["user_id"]]
+        data[split] = data[split].select(np.flatnonzero(enough))
+    for split, pairs in _tests(data).items():
+        data[split] = select.subsample(pairs, bench["datasets"][name].get("pairs"), seed=bench["seed"])
+    print(f"{name}: {', '.join(f'{len(pairs)} {split}' for split, pairs in data.items())} pairs")
+    return DatasetDict({split: pairs for split, pairs in data.items() if len(pairs)})
+
+
+def _tests(data: DatasetDict) -> dict[str, Dataset]:
+    return {split: pairs for split, pairs in data.items() if split.startswith("test")}
+
+
+class Scorer:
+    """Rewards from outside, of the `datasets` of which it knows a pair: NAME=FILE, JSON of {pair_id: [chosen score,
+    rejected score]}, or NAME=MODULE:FUNCTION, which gives such scores, `[n, 2]`, of a `Dataset` of n pairs."""
+
+    def __init__(self, text: str, whole: dict[str, DatasetDict]):
+        self.name, _, place = text.partition("=")
+        self.datasets = list(whole)
+        try:
+            if not Path(place).is_file():
+                module, _, function = place.partition(":")
+                self.made_from = getsource(importlib.import_module(module))
+                self.score = getattr(importlib.import_module(module), function)
+                return
+            scores = {pair: (float(a), float(b)) for pair, (a, b) in json.loads(Path(place).read_text()).items()}
+        except (ValueError, TypeError, AttributeError, ImportError, OSError) as error:
+            raise BenchError(
+                f"--outside {text}: {error}. Expected NAME=FILE, JSON of {{pair_id: [chosen score, rejected score]}}, "
+                "or NAME=MODULE:FUNCTION, with the module's folder in PYTHONPATH."
+            ) from error
+        ids = {name: {pair for pairs in sets.values() for pair in pairs["pair_id"]} for name, sets in whole.items()}
+        if unknown := sorted(scores.keys() - set().union(*ids.values())):
+            raise BenchError(
+                f"{place} scores {len(unknown)} pairs of no dataset, first {unknown[0]!r}. Leave them out."
+            )
+        self.datasets = [name for name, known in ids.items() if known & scores.keys()]
+        self.made_from, missing = short_hash(scores), (np.nan, np.nan)
+        self.score = lambda pairs: [scores.get(pair, missing) for pair in pairs["pair_id"]]
+
+    def ranked(self, pairs: Dataset) -> np.ndarray:
+        """Which pairs it ranks right: `[n]`."""
+        found = np.asarray(self.score(pairs), float)
+        right_form = found.shape == (len(pairs), 2)
+        wrong = np.flatnonzero(~np.isfinite(found).all(1)) if right_form else range(len(pairs))
+        if len(wrong):
+            raise BenchError(
+                f"{self.name} has no two finite scores of {len(wrong)} of {len(pairs)} pairs, the first "
+                f"{pairs['pair_id'][wrong[0]]!r}. Score every pair of each test split, as kit.data.load gives it."
+            )
+        return accuracy.ranked_right(*found.T)
+
+
+def run(bench: Bench, data: dict[str, DatasetDict], outside: list[Scorer], out: Path) -> pd.DataFrame:
+    """The long table, with `dataset`, `split`, `k` (None: of seen users) and the `commit` that made each part. Parts in
+    `out`, of the same data and settings, are not computed again. Outside scorers, which may be refused, come first."""
+    cases, tables = [_Case(bench, name, sets, out) for name, sets in data.items()], []
+    methods: list[str | Scorer] = [*outside, *(one for one in METHODS if one in bench["methods"])]
+    for method, case in ((method, case) for method in methods for case in cases):
+        if isinstance(method, Scorer) and case.name not in method.datasets:
+            continue
+        own = [method.name, method.made_from] if isinstance(method, Scorer) else _made_from(bench, method)
+        part = out / "parts" / f"{case.name}-{short_hash(fingerprint(case.data), own)}.parquet"
+        if not part.exists():
+            print(f"{case.name}: {own[0]} ...", flush=True)
+            table = pd.concat([rows for rows in case.tables(method) if len(rows)]).reindex(columns=COLUMNS)
+            table["k"] = table.k.astype(float).where(table.k.notna() | (table.split != NEW), 0)
+            part.parent.mkdir(parents=True, exist_ok=True)
+            table.assign(dataset=case.name, commit=git_state()["commit"]).to_parquet(unfinished(part))
+            unfinished(part).replace(part)
+        tables.append(pd.read_parquet(part))
+    return pd.concat(tables, ignore_index=True)
+
+
+def weights_of(name: str) -> str:
+    """Tells a model's weights from others, where they lie in a folder."""
+    return short_hash(name, hub.weights_in(hub.resolve(name)))
+
+
+def _made_from(bench: Bench, method: str) -> list[Any]:
+    """What decides a method's results beside the data."""
+    weights = [] if method == "length" else weights_of(bench["embedder" if method in HEADS else "model"])
+    return [method, bench["ks"], bench["seed"], weights, bench["training"] if method in TRAINED else {}]
+
+
+class _Case:
+    """One dataset, and what several methods need of it."""
+
+    def __init__(self, bench: Bench, name: str, data: DatasetDict, out: Path):
+        self.name, self.data, self.train, self.tests, self.out = name, data, data["train"], _tests(data), out / name
+        self.bench, self.model, self.seed = bench, bench["model"], bench["seed"]
+        self.ks = [k for k in bench["ks"] if k and FEW in data]
+
+    @cached_property
+    def vectors(self) -> dict[str, features.Embedded]:
+        return features.embed(self.data, [_embedder(self.bench["embedder"])], features.feature_cache())
+
+    @cached_property
+    def base(self) -> dict[str, pd.DataFrame]:
+        return {split: self.scores(pairs) for split, pairs in self.tests.items()}
+
+    def scores(self, pairs: Dataset) -> pd.DataFrame:
+        return logprobs.score_pairs(_model(self.model), _tokenizer(self.model), pairs)
+
+    def tables(self, method: str | Scorer) -> Iterator[pd.DataFrame]:
+        """Long tables of what a method ranks right, with `split` and, of new users of whom pairs are known, `k`."""
+        if isinstance(method, Scorer):
+            for split, pairs in self.tests.items():
+                yield long_table(pairs, {method.name: method.ranked(pairs)}, split=split)
+        elif method == "length":
+            yield heads.controls(self.data)
+            for k in self.ks:  # each new user's own direction
+                both = [self.train, select.few_shot(self.data, k, self.seed)]
+                both = [pairs.select_columns(["user_id", "chosen", "rejected"]) for pairs in both]
+                right = accuracy.length_rules(concatenate_datasets(both), self.tests[NEW])
+                yield long_table(self.tests[NEW], right, split=NEW, k=k)
+        elif method in HEADS:
+            fitted = heads.fit(method, self.train, self.vectors["train"], [_embedder(self.bench["embedder"])])
+            few = heads.ranked_after_few_shot(fitted, self.data, self.vectors, self.ks, self.seed)
+            for found in (heads.held_out(fitted, self.data, self.vectors), few.assign(split=NEW)):
+                yield found.assign(method=f"{method.replace('_', ' ')} head")
+        elif method == "untrained":
+            for split, pairs in self.tests.items():
+                right = {accuracy.UNTRAINED: accuracy.likelier(self.base[split])}
+                if all(pairs["user_text"]):
+                    right[accuracy.TEXT] = rewarded(self.scores(with_user_text(pairs)), self.base[split])
+                yield long_table(pairs, right, split=split)
+        elif method == "choices":
+            for split, pairs in self.tests.items():
+                for k in self.ks if split == NEW else [max(self.bench["ks"])]:
+                    earlier = select.few_shot(self.data, k, self.seed) if split == NEW else self.train
+                    yield self.choices(pairs, earlier, k, self.base[split]).assign(split=split)
+        elif method == "dpo":
+            control = controls.load_control(self.trained(method), self.model)
+            for split, pairs in self.tests.items():
+                scores = control.score(_tokenizer(self.model), pairs)
+                yield long_table(pairs, {control.label: rewarded(scores, self.base[split])}, split=split)
+        else:
+            personal, index = saving.load_personalized(self.trained(method), self.model)
+            for split, pairs in self.tests.items():
+                found = accuracy.ranked_by_method(personal, [], _tokenizer(self.model), index, pairs, self.train)
+                own = [accuracy.GENERIC_ROW] + [accuracy.PERSONAL] * (split != NEW)
+                yield found[found.method.isin(own)].assign(split=split)
+            if self.ks:
+                options: dict[str, Any] = {"steps": 0, "seed": self.seed}
+                found, _ = accuracy.ranked_by_pairs(personal, _tokenizer(self.model), self.data, self.ks, **options)
+                yield found[found.k > 0].assign(method="P-DPO, " + found.method, split=NEW)
+
+    def choices(self, pairs: Dataset, earlier: Dataset, k: int, base: pd.DataFrame) -> pd.DataFrame:
+        """The untrained model with k of the `earlier` choices in its prompt: how much they raise a response's log-prob,
+        and the mean log-prob a token."""
+        people = context.people_of(*self.data.values())
+        told = context.with_context(pairs, context.Contexts("choices", people, seed=self.seed, earlier=[earlier], k=k))
+        print(f"{self.name}: of k = {k} choices {np.mean([len(ids) for ids in told['context_pairs']]):.1f} are told")
+        scores = self.scores(told)
+        right = {CHOICES: rewarded(scores, base), f"{CHOICES}, by likelihood": accuracy.likelier(scores)}
+        return long_table(pairs, right, k=k)
+
+    def trained(self, method: str) -> Path:
+        """The folder of "pdpo" or "dpo", trained now or before."""
+        train(recipe(self.bench, method), self.model, self.train, self.out / method)
+        return self.out / method
+
+
+def summary(values: pd.DataFrame, data: dict[str, DatasetDict], bench: Bench) -> pd.DataFrame:
+    """Intervals by `dataset`, `split`, `method` and `k`, clustered as the configuration says, and oracles."""
+    tables = []
+    for name, rows in values.groupby("dataset", sort=False):
+        by, cluster = ["dataset", "split", "method", "k"], bench["datasets"][name].get("cluster", BY_USER_AND_PROMPT)
+        best = accuracy.oracle(_tests(data[str(name)]))
+        tables += [intervals(rows, by=by, cluster=cluster, seed=bench["seed"])]
+        tables += [best.assign(dataset=name, k=np.nan)] if len(best) else []
+    return pd.concat(tables, ignore_index=True)
+
+
+def side_by_side(table: pd.DataFrame) -> pd.DataFrame:
+    """Rows of `summary` of one dataset to read: a row a method; columns for seen users, then for new ones by k."""
+    at = table.k.fillna(0).where(table.split == NEW, -1)  # of seen users, all training pairs are known
+    new = [f"new users, k = {k:g}" for k in at]
+    table = table.assign(
+        of=np.where(at >= 0, new, "seen users" + table.split.replace(SEEN, "").replace("test_", ", ", regex=True))
+    )
+    table["of"] += [f" (n = {n})" for n in table.groupby("of").n.transform("max")]
+    columns = table.of.iloc[at.argsort(kind="stable")].unique()
+    found = readable(table, "method", "of").reindex(table.method.unique(), columns=columns)
+    return found.fillna("").rename_axis(columns=None).reset_index()
+
+
+def published(names: Iterable[str]) -> pd.DataFrame:
+    """What papers report on datasets of these names, by other models on other pairs: `dataset`, `method`, `value`,
+    `model`, `source`."""
+    known = yaml.safe_load(Path(__file__).with_name("published.yaml").read_text(encoding="utf-8"))
+    return pd.DataFrame([{"dataset": name, **row} for name in names for row in known.get(name, [])])
