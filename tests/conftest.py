@@ -161,6 +161,17 @@ def base(tokenizer, tmp_path):
 
 
 @pytest.fixture
+def adapters(base, tmp_path):
+    """Folders of three LoRA adapters of `base`, "a" to "c", that differ as after training."""
+    for seed, name in enumerate("abc"):
+        model = get_peft_model(kit.load_model(base), LoraConfig(r=4, target_modules=TARGETS["llama"]))
+        for parameter in (p for p in model.parameters() if p.requires_grad):
+            parameter.data.normal_(0, 0.3, generator=torch.Generator().manual_seed(seed))
+        model.save_pretrained(tmp_path / name)
+    return {name: tmp_path / name for name in "abc"}
+
+
+@pytest.fixture
 def bert(tmp_path):
     words = "how do i make tea ? what is rain boil water first , then pour it over the leaves . no".split()
     folder = tmp_path / "bert"

@@ -71,7 +71,7 @@ SMOKE = {
 }
 LEAVES = {  # beside figures; what other stages need is missed there
     "04_pad_decoding": {"answers.jsonl", "answers.parquet", "token_by_token.parquet"},
-    "04b_persrm": {"answers.jsonl", "persrm", "args.parquet"},
+    "04b_persrm": {"answers.jsonl", "persrm", "soup", "args.parquet"},
     "05b_answers_and_judges": {"judgements.parquet", "side_by_side.parquet"},
     "07_compare_responses": {"answers.parquet"},
     "08b_context_answers": {"answers.jsonl", "side_by_side.parquet"},

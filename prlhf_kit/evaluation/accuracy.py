@@ -32,6 +32,7 @@ PERSONAL, GENERIC_ROW, VANILLA = "P-DPO, user", "P-DPO, generic row", LABELS["dp
 TEXT, UNTRAINED = "prompt with user text", "untrained"
 LENGTH, USER_LENGTH = "length rule", "length rule per user"
 NEAREST, MIXED, FITTED = "nearest known user", "known users, mixed", "fitted row"
+TIE = 1e-3  # nats, of a whole response: float32 rounds sums of some hundreds of nats by up to that
 
 
 def words(messages: list[list[dict[str, str]]]) -> np.ndarray:
@@ -42,6 +43,16 @@ def words(messages: list[list[dict[str, str]]]) -> np.ndarray:
 def likelier(scores: pd.DataFrame) -> np.ndarray:
     """Which pairs a model ranks right (1, 1/2, 0) by its mean log-prob a token, from rows of `score_pairs`: `[n]`."""
     return ranked_right(scores.chosen_logp / scores.chosen_tokens, scores.rejected_logp / scores.rejected_tokens)
+
+
+def by_implicit_reward(scores: pd.DataFrame, reference: pd.DataFrame) -> np.ndarray:
+    """Which pairs the reward log pi(y|x, u) - log pi_ref(y|x) ranks right (1, 1/2 if less than `TIE` apart, 0): `[n]`.
+    It is DPO's implicit reward (arXiv 2305.18290, Eq. 5) up to beta. `scores`: rows of `score_pairs` of the policy;
+    `reference`: the reference's, one a pair, found by `pair_id`."""
+    base = scores[["pair_id"]].merge(reference, "left", on="pair_id", validate="many_to_one")
+    chosen, rejected = (scores[of].to_numpy() - base[of].to_numpy() for of in ("chosen_logp", "rejected_logp"))
+    difference = chosen - rejected  # NaN without a reference, which `ranked_right` refuses
+    return ranked_right(np.where(np.abs(difference) < TIE, 0.0, difference), 0)
 
 
 def ranked_by_method(
@@ -55,15 +66,13 @@ def ranked_by_method(
 ) -> pd.DataFrame:
     """The long table of which pairs each method ranks right (1, 1/2 where equal, 0).
 
-    Rewards: P-DPO and trained controls by DPO's implicit reward; "prompt with user text" (where all users have one) by
+    Rewards: P-DPO and trained controls by `by_implicit_reward`; "prompt with user text" (where all users have one) by
     how much it raises the untrained model's log-prob; "untrained" by its mean log-prob a token; the length rules by
     words, in the direction that the training pairs favour. Users without a row get the generic row and the pooled rule.
     """
 
     def reward(scores: pd.DataFrame, other: pd.DataFrame | None = None) -> np.ndarray:
-        # DPO's implicit reward up to beta: log pi(y|x) - log pi_ref(y|x) (arXiv 2305.18290, Eq. 5)
-        ref = reference if other is None else other
-        return ranked_right(scores.chosen_logp - ref.chosen_logp, scores.rejected_logp - ref.rejected_logp)
+        return by_implicit_reward(scores, reference if other is None else other)
 
     rows = index.rows(pairs["user_id"], unknown="generic")
     # the generic row is not told who asks, nor what they say of themselves

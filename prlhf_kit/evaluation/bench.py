@@ -21,7 +21,7 @@ from prlhf_kit.data import context, registry, select
 from prlhf_kit.data.chat import with_user_text
 from prlhf_kit.data.load import fingerprint, load, resolved
 from prlhf_kit.evaluation import accuracy, heads
-from prlhf_kit.evaluation.context import rewarded
+from prlhf_kit.evaluation.accuracy import by_implicit_reward
 from prlhf_kit.evaluation.intervals import BY_USER_AND_PROMPT, intervals, long_table, readable
 from prlhf_kit.files import git_state, only_on_hub, short_hash, unfinished
 from prlhf_kit.models import features, hub, logprobs, saving
@@ -212,7 +212,7 @@ class _Case:
             for split, pairs in self.tests.items():
                 right = {accuracy.UNTRAINED: accuracy.likelier(self.base[split])}
                 if all(pairs["user_text"]):
-                    right[accuracy.TEXT] = rewarded(self.scores(with_user_text(pairs)), self.base[split])
+                    right[accuracy.TEXT] = by_implicit_reward(self.scores(with_user_text(pairs)), self.base[split])
                 yield long_table(pairs, right, split=split)
         elif method == "choices":
             for split, pairs in self.tests.items():
@@ -223,7 +223,7 @@ class _Case:
             control = controls.load_control(self.trained(method), self.model)
             for split, pairs in self.tests.items():
                 scores = control.score(_tokenizer(self.model), pairs)
-                yield long_table(pairs, {control.label: rewarded(scores, self.base[split])}, split=split)
+                yield long_table(pairs, {control.label: by_implicit_reward(scores, self.base[split])}, split=split)
         else:
             personal, index = saving.load_personalized(self.trained(method), self.model)
             for split, pairs in self.tests.items():
@@ -242,7 +242,10 @@ class _Case:
         told = context.with_context(pairs, context.Contexts("choices", people, seed=self.seed, earlier=[earlier], k=k))
         print(f"{self.name}: of k = {k} choices {np.mean([len(ids) for ids in told['context_pairs']]):.1f} are told")
         scores = self.scores(told)
-        right = {CHOICES: rewarded(scores, base), f"{CHOICES}, by likelihood": accuracy.likelier(scores)}
+        right = {
+            CHOICES: by_implicit_reward(scores, base),
+            f"{CHOICES}, by likelihood": accuracy.likelier(scores),
+        }
         return long_table(pairs, right, k=k)
 
     def trained(self, method: str) -> Path:

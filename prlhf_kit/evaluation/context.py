@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from prlhf_kit.data.context import RECORDED, Contexts, with_context
 from prlhf_kit.data.schema import FEATURES
-from prlhf_kit.evaluation.accuracy import USER_LENGTH, length_rules, likelier, ranked_right
+from prlhf_kit.evaluation.accuracy import USER_LENGTH, by_implicit_reward, length_rules, likelier
 from prlhf_kit.evaluation.intervals import BY_USER_AND_PROMPT, differences, intervals, long_table
 from prlhf_kit.models.logprobs import as_read, completion_logps, score_pairs
 from prlhf_kit.models.user_index import UserIndex
@@ -31,7 +31,6 @@ CONTROL_COMPARISONS = ((SOFT, GENERIC_ROW), (PROMPT, SFT_TOLD))  # is it the use
 CONTEXT_COMPARISONS = (("true", "none"), ("true", "random"), ("true", "shuffled"))
 
 NUMBERS: dict[str, Any] = {"users": ("user_id", "nunique"), "chance": ("chance", "mean")}  # beside accuracies
-TIE = 1e-3  # nats, of a whole response: float32 rounds sums of some hundreds of nats by up to that
 
 
 def clusters(named: bool) -> str | tuple[str, str]:
@@ -39,16 +38,6 @@ def clusters(named: bool) -> str | tuple[str, str]:
     are all that one asks about: by prompt. Else the table says what other users would give, too, which few of them
     never can: no test over two or four users gives p < 0.05."""
     return "prompt" if named else BY_USER_AND_PROMPT
-
-
-def rewarded(scores: pd.DataFrame, anchor: pd.DataFrame) -> np.ndarray:
-    """Which pairs the reward log pi(y|x, c) - log pi_ref(y|x) ranks right (1, 1/2 if less than `TIE` apart, 0): `[n]`.
-    It is DPO's implicit reward (arXiv 2305.18290, Eq. 5) up to beta; the reference sees no context c. `scores`: rows of
-    `score_pairs` of the policy; `anchor`: the reference's, one a pair, found by `pair_id`."""
-    base = scores[["pair_id"]].merge(anchor, "left", on="pair_id", validate="many_to_one")
-    chosen, rejected = (scores[of].to_numpy() - base[of].to_numpy() for of in ("chosen_logp", "rejected_logp"))
-    difference = chosen - rejected  # NaN without an anchor, which `ranked_right` refuses
-    return ranked_right(np.where(np.abs(difference) < TIE, 0.0, difference), 0)
 
 
 def questions(pairs: Dataset) -> Dataset:
@@ -109,15 +98,15 @@ def ranked(
     """What a model gets right, prompts as they are: rule -> `[n]` (1, 1/2 for a tie, 0).
 
     Args:
-        rows: pairs, by the gain in log-probability over `anchor` (`rewarded`) or, without one, by mean log-probability
-            a token; or `questions`, by all rules of `choose`.
+        rows: pairs, by the gain in log-probability over `anchor` (`by_implicit_reward`) or, without one, by mean
+            log-probability a token; or `questions`, by all rules of `choose`.
         index: rows of the users; others get the generic one. None: no user model.
     """
     users = None if index is None else index.rows(rows["user_id"], unknown="generic")
     if "options" in rows.column_names:
         return choose(model, tokenizer, rows, users)
     scores = score_pairs(model, tokenizer, rows, users)
-    return {LIKELIHOOD: likelier(scores) if anchor is None else rewarded(scores, anchor)}
+    return {LIKELIHOOD: likelier(scores) if anchor is None else by_implicit_reward(scores, anchor)}
 
 
 def tried(

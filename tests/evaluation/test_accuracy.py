@@ -11,7 +11,7 @@ from prlhf_kit.data.attributes import ATTRIBUTES
 from prlhf_kit.data.schema import record
 from prlhf_kit.data.simulated import Population
 from prlhf_kit.evaluation import accuracy as compare
-from prlhf_kit.evaluation.accuracy import length_rules, ranked_right
+from prlhf_kit.evaluation.accuracy import by_implicit_reward, length_rules, ranked_right
 from prlhf_kit.training.controls import Control
 
 
@@ -19,6 +19,20 @@ def test_metrics_by_hand():
     assert ranked_right([1, 2, 2], [0, 2, 3]).tolist() == [1.0, 0.5, 0.0]
     with pytest.raises(ValueError, match="1 of 2 reward differences are NaN"):
         ranked_right([1, np.nan], [0, 0])
+
+
+def test_implicit_reward_by_hand():
+    anchor = pd.DataFrame({"pair_id": ["p", "q"], "chosen_logp": [-10.0, -5.0], "rejected_logp": [-20.0, -5.0]})
+    scores = pd.DataFrame({"pair_id": ["q", "p", "p", "p"], "chosen_logp": [-4.0, -9.0, -12.0, -11.0]})
+    scores["rejected_logp"] = [-4.5, -18.0, -21.0, -21.0]
+    # gains of chosen and rejected: 1 and .5; 1 and 2; -2 and -1; -1 and -1
+    assert by_implicit_reward(scores, anchor).tolist() == [1, 0, 0, 0.5]
+    assert by_implicit_reward(scores[:2], anchor).tolist() == [1, 0]  # by pair, not by place
+    nearly = scores.assign(rejected_logp=scores.rejected_logp + 0.0005)  # rounding apart
+    assert by_implicit_reward(nearly, anchor).tolist() == [1, 0, 0, 0.5]
+    assert by_implicit_reward(nearly.assign(chosen_logp=nearly.chosen_logp + 0.002), anchor).tolist() == [1, 0, 0, 1]
+    with pytest.raises(ValueError, match="1 of 4 reward differences are NaN"):
+        by_implicit_reward(scores, anchor[1:].assign(pair_id="p"))
 
 
 def test_length_rules_by_hand():

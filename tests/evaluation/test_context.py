@@ -10,26 +10,12 @@ import prlhf_kit as kit
 from prlhf_kit.data.context import Contexts, people_of, with_context
 from prlhf_kit.data.schema import message, record
 from prlhf_kit.evaluation import context as ways
-from prlhf_kit.evaluation.context import BOTH, LIKELIHOOD, NEITHER, PROMPT, SOFT, choose, items, questions, rewarded
+from prlhf_kit.evaluation.accuracy import by_implicit_reward
+from prlhf_kit.evaluation.context import BOTH, LIKELIHOOD, NEITHER, PROMPT, SOFT, choose, items, questions
 from prlhf_kit.evaluation.statistics import crossed_interval, holm
 from prlhf_kit.models.logprobs import score_pairs
 from prlhf_kit.models.tokenize import tokenize_completions
 from prlhf_kit.models.user_index import GENERIC
-
-
-def test_rewarded_by_hand():
-    anchor = pd.DataFrame({"pair_id": ["p", "q"], "chosen_logp": [-10.0, -5.0], "rejected_logp": [-20.0, -5.0]})
-    scores = pd.DataFrame({"pair_id": ["q", "p", "p", "p"], "chosen_logp": [-4.0, -9.0, -12.0, -11.0]})
-    scores["rejected_logp"] = [-4.5, -18.0, -21.0, -21.0]
-    # gains of chosen and rejected: 1 and .5; 1 and 2; -2 and -1; -1 and -1
-    assert rewarded(scores, anchor).tolist() == [1, 0, 0, 0.5]
-    assert rewarded(scores[:2], anchor).tolist() == [1, 0]  # by pair, not by place
-    nearly = scores.assign(rejected_logp=scores.rejected_logp + 0.0005)  # rounding apart
-    assert rewarded(nearly, anchor).tolist() == [1, 0, 0, 0.5]
-    assert rewarded(nearly.assign(chosen_logp=nearly.chosen_logp + 0.002), anchor).tolist() == [1, 0, 0, 1]
-    with pytest.raises(ValueError, match="1 of 4 reward differences are NaN"):
-        rewarded(scores, anchor[1:].assign(pair_id="p"))
-
 
 # ---- one model, several contexts
 
@@ -52,7 +38,7 @@ def test_pairs_are_ranked_against_the_anchor_with_each_context(make_tiny, tokeni
         put = with_context(pairs, Contexts(kind, contexts.people, "user_text", seed=5))
         found = results[results.context == kind]
         assert found.item.tolist() == pairs["pair_id"][:]
-        assert found.value.tolist() == rewarded(score_pairs(model, tokenizer, put), anchor).tolist()
+        assert found.value.tolist() == by_implicit_reward(score_pairs(model, tokenizer, put), anchor).tolist()
     assert set(results[results.context == "none"].value) == {0.5}  # the anchor itself
     assert set(results[results.context == "random"].value) != {0.5}
 
@@ -63,7 +49,7 @@ def test_users_without_a_row_get_the_generic_one(personal, tokenizer, told):
     for index, rows in ((kit.UserIndex(["a", "b", "c"]), None), (kit.UserIndex([]), [GENERIC] * len(pairs))):
         found.append(ways.tried(personal, tokenizer, pairs, contexts, ["none"], index, anchor).value.tolist())
         rows = rows or index.rows(pairs["user_id"])
-        assert found[-1] == rewarded(score_pairs(personal, tokenizer, pairs, rows), anchor).tolist()
+        assert found[-1] == by_implicit_reward(score_pairs(personal, tokenizer, pairs, rows), anchor).tolist()
     assert found[0] != found[1]
 
 
