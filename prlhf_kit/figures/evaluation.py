@@ -64,7 +64,8 @@ def bench(table: pd.DataFrame) -> Figure:
         seen, new = rows[rows.split == "test_seen"], rows[rows.split == "test_unseen"]
         for place, one in enumerate(seen.method):
             points(left, seen[seen.method == one], [place], kinds.index(one), label=one)
-        names_down(left, list(seen.method))
+        if len(seen):
+            names_down(left, list(seen.method))
         reference_line(left, 0.5)
         by_known_pairs(right, new, "method", kinds)
         left.set(title=f"{name}, seen users", xlabel="accuracy (95% interval)", xlim=(0, 1))

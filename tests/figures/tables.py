@@ -125,6 +125,7 @@ TABLES["bench"] = table(
     *[(d, "test_seen", m, np.nan, 0.5 + 0.1 * i) for d in ("a", "b") for i, m in enumerate(("length rule", "head"))],
     *[("a", "test_unseen", "head", k, 0.5 + 0.02 * k) for k in (0, 2, 8)],
     ("a", "test_unseen", "untrained", 0, 0.47),
+    ("c", "test_unseen", "untrained", 0, 0.47),
 )
 TABLES |= {"people_map": TABLES["user_map"], "new_people": TABLES["adaptation"]}
 TABLES["people"] = pd.DataFrame(
