@@ -68,19 +68,21 @@ def load_with_report(
     tally = Tally()
     if name in DATASETS:
         resolved(name, options)
-        raw, own = _read(name, tally, path, options), DATASETS[name].rules
+        raw, made_of = _read(name, tally, path, options), name
     else:
         raw = saved(name)
         if not raw or path is not None or options:
             require_known([name], DATASETS, "dataset, or prepared folder without path and options,")
         card = Path(name, "card.json")
-        made_of = json.loads(card.read_text()).get("dataset") if card.is_file() else None
-        own = DATASETS[made_of].rules if made_of in DATASETS else {}
+        made_of = json.loads(card.read_text()).get("dataset", "") if card.is_file() else ""
+    known = DATASETS.get(made_of)
+    own = known.rules if known else {}
     data, report = check(
         raw, tokenizer, max_prompt_tokens, max_tokens=max_tokens, min_pairs=min_pairs, rules={**own, **(rules or {})}
     )
     table = pd.concat([tally.table(), report.table], ignore_index=True).astype({"pairs": int})
-    return data, Report(table, report.kept, report.checks, dict(tally.counts), report.shortened, report.tokens)
+    source = f"{known.title}; licence: {known.licence}" if known else ""
+    return data, Report(table, report.kept, report.checks, dict(tally.counts), report.shortened, report.tokens, source)
 
 
 def _read(name: str, tally: Tally, path: Any, options: Mapping[str, Any]) -> DatasetDict:

@@ -22,13 +22,12 @@ TRAINING = ("train", "adapt_unseen")
     "polis",
     title="Polis conversations (Small et al. 2021)",
     source="a folder of https://github.com/compdemocracy/openData, with comments.csv and participants-votes.csv",
-    licence="CC BY 4.0",
+    licence="CC BY 4.0. Data was gathered using the Polis software (compdemocracy.org/polis) and is sub-licensed under "
+    "CC BY 4.0 with Attribution to The Computational Democracy Project",
     users="real people with enough votes, unnamed",
     pairs="as many as their votes give",
     quality="People vote on one statement at a time; a pair puts one that a person agreed with over one that they "
-    "disagreed with. Statements on which nearly all agree say little of a person and are left out. Data was gathered "
-    "using the Polis software (compdemocracy.org/polis) and is sub-licensed under CC BY 4.0 with Attribution to The "
-    "Computational Democracy Project.",
+    "disagreed with. Statements on which nearly all agree say little of a person and are left out.",
     folder=True,
 )
 def read(

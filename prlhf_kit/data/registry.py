@@ -45,6 +45,7 @@ class Report:
         counts: what the loader counted, for comparison with a paper's numbers.
         shortened: prompts that are kept without their oldest turns.
         tokens: with a tokenizer: quantiles of the tokens of each split's first 1,000 pairs, before anything is dropped.
+        source: title and licence, where the dataset has a card: with the summary, what is printed of a report.
     """
 
     table: pd.DataFrame
@@ -53,6 +54,7 @@ class Report:
     counts: Mapping[str, int] = field(default_factory=dict)
     shortened: int = 0
     tokens: pd.DataFrame | None = None
+    source: str = ""
 
     @property
     def summary(self) -> str:
@@ -71,7 +73,7 @@ class Report:
         return f"{share:.0%} of the pairs were dropped: {self.summary}" if share > 0.1 else ""
 
     def __str__(self) -> str:
-        return self.summary
+        return "\n".join(filter(None, [self.source, self.summary]))
 
 
 @dataclass(frozen=True)

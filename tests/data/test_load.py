@@ -94,6 +94,7 @@ def test_contributing_adds_a_dataset(tmp_path, monkeypatch):
     data, report = kit.data.load_with_report("mine", write_lines(tmp_path / "train.jsonl", rows), test_share=0)
     assert len(data["train"]) == 9
     assert report.counts == {"rows": 9}
+    assert str(report) == "...; licence: MIT\n9 pairs kept, none dropped"
 
 
 # Real files, where they are there (`../shared/data`; its README says where to get the full sets) ----------------------
