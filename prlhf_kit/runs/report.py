@@ -4,6 +4,7 @@ notebook. They work from disk."""
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ than what it was made from. What stands below may come from an earlier attempt; 
 {% endif %}{% if dirty %}Made with uncommitted changes: {{ dirty | join(", ") }}.
 {% endif %}{% for note in notes %}{{ note }}.
 {% endfor %}{% if not (doubtful or dirty or notes) %}none{% endif %}</dd></dl>
-{% for s in stages %}<details{{ " open" if s.status != "completed" or loop.length == 1 }}>
+{% for s in stages %}<details{{ " open" if s.status != "completed" or loop.index0 >= opened or loop.length == 1 }}>
 <summary><b>{{ s.stage }}</b> <span class="{{ s.status }}">{{ s.status }}</span>
 {{- ", %.0f s" % s.seconds if s.seconds is defined }}
 {{- ", %.1f GiB" % (s.peak_memory_bytes / 2**30) if s.peak_memory_bytes is defined }}</summary>
@@ -144,10 +145,9 @@ def tables(run_dir: Path, kind: str, stage: str = "") -> list[tuple[str, pd.Data
     return found
 
 
-def _result(run_dir: Path, stages: list[dict[str, Any]]) -> str:
-    """A run in one number: the first row of its last headline table (but for an interval from 0 to 1, which says
-    nothing), else the first metric of its last stage."""
-    for caption, table in tables(run_dir, "headline"):
+def _result(headlines: Sequence[tuple[str, pd.DataFrame]]) -> str:
+    """A stage in one number: the first row of a headline table, but for an interval from 0 to 1, which says nothing."""
+    for caption, table in headlines:
         if table.empty:
             continue
         row = table.iloc[0]
@@ -158,6 +158,11 @@ def _result(run_dir: Path, stages: list[dict[str, Any]]) -> str:
         interval = f" [{ends[0]:.3f}, {ends[1]:.3f}]" if pd.notna(ends).all() else ""
         names = ", ".join(str(value) for value in row if isinstance(value, str))
         return f"{caption}: {names}" + (f": {number} {row[number]:.3f}{interval}" if number else "")
+    return ""
+
+
+def _first_metric(stages: Sequence[dict[str, Any]]) -> str:
+    """The first metric of the last stage that has some."""
     for record in reversed(stages):
         for name, value in record["metrics"].items():
             return f"{record['stage']}: {name} {'-' if value is None else f'{value:.3f}'}"
@@ -176,20 +181,21 @@ def write_index(run_dir: str | Path) -> Path:
     run_dir = Path(run_dir)
     stages = [record | {"stage": stage} for stage, record in records_of(run_dir).items() if record]
     for record in stages:
-        record["tables"] = [
-            {"caption": caption, "html": to_html(table)}
-            for kind in ("headline", "shown")
-            for caption, table in tables(run_dir, kind, record["stage"])
-        ]
+        headlines, shown = (tables(run_dir, kind, record["stage"]) for kind in ("headline", "shown"))
+        record["result"] = _result(headlines)
+        record["tables"] = [{"caption": caption, "html": to_html(table)} for caption, table in headlines + shown]
         record["page"] = (run_dir / record["stage"] / NOTEBOOK_PAGE).is_file()
         left = record["artifacts"].items()
         record["figures"] = [(f"{record['stage']}/{name}", e) for name, e in left if e["kind"] == "figure"]
+    # of the last stage with a result the section is open, and of what comes after it
+    at = max((i for i, record in enumerate(stages) if record["result"]), default=len(stages))
     page = PAGE.render(
         name=run_dir.name,
         stages=stages,
         models=dict.fromkeys(str(r["parameters"]["model"]) for r in stages if "model" in r["parameters"]),
         data=dict.fromkeys(filter(None, map(_data, stages))),
-        result=_result(run_dir, stages),
+        result=stages[at]["result"] if at < len(stages) else _first_metric(stages),
+        opened=at,
         doubtful=[
             record["stage"]
             for record in stages

@@ -20,6 +20,7 @@ def to_html(table: pd.DataFrame) -> str:
         table.round(3)
         .map(text)
         .rename(columns=text)
+        .rename_axis(columns=None)  # its name would be a heading over nothing
         .to_html(index=False, border=0, na_rep="-", escape=False, justify="left")
     )
 

@@ -59,7 +59,9 @@ def test_the_index_says_in_four_lines_what_was_run_on_what_with_which_result(tmp
     headline.to_parquet(tmp_path / "03" / "headline.parquet")
     left = {"headline.parquet": {"kind": "headline", "caption": "Accuracy"}}
     write_json(tmp_path / "03" / "run.json", RECORD | {"artifacts": left})
-    assert lines()[1][2] == "Accuracy: P-DPO: value 0.700 [0.600, 0.800]"
+    soup, (_, _, result, _) = lines()
+    assert result == "Accuracy: P-DPO: value 0.700 [0.600, 0.800]"
+    assert [section.has_attr("open") for section in soup.find_all("details")] == [False, True]  # where it is from
 
 
 def test_a_lost_or_cut_table_is_named_and_the_page_is_written(tmp_path):
