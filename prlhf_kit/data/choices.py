@@ -25,7 +25,8 @@ def known_pairs(data: DatasetDict) -> list[Dataset]:
 
 
 class Choices:
-    """Which of a user's pairs are told before a prompt: `k`, one a prompt, or as many as there are.
+    """Which of a user's pairs are told before a prompt: `k`, one a prompt, or as many as there are. Where all pairs
+    have one prompt (Polis), one a chosen response.
 
     Each user's pairs stand in a circle, in an order that `seed` draws. The prompt draws where one begins, so that the
     pairs of k=2 are among those of k=4, and the rows' order does not matter.
@@ -45,6 +46,8 @@ class Choices:
                 raise SchemaError(f"choices are told from pairs; a set lacks {missing}, found {pairs.column_names}.")
         self.k, self._seed = k, seed
         self._pairs = concatenate_datasets([pairs.select_columns(COLUMNS) for pairs in sets]) if sets else None
+        prompts = self._pairs["prompt"] if self._pairs is not None else []
+        self._one_prompt = len({str(turns_of(prompt)) for prompt in prompts}) == 1
         self._places: dict[str, list[int]] = defaultdict(list)
         if self._pairs is not None:
             drawn = [share(seed, "choice", pair) for pair in self._pairs["pair_id"]]
@@ -67,7 +70,7 @@ class Choices:
                 break
             pair: Any = self._pairs[place]  # type: ignore[index]
             if prompt is None or apart(pair["prompt"], prompt):
-                found.setdefault(str(turns_of(pair["prompt"])), pair)
+                found.setdefault(str(pair["chosen"] if self._one_prompt else turns_of(pair["prompt"])), pair)
         return [*found.values()]
 
 

@@ -55,6 +55,13 @@ def test_choices_are_one_a_prompt_of_this_user_drawn_by_prompt_and_seed_and_nest
     } == {"ask 3"}
 
 
+def test_where_all_share_one_prompt_choices_differ_by_what_was_chosen():
+    pairs = pairs_of(*[(f"p{i}", "u", "round 1", f"yes {i // 2}", f"no {i}") for i in range(8)])
+    found = Choices([pairs], 3).of("u", "round 2")
+    assert len({pair["chosen"][0]["content"] for pair in found}) == 3
+    assert Choices([pairs], 3).of("u", "round 1") == []
+
+
 def test_who_chose_nothing_else_is_told_of_in_one_text():
     few = Choices([pairs_of(("p", "a", "Tea?", "Green.", "Black."))], 4)
     assert told(few.of("a", "Why?")) == "Asked: Tea?\nChose: Green.\nRather than: Black."
