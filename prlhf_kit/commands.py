@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
             print(f"  {note}", flush=True)
     page = write_index(run_dir)
     for caption, table in tables(run_dir, "headline"):
-        print(f"\n{caption}\n{table.to_string(index=False)}")
+        print(f"\n{caption}\n{table.round(3).to_string(index=False)}")
     print(f"\nreport: {page.resolve()}")
     if not whole:
         print(f"prlhf: {run_dir} is whole, but not all of it was copied; the same command copies it", file=sys.stderr)
@@ -203,9 +203,7 @@ def check_dataset(args: argparse.Namespace) -> int:
         users = len(set(rows["user_id"]))
         print(f"{split}: {len(rows)} pairs of {users} user{'s' * (users != 1)}")
     counts = compare_counts(args.name, found)
-    if counts.empty:
-        print("\nno counts of a paper to compare with")
-    else:
+    if len(counts):
         print(f"\ncounted here and in the papers:\n{counts.to_string(index=False, na_rep='not counted')}")
         differ = counts[counts.difference.notna() & (counts.difference != 0)]
         print(f"{len(differ)} of {counts.found.notna().sum()} differ" if counts.found.notna().any() else "none counted")

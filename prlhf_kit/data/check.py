@@ -126,7 +126,9 @@ def check(
 def _require_form(batch: Mapping[str, list], split: str, start: int) -> None:
     for column, values in batch.items():
         for i, value in enumerate(values):
-            wanted = "non-empty text. Convert it once: dataset.map(lambda row: {..., str(row[...])})."
+            wanted = (
+                "non-empty text. Give it, or leave the row out. A number: dataset.map(lambda row: {..., str(...)})."
+            )
             right = isinstance(value, str) and bool(value)
             if column in MESSAGES:
                 wanted = "a list of {'role': ..., 'content': text} messages."
@@ -208,7 +210,8 @@ def _mark_users(table: pd.DataFrame, rules: Mapping[str, str], min_pairs: int) -
         why = train.reason[(train.user == lost[0]) & (train.reason != "")].value_counts().to_dict()
         raise SchemaError(
             f"{len(lost)} users of split 'train' have no pairs left, or fewer than {min_pairs}, first {lost[0]!r} "
-            f"(dropped: {why}). Mend those pairs, remove the users, or pass rules={{{few!r}: 'drop'}}."
+            f"(dropped: {why}). Mend those pairs, remove the users, or pass rules={{{few!r}: 'drop'}} "
+            f"(--rule '{few}' drop on the command line)."
         )
     if rules[few] == "drop":
         seen = table.split.isin(["train", "test_seen"])

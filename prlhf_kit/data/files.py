@@ -68,9 +68,11 @@ def read(
             whole = _take_out_prompt(found)
             for name in ("user_id", *MESSAGES):
                 if mapping[name] not in row and not (name == "prompt" and whole):
+                    way = f'Name yours by the option columns: {{"{name}": "your column"}}.'
+                    if number:
+                        way = "The rows before it have one: mend the row, or leave it out."
                     raise SchemaError(
-                        f"{where} has no column {mapping[name]!r} for {name!r}; found {sorted(row)}. "
-                        f'Name yours by the option columns: {{"{name}": "your column"}}.'
+                        f"{where} has no column {mapping[name]!r} for {name!r}; found {sorted(row)}. {way}"
                     )
             user = _id(found["user_id"])
             met.add(user)

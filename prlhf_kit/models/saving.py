@@ -64,6 +64,9 @@ def name_base(folder: str | Path, model: PreTrainedModel | PeftModel) -> None:
     file = Path(folder, "adapter_config.json")
     if file.is_file():
         write_json(file, json.loads(file.read_text()) | {"base_model_name_or_path": name_of(causal_lm(model))})
+        card = Path(folder, "README.md")
+        if card.is_file() and "[More Information Needed]" in card.read_text():  # PEFT's, which says nothing
+            card.unlink()
 
 
 def part_of_weights(folder: str | Path, name: str) -> dict[str, Any]:

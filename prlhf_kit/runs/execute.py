@@ -91,7 +91,8 @@ def _progress(executed: Path) -> str:
     losses = re.findall(r"<td>\d+</td>\s*<td>([\d.]+)</td>", shown[shown.rfind("<progress") :])
     text = f"cell {number} of {len(cells)}" + (f" ({headings[-1].strip('# ')})" if headings else "")
     loss = f", loss {losses[-1]}" if losses else ""
-    return text + (f", step {bars[-1][0]}{loss}, {bars[-1][1]} left" if bars else "")
+    which = f", training {len(bars)}" if len(bars) > 1 else ""  # of the cell: P-DPO, then its controls
+    return text + (f"{which}, step {bars[-1][0]}{loss}, {bars[-1][1]} left" if bars else "")
 
 
 def _last_run(cells: list[dict[str, Any]]) -> tuple[int, dict[str, Any] | None]:

@@ -35,6 +35,9 @@ def test_own_files(kind, tmp_path):
         kit.data.SchemaError, match=r'no column .user_id. .*option columns: \{"user_id": "your column"\}'
     ):
         kit.data.load("files", path)
+    lacking = write_lines(tmp_path / "lacking.jsonl", [ROW, {k: v for k, v in ROW.items() if k != "rejected"}])
+    with pytest.raises(kit.data.SchemaError, match=r"row 1 .*no column 'rejected'.* mend the row"):
+        kit.data.load("files", lacking)
 
 
 def test_splits_by_column_and_by_file_and_messages(tmp_path):

@@ -35,13 +35,14 @@ def test_what_papermill_would_call_a_success(make_notebook, tmp_path, cell, mess
 def test_off_a_terminal_a_line_now_and_then_says_what_runs(make_notebook, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(execution, "REPORT_EVERY", 0.5)
     bar = "<progress></progress> [40/80 00:10 < 00:12, 3.1 it/s]<table><td>38</td> <td>0.50</td><td>7</td></table>"
-    notebook = make_notebook(f"import time; from IPython.display import HTML, display; display(HTML({bar!r}))", FINISH)
+    shown = f"from IPython.display import HTML, display; display(HTML({bar!r}), HTML({bar!r}))"
+    notebook = make_notebook(shown, FINISH)
     assert runner.run_notebook(notebook, tmp_path / "run")["status"] == "completed"
     assert re.search(r"^nb 0 min: (starting|cell \d of 4)", capsys.readouterr().out, re.MULTILINE)
     assert execution._progress(tmp_path / "run" / "nb" / "notebook.ipynb").startswith("cell 4 of 5")
     written = json.loads((tmp_path / "run" / "nb" / "notebook.ipynb").read_text())
     (tmp_path / "half.ipynb").write_text(json.dumps(written | {"cells": written["cells"][:-1]}))
-    assert execution._progress(tmp_path / "half.ipynb") == "cell 3 of 4, step 40/80, loss 0.50, 00:12 left"
+    assert execution._progress(tmp_path / "half.ipynb") == "cell 3 of 4, training 2, step 40/80, loss 0.50, 00:12 left"
     execution._say("x" * 300, terminal=True)
     assert re.fullmatch(r"\rx{20,299}\x1b\[K", capsys.readouterr().err)
 

@@ -169,6 +169,7 @@ def test_the_learning_curve_counts_the_pairs_of_training(base, reference, tmp_pa
     one = reference.filter(lambda row: row["user_id"] == "a").select(range(2))
     parts = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
     train(recipe(EVALUATED | parts), base, reference, tmp_path / "out", one)
+    assert not (tmp_path / "out" / "README.md").exists()  # PEFT's says nothing
     curve = user_models.learning_curve(tmp_path / "out")
     assert curve.step.tolist() == [2, 3]  # and the end, though 2 does not divide 3
     assert curve.k.tolist() == [3, 4]  # 8 and 12 pairs of three users
