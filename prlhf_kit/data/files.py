@@ -56,6 +56,8 @@ def read(
         test_share, unseen, seed: where there is no split: share of the prompts for tests, users that are not trained
             on, and what draws the prompts.
     """
+    if isinstance(columns, str):
+        raise SchemaError(f'columns={columns!r} is a text, expected JSON: {{"user_id": "your column"}}, quotes too.')
     mapping = {name: name for name in (*COLUMNS, "split")} | dict(columns or {})
     require_known(mapping, (*COLUMNS, "split"), "column of the record")
     unseen, met, renamed = names(unseen), set(), 0

@@ -72,7 +72,11 @@ def load_with_report(
     else:
         raw = saved(name)
         if not raw or path is not None or options:
-            require_known([name], DATASETS, "dataset, or prepared folder without path and options,")
+            require_known(
+                [name],
+                DATASETS,
+                "dataset, or prepared folder (in a notebook: its whole path) without path and options,",
+            )
         card = Path(name, "card.json")
         made_of = json.loads(card.read_text()).get("dataset", "") if card.is_file() else ""
     known = DATASETS.get(made_of)

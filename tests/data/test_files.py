@@ -35,6 +35,8 @@ def test_own_files(kind, tmp_path):
         kit.data.SchemaError, match=r'no column .user_id. .*option columns: \{"user_id": "your column"\}'
     ):
         kit.data.load("files", path)
+    with pytest.raises(kit.data.SchemaError, match="is a text, expected JSON"):
+        kit.data.load("files", path, columns="{user_id: who}")
     lacking = write_lines(tmp_path / "lacking.jsonl", [ROW, {k: v for k, v in ROW.items() if k != "rejected"}])
     with pytest.raises(kit.data.SchemaError, match=r"row 1 .*no column 'rejected'.* mend the row"):
         kit.data.load("files", lacking)
