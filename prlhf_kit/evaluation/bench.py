@@ -108,9 +108,9 @@ class Scorer:
         self.datasets = list(whole)
         try:
             if not Path(place).is_file():
-                module, _, function = place.partition(":")
-                self.made_from = getsource(importlib.import_module(module))
-                self.score = getattr(importlib.import_module(module), function)
+                name, _, function = place.partition(":")
+                module = importlib.import_module(name)
+                self.made_from, self.score = getsource(module), getattr(module, function)
                 return
             scores = {pair: (float(a), float(b)) for pair, (a, b) in json.loads(Path(place).read_text()).items()}
         except (ValueError, TypeError, AttributeError, ImportError, OSError) as error:

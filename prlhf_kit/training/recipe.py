@@ -44,7 +44,7 @@ from prlhf_kit.training.pdpo import FROZEN_BASE, PersonalizedDPOTrainer
 from prlhf_kit.training.presets import preset
 from prlhf_kit.training.resume import HISTORY, fit
 from prlhf_kit.training.sft import SFTRecipe, contexts_of, train_sft, with_reader, without_reference
-from prlhf_kit.training.user_start import head_coefficients, require_start
+from prlhf_kit.training.user_start import fits_a_head, head_coefficients
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -263,7 +263,8 @@ def require(recipe: Recipe, model: str, pairs: Dataset, name: str = "train") -> 
     kind: Any = USER_MODELS[recipe.user_model]
     users = kind(1, torch.nn.Embedding(config.vocab_size, 1), **recipe.user_model_options)  # the smallest one
     if recipe.user_start and recipe.method not in WITHOUT_USERS:
-        require_start(recipe.user_start, pairs)
+        load_embedder(recipe.user_start)  # which may refuse its name
+        fits_a_head(pairs, users.own.shape[1])
     if recipe.method == "dpo_text" or (recipe.method == "pdpo" and users.user_text):
         pairs = with_user_text(pairs)
     user_tokens = 0 if recipe.method in WITHOUT_USERS else users.num_tokens

@@ -6,24 +6,26 @@ import numpy as np
 from datasets import Dataset
 
 from prlhf_kit.data.chat import prompt_texts_of
-from prlhf_kit.models.features import Embedder, embed, feature_cache, load_embedder
+from prlhf_kit.models.features import Embedder, embed, feature_cache
 from prlhf_kit.training.heads import fit_heads
 
 
-def require_start(embedder: str, pairs: Dataset) -> None:
-    """Refuse features that are not to be had, and pairs of fewer than 5 prompts (`ValueError`)."""
-    load_embedder(embedder)
+def fits_a_head(pairs: Dataset, rank: int) -> bool:
+    """Whether `pairs` are of more than `rank` users. Raises `ValueError` if they are, but of fewer than 5 prompts."""
+    if len(set(pairs["user_id"])) <= rank:
+        return False
     if (n := len(set(prompt_texts_of(pairs)))) < 5:
         raise ValueError(f"{n} different prompts, expected at least 5 to fit a head: leave user_start out.")
+    return True
 
 
 def head_coefficients(pairs: Dataset, embedder: Embedder, rank: int) -> dict[str, np.ndarray]:
     """Each user's place among the others, `[rank]`, by a low-rank head on frozen features of their pairs: principal
     coordinates of `a_u`, the first with variance 1. Empty for fewer than `rank` + 1 users, or where all are alike.
 
-    Raises `ValueError` for more coordinates than features. `require_start` refuses what else can't be fitted.
+    Raises `ValueError` for more coordinates than features, and for fewer than 5 prompts.
     """
-    if len(set(pairs["user_id"])) <= rank:
+    if not fits_a_head(pairs, rank):
         return {}
     texts = prompt_texts_of(pairs)
     features = embed({"train": pairs}, [embedder], feature_cache())["train"]

@@ -187,8 +187,12 @@ def test_users_start_where_a_head_puts_them(base, reference, tmp_path):
     assert np.var([found[user][0] for user in found]) == pytest.approx(1)
     assert own[0].tolist() == [0, 0]
     assert head_coefficients(reference, load_embedder("attributes"), 3) == {}  # three users only
-    with pytest.raises(ValueError, match="4 different prompts, expected at least 5"):
-        require(recipe(**options, user_start="attributes"), base, reference.select(range(4)))
+    few = reference.select(range(4))
+    for refuses in (require, lambda told, model, pairs: build_trainer(told, model, pairs, tmp_path / "few")):
+        with pytest.raises(ValueError, match="4 different prompts, expected at least 5"):
+            refuses(recipe(**options, user_start="attributes"), base, few)
+    options["user_model_options"]["rank"] = 3  # of three users: they start at random
+    require(recipe(**options, user_start="attributes"), base, few)
 
 
 @pytest.mark.parametrize(
