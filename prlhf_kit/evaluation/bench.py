@@ -23,12 +23,14 @@ from prlhf_kit.data.load import fingerprint, load, resolved
 from prlhf_kit.evaluation import accuracy, heads
 from prlhf_kit.evaluation.accuracy import by_implicit_reward
 from prlhf_kit.evaluation.intervals import BY_USER_AND_PROMPT, intervals, long_table, readable
+from prlhf_kit.evaluation.soups import ranked_by_soup
 from prlhf_kit.files import git_state, only_on_hub, short_hash, unfinished
 from prlhf_kit.models import features, hub, logprobs, saving
 from prlhf_kit.training import controls, encoder, heads as kinds, presets
 from prlhf_kit.training.recipe import Recipe, train
+from prlhf_kit.training.soups import train_adapters
 
-HEADS, TRAINED = (*kinds.KINDS, *encoder.KINDS), ("pdpo", "dpo")
+HEADS, TRAINED = (*kinds.KINDS, *encoder.KINDS), ("pdpo", "dpo", "soups")
 METHODS = ("length", *HEADS, "untrained", "choices", *TRAINED)  # cheap ones first
 COLUMNS = ["split", "method", "k", "user_id", "prompt", "item", "value"]
 SEEN, NEW, FEW, CHOICES = "test_seen", "test_unseen", "adapt_unseen", "choices in context"
@@ -62,8 +64,8 @@ def read(config: Path, methods: str = "") -> Bench:
 
 
 def recipe(bench: Bench, method: str) -> Recipe:
-    """How "pdpo" or "dpo" is trained."""
-    own = bench["training"] | {"method": method}
+    """How "pdpo" is trained, or "dpo", and each adapter of "soups"."""
+    own = bench["training"] | {"method": "pdpo" if method == "pdpo" else "dpo"}
     own["settings"] = {"seed": bench["seed"]} | own.get("settings", {})
     return Recipe(**presets.preset(own.pop("preset", "cpu_dpo"), **own))
 
@@ -224,6 +226,11 @@ class _Case:
             for split, pairs in self.tests.items():
                 scores = control.score(_tokenizer(self.model), pairs)
                 yield long_table(pairs, {control.label: by_implicit_reward(scores, self.base[split])}, split=split)
+        elif method == "soups":  # an adapter for each user
+            folders = train_adapters(recipe(self.bench, method), self.model, self.train, self.out / method)
+            for split, pairs in self.tests.items():
+                parts = _model(self.model), _tokenizer(self.model), folders, pairs, self.base[split]
+                yield ranked_by_soup(*parts).assign(split=split)
         else:
             personal, index = saving.load_personalized(self.trained(method), self.model)
             for split, pairs in self.tests.items():

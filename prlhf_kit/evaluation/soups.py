@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from prlhf_kit.data.registry import require_known
-from prlhf_kit.data.select import split_by
-from prlhf_kit.evaluation.accuracy import UNTRAINED, by_implicit_reward, likelier
+from prlhf_kit.evaluation.accuracy import by_implicit_reward
 from prlhf_kit.evaluation.intervals import long_table
 from prlhf_kit.models.logprobs import score_pairs
 from prlhf_kit.training.soups import soup
@@ -24,22 +23,22 @@ def ranked_by_soup(
     tokenizer: PreTrainedTokenizerBase,
     folders: Mapping[str, str | Path],
     pairs: Dataset,
-    column: str = "user_id",
-    batch_size: int = 16,
+    reference: pd.DataFrame,
 ) -> pd.DataFrame:
-    """The long table of which pairs are ranked right (1, 1/2 where equal, 0) by DPO's implicit reward of the adapter of
-    their value of `column`, of the soup of all `folders`, and of that of the others; and by `model` itself, by its mean
-    log-prob a token. Refuses (`SchemaError`) values without an adapter."""
-    require_known(pairs[column], folders, column)
-    tables = []
-    for name, part in split_by(pairs, column, sorted(set(pairs[column]))).items():
-        reference = score_pairs(model, tokenizer, part, batch_size=batch_size)
-        right = {UNTRAINED: likelier(reference)}
-        others = [other for other in folders if other != name]
-        for method, names in {OWN: [name], ALIKE: [*folders], OTHERS: others}.items():
-            if names:
-                mixed = soup(model, {of: folders[of] for of in names})
-                right[method] = by_implicit_reward(score_pairs(mixed, tokenizer, part, None, batch_size), reference)
-                mixed.unload()
-        tables.append(long_table(part, right))
+    """The long table of which pairs are ranked right (1, 1/2 where equal, 0) by DPO's implicit reward
+    (`by_implicit_reward`, which says what `reference` is) of the soup of all users' adapters; and, of users who have
+    one in `folders`, by that of their own adapter and of the soup of the others'."""
+
+    def ranked(method: str, names: list[str], asked: Dataset) -> pd.DataFrame:
+        mixed = soup(model, {name: folders[name] for name in names})
+        right = by_implicit_reward(score_pairs(mixed, tokenizer, asked), reference)
+        mixed.unload()
+        return long_table(asked, {method: right})
+
+    tables, users = [ranked(ALIKE, [*folders], pairs)], np.array(pairs["user_id"])
+    for user in folders.keys() & set(users):
+        own, others = pairs.select(np.flatnonzero(users == user)), [other for other in folders if other != user]
+        tables.append(ranked(OWN, [user], own))
+        if others:
+            tables.append(ranked(OTHERS, others, own))
     return pd.concat(tables, ignore_index=True)

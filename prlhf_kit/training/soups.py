@@ -21,9 +21,11 @@ from prlhf_kit.models.hub import name_of
 from prlhf_kit.training.recipe import Recipe, train
 
 
-def train_adapters(model: str, pairs: Dataset, out: str | Path, column: str = "user_id", **recipe) -> dict[str, Path]:
+def train_adapters(
+    recipe: Recipe, model: str, pairs: Dataset, out: str | Path, column: str = "user_id"
+) -> dict[str, Path]:
     """Train by DPO an adapter for each value of `column` ("user_id" or "group") on its pairs alone, or resume: value ->
-    its folder in `out`. `model` and `pairs` are as of `train`; `recipe` are arguments of `Recipe`, all but the method.
+    its folder in `out`. The first arguments are as of `train`; the recipe's method is "dpo".
 
     Raises `ValueError` where pairs have no value.
     """
@@ -32,7 +34,7 @@ def train_adapters(model: str, pairs: Dataset, out: str | Path, column: str = "u
     folders = {}
     for value, own in split_by(pairs, column, sorted(set(pairs[column]))).items():
         folders[value] = Path(out, quote(value, safe=""))
-        train(Recipe(method="dpo", **recipe), model, own, folders[value])
+        train(recipe, model, own, folders[value])
     return folders
 
 

@@ -10,7 +10,7 @@ import yaml
 from prlhf_kit import cli
 from prlhf_kit.data import registry
 from prlhf_kit.data.schema import SchemaError
-from prlhf_kit.evaluation import bench
+from prlhf_kit.evaluation import bench, soups
 
 SIMULATED = {"pairs_per_user": 3, "test_pairs_per_user": 1, "adapt_pairs_per_user": 2, "users_per_type": 2}
 
@@ -82,14 +82,15 @@ def test_one_table_of_all_and_nothing_is_computed_twice(write, tmp_path, capsys,
 
 def test_language_models_and_trainings(write, tmp_path):
     training = {"preset": "cpu_dpo", "settings": {"max_steps": 1, "max_length": 128}}
-    config = write("files", methods=["untrained", "choices", "pdpo", "dpo"], training=training)
+    config = write("files", methods=["untrained", "choices", *bench.TRAINED], training=training)
     assert cli.main(["bench", str(config), "--out", str(tmp_path / "out")]) == 0
     found = accuracies(tmp_path / "out").dropna().reset_index()
     methods = {split: set(rows.method) for split, rows in found.groupby("split")}
-    everywhere = {"untrained", "prompt with user text", "vanilla DPO", "P-DPO, generic row"}
+    everywhere = {"untrained", "prompt with user text", "vanilla DPO", "P-DPO, generic row", soups.ALIKE}
     everywhere |= {bench.CHOICES, f"{bench.CHOICES}, by likelihood"}
     new = {"P-DPO, nearest known user", "P-DPO, known users, mixed"}
-    assert methods == {"test_seen": everywhere | {"P-DPO, user"}, "test_unseen": everywhere | new}
+    seen = {"P-DPO, user", soups.OWN, soups.OTHERS}
+    assert methods == {"test_seen": everywhere | seen, "test_unseen": everywhere | new}
     assert set(found.k[found.method.isin(new)]) == {2}
 
 

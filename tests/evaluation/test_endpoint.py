@@ -1,5 +1,6 @@
 """The LLM judge against an endpoint that fails in every way: nothing is paid for twice, lost or invented."""
 
+import gc
 import json
 import logging
 import re
@@ -126,6 +127,7 @@ def test_interrupt_keeps_what_came(make_judge, tmp_path):
 
     server = FaultServer({"Q2": ["interrupt"]}, answer)
     judge = make_judge(server, concurrency=1)
+    gc.collect()  # a finaliser of an earlier test, should it run here, would swallow the interrupt
     with pytest.raises(KeyboardInterrupt):
         judge(*questions(6))
     assert server.count() == {"Q0": 1, "Q1": 1, "Q2": 1}

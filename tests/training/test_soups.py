@@ -8,10 +8,9 @@ from peft import PeftModel
 
 import prlhf_kit as kit
 from prlhf_kit.models.embedded import ModelError
+from prlhf_kit.training.recipe import Recipe
 from prlhf_kit.training.soups import soup, train_adapters
 from training.conftest import SETTINGS
-
-LORA = {"target_modules": ["q_proj", "v_proj"]}
 
 
 @torch.no_grad()
@@ -56,11 +55,12 @@ def test_adapters_that_are_refused(base, adapters, other):
 
 
 def test_each_adapter_is_trained_on_its_own_pairs(base, pairs, tmp_path):
-    folders = train_adapters(base, pairs, tmp_path, adapter=LORA, settings=SETTINGS | {"seed": 1})
+    recipe = Recipe(method="dpo", adapter={"target_modules": ["q_proj", "v_proj"]}, settings=SETTINGS | {"seed": 1})
+    folders = train_adapters(recipe, base, pairs, tmp_path)
     assert [path.name for path in folders.values()] == list(folders) == ["a", "b", "c"]
     own = pairs.filter(lambda row: row["user_id"] == "b")
-    [alone] = train_adapters(base, own, tmp_path / "alone", adapter=LORA, settings=SETTINGS | {"seed": 1}).values()
+    [alone] = train_adapters(recipe, base, own, tmp_path / "alone").values()
     files = [folder / "adapter_model.safetensors" for folder in (alone, folders["b"], folders["a"])]
     assert files[0].read_bytes() == files[1].read_bytes() != files[2].read_bytes()
     with pytest.raises(ValueError, match="12 of 12 pairs have no group"):
-        train_adapters(base, pairs, tmp_path, column="group")
+        train_adapters(recipe, base, pairs, tmp_path, column="group")
