@@ -9,14 +9,16 @@ from safetensors.torch import load_file
 
 import prlhf_kit as kit
 from prlhf_kit.data.schema import record
-from prlhf_kit.evaluation.accuracy import FITTED, MIXED, NEAREST, ranked_by_pairs
+from prlhf_kit.evaluation import heads
+from prlhf_kit.evaluation.accuracy import FITTED, MIXED, NEAREST, PLACED, ranked_by_pairs
 from prlhf_kit.evaluation.intervals import intervals
 from prlhf_kit.figures import users as user_figures
 from prlhf_kit.models.conditioning import user_model_of, user_models
+from prlhf_kit.models.features import embed, load_embedder
 from prlhf_kit.models.logprobs import score_pairs
 from prlhf_kit.models.saving import save_personalized
 from prlhf_kit.models.user_models import USER_MODELS
-from prlhf_kit.training.new_users import Adapted, Evidence, adapt, add_users, forget_users, user_table, weigh
+from prlhf_kit.training.new_users import Adapted, Evidence, adapt, add_users, forget_users, placed, user_table, weigh
 
 KINDS = [("individual", {"add_generic_user": False}), ("cluster", {"clusters": 3}), ("low_rank", {"rank": 2})]
 
@@ -99,6 +101,24 @@ def test_of_many_known_users_those_who_stand_for_the_rest_are_tried(trained, tok
     assert sorted((row - 1) % 16 for row in rows[1:]) == list(range(16))
 
 
+def test_an_encoder_puts_new_users_where_those_like_them_are(trained):
+    model, index = trained()
+    texts = ["Yes.", "Yes, and here is at length why it is so, with all of the reasons that there are."]
+
+    def pairs_of(user, longer, n):
+        chosen, rejected = texts[::-1] if longer else texts
+        return [record(f"{user}{i}", user, f"Is it {i}?", f"{chosen} {i}", f"{rejected} {i}") for i in range(n)]
+
+    known = [pair for user in index.user_ids for pair in pairs_of(user, user == "b", 8)]
+    new = Dataset.from_list(pairs_of("y", False, 2) + pairs_of("x", True, 2))
+    embedder, known = load_embedder("attributes"), Dataset.from_list(known)
+    encoder = heads.fit("encoder", known, embed({"known": known}, [embedder])["known"])
+    found = placed(model, index, encoder, embedder, new)
+    assert found.user_ids == ["x", "y"]
+    assert found.start[0] == index.row("b") != found.start[1]
+    assert torch.equal(found.own, user_table(model).user_offsets(torch.tensor(found.start)))
+
+
 def test_users_are_fitted_together_as_alone(trained, tokenizer):
     model, _ = trained()
     pairs = new_pairs(model, tokenizer, 1, n=4)
@@ -160,10 +180,12 @@ def test_the_curve_is_what_adapt_gives(trained, tokenizer):
     known = new_pairs(model, tokenizer, 2, n=4)
     test = new_pairs(model, tokenizer, 2, n=3, seed=1)
     data = DatasetDict(adapt_unseen=known, test_unseen=test)
-    ranked, largest = ranked_by_pairs(model, tokenizer, data, [2, 4], steps=2, learning_rate=0.05, beta=1.0)
-    fitted = [(k, method) for k in (2, 4) for method in (NEAREST, MIXED, FITTED)]
+    options = {"steps": 2, "learning_rate": 0.05, "beta": 1.0}
+    place = lambda pairs: Adapted(["x", "y"], torch.empty(0), start=[1, 3])  # noqa: E731
+    ranked, largest = ranked_by_pairs(model, tokenizer, data, [2, 4], place=place, **options)
+    fitted = [(k, method) for k in (2, 4) for method in (NEAREST, MIXED, FITTED, PLACED)]
     assert ranked.groupby(["k", "method"]).size().to_dict() == dict.fromkeys([(0, "generic row"), *fitted], 6)
-    found = adapt(model, tokenizer, kit.data.few_shot(data, 4), steps=2, learning_rate=0.05, beta=1.0)
+    found = adapt(model, tokenizer, kit.data.few_shot(data, 4), **options)
     assert (largest.user_ids, largest.start) == (found.user_ids, found.start)
     assert torch.allclose(largest.own, found.own, atol=1e-5)
     index = add_users(model, kit.UserIndex(["a", "b", "c"]), found)
@@ -172,6 +194,7 @@ def test_the_curve_is_what_adapt_gives(trained, tokenizer):
         ("generic row", 0, [0] * len(test)),
         ("nearest known user", 4, nearest),
         ("fitted row", 4, index.rows(test["user_id"])),
+        (PLACED, 2, [1 if user == "x" else 3 for user in test["user_id"]]),
     ):
         right = ranked[(ranked.method == method) & (ranked.k == k)].value
         assert right.tolist() == (margins(model, tokenizer, test, rows) > 0).astype(float).tolist()
