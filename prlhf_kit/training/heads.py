@@ -146,15 +146,18 @@ def fit_heads(
         for fold, (_, held) in enumerate(GroupKFold(5).split(order, groups=groups[order])):
             to[fold, held] = 0.0
         found: dict[tuple[int, float], float] = {}  # negative log-likelihood of what was left out
-        for s in sorted(strengths, reverse=True):
+
+        def compare(sizes: Sequence[int], s: float) -> None:
             for size, weights in zip(sizes, fitted(kind, sizes, base or s, s, to), strict=True):
                 left_out = F.softplus(-_log_odds(kind, in_type[to.dtype], *weights)) * (1 - to)
                 found[size, s] = left_out.sum().item()
-            # of a size for which this was clearly too weak, weaker ones are not tried
-            best = {size: min(v for (n, _), v in found.items() if n == size) for size in sizes}
-            sizes = [size for size in sizes if found[size, s] < 1.05 * best[size]]
-            if not sizes:
+
+        for s in sorted(strengths, reverse=True):  # of the largest size; then the other sizes at the best one
+            compare(sizes[-1:], s)
+            if found[sizes[-1], s] >= 1.05 * min(found.values()):  # weaker ones are no better
                 break
+        if len(sizes) > 1:
+            compare(sizes[:-1], min(found, key=lambda tried: found[tried])[1])
         return min(found, key=lambda tried: found[tried])
 
     # first the strength of w_0, as for everybody; then size and strength of what is personal
