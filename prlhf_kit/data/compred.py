@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import heapq
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from datasets import Dataset
+import pandas as pd
 
 from prlhf_kit.data.registry import Tally, dataset, names, require_known, share, split_of
-from prlhf_kit.data.schema import SchemaError, message, record
+from prlhf_kit.data.schema import SchemaError, record
 from prlhf_kit.data.sources import Rows, hub_rows, local_rows
 
 HUB = "allenai/compred"
@@ -23,7 +22,6 @@ FACTORS = ("finance", "gender_sexuality", "history", "politics", "science")
     source=f"hub: {HUB}, {', '.join(FACTORS)}",
     licence="ODC-BY; Reddit comments keep their authors' rights",
     users="subreddits, grouped by five factors",
-    pairs="tens of millions before the filter (hub)",
     quality="Upvotes, not judgements: when a comment was written and who saw it count too. A community can also be "
     "told by the style and topic of its posts.",
     counts={"test_pref of finance": 58_603, "validation_pref of finance": 55_518},
@@ -62,11 +60,8 @@ def read(
     communities = set()
     for factor in factors:
         for source, part in {"train_pref": "train", test_split: "test"}.items():
-            rows = (
-                hub_rows(HUB, source, factor)
-                if path is None
-                else local_rows(path, f"{factor}/{source}*", f"{factor}/{source}/*", f"{factor}_{source}*")
-            )
+            patterns = (f"{factor}/{source}*", f"{factor}/{source}/*", f"{factor}_{source}*")
+            rows = hub_rows(HUB, source, factor) if path is None else local_rows(path, *patterns)
             kept = _draw(rows, min_score_ratio, max_pairs_per_post, seed)
             for number, row in enumerate(rows):
                 tally.count(f"{source} of {factor}")
@@ -87,32 +82,15 @@ def read(
     require_known(unseen, communities, "community")
 
 
-def prompts(path: str | Path | None = None, factors: str | Sequence[str] = FACTORS) -> Dataset:
-    """The dataset's own test prompts, for generation: columns `user_id`, `user_text`, `group`, `prompt` (messages)."""
-    require_known(names(factors), FACTORS, "factor")
-    out = []
-    for factor in names(factors):
-        name = f"{factor}_test_prompts"
-        for row in hub_rows(HUB, "test_prompts", name) if path is None else local_rows(path, f"{name}/*", f"{name}*"):
-            user = community_of(row["domain"])
-            asked = message("user", post_text(row["title"], row.get("history")))
-            out.append({"user_id": user, "user_text": f"r/{user}", "group": factor, "prompt": asked})
-    return Dataset.from_list(out)
-
-
 def _draw(rows: Rows, min_score_ratio: float, max_pairs_per_post: int, seed: int) -> set[int]:
     """Row numbers to keep: of every post those with the smallest of seeded random numbers."""
-    best: dict[str, list[tuple[float, int]]] = {}
-    for number, row in enumerate(rows):
-        if row["score_ratio"] >= min_score_ratio:
-            heap = best.setdefault(row["post_id"], [])
-            # heapq keeps its smallest in front, so the random numbers are negated: the largest falls out
-            entry = (-share(seed, row["post_id"], row["human_ref_A"], row["human_ref_B"]), number)
-            if len(heap) < max_pairs_per_post:
-                heapq.heappush(heap, entry)
-            else:
-                heapq.heappushpop(heap, entry)
-    return {number for heap in best.values() for _, number in heap}
+    drawn = (
+        (row["post_id"], share(seed, row["post_id"], row["human_ref_A"], row["human_ref_B"]), number)
+        for number, row in enumerate(rows)
+        if row["score_ratio"] >= min_score_ratio
+    )
+    table = pd.DataFrame(drawn, columns=["post", "order", "number"])[::-1]  # of equal pairs the later one
+    return set(table.number[table.groupby("post").order.rank(method="first") <= max_pairs_per_post])
 
 
 def community_of(domain: str) -> str:

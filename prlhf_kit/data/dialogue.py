@@ -63,15 +63,19 @@ def common_prompt(*texts: str | None) -> tuple[list[dict[str, str]], list[str]]:
     return prompt, [dialogue[-1]["content"] for dialogue in dialogues]
 
 
+def _ranked(row: dict[str, Any]) -> tuple[None, list[Any], list[Any]]:
+    return None, [row["chosen"], row["rejected"]], [1, 0]
+
+
 def scored_records(
     parts: Iterable[tuple[str | None, Iterable[dict[str, Any]]]],
     tally: Tally,
     name: str,
-    read: Callable[[dict[str, Any]], tuple[list[dict[str, str]] | None, list[Any], list[Any]]] | None,
     test_share: float,
     seed: int,
-    unseen: Iterable[str] = (),
+    read: Callable[[dict[str, Any]], tuple[list[dict[str, str]] | None, list[Any], list[Any]]] = _ranked,
     *,
+    unseen: Iterable[str] = (),
     user_id: str = GENERAL,
     user_text: str | None = None,
     count: str = "comparisons",
@@ -82,13 +86,13 @@ def scored_records(
     Args:
         parts: ("train", rows) and ("test", rows), or (None, rows), which are split by the prompt's first turn.
         read: (prompt, answers, scores) of a row that is not in `text`-`score` format; prompt None: the answers are
-            whole dialogues, as they are in that format.
+            whole dialogues, as they are in that format, and as `chosen` and `rejected` are, which are read by default.
         count: under which name rows are counted, by part.
     """
     for part, rows in parts:
         for number, row in enumerate(rows):
             tally.count(f"{count}, {part}" if part else count)
-            prompt, answers, scores = (None, row["text"], row["score"]) if read is None or "text" in row else read(row)
+            prompt, answers, scores = (None, row["text"], row["score"]) if "text" in row else read(row)
             if len(answers) != len(scores) or len(answers) < 2:
                 raise SchemaError(f"{len(answers)} texts and {len(scores)} scores, expected as many, at least two.")
             for score in scores:  # the other answer would win by accident

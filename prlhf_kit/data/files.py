@@ -13,7 +13,7 @@ from datasets import Dataset, DatasetDict
 
 from prlhf_kit.data.registry import Tally, dataset, names, opening, require_known, split_of
 from prlhf_kit.data.schema import COLUMNS, MESSAGES, SPLITS, SchemaError, message
-from prlhf_kit.data.sources import KINDS, Rows, hub_splits, local_files, rows_of, saved
+from prlhf_kit.data.sources import KINDS, Rows, from_hub, local_files, rows_of, saved
 from prlhf_kit.files import only_on_hub
 
 log = logging.getLogger(__name__)
@@ -25,7 +25,6 @@ log = logging.getLogger(__name__)
     source="your file or folder (JSON, JSON lines, also .gz, CSV or parquet), or any dataset of the hub",
     licence="your own",
     users="any",
-    pairs="any",
     quality="The checks say what they find.",
 )
 def read(
@@ -104,7 +103,7 @@ def _parts(path: str | Path | Dataset | DatasetDict, config: str | None) -> list
         if Path(path, "dataset_dict.json").is_file():
             path = saved(path)
         elif only_on_hub(path) and not str(path).endswith(KINDS):
-            path = hub_splits(str(path), config)
+            path = from_hub(str(path), config)
     if isinstance(path, DatasetDict):
         return [(split, Rows([(f"split {split!r}", rows.__iter__)])) for split, rows in path.items()]
     if isinstance(path, Dataset):

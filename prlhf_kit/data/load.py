@@ -112,8 +112,7 @@ def _read(name: str, tally: Tally, path: Any, options: Mapping[str, Any]) -> Dat
         ) from error
     if "train" not in raw:
         raise SchemaError(
-            f"{name!r} gave no training pair, only pairs of {list(raw)}; dropped: {dict(tally.drops)}. Look at "
-            "path and options."
+            f"{name!r} gave no training pair, only pairs of {[*raw]}; dropped: {dict(tally.drops)}. See its options."
         )
     return raw
 

@@ -31,7 +31,6 @@ ATTRIBUTES = {  # user -> its number in VPL's files, and what such a person woul
     source=f"hub: {COMMUNITY}, community_alignment.csv",
     licence="CC BY 4.0",
     users="over 3,500 annotators in five countries",
-    pairs="233,319 choices among 4 responses, in five languages (the paper's later version): 3 pairs each",
     quality="About 31% of the conversations begin with the annotator's own question, unmoderated. Some annotators "
     "write another language than the one they were assigned.",
     # counted in version 1.1 by others who use it, not here
@@ -100,7 +99,6 @@ def community_alignment(
     source=f"hub: {', '.join(BENCHES.values())}",
     licence="not checked",
     users="723 of PRISM, 131 of Chatbot Arena",
-    pairs="arena: 305 train, 235 validation, 798 test (on the hub)",
     quality="Texts have the licences of PRISM and Chatbot Arena. Models chose what can be personalised. Its PRISM "
     "pairs are those of `prism`: do not train on one and test on the other.",
     counts={"arena, train": 305, "arena, test": 798},
@@ -154,7 +152,6 @@ def personalrewardbench(
     source="https://github.com/WEIRDLabUW/vpl_llm: its script ultrafeedback_augment, or the files that it links",
     licence="MIT; labels as published with VPL",
     users="4 attributes of UltraFeedback",
-    pairs="one a prompt and user, a tenth of the prompts for tests",
     quality="GPT-4's ratings, not people's. The script ranks equal ratings by a coin, so that a part of the "
     "disagreements is chance.",
     rules={"prompt in train and test": "drop"},
@@ -187,14 +184,8 @@ def ufp(
     require_known((*users, *unseen), ATTRIBUTES, "user")
     for user in users:
         number, text = ATTRIBUTES[user]
-        parts: list[tuple[str, Iterator[dict]]] = []
+        parts = []
         for part in ("train", "test"):
             rows = local_rows(path, f"{number}/{part}.jsonl*")
             parts.append((part, (row for row in rows if row["controversial"] or not controversial)))
-        yield from scored_records(
-            parts, tally, "ufp", _better_first, 0, 0, unseen, user_id=user, user_text=text, count=user
-        )
-
-
-def _better_first(row: dict) -> tuple[None, list, list]:
-    return None, [row["chosen"], row["rejected"]], [1, 0]
+        yield from scored_records(parts, tally, "ufp", 0, 0, unseen=unseen, user_id=user, user_text=text, count=user)

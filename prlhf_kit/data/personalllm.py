@@ -30,7 +30,6 @@ def weights(models: list[str], users: int = 100, concentration: float = 0.1, see
     source=f"hub: {HUB}",
     licence="CC BY 4.0",
     users="virtual: Dirichlet weights over ten reward models",
-    pairs="9,402 train and 1,000 test prompts with 8 responses each",
     quality="Tastes are those of reward models, not of people.",
     counts={"prompts, train": 9_402, "prompts, test": 1_000, "reward models": 10},
     rules={"prompt in train and test": "drop"},

@@ -38,7 +38,6 @@ FACTS = {  # as it is said of a person -> column of the survey
     source=f"hub: {HUB}, survey and conversations",
     licence="texts CC BY 4.0, responses CC BY-NC 4.0",
     users="1,396 people from 75 countries",
-    pairs="8,011 conversations, 68,371 rated responses",
     quality="Everybody writes their own prompts: users can't be compared on the same ones, and a taste can't be told "
     "from a topic. From the second turn on both responses are the same model's. Personal and sensitive texts.",
     counts={
@@ -81,26 +80,24 @@ def read(
         adapt_share: of the conversations of an unseen user who has several.
         seed: shuffles users and conversations.
     """
-    if path is None:
-        survey, conversations = hub_rows(HUB, "train", "survey"), hub_rows(HUB, "train", "conversations")
-    else:
-        survey = local_rows(path, "survey.*", "survey/*")
-        conversations = local_rows(path, "conversations.*", "conversations/*")
+    survey, conversations = (
+        hub_rows(HUB, "train", name) if path is None else local_rows(path, f"{name}.*", f"{name}/*")
+        for name in ("survey", "conversations")
+    )
     texts = {row["user_id"]: describe(row) for row in survey if row["num_completed_conversations"]}
     by_user: dict[str, list[str]] = {user: [] for user in texts}
     limit = max_characters or float("inf")
     for row in conversations:
         tally.count("conversations")
-        if row["user_id"] not in by_user:
-            raise SchemaError(
-                f"conversation {row['conversation_id']!r} is of {row['user_id']!r}, who is not in the survey."
-            )
+        talk, user = row["conversation_id"], row["user_id"]
+        if user not in by_user:
+            raise SchemaError(f"conversation {talk!r} is of {user!r}, who is not in the survey.")
         usable = any(  # a turn has a pair, and all of its responses are short enough
             asked and chosen and rejected and len(asked) + max(map(len, [chosen[0], *rejected])) <= limit
             for asked, chosen, rejected in _turns(row["conversation_history"])
         )
         if usable:
-            by_user[row["user_id"]].append(row["conversation_id"])
+            by_user[user].append(talk)
         else:
             tally.count("conversations without a usable turn")
     rng = np.random.RandomState(seed)  # P-RLHF's generator and order of draws

@@ -84,7 +84,6 @@ class Card:
     source: str  # hub id, or where its files come from
     licence: str
     users: str  # who states the preferences, and how many there are
-    pairs: str  # how many, by the paper that made or first used it
     quality: str  # what is known to be wrong with it, or easy to get wrong
     read: Callable[..., Iterator[tuple[str, dict[str, Any]]]]  # (tally, path, **options) -> (split, record)
     counts: Mapping[str, int] = field(default_factory=dict)  # the paper's, by the loader's name for them

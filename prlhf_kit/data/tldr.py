@@ -22,7 +22,6 @@ PARTS = {"train": "train", "validation": "test", "valid1": "test", "valid2": "te
     source=f"hub: {HUB}, comparisons",
     licence="MIT; Reddit posts keep their authors' rights",
     users="workers, a few with most of the pairs",
-    pairs="92,858 train and 86,086 validation comparisons",
     quality="Workers label what is a good summary, not what they like; most pairs are from a few workers. P-RLHF's "
     "synthetic mode replaces their choices by length alone: a length rule per user is then the oracle.",
     counts={

@@ -33,14 +33,11 @@ def user_model_of(model) -> Any:
     found = getattr(causal_lm(model), ATTRIBUTE, None)
     if found is None:
         raise ConditioningError(
-            f"this {type(causal_lm(model)).__name__} has no user model, so it would ignore the user silently. "
-            "Call prlhf_kit.condition(model, user_model) first, or load it with prlhf_kit.load_personalized(folder)."
+            f"this {type(causal_lm(model)).__name__} has no user model. Call prlhf_kit.condition(model, user_model), "
+            "or load it with prlhf_kit.load_personalized(folder)."
         )
     if getattr(found, "disable_adapters", False):  # PEFT would fall back to the untrained copy
-        raise ConditioningError(
-            "user_rows were passed while the adapter is disabled. The reference model is not personalised: "
-            "leave user_rows out of the call."
-        )
+        raise ConditioningError("the adapter is disabled: the reference is not personalised, leave user_rows out.")
     return found
 
 
@@ -91,8 +88,7 @@ def embed_with_users(
     known = getattr(user_model, "num_rows", math.inf)
     if not rows.is_floating_point() and not 0 <= int(rows.min()) <= int(rows.max()) < known:
         raise ConditioningError(
-            f"user rows go from 0 (generic) to {known - 1}, got {int(rows.min())} to {int(rows.max())}. Take them "
-            "from the UserIndex that is saved with the model."
+            f"user rows go from 0 to {known - 1}, got {int(rows.min())} to {int(rows.max())}: see its UserIndex."
         )
     users = (rows if rows.is_floating_point() else user_model(rows)).to(inputs_embeds.dtype)
     ahead = users.shape[1]
@@ -209,8 +205,7 @@ def condition(model: PreTrainedModel, user_model: nn.Module) -> PreTrainedModel:
         delattr(model, ATTRIBUTE)
         raise ConditioningError(
             f"{type(model).__name__} can't be conditioned on users ({reason}). Use a model whose forward calls its "
-            "backbone, as transformers' Llama, Mistral, Qwen, Gemma, GPT-2, GPT-J and GPT-NeoX families do (OPT does "
-            "not)."
+            "backbone, as Llama, Mistral, Qwen, Gemma, GPT-2, GPT-J and GPT-NeoX do (OPT does not)."
         )
     return model
 

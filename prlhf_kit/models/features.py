@@ -86,7 +86,7 @@ def _reward_model(name: str) -> Any:
     return model if is_decoder(model) and model.config.num_labels == 1 else None
 
 
-def load_embedder(name: str, max_length: int = 512, batch_size: int = 32) -> Embedder:
+def load_embedder(name: str) -> Embedder:
     """An embedder by name: "attributes"; `models.SENTENCES` (all-MiniLM-L6-v2); or any language model, encoder or
     reward model of transformers, by hub id or folder. The features of a reward model are those that its head reads,
     where it is a decoder with one output: published, or of notebook 02."""
@@ -101,8 +101,7 @@ def load_embedder(name: str, max_length: int = 512, batch_size: int = 32) -> Emb
     model = model.to("cuda" if torch.cuda.is_available() else "cpu")
     decoder = is_decoder(model)
     tokenizer = hub.load_tokenizer(name) if decoder else hub.from_hub(AutoTokenizer, name)
-    limit = min(max_length, context_of(model.config) or max_length)
-    return Embedder(name, model, tokenizer, decoder, max_length=limit, batch_size=batch_size, **more)
+    return Embedder(name, model, tokenizer, decoder, max_length=min(512, context_of(model.config) or 512), **more)
 
 
 def feature_cache() -> Path:

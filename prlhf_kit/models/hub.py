@@ -65,8 +65,7 @@ def load_tokenizer(
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.bos_token
     if tokenizer.pad_token is None:
         raise ModelError(
-            f"the tokenizer of {name!r} has none of these tokens, so nothing can be padded. Name one of its tokens, "
-            "tokenizer.pad_token = '<|endoftext|>' for instance, and save it (save_pretrained)."
+            f"{name!r}: nothing can be padded. Name one of its tokens, tokenizer.pad_token = '...', and save it."
         )
     return tokenizer
 
@@ -120,8 +119,7 @@ def require_start(folder: str | Path, start: str) -> None:
     known = json.loads(made_from.read_text()).get("starts_from") if made_from.is_file() else None
     if known and Path(start, SFT_FILE).is_file() and known != weights_in(start):
         raise ModelError(
-            f"{folder} was trained from the SFT model in {start}, which has been trained anew since. Put the earlier "
-            f"one back, or delete {folder} and its checkpoints and train it again."
+            f"{folder} started from the SFT model in {start}, which has been trained anew since: put back that one."
         )
 
 
@@ -158,9 +156,9 @@ def _ways_out(name: str) -> Iterator[None]:
     except (OSError, ValueError) as error:
         said = str(error).splitlines() or [type(error).__name__]
         raise ModelError(
-            f"can't load {name!r}: {said[0]} Expected {EMBEDDED!r}, a folder of `save_pretrained`, or a hub id. Gated: "
-            f"ask for access on https://huggingface.co/{name} and log in by `hf auth login`, or set HF_TOKEN. No way "
-            "to the hub from here: download it elsewhere with `hf download`, and pass the folder's path."
+            f"can't load {name!r}: {said[0]} Expected {EMBEDDED!r}, a folder or a hub id. Gated: ask on "
+            f"https://huggingface.co/{name}, then `hf auth login` or HF_TOKEN. No way to the hub: `hf download` "
+            "it elsewhere, and pass the folder's path."
         ) from error
 
 

@@ -135,8 +135,7 @@ def require_lengths(tokenizer: PreTrainedTokenizerBase, pairs: Dataset, max_leng
     if long:
         raise ValueError(
             f"{len(long):,} of {len(lengths):,} pairs of the {name} set are longer than max_length={max_length}: "
-            f"`-p max_length {max(long)}`, or `-p max_tokens {max_length}` in notebook 01 leaves them out and counts "
-            "them."
+            f"`-p max_length {max(long)}`, or `-p max_tokens {max_length}` in notebook 01 leaves them out."
         )
     return max(lengths)
 

@@ -20,13 +20,7 @@ from prlhf_kit.models.conditioning import causal_lm
 from prlhf_kit.models.embedded import ModelError
 from prlhf_kit.models.hub import from_hub, weights_in, without_load_report
 from prlhf_kit.models.logprobs import text_nll
-from prlhf_kit.models.saving import (
-    condition_as_saved,
-    part_of_weights,
-    reference_name,
-    require_binding,
-    save_index,
-)
+from prlhf_kit.models.saving import condition_as_saved, part_of_weights, reference_name, save_index
 from prlhf_kit.models.user_index import INDEX_FILE, UserIndex
 
 POOLING = ("last", "before_eos", "mean", "max", "own")
@@ -201,6 +195,4 @@ def load_reward_model(
         condition_as_saved(model, name, index, saved)
     if adapter:
         model = PeftModel.from_pretrained(model, name, is_trainable=trainable)
-    if index is not None:
-        require_binding(model, index, saved, name)
     return model.eval(), index

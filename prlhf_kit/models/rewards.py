@@ -62,9 +62,7 @@ class SequenceReward:
     def __post_init__(self):
         outputs = self.model.config.num_labels
         if self.dimension is None and outputs != 1:
-            raise ValueError(
-                f"the model has {outputs} outputs: say which of them is the reward, dimension=0 to {outputs - 1}."
-            )
+            raise ValueError(f"the model has {outputs} outputs: which is the reward, dimension=0 to {outputs - 1}?")
         if self.model.config.pad_token_id is None:
             self.model.config.pad_token_id = self.tokenizer.pad_token_id
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 from trl.data_utils import common_prefix_length
 
@@ -112,14 +113,11 @@ def padded(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Token ids and attention mask, `[N, L]` each. `pad_token_id` None: padding repeats a text's first token, which a
     repetition penalty (it takes no mask) has met anyway."""
-    width = max(map(len, texts))
-    ids = torch.zeros(len(texts), width, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for row, text in enumerate(texts):
-        place = slice(width - len(text), None) if padding_side == "left" else slice(len(text))
-        ids[row] = text[0] if pad_token_id is None else pad_token_id
-        ids[row, place] = torch.tensor(text)
-        mask[row, place] = 1
+    rows = [torch.tensor(text, dtype=torch.long) for text in texts]
+    ids = pad_sequence(rows, True, pad_token_id or 0, padding_side)
+    mask = pad_sequence([torch.ones_like(row) for row in rows], True, padding_side=padding_side)
+    if pad_token_id is None:
+        ids = torch.where(mask.bool(), ids, torch.tensor([[text[0]] for text in texts]))
     return ids, mask
 
 

@@ -42,8 +42,7 @@ class UserIndex:
         if user_id not in self._row:
             known = ", ".join(self.user_ids[:5]) + (", ..." if len(self.user_ids) > 5 else "")
             raise KeyError(
-                f"user {user_id!r} has no row: this model knows {len(self.user_ids)} users ({known}). "
-                "Pass None for the generic user, or unknown='generic'."
+                f"user {user_id!r} has no row among {len(self.user_ids)} ({known}). None is the generic user."
             )
         return self._row[user_id]
 
@@ -60,9 +59,6 @@ class UserIndex:
         """The index saved in `folder`, and the extras saved with it."""
         path = Path(folder, INDEX_FILE)
         if not path.is_file():
-            raise FileNotFoundError(
-                f"{path} is missing, so it is unknown which row belongs to which user. Training writes it beside the "
-                "adapter; point to that folder."
-            )
+            raise FileNotFoundError(f"{path} is missing, so it is unknown which row belongs to which user.")
         saved = json.loads(path.read_text())
         return cls(saved.pop("user_ids")), saved

@@ -4,7 +4,6 @@ import pytest
 from raw import pairs_of, post, write_lines
 
 import prlhf_kit as kit
-from prlhf_kit.data import compred
 from prlhf_kit.data.chat import COMPO_TEMPLATE, prompt_texts, require_prefix
 from prlhf_kit.data.context import Contexts
 
@@ -32,9 +31,6 @@ def test_compred(compred_folder):
     assert pairs_of(data) == pairs_of(again) != pairs_of(other)
     held = kit.data.load("compred", compred_folder, factors=["history"], unseen=["historyB"])
     assert set(held["test_unseen"]["user_id"]) == {"historyB"} == set(held["adapt_unseen"]["user_id"])
-    prompts = compred.prompts(compred_folder, ["science"])
-    asked = [{"role": "user", "content": "Why?"}]
-    assert prompts[0] == {"user_id": "scienceA", "user_text": "r/scienceA", "group": "science", "prompt": asked}
 
 
 @pytest.mark.parametrize(("context", "said"), [("true", "r/historyA"), ("none", "Reddit")])

@@ -160,7 +160,7 @@ def test_a_field_that_is_null_at_first_and_texts_that_look_like_dates(tmp_path):
 
 def test_a_dataset_of_the_hub_by_its_id(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(kit.data.SchemaError, match=r"no file or folder here.*`hf download org/name.* pass it as path"):
+    with pytest.raises(kit.data.SchemaError, match=r"no file or folder here.*`hf download org/name.* pass DIR as path"):
         kit.data.load("files", "org/name")
     hub = tmp_path / "hub" / "org" / "name"
     for split, prompts in {"train": "ab", "test": "c"}.items():

@@ -1,6 +1,5 @@
 """TL;DR with workers, on rows of its real schema."""
 
-import numpy as np
 import pytest
 from datasets import Dataset
 from raw import comparison, pairs_of, write_lines, write_parquet
@@ -38,18 +37,6 @@ def test_tldr_real(tldr_rows, tmp_path):
     assert pairs_of(data)[1] == ("ann", asked, "A much longer summary.", "Short one.")
     assert report.counts["comparisons, train"] == 10
     assert len(data["train"]) == 9  # no policy filter in this mode
-
-
-def test_tldr_preferences_are_p_rlhfs(tmp_path):
-    """Counts of the ten workers and of those who prefer longer summaries in P-RLHF's released notebook."""
-    train = [5245, 2920, 2437, 2366, 2200, 2126, 1824, 1606, 1366, 1209]
-    valid = [1175, 643, 381, 604, 586, 360, 321, 263, 177, 411]
-    rows = [comparison(f"{w}-{i}", f"w{w}") for w in range(10) for i in range(10 - w)]  # the same ranks
-    data = kit.data.load("tldr", write_lines(tmp_path / "batch3.json", rows), mode="synthetic")
-    taste = dict(zip(data["train"]["user_id"], data["train"]["group"], strict=True))
-    longer = [taste[f"w{w}"] == "longer" for w in range(10)]
-    assert np.array(train)[longer].sum() == 16607
-    assert np.array(valid)[longer].sum() == 3371
 
 
 def test_tldr_lists_of_workers_and_preferences(tmp_path):

@@ -8,7 +8,6 @@ from safetensors.torch import save_file
 from training.conftest import make_trainer
 
 import prlhf_kit as kit
-from prlhf_kit.models.conditioning import user_model_of
 from prlhf_kit.models.reward_model import load_reward_model, new_reward_model, save_beside
 from prlhf_kit.models.saving import import_prlhf
 
@@ -82,12 +81,3 @@ def test_an_adapter_of_p_rlhfs_own_trainer(base, tmp_path, kind):
             torch.testing.assert_close(logits, wanted, atol=1e-5, rtol=1e-5)
     with pytest.raises(kit.ModelError, match=r"expected user_embedding \[3 \* 2, d\], or"):
         import_prlhf(theirs, out, user_ids=["ann", "bob"], num_tokens=2)
-
-
-def test_users_from_before_there_was_a_choice_stay_in_front(base, tmp_path):
-    kit.save_personalized(conditioned(kit.load_model(base)), kit.UserIndex(["a", "b"]), tmp_path)
-    file = tmp_path / "users.json"
-    saved = json.loads(file.read_text())
-    del saved["options"]["after_bos"]
-    file.write_text(json.dumps(saved))
-    assert user_model_of(kit.load_personalized(tmp_path)[0]).after_bos is False
