@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
+import prlhf_kit as kit
 from prlhf_kit.data import compred, dsp
 
 
@@ -69,6 +70,12 @@ def post(number, domain, k=0, labels=0, ratio=3.0, split="train"):
     about = {"domain": f"{domain}_{split}", "post_id": f"p{number}", "title": f"Title {number}"}
     comments = {"human_ref_A": f"A{number}.{k}", "human_ref_B": f"B{number}.{k}", "labels": labels}
     return about | comments | {"history": f"Text {number}.", "score_ratio": ratio}
+
+
+def refused(reason, *args, **options):
+    """`kit.data.load` of these arguments is refused for a reason (a regular expression)."""
+    with pytest.raises(kit.data.SchemaError, match=reason):
+        kit.data.load(*args, **options)
 
 
 def dialogue(question, answer):

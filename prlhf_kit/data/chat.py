@@ -170,8 +170,7 @@ def prompt_text(prompt: list[dict[str, str]]) -> str:
 
 
 def prompt_texts_of(pairs: Dataset) -> list[str]:
-    """The text by which each pair is grouped with others: its prompt, or, where all have the same one (Polis), the
-    chosen response."""
+    """The text by which each pair is grouped: its prompt; or, where all have one (Polis), the chosen response."""
     prompts = [prompt_text(prompt) for prompt in pairs["prompt"]]
     if "chosen" in pairs.column_names and len(set(prompts)) == 1:
         return [prompt_text(chosen) for chosen in pairs["chosen"]]

@@ -1,5 +1,4 @@
-"""What a person chose before, in words: for a model's prompt (FSPO: Singh et al. 2025, arXiv 2502.19312), for a judge,
-and for whoever writes a persona."""
+"""What a person chose before, in words: for prompts (FSPO: Singh et al. 2025, arXiv 2502.19312), judges, personas."""
 
 from __future__ import annotations
 
@@ -71,8 +70,7 @@ class Choices:
 
 def apart(earlier: Prompt, judged: Prompt) -> bool:
     """Whether a choice after the prompt `earlier` tells nothing of the `judged` turn and later ones. It does if the
-    judged question stands in it, and if both dialogues begin alike (system messages apart), unless it is an earlier,
-    shorter part of the judged one."""
+    judged question stands in it, or both begin alike (system messages apart) and it is no shorter part of the other."""
     told, asked = turns_of(earlier), turns_of(judged)
     before = len(told) < len(asked) and asked[: len(told)] == told
     return asked[-1] not in told and (told[:1] != asked[:1] or before)

@@ -10,7 +10,7 @@ import pandas as pd
 
 from prlhf_kit.data.registry import Tally, dataset, names, require_known, share, split_of
 from prlhf_kit.data.schema import SchemaError, record
-from prlhf_kit.data.sources import Rows, hub_rows, local_rows
+from prlhf_kit.data.sources import hub_rows, local_rows
 
 HUB = "allenai/compred"
 FACTORS = ("finance", "gender_sexuality", "history", "politics", "science")
@@ -62,7 +62,13 @@ def read(
         for source, part in {"train_pref": "train", test_split: "test"}.items():
             patterns = (f"{factor}/{source}*", f"{factor}/{source}/*", f"{factor}_{source}*")
             rows = hub_rows(HUB, source, factor) if path is None else local_rows(path, *patterns)
-            kept = _draw(rows, min_score_ratio, max_pairs_per_post, seed)
+            drawn = (
+                (row["post_id"], share(seed, row["post_id"], row["human_ref_A"], row["human_ref_B"]), number)
+                for number, row in enumerate(rows)
+                if row["score_ratio"] >= min_score_ratio
+            )
+            table = pd.DataFrame(drawn, columns=["post", "order", "number"])[::-1]  # of equal pairs the later one
+            kept = set(table.number[table.groupby("post").order.rank(method="first") <= max_pairs_per_post])
             for number, row in enumerate(rows):
                 tally.count(f"{source} of {factor}")
                 user = community_of(row["domain"])
@@ -80,17 +86,6 @@ def read(
                     asked = post_text(row["title"], row.get("history"))
                     yield split, record(pair_id, user, asked, chosen, rejected, f"r/{user}", factor)
     require_known(unseen, communities, "community")
-
-
-def _draw(rows: Rows, min_score_ratio: float, max_pairs_per_post: int, seed: int) -> set[int]:
-    """Row numbers to keep: of every post those with the smallest of seeded random numbers."""
-    drawn = (
-        (row["post_id"], share(seed, row["post_id"], row["human_ref_A"], row["human_ref_B"]), number)
-        for number, row in enumerate(rows)
-        if row["score_ratio"] >= min_score_ratio
-    )
-    table = pd.DataFrame(drawn, columns=["post", "order", "number"])[::-1]  # of equal pairs the later one
-    return set(table.number[table.groupby("post").order.rank(method="first") <= max_pairs_per_post])
 
 
 def community_of(domain: str) -> str:

@@ -139,8 +139,7 @@ class Contexts:
         return dict(zip(RECORDED, (self.context, whose, pairs), strict=True))
 
     def say(self, prompt: Messages, user_id: str, whole: Messages | None = None) -> Messages:
-        """`prompt` with what the template says of `user_id`, whatever `context` is; `whole`: the prompt, if this one is
-        cut."""
+        """`prompt` with what the template says of `user_id` in any context; `whole`: the prompt, if this is cut."""
         values = self._fields(user_id) | {"prompt": prompt[-1]["content"]}
         if "choices" in self._text.fields:
             values["choices"] = told(self._choices.of(user_id, whole or prompt))

@@ -117,8 +117,7 @@ def scored_records(
 
 def write_text_score(rows: Iterable[dict[str, Any]], path: str | Path) -> int:
     """Write preference records, or listwise ones (`dsp.listwise`), as DSP's `text`-`score` JSON; return how many rows
-    were left out: those with a system message, or with marks such as "Human:" inside a turn, which the format can't
-    hold."""
+    it can't hold and were left out: those with a system message, or with marks such as "Human:" inside a turn."""
     sides = {role: side for side, role in _ROLES.items()}
     out, left_out = [], 0
     for row in rows:

@@ -45,15 +45,13 @@ def read(
 
     Args:
         path: a file, a folder of files (the hub's layout and `save_to_disk` too), the id of a dataset on the hub, or a
-            dataset in memory: `load_dataset(...)` with its splits renamed, say. Files and splits named
-            train, test_seen, test_unseen or adapt_unseen (and more after a dot or a dash) are those splits; "test" is
-            taken as test_seen.
+            dataset in memory. Files and splits named train, test_seen, test_unseen or adapt_unseen (and more after a
+            dot or a dash) are those splits; "test" is taken as test_seen.
         columns: the record's column (or `split`) -> yours, where the names differ. `prompt`, `chosen` and `rejected`
             are text, or lists of {role, content} messages (as JSON text in CSV); where chosen and rejected hold the
             whole dialogue, what they share is the prompt. Ids may be whole numbers.
         config: which of the hub's configurations.
-        test_share, unseen, seed: where there is no split: share of the prompts for tests, users that are not trained
-            on, and what draws the prompts.
+        test_share, unseen, seed: where there is no split: share of the prompts for tests, users not trained on, draws.
     """
     if isinstance(columns, str):
         raise SchemaError(f'columns={columns!r} is a text, expected JSON: {{"user_id": "your column"}}, quotes too.')

@@ -33,8 +33,7 @@ def hh(
 ) -> Iterator[tuple[str, dict]]:
     r"""Records of the user "general".
 
-    A row: `{"chosen": "\n\nHuman: Hi.\n\nAssistant: Hello!", "rejected": "\n\nHuman: Hi.\n\nAssistant: What?"}`, or in
-    `text`-`score` format.
+    A row: `{"chosen": "\n\nHuman: Hi.\n\nAssistant: Hello!", "rejected": "\n\nHuman: Hi.\n\nAssistant: What?"}`.
 
     Args:
         path: a folder with `helpful-base/{train,test}.jsonl.gz` (and `harmless-base`, as on the hub), or with DSP's

@@ -120,8 +120,7 @@ def personalrewardbench(
     "split": "train", ...}`. A response may be a list of one message.
 
     Args:
-        path: a folder with the hub's `prism_personalized_0125` or `chatbot_arena_personalized_0125` in it, or the
-            subset's own folder.
+        path: the subset's folder, or one with `prism_personalized_0125` or `chatbot_arena_personalized_0125` in it.
         subset: "prism" or "arena".
     """
     require_known([subset], BENCHES, "subset")
@@ -174,8 +173,7 @@ def ufp(
     What?", "data_subset": "8", "controversial": true, "reversed": false, ...}`.
 
     Args:
-        path: a folder with `8`, `4`, `2`, `1` (the users in the order above), and in each `train.jsonl` and
-            `test.jsonl`.
+        path: a folder with `{8,4,2,1}/{train,test}.jsonl`, of the users in the order above.
         users: those to read.
         controversial: only pairs which not all four users rank alike, as in the paper's training.
         unseen: users who are not trained on.

@@ -57,12 +57,10 @@ def read(
     All pairs of a conversation share one question, but the record wants no prompt in train and test. With
     `prompt="both"` the prompt lists both statements, in an order that the seed draws, so that the order says nothing.
     With "topic" it names the topic and round 1 (training) or 2 (tests), so that what is kept apart are the statements,
-    which are in the responses only. That takes about half the tokens, and a person's vote on a statement is scored
-    once, in however many pairs it is.
+    which are in the responses only: about half the tokens, and a statement in several pairs is scored once.
 
     A row of `participants-votes.csv`: `participant` 0, `group-id` 1, and a column a statement with 1 (agrees), -1
-    (disagrees), 0 (passed) or nothing (not seen). `group-id` was made from all votes: it is the record's `group`, for
-    reports, and never an input.
+    (disagrees), 0 (passed) or nothing (not seen). `group-id`, made from all votes, is the record's `group`: no input.
 
     Args:
         path: folder with `comments.csv` and `participants-votes.csv`; `summary.csv`, if there, names the topic.

@@ -128,8 +128,7 @@ def read(
 ) -> Iterator[tuple[str, dict]]:
     """Records with `p_chosen`, the true probability of the stated preference, beside them.
 
-    60% of the prompts are for `train`, 10% for `adapt_unseen`, 30% for the two test splits. The last user of each
-    type is never in training.
+    60% of the prompts are for `train`, 10% for `adapt_unseen`, 30% for tests. Each type's last user is unseen.
 
     Args:
         path: must be None, the data is embedded.

@@ -50,8 +50,7 @@ def read(
     """Records: `train` and `adapt_unseen` from the train split, both tests from the validation split.
 
     "synthetic" is the data of P-RLHF (Li et al. 2024, arXiv 2402.05133), with the generator and seed of its released
-    notebook: seven of the ten workers prefer longer summaries. Departure: the training rows of unseen workers are kept
-    as `adapt_unseen`.
+    notebook: seven of the ten workers prefer longer summaries. Departure: unseen workers' training rows are kept.
 
     A row: `{"info": {"post": "I fell.", "title": "Ouch", "subreddit": "tifu", "article": None}, "summaries": [{"text":
     "Fell.", "policy": "sup4"}, {"text": "I fell.", "policy": "ref"}], "choice": 1, "worker": "w3", "split": "train"}`;

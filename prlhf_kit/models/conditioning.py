@@ -117,8 +117,7 @@ def context_of(config: PretrainedConfig) -> int | None:
 
 
 def check_length(model, tokens: int, users: bool = False) -> None:
-    """Raise `ConditioningError` where a text of so many tokens, with `users` the user tokens too, does not fit into the
-    model's context."""
+    """Raise `ConditioningError` where so many tokens (and with `users` the user's) exceed the model's context."""
     tokens += user_model_of(model).num_tokens if users else 0
     limit = context_of(model.config)
     if limit is not None and tokens > limit:

@@ -54,8 +54,7 @@ def load_tokenizer(
     """Tokenizer of `name` with a pad token and a chat template: its own, or `chat_template` if it has none, with BOS in
     front where its tokenizer puts one. A template without a system message gets one (`allow_system`).
 
-    Padding is masked everywhere, so that where there is no pad token another special token serves: EOS, else unknown,
-    else BOS.
+    Padding is masked everywhere, so where there is no pad token another one serves: EOS, else unknown, else BOS.
     """
     tokenizer = from_hub(AutoTokenizer, name, trust_remote_code=trust_remote_code)
     if tokenizer.chat_template is None:
@@ -96,7 +95,14 @@ def load_model(
                 f"{name} is an adapter; merged into 4-bit weights it would be rounded. Write the merged model first "
                 f"(kit.load_model({name!r}).save_pretrained(...), with its tokenizer) and load that in 4 bits."
             )
-        return _merged(name, dtype, device)
+        adapter = json.loads(Path(name, "adapter_config.json").read_text())
+        if ATTRIBUTE in (adapter.get("modules_to_save") or ()):
+            raise ModelError(f"{name} is an adapter with a user model. Load it with prlhf_kit.load_personalized.")
+        require_start(name, adapter["base_model_name_or_path"])
+        base = load_model(adapter["base_model_name_or_path"], torch.float32, "cpu")
+        model: Any = PeftModel.from_pretrained(base, name).merge_and_unload()  # in float32 whatever `dtype`
+        model.config._name_or_path = name
+        return model.to(device=device, dtype=dtype).eval()
     config = from_hub(AutoConfig, name)
     causal = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     architectures = config.architectures or [causal.get(config.model_type, "unknown")]
@@ -121,18 +127,6 @@ def require_start(folder: str | Path, start: str) -> None:
         raise ModelError(
             f"{folder} started from the SFT model in {start}, which has been trained anew since: put back that one."
         )
-
-
-def _merged(folder: str, dtype: torch.dtype, device: str) -> PreTrainedModel:
-    """The base model of an adapter with the adapter in its weights, merged in float32 whatever `dtype`."""
-    adapter = json.loads(Path(folder, "adapter_config.json").read_text())
-    if ATTRIBUTE in (adapter.get("modules_to_save") or ()):
-        raise ModelError(f"{folder} is an adapter with a user model. Load it with prlhf_kit.load_personalized.")
-    require_start(folder, adapter["base_model_name_or_path"])
-    base = load_model(adapter["base_model_name_or_path"], torch.float32, "cpu")
-    model: Any = PeftModel.from_pretrained(base, folder).merge_and_unload()
-    model.config._name_or_path = folder
-    return model.to(device=device, dtype=dtype).eval()
 
 
 def from_hub(auto_class, name: str, **kwargs):

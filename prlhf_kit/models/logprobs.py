@@ -5,12 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
@@ -82,19 +80,6 @@ def sequence_logps(
     return in_batches(run, asked, batch_size, what="scoring").tolist() if asked else []
 
 
-def completion_logps(
-    model,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[list[dict]],
-    completions: Sequence[list[dict]],
-    user_rows: Sequence[int] | None = None,
-    batch_size: int = 16,
-) -> tuple[list[float], list[int]]:
-    """Summed log-probability (nats) and token count of each completion given its prompt, see `sequence_logps`."""
-    asked: Any = [tokenize_completions(tokenizer, p, c) for p, c in zip(prompts, completions, strict=True)]
-    return sequence_logps(model, tokenizer, asked, user_rows, batch_size), [len(completion) for _, completion in asked]
-
-
 def score_pairs(
     model,
     tokenizer: PreTrainedTokenizerBase,
@@ -102,9 +87,8 @@ def score_pairs(
     user_rows: Sequence[int] | None = None,
     batch_size: int = 16,
 ) -> pd.DataFrame:
-    """Log-probabilities of both responses of each pair; with `user_rows`, of `as_read(model, pairs)`. One row a pair:
-    `pair_id`, `user_id`, `chosen_logp`, `rejected_logp` (nats, summed over the completion's tokens), `chosen_tokens`,
-    `rejected_tokens`."""
+    """Log-probabilities of both responses, with `user_rows` of `as_read(model, pairs)`. One row a pair: `pair_id`,
+    `user_id`, `chosen_logp`, `rejected_logp` (nats, summed over tokens), `chosen_tokens`, `rejected_tokens`."""
     rows = None if user_rows is None else [*user_rows, *user_rows]
     asked = tokenize_pairs(tokenizer, pairs if user_rows is None else as_read(model, pairs))
     sequences = [(p, c) for p, c, _ in asked] + [(p, r) for p, _, r in asked]
@@ -167,13 +151,3 @@ def save_with_reference(
         add_reference_logps(pairs, model, tokenizer, batch_size).save_to_disk(temporary)
         temporary.rename(folder)
     return Dataset.load_from_disk(folder)
-
-
-def text_nll(logits: torch.Tensor, ids: torch.Tensor, asked: torch.Tensor) -> torch.Tensor:
-    """Mean negative log-likelihood a token (nats) of each text: `[N]`; 0 for a text of which nothing is asked.
-
-    `logits`: `[N, L, V]`; `ids`: `[N, L]`; `asked`: `[N, L]`, 1 for the tokens to predict (never the first position).
-    """
-    asked = asked[:, 1:].to(torch.float32)
-    nll = F.cross_entropy(logits[:, :-1].float().transpose(1, 2), ids[:, 1:], reduction="none")
-    return (nll * asked).sum(1) / asked.sum(1).clamp(min=1)

@@ -17,8 +17,7 @@ _ROWS = "_preference_head_rows"
 def attach_head(model: PreTrainedModel) -> PreTrainedModel:
     """Put a preference head, the identity, behind the backbone of `model` and return `model`.
 
-    A hook, as for users (`conditioning.condition`). With PEFT's adapters disabled the head is off: the reference has
-    none.
+    A hook, as for users (`conditioning.condition`). With adapters disabled the head is off: the reference has none.
     """
     width = model.get_output_embeddings().weight.shape[1]
     head = nn.Linear(width, width, device=model.device, dtype=torch.float32)

@@ -27,8 +27,7 @@ def word_vectors(
         word_embeddings: the language model's own embedding layer (`model.get_input_embeddings()`), whose *output* soft
             tokens start as: Gemma's layer scales its weights, others norm them.
         init: "words" (random ones), or "normal" or "uniform" with the mean and standard deviation of all words.
-        vocabulary: token ids among which words are drawn, or how many of the first ones, which are about the most
-            common ones. None: all.
+        vocabulary: token ids among which words are drawn, or how many of the first (most common) ones. None: all.
         random_range: "uniform" is from minus it to it (P-RLHF: 0.5). None: as wide as the words.
     """
     table: Any = word_embeddings.weight  # [V, d_model]
@@ -137,8 +136,7 @@ class UserModel(nn.Module):
 
 
 class IndividualUserModel(UserModel):
-    """Individual preferences: `e_i = e_0 + o_i` (P-RLHF). Users differ from the first step on; each costs `T_u *
-    d_model` numbers.
+    """Individual preferences: `e_i = e_0 + o_i` (P-RLHF). A user costs `T_u * d_model` numbers.
 
     Args:
         num_rows: users + 1, i.e. `len(UserIndex)`.

@@ -1,7 +1,6 @@
 """PRISM: histories, user texts, and turns without a choice."""
 
-import pytest
-from raw import conversation, participant, write_lines
+from raw import conversation, participant, refused, write_lines
 
 import prlhf_kit as kit
 
@@ -36,8 +35,7 @@ def test_user_text_and_counts(prism_folder):  # pairs and splits: tests/authors
 
 def test_prism_stranger_is_refused(prism_folder):
     write_lines(prism_folder / "conversations.jsonl", [conversation(1, "user99")])
-    with pytest.raises(kit.data.SchemaError, match="'c1' is of 'user99'"):
-        kit.data.load("prism", prism_folder)
+    refused("'c1' is of 'user99'", "prism", prism_folder)
 
 
 def test_a_response_that_was_empty_is_dropped_and_counted(tmp_path):
