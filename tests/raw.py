@@ -94,9 +94,8 @@ def tldr_rows():
 def prism_folder(tmp_path):
     people = [participant(i) for i in range(20)] + [participant(99, completed=0)]
     talks = [conversation(10 * i + k, f"user{i}") for i in range(20) for k in range(1 if i == 7 else 4)]
-    talks.append(conversation(999, "user3", length=5000))
     write_lines(tmp_path / "survey.jsonl", people)
-    write_lines(tmp_path / "conversations.jsonl", talks)
+    write_lines(tmp_path / "conversations.jsonl", [*talks, conversation(999, "user3", length=5000)])
     return tmp_path
 
 

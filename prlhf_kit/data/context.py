@@ -182,9 +182,7 @@ def context_of(folder: str | Path, people: Mapping[str, str | None], earlier: Se
     known = {name: saved[name] for name in ("template", "seed", "among", "k") if name in saved}
     contexts = Contexts(saved["context"], people, earlier=earlier, **known)
     if contexts.config["template_sha256"] != saved["template_sha256"]:
-        raise SchemaError(
-            f"the template {saved['template']!r} has changed since {folder} was trained; it said {saved['text']}."
-        )
+        raise SchemaError(f"template {saved['template']!r} has changed since {folder}; it said {saved['text']}.")
     return contexts
 
 

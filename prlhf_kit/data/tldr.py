@@ -115,19 +115,14 @@ def read(
             a_wins = row["choice"] == 0
         answers = (a, b) if a_wins else (b, a)
         pair_id = f"{'train' if part == 'train' else 'validation'}-{number}"
-        yield split, record(pair_id, worker, _prompt(row["info"]), *answers, group=taste.get(worker))
+        info = row["info"]
+        text = info["article"] if info["post"] is None else info["post"]
+        asked = f"ARTICLE: {text}\nTL;DR: "  # of news (CNN/DM), which have no subreddit and title
+        if info["subreddit"] is not None:  # as P-RLHF lays it out
+            asked = f"SUBREDDIT: r/{info['subreddit']}\nTITLE: {info['title']}\nPOST: {text}\nTL;DR: "
+        yield split, record(pair_id, worker, asked if text else "", *answers, group=taste.get(worker))
 
 
 def _supervised(row: dict) -> bool:
     policies = [summary["policy"] for summary in row["summaries"]]
     return all("sup" in p and "ppo" not in p and "cnn" not in p for p in policies)
-
-
-def _prompt(info: dict) -> str:
-    """As P-RLHF lays it out; news articles (CNN/DM), which have no subreddit and title, without those."""
-    text = info["article"] if info["post"] is None else info["post"]
-    if not text:
-        return ""  # which the checks drop and count
-    if info["subreddit"] is None:
-        return f"ARTICLE: {text}\nTL;DR: "
-    return f"SUBREDDIT: r/{info['subreddit']}\nTITLE: {info['title']}\nPOST: {text}\nTL;DR: "

@@ -70,7 +70,7 @@ def choose(
     rows = rows if user_rows is None else as_read(model, rows)
     number = [len(options) for options in rows["options"]]
     users = None if user_rows is None else np.repeat(user_rows, number).tolist()
-    asked = [tokenize_completions(tokenizer, row["prompt"], option) for row in rows for option in row["options"]]
+    asked: Any = [tokenize_completions(tokenizer, row["prompt"], option) for row in rows for option in row["options"]]
     logps = np.array(sequence_logps(model, tokenizer, asked, users))
     tokens = np.array([len(answer) for _, answer in asked])
     found = {}

@@ -1,7 +1,5 @@
 """Put a user model in front of any Hugging Face decoder-only model, by two hooks on its backbone (which TRL calls
-directly). The users' hidden states are cut off again, so that LM head, labels and logits keep their shape. A call
-without `user_rows` is not touched.
-"""
+directly). Users' hidden states are cut off again, so shapes stay. A call without `user_rows` is not touched."""
 
 from __future__ import annotations
 
@@ -33,8 +31,7 @@ def user_model_of(model) -> Any:
     found = getattr(causal_lm(model), ATTRIBUTE, None)
     if found is None:
         raise ConditioningError(
-            f"this {type(causal_lm(model)).__name__} has no user model. Call prlhf_kit.condition(model, user_model), "
-            "or load it with prlhf_kit.load_personalized(folder)."
+            f"this {type(causal_lm(model)).__name__} has no user model. Call kit.condition, or kit.load_personalized."
         )
     if getattr(found, "disable_adapters", False):  # PEFT would fall back to the untrained copy
         raise ConditioningError("the adapter is disabled: the reference is not personalised, leave user_rows out.")
@@ -78,9 +75,7 @@ def embed_with_users(
     if attention_mask is None:
         attention_mask = torch.ones(batch, length, dtype=torch.long, device=inputs_embeds.device)
     if attention_mask.dim() != 2:
-        raise ConditioningError(
-            f"the attention mask has shape {tuple(attention_mask.shape)}, with user tokens expected [batch, length]."
-        )
+        raise ConditioningError(f"the attention mask is {tuple(attention_mask.shape)}, expected [batch, length].")
     rows = torch.as_tensor(rows, device=inputs_embeds.device)
     if len(rows) != batch or rows.dim() != (3 if rows.is_floating_point() else 1):
         raise ConditioningError(f"user_rows has shape {tuple(rows.shape)}, expected one row a sequence: ({batch},).")

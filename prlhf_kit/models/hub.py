@@ -92,8 +92,7 @@ def load_model(
     if Path(name, "adapter_config.json").is_file():
         if quantization_config is not None:
             raise ModelError(
-                f"{name} is an adapter; merged into 4-bit weights it would be rounded. Write the merged model first "
-                f"(kit.load_model({name!r}).save_pretrained(...), with its tokenizer) and load that in 4 bits."
+                f"{name} is an adapter. Merge it (kit.load_model({name!r}).save_pretrained(...)), and load that."
             )
         adapter = json.loads(Path(name, "adapter_config.json").read_text())
         if ATTRIBUTE in (adapter.get("modules_to_save") or ()):

@@ -68,8 +68,7 @@ def push_to_hub(
     base = base or saved["base_model"]
     if Path(base).exists() or Path(base).is_absolute() or base.count("/") > 1:
         raise ModelError(
-            f"{folder} was trained from the local folder {base}, which others can't load. Push that first "
-            f"(kit.load_model({base!r}).push_to_hub(...)), and pass its hub id as base."
+            f"{folder} was trained from the local folder {base}: push that first, and pass its hub id as base."
         )
     known = set(index.user_ids)
     if not users:

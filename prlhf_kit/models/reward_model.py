@@ -145,8 +145,8 @@ def _attach_lm_head(model, name: str) -> None:
     scaled = any(getattr(model.config, scale, None) not in (None, 1) for scale in ("logit_scale", "logits_scaling"))
     if not is_decoder(model) or model.pooling == "own" or scaled:
         raise ModelError(
-            f"{type(model).__name__} with pooling={model.pooling!r} has no language-modelling term: it needs a decoder "
-            "that does not scale its logits, and a pooling other than 'own'. Set lm_loss_coeff=0."
+            f"{type(model).__name__} with pooling={model.pooling!r} has no LM term, which needs a decoder with plain "
+            "logits and a pooling other than 'own'. Set lm_loss_coeff=0."
         )
     if not model.config.tie_word_embeddings:
         model.lm_head = from_hub(AutoModelForCausalLM, name, dtype=model.dtype).get_output_embeddings()

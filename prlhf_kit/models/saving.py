@@ -182,8 +182,7 @@ def condition_as_saved(
             user_model = kind(len(index), model.get_input_embeddings(), **saved["options"])
     if user_model is None or type(user_model).__name__ != saved["user_model"]:
         raise ConditioningError(
-            f"{folder} was trained with a {saved['user_model']}, got {type(user_model).__name__}. Pass "
-            f"user_model={saved['user_model']}(...), built as it was for training."
+            f"{folder} was trained with user_model={saved['user_model']}(...), got {type(user_model).__name__}."
         )
     condition(model, user_model)
     setattr(model, TOKENIZER, saved.get("tokenizer"))

@@ -44,9 +44,7 @@ def word_vectors(
         known = range(len(table)) if vocabulary is None else vocabulary
         drawn = torch.tensor(range(known) if isinstance(known, int) else known)
         if not len(drawn) or not 0 <= int(drawn.min()) <= int(drawn.max()) < len(table):
-            raise ValueError(
-                f"vocabulary={vocabulary}: expected a number from 1 to {len(table)}, token ids below that, or None."
-            )
+            raise ValueError(f"{vocabulary=}: expected a number from 1 to {len(table)}, token ids below that, or None.")
         return words(drawn[torch.randint(len(drawn), size[:2], generator=generator)])
     if init == "normal":
         values = torch.randn(size, generator=generator)
