@@ -9,7 +9,7 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
-from raw import compred_folder, dsp_file, personalllm_folder, prism_folder, tldr_rows  # noqa: F401  (fixtures)
+from raw import compred_folder, dsp_file, personalllm_folder, prism_folder, tldr_folder  # noqa: F401  (fixtures)
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoConfig,

@@ -82,21 +82,31 @@ def dialogue(question, answer):
     return f"\n\nHuman: {question}\n\nAssistant: {answer}"
 
 
+def write_configs(root, configs):
+    """As a repository of the hub says where its configurations lie."""
+    (root / "README.md").write_text(f"---\nconfigs: {json.dumps(configs)}\n---\n")
+    return root
+
+
 @pytest.fixture
-def tldr_rows():
+def tldr_folder(tmp_path):
+    root = tmp_path / "openai" / "summarize_from_feedback"
     train = [comparison(i, "ann" if i < 5 else "bob" if i < 8 else "cy", choice=i % 2) for i in range(9)]
     train.append(comparison(20, "ann", policies=("sup4_ppo_rm4", "sup1")))
     valid = [comparison(100 + i, worker, "valid1") for i, worker in enumerate(["ann", "bob", "cy", "dee"])]
-    return train, valid
+    for split, rows in (("train", train), ("validation", valid)):
+        write_parquet(root / "comparisons" / split / "0000.parquet", rows)
+    return root
 
 
 @pytest.fixture
 def prism_folder(tmp_path):
-    people = [participant(i) for i in range(20)] + [participant(99, completed=0)]
+    root = tmp_path / "HannahRoseKirk" / "prism-alignment"
     talks = [conversation(10 * i + k, f"user{i}") for i in range(20) for k in range(1 if i == 7 else 4)]
-    write_lines(tmp_path / "survey.jsonl", people)
-    write_lines(tmp_path / "conversations.jsonl", [*talks, conversation(999, "user3", length=5000)])
-    return tmp_path
+    write_lines(root / "survey.jsonl", [participant(i) for i in range(20)] + [participant(99, completed=0)])
+    write_lines(root / "conversations.jsonl", [*talks, conversation(999, "user3", length=5000)])
+    configs = ("survey", "conversations")
+    return write_configs(root, [{"config_name": config, "data_files": f"{config}.jsonl"} for config in configs])
 
 
 @pytest.fixture
@@ -111,8 +121,7 @@ def compred_folder(tmp_path):
             write_parquet(root / factor / f"{split}-00000-of-00001-ab.parquet", rows)
         files = [{"split": split, "path": f"{factor}/{split}-*"} for split in splits]
         configs.append({"config_name": factor, "data_files": files})
-    (root / "README.md").write_text(f"---\nconfigs: {json.dumps(configs)}\n---\n")
-    return root
+    return write_configs(root, configs)
 
 
 @pytest.fixture

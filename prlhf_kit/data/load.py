@@ -84,7 +84,8 @@ def load_with_report(
     data, report = check(
         raw, tokenizer, max_prompt_tokens, max_tokens=max_tokens, min_pairs=min_pairs, rules={**own, **(rules or {})}
     )
-    table = pd.concat([tally.table(), report.table], ignore_index=True).astype({"pairs": int})
+    dropped = pd.DataFrame([(*key, n) for key, n in tally.drops.items()], columns=report.table.columns)
+    table = pd.concat([dropped, report.table], ignore_index=True).astype({"pairs": int})
     source = f"{known.title}; licence: {known.licence}" if known else ""
     return data, Report(table, report.kept, report.checks, dict(tally.counts), report.shortened, report.tokens, source)
 

@@ -158,6 +158,5 @@ def _turns(history: list[dict]) -> Iterator[tuple[str, list[str], list[str]]]:
         into = asked if line["role"] == "user" else chosen if line["if_chosen"] else rejected
         # the release writes "EMPTY STRING" for a response that was empty (its codebook)
         into.append("" if line["content"] in (None, "EMPTY STRING") else line["content"])
-    for number in sorted(turns):
-        asked, chosen, rejected = turns[number]
+    for _, (asked, chosen, rejected) in sorted(turns.items()):
         yield (asked[0] if asked else ""), chosen, rejected

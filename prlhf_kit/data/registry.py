@@ -28,11 +28,6 @@ class Tally:
     def drop(self, split: str | None, user_id: str, reason: str, n: int = 1) -> None:
         self.drops[split or "(not split)", user_id, reason] += n
 
-    def table(self) -> pd.DataFrame:
-        """Columns `split`, `user_id`, `reason`, `pairs`."""
-        rows = [(*key, n) for key, n in self.drops.items()]
-        return pd.DataFrame(rows, columns=["split", "user_id", "reason", "pairs"])
-
 
 @dataclass(frozen=True)
 class Report:

@@ -47,8 +47,8 @@ def _limited(read: Callable[[int], str], limit: int) -> str:
 
 
 def _read(path: Path) -> Iterator[dict[str, Any]]:
-    # JSON is not read by `datasets`: it takes columns and types from a file's first 10 MB, so it refuses a file in which
-    # a field is null until then (an `article` of TL;DR), and it turns texts such as "2020-01-01" into dates
+    # JSON is not read by `datasets`: it takes columns and types from a file's first 10 MB, so it refuses one in which a
+    # field is null until then (an `article` of TL;DR), and it turns texts such as "2020-01-01" into dates
     name = path.name.removesuffix(".gz")
     try:
         if name.endswith(".parquet"):

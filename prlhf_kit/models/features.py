@@ -76,16 +76,6 @@ class Embedder:
         return vectors.cpu().numpy()
 
 
-def _reward_model(name: str) -> Any:
-    """The reward model `name`, if it is one whose head reads one vector of a decoder; else None."""
-    if not Path(name, REWARD_FILE).is_file():
-        kinds = hub.from_hub(AutoConfig, name).architectures or ()
-        if not any(kind.endswith("ForSequenceClassification") for kind in kinds):
-            return None
-    model: Any = causal_lm(load_reward_model(name)[0])
-    return model if is_decoder(model) and model.config.num_labels == 1 else None
-
-
 def load_embedder(name: str) -> Embedder:
     """An embedder by name: "attributes"; `models.SENTENCES` (all-MiniLM-L6-v2); or any language model, encoder or
     reward model of transformers, by hub id or folder. The features of a reward model are those that its head reads,
@@ -93,7 +83,11 @@ def load_embedder(name: str) -> Embedder:
     if name == ATTRIBUTES:
         return Embedder(name)
     more: dict[str, Any] = {}
-    if whole := _reward_model(name):
+    ours = Path(name, REWARD_FILE).is_file()
+    kinds = [] if ours else hub.from_hub(AutoConfig, name).architectures or []
+    rewards = ours or any(kind.endswith("ForSequenceClassification") for kind in kinds)
+    whole: Any = causal_lm(load_reward_model(name)[0]) if rewards else None
+    if whole is not None and is_decoder(whole) and whole.config.num_labels == 1:
         model, head = whole.base_model, whole.score.weight[0].detach().cpu().numpy()
         more = {"head": head, "pooling": getattr(whole, "pooling", "own")}
     else:

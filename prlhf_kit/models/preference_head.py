@@ -48,4 +48,4 @@ def heads_on(model: PreTrainedModel, rows: torch.Tensor) -> Iterator[None]:
     try:
         yield
     finally:
-        del model.__dict__[_ROWS]
+        model.__dict__.pop(_ROWS, None)

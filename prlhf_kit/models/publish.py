@@ -23,7 +23,6 @@ FILES = "*.safetensors *.safetensors.index.json config.json generation_config.js
 FILES += "tokenizer* special_tokens_map.json added_tokens.json vocab.* merges.txt chat_template.jinja".split()
 SETTINGS = "alpha beta loss_type learning_rate user_learning_rate num_train_epochs max_steps seed max_length".split()
 SETTINGS += "per_device_train_batch_size gradient_accumulation_steps processes lr_scheduler_type warmup_steps".split()
-
 MEASURES = ("accuracy*/test_*/*", "difference*/*")  # by split and method: names of users have no place in them
 
 

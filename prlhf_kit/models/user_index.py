@@ -42,7 +42,7 @@ class UserIndex:
         if user_id not in self._row:
             known = ", ".join(self.user_ids[:5]) + (", ..." if len(self.user_ids) > 5 else "")
             raise KeyError(
-                f"user {user_id!r} has no row among {len(self.user_ids)} ({known}). None is the generic user."
+                f"user {user_id!r} has no row among {len(self.user_ids)} ({known}). None, or unknown='generic': row 0."
             )
         return self._row[user_id]
 
@@ -59,6 +59,8 @@ class UserIndex:
         """The index saved in `folder`, and the extras saved with it."""
         path = Path(folder, INDEX_FILE)
         if not path.is_file():
-            raise FileNotFoundError(f"{path} is missing, so it is unknown which row belongs to which user.")
+            raise FileNotFoundError(
+                f"{path} is missing: unknown which row is whose. Pass a folder that training wrote."
+            )
         saved = json.loads(path.read_text())
         return cls(saved.pop("user_ids")), saved

@@ -1,11 +1,10 @@
 """`load`: options, errors in rows, the hub, real files."""
 
-import json
 from pathlib import Path
 
 import pytest
 from datasets import Dataset, DatasetDict
-from raw import dialogue, refused, write_lines, write_parquet
+from raw import dialogue, refused, write_lines
 
 import prlhf_kit as kit
 from prlhf_kit.data.registry import DATASETS, share
@@ -37,28 +36,20 @@ def test_without_a_path_the_way_to_the_data_is_told(name, tmp_path, monkeypatch)
     refused("no such file or folder; expected", name, tmp_path / "nowhere")
 
 
-def test_the_hub_gives_what_local_files_give(prism_folder, compred_folder, personalllm_folder, tldr_rows, monkeypatch):
-    root = prism_folder
-    repository = root / "HannahRoseKirk" / "prism-alignment"
-    repository.mkdir(parents=True)
-    for name in ("survey", "conversations"):
-        (root / f"{name}.jsonl").rename(repository / f"{name}.jsonl")
-    configs = [{"config_name": c, "data_files": f"{c}.jsonl"} for c in ("survey", "conversations")]
-    (repository / "README.md").write_text(f"---\nconfigs: {json.dumps(configs)}\n---\n")
-    tldr = root / "openai" / "summarize_from_feedback"
-    for split, rows in zip(("train", "validation"), tldr_rows, strict=True):
-        write_parquet(tldr / "comparisons" / split / "0000.parquet", rows)
+def test_the_hub_gives_what_local_files_give(
+    prism_folder, compred_folder, personalllm_folder, tldr_folder, tmp_path, monkeypatch
+):
     for split in ("train", "test"):
         pair = {"chosen": dialogue(f"{split}?", "Yes."), "rejected": dialogue(f"{split}?", "No.")}
-        write_lines(root / "Anthropic" / "hh-rlhf" / "helpful-base" / f"{split}.jsonl.gz", [pair])
-    monkeypatch.chdir(root)  # `datasets` looks for a local folder of that name first
+        write_lines(tmp_path / "Anthropic" / "hh-rlhf" / "helpful-base" / f"{split}.jsonl.gz", [pair])
+    monkeypatch.chdir(tmp_path)  # `datasets` looks for a local folder of that name first
     few = {"users": 5, "pairs_per_user": 5, "test_pairs_per_user": 5}
     for name, path, options in (
-        ("prism", repository, {}),
+        ("prism", prism_folder, {}),
         ("compred", compred_folder, {"factors": "history"}),
         ("personalllm", personalllm_folder, few),
-        ("tldr", tldr, {"top": 2}),
-        ("hh", root / "Anthropic" / "hh-rlhf", {"subset": "helpful"}),
+        ("tldr", tldr_folder, {"top": 2}),
+        ("hh", tmp_path / "Anthropic" / "hh-rlhf", {"subset": "helpful"}),
     ):
         by_hub, by_path = kit.data.load(name, **options), kit.data.load(name, path, **options)
         assert kit.data.fingerprint(by_hub) == kit.data.fingerprint(by_path), name

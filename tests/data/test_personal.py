@@ -1,7 +1,6 @@
 """Community Alignment, PersonalRewardBench and UF-P on rows of the schema that their users' code reads."""
 
-import csv
-
+import pandas as pd
 import pytest
 from raw import dialogue, pairs_of, refused, write_lines, write_parquet
 
@@ -26,10 +25,7 @@ def talk(i, turns=1, language="en", preferred="response_b"):
 
 def write_csv(path, rows):
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
+    pd.DataFrame(rows).to_csv(path, index=False)
     return path
 
 

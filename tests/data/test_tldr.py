@@ -2,7 +2,7 @@
 
 import pytest
 from datasets import Dataset
-from raw import comparison, pairs_of, refused, write_lines, write_parquet
+from raw import comparison, pairs_of, refused, write_lines
 
 import prlhf_kit as kit
 
@@ -25,10 +25,8 @@ def test_tldr_from_save_to_disk_folders_and_news_articles(tmp_path):
     assert "empty prompt" in set(report.table.reason)
 
 
-def test_tldr_real(tldr_rows, tmp_path):
-    for split, rows in zip(("train", "validation"), tldr_rows, strict=True):
-        write_parquet(tmp_path / "comparisons" / split / "0000.parquet", rows)
-    data, report = kit.data.load_with_report("tldr", tmp_path, top=2)
+def test_tldr_real(tldr_folder):
+    data, report = kit.data.load_with_report("tldr", tldr_folder, top=2)
     assert set(data["train"]["user_id"]) == {"ann", "bob"}
     assert data["adapt_unseen"]["user_id"] == ["cy"]
     assert sorted(data["test_unseen"]["user_id"]) == ["cy", "dee"]
