@@ -33,12 +33,15 @@ class Choices:
     Args:
         sets: pairs that may be told: `known_pairs(data)`, never the held-out ones.
 
-    Raises `SchemaError` for k below 1.
+    Raises `SchemaError` for k below 1, or sets that are no pairs of users.
     """
 
     def __init__(self, sets: Sequence[Dataset], k: int, seed: int = 0):
         if k < 1:
             raise SchemaError(f"k={k!r} earlier choices: expected at least 1. Without choices the context is 'none'.")
+        for pairs in sets:
+            if missing := [name for name in COLUMNS if name not in pairs.column_names]:
+                raise SchemaError(f"choices are told from pairs; a set lacks {missing}, found {pairs.column_names}.")
         self.k, self._seed = k, seed
         none = Dataset.from_dict({name: [] for name in COLUMNS})
         self._pairs = concatenate_datasets([pairs.select_columns(COLUMNS) for pairs in sets or [none]])

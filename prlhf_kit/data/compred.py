@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import pandas as pd
 
-from prlhf_kit.data.registry import Tally, dataset, names, require_known, share, split_of
+from prlhf_kit.data.registry import Records, Source, Tally, dataset, names, require_known, share, split_of
 from prlhf_kit.data.schema import SchemaError, record
 from prlhf_kit.data.sources import hub_rows, local_rows
 
@@ -30,7 +29,7 @@ FACTORS = ("finance", "gender_sexuality", "history", "politics", "science")
 )
 def read(
     tally: Tally,
-    path: str | Path | None = None,
+    path: Source = None,
     *,
     factors: str | Sequence[str] = FACTORS,
     test_split: str = "test_pref",
@@ -38,7 +37,7 @@ def read(
     max_pairs_per_post: int = 5,
     unseen: str | Sequence[str] = (),
     seed: int = 0,
-) -> Iterator[tuple[str, dict]]:
+) -> Records:
     """Records: `train_pref` for training, `test_split` for tests. The defaults are those of the paper's code.
 
     A row (SHP's schema): `{"domain": "tea_train", "post_id": "p1", "title": "Green tea?", "history": "I like it.",

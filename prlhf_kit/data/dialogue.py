@@ -6,12 +6,12 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from prlhf_kit.data.registry import Tally, opening, split_of
+from prlhf_kit.data.registry import Records, Tally, opening, split_of
 from prlhf_kit.data.schema import SchemaError, record
 
 GENERAL = "general"  # the one user of datasets that do not say who preferred what
@@ -79,7 +79,7 @@ def scored_records(
     user_id: str = GENERAL,
     user_text: str | None = None,
     count: str = "comparisons",
-) -> Iterator[tuple[str, dict]]:
+) -> Records:
     """Records of one user, from rows that hold several answers to a prompt and a score for each: every pair of answers
     with different scores. Ties and what is no pair are dropped and counted.
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from datasets import Dataset
 
 from prlhf_kit.data.dialogue import scored_records
-from prlhf_kit.data.registry import Tally, dataset, names, require_known, split_of
+from prlhf_kit.data.registry import Records, Tally, dataset, names, require_known, split_of
 from prlhf_kit.data.schema import record
 from prlhf_kit.data.sources import local_parts
 
@@ -41,7 +41,7 @@ def read(
     test_share: float = 0.2,
     unseen: str | Sequence[str] = (),
     seed: int = 0,
-) -> Iterator[tuple[str, dict]]:
+) -> Records:
     """Records: for every query and domain, its own response against each other one.
 
     The responses to an Alpaca instruction are ChatGPT's under a domain's system prompt (`normal`: Alpaca's own).

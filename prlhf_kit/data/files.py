@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, DatasetDict
 
-from prlhf_kit.data.registry import Tally, dataset, names, opening, require_known, split_of
+from prlhf_kit.data.registry import Records, Tally, dataset, names, opening, require_known, split_of
 from prlhf_kit.data.schema import COLUMNS, MESSAGES, SPLITS, SchemaError, message
 from prlhf_kit.data.sources import KINDS, Rows, from_hub, local_files, rows_of, saved
 from prlhf_kit.files import only_on_hub
@@ -36,7 +36,7 @@ def read(
     test_share: float = 0.1,
     unseen: str | Sequence[str] = (),
     seed: int = 0,
-) -> Iterator[tuple[str, dict]]:
+) -> Records:
     """Records, with their `split` if there is such a column, else split by prompt.
 
     A row: `{"user_id": "ann", "prompt": "How do I make tea?", "chosen": "Boil water.", "rejected": "No idea."}`.

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from pathlib import Path
 
 from prlhf_kit.data.dialogue import NotAPair, common_prompt, scored_records
-from prlhf_kit.data.registry import Tally, dataset, opening, require_known, share, split_of
+from prlhf_kit.data.registry import Records, Source, Tally, dataset, opening, require_known, share, split_of
 from prlhf_kit.data.schema import SchemaError, message, record
 from prlhf_kit.data.sources import Parts, hub_rows, local_files, local_parts, local_rows, rows_of
 
@@ -28,9 +27,7 @@ OBJECTIVES = {"helpful": "Help me with whatever I ask.", "harmless": "Never say 
     counts={"helpful, train": 43_835, "helpful, test": 2_354, "harmless, train": 42_537, "harmless, test": 2_312},
     rules={"prompt in train and test": "drop"},
 )
-def hh(
-    tally: Tally, path: str | Path | None = None, *, subset: str = "both", test_share: float = 0.1, seed: int = 0
-) -> Iterator[tuple[str, dict]]:
+def hh(tally: Tally, path: Source = None, *, subset: str = "both", test_share: float = 0.1, seed: int = 0) -> Records:
     r"""Records of the user "general".
 
     A row: `{"chosen": "\n\nHuman: Hi.\n\nAssistant: Hello!", "rejected": "\n\nHuman: Hi.\n\nAssistant: What?"}`.
@@ -64,9 +61,7 @@ def hh(
     counts={"comparisons": 19_578},
     rules={"prompt in train and test": "drop"},
 )
-def webgpt(
-    tally: Tally, path: str | Path | None = None, *, test_share: float = 0.1, seed: int = 0
-) -> Iterator[tuple[str, dict]]:
+def webgpt(tally: Tally, path: Source = None, *, test_share: float = 0.1, seed: int = 0) -> Records:
     """Records of the user "general", ties dropped and counted.
 
     A row (the hub's parquet conversion): `{"question": {"full_text": "Why?"}, "answer_0": "So.", "answer_1": "No.",
@@ -98,7 +93,7 @@ def webgpt(
     quality="One model's judgement, known to favour long answers and its own. Many scores are equal.",
     rules={"prompt in train and test": "drop"},
 )
-def gpt4llm(tally: Tally, path: str | Path, *, test_share: float = 0.1, seed: int = 0) -> Iterator[tuple[str, dict]]:
+def gpt4llm(tally: Tally, path: str | Path, *, test_share: float = 0.1, seed: int = 0) -> Records:
     """Records of the user "general": every pair of a prompt's responses with different scores.
 
     A row: `{"user_input": "Make tea.", "responses_and_scores": [{"response": "Hot water.", "score": 8}, {"response":
@@ -128,9 +123,7 @@ def gpt4llm(tally: Tally, path: str | Path, *, test_share: float = 0.1, seed: in
     quality="Labelled by a model, not by people. The two users rank different pairs: where they disagree on the same "
     "pair can't be read off it.",
 )
-def hh_relabelled(
-    tally: Tally, path: str | Path, *, test_share: float = 0.1, seed: int = 0
-) -> Iterator[tuple[str, dict]]:
+def hh_relabelled(tally: Tally, path: str | Path, *, test_share: float = 0.1, seed: int = 0) -> Records:
     r"""Records split by the dialogues' first turns. The objective is the user: pairs of both subsets are ranked by it.
 
     A row: `{"chosen": "Human: Hi.\n\nAssistant: Hello!", "rejected": "Human: Hi.\n\nAssistant: What?", "objective":
@@ -165,7 +158,7 @@ def hh_relabelled(
     counts={"questions": 1_000},
     rules={"prompt in train and test": "drop", "user with too few pairs": "drop"},
 )
-def prefeval(tally: Tally, path: str | Path, *, unseen_share: float = 0.2, seed: int = 0) -> Iterator[tuple[str, dict]]:
+def prefeval(tally: Tally, path: str | Path, *, unseen_share: float = 0.2, seed: int = 0) -> Records:
     """Records of `train` and `test_unseen`. A user is a preference; its text is `user_text`, its topic the group.
 
     A user has one question (a few have two), so seen users have no new prompts to be tested on, and what is learnt

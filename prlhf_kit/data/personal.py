@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from prlhf_kit.data.dialogue import scored_records
-from prlhf_kit.data.registry import Tally, dataset, names, require_known, share, split_of
+from prlhf_kit.data.registry import Records, Source, Tally, dataset, names, require_known, share, split_of
 from prlhf_kit.data.schema import message, record
 from prlhf_kit.data.sources import hub_rows, local_rows
 
@@ -39,13 +39,13 @@ ATTRIBUTES = {  # user -> its number in VPL's files, and what such a person woul
 )
 def community_alignment(
     tally: Tally,
-    path: str | Path | None = None,
+    path: Source = None,
     *,
     languages: str | Sequence[str] = "en",
     unseen_share: float = 0.2,
     test_share: float = 0.1,
     seed: int = 0,
-) -> Iterator[tuple[str, dict]]:
+) -> Records:
     """Records of up to four turns: the chosen response against each other one, after the dialogue so far (of chosen
     responses). The annotator's country is the group. Splits are by first question, which many annotators share.
 
@@ -105,9 +105,7 @@ def community_alignment(
     rules={"prompt in train and test": "drop", "user with too few pairs": "drop"},
     folder=True,
 )
-def personalrewardbench(
-    tally: Tally, path: str | Path | None = None, *, subset: str = "prism"
-) -> Iterator[tuple[str, dict]]:
+def personalrewardbench(tally: Tally, path: Source = None, *, subset: str = "prism") -> Records:
     """Records in the benchmark's own splits, of which it has two: parts of users, and of each user's pairs (`split`).
 
     Users of the hub's train part are seen, those of its test part unseen. A user's own pairs for training and
@@ -163,7 +161,7 @@ def ufp(
     users: str | Iterable[str] = tuple(ATTRIBUTES),
     controversial: bool = True,
     unseen: str | Iterable[str] = (),
-) -> Iterator[tuple[str, dict]]:
+) -> Records:
     r"""Records of the source's own parts. A user ranks by the ratings of one attribute, and is told so by `user_text`.
 
     UF-P-4 has all four users, UF-P-2 `users=("helpfulness", "honesty")`. Columns are those that the authors' script

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from prlhf_kit.data.registry import Tally, dataset, require_known
+from prlhf_kit.data.registry import Records, Tally, dataset, require_known
 from prlhf_kit.data.schema import SchemaError, record
 from prlhf_kit.data.sources import local_files
 
@@ -44,7 +43,7 @@ def read(
     own_held_out: float = 0.2,
     unseen_share: float = 0.2,
     seed: int = 0,
-) -> Iterator[tuple[str, dict]]:
+) -> Records:
     """Pairs of two statements, of which a person agreed with the first and disagreed with the second.
 
     | split | people | statements |

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 
-from prlhf_kit.data.registry import Tally, dataset
+from prlhf_kit.data.registry import Records, Source, Tally, dataset
 from prlhf_kit.data.schema import SchemaError, message, record
 from prlhf_kit.data.sources import hub_rows, local_rows
 
@@ -52,13 +51,13 @@ FACTS = {  # as it is said of a person -> column of the survey
 )
 def read(
     tally: Tally,
-    path: str | Path | None = None,
+    path: Source = None,
     *,
     max_characters: int | None = 2300,
     train_share: float = 0.9,
     adapt_share: float = 0.5,
     seed: int = 123,
-) -> Iterator[tuple[str, dict]]:
+) -> Records:
     """Records with the person's survey answers as `user_text`: at every turn the chosen response against each other
     one, with the dialogue so far (of chosen responses) in the prompt.
 

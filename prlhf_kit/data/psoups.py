@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from prlhf_kit.data.registry import Tally, dataset, names, require_known, split_of
+from prlhf_kit.data.registry import Records, Tally, dataset, names, require_known, split_of
 from prlhf_kit.data.schema import SchemaError, record
 from prlhf_kit.data.sources import local_rows
 
@@ -40,7 +40,7 @@ def read(
     fold: int = 0,
     unseen: str | Sequence[str] = (),
     seed: int = 0,
-) -> Iterator[tuple[str, dict]]:
+) -> Records:
     """Records split by prompt: P-RLHF splits by pair, so that the same prompts and responses are in train and test.
 
     A row: `{"user_id": 3, "user_input": "How do I make tea?", "completion_a": "Boil water, add leaves.",

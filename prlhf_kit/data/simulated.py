@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import pandas as pd
 from datasets import Features, Value
 
 from prlhf_kit.data.attributes import ATTRIBUTES, measure_all
-from prlhf_kit.data.registry import Tally, dataset
+from prlhf_kit.data.registry import Records, Source, Tally, dataset
 from prlhf_kit.data.schema import SchemaError, record
 
 PARQUET = Path(__file__).with_name("simulated.parquet")
@@ -117,7 +117,7 @@ def population(users_per_type: int = 3, temperature: float = 0.25, seed: int = 0
 )
 def read(
     tally: Tally,
-    path: str | Path | None = None,
+    path: Source = None,
     *,
     pairs_per_user: int = 40,
     test_pairs_per_user: int = 20,
@@ -125,7 +125,7 @@ def read(
     users_per_type: int = 3,
     temperature: float = 0.25,
     seed: int = 0,
-) -> Iterator[tuple[str, dict]]:
+) -> Records:
     """Records with `p_chosen`, the true probability of the stated preference, beside them.
 
     60% of the prompts are for `train`, 10% for `adapt_unseen`, 30% for tests. Each type's last user is unseen.

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from prlhf_kit.data.registry import Tally, dataset, require_known, split_of
+from prlhf_kit.data.registry import Records, Source, Tally, dataset, require_known, split_of
 from prlhf_kit.data.schema import SchemaError, record
 from prlhf_kit.data.sources import hub_rows, local_rows
 
@@ -38,7 +37,7 @@ PARTS = {"train": "train", "validation": "test", "valid1": "test", "valid2": "te
 )
 def read(
     tally: Tally,
-    path: str | Path | None = None,
+    path: Source = None,
     *,
     mode: str = "real",
     top: int = 10,
@@ -46,7 +45,7 @@ def read(
     seed: int = 3456,
     user_file: str | Path | None = None,
     user_preference_file: str | Path | None = None,
-) -> Iterator[tuple[str, dict]]:
+) -> Records:
     """Records: `train` and `adapt_unseen` from the train split, both tests from the validation split.
 
     "synthetic" is the data of P-RLHF (Li et al. 2024, arXiv 2402.05133), with the generator and seed of its released

@@ -31,10 +31,13 @@ def user_model_of(model) -> Any:
     found = getattr(causal_lm(model), ATTRIBUTE, None)
     if found is None:
         raise ConditioningError(
-            f"this {type(causal_lm(model)).__name__} has no user model. Call kit.condition, or kit.load_personalized."
+            f"this {type(causal_lm(model)).__name__} has no user model and would ignore the user silently: call "
+            "prlhf_kit.condition(model, user_model) first, or load it with prlhf_kit.load_personalized."
         )
     if getattr(found, "disable_adapters", False):  # PEFT would fall back to the untrained copy
-        raise ConditioningError("the adapter is disabled: the reference is not personalised, leave user_rows out.")
+        raise ConditioningError(
+            "the adapter is disabled: the reference model is not personalised, leave user_rows out."
+        )
     return found
 
 

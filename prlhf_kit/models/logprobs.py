@@ -18,11 +18,10 @@ from prlhf_kit.models.conditioning import check_length, embed_with_users, takes_
 from prlhf_kit.models.tokenize import in_batches, padded, require_tokenizer, tokenize_completions
 
 REFERENCE = ("ref_chosen_logps", "ref_rejected_logps")
+Sequences = Sequence[tuple[list[int], list[int]]]
 
 
-def response_logps(
-    model, sequences: Sequence[tuple[list[int], list[int]]], pad_token_id: int, users: torch.Tensor | None = None
-) -> torch.Tensor:
+def response_logps(model, sequences: Sequences, pad_token_id: int, users: torch.Tensor | None = None) -> torch.Tensor:
     """Summed log-probability (nats) of each completion given its prompt, in one forward pass: `[n]`, differentiable.
 
     Args:
@@ -36,7 +35,7 @@ def response_logps(
 
 
 def completion_logits(
-    model, sequences: Sequence[tuple[list[int], list[int]]], pad_token_id: int, users: torch.Tensor | None = None
+    model, sequences: Sequences, pad_token_id: int, users: torch.Tensor | None = None
 ) -> torch.Tensor:
     """Logits at the positions that predict each completion's tokens: `[n, longest completion, V]`, shorter ones at the
     end of their row. Arguments: see `response_logps`."""
@@ -58,7 +57,7 @@ def completion_logits(
 def sequence_logps(
     model,
     tokenizer: PreTrainedTokenizerBase,
-    sequences: Sequence[tuple[list[int], list[int]]],
+    sequences: Sequences,
     user_rows: Sequence[int] | None = None,
     batch_size: int = 16,
 ) -> list[float]:

@@ -71,7 +71,6 @@ def test_damaged_files_are_refused(name, content, reason, tmp_path):
     ("changed", "reason"),
     [
         ({"chosen": [ASKED]}, r"pair_id 'row-1'.*begins with role 'assistant', not the roles \['user'\]"),
-        ({"prompt": [ASKED, YES]}, "'row-1'.*ends with role 'user'"),
         ({"user_id": 1.5}, "pair 'row-1' of user 1.5 does not fit the record"),
         ({"user_id": None}, r"'row-1'\), column 'user_id' is '' \(str\), expected non-empty text"),
         ({"split": "dev"}, "row 1 of .*split 'dev', expected one of"),
