@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import heapq
 import re
+from collections import defaultdict
 from collections.abc import Sequence
-
-import pandas as pd
 
 from prlhf_kit.data.registry import Records, Source, Tally, dataset, names, require_known, share, split_of
 from prlhf_kit.data.schema import SchemaError, record
@@ -61,13 +61,14 @@ def read(
         for source, part in {"train_pref": "train", test_split: "test"}.items():
             patterns = (f"{factor}/{source}*", f"{factor}/{source}/*", f"{factor}_{source}*")
             rows = hub_rows(HUB, source, factor) if path is None else local_rows(path, *patterns)
-            drawn = (
-                (row["post_id"], share(seed, row["post_id"], row["human_ref_A"], row["human_ref_B"]), number)
-                for number, row in enumerate(rows)
-                if row["score_ratio"] >= min_score_ratio
-            )
-            table = pd.DataFrame(drawn, columns=["post", "order", "number"])[::-1]  # of equal pairs the later one
-            kept = set(table.number[table.groupby("post").order.rank(method="first") <= max_pairs_per_post])
+            best: dict[str, list[tuple[float, int]]] = defaultdict(list)  # of each post: random numbers, rows
+            for number, row in enumerate(rows):
+                if row["score_ratio"] >= min_score_ratio:
+                    drawn = share(seed, row["post_id"], row["human_ref_A"], row["human_ref_B"])
+                    heapq.heappush(best[row["post_id"]], (-drawn, number))
+                    if len(best[row["post_id"]]) > max_pairs_per_post:
+                        heapq.heappop(best[row["post_id"]])  # the largest random number
+            kept = {number for heap in best.values() for _, number in heap}
             for number, row in enumerate(rows):
                 tally.count(f"{source} of {factor}")
                 user = community_of(row["domain"])
