@@ -34,7 +34,7 @@ Messages = list[dict[str, str]]
 def require_context(context: object) -> None:
     """Refuse what is not the name of a context; "none" is the only value that means no context."""
     if context not in CONTEXTS:
-        raise SchemaError(f"context={context!r}: expected one of {CONTEXTS}. No context at all is 'none'.")
+        raise SchemaError(f"context={context!r}: expected one of {str(CONTEXTS)[1:-1]}. No context at all is 'none'.")
 
 
 @dataclass
