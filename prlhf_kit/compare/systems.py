@@ -180,7 +180,7 @@ def of_run(
     if (truth := run_dir / "01_data_preparation" / "population.json").exists():
         population = Population.load(truth)
         rewards["true utility, SD"] = lambda user, _, text: (
-            float(population.utility([user.user_id], [text])[0]) if user.user_id in population.user_ids else None
+            float(population.utility([user.user_id], [text])[0]) if user.user_id in population.groups else None
         )
     questions = [message("user", text) for text in prompts]
     if not questions:

@@ -18,7 +18,8 @@ from prlhf_kit.data.context import RECORDED, Contexts, with_context
 from prlhf_kit.data.schema import FEATURES
 from prlhf_kit.evaluation.accuracy import USER_LENGTH, by_implicit_reward, length_rules, likelier
 from prlhf_kit.evaluation.intervals import BY_USER_AND_PROMPT, differences, intervals, long_table
-from prlhf_kit.models.logprobs import as_read, completion_logps, score_pairs
+from prlhf_kit.models.logprobs import as_read, score_pairs, sequence_logps
+from prlhf_kit.models.tokenize import tokenize_completions
 from prlhf_kit.models.user_index import UserIndex
 
 NONE = "none"  # the context of nobody
@@ -68,11 +69,10 @@ def choose(
     """
     rows = rows if user_rows is None else as_read(model, rows)
     number = [len(options) for options in rows["options"]]
-    place = np.repeat(np.arange(len(number)), number).tolist()  # of the question, for each option
-    prompts, users = rows["prompt"][:], None if user_rows is None else [user_rows[i] for i in place]
-    answers = [option for options in rows["options"] for option in options]
-    scored = completion_logps(model, tokenizer, [prompts[i] for i in place], answers, users)
-    logps, tokens = (np.array(numbers) for numbers in scored)
+    users = None if user_rows is None else np.repeat(user_rows, number).tolist()
+    asked: Any = [tokenize_completions(tokenizer, row["prompt"], option) for row in rows for option in row["options"]]
+    logps = np.array(sequence_logps(model, tokenizer, asked, users))
+    tokens = np.array([len(answer) for _, answer in asked])
     found = {}
     for rule, values in ((LIKELIHOOD, logps / tokens), (SHORTEST, -tokens), (LONGEST, tokens)):
         top = [part == part.max() for part in np.split(values, np.cumsum(number)[:-1])]

@@ -36,7 +36,7 @@ def run(tokenizer, tmp_path_factory):
     build_tiny("llama", len(tokenizer)).save_pretrained(base)
     tokenizer.save_pretrained(base)
     population = simulated.population(users_per_type=2)
-    ids = [user for user in population.user_ids if user.endswith("1")]
+    ids = [user for user in population.groups if user.endswith("1")]
 
     def pairs(split, users):
         said = ("Yes, very much.", "No.")

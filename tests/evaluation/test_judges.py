@@ -93,7 +93,7 @@ def test_answers_and_judges_that_can_not_be_used_are_refused(judge, table, words
 
 def test_the_oracle_is_the_users_own_utility():
     people = simulated.population()
-    user = people.user_ids[0]
+    user = next(iter(people.groups))
     texts = simulated.responses().response.head(4).tolist()
     found = Oracle(people)(["p"] * 3, [texts[0]] * 3, [texts[1], texts[0], texts[2]], [user] * 3)
     u = people.utility([user] * 3, texts[:3])

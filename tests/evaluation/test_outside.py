@@ -6,8 +6,8 @@ import pandas as pd
 import pytest
 from raw import write_json, write_lines
 
-from prlhf_kit.data import compred
 from prlhf_kit.data.chat import prompt_text
+from prlhf_kit.data.load import load
 from prlhf_kit.data.schema import ANSWERS
 from prlhf_kit.decoding.answers import GuidedAnswer, write_pad
 from prlhf_kit.evaluation.outside import for_run, read_answers
@@ -91,11 +91,10 @@ def test_compred_names_users_and_prompts_as_the_dataset_does(compred_folder, tmp
         ("outputs", "askscience", "Why?\nI wonder.", "Because."),
         ("outputs", "personalfinance", "How?", "So."),
     ]
-    prompts = compred.prompts(compred_folder, "finance")
-    rows = [{"title": "Why?", "post": "", "domain": "financeA_test", "response": {"1": "x"}}]
+    rows = [{"title": "Title 1", "post": "Text 1.", "domain": "financeA_test", "response": {"1": "x"}}]
     [(_, user, prompt, _)] = rows_of(write_lines(tmp_path / "outputs.jsonl", rows))
-    assert [user] == prompts["user_id"]
-    assert [prompt] == [prompt_text(prompt) for prompt in prompts["prompt"]]
+    pair = load("compred", compred_folder, factors="finance")["train"][0]
+    assert (user, prompt) == (pair["user_id"], prompt_text(pair["prompt"]))
 
 
 def test_alpaca_eval(tmp_path):

@@ -7,7 +7,8 @@ import torch
 
 import prlhf_kit as kit
 from prlhf_kit.evaluation import policy
-from prlhf_kit.models.logprobs import completion_logps
+from prlhf_kit.models.logprobs import sequence_logps
+from prlhf_kit.models.tokenize import tokenize_completions
 
 WEIGHTS = [0.0, 1.0, 2.5]
 INDEX = kit.UserIndex(["a", "b", "c"])
@@ -52,7 +53,8 @@ def test_the_released_form_lets_the_base_see_the_preference(make_tiny, tokenizer
     some = pairs.select(range(2))
     found, rewards = policy.steered_logps(guide, tokenizer, some["prompt"], some["chosen"], words, [0.0, 1.0])
     told = [[{"role": "system", "content": "Be brief."}, *prompt] for prompt in some["prompt"]]
-    wanted, _ = completion_logps(model, tokenizer, told, some["chosen"])
+    asked = [tokenize_completions(tokenizer, *pair) for pair in zip(told, some["chosen"], strict=True)]
+    wanted = sequence_logps(model, tokenizer, asked)
     assert found[:, 0].tolist() == pytest.approx(wanted, abs=2e-3)
     assert rewards.tolist() == pytest.approx(wanted, abs=2e-3)  # no reference in it
 
