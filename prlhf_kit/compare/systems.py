@@ -161,12 +161,12 @@ def of_run(
         STEERED: System(STEERED, guide, tokenizer, "user_id", top_k=top_k),
         TEXT: System(TEXT, PAD(base), tokenizer, "words", weight=1.0),
     }
-    if VANILLA in names and (control / "adapter_config.json").exists():
-        models[VANILLA] = PeftModel.from_pretrained(twin(base), control).eval()
-    elif VANILLA in names:
-        models[VANILLA] = hub.load_model(str(control))
-        models[VANILLA].reference_name = model
     if VANILLA in names:
+        if (control / "adapter_config.json").exists():
+            models[VANILLA] = PeftModel.from_pretrained(twin(base), control).eval()
+        else:
+            models[VANILLA] = hub.load_model(str(control))
+            models[VANILLA].reference_name = model
         found[VANILLA] = System(VANILLA, PAD(models[VANILLA], tokenizer=tokenizer), tokenizer, weight=1.0)
     if PERSRM in names:
         models[PERSRM] = load_persrm(persrm, twin(base))
@@ -185,9 +185,9 @@ def of_run(
     questions = [message("user", text) for text in prompts]
     if not questions:
         pairs = data["test_seen" if "test_seen" in data else "train"]
-        questions = (
-            _tell_most(data["train"], pairs, n_prompts) if informative else unique_prompts(pairs, n_prompts, seed)
-        )
+        questions = unique_prompts(pairs, n_prompts, seed)
+        if informative:
+            questions = _tell_most(data["train"], pairs, n_prompts)
     return Offered(
         [found[name] for name in names],
         [*people, ANYONE],

@@ -35,12 +35,10 @@ def overview(data: DatasetDict) -> pd.DataFrame:
 
 def lengths(data: DatasetDict) -> pd.DataFrame:
     """One row a pair: `split`, `user_id`, `chosen_words` and `rejected_words`."""
-    tables = [
-        pd.DataFrame({"split": split, "user_id": list(pairs["user_id"])}).assign(
-            **{f"{of}_words": words(pairs[of]) for of in ("chosen", "rejected")}
-        )
-        for split, pairs in data.items()
-    ]
+    tables = []
+    for split, pairs in data.items():
+        counted = {f"{of}_words": words(pairs[of]) for of in ("chosen", "rejected")}
+        tables.append(pd.DataFrame({"split": split, "user_id": list(pairs["user_id"]), **counted}))
     return pd.concat(tables, ignore_index=True)
 
 

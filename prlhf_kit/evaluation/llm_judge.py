@@ -121,10 +121,8 @@ class LLMJudge:
             return [None] * len(requests)
         sent = self._endpoint.sent
         if self.max_requests is not None and len(sent | set(missing)) > self.max_requests:
-            raise JudgeError(
-                f"this call needs {len(missing)} new requests, and {len(sent)} of max_requests={self.max_requests} "
-                "were sent before. Nothing was sent now. Raise the limit, or ask for less."
-            )
+            limit = f"{len(sent)} of max_requests={self.max_requests} were sent before"
+            raise JudgeError(f"this call needs {len(missing)} new requests, and {limit}. Nothing was sent now.")
         if missing:
             self._endpoint.ask(missing, self._kept)
             found |= self._kept.get(missing)
@@ -135,10 +133,8 @@ class LLMJudge:
         known = self.about(user, prompt) if self.about else {}
         empty = [name for name in sorted(self._template.fields - FIELDS) if not isinstance(known.get(name), str)]
         if empty:
-            raise JudgeError(
-                f"about says nothing of the {' and '.join(empty)} of the user {user!r}, found {str(known)[:300]}; the "
-                f"template {self._template.name!r} needs a text. Nothing was sent now."
-            )
+            found = f"about says nothing of the {' and '.join(empty)} of the user {user!r}, found {str(known)[:300]}"
+            raise JudgeError(f"{found}; the template {self._template.name!r} needs a text. Nothing was sent now.")
         values = {**known, "prompt": as_text(prompt), "answer_a": a, "answer_b": b}
         form = None
         if self.structured and self._parse is parse_verdict:

@@ -11,7 +11,7 @@ from prlhf_kit.data.context import Contexts, people_of, with_context
 from prlhf_kit.data.schema import message, record
 from prlhf_kit.evaluation import context as ways
 from prlhf_kit.evaluation.accuracy import by_implicit_reward
-from prlhf_kit.evaluation.context import BOTH, LIKELIHOOD, NEITHER, PROMPT, SOFT, choose, items, questions
+from prlhf_kit.evaluation.context import BOTH, LIKELIHOOD, NEITHER, PROMPT, SOFT, choose, questions
 from prlhf_kit.evaluation.statistics import crossed_interval, holm
 from prlhf_kit.models.logprobs import score_pairs
 from prlhf_kit.models.tokenize import tokenize_completions
@@ -109,12 +109,6 @@ def test_choose_is_a_plain_loop_over_options(asked, make_tiny, tokenizer):
     same = {"question_id": "q", "user_id": "u", "prompt": message("user", "Which?"), "options": []}
     ties = Dataset.from_list([same | {"options": [message("assistant", "x")] * n} for n in (3, 2)])
     assert all(value == pytest.approx([1 / 3, 1 / 2]) for value in choose(model, tokenizer, ties).values())
-
-
-def test_rows_with_a_context_are_not_scored_as_if_without(pairs):
-    contexts = Contexts("true", people_of(pairs))
-    with pytest.raises(AssertionError, match="have a context already"):
-        items(with_context(pairs, contexts), [1.0] * 12)
 
 
 # ---- prompt only, soft tokens, both, neither

@@ -78,7 +78,8 @@ def test_log_probabilities_under_the_bare_base(make_tiny, tokenizer):
     assert found == pytest.approx([np.mean(a.logps) for a in out], abs=1e-4)
 
 
-def test_a_judge_from_features(tmp_path):
+def test_a_judge_from_features(tmp_path, monkeypatch):
+    monkeypatch.setenv("PRLHF_KIT_CACHE", str(tmp_path))
     long, short = "I think that it is a very long story, my friend.", "Yes."
 
     def pairs(numbers):
@@ -87,10 +88,10 @@ def test_a_judge_from_features(tmp_path):
         return Dataset.from_list([record(f"{user}{i}", user, f"Q {i}?", *texts) for user, i, texts in rows])
 
     data = DatasetDict(train=pairs(range(20)), test_seen=pairs(range(20, 26)))
-    _, accuracy = steering.feature_reward(data, tmp_path)
+    _, accuracy = steering.feature_reward(data)
     assert accuracy.estimate > 0.9
     assert accuracy.clusters == 6
-    judge, name = steering.judge_of(data, tmp_path, tmp_path)
+    judge, name = steering.judge_of(data, tmp_path)
     assert "of 12 held-out pairs" in name
     prompts = [message("user", "Question 99?")] * 4
     texts = ["Yes. 99", "I think that it is a long story, my friend."]
@@ -98,7 +99,7 @@ def test_a_judge_from_features(tmp_path):
     assert ann1 > ann2
     assert bob2 > bob1
     assert np.isfinite(judge(["ann"], prompts[:1], [" "])).all()  # an empty answer is judged, too
-    judges, held_out = steering.judges_of(data, tmp_path, tmp_path)
+    judges, held_out = steering.judges_of(data, tmp_path)
     assert (list(judges), held_out) == (["embeddings", "longer"], accuracy)
 
 
