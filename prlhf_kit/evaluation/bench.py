@@ -239,10 +239,7 @@ class _Case:
         told = context.with_context(pairs, context.Contexts("choices", people, seed=self.seed, earlier=[earlier], k=k))
         print(f"{self.name}: of k = {k} choices {np.mean([len(ids) for ids in told['context_pairs']]):.1f} are told")
         scores = self.scores(told)
-        right = {
-            CHOICES: by_implicit_reward(scores, base),
-            f"{CHOICES}, by likelihood": accuracy.likelier(scores),
-        }
+        right = {CHOICES: by_implicit_reward(scores, base), f"{CHOICES}, by likelihood": accuracy.likelier(scores)}
         return long_table(pairs, right, k=k)
 
     def trained(self, method: str) -> Path:

@@ -56,10 +56,7 @@ def questions(pairs: Dataset) -> Dataset:
 
 
 def choose(
-    model,
-    tokenizer: PreTrainedTokenizerBase,
-    rows: Dataset,
-    user_rows: Sequence[int] | None = None,
+    model, tokenizer: PreTrainedTokenizerBase, rows: Dataset, user_rows: Sequence[int] | None = None
 ) -> dict[str, np.ndarray]:
     """Which of `questions` are answered right: rule -> `[n]` (1; 1/m where m options are at the top; 0).
 

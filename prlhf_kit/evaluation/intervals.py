@@ -82,13 +82,6 @@ def intervals(
     return summed.merge(known, "left", on=by)
 
 
-def with_all(table: pd.DataFrame, column: str = "community", of: str = "user_id") -> pd.DataFrame:
-    """A copy of all rows labelled `ALL` is added, so that one grouping gives each `of` and all together: `column`."""
-    if (table[of] == ALL).any():
-        raise ValueError(f"one {of} is called {ALL!r}, which stands for all of them here. Rename it in the data.")
-    return pd.concat([table.assign(**{column: table[of]}), table.assign(**{column: ALL})], ignore_index=True)
-
-
 def with_holm(table: pd.DataFrame, family: Sequence[str] = ()) -> pd.DataFrame:
     """`table` with `p_holm` behind `p`: corrected over all rows with the same values of the columns `family`."""
     found, known = table.assign(p_holm=np.nan), table[table.p.notna()]

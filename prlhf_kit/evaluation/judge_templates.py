@@ -53,7 +53,6 @@ def parse_verdict(text: str | None) -> Verdict:
     >>> parse_verdict('{"preference": "B", "confidence": 0.75}')
     Verdict(preference='b', probability=0.25)
     """
-
     fenced = re.fullmatch(r"\s*```json\s(.*)```\s*", text or "", re.DOTALL)
     try:
         found = json.loads(fenced[1] if fenced else text or "")

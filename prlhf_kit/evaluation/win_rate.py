@@ -18,7 +18,7 @@ from sklearn.metrics import cohen_kappa_score
 
 from prlhf_kit.data.registry import require_known
 from prlhf_kit.evaluation.accuracy import ranked_right
-from prlhf_kit.evaluation.intervals import ALL, BY_USER_AND_PROMPT, intervals, with_all, with_holm
+from prlhf_kit.evaluation.intervals import ALL, BY_USER_AND_PROMPT, intervals, with_holm
 from prlhf_kit.evaluation.statistics import bootstrap
 from prlhf_kit.files import of_extra
 
@@ -63,10 +63,12 @@ def win_rates_by_community(judgements: pd.DataFrame, named: bool = True, seed: i
 
     `named=False`: users are draws from many people, and "all" says what other users would give as well.
     """
-    by, everyone = [*COMPARISON, "community"], with_all(judgements)
-    alone = everyone.community != ALL
-    own = win_rates(everyone[alone], by, "prompt", seed)
-    together = win_rates(everyone[~alone], by, "prompt" if named else BY_USER_AND_PROMPT, seed)
+    if (judgements.user_id == ALL).any():
+        raise ValueError(f"one user is called {ALL!r}, which stands for all of them here. Rename it in the data.")
+    by = [*COMPARISON, "community"]
+    own = win_rates(judgements.assign(community=judgements.user_id), by, "prompt", seed)
+    everyone = judgements.assign(community=ALL)
+    together = win_rates(everyone, by, "prompt" if named else BY_USER_AND_PROMPT, seed)
     own = with_holm(own.drop(columns="p_holm"), COMPARISON)
     return pd.concat([own, together.assign(p_holm=together.p)], ignore_index=True)
 
