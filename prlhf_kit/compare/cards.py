@@ -20,9 +20,8 @@ from prlhf_kit.decoding.generate import DecodingError, Prompt
 from prlhf_kit.models.conditioning import ConditioningError
 
 STYLE = f"<style>{Path(__file__).with_name('widgets.css').read_text(encoding='utf-8')}</style>"
-LOOKS: Any = (
-    Environment(autoescape=True).from_string(Path(__file__).with_name("cards.html.j2").read_text("utf-8")).module
-)
+TEMPLATE = Path(__file__).with_name("cards.html.j2").read_text(encoding="utf-8")
+LOOKS: Any = Environment(autoescape=True).from_string(TEMPLATE).module
 UNFINISHED = "\ufffd"  # what a tokenizer makes of bytes that are no character yet
 
 

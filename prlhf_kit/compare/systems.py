@@ -83,14 +83,9 @@ class System:
     def stream(self, prompt: Prompt, user: User, weight: float = 1.0, max_new_tokens: int = 64) -> Iterator[Any]:
         """One greedy answer as it grows: after every token a `GuidedAnswer` of all there is so far."""
         vocabulary = min(len(self.tokenizer), self.guide.model.get_input_embeddings().weight.shape[0])
-        decoder = GuidedDecoder(
-            None,
-            self.tokenizer,
-            self.guide,
-            weight=weight if self.weight is None else self.weight,
-            top_k=self.top_k or vocabulary,
-            max_new_tokens=max_new_tokens,
-        )
+        options: dict[str, Any] = {"top_k": self.top_k or vocabulary, "max_new_tokens": max_new_tokens}
+        own = weight if self.weight is None else self.weight
+        decoder = GuidedDecoder(None, self.tokenizer, self.guide, weight=own, **options)
         return decoder.stream(prompt, self.reads and getattr(user, self.reads))
 
     def ended(self, answer: GuidedAnswer, max_new_tokens: int) -> bool:
@@ -188,14 +183,8 @@ def of_run(
         questions = unique_prompts(pairs, n_prompts, seed)
         if informative:
             questions = _tell_most(data["train"], pairs, n_prompts)
-    return Offered(
-        [found[name] for name in names],
-        [*people, ANYONE],
-        questions,
-        rewards,
-        {name: hub.weights_hash(one) for name, one in models.items()},
-        data,
-    )
+    fingerprints = {name: hub.weights_hash(one) for name, one in models.items()}
+    return Offered([found[name] for name in names], [*people, ANYONE], questions, rewards, fingerprints, data)
 
 
 def twin(model: PreTrainedModel) -> PreTrainedModel:

@@ -5,7 +5,6 @@ worse (SynthesizeMe: Ryan et al. 2025, arXiv 2506.05598; PLUS, which trains the 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -28,15 +27,7 @@ Write = Callable[[list[list[dict[str, str]]]], Sequence[str | None]]
 Rank = Callable[[Dataset], ArrayLike]
 
 
-def personas(
-    pairs: Dataset,
-    write: Write,
-    rank: Rank,
-    k: int = 8,
-    checked: int = 4,
-    seed: int = 0,
-    template: str | Path = "persona",
-) -> pd.DataFrame:
+def personas(pairs: Dataset, write: Write, rank: Rank, k: int = 8, checked: int = 4, seed: int = 0) -> pd.DataFrame:
     """A persona for each user of `pairs`, from k choices, and what it is worth on others.
 
     The check has few pairs, so a persona that is kept by luck is to be expected; test splits tell what all are worth.
@@ -48,7 +39,6 @@ def personas(
             a model that scores `with_user_text(pairs)`.
         k, checked: most choices that are read, and that are held out for the check, one a prompt, drawn by `seed`. Of a
             user with fewer than both, half are held out. One prompt is too few.
-        template: of the question to the writer, a text file with {choices}.
 
     Returns:
         One row a user: `user_id`; `persona` (None if there is none); `outcome`, "kept" or why not; `read` and
@@ -56,12 +46,10 @@ def personas(
         the accuracy on these with the `user_text` that was there and with the persona.
 
     Raises:
-        SchemaError: k, checked or a template that can't be used. Also what `write` and `rank` raise: a judge's
-            answers are kept until then, and the same call asks for the rest.
+        SchemaError: k or checked below 1. Also what `write` and `rank` raise: a judge's answers are kept until then,
+            and the same call asks for the rest.
     """
-    text = read_template(template, "evaluation/persona_prompts", ("persona",))
-    if text.fields != {"choices"}:
-        raise SchemaError(f"the template {text.name!r} has the fields {sorted(text.fields)}: expected choices alone.")
+    text = read_template("persona", "evaluation/persona_prompts", ("persona",))
     if min(k, checked) < 1:
         raise SchemaError(f"k={k!r}, checked={checked!r}: expected at least 1 choice to read, and 1 to check with.")
     choices, rows, asked = Choices([pairs], k + checked, seed), [], []
