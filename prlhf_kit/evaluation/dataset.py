@@ -133,10 +133,8 @@ def typical_words(
 
 def browse(data: DatasetDict, users: int = 12, pairs: int = 4, seed: int = 0) -> HTML:
     """Pairs to read, drawn by `seed`: one foldable block for each of the `users` who have most pairs."""
-    place = pd.DataFrame(
-        [(user, split, row) for split, found in data.items() for row, user in enumerate(found["user_id"])],
-        columns=["user", "split", "row"],
-    )
+    places = [(user, split, row) for split, found in data.items() for row, user in enumerate(found["user_id"])]
+    place = pd.DataFrame(places, columns=["user", "split", "row"])
     rng = np.random.default_rng(seed)
     look: Any = {"text-align": "left", "vertical-align": "top", "white-space": "pre-wrap", "max-width": "32em"}
     blocks = []

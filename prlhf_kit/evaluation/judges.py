@@ -3,10 +3,10 @@ language model as judge is in `llm_judge.py`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -29,14 +29,8 @@ class Verdict(NamedTuple):
 UNREADABLE = Verdict(None, float("nan"))
 
 
-class Judge(Protocol):
-    """What all judges have in common; any function of this form is one, too."""
-
-    def __call__(
-        self, prompt: Sequence[Text], answer_a: Sequence[str], answer_b: Sequence[str], user: Sequence[str | None]
-    ) -> list[Verdict]:
-        """One verdict each, on two answers to `prompt[i]` from the view of `user[i]` (None: nobody in particular)."""
-        ...
+# (prompts, answers a, answers b, users) -> one verdict each, from the view of the user (None: nobody in particular)
+Judge = Callable[[Sequence[Text], Sequence[str], Sequence[str], Sequence[str | None]], list[Verdict]]
 
 
 def verdicts(probability: Iterable[float]) -> list[Verdict]:

@@ -62,51 +62,53 @@ def test_pad_round_trip(tmp_path):
     assert rows_of(tmp_path / "out_0.jsonl") == [("runs/pad_0", None, "Why?", "Yes."), ("runs/pad_0", None, "How?", "")]
 
 
-def test_pad_of_three_fields(tmp_path):
-    said = [("ann", "Why?", "Why? Yes."), (7, "Who?", ""), (None, "How?", "So.")]
-    rows = [{"prompt": p, "response": a, "method": "PAD", "user_id": user} for user, p, a in said]
-    found = rows_of(write_lines(tmp_path / "a.txt", rows))
-    assert found == [("PAD", "ann", "Why?", "Yes."), ("PAD", "7", "Who?", ""), ("PAD", None, "How?", "So.")]
+CHAT = "user\n\n[Guidelines] Be (very) kind. [Instruction] Why?assistant\n\n"  # what PAD's decoding leaves of a chat
+KIND = {"prompt": "[Guidelines] Be (very) kind. [Instruction] Why? ", "method": "PAD"}
+AGAIN = "No. Ask the user\n\nor the assistant\n\nagain."
+EVAL = {"generator": "m", "dataset": "koala", "datasplit": "eval"}
 
 
-def test_pad_with_what_the_chat_template_leaves(tmp_path):
-    """PAD's program decodes the whole chat without its special tokens, and looks for the prompt in front in vain."""
-    prompt = "[Guidelines] Be (very) kind. [Instruction] Why? "
-    chat = f"user\n\n{prompt.strip()}assistant\n\n"
-    results = [f"{chat}Yes.", f"system\n\nBe good.{chat}No. Ask the user\n\nor the assistant\n\nagain."]
-    rows = [{"prompt": prompt, "result": r, "response": prompt + r, "elapsed": 1, "method": "PAD"} for r in results]
-    expected = ["Yes.", "No. Ask the user\n\nor the assistant\n\nagain."]
-    assert read_answers(write_json(tmp_path / "a.json", rows)).answer.tolist() == expected
-    for row in rows:
-        del row["result"]
-    assert read_answers(write_json(tmp_path / "b.json", rows)).answer.tolist() == expected
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        (
+            [
+                {"prompt": "Why?", "response": "Why? Yes.", "method": "PAD", "user_id": "ann"},
+                {"prompt": "Who?", "response": "", "method": "PAD", "user_id": 7},
+                {"prompt": "How?", "response": "So.", "method": "PAD", "user_id": None},
+            ],
+            [("PAD", "ann", "Why?", "Yes."), ("PAD", "7", "Who?", ""), ("PAD", None, "How?", "So.")],
+        ),
+        ([KIND | {"result": f"{CHAT}Yes.", "response": "-"}], [("PAD", None, KIND["prompt"], "Yes.")]),
+        ([KIND | {"response": f"{KIND['prompt']}{CHAT}Yes."}], [("PAD", None, KIND["prompt"], "Yes.")]),
+        ([KIND | {"response": f"system\n\nBe good.{CHAT}{AGAIN}"}], [("PAD", None, KIND["prompt"], AGAIN)]),
+        (
+            [
+                {"title": "Why?", "post": " I wonder. ", "domain": "askscience_test", "response": {"1": " Because.\n"}},
+                {"title": "How?", "post": None, "domain": "personalfinance", "response": "So."},
+            ],
+            [("a", "askscience", "Why?\nI wonder.", "Because."), ("a", "personalfinance", "How?", "So.")],
+        ),
+        (
+            [
+                {"instruction": "Add.", "input": "1, 2", "output": "3", **EVAL},
+                {"instruction": "Why?", "input": "", "output": " ", **EVAL},
+            ],
+            [("m", None, "Add.\n\n1, 2", "3"), ("m", None, "Why?", "")],
+        ),
+    ],
+)
+def test_answers_of_other_programs(tmp_path, rows, expected):
+    for path in (write_json(tmp_path / "a.json", rows), write_lines(tmp_path / "a.jsonl", rows)):
+        assert rows_of(path) == expected
+        assert set(read_answers(path, system="reference").system) == {"reference"}
 
 
 def test_compred_names_users_and_prompts_as_the_dataset_does(compred_folder, tmp_path):
-    rows = [
-        {"title": "Why?", "post": " I wonder. ", "domain": "askscience_test", "response": {"1": " Because.\n"}},
-        {"title": "How?", "post": None, "domain": "personalfinance", "response": "So."},
-    ]
-    assert rows_of(write_lines(tmp_path / "outputs.jsonl", rows)) == [
-        ("outputs", "askscience", "Why?\nI wonder.", "Because."),
-        ("outputs", "personalfinance", "How?", "So."),
-    ]
     prompts = compred.prompts(compred_folder, "finance")
     rows = [{"title": "Why?", "post": "", "domain": "financeA_test", "response": {"1": "x"}}]
     [(_, user, prompt, _)] = rows_of(write_lines(tmp_path / "outputs.jsonl", rows))
-    assert [user] == prompts["user_id"]
-    assert [prompt] == [prompt_text(prompt) for prompt in prompts["prompt"]]
-
-
-def test_alpaca_eval(tmp_path):
-    both = {"generator": "m", "dataset": "koala", "datasplit": "eval"}
-    rows = [
-        {"instruction": "Add.", "input": "1, 2", "output": "3", **both},
-        {"instruction": "Why?", "input": "", "output": " ", **both},
-    ]
-    path = write_json(tmp_path / "model_outputs.json", rows)
-    assert rows_of(path) == [("m", None, "Add.\n\n1, 2", "3"), ("m", None, "Why?", "")]
-    assert set(read_answers(path, system="reference").system) == {"reference"}
+    assert ([user], [prompt]) == (prompts["user_id"], [prompt_text(prompt) for prompt in prompts["prompt"]])
 
 
 # Files that are not as they should be --------------------------------------------------------------------------------
