@@ -140,6 +140,7 @@ def test_an_error_is_shown_on_its_card_and_others_go_on(panel, tokenizer, offere
     assert [card.state for card in comparison.shown] == ["failed", "done"]
     assert "RuntimeError: &lt;b&gt;CUDA out of memory" in bodies(comparison)[0]
     assert "1 failed" in comparison.status.value
+    assert not any(box.description_allow_html for box in [*comparison.users.values(), *comparison.systems.values()])
 
 
 def test_what_can_not_be_asked_is_refused_in_place(panel, offered):
