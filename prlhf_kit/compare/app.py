@@ -1,8 +1,6 @@
 """`prlhf app RUN`: a run's side-by-side comparison as a web page, served by voila. Page, kernel and static files
 want the token. A page can send its widgets' messages to the kernel, no code."""
 
-from __future__ import annotations
-
 import argparse
 import html
 import logging

@@ -1,7 +1,5 @@
 """Cards of a comparison: one system's answer each. How they look is in `cards.html.j2` and `widgets.css`."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """What is compared side by side: a run's models and users, and how each system answers a prompt for a user."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass

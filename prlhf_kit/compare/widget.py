@@ -1,7 +1,5 @@
 """Answers side by side in JupyterLab or voila: for several users, by several systems, with votes that become data."""
 
-from __future__ import annotations
-
 import importlib.metadata
 import os
 import random

@@ -1,7 +1,5 @@
 """A personalised model beside its controls: which pairs each ranks right, whom it serves, what it answers."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np

@@ -1,8 +1,6 @@
 """`prlhf bench`: reward accuracy of every method on several datasets, for seen users, and for new ones by the number of
 their pairs that are known. A configuration has the keys of configs/bench.yaml, which says what they mean."""
 
-from __future__ import annotations
-
 import importlib
 import json
 from collections import Counter

@@ -1,8 +1,6 @@
 """What a context in the prompt is worth: right, wrong and none, every community's context on every community's pairs,
 prompts against soft user tokens. Results are long tables with `chance` and columns that say what was tried."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import combinations

@@ -1,7 +1,5 @@
 """Getting to know a dataset: tables for notebook 01, each a pure function of preference records."""
 
-from __future__ import annotations
-
 import html
 from typing import Any
 

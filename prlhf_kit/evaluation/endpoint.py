@@ -1,7 +1,5 @@
 """An OpenAI-compatible endpoint: several requests at a time, and every answer on disk the moment it arrives."""
 
-from __future__ import annotations
-
 import json
 import os
 import random

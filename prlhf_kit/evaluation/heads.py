@@ -1,7 +1,5 @@
 """Rewards on frozen features beside each other and their controls: notebook 02b."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import numpy as np

@@ -1,8 +1,6 @@
 """Means with intervals for every group of one long table. It has a row a measured value: `user_id`, `prompt` (its
 text), `item` (the pair, question or answer), `method`, `value`, and columns to group by: `split`, `judge`, `k`."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -1,8 +1,6 @@
 """What a language model is asked as a judge, what it is told of a person, and how its answer is read. Another protocol
 is a text file in `judge_prompts`, and its name with its parser in `PARSERS`."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Callable, Mapping

@@ -1,8 +1,6 @@
 """Judges: who says which of two answers a person prefers. All have one interface, and all are asked in both orders. A
 language model as judge is in `llm_judge.py`."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations

@@ -1,7 +1,5 @@
 """A language model as judge: an endpoint that speaks OpenAI's chat completions, a template, and its parser."""
 
-from __future__ import annotations
-
 import copy
 import hashlib
 import json
@@ -9,7 +7,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from prlhf_kit.evaluation.endpoint import Endpoint, JudgeError, PaidAnswers
 from prlhf_kit.evaluation.judge_templates import FIELDS, PARSERS, SCHEMA, as_text, parse_verdict, read_judge_template
@@ -107,7 +105,7 @@ class LLMJudge:
         self._other |= set(dict(requests))
         return self._answers(requests)
 
-    def told(self, about: Callable[[str | None, Text], Mapping[str, str]]) -> LLMJudge:
+    def told(self, about: Callable[[str | None, Text], Mapping[str, str]]) -> Self:
         """This judge, told something else of people; requests of both count together."""
         other = copy.copy(self)
         other.about = about

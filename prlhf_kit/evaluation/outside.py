@@ -15,8 +15,6 @@ Formats, and what each row must have (further fields do no harm):
 Files are JSON or JSON lines, whatever their ending.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Sequence

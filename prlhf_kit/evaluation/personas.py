@@ -2,8 +2,6 @@
 worse (SynthesizeMe: Ryan et al. 2025, arXiv 2506.05598; PLUS, which trains the writer: Nam et al. 2025, arXiv
 2507.13579)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import numpy as np

@@ -2,8 +2,6 @@
 chosen response likelier? A reward's accuracy says little about the policy that it steers (Rezk et al. 2025, arXiv
 2512.23067)."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 

@@ -1,8 +1,6 @@
 """The interval and the test of one mean whose values come from several users: pairs of one user are not independent,
 users are. `intervals.py` applies them to every group of a table."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 

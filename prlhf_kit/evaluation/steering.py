@@ -1,7 +1,5 @@
 """What steering does to answers: the reward of a judge that took no part in it, and the distance from the base."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,8 +1,6 @@
 """Measures of text: repetition, diversity, coherence, readability, refusals. Words are lower-cased runs of letters and
 digits: scripts without spaces give few long words. A measure that a text is too short for is NaN."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from pathlib import Path

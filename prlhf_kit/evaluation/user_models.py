@@ -1,7 +1,5 @@
 """What a user model has learned: accuracy by the number of pairs a user gave, groups of users, a map of users."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from pathlib import Path

@@ -2,8 +2,6 @@
 bias, agreement of judges. A tie is one half (but for the papers' rules of `user_win_rates`); where an answer could not
 be read there is no verdict: it is `unread`, no win."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import partial
 from itertools import combinations

@@ -1,7 +1,5 @@
 """Figures of a dataset: pure functions from a table to a matplotlib `Figure`."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

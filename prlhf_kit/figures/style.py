@@ -1,8 +1,6 @@
 """What all figures share: colours, marks with error bars, heatmaps, legends. Colours are Okabe & Ito's, told apart by
 people with any common form of colour blindness."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from textwrap import fill

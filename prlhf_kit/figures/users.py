@@ -1,7 +1,5 @@
 """Figures of what models learn of their users: pure functions from a table to a matplotlib `Figure`."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np
