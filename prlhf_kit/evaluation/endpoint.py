@@ -17,7 +17,6 @@ from tqdm.auto import tqdm
 
 from prlhf_kit.files import now
 
-OPENAI = "api.openai.com"
 AGAIN = (408, 409, 429)  # statuses that may pass, and 5xx
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 60.0  # seconds
 GIVE_UP = 20  # unanswered requests one after the other: the server is gone
@@ -73,7 +72,7 @@ class Endpoint:
         if not re.fullmatch(r"https?://[^\s/@?#]+(/[^\s@?#]*)?", base_url):
             raise JudgeError("base_url is not of the form https://host/v1, without user, password, query and fragment.")
         self.base_url = base_url.rstrip("/")
-        self.is_openai = self.base_url.split("/")[2] == OPENAI
+        self.is_openai = self.base_url.split("/")[2] == "api.openai.com"
         self.api_key_env = "OPENAI_API_KEY" if api_key_env is None and self.is_openai else api_key_env
         if not re.fullmatch("[A-Z_][A-Z0-9_]*", self.api_key_env or "_"):
             raise JudgeError("api_key_env is no name, in capitals, of an environment variable that holds the key.")

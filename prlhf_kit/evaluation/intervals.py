@@ -76,12 +76,11 @@ def intervals(
 
 def with_holm(table: pd.DataFrame, family: Sequence[str] = ()) -> pd.DataFrame:
     """`table` with `p_holm` behind `p`: corrected over all rows with the same values of the columns `family`."""
-    found, known = table.assign(p_holm=np.nan), table[table.p.notna()]
+    found, known = table.copy(), table[table.p.notna()]
+    found.insert(found.columns.get_loc("p") + 1, "p_holm", np.nan)
     for _, part in known.groupby(list(family), sort=False, dropna=False) if family else [("", known)]:
         found.loc[part.index, "p_holm"] = holm(part.p.tolist())
-    columns = list(table)
-    columns.insert(columns.index("p") + 1, "p_holm")
-    return found[columns]
+    return found
 
 
 def paired_differences(

@@ -72,11 +72,9 @@ def longer(prompt, answer_a, answer_b, user) -> list[Verdict]:
 
 def require_answers(answers: pd.DataFrame) -> None:
     """Raise `ValueError` where the columns `ANSWERS` are not all there, or hold no texts."""
-    missing = [column for column in ANSWERS if column not in answers]
-    if missing:
+    if missing := [column for column in ANSWERS if column not in answers]:
         raise ValueError(f"answers lack {', '.join(missing)}; they have {', '.join(map(str, answers))}.")
-    bad = [text for column in ("prompt", "answer") for text in answers[column] if not isinstance(text, str)]
-    if bad:
+    if bad := [text for column in ("prompt", "answer") for text in answers[column] if not isinstance(text, str)]:
         raise ValueError(f"{len(bad)} prompts or answers are no text, for instance {bad[0]!r}; an empty one is ''.")
 
 

@@ -129,8 +129,7 @@ class LLMJudge:
     def _request(self, prompt: Text, a: str, b: str, user: str | None) -> tuple[str, dict[str, Any]]:
         """The key of a comparison, and what is to be sent."""
         known = self.about(user, prompt) if self.about else {}
-        empty = [name for name in sorted(self._template.fields - FIELDS) if not isinstance(known.get(name), str)]
-        if empty:
+        if empty := [name for name in sorted(self._template.fields - FIELDS) if not isinstance(known.get(name), str)]:
             found = f"about says nothing of the {' and '.join(empty)} of the user {user!r}, found {str(known)[:300]}"
             raise JudgeError(f"{found}; the template {self._template.name!r} needs a text. Nothing was sent now.")
         values = {**known, "prompt": as_text(prompt), "answer_a": a, "answer_b": b}
