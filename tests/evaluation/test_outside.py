@@ -131,7 +131,7 @@ def test_the_format_is_found_out_or_named(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([PAD | {"response": None}], "row 1 of .*a.json has response = null, expected text; .* an empty answer is"),
+        ([PAD | {"response": None}], "row 1 of .*a.json has response = null, expected text; an empty answer is"),
         ([PAD, {"prompt": "Why?", "method": "PAD"}], "row 2 of .* has response = null"),
         ([PAD | {"method": 3}], "method = 3"),
         ([COMPRED | {"response": {"1": "a", "5": "b"}}], "row 1 of .* has 2 responses, expected one"),
