@@ -16,7 +16,6 @@ from prlhf_kit.evaluation.intervals import (
     long_table,
     paired_differences,
     readable,
-    with_all,
     with_holm,
 )
 from prlhf_kit.evaluation.statistics import crossed_interval, crossed_test, detectable, holm
@@ -116,8 +115,3 @@ def test_as_metrics_and_to_read():
     assert list(found.values()) == [0.5, 0.25, 0.75, 4, None, None, 0.75, 0]
     assert as_metrics(table, "n/{judge}", "n", bounds=False) == {"n/j": 4, "n/k": 0}
     assert readable(table, "judge", "w").to_dict() == {1.0: {"j": "0.50 [0.25, 0.75]"}}
-
-
-def test_a_user_called_all_is_refused():
-    with pytest.raises(ValueError, match="called 'all'"):
-        with_all(pd.DataFrame({"user_id": ["all", "b"]}))

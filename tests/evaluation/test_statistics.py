@@ -6,15 +6,7 @@ import numpy as np
 import pytest
 
 from prlhf_kit.evaluation import statistics
-from prlhf_kit.evaluation.statistics import (
-    Interval,
-    bootstrap,
-    crossed_interval,
-    crossed_test,
-    detectable,
-    expanded,
-    holm,
-)
+from prlhf_kit.evaluation.statistics import Interval, bootstrap, crossed_interval, crossed_test, detectable, holm
 
 REPETITIONS = 200
 
@@ -59,7 +51,7 @@ def test_where_prompts_are_shared_intervals_cover_and_tests_have_their_size():
 
 
 def test_small_cases_by_hand():
-    assert expanded(10**6) == pytest.approx((0.025, 0.975), abs=1e-5)
+    assert statistics.expanded(10**6) == pytest.approx((0.025, 0.975), abs=1e-5)
     # users a, b and prompts p, q, one value each: the draws are (a, b, or both) x (p, q, or both)
     assert crossed_interval([1, 0, 0, 0], list("aabb"), list("pqpq")) == (0.25, 0, 1, 4, 2)
     # residuals of users 1, -1, 0 and prompts 1, -1, 0 (sums), of cells themselves: 1.5 (2 + 2) / 81 - 9 / 8 * 2 / 81
