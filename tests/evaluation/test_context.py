@@ -3,8 +3,8 @@
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from datasets import Dataset
+from decoding.plain import reader
 
 import prlhf_kit as kit
 from prlhf_kit.data.context import Contexts, people_of, with_context
@@ -82,12 +82,10 @@ def test_questions_come_back_from_their_pairs(asked):
     assert told["prompt"] == with_context(found, Contexts("true", people_of(asked)))["prompt"]
 
 
-@torch.no_grad()
-def plainly(model, tokenizer, prompt, option, **users):
+def plainly(model, tokenizer, prompt, option, user):
     """Log-probs (nats) of an option's tokens, by itself and without padding."""
-    before, after = tokenize_completions(tokenizer, prompt, option)
-    logps = model(torch.tensor([before + after]), **users).logits[0].log_softmax(-1)
-    return [logps[len(before) + i - 1, token].item() for i, token in enumerate(after)]
+    read, (_, tokens) = reader(model, tokenizer, prompt, user=user), tokenize_completions(tokenizer, prompt, option)
+    return [read(tokens[:i])[token].item() for i, token in enumerate(tokens)]
 
 
 def test_choose_is_a_plain_loop_over_options(asked, make_tiny, tokenizer):
@@ -95,8 +93,8 @@ def test_choose_is_a_plain_loop_over_options(asked, make_tiny, tokenizer):
     for users in (None, [1, 2, 1]):
         found = choose(model, tokenizer, rows, users)
         for i, row in enumerate(rows):
-            own = {} if users is None else {"user_rows": torch.tensor([users[i]])}
-            logps = [plainly(model, tokenizer, row["prompt"], option, **own) for option in row["options"]]
+            user = None if users is None else users[i]
+            logps = [plainly(model, tokenizer, row["prompt"], option, user) for option in row["options"]]
             lengths = [len(option) for option in logps]
             assert found[LIKELIHOOD][i] == (np.argmax([np.mean(option) for option in logps]) == 0)
             assert found[ways.SHORTEST][i] == (lengths[0] == min(lengths)) / lengths.count(min(lengths))
