@@ -62,60 +62,54 @@ def test_pad_round_trip(tmp_path):
     assert rows_of(tmp_path / "out_0.jsonl") == [("runs/pad_0", None, "Why?", "Yes."), ("runs/pad_0", None, "How?", "")]
 
 
-CHAT = "user\n\n[Guidelines] Be (very) kind. [Instruction] Why?assistant\n\n"  # what PAD's decoding leaves of a chat
-KIND = {"prompt": "[Guidelines] Be (very) kind. [Instruction] Why? ", "method": "PAD"}
+def pad(prompt, response, **more):
+    return {"prompt": prompt, "response": response, "method": "PAD", **more}
+
+
+def community(title, post, domain, response):
+    return {"title": title, "post": post, "domain": domain, "response": response}
+
+
+def alpaca(instruction, given, output):
+    return {"instruction": instruction, "input": given, "output": output, "generator": "m", "dataset": "koala"}
+
+
+KIND = "[Guidelines] Be (very) kind. [Instruction] Why? "
+CHAT = f"user\n\n{KIND.strip()}assistant\n\n"  # what PAD's decoding leaves of a chat
 AGAIN = "No. Ask the user\n\nor the assistant\n\nagain."
-EVAL = {"generator": "m", "dataset": "koala", "datasplit": "eval"}
 
 
 @pytest.mark.parametrize(
-    ("rows", "expected"),
+    ("row", "expected"),
     [
-        (
-            [
-                {"prompt": "Why?", "response": "Why? Yes.", "method": "PAD", "user_id": "ann"},
-                {"prompt": "Who?", "response": "", "method": "PAD", "user_id": 7},
-                {"prompt": "How?", "response": "So.", "method": "PAD", "user_id": None},
-            ],
-            [("PAD", "ann", "Why?", "Yes."), ("PAD", "7", "Who?", ""), ("PAD", None, "How?", "So.")],
-        ),
-        ([KIND | {"result": f"{CHAT}Yes.", "response": "-"}], [("PAD", None, KIND["prompt"], "Yes.")]),
-        ([KIND | {"response": f"{KIND['prompt']}{CHAT}Yes."}], [("PAD", None, KIND["prompt"], "Yes.")]),
-        ([KIND | {"response": f"system\n\nBe good.{CHAT}{AGAIN}"}], [("PAD", None, KIND["prompt"], AGAIN)]),
-        (
-            [
-                {"title": "Why?", "post": " I wonder. ", "domain": "askscience_test", "response": {"1": " Because.\n"}},
-                {"title": "How?", "post": None, "domain": "personalfinance", "response": "So."},
-            ],
-            [("a", "askscience", "Why?\nI wonder.", "Because."), ("a", "personalfinance", "How?", "So.")],
-        ),
-        (
-            [
-                {"instruction": "Add.", "input": "1, 2", "output": "3", **EVAL},
-                {"instruction": "Why?", "input": "", "output": " ", **EVAL},
-            ],
-            [("m", None, "Add.\n\n1, 2", "3"), ("m", None, "Why?", "")],
-        ),
+        (pad("Why?", "Why? Yes.", user_id="ann"), ("PAD", "ann", "Why?", "Yes.")),
+        (pad("Who?", "", user_id=7), ("PAD", "7", "Who?", "")),
+        (pad("How?", "So.", user_id=None), ("PAD", None, "How?", "So.")),
+        (pad(KIND, "-", result=f"{CHAT}Yes."), ("PAD", None, KIND, "Yes.")),
+        (pad(KIND, f"{KIND}{CHAT}Yes."), ("PAD", None, KIND, "Yes.")),
+        (pad(KIND, f"system\n\nBe good.{CHAT}{AGAIN}"), ("PAD", None, KIND, AGAIN)),
+        (community("Why?", " I see. ", "tea_test", {"1": " So.\n"}), ("a", "tea", "Why?\nI see.", "So.")),
+        (community("How?", None, "personalfinance", "So."), ("a", "personalfinance", "How?", "So.")),
+        (alpaca("Add.", "1, 2", "3"), ("m", None, "Add.\n\n1, 2", "3")),
+        (alpaca("Why?", "", " "), ("m", None, "Why?", "")),
     ],
 )
-def test_answers_of_other_programs(tmp_path, rows, expected):
-    for path in (write_json(tmp_path / "a.json", rows), write_lines(tmp_path / "a.jsonl", rows)):
-        assert rows_of(path) == expected
+def test_answers_of_other_programs(tmp_path, row, expected):
+    for path in (write_json(tmp_path / "a.json", [row]), write_lines(tmp_path / "a.jsonl", [row])):
+        assert rows_of(path) == [expected]
         assert set(read_answers(path, system="reference").system) == {"reference"}
 
 
 def test_compred_names_users_and_prompts_as_the_dataset_does(compred_folder, tmp_path):
     prompts = compred.prompts(compred_folder, "finance")
-    rows = [{"title": "Why?", "post": "", "domain": "financeA_test", "response": {"1": "x"}}]
-    [(_, user, prompt, _)] = rows_of(write_lines(tmp_path / "outputs.jsonl", rows))
+    row = community("Why?", "", "financeA_test", {"1": "x"})
+    [(_, user, prompt, _)] = rows_of(write_lines(tmp_path / "outputs.jsonl", [row]))
     assert ([user], [prompt]) == (prompts["user_id"], [prompt_text(prompt) for prompt in prompts["prompt"]])
 
 
 # Files that are not as they should be --------------------------------------------------------------------------------
 
-PAD = {"prompt": "Why?", "response": "Why? Yes.", "method": "PAD"}
-ALPACA = {"instruction": "Add.", "output": "3", "generator": "m"}
-COMPRED = {"title": "Why?", "post": "", "domain": "x", "response": "a"}
+PAD, ALPACA, COMPRED = pad("Why?", "Why? Yes."), alpaca("Add.", "", "3"), community("Why?", "", "x", "a")
 P_RLHF = {"prompt_id": "1_1", "input_text": "a", "output_text": "ab"}
 
 
