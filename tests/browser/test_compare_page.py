@@ -1,9 +1,7 @@
 """The side-by-side page (`prlhf app`) of a trained run, in a browser."""
 
-import json
-
 import pytest
-from compare.conftest import serving
+from compare.conftest import serving, votes_in
 from playwright.sync_api import expect
 
 from browser.conftest import CHEAP, assert_contrast, assert_readable_on_a_phone, shot
@@ -24,10 +22,6 @@ def chosen(page, group, *names):
 
 def accessible_name(box):
     return box.evaluate("node => (node.labels[0] ?? node.parentElement).innerText.trim()")
-
-
-def votes_in(file):
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
 @pytest.fixture(scope="module")

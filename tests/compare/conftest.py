@@ -1,5 +1,6 @@
 """One tiny run whose systems all tests compare, and systems that say what they are told to."""
 
+import json
 import os
 import subprocess
 import sys
@@ -72,6 +73,10 @@ def serving(run, *options, stderr=None, **environment):
                 assert server.wait(30) == 0
             except subprocess.TimeoutExpired:
                 server.kill()
+
+
+def votes_in(file):
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.exists() else []
 
 
 class Says:
