@@ -110,8 +110,8 @@ class Scorer:
                 return
             scores = {pair: (float(a), float(b)) for pair, (a, b) in json.loads(Path(place).read_text()).items()}
         except (ValueError, TypeError, AttributeError, ImportError, OSError) as error:
-            form = "NAME=FILE, JSON of {pair_id: [chosen score, rejected score]}, or NAME=MODULE:FUNCTION of PYTHONPATH"
-            raise BenchError(f"--outside {text}: {error}. Expected {form}.") from error
+            form = "NAME=FILE, JSON of {pair_id: [chosen score, rejected score]}, or NAME=MODULE:FUNCTION"
+            raise BenchError(f"--outside {text}: {error}. Expected {form}, its folder in PYTHONPATH.") from error
         ids = {name: {pair for pairs in sets.values() for pair in pairs["pair_id"]} for name, sets in whole.items()}
         if unknown := sorted(scores.keys() - set().union(*ids.values())):
             raise BenchError(f"{place} scores {len(unknown)} pairs of no dataset ({unknown[0]!r}). Leave them out.")

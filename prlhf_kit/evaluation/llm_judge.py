@@ -119,7 +119,7 @@ class LLMJudge:
             return [None] * len(requests)
         sent = self._endpoint.sent
         if self.max_requests is not None and len(sent | set(missing)) > self.max_requests:
-            limit = f"{len(sent)} of max_requests={self.max_requests} were sent before"
+            limit = f"{len(sent)} of max_requests={self.max_requests} were sent before. Raise it, or ask for less"
             raise JudgeError(f"this call needs {len(missing)} new requests, and {limit}. Nothing was sent now.")
         if missing:
             self._endpoint.ask(missing, self._kept)
