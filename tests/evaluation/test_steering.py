@@ -17,20 +17,17 @@ def answer(text, changed=0):
 
 def test_answers_become_rows():
     jobs = pd.DataFrame({"user_id": ["ann", "bob"], "prompt": [message("user", "Why?"), message("user", "How?")]})
-    judged = []
+    answers = [answer("Because."), answer("So it is.", 1)]
 
     def judge(users, prompts, texts):
-        judged.append((users, prompts, texts))
-        return np.array([1.0, -1.0])
+        return [
+            f"{user}: {prompt[0]['content']} {text}" for user, prompt, text in zip(users, prompts, texts, strict=True)
+        ]
 
-    table = steering.answered(jobs, [answer("Because."), answer("So it is.", 1)], judge, weight=0.5)
-    assert judged == [(["ann", "bob"], list(jobs.prompt), ["Because.", "So it is."])]
-    first, second = table.to_dict("records")
-    assert first == {
-        "user_id": "ann", "prompt": "Why?", "answer": "Because.", "reward": 1.0, "logp": -2.0,
-        "changed": 0.0, "tokens": 2, "words": 1, "weight": 0.5,
-    }  # fmt: skip
-    assert (second["changed"], second["words"]) == (0.5, 3)
+    wanted = {"user_id": ["ann", "bob"], "prompt": ["Why?", "How?"], "answer": ["Because.", "So it is."]}
+    wanted |= {"reward": ["ann: Why? Because.", "bob: How? So it is."], "logp": -2.0, "changed": [0.0, 0.5]}
+    wanted = pd.DataFrame(wanted | {"tokens": 2, "words": [1, 3], "weight": 0.5})
+    pd.testing.assert_frame_equal(steering.answered(jobs, answers, judge, weight=0.5), wanted)
 
 
 def rows(users, rewards, prompts=2, **columns):
