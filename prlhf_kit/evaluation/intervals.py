@@ -77,7 +77,7 @@ def intervals(
 def with_holm(table: pd.DataFrame, family: Sequence[str] = ()) -> pd.DataFrame:
     """`table` with `p_holm` behind `p`: corrected over all rows with the same values of the columns `family`."""
     found, known = table.copy(), table[table.p.notna()]
-    found.insert(found.columns.get_loc("p") + 1, "p_holm", np.nan)
+    found.insert(list(found).index("p") + 1, "p_holm", np.nan)
     for _, part in known.groupby(list(family), sort=False, dropna=False) if family else [("", known)]:
         found.loc[part.index, "p_holm"] = holm(part.p.tolist())
     return found
