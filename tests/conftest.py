@@ -103,19 +103,23 @@ def make_tiny(tokenizer):
     return make
 
 
-@pytest.fixture
-def personal(make_tiny, architecture):
-    """A P-DPO model as after training: LoRA B and user offsets are not zero."""
-    model = make_tiny(architecture, users=3, offsets=0.8)
-    config = LoraConfig(
-        target_modules=TARGETS[architecture], modules_to_save=["user_model"], fan_in_fan_out=architecture == "gpt2"
-    )
+def with_lora(model, architecture="llama", seed=5):
+    """LoRA on a tiny model, whose user model it saves, as after training: B is not zero."""
+    kept = ["user_model"] if hasattr(model, "user_model") else None
+    config = LoraConfig(target_modules=TARGETS[architecture], modules_to_save=kept)
+    config.fan_in_fan_out = architecture == "gpt2"
     model = get_peft_model(model, config).eval()
     with torch.no_grad():
         for name, p in model.named_parameters():
             if "lora_B" in name:
-                p.normal_(0, 0.4, generator=torch.Generator().manual_seed(5))
+                p.normal_(0, 0.4, generator=torch.Generator().manual_seed(seed))
     return model
+
+
+@pytest.fixture
+def personal(make_tiny, architecture):
+    """A P-DPO model as after training: users differ, too."""
+    return with_lora(make_tiny(architecture, users=3, offsets=0.8), architecture)
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import torch
 
 from prlhf_kit.data import simulated
 from prlhf_kit.data.schema import ANSWERS
-from prlhf_kit.evaluation.judges import UNREADABLE, Oracle, RewardJudge, Verdict, comparable, judged, longer, verdicts
+from prlhf_kit.evaluation.judges import UNREADABLE, Oracle, RewardJudge, Verdict, all_judged, judged, longer, verdicts
 from prlhf_kit.evaluation.win_rate import position_bias, win_rates
 
 
@@ -67,9 +67,9 @@ def test_unknown_users_are_none_for_the_judge_and_somebody_else_for_each_prompt(
 
 def test_what_can_be_compared():
     some = pd.concat([answers("x", prompts="pq"), answers("y", prompts="q"), answers("z", prompts="r")])
-    assert comparable(some) == [("x", "y")]
+    assert set(all_judged({"words": longer}, some)[["system_a", "system_b"]].itertuples(index=False)) == {("x", "y")}
     steps = answers().assign(system=lambda table: table.system.map({"x": 100, "y": 200, "z": 300}))
-    assert judged(longer, steps, comparable(steps), "words").system_b.unique().tolist() == [200, 300]
+    assert all_judged({"words": longer}, steps).system_b.unique().tolist() == [200, 300]
 
 
 ONE = answers("xy", "a")
