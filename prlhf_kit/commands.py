@@ -9,8 +9,8 @@ import sys
 
 from prlhf_kit.runs.commands import check_places, tell_edits
 from prlhf_kit.runs.grid import checked, once
-from prlhf_kit.runs.parameters import RunError, defaults, needs_of, parameters_cell, typed
-from prlhf_kit.runs.records import existing, place_of
+from prlhf_kit.runs.parameters import RunError, defaults, earlier, parameters_cell, typed
+from prlhf_kit.runs.records import existing, place_of, records_of
 from prlhf_kit.runs.stage import RECORD, read_record
 
 # what takes seconds to import is imported where it is needed: a person waits for the prompt
@@ -24,22 +24,22 @@ def run(args: argparse.Namespace) -> int:
         return 0
     check_places(args.out, args.copy_to)
     run_dir = place_of(args.run, args.out)
-    given = checked(once(args.parameter or [], args.file), known)
+    given = checked(once(args.parameter, args.file), known)
     plans = {n: {k: v for k, v in given.items() if k in known[n]} for n in args.notebooks}
-    earlier: list[str] = []
+    before: list[str] = []
     for notebook, parameters in plans.items():  # all of them are checked before any of them runs
         default = str(known[notebook].get("model"))
         model = str(parameters.get("model", default))
         misspelt = model != default and difflib.get_close_matches(model, [default], cutoff=0.8)
         if misspelt and "/" not in model and not (notebook.parent / model).exists():
             raise RunError(f"there is no model {model!r}. Did you mean {default!r}? A hub id is owner/name.")
-        for stage in needs_of(notebook):
-            if stage not in earlier and not read_record(run_dir / stage):
+        for stage in earlier(notebook, "needs"):
+            if stage not in before and not read_record(run_dir / stage):
                 raise RunError(
                     f"{notebook.name} needs the stage {stage}, which {run_dir} has not. Run it first, or in the same "
                     f"command: prlhf run {notebook.with_name(stage)}.ipynb {notebook} --run {args.run}"
                 )
-        earlier.append(notebook.stem)
+        before.append(notebook.stem)
     tell_edits(args.notebooks, given)
     from prlhf_kit.runs import copies
     from prlhf_kit.runs.notebook import run_notebook
@@ -67,8 +67,9 @@ def run(args: argparse.Namespace) -> int:
         for note in record.get("notes", []):
             print(f"  {note}", flush=True)
     page = write_index(run_dir)
-    for caption, table in tables(run_dir, "headline"):
-        print(f"\n{caption}\n{table.round(3).to_string(index=False)}")
+    for stage, found in reversed(records_of(run_dir).items()):
+        for caption, table in tables(run_dir / stage, found, "headline") if found else ():
+            print(f"\n{caption}\n{table.round(3).to_string(index=False)}")
     print(f"\nreport: {page.resolve()}")
     if not whole:
         print(f"prlhf: {run_dir} is whole, but not all of it was copied; the same command copies it", file=sys.stderr)

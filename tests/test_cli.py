@@ -111,10 +111,10 @@ def test_each_of_the_kits_own_errors_is_a_line_or_a_traceback_on_demand(monkeypa
 
 
 def fails_with(error, monkeypatch, folder, *options):
-    def fail(args):
+    def fail(*_):
         raise error
 
-    monkeypatch.setattr(leaderboard, "command", fail)
+    monkeypatch.setattr(leaderboard, "write_page", fail)
     return cli.main([*options, "report", str(folder)])
 
 

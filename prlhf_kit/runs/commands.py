@@ -7,7 +7,7 @@ from __future__ import annotations
 import argparse
 import csv
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,9 +43,7 @@ def add_parsers(commands: Any) -> None:
     p.add_argument("--seeds", type=count, metavar="N", help="each combination with seed 0 .. N-1")
     p.add_argument("--list", type=Path, metavar="FILE", help="YAML list of combinations, each with the whole grid")
     p.add_argument("--from", dest="source", metavar="RUN", help="finished run (name or folder) that they start from")
-    p.add_argument("--run", default="sweep", metavar="NAME", help="the sweep's name, or its folder (default: sweep)")
-    p.set_defaults(action=sweep)
-    _add_options(p)
+    _add_engine(p, "sweep", sweep)
 
     p = commands.add_parser(
         "pipeline",
@@ -63,9 +61,7 @@ def add_parsers(commands: Any) -> None:
         "    - notebook: ../notebooks/03_pdpo_training.ipynb",
     )
     p.add_argument("file", type=Path, metavar="FILE", help="the YAML file")
-    p.add_argument("--run", metavar="NAME", help="the run's name, or its folder (default: the file's name)")
-    p.set_defaults(action=pipeline)
-    _add_options(p)
+    _add_engine(p, "", pipeline)
 
     p = commands.add_parser(
         "report",
@@ -115,18 +111,18 @@ def _add_runs(p: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_options(p: argparse.ArgumentParser) -> None:
-    p.add_argument(
-        "-p",
-        "--parameter",
-        nargs=2,
-        action="append",
-        default=[],
-        metavar=("NAME", "VALUE"),
-        help="set it in all stages that have it",
-    )
+def add_run(p: argparse.ArgumentParser, name: str) -> None:
+    """What decides a run: parameters, and where it is kept. `name`: its default, "" for that of a file."""
+    told, pair = name or "the file's name", ("NAME", "VALUE")
+    p.add_argument("-p", "--parameter", nargs=2, action="append", default=[], metavar=pair, help="set a parameter")
+    p.add_argument("--run", default=name, metavar="NAME", help=f"its name, or its folder (default: {told})")
     p.add_argument("--out", type=Path, default=RUNS, metavar="DIR", help="where runs are kept (default: %(default)s)")
-    p.add_argument("--copy-to", metavar="URL", help="executed notebooks go there too, see `prlhf run`")
+    p.add_argument("--copy-to", metavar="URL", help="notebooks go there too: s3://, gs://, abfs://, http(s)://")
+
+
+def _add_engine(p: argparse.ArgumentParser, name: str, action: Callable[[argparse.Namespace], int]) -> None:
+    add_run(p, name)
+    p.set_defaults(action=action)
     p.add_argument("--dry-run", action="store_true", help="show what would be run and stop")
     p.add_argument(
         "--profile", default="local", metavar="NAME", help="local, slurm, or a folder with Snakemake's config.yaml"
@@ -186,7 +182,6 @@ def sweep(args: argparse.Namespace) -> int:
     if args.dry_run:
         return _execute(nodes, folder, args)
     engine.check_profile(args.profile)
-    folder.mkdir(parents=True, exist_ok=True)
     for place, target in links.items():
         plans.link(place, target)
     try:
@@ -258,9 +253,10 @@ def _execute(nodes: Sequence[Node], folder: Path, args: argparse.Namespace) -> i
 
 def report(args: argparse.Namespace) -> int:
     """`prlhf report`."""
-    from prlhf_kit.runs import leaderboard
+    from prlhf_kit.runs.leaderboard import write_page
 
-    return leaderboard.command(args)
+    print(f"report: {write_page(args.dirs, args.out)}")
+    return 0
 
 
 def results(args: argparse.Namespace) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -77,9 +76,3 @@ def _head(record: dict[str, Any], folder: Path, page: Path) -> Markup:
     files = {"record": folder / RECORD, "notebook": folder / NOTEBOOK_PAGE}
     links = [_link(name, path, page) for name, path in files.items() if path.is_file()]
     return Markup(" ").join([status, escape(", ".join(cost)), *links])
-
-
-def command(args: argparse.Namespace) -> int:
-    """`prlhf report`."""
-    print(f"report: {write_page(args.dirs, args.out)}")
-    return 0

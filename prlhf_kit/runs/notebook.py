@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 
 from prlhf_kit.files import file_states, now, versions, write_json, write_text
 from prlhf_kit.runs.execute import error_of, execute
-from prlhf_kit.runs.parameters import RunError, needs_of, read, resolve, uses_of
+from prlhf_kit.runs.parameters import RunError, earlier, read, resolve
 from prlhf_kit.runs.stage import NOTEBOOK, PAGE, RECORD, RESULT, begun, hash_now, inputs, read_record, set_aside
 
 NO_PORT = "Kernel died before replying to kernel_info"
@@ -83,7 +83,7 @@ def plan(notebook: str | Path, run_dir: str | Path, parameters: Mapping[str, Any
     """Look at a notebook, its parameters and what it is made from; nothing is run. Raises `RunError`."""
     notebook, run_dir = Path(notebook).resolve(), Path(run_dir).resolve()
     values = resolve(notebook, {**(parameters or {}), "run_dir": str(run_dir)})
-    made_from = inputs(run_dir, dict.fromkeys([*needs_of(notebook), *uses_of(notebook)]))
+    made_from = inputs(run_dir, earlier(notebook))
     key = _key(notebook, values | {"run_dir": None}, made_from)
     stage_dir = run_dir / notebook.stem
     old = read_record(stage_dir) or {"artifacts": {}}

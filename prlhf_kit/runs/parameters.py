@@ -128,11 +128,8 @@ def unknown_parameter(name: str, known: Mapping[str, Any], where: str) -> RunErr
     return RunError(f"{where} has no parameter {name!r}.{hint} It has: {', '.join(sorted(known))}.")
 
 
-def needs_of(notebook: Path) -> list[str]:
-    """Stages without whose artefacts a notebook can't run, as its metadata says."""
-    return read(notebook).get("metadata", {}).get("prlhf_kit", {}).get("needs", [])
-
-
-def uses_of(notebook: Path) -> list[str]:
-    """Stages whose artefacts a notebook reads where they are there, as its metadata says."""
-    return read(notebook).get("metadata", {}).get("prlhf_kit", {}).get("uses", [])
+def earlier(notebook: Path, *kinds: str) -> list[str]:
+    """Stages whose artefacts a notebook reads, as its metadata says: "needs", without which it can't run, and "uses",
+    where they are there; without `kinds` both."""
+    said = read(notebook).get("metadata", {}).get("prlhf_kit", {})
+    return list(dict.fromkeys(stage for kind in kinds or ("needs", "uses") for stage in said.get(kind, ())))

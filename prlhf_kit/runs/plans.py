@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from prlhf_kit.runs import grid
 from prlhf_kit.runs.notebook import plan
-from prlhf_kit.runs.parameters import RunError, defaults, needs_of, uses_of
+from prlhf_kit.runs.parameters import RunError, defaults, earlier
 from prlhf_kit.runs.stage import read_record, set_aside
 
 SHARED = ".shared"  # in a sweep's folder: stages that several of its runs are made from
@@ -103,14 +103,14 @@ def plan_sweep(
     paths = {path.stem: path for path in notebooks}
     if len(paths) < len(notebooks):
         raise RunError(f"two notebooks have the same name, but a run has one folder for each: {', '.join(paths)}.")
-    links_of = {stem: dict.fromkeys([*needs_of(path), *uses_of(path)]) for stem, path in paths.items()}
+    links_of = {stem: earlier(path) for stem, path in paths.items()}
     taken: dict[str, Path] = {}
     for stem, path in paths.items():
-        for stage in links_of[stem].keys() - paths.keys():
+        for stage in set(links_of[stem]) - paths.keys():
             record = read_record(source / stage) if source else None
             if source and record and record["status"] == "completed":
                 taken[stage] = source / stage
-            elif record or stage in needs_of(path):
+            elif record or stage in earlier(path, "needs"):
                 raise RunError(
                     f"{path.name} needs the stage {stage}, which "
                     + (f"is not completed in --from {source}." if source else "is not among the notebooks.")
@@ -169,9 +169,8 @@ def read_pipeline(file: Path, run_dir: Path, given: Sequence[tuple[str, str]] = 
     for stem, path in paths.items():
         parameters = grid.checked({str(name): value for name, value in own[stem].items()}, {path: known[path]})
         parameters |= {name: value for name, value in everywhere.items() if name in known[path]}
-        if unknown := [need for need in needs_of(path) if need not in paths]:
+        if unknown := [need for need in earlier(path, "needs") if need not in paths]:
             raise RunError(f"{file}: {stem} needs {unknown[0]!r}, which is no stage of it. It has: {', '.join(paths)}.")
-        after = dict.fromkeys(stage for stage in [*needs_of(path), *uses_of(path)] if stage in paths)
-        run = run_dir.name
-        nodes.append(Node(f"{stem}/{run}", path, run_dir, parameters, [f"{stage}/{run}" for stage in after]))
+        after = [f"{stage}/{run_dir.name}" for stage in earlier(path) if stage in paths]
+        nodes.append(Node(f"{stem}/{run_dir.name}", path, run_dir, parameters, after))
     return in_order(nodes)

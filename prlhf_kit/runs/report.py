@@ -125,23 +125,16 @@ def _markdown(source: str) -> str:
     return MarkdownWithMath(renderer=renderer).render(with_mathml(source))
 
 
-def artifacts(run_dir: Path, kind: str) -> list[tuple[str, dict[str, Any]]]:
-    """(path from the run's folder, entry) of each artefact of `kind` in a run, results before data."""
-    records = {stage: record["artifacts"] for stage, record in records_of(run_dir).items() if record}
-    named = [(f"{stage}/{name}", entry) for stage, left in reversed(records.items()) for name, entry in left.items()]
-    return [(path, entry) for path, entry in named if entry["kind"] == kind]
-
-
-def tables(run_dir: Path, kind: str, stage: str = "") -> list[tuple[str, pd.DataFrame]]:
-    """(caption, table) of each artefact of `kind` in a run, or of one stage. A lost one says so in its caption."""
+def tables(stage_dir: Path, record: dict[str, Any], kind: str) -> list[tuple[str, pd.DataFrame]]:
+    """(caption, table) of each artefact of `kind` that a stage left. A lost one says so in its caption."""
     found = []
-    for path, entry in artifacts(run_dir, kind):
-        if not path.startswith(stage and f"{stage}/"):
-            continue
-        try:
-            found.append((entry["caption"], pd.read_parquet(run_dir / path, columns=entry.get("columns"))))
-        except (OSError, ArrowInvalid):  # gone, or cut
-            found.append((f"{entry['caption']}: {path} can't be read; run its notebook again", pd.DataFrame()))
+    for name, entry in record["artifacts"].items():
+        if entry["kind"] == kind:
+            try:
+                found.append((entry["caption"], pd.read_parquet(stage_dir / name, columns=entry.get("columns"))))
+            except (OSError, ArrowInvalid):  # gone, or cut
+                lost = f"{stage_dir.name}/{name} can't be read; run its notebook again"
+                found.append((f"{entry['caption']}: {lost}", pd.DataFrame()))
     return found
 
 
@@ -161,14 +154,6 @@ def _result(headlines: Sequence[tuple[str, pd.DataFrame]]) -> str:
     return ""
 
 
-def _first_metric(stages: Sequence[dict[str, Any]]) -> str:
-    """The first metric of the last stage that has some."""
-    for record in reversed(stages):
-        for name, value in record["metrics"].items():
-            return f"{record['stage']}: {name} {'-' if value is None else f'{value:.3f}'}"
-    return ""
-
-
 def _data(record: dict[str, Any]) -> str:
     """The dataset that a stage prepared, with its pairs by split."""
     pairs = {name[6:]: n for name, n in record["metrics"].items() if name.startswith("pairs/") and n is not None}
@@ -181,20 +166,23 @@ def write_index(run_dir: str | Path) -> Path:
     run_dir = Path(run_dir)
     stages = [record | {"stage": stage} for stage, record in records_of(run_dir).items() if record]
     for record in stages:
-        headlines, shown = (tables(run_dir, kind, record["stage"]) for kind in ("headline", "shown"))
+        stage_dir = run_dir / record["stage"]
+        headlines, shown = (tables(stage_dir, record, kind) for kind in ("headline", "shown"))
         record["result"] = _result(headlines)
         record["tables"] = [{"caption": caption, "html": to_html(table)} for caption, table in headlines + shown]
-        record["page"] = (run_dir / record["stage"] / NOTEBOOK_PAGE).is_file()
+        record["page"] = (stage_dir / NOTEBOOK_PAGE).is_file()
         left = record["artifacts"].items()
         record["figures"] = [(f"{record['stage']}/{name}", e) for name, e in left if e["kind"] == "figure"]
     # of the last stage with a result the section is open, and of what comes after it
     at = max((i for i, record in enumerate(stages) if record["result"]), default=len(stages))
+    metrics = [(record["stage"], *one) for record in reversed(stages) for one in record["metrics"].items()]
+    first = "".join(f"{stage}: {name} {'-' if value is None else f'{value:.3f}'}" for stage, name, value in metrics[:1])
     page = PAGE.render(
         name=run_dir.name,
         stages=stages,
         models=dict.fromkeys(str(r["parameters"]["model"]) for r in stages if "model" in r["parameters"]),
         data=dict.fromkeys(filter(None, map(_data, stages))),
-        result=stages[at]["result"] if at < len(stages) else _first_metric(stages),
+        result=stages[at]["result"] if at < len(stages) else first,
         opened=at,
         doubtful=[
             record["stage"]

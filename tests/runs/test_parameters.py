@@ -74,4 +74,4 @@ def test_what_notebooks_of_the_project_use_is_in_their_metadata():
     for path in folder.glob("*.ipynb"):
         code = "".join(cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code")
         read = set(re.findall(r'"(\d\d_[a-z_]+)"', code)) - {path.stem}
-        assert read <= {*parameters.needs_of(path), *parameters.uses_of(path)}, path.name
+        assert read <= set(parameters.earlier(path)), path.name
