@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prlhf_kit.runs.parameters import find_notebook
 from prlhf_kit.runs.records import RUNS, existing, place_of, row, runs_in
-from prlhf_kit.runs.shipped import find_notebook
 
 if TYPE_CHECKING:
     from prlhf_kit.runs.plans import Node
@@ -137,17 +137,13 @@ def count(text: str) -> int:
     return number
 
 
-def check_places(out: Path, copy_to: str | None) -> None:
-    """Raises `RunError` where runs are to be kept in a store, or their notebooks copied to where they can't be."""
-    from prlhf_kit.runs.copies import check_store
-    from prlhf_kit.runs.parameters import RunError
+def folder_of(run: str, args: argparse.Namespace) -> Path:
+    """A run's folder. Raises `RunError` where it can't be there, or its notebooks not be copied to `--copy-to`."""
+    from prlhf_kit.runs.notebook import check_store
 
-    if ":/" in str(out):  # pathlib has made one slash of two
-        raise RunError(
-            f"--out {out} is an address, expected a local folder. `--copy-to URL` copies to a store as well."
-        )
-    if copy_to:
-        check_store(copy_to)
+    if args.copy_to:
+        check_store(args.copy_to)
+    return place_of(run, args.out)
 
 
 def tell_edits(notebooks: Iterable[Path], given: Iterable[str]) -> None:
@@ -170,9 +166,8 @@ def sweep(args: argparse.Namespace) -> int:
     from prlhf_kit.runs.parameters import RunError
     from prlhf_kit.runs.stage import RECORD, read_record
 
-    check_places(args.out, args.copy_to)
     rows, same = grid.combinations(args.notebooks, args.grid, args.list, args.seeds, grid.once(args.parameter))
-    folder = place_of(args.run, args.out).resolve()
+    folder = folder_of(args.run, args).resolve()
     if any(path.is_file() for path in folder.glob(f"*/{RECORD}")):
         raise RunError(f"{folder} is a run, not a sweep. Choose another name with --run.")
     source = existing(args.source, args.out).resolve() if args.source else None
@@ -218,8 +213,7 @@ def pipeline(args: argparse.Namespace) -> int:
     """`prlhf pipeline`: 0 if all its stages are completed, 74 if `--copy-to` then lacks some of them, else 1."""
     from prlhf_kit.runs import engine, plans
 
-    check_places(args.out, args.copy_to)
-    run_dir = place_of(args.run or args.file.stem, args.out).resolve()
+    run_dir = folder_of(args.run or args.file.stem, args).resolve()
     nodes = plans.read_pipeline(args.file, run_dir, args.parameter)
     for node in nodes:
         tell_edits([node.notebook], node.parameters)

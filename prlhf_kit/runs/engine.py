@@ -20,9 +20,9 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from prlhf_kit.files import write_json
-from prlhf_kit.runs.copies import CopyError, copy_notebook
 from prlhf_kit.runs.execute import killed_with_parent
 from prlhf_kit.runs.grid import read_yaml
+from prlhf_kit.runs.notebook import copy_notebook
 from prlhf_kit.runs.parameters import RunError
 from prlhf_kit.runs.plans import DONE, Node, look
 from prlhf_kit.runs.stage import process_is_gone, read_record
@@ -177,10 +177,8 @@ def _run(todo: Sequence[Node], work: Path, profile: str, workers: int | None, co
 
 def _copy(node: Node, copy_to: str | None) -> None:
     if copy_to:
-        try:
-            copy_notebook(node.stage_dir, copy_to)
-        except CopyError as error:
-            node.message = f"not copied: {error}"
+        copied, said = copy_notebook(node.stage_dir, copy_to)
+        node.message = node.message if copied else f"not copied: {said}"
 
 
 def _last(log: Path) -> str:

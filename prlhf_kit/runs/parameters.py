@@ -11,9 +11,26 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+PACKAGE = Path(__file__).parents[1]  # has `notebooks` and `configs`; in a checkout these are links
+
 
 class RunError(RuntimeError):
     """A notebook can't be run; the message says why and what to do."""
+
+
+def find_notebook(given: str) -> Path:
+    """A notebook by its path, or by number or name ("03", "03_pdpo_training"), which are looked for in `notebooks` of
+    the present folder, then in the package. Raises `RunError` where none has this number or name."""
+    path = Path(given)
+    if path.is_file() or len(path.parts) > 1:
+        return path
+    name = path.name.removesuffix(".ipynb")
+    known = [*sorted(Path("notebooks").glob("*.ipynb")), *sorted((PACKAGE / "notebooks").glob("*.ipynb"))]
+    for notebook in known:
+        if name in (notebook.stem, notebook.stem.partition("_")[0]):
+            return notebook
+    names = ", ".join(dict.fromkeys(notebook.stem for notebook in known))
+    raise RunError(f"there is no notebook {given}. Expected the path of an .ipynb file, or one of {names}.")
 
 
 def read(notebook: Path, text: bytes | None = None) -> dict[str, Any]:

@@ -48,6 +48,8 @@ def existing(given: str | Path, out: Path = RUNS) -> Path:
 
 def place_of(run: str | Path, out: Path) -> Path:
     """Where `--run` puts a run: `out/<name>`, or a run's folder that is there. Raises `RunError` for other paths."""
+    if ":/" in str(out):  # pathlib has made one slash of two
+        raise RunError(f"--out {out} is an address, expected a local folder. `--copy-to URL` copies to a store.")
     path = Path(run)
     named = not path.is_absolute() and (out / path).is_dir()
     if path.is_dir() and not named and path.resolve() != out.resolve() and find_runs(path):

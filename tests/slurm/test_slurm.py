@@ -20,7 +20,7 @@ HOWS = {  # what becomes of the stage 03
     "endless": "interrupted",  # cancelled by hand
     "late": "completed",  # tried again after its time limit, in the folder that it had
 }
-BODY = """if how == "late" and len((stage.dir / "starts.txt").read_text()) == 1 or how == "endless":
+BODY = """if how == "late" and (stage.dir / "log.txt").read_text().count("\\n") == 1 or how == "endless":
     time.sleep(600)
 if how == "bad":
     1 / 0
