@@ -87,10 +87,8 @@ def command(args: argparse.Namespace) -> int:
         for command in commands:
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode:
-                raise RunError(
-                    f"pip can't get the wheels for Python {python}: {done.stderr.strip()[-800:]} Install what is "
-                    "missing on the node by other means and name it in the file of --has."
-                )
+                way = "Install what is missing on the node by other means, and name it in the file of --has."
+                raise RunError(f"pip can't get the wheels for Python {python}: {done.stderr.strip()[-800:]} {way}")
         tracked = ["git", "ls-files", "--cached", "--others", "--exclude-standard", *FOLDERS]
         for name in subprocess.run(tracked, cwd=root, capture_output=True, text=True, check=True).stdout.splitlines():
             (whole / name).parent.mkdir(parents=True, exist_ok=True)

@@ -45,9 +45,7 @@ def check_profile(profile: str) -> dict[str, Any]:
         if importlib.util.find_spec(module) is None:
             raise RunError(f"{module} is not installed, which sends the runs: pip install 'prlhf_kit[scale]'.")
     if executor == "slurm" and shutil.which("sbatch") is None:
-        raise RunError(
-            "there is no sbatch on this machine's PATH. Start it on the cluster's login node, or use --profile local."
-        )
+        raise RunError("there is no sbatch on this machine's PATH: use the cluster's login node, or --profile local.")
     return settings | {"folder": folder.resolve()}
 
 
@@ -63,14 +61,9 @@ def gpus() -> list[str]:
 def execute(
     nodes: Sequence[Node], folder: Path, profile: str, workers: int | None = None, copy_to: str | None = None
 ) -> None:
-    """Run those of `nodes` that are not done, and fill in what became of each; one that fails stops only what needs it.
-
-    Args:
-        nodes: in order; their links are there.
-        folder: of the sweep or the run; `RunError` where another process works in it.
-        workers: stages at once on this machine; None: as many as GPUs, or 1.
-        copy_to: a store for executed notebooks.
-    """
+    """Run those of `nodes`, which are in order, that are not done, and fill in what became of each; one that fails
+    stops only what needs it. `workers` stages run at once on this machine, as many as GPUs or 1 where that is None.
+    Raises `RunError` where another process works in `folder`."""
     work = folder / WORK
     work.mkdir(parents=True, exist_ok=True)
     try:

@@ -123,9 +123,7 @@ def run_notebook(
         with FileLock(run_dir / f".{notebook.stem}.lock", timeout=-1 if wait else 0):
             return _run(plan(notebook, run_dir, parameters), force)
     except Timeout:
-        raise RunError(
-            f"another process is running {notebook.stem} in {run_dir}. Wait for it, or choose another run name."
-        ) from None
+        raise RunError(f"another process runs {notebook.stem} in {run_dir}. Wait, or choose another run.") from None
 
 
 def _run(plan: Plan, force: bool) -> dict[str, Any]:

@@ -13,6 +13,8 @@ from typing import Any
 
 PACKAGE = Path(__file__).parents[1]  # has `notebooks` and `configs`; in a checkout these are links
 
+PLAIN = "text, a finite number, True, False, None, a list of such, or a dict from texts to such"  # what JSON holds
+
 
 class RunError(RuntimeError):
     """A notebook can't be run; the message says why and what to do."""
@@ -43,10 +45,8 @@ def read(notebook: Path, text: bytes | None = None) -> dict[str, Any]:
         for cell in content["cells"]:
             cell["source"] = "".join(cell["source"])
     except (ValueError, TypeError, KeyError) as error:
-        raise RunError(
-            f"{notebook} is no Jupyter notebook of format 4: {type(error).__name__}: {error}. "
-            "JupyterLab saves one of an earlier format in this one."
-        ) from None
+        said = f"{notebook} is no Jupyter notebook of format 4, as JupyterLab saves it"
+        raise RunError(f"{said}: {type(error).__name__}: {error}") from None
     return content
 
 
@@ -56,10 +56,8 @@ def parameters_cell(notebook: Path, text: bytes | None = None) -> str:
     cells = read(notebook, text)["cells"]
     tagged = [cell["source"] for cell in cells if "parameters" in cell.get("metadata", {}).get("tags", [])]
     if not tagged:
-        raise RunError(
-            f"{notebook} has no cell tagged 'parameters', so nothing could be injected. Tag the cell that holds the "
-            "defaults (JupyterLab: property inspector, Cell Tags)."
-        )
+        where = "JupyterLab: property inspector, Cell Tags"
+        raise RunError(f"{notebook} has no cell tagged 'parameters'. Tag the one that holds the defaults ({where}).")
     return "\n".join(tagged)
 
 
@@ -77,10 +75,8 @@ def defaults(notebook: Path, text: bytes | None = None) -> dict[str, Any]:
         except (ValueError, TypeError):
             value = ...  # which is not plain
         if not _plain(value):
-            raise RunError(
-                f"parameter {names[0]!r} of {notebook} has the default {ast.unparse(node.value)}; expected a plain "
-                "Python value: text, a number, True, False, None, a list, or a dict with text keys."
-            )
+            found = f"parameter {names[0]!r} of {notebook} has the default {ast.unparse(node.value)}"
+            raise RunError(f"{found}; expected {PLAIN}.")
         values |= dict.fromkeys(names, value)
     return values
 
@@ -116,10 +112,7 @@ def typed(name: str, value: Any, default: Any) -> Any:
         with contextlib.suppress(ValueError, SyntaxError):
             value = words[value.lower()] if value.lower() in words else ast.literal_eval(value)
     if not _plain(value):
-        raise RunError(
-            f"parameter {name!r} can't be {value!r}: a run's record could not hold it. Expected text, a finite number, "
-            "True, False, None, a list of such, or a dict from texts to such."
-        )
+        raise RunError(f"parameter {name!r} can't be {value!r}, which a run's record can't hold; expected {PLAIN}.")
     if default is None or (value is None and not isinstance(default, str)):
         return value
     kinds = (int, float) if isinstance(default, float) else type(default)

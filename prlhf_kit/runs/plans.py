@@ -90,16 +90,11 @@ def plan_sweep(
     folder: Path,
     source: Path | None = None,
 ) -> tuple[dict[str, list[Node]], dict[Path, Path]]:
-    """The stages of each run, and which folders are links to which.
+    """The stages of each run, and which folders are links to which. `rows` are the combinations of parameters, one a
+    run, `same` is set in all runs, `source` a finished run whose stages the notebooks need.
 
     A stage has the parameters that its own notebook has, or one of those that it is made from. Where these are all of
-    its run's, it lies in the run's folder; else it is the same in several runs, and lies in `.shared`.
-
-    Args:
-        rows: combinations of parameters, one a run.
-        same: parameters of all runs.
-        source: finished run whose stages the notebooks need.
-    """
+    its run's, it lies in the run's folder; else it is the same in several runs, and lies in `.shared`."""
     paths = {path.stem: path for path in notebooks}
     if len(paths) < len(notebooks):
         raise RunError(f"two notebooks have the same name, but a run has one folder for each: {', '.join(paths)}.")
@@ -111,11 +106,9 @@ def plan_sweep(
             if source and record and record["status"] == "completed":
                 taken[stage] = source / stage
             elif record or stage in earlier(path, "needs"):
-                raise RunError(
-                    f"{path.name} needs the stage {stage}, which "
-                    + (f"is not completed in --from {source}." if source else "is not among the notebooks.")
-                    + " Name its notebook as well, or start from a finished run that has it: --from RUN."
-                )
+                lacks = f"is not completed in --from {source}" if source else "is not among the notebooks"
+                ways = "Name its notebook as well, or start from a finished run that has it: --from RUN"
+                raise RunError(f"{path.name} needs the stage {stage}, which {lacks}. {ways}.")
     if source and not taken:
         raise RunError(f"--from {source}: no notebook needs a stage of it, as its metadata says (docs/runs.md).")
     above = {stem: [stage for stage in links_of[stem] if stage in paths] for stem in paths}

@@ -56,10 +56,8 @@ def place_of(run: str | Path, out: Path) -> Path:
         return path
     path = path.relative_to(out) if path.is_relative_to(out) else path
     if path.is_absolute() or ".." in path.parts or not path.parts:
-        raise RunError(
-            f"--run {run} lies outside {out}, where runs are kept. Expected a name, or the folder of a run that is "
-            "there; --out DIR keeps runs elsewhere."
-        )
+        ways = "Expected a name, or the folder of a run; --out DIR keeps runs elsewhere"
+        raise RunError(f"--run {run} lies outside {out}, where runs are kept. {ways}.")
     return out / path
 
 

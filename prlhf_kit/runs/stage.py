@@ -112,19 +112,13 @@ def inputs(run_dir: Path, stages: Iterable[str]) -> dict[str, dict[str, str | No
 def left_by(stage: str, run_dir: Path, name: str, record: Mapping[str, Any] | None = None) -> Path:
     """Artefact `name` that a stage of a run left, by its `record`, which is read where it is not given. Raises
     `StageError` where it isn't there, or not as it was left."""
-    path = run_dir / stage / name
+    path, again = run_dir / stage / name, f"`prlhf run {stage} --run {run_dir.name}`"
     if not path.exists():
-        raise StageError(
-            f"{path} is missing: it is written by notebook {stage}. Run that first "
-            f"(`prlhf run notebooks/{stage}.ipynb --run {run_dir.name}`), or set run_dir to a run that has it."
-        )
+        raise StageError(f"{path} is missing, which notebook {stage} writes: {again}, or set run_dir to another run.")
     record = record if record is not None else read_record(run_dir / stage) or {}
     entry = record.get("artifacts", {}).get(name)
     if entry and hash_now(path, entry) != entry.get("sha256"):
-        raise StageError(
-            f"{path} was changed since notebook {stage} left it: its SHA-256 is not the recorded one. Put the "
-            f"file back, or make it again: `prlhf run notebooks/{stage}.ipynb --run {run_dir.name}`."
-        )
+        raise StageError(f"{path} was changed since notebook {stage} left it. Put it back, or make it again: {again}.")
     return path
 
 
@@ -158,9 +152,7 @@ class Stage:
         try:  # an earlier kernel whose runner was killed may take a moment to notice
             self._lock.acquire(timeout=PATIENCE)
         except Timeout:
-            raise StageError(
-                f"another process is working in {self.dir}. Wait for it or end it, or choose another run folder."
-            ) from None
+            raise StageError(f"another process is working in {self.dir}. Wait, or choose another run.") from None
         earlier = [p.name for p in self.run_dir.iterdir() if p.is_dir() and p.name[0] != "." and p.name < name]
         self.record = begun(name, parameters, inputs(self.run_dir, earlier))
         if not os.environ.get(UNDER_RUNNER):  # in JupyterLab
