@@ -8,30 +8,15 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from jinja2 import Environment
 from markupsafe import Markup, escape
 
 from prlhf_kit.files import write_text
 from prlhf_kit.runs.parameters import RunError
 from prlhf_kit.runs.records import existing, how_made, numbers, records_of, runs_in
-from prlhf_kit.runs.report import STYLE
+from prlhf_kit.runs.report import PAGES
 from prlhf_kit.runs.stage import PAGE as NOTEBOOK_PAGE, RECORD
 
 NAME = "leaderboard.html"
-PAGE = Environment(autoescape=True).from_string("""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{{ heads | length }} run{{ "s" if heads | length != 1 }} - prlhf_kit</title>
-<style>
-{{ style | safe }}
-body { max-width: none; } td { white-space: pre-line; }
-</style></head><body>
-<h1>{{ heads | length }} run{{ "s" if heads | length != 1 }} side by side</h1>
-<div class="scroll" tabindex="0" role="region" aria-label="All runs"><table>
-<thead><tr><th>run</th>{% for cell in heads %}<th>{{ cell }}</th>{% endfor %}</tr></thead>
-{% for name, cells in rows %}<tr><th>{{ name }}</th>{% for cell in cells %}<td>{{ cell }}</td>{% endfor %}</tr>
-{% endfor %}</table></div>
-</body></html>
-""")
 
 
 def write_page(dirs: Iterable[str | Path], out: str | Path | None = None) -> Path:
@@ -56,7 +41,7 @@ def write_page(dirs: Iterable[str | Path], out: str | Path | None = None) -> Pat
         ]
     around = os.path.commonpath([run.parent for run in runs])
     links = [_link(os.path.relpath(run, around), run / "index.html", page) for run in runs]
-    text = PAGE.render(heads=links, rows=rows, style=STYLE)
+    text = PAGES.get_template("runs.html.j2").render(heads=links, rows=rows)
     write_text(page, text.encode("utf-8", "replace").decode())  # a name of a folder need not be valid text
     return page
 
