@@ -36,10 +36,9 @@ def check_profile(profile: str) -> dict[str, Any]:
     """The settings of a profile, with its `folder`. Raises `RunError` where there is none, or what it needs is not
     installed."""
     folder = HERE / "profiles" / profile if (HERE / "profiles" / profile).is_dir() else Path(profile)
-    found = [path for path in (folder / "config.v9+.yaml", folder / "config.yaml") if path.is_file()]
-    if not found:
+    if not (folder / "config.yaml").is_file():
         raise RunError(f"--profile {profile}: expected local, slurm, or a folder with Snakemake's config.yaml.")
-    settings = {"executor": "local"} | (read_yaml(found[0]) or {})
+    settings = {"executor": "local"} | (read_yaml(folder / "config.yaml") or {})
     executor = settings["executor"]
     for module in ["snakemake"] + [f"snakemake_executor_plugin_{executor.replace('-', '_')}"] * (executor != "local"):
         if importlib.util.find_spec(module) is None:

@@ -18,6 +18,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from tqdm.auto import tqdm
+
 from prlhf_kit.runs.parameters import RunError, read
 from prlhf_kit.runs.stage import UNDER_RUNNER
 
@@ -52,30 +54,23 @@ def execute(notebook: Path, out: Path, parameters: dict[str, Any]) -> tuple[int,
                 start_new_session=True,
                 preexec_fn=killed_with_parent,
             )
-            start = time.monotonic()
+            start, bar = time.monotonic(), tqdm(bar_format="{desc}", leave=False, disable=not terminal)
             try:
                 while (code := child.poll()) is None:
                     try:
                         child.wait(REPORT_EVERY / 6 if terminal else REPORT_EVERY)
                     except subprocess.TimeoutExpired:
                         line = f"{notebook.stem} {(time.monotonic() - start) / 60:.0f} min: {_progress(out)}"
-                        _say(line, terminal)
+                        if terminal:  # cut to its width
+                            bar.set_description_str(line[: shutil.get_terminal_size().columns - 1])
+                        else:
+                            print(line, flush=True)
             except KeyboardInterrupt:
                 _end(child)
                 raise
             finally:
-                if terminal:
-                    _say("", terminal)
+                bar.close()
         return code, log.read_text()[-4000:]
-
-
-def _say(line: str, terminal: bool) -> None:
-    """A line on what runs; on a terminal in place of the last one, and cut to its width."""
-    if terminal:
-        cut = line[: shutil.get_terminal_size().columns - 1]
-        print(f"\r{cut}\x1b[K", end="", file=sys.stderr, flush=True)
-    else:
-        print(line, flush=True)
 
 
 def _progress(executed: Path) -> str:

@@ -42,8 +42,6 @@ def test_off_a_terminal_a_line_now_and_then_says_what_runs(tmp_path, monkeypatch
     written = json.loads((tmp_path / "run" / "nb" / "notebook.ipynb").read_text())
     (tmp_path / "half.ipynb").write_text(json.dumps(written | {"cells": written["cells"][:-1]}))
     assert execution._progress(tmp_path / "half.ipynb") == "cell 3 of 4, training 2, step 40/80, loss 0.50, 00:12 left"
-    execution._say("x" * 300, terminal=True)
-    assert re.fullmatch(r"\rx{20,299}\x1b\[K", capsys.readouterr().err)
 
 
 def test_papermill_killed_while_it_writes(tmp_path):
