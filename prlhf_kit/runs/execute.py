@@ -9,7 +9,6 @@ import ctypes
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -54,15 +53,16 @@ def execute(notebook: Path, out: Path, parameters: dict[str, Any]) -> tuple[int,
                 start_new_session=True,
                 preexec_fn=killed_with_parent,
             )
-            start, bar = time.monotonic(), tqdm(bar_format="{desc}", leave=False, disable=not terminal)
+            start = time.monotonic()
+            bar = tqdm(bar_format="{desc}", leave=False, dynamic_ncols=True, disable=not terminal)
             try:
                 while (code := child.poll()) is None:
                     try:
                         child.wait(REPORT_EVERY / 6 if terminal else REPORT_EVERY)
                     except subprocess.TimeoutExpired:
                         line = f"{notebook.stem} {(time.monotonic() - start) / 60:.0f} min: {_progress(out)}"
-                        if terminal:  # cut to its width
-                            bar.set_description_str(line[: shutil.get_terminal_size().columns - 1])
+                        if terminal:
+                            bar.set_description_str(line)
                         else:
                             print(line, flush=True)
             except KeyboardInterrupt:
