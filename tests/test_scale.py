@@ -36,7 +36,6 @@ def test_image_is_made_of_what_is_there_and_runs_as_nobody_special():
     for name in copied:
         assert (ROOT / name).exists()
         assert name not in left_out
-    order = [what for what, _ in steps]
-    assert "USER" not in order[: len(order) - 1 - order[::-1].index("RUN")]
-    assert [rest for what, rest in steps if what == "USER"] == ["kit"]
+    after = steps[max(i for i, (what, _) in enumerate(steps) if what == "RUN") :]
+    assert ["USER", "kit"] in after
     assert {"pyproject.toml", "constraints.txt", "prlhf_kit", "notebooks", "configs"} <= set(copied)
