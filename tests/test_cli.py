@@ -64,14 +64,18 @@ def test_each_command_is_described_and_its_examples_hold(prog, capsys):
     assert " ".join(examples[0][:2]) in capsys.readouterr().out
 
 
-def test_without_a_command_help_is_shown(capsys):
+def test_without_a_command_help_is_shown_and_options_that_do_nothing_else(capsys):
     for words in ([], ["data"]):
         assert cli.main(words) == 0
         assert capsys.readouterr().out.startswith(" ".join(["usage: prlhf", *words]))
-    with pytest.raises(SystemExit) as end:
-        cli.main(["--version"])
-    assert end.value.code == 0
-    assert capsys.readouterr().out == f"prlhf_kit {versions()['prlhf_kit']}\n"
+    for words, said in (
+        (["--version"], f"prlhf_kit {versions()['prlhf_kit']}\n"),
+        (["--print-completion", "bash"], "prepare"),
+    ):
+        with pytest.raises(SystemExit) as end:
+            cli.main(words)
+        assert end.value.code == 0
+        assert said in capsys.readouterr().out
     assert leaderboard.NAME in PARSERS["prlhf report"].format_help()
 
 
@@ -83,13 +87,6 @@ def test_help_imports_nothing_that_takes_long():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr == "[]\n"
-
-
-def test_a_shell_has_a_script_that_completes(capsys):
-    with pytest.raises(SystemExit) as end:
-        cli.main(["--print-completion", "bash"])
-    assert end.value.code == 0
-    assert {"report", "prepare"} <= set(re.findall(r"\w+", capsys.readouterr().out))
 
 
 def own_errors():
@@ -159,24 +156,25 @@ def test_wrong_usage_is_a_line_with_the_way_to_the_examples(capsys):
         assert err.count("\n") == 1
 
 
+def prints_to(sink):
+    env = os.environ | {"PYTHONUNBUFFERED": ""}  # unbuffered, argparse itself hears of it and is silent
+    done = subprocess.run([*LINE, "--version"], stdout=sink, stderr=subprocess.PIPE, text=True, env=env, check=False)
+    return done.returncode, done.stderr
+
+
 def test_a_reader_that_leaves_ends_it_quietly():
     reader, writer = os.pipe()
     os.close(reader)
-    env = os.environ | {"PYTHONUNBUFFERED": ""}  # unbuffered, argparse itself hears of it and is silent
-    done = subprocess.run([*LINE, "--help"], stdout=writer, stderr=subprocess.PIPE, text=True, env=env, check=False)
+    assert prints_to(writer) == (cli.EXIT_PIPE, "")
     os.close(writer)
-    assert (done.returncode, done.stderr) == (cli.EXIT_PIPE, "")
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full, a disk that is always full")
 def test_a_full_disk():
-    env = os.environ | {"PYTHONUNBUFFERED": ""}
     with open("/dev/full", "w") as full:
-        done = subprocess.run(
-            [*LINE, "--version"], stdout=full, stderr=subprocess.PIPE, text=True, env=env, check=False
-        )
-    assert done.returncode == cli.EXIT_FILES
-    assert re.fullmatch(r"prlhf: OSError: .*No space left on device. Free some space, .*\n", done.stderr)
+        code, said = prints_to(full)
+    assert code == cli.EXIT_FILES
+    assert re.fullmatch(r"prlhf: OSError: .*No space left on device. Free some space, .*\n", said)
 
 
 def test_figures_go_into_the_runs_folder_and_what_was_not_run_is_one_line(tmp_path, monkeypatch, capsys):
