@@ -35,10 +35,8 @@ def run(args: argparse.Namespace) -> int:
             raise RunError(f"there is no model {model!r}. Did you mean {default!r}? A hub id is owner/name.")
         for stage in earlier(notebook, "needs"):
             if stage not in before and not read_record(run_dir / stage):
-                raise RunError(
-                    f"{notebook.name} needs the stage {stage}, which {run_dir} has not. Run it first, or in the same "
-                    f"command: prlhf run {notebook.with_name(stage)}.ipynb {notebook} --run {args.run}"
-                )
+                way = f"Run it first: prlhf run {notebook.with_name(stage)}.ipynb {notebook} --run {args.run}"
+                raise RunError(f"{notebook.name} needs the stage {stage}, which {run_dir} has not. {way}")
         before.append(notebook.stem)
     tell_edits(args.notebooks, given)
     from prlhf_kit.runs.notebook import copy_notebook, run_notebook

@@ -173,7 +173,7 @@ def sweep(args: argparse.Namespace) -> int:
     source = existing(args.source, args.out).resolve() if args.source else None
     tell_edits(args.notebooks, {*same, *(name for row in rows for name in row)})
     runs, links = plans.plan_sweep(args.notebooks, rows, same, folder, source)
-    nodes = plans.in_order({node.name: node for made in runs.values() for node in made}.values())
+    nodes = list({node.name: node for made in runs.values() for node in made}.values())  # each after what it needs
     if args.dry_run:
         return _execute(nodes, folder, args)
     engine.check_profile(args.profile)

@@ -135,8 +135,7 @@ def error_of(executed: Path, code: int, log: str, finished: bool) -> str | None:
         said = f"{place}, exit code {code}: the kernel died (killed, out of memory, a fault in compiled code?)"
     else:
         said = (
-            "the notebook ended without its closing cell `stage.finish(...)`: the kernel died, the notebook left by "
-            f"sys.exit(), or the cell is missing. The last cell that ran is {number}."
+            f"cell {number} was the last, without its closing cell `stage.finish(...)`: sys.exit(), or a dead kernel?"
         )
     return "\n".join([said, *([last["source"], "---"] if last else []), log])
 
