@@ -12,12 +12,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from accelerate.commands.launch import launch_command_parser
 from runs.conftest import RECORD
 
 import prlhf_kit
 from prlhf_kit import cli
 from prlhf_kit.files import versions, write_json
 from prlhf_kit.runs import leaderboard
+from prlhf_kit.runs.parameters import defaults
 
 ROOT = Path(__file__).parent.parent
 PARSERS = {p.prog: p for p in cli.parsers(cli.parser())}
@@ -40,9 +42,12 @@ def commands_in(text):
 
 def parses(words):
     try:
-        cli.parser().parse_args(words[1:])
+        args = cli.parser().parse_args(words[1:])
     except SystemExit as end:  # --help, --version
         return end.code == 0
+    if words[1:2] == ["run"]:  # whose parameters the notebooks have
+        known = [name for notebook in args.notebooks for name in defaults(ROOT / notebook)]
+        assert set(dict(args.parameter)) <= set(known), words
     return True
 
 
@@ -206,3 +211,11 @@ def test_every_command_line_in_the_docs_parses(page, capsys):
     known = {prog.split()[1] for prog in PARSERS if " " in prog}
     for words in re.findall(r"`prlhf ([a-z]\w*)[^`]*`", text):
         assert words in known, f"`prlhf {words}` in {page.name}: there is no such command"
+
+
+def test_the_launch_over_several_nodes_is_understood():
+    text = (ROOT / "docs" / "scale.md").read_text().replace("\\\n", " ").replace("$RANK", "1")
+    [line] = re.findall(r"accelerate launch (.*)", text)
+    args = launch_command_parser().parse_args(shlex.split(line))
+    assert (ROOT / args.config_file).is_file()
+    assert args.training_script == "prlhf_kit.training.recipe"

@@ -57,6 +57,19 @@ def test_the_lock_file_has_the_same_pins_with_hashes():
     assert unlocked == {(name, PINS[name]) for name in ("sniffio", "types-psutil")}
 
 
+def test_image_is_made_of_what_is_there_and_runs_as_nobody_special():
+    lines = re.sub(r"\\\n\s*", " ", (ROOT / "Dockerfile").read_text()).splitlines()
+    steps = [line.split(None, 1) for line in lines if line and not line.startswith("#")]
+    copied = [name for what, rest in steps if what == "COPY" for name in rest.split()[:-1]]
+    left_out = (ROOT / ".dockerignore").read_text().splitlines()
+    for name in copied:
+        assert (ROOT / name).exists()
+        assert name not in left_out
+    after = steps[max(i for i, (what, _) in enumerate(steps) if what == "RUN") :]
+    assert ["USER", "kit"] in after
+    assert {"pyproject.toml", "constraints.txt", "prlhf_kit", "notebooks", "configs"} <= set(copied)
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
     """The wheel, built from a copy of the checkout."""
