@@ -1,6 +1,5 @@
-"""`prlhf sweep`, `prlhf pipeline`, `prlhf report`, `prlhf results` and `prlhf runs list`: many
-runs, from a grid or a file, and what there is of them.
-What takes long to import is imported when a command is called: `prlhf --help` reads this file."""
+"""`prlhf sweep`, `pipeline`, `report`, `results` and `runs list`: many runs, and what there is of them. What takes long
+to import is imported when a command is called: `prlhf --help` reads this file."""
 
 from __future__ import annotations
 
@@ -9,13 +8,14 @@ import csv
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from prlhf_kit.runs.parameters import find_notebook
+from prlhf_kit.files import write_text
+from prlhf_kit.runs import engine, grid, plans
+from prlhf_kit.runs.notebook import check_store
+from prlhf_kit.runs.parameters import RunError, edited, find_notebook
 from prlhf_kit.runs.records import RUNS, existing, place_of, row, runs_in
-
-if TYPE_CHECKING:
-    from prlhf_kit.runs.plans import Node
+from prlhf_kit.runs.stage import RECORD, read_record
 
 NOTEBOOK_HELP = "an .ipynb file, or the number or name of one in notebooks/ or of the kit; several run in turn"
 
@@ -139,8 +139,6 @@ def count(text: str) -> int:
 
 def folder_of(run: str, args: argparse.Namespace) -> Path:
     """A run's folder. Raises `RunError` where it can't be there, or its notebooks not be copied to `--copy-to`."""
-    from prlhf_kit.runs.notebook import check_store
-
     if args.copy_to:
         check_store(args.copy_to)
     return place_of(run, args.out)
@@ -148,8 +146,6 @@ def folder_of(run: str, args: argparse.Namespace) -> Path:
 
 def tell_edits(notebooks: Iterable[Path], given: Iterable[str]) -> None:
     """Say which defaults differ from the committed notebooks': JupyterLab saves by itself what was tried there."""
-    from prlhf_kit.runs.parameters import edited
-
     for notebook in notebooks:
         found = [f"{k} {now!r} (committed: {then!r})" for k, (now, then) in edited(notebook).items() if k not in given]
         if found:
@@ -162,10 +158,6 @@ def tell_edits(notebooks: Iterable[Path], given: Iterable[str]) -> None:
 
 def sweep(args: argparse.Namespace) -> int:
     """`prlhf sweep`: 0 if all runs completed, 74 if `--copy-to` then lacks some of them, else 1."""
-    from prlhf_kit.runs import engine, grid, plans
-    from prlhf_kit.runs.parameters import RunError
-    from prlhf_kit.runs.stage import RECORD, read_record
-
     rows, same = grid.combinations(args.notebooks, args.grid, args.list, args.seeds, grid.once(args.parameter))
     folder = folder_of(args.run, args).resolve()
     if any(path.is_file() for path in folder.glob(f"*/{RECORD}")):
@@ -211,8 +203,6 @@ def write_csv(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
 
 def pipeline(args: argparse.Namespace) -> int:
     """`prlhf pipeline`: 0 if all its stages are completed, 74 if `--copy-to` then lacks some of them, else 1."""
-    from prlhf_kit.runs import engine, plans
-
     run_dir = folder_of(args.run or args.file.stem, args).resolve()
     nodes = plans.read_pipeline(args.file, run_dir, args.parameter)
     for node in nodes:
@@ -222,10 +212,8 @@ def pipeline(args: argparse.Namespace) -> int:
     return _execute(nodes, run_dir, args)
 
 
-def _execute(nodes: Sequence[Node], folder: Path, args: argparse.Namespace) -> int:
+def _execute(nodes: Sequence[plans.Node], folder: Path, args: argparse.Namespace) -> int:
     """Run the nodes, and show what became of them; with --dry-run what is to be run."""
-    from prlhf_kit.runs import engine, plans
-
     if args.dry_run:
         plans.look(nodes)
         rows = []
@@ -255,14 +243,10 @@ def report(args: argparse.Namespace) -> int:
 
 def results(args: argparse.Namespace) -> int:
     """`prlhf results`."""
-    from prlhf_kit.files import write_text
-    from prlhf_kit.runs.parameters import RunError
     from prlhf_kit.runs.results import FORM, fill
 
     if not args.out.is_file():
-        raise RunError(
-            f"{args.out} is not there. Expected a page with tables that begin with <!-- results: {FORM} -->."
-        )
+        raise RunError(f"{args.out} is not there. Expected a page with tables behind <!-- results: {FORM} -->.")
     text, kept = fill(args.out.read_text(encoding="utf-8"), runs_in(args.dirs))
     write_text(args.out, text)
     print("".join(f"no completed run {name}: its tables stay as they are\n" for name in dict.fromkeys(kept)), end="")

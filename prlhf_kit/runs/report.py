@@ -17,7 +17,7 @@ from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from pyarrow import ArrowInvalid
 
 from prlhf_kit.files import write_text
-from prlhf_kit.runs.records import records_of
+from prlhf_kit.runs.records import Number, records_of
 from prlhf_kit.runs.stage import PAGE as NOTEBOOK_PAGE, inputs
 from prlhf_kit.runs.tables import to_html
 
@@ -65,9 +65,9 @@ def _result(headlines: Sequence[tuple[str, pd.DataFrame]]) -> str:
         if ends == [0, 1]:
             continue
         number = next((str(c) for c in table.select_dtypes("float").columns if pd.notna(row[c])), None)
-        interval = f" [{ends[0]:.3f}, {ends[1]:.3f}]" if pd.notna(ends).all() else ""
         names = ", ".join(str(value) for value in row if isinstance(value, str))
-        return f"{caption}: {names}" + (f": {number} {row[number]:.3f}{interval}" if number else "")
+        shown = f": {number} {Number(row[number], *ends).with_interval()}" if number else ""
+        return f"{caption}: {names}{shown}"
     return ""
 
 
