@@ -114,7 +114,7 @@ def left_by(stage: str, run_dir: Path, name: str, record: Mapping[str, Any] | No
     `StageError` where it isn't there, or not as it was left."""
     path, again = run_dir / stage / name, f"`prlhf run {stage} --run {run_dir.name}`"
     if not path.exists():
-        raise StageError(f"{path} is missing, which notebook {stage} writes: {again}, or set run_dir to another run.")
+        raise StageError(f"{path} is missing, written by notebook {stage}: {again}, or set run_dir to another run.")
     record = record if record is not None else read_record(run_dir / stage) or {}
     entry = record.get("artifacts", {}).get(name)
     if entry and hash_now(path, entry) != entry.get("sha256"):
