@@ -26,9 +26,8 @@ def add_parsers(commands: Any) -> None:
         "sweep",
         help="run notebooks for every combination of parameters",
         description="Run notebooks for every combination of parameters, here or on a cluster, by Snakemake "
-        "(pip install 'prlhf_kit[scale]', docs/scale.md). A stage whose parameters are the same in several runs is run "
-        "once for all of them. One that fails stops only what needs it; the same command resumes. Exit code 1: not all "
-        "completed; 74: not all was copied.",
+        "(pip install 'prlhf_kit[scale]', docs/scale.md). A stage that is the same in several runs is run once. One "
+        "that fails stops only what needs it; the same command resumes.",
         epilog="examples:\n"
         "  prlhf sweep notebooks/03_pdpo_training.ipynb --from demo --grid beta=0.1,0.5 --seeds 3 --run beta\n"
         "  prlhf sweep notebooks/01_data_preparation.ipynb notebooks/03_pdpo_training.ipynb \\\n"
@@ -49,8 +48,7 @@ def add_parsers(commands: Any) -> None:
         "pipeline",
         help="run the notebooks of a YAML file, each after what it needs",
         description="Run the notebooks of a YAML file into one run's folder, each after those that it needs, by "
-        "Snakemake (pip install 'prlhf_kit[scale]'). What is completed and unchanged is skipped; one that fails stops "
-        "only those that need it. Exit code 1: not all completed; 74: not all was copied.",
+        "Snakemake, as `prlhf sweep` does. What is completed and unchanged is skipped.",
         epilog="examples:\n"
         "  prlhf pipeline configs/study.yaml --run study\n"
         "  prlhf pipeline configs/study.yaml --run seed1 -p seed 1 --workers 2\n"

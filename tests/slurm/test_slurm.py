@@ -36,7 +36,6 @@ def slurm(tmp_path_factory):
         patch.setenv("SLURM_CONF", str(conf))
         patch.setenv("PATH", str(conf.parent / "bin"), prepend=os.pathsep)
         yield lambda *words: subprocess.run(words, capture_output=True, text=True, check=False).stdout.strip()
-        subprocess.run(["scancel", "--user=root"], check=False)
 
 
 @pytest.fixture(scope="module")
