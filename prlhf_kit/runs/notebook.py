@@ -150,7 +150,7 @@ def _run(plan: Plan, force: bool) -> dict[str, Any]:
     result: dict[str, Any] = {}  # none, where the notebook did not come to its closing cell
     with contextlib.suppress(OSError, ValueError):
         result = json.loads((stage_dir / RESULT).read_text())
-    record |= result | {"ended": now(), "seconds": round(time.monotonic() - start, 1)}
+    record |= result | {"inputs": plan.inputs, "ended": now(), "seconds": round(time.monotonic() - start, 1)}
     if interrupted:
         record |= {"status": "interrupted", "error": "stopped by the user; run again to resume"}
     else:

@@ -35,7 +35,6 @@ REQUIRED |= dict.fromkeys(("parameters", "metrics", "artifacts", "versions", "gi
 OPTIONAL: dict[str, Any] = {"inputs": dict, "provenance": dict, "notes": list, "error": str, "pid": int, "host": str}
 OPTIONAL |= {"seconds": (int, float), "peak_memory_bytes": (int, float)}
 PATIENCE = 30  # seconds to wait for another kernel that works in the same folder
-RUNNERS = ("schema", "status", "inputs", "pid", "host")  # fields of the runner's own
 UNDER_RUNNER = "PRLHF_KIT_RUNNER"  # set by runs/notebook.py for the kernels that it starts
 
 
@@ -264,11 +263,7 @@ class Stage:
             "ended": now(),
             "peak_memory_bytes": peak,
         }
-        if os.environ.get(UNDER_RUNNER):  # whose record says the rest: whether the process ended well, say
-            own = {name: value for name, value in record.items() if name not in RUNNERS}
-            write_json(self.dir / RESULT, own)
-        else:
-            write_json(self.dir / RECORD, record)
+        write_json(self.dir / (RESULT if os.environ.get(UNDER_RUNNER) else RECORD), record)
         self._lock.release(force=True)
 
 
