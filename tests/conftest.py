@@ -8,11 +8,32 @@ os.environ.setdefault("TQDM_DISABLE", "1")
 
 import pytest
 import torch
-import transformers as hf
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from raw import compred_folder, dsp_file, personalllm_folder, prism_folder, tldr_rows  # noqa: F401  (fixtures)
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    BertTokenizer,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GemmaConfig,
+    GemmaForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 import prlhf_kit as kit
 from prlhf_kit.data.schema import record
@@ -40,22 +61,22 @@ def tokenizer():
         show_progress=False,
     )
     bpe.train_from_iterator(kit.data.simulated.responses()["response"].head(200), trainer)
-    return hf.PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(
         tokenizer_object=bpe, bos_token=special[1], eos_token=special[2], pad_token=special[2], chat_template=CHATML
     )
 
 
-FAMILIES = {  # its classes' name, and options beside the sizes
-    "llama": ("Llama", {}),
-    "mistral": ("Mistral", {"sliding_window": 16}),  # so small that texts don't fit into it
-    "qwen2": ("Qwen2", {}),
-    "qwen3": ("Qwen3", {"head_dim": 8}),
-    "gemma": ("Gemma", {"head_dim": 8}),
+FAMILIES = {
+    "llama": (LlamaConfig, LlamaForCausalLM, {}),
+    "mistral": (MistralConfig, MistralForCausalLM, {"sliding_window": 16}),  # so small that texts don't fit into it
+    "qwen2": (Qwen2Config, Qwen2ForCausalLM, {}),
+    "qwen3": (Qwen3Config, Qwen3ForCausalLM, {"head_dim": 8}),
+    "gemma": (GemmaConfig, GemmaForCausalLM, {"head_dim": 8}),
     # every other layer has a window; soft-capped logits
-    "gemma2": ("Gemma2", {"head_dim": 8, "sliding_window": 16, "attn_implementation": "eager"}),
-    "mistral_wide": ("Mistral", {"sliding_window": 200}),  # texts fit into it
-    "gemma2_wide": ("Gemma2", {"head_dim": 8, "sliding_window": 200}),
-    "gpt_neox": ("GPTNeoX", {}),
+    "gemma2": (Gemma2Config, Gemma2ForCausalLM, {"head_dim": 8, "sliding_window": 16, "attn_implementation": "eager"}),
+    "mistral_wide": (MistralConfig, MistralForCausalLM, {"sliding_window": 200}),  # texts fit into it
+    "gemma2_wide": (Gemma2Config, Gemma2ForCausalLM, {"head_dim": 8, "sliding_window": 200}),
+    "gpt_neox": (GPTNeoXConfig, GPTNeoXForCausalLM, {}),
 }
 ALL_FAMILIES = [*FAMILIES, "gpt2"]
 
@@ -65,11 +86,21 @@ def build_tiny(architecture: str, vocabulary: int):
     torch.manual_seed(0)
     size = {"vocab_size": vocabulary, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2, "initializer_range": 0.2}
     if architecture == "gpt2":
-        return hf.GPT2LMHeadModel(hf.GPT2Config(n_embd=32, n_layer=2, n_head=4, n_positions=256, **size)).eval()
-    name, options = FAMILIES[architecture]
-    size |= {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
-    size |= {"max_position_embeddings": 256} | ({} if name == "GPTNeoX" else {"num_key_value_heads": 2})
-    return getattr(hf, f"{name}ForCausalLM")(getattr(hf, f"{name}Config")(**size, **options)).eval()
+        return GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=2, n_head=4, n_positions=256, **size)).eval()
+    config, model, options = FAMILIES[architecture]
+    if architecture != "gpt_neox":
+        size["num_key_value_heads"] = 2
+    return model(
+        config(
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=256,
+            **size,
+            **options,
+        )
+    ).eval()
 
 
 TARGETS = {name: ["q_proj", "v_proj"] for name in FAMILIES} | {"gpt2": ["c_attn"], "gpt_neox": ["query_key_value"]}
@@ -153,10 +184,10 @@ def bert(tmp_path):
     folder = tmp_path / "bert"
     folder.mkdir()
     (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]))
-    tokenizer = hf.BertTokenizer(str(folder / "vocab.txt"))
+    tokenizer = BertTokenizer(str(folder / "vocab.txt"))
     torch.manual_seed(0)
     size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
-    model = hf.BertForSequenceClassification(hf.BertConfig(vocab_size=len(tokenizer), num_labels=1, **size))
+    model = BertForSequenceClassification(BertConfig(vocab_size=len(tokenizer), num_labels=1, **size))
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder), tokenizer

@@ -86,15 +86,21 @@ def participant(number, completed=3):
 
 
 def conversation(number, user, turns=2, first="Hello", length=10):
-    def message(turn, role, content, chosen=None, score=None):
-        return {"turn": turn, "role": role, "content": content, "if_chosen": chosen, "score": score}
-
     history = []
     for turn in range(turns):
-        history.append(message(turn, "user", f"{first} {number}.{turn}?"))
+        history.append(
+            {"turn": turn, "role": "user", "content": f"{first} {number}.{turn}?", "if_chosen": None, "score": None}
+        )
         for i in range(4 if turn == 0 else 2):
-            answer = f"answer {number}.{turn}.{i} " + "x" * length
-            history.append(message(turn, "model", answer, i == 1, 50 + i))
+            history.append(
+                {
+                    "turn": turn,
+                    "role": "model",
+                    "content": f"answer {number}.{turn}.{i} " + "x" * length,
+                    "if_chosen": i == 1,
+                    "score": 50 + i,
+                }
+            )
     return {
         "conversation_id": f"c{number}",
         "user_id": user,
