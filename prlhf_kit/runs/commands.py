@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 from prlhf_kit.files import write_text
 from prlhf_kit.runs import engine, grid, plans
 from prlhf_kit.runs.notebook import check_store
-from prlhf_kit.runs.parameters import RunError, edited, find_notebook
+from prlhf_kit.runs.parameters import RunError, defaults, find_notebook
 from prlhf_kit.runs.records import RUNS, existing, place_of, row, runs_in
 from prlhf_kit.runs.stage import RECORD, read_record
 
@@ -145,13 +146,17 @@ def folder_of(run: str, args: argparse.Namespace) -> Path:
 def tell_edits(notebooks: Iterable[Path], given: Iterable[str]) -> None:
     """Say which defaults differ from the committed notebooks': JupyterLab saves by itself what was tried there."""
     for notebook in notebooks:
-        found = [f"{k} {now!r} (committed: {then!r})" for k, (now, then) in edited(notebook).items() if k not in given]
-        if found:
-            print(
-                f"{notebook.stem}: parameters differ from the committed notebook: {', '.join(found)}. "
-                f"`git checkout {notebook}` restores it.",
-                file=sys.stderr,
-            )
+        command = ["git", "show", f"HEAD:./{notebook.name}"]
+        try:
+            committed = subprocess.run(command, cwd=notebook.parent, capture_output=True, check=True).stdout
+            now, then = defaults(notebook), defaults(notebook, committed)
+        except (OSError, subprocess.CalledProcessError, RunError):  # no git, no checkout, or not committed
+            continue
+        names = [name for name in now if name in then and name not in given and now[name] != then[name]]
+        if names:
+            found = ", ".join(f"{name} {now[name]!r} (committed: {then[name]!r})" for name in names)
+            said = f"{notebook.stem}: parameters differ from the committed notebook: {found}."
+            print(f"{said} `git checkout {notebook}` restores it.", file=sys.stderr)
 
 
 def sweep(args: argparse.Namespace) -> int:

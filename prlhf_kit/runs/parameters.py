@@ -6,7 +6,6 @@ import ast
 import contextlib
 import difflib
 import json
-import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -79,17 +78,6 @@ def defaults(notebook: Path, text: bytes | None = None) -> dict[str, Any]:
             raise RunError(f"{found}; expected {PLAIN}.")
         values |= dict.fromkeys(names, value)
     return values
-
-
-def edited(notebook: Path) -> dict[str, tuple[Any, Any]]:
-    """Parameters whose default is another than in the committed notebook: name -> default now, default there."""
-    try:
-        command = ["git", "show", f"HEAD:./{notebook.name}"]
-        committed = subprocess.run(command, cwd=notebook.parent, capture_output=True, check=True).stdout
-        then = defaults(notebook, committed)
-    except (OSError, subprocess.CalledProcessError, RunError):  # no git, no checkout, or not committed
-        return {}
-    return {name: (now, then[name]) for name, now in defaults(notebook).items() if name in then and now != then[name]}
 
 
 def _plain(value: Any) -> bool:

@@ -126,11 +126,10 @@ def set_aside(stage_dir: Path) -> None:
     completed = (read_record(stage_dir) or {}).get("status") == "completed"
     place = stage_dir.parent / PREVIOUS / (stage_dir.name if completed else f"{stage_dir.name}.unfinished")
     what = "the completed stage" if completed else "an attempt that did not complete"
-    instead = ", in place of an earlier one" if place.exists() else ""
     shutil.rmtree(place, ignore_errors=True)
     place.parent.mkdir(exist_ok=True)
     stage_dir.rename(place)
-    print(f"{stage_dir.name}: {what} is replaced, and kept in {place}{instead}", flush=True)
+    print(f"{stage_dir.name}: {what} is replaced, and kept in {place}", flush=True)
 
 
 _names: dict[str, list[str]] = {}  # stage -> its parameters, as found when it first began in this process

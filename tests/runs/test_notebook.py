@@ -10,7 +10,7 @@ import pytest
 from tiny_notebooks import PARAMETERS, starts, write_notebook
 
 from prlhf_kit import cli
-from prlhf_kit.runs import notebook as runner, parameters, report
+from prlhf_kit.runs import commands, notebook as runner, report
 from prlhf_kit.runs.stage import StageError, begin, left_by, read_record
 
 
@@ -146,7 +146,8 @@ def test_defaults_that_differ_from_the_committed_notebook_are_named(tmp_path, li
     git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
     for words in (["init"], ["add", notebook], ["commit", "-m", "a"]):
         subprocess.run([*git, *words], check=True, capture_output=True)
-    assert parameters.edited(notebook) == {}
+    commands.tell_edits([notebook], [])
+    assert capsys.readouterr().err == ""
     write_notebook(tmp_path, "nb", parameters=PARAMETERS.replace("n = 3", "n = 4").replace("0.5", "0.4"))
     assert cli.main(["run", str(notebook), *line, "-p", "n", "5"]) == 1
     assert "nb: parameters differ from the committed notebook: rate 0.4 (committed: 0.5)" in capsys.readouterr().err
