@@ -10,6 +10,7 @@ import importlib.metadata
 import os
 import signal
 import sys
+import textwrap
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,8 +23,8 @@ except ModuleNotFoundError:
 
 from prlhf_kit.compare import app
 from prlhf_kit.files import missing
-from prlhf_kit.runs import commands as run_commands, shipped
-from prlhf_kit.runs.records import RUNS
+from prlhf_kit.runs import commands as run_commands
+from prlhf_kit.runs.parameters import find_notebook
 
 EXIT_USAGE, EXIT_INTERNAL, EXIT_FILES, EXIT_INTERRUPTED, EXIT_PIPE = 2, 70, 74, 130, 141
 EXIT_CODES = """exit codes:
@@ -44,20 +45,13 @@ WAYS_OUT = {
 }
 
 
-class _Formatter(argparse.RawDescriptionHelpFormatter):
-    """Examples keep their lines; a description of one line is wrapped."""
-
-    def _fill_text(self, text: str, width: int, indent: str) -> str:
-        kind = argparse.RawDescriptionHelpFormatter if "\n" in text else argparse.HelpFormatter
-        return kind._fill_text(self, text, width, indent)
-
-
 class Parser(argparse.ArgumentParser):
     """A parser, like all of its sub-parsers: `--debug`, examples that keep their lines, errors in one line, and help
     where a sub-command is missing."""
 
     def __init__(self, **options: Any):
-        super().__init__(**{"formatter_class": _Formatter} | options)
+        description = textwrap.fill(options.pop("description", ""), 79)
+        super().__init__(**options, description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
         # SUPPRESS: else a sub-parser's default would undo what was given before its name
         self.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show an error's traceback")
 
@@ -112,16 +106,11 @@ def parser() -> argparse.ArgumentParser:
         "  prlhf run notebooks/03_pdpo_training.ipynb --run mine -p alpha 0.7 -p seed 1\n"
         "  prlhf run 03 --help-notebook",
     )
-    p.add_argument(
-        "notebooks", nargs="+", type=shipped.find_notebook, metavar="NOTEBOOK", help=run_commands.NOTEBOOK_HELP
-    )
-    p.add_argument("-p", "--parameter", nargs=2, action="append", metavar=("NAME", "VALUE"), help="set a parameter")
+    p.add_argument("notebooks", nargs="+", type=find_notebook, metavar="NOTEBOOK", help=run_commands.NOTEBOOK_HELP)
+    run_commands.add_run(p, "run")
     p.add_argument("-f", "--file", type=Path, metavar="FILE", help="YAML file of parameters; -p counts over it")
     p.add_argument("--help-notebook", action="store_true", help="list the notebooks' parameters and stop")
-    p.add_argument("--run", default="run", metavar="NAME", help="the run's name, or its folder (default: run)")
-    p.add_argument("--out", type=Path, default=RUNS, metavar="DIR", help=f"where runs are kept (default: {RUNS})")
     p.add_argument("--force", action="store_true", help="run again, from the start, even if nothing changed")
-    p.add_argument("--copy-to", metavar="URL", help="notebooks go there too: s3://, gs://, abfs://, http(s)://")
     p.set_defaults(action=_later("commands", "run"))
 
     p = commands.add_parser(
@@ -176,6 +165,17 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--has", type=Path, metavar="FILE", help="the node's `pip list`: what it has is left out")
     p.add_argument("--data", type=Path, nargs="+", default=[], metavar="DIR", help="folders of `prlhf data prepare`")
     p.set_defaults(action=_later("runs.bundle", "command"))
+
+    p = commands.add_parser(
+        "notebooks",
+        help="copy the kit's notebooks, to read and to change them",
+        description="Copy the kit's notebooks and configurations into DIR/notebooks and DIR/configs. In DIR, "
+        "`prlhf run 03` takes the copy then, elsewhere the kit's own.",
+        epilog="examples:\n  prlhf notebooks\n  prlhf notebooks my_study",
+    )
+    p.add_argument("dir", nargs="?", type=Path, default=Path(), metavar="DIR", help="where to (default: here)")
+    p.set_defaults(action=_later("commands", "copy_notebooks"))
+
     p = commands.add_parser(
         "presets",
         help="the papers' settings",
@@ -187,10 +187,9 @@ def parser() -> argparse.ArgumentParser:
     _data_parser(commands)
     app.add_parser(commands)
     run_commands.add_parsers(commands)
-    shipped.add_parser(commands)
     for each in parsers(top) if shtab is not None else ():
         for action in each._actions:
-            if action.type in (Path, shipped.find_notebook):
+            if action.type in (Path, find_notebook):
                 action.complete = shtab.DIRECTORY if action.metavar in ("DIR", "RUN") else shtab.FILE  # type: ignore[attr-defined]
     return top
 

@@ -1,16 +1,17 @@
-"""What `prlhf run`, `prlhf bench`, `prlhf figures` and `prlhf data` do; `cli.py` holds their options."""
+"""What `prlhf run`, `bench`, `figures`, `notebooks` and `data` do; `cli.py` holds their options."""
 
 from __future__ import annotations
 
 import argparse
 import difflib
 import json
+import shutil
 import sys
 
-from prlhf_kit.runs.commands import check_places, tell_edits
+from prlhf_kit.runs.commands import folder_of, tell_edits
 from prlhf_kit.runs.grid import checked, once
-from prlhf_kit.runs.parameters import RunError, defaults, needs_of, parameters_cell, typed
-from prlhf_kit.runs.records import existing, place_of
+from prlhf_kit.runs.parameters import PACKAGE, RunError, defaults, earlier, parameters_cell, typed
+from prlhf_kit.runs.records import existing, records_of
 from prlhf_kit.runs.stage import RECORD, read_record
 
 # what takes seconds to import is imported where it is needed: a person waits for the prompt
@@ -22,27 +23,23 @@ def run(args: argparse.Namespace) -> int:
     if args.help_notebook:
         print("\n\n".join(f"# {notebook}\n{parameters_cell(notebook)}" for notebook in args.notebooks))
         return 0
-    check_places(args.out, args.copy_to)
-    run_dir = place_of(args.run, args.out)
-    given = checked(once(args.parameter or [], args.file), known)
+    run_dir = folder_of(args.run, args)
+    given = checked(once(args.parameter, args.file), known)
     plans = {n: {k: v for k, v in given.items() if k in known[n]} for n in args.notebooks}
-    earlier: list[str] = []
+    before: list[str] = []
     for notebook, parameters in plans.items():  # all of them are checked before any of them runs
         default = str(known[notebook].get("model"))
         model = str(parameters.get("model", default))
         misspelt = model != default and difflib.get_close_matches(model, [default], cutoff=0.8)
         if misspelt and "/" not in model and not (notebook.parent / model).exists():
             raise RunError(f"there is no model {model!r}. Did you mean {default!r}? A hub id is owner/name.")
-        for stage in needs_of(notebook):
-            if stage not in earlier and not read_record(run_dir / stage):
-                raise RunError(
-                    f"{notebook.name} needs the stage {stage}, which {run_dir} has not. Run it first, or in the same "
-                    f"command: prlhf run {notebook.with_name(stage)}.ipynb {notebook} --run {args.run}"
-                )
-        earlier.append(notebook.stem)
+        for stage in earlier(notebook, "needs"):
+            if stage not in before and not read_record(run_dir / stage):
+                way = f"Run it first: prlhf run {notebook.with_name(stage)}.ipynb {notebook} --run {args.run}"
+                raise RunError(f"{notebook.name} needs the stage {stage}, which {run_dir} has not. {way}")
+        before.append(notebook.stem)
     tell_edits(args.notebooks, given)
-    from prlhf_kit.runs import copies
-    from prlhf_kit.runs.notebook import run_notebook
+    from prlhf_kit.runs.notebook import copy_notebook, run_notebook
     from prlhf_kit.runs.report import tables, write_index
 
     whole = True
@@ -50,11 +47,9 @@ def run(args: argparse.Namespace) -> int:
         print(f"{notebook.stem} ...", flush=True)
         record = run_notebook(notebook, run_dir, parameters, args.force)
         if args.copy_to:  # of failed and of skipped stages too: the same command again copies what is missing
-            try:
-                print(f"{notebook.stem} copied to {copies.copy_notebook(run_dir / notebook.stem, args.copy_to)}")
-            except copies.CopyError as refused:
-                print(f"prlhf: {refused}", file=sys.stderr)
-                whole = False
+            copied, said = copy_notebook(run_dir / notebook.stem, args.copy_to)
+            print(f"{notebook.stem} {said}" if copied else f"prlhf: {said}", file=sys.stdout if copied else sys.stderr)
+            whole = whole and copied
         if record["status"] != "completed":
             write_index(run_dir)
             error = record["error"] if args.debug else record["error"].splitlines()[0]
@@ -67,8 +62,9 @@ def run(args: argparse.Namespace) -> int:
         for note in record.get("notes", []):
             print(f"  {note}", flush=True)
     page = write_index(run_dir)
-    for caption, table in tables(run_dir, "headline"):
-        print(f"\n{caption}\n{table.round(3).to_string(index=False)}")
+    for stage, found in reversed(records_of(run_dir).items()):
+        for caption, table in tables(run_dir / stage, found, "headline") if found else ():
+            print(f"\n{caption}\n{table.round(3).to_string(index=False)}")
     print(f"\nreport: {page.resolve()}")
     if not whole:
         print(f"prlhf: {run_dir} is whole, but not all of it was copied; the same command copies it", file=sys.stderr)
@@ -145,6 +141,17 @@ def figures(args: argparse.Namespace) -> int:
         print(out / f"{name}.png")
     for why, stages in left_out.items():
         print(f"left out ({why}): {len(stages)} of {', '.join(sorted(set(stages)))}")
+    return 0
+
+
+def copy_notebooks(args: argparse.Namespace) -> int:
+    """`prlhf notebooks`: copy the kit's notebooks and configurations into a folder."""
+    for name in ("notebooks", "configs"):
+        if (args.dir / name).exists():
+            raise RunError(f"{args.dir / name} exists, nothing was copied. Name another folder: prlhf notebooks DIR")
+    for name in ("notebooks", "configs"):
+        shutil.copytree(PACKAGE / name, args.dir / name, ignore=shutil.ignore_patterns(".*", "__pycache__"))
+        print(args.dir / name)
     return 0
 
 

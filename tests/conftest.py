@@ -1,6 +1,7 @@
 """Tiny randomly initialised models of four architectures, and a small tokenizer with a chat template."""
 
 import os
+import shutil
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # the tests load nothing from a hub
 os.environ.setdefault("TQDM_DISABLE", "1")
@@ -132,13 +133,19 @@ def pairs():
     return Dataset.from_list(rows)
 
 
-@pytest.fixture
-def base(tokenizer, tmp_path):
-    """Folder of a tiny language model with its tokenizer."""
-    folder = tmp_path / "lm"
+@pytest.fixture(scope="session")
+def tiny_folder(tokenizer, tmp_path_factory):
+    """Folder of a tiny language model with its tokenizer; it stays as it is."""
+    folder = tmp_path_factory.mktemp("model") / "tiny"
     build_tiny("llama", len(tokenizer)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    return str(folder)
+    return folder
+
+
+@pytest.fixture
+def base(tiny_folder, tmp_path):
+    """A copy of it, as text."""
+    return str(shutil.copytree(tiny_folder, tmp_path / "lm"))
 
 
 @pytest.fixture

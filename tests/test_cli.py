@@ -12,12 +12,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from accelerate.commands.launch import launch_command_parser
 from runs.conftest import RECORD
 
 import prlhf_kit
 from prlhf_kit import cli
 from prlhf_kit.files import versions, write_json
 from prlhf_kit.runs import leaderboard
+from prlhf_kit.runs.parameters import defaults
 
 ROOT = Path(__file__).parent.parent
 PARSERS = {p.prog: p for p in cli.parsers(cli.parser())}
@@ -40,9 +42,12 @@ def commands_in(text):
 
 def parses(words):
     try:
-        cli.parser().parse_args(words[1:])
+        args = cli.parser().parse_args(words[1:])
     except SystemExit as end:  # --help, --version
         return end.code == 0
+    if words[1:2] == ["run"]:  # whose parameters the notebooks have
+        known = [name for notebook in args.notebooks for name in defaults(ROOT / notebook)]
+        assert set(dict(args.parameter)) <= set(known), words
     return True
 
 
@@ -64,14 +69,18 @@ def test_each_command_is_described_and_its_examples_hold(prog, capsys):
     assert " ".join(examples[0][:2]) in capsys.readouterr().out
 
 
-def test_without_a_command_help_is_shown(capsys):
+def test_without_a_command_help_is_shown_and_options_that_do_nothing_else(capsys):
     for words in ([], ["data"]):
         assert cli.main(words) == 0
         assert capsys.readouterr().out.startswith(" ".join(["usage: prlhf", *words]))
-    with pytest.raises(SystemExit) as end:
-        cli.main(["--version"])
-    assert end.value.code == 0
-    assert capsys.readouterr().out == f"prlhf_kit {versions()['prlhf_kit']}\n"
+    for words, said in (
+        (["--version"], f"prlhf_kit {versions()['prlhf_kit']}\n"),
+        (["--print-completion", "bash"], "prepare"),
+    ):
+        with pytest.raises(SystemExit) as end:
+            cli.main(words)
+        assert end.value.code == 0
+        assert said in capsys.readouterr().out
     assert leaderboard.NAME in PARSERS["prlhf report"].format_help()
 
 
@@ -83,13 +92,6 @@ def test_help_imports_nothing_that_takes_long():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr == "[]\n"
-
-
-def test_a_shell_has_a_script_that_completes(capsys):
-    with pytest.raises(SystemExit) as end:
-        cli.main(["--print-completion", "bash"])
-    assert end.value.code == 0
-    assert {"report", "prepare"} <= set(re.findall(r"\w+", capsys.readouterr().out))
 
 
 def own_errors():
@@ -111,10 +113,10 @@ def test_each_of_the_kits_own_errors_is_a_line_or_a_traceback_on_demand(monkeypa
 
 
 def fails_with(error, monkeypatch, folder, *options):
-    def fail(args):
+    def fail(*_):
         raise error
 
-    monkeypatch.setattr(leaderboard, "command", fail)
+    monkeypatch.setattr(leaderboard, "write_page", fail)
     return cli.main([*options, "report", str(folder)])
 
 
@@ -159,24 +161,25 @@ def test_wrong_usage_is_a_line_with_the_way_to_the_examples(capsys):
         assert err.count("\n") == 1
 
 
+def prints_to(sink):
+    env = os.environ | {"PYTHONUNBUFFERED": ""}  # unbuffered, argparse itself hears of it and is silent
+    done = subprocess.run([*LINE, "--version"], stdout=sink, stderr=subprocess.PIPE, text=True, env=env, check=False)
+    return done.returncode, done.stderr
+
+
 def test_a_reader_that_leaves_ends_it_quietly():
     reader, writer = os.pipe()
     os.close(reader)
-    env = os.environ | {"PYTHONUNBUFFERED": ""}  # unbuffered, argparse itself hears of it and is silent
-    done = subprocess.run([*LINE, "--help"], stdout=writer, stderr=subprocess.PIPE, text=True, env=env, check=False)
+    assert prints_to(writer) == (cli.EXIT_PIPE, "")
     os.close(writer)
-    assert (done.returncode, done.stderr) == (cli.EXIT_PIPE, "")
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full, a disk that is always full")
 def test_a_full_disk():
-    env = os.environ | {"PYTHONUNBUFFERED": ""}
     with open("/dev/full", "w") as full:
-        done = subprocess.run(
-            [*LINE, "--version"], stdout=full, stderr=subprocess.PIPE, text=True, env=env, check=False
-        )
-    assert done.returncode == cli.EXIT_FILES
-    assert re.fullmatch(r"prlhf: OSError: .*No space left on device. Free some space, .*\n", done.stderr)
+        code, said = prints_to(full)
+    assert code == cli.EXIT_FILES
+    assert re.fullmatch(r"prlhf: OSError: .*No space left on device. Free some space, .*\n", said)
 
 
 def test_figures_go_into_the_runs_folder_and_what_was_not_run_is_one_line(tmp_path, monkeypatch, capsys):
@@ -208,3 +211,11 @@ def test_every_command_line_in_the_docs_parses(page, capsys):
     known = {prog.split()[1] for prog in PARSERS if " " in prog}
     for words in re.findall(r"`prlhf ([a-z]\w*)[^`]*`", text):
         assert words in known, f"`prlhf {words}` in {page.name}: there is no such command"
+
+
+def test_the_launch_over_several_nodes_is_understood():
+    text = (ROOT / "docs" / "scale.md").read_text().replace("\\\n", " ").replace("$RANK", "1")
+    [line] = re.findall(r"accelerate launch (.*)", text)
+    args = launch_command_parser().parse_args(shlex.split(line))
+    assert (ROOT / args.config_file).is_file()
+    assert args.training_script == "prlhf_kit.training.recipe"

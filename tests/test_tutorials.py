@@ -14,7 +14,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import build_tiny
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted((ROOT / "docs" / "tutorials").glob("*.md"))
@@ -52,12 +51,9 @@ def script(page, settings):
 
 
 @pytest.fixture(scope="module")
-def play(tokenizer, tmp_path_factory):
+def play(tiny_folder, tmp_path_factory):
     """`play(page)` follows a page and returns what it printed; the first page's run is there for all others."""
-    folder = tmp_path_factory.mktemp("tutorials")
-    tiny, checkout = folder / "tiny", folder / "checkout"
-    build_tiny("llama", len(tokenizer)).save_pretrained(tiny)
-    tokenizer.save_pretrained(tiny)
+    checkout = tmp_path_factory.mktemp("tutorials") / "checkout"
     for name in ("prlhf_kit", "notebooks", "configs"):
         shutil.copytree(
             ROOT / name, checkout / name, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints")
@@ -73,7 +69,7 @@ def play(tokenizer, tmp_path_factory):
     def play(page):
         if page != PAGES[0] and PAGES[0] not in said:
             play(PAGES[0])
-        text, _ = script(page, {"MODEL": str(tiny), "CUDA_VISIBLE_DEVICES": ""})
+        text, _ = script(page, {"MODEL": str(tiny_folder), "CUDA_VISIBLE_DEVICES": ""})
         line = ["bash", "-euo", "pipefail"]
         done = subprocess.run(line, input=text, cwd=checkout, env=env, stdout=subprocess.PIPE, text=True, check=False)
         said[page] = done.stdout

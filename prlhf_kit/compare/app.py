@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
-from prlhf_kit.runs.shipped import find_notebook
+from prlhf_kit.runs.parameters import find_notebook
 
 NEEDED = ("01_data_preparation", "03_pdpo_training")
 IDLE = 600  # seconds that the kernel of a page that is gone lives on

@@ -13,7 +13,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 
 from packaging.requirements import Requirement  # comes with transformers
@@ -58,22 +57,16 @@ def lacking(has: dict[str, Version], python: str) -> dict[str, str]:
     return found | {name: importlib.metadata.version(name) for name in MODELS if name not in has}
 
 
-def write_bundle(out: Path, part_size: int, python: str, has: Path | None, data: Sequence[Path]) -> list[Path]:
-    """Write the bundle's parts of `part_size` bytes, `SHA256SUMS` and `unpack.sh` into the new folder `out`; returns
-    the parts.
-
-    Args:
-        python: the node's Python, "3.12" for instance; "": this one.
-        has: the node's `pip list`; None: it has nothing.
-        data: folders written by `prlhf data prepare`, which become `data/<name>` there.
-    """
-    python = python or "{}.{}".format(*sys.version_info[:2])
+def command(args: argparse.Namespace) -> int:
+    """`prlhf bundle`: write the parts, `SHA256SUMS` and `unpack.sh` into a new folder. Prepared data become
+    `data/<name>` on the node."""
+    out, has, python = args.out, args.has, args.python or "{}.{}".format(*sys.version_info[:2])
     root = Path(__file__).parent.parent.parent
     if not (root / "pyproject.toml").is_file():
         raise RunError("a bundle is made from a checkout of prlhf_kit, since it carries its notebooks. Clone it.")
     if out.exists():
         raise RunError(f"{out} exists. Choose a new folder, or delete it.")
-    for folder in data:
+    for folder in args.data:
         if not (folder / "card.json").is_file():
             raise RunError(f"{folder} was not written by `prlhf data prepare`, which makes such a folder.")
     listed = re.findall(r"^([A-Za-z0-9][\w.-]*)(?:==|\s+)(\d\S*)", has.read_text() if has else "", re.MULTILINE)
@@ -94,15 +87,13 @@ def write_bundle(out: Path, part_size: int, python: str, has: Path | None, data:
         for command in commands:
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode:
-                raise RunError(
-                    f"pip can't get the wheels for Python {python}: {done.stderr.strip()[-800:]} Install what is "
-                    "missing on the node by other means and name it in the file of --has."
-                )
+                way = "Install what is missing on the node by other means, and name it in the file of --has."
+                raise RunError(f"pip can't get the wheels for Python {python}: {done.stderr.strip()[-800:]} {way}")
         tracked = ["git", "ls-files", "--cached", "--others", "--exclude-standard", *FOLDERS]
         for name in subprocess.run(tracked, cwd=root, capture_output=True, text=True, check=True).stdout.splitlines():
             (whole / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(root / name, whole / name)
-        for folder in data:
+        for folder in args.data:
             shutil.copytree(folder, whole / "data" / folder.name)
         told = {"commit": git_state(root), "python": python, "packages": packages}
         (whole / "bundle.json").write_text(json.dumps(told, indent=1))
@@ -110,23 +101,20 @@ def write_bundle(out: Path, part_size: int, python: str, has: Path | None, data:
         ready.mkdir()
         pack = 'tar -c -C "$1" . | split -b "$2" -d -a 3 - bundle. && sha256sum bundle.* > SHA256SUMS'
         subprocess.run(
-            ["bash", "-c", f"set -o pipefail; {pack}", "pack", whole.resolve(), str(part_size)], cwd=ready, check=True
+            ["bash", "-c", f"set -o pipefail; {pack}", "pack", whole.resolve(), f"{args.part_size}MB"],
+            cwd=ready,
+            check=True,
         )
         shutil.copyfile(Path(__file__).with_name("unpack.sh"), ready / "unpack.sh")
         ready.rename(out)
-    return sorted(out.glob("bundle.*"))
-
-
-def command(args: argparse.Namespace) -> int:
-    """`prlhf bundle`."""
-    parts = write_bundle(args.out, args.part_size * 10**6, args.python, args.has, args.data)
+    parts = sorted(out.glob("bundle.*"))
     for part in parts:
         print(f"{part.stat().st_size / 1e6:8.1f} MB  {part}")
-    print(f"{len(parts)} parts. Copy {args.out} to the node, then: bash unpack.sh DIR")
+    print(f"{len(parts)} parts. Copy {out} to the node, then: bash unpack.sh DIR")
     return 0
 
 
-def main() -> int:
+def main() -> None:
     """On the node, called by `unpack.sh` with the folder that it installed into: does everything there fit together?"""
     [site] = sys.argv[1:]
     ours = {canonicalize_name(one.metadata["Name"]) for one in importlib.metadata.distributions(path=[site])}
@@ -139,15 +127,12 @@ def main() -> int:
             importlib.import_module(name)
         except Exception as error:  # whatever a package that does not fit raises
             found.append(f"{name} does not load: {type(error).__name__}: {error}")
-    for line in found:
-        print(f"does not serve: {line}", file=sys.stderr)
     if found:
-        print("Make the bundle again without those packages in the file of --has.", file=sys.stderr)
-        return 1
+        lines = [f"does not serve: {line}" for line in found]
+        sys.exit("\n".join([*lines, "Make the bundle again without those packages in the file of --has."]))
     for name in IMPORTED:
         print(f"{name} {importlib.metadata.version(name)} (the {'bundle' if name in ours else 'node'}'s)")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

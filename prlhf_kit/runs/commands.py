@@ -1,21 +1,22 @@
-"""`prlhf sweep`, `prlhf pipeline`, `prlhf report`, `prlhf results` and `prlhf runs list`: many
-runs, from a grid or a file, and what there is of them.
-What takes long to import is imported when a command is called: `prlhf --help` reads this file."""
+"""`prlhf sweep`, `pipeline`, `report`, `results` and `runs list`: many runs, and what there is of them. What takes long
+to import is imported when a command is called: `prlhf --help` reads this file."""
 
 from __future__ import annotations
 
 import argparse
 import csv
+import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from prlhf_kit.files import write_text
+from prlhf_kit.runs import engine, grid, plans
+from prlhf_kit.runs.notebook import check_store
+from prlhf_kit.runs.parameters import RunError, defaults, find_notebook
 from prlhf_kit.runs.records import RUNS, existing, place_of, row, runs_in
-from prlhf_kit.runs.shipped import find_notebook
-
-if TYPE_CHECKING:
-    from prlhf_kit.runs.plans import Node
+from prlhf_kit.runs.stage import RECORD, read_record
 
 NOTEBOOK_HELP = "an .ipynb file, or the number or name of one in notebooks/ or of the kit; several run in turn"
 
@@ -26,9 +27,8 @@ def add_parsers(commands: Any) -> None:
         "sweep",
         help="run notebooks for every combination of parameters",
         description="Run notebooks for every combination of parameters, here or on a cluster, by Snakemake "
-        "(pip install 'prlhf_kit[scale]', docs/scale.md). A stage whose parameters are the same in several runs is run "
-        "once for all of them. One that fails stops only what needs it; the same command resumes. Exit code 1: not all "
-        "completed; 74: not all was copied.",
+        "(pip install 'prlhf_kit[scale]', docs/scale.md). A stage that is the same in several runs is run once. One "
+        "that fails stops only what needs it; the same command resumes.",
         epilog="examples:\n"
         "  prlhf sweep notebooks/03_pdpo_training.ipynb --from demo --grid beta=0.1,0.5 --seeds 3 --run beta\n"
         "  prlhf sweep notebooks/01_data_preparation.ipynb notebooks/03_pdpo_training.ipynb \\\n"
@@ -43,16 +43,13 @@ def add_parsers(commands: Any) -> None:
     p.add_argument("--seeds", type=count, metavar="N", help="each combination with seed 0 .. N-1")
     p.add_argument("--list", type=Path, metavar="FILE", help="YAML list of combinations, each with the whole grid")
     p.add_argument("--from", dest="source", metavar="RUN", help="finished run (name or folder) that they start from")
-    p.add_argument("--run", default="sweep", metavar="NAME", help="the sweep's name, or its folder (default: sweep)")
-    p.set_defaults(action=sweep)
-    _add_options(p)
+    _add_engine(p, "sweep", sweep)
 
     p = commands.add_parser(
         "pipeline",
         help="run the notebooks of a YAML file, each after what it needs",
         description="Run the notebooks of a YAML file into one run's folder, each after those that it needs, by "
-        "Snakemake (pip install 'prlhf_kit[scale]'). What is completed and unchanged is skipped; one that fails stops "
-        "only those that need it. Exit code 1: not all completed; 74: not all was copied.",
+        "Snakemake, as `prlhf sweep` does. What is completed and unchanged is skipped.",
         epilog="examples:\n"
         "  prlhf pipeline configs/study.yaml --run study\n"
         "  prlhf pipeline configs/study.yaml --run seed1 -p seed 1 --workers 2\n"
@@ -63,9 +60,7 @@ def add_parsers(commands: Any) -> None:
         "    - notebook: ../notebooks/03_pdpo_training.ipynb",
     )
     p.add_argument("file", type=Path, metavar="FILE", help="the YAML file")
-    p.add_argument("--run", metavar="NAME", help="the run's name, or its folder (default: the file's name)")
-    p.set_defaults(action=pipeline)
-    _add_options(p)
+    _add_engine(p, "", pipeline)
 
     p = commands.add_parser(
         "report",
@@ -115,18 +110,18 @@ def _add_runs(p: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_options(p: argparse.ArgumentParser) -> None:
-    p.add_argument(
-        "-p",
-        "--parameter",
-        nargs=2,
-        action="append",
-        default=[],
-        metavar=("NAME", "VALUE"),
-        help="set it in all stages that have it",
-    )
+def add_run(p: argparse.ArgumentParser, name: str) -> None:
+    """What decides a run: parameters, and where it is kept. `name`: its default, "" for that of a file."""
+    told, pair = name or "the file's name", ("NAME", "VALUE")
+    p.add_argument("-p", "--parameter", nargs=2, action="append", default=[], metavar=pair, help="set a parameter")
+    p.add_argument("--run", default=name, metavar="NAME", help=f"its name, or its folder (default: {told})")
     p.add_argument("--out", type=Path, default=RUNS, metavar="DIR", help="where runs are kept (default: %(default)s)")
-    p.add_argument("--copy-to", metavar="URL", help="executed notebooks go there too, see `prlhf run`")
+    p.add_argument("--copy-to", metavar="URL", help="notebooks go there too: s3://, gs://, abfs://, http(s)://")
+
+
+def _add_engine(p: argparse.ArgumentParser, name: str, action: Callable[[argparse.Namespace], int]) -> None:
+    add_run(p, name)
+    p.set_defaults(action=action)
     p.add_argument("--dry-run", action="store_true", help="show what would be run and stop")
     p.add_argument(
         "--profile", default="local", metavar="NAME", help="local, slurm, or a folder with Snakemake's config.yaml"
@@ -141,52 +136,42 @@ def count(text: str) -> int:
     return number
 
 
-def check_places(out: Path, copy_to: str | None) -> None:
-    """Raises `RunError` where runs are to be kept in a store, or their notebooks copied to where they can't be."""
-    from prlhf_kit.runs.copies import check_store
-    from prlhf_kit.runs.parameters import RunError
-
-    if ":/" in str(out):  # pathlib has made one slash of two
-        raise RunError(
-            f"--out {out} is an address, expected a local folder. `--copy-to URL` copies to a store as well."
-        )
-    if copy_to:
-        check_store(copy_to)
+def folder_of(run: str, args: argparse.Namespace) -> Path:
+    """A run's folder. Raises `RunError` where it can't be there, or its notebooks not be copied to `--copy-to`."""
+    if args.copy_to:
+        check_store(args.copy_to)
+    return place_of(run, args.out)
 
 
 def tell_edits(notebooks: Iterable[Path], given: Iterable[str]) -> None:
     """Say which defaults differ from the committed notebooks': JupyterLab saves by itself what was tried there."""
-    from prlhf_kit.runs.parameters import edited
-
     for notebook in notebooks:
-        found = [f"{k} {now!r} (committed: {then!r})" for k, (now, then) in edited(notebook).items() if k not in given]
-        if found:
-            print(
-                f"{notebook.stem}: parameters differ from the committed notebook: {', '.join(found)}. "
-                f"`git checkout {notebook}` restores it.",
-                file=sys.stderr,
-            )
+        command = ["git", "show", f"HEAD:./{notebook.name}"]
+        try:
+            committed = subprocess.run(command, cwd=notebook.parent, capture_output=True, check=True).stdout
+            now, then = defaults(notebook), defaults(notebook, committed)
+        except (OSError, subprocess.CalledProcessError, RunError):  # no git, no checkout, or not committed
+            continue
+        names = [name for name in now if name in then and name not in given and now[name] != then[name]]
+        if names:
+            found = ", ".join(f"{name} {now[name]!r} (committed: {then[name]!r})" for name in names)
+            said = f"{notebook.stem}: parameters differ from the committed notebook: {found}."
+            print(f"{said} `git checkout {notebook}` restores it.", file=sys.stderr)
 
 
 def sweep(args: argparse.Namespace) -> int:
     """`prlhf sweep`: 0 if all runs completed, 74 if `--copy-to` then lacks some of them, else 1."""
-    from prlhf_kit.runs import engine, grid, plans
-    from prlhf_kit.runs.parameters import RunError
-    from prlhf_kit.runs.stage import RECORD, read_record
-
-    check_places(args.out, args.copy_to)
     rows, same = grid.combinations(args.notebooks, args.grid, args.list, args.seeds, grid.once(args.parameter))
-    folder = place_of(args.run, args.out).resolve()
+    folder = folder_of(args.run, args).resolve()
     if any(path.is_file() for path in folder.glob(f"*/{RECORD}")):
         raise RunError(f"{folder} is a run, not a sweep. Choose another name with --run.")
     source = existing(args.source, args.out).resolve() if args.source else None
     tell_edits(args.notebooks, {*same, *(name for row in rows for name in row)})
     runs, links = plans.plan_sweep(args.notebooks, rows, same, folder, source)
-    nodes = plans.in_order({node.name: node for made in runs.values() for node in made}.values())
+    nodes = list({node.name: node for made in runs.values() for node in made}.values())  # each after what it needs
     if args.dry_run:
         return _execute(nodes, folder, args)
     engine.check_profile(args.profile)
-    folder.mkdir(parents=True, exist_ok=True)
     for place, target in links.items():
         plans.link(place, target)
     try:
@@ -221,10 +206,7 @@ def write_csv(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
 
 def pipeline(args: argparse.Namespace) -> int:
     """`prlhf pipeline`: 0 if all its stages are completed, 74 if `--copy-to` then lacks some of them, else 1."""
-    from prlhf_kit.runs import engine, plans
-
-    check_places(args.out, args.copy_to)
-    run_dir = place_of(args.run or args.file.stem, args.out).resolve()
+    run_dir = folder_of(args.run or args.file.stem, args).resolve()
     nodes = plans.read_pipeline(args.file, run_dir, args.parameter)
     for node in nodes:
         tell_edits([node.notebook], node.parameters)
@@ -233,10 +215,8 @@ def pipeline(args: argparse.Namespace) -> int:
     return _execute(nodes, run_dir, args)
 
 
-def _execute(nodes: Sequence[Node], folder: Path, args: argparse.Namespace) -> int:
+def _execute(nodes: Sequence[plans.Node], folder: Path, args: argparse.Namespace) -> int:
     """Run the nodes, and show what became of them; with --dry-run what is to be run."""
-    from prlhf_kit.runs import engine, plans
-
     if args.dry_run:
         plans.look(nodes)
         rows = []
@@ -258,21 +238,18 @@ def _execute(nodes: Sequence[Node], folder: Path, args: argparse.Namespace) -> i
 
 def report(args: argparse.Namespace) -> int:
     """`prlhf report`."""
-    from prlhf_kit.runs import leaderboard
+    from prlhf_kit.runs.leaderboard import write_page
 
-    return leaderboard.command(args)
+    print(f"report: {write_page(args.dirs, args.out)}")
+    return 0
 
 
 def results(args: argparse.Namespace) -> int:
     """`prlhf results`."""
-    from prlhf_kit.files import write_text
-    from prlhf_kit.runs.parameters import RunError
     from prlhf_kit.runs.results import FORM, fill
 
     if not args.out.is_file():
-        raise RunError(
-            f"{args.out} is not there. Expected a page with tables that begin with <!-- results: {FORM} -->."
-        )
+        raise RunError(f"{args.out} is not there. Expected a page with tables behind <!-- results: {FORM} -->.")
     text, kept = fill(args.out.read_text(encoding="utf-8"), runs_in(args.dirs))
     write_text(args.out, text)
     print("".join(f"no completed run {name}: its tables stay as they are\n" for name in dict.fromkeys(kept)), end="")

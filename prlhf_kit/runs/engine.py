@@ -20,9 +20,9 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from prlhf_kit.files import write_json
-from prlhf_kit.runs.copies import CopyError, copy_notebook
 from prlhf_kit.runs.execute import killed_with_parent
 from prlhf_kit.runs.grid import read_yaml
+from prlhf_kit.runs.notebook import copy_notebook
 from prlhf_kit.runs.parameters import RunError
 from prlhf_kit.runs.plans import DONE, Node, look
 from prlhf_kit.runs.stage import process_is_gone, read_record
@@ -36,18 +36,15 @@ def check_profile(profile: str) -> dict[str, Any]:
     """The settings of a profile, with its `folder`. Raises `RunError` where there is none, or what it needs is not
     installed."""
     folder = HERE / "profiles" / profile if (HERE / "profiles" / profile).is_dir() else Path(profile)
-    found = [path for path in (folder / "config.v9+.yaml", folder / "config.yaml") if path.is_file()]
-    if not found:
+    if not (folder / "config.yaml").is_file():
         raise RunError(f"--profile {profile}: expected local, slurm, or a folder with Snakemake's config.yaml.")
-    settings = {"executor": "local"} | (read_yaml(found[0]) or {})
+    settings = {"executor": "local"} | (read_yaml(folder / "config.yaml") or {})
     executor = settings["executor"]
     for module in ["snakemake"] + [f"snakemake_executor_plugin_{executor.replace('-', '_')}"] * (executor != "local"):
         if importlib.util.find_spec(module) is None:
             raise RunError(f"{module} is not installed, which sends the runs: pip install 'prlhf_kit[scale]'.")
     if executor == "slurm" and shutil.which("sbatch") is None:
-        raise RunError(
-            "there is no sbatch on this machine's PATH. Start it on the cluster's login node, or use --profile local."
-        )
+        raise RunError("there is no sbatch on this machine's PATH: use the cluster's login node, or --profile local.")
     return settings | {"folder": folder.resolve()}
 
 
@@ -63,14 +60,9 @@ def gpus() -> list[str]:
 def execute(
     nodes: Sequence[Node], folder: Path, profile: str, workers: int | None = None, copy_to: str | None = None
 ) -> None:
-    """Run those of `nodes` that are not done, and fill in what became of each; one that fails stops only what needs it.
-
-    Args:
-        nodes: in order; their links are there.
-        folder: of the sweep or the run; `RunError` where another process works in it.
-        workers: stages at once on this machine; None: as many as GPUs, or 1.
-        copy_to: a store for executed notebooks.
-    """
+    """Run those of `nodes`, which are in order, that are not done, and fill in what became of each; one that fails
+    stops only what needs it. `workers` stages run at once on this machine, as many as GPUs or 1 where that is None.
+    Raises `RunError` where another process works in `folder`."""
     work = folder / WORK
     work.mkdir(parents=True, exist_ok=True)
     try:
@@ -177,10 +169,8 @@ def _run(todo: Sequence[Node], work: Path, profile: str, workers: int | None, co
 
 def _copy(node: Node, copy_to: str | None) -> None:
     if copy_to:
-        try:
-            copy_notebook(node.stage_dir, copy_to)
-        except CopyError as error:
-            node.message = f"not copied: {error}"
+        copied, said = copy_notebook(node.stage_dir, copy_to)
+        node.message = node.message if copied else f"not copied: {said}"
 
 
 def _last(log: Path) -> str:

@@ -9,7 +9,6 @@ import ctypes
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +16,8 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from tqdm.auto import tqdm
 
 from prlhf_kit.runs.parameters import RunError, read
 from prlhf_kit.runs.stage import UNDER_RUNNER
@@ -53,29 +54,23 @@ def execute(notebook: Path, out: Path, parameters: dict[str, Any]) -> tuple[int,
                 preexec_fn=killed_with_parent,
             )
             start = time.monotonic()
+            bar = tqdm(bar_format="{desc}", leave=False, dynamic_ncols=True, disable=not terminal)
             try:
                 while (code := child.poll()) is None:
                     try:
                         child.wait(REPORT_EVERY / 6 if terminal else REPORT_EVERY)
                     except subprocess.TimeoutExpired:
                         line = f"{notebook.stem} {(time.monotonic() - start) / 60:.0f} min: {_progress(out)}"
-                        _say(line, terminal)
+                        if terminal:
+                            bar.set_description_str(line)
+                        else:
+                            print(line, flush=True)
             except KeyboardInterrupt:
                 _end(child)
                 raise
             finally:
-                if terminal:
-                    _say("", terminal)
+                bar.close()
         return code, log.read_text()[-4000:]
-
-
-def _say(line: str, terminal: bool) -> None:
-    """A line on what runs; on a terminal in place of the last one, and cut to its width."""
-    if terminal:
-        cut = line[: shutil.get_terminal_size().columns - 1]
-        print(f"\r{cut}\x1b[K", end="", file=sys.stderr, flush=True)
-    else:
-        print(line, flush=True)
 
 
 def _progress(executed: Path) -> str:
@@ -140,8 +135,7 @@ def error_of(executed: Path, code: int, log: str, finished: bool) -> str | None:
         said = f"{place}, exit code {code}: the kernel died (killed, out of memory, a fault in compiled code?)"
     else:
         said = (
-            "the notebook ended without its closing cell `stage.finish(...)`: the kernel died, the notebook left by "
-            f"sys.exit(), or the cell is missing. The last cell that ran is {number}."
+            f"cell {number} was the last, without its closing cell `stage.finish(...)`: sys.exit(), or a dead kernel?"
         )
     return "\n".join([said, *([last["source"], "---"] if last else []), log])
 

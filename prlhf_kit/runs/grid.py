@@ -41,9 +41,7 @@ def once(given: Iterable[tuple[str, str]], file: Path | None = None) -> dict[str
     if not isinstance(read, dict):
         raise RunError(f"-f {file} holds no mapping of parameters. Expected lines such as\nalpha: 0.7")
     if twice := [name for name, n in Counter(name for name, _ in given).items() if n > 1]:
-        raise RunError(
-            f"parameter {twice[0]!r} is given twice by -p. Leave one out; several values are for `prlhf sweep --grid`."
-        )
+        raise RunError(f"parameter {twice[0]!r} is given twice by -p. Several values are for `prlhf sweep --grid`.")
     return {str(name): value for name, value in read.items()} | dict(given)
 
 

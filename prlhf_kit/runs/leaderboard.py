@@ -2,37 +2,20 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from jinja2 import Environment
-from markupsafe import Markup, escape
-
 from prlhf_kit.files import write_text
 from prlhf_kit.runs.parameters import RunError
 from prlhf_kit.runs.records import existing, how_made, numbers, records_of, runs_in
-from prlhf_kit.runs.report import STYLE
+from prlhf_kit.runs.report import PAGES
 from prlhf_kit.runs.stage import PAGE as NOTEBOOK_PAGE, RECORD
 
 NAME = "leaderboard.html"
-PAGE = Environment(autoescape=True).from_string("""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{{ heads | length }} run{{ "s" if heads | length != 1 }} - prlhf_kit</title>
-<style>
-{{ style | safe }}
-body { max-width: none; } td { white-space: pre-line; }
-</style></head><body>
-<h1>{{ heads | length }} run{{ "s" if heads | length != 1 }} side by side</h1>
-<div class="scroll" tabindex="0" role="region" aria-label="All runs"><table>
-<thead><tr><th>run</th>{% for cell in heads %}<th>{{ cell }}</th>{% endfor %}</tr></thead>
-{% for name, cells in rows %}<tr><th>{{ name }}</th>{% for cell in cells %}<td>{{ cell }}</td>{% endfor %}</tr>
-{% endfor %}</table></div>
-</body></html>
-""")
+FILES = {"record": RECORD, "notebook": NOTEBOOK_PAGE}  # of a stage, linked
 
 
 def write_page(dirs: Iterable[str | Path], out: str | Path | None = None) -> Path:
@@ -49,37 +32,20 @@ def write_page(dirs: Iterable[str | Path], out: str | Path | None = None) -> Pat
     rows = how_made(found)
     for stage in sorted({stage for records in found for stage in records}):
         mine = [records.get(stage) for records in found]
-        heads = ["" if r is None else _head(r, run / stage, page) for r, run in zip(mine, runs, strict=True)]
+        left = [{name: _href(run / stage / file, page) for name, file in FILES.items()} for run in runs]
+        heads = [record and record | {"left": links} for record, links in zip(mine, left, strict=True)]
         cells = [{} if record is None else numbers(record["metrics"]) for record in mine]
         rows.append((stage, heads))
         rows += [
             (name, [each.get(name) or "" for each in cells]) for name in dict.fromkeys(n for c in cells for n in c)
         ]
     around = os.path.commonpath([run.parent for run in runs])
-    links = [_link(os.path.relpath(run, around), run / "index.html", page) for run in runs]
-    text = PAGE.render(heads=links, rows=rows, style=STYLE)
+    links = [(os.path.relpath(run, around), _href(run / "index.html", page)) for run in runs]
+    text = PAGES.get_template("runs.html.j2").render(heads=links, rows=rows)
     write_text(page, text.encode("utf-8", "replace").decode())  # a name of a folder need not be valid text
     return page
 
 
-def _link(text: str, path: Path, page: Path) -> Markup:
-    """`text` as a link from `page` to `path`; without one where there is no such file."""
-    if not path.is_file():
-        return escape(text)
-    return Markup('<a href="{}">{}</a>').format(quote(os.fsencode(os.path.relpath(path, page.parent))), text)
-
-
-def _head(record: dict[str, Any], folder: Path, page: Path) -> Markup:
-    """A stage's status, time and memory, with links to what it left."""
-    cost = [f"{record['seconds']:.0f} s"] if "seconds" in record else []
-    cost += [f"{record['peak_memory_bytes'] / 2**30:.1f} GiB"] if "peak_memory_bytes" in record else []
-    status = Markup('<span class="{}">{}</span>').format(record["status"], record["status"])
-    files = {"record": folder / RECORD, "notebook": folder / NOTEBOOK_PAGE}
-    links = [_link(name, path, page) for name, path in files.items() if path.is_file()]
-    return Markup(" ").join([status, escape(", ".join(cost)), *links])
-
-
-def command(args: argparse.Namespace) -> int:
-    """`prlhf report`."""
-    print(f"report: {write_page(args.dirs, args.out)}")
-    return 0
+def _href(path: Path, page: Path) -> str | None:
+    """The address of `path` in a link from `page`, None where there is no such file."""
+    return quote(os.fsencode(os.path.relpath(path, page.parent))) if path.is_file() else None

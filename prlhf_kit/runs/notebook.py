@@ -1,11 +1,10 @@
-"""A notebook's run: skipped where nothing changed, resumed where it was killed, recorded. `execute.py` starts
-papermill, `parameters.py` closes its traps with parameters."""
+"""A notebook's run: skipped where nothing changed, resumed where it was killed, recorded, and copied elsewhere
+(`prlhf run --copy-to`). `execute.py` starts papermill, `parameters.py` closes its traps with parameters."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
 import json
 import os
 import time
@@ -13,12 +12,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from filelock import FileLock, Timeout
 
-from prlhf_kit.files import file_states, now, versions, write_json, write_text
+from prlhf_kit.files import file_states, now, sha256, short_hash, versions, write_json, write_text
 from prlhf_kit.runs.execute import error_of, execute
-from prlhf_kit.runs.parameters import RunError, needs_of, read, resolve, uses_of
+from prlhf_kit.runs.parameters import RunError, earlier, read, resolve
 from prlhf_kit.runs.stage import NOTEBOOK, PAGE, RECORD, RESULT, begun, hash_now, inputs, read_record, set_aside
 
 NO_PORT = "Kernel died before replying to kernel_info"
@@ -29,19 +29,15 @@ def _key(notebook: Path, parameters: dict[str, Any], made_from: dict[str, dict[s
     versions, and the artefacts of earlier stages."""
     cells = [(cell["cell_type"], cell["source"]) for cell in read(notebook)["cells"]]
     files = [state for text in _texts(parameters) for state in _state(notebook.parent, text)]
-    digest = hashlib.sha256(repr(cells).encode() + repr(sorted(parameters.items())).encode())
-    digest.update(json.dumps([made_from, files], sort_keys=True).encode() + _installed())
-    return digest.hexdigest()
+    return short_hash(cells, parameters, made_from, files, _installed())
 
 
 @functools.cache
-def _installed() -> bytes:
+def _installed() -> str:
     """Hash of the package's sources and of the versions."""
     package = Path(__file__).parents[1]
-    digest = hashlib.sha256(repr(sorted(versions().items())).encode())
-    for path in sorted(p for p in package.rglob("*") if p.suffix in {".py", ".parquet"}):
-        digest.update(str(path.relative_to(package)).encode() + hashlib.sha256(path.read_bytes()).digest())
-    return digest.digest()
+    sources = sorted(path for path in package.rglob("*") if path.suffix in {".py", ".parquet"})
+    return short_hash(versions(), [(str(path.relative_to(package)), sha256(path)) for path in sources])
 
 
 def _texts(value: Any) -> Iterator[str]:
@@ -83,7 +79,7 @@ def plan(notebook: str | Path, run_dir: str | Path, parameters: Mapping[str, Any
     """Look at a notebook, its parameters and what it is made from; nothing is run. Raises `RunError`."""
     notebook, run_dir = Path(notebook).resolve(), Path(run_dir).resolve()
     values = resolve(notebook, {**(parameters or {}), "run_dir": str(run_dir)})
-    made_from = inputs(run_dir, dict.fromkeys([*needs_of(notebook), *uses_of(notebook)]))
+    made_from = inputs(run_dir, earlier(notebook))
     key = _key(notebook, values | {"run_dir": None}, made_from)
     stage_dir = run_dir / notebook.stem
     old = read_record(stage_dir) or {"artifacts": {}}
@@ -127,9 +123,7 @@ def run_notebook(
         with FileLock(run_dir / f".{notebook.stem}.lock", timeout=-1 if wait else 0):
             return _run(plan(notebook, run_dir, parameters), force)
     except Timeout:
-        raise RunError(
-            f"another process is running {notebook.stem} in {run_dir}. Wait for it, or choose another run name."
-        ) from None
+        raise RunError(f"another process runs {notebook.stem} in {run_dir}. Wait, or choose another run.") from None
 
 
 def _run(plan: Plan, force: bool) -> dict[str, Any]:
@@ -156,7 +150,7 @@ def _run(plan: Plan, force: bool) -> dict[str, Any]:
     result: dict[str, Any] = {}  # none, where the notebook did not come to its closing cell
     with contextlib.suppress(OSError, ValueError):
         result = json.loads((stage_dir / RESULT).read_text())
-    record |= result | {"ended": now(), "seconds": round(time.monotonic() - start, 1)}
+    record |= result | {"inputs": plan.inputs, "ended": now(), "seconds": round(time.monotonic() - start, 1)}
     if interrupted:
         record |= {"status": "interrupted", "error": "stopped by the user; run again to resume"}
     else:
@@ -173,3 +167,51 @@ def _run(plan: Plan, force: bool) -> dict[str, Any]:
     if interrupted:
         raise KeyboardInterrupt
     return record
+
+
+def check_store(url: str) -> None:
+    """Raises `RunError` where fsspec can't write to a store; nothing is sent yet."""
+    from fsspec import get_filesystem_class
+
+    try:
+        if not url.startswith(("http://", "https://")):
+            get_filesystem_class(urlsplit(url).scheme if "://" in url else "file")
+    except (ValueError, ImportError) as error:  # an unknown scheme; a package that is missing, with its name
+        raise RunError(f"--copy-to {shown(url)}: {error}. Expected a folder or an address of fsspec's.") from None
+    if "://" not in url and Path(url).exists() and not Path(url).is_dir():
+        raise RunError(f"--copy-to {url} is a file; expected a folder.")
+
+
+def copy_notebook(stage_dir: Path, url: str) -> tuple[bool, str]:
+    """Write a stage's executed notebook to `<url>/<run>/<stage>/notebook.ipynb`. Returns whether it is there, and a
+    line that says so. A query in `url` (a signature, say) stays at the end, and is in no message."""
+    import fsspec
+    import httpx2 as httpx
+
+    folder, mark, query = url.partition("?") if "://" in url else (url, "", "")
+    place = f"{folder.rstrip('/')}/{stage_dir.parent.name}/{stage_dir.name}/{NOTEBOOK}"
+    try:
+        content = (stage_dir / NOTEBOOK).read_bytes()
+        if url.startswith(("http://", "https://")):  # by PUT; fsspec would need aiohttp
+            httpx.put(place + mark + query, content=content, timeout=60).raise_for_status()
+        else:
+            with fsspec.open(place + mark + query, "wb") as sink:
+                sink.write(content)
+    except Exception as error:  # every store's client has errors of its own, and none of them may lose the run
+        said = f"{type(error).__name__}: {error}"
+        for secret in filter(None, (query, urlsplit(url).password if "://" in url else None)):
+            said = said.replace(secret, "...")
+        return False, f"{shown(place)} was not written: {said}"
+    return True, f"copied to {shown(place)}"
+
+
+def shown(url: str) -> str:
+    """`url` without user name, password and query, where secrets are.
+
+    >>> shown("https://me:secret@host:8080/runs?sig=abc"), shown("s3://bucket/runs"), shown("runs?")
+    ('https://host:8080/runs', 's3://bucket/runs', 'runs?')
+    """
+    if "://" not in url:
+        return url
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()

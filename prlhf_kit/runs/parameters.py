@@ -6,14 +6,32 @@ import ast
 import contextlib
 import difflib
 import json
-import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+PACKAGE = Path(__file__).parents[1]  # has `notebooks` and `configs`; in a checkout these are links
+
+PLAIN = "text, a finite number, True, False, None, a list of such, or a dict from texts to such"  # what JSON holds
+
 
 class RunError(RuntimeError):
     """A notebook can't be run; the message says why and what to do."""
+
+
+def find_notebook(given: str) -> Path:
+    """A notebook by its path, or by number or name ("03", "03_pdpo_training"), which are looked for in `notebooks` of
+    the present folder, then in the package. Raises `RunError` where none has this number or name."""
+    path = Path(given)
+    if path.is_file() or len(path.parts) > 1:
+        return path
+    name = path.name.removesuffix(".ipynb")
+    known = [*sorted(Path("notebooks").glob("*.ipynb")), *sorted((PACKAGE / "notebooks").glob("*.ipynb"))]
+    for notebook in known:
+        if name in (notebook.stem, notebook.stem.partition("_")[0]):
+            return notebook
+    names = ", ".join(dict.fromkeys(notebook.stem for notebook in known))
+    raise RunError(f"there is no notebook {given}. Expected the path of an .ipynb file, or one of {names}.")
 
 
 def read(notebook: Path, text: bytes | None = None) -> dict[str, Any]:
@@ -26,10 +44,8 @@ def read(notebook: Path, text: bytes | None = None) -> dict[str, Any]:
         for cell in content["cells"]:
             cell["source"] = "".join(cell["source"])
     except (ValueError, TypeError, KeyError) as error:
-        raise RunError(
-            f"{notebook} is no Jupyter notebook of format 4: {type(error).__name__}: {error}. "
-            "JupyterLab saves one of an earlier format in this one."
-        ) from None
+        said = f"{notebook} is no Jupyter notebook of format 4, as JupyterLab saves it"
+        raise RunError(f"{said}: {type(error).__name__}: {error}") from None
     return content
 
 
@@ -39,10 +55,8 @@ def parameters_cell(notebook: Path, text: bytes | None = None) -> str:
     cells = read(notebook, text)["cells"]
     tagged = [cell["source"] for cell in cells if "parameters" in cell.get("metadata", {}).get("tags", [])]
     if not tagged:
-        raise RunError(
-            f"{notebook} has no cell tagged 'parameters', so nothing could be injected. Tag the cell that holds the "
-            "defaults (JupyterLab: property inspector, Cell Tags)."
-        )
+        where = "JupyterLab: property inspector, Cell Tags"
+        raise RunError(f"{notebook} has no cell tagged 'parameters'. Tag the one that holds the defaults ({where}).")
     return "\n".join(tagged)
 
 
@@ -60,23 +74,10 @@ def defaults(notebook: Path, text: bytes | None = None) -> dict[str, Any]:
         except (ValueError, TypeError):
             value = ...  # which is not plain
         if not _plain(value):
-            raise RunError(
-                f"parameter {names[0]!r} of {notebook} has the default {ast.unparse(node.value)}; expected a plain "
-                "Python value: text, a number, True, False, None, a list, or a dict with text keys."
-            )
+            found = f"parameter {names[0]!r} of {notebook} has the default {ast.unparse(node.value)}"
+            raise RunError(f"{found}; expected {PLAIN}.")
         values |= dict.fromkeys(names, value)
     return values
-
-
-def edited(notebook: Path) -> dict[str, tuple[Any, Any]]:
-    """Parameters whose default is another than in the committed notebook: name -> default now, default there."""
-    try:
-        command = ["git", "show", f"HEAD:./{notebook.name}"]
-        committed = subprocess.run(command, cwd=notebook.parent, capture_output=True, check=True).stdout
-        then = defaults(notebook, committed)
-    except (OSError, subprocess.CalledProcessError, RunError):  # no git, no checkout, or not committed
-        return {}
-    return {name: (now, then[name]) for name, now in defaults(notebook).items() if name in then and now != then[name]}
 
 
 def _plain(value: Any) -> bool:
@@ -99,10 +100,7 @@ def typed(name: str, value: Any, default: Any) -> Any:
         with contextlib.suppress(ValueError, SyntaxError):
             value = words[value.lower()] if value.lower() in words else ast.literal_eval(value)
     if not _plain(value):
-        raise RunError(
-            f"parameter {name!r} can't be {value!r}: a run's record could not hold it. Expected text, a finite number, "
-            "True, False, None, a list of such, or a dict from texts to such."
-        )
+        raise RunError(f"parameter {name!r} can't be {value!r}, which a run's record can't hold; expected {PLAIN}.")
     if default is None or (value is None and not isinstance(default, str)):
         return value
     kinds = (int, float) if isinstance(default, float) else type(default)
@@ -128,11 +126,8 @@ def unknown_parameter(name: str, known: Mapping[str, Any], where: str) -> RunErr
     return RunError(f"{where} has no parameter {name!r}.{hint} It has: {', '.join(sorted(known))}.")
 
 
-def needs_of(notebook: Path) -> list[str]:
-    """Stages without whose artefacts a notebook can't run, as its metadata says."""
-    return read(notebook).get("metadata", {}).get("prlhf_kit", {}).get("needs", [])
-
-
-def uses_of(notebook: Path) -> list[str]:
-    """Stages whose artefacts a notebook reads where they are there, as its metadata says."""
-    return read(notebook).get("metadata", {}).get("prlhf_kit", {}).get("uses", [])
+def earlier(notebook: Path, *kinds: str) -> list[str]:
+    """Stages whose artefacts a notebook reads, as its metadata says: "needs", without which it can't run, and "uses",
+    where they are there; without `kinds` both."""
+    said = read(notebook).get("metadata", {}).get("prlhf_kit", {})
+    return list(dict.fromkeys(stage for kind in kinds or ("needs", "uses") for stage in said.get(kind, ())))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import graphlib
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from prlhf_kit.runs import grid
 from prlhf_kit.runs.notebook import plan
-from prlhf_kit.runs.parameters import RunError, defaults, needs_of, uses_of
+from prlhf_kit.runs.parameters import RunError, defaults, earlier
 from prlhf_kit.runs.stage import read_record, set_aside
 
 SHARED = ".shared"  # in a sweep's folder: stages that several of its runs are made from
@@ -61,15 +61,14 @@ def link(place: Path, target: Path) -> None:
     place.symlink_to(address)
 
 
-def in_order(nodes: Iterable[Node]) -> list[Node]:
-    """`nodes`, each after those that it needs. Raises `RunError` where they need each other in a circle."""
-    by_name = {node.name: node for node in nodes}
+def _above(notebooks: Mapping[str, Path]) -> dict[str, list[str]]:
+    """Stage -> those of the stages that its notebook reads, in an order in which they can run. Raises `RunError` where
+    they need each other in a circle."""
+    above = {stem: [stage for stage in earlier(path) if stage in notebooks] for stem, path in notebooks.items()}
     try:
-        order = graphlib.TopologicalSorter({name: node.after for name, node in by_name.items()}).static_order()
-        return [by_name[name] for name in order]
+        return {stem: above[stem] for stem in graphlib.TopologicalSorter(above).static_order()}
     except graphlib.CycleError as error:
-        names = " <- ".join(name.partition("/")[0] for name in error.args[1])
-        raise RunError(f"stages need each other in a circle: {names}.") from None
+        raise RunError(f"stages need each other in a circle: {' <- '.join(error.args[1])}.") from None
 
 
 def look(nodes: Sequence[Node]) -> list[Node]:
@@ -90,54 +89,45 @@ def plan_sweep(
     folder: Path,
     source: Path | None = None,
 ) -> tuple[dict[str, list[Node]], dict[Path, Path]]:
-    """The stages of each run, and which folders are links to which.
+    """The stages of each run, and which folders are links to which. `rows` are the combinations of parameters, one a
+    run, `same` is set in all runs, `source` a finished run whose stages the notebooks need.
 
     A stage has the parameters that its own notebook has, or one of those that it is made from. Where these are all of
-    its run's, it lies in the run's folder; else it is the same in several runs, and lies in `.shared`.
-
-    Args:
-        rows: combinations of parameters, one a run.
-        same: parameters of all runs.
-        source: finished run whose stages the notebooks need.
-    """
+    its run's, it lies in the run's folder; else it is the same in several runs, and lies in `.shared`."""
     paths = {path.stem: path for path in notebooks}
     if len(paths) < len(notebooks):
         raise RunError(f"two notebooks have the same name, but a run has one folder for each: {', '.join(paths)}.")
-    links_of = {stem: dict.fromkeys([*needs_of(path), *uses_of(path)]) for stem, path in paths.items()}
     taken: dict[str, Path] = {}
-    for stem, path in paths.items():
-        for stage in links_of[stem].keys() - paths.keys():
+    for path in paths.values():
+        for stage in set(earlier(path)) - paths.keys():
             record = read_record(source / stage) if source else None
             if source and record and record["status"] == "completed":
                 taken[stage] = source / stage
-            elif record or stage in needs_of(path):
-                raise RunError(
-                    f"{path.name} needs the stage {stage}, which "
-                    + (f"is not completed in --from {source}." if source else "is not among the notebooks.")
-                    + " Name its notebook as well, or start from a finished run that has it: --from RUN."
-                )
+            elif record or stage in earlier(path, "needs"):
+                lacks = f"is not completed in --from {source}" if source else "is not among the notebooks"
+                ways = "Name its notebook as well, or start from a finished run that has it: --from RUN"
+                raise RunError(f"{path.name} needs the stage {stage}, which {lacks}. {ways}.")
     if source and not taken:
         raise RunError(f"--from {source}: no notebook needs a stage of it, as its metadata says (docs/runs.md).")
-    above = {stem: [stage for stage in links_of[stem] if stage in paths] for stem in paths}
-    order = [node.name for node in in_order(Node(stem, paths[stem], folder, {}, above[stem]) for stem in paths)]
+    above = _above(paths)
     known = {stem: defaults(path) for stem, path in paths.items()}
     deciding: dict[str, set[str]] = {}  # stage -> parameters
     made_from: dict[str, set[str]] = {}  # stage -> stages
-    for stem in order:
-        deciding[stem] = set(known[stem]).union(*(deciding[other] for other in above[stem]))
-        made_from[stem] = set(above[stem]).union(*(made_from[other] for other in above[stem]))
+    for stem, others in above.items():
+        deciding[stem] = set(known[stem]).union(*(deciding[other] for other in others))
+        made_from[stem] = set(others).union(*(made_from[other] for other in others))
     nodes: dict[str, Node] = {}
     runs: dict[str, list[Node]] = {}
     links: dict[Path, Path] = {}
     for row in rows:
         run = grid.name_of(row)
         mine: dict[str, Node] = {}  # stage -> node
-        for stem in order:
+        for stem, others in above.items():
             own = {name: value for name, value in row.items() if name in deciding[stem]}
             name = grid.name_of(own)
             place = folder / name if len(own) == len(row) else folder / SHARED / name
             given = {key: value for key, value in {**same, **own}.items() if key in known[stem]}
-            node = Node(f"{stem}/{name}", paths[stem], place, given, [mine[other].name for other in above[stem]])
+            node = Node(f"{stem}/{name}", paths[stem], place, given, [mine[other].name for other in others])
             mine[stem] = node = nodes.setdefault(node.name, node)
             links |= {node.run_dir / stage: target for stage, target in taken.items()}
             links |= {node.run_dir / other: mine[other].stage_dir for other in made_from[stem]}
@@ -165,13 +155,13 @@ def read_pipeline(file: Path, run_dir: Path, given: Sequence[tuple[str, str]] = 
             raise RunError(f"{path.stem} of {file}: expected parameters as a mapping, found {own[path.stem]!r}.")
     known = {path: defaults(path) for path in paths.values()}
     everywhere = grid.checked(grid.once(given), known)
-    nodes = []
     for stem, path in paths.items():
+        if unknown := [need for need in earlier(path, "needs") if need not in paths]:
+            raise RunError(f"{file}: {stem} needs {unknown[0]!r}, which is no stage of it. It has: {', '.join(paths)}.")
+    nodes = []
+    for stem, above in _above(paths).items():
+        path, after = paths[stem], [f"{stage}/{run_dir.name}" for stage in above]
         parameters = grid.checked({str(name): value for name, value in own[stem].items()}, {path: known[path]})
         parameters |= {name: value for name, value in everywhere.items() if name in known[path]}
-        if unknown := [need for need in needs_of(path) if need not in paths]:
-            raise RunError(f"{file}: {stem} needs {unknown[0]!r}, which is no stage of it. It has: {', '.join(paths)}.")
-        after = dict.fromkeys(stage for stage in [*needs_of(path), *uses_of(path)] if stage in paths)
-        run = run_dir.name
-        nodes.append(Node(f"{stem}/{run}", path, run_dir, parameters, [f"{stage}/{run}" for stage in after]))
-    return in_order(nodes)
+        nodes.append(Node(f"{stem}/{run_dir.name}", path, run_dir, parameters, after))
+    return nodes

@@ -48,16 +48,16 @@ def existing(given: str | Path, out: Path = RUNS) -> Path:
 
 def place_of(run: str | Path, out: Path) -> Path:
     """Where `--run` puts a run: `out/<name>`, or a run's folder that is there. Raises `RunError` for other paths."""
+    if ":/" in str(out):  # pathlib has made one slash of two
+        raise RunError(f"--out {out} is an address, expected a local folder. `--copy-to URL` copies to a store.")
     path = Path(run)
     named = not path.is_absolute() and (out / path).is_dir()
     if path.is_dir() and not named and path.resolve() != out.resolve() and find_runs(path):
         return path
     path = path.relative_to(out) if path.is_relative_to(out) else path
     if path.is_absolute() or ".." in path.parts or not path.parts:
-        raise RunError(
-            f"--run {run} lies outside {out}, where runs are kept. Expected a name, or the folder of a run that is "
-            "there; --out DIR keeps runs elsewhere."
-        )
+        ways = "Expected a name, or the folder of a run; --out DIR keeps runs elsewhere"
+        raise RunError(f"--run {run} lies outside {out}, where runs are kept. {ways}.")
     return out / path
 
 

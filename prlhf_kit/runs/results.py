@@ -29,14 +29,11 @@ TOLD = ("date (UTC)", "seed", "commit", "model", "data")  # of how the runs were
 
 def fill(text: str, runs: Sequence[Path]) -> tuple[str, list[str]]:
     """The page `text` with its tables written anew, and the `runs:` of those that `runs` have nothing for, which stay.
+    Raises `RunError` where a comment is not of this form, or a column matches no metric.
 
     A table has a row for each name that `*` stands for in a column's metrics, and a column for each column and seed.
     Several runs of one seed (folds) and the seeds are summed up by means of values and of the intervals' ends, weighted
-    by n: that interval is no narrower than one that knew how far they err together.
-
-    Raises:
-        RunError: a comment is not of this form, or a column matches no metric.
-    """
+    by n: that interval is no narrower than one that knew how far they err together."""
     kept = []
 
     def written(found: re.Match[str]) -> str:

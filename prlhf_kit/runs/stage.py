@@ -35,7 +35,6 @@ REQUIRED |= dict.fromkeys(("parameters", "metrics", "artifacts", "versions", "gi
 OPTIONAL: dict[str, Any] = {"inputs": dict, "provenance": dict, "notes": list, "error": str, "pid": int, "host": str}
 OPTIONAL |= {"seconds": (int, float), "peak_memory_bytes": (int, float)}
 PATIENCE = 30  # seconds to wait for another kernel that works in the same folder
-RUNNERS = ("schema", "status", "inputs", "pid", "host")  # fields of the runner's own
 UNDER_RUNNER = "PRLHF_KIT_RUNNER"  # set by runs/notebook.py for the kernels that it starts
 
 
@@ -112,19 +111,13 @@ def inputs(run_dir: Path, stages: Iterable[str]) -> dict[str, dict[str, str | No
 def left_by(stage: str, run_dir: Path, name: str, record: Mapping[str, Any] | None = None) -> Path:
     """Artefact `name` that a stage of a run left, by its `record`, which is read where it is not given. Raises
     `StageError` where it isn't there, or not as it was left."""
-    path = run_dir / stage / name
+    path, again = run_dir / stage / name, f"`prlhf run {stage} --run {run_dir.name}`"
     if not path.exists():
-        raise StageError(
-            f"{path} is missing: it is written by notebook {stage}. Run that first "
-            f"(`prlhf run notebooks/{stage}.ipynb --run {run_dir.name}`), or set run_dir to a run that has it."
-        )
+        raise StageError(f"{path} is missing, written by notebook {stage}: {again}, or set run_dir to another run.")
     record = record if record is not None else read_record(run_dir / stage) or {}
     entry = record.get("artifacts", {}).get(name)
     if entry and hash_now(path, entry) != entry.get("sha256"):
-        raise StageError(
-            f"{path} was changed since notebook {stage} left it: its SHA-256 is not the recorded one. Put the "
-            f"file back, or make it again: `prlhf run notebooks/{stage}.ipynb --run {run_dir.name}`."
-        )
+        raise StageError(f"{path} was changed since notebook {stage} left it. Put it back, or make it again: {again}.")
     return path
 
 
@@ -133,11 +126,10 @@ def set_aside(stage_dir: Path) -> None:
     completed = (read_record(stage_dir) or {}).get("status") == "completed"
     place = stage_dir.parent / PREVIOUS / (stage_dir.name if completed else f"{stage_dir.name}.unfinished")
     what = "the completed stage" if completed else "an attempt that did not complete"
-    instead = ", in place of an earlier one" if place.exists() else ""
     shutil.rmtree(place, ignore_errors=True)
     place.parent.mkdir(exist_ok=True)
     stage_dir.rename(place)
-    print(f"{stage_dir.name}: {what} is replaced, and kept in {place}{instead}", flush=True)
+    print(f"{stage_dir.name}: {what} is replaced, and kept in {place}", flush=True)
 
 
 _names: dict[str, list[str]] = {}  # stage -> its parameters, as found when it first began in this process
@@ -158,9 +150,7 @@ class Stage:
         try:  # an earlier kernel whose runner was killed may take a moment to notice
             self._lock.acquire(timeout=PATIENCE)
         except Timeout:
-            raise StageError(
-                f"another process is working in {self.dir}. Wait for it or end it, or choose another run folder."
-            ) from None
+            raise StageError(f"another process is working in {self.dir}. Wait, or choose another run.") from None
         earlier = [p.name for p in self.run_dir.iterdir() if p.is_dir() and p.name[0] != "." and p.name < name]
         self.record = begun(name, parameters, inputs(self.run_dir, earlier))
         if not os.environ.get(UNDER_RUNNER):  # in JupyterLab
@@ -272,11 +262,7 @@ class Stage:
             "ended": now(),
             "peak_memory_bytes": peak,
         }
-        if os.environ.get(UNDER_RUNNER):  # whose record says the rest: whether the process ended well, say
-            own = {name: value for name, value in record.items() if name not in RUNNERS}
-            write_json(self.dir / RESULT, own)
-        else:
-            write_json(self.dir / RECORD, record)
+        write_json(self.dir / (RESULT if os.environ.get(UNDER_RUNNER) else RECORD), record)
         self._lock.release(force=True)
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from conftest import build_tiny
 from playwright.sync_api import sync_playwright
 from test_notebooks import SMOKE
 
@@ -68,20 +67,17 @@ def open_page(chromium, request):
 
 
 @pytest.fixture(scope="package")
-def tiny_run(chromium, tokenizer, tmp_path_factory):
-    """A run of notebooks 01 and 03 on a tiny model, with its index page, and the model's folder."""
-    folder = tmp_path_factory.mktemp("browser")
-    model = folder / "tiny"
-    build_tiny("llama", len(tokenizer)).save_pretrained(model)
-    tokenizer.save_pretrained(model)
+def tiny_run(chromium, tiny_folder, tmp_path_factory):
+    """A run of notebooks 01 and 03 on a tiny model, with its index page."""
+    folder = tmp_path_factory.mktemp("browser") / "tiny"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")
         for stage in ("01_data_preparation", "03_pdpo_training"):
             notebook = ROOT / "notebooks" / f"{stage}.ipynb"
-            record = runs.run_notebook(notebook, folder / "runs" / "tiny", SMOKE[stage] | {"model": str(model)})
+            record = runs.run_notebook(notebook, folder, SMOKE[stage] | {"model": str(tiny_folder)})
             assert record["status"] == "completed", record.get("error")
-    report.write_index(folder / "runs" / "tiny")
-    return folder / "runs" / "tiny"
+    report.write_index(folder)
+    return folder
 
 
 def shot(page, name):

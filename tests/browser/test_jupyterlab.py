@@ -55,11 +55,11 @@ def jupyterlab(folder):
 
 
 @pytest.fixture(scope="module")
-def opened(tiny_run, tmp_path_factory):
+def opened(tiny_run, tiny_folder, tmp_path_factory):
     """The checkout's notebook with a cheap setting, as papermill would write it into it, in a JupyterLab."""
     folder = tmp_path_factory.mktemp("lab")
     (folder / "notebooks").mkdir()
-    cheap = CHEAP | {"run_dir": str(tiny_run), "model": str(tiny_run.parent.parent / "tiny")}
+    cheap = CHEAP | {"run_dir": str(tiny_run), "model": str(tiny_folder)}
     notebook = parameterize_notebook(load_notebook_node(str(ROOT / "notebooks" / NAME)), cheap)
     nbformat.write(notebook, folder / "notebooks" / NAME)
     with jupyterlab(folder) as address:

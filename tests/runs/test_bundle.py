@@ -36,10 +36,8 @@ def node(tmp_path_factory):
         for top in {file.parts[0] for file in distribution.files or () if file.parts[0] != ".."}:
             if name != OLD and not (packages / top).exists():
                 (packages / top).symlink_to(Path(str(distribution.locate_file(top))).resolve())
-    purelib = subprocess.run(
-        [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], capture_output=True, text=True
-    )
-    Path(purelib.stdout.strip(), "node.pth").write_text(str(packages))
+    [site] = (folder / "env" / "lib").glob("python*/site-packages")
+    (site / "node.pth").write_text(str(packages))
     (folder / "list.txt").write_text("\n".join(listed))
     return python, folder / "list.txt"
 

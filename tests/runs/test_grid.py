@@ -32,7 +32,7 @@ def test_names_are_files_names_and_differ(texts):
     ("options", "message"),
     [
         ({"grids": ["n=1,x"]}, "'n' is 'x', expected int"),
-        ({"grids": ["limit=1,1e999"]}, "'limit' can't be inf: a run's record could not hold it"),
+        ({"grids": ["limit=1,1e999"]}, "'limit' can't be inf, which a run's record can't hold"),
         ({"grids": ["names=[[1]"]}, "are no values that YAML can read"),
         ({"grids": ["n"]}, "has no values"),
         ({"grids": ["n=1,1"]}, "stands twice in the sweep"),

@@ -12,19 +12,15 @@ from prlhf_kit.runs import leaderboard
 from runs.conftest import RECORD
 
 
-class Page:
-    """The rows of the page's table as {name of row: [text of cell]}, and its links and tags."""
+def soup_of(*dirs, out=None):
+    return BeautifulSoup(leaderboard.write_page(dirs, out).read_text(), "html.parser")
 
-    def __init__(self, path):
-        self.text = path.read_text()
-        page = BeautifulSoup(self.text, "html.parser")
-        self.tags = [(tag.name, tag.attrs) for tag in page.find_all(True)]
-        self.links = [link["href"] for link in page.find_all("a")]
-        for end in page.find_all("br"):
-            end.replace_with(" ")
-        rows = [[" ".join(cell.text.split()) for cell in row.find_all(["td", "th"])] for row in page.find_all("tr")]
-        self.rows = {name: cells for name, *cells in rows}
-        assert len(self.rows) == len(rows)
+
+def rows_of(page):
+    """{name of row: [text of cell]} of the page's table."""
+    rows = [[" ".join(cell.text.split()) for cell in row.find_all(["td", "th"])] for row in page.find_all("tr")]
+    assert len({name for name, *_ in rows}) == len(rows)
+    return {name: cells for name, *cells in rows}
 
 
 def stage(run, name="03_pdpo_training", metrics=RECORD["metrics"], parameters=None, notebook=True, **more):
@@ -34,10 +30,6 @@ def stage(run, name="03_pdpo_training", metrics=RECORD["metrics"], parameters=No
     if notebook:
         (run / name / "notebook.html").write_text("a notebook")
         (run / "index.html").write_text("an index")
-
-
-def page_of(folder):
-    return Page(leaderboard.write_page([folder]))
 
 
 def test_runs_side_by_side(tmp_path, capsys):
@@ -55,8 +47,7 @@ def test_runs_side_by_side(tmp_path, capsys):
     )
     assert cli.main(["report", str(tmp_path)]) == 0
     assert capsys.readouterr().out == f"report: {tmp_path}/leaderboard.html\n"
-    page = Page(tmp_path / "leaderboard.html")
-    assert page.rows == {
+    assert rows_of(BeautifulSoup((tmp_path / "leaderboard.html").read_text(), "html.parser")) == {
         "run": ["a", "b"],
         "date (UTC)": ["2026-11-21 06:39", "2026-11-22 10:00"],
         "commit": ["a9319a1f", "a9319a1f bbbbbbbb (dirty)"],
@@ -82,7 +73,7 @@ def test_parameters_differ_only_between_runs_that_have_their_stage(tmp_path):
     stage(tmp_path / "a", "02_train", {"x": 1.0}, parameters={"length": 192, "new": ""})
     stage(tmp_path / "b", "01_data", parameters={"same": [1, {"b": 2}], "length": 96})  # stopped before 02_train
     stage(tmp_path / "c", "02_train", {"x": 1.0}, parameters={"length": 192})  # by a version without `new`
-    rows = page_of(tmp_path).rows
+    rows = rows_of(soup_of(tmp_path))
     assert rows["new"] == ['""', "", ""]
     assert rows["seed"] == ["0", "0", "0"]  # always there
     assert not {"length", "same", "run_dir", "alpha"} & set(rows)
@@ -93,11 +84,11 @@ def test_intervals_share_a_cell_and_no_number_is_lost(tmp_path):
     stage(tmp_path / "full", metrics=full)
     stage(tmp_path / "half", metrics={"win/base": 0.5, "win_low/base": 0.25})
     stage(tmp_path / "none", metrics={"win/base": None, "win_low/base": None, "win_high/base": None, "win_n/base": 0.0})
-    page = page_of(tmp_path)
-    assert page.rows["win/base"] == ["0.609 [0.375, 0.812] n = 64", "0.5", ""]
-    assert page.rows["win_low/base"] == ["", "0.25", ""]
-    assert page.rows["win_n/base"] == ["", "", "0"]
-    assert page.rows["f_n"] == ["8", "", ""]
+    rows = rows_of(soup_of(tmp_path))
+    assert rows["win/base"] == ["0.609 [0.375, 0.812] n = 64", "0.5", ""]
+    assert rows["win_low/base"] == ["", "0.25", ""]
+    assert rows["win_n/base"] == ["", "", "0"]
+    assert rows["f_n"] == ["8", "", ""]
 
 
 def test_failed_and_unreadable_records_are_listed(tmp_path):
@@ -107,24 +98,24 @@ def test_failed_and_unreadable_records_are_listed(tmp_path):
     odd = {"text": "0.5", "huge": 10**400, "list": [1]}
     stage(tmp_path / "odd", status="running", metrics=odd)
     stage(tmp_path / "failed" / ".previous", metrics={"old": 1.0})
-    page = page_of(tmp_path)
-    assert page.rows["run"] == ["failed", "odd", "torn"]
-    assert page.rows["03_pdpo_training"] == ["failed record", "running record notebook", "unreadable record"]
-    assert [page.rows[name] for name in odd] == [[""] * 3] * 3
-    assert "old" not in page.rows
+    rows = rows_of(soup_of(tmp_path))
+    assert rows["run"] == ["failed", "odd", "torn"]
+    assert rows["03_pdpo_training"] == ["failed record", "running record notebook", "unreadable record"]
+    assert [rows[name] for name in odd] == [[""] * 3] * 3
+    assert "old" not in rows
 
 
 def test_runs_with_the_same_name_are_told_apart_and_links_lead_to_files(tmp_path):
     for run in ("x/one/r", "y/one/r", "y/two/r", "y/two/s"):
         stage(tmp_path / run)
-    page = page_of(tmp_path)
-    assert page.rows["run"] == ["x/one/r", "y/one/r", "y/two/r", "y/two/s"]
+    assert rows_of(soup_of(tmp_path))["run"] == ["x/one/r", "y/one/r", "y/two/r", "y/two/s"]
     stage(tmp_path / "y" / "two" / "50% #1?")
     out = tmp_path / "elsewhere" / "deep" / "page.html"
-    page = Page(leaderboard.write_page([tmp_path / "y", tmp_path / "y" / "two" / "r"], out))  # given twice, listed once
-    assert page.rows["run"] == ["one/r", "two/50% #1?", "two/r", "two/s"]
-    assert len(page.links) == 3 * 4
-    assert all((out.parent / unquote(link)).is_file() and not re.match(r"[a-z]+:|/", link) for link in page.links)
+    page = soup_of(tmp_path / "y", tmp_path / "y" / "two" / "r", out=out)  # given twice, listed once
+    assert rows_of(page)["run"] == ["one/r", "two/50% #1?", "two/r", "two/s"]
+    links = [link["href"] for link in page.find_all("a")]
+    assert len(links) == 3 * 4
+    assert all((out.parent / unquote(link)).is_file() and not re.match(r"[a-z]+:|/", link) for link in links)
 
 
 def test_hostile_names_are_shown_as_text_and_nothing_is_fetched(tmp_path):
@@ -141,14 +132,15 @@ def test_hostile_names_are_shown_as_text_and_nothing_is_fetched(tmp_path):
     stage(tmp_path / "b")
     stage(tmp_path / "b", folder, metrics={})
     os.rename(tmp_path / "b", os.fsencode(tmp_path) + b"/\xff")  # a name that is not UTF-8
-    page = page_of(tmp_path)
-    assert page.rows["run"] == [folder, "?"]
-    assert page.rows[evil] == ["1", ""]
-    assert page.rows[f"p{evil}"] == [evil, ""]
-    assert not {"script", "img", "b", "link", "iframe"} & {tag for tag, _ in page.tags}
-    assert not any(name in ("src", "srcset") or name.startswith("on") for _, given in page.tags for name in given)
-    assert not re.search(r"https?://|@import|url\(", page.text)
-    assert "%FF/index.html" in page.links
+    page = soup_of(tmp_path)
+    rows = rows_of(page)
+    assert (rows["run"], rows[evil], rows[f"p{evil}"]) == ([folder, "?"], ["1", ""], [evil, ""])
+    assert not page.find_all(["script", "img", "b", "link", "iframe"])
+    assert not any(
+        name in ("src", "srcset") or name.startswith("on") for tag in page.find_all(True) for name in tag.attrs
+    )
+    assert not re.search(r"https?://|@import|url\(", str(page))
+    assert page.find("a", href="%FF/index.html")
 
 
 def test_what_is_refused_before_anything_is_written(tmp_path, capsys):

@@ -1,30 +1,30 @@
-"""Parameters and their defaults, and what decides whether a stage is run again: what it uses, files that they name."""
+"""Notebooks by number and name, their parameters, and what of these decides whether a stage is run again."""
 
 import re
 from pathlib import Path
 
 import nbformat
 import pytest
+from tiny_notebooks import write_notebook
 
+from prlhf_kit import cli
 from prlhf_kit.runs import notebook as runner, parameters
-from runs.conftest import FINISH
 
 
-def test_defaults_are_read_as_python_reads_them(make_notebook):
-    notebook = make_notebook(
-        parameters='w = 1  # weight (w=0 is the base)\nc: str = "#fff"  # colour\nd = [1, {"a": None}]'
-    )
+def test_defaults_are_read_as_python_reads_them(tmp_path):
+    cell = 'w = 1  # weight (w=0 is the base)\nc: str = "#fff"  # colour\nd = [1, {"a": None}]'
+    notebook = write_notebook(tmp_path, "nb", parameters=cell)
     assert parameters.defaults(notebook) == {"w": 1, "c": "#fff", "d": [1, {"a": None}]}
     for bad in ("(1, 2)", "{1, 2}", "{1: 2}", "print", "str(1)"):
-        with pytest.raises(parameters.RunError, match=r"parameter 'x' .* expected a plain"):
-            parameters.defaults(make_notebook(parameters=f"x = {bad}"))
+        with pytest.raises(parameters.RunError, match=r"parameter 'x' .* expected text, a finite number"):
+            parameters.defaults(write_notebook(tmp_path, "nb", parameters=f"x = {bad}"))
     for content in (b"user,prompt\n1,2\n", b'{"cells": 3}', b"\xff"):
         with pytest.raises(parameters.RunError, match="is no Jupyter notebook"):
             parameters.defaults(notebook, content)
 
 
-def test_values_are_refused_before_anything_runs(make_notebook, tmp_path):
-    notebook, run = make_notebook(FINISH), tmp_path / "run"
+def test_values_are_refused_before_anything_runs(tmp_path):
+    notebook, run = write_notebook(tmp_path, "nb"), tmp_path / "run"
     for name, given, message in (
         ("usr", "x", r"no parameter 'usr'. Did you mean 'user'"),
         ("n", True, "'n' is True, expected int"),
@@ -34,7 +34,7 @@ def test_values_are_refused_before_anything_runs(make_notebook, tmp_path):
         with pytest.raises(parameters.RunError, match=message):
             runner.run_notebook(notebook, run, {name: given})
     with pytest.raises(parameters.RunError, match="no cell tagged 'parameters'"):
-        runner.run_notebook(make_notebook(FINISH, name="untagged", tags=()), run)
+        runner.run_notebook(write_notebook(tmp_path, "untagged", tags=()), run)
     with pytest.raises(parameters.RunError, match="there is no notebook"):
         runner.run_notebook(tmp_path / "none.ipynb", run)
     assert not run.exists()
@@ -42,8 +42,8 @@ def test_values_are_refused_before_anything_runs(make_notebook, tmp_path):
     assert parameters.typed("names", "['a']", ["b"]) == ["a"]
 
 
-def test_files_that_parameters_name_however_deep_decide_the_key(make_notebook, tmp_path):
-    notebook = make_notebook(FINISH)
+def test_files_that_parameters_name_however_deep_decide_the_key(tmp_path):
+    notebook = write_notebook(tmp_path, "nb")
     (tmp_path / "deep").mkdir()
     file = tmp_path / "deep" / "answers.json"
     for value in (
@@ -74,4 +74,21 @@ def test_what_notebooks_of_the_project_use_is_in_their_metadata():
     for path in folder.glob("*.ipynb"):
         code = "".join(cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code")
         read = set(re.findall(r'"(\d\d_[a-z_]+)"', code)) - {path.stem}
-        assert read <= {*parameters.needs_of(path), *parameters.uses_of(path)}, path.name
+        assert read <= set(parameters.earlier(path)), path.name
+
+
+def test_a_notebook_is_found_here_before_the_package_and_copies_overwrite_nothing(tmp_path, monkeypatch, capsys):
+    """That a wheel carries them: tests/test_packaging.py."""
+    monkeypatch.chdir(tmp_path)
+    for given in ("02b", "02b_feature_heads", "02b_feature_heads.ipynb"):
+        found = parameters.find_notebook(given)
+        assert found == parameters.PACKAGE / "notebooks" / "02b_feature_heads.ipynb"
+    for code in (0, 2):
+        assert cli.main(["notebooks", "mine"]) == code
+    out, err = capsys.readouterr()
+    assert (out, err.split(",")[0]) == ("mine/notebooks\nmine/configs\n", "prlhf: mine/notebooks exists")
+    monkeypatch.chdir("mine")
+    assert str(parameters.find_notebook("02b")) == "notebooks/02b_feature_heads.ipynb"
+    assert str(parameters.find_notebook("other/02b.ipynb")) == "other/02b.ipynb"  # a path is taken as it is
+    with pytest.raises(parameters.RunError, match=r"no notebook 17\. Expected .* 01_data_preparation, 02_"):
+        parameters.find_notebook("17")

@@ -7,13 +7,14 @@ import re
 from pathlib import Path
 
 import pytest
+from tiny_notebooks import FINISH, write_notebook
 
 from prlhf_kit import cli
 from prlhf_kit.files import write_json
 from prlhf_kit.runs import notebook, records, report, stage as record_module
 from prlhf_kit.runs.parameters import RunError
 from prlhf_kit.runs.stage import begin, read_record
-from runs.conftest import FINISH, RECORD
+from runs.conftest import RECORD
 
 
 def described(record):
@@ -23,8 +24,8 @@ def described(record):
     return record
 
 
-def test_fields_of_records_of_every_kind_are_described(make_notebook, tmp_path):
-    late = notebook.run_notebook(make_notebook(FINISH, "1 / 0", name="late"), tmp_path / "run")
+def test_fields_of_records_of_every_kind_are_described(tmp_path):
+    late = notebook.run_notebook(write_notebook(tmp_path, "late", FINISH, "1 / 0", finish=None), tmp_path / "run")
     assert (described(late)["status"], late["metrics"]) == ("failed", {"twice": 6.0})
 
     record_module._names.clear()

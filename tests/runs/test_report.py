@@ -11,26 +11,14 @@ from runs.conftest import RECORD
 EVIL = '"quoted" onerror="alert(1)" <script>alert(2)</script>'
 
 
-def test_captions_of_figures_are_escaped_in_notebook_pages():
-    picture = nbformat.v4.new_output(
-        "display_data", {"image/png": "iVBORw0KGgo="}, metadata={"image/png": {"alt": EVIL}}
-    )
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1", outputs=[picture])])
-    [image] = BeautifulSoup(report.notebook_page(notebook, "a run"), "html.parser").find_all("img")
-    assert image["alt"] == EVIL
-    assert set(image.attrs) == {"alt", "src"}
-    assert image.find_next("figcaption").text == EVIL
-
-
-def test_a_notebook_page_needs_no_script_folds_code_and_drops_bars():
-    table = "<table><td>3</td><td>0.7</td></table>"
-    outputs = [
-        nbformat.v4.new_output("display_data", {"text/html": html})
-        for html in (f"<div><progress></progress>{table}</div>", "<p>kept</p>")
-    ]
-    cells = [nbformat.v4.new_markdown_cell("# A $e_0$\n\n$$\\log\\frac{a}{b}$$\n\n`$x$` costs 3 $ or 4")]
-    notebook = nbformat.v4.new_notebook(cells=[*cells, nbformat.v4.new_code_cell("1 + 1", outputs=outputs)])
-    page = report.notebook_page(notebook, "a run")
+def test_a_notebook_page_needs_no_script_folds_code_drops_bars_and_has_captions_as_text():
+    new = nbformat.v4
+    shown = [{"text/html": html} for html in ("<div><progress></progress><table></table></div>", "<p>kept</p>")]
+    outputs = [new.new_output("display_data", data) for data in (*shown, {"image/png": "iVBORw0KGgo="})]
+    outputs[-1].metadata = {"image/png": {"alt": EVIL}}
+    markdown = "# A $e_0$\n\n$$\\log\\frac{a}{b}$$\n\n`$x$` costs 3 $ or 4"
+    cells = [new.new_markdown_cell(markdown), new.new_code_cell("1 + 1", outputs=outputs)]
+    page = report.notebook_page(new.new_notebook(cells=cells), "a run")
     assert "kept" in page
     assert "<progress" not in page
     assert "mathjax" not in page.lower()
@@ -38,6 +26,9 @@ def test_a_notebook_page_needs_no_script_folds_code_and_drops_bars():
     assert "1 + 1" in soup.find("details").text
     assert soup.find("code", string="$x$")
     assert [each["display"] for each in soup.find_all("math")] == ["inline", "block"]
+    [image] = soup.find_all("img")
+    assert (image["alt"], set(image.attrs)) == (EVIL, {"alt", "src"})
+    assert image.find_next("figcaption").text == EVIL
 
 
 def test_the_index_says_in_four_lines_what_was_run_on_what_with_which_result(tmp_path):

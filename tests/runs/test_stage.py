@@ -1,10 +1,9 @@
 """What a notebook leaves, in JupyterLab too."""
 
-import json
-import os
 import subprocess
 import sys
 
+import pandas as pd
 import pytest
 
 from prlhf_kit.files import write_json
@@ -13,8 +12,6 @@ from prlhf_kit.runs.stage import StageError, begin, read_record
 
 
 def test_index_page_escapes_text_and_shows_the_headline(tmp_path):
-    import pandas as pd
-
     stage = begin("05_evaluation", tmp_path / "r", {"run_dir": "r", "seed": 1, "module": pd, "_x": 2})
     assert stage.parameters == {"run_dir": "r", "seed": 1}
     table = pd.DataFrame({"answer": ["<script>alert(1)</script>", "- one\n- two"], "more": "not shown"})
@@ -70,9 +67,7 @@ def test_in_jupyterlab_old_results_stand_only_for_the_same_inputs(tmp_path):
 
 
 def test_json_is_written_whole_or_not_at_all(tmp_path):
-    path = tmp_path / "a.json"
-    write_json(path, {"a": 1})
+    write_json(tmp_path / "a.json", {"a": 1})
     with pytest.raises(TypeError):
-        write_json(path, {"a": object()})
-    assert json.loads(path.read_text()) == {"a": 1}
-    assert os.listdir(tmp_path) == ["a.json"]
+        write_json(tmp_path / "a.json", {"a": object()})
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a.json": '{\n "a": 1\n}'}

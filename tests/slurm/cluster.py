@@ -14,6 +14,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from tiny_notebooks import wait_for
+
 TOOLS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue", "scancel", "sinfo")
 
 
@@ -28,11 +30,7 @@ def missing() -> str:
 @contextlib.contextmanager
 def cluster(folder: Path) -> Iterator[Path]:
     """Start munged, slurmctld and slurmd with all they write in `folder`; yields slurm.conf's path, for SLURM_CONF.
-    `folder`/bin comes first on the PATH.
-
-    Raises:
-        RuntimeError: the node is not ready within a minute; with the ends of the daemons' logs.
-    """
+    `folder`/bin comes first on the PATH. Daemons' logs are `*.out`."""
     host = socket.gethostname().split(".")[0]
     control_port, node_port = _free_ports(2)
     template = string.Template(Path(__file__).with_name("slurm.conf").read_text())
@@ -55,8 +53,8 @@ def cluster(folder: Path) -> Iterator[Path]:
     with contextlib.ExitStack() as stack:
         for command in (["munged", "--foreground", "--force", *munge], ["slurmctld", "-D", "-i"], ["slurmd", "-D"]):
             stack.enter_context(_daemon(command, env, folder / f"{command[0]}.out"))
-            _wait(lambda: command[0] != "munged" or (folder / "munge.socket").exists(), folder)  # noqa: B023
-        _wait(lambda: _answer(["sinfo", "--noheader", "--format=%T"], env) == {"idle"}, folder)
+            wait_for(lambda: command[0] != "munged" or (folder / "munge.socket").exists())  # noqa: B023
+        wait_for(lambda: _answer(["sinfo", "--noheader", "--format=%T"], env) == {"idle"})
         stack.callback(_clear, env)
         yield conf
 
@@ -89,15 +87,6 @@ def _daemon(command: list[str], env: dict[str, str], log: Path) -> Iterator[None
 
 def _answer(command: list[str], env: dict[str, str]) -> set[str]:
     return set(subprocess.run(command, env=env, capture_output=True, text=True, check=False).stdout.split())
-
-
-def _wait(ready, folder: Path, seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not ready():
-        if time.monotonic() > end:
-            logs = [f"{log.name}: {log.read_text()[-1500:]}" for log in sorted(folder.glob("*.out"))]
-            raise RuntimeError("the Slurm cluster did not start.\n" + "\n".join(logs))
-        time.sleep(0.2)
 
 
 def _clear(env: dict[str, str]) -> None:
