@@ -31,7 +31,7 @@ def fill(text: str, runs: Sequence[Path]) -> tuple[str, list[str]]:
     """The page `text` with its tables written anew, and the `runs:` of those that `runs` have nothing for, which stay.
     Raises `RunError` where a comment is not of this form, or a column matches no metric.
 
-    A table has a row for each name that `*` stands for in a column's metrics, and a column for each column and seed.
+    A table has a row for each name that `*` stands for in a column's metrics; behind a mean stand the seeds' values.
     Several runs of one seed (folds) and the seeds are summed up by means of values and of the intervals' ends, weighted
     by n: that interval is no narrower than one that knew how far they err together."""
     kept = []
@@ -80,13 +80,15 @@ def _table(spec: dict[str, Any], records: Mapping[str, dict[str, Any]]) -> str:
     seeds = list(by_seed.seed.unique()) if by_seed.seed.nunique() > 1 else []
     cells: dict[str, dict[str, str]] = {}  # heading -> row -> text
     for label in spec["columns"]:
-        for seed in seeds:
-            part = by_seed[(by_seed.column == label) & (by_seed.seed == seed)]
-            cells[f"{label}, seed {seed}"] = {one.row: Number(one.value).with_interval() for one in part.itertuples()}
         part = overall[overall.column == label]
+        texts = {one.row: Number(one.value, one.low, one.high).with_interval() for one in part.itertuples()}
+        if seeds:
+            own = by_seed[by_seed.column == label].pivot(index="row", columns="seed", values="value")
+            for row, values in own.reindex(columns=seeds).iterrows():
+                texts[row] += f" ({', '.join('-' if np.isnan(one) else f'{one:.3f}' for one in values)})"
+            label += f", mean (seeds {', '.join(map(str, seeds))})"
         n = " to ".join(dict.fromkeys(f"{count:.0f}" for count in (part.n.min(), part.n.max()) if count > 0))
-        head = label + ", mean" * len(seeds[:1]) + f" (n = {n})" * bool(n)
-        cells[head] = {one.row: Number(one.value, one.low, one.high).with_interval() for one in part.itertuples()}
+        cells[label + f" (n = {n})" * bool(n)] = texts
     lines = [["", *cells]]
     lines += [[row, *(column.get(row, "") for column in cells.values())] for row in overall.row.unique()]
     first, *rest = (f"| {' | '.join(line)} |" for line in lines)

@@ -23,7 +23,7 @@ def written(tmp_path, *blocks):
     return code, page.read_text()
 
 
-def test_seeds_and_folds_are_columns_and_means_and_all_else_stays(tmp_path, capsys):
+def test_seeds_and_folds_are_averaged_and_all_else_stays(tmp_path, capsys):
     run(tmp_path / "study-0-fold0", 0, 0.5, n=10.0)
     run(tmp_path / "study-0-fold1", 0, 0.8, n=20.0)
     run(tmp_path / "study-1", 1, 0.9, n=30.0, **{"accuracy/seen/other": 0.5, "pairs": 7.0})
@@ -31,10 +31,10 @@ def test_seeds_and_folds_are_columns_and_means_and_all_else_stays(tmp_path, caps
     blocks = ("# Prose\n", STUDY, "| an older table |", "<!-- end -->", "More prose.", OTHER)
     code, page = written(tmp_path, *blocks)
     table = """
-|  | seen, seed 0 | seen, seed 1 | seen, mean (n = 30) | gain, seed 0 | gain, seed 1 | gain, mean |
-|---|---|---|---|---|---|---|
-| P-DPO | 0.700 | 0.900 | 0.800 [0.700, 0.900] | 0.250 | 0.250 | 0.250 |
-| other |  | 0.500 | 0.500 |  |  |  |
+|  | seen, mean (seeds 0, 1) (n = 30) | gain, mean (seeds 0, 1) |
+|---|---|---|
+| P-DPO | 0.800 [0.700, 0.900] (0.700, 0.900) | 0.250 (0.250, 0.250) |
+| other | 0.500 (-, 0.500) |  |
 
 *`study-*`, 3 runs: date (UTC) 2026-11-21; seed 0, 1; commit a9319a1f; model tiny*
 """
