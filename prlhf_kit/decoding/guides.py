@@ -71,10 +71,8 @@ def weighed(who: Who) -> dict[str | None, float]:
         try:
             return {" ".join(who): 1.0}
         except TypeError:
-            raise DecodingError(
-                f"who has {who!r:.80}, expected a user's id or a preference in words, a list of such words, "
-                "{name: weight} for several, or None for nobody in particular."
-            ) from None
+            expected = "a user's id or a preference in words, a list of words, {name: weight}, or None for nobody"
+            raise DecodingError(f"who has {who!r:.80}, expected {expected}.") from None
     if not who or not all(map(math.isfinite, who.values())):
         raise DecodingError(f"weights of preferences are {dict(who)}, expected finite numbers, at least one.")
     return {name: float(value) for name, value in who.items()}
@@ -126,11 +124,10 @@ class PAD(Guide):
         if self.form not in ("paper", "released"):
             raise DecodingError(f"form={self.form!r}: expected 'paper' or 'released'.")
         conditioned = bool(user_models(self.model))
-        if conditioned != (self.users is not None):
-            raise DecodingError(
-                "a model with soft tokens needs its users: pass users=index, as load_personalized returns it. To one "
-                "that has no soft tokens pass none: `who` is then a preference in words."
-            )
+        if conditioned and self.users is None:
+            raise DecodingError("the model has soft tokens: pass users=index, as load_personalized returns it.")
+        if self.users is not None and not conditioned:
+            raise DecodingError("the model has no soft tokens: pass no users; `who` is then a preference in words.")
         self._takes_words = conditioned and takes_user_text(self.model)
 
     def base_factor(self, weight: float) -> float:
@@ -154,9 +151,7 @@ class PAD(Guide):
         if not self._takes_words or name is None:
             return None
         if name not in self.words:
-            raise DecodingError(
-                f"the model was trained with the users' own words, but there are none of {name!r}: pass words=."
-            )
+            raise DecodingError(f"the model reads users' own words, but there are none of {name!r}: pass words=.")
         return self.words[name]
 
     def rows(self, owner: int, prompt: Prompt, who: Who, tokenizer: PreTrainedTokenizerBase) -> list[tuple[Row, float]]:

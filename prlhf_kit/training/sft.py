@@ -29,21 +29,38 @@ from prlhf_kit.training.resume import HISTORY, Checkpoints, fit
 
 
 @dataclass(frozen=True, kw_only=True)
-class SFTRecipe:
-    """How a model is fine-tuned; fields as of `recipe.Recipe`, `settings` are arguments of TRL's `SFTConfig`."""
+class AnyRecipe:
+    """What all recipes have: values only, which fit into a JSON file (`launch.read_recipe`).
 
+    Args:
+        settings: arguments of the trainer's config.
+        tokenizer: name of a tokenizer that is not the base model's own.
+        context, template, context_seed, choices: the reader in the prompt (`data.context`); policy and reference see
+            the same prompts. Pairs that have a context already are taken as they are, with "none". `choices`: how many
+            of a user's training pairs context="choices" tells.
+    """
+
+    settings: dict[str, Any] = field(default_factory=dict)
+    tokenizer: str = ""
     context: Context = "none"
     template: str = ""
     context_seed: int = 0
     choices: int = 4
-    train_base: str = "lora"
-    tokenizer: str = ""
-    adapter: dict[str, Any] = field(default_factory=dict)
-    settings: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
-        check_train_base(self.train_base, ("lora", "qlora", "full"))
         require_context(self.context)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SFTRecipe(AnyRecipe):
+    """How a model is fine-tuned; fields as of `recipe.Recipe`, `settings` are arguments of TRL's `SFTConfig`."""
+
+    train_base: str = "lora"
+    adapter: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_train_base(self.train_base, ("lora", "qlora", "full"))
 
 
 def preferred(pairs: Dataset) -> Dataset:
@@ -65,8 +82,8 @@ def build_sft_trainer(
     tokenizer = load_tokenizer(recipe.tokenizer or model)
     require_prefix(tokenizer)
     sets = {"train": writable(pairs)} | ({} if evaluation is None else {"eval": writable(evaluation)})
-    contexts = contexts_of(recipe, *sets.values())
-    imitated = {name: preferred(with_reader(part, contexts)) for name, part in sets.items()}
+    contexts = contexts_of(recipe, pairs, evaluation)
+    imitated = {name: preferred(part) for name, part in with_reader(sets, contexts).items()}
     if args.max_length is not None:
         imitated = {n: fitting(rows, tokenizer, args.max_length, ["completion"]) for n, rows in imitated.items()}
     if not len(imitated["train"]):
@@ -78,19 +95,27 @@ def build_sft_trainer(
     return trainer
 
 
-def contexts_of(recipe: Any, train: Dataset | dict[str, Dataset], *sets: Dataset) -> Contexts:
-    """How a recipe puts readers into the prompts of some sets; other readers are drawn among those of `train`, one set
-    or several by name."""
+def sets_in(pairs: Any) -> list[Dataset]:
+    """One set, several by name, or none (None), as a list."""
+    return [*pairs.values()] if isinstance(pairs, dict) else [] if pairs is None else [pairs]
+
+
+def contexts_of(recipe: AnyRecipe, train: Any, evaluation: Any = None) -> Contexts:
+    """How a recipe puts readers into the prompts of its sets, each one or several by name; other readers are drawn
+    among those of `train`."""
     if recipe.context == "none":  # nobody need be known, and pairs may lack what people say
         return Contexts("none", {})
-    training = [*train.values()] if isinstance(train, dict) else [train]
-    people, among = people_of(*training, *sets), frozenset(people_of(*training))
+    training = sets_in(train)
+    people, among = people_of(*training, *sets_in(evaluation)), frozenset(people_of(*training))
     return Contexts(recipe.context, people, recipe.template, recipe.context_seed, among, training, recipe.choices)
 
 
-def with_reader(pairs: Dataset, contexts: Contexts) -> Dataset:
-    """`pairs` with the reader in their prompts; for "none" they stay as they are, with a context or without."""
-    return pairs if contexts.context == "none" else with_context(without_reference(pairs), contexts)
+def with_reader(pairs: Any, contexts: Contexts) -> Any:
+    """`pairs`, or several sets by name, with the reader in their prompts; for "none" they stay as they are, with a
+    context or without."""
+    if isinstance(pairs, dict):
+        return {name: with_reader(part, contexts) for name, part in pairs.items()}
+    return pairs if pairs is None or contexts.context == "none" else with_context(without_reference(pairs), contexts)
 
 
 def without_reference(pairs: Dataset) -> Dataset:

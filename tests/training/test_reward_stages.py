@@ -127,7 +127,7 @@ def test_sets_of_the_notebook(pairs, tokenizer, capsys):
     assert {name: len(part) for name, part in found.items()} == numbers
     assert set(found["a/test"]["user_id"]) == {"a"}
     for wrong, message_ in (
-        ({"names": ["law"]}, r"no training pair has user_id='law'\. Known: a, b, c"),
+        ({"names": ["law"]}, r"no user_id of a training pair 'law'\. There are: a, b, c"),
         ({"max_length": 5}, "Raise max_length"),
         ({"general": ["y"]}, "none is left to train on"),
     ):
