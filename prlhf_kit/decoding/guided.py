@@ -38,12 +38,10 @@ class GuidedDecoder:
         base: any decoder-only model (with its adapter, if PEFT wraps it); None: the model that the guide's own was
             trained from. It may be the very model below the guide's adapter.
         tokenizer: of the base.
-        guide: `PAD` or `ARGS`.
         weight: w, the paper's default being 1; or one a token (the last one stays).
         top_k: candidates a step.
         max_new_tokens, min_new_tokens, stop_strings, repetition_penalty: as of `generate`, on the base's logits.
         do_sample: draw from softmax(score / temperature) over the candidates, cut to `top_p`; else the best one.
-        batch_size: answers at once.
 
     Raises:
         DecodingError: k beyond the vocabulary, w not finite, or tokenizers that differ.
@@ -136,12 +134,10 @@ class GuidedDecoder:
             for numbers in tqdm(batches, desc="guided decoding", disable=None, leave=False):
                 batch = [left[i] for i in numbers]
                 [answers] = Steered(self, [job for _, job in batch]).write(self.max_new_tokens)
-                rows = []
-                for (key, job), answer in zip(batch, answers, strict=True):
-                    found[key] = answer
-                    rows.append({"key": key, "prompt": job.prompt, "who": job.who, **answer.to_json()})
+                found |= {key: answer for (key, _), answer in zip(batch, answers, strict=True)}
                 if out is not None:
-                    add_lines(Path(out), rows)
+                    asked = [{"key": key, "prompt": job.prompt, "who": job.who} for key, job in batch]
+                    add_lines(Path(out), [row | found[row["key"]].to_json() for row in asked])
         return [found[key] for key in keys]
 
     def stream(self, prompt: Prompt, who: Who = None) -> Iterator[GuidedAnswer]:

@@ -110,7 +110,6 @@ class PAD(Guide):
             is itself without the preference).
         users: rows of the users, for a model with soft tokens. `who` is then a user's id.
         words: users' own words by their id, for a model that was trained with both (`user_text=True`).
-        form: "paper" or "released".
         tokenizer: of `model`; may be left out where the base is the model that it was trained from.
     """
 
@@ -136,9 +135,8 @@ class PAD(Guide):
 
     def base_prompt(self, prompt: Prompt, who: Who) -> Prompt:
         """With the preference in the released form, without in the paper's."""
-        if self.form == "paper":
-            return prompt
-        return self._told(prompt, " ".join(text for text in map(self._text, weighed(who)) if text))
+        told = [] if self.form == "paper" else map(self._text, weighed(who))
+        return self._told(prompt, " ".join(filter(None, told)))
 
     def _told(self, prompt: Prompt, text: str | None) -> Prompt:
         """`prompt` as the policy reads it."""
@@ -187,9 +185,8 @@ class ARGS(Guide):
         pooling = getattr(bare, "pooling", "own")
         if not (linear and pooling in ("own", "last") and reads_candidates(self.model)):
             raise DecodingError(
-                f"{type(bare).__name__} can't be read token by token: ARGS needs a decoder with a linear reward head "
-                f"at the last token (pooling 'last', not {pooling!r}) and attention that takes a 4-D mask (no ALiBi). "
-                "Choose among finished answers with best_of_n instead."
+                f"{type(bare).__name__} can't be read token by token: ARGS needs a linear head at the last token of a "
+                f"decoder (pooling 'last', not {pooling!r}) and a 4-D mask (no ALiBi). Use best_of_n instead."
             )
 
     def rows(self, owner: int, prompt: Prompt, who: Who, tokenizer: PreTrainedTokenizerBase) -> list[tuple[Row, float]]:
@@ -202,6 +199,6 @@ class ARGS(Guide):
         ]
 
     def reader(self, rows: Sequence[Row]) -> Reader:
-        """Rewards, not log-probabilities."""
+        """Of rewards, not of log-probabilities."""
         bare: Any = causal_lm(self.model)
         return CandidateReader(rows, getattr(bare, head_name(bare)), self.output)

@@ -88,10 +88,8 @@ class PersonalizedRewardConfig(UserSettings, RewardConfig):
 
     def __post_init__(self):
         if self.lm_loss_coeff < 0 or not 0 <= self.lm_score_threshold < 1:
-            raise ValueError(
-                f"lm_loss_coeff={self.lm_loss_coeff}, lm_score_threshold={self.lm_score_threshold}: expected a weight "
-                "of at least 0 and a threshold in [0, 1)."
-            )
+            found = f"lm_loss_coeff={self.lm_loss_coeff}, lm_score_threshold={self.lm_score_threshold}"
+            raise ValueError(f"{found}: expected a weight of at least 0 and a threshold in [0, 1).")
         for_this_machine(self)
         super().__post_init__()
         if self.eval_strategy == "no":

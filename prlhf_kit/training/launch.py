@@ -73,12 +73,8 @@ def load_base(model: str, train_base: str = "lora", device: str | None = None, d
     four_bits = None
     if train_base == "qlora":
         device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
-        four_bits = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=torch.bfloat16,
-        )
+        nf4 = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
+        four_bits = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.bfloat16, **nf4)
     loaded: Any = load_model(model, getattr(torch, dtype), device, four_bits)
     if Path(model, SFT_FILE).is_file():  # tells trainings apart (`fit`)
         loaded.starts_from = weights_in(model)
@@ -86,23 +82,15 @@ def load_base(model: str, train_base: str = "lora", device: str | None = None, d
 
 
 def launch_recipe(
-    module: str,
-    launch: Sequence[str],
-    recipe: Any,
-    model: str,
-    pairs: Dataset,
-    out: str | Path,
-    evaluation: Dataset | None = None,
+    module: str, launch: Sequence[str], recipe: Any, model: str, out: str | Path, sets: dict[str, Dataset]
 ) -> None:
-    """Train a recipe by `module` in processes of their own. It is written to `<out>-launched.json`, its pairs beside.
-    Raises `RuntimeError` with the end of what they said, if they fail."""
+    """Train a recipe by `module` in processes of their own. It is written to `<out>-launched.json`, its pairs and
+    perhaps its evaluation (`sets`) beside. Raises `RuntimeError` with the end of what they said, if they fail."""
     fields = {**vars(recipe), "model": model, "out": str(out)}
-    for name, part in (("pairs", pairs), ("evaluation", evaluation)):
-        folder = f"{out}-launched-{name}"
-        shutil.rmtree(folder, ignore_errors=True)
-        if part is not None:
-            part.save_to_disk(folder)
-            fields[name] = folder
+    for name, part in sets.items():
+        fields[name] = f"{out}-launched-{name}"
+        shutil.rmtree(fields[name], ignore_errors=True)
+        part.save_to_disk(fields[name])
     file = Path(f"{out}-launched.json")
     write_json(file, fields)
     line = [sys.executable, "-m", "accelerate.commands.launch", *launch, "-m", module, str(file)]

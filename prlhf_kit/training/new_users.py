@@ -48,11 +48,11 @@ def adapt(
 ) -> Adapted:
     """Fit the rows of users who have none, by DPO's loss on their own pairs; everything else is frozen.
 
-    Every user starts at the row that explains their pairs best (`weigh`), and goes on by Adam. All are fitted together,
-    and since nothing is shared among them each gets what it would get alone.
+    Every user starts at the row that explains their pairs best (`weigh`), and goes on by Adam. Nothing is shared among
+    them, so each gets what it would get alone.
 
     Args:
-        model: trained personalised model (of `load_personalized` or a trainer) whose user model is a `UserModel`.
+        model: trained personalised model whose user model is a `UserModel`.
         pairs: preference records of the new users (`kit.data.few_shot`).
         steps: of Adam; 0 keeps the best row to start from.
         evidence: of the pairs (`weigh`), where it is known already.
@@ -122,23 +122,18 @@ def weigh(model, tokenizer: PreTrainedTokenizerBase, pairs: Dataset, batch_size:
         scores = score_pairs(scored, tokenizer, pairs, rows, batch_size)
         return (scores.chosen_logp - scores.rejected_logp).to_numpy()
 
-    rows = list(range(user_table(model).num_rows))
-    if len(rows) > 65:
-        rows = [GENERIC, *_typical(user_table(model), 16)]
+    table = user_table(model)
+    rows = list(range(table.num_rows))
+    if len(rows) > 65:  # those who are nearest to the centres of all users' numbers
+        own = table.own.detach()[GENERIC + 1 :].flatten(1).float().cpu().numpy()
+        centres = KMeans(16, n_init=4, random_state=0).fit(own).cluster_centers_
+        rows = sorted({GENERIC, *(GENERIC + 1 + int(row) for row in pairwise_distances_argmin(centres, own))})
     read = as_read(model, pairs, reference=True)
     with reference_of(model) as base:
         reference = ratios(base, read)
     shown = tqdm(rows, desc="known users", disable=None, leave=False)
-    return Evidence(
-        rows, np.stack([ratios(model, pairs, [row] * len(pairs)) - reference for row in shown], 1), reference
-    )
-
-
-def _typical(table: UserModel, n: int) -> list[int]:
-    """Rows of the users who are nearest to the n centres of all users' numbers (k-means)."""
-    own = table.own.detach()[GENERIC + 1 :].flatten(1).float().cpu().numpy()
-    centres = KMeans(n, n_init=4, random_state=0).fit(own).cluster_centers_
-    return sorted({GENERIC + 1 + int(row) for row in pairwise_distances_argmin(centres, own)})
+    margins = np.stack([ratios(model, pairs, [row] * len(pairs)) - reference for row in shown], 1)
+    return Evidence(rows, margins, reference)
 
 
 def user_table(model) -> UserModel:

@@ -31,14 +31,7 @@ from prlhf_kit.models.user_index import UserIndex
 from prlhf_kit.models.user_models import USER_MODELS
 from prlhf_kit.training.config import PersonalizedDPOConfig
 from prlhf_kit.training.controls import LABELS, WITHOUT_USERS, control_pairs
-from prlhf_kit.training.launch import (
-    DTYPES,
-    check_train_base,
-    command,
-    launch_recipe,
-    load_base as load_base,
-    read_recipe,
-)
+from prlhf_kit.training.launch import DTYPES, check_train_base, command, launch_recipe, load_base, read_recipe
 from prlhf_kit.training.pdpo import FROZEN_BASE, PersonalizedDPOTrainer
 from prlhf_kit.training.presets import preset
 from prlhf_kit.training.resume import HISTORY, fit
@@ -156,8 +149,7 @@ def train(
         model: base model, as `load_model` takes it.
         pairs: preference pairs, best with the reference's log-probs (`add_reference_logps`).
         out: folder of the trained model; checkpoints lie beside it, in `<out>-checkpoints`.
-        evaluation: held-out pairs, scored as `settings` say (`eval_strategy`); every user's accuracy is then in
-            `user_metrics.parquet`.
+        evaluation: held-out pairs, scored as `settings` say (`eval_strategy`), by user in `user_metrics.parquet`.
         launch: arguments of `accelerate launch`, `["--config_file", "configs/fsdp.yaml"]` for instance, to train in
             processes of their own; none: in this process.
     """
@@ -173,7 +165,7 @@ def train(
     second = replace(recipe, context="none", template="", sft=None)  # its pairs have their context
     if launch:
         policy = None
-        launch_recipe("prlhf_kit.training.recipe", launch, second, model, sets["pairs"], out, sets.get("evaluation"))
+        launch_recipe("prlhf_kit.training.recipe", launch, second, model, out, sets)
     else:
         trainer = build_trainer(second, model, sets["pairs"], out, sets.get("evaluation"), policy)
         if dropped := trainer.dropped["train"]:
@@ -237,8 +229,8 @@ def require(recipe: Recipe, model: str, pairs: Dataset, name: str = "train") -> 
     args = PersonalizedDPOConfig(**{"output_dir": "", "use_cpu": True, **recipe.settings})
     LoraConfig(**recipe.adapter)
     tokenizer, config = load_tokenizer(recipe.tokenizer or model), from_hub(AutoConfig, model).get_text_config()
-    kind: Any = USER_MODELS[recipe.user_model]
-    users = kind(1, torch.nn.Embedding(config.vocab_size, 1), **recipe.user_model_options)  # the smallest one
+    kind: Any = USER_MODELS[recipe.user_model]  # the smallest one
+    users = kind(1, torch.nn.Embedding(config.vocab_size, 1), **recipe.user_model_options)
     if recipe.user_start and recipe.method not in WITHOUT_USERS:
         load_embedder(recipe.user_start)  # which may refuse its name
         fits_a_head(pairs, users.own.shape[1])

@@ -134,7 +134,8 @@ def train_sft(
     """Train to the end, or resume (`fit`), and return the trainer's log. Arguments as of `recipe.train`: the pairs are
     DPO's, whose chosen responses are imitated, each once."""
     if launch:
-        launch_recipe(__name__, launch, recipe, model, pairs, out, evaluation)
+        held_out = {} if evaluation is None else {"evaluation": evaluation}
+        launch_recipe(__name__, launch, recipe, model, out, {"pairs": pairs} | held_out)
         return pd.read_parquet(Path(out, HISTORY))
     trainer = build_sft_trainer(recipe, model, pairs, out, evaluation)
     log = fit(trainer, out)
