@@ -164,10 +164,7 @@ def test_choices_in_context_are_a_preference_in_words(make_tiny, tokenizer):
 
 def test_users_words_and_soft_tokens(make_tiny, tokenizer):
     """The policy sees both, the base neither."""
-    model = make_tiny()
-    kit.condition(model, kit.IndividualUserModel(4, model.get_input_embeddings(), 2, user_text=True))
-    with torch.no_grad():
-        model.user_model.own.normal_(0, 0.8)
+    model = make_tiny(users=3, num_tokens=2, offsets=0.8, user_text=True)
     personal = get_peft_model(model, LoraConfig(target_modules=["q_proj"], modules_to_save=["user_model"])).eval()
     decoder = kit.GuidedDecoder(None, tokenizer, kit.PAD(personal, USERS, {"ann": SAID[0]}), weight=2.0, **LENGTH)
     [answer] = decoder.generate(PROMPTS[1:2], ["ann"])
@@ -213,53 +210,39 @@ def reward_model(tokenizer, architecture="llama", users=0, pooling="last"):
     return SequenceReward(model, tokenizer, USERS if users else None)
 
 
-@torch.no_grad()
-def reward_of(reward, ids, new, rows=((None, 1.0),)):
-    text, found = torch.cat([ids, torch.tensor([new])], 1), 0.0
-    for row, share in rows:
-        inputs = {} if row is None else {"user_rows": torch.tensor([row])}
-        found += share * reward.model(input_ids=text, **inputs).logits.item()
-    return found
-
-
-def plain_args(base, reward, tokenizer, prompt, weight, rows=((None, 1.0),)):
+def plain_args(base, reward, tokenizer, prompt, weight, rows):
     ids = ids_of(tokenizer, prompt)
 
+    @torch.no_grad()
+    def reward_of(new):
+        text, found = torch.cat([ids, torch.tensor([new])], 1), 0.0
+        for row, share in rows:
+            inputs = {} if row is None else {"user_rows": torch.tensor([row])}
+            found += share * reward.model(input_ids=text, **inputs).logits.item()
+        return found
+
     def rewards(new, candidates):
-        return torch.tensor([reward_of(reward, ids, [*new, token], rows) for token in candidates.tolist()])
+        return torch.tensor([reward_of([*new, token]) for token in candidates.tolist()])
 
     return steered(tokenizer, reader(base, tokenizer, prompt), rewards, weight)
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
-def test_args_scores_candidates_on_one_cache(make_tiny, tokenizer, architecture):
-    """At every token, and now and then: then it reads in one go what it was not asked for."""
-    base, reward = make_tiny(architecture), reward_model(tokenizer, architecture)
-    weights = [5.0, 5.0, 0.0, 0.0, 5.0, 0.0, 2.0]
-    out = kit.GuidedDecoder(base, tokenizer, kit.ARGS(reward), weight=weights, **LENGTH).generate(PROMPTS)
-    for prompt, answer in zip(PROMPTS, out, strict=True):
-        assert answer.tokens == plain_args(base, reward, tokenizer, prompt, weights)
-    assert any(any(answer.changed) for answer in out)
-
-
-def test_args_with_a_window(make_tiny, tokenizer):
-    """A reward model with a window: while texts fit into it; longer ones are refused, not scored wrongly."""
-    base, wide = make_tiny("llama"), reward_model(tokenizer, "gemma2_wide")
-    out = kit.GuidedDecoder(base, tokenizer, kit.ARGS(wide), weight=1.5, **LENGTH).generate(PROMPTS)
-    for prompt, answer in zip(PROMPTS, out, strict=True):
-        assert answer.tokens == plain_args(base, wide, tokenizer, prompt, 1.5)
-    narrow = kit.GuidedDecoder(base, tokenizer, kit.ARGS(reward_model(tokenizer, "gemma2")), **LENGTH)
-    with pytest.raises(kit.DecodingError, match="window of 16"):
-        narrow.generate(PROMPTS)
-
-
-def test_args_for_users(make_tiny, tokenizer):
-    base, reward = make_tiny(), reward_model(tokenizer, users=3)
-    decoder = kit.GuidedDecoder(base, tokenizer, kit.ARGS(reward), weight=2.0, **LENGTH)
-    rows = [[(1, 1.0)], [(1, 0.5), (3, 1.0)], [(0, 1.0)]]
-    out = decoder.generate(PROMPTS, ["ann", {"ann": 0.5, "eve": 1.0}, None])
+@pytest.mark.parametrize(("architecture", "users"), [("llama", 0), ("gpt2", 0), ("gemma2_wide", 0), ("llama", 3)])
+def test_args_scores_candidates_on_one_cache(make_tiny, tokenizer, architecture, users):
+    """At every token, and now and then: then it reads in one go what it was not asked for. With a window that texts fit
+    into, and for users."""
+    base, reward, weights = (
+        make_tiny(),
+        reward_model(tokenizer, architecture, users),
+        [5.0, 5.0, 0.0, 0.0, 5.0, 0.0, 2.0],
+    )
+    who, rows = [None] * 3, [[(None, 1.0)]] * 3
+    if users:
+        who, rows = ["ann", {"ann": 0.5, "eve": 1.0}, None], [[(1, 1.0)], [(1, 0.5), (3, 1.0)], [(0, 1.0)]]
+    out = kit.GuidedDecoder(base, tokenizer, kit.ARGS(reward), weight=weights, **LENGTH).generate(PROMPTS, who)
     for prompt, mine, answer in zip(PROMPTS, rows, out, strict=True):
-        assert answer.tokens == plain_args(base, reward, tokenizer, prompt, 2.0, mine)
+        assert answer.tokens == plain_args(base, reward, tokenizer, prompt, weights, mine)
+    assert any(any(answer.changed) for answer in out)
 
 
 @ON_ONE
@@ -292,5 +275,9 @@ def test_refusals(personal, make_tiny, tokenizer, bert):
     ):
         with pytest.raises(kit.DecodingError, match=match):
             make()
-    with pytest.raises(kit.DecodingError, match="knows no users, so it can't steer for 'ann'"):
-        kit.GuidedDecoder(make_tiny(), tokenizer, kit.ARGS(reward_model(tokenizer))).generate(PROMPTS[:1], ["ann"])
+    for match, reward in (
+        ("knows no users, so it can't steer for 'ann'", reward_model(tokenizer)),
+        ("window of 16", reward_model(tokenizer, "gemma2", users=3)),  # longer texts would be scored wrongly
+    ):
+        with pytest.raises(kit.DecodingError, match=match):
+            kit.GuidedDecoder(make_tiny(), tokenizer, kit.ARGS(reward), **LENGTH).generate(PROMPTS[:1], ["ann"])

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import ALL_FAMILIES
+from conftest import ALL_FAMILIES, as_trained
 from datasets import Dataset
 from transformers import (
     GPT2Config,
@@ -36,12 +36,7 @@ def uneven():
 def loss_and_gradients(model, tokenizer, pairs, folder, architecture="llama", **options):
     """Of one batch that holds all pairs, from the same weights each time."""
     trainer = make_trainer(model, tokenizer, pairs, folder, architecture, **options)
-    model = trainer.model.eval()
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():  # policy and reference differ
-        for name, p in model.named_parameters():
-            if "lora_B" in name:
-                p.normal_(0, 0.3, generator=generator)
+    model = as_trained(trainer.model.eval(), 0.3)  # policy and reference differ
     batch = trainer.data_collator([dict(row) for row in trainer.train_dataset])
     loss = trainer.compute_loss(model, batch)
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
@@ -58,68 +53,52 @@ def same(found, expected):
 
 @pytest.mark.parametrize("architecture", ALL_FAMILIES)
 def test_same_loss_and_gradients(make_tiny, tokenizer, uneven, tmp_path, architecture):
-    found = {}
-    for name, way in (("plain", PLAIN), ("shared", {})):
-        model = make_tiny(architecture, users=3, offsets=0.5)
-        found[name] = loss_and_gradients(model, tokenizer, uneven, tmp_path, architecture, alpha=0.3, **way)
-    same(found["shared"], found["plain"])
+    plain, shared = (
+        loss_and_gradients(
+            make_tiny(architecture, users=3, offsets=0.5), tokenizer, uneven, tmp_path, architecture, alpha=0.3, **way
+        )
+        for way in (PLAIN, {})
+    )
+    same(shared, plain)
     if architecture in ("mistral", "gemma2"):  # longer than the window: a 4-D mask would be wrong there
-        assert "prompt_ids" not in found["shared"][2]
+        assert "prompt_ids" not in shared[2]
     else:
-        assert len(found["shared"][2]["prompt_ids"]) == 6
+        assert len(shared[2]["prompt_ids"]) == 6
 
 
-def test_pairs_of_one_user_and_prompt_share_a_row(make_tiny, tokenizer, tmp_path):
-    says = ["Yes.", "No, " + "really " * 9 + "not!", "Why? " * 4, "Good " * 15]
-    rows = [record(f"p{i}", "ab"[i % 2], f"Tell me {i % 2}.", says[i % 4], says[(i + 1) % 4]) for i in range(8)]
-    pairs, found = in_blocks(Dataset.from_list(rows), 4), {}
-    for name, way in (("plain", PLAIN), ("shared", {})):
-        model = make_tiny("llama", users=2, offsets=0.5)
-        options = {"alpha": 0.3, "pairs_per_row": 4, "per_device_train_batch_size": 4, **way}
-        found[name] = loss_and_gradients(model, tokenizer, pairs, tmp_path, **options)
-    same(found["shared"], found["plain"])
-    assert len(found["shared"][2]["prompt_ids"]) == 2
+def test_pairs_of_one_user_and_prompt_share_a_row(make_tiny, tokenizer, uneven, tmp_path):
+    rows = [{**uneven[i % 4], "user_id": "ab"[i % 2], "prompt": uneven[i % 2]["prompt"]} for i in range(8)]
+    pairs = in_blocks(Dataset.from_list(rows), 4)
+    options = {"alpha": 0.3, "pairs_per_row": 4, "per_device_train_batch_size": 4}
+    plain, shared = (
+        loss_and_gradients(make_tiny(users=2, offsets=0.5), tokenizer, pairs, tmp_path, **options, **way)
+        for way in (PLAIN, {})
+    )
+    same(shared, plain)
+    assert len(shared[2]["prompt_ids"]) == 2
 
 
 @pytest.mark.filterwarnings("ignore:.* pairs of the train set are longer")
 @pytest.mark.parametrize(
     "options",
-    [  # losses that look at masks and single tokens, cut texts, user tokens after BOS
+    [  # losses that look at masks and single tokens, cut texts, the reference, user tokens after BOS
         {"loss_type": "ipo", "use_weighting": True},
         {"loss_type": ["sigmoid_norm", "sft"], "ld_alpha": 0.5},
         {"loss_type": "sigmoid_norm", "personalized": False},
         {"max_length": 75},
+        {"precompute_ref_log_probs": False},
         {"alpha": 0.5, "after_bos": True},
     ],
 )
 def test_what_else_looks_at_tokens(make_tiny, tokenizer, uneven, tmp_path, options):
     found, config = [], {name: value for name, value in options.items() if name != "after_bos"}
     for way in ({}, PLAIN):
-        model = make_tiny(users=3 if config.get("personalized", True) else 0, offsets=0.5)
-        if "after_bos" in options:
-            model.user_model.after_bos = True
-        found.append(loss_and_gradients(model, tokenizer, uneven, tmp_path, **config, **way))
+        users = {"users": 3, "after_bos": options.get("after_bos")} if config.get("personalized", True) else {}
+        found.append(loss_and_gradients(make_tiny(**users, offsets=0.5), tokenizer, uneven, tmp_path, **config, **way))
     same(*found)
 
 
-def test_the_reference_is_the_same_and_tokens_are_counted_alike(make_tiny, tokenizer, uneven, tmp_path):
-    def run(way):
-        options = {"precompute_ref_log_probs": False, "alpha": 0.0, **way}
-        trainer = make_trainer(make_tiny(users=3), tokenizer, uneven, tmp_path, **options)
-        trainer.train()
-        return [
-            {k: v for k, v in entry.items() if "time" not in k and "per_second" not in k and k != "total_flos"}
-            for entry in trainer.state.log_history
-        ]
-
-    for a, b in zip(run({}), run(PLAIN), strict=True):
-        assert a.keys() == b.keys()
-        for name in set(a) - {"entropy"}:
-            assert a[name] == pytest.approx(b[name], abs=2e-4), name
-        assert a.get("num_tokens") == b.get("num_tokens")
-
-
-def test_recurrent_layers_are_noticed(make_tiny, tokenizer, uneven, tmp_path):
+def test_recurrent_layers_are_noticed(make_tiny, tokenizer):
     assert shares_prompts(make_tiny())
     mamba = MambaForCausalLM(MambaConfig(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2)).eval()
     assert not shares_prompts(mamba)
