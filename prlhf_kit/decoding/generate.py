@@ -29,10 +29,8 @@ def require_prompt(prompt: Prompt) -> None:
     if isinstance(prompt, str | Mapping) or not all(
         isinstance(m, Mapping) and {"role", "content"} <= m.keys() for m in prompt
     ):
-        raise DecodingError(
-            f"a prompt is {str(prompt)[:80]!r}, expected a list of messages, [{{'role': 'user', 'content': text}}]; "
-            "several prompts, or one, are a list of such lists."
-        )
+        expected = "a list of messages, [{'role': 'user', 'content': text}]; prompts, or one, are a list of such lists"
+        raise DecodingError(f"a prompt is {str(prompt)[:80]!r}, expected {expected}.")
     if not prompt or not prompt[-1]["content"].strip():
         raise DecodingError(f"an empty prompt can't be answered: {prompt!r}. Expected messages with text.")
 

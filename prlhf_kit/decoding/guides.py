@@ -86,10 +86,8 @@ def users_with_weights(users: UserIndex | None, who: Who) -> list[tuple[str | No
     unknown = [name for name in shares if name is not None and name not in users]
     if unknown:
         some = ", ".join(map(repr, users.user_ids[:5]))
-        raise DecodingError(
-            f"{unknown[0]!r} has no row in the user index of {len(users.user_ids)} users ({some}, ...). Use one of "
-            "them, None for the generic user, {user_id: weight} for several, or kit.adapt the model to the new user."
-        )
+        said = f"{unknown[0]!r} has no row in the user index of {len(users.user_ids)} users ({some}, ...)"
+        raise DecodingError(f"{said}. Use one of them, {{user_id: weight}} for several, None (generic), or kit.adapt.")
     return [(name, 0 if name is None else users.rows([name])[0], share) for name, share in shares.items()]
 
 

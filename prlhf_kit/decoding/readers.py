@@ -50,14 +50,11 @@ class Row:
 @contextlib.contextmanager
 def reading(rows: Sequence[Row]) -> Iterator[None]:
     """Within it, the rows' model reads them as a batch, each with or without its adapter and preference head."""
-    model = rows[0].model
-    with contextlib.ExitStack() as stack:
-        on = [row.adapter for row in rows]
-        if isinstance(model, PeftModel) and not any(on):
-            stack.enter_context(model.disable_adapter())
-        elif not all(on):
-            stack.enter_context(_lora_on(model, torch.tensor(on)))
-        stack.enter_context(heads_on(causal_lm(model), torch.tensor([row.head and row.adapter for row in rows])))
+    model, on = rows[0].model, [row.adapter for row in rows]
+    adapters: Any = contextlib.nullcontext() if all(on) else _lora_on(model, torch.tensor(on))
+    if isinstance(model, PeftModel) and not any(on):
+        adapters = model.disable_adapter()
+    with adapters, heads_on(causal_lm(model), torch.tensor([row.head and row.adapter for row in rows])):
         yield
 
 

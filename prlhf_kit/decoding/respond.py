@@ -53,15 +53,13 @@ def respond(
 ) -> pd.DataFrame:
     """Answer every job, and keep the answers in a file of JSON lines.
 
-    A call that was killed goes on where it was. Answers of other calls (another model, prompt as it is shown, user,
-    option or seed) stay in the file, so several systems may share one, one after the other. Greedy decoding asks equal
-    questions once. Sampling draws for each job, batch by batch: an interrupted call gets the answers of an
-    uninterrupted one, and other jobs or another batch size get others.
+    A call that was killed goes on where it was. Answers of other calls (another model, shown prompt, user, option or
+    seed) stay in the file. Greedy decoding asks equal questions once. Sampling draws batch by batch: an interrupted
+    call gets the answers of an uninterrupted one, other jobs or another batch size get others.
 
     Args:
         model: causal LM; personalised for `index`. Without an index, soft user tokens are left out.
-        jobs: rows with `user_id` (None: nobody in particular) and `prompt`, messages without any context; pairs of a
-            data set, for instance. Further columns are ignored.
+        jobs: rows with `user_id` (None: nobody in particular) and `prompt`, messages without any context.
         system: its name in the table.
         contexts: puts readers into the prompts (`data.context`); None: nothing of them.
         index: users whose soft tokens stand in front; others get the generic row.
@@ -143,9 +141,7 @@ def _shown(tokenizer, number: int, job: Mapping[str, Any], contexts: Contexts | 
 
     kept = prompt if fits(prompt) else shorten(prompt, fits)
     if kept is None:
-        raise DecodingError(
-            f"job {number} has more than max_prompt_tokens={limit} tokens with its context, even without its oldest "
-            "turns. Raise the limit, or shorten its last message."
-        )
+        said = f"job {number} has more than max_prompt_tokens={limit} tokens with its context"
+        raise DecodingError(f"{said}, even without its oldest turns. Raise it, or shorten the last message.")
     told = {"shown": shown(kept), "shortened": kept != prompt}
     return {"user_id": job["user_id"], "prompt": prompt_text(prompt), **recorded, **told}

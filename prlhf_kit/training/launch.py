@@ -21,8 +21,6 @@ from prlhf_kit.files import write_json
 from prlhf_kit.models.hub import SFT_FILE, load_model, weights_in
 from prlhf_kit.training.presets import made_for, preset
 
-DTYPES = ("auto", "float32", "bfloat16")
-
 
 def read_recipe(kind: type, path: str | Path) -> tuple[Any, str, Any, str, Any]:
     """Arguments of `train`, `train_sft` or `train_reward` from a JSON file: the recipe's fields, `model`, `out`, and
@@ -55,14 +53,6 @@ def writable(pairs: Dataset) -> Dataset:
     if all(os.access(Path(file["filename"]).parent, os.W_OK) for file in pairs.cache_files):
         return pairs
     return Dataset(pairs.with_format("arrow")[:], info=pairs.info, split=pairs.split)
-
-
-def check_train_base(train_base: str, known: Sequence[str]) -> None:
-    """Raise `ValueError` for a way to train the base that is not known, or can't be gone here."""
-    if train_base not in known:
-        raise ValueError(f"train_base={train_base!r}: expected one of {', '.join(known)}.")
-    if train_base == "qlora" and not torch.cuda.is_available():  # bitsandbytes 0.50 has no gradient on CPUs
-        raise ValueError("train_base='qlora' needs a GPU and bitsandbytes; 'lora' runs anywhere.")
 
 
 def load_base(model: str, train_base: str = "lora", device: str | None = None, dtype: str = "auto") -> PreTrainedModel:

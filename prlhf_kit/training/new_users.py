@@ -68,7 +68,7 @@ def adapt(
     start = [evidence.rows[i] for i in losses.argmin(0)]
     own = table.user_offsets(torch.tensor(start)).detach().clone().requires_grad_()
     optimizer = torch.optim.Adam([own], lr=learning_rate)
-    asked = tokenized(model, tokenizer, pairs) if steps else []
+    asked = tokenize_pairs(tokenizer, as_read(model, pairs)) if steps else []
     reference = torch.tensor(evidence.reference)
     rows = []
     model.eval()  # no dropout
@@ -86,18 +86,11 @@ def adapt(
     return Adapted(user_ids, own.detach(), pd.DataFrame(rows, columns=["step", "user_id", "loss"]), start, losses.T)
 
 
-Tokens = tuple[list[int], list[int]]  # of a prompt and a completion
-
-
-def tokenized(model, tokenizer: PreTrainedTokenizerBase, pairs: Dataset) -> list[tuple[Tokens, Tokens]]:
-    """Chosen and rejected of each pair, as `log_ratios` takes them; with the users' words where `model` has them."""
-    return [((p, c), (p, r)) for p, c, r in tokenize_pairs(tokenizer, as_read(model, pairs))]
-
-
-def log_ratios(model, asked: Sequence[tuple[Tokens, Tokens]], own: torch.Tensor, pad_token_id: int) -> torch.Tensor:
-    """log pi(chosen) - log pi(rejected) in one forward pass: `[n]`, differentiable in the users' `own` `[n, ...]`."""
+def log_ratios(model, asked: Sequence[tuple[list[int], ...]], own: torch.Tensor, pad_token_id: int) -> torch.Tensor:
+    """log pi(chosen) - log pi(rejected) of pairs (`tokenize_pairs`) in one forward pass: `[n]`, differentiable in the
+    users' `own` `[n, ...]`."""
     users = user_table(model).tokens(own).repeat(2, 1, 1)
-    texts = [chosen for chosen, _ in asked] + [rejected for _, rejected in asked]
+    texts = [(prompt, chosen) for prompt, chosen, _ in asked] + [(prompt, rejected) for prompt, _, rejected in asked]
     chosen, rejected = response_logps(model, texts, pad_token_id, users).chunk(2)
     return chosen - rejected
 
@@ -108,10 +101,6 @@ class Evidence(NamedTuple):
     rows: list[int]
     margins: np.ndarray  # `[n, rows]`, DPO's reward margins without beta (nats) under each of `rows`
     reference: np.ndarray  # `[n]`, the reference's log pi(chosen) - log pi(rejected)
-
-    def of(self, pairs: Sequence[int]) -> Evidence:
-        """That of some of the pairs."""
-        return Evidence(self.rows, self.margins[pairs], self.reference[pairs])
 
 
 def weigh(model, tokenizer: PreTrainedTokenizerBase, pairs: Dataset, batch_size: int = 16) -> Evidence:

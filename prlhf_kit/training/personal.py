@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 import torch
 from peft import PeftConfig
-from transformers import PreTrainedTokenizerBase, Trainer
+from transformers import Trainer
 
 from prlhf_kit.files import write_json
 from prlhf_kit.models.conditioning import ATTRIBUTE, causal_lm, user_model_of, user_models
@@ -62,8 +62,7 @@ class PersonalizedTraining(Trainer):
         # TRL puts all that is trained on a quantized base into bfloat16, in which a row could not take small steps
         for table in user_models(self.model):
             table.float()
-        if isinstance(self.processing_class, PreTrainedTokenizerBase):  # kept in `users.json`
-            setattr(causal_lm(self.model), TOKENIZER, tokenizer_hash(self.processing_class))
+        setattr(causal_lm(self.model), TOKENIZER, tokenizer_hash(kwargs["processing_class"]))  # kept in `users.json`
         self.add_callback(Checkpoints())
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:

@@ -152,8 +152,7 @@ def load_persrm(folder: str | Path, base=None) -> PeftModel | PreTrainedModel:
     base.wording = saved["wording"]
     if value_head is None:
         return PeftModel.from_pretrained(base, folder).eval()
-    pickled = value_head.suffix == ".bin"
-    found = torch.load(value_head, "cpu", weights_only=True) if pickled else load_file(value_head)
+    found = load_file(value_head) if value_head.suffix != ".bin" else torch.load(value_head, "cpu", weights_only=True)
     found = {name.removeprefix("v_head.summary."): value for name, value in found.items()}
     head = getattr(base, HEAD)
     shapes, wanted = ({name: tuple(value.shape) for name, value in s.items()} for s in (found, head.state_dict()))

@@ -31,7 +31,7 @@ from prlhf_kit.models.user_index import UserIndex
 from prlhf_kit.models.user_models import USER_MODELS
 from prlhf_kit.training.config import PersonalizedDPOConfig
 from prlhf_kit.training.controls import LABELS, WITHOUT_USERS, control_pairs
-from prlhf_kit.training.launch import DTYPES, check_train_base, command, launch_recipe, load_base, read_recipe
+from prlhf_kit.training.launch import command, launch_recipe, load_base, read_recipe
 from prlhf_kit.training.pdpo import FROZEN_BASE, PersonalizedDPOTrainer
 from prlhf_kit.training.presets import preset
 from prlhf_kit.training.resume import HISTORY, fit
@@ -70,20 +70,15 @@ class Recipe(AnyRecipe):
 
     def __post_init__(self):
         super().__post_init__()
-        check_train_base(self.train_base, ("lora", "qlora", "full", "frozen"))
-        known = {"dtype": DTYPES, "method": ("pdpo", *LABELS), "user_model": tuple(USER_MODELS)}
-        for name, values in known.items():
-            if getattr(self, name) not in values:
-                raise ValueError(f"{name}={getattr(self, name)!r}: expected one of {', '.join(values)}.")
+        self.require(train_base=("lora", "qlora", "full", "frozen"), dtype=("auto", "float32", "bfloat16"))
+        self.require(method=("pdpo", *LABELS), user_model=tuple(USER_MODELS))
         if self.user_start and self.user_model != "low_rank":
             raise ValueError(f"user_start={self.user_start!r}: coefficients, which only user_model='low_rank' has.")
         if self.sft is not None:
             sft_of(self)
             if self.train_base == "qlora":
-                raise ValueError(
-                    "train_base='qlora' can't start from an SFT adapter, which would be rounded. Train the stages one "
-                    "by one, and between them write the merged model: kit.load_model(sft).save_pretrained(folder)."
-                )
+                way_out = "Train the stages one by one, and between them kit.load_model(sft).save_pretrained(folder)"
+                raise ValueError(f"train_base='qlora' would round an SFT adapter that it starts from. {way_out}.")
         if self.context != "none" and (self.method == "dpo_text" or self.user_model_options.get("user_text")):
             both = f"context={self.context!r} and user_text (method dpo_text)"
             raise ValueError(f"{both} would both put users' words into the prompts. Choose one of them.")

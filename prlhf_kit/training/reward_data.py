@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from prlhf_kit.data.schema import SchemaError
@@ -78,11 +79,8 @@ class RewardCollator:
     padding_side: str = "right"
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        width = max(len(example["scores"]) for example in examples)
-        scores, mask = torch.zeros(len(examples), width), torch.zeros(len(examples), width, dtype=torch.bool)
-        for i, example in enumerate(examples):
-            scores[i, : len(example["scores"])] = torch.tensor(example["scores"])
-            mask[i, : len(example["scores"])] = True
+        scores = pad_sequence([torch.tensor(e["scores"]) for e in examples], batch_first=True)
+        mask = pad_sequence([torch.ones(len(e["scores"]), dtype=torch.bool) for e in examples], batch_first=True)
         # N responses of all lists in one batch, [N, L]; scores[mask] gives their scores back in this order
         ids, attended = padded([t for e in examples for t in e["text_ids"]], self.pad_token_id, self.padding_side)
         batch = {  # scores first: Trainer takes the batch size from there

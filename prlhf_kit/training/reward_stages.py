@@ -107,7 +107,7 @@ def build_reward_trainer(
 
 def train_reward(recipe: RewardRecipe, model: str, pairs: Any, out: str | Path, evaluation: Any = None) -> pd.DataFrame:
     """Train to the end, or resume (`fit`), and return which pairs each evaluation ranked right up to the step that was
-    saved: `step`, `set`, `row`, `user_id`, `prompt`, `right`, `pairs`, see `PersonalizedRewardTrainer`.
+    saved: columns of `PersonalizedRewardTrainer`.
 
     Args:
         model: what it starts from: a base model, or the folder of an earlier stage, whose adapter it goes on with.
@@ -163,13 +163,12 @@ def stage_sets(
     for split, suffix, n in (("train", "", n_custom), ("test_seen", "/test", n_test)):
         own = split_by(fitting(data[split], tokenizer, max_length), column, names)
         found |= {f"{name}{suffix}": sampled(pairs, n, seed) for name, pairs in own.items()}
-    parts = []
     for name, of in general.items():
-        if name in trained:
-            parts.append(sampled(fitting(of["train"], tokenizer, max_length), -(-n_general // len(trained)), seed))
         held_out = ["test_seen"] if name in trained else list(of)
         short = joined([fitting(of[split], tokenizer, max_length) for split in held_out])
         found[f"{name}/test"] = sampled(short, n_test, seed)
+    parts = [fitting(general[name]["train"], tokenizer, max_length) for name in trained]
+    parts = [sampled(part, -(-n_general // len(trained)), seed) for part in parts]
     found[GENERAL] = sampled(joined(parts), n_general, seed)
     for name, pairs in found.items():
         if not len(pairs):

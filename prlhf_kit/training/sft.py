@@ -24,7 +24,7 @@ from prlhf_kit.models.logprobs import REFERENCE
 from prlhf_kit.models.saving import name_base
 from prlhf_kit.models.tokenize import fitting
 from prlhf_kit.training.config import for_this_machine
-from prlhf_kit.training.launch import check_train_base, command, launch_recipe, load_base, read_recipe, writable
+from prlhf_kit.training.launch import command, launch_recipe, load_base, read_recipe, writable
 from prlhf_kit.training.resume import HISTORY, Checkpoints, fit
 
 
@@ -50,6 +50,14 @@ class AnyRecipe:
     def __post_init__(self):
         require_context(self.context)
 
+    def require(self, **known: Sequence[str]) -> None:
+        """Raise `ValueError` for fields whose values are not known, or a way to train the base that can't be gone."""
+        for name, values in known.items():
+            if getattr(self, name) not in values:
+                raise ValueError(f"{name}={getattr(self, name)!r}: expected one of {', '.join(values)}.")
+        if getattr(self, "train_base", "") == "qlora" and not torch.cuda.is_available():  # bitsandbytes needs one
+            raise ValueError("train_base='qlora' needs a GPU and bitsandbytes; 'lora' runs anywhere.")
+
 
 @dataclass(frozen=True, kw_only=True)
 class SFTRecipe(AnyRecipe):
@@ -60,15 +68,14 @@ class SFTRecipe(AnyRecipe):
 
     def __post_init__(self):
         super().__post_init__()
-        check_train_base(self.train_base, ("lora", "qlora", "full"))
+        self.require(train_base=("lora", "qlora", "full"))
 
 
 def preferred(pairs: Dataset) -> Dataset:
     """What is imitated: columns `user_id`, `prompt`, `completion`, each response that a user preferred once."""
-    keys = zip(pairs["user_id"], map(str, pairs["prompt"]), map(str, pairs["chosen"]), strict=True)
-    first = {key: i for i, key in reversed(list(enumerate(keys)))}
-    kept = pairs.select(sorted(first.values())).select_columns(["user_id", "prompt", "chosen"])
-    return kept.rename_column("chosen", "completion")
+    columns = ["user_id", "prompt", "chosen"]
+    first = pd.DataFrame({name: [str(value) for value in pairs[name]] for name in columns}).drop_duplicates()
+    return pairs.select(first.index).select_columns(columns).rename_column("chosen", "completion")
 
 
 def build_sft_trainer(

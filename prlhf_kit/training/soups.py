@@ -38,7 +38,7 @@ def soup(
     `folders` (`train_adapters`). Its `unload()` gives `model` back, for the next soup.
 
     PEFT's "cat" does it, by stacking: the ranks add up. Its "linear", and the papers' code, average A and B apart, but
-    a product of means is no mean; "svd" cuts it to one adapter's rank. PEFT rounds the stack to the type of `model`.
+    a product of means is no mean. PEFT rounds the stack to the type of `model`.
 
     Args:
         weights: of some of the names in `folders`, adding up to 1. None: all alike.
