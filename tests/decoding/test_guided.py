@@ -14,11 +14,6 @@ from decoding.test_guides import LENGTH, ROWS, USERS, WHO, another, reward_model
 from prlhf_kit.decoding.steered import Steered
 
 
-@pytest.fixture(params=["llama"])
-def architecture(request):
-    return request.param
-
-
 @pytest.fixture
 def steering(personal, tokenizer):
     """Either kind of guide, for a base of its own."""
@@ -143,8 +138,6 @@ def test_json_lines_resume(personal, tokenizer, tmp_path, monkeypatch):
     monkeypatch.setattr(Steered, "write", counted)
     with pytest.raises(KeyboardInterrupt):
         decoder.generate(PROMPTS, WHO, out=file)
-    with file.open("a") as f:
-        f.write('{"key": "cut o')
     calls[:] = [0]
     out = decoder.generate(PROMPTS, WHO, out=file)
     assert calls == [0, 1]  # one was left
@@ -160,10 +153,6 @@ def test_json_lines_resume(personal, tokenizer, tmp_path, monkeypatch):
     other.chat_template = tokenizer.chat_template.replace("assistant", "bot")
     kit.GuidedDecoder(None, other, kit.PAD(personal, USERS), **settings).generate(PROMPTS, WHO, out=file)
     assert len({line["key"] for line in lines()}) == len(lines()) == 9
-    file.write_text(text := '[{"prompt": "what write_pad writes"}]')
-    with pytest.raises(ValueError, match=r"line 1 of .* is no answer"):
-        decoder.generate(PROMPTS, WHO, out=file)
-    assert file.read_text() == text  # other people's files stay as they are
 
 
 def test_bad_settings_and_requests(personal, make_tiny, tokenizer):
