@@ -223,11 +223,8 @@ def plain_args(base, reward, tokenizer, prompt, weight, rows):
 def test_args_scores_candidates_on_one_cache(make_tiny, tokenizer, architecture, users):
     """At every token, and now and then: then it reads in one go what it was not asked for. With a window that texts fit
     into, and for users."""
-    base, reward, weights = (
-        make_tiny(),
-        reward_model(tokenizer, architecture, users),
-        [5.0, 5.0, 0.0, 0.0, 5.0, 0.0, 2.0],
-    )
+    base, reward = make_tiny(), reward_model(tokenizer, architecture, users)
+    weights = [5.0, 5.0, 0.0, 0.0, 5.0, 0.0, 2.0]
     who, rows = [None] * 3, [[(None, 1.0)]] * 3
     if users:
         who, rows = ["ann", {"ann": 0.5, "eve": 1.0}, None], [[(1, 1.0)], [(1, 0.5), (3, 1.0)], [(0, 1.0)]]
