@@ -32,7 +32,7 @@ WITHOUT_USERS = ("dpo", "dpo_text")  # trained as plain DPO
 def require_user_text(pairs: Dataset) -> None:
     """Raise `ValueError` where users say nothing that could be put into their prompts."""
     if silent := sum(not text for text in pairs["user_text"]):
-        raise ValueError(f"{silent} of {len(pairs)} pairs have no user_text. Leave user_text (method dpo_text) out.")
+        raise ValueError(f"{silent} of {len(pairs)} pairs have no user_text. Leave them, or user_text (dpo_text), out.")
 
 
 def with_words(pairs: Dataset) -> Dataset:
