@@ -73,7 +73,7 @@ class Recipe(AnyRecipe):
         self.require(train_base=("lora", "qlora", "full", "frozen"), dtype=("auto", "float32", "bfloat16"))
         self.require(method=("pdpo", *LABELS), user_model=tuple(USER_MODELS))
         if self.user_start and self.user_model != "low_rank":
-            raise ValueError(f"user_start={self.user_start!r} gives coefficients, which only user_model='low_rank' has.")
+            raise ValueError(f"user_start={self.user_start!r} gives numbers that only user_model='low_rank' has.")
         if self.sft is not None:
             sft_of(self)
             if self.train_base == "qlora":
