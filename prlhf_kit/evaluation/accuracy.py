@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -31,7 +31,7 @@ from prlhf_kit.training.new_users import Adapted, adapt, log_ratios, weigh
 PERSONAL, GENERIC_ROW, VANILLA = "P-DPO, user", "P-DPO, generic row", LABELS["dpo"]
 TEXT, UNTRAINED = "prompt with user text", "untrained"
 LENGTH, USER_LENGTH = "length rule", "length rule per user"
-NEAREST, MIXED, FITTED = "nearest known user", "known users, mixed", "fitted row"
+NEAREST, MIXED, FITTED, PLACED = "nearest known user", "known users, mixed", "fitted row", "nearest by encoder"
 TIE = 1e-3  # nats, of a whole response: float32 rounds sums of some hundreds of nats by up to that
 
 
@@ -170,28 +170,34 @@ def ranked_by_pairs(
     steps: int = 10,
     batch_size: int = 16,
     seed: int = 0,
+    place: Callable[[Dataset], Adapted] | None = None,
     **options,
 ) -> tuple[pd.DataFrame, Adapted]:
     """The long table, with `k`, of which pairs of `test_unseen` are ranked right after adapting to k of each new user's
     pairs of `adapt_unseen`: "generic row" (at k=0), `NEAREST`, `MIXED` (known users' rewards, weighted by how likely
-    each makes the k pairs) and, unless `steps=0`, `FITTED`; and what `adapt` found for the largest k. The pairs of k=2
-    are among those of k=4. `steps`, `batch_size` and `options` are those of `adapt`."""
+    each makes the k pairs), with `place` `PLACED` (at the rows that it gives, as `new_users.placed` does) and, unless
+    `steps=0`, `FITTED`; and what `adapt` found for the largest k. The pairs of k=2 are among those of k=4. `steps`,
+    `batch_size` and `options` are those of `adapt`."""
     test = data["test_unseen"]
     largest = few_shot(data, max(ks), seed)
-    place = {pair: i for i, pair in enumerate(largest["pair_id"])}
+    at = {pair: i for i, pair in enumerate(largest["pair_id"])}
     known = weigh(model, tokenizer, largest, batch_size)
     tested = weigh(model, tokenizer, test, batch_size)
     asked = tokenize_pairs(tokenizer, as_read(model, test)) if steps else []
     tables = [long_table(test, {"generic row": ranked_right(tested.margins[:, 0], 0)}, k=0)]
     for k in tqdm(sorted(ks), desc="known pairs a user", disable=None, leave=False):
         pairs = few_shot(data, k, seed)
-        of_k = [place[pair] for pair in pairs["pair_id"]]
+        of_k = [at[pair] for pair in pairs["pair_id"]]
         evidence = known._replace(margins=known.margins[of_k], reference=known.reference[of_k])
         found = adapt(model, tokenizer, pairs, steps=steps, batch_size=batch_size, evidence=evidence, **options)
         who = [found.user_ids.index(user) for user in test["user_id"]]
         nearest = [tested.rows.index(found.start[i]) for i in who]
         weights = softmax(-found.losses, axis=1)[who]  # [n, rows]
         margins = {NEAREST: tested.margins[np.arange(len(test)), nearest], MIXED: (weights * tested.margins).sum(1)}
+        if place:
+            start = place(pairs).start
+            scores = score_pairs(model, tokenizer, test, [start[i] for i in who], batch_size)
+            margins[PLACED] = (scores.chosen_logp - scores.rejected_logp).to_numpy() - tested.reference
         if steps:
             ratios = []
             with torch.no_grad():

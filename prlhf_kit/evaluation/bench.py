@@ -7,7 +7,7 @@ import importlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from inspect import getsource
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from prlhf_kit.evaluation.soups import ranked_by_soup
 from prlhf_kit.files import git_state, only_on_hub, short_hash, unfinished
 from prlhf_kit.models import features, hub, logprobs, saving
 from prlhf_kit.training import controls, encoder, heads as kinds, presets
+from prlhf_kit.training.new_users import placed
 from prlhf_kit.training.recipe import Recipe, train
 from prlhf_kit.training.soups import train_adapters
 
@@ -170,7 +171,8 @@ def weights_of(name: str) -> str:
 
 def _made_from(bench: Bench, method: str) -> list[Any]:
     """What decides a method's results beside the data."""
-    weights = [] if method == "length" else weights_of(bench["embedder" if method in HEADS else "model"])
+    weights = [weights_of(bench["embedder"])] if method in (*HEADS, "pdpo") else []
+    weights += [weights_of(bench["model"])] if method not in (*HEADS, "length") else []
     return [method, bench["ks"], bench["seed"], weights, bench["training"] if method in TRAINED else {}]
 
 
@@ -238,7 +240,10 @@ class _Case:
                 own = [accuracy.GENERIC_ROW] + [accuracy.PERSONAL] * (split != NEW)
                 yield found[found.method.isin(own)].assign(split=split)
             if self.ks:
-                options: dict[str, Any] = {"steps": 0, "seed": self.seed}
+                embedder = _embedder(self.bench["embedder"])
+                reader = heads.fit("encoder", self.train, self.vectors["train"], [embedder])
+                place = partial(placed, personal, index, reader, embedder)
+                options: dict[str, Any] = {"steps": 0, "seed": self.seed, "place": place}
                 found, _ = accuracy.ranked_by_pairs(personal, _tokenizer(self.model), self.data, self.ks, **options)
                 yield found[found.k > 0].assign(method="P-DPO, " + found.method, split=NEW)
 

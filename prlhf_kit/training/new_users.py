@@ -12,15 +12,18 @@ import torch
 from datasets import Dataset
 from sklearn.cluster import KMeans
 from sklearn.metrics import pairwise_distances_argmin
+from sklearn.metrics.pairwise import cosine_similarity
 from torch.nn.functional import logsigmoid
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from prlhf_kit.models.conditioning import user_model_of, user_models
+from prlhf_kit.models.features import Embedder, embed, feature_cache
 from prlhf_kit.models.logprobs import as_read, response_logps, score_pairs, tokenize_pairs
 from prlhf_kit.models.saving import reference_of
 from prlhf_kit.models.user_index import GENERIC, UserIndex
 from prlhf_kit.models.user_models import UserModel
+from prlhf_kit.training.heads import Heads
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,20 @@ def adapt(
         rows += [(step, user, nats.item()) for user, nats in zip(user_ids, seen / who.bincount(), strict=True)]
         optimizer.step()
     return Adapted(user_ids, own.detach(), pd.DataFrame(rows, columns=["step", "user_id", "loss"]), start, losses.T)
+
+
+def placed(model, index: UserIndex, heads: Heads, embedder: Embedder, pairs: Dataset) -> Adapted:
+    """New users as the known users who are most like them, by an encoder (`training.encoder`) or other heads of the
+    known users on frozen features of `embedder`: with no pass of the language model, in well under a second.
+
+    Alike is who has the largest cosine with what is personal in a new user's weights.
+    """
+    features = embed({"pairs": pairs}, [embedder], feature_cache())["pairs"]
+    found = heads.adapt(features.difference, pairs["user_id"])
+    user_ids = sorted(set(pairs["user_id"]))
+    new, known = (found.weights(who) - found.pooled for who in (user_ids, index.user_ids))
+    rows = index.rows([index.user_ids[i] for i in cosine_similarity(new, known).argmax(1)])
+    return Adapted(user_ids, user_table(model).user_offsets(torch.tensor(rows)).detach(), start=rows)
 
 
 def log_ratios(model, asked: Sequence[tuple[list[int], ...]], own: torch.Tensor, pad_token_id: int) -> torch.Tensor:

@@ -88,7 +88,7 @@ def test_language_models_and_trainings(write, tmp_path):
     methods = {split: set(rows.method) for split, rows in found.groupby("split")}
     everywhere = {"untrained", "prompt with user text", "vanilla DPO", "P-DPO, generic row", soups.ALIKE}
     everywhere |= {bench.CHOICES, f"{bench.CHOICES}, by likelihood"}
-    new = {"P-DPO, nearest known user", "P-DPO, known users, mixed"}
+    new = {"P-DPO, nearest known user", "P-DPO, known users, mixed", "P-DPO, nearest by encoder"}
     seen = {"P-DPO, user", soups.OWN, soups.OTHERS}
     assert methods == {"test_seen": everywhere | seen, "test_unseen": everywhere | new}
     assert set(found.k[found.method.isin(new)]) == {2}
