@@ -173,12 +173,6 @@ def test_long_prompts_lose_their_oldest_turns_and_never_the_context(make_tiny, t
     assert table.shown[0] == contexts.put(message("user", "And then?"), "ann")
     assert table.prompt[0].startswith("First?")  # judges see all of it
     assert list(table.shortened) == [True, False]
-    random = Contexts("random", dict.fromkeys("abcdefghijkl"))  # its draw does not depend on the cut
-    asked = [{"user_id": name, "prompt": dialogue} for name in "abcdefghijkl"]
-    other = {**options, "contexts": random, "max_prompt_tokens": limit}
-    table = respond(make_tiny(), tokenizer, asked, tmp_path / "a", **other)
-    assert table.shortened.all()
-    assert list(table.context_user) == with_context(Dataset.from_list(asked), random)["context_user"][:]
     with pytest.raises(kit.DecodingError, match=f"job 0 has more than max_prompt_tokens={limit - 1} tokens"):
         respond(make_tiny(), tokenizer, jobs, tmp_path / "a", max_prompt_tokens=limit - 1, **options)
 
