@@ -87,8 +87,7 @@ def require_whole_characters(row: Mapping[str, Any], where: str) -> None:
         except UnicodeEncodeError as error:
             before = error.object[max(error.start - 20, 0) : error.start]
             raise ValueError(
-                f"{where}, field {field!r}: behind {before!r} stands half a character, {error.object[error.start]!a} "
-                "(an emoji that was cut?). Remove it, or write the text again from its source."
+                f"{where}, field {field!r}: behind {before!r} stands half a character (an emoji, cut?): remove it."
             ) from None
 
 

@@ -9,29 +9,15 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
-from raw import compred_folder, dsp_file, personalllm_folder, prism_folder, tldr_rows  # noqa: F401  (fixtures)
+from raw import compred_folder, dsp_file, personalllm_folder, prism_folder, tldr_folder  # noqa: F401  (fixtures)
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
     BertConfig,
     BertForSequenceClassification,
     BertTokenizer,
-    Gemma2Config,
-    Gemma2ForCausalLM,
-    GemmaConfig,
-    GemmaForCausalLM,
-    GPT2Config,
-    GPT2LMHeadModel,
-    GPTNeoXConfig,
-    GPTNeoXForCausalLM,
-    LlamaConfig,
-    LlamaForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
     PreTrainedTokenizerFast,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-    Qwen3Config,
-    Qwen3ForCausalLM,
 )
 
 import prlhf_kit as kit
@@ -66,41 +52,32 @@ def tokenizer():
     )
 
 
-FAMILIES = {
-    "llama": (LlamaConfig, LlamaForCausalLM, {}),
-    "mistral": (MistralConfig, MistralForCausalLM, {"sliding_window": 16}),  # so small that texts don't fit into it
-    "qwen2": (Qwen2Config, Qwen2ForCausalLM, {}),
-    "qwen3": (Qwen3Config, Qwen3ForCausalLM, {"head_dim": 8}),
-    "gemma": (GemmaConfig, GemmaForCausalLM, {"head_dim": 8}),
+GROUPED = {"num_key_value_heads": 2}
+FAMILIES = {  # options of the configurations; "_wide" is no part of a family's name
+    "llama": GROUPED,
+    "mistral": GROUPED | {"sliding_window": 16},  # so small that texts don't fit into it
+    "qwen2": GROUPED,
+    "qwen3": GROUPED | {"head_dim": 8},
+    "gemma": GROUPED | {"head_dim": 8},
     # every other layer has a window; soft-capped logits
-    "gemma2": (Gemma2Config, Gemma2ForCausalLM, {"head_dim": 8, "sliding_window": 16, "attn_implementation": "eager"}),
-    "mistral_wide": (MistralConfig, MistralForCausalLM, {"sliding_window": 200}),  # texts fit into it
-    "gemma2_wide": (Gemma2Config, Gemma2ForCausalLM, {"head_dim": 8, "sliding_window": 200}),
-    "gpt_neox": (GPTNeoXConfig, GPTNeoXForCausalLM, {}),
+    "gemma2": GROUPED | {"head_dim": 8, "sliding_window": 16, "attn_implementation": "eager"},
+    "mistral_wide": GROUPED | {"sliding_window": 200},  # texts fit into it
+    "gemma2_wide": GROUPED | {"head_dim": 8, "sliding_window": 200},
+    "gpt_neox": {},
+    "gpt2": {},
 }
-ALL_FAMILIES = [*FAMILIES, "gpt2"]
+ALL_FAMILIES = [*FAMILIES]
+SIZE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 256}
 
 
 def build_tiny(architecture: str, vocabulary: int):
     """A two-layer model of d_model 32, the same weights at every call."""
     torch.manual_seed(0)
     size = {"vocab_size": vocabulary, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2, "initializer_range": 0.2}
-    if architecture == "gpt2":
-        return GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=2, n_head=4, n_positions=256, **size)).eval()
-    config, model, options = FAMILIES[architecture]
-    if architecture != "gpt_neox":
-        size["num_key_value_heads"] = 2
-    return model(
-        config(
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            max_position_embeddings=256,
-            **size,
-            **options,
-        )
-    ).eval()
+    if architecture != "gpt2":
+        size["intermediate_size"] = 64
+    config = AutoConfig.for_model(architecture.removesuffix("_wide"), **SIZE, **size, **FAMILIES[architecture])
+    return AutoModelForCausalLM.from_config(config).eval()
 
 
 TARGETS = {name: ["q_proj", "v_proj"] for name in FAMILIES} | {"gpt2": ["c_attn"], "gpt_neox": ["query_key_value"]}
@@ -136,14 +113,18 @@ def as_trained(model, scale=0.4, seed=5):
     return model
 
 
+def with_lora(model, architecture="llama", seed=5):
+    """LoRA on a tiny model, whose user model it saves, as after training: B is not zero."""
+    kept = ["user_model"] if hasattr(model, "user_model") else None
+    config = LoraConfig(target_modules=TARGETS[architecture], modules_to_save=kept)
+    config.fan_in_fan_out = architecture == "gpt2"
+    return as_trained(get_peft_model(model, config).eval(), seed=seed)
+
+
 @pytest.fixture
 def personal(make_tiny, architecture):
-    """A P-DPO model as after training: LoRA B and user offsets are not zero."""
-    model = make_tiny(architecture, users=3, offsets=0.8)
-    config = LoraConfig(
-        target_modules=TARGETS[architecture], modules_to_save=["user_model"], fan_in_fan_out=architecture == "gpt2"
-    )
-    return as_trained(get_peft_model(model, config).eval())
+    """A P-DPO model as after training: users differ, too."""
+    return with_lora(make_tiny(architecture, users=3, offsets=0.8), architecture)
 
 
 @pytest.fixture

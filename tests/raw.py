@@ -1,4 +1,4 @@
-"""A few rows of every dataset in its real schema, written by hand, and files of them."""
+"""A few rows of every dataset, written by hand with the columns that are read, and files of them."""
 
 import gzip
 import json
@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
+import prlhf_kit as kit
 from prlhf_kit.data import compred, dsp
 
 
@@ -37,147 +38,90 @@ def pairs_of(data, split="train"):
     ]
 
 
-def comparison(number, worker, split="train", texts=("Short one.", "A much longer summary."), choice=0, policy="sup1"):
-    return {
-        "info": {
-            "id": f"t3_{number}",
-            "post": f"Post {number}.",
-            "title": f"Title {number}",
-            "subreddit": "tifu",
-            "site": None,
-            "article": None,
-        },
-        "summaries": [
-            {"text": texts[0], "policy": policy, "note": ""},
-            {"text": texts[1], "policy": "sup4_t.7", "note": ""},
-        ],
-        "choice": choice,
-        "worker": worker,
-        "batch": "batch3",
-        "split": split,
-        "extra": {"confidence": None},
-    }
+TEXTS = ("Short one.", "A much longer summary.")
+
+
+def comparison(number, worker, split="train", texts=TEXTS, choice=0, policies=("sup1", "sup4")):
+    info = {"post": f"Post {number}.", "title": f"Title {number}", "subreddit": "tifu", "article": None}
+    summaries = [{"text": text, "policy": name} for text, name in zip(texts, policies, strict=True)]
+    return {"info": info, "summaries": summaries, "choice": choice, "worker": worker, "split": split}
 
 
 def participant(number, completed=3):
-    return {
-        "user_id": f"user{number}",
-        "num_completed_conversations": completed,
-        "self_description": f"I am {number}.",
-        "system_string": "Be honest with me.",
-        "age": "25-34 years old",
-        "gender": "Female",
-        "education": "Prefer not to say",
-        "employment_status": "Student",
-        "marital_status": "Single",
-        "english_proficiency": "Fluent",
-        "order_stated_prefs": {
-            "values": 4,
-            "creativity": 1,
-            "fluency": 5,
-            "factuality": 2,
-            "diversity": 6,
-            "safety": 3,
-            "personalisation": 7,
-            "helpfulness": 8,
-            "other": None,
-        },
-    }
+    said = {"self_description": f"I am {number}.", "system_string": "Be honest with me."}
+    facts = {"age": "25-34 years old", "gender": "Female", "education": "Prefer not to say"}
+    facts |= {"employment_status": "Student", "marital_status": "Single", "english_proficiency": "Fluent"}
+    ranks = {"values": 4, "creativity": 1, "fluency": 5, "factuality": 2, "diversity": 6, "safety": 3, "other": None}
+    own = {"user_id": f"user{number}", "num_completed_conversations": completed, "order_stated_prefs": ranks}
+    return own | said | facts
 
 
-def conversation(number, user, turns=2, first="Hello", length=10):
+def conversation(number, user, turns=2, length=10):
     history = []
     for turn in range(turns):
-        history.append(
-            {"turn": turn, "role": "user", "content": f"{first} {number}.{turn}?", "if_chosen": None, "score": None}
-        )
+        history.append({"turn": turn, "role": "user", "content": f"Hello {number}.{turn}?", "if_chosen": None})
         for i in range(4 if turn == 0 else 2):
-            history.append(
-                {
-                    "turn": turn,
-                    "role": "model",
-                    "content": f"answer {number}.{turn}.{i} " + "x" * length,
-                    "if_chosen": i == 1,
-                    "score": 50 + i,
-                }
-            )
-    return {
-        "conversation_id": f"c{number}",
-        "user_id": user,
-        "conversation_turns": turns,
-        "conversation_history": history,
-        "open_feedback": "",
-    }
+            text = f"answer {number}.{turn}.{i} " + "x" * length
+            history.append({"turn": turn, "role": "model", "content": text, "if_chosen": i == 1})
+    return {"conversation_id": f"c{number}", "user_id": user, "conversation_history": history}
 
 
 def post(number, domain, k=0, labels=0, ratio=3.0, split="train"):
-    return {
-        "domain": f"{domain}_{split}",
-        "post_id": f"p{number}",
-        "title": f"Title {number}",
-        "history": f"Text {number}.",
-        "c_root_id_A": "a",
-        "c_root_id_B": "b",
-        "created_at_utc_A": 1.0,
-        "created_at_utc_B": 2.0,
-        "score_A": 2,
-        "score_B": 6,
-        "human_ref_A": f"A{number}.{k}",
-        "human_ref_B": f"B{number}.{k}",
-        "labels": labels,
-        "overlap_ratio": 0.0,
-        "seconds_difference": 9.0,
-        "score_ratio": ratio,
-        "len_ratio": 1.0,
-    }
+    about = {"domain": f"{domain}_{split}", "post_id": f"p{number}", "title": f"Title {number}"}
+    comments = {"human_ref_A": f"A{number}.{k}", "human_ref_B": f"B{number}.{k}", "labels": labels}
+    return about | comments | {"history": f"Text {number}.", "score_ratio": ratio}
+
+
+def refused(reason, *args, **options):
+    """`kit.data.load` of these arguments is refused for a reason (a regular expression)."""
+    with pytest.raises(kit.data.SchemaError, match=reason):
+        kit.data.load(*args, **options)
 
 
 def dialogue(question, answer):
     return f"\n\nHuman: {question}\n\nAssistant: {answer}"
 
 
+def write_configs(root, configs):
+    """As a repository of the hub says where its configurations lie."""
+    (root / "README.md").write_text(f"---\nconfigs: {json.dumps(configs)}\n---\n")
+    return root
+
+
 @pytest.fixture
-def tldr_rows():
+def tldr_folder(tmp_path):
+    root = tmp_path / "openai" / "summarize_from_feedback"
     train = [comparison(i, "ann" if i < 5 else "bob" if i < 8 else "cy", choice=i % 2) for i in range(9)]
-    train.append(comparison(20, "ann", policy="sup4_ppo_rm4"))
+    train.append(comparison(20, "ann", policies=("sup4_ppo_rm4", "sup1")))
     valid = [comparison(100 + i, worker, "valid1") for i, worker in enumerate(["ann", "bob", "cy", "dee"])]
-    return train, valid
+    for split, rows in (("train", train), ("validation", valid)):
+        write_parquet(root / "comparisons" / split / "0000.parquet", rows)
+    return root
 
 
 @pytest.fixture
 def prism_folder(tmp_path):
-    people = [participant(i) for i in range(20)] + [participant(99, completed=0)]
+    root = tmp_path / "HannahRoseKirk" / "prism-alignment"
     talks = [conversation(10 * i + k, f"user{i}") for i in range(20) for k in range(1 if i == 7 else 4)]
-    talks.append(conversation(999, "user3", length=5000))
-    write_lines(tmp_path / "survey.jsonl", people)
-    write_lines(tmp_path / "conversations.jsonl", talks)
-    return tmp_path
+    write_lines(root / "survey.jsonl", [participant(i) for i in range(20)] + [participant(99, completed=0)])
+    write_lines(root / "conversations.jsonl", [*talks, conversation(999, "user3", length=5000)])
+    configs = ("survey", "conversations")
+    return write_configs(root, [{"config_name": config, "data_files": f"{config}.jsonl"} for config in configs])
 
 
 @pytest.fixture
 def compred_folder(tmp_path):
-    root = tmp_path / "allenai" / "compred"
+    root, splits, configs = tmp_path / "allenai" / "compred", ("train_pref", "validation_pref", "test_pref"), []
     for f, factor in enumerate(compred.FACTORS):
         base = 1000 * f
         train = [post(base + 1, f"{factor}A", k) for k in range(9)] + [post(base + 2, f"{factor}B", labels=1)]
         train += [post(base + 3, f"{factor}A", ratio=1.5)]
         test = [post(base + 50 + i, f"{factor}{'AB'[i % 2]}", split="test") for i in range(4)]
-        write_parquet(root / factor / "train_pref-00000-of-00001-ab.parquet", train)
-        write_parquet(root / factor / "validation_pref-00000-of-00001-ab.parquet", test)
-        write_parquet(root / factor / "test_pref-00000-of-00001-ab.parquet", test)
-        asked = [
-            {"rank": 1, "only_comment": False, "domain": f"{factor}A", "post_id": "x", "title": "Why?", "history": ""}
-        ]
-        write_parquet(root / f"{factor}_test_prompts" / "test_prompts-00000-of-00001-ab.parquet", asked)
-    splits = ("train_pref", "validation_pref", "test_pref")
-    configs = [
-        {"config_name": f, "data_files": [{"split": s, "path": f"{f}/{s}-*"} for s in splits]} for f in compred.FACTORS
-    ] + [
-        {"config_name": f"{f}_test_prompts", "data_files": [{"split": "test_prompts", "path": f"{f}_test_prompts/*"}]}
-        for f in compred.FACTORS
-    ]
-    (root / "README.md").write_text(f"---\nconfigs: {json.dumps(configs)}\n---\n")
-    return root
+        for split, rows in zip(splits, (train, test, test), strict=True):
+            write_parquet(root / factor / f"{split}-00000-of-00001-ab.parquet", rows)
+        files = [{"split": split, "path": f"{factor}/{split}-*"} for split in splits]
+        configs.append({"config_name": factor, "data_files": files})
+    return write_configs(root, configs)
 
 
 @pytest.fixture
@@ -191,14 +135,14 @@ def personalllm_folder(tmp_path):
     rng = np.random.default_rng(0)
 
     def row(i):
+        answers = {f"response_{k}": f"r{k} of {i}" for k in range(1, 9)} | {"response_1_model": "gpt"}
         return (
-            {"prompt": f"Prompt {i}", "subset": "x", "prompt_id": i}
-            | {f"response_{k}": f"r{k} of {i}" for k in range(1, 9)}
-            | {f"response_{k}_model": "gpt" for k in range(1, 9)}
+            {"prompt": f"Prompt {i}"}
+            | answers
             | {
-                f"response_{k}_{m}": float(s * rng.normal() + s)
+                f"response_{k}_{model}": float(scale * rng.normal() + scale)
                 for k in range(1, 9)
-                for m, s in (("gemma_2b", 1), ("beaver_7b", 100), ("llama3_sfairx", 3))
+                for model, scale in (("gemma_2b", 1), ("beaver_7b", 100), ("llama3_sfairx", 3))
             }
         )
 

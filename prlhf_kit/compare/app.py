@@ -1,8 +1,6 @@
 """`prlhf app RUN`: a run's side-by-side comparison as a web page, served by voila. Page, kernel and static files
 want the token. A page can send its widgets' messages to the kernel, no code."""
 
-from __future__ import annotations
-
 import argparse
 import html
 import logging
@@ -33,19 +31,13 @@ def add_parser(commands: Any) -> None:
         "  prlhf app papermill_runs/demo\n"
         "  prlhf app papermill_runs/demo --no-browser --port 9000 --votes votes/ann.jsonl",
     )
-    p.add_argument(
-        "run_dir", type=Path, metavar="RUN", help="a run (folder or name) with " + " and ".join(NEEDED) + " completed"
-    )
+    p.add_argument("run_dir", type=Path, metavar="RUN", help=f"a run (folder or name) with {' and '.join(NEEDED)}")
     p.add_argument("--port", type=int, default=8866, help="or the next free one (default: %(default)s)")
     p.add_argument("--pages", type=int, default=8, help="open at once, each with its models (default: %(default)s)")
     p.add_argument("--no-browser", action="store_true", help="only print the address")
     p.add_argument("--votes", type=Path, metavar="FILE", help="where votes are appended (default: in the run)")
-    p.add_argument(
-        "--notebook",
-        type=find_notebook,
-        default="07_compare_responses",
-        help="the page's, by path, number or name (default: %(default)s)",
-    )
+    by = "path, number or name of the page's (default: %(default)s)"
+    p.add_argument("--notebook", type=find_notebook, default="07_compare_responses", help=by)
     p.add_argument("-p", "--parameter", nargs=2, action="append", metavar=("NAME", "VALUE"), help="set a parameter")
     p.set_defaults(action=serve)
 
@@ -64,10 +56,8 @@ def serve(args: argparse.Namespace) -> int:
     for stage in NEEDED:
         record = read_record(run_dir / stage) or {"status": "not there"}
         if record.get("status") != "completed":
-            raise RunError(
-                f"stage {stage} of {run_dir} is {record.get('status')}; the page needs it completed. "
-                f"`prlhf run {NEEDED[0]} {NEEDED[1]} --run {run_dir.name}` makes it."
-            )
+            way = f"`prlhf run {' '.join(NEEDED)} --run {run_dir.name}` makes it"
+            raise RunError(f"stage {stage} of {run_dir} is {record.get('status')}, expected completed; {way}.")
         trained = record.get("parameters", {})
     given = dict(args.parameter or [])
     if {"run_dir", "votes"} & set(given):
@@ -79,10 +69,8 @@ def serve(args: argparse.Namespace) -> int:
         given["votes"] = str(args.votes.resolve())
     if "model" in trained and "model" in defaults(args.notebook):  # the run knows its base
         given.setdefault("model", trained["model"])
-    values = resolve(args.notebook, given)
-    notebook = parameterize_notebook(
-        load_notebook_node(str(args.notebook)), values, kernel_name="python3", language="python"
-    )
+    values, page = resolve(args.notebook, given), load_notebook_node(str(args.notebook))
+    notebook = parameterize_notebook(page, values, kernel_name="python3", language="python")
     notebook.metadata["title"] = f"{run_dir.name} - prlhf_kit"
     with tempfile.TemporaryDirectory(prefix="prlhf-app-") as scratch:  # readable by its owner only
         nbformat.write(notebook, Path(scratch, "index.ipynb"))

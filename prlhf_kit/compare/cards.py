@@ -1,7 +1,5 @@
 """Cards of a comparison: one system's answer each. How they look is in `cards.html.j2` and `widgets.css`."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,9 +18,8 @@ from prlhf_kit.decoding.generate import DecodingError, Prompt
 from prlhf_kit.models.conditioning import ConditioningError
 
 STYLE = f"<style>{Path(__file__).with_name('widgets.css').read_text(encoding='utf-8')}</style>"
-LOOKS: Any = (
-    Environment(autoescape=True).from_string(Path(__file__).with_name("cards.html.j2").read_text("utf-8")).module
-)
+TEMPLATE = Path(__file__).with_name("cards.html.j2").read_text(encoding="utf-8")
+LOOKS: Any = Environment(autoescape=True).from_string(TEMPLATE).module
 UNFINISHED = "\ufffd"  # what a tokenizer makes of bytes that are no character yet
 
 

@@ -1,7 +1,5 @@
 """What is compared side by side: a run's models and users, and how each system answers a prompt for a user."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -83,14 +81,9 @@ class System:
     def stream(self, prompt: Prompt, user: User, weight: float = 1.0, max_new_tokens: int = 64) -> Iterator[Any]:
         """One greedy answer as it grows: after every token a `GuidedAnswer` of all there is so far."""
         vocabulary = min(len(self.tokenizer), self.guide.model.get_input_embeddings().weight.shape[0])
-        decoder = GuidedDecoder(
-            None,
-            self.tokenizer,
-            self.guide,
-            weight=weight if self.weight is None else self.weight,
-            top_k=self.top_k or vocabulary,
-            max_new_tokens=max_new_tokens,
-        )
+        options: dict[str, Any] = {"top_k": self.top_k or vocabulary, "max_new_tokens": max_new_tokens}
+        own = weight if self.weight is None else self.weight
+        decoder = GuidedDecoder(None, self.tokenizer, self.guide, weight=own, **options)
         return decoder.stream(prompt, self.reads and getattr(user, self.reads))
 
     def ended(self, answer: GuidedAnswer, max_new_tokens: int) -> bool:
@@ -161,12 +154,12 @@ def of_run(
         STEERED: System(STEERED, guide, tokenizer, "user_id", top_k=top_k),
         TEXT: System(TEXT, PAD(base), tokenizer, "words", weight=1.0),
     }
-    if VANILLA in names and (control / "adapter_config.json").exists():
-        models[VANILLA] = PeftModel.from_pretrained(twin(base), control).eval()
-    elif VANILLA in names:
-        models[VANILLA] = hub.load_model(str(control))
-        models[VANILLA].reference_name = model
     if VANILLA in names:
+        if (control / "adapter_config.json").exists():
+            models[VANILLA] = PeftModel.from_pretrained(twin(base), control).eval()
+        else:
+            models[VANILLA] = hub.load_model(str(control))
+            models[VANILLA].reference_name = model
         found[VANILLA] = System(VANILLA, PAD(models[VANILLA], tokenizer=tokenizer), tokenizer, weight=1.0)
     if PERSRM in names:
         models[PERSRM] = load_persrm(persrm, twin(base))
@@ -180,22 +173,16 @@ def of_run(
     if (truth := run_dir / "01_data_preparation" / "population.json").exists():
         population = Population.load(truth)
         rewards["true utility, SD"] = lambda user, _, text: (
-            float(population.utility([user.user_id], [text])[0]) if user.user_id in population.user_ids else None
+            float(population.utility([user.user_id], [text])[0]) if user.user_id in population.groups else None
         )
     questions = [message("user", text) for text in prompts]
     if not questions:
         pairs = data["test_seen" if "test_seen" in data else "train"]
-        questions = (
-            _tell_most(data["train"], pairs, n_prompts) if informative else unique_prompts(pairs, n_prompts, seed)
-        )
-    return Offered(
-        [found[name] for name in names],
-        [*people, ANYONE],
-        questions,
-        rewards,
-        {name: hub.weights_hash(one) for name, one in models.items()},
-        data,
-    )
+        questions = unique_prompts(pairs, n_prompts, seed)
+        if informative:
+            questions = _tell_most(data["train"], pairs, n_prompts)
+    fingerprints = {name: hub.weights_hash(one) for name, one in models.items()}
+    return Offered([found[name] for name in names], [*people, ANYONE], questions, rewards, fingerprints, data)
 
 
 def twin(model: PreTrainedModel) -> PreTrainedModel:

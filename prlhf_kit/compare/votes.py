@@ -1,7 +1,5 @@
 """People's votes, kept as preference records: JSON lines that `kit.data.load("files", path=...)` reads."""
 
-from __future__ import annotations
-
 import json
 import uuid
 from collections.abc import Mapping, Sequence

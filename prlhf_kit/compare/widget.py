@@ -1,7 +1,5 @@
 """Answers side by side in JupyterLab or voila: for several users, by several systems, with votes that become data."""
 
-from __future__ import annotations
-
 import importlib.metadata
 import os
 import random
@@ -80,12 +78,10 @@ class Comparison(ui.VBox):
         self.prompt = ui.Textarea(description="or type one (Ctrl-Enter generates)", rows=3, **wide)
         self.users = {u: ui.Checkbox(i < 2, description=u.name, indent=False) for i, u in enumerate(offered.users)}
         self.systems = {system: ui.Checkbox(True, description=system.name, indent=False) for system in offered.systems}
-        self.weight = ui.FloatSlider(
-            weight, min=0, max=max(4.0, weight), step=0.25, description="PAD weight w", **narrow
-        )
-        self.length = ui.BoundedIntText(
-            max_new_tokens, min=1, max=LONGEST, description="Longest answer, tokens", **narrow
-        )
+        most = max(4.0, weight)
+        self.weight = ui.FloatSlider(weight, min=0, max=most, step=0.25, description="PAD weight w", **narrow)
+        tokens = "Longest answer, tokens"
+        self.length = ui.BoundedIntText(max_new_tokens, min=1, max=LONGEST, description=tokens, **narrow)
         self.blind = ui.Checkbox(blind, description="Blind: hide who wrote what", indent=False)
         self.voter = ui.Text(description="Your name, to vote", **narrow)
         self.about = ui.Text(description="What you like, in words (optional)", **narrow)
@@ -106,11 +102,9 @@ class Comparison(ui.VBox):
         super().__init__([ui.HTML(STYLE), self.choose, self.earlier, self.prompt, form, actions, self.cards, script])
         self.add_class("prlhf-compare")
         named = {"users": users, "systems": systems, "options": form, "actions": actions, "script": script}
-        named |= {
-            name: getattr(self, name) for name in "choose prompt weight voter about generate status cards".split()
-        }
-        for name, part in named.items():  # for the style sheet, the script and the tests
-            part.add_class(f"prlhf-{name}")
+        own = ("choose", "prompt", "weight", "voter", "about", "generate", "status", "cards")
+        for name, part in (named | {name: getattr(self, name) for name in own}).items():
+            part.add_class(f"prlhf-{name}")  # for the style sheet, the script and the tests
         self.choose.observe(self._chosen, "value")
         self.choose.value = 0 if offered.prompts else -1
         self.generate.on_click(self._begin)

@@ -83,24 +83,18 @@ def require_prefix(tokenizer: PreTrainedTokenizerBase) -> None:
     reasoning, say): there a log-probability of the completion *given the prompt* means nothing."""
     name = repr(tokenizer.name_or_path or type(tokenizer).__name__)
     if tokenizer.chat_template is None:
-        raise SchemaError(
-            f"{name} has no chat template. Load it with prlhf_kit.load_tokenizer, which gives it the plain one, or set "
-            "tokenizer.chat_template."
-        )
+        raise SchemaError(f"{name} has no chat template: load it with prlhf_kit.load_tokenizer, or set chat_template.")
     allow_system(tokenizer)
     for prompt in _PROBES:
         try:
             asked, whole = _laid_out(tokenizer, prompt)
         except TemplateError as error:
-            raise SchemaError(
-                f"the chat template of {name} takes no plain dialogue of user and assistant: {error}"
-            ) from error
+            raise SchemaError(f"the chat template of {name} takes no plain dialogue: {error}") from error
         if not whole.startswith(asked):
             raise SchemaError(
-                f"the chat template of {name} does not keep the prompt in front of the completion: the prompt is laid "
-                f"out as {asked[-80:]!r}, prompt and completion as {whole[-120:]!r}. Set tokenizer.chat_template to "
-                "one that does: for many models trl.chat_template_utils.get_training_chat_template(tokenizer) has it, "
-                "and prlhf_kit.data.chat.PLAIN_TEMPLATE always works, for a model that is trained with it."
+                f"the chat template of {name} does not keep the prompt in front of the completion: it lays out the "
+                f"prompt as {asked[-80:]!r}, both as {whole[-120:]!r}. Set tokenizer.chat_template to that of "
+                "trl.chat_template_utils.get_training_chat_template(tokenizer) or prlhf_kit.data.chat.PLAIN_TEMPLATE."
             )
 
 
@@ -117,8 +111,7 @@ def apply_template(tokenizer: PreTrainedTokenizerBase, dialogue: list[dict], **o
     except TemplateError as error:
         raise SchemaError(
             f"the chat template of {tokenizer.name_or_path!r} refuses the roles {[m['role'] for m in dialogue]} "
-            f"({error}), first message {str(dialogue[0]['content'])[:60]!r}. Merge or drop those messages, or use a "
-            "model whose template knows them; prlhf_kit.load_tokenizer makes room for a system message in front."
+            f"({error}), first message {str(dialogue[0]['content'])[:60]!r}. Merge those messages, or leave them out."
         ) from None
 
 
@@ -128,21 +121,18 @@ def prompt_texts(tokenizer: PreTrainedTokenizerBase, dialogues: list[list[dict]]
     return [apply_template(tokenizer, dialogue, **layout) for dialogue in dialogues]
 
 
-def count_tokens(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[int]:
-    """Tokens of each text that a chat template has laid out."""
+def count_tokens(tokenizer: PreTrainedTokenizerBase, dialogues: list[list[dict]], answered: bool) -> list[int]:
+    """Tokens of each dialogue, see `prompt_texts`."""
+    texts = prompt_texts(tokenizer, dialogues, answered)
     return [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]] if texts else []
 
 
 def token_quantiles(tokenizer: PreTrainedTokenizerBase, pairs: Dataset) -> pd.DataFrame:
     """Quantiles of the tokens of the first 1,000 prompts, and of these pairs (with the longer response)."""
     rows: Any = pairs.select(range(min(len(pairs), 1000))).to_list()
-    prompts = prompt_texts(tokenizer, [row["prompt"] for row in rows], False)
-    counts = pd.DataFrame({"prompt": count_tokens(tokenizer, prompts)})
-    for column in ("chosen", "rejected"):
-        texts = prompt_texts(tokenizer, [row["prompt"] + row[column] for row in rows], True)
-        counts[column] = count_tokens(tokenizer, texts)
-    counts["pair"] = counts[["chosen", "rejected"]].max(axis=1)
-    found = counts[["prompt", "pair"]].astype(float).quantile([0.5, 0.9, 0.99, 1.0]).T
+    both = [count_tokens(tokenizer, [row["prompt"] + row[c] for row in rows], True) for c in ("chosen", "rejected")]
+    counts = {"prompt": count_tokens(tokenizer, [row["prompt"] for row in rows], False), "pair": list(map(max, *both))}
+    found = pd.DataFrame(counts, dtype=float).quantile([0.5, 0.9, 0.99, 1.0]).T
     return found.set_axis(["median", "90%", "99%", "most"], axis=1).rename_axis("tokens of").reset_index()
 
 
@@ -178,8 +168,7 @@ def prompt_text(prompt: list[dict[str, str]]) -> str:
 
 
 def prompt_texts_of(pairs: Dataset) -> list[str]:
-    """The text by which each pair is grouped with others: its prompt, or, where all have the same one (Polis), the
-    chosen response."""
+    """The text by which each pair is grouped: its prompt; or, where all have one (Polis), the chosen response."""
     prompts = [prompt_text(prompt) for prompt in pairs["prompt"]]
     if "chosen" in pairs.column_names and len(set(prompts)) == 1:
         return [prompt_text(chosen) for chosen in pairs["chosen"]]

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from datasets import DatasetDict
 
-from prlhf_kit.data.chat import count_tokens, prompt_texts, require_prefix, shorten, token_quantiles
+from prlhf_kit.data.chat import count_tokens, require_prefix, shorten, token_quantiles
 from prlhf_kit.data.collect import changed
 from prlhf_kit.data.registry import Report, require_known
 from prlhf_kit.data.schema import COLUMNS, MESSAGES, SchemaError
@@ -79,8 +79,7 @@ def check(
     for split, pairs in data.items():
         if missing := [c for c in COLUMNS if c not in pairs.column_names]:
             raise SchemaError(
-                f"split {split!r} has no column {', '.join(map(repr, missing))}; found {pairs.column_names}, expected "
-                f"{list(COLUMNS)}. Rename your columns, or add them (user_text and group may be all null)."
+                f"split {split!r} has no column {str(missing)[1:-1]}, only {pairs.column_names}: rename or add it."
             )
         start = 0
         for batch in pairs.select_columns(["pair_id", "user_id", *MESSAGES]).iter(1000):
@@ -163,16 +162,13 @@ def _hash(messages: list[dict]) -> int:
 
 def _measure(batch, reasons: list[str], tokenizer, limit, whole, rules, short) -> None:
     """Mark prompts over `limit` and pairs over `whole` in `reasons`; `short` takes the prompts that are shortened."""
-
-    def tokens(dialogues: list, answered: bool) -> list[int]:
-        return count_tokens(tokenizer, prompt_texts(tokenizer, dialogues, answered))
-
     if limit is not None:
         rows = [i for i, reason in enumerate(reasons) if not reason]
-        for i, n in zip(rows, tokens([batch["prompt"][i] for i in rows], False), strict=True):
+        counts = count_tokens(tokenizer, [batch["prompt"][i] for i in rows], False)
+        for i, n in zip(rows, counts, strict=True):
             left = None
             if n > limit and rules["over-long prompt"] == "shorten":
-                left = shorten(batch["prompt"][i], lambda prompt: tokens([prompt], False)[0] <= limit)
+                left = shorten(batch["prompt"][i], lambda prompt: count_tokens(tokenizer, [prompt], False)[0] <= limit)
             if left is not None:
                 short[batch["pair_id"][i]] = batch["prompt"][i] = left
             elif n > limit:
@@ -180,8 +176,8 @@ def _measure(batch, reasons: list[str], tokenizer, limit, whole, rules, short) -
     if whole is not None:
         rows = [i for i, reason in enumerate(reasons) if not reason]
         for column in ("chosen", "rejected"):
-            dialogues = [batch["prompt"][i] + batch[column][i] for i in rows]
-            for i, n in zip(rows, tokens(dialogues, True), strict=True):
+            counts = count_tokens(tokenizer, [batch["prompt"][i] + batch[column][i] for i in rows], True)
+            for i, n in zip(rows, counts, strict=True):
                 if n > whole:
                     reasons[i] = "over-long pair"
 
@@ -210,8 +206,7 @@ def _mark_users(table: pd.DataFrame, rules: Mapping[str, str], min_pairs: int) -
         why = train.reason[(train.user == lost[0]) & (train.reason != "")].value_counts().to_dict()
         raise SchemaError(
             f"{len(lost)} users of split 'train' have no pairs left, or fewer than {min_pairs}, first {lost[0]!r} "
-            f"(dropped: {why}). Mend those pairs, remove the users, or pass rules={{{few!r}: 'drop'}} "
-            f"(--rule '{few}' drop on the command line)."
+            f"(dropped: {why}). Mend those pairs, or pass rules={{{few!r}: 'drop'}} (--rule '{few}' drop)."
         )
     if rules[few] == "drop":
         seen = table.split.isin(["train", "test_seen"])
@@ -230,8 +225,7 @@ def _refuse(table: pd.DataFrame, rules: Mapping[str, str]) -> None:
     if len(again):
         same = again[again.pair_id == again.pair_id.iloc[0]]
         raise SchemaError(
-            f"the pair id {same.pair_id.iloc[0]!r} comes {len(same)} times (in {', '.join(same.split.unique())}), "
-            "expected once in the dataset. Make ids unique, for instance by putting the split's name in front."
+            f"the pair id {same.pair_id.iloc[0]!r} comes {len(same)} times, in {[*same.split.unique()]}: expected once."
         )
     failed = table[table.reason.map(rules) == "refuse"]
     if len(failed):

@@ -1,5 +1,4 @@
-"""What a person chose before, in words: for a model's prompt (FSPO: Singh et al. 2025, arXiv 2502.19312), for a judge,
-and for whoever writes a persona."""
+"""What a person chose before, in words: for prompts (FSPO: Singh et al. 2025, arXiv 2502.19312), judges, personas."""
 
 from __future__ import annotations
 
@@ -34,8 +33,7 @@ class Choices:
     Args:
         sets: pairs that may be told: `known_pairs(data)`, never the held-out ones.
 
-    Raises:
-        SchemaError: k below 1, or sets that are no pairs of users.
+    Raises `SchemaError` for k below 1, or sets that are no pairs of users.
     """
 
     def __init__(self, sets: Sequence[Dataset], k: int, seed: int = 0):
@@ -45,15 +43,14 @@ class Choices:
             if missing := [name for name in COLUMNS if name not in pairs.column_names]:
                 raise SchemaError(f"choices are told from pairs; a set lacks {missing}, found {pairs.column_names}.")
         self.k, self._seed = k, seed
-        self._pairs = concatenate_datasets([pairs.select_columns(COLUMNS) for pairs in sets]) if sets else None
-        prompts = self._pairs["prompt"] if self._pairs is not None else []
-        self._one_prompt = len({str(turns_of(prompt)) for prompt in prompts}) == 1
+        none = Dataset.from_dict({name: [] for name in COLUMNS})
+        self._pairs = concatenate_datasets([pairs.select_columns(COLUMNS) for pairs in sets or [none]])
+        self._one_prompt = len({str(turns_of(prompt)) for prompt in self._pairs["prompt"]}) == 1
+        drawn = [share(seed, "choice", pair) for pair in self._pairs["pair_id"]]
+        users = self._pairs["user_id"][:]
         self._places: dict[str, list[int]] = defaultdict(list)
-        if self._pairs is not None:
-            drawn = [share(seed, "choice", pair) for pair in self._pairs["pair_id"]]
-            users = self._pairs["user_id"][:]
-            for place in sorted(range(len(drawn)), key=drawn.__getitem__):
-                self._places[users[place]].append(place)
+        for place in sorted(range(len(drawn)), key=drawn.__getitem__):
+            self._places[users[place]].append(place)
 
     def __contains__(self, user: object) -> bool:
         return user in self._places
@@ -68,7 +65,7 @@ class Choices:
         for place in places[start:] + places[:start]:
             if len(found) == self.k:
                 break
-            pair: Any = self._pairs[place]  # type: ignore[index]
+            pair: Any = self._pairs[place]
             if prompt is None or apart(pair["prompt"], prompt):
                 found.setdefault(str(pair["chosen"] if self._one_prompt else turns_of(pair["prompt"])), pair)
         return [*found.values()]
@@ -76,8 +73,7 @@ class Choices:
 
 def apart(earlier: Prompt, judged: Prompt) -> bool:
     """Whether a choice after the prompt `earlier` tells nothing of the `judged` turn and later ones. It does if the
-    judged question stands in it, and if both dialogues begin alike (system messages apart), unless it is an earlier,
-    shorter part of the judged one."""
+    judged question stands in it, or both begin alike (system messages apart) and it is no shorter part of the other."""
     told, asked = turns_of(earlier), turns_of(judged)
     before = len(told) < len(asked) and asked[: len(told)] == told
     return asked[-1] not in told and (told[:1] != asked[:1] or before)

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import heapq
 import re
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections import defaultdict
+from collections.abc import Sequence
 
-from datasets import Dataset
-
-from prlhf_kit.data.registry import Tally, dataset, names, require_known, share, split_of
-from prlhf_kit.data.schema import SchemaError, message, record
-from prlhf_kit.data.sources import Rows, hub_rows, local_rows
+from prlhf_kit.data.registry import Records, Source, Tally, dataset, names, require_known, share, split_of
+from prlhf_kit.data.schema import SchemaError, record
+from prlhf_kit.data.sources import hub_rows, local_rows
 
 HUB = "allenai/compred"
 FACTORS = ("finance", "gender_sexuality", "history", "politics", "science")
@@ -23,7 +21,6 @@ FACTORS = ("finance", "gender_sexuality", "history", "politics", "science")
     source=f"hub: {HUB}, {', '.join(FACTORS)}",
     licence="ODC-BY; Reddit comments keep their authors' rights",
     users="subreddits, grouped by five factors",
-    pairs="tens of millions before the filter (hub)",
     quality="Upvotes, not judgements: when a comment was written and who saw it count too. A community can also be "
     "told by the style and topic of its posts.",
     counts={"test_pref of finance": 58_603, "validation_pref of finance": 55_518},
@@ -32,7 +29,7 @@ FACTORS = ("finance", "gender_sexuality", "history", "politics", "science")
 )
 def read(
     tally: Tally,
-    path: str | Path | None = None,
+    path: Source = None,
     *,
     factors: str | Sequence[str] = FACTORS,
     test_split: str = "test_pref",
@@ -40,7 +37,7 @@ def read(
     max_pairs_per_post: int = 5,
     unseen: str | Sequence[str] = (),
     seed: int = 0,
-) -> Iterator[tuple[str, dict]]:
+) -> Records:
     """Records: `train_pref` for training, `test_split` for tests. The defaults are those of the paper's code.
 
     A row (SHP's schema): `{"domain": "tea_train", "post_id": "p1", "title": "Green tea?", "history": "I like it.",
@@ -62,12 +59,16 @@ def read(
     communities = set()
     for factor in factors:
         for source, part in {"train_pref": "train", test_split: "test"}.items():
-            rows = (
-                hub_rows(HUB, source, factor)
-                if path is None
-                else local_rows(path, f"{factor}/{source}*", f"{factor}/{source}/*", f"{factor}_{source}*")
-            )
-            kept = _draw(rows, min_score_ratio, max_pairs_per_post, seed)
+            patterns = (f"{factor}/{source}*", f"{factor}/{source}/*", f"{factor}_{source}*")
+            rows = hub_rows(HUB, source, factor) if path is None else local_rows(path, *patterns)
+            best: dict[str, list[tuple[float, int]]] = defaultdict(list)  # of each post: random numbers, rows
+            for number, row in enumerate(rows):
+                if row["score_ratio"] >= min_score_ratio:
+                    drawn = share(seed, row["post_id"], row["human_ref_A"], row["human_ref_B"])
+                    heapq.heappush(best[row["post_id"]], (-drawn, number))
+                    if len(best[row["post_id"]]) > max_pairs_per_post:
+                        heapq.heappop(best[row["post_id"]])  # the largest random number
+            kept = {number for heap in best.values() for _, number in heap}
             for number, row in enumerate(rows):
                 tally.count(f"{source} of {factor}")
                 user = community_of(row["domain"])
@@ -85,34 +86,6 @@ def read(
                     asked = post_text(row["title"], row.get("history"))
                     yield split, record(pair_id, user, asked, chosen, rejected, f"r/{user}", factor)
     require_known(unseen, communities, "community")
-
-
-def prompts(path: str | Path | None = None, factors: str | Sequence[str] = FACTORS) -> Dataset:
-    """The dataset's own test prompts, for generation: columns `user_id`, `user_text`, `group`, `prompt` (messages)."""
-    require_known(names(factors), FACTORS, "factor")
-    out = []
-    for factor in names(factors):
-        name = f"{factor}_test_prompts"
-        for row in hub_rows(HUB, "test_prompts", name) if path is None else local_rows(path, f"{name}/*", f"{name}*"):
-            user = community_of(row["domain"])
-            asked = message("user", post_text(row["title"], row.get("history")))
-            out.append({"user_id": user, "user_text": f"r/{user}", "group": factor, "prompt": asked})
-    return Dataset.from_list(out)
-
-
-def _draw(rows: Rows, min_score_ratio: float, max_pairs_per_post: int, seed: int) -> set[int]:
-    """Row numbers to keep: of every post those with the smallest of seeded random numbers."""
-    best: dict[str, list[tuple[float, int]]] = {}
-    for number, row in enumerate(rows):
-        if row["score_ratio"] >= min_score_ratio:
-            heap = best.setdefault(row["post_id"], [])
-            # heapq keeps its smallest in front, so the random numbers are negated: the largest falls out
-            entry = (-share(seed, row["post_id"], row["human_ref_A"], row["human_ref_B"]), number)
-            if len(heap) < max_pairs_per_post:
-                heapq.heappush(heap, entry)
-            else:
-                heapq.heappushpop(heap, entry)
-    return {number for heap in best.values() for _, number in heap}
 
 
 def community_of(domain: str) -> str:

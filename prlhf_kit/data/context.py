@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -31,13 +31,10 @@ RECORDED = {"context": Value("string"), "context_user": Value("string"), "contex
 Messages = list[dict[str, str]]
 
 
-def require_context(context: object, allowed: Iterable[str] = CONTEXTS) -> None:
+def require_context(context: object) -> None:
     """Refuse what is not the name of a context; "none" is the only value that means no context."""
-    known = tuple(allowed)
-    if not isinstance(context, str) or context not in known:
-        raise SchemaError(
-            f"context={context!r}: expected one of {', '.join(map(repr, known))}. No context at all is 'none'."
-        )
+    if context not in CONTEXTS:
+        raise SchemaError(f"context={context!r}: expected one of {str(CONTEXTS)[1:-1]}. No context at all is 'none'.")
 
 
 @dataclass
@@ -88,8 +85,7 @@ class Contexts:
         silent = [user for user, text in self.people.items() if not (text or "").strip()]
         if "user_text" in self._text.fields and silent:
             raise SchemaError(
-                f"{len(silent)} of {len(self.people)} users have no user_text, first {silent[0]!r}, which the template "
-                f"{self._text.name!r} puts into the prompt. Use the template 'community'."
+                f"{len(silent)} of {len(self.people)} users have no user_text, first {silent[0]!r}. Use 'community'."
             )
         self._choices = Choices(self.earlier if "choices" in fields else (), self.k, self.seed)
         if "choices" in fields and not self.earlier:
@@ -100,8 +96,7 @@ class Contexts:
         self._others = dict(sorted(others.items(), key=lambda item: share(self.seed, "circle", *item[0])))
         if self.context in ("random", "shuffled") and len(others) < 2:
             raise SchemaError(
-                f"context={self.context!r} draws among users of whom different things are said, found {len(others)}: "
-                f"{next(iter(others), None)!r}."
+                f"context={self.context!r} draws among users of whom different things are said, found {len(others)}."
             )
 
     def _fields(self, user_id: str) -> dict[str, str]:
@@ -144,8 +139,7 @@ class Contexts:
         return dict(zip(RECORDED, (self.context, whose, pairs), strict=True))
 
     def say(self, prompt: Messages, user_id: str, whole: Messages | None = None) -> Messages:
-        """`prompt` with what the template says of `user_id`, whatever `context` is; `whole`: the prompt, if this one is
-        cut."""
+        """`prompt` with what the template says of `user_id` in any context; `whole`: the prompt, if this is cut."""
         values = self._fields(user_id) | {"prompt": prompt[-1]["content"]}
         if "choices" in self._text.fields:
             values["choices"] = told(self._choices.of(user_id, whole or prompt))
@@ -188,9 +182,7 @@ def context_of(folder: str | Path, people: Mapping[str, str | None], earlier: Se
     known = {name: saved[name] for name in ("template", "seed", "among", "k") if name in saved}
     contexts = Contexts(saved["context"], people, earlier=earlier, **known)
     if contexts.config["template_sha256"] != saved["template_sha256"]:
-        raise SchemaError(
-            f"the template {saved['template']!r} has changed since {folder} was trained; it said {saved['text']}."
-        )
+        raise SchemaError(f"template {saved['template']!r} has changed since {folder}; it said {saved['text']}.")
     return contexts
 
 

@@ -6,12 +6,12 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from prlhf_kit.data.registry import Tally, opening, split_of
+from prlhf_kit.data.registry import Records, Tally, opening, split_of
 from prlhf_kit.data.schema import SchemaError, record
 
 GENERAL = "general"  # the one user of datasets that do not say who preferred what
@@ -63,32 +63,36 @@ def common_prompt(*texts: str | None) -> tuple[list[dict[str, str]], list[str]]:
     return prompt, [dialogue[-1]["content"] for dialogue in dialogues]
 
 
+def _ranked(row: dict[str, Any]) -> tuple[None, list[Any], list[Any]]:
+    return None, [row["chosen"], row["rejected"]], [1, 0]
+
+
 def scored_records(
     parts: Iterable[tuple[str | None, Iterable[dict[str, Any]]]],
     tally: Tally,
     name: str,
-    read: Callable[[dict[str, Any]], tuple[list[dict[str, str]] | None, list[Any], list[Any]]] | None,
     test_share: float,
     seed: int,
-    unseen: Iterable[str] = (),
+    read: Callable[[dict[str, Any]], tuple[list[dict[str, str]] | None, list[Any], list[Any]]] = _ranked,
     *,
+    unseen: Iterable[str] = (),
     user_id: str = GENERAL,
     user_text: str | None = None,
     count: str = "comparisons",
-) -> Iterator[tuple[str, dict]]:
+) -> Records:
     """Records of one user, from rows that hold several answers to a prompt and a score for each: every pair of answers
     with different scores. Ties and what is no pair are dropped and counted.
 
     Args:
         parts: ("train", rows) and ("test", rows), or (None, rows), which are split by the prompt's first turn.
         read: (prompt, answers, scores) of a row that is not in `text`-`score` format; prompt None: the answers are
-            whole dialogues, as they are in that format.
+            whole dialogues, as they are in that format, and as `chosen` and `rejected` are, which are read by default.
         count: under which name rows are counted, by part.
     """
     for part, rows in parts:
         for number, row in enumerate(rows):
             tally.count(f"{count}, {part}" if part else count)
-            prompt, answers, scores = (None, row["text"], row["score"]) if read is None or "text" in row else read(row)
+            prompt, answers, scores = (None, row["text"], row["score"]) if "text" in row else read(row)
             if len(answers) != len(scores) or len(answers) < 2:
                 raise SchemaError(f"{len(answers)} texts and {len(scores)} scores, expected as many, at least two.")
             for score in scores:  # the other answer would win by accident
@@ -113,8 +117,7 @@ def scored_records(
 
 def write_text_score(rows: Iterable[dict[str, Any]], path: str | Path) -> int:
     """Write preference records, or listwise ones (`dsp.listwise`), as DSP's `text`-`score` JSON; return how many rows
-    were left out: those with a system message, or with marks such as "Human:" inside a turn, which the format can't
-    hold."""
+    it can't hold and were left out: those with a system message, or with marks such as "Human:" inside a turn."""
     sides = {role: side for side, role in _ROLES.items()}
     out, left_out = [], 0
     for row in rows:

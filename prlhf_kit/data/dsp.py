@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from datasets import Dataset
 
 from prlhf_kit.data.dialogue import scored_records
-from prlhf_kit.data.registry import Tally, dataset, names, require_known, split_of
+from prlhf_kit.data.registry import Records, Tally, dataset, names, require_known, split_of
 from prlhf_kit.data.schema import record
 from prlhf_kit.data.sources import local_parts
 
@@ -27,7 +27,6 @@ DOMAINS = {  # what a reader of each domain would say
     source="https://github.com/Linear95/DSP, data/domain_specific_preference.{train,test}.json",
     licence="CC BY-NC 4.0",
     users="5 domains (academy, business, entertainment, literature, normal)",
-    pairs="13K queries, each 20 pairs (5 domains, 4 others each)",
     quality="Preferred by construction, nobody was asked. The four domains' responses have about twice the characters "
     "of `normal`: a length rule per user does well. Rewards of any writing style tell domains apart.",
     counts={"queries, test": 661},
@@ -42,7 +41,7 @@ def read(
     test_share: float = 0.2,
     unseen: str | Sequence[str] = (),
     seed: int = 0,
-) -> Iterator[tuple[str, dict]]:
+) -> Records:
     """Records: for every query and domain, its own response against each other one.
 
     The responses to an Alpaca instruction are ChatGPT's under a domain's system prompt (`normal`: Alpaca's own).
@@ -63,8 +62,8 @@ def read(
     parts = local_parts(path, [f"{name}.{{part}}.json"], [f"{name}*.json", "*.json"])
     if domain is not None:
         require_known([domain], DOMAINS, "domain")
-        who = {"user_id": domain, "user_text": DOMAINS[domain]}
-        yield from scored_records(parts, tally, "dsp", None, test_share, seed, unseen, **who)
+        text = DOMAINS[domain]
+        yield from scored_records(parts, tally, "dsp", test_share, seed, unseen=unseen, user_id=domain, user_text=text)
         return
     for part, rows in parts:
         for number, row in enumerate(rows):

@@ -5,15 +5,15 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, DatasetDict
 
-from prlhf_kit.data.registry import Tally, dataset, names, opening, require_known, split_of
+from prlhf_kit.data.registry import Records, Tally, dataset, names, opening, require_known, split_of
 from prlhf_kit.data.schema import COLUMNS, MESSAGES, SPLITS, SchemaError, message
-from prlhf_kit.data.sources import KINDS, Rows, hub_splits, local_files, rows_of, saved
+from prlhf_kit.data.sources import KINDS, Rows, from_hub, local_files, rows_of, saved
 from prlhf_kit.files import only_on_hub
 
 log = logging.getLogger(__name__)
@@ -25,7 +25,6 @@ log = logging.getLogger(__name__)
     source="your file or folder (JSON, JSON lines, also .gz, CSV or parquet), or any dataset of the hub",
     licence="your own",
     users="any",
-    pairs="any",
     quality="The checks say what they find.",
 )
 def read(
@@ -37,7 +36,7 @@ def read(
     test_share: float = 0.1,
     unseen: str | Sequence[str] = (),
     seed: int = 0,
-) -> Iterator[tuple[str, dict]]:
+) -> Records:
     """Records, with their `split` if there is such a column, else split by prompt.
 
     A row: `{"user_id": "ann", "prompt": "How do I make tea?", "chosen": "Boil water.", "rejected": "No idea."}`.
@@ -46,15 +45,13 @@ def read(
 
     Args:
         path: a file, a folder of files (the hub's layout and `save_to_disk` too), the id of a dataset on the hub, or a
-            dataset in memory: `load_dataset(...)` with its splits renamed, say. Files and splits named
-            train, test_seen, test_unseen or adapt_unseen (and more after a dot or a dash) are those splits; "test" is
-            taken as test_seen.
+            dataset in memory. Files and splits named train, test_seen, test_unseen or adapt_unseen (and more after a
+            dot or a dash) are those splits; "test" is taken as test_seen.
         columns: the record's column (or `split`) -> yours, where the names differ. `prompt`, `chosen` and `rejected`
             are text, or lists of {role, content} messages (as JSON text in CSV); where chosen and rejected hold the
             whole dialogue, what they share is the prompt. Ids may be whole numbers.
         config: which of the hub's configurations.
-        test_share, unseen, seed: where there is no split: share of the prompts for tests, users that are not trained
-            on, and what draws the prompts.
+        test_share, unseen, seed: where there is no split: share of the prompts for tests, users not trained on, draws.
     """
     if isinstance(columns, str):
         raise SchemaError(f'columns={columns!r} is a text, expected JSON: {{"user_id": "your column"}}, quotes too.')
@@ -104,7 +101,7 @@ def _parts(path: str | Path | Dataset | DatasetDict, config: str | None) -> list
         if Path(path, "dataset_dict.json").is_file():
             path = saved(path)
         elif only_on_hub(path) and not str(path).endswith(KINDS):
-            path = hub_splits(str(path), config)
+            path = from_hub(str(path), config)
     if isinstance(path, DatasetDict):
         return [(split, Rows([(f"split {split!r}", rows.__iter__)])) for split, rows in path.items()]
     if isinstance(path, Dataset):

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from pathlib import Path
 
 from prlhf_kit.data.dialogue import NotAPair, common_prompt, scored_records
-from prlhf_kit.data.registry import Tally, dataset, opening, require_known, share, split_of
+from prlhf_kit.data.registry import Records, Source, Tally, dataset, opening, require_known, share, split_of
 from prlhf_kit.data.schema import SchemaError, message, record
-from prlhf_kit.data.sources import Rows, hub_rows, local_files, local_parts, local_rows, rows_of
+from prlhf_kit.data.sources import Parts, hub_rows, local_files, local_parts, local_rows, rows_of
 
 HH, WEBGPT = "Anthropic/hh-rlhf", "openai/webgpt_comparisons"
 SUBSETS = ("helpful", "harmless")
@@ -22,20 +21,16 @@ OBJECTIVES = {"helpful": "Help me with whatever I ask.", "harmless": "Never say 
     source=f"hub: {HH}; DSP's cleaned files: https://github.com/Linear95/DSP",
     licence="MIT; DSP's cleaned files CC BY-NC 4.0",
     users="1 (general): not named",
-    pairs="helpful-base 46,189, harmless-base 44,849",
     quality="Offensive content by design. Many pairs differ little, some are labelled against sense. In a few rows the "
     "dialogues differ before the last answer; they are dropped. Some prompts are in train and test.",
     # as commonly reported, not checked against the hub
     counts={"helpful, train": 43_835, "helpful, test": 2_354, "harmless, train": 42_537, "harmless, test": 2_312},
     rules={"prompt in train and test": "drop"},
 )
-def hh(
-    tally: Tally, path: str | Path | None = None, *, subset: str = "both", test_share: float = 0.1, seed: int = 0
-) -> Iterator[tuple[str, dict]]:
+def hh(tally: Tally, path: Source = None, *, subset: str = "both", test_share: float = 0.1, seed: int = 0) -> Records:
     r"""Records of the user "general".
 
-    A row: `{"chosen": "\n\nHuman: Hi.\n\nAssistant: Hello!", "rejected": "\n\nHuman: Hi.\n\nAssistant: What?"}`, or in
-    `text`-`score` format.
+    A row: `{"chosen": "\n\nHuman: Hi.\n\nAssistant: Hello!", "rejected": "\n\nHuman: Hi.\n\nAssistant: What?"}`.
 
     Args:
         path: a folder with `helpful-base/{train,test}.jsonl.gz` (and `harmless-base`, as on the hub), or with DSP's
@@ -49,16 +44,11 @@ def hh(
     else:
         subsets = SUBSETS if subset == "both" else (subset,)
     for name in subsets:
-        parts: list[tuple[str | None, Rows]] = []
         if path is None:
-            parts += [(part, hub_rows(HH, part, data_dir=f"{name}-base")) for part in ("train", "test")]
+            parts: Parts = [(part, hub_rows(HH, part, data_dir=f"{name}-base")) for part in ("train", "test")]
         else:
             parts = local_parts(path, [f"{name}-base/{{part}}.*", f"{name}.{{part}}.*"], [f"{name}*"])
-        yield from scored_records(parts, tally, f"hh-{name}", _pair, test_share, seed, count=name)
-
-
-def _pair(row: dict) -> tuple[None, list, list]:
-    return None, [row["chosen"], row["rejected"]], [1, 0]
+        yield from scored_records(parts, tally, f"hh-{name}", test_share, seed, count=name)
 
 
 @dataset(
@@ -67,14 +57,11 @@ def _pair(row: dict) -> tuple[None, list, list]:
     source=f"hub: {WEBGPT}; DSP's cleaned files: https://github.com/Linear95/DSP",
     licence="not stated (OpenAI); DSP's cleaned files CC BY-NC 4.0",
     users="1 (general): not named",
-    pairs="19,578 comparisons, about a quarter of them ties",
     quality="Judged with the quotes in sight, which are not part of the record: marks such as [1] lead nowhere.",
     counts={"comparisons": 19_578},
     rules={"prompt in train and test": "drop"},
 )
-def webgpt(
-    tally: Tally, path: str | Path | None = None, *, test_share: float = 0.1, seed: int = 0
-) -> Iterator[tuple[str, dict]]:
+def webgpt(tally: Tally, path: Source = None, *, test_share: float = 0.1, seed: int = 0) -> Records:
     """Records of the user "general", ties dropped and counted.
 
     A row (the hub's parquet conversion): `{"question": {"full_text": "Why?"}, "answer_0": "So.", "answer_1": "No.",
@@ -85,7 +72,7 @@ def webgpt(
         test_share, seed: for a source without a split of its own, which is split by question.
     """
     if path is None:
-        parts: list[tuple[str | None, Rows]] = [(None, hub_rows(WEBGPT, "train", converted=True))]
+        parts: Parts = [(None, hub_rows(WEBGPT, "train", converted=True))]
     else:
         whole = ("webgpt*", "default/train/*", "*train*", "*.parquet", "*.jsonl")
         parts = local_parts(path, ["webgpt.{part}.*"], whole)
@@ -94,7 +81,7 @@ def webgpt(
         asked = message("user", row["question"]["full_text"] or "")
         return asked, [row["answer_0"], row["answer_1"]], [row["score_0"], row["score_1"]]
 
-    yield from scored_records(parts, tally, "webgpt", read, test_share, seed)
+    yield from scored_records(parts, tally, "webgpt", test_share, seed, read)
 
 
 @dataset(
@@ -103,11 +90,10 @@ def webgpt(
     source="https://github.com/Instruction-Tuning-with-GPT-4/GPT-4-LLM, data/comparison_data_v2.json",
     licence="CC BY-NC 4.0",
     users="1 (general): GPT-4",
-    pairs="52K instructions with two or three scored responses each",
     quality="One model's judgement, known to favour long answers and its own. Many scores are equal.",
     rules={"prompt in train and test": "drop"},
 )
-def gpt4llm(tally: Tally, path: str | Path, *, test_share: float = 0.1, seed: int = 0) -> Iterator[tuple[str, dict]]:
+def gpt4llm(tally: Tally, path: str | Path, *, test_share: float = 0.1, seed: int = 0) -> Records:
     """Records of the user "general": every pair of a prompt's responses with different scores.
 
     A row: `{"user_input": "Make tea.", "responses_and_scores": [{"response": "Hot water.", "score": 8}, {"response":
@@ -117,15 +103,15 @@ def gpt4llm(tally: Tally, path: str | Path, *, test_share: float = 0.1, seed: in
         path: a file of either form, or a folder with `comparison_data*.json` or `gpt4llm.{train,test}.json`.
         test_share, seed: for a source without a split of its own, which is split by prompt.
     """
-    whole = ("comparison_data_v2.json", "comparison_data*.json", "gpt4llm*")
 
     def read(row: dict) -> tuple[list[dict[str, str]], list, list]:
         scored = row["responses_and_scores"]
         asked = message("user", row["user_input"] or "")
         return asked, [one["response"] for one in scored], [one["score"] for one in scored]
 
+    whole = ("comparison_data_v2.json", "comparison_data*.json", "gpt4llm*")
     parts = local_parts(path, ["gpt4llm.{part}.*"], whole)
-    yield from scored_records(parts, tally, "gpt4llm", read, test_share, seed, count="prompts")
+    yield from scored_records(parts, tally, "gpt4llm", test_share, seed, read, count="prompts")
 
 
 @dataset(
@@ -134,13 +120,10 @@ def gpt4llm(tally: Tally, path: str | Path, *, test_share: float = 0.1, seed: in
     source="https://github.com/WEIRDLabUW/vpl_llm, both.jsonl.gz",
     licence="base data MIT; labels as published with VPL",
     users="2 objectives (helpful, harmless)",
-    pairs="3,370 in the file that was tried",
     quality="Labelled by a model, not by people. The two users rank different pairs: where they disagree on the same "
     "pair can't be read off it.",
 )
-def hh_relabelled(
-    tally: Tally, path: str | Path, *, test_share: float = 0.1, seed: int = 0
-) -> Iterator[tuple[str, dict]]:
+def hh_relabelled(tally: Tally, path: str | Path, *, test_share: float = 0.1, seed: int = 0) -> Records:
     r"""Records split by the dialogues' first turns. The objective is the user: pairs of both subsets are ranked by it.
 
     A row: `{"chosen": "Human: Hi.\n\nAssistant: Hello!", "rejected": "Human: Hi.\n\nAssistant: What?", "objective":
@@ -170,13 +153,12 @@ def hh_relabelled(
     source="https://github.com/amazon-science/PrefEval, benchmark_dataset/mcq_options",
     licence="CC BY-NC 4.0",
     users="about 1,000 stated preferences on 20 topics",
-    pairs="3 a question: the option that respects the preference against each other one",
     quality="Written by a model. Options are one sentence; the first is always the right one in the source. The same "
     "question can be asked under two preferences.",
     counts={"questions": 1_000},
     rules={"prompt in train and test": "drop", "user with too few pairs": "drop"},
 )
-def prefeval(tally: Tally, path: str | Path, *, unseen_share: float = 0.2, seed: int = 0) -> Iterator[tuple[str, dict]]:
+def prefeval(tally: Tally, path: str | Path, *, unseen_share: float = 0.2, seed: int = 0) -> Records:
     """Records of `train` and `test_unseen`. A user is a preference; its text is `user_text`, its topic the group.
 
     A user has one question (a few have two), so seen users have no new prompts to be tested on, and what is learnt

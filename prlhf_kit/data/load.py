@@ -84,7 +84,8 @@ def load_with_report(
     data, report = check(
         raw, tokenizer, max_prompt_tokens, max_tokens=max_tokens, min_pairs=min_pairs, rules={**own, **(rules or {})}
     )
-    table = pd.concat([tally.table(), report.table], ignore_index=True).astype({"pairs": int})
+    dropped = pd.DataFrame([(*key, n) for key, n in tally.drops.items()], columns=report.table.columns)
+    table = pd.concat([dropped, report.table], ignore_index=True).astype({"pairs": int})
     source = f"{known.title}; licence: {known.licence}" if known else ""
     return data, Report(table, report.kept, report.checks, dict(tally.counts), report.shortened, report.tokens, source)
 
@@ -112,8 +113,7 @@ def _read(name: str, tally: Tally, path: Any, options: Mapping[str, Any]) -> Dat
         ) from error
     if "train" not in raw:
         raise SchemaError(
-            f"{name!r} gave no training pair, only pairs of {list(raw)}; dropped: {dict(tally.drops)}. Look at "
-            "path and options."
+            f"{name!r} gave no training pair, only pairs of {[*raw]}; dropped: {dict(tally.drops)}. See its options."
         )
     return raw
 

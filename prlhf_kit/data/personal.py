@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from prlhf_kit.data.dialogue import scored_records
-from prlhf_kit.data.registry import Tally, dataset, names, require_known, share, split_of
+from prlhf_kit.data.registry import Records, Source, Tally, dataset, names, require_known, share, split_of
 from prlhf_kit.data.schema import message, record
 from prlhf_kit.data.sources import hub_rows, local_rows
 
@@ -31,7 +31,6 @@ ATTRIBUTES = {  # user -> its number in VPL's files, and what such a person woul
     source=f"hub: {COMMUNITY}, community_alignment.csv",
     licence="CC BY 4.0",
     users="over 3,500 annotators in five countries",
-    pairs="233,319 choices among 4 responses, in five languages (the paper's later version): 3 pairs each",
     quality="About 31% of the conversations begin with the annotator's own question, unmoderated. Some annotators "
     "write another language than the one they were assigned.",
     # counted in version 1.1 by others who use it, not here
@@ -40,13 +39,13 @@ ATTRIBUTES = {  # user -> its number in VPL's files, and what such a person woul
 )
 def community_alignment(
     tally: Tally,
-    path: str | Path | None = None,
+    path: Source = None,
     *,
     languages: str | Sequence[str] = "en",
     unseen_share: float = 0.2,
     test_share: float = 0.1,
     seed: int = 0,
-) -> Iterator[tuple[str, dict]]:
+) -> Records:
     """Records of up to four turns: the chosen response against each other one, after the dialogue so far (of chosen
     responses). The annotator's country is the group. Splits are by first question, which many annotators share.
 
@@ -100,16 +99,13 @@ def community_alignment(
     source=f"hub: {', '.join(BENCHES.values())}",
     licence="not checked",
     users="723 of PRISM, 131 of Chatbot Arena",
-    pairs="arena: 305 train, 235 validation, 798 test (on the hub)",
     quality="Texts have the licences of PRISM and Chatbot Arena. Models chose what can be personalised. Its PRISM "
     "pairs are those of `prism`: do not train on one and test on the other.",
     counts={"arena, train": 305, "arena, test": 798},
     rules={"prompt in train and test": "drop", "user with too few pairs": "drop"},
     folder=True,
 )
-def personalrewardbench(
-    tally: Tally, path: str | Path | None = None, *, subset: str = "prism"
-) -> Iterator[tuple[str, dict]]:
+def personalrewardbench(tally: Tally, path: Source = None, *, subset: str = "prism") -> Records:
     """Records in the benchmark's own splits, of which it has two: parts of users, and of each user's pairs (`split`).
 
     Users of the hub's train part are seen, those of its test part unseen. A user's own pairs for training and
@@ -122,8 +118,7 @@ def personalrewardbench(
     "split": "train", ...}`. A response may be a list of one message.
 
     Args:
-        path: a folder with the hub's `prism_personalized_0125` or `chatbot_arena_personalized_0125` in it, or the
-            subset's own folder.
+        path: the subset's folder, or one with `prism_personalized_0125` or `chatbot_arena_personalized_0125` in it.
         subset: "prism" or "arena".
     """
     require_known([subset], BENCHES, "subset")
@@ -154,7 +149,6 @@ def personalrewardbench(
     source="https://github.com/WEIRDLabUW/vpl_llm: its script ultrafeedback_augment, or the files that it links",
     licence="MIT; labels as published with VPL",
     users="4 attributes of UltraFeedback",
-    pairs="one a prompt and user, a tenth of the prompts for tests",
     quality="GPT-4's ratings, not people's. The script ranks equal ratings by a coin, so that a part of the "
     "disagreements is chance.",
     rules={"prompt in train and test": "drop"},
@@ -167,7 +161,7 @@ def ufp(
     users: str | Iterable[str] = tuple(ATTRIBUTES),
     controversial: bool = True,
     unseen: str | Iterable[str] = (),
-) -> Iterator[tuple[str, dict]]:
+) -> Records:
     r"""Records of the source's own parts. A user ranks by the ratings of one attribute, and is told so by `user_text`.
 
     UF-P-4 has all four users, UF-P-2 `users=("helpfulness", "honesty")`. Columns are those that the authors' script
@@ -177,8 +171,7 @@ def ufp(
     What?", "data_subset": "8", "controversial": true, "reversed": false, ...}`.
 
     Args:
-        path: a folder with `8`, `4`, `2`, `1` (the users in the order above), and in each `train.jsonl` and
-            `test.jsonl`.
+        path: a folder with `{8,4,2,1}/{train,test}.jsonl`, of the users in the order above.
         users: those to read.
         controversial: only pairs which not all four users rank alike, as in the paper's training.
         unseen: users who are not trained on.
@@ -187,14 +180,8 @@ def ufp(
     require_known((*users, *unseen), ATTRIBUTES, "user")
     for user in users:
         number, text = ATTRIBUTES[user]
-        parts: list[tuple[str, Iterator[dict]]] = []
+        parts = []
         for part in ("train", "test"):
             rows = local_rows(path, f"{number}/{part}.jsonl*")
             parts.append((part, (row for row in rows if row["controversial"] or not controversial)))
-        yield from scored_records(
-            parts, tally, "ufp", _better_first, 0, 0, unseen, user_id=user, user_text=text, count=user
-        )
-
-
-def _better_first(row: dict) -> tuple[None, list, list]:
-    return None, [row["chosen"], row["rejected"]], [1, 0]
+        yield from scored_records(parts, tally, "ufp", 0, 0, unseen=unseen, user_id=user, user_text=text, count=user)

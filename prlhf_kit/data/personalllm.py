@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from prlhf_kit.data.registry import Tally, dataset, split_of
+from prlhf_kit.data.registry import Records, Source, Tally, dataset, split_of
 from prlhf_kit.data.schema import SchemaError, record
 from prlhf_kit.data.sources import hub_rows, local_rows
 
@@ -30,7 +28,6 @@ def weights(models: list[str], users: int = 100, concentration: float = 0.1, see
     source=f"hub: {HUB}",
     licence="CC BY 4.0",
     users="virtual: Dirichlet weights over ten reward models",
-    pairs="9,402 train and 1,000 test prompts with 8 responses each",
     quality="Tastes are those of reward models, not of people.",
     counts={"prompts, train": 9_402, "prompts, test": 1_000, "reward models": 10},
     rules={"prompt in train and test": "drop"},
@@ -38,7 +35,7 @@ def weights(models: list[str], users: int = 100, concentration: float = 0.1, see
 )
 def read(
     tally: Tally,
-    path: str | Path | None = None,
+    path: Source = None,
     *,
     users: int = 100,
     concentration: float = 0.1,
@@ -46,7 +43,7 @@ def read(
     test_pairs_per_user: int = 20,
     unseen_share: float = 0.2,
     seed: int = 0,
-) -> Iterator[tuple[str, dict]]:
+) -> Records:
     """Records: every user compares two random responses to each of some random prompts.
 
     A user is a weight vector over the reward models, drawn from a Dirichlet distribution: small concentrations give

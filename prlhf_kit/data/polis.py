@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from prlhf_kit.data.registry import Tally, dataset
+from prlhf_kit.data.registry import Records, Tally, dataset, require_known
 from prlhf_kit.data.schema import SchemaError, record
+from prlhf_kit.data.sources import local_files
 
 QUESTIONS = {
     "both": "Which of these two statements do you agree with?\n\n- {}\n- {}",
@@ -25,7 +25,6 @@ TRAINING = ("train", "adapt_unseen")
     licence="CC BY 4.0. Data was gathered using the Polis software (compdemocracy.org/polis) and is sub-licensed under "
     "CC BY 4.0 with Attribution to The Computational Democracy Project",
     users="real people with enough votes, unnamed",
-    pairs="as many as their votes give",
     quality="People vote on one statement at a time; a pair puts one that a person agreed with over one that they "
     "disagreed with. Statements on which nearly all agree say little of a person and are left out.",
     folder=True,
@@ -44,7 +43,7 @@ def read(
     own_held_out: float = 0.2,
     unseen_share: float = 0.2,
     seed: int = 0,
-) -> Iterator[tuple[str, dict]]:
+) -> Records:
     """Pairs of two statements, of which a person agreed with the first and disagreed with the second.
 
     | split | people | statements |
@@ -57,12 +56,10 @@ def read(
     All pairs of a conversation share one question, but the record wants no prompt in train and test. With
     `prompt="both"` the prompt lists both statements, in an order that the seed draws, so that the order says nothing.
     With "topic" it names the topic and round 1 (training) or 2 (tests), so that what is kept apart are the statements,
-    which are in the responses only. That takes about half the tokens, and a person's vote on a statement is scored
-    once, in however many pairs it is.
+    which are in the responses only: about half the tokens, and a statement in several pairs is scored once.
 
     A row of `participants-votes.csv`: `participant` 0, `group-id` 1, and a column a statement with 1 (agrees), -1
-    (disagrees), 0 (passed) or nothing (not seen). `group-id` was made from all votes: it is the record's `group`, for
-    reports, and never an input.
+    (disagrees), 0 (passed) or nothing (not seen). `group-id`, made from all votes, is the record's `group`: no input.
 
     Args:
         path: folder with `comments.csv` and `participants-votes.csv`; `summary.csv`, if there, names the topic.
@@ -75,8 +72,7 @@ def read(
         unseen_share: share of the people who are never in training.
         seed: draws all of these, and the pairs.
     """
-    if prompt not in QUESTIONS:
-        raise SchemaError(f"prompt={prompt!r}: expected one of {', '.join(map(repr, QUESTIONS))}.")
+    require_known([prompt], QUESTIONS, "prompt")
     texts, votes, groups, topic = _conversation(Path(path))
     share = (votes == 1).sum() / (votes.abs() == 1).sum()
     votes = votes.loc[:, share.between(*agreement)]
@@ -87,9 +83,8 @@ def read(
         votes = votes[votes.index.isin(eager)]
     if len(votes) < 2:
         raise SchemaError(
-            f"{len(votes)} people of {path} have {min_votes} agreements and {min_votes} disagreements on the "
-            f"{votes.shape[1]} statements that {agreement[0]:.0%} to {agreement[1]:.0%} agree with. Lower min_votes or "
-            "widen agreement."
+            f"{len(votes)} people of {path} have {min_votes} agreements and as many disagreements on the "
+            f"{votes.shape[1]} statements within {agreement=}. Lower min_votes or widen agreement."
         )
     tally.count("people", len(votes))
     tally.count("statements", votes.shape[1])
@@ -133,20 +128,14 @@ def read(
 
 def _conversation(folder: Path) -> tuple[dict[str, str], pd.DataFrame, dict[str, str | None], str]:
     """Statements by id, votes `[people, statements]`, each person's group, and the topic."""
-    if not folder.exists():
-        raise SchemaError(f"{folder}: no such file or folder; expected a Polis export's folder.")
-    files = {name: folder / f"{name}.csv" for name in ("comments", "participants-votes")}
-    if missing := [path.name for path in files.values() if not path.is_file()]:
-        raise SchemaError(f"{folder} has no {' and no '.join(missing)}, which every public Polis export has.")
-    comments = pd.read_csv(files["comments"], dtype=str, keep_default_na=False)
-    table = pd.read_csv(files["participants-votes"], dtype={"participant": str, "group-id": str})
-    bodies = comments["comment-body"].str.strip()
-    texts: dict[str, str] = dict(zip(comments["comment-id"], bodies, strict=True))
-    votes = table.set_index("participant")
+    [first], [second] = (local_files(folder, name) for name in ("comments.csv", "participants-votes.csv"))
+    comments = pd.read_csv(first, dtype=str, keep_default_na=False)
+    votes = pd.read_csv(second, dtype={"participant": str, "group-id": str}).set_index("participant")
+    texts: dict[str, str] = dict(zip(comments["comment-id"], comments["comment-body"].str.strip(), strict=True))
     groups = {str(person): None if pd.isna(group) else str(group) for person, group in votes["group-id"].items()}
     known = [column for column in votes if column in texts]
     if not known:
-        raise SchemaError(f"no column of {files['participants-votes']} is a comment-id of {files['comments']}.")
+        raise SchemaError(f"no column of {second} is a comment-id of {first}.")
     summary, topic = folder / "summary.csv", "A public discussion"
     if summary.is_file():
         facts = pd.read_csv(summary, header=None, index_col=0)[1]

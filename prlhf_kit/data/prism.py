@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 
-from prlhf_kit.data.registry import Tally, dataset
+from prlhf_kit.data.registry import Records, Source, Tally, dataset
 from prlhf_kit.data.schema import SchemaError, message, record
 from prlhf_kit.data.sources import hub_rows, local_rows
 
@@ -38,7 +37,6 @@ FACTS = {  # as it is said of a person -> column of the survey
     source=f"hub: {HUB}, survey and conversations",
     licence="texts CC BY 4.0, responses CC BY-NC 4.0",
     users="1,396 people from 75 countries",
-    pairs="8,011 conversations, 68,371 rated responses",
     quality="Everybody writes their own prompts: users can't be compared on the same ones, and a taste can't be told "
     "from a topic. From the second turn on both responses are the same model's. Personal and sensitive texts.",
     counts={
@@ -53,13 +51,13 @@ FACTS = {  # as it is said of a person -> column of the survey
 )
 def read(
     tally: Tally,
-    path: str | Path | None = None,
+    path: Source = None,
     *,
     max_characters: int | None = 2300,
     train_share: float = 0.9,
     adapt_share: float = 0.5,
     seed: int = 123,
-) -> Iterator[tuple[str, dict]]:
+) -> Records:
     """Records with the person's survey answers as `user_text`: at every turn the chosen response against each other
     one, with the dialogue so far (of chosen responses) in the prompt.
 
@@ -81,26 +79,24 @@ def read(
         adapt_share: of the conversations of an unseen user who has several.
         seed: shuffles users and conversations.
     """
-    if path is None:
-        survey, conversations = hub_rows(HUB, "train", "survey"), hub_rows(HUB, "train", "conversations")
-    else:
-        survey = local_rows(path, "survey.*", "survey/*")
-        conversations = local_rows(path, "conversations.*", "conversations/*")
+    survey, conversations = (
+        hub_rows(HUB, "train", name) if path is None else local_rows(path, f"{name}.*", f"{name}/*")
+        for name in ("survey", "conversations")
+    )
     texts = {row["user_id"]: describe(row) for row in survey if row["num_completed_conversations"]}
     by_user: dict[str, list[str]] = {user: [] for user in texts}
     limit = max_characters or float("inf")
     for row in conversations:
         tally.count("conversations")
-        if row["user_id"] not in by_user:
-            raise SchemaError(
-                f"conversation {row['conversation_id']!r} is of {row['user_id']!r}, who is not in the survey."
-            )
+        talk, user = row["conversation_id"], row["user_id"]
+        if user not in by_user:
+            raise SchemaError(f"conversation {talk!r} is of {user!r}, who is not in the survey.")
         usable = any(  # a turn has a pair, and all of its responses are short enough
             asked and chosen and rejected and len(asked) + max(map(len, [chosen[0], *rejected])) <= limit
             for asked, chosen, rejected in _turns(row["conversation_history"])
         )
         if usable:
-            by_user[row["user_id"]].append(row["conversation_id"])
+            by_user[user].append(talk)
         else:
             tally.count("conversations without a usable turn")
     rng = np.random.RandomState(seed)  # P-RLHF's generator and order of draws
@@ -161,6 +157,5 @@ def _turns(history: list[dict]) -> Iterator[tuple[str, list[str], list[str]]]:
         into = asked if line["role"] == "user" else chosen if line["if_chosen"] else rejected
         # the release writes "EMPTY STRING" for a response that was empty (its codebook)
         into.append("" if line["content"] in (None, "EMPTY STRING") else line["content"])
-    for number in sorted(turns):
-        asked, chosen, rejected = turns[number]
+    for _, (asked, chosen, rejected) in sorted(turns.items()):
         yield (asked[0] if asked else ""), chosen, rejected

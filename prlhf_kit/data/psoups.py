@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from prlhf_kit.data.registry import Tally, dataset, names, require_known, split_of
+from prlhf_kit.data.registry import Records, Tally, dataset, names, require_known, split_of
 from prlhf_kit.data.schema import SchemaError, record
 from prlhf_kit.data.sources import local_rows
 
@@ -19,6 +19,7 @@ PROFILES = {  # P-RLHF's users 1 to 6, in its order, and what such a person woul
     "P3A": "Be friendly and funny, as a close friend would be.",
     "P3B": "Do not be friendly with me.",
 }
+COUNTS = (53_471, 8_959, 9_069, 8_239, 8_626, 9_356, 9_222)  # P-RLHF's pairs: of all users, and of each
 
 
 @dataset(
@@ -27,18 +28,9 @@ PROFILES = {  # P-RLHF's users 1 to 6, in its order, and what such a person woul
     source="link in https://github.com/joeljang/RLPHF; allcombo_8_cleaned.json or rm_training/",
     licence="none stated",
     users="6 (P1A to P3B): opposite wishes for expertise, detail and style",
-    pairs="53,471 without duplicates (P-RLHF)",
     quality="GPT-4 judged whether a response fits the wish; both responses come from models that had been given "
     "wishes, so the style alone often tells. The same prompts serve all users.",
-    counts={
-        "pairs": 53_471,
-        "pairs of P1A": 8_959,
-        "pairs of P1B": 9_069,
-        "pairs of P2A": 8_239,
-        "pairs of P2B": 8_626,
-        "pairs of P3A": 9_356,
-        "pairs of P3B": 9_222,
-    },
+    counts=dict(zip(["pairs", *(f"pairs of {user}" for user in PROFILES)], COUNTS, strict=True)),
 )
 def read(
     tally: Tally,
@@ -48,7 +40,7 @@ def read(
     fold: int = 0,
     unseen: str | Sequence[str] = (),
     seed: int = 0,
-) -> Iterator[tuple[str, dict]]:
+) -> Records:
     """Records split by prompt: P-RLHF splits by pair, so that the same prompts and responses are in train and test.
 
     A row: `{"user_id": 3, "user_input": "How do I make tea?", "completion_a": "Boil water, add leaves.",
@@ -66,9 +58,7 @@ def read(
     unseen = names(unseen)
     require_known(unseen, PROFILES, "profile")
     if fold < 0 or (fold + 1) * test_share > 1:
-        raise SchemaError(
-            f"fold={fold!r} of test_share={test_share}: expected 0 or more, and no share beyond the last."
-        )
+        raise SchemaError(f"{fold=} of {test_share=}: expected 0 or more, and no share beyond the last.")
     told: set[tuple] = set()
     for user, text, question, a, b in _comparisons(Path(path)):
         key = (user, hash(question), hash(a), hash(b))
@@ -107,8 +97,7 @@ def _comparisons(path: Path) -> Iterator[tuple[str, str, str, str, str]]:
         wish = ending[starts[-1] :] if starts else ""
         if not wish:
             raise SchemaError(
-                f"the questions of {user} do not all end with the same sentence, the wish of the profile, so it can't "
-                "be cut off. Pass allcombo_8_cleaned.json, where P-RLHF's notebook has done it."
+                f"the questions of {user} do not all end with the same sentence, its wish. Pass {files[0]} instead."
             )
         for row in rows:
             asked = row["user_input"].removesuffix(wish).strip()

@@ -7,12 +7,16 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from datasets import Features
 
 from prlhf_kit.data.schema import SchemaError
+
+Source = str | Path | None  # a file or folder; None: the hub
+Records = Iterator[tuple[str, dict[str, Any]]]  # what a loader yields: (split, record)
 
 
 class Tally:
@@ -27,11 +31,6 @@ class Tally:
 
     def drop(self, split: str | None, user_id: str, reason: str, n: int = 1) -> None:
         self.drops[split or "(not split)", user_id, reason] += n
-
-    def table(self) -> pd.DataFrame:
-        """Columns `split`, `user_id`, `reason`, `pairs`."""
-        rows = [(*key, n) for key, n in self.drops.items()]
-        return pd.DataFrame(rows, columns=["split", "user_id", "reason", "pairs"])
 
 
 @dataclass(frozen=True)
@@ -84,9 +83,8 @@ class Card:
     source: str  # hub id, or where its files come from
     licence: str
     users: str  # who states the preferences, and how many there are
-    pairs: str  # how many, by the paper that made or first used it
     quality: str  # what is known to be wrong with it, or easy to get wrong
-    read: Callable[..., Iterator[tuple[str, dict[str, Any]]]]  # (tally, path, **options) -> (split, record)
+    read: Callable[..., Records]  # (tally, path, **options) -> (split, record)
     counts: Mapping[str, int] = field(default_factory=dict)  # the paper's, by the loader's name for them
     rules: Mapping[str, str] = field(default_factory=dict)  # where they differ from `check.RULES`
     extra: Features | None = None  # columns beside the record's

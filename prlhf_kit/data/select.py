@@ -63,8 +63,7 @@ def few_shot(data: DatasetDict, k: int, seed: int = 0, allow_fewer: bool = False
     few = sorted((counts[user], user) for user in users if counts[user] < k)
     if few and not allow_fewer:
         raise SchemaError(
-            f"k={k}, but {len(few)} of {len(users)} unseen users have fewer pairs to adapt to (the fewest: {few[0]}). "
-            "Choose a smaller k, or pass allow_fewer=True."
+            f"{len(few)} of {len(users)} unseen users have fewer than {k=}, {few[0]}: lower k, or allow_fewer=True."
         )
     return _first(data["adapt_unseen"], k, seed, "few-shot")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import pandas as pd
 from datasets import Features, Value
 
 from prlhf_kit.data.attributes import ATTRIBUTES, measure_all
-from prlhf_kit.data.registry import Tally, dataset
+from prlhf_kit.data.registry import Records, Source, Tally, dataset
 from prlhf_kit.data.schema import SchemaError, record
 
 PARQUET = Path(__file__).with_name("simulated.parquet")
@@ -36,6 +36,7 @@ TYPES: dict[str, tuple[dict[str, float], str]] = {
         "Keep it short, casual and cheerful, and ask me something back.",
     ),
 }
+TASTES = pd.DataFrame({name: weights for name, (weights, _) in TYPES.items()}, list(ATTRIBUTES)).fillna(0.0).T
 NOISE = 0.25  # standard deviation of each user's own deviation, per attribute
 # A pair is the most different of so many random pairs of its prompt's responses (by what the types care about, not by
 # the user's own taste): most random pairs hardly differ.
@@ -85,10 +86,6 @@ class Population:
         mean, std = pd.Series(found["mean"]), pd.Series(found["std"])
         return cls(pd.DataFrame(**found["weights"]), found["groups"], mean, std, found["temperature"])
 
-    @property
-    def user_ids(self) -> list[str]:
-        return list(self.weights.index)
-
 
 def responses() -> pd.DataFrame:
     """The shipped responses: `prompt_id`, `prompt`, `response`, `style` (of the request; never an input)."""
@@ -99,19 +96,14 @@ def population(users_per_type: int = 3, temperature: float = 0.25, seed: int = 0
     """Users `structured-1 ... casual-3`: their type's weights and a deviation of their own."""
     if users_per_type < 2 or temperature <= 0:
         raise ValueError(
-            f"users_per_type={users_per_type}, temperature={temperature}: expected at least 2 users a type (one of "
-            "them is never in training) and a temperature above 0."
+            f"{users_per_type=}, {temperature=}: expected at least 2 users a type (one is unseen), and more than 0."
         )
     rng = np.random.default_rng([seed, 1])
-    rows, groups = {}, {}
-    for name, (weights, _) in TYPES.items():
-        for i in range(1, users_per_type + 1):
-            own = rng.normal(0.0, NOISE, len(ATTRIBUTES))
-            rows[f"{name}-{i}"] = [weights.get(a, 0.0) + own[j] for j, a in enumerate(ATTRIBUTES)]
-            groups[f"{name}-{i}"] = name
+    groups = {f"{name}-{i}": name for name in TYPES for i in range(1, users_per_type + 1)}
+    weights = TASTES.loc[list(groups.values())].set_axis(list(groups))
+    weights += rng.normal(0.0, NOISE, weights.shape)
     attributes = measure_all(responses()["response"])
-    weights_table = pd.DataFrame.from_dict(rows, orient="index", columns=list(ATTRIBUTES))
-    return Population(weights_table, groups, attributes.mean(), attributes.std(), temperature)
+    return Population(weights, groups, attributes.mean(), attributes.std(), temperature)
 
 
 @dataset(
@@ -120,13 +112,12 @@ def population(users_per_type: int = 3, temperature: float = 0.25, seed: int = 0
     source="embedded: 243 prompts, 1,452 responses of SmolLM2-135M-Instruct",
     licence="Apache-2.0",
     users="12 by default, in 4 types; weights over 6 text attributes",
-    pairs="as many as wanted",
     quality="Tastes are simulated and about form only; what is true or useful plays no part.",
     extra=Features({"p_chosen": Value("float64")}),
 )
 def read(
     tally: Tally,
-    path: str | Path | None = None,
+    path: Source = None,
     *,
     pairs_per_user: int = 40,
     test_pairs_per_user: int = 20,
@@ -134,11 +125,10 @@ def read(
     users_per_type: int = 3,
     temperature: float = 0.25,
     seed: int = 0,
-) -> Iterator[tuple[str, dict]]:
+) -> Records:
     """Records with `p_chosen`, the true probability of the stated preference, beside them.
 
-    60% of the prompts are for `train`, 10% for `adapt_unseen`, 30% for the two test splits. The last user of each
-    type is never in training.
+    60% of the prompts are for `train`, 10% for `adapt_unseen`, 30% for tests. Each type's last user is unseen.
 
     Args:
         path: must be None, the data is embedded.
@@ -150,15 +140,14 @@ def read(
         raise SchemaError(f"'simulated' is embedded and takes no path, got {str(path)!r}. Use 'files' for your own.")
     people = population(users_per_type, temperature, seed)
     texts = responses()
-    tastes = np.array([[weights.get(a, 0.0) for a in ATTRIBUTES] for weights, _ in TYPES.values()])
-    places = people.standardise(texts["response"]).to_numpy() @ tastes.T  # each type's utility of each response
+    places = people.standardise(texts["response"]).to_numpy() @ TASTES.to_numpy().T  # [responses, types]: utilities
     by_prompt = list(texts.groupby("prompt_id").groups.values())
     rng = np.random.default_rng([seed, 2])
     order = rng.permutation(len(by_prompt))
     cut_train, cut_adapt = int(0.6 * len(order)), int(0.7 * len(order))
     pools = {"train": order[:cut_train], "adapt": order[cut_train:cut_adapt], "test": order[cut_adapt:]}
     unseen = [f"{name}-{users_per_type}" for name in TYPES]
-    seen = [user for user in people.user_ids if user not in unseen]
+    seen = [user for user in people.groups if user not in unseen]
     plan = {
         "train": ("train", pairs_per_user, seen),
         "test_seen": ("test", test_pairs_per_user, seen),

@@ -37,6 +37,9 @@ class Rows:
                 yield row
 
 
+Parts = list[tuple[str | None, Rows]]  # rows of "train" and "test", or (None, all rows)
+
+
 def _limited(read: Callable[[int], str], limit: int) -> str:
     if len(text := read(limit + 1)) > limit:
         raise ValueError(f"a line or list of more than {limit:,} characters. Write one JSON object a line")
@@ -44,11 +47,8 @@ def _limited(read: Callable[[int], str], limit: int) -> str:
 
 
 def _read(path: Path) -> Iterator[dict[str, Any]]:
-    """Rows of one file.
-
-    JSON is not read by `datasets`: it takes columns and types from a file's first 10 MB, so it refuses a file in which
-    a field is null until then (an `article` of TL;DR), and it turns texts such as "2020-01-01" into dates.
-    """
+    # JSON is not read by `datasets`: it takes columns and types from a file's first 10 MB, so it refuses one in which a
+    # field is null until then (an `article` of TL;DR), and it turns texts such as "2020-01-01" into dates
     name = path.name.removesuffix(".gz")
     try:
         if name.endswith(".parquet"):
@@ -128,10 +128,10 @@ def local_rows(path: str | Path, *patterns: str) -> Rows:
     return rows_of(local_files(path, *patterns))
 
 
-def local_parts(path: str | Path, patterns: Iterable[str], whole: Iterable[str]) -> list[tuple[str | None, Rows]]:
+def local_parts(path: str | Path, patterns: Iterable[str], whole: Iterable[str]) -> Parts:
     """("train", its rows) and ("test", its rows), where a folder has files named by `patterns` with {part}; else
     (None, all rows) of the files `whole`."""
-    found: list[tuple[str | None, Rows]] = []
+    found: Parts = []
     for part in ("train", "test"):
         names = [pattern.format(part=part) for pattern in patterns]
         if any(any(Path(path).glob(name)) for name in names):
@@ -140,7 +140,15 @@ def local_parts(path: str | Path, patterns: Iterable[str], whole: Iterable[str])
 
 
 def hub_rows(repository: str, split: str, config: str | None = None, converted: bool = False, **options: Any) -> Rows:
-    """Rows of a split on the hub, downloaded once into the cache of `datasets` and memory-mapped.
+    """Rows of a split on the hub; arguments as of `from_hub`."""
+    dataset = from_hub(repository, config, split, converted, **options)
+    return Rows([(f"split {split!r} of {(repository, config)}", lambda: dataset)])
+
+
+def from_hub(
+    repository: str, config: str | None = None, split: str | None = None, converted: bool = False, **options: Any
+) -> Any:
+    """A split on the hub, or all of them, downloaded once into the cache of `datasets` and memory-mapped.
 
     Args:
         converted: read the hub's parquet conversion: `datasets` refuses repositories that hold a loading script.
@@ -150,27 +158,12 @@ def hub_rows(repository: str, split: str, config: str | None = None, converted: 
     if converted:
         revision = "refs/convert/parquet"
         options |= {"revision": revision, "data_files": {split: f"{config or 'default'}/{split}/*.parquet"}}
-        fetch += f" --revision {revision}"
-    where = f"{repository!r}" + (f", configuration {config!r}" if config else "")
-    dataset = _from_hub(repository, f"split {split!r} of {where}", None if converted else config, fetch, split, options)
-    return Rows([(f"{where}, split {split!r}", lambda: dataset)])
-
-
-def hub_splits(repository: str, config: str | None = None) -> DatasetDict:
-    """All splits on the hub, see `hub_rows`."""
-    return _from_hub(
-        repository, f"{repository!r} (no file or folder here)", config, f"hf download {repository} --repo-type dataset"
-    )
-
-
-def _from_hub(
-    repository: str, what: str, config: str | None, fetch: str, split: str | None = None, options: Any = None
-) -> Any:
+        fetch, config = f"{fetch} --revision {revision}", None
     try:
-        return load_dataset(repository, config, split=split, **(options or {}))
+        return load_dataset(repository, config, split=split, **options)
     except Exception as error:  # whatever the hub, the network or a builder raises
         why = (str(error) or type(error).__name__).splitlines()[0]
         raise SchemaError(
-            f"can't load {what} from the hub: {why} If it can't be reached from here, download it elsewhere with "
-            f"`{fetch} --local-dir DIR`, copy DIR and pass it as path."
+            f"can't load {repository!r} (no file or folder here), {config=}, {split=}, from the hub: {why} If it can't "
+            f"be reached from here, download it elsewhere with `{fetch} --local-dir DIR` and pass DIR as path."
         ) from error

@@ -38,9 +38,7 @@ def read_template(template: str | Path, folder: str, known: Collection[str], alo
         ) from error
     for _, name, form, conversion in found:
         if form or conversion or not str(name).isidentifier():
-            raise SchemaError(
-                f"the template {str(template)!r} has a field {name!r}; expected names alone, as {{name}}."
-            )
+            raise SchemaError(f"template {str(template)!r}, field {name!r}: expected names alone, as {{name}}.")
     parts = [("system", part.strip()) for part in system if part.strip()]
     parts.append(("user" if system else alone, last.strip()))
     sha256 = hashlib.sha256(text.encode()).hexdigest()

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from prlhf_kit.data.registry import Tally, dataset, require_known, split_of
+from prlhf_kit.data.registry import Records, Source, Tally, dataset, require_known, split_of
 from prlhf_kit.data.schema import SchemaError, record
 from prlhf_kit.data.sources import hub_rows, local_rows
 
@@ -22,7 +21,6 @@ PARTS = {"train": "train", "validation": "test", "valid1": "test", "valid2": "te
     source=f"hub: {HUB}, comparisons",
     licence="MIT; Reddit posts keep their authors' rights",
     users="workers, a few with most of the pairs",
-    pairs="92,858 train and 86,086 validation comparisons",
     quality="Workers label what is a good summary, not what they like; most pairs are from a few workers. P-RLHF's "
     "synthetic mode replaces their choices by length alone: a length rule per user is then the oracle.",
     counts={
@@ -39,7 +37,7 @@ PARTS = {"train": "train", "validation": "test", "valid1": "test", "valid2": "te
 )
 def read(
     tally: Tally,
-    path: str | Path | None = None,
+    path: Source = None,
     *,
     mode: str = "real",
     top: int = 10,
@@ -47,12 +45,11 @@ def read(
     seed: int = 3456,
     user_file: str | Path | None = None,
     user_preference_file: str | Path | None = None,
-) -> Iterator[tuple[str, dict]]:
+) -> Records:
     """Records: `train` and `adapt_unseen` from the train split, both tests from the validation split.
 
     "synthetic" is the data of P-RLHF (Li et al. 2024, arXiv 2402.05133), with the generator and seed of its released
-    notebook: seven of the ten workers prefer longer summaries. Departure: the training rows of unseen workers are kept
-    as `adapt_unseen`.
+    notebook: seven of the ten workers prefer longer summaries. Departure: unseen workers' training rows are kept.
 
     A row: `{"info": {"post": "I fell.", "title": "Ouch", "subreddit": "tifu", "article": None}, "summaries": [{"text":
     "Fell.", "policy": "sup4"}, {"text": "I fell.", "policy": "ref"}], "choice": 1, "worker": "w3", "split": "train"}`;
@@ -117,19 +114,14 @@ def read(
             a_wins = row["choice"] == 0
         answers = (a, b) if a_wins else (b, a)
         pair_id = f"{'train' if part == 'train' else 'validation'}-{number}"
-        yield split, record(pair_id, worker, _prompt(row["info"]), *answers, group=taste.get(worker))
+        info = row["info"]
+        text = info["article"] if info["post"] is None else info["post"]
+        asked = f"ARTICLE: {text}\nTL;DR: "  # of news (CNN/DM), which have no subreddit and title
+        if info["subreddit"] is not None:  # as P-RLHF lays it out
+            asked = f"SUBREDDIT: r/{info['subreddit']}\nTITLE: {info['title']}\nPOST: {text}\nTL;DR: "
+        yield split, record(pair_id, worker, asked if text else "", *answers, group=taste.get(worker))
 
 
 def _supervised(row: dict) -> bool:
     policies = [summary["policy"] for summary in row["summaries"]]
     return all("sup" in p and "ppo" not in p and "cnn" not in p for p in policies)
-
-
-def _prompt(info: dict) -> str:
-    """As P-RLHF lays it out; news articles (CNN/DM), which have no subreddit and title, without those."""
-    text = info["article"] if info["post"] is None else info["post"]
-    if not text:
-        return ""  # which the checks drop and count
-    if info["subreddit"] is None:
-        return f"ARTICLE: {text}\nTL;DR: "
-    return f"SUBREDDIT: r/{info['subreddit']}\nTITLE: {info['title']}\nPOST: {text}\nTL;DR: "

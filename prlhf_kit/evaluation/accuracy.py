@@ -1,7 +1,5 @@
 """A personalised model beside its controls: which pairs each ranks right, whom it serves, what it answers."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
@@ -33,6 +31,11 @@ TEXT, UNTRAINED = "prompt with user text", "untrained"
 LENGTH, USER_LENGTH = "length rule", "length rule per user"
 NEAREST, MIXED, FITTED, PLACED = "nearest known user", "known users, mixed", "fitted row", "nearest by encoder"
 TIE = 1e-3  # nats, of a whole response: float32 rounds sums of some hundreds of nats by up to that
+
+
+def tests_of(data: DatasetDict) -> dict[str, Dataset]:
+    """The splits of held-out pairs."""
+    return {split: pairs for split, pairs in data.items() if split.startswith("test")}
 
 
 def words(messages: list[list[dict[str, str]]]) -> np.ndarray:
@@ -70,30 +73,25 @@ def ranked_by_method(
     how much it raises the untrained model's log-prob; "untrained" by its mean log-prob a token; the length rules by
     words, in the direction that the training pairs favour. Users without a row get the generic row and the pooled rule.
     """
-
-    def reward(scores: pd.DataFrame, other: pd.DataFrame | None = None) -> np.ndarray:
-        return by_implicit_reward(scores, reference if other is None else other)
-
     rows = index.rows(pairs["user_id"], unknown="generic")
     # the generic row is not told who asks, nor what they say of themselves
     silent = changed(pairs, lambda _: {"user_text": None}) if takes_user_text(personal) else pairs
+    generic = [GENERIC] * len(pairs)
+    own = score_pairs(personal, tokenizer, silent, generic, batch_size)
+    scores = {GENERIC_ROW: own}
+    if rows != generic or takes_user_text(personal):
+        own = score_pairs(personal, tokenizer, pairs, rows, batch_size)
+    scores |= {control.label: control.score(tokenizer, pairs, batch_size) for control in controls}
     read = as_read(personal, pairs, reference=True)
     with reference_of(personal) as untrained:
-        reference = score_pairs(untrained, tokenizer, pairs, batch_size=batch_size)
-        other = None if read is pairs else score_pairs(untrained, tokenizer, read, batch_size=batch_size)
-        text = {}
+        reference = told = score_pairs(untrained, tokenizer, pairs, batch_size=batch_size)
+        if read is not pairs:
+            told = score_pairs(untrained, tokenizer, read, batch_size=batch_size)
         if all(pairs["user_text"]):
-            text[TEXT] = reward(score_pairs(untrained, tokenizer, with_user_text(pairs), batch_size=batch_size))
-    generic = [GENERIC] * len(pairs)
-    without = reward(score_pairs(personal, tokenizer, silent, generic, batch_size))
-    same = rows == generic and not takes_user_text(personal)
-    right = {
-        PERSONAL: without if same else reward(score_pairs(personal, tokenizer, pairs, rows, batch_size), other),
-        GENERIC_ROW: without,
-        **{control.label: reward(control.score(tokenizer, pairs, batch_size)) for control in controls},
-        **text,
-        UNTRAINED: likelier(reference),
-    }
+            scores[TEXT] = score_pairs(untrained, tokenizer, with_user_text(pairs), batch_size=batch_size)
+    right = {PERSONAL: by_implicit_reward(own, told)}
+    right |= {method: by_implicit_reward(found, reference) for method, found in scores.items()}
+    right[UNTRAINED] = likelier(reference)
     return long_table(pairs, right | length_rules(train, pairs))
 
 
@@ -269,10 +267,8 @@ def ranked_right(chosen: ArrayLike, rejected: ArrayLike) -> np.ndarray:
     [1.0, 0.5, 0.0]
     """
     difference = np.asarray(chosen, float) - np.asarray(rejected, float)
-    if np.isnan(difference).any():
-        raise ValueError(
-            f"{np.isnan(difference).sum()} of {difference.size} reward differences are NaN, expected none."
-        )
+    if unknown := np.isnan(difference).sum():
+        raise ValueError(f"{unknown} of {difference.size} reward differences are NaN, expected none.")
     return (np.sign(difference) + 1) / 2
 
 

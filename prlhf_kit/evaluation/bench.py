@@ -1,8 +1,6 @@
 """`prlhf bench`: reward accuracy of every method on several datasets, for seen users, and for new ones by the number of
 their pairs that are known. A configuration has the keys of configs/bench.yaml, which says what they mean."""
 
-from __future__ import annotations
-
 import importlib
 import json
 from collections import Counter
@@ -21,7 +19,7 @@ from prlhf_kit.data import context, registry, select
 from prlhf_kit.data.chat import with_user_text
 from prlhf_kit.data.load import fingerprint, load, resolved
 from prlhf_kit.evaluation import accuracy, heads
-from prlhf_kit.evaluation.accuracy import by_implicit_reward
+from prlhf_kit.evaluation.accuracy import by_implicit_reward, tests_of
 from prlhf_kit.evaluation.intervals import BY_USER_AND_PROMPT, intervals, long_table, readable
 from prlhf_kit.evaluation.soups import ranked_by_soup
 from prlhf_kit.files import git_state, only_on_hub, short_hash, unfinished
@@ -92,14 +90,10 @@ def draw(bench: Bench, name: str, whole: DatasetDict) -> DatasetDict:
     for split in {NEW, FEW} & set(data) if given else ():
         enough = [given[user] >= max(bench["ks"]) for user in data[split]["user_id"]]
         data[split] = data[split].select(np.flatnonzero(enough))
-    for split, pairs in _tests(data).items():
+    for split, pairs in tests_of(data).items():
         data[split] = select.subsample(pairs, bench["datasets"][name].get("pairs"), seed=bench["seed"])
     print(f"{name}: {', '.join(f'{len(pairs)} {split}' for split, pairs in data.items())} pairs")
     return DatasetDict({split: pairs for split, pairs in data.items() if len(pairs)})
-
-
-def _tests(data: DatasetDict) -> dict[str, Dataset]:
-    return {split: pairs for split, pairs in data.items() if split.startswith("test")}
 
 
 class Scorer:
@@ -117,15 +111,11 @@ class Scorer:
                 return
             scores = {pair: (float(a), float(b)) for pair, (a, b) in json.loads(Path(place).read_text()).items()}
         except (ValueError, TypeError, AttributeError, ImportError, OSError) as error:
-            raise BenchError(
-                f"--outside {text}: {error}. Expected NAME=FILE, JSON of {{pair_id: [chosen score, rejected score]}}, "
-                "or NAME=MODULE:FUNCTION, with the module's folder in PYTHONPATH."
-            ) from error
+            form = "NAME=FILE, JSON of {pair_id: [chosen score, rejected score]}, or NAME=MODULE:FUNCTION"
+            raise BenchError(f"--outside {text}: {error}. Expected {form}, its folder in PYTHONPATH.") from error
         ids = {name: {pair for pairs in sets.values() for pair in pairs["pair_id"]} for name, sets in whole.items()}
         if unknown := sorted(scores.keys() - set().union(*ids.values())):
-            raise BenchError(
-                f"{place} scores {len(unknown)} pairs of no dataset, first {unknown[0]!r}. Leave them out."
-            )
+            raise BenchError(f"{place} scores {len(unknown)} pairs of no dataset ({unknown[0]!r}). Leave them out.")
         self.datasets = [name for name, known in ids.items() if known & scores.keys()]
         self.made_from, missing = short_hash(scores), (np.nan, np.nan)
         self.score = lambda pairs: [scores.get(pair, missing) for pair in pairs["pair_id"]]
@@ -136,10 +126,8 @@ class Scorer:
         right_form = found.shape == (len(pairs), 2)
         wrong = np.flatnonzero(~np.isfinite(found).all(1)) if right_form else range(len(pairs))
         if len(wrong):
-            raise BenchError(
-                f"{self.name} has no two finite scores of {len(wrong)} of {len(pairs)} pairs, the first "
-                f"{pairs['pair_id'][wrong[0]]!r}. Score every pair of each test split, as kit.data.load gives it."
-            )
+            which = f"{len(wrong)} of {len(pairs)} pairs, the first {pairs['pair_id'][wrong[0]]!r}"
+            raise BenchError(f"{self.name} has no two finite scores of {which}. Score every pair of each test split.")
         return accuracy.ranked_right(*found.T)
 
 
@@ -180,7 +168,7 @@ class _Case:
     """One dataset, and what several methods need of it."""
 
     def __init__(self, bench: Bench, name: str, data: DatasetDict, out: Path):
-        self.name, self.data, self.train, self.tests, self.out = name, data, data["train"], _tests(data), out / name
+        self.name, self.data, self.train, self.tests, self.out = name, data, data["train"], tests_of(data), out / name
         self.bench, self.model, self.seed = bench, bench["model"], bench["seed"]
         self.ks = [k for k in bench["ks"] if k and FEW in data]
 
@@ -254,10 +242,7 @@ class _Case:
         told = context.with_context(pairs, context.Contexts("choices", people, seed=self.seed, earlier=[earlier], k=k))
         print(f"{self.name}: of k = {k} choices {np.mean([len(ids) for ids in told['context_pairs']]):.1f} are told")
         scores = self.scores(told)
-        right = {
-            CHOICES: by_implicit_reward(scores, base),
-            f"{CHOICES}, by likelihood": accuracy.likelier(scores),
-        }
+        right = {CHOICES: by_implicit_reward(scores, base), f"{CHOICES}, by likelihood": accuracy.likelier(scores)}
         return long_table(pairs, right, k=k)
 
     def trained(self, method: str) -> Path:
@@ -271,7 +256,7 @@ def summary(values: pd.DataFrame, data: dict[str, DatasetDict], bench: Bench) ->
     tables = []
     for name, rows in values.groupby("dataset", sort=False):
         by, cluster = ["dataset", "split", "method", "k"], bench["datasets"][name].get("cluster", BY_USER_AND_PROMPT)
-        best = accuracy.oracle(_tests(data[str(name)]))
+        best = accuracy.oracle(tests_of(data[str(name)]))
         tables += [intervals(rows, by=by, cluster=cluster, seed=bench["seed"])]
         tables += [best.assign(dataset=name, k=np.nan)] if len(best) else []
     return pd.concat(tables, ignore_index=True)

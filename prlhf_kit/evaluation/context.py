@@ -1,8 +1,6 @@
 """What a context in the prompt is worth: right, wrong and none, every community's context on every community's pairs,
 prompts against soft user tokens. Results are long tables with `chance` and columns that say what was tried."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import combinations
@@ -18,7 +16,8 @@ from prlhf_kit.data.context import RECORDED, Contexts, with_context
 from prlhf_kit.data.schema import FEATURES
 from prlhf_kit.evaluation.accuracy import USER_LENGTH, by_implicit_reward, length_rules, likelier
 from prlhf_kit.evaluation.intervals import BY_USER_AND_PROMPT, differences, intervals, long_table
-from prlhf_kit.models.logprobs import as_read, completion_logps, score_pairs
+from prlhf_kit.models.logprobs import as_read, score_pairs, sequence_logps
+from prlhf_kit.models.tokenize import tokenize_completions
 from prlhf_kit.models.user_index import UserIndex
 
 NONE = "none"  # the context of nobody
@@ -56,10 +55,7 @@ def questions(pairs: Dataset) -> Dataset:
 
 
 def choose(
-    model,
-    tokenizer: PreTrainedTokenizerBase,
-    rows: Dataset,
-    user_rows: Sequence[int] | None = None,
+    model, tokenizer: PreTrainedTokenizerBase, rows: Dataset, user_rows: Sequence[int] | None = None
 ) -> dict[str, np.ndarray]:
     """Which of `questions` are answered right: rule -> `[n]` (1; 1/m where m options are at the top; 0).
 
@@ -68,11 +64,10 @@ def choose(
     """
     rows = rows if user_rows is None else as_read(model, rows)
     number = [len(options) for options in rows["options"]]
-    place = np.repeat(np.arange(len(number)), number).tolist()  # of the question, for each option
-    prompts, users = rows["prompt"][:], None if user_rows is None else [user_rows[i] for i in place]
-    answers = [option for options in rows["options"] for option in options]
-    scored = completion_logps(model, tokenizer, [prompts[i] for i in place], answers, users)
-    logps, tokens = (np.array(numbers) for numbers in scored)
+    users = None if user_rows is None else np.repeat(user_rows, number).tolist()
+    asked: Any = [tokenize_completions(tokenizer, row["prompt"], option) for row in rows for option in row["options"]]
+    logps = np.array(sequence_logps(model, tokenizer, asked, users))
+    tokens = np.array([len(answer) for _, answer in asked])
     found = {}
     for rule, values in ((LIKELIHOOD, logps / tokens), (SHORTEST, -tokens), (LONGEST, tokens)):
         top = [part == part.max() for part in np.split(values, np.cumsum(number)[:-1])]
@@ -88,27 +83,6 @@ def items(rows: Dataset, value: ArrayLike, **names: Any) -> pd.DataFrame:
     return long_table(rows, {"": value}, chance=chance).drop(columns="method").assign(**names)
 
 
-def ranked(
-    model,
-    tokenizer: PreTrainedTokenizerBase,
-    rows: Dataset,
-    index: UserIndex | None = None,
-    anchor: pd.DataFrame | None = None,
-) -> dict[str, np.ndarray]:
-    """What a model gets right, prompts as they are: rule -> `[n]` (1, 1/2 for a tie, 0).
-
-    Args:
-        rows: pairs, by the gain in log-probability over `anchor` (`by_implicit_reward`) or, without one, by mean
-            log-probability a token; or `questions`, by all rules of `choose`.
-        index: rows of the users; others get the generic one. None: no user model.
-    """
-    users = None if index is None else index.rows(rows["user_id"], unknown="generic")
-    if "options" in rows.column_names:
-        return choose(model, tokenizer, rows, users)
-    scores = score_pairs(model, tokenizer, rows, users)
-    return {LIKELIHOOD: likelier(scores) if anchor is None else by_implicit_reward(scores, anchor)}
-
-
 def tried(
     model,
     tokenizer: PreTrainedTokenizerBase,
@@ -119,10 +93,23 @@ def tried(
     anchor: pd.DataFrame | None = None,
     **names: str,
 ) -> pd.DataFrame:
-    """`items` of what one model gets right (see `ranked`) with each of some `kinds` of context in the same prompts,
-    with the columns `context`, `rule` and `names`. `contexts` gives template, people and seed."""
+    """`items` of what one model gets right (1, 1/2 for a tie, 0) with each of some `kinds` of context in the same
+    prompts, with the columns `context`, `rule` and `names`.
+
+    Args:
+        rows: pairs, by the gain in log-probability over `anchor` (`by_implicit_reward`) or, without one, by mean
+            log-probability a token; or `questions`, by all rules of `choose`.
+        contexts: of template, people and seed.
+        index: rows of the users; others get the generic one. None: no user model.
+    """
     put = [with_context(rows, replace(contexts, context=kind)) for kind in kinds]  # type: ignore[arg-type]
-    found = ranked(model, tokenizer, concatenate_datasets(put), index, anchor)
+    asked = concatenate_datasets(put)
+    users = None if index is None else index.rows(asked["user_id"], unknown="generic")
+    if "options" in asked.column_names:
+        found = choose(model, tokenizer, asked, users)
+    else:
+        scores = score_pairs(model, tokenizer, asked, users)
+        found = {LIKELIHOOD: likelier(scores) if anchor is None else by_implicit_reward(scores, anchor)}
     tables = [
         items(rows, value.reshape(len(kinds), -1)[i], **names, context=kind, rule=rule)
         for i, kind in enumerate(kinds)
@@ -157,6 +144,5 @@ def four_way(table: pd.DataFrame, named: bool, seed: int = 0) -> tuple[pd.DataFr
     found = intervals(table, by=["dataset", "method"], cluster=clusters(named), seed=seed, **NUMBERS)
     families = (FOUR_WAY_COMPARISONS, CONTROL_COMPARISONS)
     gaps = [differences(table, wanted, ["dataset"], clusters(named), seed=seed) for wanted in families]
-    return found, pd.concat(
-        [gap for gap in gaps if len(gap)] or gaps[:1], ignore_index=True
-    )  # pandas warns of empty ones
+    some = [gap for gap in gaps if len(gap)] or gaps[:1]  # pandas warns of empty ones
+    return found, pd.concat(some, ignore_index=True)

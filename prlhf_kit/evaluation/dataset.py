@@ -1,7 +1,5 @@
 """Getting to know a dataset: tables for notebook 01, each a pure function of preference records."""
 
-from __future__ import annotations
-
 import html
 from typing import Any
 
@@ -35,12 +33,10 @@ def overview(data: DatasetDict) -> pd.DataFrame:
 
 def lengths(data: DatasetDict) -> pd.DataFrame:
     """One row a pair: `split`, `user_id`, `chosen_words` and `rejected_words`."""
-    tables = [
-        pd.DataFrame({"split": split, "user_id": list(pairs["user_id"])}).assign(
-            **{f"{of}_words": words(pairs[of]) for of in ("chosen", "rejected")}
-        )
-        for split, pairs in data.items()
-    ]
+    tables = []
+    for split, pairs in data.items():
+        counted = {f"{of}_words": words(pairs[of]) for of in ("chosen", "rejected")}
+        tables.append(pd.DataFrame({"split": split, "user_id": list(pairs["user_id"]), **counted}))
     return pd.concat(tables, ignore_index=True)
 
 
@@ -89,12 +85,13 @@ def _sample(pairs: Dataset, responses: int, max_groups: int, seed: int) -> tuple
     return [group for group, _ in distinct], [text for _, text in distinct]
 
 
-def _tfidf(texts: list[str], vectorizer: TfidfVectorizer):
-    """TF-IDF weights `[texts, words]`; None where no word is left (numbers, or one word each)."""
+def _tfidf(texts: list[str], **options: Any) -> tuple[Any, Any]:
+    """TF-IDF weights `[texts, words]` and the words; None where no word is left (numbers, or one word each)."""
+    vectorizer = TfidfVectorizer(sublinear_tf=True, stop_words="english", **options)
     try:
-        return vectorizer.fit_transform(texts)
+        return vectorizer.fit_transform(texts), vectorizer.get_feature_names_out()
     except ValueError:
-        return None
+        return None, None
 
 
 def response_map(pairs: Dataset, responses: int = 800, max_groups: int = 8, seed: int = 0) -> pd.DataFrame:
@@ -104,7 +101,7 @@ def response_map(pairs: Dataset, responses: int = 800, max_groups: int = 8, seed
     empty = pd.DataFrame(columns=["group", "x", "y", "text"])
     if len(texts) < 10:
         return empty
-    weights = _tfidf(texts, TfidfVectorizer(sublinear_tf=True, min_df=2, stop_words="english"))
+    weights, _ = _tfidf(texts, min_df=2)
     if weights is None or weights.shape[1] < 3 or (weights.max(0) - weights.min(0)).max() < 1e-6:
         return empty
     dense = TruncatedSVD(min(50, weights.shape[1] - 1), random_state=seed).fit_transform(weights)
@@ -119,16 +116,9 @@ def typical_words(
     """The `words` that a group's chosen responses have most more of than all groups', by mean TF-IDF (of one group, its
     most frequent ones): `group`, `word`, `weight`."""
     groups, texts = _sample(pairs, responses, max_groups, seed)
-    vectorizer = TfidfVectorizer(
-        sublinear_tf=True,
-        min_df=min(2, len(texts)),
-        stop_words="english",
-        token_pattern=r"(?<!['’\w])[^\W\d_]{3,}(?!['’\w])",
-    )
-    weights = _tfidf(texts, vectorizer)
+    weights, names = _tfidf(texts, min_df=min(2, len(texts)), token_pattern=r"(?<!['’\w])[^\W\d_]{3,}(?!['’\w])")
     if weights is None:
         return pd.DataFrame(columns=["group", "word", "weight"])
-    names = vectorizer.get_feature_names_out()
     labels = np.array(groups, dtype=object)
     order = list(dict.fromkeys(groups))
     means = np.stack([np.asarray(weights[labels == name].mean(axis=0)).ravel() for name in order])
@@ -141,10 +131,8 @@ def typical_words(
 
 def browse(data: DatasetDict, users: int = 12, pairs: int = 4, seed: int = 0) -> HTML:
     """Pairs to read, drawn by `seed`: one foldable block for each of the `users` who have most pairs."""
-    place = pd.DataFrame(
-        [(user, split, row) for split, found in data.items() for row, user in enumerate(found["user_id"])],
-        columns=["user", "split", "row"],
-    )
+    places = [(user, split, row) for split, found in data.items() for row, user in enumerate(found["user_id"])]
+    place = pd.DataFrame(places, columns=["user", "split", "row"])
     rng = np.random.default_rng(seed)
     look: Any = {"text-align": "left", "vertical-align": "top", "white-space": "pre-wrap", "max-width": "32em"}
     blocks = []

@@ -1,7 +1,5 @@
 """An OpenAI-compatible endpoint: several requests at a time, and every answer on disk the moment it arrives."""
 
-from __future__ import annotations
-
 import json
 import os
 import random
@@ -19,7 +17,6 @@ from tqdm.auto import tqdm
 
 from prlhf_kit.files import now
 
-OPENAI = "api.openai.com"
 AGAIN = (408, 409, 429)  # statuses that may pass, and 5xx
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 60.0  # seconds
 GIVE_UP = 20  # unanswered requests one after the other: the server is gone
@@ -75,13 +72,10 @@ class Endpoint:
         if not re.fullmatch(r"https?://[^\s/@?#]+(/[^\s@?#]*)?", base_url):
             raise JudgeError("base_url is not of the form https://host/v1, without user, password, query and fragment.")
         self.base_url = base_url.rstrip("/")
-        self.is_openai = self.base_url.split("/")[2] == OPENAI
+        self.is_openai = self.base_url.split("/")[2] == "api.openai.com"
         self.api_key_env = "OPENAI_API_KEY" if api_key_env is None and self.is_openai else api_key_env
         if not re.fullmatch("[A-Z_][A-Z0-9_]*", self.api_key_env or "_"):
-            raise JudgeError(
-                "api_key_env is no name of an environment variable in capitals, such as OPENAI_API_KEY. The key itself "
-                "belongs into that variable."
-            )
+            raise JudgeError("api_key_env is no name, in capitals, of an environment variable that holds the key.")
         self.concurrency, self.timeout, self.retries = concurrency, timeout, retries
         self.sent: set[str] = set()
 
@@ -91,10 +85,8 @@ class Endpoint:
         answer."""
         secret = os.environ.get(self.api_key_env, "").strip() if self.api_key_env else "none"
         if not re.fullmatch("[!-~]+", secret):
-            raise JudgeError(
-                f"the environment variable {self.api_key_env} is {'no key' if secret else 'not set'}; expected the key "
-                f"of {self.base_url} there, plain characters without spaces."
-            )
+            wrong = "no key, plain characters without spaces" if secret else "not set"
+            raise JudgeError(f"the variable {self.api_key_env} is {wrong}; expected the key of {self.base_url} there.")
         headers = {"Authorization": f"Bearer {secret}"}
         stop, in_a_row, refused, last = threading.Event(), 0, False, ""
         with httpx.Client(headers=headers, timeout=self.timeout, follow_redirects=True) as client:
@@ -112,11 +104,9 @@ class Endpoint:
         answered = len(kept.get(wanted))
         if answered < len(wanted):
             last = last.replace(secret, "***") if self.api_key_env else last  # a server may repeat the key
-            raise JudgeError(
-                f"{len(wanted) - answered} of {len(wanted)} requests to {self.base_url} got no answer, the last one: "
-                f"{last[:400]}. {WAY_OUT if refused else ''}{answered} answers are kept in {kept.path}; call again to "
-                "ask only for the rest."
-            )
+            left = f"{len(wanted) - answered} of {len(wanted)} requests to {self.base_url} got no answer"
+            rest = f"{answered} answers are kept in {kept.path}; call again to ask only for the rest."
+            raise JudgeError(f"{left}, the last one: {last[:400]}. {WAY_OUT if refused else ''}{rest}")
 
     def _ask(
         self, client: httpx.Client, stop: threading.Event, kept: PaidAnswers, key: str, body: dict[str, Any]

@@ -1,7 +1,5 @@
 """Rewards on frozen features beside each other and their controls: notebook 02b."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -13,7 +11,7 @@ from torch.nn.functional import softplus
 
 from prlhf_kit.data.chat import prompt_texts_of
 from prlhf_kit.data.select import few_shot
-from prlhf_kit.evaluation.accuracy import length_rules, ranked_right
+from prlhf_kit.evaluation.accuracy import length_rules, ranked_right, tests_of
 from prlhf_kit.evaluation.intervals import intervals, long_table
 from prlhf_kit.models.features import Embedded, Embedder
 from prlhf_kit.training.encoder import KINDS as ENCODERS, fit_encoder
@@ -37,9 +35,9 @@ def fit(kind: str, pairs: Dataset, embedded: Embedded, embedders: Sequence[Embed
 def held_out(heads: Heads, data: DatasetDict, embedded: dict[str, Embedded]) -> pd.DataFrame:
     """Which pairs of each test split the heads rank right: the long table, with `split`."""
     tables = []
-    for split in _tests(data):
-        odds = heads.reward(embedded[split].difference, data[split]["user_id"])
-        tables.append(long_table(data[split], {heads.kind: ranked_right(odds, 0)}, split=split))
+    for split, pairs in tests_of(data).items():
+        odds = heads.reward(embedded[split].difference, pairs["user_id"])
+        tables.append(long_table(pairs, {heads.kind: ranked_right(odds, 0)}, split=split))
     return pd.concat(tables, ignore_index=True)
 
 
@@ -100,12 +98,8 @@ def questions_asked(
 
 def controls(data: DatasetDict) -> pd.DataFrame:
     """Which pairs of each test split the length rules rank right: the long table, with `split`."""
-    tables = [long_table(data[s], length_rules(data["train"], data[s]), split=s) for s in _tests(data)]
+    tables = [long_table(of, length_rules(data["train"], of), split=split) for split, of in tests_of(data).items()]
     return pd.concat(tables, ignore_index=True)
-
-
-def _tests(data: DatasetDict) -> list[str]:
-    return [split for split in data if split.startswith("test")]
 
 
 PATHS = ("customised alone", "general, then customised", "the same with general pairs mixed in")

@@ -1,8 +1,6 @@
 """Means with intervals for every group of one long table. It has a row a measured value: `user_id`, `prompt` (its
 text), `item` (the pair, question or answer), `method`, `value`, and columns to group by: `split`, `judge`, `k`."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,14 +21,8 @@ def long_table(pairs: Dataset, values: Mapping[str, ArrayLike], **columns: Any) 
     """The long table of `pairs` (or questions) from `values`, method -> `[n]`; `columns` are the same for all rows, or
     `[n]`. `prompt` is what `prompt_texts_of` says."""
     key = "pair_id" if "pair_id" in pairs.column_names else "question_id"
-    rows = pd.DataFrame(
-        {
-            "user_id": list(pairs["user_id"]),
-            "group": list(pairs["group"]),
-            "prompt": prompt_texts_of(pairs),
-            "item": list(pairs[key]),
-        }
-    ).assign(**columns)
+    rows = pd.DataFrame({"user_id": list(pairs["user_id"]), "group": list(pairs["group"])})
+    rows = rows.assign(prompt=prompt_texts_of(pairs), item=list(pairs[key]), **columns)
     tables = [rows.assign(method=method, value=np.asarray(value, float)) for method, value in values.items()]
     return pd.concat(tables, ignore_index=True)
 
@@ -82,21 +74,13 @@ def intervals(
     return summed.merge(known, "left", on=by)
 
 
-def with_all(table: pd.DataFrame, column: str = "community", of: str = "user_id") -> pd.DataFrame:
-    """A copy of all rows labelled `ALL` is added, so that one grouping gives each `of` and all together: `column`."""
-    if (table[of] == ALL).any():
-        raise ValueError(f"one {of} is called {ALL!r}, which stands for all of them here. Rename it in the data.")
-    return pd.concat([table.assign(**{column: table[of]}), table.assign(**{column: ALL})], ignore_index=True)
-
-
 def with_holm(table: pd.DataFrame, family: Sequence[str] = ()) -> pd.DataFrame:
     """`table` with `p_holm` behind `p`: corrected over all rows with the same values of the columns `family`."""
-    found, known = table.assign(p_holm=np.nan), table[table.p.notna()]
+    found, known = table.copy(), table[table.p.notna()]
+    found.insert(list(found).index("p") + 1, "p_holm", np.nan)
     for _, part in known.groupby(list(family), sort=False, dropna=False) if family else [("", known)]:
         found.loc[part.index, "p_holm"] = holm(part.p.tolist())
-    columns = list(table)
-    columns.insert(columns.index("p") + 1, "p_holm")
-    return found[columns]
+    return found
 
 
 def paired_differences(

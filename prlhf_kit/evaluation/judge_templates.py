@@ -1,8 +1,6 @@
 """What a language model is asked as a judge, what it is told of a person, and how its answer is read. Another protocol
 is a text file in `judge_prompts`, and its name with its parser in `PARSERS`."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -53,7 +51,6 @@ def parse_verdict(text: str | None) -> Verdict:
     >>> parse_verdict('{"preference": "B", "confidence": 0.75}')
     Verdict(preference='b', probability=0.25)
     """
-
     fenced = re.fullmatch(r"\s*```json\s(.*)```\s*", text or "", re.DOTALL)
     try:
         found = json.loads(fenced[1] if fenced else text or "")
@@ -62,11 +59,10 @@ def parse_verdict(text: str | None) -> Verdict:
     if not isinstance(found, dict):
         return UNREADABLE
     preference, sure = found.get("preference"), found.get("confidence", 1.0)
-    if preference not in ("A", "B", "tie") or type(sure) not in (int, float) or not 0.5 <= sure <= 1:
+    if type(sure) not in (int, float) or not 0.5 <= sure <= 1:
         return UNREADABLE
-    if preference == "tie":
-        return Verdict("tie", 0.5)
-    return Verdict("a", float(sure)) if preference == "A" else Verdict("b", 1.0 - sure)
+    read = {"A": Verdict("a", float(sure)), "B": Verdict("b", 1.0 - sure), "tie": TIE}
+    return read.get(str(preference), UNREADABLE)
 
 
 A, B, TIE = Verdict("a", 1.0), Verdict("b", 0.0), Verdict("tie", 0.5)
@@ -106,13 +102,9 @@ def parse_ratings(text: str | None) -> Verdict:
 
 
 PARSERS: dict[Any, Callable[[str | None], Verdict]] = {
-    "criterion": parse_verdict,
-    "community": parse_verdict,
-    "profile": parse_verdict,
-    "prlhf_psoups": parse_label,
-    "prlhf_prism": parse_label,
-    "compo": parse_model_name,
-    "args": parse_ratings,
+    **dict.fromkeys(("criterion", "community", "profile"), parse_verdict),
+    **dict.fromkeys(("prlhf_psoups", "prlhf_prism"), parse_label),
+    **{"compo": parse_model_name, "args": parse_ratings},
 }
 TEMPLATES = tuple(PARSERS)
 

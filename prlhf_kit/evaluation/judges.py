@@ -1,12 +1,10 @@
 """Judges: who says which of two answers a person prefers. All have one interface, and all are asked in both orders. A
 language model as judge is in `llm_judge.py`."""
 
-from __future__ import annotations
-
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -29,14 +27,8 @@ class Verdict(NamedTuple):
 UNREADABLE = Verdict(None, float("nan"))
 
 
-class Judge(Protocol):
-    """What all judges have in common; any function of this form is one, too."""
-
-    def __call__(
-        self, prompt: Sequence[Text], answer_a: Sequence[str], answer_b: Sequence[str], user: Sequence[str | None]
-    ) -> list[Verdict]:
-        """One verdict each, on two answers to `prompt[i]` from the view of `user[i]` (None: nobody in particular)."""
-        ...
+# (prompts, answers a, answers b, users) -> one verdict each, from the view of the user (None: nobody in particular)
+Judge = Callable[[Sequence[Text], Sequence[str], Sequence[str], Sequence[str | None]], list[Verdict]]
 
 
 def verdicts(probability: Iterable[float]) -> list[Verdict]:
@@ -80,11 +72,9 @@ def longer(prompt, answer_a, answer_b, user) -> list[Verdict]:
 
 def require_answers(answers: pd.DataFrame) -> None:
     """Raise `ValueError` where the columns `ANSWERS` are not all there, or hold no texts."""
-    missing = [column for column in ANSWERS if column not in answers]
-    if missing:
+    if missing := [column for column in ANSWERS if column not in answers]:
         raise ValueError(f"answers lack {', '.join(missing)}; they have {', '.join(map(str, answers))}.")
-    bad = [text for column in ("prompt", "answer") for text in answers[column] if not isinstance(text, str)]
-    if bad:
+    if bad := [text for column in ("prompt", "answer") for text in answers[column] if not isinstance(text, str)]:
         raise ValueError(f"{len(bad)} prompts or answers are no text, for instance {bad[0]!r}; an empty one is ''.")
 
 
@@ -114,10 +104,8 @@ def judged(
     twice = answers[answers.duplicated(["system", "user_id", "prompt"])]
     if len(twice):
         row = twice.iloc[0]
-        raise ValueError(
-            f"{row.system!r} has two answers for user {row.user_id!r} to {str(row.prompt)[:60]!r}; expected one. "
-            "Average over samples, or give them different systems' names."
-        )
+        what = f"{row.system!r} has two answers for user {row.user_id!r} to {str(row.prompt)[:60]!r}"
+        raise ValueError(f"{what}; expected one. Give samples different systems' names.")
     tables = []
     for a, b in systems:
         one, other = (answers[answers.system == system][["user_id", "prompt", "answer"]] for system in (a, b))
@@ -128,40 +116,34 @@ def judged(
         tables.append(both.assign(judge=name, system_a=a, system_b=b))
     pairs = pd.concat(tables, ignore_index=True)
     shown = [(prompts or {}).get(text, text) for text in pairs.prompt]
-    left, right = pairs.answer_a.tolist(), pairs.answer_b.tolist()
     users = [None if pd.isna(user) else user for user in pairs.user_id]  # NaN, as pandas may have it
-    found = judge(shown * 2, left + right, right + left, users * 2)
-    if len(found) != 2 * len(pairs) or not {verdict.preference for verdict in found} <= {*PREFERENCES, None}:
-        raise ValueError(
-            f"the judge {name!r} gave {len(found)} verdicts on {2 * len(pairs)} pairs; expected one each, with a "
-            f"preference of {PREFERENCES} or None."
-        )
-    first, second = found[: len(pairs)], found[len(pairs) :]
-    swapped = {"a": "b", "b": "a", "tie": "tie", None: None}
-    pairs["first"] = [verdict.preference for verdict in first]
-    pairs["second"] = [swapped[verdict.preference] for verdict in second]
-    pairs["preference"] = [agreed(one, other) for one, other in zip(pairs["first"], pairs["second"], strict=True)]
-    # of an unreadable one it is NaN
-    pairs["probability"] = [(v.probability + 1 - w.probability) / 2 for v, w in zip(first, second, strict=True)]
+    both = in_both_orders(judge, name, shown, pairs.answer_a.tolist(), pairs.answer_b.tolist(), users)
     pairs["user_id"] = [f"somebody: {p}" if u is None else u for u, p in zip(users, pairs.prompt, strict=True)]
-    columns = "judge user_id prompt system_a system_b answer_a answer_b first second preference probability"
-    return pairs[columns.split()]
+    keys = ["judge", "user_id", "prompt", "system_a", "system_b", "answer_a", "answer_b"]
+    return pd.concat([pairs[keys], both], axis=1)
+
+
+def in_both_orders(
+    judge: Judge, name: str, prompts: list, a: list[str], b: list[str], users: list[str | None]
+) -> pd.DataFrame:
+    """`first`, `second`, `preference` and `probability` (see `judged`) of answers `a` against `b` `[n]`."""
+    found = judge(prompts * 2, a + b, b + a, users * 2)
+    if len(found) != 2 * len(a) or not {verdict.preference for verdict in found} <= {*PREFERENCES, None}:
+        expected = f"expected one each, with a preference of {PREFERENCES} or None"
+        raise ValueError(f"the judge {name!r} gave {len(found)} verdicts on {2 * len(a)} pairs; {expected}.")
+    rows, swapped = [], {"a": "b", "b": "a", "tie": "tie", None: None}
+    for one, other in zip(found[: len(a)], found[len(a) :], strict=True):
+        first, second = one.preference, swapped[other.preference]
+        probability = (one.probability + 1 - other.probability) / 2  # NaN of an unreadable one
+        rows.append((first, second, agreed(first, second), probability))
+    return pd.DataFrame(rows, columns=["first", "second", "preference", "probability"])
 
 
 def agreed(first: str | None, second: str | None) -> str | None:
     """The verdict of two orders, both in terms of a and b: a tie where they differ, None if one could not be read."""
-    if pd.isna(first) or pd.isna(second):
+    if first is None or second is None:
         return None
     return first if first == second else "tie"
-
-
-def comparable(answers: pd.DataFrame) -> list[tuple[str, str]]:
-    """All two systems that answered a prompt for the same user, in the order of their first answers."""
-    asked: dict[Any, set] = {
-        system: set(zip(part.user_id, part.prompt, strict=True))
-        for system, part in answers.groupby("system", sort=False)
-    }
-    return [(a, b) for a, b in combinations(asked, 2) if asked[a] & asked[b]]
 
 
 def all_judged(
@@ -170,7 +152,12 @@ def all_judged(
     systems: Sequence[tuple[str, str]] | None = None,
     prompts: dict[str, Text] | None = None,
 ) -> pd.DataFrame:
-    """`judged` by each of `judges`, name -> judge. `systems`: which are compared; None: all that are `comparable`."""
-    compared = comparable(answers) if systems is None else systems
-    tables = [judged(judge, answers, compared, name, prompts) for name, judge in judges.items()]
+    """`judged` by each of `judges`, name -> judge. `systems`: which are compared; None: all two that answered a prompt
+    for the same user, in the order of their first answers."""
+    if systems is None:
+        asked: dict[Any, set] = {}
+        for system, *question in answers[["system", "user_id", "prompt"]].itertuples(index=False):
+            asked.setdefault(system, set()).add(tuple(question))
+        systems = [(a, b) for a, b in combinations(asked, 2) if asked[a] & asked[b]]
+    tables = [judged(judge, answers, systems, name, prompts) for name, judge in judges.items()]
     return pd.concat(tables, ignore_index=True)

@@ -1,7 +1,5 @@
 """A language model as judge: an endpoint that speaks OpenAI's chat completions, a template, and its parser."""
 
-from __future__ import annotations
-
 import copy
 import hashlib
 import json
@@ -9,7 +7,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from prlhf_kit.evaluation.endpoint import Endpoint, JudgeError, PaidAnswers
 from prlhf_kit.evaluation.judge_templates import FIELDS, PARSERS, SCHEMA, as_text, parse_verdict, read_judge_template
@@ -107,7 +105,7 @@ class LLMJudge:
         self._other |= set(dict(requests))
         return self._answers(requests)
 
-    def told(self, about: Callable[[str | None, Text], Mapping[str, str]]) -> LLMJudge:
+    def told(self, about: Callable[[str | None, Text], Mapping[str, str]]) -> Self:
         """This judge, told something else of people; requests of both count together."""
         other = copy.copy(self)
         other.about = about
@@ -121,10 +119,8 @@ class LLMJudge:
             return [None] * len(requests)
         sent = self._endpoint.sent
         if self.max_requests is not None and len(sent | set(missing)) > self.max_requests:
-            raise JudgeError(
-                f"this call needs {len(missing)} new requests, and {len(sent)} of max_requests={self.max_requests} "
-                "were sent before. Nothing was sent now. Raise the limit, or ask for less."
-            )
+            limit = f"{len(sent)} of max_requests={self.max_requests} were sent before. Raise it, or ask for less"
+            raise JudgeError(f"this call needs {len(missing)} new requests, and {limit}. Nothing was sent now.")
         if missing:
             self._endpoint.ask(missing, self._kept)
             found |= self._kept.get(missing)
@@ -133,12 +129,9 @@ class LLMJudge:
     def _request(self, prompt: Text, a: str, b: str, user: str | None) -> tuple[str, dict[str, Any]]:
         """The key of a comparison, and what is to be sent."""
         known = self.about(user, prompt) if self.about else {}
-        empty = [name for name in sorted(self._template.fields - FIELDS) if not isinstance(known.get(name), str)]
-        if empty:
-            raise JudgeError(
-                f"about says nothing of the {' and '.join(empty)} of the user {user!r}, found {str(known)[:300]}; the "
-                f"template {self._template.name!r} needs a text. Nothing was sent now."
-            )
+        if empty := [name for name in sorted(self._template.fields - FIELDS) if not isinstance(known.get(name), str)]:
+            found = f"about says nothing of the {' and '.join(empty)} of the user {user!r}, found {str(known)[:300]}"
+            raise JudgeError(f"{found}; the template {self._template.name!r} needs a text. Nothing was sent now.")
         values = {**known, "prompt": as_text(prompt), "answer_a": a, "answer_b": b}
         form = None
         if self.structured and self._parse is parse_verdict:

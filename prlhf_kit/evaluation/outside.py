@@ -15,8 +15,6 @@ Formats, and what each row must have (further fields do no harm):
 Files are JSON or JSON lines, whatever their ending.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Sequence
@@ -71,10 +69,7 @@ def read_answers(path: str | Path, format: str | None = None, system: str | None
 def _text(row: dict[str, Any], field: str, where: str) -> str:
     value = row.get(field)
     if not isinstance(value, str):
-        raise ValueError(
-            f"{where} has {field} = {json.dumps(value)[:60]}, expected text; its fields are {', '.join(row)}. Leave "
-            'the row out if nothing was generated; an empty answer is "".'
-        )
+        raise ValueError(f'{where} has {field} = {json.dumps(value)[:60]}, expected text; an empty answer is "".')
     return value
 
 
@@ -100,11 +95,9 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 def _format(row: dict[str, Any], path: Path) -> str:
     fits = [name for name, fields in NEEDED.items() if all(f in row or f == NAMED.get(name) for f in fields)]
     if len(fits) != 1:
-        formats = "; ".join(f"{name}: {', '.join(fields)}" for name, fields in NEEDED.items())
-        raise ValueError(
-            f"{path} could be {' or '.join(fits) or 'none of the known formats'}: its first row has {', '.join(row)}. "
-            f"Needed are, for {formats}. Pass `format`, or rename the fields."
-        )
+        needed = "Needed are, for " + "; ".join(f"{name}: {', '.join(fields)}" for name, fields in NEEDED.items())
+        could = " or ".join(fits) or "none of the known formats"
+        raise ValueError(f"{path} could be {could}: its first row has {', '.join(row)}. Pass `format`. {needed}.")
     return fits[0]
 
 
@@ -158,9 +151,9 @@ def for_run(answers: pd.DataFrame, users: Sequence[str], prompts: Sequence[str])
     found = found.assign(prompt=found.prompt.str.strip()).merge(asked, on="prompt")
     found = found.assign(prompt=found.own)[list(ANSWERS)]
     if found.empty:
+        first = answers.user_id.iloc[0], str(answers.prompt.iloc[0])[:60]
         raise ValueError(
             f"none of {len(answers)} answers is to one of the {len(users)} users and {len(prompts)} prompts of this "
-            f"run (the first: user {answers.user_id.iloc[0]!r}, prompt {str(answers.prompt.iloc[0])[:60]!r}). Answer "
-            "the prompts in the run's answers.parquet."
+            f"run (the first: {first}). Answer the prompts in its answers.parquet."
         )
     return found.reset_index(drop=True)

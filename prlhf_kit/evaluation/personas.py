@@ -2,10 +2,7 @@
 worse (SynthesizeMe: Ryan et al. 2025, arXiv 2506.05598; PLUS, which trains the writer: Nam et al. 2025, arXiv
 2507.13579)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -18,8 +15,9 @@ from prlhf_kit.data.context import people_of
 from prlhf_kit.data.schema import SchemaError
 from prlhf_kit.data.templates import read_template
 from prlhf_kit.evaluation.judge_templates import about
-from prlhf_kit.evaluation.judges import agreed
+from prlhf_kit.evaluation.judges import in_both_orders
 from prlhf_kit.evaluation.llm_judge import LLMJudge
+from prlhf_kit.evaluation.win_rate import VALUE
 
 FEW, SILENT, WORSE, UNREAD, KEPT = "too few choices", "nothing written", "ranks worse", "no verdict", "kept"
 
@@ -27,15 +25,7 @@ Write = Callable[[list[list[dict[str, str]]]], Sequence[str | None]]
 Rank = Callable[[Dataset], ArrayLike]
 
 
-def personas(
-    pairs: Dataset,
-    write: Write,
-    rank: Rank,
-    k: int = 8,
-    checked: int = 4,
-    seed: int = 0,
-    template: str | Path = "persona",
-) -> pd.DataFrame:
+def personas(pairs: Dataset, write: Write, rank: Rank, k: int = 8, checked: int = 4, seed: int = 0) -> pd.DataFrame:
     """A persona for each user of `pairs`, from k choices, and what it is worth on others.
 
     The check has few pairs, so a persona that is kept by luck is to be expected; test splits tell what all are worth.
@@ -47,7 +37,6 @@ def personas(
             a model that scores `with_user_text(pairs)`.
         k, checked: most choices that are read, and that are held out for the check, one a prompt, drawn by `seed`. Of a
             user with fewer than both, half are held out. One prompt is too few.
-        template: of the question to the writer, a text file with {choices}.
 
     Returns:
         One row a user: `user_id`; `persona` (None if there is none); `outcome`, "kept" or why not; `read` and
@@ -55,12 +44,10 @@ def personas(
         the accuracy on these with the `user_text` that was there and with the persona.
 
     Raises:
-        SchemaError: k, checked or a template that can't be used. Also what `write` and `rank` raise: a judge's
-            answers are kept until then, and the same call asks for the rest.
+        SchemaError: k or checked below 1. Also what `write` and `rank` raise: a judge's answers are kept until then,
+            and the same call asks for the rest.
     """
-    text = read_template(template, "evaluation/persona_prompts", ("persona",))
-    if text.fields != {"choices"}:
-        raise SchemaError(f"the template {text.name!r} has the fields {sorted(text.fields)}: expected choices alone.")
+    text = read_template("persona", "evaluation/persona_prompts", ("persona",))
     if min(k, checked) < 1:
         raise SchemaError(f"k={k!r}, checked={checked!r}: expected at least 1 choice to read, and 1 to check with.")
     choices, rows, asked = Choices([pairs], k + checked, seed), [], []
@@ -69,19 +56,17 @@ def personas(
         held_out = own[: min(checked, len(own) // 2)]
         read = [p for p in own[len(held_out) :] if all(apart(p["prompt"], h["prompt"]) for h in held_out)][:k]
         if not (held_out and read):
-            rows.append({"user_id": user, "persona": None, "outcome": FEW, "read": [], "held_out": []})
-            continue
+            read, held_out = [], []
         ids = {"read": [p["pair_id"] for p in read], "held_out": [h["pair_id"] for h in held_out]}
-        rows.append({"user_id": user, "persona": None, "outcome": SILENT, **ids})
-        asked.append([{"role": r, "content": part.format_map({"choices": told(read)})} for r, part in text.parts])
-    answers = list(write(asked)) if asked else []
-    assert len(answers) == len(asked), f"write gave {len(answers)} answers to {len(asked)} dialogues"
-    written = iter(answers)
+        rows.append({"user_id": user, "persona": None, "outcome": SILENT if read else FEW, **ids})
+        if read:
+            asked.append([{"role": r, "content": part.format_map({"choices": told(read)})} for r, part in text.parts])
+    has_read = [row for row in rows if row["read"]]
+    for row, answer in zip(has_read, write(asked) if asked else [], strict=True):
+        row["persona"] = (answer or "").strip() or None
     table = pd.DataFrame(rows, columns=["user_id", "persona", "outcome", "read", "held_out"])
-    table["persona"] = [None if out == FEW else (next(written) or "").strip() or None for out in table.outcome]
-    table = table.join(_checked(pairs, table[table.persona.notna()], rank), on="user_id")
-    table["checked"] = table.checked.fillna(0).astype(int)
     has = table.persona.notna()
+    table = table.join(_checked(pairs, table[has], rank), on="user_id").fillna({"checked": 0}).astype({"checked": int})
     table.loc[has, "outcome"] = np.where(table.after >= table.before, KEPT, WORSE)[has]
     table.loc[has & (table.checked == 0), "outcome"] = UNREAD
     return table
@@ -116,12 +101,8 @@ def by_judge(judge: LLMJudge) -> Rank:
 
     def rank(pairs: Dataset) -> np.ndarray:
         people = {user: text or "nothing known" for user, text in people_of(pairs).items()}
-        chosen, rejected = ([answer[-1]["content"] for answer in pairs[side]] for side in ("chosen", "rejected"))
-        prompts, users, n = pairs["prompt"][:], pairs["user_id"][:], len(pairs)
-        found = judge.told(about(people))(prompts * 2, chosen + rejected, rejected + chosen, users * 2)
-        first, second = ([verdict.preference for verdict in part] for part in (found[:n], found[n:]))
-        swapped = {"a": "b", "b": "a", "tie": "tie", None: None}
-        value = {"a": 1.0, "b": 0.0, "tie": 0.5, None: np.nan}
-        return np.array([value[agreed(one, swapped[other])] for one, other in zip(first, second, strict=True)])
+        texts = [[answer[-1]["content"] for answer in pairs[side]] for side in ("chosen", "rejected")]
+        asked = judge.told(about(people)), judge.model, pairs["prompt"][:], *texts, pairs["user_id"][:]
+        return in_both_orders(*asked).preference.map(VALUE).to_numpy(float)
 
     return rank

@@ -2,8 +2,7 @@
 chosen response likelier? A reward's accuracy says little about the policy that it steers (Rezk et al. 2025, arXiv
 2512.23067)."""
 
-from __future__ import annotations
-
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -127,23 +126,19 @@ def divergence(
 
 def _read(rows: Sequence[Row], completions: Sequence[list[int]], pad: int) -> list[torch.Tensor]:
     """Logits `[T, V]` of each row at the positions that predict its completion; equal rows are read once."""
-    keys = [
-        (id(row.model), row.adapter, row.head, row.user is None, row.ids, row.user, tuple(completion))
-        for row, completion in zip(rows, completions, strict=True)
-    ]
-    unique = dict(zip(keys, zip(rows, completions, strict=True), strict=True))  # base and reference are often the same
+    asked = [(row, tuple(completion)) for row, completion in zip(rows, completions, strict=True)]
+    alike = defaultdict(list)
+    for row, completion in dict.fromkeys(asked):  # base and reference are often the same
+        alike[row.model, row.adapter, row.head, row.user is None].append((row, completion))
     found: dict[tuple, torch.Tensor] = {}
-    for group in dict.fromkeys(key[:4] for key in unique):
-        mine = {key: asked for key, asked in unique.items() if key[:4] == group}
-        of = [row for row, _ in mine.values()]
+    for group in alike.values():
+        of = [row for row, _ in group]
         users = None if of[0].user is None else torch.tensor([row.user for row in of])
+        texts = [(list(row.ids), list(completion)) for row, completion in group]
         with reading(of):
-            texts = [(list(row.ids), completion) for row, completion in mine.values()]
             logits = completion_logits(of[0].model, texts, pad, users)
-        found |= {
-            key: part[-len(completion) :] for (key, (_, completion)), part in zip(mine.items(), logits, strict=True)
-        }
-    return [found[key] for key in keys]
+        found |= {key: part[-len(key[1]) :] for key, part in zip(group, logits, strict=True)}
+    return [found[key] for key in asked]
 
 
 def rank_correlation(ranks: pd.DataFrame, resamples: int = 1_000, seed: int = 0) -> Interval:

@@ -1,7 +1,5 @@
 """What a reward model has learned: accuracy over its training, on own and on general pairs."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Which pairs soups of adapters (`training.soups`) rank right, beside everybody's own adapter."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 

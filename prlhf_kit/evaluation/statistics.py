@@ -1,12 +1,11 @@
 """The interval and the test of one mean whose values come from several users: pairs of one user are not independent,
 users are. `intervals.py` applies them to every group of a table."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike
 from scipy import stats
 from statsmodels.regression.linear_model import OLS
@@ -157,21 +156,14 @@ def _t(clusters: int) -> float:
     return float(stats.t.ppf(0.975, clusters - 1))
 
 
-def _codes(names: Names) -> np.ndarray:
-    """Numbers `[n]` of the names, from 0 in their order as text."""
-    texts = [str(name) for name in names]
-    code = {text: i for i, text in enumerate(sorted(set(texts)))}  # in an array all texts take the longest one's room
-    return np.array([code[text] for text in texts])
-
-
 def _clusters(users: Names, prompts: Names | None, shared: float = 1) -> list[np.ndarray]:
-    """Codes `[n]` of the users, and of the prompts if more than so many users on average share one."""
-    codes = [_codes(users)]
-    if prompts is not None:
-        codes.append(_codes(prompts))
-        pairs = len(np.unique(np.column_stack(codes), axis=0))
-        codes = codes if pairs > shared * (codes[1].max() + 1) else codes[:1]
-    return codes
+    """Codes `[n]` of the users, and of the prompts if more than so many users on average share one: numbers from 0 in
+    the names' order as text."""
+    texts = [np.array([*map(str, names)], object) for names in (users, prompts) if names is not None]
+    codes = [pd.factorize(some, sort=True)[0] for some in texts]
+    if prompts is None or len({*zip(*codes, strict=True)}) > shared * (codes[1].max() + 1):
+        return codes
+    return codes[:1]
 
 
 def _numbers(values: ArrayLike) -> np.ndarray:

@@ -1,7 +1,5 @@
 """What steering does to answers: the reward of a judge that took no part in it, and the distance from the base."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,16 +35,12 @@ EMPTY = "(no answer)"
 MANY_PAIRS = 20_000
 
 
-def feature_reward(data: DatasetDict, cache: Path | None = None) -> tuple[FeatureReward, Interval]:
+def feature_reward(data: DatasetDict) -> tuple[FeatureReward, Interval]:
     """A reward for each user, linear in sentence embeddings and fitted to `data["train"]`, and its held-out accuracy.
-    It shares nothing with what steers but the training pairs; of a larger split `MANY_PAIRS` are drawn. `cache`: folder
-    of features; None: the kit's own."""
-    embedder = load_embedder(SENTENCES)
-    known = DatasetDict(train=data["train"], test_seen=data["test_seen"])
-    for split, pairs in known.items():
-        if len(pairs) > MANY_PAIRS:
-            known[split] = sampled(pairs, MANY_PAIRS, seed=0)
-    cache = cache or feature_cache()
+    It shares nothing with what steers but the training pairs; of a larger split `MANY_PAIRS` are drawn."""
+    embedder, cache = load_embedder(SENTENCES), feature_cache()
+    known = {split: data[split] for split in ("train", "test_seen")}
+    known = {name: sampled(p, MANY_PAIRS, 0) if len(p) > MANY_PAIRS else p for name, p in known.items()}
     embedded = embed(known, [embedder], cache)
     heads = head_comparison.fit("per_user", known["train"], embedded["train"])
     gap = heads.reward(embedded["test_seen"].difference, known["test_seen"]["user_id"])
@@ -54,14 +48,14 @@ def feature_reward(data: DatasetDict, cache: Path | None = None) -> tuple[Featur
     return FeatureReward(embedder, heads, cache), held_out
 
 
-def judge_of(data: DatasetDict, stage: Path, cache: Path | None = None) -> tuple[Scorer, str]:
+def judge_of(data: DatasetDict, stage: Path) -> tuple[Scorer, str]:
     """A judge that takes no part in steering, and what it is called: the true utility where the data's stage left a
     simulated population, else `feature_reward`, which reads an empty answer as `EMPTY`."""
     if (stage / "population.json").exists():
         people = Population.load(stage / "population.json")
         name = "true utility, in standard deviations of the attributes"
         return lambda users, prompts, answers: people.utility(users, answers), name
-    reward, held = feature_reward(data, cache)
+    reward, held = feature_reward(data)
 
     def score(users: Sequence[str], prompts: Sequence[list[dict]], answers: Sequence[str]) -> np.ndarray:
         return reward.score(list(prompts), [a.strip() or EMPTY for a in answers], list(users)).numpy()
@@ -69,9 +63,7 @@ def judge_of(data: DatasetDict, stage: Path, cache: Path | None = None) -> tuple
     return score, f"reward on sentence embeddings, right on {held} of {held.n} held-out pairs"
 
 
-def judges_of(
-    data: DatasetDict, stage: Path, cache: Path | None = None
-) -> tuple[dict[str, judging.Judge], Interval | None]:
+def judges_of(data: DatasetDict, stage: Path) -> tuple[dict[str, judging.Judge], Interval | None]:
     """The judges of a run's answers by name, the best one first, and how often "embeddings" is right on held-out pairs.
 
     "true utility" where the data's stage left a simulated population; "embeddings", a `feature_reward`, where known
@@ -82,7 +74,7 @@ def judges_of(
         judges["true utility"] = judging.Oracle(Population.load(stage / "population.json"))
     held_out = None
     if "test_seen" in data:
-        reward, held_out = feature_reward(data, cache)
+        reward, held_out = feature_reward(data)
         judges["embeddings"] = judging.RewardJudge(reward)
     return judges | {"longer": judging.longer}, held_out
 

@@ -1,10 +1,8 @@
 """Measures of text: repetition, diversity, coherence, readability, refusals. Words are lower-cased runs of letters and
 digits: scripts without spaces give few long words. A measure that a text is too short for is NaN."""
 
-from __future__ import annotations
-
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -35,10 +33,10 @@ def words(text: str) -> list[str]:
     return _WORD.findall(text.lower())
 
 
-def unique_share(texts: Iterable[Sequence[str]], n: int) -> float:
-    """Unique n-grams over all n-grams of tokenised texts; NaN where none has n tokens. Of one text it is 1 - rep-n
-    (Welleck et al. 2019, arXiv 1908.04319); ARGS' code (arXiv 2402.01694) divides by one n-gram more."""
-    found = [tuple(tokens[i : i + n]) for tokens in texts for i in range(len(tokens) - n + 1)]
+def unique_share(tokens: Sequence[str], n: int) -> float:
+    """Unique n-grams over all n-grams of a text; NaN where it has less than n tokens. It is 1 - rep-n (Welleck et al.
+    2019, arXiv 1908.04319); ARGS' code (arXiv 2402.01694) divides by one n-gram more."""
+    found = [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
     return len(set(found)) / len(found) if found else NAN
 
 
@@ -76,7 +74,7 @@ def text_scores(answers: pd.DataFrame, embedder: Embedder | None = None, cache: 
     require_answers(answers)
     texts = list(answers.answer)
     tokens = [words(text) for text in texts]
-    unique = {n: np.array([unique_share([found], n) for found in tokens]) for n in (2, 3, 4)}
+    unique = {n: np.array([unique_share(found, n) for found in tokens]) for n in (2, 3, 4)}
     values = {
         "words": [len(found) for found in tokens],
         **{f"rep-{n}": 1 - share for n, share in unique.items()},

@@ -1,7 +1,5 @@
 """What a user model has learned: accuracy by the number of pairs a user gave, groups of users, a map of users."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -48,25 +46,21 @@ def learned(trained: UserModel, untrained: UserModel) -> np.ndarray:
     return change / np.maximum(np.linalg.norm(change, axis=1, keepdims=True), 1e-12)
 
 
-def groups(trained: UserModel, vectors: np.ndarray, k: int, seed: int = 0) -> np.ndarray:
-    """A group for each user: `[users]`. The most likely centre of a cluster model, k-means of `vectors` of others."""
-    if isinstance(trained, ClusterUserModel):
-        return trained.assignment()[1:].argmax(1).cpu().numpy()
-    return KMeans(k, n_init=20, random_state=seed).fit_predict(vectors)
-
-
 def grouped(
     trained: UserModel, untrained: UserModel, types: Mapping[str, str | None], seed: int = 0
 ) -> tuple[pd.DataFrame, float | None]:
-    """`user_map` of what training changed, with each user's true `group` ("unknown" of no type) and the one `found`,
-    and how alike both groupings are: the adjusted Rand index, 1 for the same and 0 for chance; None of fewer than two
-    types.
+    """`user_map` of what training changed, with each user's true `group` ("unknown" of no type) and the one `found`
+    (the most likely centre of a cluster model, k-means of others), and how alike both groupings are: the adjusted Rand
+    index, 1 for the same and 0 for chance; None of fewer than two types.
 
     Args:
         types: user -> type, in the order of the rows.
     """
     vectors, true = learned(trained, untrained), [kind or "unknown" for kind in types.values()]
-    found = groups(trained, vectors, len(set(true)), seed)
+    if isinstance(trained, ClusterUserModel):
+        found = trained.assignment()[1:].argmax(1).cpu().numpy()
+    else:
+        found = KMeans(len(set(true)), n_init=20, random_state=seed).fit_predict(vectors)
     places = user_map(list(types), vectors).assign(group=true, found=found)
     return places, float(adjusted_rand_score(true, found)) if len(set(true) - {"unknown"}) > 1 else None
 

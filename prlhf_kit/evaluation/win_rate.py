@@ -2,8 +2,6 @@
 bias, agreement of judges. A tie is one half (but for the papers' rules of `user_win_rates`); where an answer could not
 be read there is no verdict: it is `unread`, no win."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import partial
 from itertools import combinations
@@ -18,7 +16,7 @@ from sklearn.metrics import cohen_kappa_score
 
 from prlhf_kit.data.registry import require_known
 from prlhf_kit.evaluation.accuracy import ranked_right
-from prlhf_kit.evaluation.intervals import ALL, BY_USER_AND_PROMPT, intervals, with_all, with_holm
+from prlhf_kit.evaluation.intervals import ALL, BY_USER_AND_PROMPT, intervals, with_holm
 from prlhf_kit.evaluation.statistics import bootstrap
 from prlhf_kit.files import of_extra
 
@@ -33,10 +31,6 @@ def with_wins(judgements: pd.DataFrame) -> pd.DataFrame:
     """Judgements as a long table: `win_rate` is 1 where system a won, 1/2 for a tie, 0 where b won, NaN without a
     verdict."""
     return judgements.assign(win_rate=judgements.preference.map(VALUE).astype(float))
-
-
-def _read(judgements: pd.DataFrame) -> pd.DataFrame:
-    return with_wins(judgements).dropna(subset="win_rate")
 
 
 def win_rates(
@@ -67,10 +61,12 @@ def win_rates_by_community(judgements: pd.DataFrame, named: bool = True, seed: i
 
     `named=False`: users are draws from many people, and "all" says what other users would give as well.
     """
-    by, everyone = [*COMPARISON, "community"], with_all(judgements)
-    alone = everyone.community != ALL
-    own = win_rates(everyone[alone], by, "prompt", seed)
-    together = win_rates(everyone[~alone], by, "prompt" if named else BY_USER_AND_PROMPT, seed)
+    if (judgements.user_id == ALL).any():
+        raise ValueError(f"one user is called {ALL!r}, which stands for all of them here. Rename it in the data.")
+    by = [*COMPARISON, "community"]
+    own = win_rates(judgements.assign(community=judgements.user_id), by, "prompt", seed)
+    everyone = judgements.assign(community=ALL)
+    together = win_rates(everyone, by, "prompt" if named else BY_USER_AND_PROMPT, seed)
     own = with_holm(own.drop(columns="p_holm"), COMPARISON)
     return pd.concat([own, together.assign(p_holm=together.p)], ignore_index=True)
 
@@ -88,7 +84,7 @@ def user_win_rates(judgements: pd.DataFrame, rule: str = "halves", seed: int = 0
     (above, at and below one half), and `sample_win_rate`, that over all verdicts by the same rule.
     """
     require_known([rule], RULES, "rule")
-    read = _read(judgements)
+    read = with_wins(judgements).dropna(subset="win_rate")
     read = read.assign(win=read.win_rate == 1, tie=read.win_rate == 0.5, n=1)
     counted = read.groupby([*COMPARISON, "user_id"], sort=False)[["win", "tie", "n"]].sum().reset_index()
     tie = {"halves": 0.5, "prlhf": 1.0, "psoups": 0.0}[rule]
@@ -116,11 +112,8 @@ def summary(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
     """The tables of `by_measure` as one: `win_rates` with `users_won`, `users_tied`, `users_lost` and `lc_win_rate`."""
     keys = list(COMPARISON)
     users = tables["user_win_rate"][[*keys, "users_won", "users_tied", "users_lost"]]
-    return (
-        tables["win_rate"]
-        .merge(users, "left", on=keys)
-        .merge(tables["lc_win_rate"][[*keys, "lc_win_rate"]], "left", on=keys)
-    )
+    controlled = tables["lc_win_rate"][[*keys, "lc_win_rate"]]
+    return tables["win_rate"].merge(users, "left", on=keys).merge(controlled, "left", on=keys)
 
 
 def position_bias(judgements: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
@@ -149,7 +142,7 @@ def bradley_terry(judgements: pd.DataFrame, resamples: int = 200, seed: int = 0)
     own.
     """
     tables = []
-    for judge, part in _read(judgements).groupby("judge", sort=False):
+    for judge, part in with_wins(judgements).dropna(subset="win_rate").groupby("judge", sort=False):
         systems = sorted({*part.system_a, *part.system_b})
         a, b = (part[name].map(systems.index).to_numpy() for name in ("system_a", "system_b"))
         features = np.eye(len(systems))[a] - np.eye(len(systems))[b]
@@ -182,7 +175,7 @@ def length_controlled(judgements: pd.DataFrame, resamples: int = 200, seed: int 
     """
     columns = [*COMPARISON, "win_rate", "lc_win_rate", "low", "high", "length_effect", "n"]
     rows = []
-    for compared, part in _read(judgements).groupby([*COMPARISON], sort=False):
+    for compared, part in with_wins(judgements).dropna(subset="win_rate").groupby([*COMPARISON], sort=False):
         gap = (part.answer_a.map(len) - part.answer_b.map(len)).to_numpy(float)
         features = np.tanh(gap / (gap.std() or 1))[:, None]
         statistic = partial(_without_length, features=features, verdicts=part.win_rate.to_numpy())

@@ -1,7 +1,5 @@
 """Figures of contexts in the prompt: pure functions from a table to a matplotlib `Figure`."""
 
-from __future__ import annotations
-
 import pandas as pd
 from matplotlib.figure import Figure
 

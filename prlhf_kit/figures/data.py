@@ -1,7 +1,5 @@
 """Figures of a dataset: pure functions from a table to a matplotlib `Figure`."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np
@@ -72,16 +70,11 @@ def word_clouds(table: pd.DataFrame) -> Figure:
     figure, axes = new_figure(3.2 * columns, 2.3 * lines, nrows=lines, ncols=columns, squeeze=False)
     for ax in axes.flat:
         ax.axis("off")
+    style: dict[str, Any] = {"width": 640, "height": 400, "background_color": "white", "prefer_horizontal": 1.0}
     for i, (group, rows) in enumerate(groups):
         color = PALETTE[i % 8] if PALETTE[i % 8] != "#F0E442" else "#8a7f00"  # yellow can't be read on white
-        cloud = of_extra("wordcloud").WordCloud(
-            width=640,
-            height=400,
-            background_color="white",
-            prefer_horizontal=1.0,
-            random_state=0,
-            color_func=lambda *_, color=color, **__: color,
-        )
+        style |= {"random_state": 0, "color_func": lambda *_, color=color, **__: color}
+        cloud = of_extra("wordcloud").WordCloud(**style)
         cloud.generate_from_frequencies(dict(zip(rows.word, rows.weight, strict=True)))
         ax = axes.flat[i]
         ax.imshow(cloud.to_array(), interpolation="bilinear")

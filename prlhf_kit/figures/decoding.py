@@ -1,7 +1,5 @@
 """Figures of guided decoding: pure functions from a table to a matplotlib `Figure`."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure

@@ -1,8 +1,6 @@
 """Figures of the evaluation: pure functions from a table to a matplotlib `Figure`. Accuracy by method and by user is
 in `users.py`."""
 
-from __future__ import annotations
-
 import pandas as pd
 from matplotlib.figure import Figure
 

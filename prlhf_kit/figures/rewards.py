@@ -1,7 +1,5 @@
 """Figures of reward models (notebooks 02 and 02b): pure functions from a table to a matplotlib `Figure`."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pandas as pd

@@ -1,8 +1,6 @@
 """What all figures share: colours, marks with error bars, heatmaps, legends. Colours are Okabe & Ito's, told apart by
 people with any common form of colour blindness."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from textwrap import fill
@@ -39,7 +37,7 @@ def look(i: int) -> dict[str, Any]:
     return {"color": PALETTE[i % 8], "marker": MARKERS[(i + i // 8) % 8]}
 
 
-def error_bars(table: pd.DataFrame, value: str) -> np.ndarray:
+def error_bars(table: pd.DataFrame, value: str = "value") -> np.ndarray:
     """How far a 95% interval reaches to both sides, `[2, n]`."""
     return np.abs(table[["low", "high"]].to_numpy(float) - table[[value]].to_numpy(float)).T
 
@@ -76,26 +74,6 @@ def side_by_side(
         ax.set_xticks(range(len(order)), order)
     else:
         names_down(ax, order)
-
-
-def by_name(
-    table: pd.DataFrame,
-    series: str,
-    names: str,
-    order: Sequence,
-    at: float,
-    xlabel: str,
-    title: str | None = None,
-    value: str = "value",
-    step: float = 0.2,
-) -> Figure:
-    """A figure of one `side_by_side`, with a dotted line at `at`."""
-    figure, ax = new_figure(7, min(0.4 * len(order), 30) + 1.4)
-    side_by_side(ax, table, series, names, order, step, value)
-    reference_line(ax, at)
-    ax.set(xlabel=xlabel, ylabel=names.removesuffix("_id"))
-    legend(figure, "outside right upper", title=title)
-    return figure
 
 
 def crossed(ax: Axes, x: pd.DataFrame, y: pd.DataFrame, i: int, value: str = "value", **more: Any) -> None:

@@ -1,7 +1,5 @@
 """Figures of what models learn of their users: pure functions from a table to a matplotlib `Figure`."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,18 +7,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from prlhf_kit.figures.style import (
-    PALETTE,
-    by_name,
-    error_bars,
-    legend,
-    matrix,
-    new_figure,
-    numbered,
-    points,
-    reference_line,
-    scatter,
-)
+from prlhf_kit.figures import style
+from prlhf_kit.figures.style import PALETTE, legend, matrix, new_figure, points, reference_line, scatter
 
 
 def learning_curves(history: pd.DataFrame) -> Figure:
@@ -56,7 +44,7 @@ def accuracy_by_method(table: pd.DataFrame) -> Figure:
         y = np.arange(len(rows))[::-1]
         colors = [PALETTE[0] if method.startswith("P-DPO") else "0.6" for method in rows.method]
         ax.barh(y, rows.value, color=colors, height=0.65)
-        ax.errorbar(rows.value, y, xerr=error_bars(rows, "value"), fmt="none", ecolor="black", elinewidth=1, capsize=3)
+        ax.errorbar(rows.value, y, xerr=style.error_bars(rows), fmt="none", ecolor="black", elinewidth=1, capsize=3)
         ax.set_yticks(y, rows.method)
         reference_line(ax, 0.5)
         if len(oracle):
@@ -68,8 +56,13 @@ def accuracy_by_method(table: pd.DataFrame) -> Figure:
 
 def accuracy_by_user(table: pd.DataFrame) -> Figure:
     """Each user's held-out accuracy. `table`: intervals by `method` and `user_id`."""
-    xlabel = "reward accuracy on held-out pairs (95% interval)"
-    return by_name(table, "method", "user_id", sorted(table.user_id.unique()), 0.5, xlabel)
+    users = sorted(table.user_id.unique())
+    figure, ax = new_figure(7, min(0.4 * len(users), 30) + 1.4)
+    style.side_by_side(ax, table, "method", "user_id", users, 0.2)
+    reference_line(ax, 0.5)
+    ax.set(xlabel="reward accuracy on held-out pairs (95% interval)", ylabel="user")
+    legend(figure, "outside right upper")
+    return figure
 
 
 def by_known_pairs(ax: Axes, table: pd.DataFrame, series: str, kinds: Sequence) -> None:
@@ -116,7 +109,7 @@ def user_map(table: pd.DataFrame) -> Figure:
     for ax, (kind, rows) in zip(axes[0], kinds, strict=True):
         scatter(ax, rows, "group", "x", "y", list(dict.fromkeys(table.group)), s=45)
         if len(rows) <= 30:
-            numbered(ax, rows.user_id, rows.x, rows.y, fontsize=7)
+            style.numbered(ax, rows.user_id, rows.x, rows.y, fontsize=7)
         ax.margins(0.2)
         ax.set(title=kind, xlabel="first principal axis (no unit)", ylabel="second axis (no unit)")
     legend(figure, "outside right upper", title="type")

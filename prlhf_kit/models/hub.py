@@ -54,8 +54,7 @@ def load_tokenizer(
     """Tokenizer of `name` with a pad token and a chat template: its own, or `chat_template` if it has none, with BOS in
     front where its tokenizer puts one. A template without a system message gets one (`allow_system`).
 
-    Padding is masked everywhere, so that where there is no pad token another special token serves: EOS, else unknown,
-    else BOS.
+    Padding is masked everywhere, so where there is no pad token another one serves: EOS, else unknown, else BOS.
     """
     tokenizer = from_hub(AutoTokenizer, name, trust_remote_code=trust_remote_code)
     if tokenizer.chat_template is None:
@@ -65,8 +64,7 @@ def load_tokenizer(
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.bos_token
     if tokenizer.pad_token is None:
         raise ModelError(
-            f"the tokenizer of {name!r} has none of these tokens, so nothing can be padded. Name one of its tokens, "
-            "tokenizer.pad_token = '<|endoftext|>' for instance, and save it (save_pretrained)."
+            f"{name!r}: nothing can be padded. Name one of its tokens, tokenizer.pad_token = '...', and save it."
         )
     return tokenizer
 
@@ -94,10 +92,16 @@ def load_model(
     if Path(name, "adapter_config.json").is_file():
         if quantization_config is not None:
             raise ModelError(
-                f"{name} is an adapter; merged into 4-bit weights it would be rounded. Write the merged model first "
-                f"(kit.load_model({name!r}).save_pretrained(...), with its tokenizer) and load that in 4 bits."
+                f"{name} is an adapter. Merge it (kit.load_model({name!r}).save_pretrained(...)), and load that."
             )
-        return _merged(name, dtype, device)
+        adapter = json.loads(Path(name, "adapter_config.json").read_text())
+        if ATTRIBUTE in (adapter.get("modules_to_save") or ()):
+            raise ModelError(f"{name} is an adapter with a user model. Load it with prlhf_kit.load_personalized.")
+        require_start(name, adapter["base_model_name_or_path"])
+        base = load_model(adapter["base_model_name_or_path"], torch.float32, "cpu")
+        model: Any = PeftModel.from_pretrained(base, name).merge_and_unload()  # in float32 whatever `dtype`
+        model.config._name_or_path = name
+        return model.to(device=device, dtype=dtype).eval()
     config = from_hub(AutoConfig, name)
     causal = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     architectures = config.architectures or [causal.get(config.model_type, "unknown")]
@@ -120,21 +124,8 @@ def require_start(folder: str | Path, start: str) -> None:
     known = json.loads(made_from.read_text()).get("starts_from") if made_from.is_file() else None
     if known and Path(start, SFT_FILE).is_file() and known != weights_in(start):
         raise ModelError(
-            f"{folder} was trained from the SFT model in {start}, which has been trained anew since. Put the earlier "
-            f"one back, or delete {folder} and its checkpoints and train it again."
+            f"{folder} started from the SFT model in {start}, which has been trained anew since: put back that one."
         )
-
-
-def _merged(folder: str, dtype: torch.dtype, device: str) -> PreTrainedModel:
-    """The base model of an adapter with the adapter in its weights, merged in float32 whatever `dtype`."""
-    adapter = json.loads(Path(folder, "adapter_config.json").read_text())
-    if ATTRIBUTE in (adapter.get("modules_to_save") or ()):
-        raise ModelError(f"{folder} is an adapter with a user model. Load it with prlhf_kit.load_personalized.")
-    require_start(folder, adapter["base_model_name_or_path"])
-    base = load_model(adapter["base_model_name_or_path"], torch.float32, "cpu")
-    model: Any = PeftModel.from_pretrained(base, folder).merge_and_unload()
-    model.config._name_or_path = folder
-    return model.to(device=device, dtype=dtype).eval()
 
 
 def from_hub(auto_class, name: str, **kwargs):
@@ -158,9 +149,9 @@ def _ways_out(name: str) -> Iterator[None]:
     except (OSError, ValueError) as error:
         said = str(error).splitlines() or [type(error).__name__]
         raise ModelError(
-            f"can't load {name!r}: {said[0]} Expected {EMBEDDED!r}, a folder of `save_pretrained`, or a hub id. Gated: "
-            f"ask for access on https://huggingface.co/{name} and log in by `hf auth login`, or set HF_TOKEN. No way "
-            "to the hub from here: download it elsewhere with `hf download`, and pass the folder's path."
+            f"can't load {name!r}: {said[0]} Expected {EMBEDDED!r}, a folder or a hub id. Gated: ask on "
+            f"https://huggingface.co/{name}, then `hf auth login` or HF_TOKEN. No way to the hub: `hf download` "
+            "it elsewhere, and pass the folder's path."
         ) from error
 
 

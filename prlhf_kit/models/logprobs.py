@@ -5,12 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
@@ -20,11 +18,10 @@ from prlhf_kit.models.conditioning import check_length, embed_with_users, takes_
 from prlhf_kit.models.tokenize import in_batches, padded, require_tokenizer, tokenize_completions
 
 REFERENCE = ("ref_chosen_logps", "ref_rejected_logps")
+Sequences = Sequence[tuple[list[int], list[int]]]
 
 
-def response_logps(
-    model, sequences: Sequence[tuple[list[int], list[int]]], pad_token_id: int, users: torch.Tensor | None = None
-) -> torch.Tensor:
+def response_logps(model, sequences: Sequences, pad_token_id: int, users: torch.Tensor | None = None) -> torch.Tensor:
     """Summed log-probability (nats) of each completion given its prompt, in one forward pass: `[n]`, differentiable.
 
     Args:
@@ -38,7 +35,7 @@ def response_logps(
 
 
 def completion_logits(
-    model, sequences: Sequence[tuple[list[int], list[int]]], pad_token_id: int, users: torch.Tensor | None = None
+    model, sequences: Sequences, pad_token_id: int, users: torch.Tensor | None = None
 ) -> torch.Tensor:
     """Logits at the positions that predict each completion's tokens: `[n, longest completion, V]`, shorter ones at the
     end of their row. Arguments: see `response_logps`."""
@@ -60,7 +57,7 @@ def completion_logits(
 def sequence_logps(
     model,
     tokenizer: PreTrainedTokenizerBase,
-    sequences: Sequence[tuple[list[int], list[int]]],
+    sequences: Sequences,
     user_rows: Sequence[int] | None = None,
     batch_size: int = 16,
 ) -> list[float]:
@@ -82,19 +79,6 @@ def sequence_logps(
     return in_batches(run, asked, batch_size, what="scoring").tolist() if asked else []
 
 
-def completion_logps(
-    model,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[list[dict]],
-    completions: Sequence[list[dict]],
-    user_rows: Sequence[int] | None = None,
-    batch_size: int = 16,
-) -> tuple[list[float], list[int]]:
-    """Summed log-probability (nats) and token count of each completion given its prompt, see `sequence_logps`."""
-    asked: Any = [tokenize_completions(tokenizer, p, c) for p, c in zip(prompts, completions, strict=True)]
-    return sequence_logps(model, tokenizer, asked, user_rows, batch_size), [len(completion) for _, completion in asked]
-
-
 def score_pairs(
     model,
     tokenizer: PreTrainedTokenizerBase,
@@ -102,9 +86,8 @@ def score_pairs(
     user_rows: Sequence[int] | None = None,
     batch_size: int = 16,
 ) -> pd.DataFrame:
-    """Log-probabilities of both responses of each pair; with `user_rows`, of `as_read(model, pairs)`. One row a pair:
-    `pair_id`, `user_id`, `chosen_logp`, `rejected_logp` (nats, summed over the completion's tokens), `chosen_tokens`,
-    `rejected_tokens`."""
+    """Log-probabilities of both responses, with `user_rows` of `as_read(model, pairs)`. One row a pair: `pair_id`,
+    `user_id`, `chosen_logp`, `rejected_logp` (nats, summed over tokens), `chosen_tokens`, `rejected_tokens`."""
     rows = None if user_rows is None else [*user_rows, *user_rows]
     asked = tokenize_pairs(tokenizer, pairs if user_rows is None else as_read(model, pairs))
     sequences = [(p, c) for p, c, _ in asked] + [(p, r) for p, _, r in asked]
@@ -135,8 +118,7 @@ def require_lengths(tokenizer: PreTrainedTokenizerBase, pairs: Dataset, max_leng
     if long:
         raise ValueError(
             f"{len(long):,} of {len(lengths):,} pairs of the {name} set are longer than max_length={max_length}: "
-            f"`-p max_length {max(long)}`, or `-p max_tokens {max_length}` in notebook 01 leaves them out and counts "
-            "them."
+            f"`-p max_length {max(long)}`, or `-p max_tokens {max_length}` in notebook 01 leaves them out."
         )
     return max(lengths)
 
@@ -168,13 +150,3 @@ def save_with_reference(
         add_reference_logps(pairs, model, tokenizer, batch_size).save_to_disk(temporary)
         temporary.rename(folder)
     return Dataset.load_from_disk(folder)
-
-
-def text_nll(logits: torch.Tensor, ids: torch.Tensor, asked: torch.Tensor) -> torch.Tensor:
-    """Mean negative log-likelihood a token (nats) of each text: `[N]`; 0 for a text of which nothing is asked.
-
-    `logits`: `[N, L, V]`; `ids`: `[N, L]`; `asked`: `[N, L]`, 1 for the tokens to predict (never the first position).
-    """
-    asked = asked[:, 1:].to(torch.float32)
-    nll = F.cross_entropy(logits[:, :-1].float().transpose(1, 2), ids[:, 1:], reduction="none")
-    return (nll * asked).sum(1) / asked.sum(1).clamp(min=1)

@@ -17,12 +17,10 @@ _ROWS = "_preference_head_rows"
 def attach_head(model: PreTrainedModel) -> PreTrainedModel:
     """Put a preference head, the identity, behind the backbone of `model` and return `model`.
 
-    A hook, as for users (`conditioning.condition`). With PEFT's adapters disabled the head is off: the reference has
-    none.
+    A hook, as for users (`conditioning.condition`). With adapters disabled the head is off: the reference has none.
     """
-    weight = model.get_input_embeddings().weight
     width = model.get_output_embeddings().weight.shape[1]
-    head = nn.Linear(width, width, device=weight.device, dtype=torch.float32)
+    head = nn.Linear(width, width, device=model.device, dtype=torch.float32)
     with torch.no_grad():
         nn.init.eye_(head.weight)
         nn.init.zeros_(head.bias)
@@ -34,10 +32,9 @@ def attach_head(model: PreTrainedModel) -> PreTrainedModel:
         if getattr(found, "disable_adapters", False):
             return output
         hidden = output.last_hidden_state
-        moved = found(hidden.to(torch.float32)).to(hidden.dtype)
+        output.last_hidden_state = found(hidden.to(torch.float32)).to(hidden.dtype)
         if rows is not None:
-            moved = torch.where(rows.to(hidden.device)[:, None, None], moved, hidden)
-        output.last_hidden_state = moved
+            output.last_hidden_state = output.last_hidden_state.where(rows.to(hidden.device)[:, None, None], hidden)
         return output
 
     model.base_model.register_forward_hook(apply, with_kwargs=True)
@@ -47,11 +44,8 @@ def attach_head(model: PreTrainedModel) -> PreTrainedModel:
 @contextlib.contextmanager
 def heads_on(model: PreTrainedModel, rows: torch.Tensor) -> Iterator[None]:
     """Within it, the preference head of `model` (if any) acts on the `rows` of a batch only: `[R]`, boolean."""
-    if not hasattr(model, HEAD):
-        yield
-        return
     model.__dict__[_ROWS] = rows
     try:
         yield
     finally:
-        del model.__dict__[_ROWS]
+        model.__dict__.pop(_ROWS, None)

@@ -23,7 +23,6 @@ FILES = "*.safetensors *.safetensors.index.json config.json generation_config.js
 FILES += "tokenizer* special_tokens_map.json added_tokens.json vocab.* merges.txt chat_template.jinja".split()
 SETTINGS = "alpha beta loss_type learning_rate user_learning_rate num_train_epochs max_steps seed max_length".split()
 SETTINGS += "per_device_train_batch_size gradient_accumulation_steps processes lr_scheduler_type warmup_steps".split()
-
 MEASURES = ("accuracy*/test_*/*", "difference*/*")  # by split and method: names of users have no place in them
 
 
@@ -59,9 +58,8 @@ def push_to_hub(
     Raises:
         ModelError: no personalised language model in `folder`, or a base that others can't load.
     """
-    other = Path(folder, REWARD_FILE).is_file() or not Path(folder, INDEX_FILE).is_file()
-    index, saved = (UserIndex([]), {}) if other else UserIndex.load(folder)
-    if saved.get("user_model") is None:
+    index, saved = UserIndex.load(folder)
+    if Path(folder, REWARD_FILE).is_file() or saved.get("user_model") is None:
         raise ModelError(
             f"{folder} holds no personalised language model. Call `hf upload OWNER/NAME {folder} --exclude users.json "
             "--exclude '*.parquet' --exclude context.json` for others: those files may have user ids."
@@ -69,8 +67,7 @@ def push_to_hub(
     base = base or saved["base_model"]
     if Path(base).exists() or Path(base).is_absolute() or base.count("/") > 1:
         raise ModelError(
-            f"{folder} was trained from the local folder {base}, which others can't load. Push that first "
-            f"(kit.load_model({base!r}).push_to_hub(...)), and pass its hub id as base."
+            f"{folder} was trained from the local folder {base}: push that first, and pass its hub id as base."
         )
     known = set(index.user_ids)
     if not users:

@@ -19,14 +19,7 @@ from prlhf_kit.files import write_json
 from prlhf_kit.models.conditioning import causal_lm
 from prlhf_kit.models.embedded import ModelError
 from prlhf_kit.models.hub import from_hub, weights_in, without_load_report
-from prlhf_kit.models.logprobs import text_nll
-from prlhf_kit.models.saving import (
-    condition_as_saved,
-    part_of_weights,
-    reference_name,
-    require_binding,
-    save_index,
-)
+from prlhf_kit.models.saving import condition_as_saved, part_of_weights, reference_name, save_index
 from prlhf_kit.models.user_index import INDEX_FILE, UserIndex
 
 POOLING = ("last", "before_eos", "mean", "max", "own")
@@ -43,8 +36,7 @@ class RewardOutput(ModelOutput):
 
 def pool(hidden: torch.Tensor, attention_mask: torch.Tensor, pooling: str) -> torch.Tensor:
     """One vector a text: `[N, L, d]` and `[N, L]` -> `[N, d]`, of real tokens only, on whichever side the padding is.
-    `pooling`: "last" (the last real token; DSP's "eos"), "before_eos" (the last but one, or the only one;
-    DSP's "last"), "mean" or "max"."""
+    `pooling`: "last" (real token; DSP's "eos"), "before_eos" (the one before, if any; DSP's "last"), "mean", "max"."""
     if pooling in ("last", "before_eos"):
         number = attention_mask.long().cumsum(1)  # [N, L], of each real token in its text, from 1
         wanted = (number[:, -1:] - int(pooling == "before_eos")).clamp(min=1)
@@ -79,8 +71,11 @@ class _Pooled:
         logits = nn.functional.linear(hidden[rows], words) if own is None else own(hidden[rows])
         cap = getattr(model.config, "final_logit_softcapping", None)  # Gemma 2
         logits = logits if cap is None else cap * torch.tanh(logits / cap)
-        found = text_nll(logits, input_ids[rows], lm_asked[rows])
-        return RewardOutput(logits=rewards, nll=found.new_zeros(len(hidden)).index_put((rows,), found))
+        nll, asked = logits.new_zeros(len(hidden), dtype=torch.float32), lm_asked[rows, 1:].float()
+        each = nn.functional.cross_entropy(
+            logits[:, :-1].float().transpose(1, 2), input_ids[rows, 1:], reduction="none"
+        )
+        return RewardOutput(logits=rewards, nll=nll.index_put((rows,), (each * asked).sum(1) / asked.sum(1)))
 
 
 def is_decoder(model) -> bool:
@@ -99,8 +94,7 @@ def head_name(model) -> str:
 
 
 def pooled_by_mask(model: PreTrainedModel, pooling: str | None = None) -> Any:
-    """`model`, one of transformers' sequence classifiers, pooled by the mask and with an LM term. Saved, it is an
-    ordinary model of its class.
+    """`model`, a sequence classifier, pooled by the mask and with an LM term; saved, an ordinary one of its class.
 
     `pooling`: one of `POOLING`, of which "own" changes nothing; None: "last" for decoders, "own" for encoders. Raises
     `ValueError` for one that the model's head does not go with.
@@ -151,8 +145,8 @@ def _attach_lm_head(model, name: str) -> None:
     scaled = any(getattr(model.config, scale, None) not in (None, 1) for scale in ("logit_scale", "logits_scaling"))
     if not is_decoder(model) or model.pooling == "own" or scaled:
         raise ModelError(
-            f"{type(model).__name__} with pooling={model.pooling!r} has no language-modelling term: it needs a decoder "
-            "that does not scale its logits, and a pooling other than 'own'. Set lm_loss_coeff=0."
+            f"{type(model).__name__} with pooling={model.pooling!r} has no LM term, which needs a decoder with plain "
+            "logits and a pooling other than 'own'. Set lm_loss_coeff=0."
         )
     if not model.config.tie_word_embeddings:
         model.lm_head = from_hub(AutoModelForCausalLM, name, dtype=model.dtype).get_output_embeddings()
@@ -201,6 +195,4 @@ def load_reward_model(
         condition_as_saved(model, name, index, saved)
     if adapter:
         model = PeftModel.from_pretrained(model, name, is_trainable=trainable)
-    if index is not None:
-        require_binding(model, index, saved, name)
     return model.eval(), index

@@ -19,14 +19,14 @@ from prlhf_kit.models.tokenize import encode, in_batches, padded, token_types
 from prlhf_kit.models.user_index import GENERIC, UserIndex
 
 Text = str | list[dict[str, str]]
+Texts = Sequence[Text]
+UserIds = Sequence[str | None] | None
 
 
 class RewardModel(Protocol):
     """What judges and best-of-n need of a reward model."""
 
-    def score(
-        self, prompts: Sequence[Text], responses: Sequence[Text], user_ids: Sequence[str | None] | None = None
-    ) -> torch.Tensor:
+    def score(self, prompts: Texts, responses: Texts, user_ids: UserIds = None) -> torch.Tensor:
         """Rewards `[B]` (log-odds: a difference of two is that of the preference) of responses to prompts, for users;
         None (of all, or of one) and unknown users count as the generic one."""
         ...
@@ -62,15 +62,11 @@ class SequenceReward:
     def __post_init__(self):
         outputs = self.model.config.num_labels
         if self.dimension is None and outputs != 1:
-            raise ValueError(
-                f"the model has {outputs} outputs: say which of them is the reward, dimension=0 to {outputs - 1}."
-            )
+            raise ValueError(f"the model has {outputs} outputs: which is the reward, dimension=0 to {outputs - 1}?")
         if self.model.config.pad_token_id is None:
             self.model.config.pad_token_id = self.tokenizer.pad_token_id
 
-    def score(
-        self, prompts: Sequence[Text], responses: Sequence[Text], user_ids: Sequence[str | None] | None = None
-    ) -> torch.Tensor:
+    def score(self, prompts: Texts, responses: Texts, user_ids: UserIds = None) -> torch.Tensor:
         """See `RewardModel.score`. Batched by length; equal texts are scored once."""
         if not prompts:
             return torch.zeros(0)
@@ -118,22 +114,13 @@ def load_reward(name: str, trust_remote_code: bool = False, **options) -> Sequen
     return SequenceReward(model, hub.load_tokenizer(name, trust_remote_code), users, **options)
 
 
-def preference(
-    reward: RewardModel,
-    prompts: Sequence[Text],
-    a: Sequence[Text],
-    b: Sequence[Text],
-    user_ids: Sequence[str | None] | None = None,
-) -> torch.Tensor:
+def preference(reward: RewardModel, prompts: Texts, a: Texts, b: Texts, user_ids: UserIds = None) -> torch.Tensor:
     """Probability `[B]` that each user prefers answer `a` to answer `b` (Bradley-Terry)."""
     return torch.sigmoid(reward.score(prompts, a, user_ids) - reward.score(prompts, b, user_ids))
 
 
 def best_of_n(
-    reward: RewardModel,
-    prompts: Sequence[Text],
-    candidates: Sequence[Sequence[Text]],
-    user_ids: Sequence[str | None] | None = None,
+    reward: RewardModel, prompts: Texts, candidates: Sequence[Texts], user_ids: UserIds = None
 ) -> list[tuple[int, float]]:
     """Which of its candidates has the highest reward, for each prompt and user: (number, reward).
 

@@ -103,15 +103,6 @@ def binding(state: Mapping[str, torch.Tensor], index: UserIndex) -> str:
     return digest.hexdigest()[:16]
 
 
-def require_binding(model, index: UserIndex, saved: dict[str, Any], folder: str | Path) -> None:
-    """Raise `ModelError` where `users.json` in `folder` is not of the user model that `model` got from there."""
-    if saved.get("binding") not in (None, binding(user_models(model)[-1].state_dict(), index)):
-        raise ModelError(
-            f"{folder}: users.json does not belong to the user model beside it: users would get each other's answers. "
-            "Put back the folder as training wrote it, or train again."
-        )
-
-
 def import_prlhf(
     folder: str | Path,
     out: str | Path,
@@ -132,9 +123,8 @@ def import_prlhf(
 
     Raises `ModelError` where the tables are missing or their sizes go with other arguments.
     """
-    kept, found = load_file(Path(folder, WEIGHTS)), {}
-    for key in [key for key in kept if f".{ATTRIBUTE}." in key]:
-        found[key.split(".")[-2]] = kept.pop(key).float()
+    kept = load_file(Path(folder, WEIGHTS))
+    found = {key.split(".")[-2]: kept.pop(key).float() for key in [*kept] if f".{ATTRIBUTE}." in key}
     weights = found.get("user_weight")  # [n + 1, K]
     table = found.get("user_embedding" if weights is None else "cluster_embedding", torch.zeros(0, 1))
     rows = len(table) / num_tokens  # table: [rows * T_u, d], of users or clusters
@@ -146,8 +136,7 @@ def import_prlhf(
             f"{folder} has the tables {shapes}, expected user_embedding [{len(index)} * {num_tokens}, d], or "
             f"user_weight [{len(index)}, K] and cluster_embedding [K * {num_tokens}, d]. Check user_ids and num_tokens."
         )
-    told: Any = "authors" if user_text else False
-    options: dict[str, Any] = {"num_tokens": num_tokens, "after_bos": True, "user_text": told}
+    options: dict[str, Any] = {"num_tokens": num_tokens, "after_bos": True, "user_text": user_text and "authors"}
     table = table.unflatten(0, (-1, num_tokens))
     if weights is None:
         kind: type[UserModel] = IndividualUserModel
@@ -179,21 +168,26 @@ def condition_as_saved(
     user_model: nn.Module | None = None,
 ) -> None:
     """Condition `model` on a user model of the class in `users.json` (`saved`), with a whole model's weights. Raises
-    `ConditioningError` where that class is not one of the kit's and `user_model` is not of it."""
+    `ConditioningError` where that class is not one of the kit's and `user_model` is not of it, and `ModelError` where
+    `users.json` is not of the user model in `folder`."""
+    state = part_of_weights(folder, ATTRIBUTE)
+    if saved.get("binding") not in (None, binding(state, index)):
+        raise ModelError(
+            f"{folder}: users.json does not belong to the user model beside it. Put it back as training wrote it."
+        )
     if user_model is None:
         kinds: dict[str, Any] = {kind.__name__: kind for kind in USER_MODELS.values()}
         kind = kinds.get(saved["user_model"])
         if kind is not None:
-            user_model = kind(len(index), model.get_input_embeddings(), **{"after_bos": False, **saved["options"]})
+            user_model = kind(len(index), model.get_input_embeddings(), **saved["options"])
     if user_model is None or type(user_model).__name__ != saved["user_model"]:
         raise ConditioningError(
-            f"{folder} was trained with a {saved['user_model']}, got {type(user_model).__name__}. Pass "
-            f"user_model={saved['user_model']}(...), built as it was for training."
+            f"{folder} was trained with user_model={saved['user_model']}(...), got {type(user_model).__name__}."
         )
     condition(model, user_model)
     setattr(model, TOKENIZER, saved.get("tokenizer"))
     if not Path(folder, "adapter_config.json").exists():  # PEFT reads an adapter's
-        getattr(model, ATTRIBUTE).load_state_dict(part_of_weights(folder, ATTRIBUTE))
+        getattr(model, ATTRIBUTE).load_state_dict(state)
 
 
 def load_personalized(
@@ -218,8 +212,7 @@ def load_personalized(
     index, saved = UserIndex.load(folder)
     if saved["user_model"] is None:
         raise ConditioningError(
-            f"{folder} holds a vanilla DPO model without a user model. Load it with "
-            "prlhf_kit.training.controls.load_control(folder, base)."
+            f"{folder} holds a model without users. Load it with prlhf_kit.training.controls.load_control."
         )
     if not isinstance(base, PreTrainedModel):
         require_start(folder, base or saved["base_model"])
@@ -233,5 +226,4 @@ def load_personalized(
         model.reference_name = name_of(base) if isinstance(base, PreTrainedModel) else (base or saved["base_model"])
     else:
         model = PeftModel.from_pretrained(model, folder)
-    require_binding(model, index, saved, folder)
     return model.eval(), index

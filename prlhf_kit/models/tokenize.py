@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 from trl.data_utils import common_prefix_length
 
@@ -34,15 +35,23 @@ def encode(
 ) -> tuple[list[int], int]:
     """Token ids of a prompt with its response, and how many of them are the prompt's.
 
-    A decoder reads both as its chat template lays them out; an encoder as its tokenizer joins two texts (`[CLS] prompt
-    [SEP] response [SEP]`, as a rule).
+    A decoder reads both as its chat template lays them out; an encoder as its tokenizer joins two texts.
 
     Args:
-        max_length: so many tokens are left at the end of prompt and response (DSP cuts the beginning); None: all.
+        max_length: so many tokens are left at the end of prompt and response (DSP cuts the beginning); of an encoder's
+            text without a prompt, at its beginning. None: all.
         unfinished: the response is the beginning of one, so a decoder's template does not end it.
     """
     if not decoder:
-        return _encode_for_encoder(tokenizer, prompt, response, max_length)
+        texts = ["\n\n".join(m["content"] for m in messages) for messages in (prompt, response) if messages]
+        found = tokenizer(*texts, verbose=False)  # it would warn of the length
+        tokens = list(zip(found["input_ids"], found.sequence_ids(0), strict=True))  # (id, 0 or 1; None: neither's)
+        if max_length is not None and (over := len(tokens) - max_length) > 0:
+            of_text = [place for place, (_, text) in enumerate(tokens) if text is not None]
+            gone = set(of_text[:over] if prompt else of_text[-over:])
+            tokens = [token for place, token in enumerate(tokens) if place not in gone]
+        ids, whose = ([*part] for part in zip(*tokens, strict=True))
+        return ids, whose.index(1) if 1 in whose else 0
     asked, answered = tokenize_completions(tokenizer, prompt, response)
     if unfinished:
         layout = {"continue_final_message": True, "return_dict": True}
@@ -50,19 +59,6 @@ def encode(
     cut = 0 if max_length is None else max(len(asked) + len(answered) - max_length, 0)
     asked, answered = asked[cut:], answered[max(cut - len(asked), 0) :]
     return asked + answered, len(asked)
-
-
-def _encode_for_encoder(tokenizer, prompt, response, max_length: int | None) -> tuple[list[int], int]:
-    """As the tokenizer joins two texts, their beginning cut; or one, its end cut, where there is no prompt."""
-    texts = ["\n\n".join(m["content"] for m in messages) for messages in (prompt, response) if messages]
-    found = tokenizer(*texts, verbose=False)  # it would warn of the length
-    tokens = list(zip(found["input_ids"], found.sequence_ids(0), strict=True))  # (id, 0 or 1; None: neither text's)
-    if max_length is not None and (over := len(tokens) - max_length) > 0:
-        of_text = [place for place, (_, text) in enumerate(tokens) if text is not None]
-        gone = set(of_text[:over] if prompt else of_text[-over:])
-        tokens = [token for place, token in enumerate(tokens) if place not in gone]
-    ids, whose = ([*part] for part in zip(*tokens, strict=True))
-    return ids, whose.index(1) if 1 in whose else 0
 
 
 def token_types(attention_mask: torch.Tensor, starts: Sequence[int]) -> torch.Tensor:
@@ -112,14 +108,11 @@ def padded(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Token ids and attention mask, `[N, L]` each. `pad_token_id` None: padding repeats a text's first token, which a
     repetition penalty (it takes no mask) has met anyway."""
-    width = max(map(len, texts))
-    ids = torch.zeros(len(texts), width, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for row, text in enumerate(texts):
-        place = slice(width - len(text), None) if padding_side == "left" else slice(len(text))
-        ids[row] = text[0] if pad_token_id is None else pad_token_id
-        ids[row, place] = torch.tensor(text)
-        mask[row, place] = 1
+    rows = [torch.tensor(text, dtype=torch.long) for text in texts]
+    ids = pad_sequence(rows, True, pad_token_id or 0, padding_side)
+    mask = pad_sequence([torch.ones_like(row) for row in rows], True, padding_side=padding_side)
+    if pad_token_id is None:
+        ids = torch.where(mask.bool(), ids, torch.tensor([[text[0]] for text in texts]))
     return ids, mask
 
 
@@ -131,8 +124,7 @@ def in_batches(
     Args:
         run: called with a list of at most `batch_size` of the items, returns one row each.
         items: token ids (a tuple) first, then what else the result depends on.
-        cache: folder in which finished batches are kept, so that a killed computation goes on; its name must tell the
-            model. None: not.
+        cache: folder, named by the model, in which finished batches are kept, so that a killed computation goes on.
         what: said by the progress bar.
     """
     unique = sorted(set(items), key=lambda item: (len(item[0]), item))
@@ -151,8 +143,7 @@ def in_batches(
 def fitting(
     rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int, columns: Sequence[str] = ("chosen", "rejected")
 ) -> Dataset:
-    """The rows in which no response of `columns` is, with its prompt, longer than `max_length` tokens; how many are
-    left out is printed."""
+    """The rows of which no response of `columns`, with its prompt, exceeds `max_length` tokens; prints what is lost."""
 
     def fits(row) -> bool:
         return all(len(encode(tokenizer, row["prompt"], row[name])[0]) <= max_length for name in columns)

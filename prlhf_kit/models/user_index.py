@@ -42,8 +42,7 @@ class UserIndex:
         if user_id not in self._row:
             known = ", ".join(self.user_ids[:5]) + (", ..." if len(self.user_ids) > 5 else "")
             raise KeyError(
-                f"user {user_id!r} has no row: this model knows {len(self.user_ids)} users ({known}). "
-                "Pass None for the generic user, or unknown='generic'."
+                f"user {user_id!r} has no row among {len(self.user_ids)} ({known}). None, or unknown='generic': row 0."
             )
         return self._row[user_id]
 
@@ -61,8 +60,7 @@ class UserIndex:
         path = Path(folder, INDEX_FILE)
         if not path.is_file():
             raise FileNotFoundError(
-                f"{path} is missing, so it is unknown which row belongs to which user. Training writes it beside the "
-                "adapter; point to that folder."
+                f"{path} is missing: unknown which row is whose. Pass a folder that training wrote."
             )
         saved = json.loads(path.read_text())
         return cls(saved.pop("user_ids")), saved

@@ -27,8 +27,7 @@ def word_vectors(
         word_embeddings: the language model's own embedding layer (`model.get_input_embeddings()`), whose *output* soft
             tokens start as: Gemma's layer scales its weights, others norm them.
         init: "words" (random ones), or "normal" or "uniform" with the mean and standard deviation of all words.
-        vocabulary: token ids among which words are drawn, or how many of the first ones, which are about the most
-            common ones. None: all.
+        vocabulary: token ids among which words are drawn, or how many of the first (most common) ones. None: all.
         random_range: "uniform" is from minus it to it (P-RLHF: 0.5). None: as wide as the words.
     """
     table: Any = word_embeddings.weight  # [V, d_model]
@@ -45,9 +44,7 @@ def word_vectors(
         known = range(len(table)) if vocabulary is None else vocabulary
         drawn = torch.tensor(range(known) if isinstance(known, int) else known)
         if not len(drawn) or not 0 <= int(drawn.min()) <= int(drawn.max()) < len(table):
-            raise ValueError(
-                f"vocabulary={vocabulary}: expected a number from 1 to {len(table)}, token ids below that, or None."
-            )
+            raise ValueError(f"{vocabulary=}: expected a number from 1 to {len(table)}, token ids below that, or None.")
         return words(drawn[torch.randint(len(drawn), size[:2], generator=generator)])
     if init == "normal":
         values = torch.randn(size, generator=generator)
@@ -137,8 +134,7 @@ class UserModel(nn.Module):
 
 
 class IndividualUserModel(UserModel):
-    """Individual preferences: `e_i = e_0 + o_i` (P-RLHF). Users differ from the first step on; each costs `T_u *
-    d_model` numbers.
+    """Individual preferences: `e_i = e_0 + o_i` (P-RLHF). A user costs `T_u * d_model` numbers.
 
     Args:
         num_rows: users + 1, i.e. `len(UserIndex)`.

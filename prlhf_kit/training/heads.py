@@ -127,29 +127,37 @@ def fit_heads(
     z = torch.from_numpy((difference / scale)[order])
     basis = _right_singular(z)  # in which features are uncorrelated
     known = np.zeros_like(scale) if prior is None else prior * scale
-    pairs = _Pairs(z @ basis.T, z @ torch.tensor(known), torch.tensor(who[order]), len(names))
+    exact = z @ basis.T, z @ torch.tensor(known)
+    in_type = {  # what is only compared with others is fitted in half the time
+        dtype: _Pairs(*(part.to(dtype) for part in exact), torch.tensor(who[order]), len(names))
+        for dtype in (torch.float32, torch.float64)
+    }
 
     def fitted(kind: str, sizes: Sequence[int], base: float, strength: float, to: torch.Tensor) -> list[Weights]:
-        pooled = _fit("pooled", [0], base, base, pairs, to, torch.zeros(len(to), len(basis), dtype=torch.float64))
+        pairs = in_type[to.dtype]
+        pooled = _fit("pooled", [0], base, base, pairs, to, to.new_zeros(len(to), len(basis)))
         return pooled if kind == "pooled" else _fit(kind, sizes, base, strength, pairs, to, pooled[0][0])
 
     def chosen(kind: str, sizes: Sequence[int], base: float | None = None) -> tuple[int, float]:
         """Size and strength; `base`: that of w_0, None: the same as the other."""
         if len(sizes) * len(strengths) == 1:
             return sizes[0], strengths[0]
-        to = torch.ones(5, len(z), dtype=torch.float64)
+        to = torch.ones(5, len(z))
         for fold, (_, held) in enumerate(GroupKFold(5).split(order, groups=groups[order])):
             to[fold, held] = 0.0
         found: dict[tuple[int, float], float] = {}  # negative log-likelihood of what was left out
-        for s in sorted(strengths, reverse=True):
+
+        def compare(sizes: Sequence[int], s: float) -> None:
             for size, weights in zip(sizes, fitted(kind, sizes, base or s, s, to), strict=True):
-                left_out = F.softplus(-_log_odds(kind, pairs, *weights)) * (1 - to)
+                left_out = F.softplus(-_log_odds(kind, in_type[to.dtype], *weights)) * (1 - to)
                 found[size, s] = left_out.sum().item()
-            # of a size for which this was clearly too weak, weaker ones are not tried
-            best = {size: min(v for (n, _), v in found.items() if n == size) for size in sizes}
-            sizes = [size for size in sizes if found[size, s] < 1.05 * best[size]]
-            if not sizes:
+
+        for s in sorted(strengths, reverse=True):  # of the largest size; then the other sizes at the best one
+            compare(sizes[-1:], s)
+            if found[sizes[-1], s] >= 1.05 * min(found.values()):  # weaker ones are no better
                 break
+        if len(sizes) > 1:
+            compare(sizes[:-1], min(found, key=lambda tried: found[tried])[1])
         return min(found, key=lambda tried: found[tried])
 
     # first the strength of w_0, as for everybody; then size and strength of what is personal
@@ -239,8 +247,8 @@ def _clustered(heads: torch.Tensor, sizes: Sequence[int]) -> Iterator[tuple[torc
     for size in sizes:
         means = [KMeans(size, n_init=5, random_state=0).fit(fold.numpy()) for fold in heads]
         labels = torch.tensor(np.array([fold.labels_ for fold in means])).long()
-        own = 2.0 * F.one_hot(labels, size).double() - 2.0 / size
-        yield own, torch.tensor(np.array([fold.cluster_centers_ for fold in means]))
+        own = 2.0 * F.one_hot(labels, size).to(heads) - 2.0 / size
+        yield own, torch.tensor(np.array([fold.cluster_centers_ for fold in means])).to(heads)
 
 
 def _curvature(kind: str, pairs: _Pairs, own, shared) -> tuple[torch.Tensor, torch.Tensor]:

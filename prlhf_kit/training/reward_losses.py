@@ -84,7 +84,7 @@ def normalised(scores: torch.Tensor) -> torch.Tensor:
 
 
 def imitation_loss(nll: torch.Tensor, scores: torch.Tensor, threshold: float) -> torch.Tensor:
-    """DSP's language-modelling term, weighed against `ranking_loss` by `lm_loss_coeff`: the mean of `nll` (`[N]`, from
-    `text_nll`) over the texts whose normalised score (`[N]`) exceeds `threshold`; 0 without such a text."""
+    """DSP's language-modelling term, weighed against `ranking_loss` by `lm_loss_coeff`: the mean of `nll` (`[N]`, of
+    `RewardOutput`) over the texts whose normalised score (`[N]`) exceeds `threshold`; 0 without such a text."""
     imitated = scores > threshold
     return (nll * imitated).sum() / imitated.sum().clamp(min=1)

@@ -7,7 +7,7 @@ as sorted lists: none may be missing, and none may be more.
 import hashlib
 
 import pytest
-from raw import write_json, write_lines, write_parquet
+from raw import comparison, write_json, write_lines, write_parquet
 
 import prlhf_kit as kit
 from authors.golden import golden
@@ -37,30 +37,14 @@ def tldr(tmp_path_factory):
     for split, word in (("train", "train"), ("validation", "valid1")):
         rows = []
         for number, (worker, first, second, policy, subreddit, choice) in enumerate(TLDR_ROWS[split]):
-            post = subreddit >= 0  # else a news article
-            info = {
-                "id": f"t3_{word}{number}",
-                "post": f"Post {word} {number // 2}." if post else None,
-                "title": f"Title {number // 2}" if post else None,
-                "subreddit": TLDR_ROWS["subreddits"][subreddit] if post else None,
-                "site": None if post else "cnn",
-                "article": None if post else "An article.",
-            }
-            summaries = [
-                {"text": "x" * first, "policy": "sup4_t.7", "note": ""},
-                {"text": "y" * second or "x" * first, "policy": TLDR_ROWS["policies"][policy], "note": ""},
-            ]
-            rows.append(
-                {
-                    "info": info,
-                    "summaries": summaries,
-                    "choice": choice,
-                    "worker": TLDR_ROWS["workers"][worker],
-                    "batch": "b",
-                    "split": word,
-                    "extra": {"confidence": None},
-                }
-            )
+            summaries = ("x" * first, "y" * second or "x" * first)
+            policies = ("sup4_t.7", TLDR_ROWS["policies"][policy])
+            row = comparison(number, TLDR_ROWS["workers"][worker], word, summaries, choice, policies)
+            row["info"] = dict.fromkeys(row["info"]) | {"article": "An article."}
+            if subreddit >= 0:
+                about = {"subreddit": TLDR_ROWS["subreddits"][subreddit], "title": f"Title {number // 2}"}
+                row["info"] = about | {"post": f"Post {word} {number // 2}.", "article": None}
+            rows.append(row)
         write_lines(folder / f"{split}.jsonl", rows)
     return read("tldr", folder, mode="synthetic", top=TLDR["top"])
 
@@ -105,14 +89,10 @@ def test_psoups_pairs(tmp_path):
     asked = [question.strip() for question in gold["questions"]]
     for profile, packed in gold["raw_rows"].items():
         rows = []
-        for question, first, second in packed:
-            rows.append(
-                {
-                    "user_input": f"{gold['questions'][question]} Answer in the way of profile {profile}.",
-                    "completion_a": f"ans {first} of {asked[question]}",
-                    "completion_b": f"ans {second} of {asked[question]}",
-                }
-            )
+        for question, *numbers in packed:
+            first, second = (f"ans {number} of {asked[question]}" for number in numbers)
+            said = f"{gold['questions'][question]} Answer in the way of profile {profile}."
+            rows.append({"user_input": said, "completion_a": first, "completion_b": second})
         write_json(tmp_path / f"{profile}.json", rows)
     found = []
     for _, row in read("psoups", tmp_path):
@@ -145,19 +125,11 @@ def prism(tmp_path_factory):
         history = []
         for turn, (asked, answers, chosen) in enumerate(turns):
             said = {"turn": turn, "role": "user", "content": f"Q{number}.{turn} " + "q" * asked}
-            history.append({**said, "if_chosen": None, "score": None, "within_turn_id": 0})
+            history.append({**said, "if_chosen": None})
             for i, length in enumerate(answers):
                 said = {"turn": turn, "role": "model", "content": f"a{number}.{turn}.{i} " + "x" * length}
-                history.append({**said, "if_chosen": i == chosen, "score": 50 + i, "within_turn_id": i})
-        talks.append(
-            {
-                "conversation_id": f"c{number}",
-                "user_id": f"user{user}",
-                "conversation_turns": len(turns),
-                "conversation_history": history,
-                "open_feedback": f"feedback {number}",
-            }
-        )
+                history.append({**said, "if_chosen": i == chosen})
+        talks.append({"conversation_id": f"c{number}", "user_id": f"user{user}", "conversation_history": history})
     write_lines(folder / "conversations.jsonl", talks)
     return read("prism", folder, adapt_share=0, max_characters=PRISM["max_characters"])
 

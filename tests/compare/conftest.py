@@ -1,5 +1,6 @@
 """One tiny run whose systems all tests compare, and systems that say what they are told to."""
 
+import json
 import os
 import subprocess
 import sys
@@ -7,25 +8,14 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from conftest import TARGETS, build_tiny
+from conftest import build_tiny, with_lora
 from datasets import Dataset, DatasetDict
-from peft import LoraConfig, get_peft_model
 
 import prlhf_kit as kit
 from prlhf_kit.compare import systems
 from prlhf_kit.data import simulated
 from prlhf_kit.data.schema import record
 from prlhf_kit.decoding.answers import GuidedAnswer
-
-
-def lora(model, seed):
-    kept = ["user_model"] if hasattr(model, "user_model") else None
-    model = get_peft_model(model, LoraConfig(target_modules=TARGETS["llama"], modules_to_save=kept)).eval()
-    with torch.no_grad():
-        for name, p in model.named_parameters():
-            if "lora_B" in name:
-                p.normal_(0, 0.4, generator=torch.Generator().manual_seed(seed))
-    return model
 
 
 @pytest.fixture(scope="package")
@@ -36,7 +26,7 @@ def run(tokenizer, tmp_path_factory):
     build_tiny("llama", len(tokenizer)).save_pretrained(base)
     tokenizer.save_pretrained(base)
     population = simulated.population(users_per_type=2)
-    ids = [user for user in population.user_ids if user.endswith("1")]
+    ids = [user for user in population.groups if user.endswith("1")]
 
     def pairs(split, users):
         said = ("Yes, very much.", "No.")
@@ -56,8 +46,8 @@ def run(tokenizer, tmp_path_factory):
         table.own += 0.8 * torch.randn(table.own.shape, generator=torch.Generator().manual_seed(7))
     kit.condition(model, table)
     index = kit.UserIndex(ids)
-    kit.save_personalized(lora(model, 5), index, stages[1] / "pdpo")
-    kit.save_personalized(lora(kit.load_model(str(base)), 6), index, stages[1] / "dpo")
+    kit.save_personalized(with_lora(model), index, stages[1] / "pdpo")
+    kit.save_personalized(with_lora(kit.load_model(str(base)), seed=6), index, stages[1] / "dpo")
     return folder / "r", str(base)
 
 
@@ -83,6 +73,10 @@ def serving(run, *options, stderr=None, **environment):
                 assert server.wait(30) == 0
             except subprocess.TimeoutExpired:
                 server.kill()
+
+
+def votes_in(file):
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.exists() else []
 
 
 class Says:

@@ -1,6 +1,5 @@
 """`prlhf app` over HTTP: who gets in, what can be fetched, and that nothing is left when it ends."""
 
-import asyncio
 import http.client
 import json
 import re
@@ -17,6 +16,7 @@ import pytest
 import websockets
 from jupyter_client.session import Session
 from runs.conftest import RECORD
+from websockets.sync.client import connect
 
 from compare.conftest import serving
 from prlhf_kit import cli
@@ -140,36 +140,24 @@ def test_a_page_elsewhere_learns_and_changes_nothing(address):
 
 def test_a_page_sends_widgets_messages_only(run, address, tmp_path):
     url = urlsplit(address)
-    kernel = kernel_of(fetch(address)[1])
-    channels = f"ws://{url.hostname}:{url.port}/api/kernels/{kernel}/channels"
+    channels = f"ws://{url.hostname}:{url.port}/api/kernels/{kernel_of(fetch(address)[1])}/channels"
     token = {"Authorization": "token " + url.query.removeprefix("token=")}
-    session = Session()
-
-    async def opened(**options):
-        async with websockets.connect(channels, **options):
-            return True
-
+    session, kinds = Session(), []
     for refused in ({}, {"origin": "http://evil.example", "additional_headers": {"Cookie": "x=y"}}):
-        with pytest.raises(websockets.InvalidStatus) as error:
-            asyncio.run(opened(**refused))
+        with pytest.raises(websockets.InvalidStatus) as error, connect(channels, **refused):
+            pass
         assert error.value.response.status_code == 403
-
-    async def ask():
-        async with websockets.connect(channels, additional_headers=token) as socket:
-            for kind, content in (
-                ("execute_request", {"code": f"open({str(tmp_path / 'made')!r}, 'w')", "silent": False}),
-                ("kernel_info_request", {}),
-            ):
-                message = session.msg(kind, content)
-                message["header"]["date"] = "2000-01-01T00:00:00Z"
-                await socket.send(json.dumps(message | {"channel": "shell", "buffers": []}, default=str))
-            while True:
-                answer = json.loads(await asyncio.wait_for(socket.recv(), 20))
-                assert answer["msg_type"] != "execute_reply"
-                if answer["msg_type"] == "kernel_info_reply":
-                    return
-
-    asyncio.run(ask())  # the second question is answered, the first is not heard
+    with connect(channels, additional_headers=token) as page:
+        for kind, content in (
+            ("execute_request", {"code": f"open({str(tmp_path / 'made')!r}, 'w')", "silent": False}),
+            ("kernel_info_request", {}),
+        ):
+            message = session.msg(kind, content)
+            message["header"]["date"] = "2000-01-01T00:00:00Z"
+            page.send(json.dumps(message | {"channel": "shell", "buffers": []}, default=str))
+        while "kernel_info_reply" not in kinds:
+            kinds.append(json.loads(page.recv(timeout=20))["msg_type"])
+    assert "execute_reply" not in kinds  # the second question is answered, the first is not heard
     assert not (tmp_path / "made").exists()
 
 

@@ -1,21 +1,17 @@
 """Votes: what one becomes, that it is never lost, and that it is training data."""
 
-import json
 import os
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 import prlhf_kit as kit
+from compare.conftest import votes_in
 from prlhf_kit.compare import votes
 from prlhf_kit.data.schema import COLUMNS, message
 
 ASKED = message("user", "What is tea?")
 ANSWERS = [("A drink.", {"system": "base"}), ("<script>alert(1)</script> Tea!", {"system": "PAD"}), ("No.", {"x": 1})]
-
-
-def read(path):
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def test_a_vote_is_a_preference_over_every_other_answer():
@@ -75,7 +71,7 @@ def test_a_full_disk_leaves_the_file_as_it_was(tmp_path, monkeypatch):
             votes.append(link, [{"user_id": "bob"}])
     assert path.read_bytes() == before
     votes.append(link, [{"user_id": "bob"}])
-    assert [row["user_id"] for row in read(path)] == ["ann é", "bob"]
+    assert [row["user_id"] for row in votes_in(path)] == ["ann é", "bob"]
     assert link.is_symlink()
 
 
@@ -88,6 +84,6 @@ def test_votes_at_once_lose_nothing(tmp_path):
 
     with ThreadPoolExecutor(4) as pool:  # each opens and locks the file anew, as another process would
         list(pool.map(vote, "abcd"))
-    rows = read(path)
+    rows = votes_in(path)
     assert len(rows) == 160
     assert rows[::2] == rows[1::2]  # the two lines of a vote stay together

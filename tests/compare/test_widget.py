@@ -1,13 +1,12 @@
 """The comparison, driven by its controls: what it writes, refuses, hides, stops at and counts."""
 
-import json
 import threading
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 
-from compare.conftest import Says
+from compare.conftest import Says, votes_in
 from prlhf_kit.compare import widget
 from prlhf_kit.compare.systems import ANYONE
 from prlhf_kit.data.schema import message
@@ -38,11 +37,6 @@ def bodies(comparison):
 def vote(comparison, number):
     comparison.cards.children[number].children[1].click()
     return comparison.status.value
-
-
-def votes_in(tmp_path):
-    path = tmp_path / "votes.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 class Waits:
@@ -76,11 +70,11 @@ def test_users_by_systems_then_a_vote(panel, offered, tmp_path):
 
     comparison.prompt.value = "Too late"
     assert "Type your name" in vote(comparison, 4)
-    assert votes_in(tmp_path) == []
+    assert votes_in(tmp_path / "votes.jsonl") == []
     comparison.voter.value, comparison.about.value = "ann", "I like tea."
     assert 'data-state="voted"' in vote(comparison, 4)
     assert "You have voted" in vote(comparison, 4)
-    rows = votes_in(tmp_path)
+    rows = votes_in(tmp_path / "votes.jsonl")
     best = comparison.shown[4].text.strip()
     others = [card.text for card in comparison.shown if card.text.strip() != best]
     assert [row["rejected"][0]["content"] for row in rows] == others
@@ -140,6 +134,7 @@ def test_an_error_is_shown_on_its_card_and_others_go_on(panel, tokenizer, offere
     assert [card.state for card in comparison.shown] == ["failed", "done"]
     assert "RuntimeError: &lt;b&gt;CUDA out of memory" in bodies(comparison)[0]
     assert "1 failed" in comparison.status.value
+    assert not any(box.description_allow_html for box in [*comparison.users.values(), *comparison.systems.values()])
 
 
 def test_what_can_not_be_asked_is_refused_in_place(panel, offered):
@@ -191,7 +186,7 @@ def test_blind_mode_hides_until_the_vote(panel, offered, tmp_path, tokenizer):
     pad = next(i for i, card in enumerate(comparison.shown) if card.system.name == "PAD")
     vote(comparison, pad)
     assert "<b>PAD, w = 3</b>" in bodies(comparison)[pad]  # now it is told
-    row = votes_in(tmp_path)[0]
+    row = votes_in(tmp_path / "votes.jsonl")[0]
     assert row["blind"] is True
     assert [(made["system"], made["for"]) for made in row["order"]] == orders[-1]
 

@@ -1,10 +1,9 @@
 """ComPRed, on rows of its real schema."""
 
 import pytest
-from raw import pairs_of, post, write_lines
+from raw import pairs_of, post, refused, write_lines
 
 import prlhf_kit as kit
-from prlhf_kit.data import compred
 from prlhf_kit.data.chat import COMPO_TEMPLATE, prompt_texts, require_prefix
 from prlhf_kit.data.context import Contexts
 
@@ -13,8 +12,7 @@ from prlhf_kit.data.context import Contexts
 def test_a_label_that_is_none_is_no_label(label, tmp_path):
     for split in ("train_pref", "test_pref"):
         write_lines(tmp_path / "history" / f"{split}.jsonl", [post(1, "a"), post(2, "a") | {"labels": label}])
-    with pytest.raises(kit.data.SchemaError, match="labels is"):
-        kit.data.load("compred", tmp_path, factors="history")
+    refused("labels is", "compred", tmp_path, factors="history")
 
 
 def test_compred(compred_folder):
@@ -32,9 +30,6 @@ def test_compred(compred_folder):
     assert pairs_of(data) == pairs_of(again) != pairs_of(other)
     held = kit.data.load("compred", compred_folder, factors=["history"], unseen=["historyB"])
     assert set(held["test_unseen"]["user_id"]) == {"historyB"} == set(held["adapt_unseen"]["user_id"])
-    prompts = compred.prompts(compred_folder, ["science"])
-    asked = [{"role": "user", "content": "Why?"}]
-    assert prompts[0] == {"user_id": "scienceA", "user_text": "r/scienceA", "group": "science", "prompt": asked}
 
 
 @pytest.mark.parametrize(("context", "said"), [("true", "r/historyA"), ("none", "Reddit")])

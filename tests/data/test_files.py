@@ -7,7 +7,7 @@ import datasets
 import pandas as pd
 import pytest
 from datasets import Dataset, DatasetDict
-from raw import pairs_of, write_json, write_lines, write_parquet
+from raw import pairs_of, refused, write_json, write_lines, write_parquet
 
 import prlhf_kit as kit
 from prlhf_kit.cli import main
@@ -31,15 +31,10 @@ def test_own_files(kind, tmp_path):
         (str(row["who"]), row["question"], row["good"], row["bad"]) for row in rows
     )
     assert data["train"][0]["user_text"] == "me"
-    with pytest.raises(
-        kit.data.SchemaError, match=r'no column .user_id. .*option columns: \{"user_id": "your column"\}'
-    ):
-        kit.data.load("files", path)
-    with pytest.raises(kit.data.SchemaError, match="is a text, expected JSON"):
-        kit.data.load("files", path, columns="{user_id: who}")
+    refused(r'no column .user_id. .*option columns: \{"user_id": "your column"\}', "files", path)
+    refused("is a text, expected JSON", "files", path, columns="{user_id: who}")
     lacking = write_lines(tmp_path / "lacking.jsonl", [ROW, {k: v for k, v in ROW.items() if k != "rejected"}])
-    with pytest.raises(kit.data.SchemaError, match=r"row 1 .*no column 'rejected'.* mend the row"):
-        kit.data.load("files", lacking)
+    refused(r"row 1 .*no column 'rejected'.* mend the row", "files", lacking)
 
 
 def test_splits_by_column_and_by_file_and_messages(tmp_path):
@@ -51,8 +46,7 @@ def test_splits_by_column_and_by_file_and_messages(tmp_path):
     pd.DataFrame([{**row, "prompt": json.dumps(row["prompt"])}]).to_csv(tmp_path / "m.csv", index=False)
     assert kit.data.load("files", tmp_path / "m.csv", test_share=0)["train"][0]["prompt"] == row["prompt"]
     write_lines(tmp_path / "d" / "validation.jsonl", [row])
-    with pytest.raises(kit.data.SchemaError, match=r"'validation.jsonl', of which the split is unknown"):
-        kit.data.load("files", tmp_path / "d")
+    refused(r"'validation.jsonl', of which the split is unknown", "files", tmp_path / "d")
 
 
 @pytest.mark.parametrize(
@@ -70,15 +64,13 @@ def test_splits_by_column_and_by_file_and_messages(tmp_path):
 )
 def test_damaged_files_are_refused(name, content, reason, tmp_path):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(kit.data.SchemaError, match=reason):
-        kit.data.load("files", tmp_path / name)
+    refused(reason, "files", tmp_path / name)
 
 
 @pytest.mark.parametrize(
     ("changed", "reason"),
     [
         ({"chosen": [ASKED]}, r"pair_id 'row-1'.*begins with role 'assistant', not the roles \['user'\]"),
-        ({"prompt": [ASKED, YES]}, "'row-1'.*ends with role 'user'"),
         ({"user_id": 1.5}, "pair 'row-1' of user 1.5 does not fit the record"),
         ({"user_id": None}, r"'row-1'\), column 'user_id' is '' \(str\), expected non-empty text"),
         ({"split": "dev"}, "row 1 of .*split 'dev', expected one of"),
@@ -89,8 +81,7 @@ def test_damaged_files_are_refused(name, content, reason, tmp_path):
 )
 def test_a_row_that_cant_be_used_is_named(changed, reason, tmp_path):
     path = write_lines(tmp_path / "x.jsonl", [ROW, {**ROW, "prompt": "R?", **changed}, {**ROW, "prompt": "S?"}])
-    with pytest.raises(kit.data.SchemaError, match=reason):
-        kit.data.load("files", path, test_share=0)
+    refused(reason, "files", path, test_share=0)
 
 
 def test_whole_dialogues_and_nulls(tmp_path):
@@ -136,8 +127,7 @@ def test_a_line_without_an_end_does_not_fill_the_memory(beginning, tmp_path, mon
     monkeypatch.setattr(sources, "LONGEST_LIST", 1000)
     path = tmp_path / "bomb.jsonl.gz"
     path.write_bytes(gzip.compress(beginning.encode() + b'{"user_id": "' + b"a" * 2000))
-    with pytest.raises(kit.data.SchemaError, match=r"bomb.jsonl.gz: a line or list of more than 1,000 characters"):
-        kit.data.load("files", path)
+    refused(r"bomb.jsonl.gz: a line or list of more than 1,000 characters", "files", path)
 
 
 def test_unseen_users_must_exist_and_may_be_one_name(tmp_path):
@@ -146,8 +136,7 @@ def test_unseen_users_must_exist_and_may_be_one_name(tmp_path):
     data = kit.data.load("files", path, unseen="ann", test_share=0.3)
     assert set(data["adapt_unseen"]["user_id"]) == {"ann"}
     assert set(data["train"]["user_id"]) == {"a", "an"}
-    with pytest.raises(kit.data.SchemaError, match="no user 'zoe'"):
-        kit.data.load("files", path, unseen=["zoe"])
+    refused("no user 'zoe'", "files", path, unseen=["zoe"])
 
 
 def test_a_field_that_is_null_at_first_and_texts_that_look_like_dates(tmp_path):
@@ -160,8 +149,7 @@ def test_a_field_that_is_null_at_first_and_texts_that_look_like_dates(tmp_path):
 
 def test_a_dataset_of_the_hub_by_its_id(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(kit.data.SchemaError, match=r"no file or folder here.*`hf download org/name.* pass it as path"):
-        kit.data.load("files", "org/name")
+    refused(r"no file or folder here.*`hf download org/name.* pass DIR as path", "files", "org/name")
     hub = tmp_path / "hub" / "org" / "name"
     for split, prompts in {"train": "ab", "test": "c"}.items():
         write_parquet(hub / "data" / f"{split}-0.parquet", [{**ROW, "prompt": p, "worker": 7} for p in prompts])

@@ -3,7 +3,7 @@
 import itertools
 
 import pytest
-from raw import comparison, dialogue, pairs_of, write_json, write_lines
+from raw import comparison, dialogue, pairs_of, refused, write_json, write_lines
 
 import prlhf_kit as kit
 from prlhf_kit.data import dsp
@@ -93,8 +93,7 @@ def test_hh_relabelled(tmp_path):
     assert report.table.empty  # two users may rank a prompt in opposite ways
     assert {pair[0] for pair in pairs_of(data) if pair[1] == "Q0"} in ({"helpful", "harmless"}, set())
     assert sum(sizes(data).values()) == 41
-    with pytest.raises(kit.data.SchemaError, match="objective of row 0 is 'fun'"):
-        kit.data.load("hh_relabelled", write_lines(tmp_path / "x.jsonl", [relabelled(0, "fun")]))
+    refused("objective of row 0 is 'fun'", "hh_relabelled", write_lines(tmp_path / "x.jsonl", [relabelled(0, "fun")]))
 
 
 def test_turns_of_one_dialogue_stay_in_one_split(tmp_path):

@@ -3,9 +3,9 @@
 import numpy as np
 import pandas as pd
 import pytest
+from raw import refused
 
 import prlhf_kit as kit
-from prlhf_kit.data import SchemaError
 from prlhf_kit.data.chat import prompt_texts_of
 
 
@@ -67,9 +67,6 @@ def test_one_prompt_a_split_names_the_topic(folder):
 
 
 def test_refusals(folder, tmp_path):
-    with pytest.raises(SchemaError, match=r"has no comments.csv and no participants-votes.csv"):
-        kit.data.load("polis", tmp_path)
-    with pytest.raises(SchemaError, match=r"0 people of .* Lower min_votes"):
-        kit.data.load("polis", folder, min_votes=30)
-    with pytest.raises(SchemaError, match="prompt='none': expected one of 'both', 'topic'"):
-        kit.data.load("polis", folder, prompt="none")
+    refused(r"it is empty; expected .* folder with comments\.csv", "polis", tmp_path)
+    refused(r"0 people of .* Lower min_votes", "polis", folder, min_votes=30)
+    refused("no prompt 'none'", "polis", folder, prompt="none")

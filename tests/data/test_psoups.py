@@ -1,7 +1,6 @@
 """Personalized Soups, in both forms."""
 
-import pytest
-from raw import pairs_of, write_json, write_lines
+from raw import pairs_of, refused, write_json, write_lines
 
 import prlhf_kit as kit
 from prlhf_kit.data.psoups import PROFILES
@@ -18,8 +17,7 @@ def raw(folder, ending="", questions=("What?", "Who?"), **other):
 def test_a_wish_that_is_not_everywhere_is_not_cut_off(tmp_path):  # others: tests/authors
     raw(tmp_path, " is a good capital? Be brief.", "AB")
     raw(tmp_path, P1A=["What", "Who"])
-    with pytest.raises(kit.data.SchemaError, match="questions of P1A do not all end with the same sentence"):
-        kit.data.load("psoups", tmp_path)
+    refused("questions of P1A do not all end with the same sentence", "psoups", tmp_path)
 
 
 def test_both_forms_agree(tmp_path):
@@ -40,8 +38,7 @@ def test_both_forms_agree(tmp_path):
     held = kit.data.load("psoups", one, test_share=0.3, unseen=["P3B"])
     assert set(held["adapt_unseen"]["user_id"]) == {"P3B"} == set(held["test_unseen"]["user_id"])
     assert "P3B" not in held["train"]["user_id"]
-    with pytest.raises(kit.data.SchemaError, match="no profile 'P9'"):
-        kit.data.load("psoups", one, unseen=["P9"])
+    refused("no profile 'P9'", "psoups", one, unseen=["P9"])
 
 
 def test_alignx_layout_in_five_folds(tmp_path):
@@ -64,5 +61,4 @@ def test_alignx_layout_in_five_folds(tmp_path):
         kit.data.load("psoups", path)
     )
     for wrong in (5, -1):
-        with pytest.raises(kit.data.SchemaError, match="fold="):
-            kit.data.load("psoups", path, test_share=0.2, fold=wrong)
+        refused("fold=", "psoups", path, test_share=0.2, fold=wrong)

@@ -11,14 +11,8 @@ from prlhf_kit.data.attributes import ATTRIBUTES
 from prlhf_kit.data.schema import record
 from prlhf_kit.data.simulated import Population
 from prlhf_kit.evaluation import accuracy as compare
-from prlhf_kit.evaluation.accuracy import by_implicit_reward, length_rules, ranked_right
+from prlhf_kit.evaluation.accuracy import by_implicit_reward, length_rules
 from prlhf_kit.training.controls import Control
-
-
-def test_metrics_by_hand():
-    assert ranked_right([1, 2, 2], [0, 2, 3]).tolist() == [1.0, 0.5, 0.0]
-    with pytest.raises(ValueError, match="1 of 2 reward differences are NaN"):
-        ranked_right([1, np.nan], [0, 0])
 
 
 def test_implicit_reward_by_hand():

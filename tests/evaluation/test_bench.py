@@ -129,7 +129,7 @@ def test_scores_from_outside(write, tmp_path, monkeypatch):
 
     first = next(iter(scores))
     for changed, message in (
-        ({"nobody": [1, 0]}, "scores 1 pairs of no dataset, first 'nobody'"),
+        ({"nobody": [1, 0]}, "scores 1 pairs of no dataset .'nobody'"),
         ({first: [float("nan"), 0]}, f"no two finite scores of 1 of 4 pairs, the first '{first}'"),
         ({first: [1]}, "Expected NAME=FILE"),
     ):

@@ -3,15 +3,15 @@
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from datasets import Dataset
+from decoding.plain import reader
 
 import prlhf_kit as kit
 from prlhf_kit.data.context import Contexts, people_of, with_context
 from prlhf_kit.data.schema import message, record
 from prlhf_kit.evaluation import context as ways
 from prlhf_kit.evaluation.accuracy import by_implicit_reward
-from prlhf_kit.evaluation.context import BOTH, LIKELIHOOD, NEITHER, PROMPT, SOFT, choose, items, questions
+from prlhf_kit.evaluation.context import BOTH, LIKELIHOOD, NEITHER, PROMPT, SOFT, choose, questions
 from prlhf_kit.evaluation.statistics import crossed_interval, holm
 from prlhf_kit.models.logprobs import score_pairs
 from prlhf_kit.models.tokenize import tokenize_completions
@@ -82,12 +82,10 @@ def test_questions_come_back_from_their_pairs(asked):
     assert told["prompt"] == with_context(found, Contexts("true", people_of(asked)))["prompt"]
 
 
-@torch.no_grad()
-def plainly(model, tokenizer, prompt, option, **users):
+def plainly(model, tokenizer, prompt, option, user):
     """Log-probs (nats) of an option's tokens, by itself and without padding."""
-    before, after = tokenize_completions(tokenizer, prompt, option)
-    logps = model(torch.tensor([before + after]), **users).logits[0].log_softmax(-1)
-    return [logps[len(before) + i - 1, token].item() for i, token in enumerate(after)]
+    read, (_, tokens) = reader(model, tokenizer, prompt, user=user), tokenize_completions(tokenizer, prompt, option)
+    return [read(tokens[:i])[token].item() for i, token in enumerate(tokens)]
 
 
 def test_choose_is_a_plain_loop_over_options(asked, make_tiny, tokenizer):
@@ -95,8 +93,8 @@ def test_choose_is_a_plain_loop_over_options(asked, make_tiny, tokenizer):
     for users in (None, [1, 2, 1]):
         found = choose(model, tokenizer, rows, users)
         for i, row in enumerate(rows):
-            own = {} if users is None else {"user_rows": torch.tensor([users[i]])}
-            logps = [plainly(model, tokenizer, row["prompt"], option, **own) for option in row["options"]]
+            user = None if users is None else users[i]
+            logps = [plainly(model, tokenizer, row["prompt"], option, user) for option in row["options"]]
             lengths = [len(option) for option in logps]
             assert found[LIKELIHOOD][i] == (np.argmax([np.mean(option) for option in logps]) == 0)
             assert found[ways.SHORTEST][i] == (lengths[0] == min(lengths)) / lengths.count(min(lengths))
@@ -109,12 +107,6 @@ def test_choose_is_a_plain_loop_over_options(asked, make_tiny, tokenizer):
     same = {"question_id": "q", "user_id": "u", "prompt": message("user", "Which?"), "options": []}
     ties = Dataset.from_list([same | {"options": [message("assistant", "x")] * n} for n in (3, 2)])
     assert all(value == pytest.approx([1 / 3, 1 / 2]) for value in choose(model, tokenizer, ties).values())
-
-
-def test_rows_with_a_context_are_not_scored_as_if_without(pairs):
-    contexts = Contexts("true", people_of(pairs))
-    with pytest.raises(AssertionError, match="have a context already"):
-        items(with_context(pairs, contexts), [1.0] * 12)
 
 
 # ---- prompt only, soft tokens, both, neither

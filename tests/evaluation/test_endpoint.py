@@ -164,29 +164,23 @@ def test_a_file_that_is_no_cache_is_refused(make_judge, tmp_path):
 # ---- keys and addresses
 
 
-def test_no_key_goes_to_other_endpoints_than_the_one_named(make_judge, monkeypatch):
+def test_a_key_goes_to_its_own_endpoint_only(make_judge, monkeypatch, tmp_path):
     for name in ("OPENAI_API_KEY", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID"):
         monkeypatch.setenv(name, KEY)
     monkeypatch.setenv("OPENAI_BASE_URL", "http://elsewhere/v1")
     server = FaultServer()
-    make_judge(server)(*questions(1))
-    [request] = server.requests
-    assert request.url.host == "judge"
-    assert KEY not in str(list(request.headers.items()))
-
-
-def test_openai_is_the_default_and_wants_its_key(make_judge, tmp_path, monkeypatch):
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    server = FaultServer()
-    about = make_judge(server).about
-    judge = LLMJudge("m", "criterion", tmp_path / "c", about)
+    judge = make_judge(server)
+    judge(*questions(1))
+    assert server.requests[0].url.host == "judge"
+    assert KEY not in str(list(server.requests[0].headers.items()))
+    openai = LLMJudge("m", "criterion", tmp_path / "c", judge.about)  # the default, which wants its key
+    assert openai(*questions(1)) == [A]
+    assert str(server.requests[1].url) == "https://api.openai.com/v1/chat/completions"
+    assert server.seen[1]["max_completion_tokens"] == 100
+    monkeypatch.delenv("OPENAI_API_KEY")
     with pytest.raises(JudgeError, match="OPENAI_API_KEY is not set; expected the key of https://api"):
-        judge(*questions(1))
-    assert server.seen == []
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    assert judge(*questions(1)) == [A]
-    assert str(server.requests[0].url) == "https://api.openai.com/v1/chat/completions"
-    assert server.seen[0]["max_completion_tokens"] == 100
+        openai(*questions(2))
+    assert len(server.seen) == 2
 
 
 URLS = [f"https://me:{KEY}@host/v1", f"https://host/v1?key={KEY}", "host/v1", "ftp://host/v1"]

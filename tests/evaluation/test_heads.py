@@ -1,4 +1,4 @@
-"""Heads on frozen features: what is asked of new users."""
+"""Heads on frozen features: what is asked of new users, and the trade-off against values worked out by hand."""
 
 import numpy as np
 import pytest
@@ -36,3 +36,31 @@ def test_the_head_of_a_reward_model_is_what_is_regularised_towards():
     for embedders, expected in (([reward_model], [1.0, 2.0]), ([reward_model, other], [0.0, 0.0]), ([], [0.0, 0.0])):
         found = heads.fit("pooled", pairs, nothing, embedders)
         assert found.reward(np.eye(2), ["a", "b"]) == pytest.approx(expected)
+
+
+def two_tastes(seed=0):
+    """Everybody likes the first feature; a domain has less than 20 pairs, likes the first and not the second."""
+    rng = np.random.default_rng(seed)
+
+    def pairs(n, weights):
+        difference = rng.normal(size=(n, 3))
+        difference[difference @ weights < 0] *= -1
+        rows = [record(f"p{i}", "a", f"Prompt {i}?", "Yes.", "No.") for i in range(n)]
+        return Dataset.from_list(rows), Embedded(difference, np.zeros((n, 3)))
+
+    everybody, own = np.array([1.0, 0, 0]), np.array([1.0, -1, 0])
+    return pairs(200, everybody), {"own": pairs(16, own)}, pairs(150, everybody), {"own": pairs(150, own)}
+
+
+def test_a_head_that_starts_from_the_general_one_keeps_more_of_it():
+    table = heads.trade_off(*two_tastes(), strengths=(0.01, 10.0))
+    assert set(table.n) == {150}
+    wide = table.pivot(index=["strategy", "strength", "chosen"], columns="of", values="value").reset_index()
+    wide = wide.sort_values("strength", ascending=False).set_index("strategy")
+    alone, after, mixed = (wide.loc[path] for path in heads.PATHS)
+    assert after.general.iloc[0] > 0.9 > after.custom.iloc[0]  # the general head itself
+    assert alone.general.iloc[0] == alone.custom.iloc[0] == 0.5  # all rewards 0
+    assert after.custom.iloc[-1] > after.custom.iloc[0]
+    assert after.general[after.chosen].item() > alone.general[alone.chosen].item()
+    assert mixed.general.iloc[-1] >= after.general.iloc[-1]
+    assert wide.chosen.sum() == 3

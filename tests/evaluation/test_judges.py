@@ -7,7 +7,7 @@ import torch
 
 from prlhf_kit.data import simulated
 from prlhf_kit.data.schema import ANSWERS
-from prlhf_kit.evaluation.judges import UNREADABLE, Oracle, RewardJudge, Verdict, comparable, judged, longer, verdicts
+from prlhf_kit.evaluation.judges import UNREADABLE, Oracle, RewardJudge, Verdict, all_judged, judged, longer, verdicts
 from prlhf_kit.evaluation.win_rate import position_bias, win_rates
 
 
@@ -67,9 +67,9 @@ def test_unknown_users_are_none_for_the_judge_and_somebody_else_for_each_prompt(
 
 def test_what_can_be_compared():
     some = pd.concat([answers("x", prompts="pq"), answers("y", prompts="q"), answers("z", prompts="r")])
-    assert comparable(some) == [("x", "y")]
+    assert set(all_judged({"words": longer}, some)[["system_a", "system_b"]].itertuples(index=False)) == {("x", "y")}
     steps = answers().assign(system=lambda table: table.system.map({"x": 100, "y": 200, "z": 300}))
-    assert judged(longer, steps, comparable(steps), "words").system_b.unique().tolist() == [200, 300]
+    assert all_judged({"words": longer}, steps).system_b.unique().tolist() == [200, 300]
 
 
 ONE = answers("xy", "a")
@@ -93,7 +93,7 @@ def test_answers_and_judges_that_can_not_be_used_are_refused(judge, table, words
 
 def test_the_oracle_is_the_users_own_utility():
     people = simulated.population()
-    user = people.user_ids[0]
+    user = next(iter(people.groups))
     texts = simulated.responses().response.head(4).tolist()
     found = Oracle(people)(["p"] * 3, [texts[0]] * 3, [texts[1], texts[0], texts[2]], [user] * 3)
     u = people.utility([user] * 3, texts[:3])

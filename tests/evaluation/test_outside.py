@@ -6,8 +6,8 @@ import pandas as pd
 import pytest
 from raw import write_json, write_lines
 
-from prlhf_kit.data import compred
 from prlhf_kit.data.chat import prompt_text
+from prlhf_kit.data.load import load
 from prlhf_kit.data.schema import ANSWERS
 from prlhf_kit.decoding.answers import GuidedAnswer, write_pad
 from prlhf_kit.evaluation.outside import for_run, read_answers
@@ -62,58 +62,54 @@ def test_pad_round_trip(tmp_path):
     assert rows_of(tmp_path / "out_0.jsonl") == [("runs/pad_0", None, "Why?", "Yes."), ("runs/pad_0", None, "How?", "")]
 
 
-def test_pad_of_three_fields(tmp_path):
-    said = [("ann", "Why?", "Why? Yes."), (7, "Who?", ""), (None, "How?", "So.")]
-    rows = [{"prompt": p, "response": a, "method": "PAD", "user_id": user} for user, p, a in said]
-    found = rows_of(write_lines(tmp_path / "a.txt", rows))
-    assert found == [("PAD", "ann", "Why?", "Yes."), ("PAD", "7", "Who?", ""), ("PAD", None, "How?", "So.")]
+def pad(prompt, response, **more):
+    return {"prompt": prompt, "response": response, "method": "PAD", **more}
 
 
-def test_pad_with_what_the_chat_template_leaves(tmp_path):
-    """PAD's program decodes the whole chat without its special tokens, and looks for the prompt in front in vain."""
-    prompt = "[Guidelines] Be (very) kind. [Instruction] Why? "
-    chat = f"user\n\n{prompt.strip()}assistant\n\n"
-    results = [f"{chat}Yes.", f"system\n\nBe good.{chat}No. Ask the user\n\nor the assistant\n\nagain."]
-    rows = [{"prompt": prompt, "result": r, "response": prompt + r, "elapsed": 1, "method": "PAD"} for r in results]
-    expected = ["Yes.", "No. Ask the user\n\nor the assistant\n\nagain."]
-    assert read_answers(write_json(tmp_path / "a.json", rows)).answer.tolist() == expected
-    for row in rows:
-        del row["result"]
-    assert read_answers(write_json(tmp_path / "b.json", rows)).answer.tolist() == expected
+def community(title, post, domain, response):
+    return {"title": title, "post": post, "domain": domain, "response": response}
+
+
+def alpaca(instruction, given, output):
+    return {"instruction": instruction, "input": given, "output": output, "generator": "m", "dataset": "koala"}
+
+
+KIND = "[Guidelines] Be (very) kind. [Instruction] Why? "
+CHAT = f"user\n\n{KIND.strip()}assistant\n\n"  # what PAD's decoding leaves of a chat
+AGAIN = "No. Ask the user\n\nor the assistant\n\nagain."
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        (pad("Why?", "Why? Yes.", user_id="ann"), ("PAD", "ann", "Why?", "Yes.")),
+        (pad("Who?", "", user_id=7), ("PAD", "7", "Who?", "")),
+        (pad("How?", "So.", user_id=None), ("PAD", None, "How?", "So.")),
+        (pad(KIND, "-", result=f"{CHAT}Yes."), ("PAD", None, KIND, "Yes.")),
+        (pad(KIND, f"{KIND}{CHAT}Yes."), ("PAD", None, KIND, "Yes.")),
+        (pad(KIND, f"system\n\nBe good.{CHAT}{AGAIN}"), ("PAD", None, KIND, AGAIN)),
+        (community("Why?", " I see. ", "tea_test", {"1": " So.\n"}), ("a", "tea", "Why?\nI see.", "So.")),
+        (community("How?", None, "personalfinance", "So."), ("a", "personalfinance", "How?", "So.")),
+        (alpaca("Add.", "1, 2", "3"), ("m", None, "Add.\n\n1, 2", "3")),
+        (alpaca("Why?", "", " "), ("m", None, "Why?", "")),
+    ],
+)
+def test_answers_of_other_programs(tmp_path, row, expected):
+    for path in (write_json(tmp_path / "a.json", [row]), write_lines(tmp_path / "a.jsonl", [row])):
+        assert rows_of(path) == [expected]
+        assert set(read_answers(path, system="reference").system) == {"reference"}
 
 
 def test_compred_names_users_and_prompts_as_the_dataset_does(compred_folder, tmp_path):
-    rows = [
-        {"title": "Why?", "post": " I wonder. ", "domain": "askscience_test", "response": {"1": " Because.\n"}},
-        {"title": "How?", "post": None, "domain": "personalfinance", "response": "So."},
-    ]
-    assert rows_of(write_lines(tmp_path / "outputs.jsonl", rows)) == [
-        ("outputs", "askscience", "Why?\nI wonder.", "Because."),
-        ("outputs", "personalfinance", "How?", "So."),
-    ]
-    prompts = compred.prompts(compred_folder, "finance")
-    rows = [{"title": "Why?", "post": "", "domain": "financeA_test", "response": {"1": "x"}}]
-    [(_, user, prompt, _)] = rows_of(write_lines(tmp_path / "outputs.jsonl", rows))
-    assert [user] == prompts["user_id"]
-    assert [prompt] == [prompt_text(prompt) for prompt in prompts["prompt"]]
-
-
-def test_alpaca_eval(tmp_path):
-    both = {"generator": "m", "dataset": "koala", "datasplit": "eval"}
-    rows = [
-        {"instruction": "Add.", "input": "1, 2", "output": "3", **both},
-        {"instruction": "Why?", "input": "", "output": " ", **both},
-    ]
-    path = write_json(tmp_path / "model_outputs.json", rows)
-    assert rows_of(path) == [("m", None, "Add.\n\n1, 2", "3"), ("m", None, "Why?", "")]
-    assert set(read_answers(path, system="reference").system) == {"reference"}
+    row = community("Title 1", "Text 1.", "financeA_test", {"1": "x"})
+    [(_, user, prompt, _)] = rows_of(write_lines(tmp_path / "outputs.jsonl", [row]))
+    pair = load("compred", compred_folder, factors="finance")["train"][0]
+    assert (user, prompt) == (pair["user_id"], prompt_text(pair["prompt"]))
 
 
 # Files that are not as they should be --------------------------------------------------------------------------------
 
-PAD = {"prompt": "Why?", "response": "Why? Yes.", "method": "PAD"}
-ALPACA = {"instruction": "Add.", "output": "3", "generator": "m"}
-COMPRED = {"title": "Why?", "post": "", "domain": "x", "response": "a"}
+PAD, ALPACA, COMPRED = pad("Why?", "Why? Yes."), alpaca("Add.", "", "3"), community("Why?", "", "x", "a")
 P_RLHF = {"prompt_id": "1_1", "input_text": "a", "output_text": "ab"}
 
 
@@ -129,7 +125,7 @@ def test_the_format_is_found_out_or_named(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([PAD | {"response": None}], "row 1 of .*a.json has response = null, expected text; .* an empty answer is"),
+        ([PAD | {"response": None}], "row 1 of .*a.json has response = null, expected text; an empty answer is"),
         ([PAD, {"prompt": "Why?", "method": "PAD"}], "row 2 of .* has response = null"),
         ([PAD | {"method": 3}], "method = 3"),
         ([COMPRED | {"response": {"1": "a", "5": "b"}}], "row 1 of .* has 2 responses, expected one"),

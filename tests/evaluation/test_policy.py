@@ -4,69 +4,53 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from decoding.plain import reader
 
 import prlhf_kit as kit
 from prlhf_kit.evaluation import policy
-from prlhf_kit.models.logprobs import completion_logps
+from prlhf_kit.models.logprobs import sequence_logps
+from prlhf_kit.models.tokenize import tokenize_completions
 
 WEIGHTS = [0.0, 1.0, 2.5]
 INDEX = kit.UserIndex(["a", "b", "c"])
 
 
-def ids(tokenizer, pair, response):
-    prompt = tokenizer.apply_chat_template(pair["prompt"], add_generation_prompt=True, return_dict=True)["input_ids"]
-    whole = tokenizer.apply_chat_template(pair["prompt"] + response, return_dict=True)["input_ids"]
-    return whole, len(prompt)
-
-
-@torch.no_grad()
-def logps_of(model, whole, start, user=None):
-    """Log-probabilities over the vocabulary at each token of the response, `[T, V]`."""
-    options = {} if user is None else {"user_rows": torch.tensor([user])}
-    return model(input_ids=torch.tensor([whole]), **options).logits[0, start - 1 : -1].float().log_softmax(-1)
+def read(personal, tokenizer, pair, tokens):
+    """The base's and the user's log-probabilities over the vocabulary before each of the tokens, `[T, V]` both."""
+    user = INDEX.rows([pair["user_id"]])[0]
+    for told in ({"adapter": False}, {"user": user}):
+        logps = reader(personal, tokenizer, pair["prompt"], **told)
+        yield torch.stack([logps(tokens[:t]) for t in range(len(tokens))])
 
 
 def test_steered_log_probabilities_equal_a_plain_loop(personal, tokenizer, pairs):
-    guide = kit.PAD(personal, INDEX)
-    some = pairs.select(range(5))
-    found, rewards = policy.steered_logps(
-        guide, tokenizer, some["prompt"], some["chosen"], some["user_id"], WEIGHTS, batch_size=2
-    )
+    guide, some = kit.PAD(personal, INDEX), pairs.select(range(5))
+    asked = tokenizer, some["prompt"], some["chosen"], some["user_id"]
+    found, rewards = policy.steered_logps(guide, *asked, WEIGHTS, batch_size=2)
     for i, pair in enumerate(some):
-        whole, start = ids(tokenizer, pair, pair["chosen"])
-        with personal.disable_adapter():
-            base = logps_of(personal, whole, start)
-        own = logps_of(personal, whole, start, INDEX.rows([pair["user_id"]])[0])
-        tokens = torch.tensor(whole[start:])[:, None]
+        _, tokens = tokenize_completions(tokenizer, pair["prompt"], pair["chosen"])
+        base, own = read(personal, tokenizer, pair, tokens)
+        tokens = torch.tensor(tokens)[:, None]
         for column, w in enumerate(WEIGHTS):
             wanted = (base + w * (own - base)).log_softmax(-1).gather(-1, tokens).sum()
             assert found[i, column].item() == pytest.approx(wanted.item(), abs=2e-3)
         assert rewards[i].item() == pytest.approx((own - base).gather(-1, tokens).sum().item(), abs=2e-3)
     assert (found[:, 0] - found[:, 2]).abs().max() > 0.1  # users do move it
+    ranks = policy.policy_ranks({"users": (guide, some["user_id"])}, tokenizer, some, WEIGHTS, batch_size=3)
+    other, rejected = policy.steered_logps(guide, *asked[:2], some["rejected"], some["user_id"], WEIGHTS)
+    for of, right in ((policy.POLICY, found[:, 1] > other[:, 1]), (policy.REWARD, rewards > rejected)):
+        assert ranks[(ranks.weight == 1.0) & (ranks.of == of)].value.tolist() == right.float().tolist()
 
 
 def test_the_released_form_lets_the_base_see_the_preference(make_tiny, tokenizer, pairs):
-    model = make_tiny()
-    guide = kit.PAD(model, form="released")
-    words = ["Be brief."] * 2
-    some = pairs.select(range(2))
+    model, some = make_tiny(), pairs.select(range(2))
+    guide, words = kit.PAD(model, form="released"), ["Be brief."] * 2
     found, rewards = policy.steered_logps(guide, tokenizer, some["prompt"], some["chosen"], words, [0.0, 1.0])
     told = [[{"role": "system", "content": "Be brief."}, *prompt] for prompt in some["prompt"]]
-    wanted, _ = completion_logps(model, tokenizer, told, some["chosen"])
+    asked = [tokenize_completions(tokenizer, *pair) for pair in zip(told, some["chosen"], strict=True)]
+    wanted = sequence_logps(model, tokenizer, asked)
     assert found[:, 0].tolist() == pytest.approx(wanted, abs=2e-3)
     assert rewards.tolist() == pytest.approx(wanted, abs=2e-3)  # no reference in it
-
-
-def test_which_pairs_are_ranked_right_and_how_often(personal, tokenizer, pairs):
-    guide = kit.PAD(personal, INDEX)
-    some = pairs.select(range(6))
-    ranks = policy.policy_ranks({"users": (guide, some["user_id"])}, tokenizer, some, [0.0, 1.0], batch_size=3)
-    assert len(ranks) == 24
-    chosen, reward_c = policy.steered_logps(guide, tokenizer, some["prompt"], some["chosen"], some["user_id"], [1.0])
-    other, reward_r = policy.steered_logps(guide, tokenizer, some["prompt"], some["rejected"], some["user_id"], [1.0])
-    at_one = ranks[ranks.weight == 1.0]
-    assert at_one[at_one.of == policy.POLICY].value.tolist() == (chosen > other)[:, 0].float().tolist()
-    assert at_one[at_one.of == policy.REWARD].value.tolist() == (reward_c > reward_r).float().tolist()
 
 
 def test_rank_correlation_by_hand():
@@ -83,18 +67,13 @@ def test_rank_correlation_by_hand():
 
 
 def test_divergence_equals_a_plain_loop(personal, make_tiny, tokenizer, pairs):
-    guide = kit.PAD(personal, INDEX)
-    some = pairs.select(range(3))
+    guide, some = kit.PAD(personal, INDEX), pairs.select(range(3))
     texts = ["Yes, very much.", "", "No"]
     found = policy.divergence(guide, tokenizer, some["prompt"], texts, some["user_id"], batch_size=2)
     assert np.isnan(found[1])
     for i in (0, 2):
-        prompt = tokenizer.apply_chat_template(some[i]["prompt"], add_generation_prompt=True, return_dict=True)
-        start = len(prompt["input_ids"])
-        whole = prompt["input_ids"] + tokenizer(texts[i], add_special_tokens=False)["input_ids"]
-        with personal.disable_adapter():
-            base = logps_of(personal, whole, start)
-        own = logps_of(personal, whole, start, INDEX.rows([some[i]["user_id"]])[0])
+        tokens = tokenizer(texts[i], add_special_tokens=False)["input_ids"]
+        base, own = read(personal, tokenizer, some[i], tokens)
         assert found[i] == pytest.approx((own.exp() * (own - base)).sum(-1).mean().item(), abs=1e-3)
         assert found[i] > 0
     for one, who in ((kit.PAD(make_tiny(), form="released"), None), (guide, {"a": 0.5, "b": 0.5})):

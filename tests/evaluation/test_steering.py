@@ -17,20 +17,17 @@ def answer(text, changed=0):
 
 def test_answers_become_rows():
     jobs = pd.DataFrame({"user_id": ["ann", "bob"], "prompt": [message("user", "Why?"), message("user", "How?")]})
-    judged = []
+    answers = [answer("Because."), answer("So it is.", 1)]
 
     def judge(users, prompts, texts):
-        judged.append((users, prompts, texts))
-        return np.array([1.0, -1.0])
+        return [
+            f"{user}: {prompt[0]['content']} {text}" for user, prompt, text in zip(users, prompts, texts, strict=True)
+        ]
 
-    table = steering.answered(jobs, [answer("Because."), answer("So it is.", 1)], judge, weight=0.5)
-    assert judged == [(["ann", "bob"], list(jobs.prompt), ["Because.", "So it is."])]
-    first, second = table.to_dict("records")
-    assert first == {
-        "user_id": "ann", "prompt": "Why?", "answer": "Because.", "reward": 1.0, "logp": -2.0,
-        "changed": 0.0, "tokens": 2, "words": 1, "weight": 0.5,
-    }  # fmt: skip
-    assert (second["changed"], second["words"]) == (0.5, 3)
+    wanted = {"user_id": ["ann", "bob"], "prompt": ["Why?", "How?"], "answer": ["Because.", "So it is."]}
+    wanted |= {"reward": ["ann: Why? Because.", "bob: How? So it is."], "logp": -2.0, "changed": [0.0, 0.5]}
+    wanted = pd.DataFrame(wanted | {"tokens": 2, "words": [1, 3], "weight": 0.5})
+    pd.testing.assert_frame_equal(steering.answered(jobs, answers, judge, weight=0.5), wanted)
 
 
 def rows(users, rewards, prompts=2, **columns):
@@ -78,7 +75,8 @@ def test_log_probabilities_under_the_bare_base(make_tiny, tokenizer):
     assert found == pytest.approx([np.mean(a.logps) for a in out], abs=1e-4)
 
 
-def test_a_judge_from_features(tmp_path):
+def test_a_judge_from_features(tmp_path, monkeypatch):
+    monkeypatch.setenv("PRLHF_KIT_CACHE", str(tmp_path))
     long, short = "I think that it is a very long story, my friend.", "Yes."
 
     def pairs(numbers):
@@ -87,10 +85,10 @@ def test_a_judge_from_features(tmp_path):
         return Dataset.from_list([record(f"{user}{i}", user, f"Q {i}?", *texts) for user, i, texts in rows])
 
     data = DatasetDict(train=pairs(range(20)), test_seen=pairs(range(20, 26)))
-    _, accuracy = steering.feature_reward(data, tmp_path)
+    _, accuracy = steering.feature_reward(data)
     assert accuracy.estimate > 0.9
     assert accuracy.clusters == 6
-    judge, name = steering.judge_of(data, tmp_path, tmp_path)
+    judge, name = steering.judge_of(data, tmp_path)
     assert "of 12 held-out pairs" in name
     prompts = [message("user", "Question 99?")] * 4
     texts = ["Yes. 99", "I think that it is a long story, my friend."]
@@ -98,7 +96,7 @@ def test_a_judge_from_features(tmp_path):
     assert ann1 > ann2
     assert bob2 > bob1
     assert np.isfinite(judge(["ann"], prompts[:1], [" "])).all()  # an empty answer is judged, too
-    judges, held_out = steering.judges_of(data, tmp_path, tmp_path)
+    judges, held_out = steering.judges_of(data, tmp_path)
     assert (list(judges), held_out) == (["embeddings", "longer"], accuracy)
 
 

@@ -18,15 +18,12 @@ def test_groups_and_map():
     vectors = user_models.learned(trained, start)
     assert vectors == pytest.approx(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), abs=1e-6)
     assert vectors[0] == pytest.approx(vectors[1], abs=1e-6)
-    found = user_models.groups(trained, vectors, 2)
-    assert found[0] == found[1] != found[2] == found[3]
-    cluster = ClusterUserModel(4, words, 2, clusters=3)
-    with torch.no_grad():
-        cluster.own[1:] = torch.eye(3)[[2, 0, 2]] * 4
-    assert user_models.groups(cluster, vectors, 9).tolist() == [2, 0, 2]
-    table = user_models.user_map(["a", "b", "c", "d"], vectors)
-    assert table.x[0] == pytest.approx(table.x[1])
-    assert abs(table.x[0] - table.x[2]) > 1
     places, alike = user_models.grouped(trained, start, dict(zip("abcd", "sstt", strict=True)))
     assert (places.group.tolist(), alike) == (list("sstt"), 1.0)
+    assert places.x[0] == pytest.approx(places.x[1])
+    assert abs(places.x[0] - places.x[2]) > 1
     assert user_models.grouped(trained, start, dict.fromkeys("abcd"))[1] is None  # no type is known
+    cluster, before = (ClusterUserModel(4, words, 2, clusters=3) for _ in range(2))
+    with torch.no_grad():
+        cluster.own[1:] = torch.eye(3)[[2, 0, 2]] * 4
+    assert user_models.grouped(cluster, before, dict.fromkeys("abc"))[0].found.tolist() == [2, 0, 2]

@@ -130,3 +130,5 @@ def test_win_rates_by_community_by_hand():
     assert found.p[["a", "b", "c"]].tolist() == pytest.approx([2 / 2**10, 1, 2 / 2**6])
     assert found.p_holm[["a", "b", "c"]].tolist() == pytest.approx(holm([2 / 2**10, 1, 2 / 2**6]))
     assert found.p_holm["all"] == found.p["all"]
+    with pytest.raises(ValueError, match="called 'all'"):
+        win_rate.win_rates_by_community(same("ab", users=["all", "b"]))

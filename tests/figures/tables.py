@@ -18,6 +18,11 @@ WORDS = {"split": "train", "user_id": list("aaaabbbb"), "chosen_words": [*range(
 COMMUNITIES = ["askculinary", "AskHistorians and historiography", "ExplainLikeImFive", "legaladvice (United Kingdom)"]
 
 
+def frame(names, *columns, **more):
+    """The columns of these names; a text is its letters."""
+    return pd.DataFrame(dict(zip(names.split(), map(list, columns), strict=True)) | more)
+
+
 def table(columns, *rows, width=0.06, **more):
     """Rows of the columns, the last of them a value with an interval."""
     found = pd.DataFrame(rows, columns=columns.split())
@@ -58,57 +63,37 @@ TABLES = {
     "tastes": pd.DataFrame({"length": [1.0, -1.0], "lists": [0.0, 0.5]}, index=["a", "b"]),
     "users_and_pairs": pd.DataFrame(WORDS),
     "lengths": pd.DataFrame(WORDS),
-    "agreement": pd.DataFrame(
-        {"user_a": list("aabb"), "user_b": list("abab"), "agreement": [1, 0.3, 0.3, 1], "shared": [9, 4, 4, 8]}
-    ),
+    "agreement": frame("user_a user_b agreement shared", "aabb", "abab", [1, 0.3, 0.3, 1], [9, 4, 4, 8]),
     "response_map": pd.DataFrame({"group": ["g", "h"] * 10, "x": RNG.normal(size=20), "y": RNG.normal(size=20)}),
-    "word_clouds": pd.DataFrame({"group": ["g", "g", "h"], "word": ["tea", "rain", "wind"], "weight": [3.0, 1.0, 2.0]}),
-    "learning_curves": pd.DataFrame(
-        {
-            "step": [1, 2, 3] * 2,
-            "method": ["P-DPO"] * 3 + ["vanilla DPO"] * 3,
-            "loss": [0.7, 0.6, 0.4, 0.7, 0.69, 0.7],
-            "accuracy": [0.5, 0.6, 0.8] * 2,
-        }
+    "word_clouds": frame("group word weight", "ggh", ["tea", "rain", "wind"], [3.0, 1.0, 2.0]),
+    "learning_curves": frame(
+        "step loss accuracy",
+        [1, 2, 3] * 2,
+        [0.7, 0.6, 0.4, 0.7, 0.69, 0.7],
+        [0.5, 0.6, 0.8] * 2,
+        method=["P-DPO"] * 3 + ["vanilla DPO"] * 3,
     ),
     "similarity": pd.DataFrame([[1.0, -0.4], [-0.4, 1.0]], index=["a", "b"], columns=["a", "b"]),
-    "swapped": pd.DataFrame({"judge": list("aabb"), "author": list("abab"), "utility": [3.0, 1.0, 0.0, 4.0]}),
+    "swapped": frame("judge author utility", "aabb", "abab", [3.0, 1.0, 0.0, 4.0]),
     "accuracy_by_method": table(
         "method value", ("P-DPO, user", 0.8), ("vanilla DPO", 0.55), ("oracle", 0.9), split="test_seen"
     ),
     "accuracy_by_user": table("user_id value", ("b", 0.2), ("a", 0.6), method="m"),
-    "adaptation": pd.DataFrame({"k": [0, 1, 2, 4], "method": ["generic row"] + ["nearest"] * 3, **INTERVALS}),
-    "pairs_learned": pd.DataFrame(
-        {"user_model": ["individual"] * 3 + ["oracle"], "k": [5, 10, 20, np.nan], **INTERVALS}
-    ),
-    "user_map": pd.DataFrame(
-        {
-            "user_model": "individual",
-            "user_id": list("abcd"),
-            "group": list("gghh"),
-            "x": [0, 0.2, 1, 1.1],
-            "y": [0, 0.1, 1, 0.8],
-        }
-    ),
-    "reward_new_users": pd.DataFrame({"method": ["pooled, x"] + ["low_rank, x"] * 3, "k": [0, 1, 2, 4], **INTERVALS}),
-    "questions_asked": pd.DataFrame(
-        {"method": ["random, x"] * 2 + ["most informative, x"] * 2, "k": [0, 1] * 2, **INTERVALS}
-    ),
-    "domain_heatmap": pd.DataFrame({"model": list("aabb"), "pairs_of": list("abab"), "n": 24, **INTERVALS}),
+    "adaptation": frame("k method", [0, 1, 2, 4], ["generic row"] + ["nearest"] * 3, **INTERVALS),
+    "pairs_learned": frame("k user_model", [5, 10, 20, np.nan], ["individual"] * 3 + ["oracle"], **INTERVALS),
+    "user_map": frame("user_id group x y", "abcd", "gghh", [0, 0.2, 1, 1.1], [0, 0.1, 1, 0.8], user_model="individual"),
+    "reward_new_users": frame("k method", [0, 1, 2, 4], ["pooled, x"] + ["low_rank, x"] * 3, **INTERVALS),
+    "questions_asked": frame("k method", [0, 1] * 2, ["random, x"] * 2 + ["most informative, x"] * 2, **INTERVALS),
+    "domain_heatmap": frame("model pairs_of", "aabb", "abab", n=24, **INTERVALS),
     "trade_off": TRADE_OFF,
-    "reward_heads": pd.DataFrame(
-        {
-            "split": "s",
-            "features": [*list("xxy"), ""],
-            "method": ["pooled", "per_user", "pooled", "oracle"],
-            **INTERVALS,
-        }
+    "reward_heads": frame(
+        "features method", [*"xxy", ""], ["pooled", "per_user", "pooled", "oracle"], split="s", **INTERVALS
     ),
     "head_trade_off": TRADE_OFF.assign(chosen=TRADE_OFF.point == 1),
-    "reward_by_weight": pd.DataFrame({"guide": "PAD", "weight": [0.0, 0.5, 1.0, 3.0], **GAINS}),
-    "persrm_by_weight": pd.DataFrame({"guide": "PAD", "weight": [0.0, 0.5, 1.0, 3.0], **GAINS}),
-    "steering_methods": pd.DataFrame({"method": ["base", "prompt", "PAD", "ARGS"], **GAINS}),
-    "two_preferences": pd.DataFrame({"towards": ["a", "a", "both", "both"], "user_id": list("abab"), **GAINS}),
+    "reward_by_weight": frame("weight", [0.0, 0.5, 1.0, 3.0], guide="PAD", **GAINS),
+    "persrm_by_weight": frame("weight", [0.0, 0.5, 1.0, 3.0], guide="PAD", **GAINS),
+    "steering_methods": frame("method", ["base", "prompt", "PAD", "ARGS"], **GAINS),
+    "two_preferences": frame("towards user_id", ["a", "a", "both", "both"], "abab", **GAINS),
     "win_matrix": WIN_RATES,
     "policy_accuracy": table(
         "weight of value",
@@ -119,20 +104,13 @@ TABLES = {
     "four_way": four_ways("dsp", "hh_relabelled", "prefeval"),
     "by_context": table("method context value", *OF_CONTEXTS, n=171, chance=0.5),
     "community_win_rates": table("judge system_a system_b community p_holm win_rate", *BY_COMMUNITY, width=0.1),
+    "bench": table(
+        "dataset split method k value",
+        *[(d, "test_seen", m, np.nan, 0.5 + 0.1 * i) for d in "ab" for i, m in enumerate(("length rule", "head"))],
+        *[("a", "test_unseen", "head", k, 0.5 + 0.02 * k) for k in (0, 2, 8)],
+        *[(d, "test_unseen", "untrained", 0, 0.47) for d in "ac"],
+    ),
+    "people": frame("user_id vanilla P-DPO group", "abcd", [0.5, 0.5, 0.4, 1], [0.7, 0.9, 0.6, 0], "gghh"),
 }
-TABLES["bench"] = table(
-    "dataset split method k value",
-    *[(d, "test_seen", m, np.nan, 0.5 + 0.1 * i) for d in ("a", "b") for i, m in enumerate(("length rule", "head"))],
-    *[("a", "test_unseen", "head", k, 0.5 + 0.02 * k) for k in (0, 2, 8)],
-    ("a", "test_unseen", "untrained", 0, 0.47),
-    ("c", "test_unseen", "untrained", 0, 0.47),
-)
+TABLES["people"] = TABLES["people"].rename(columns={"vanilla": "vanilla DPO", "P-DPO": "P-DPO, user"})
 TABLES |= {"people_map": TABLES["user_map"], "new_people": TABLES["adaptation"]}
-TABLES["people"] = pd.DataFrame(
-    {
-        "user_id": list("abcd"),
-        "vanilla DPO": [0.5, 0.5, 0.4, 1],
-        "P-DPO, user": [0.7, 0.9, 0.6, 0],
-        "group": list("gghh"),
-    }
-)

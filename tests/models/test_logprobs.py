@@ -5,12 +5,12 @@ import math
 
 import pandas as pd
 import pytest
-from datasets import Dataset, load_from_disk
+from datasets import Dataset, concatenate_datasets, load_from_disk
 from training.conftest import make_trainer
 
 import prlhf_kit as kit
 from prlhf_kit.data.schema import record
-from prlhf_kit.models.logprobs import add_reference_logps, completion_logps, save_with_reference, score_pairs
+from prlhf_kit.models.logprobs import add_reference_logps, save_with_reference, score_pairs, sequence_logps
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "gpt_neox", "mistral"])
@@ -21,10 +21,9 @@ def test_scores_do_not_depend_on_batch_or_repetition(make_tiny, tokenizer, pairs
     many = score_pairs(model, tokenizer, pairs, rows, batch_size=8)
     pd.testing.assert_frame_equal(one, many, atol=1e-4)
     with pytest.raises(kit.ConditioningError, match=r"text of \d+ tokens .* exceeds the model's context of 256"):
-        completion_logps(model, tokenizer, [*pairs["prompt"]][:1], [[{"role": "assistant", "content": "no " * 300}]])
-    twice = completion_logps(model, tokenizer, [*pairs["prompt"]] * 2, [*pairs["chosen"]] * 2, rows * 2)
-    assert twice[0] == pytest.approx([*one.chosen_logp] * 2, abs=1e-4)
-    assert twice[1] == [*one.chosen_tokens] * 2
+        sequence_logps(model, tokenizer, [([1], [2] * 300)])
+    twice = score_pairs(model, tokenizer, concatenate_datasets([pairs, pairs]), rows * 2)
+    pd.testing.assert_frame_equal(twice, pd.concat([one, one], ignore_index=True), atol=1e-4)
 
 
 def test_reference_that_comes_with_the_data_is_used(make_tiny, tokenizer, pairs, tmp_path):

@@ -2,7 +2,6 @@
 
 import json
 import math
-from dataclasses import dataclass
 
 import pytest
 import torch
@@ -114,24 +113,19 @@ def test_judge_and_best_of_n_follow_the_user(base):
 def test_a_model_of_armorms_shape(base, tokenizer):
     """Several `rewards`, one logit that is their mean, a head of another name, and a decoder below."""
 
-    @dataclass
-    class Output(ModelOutput):
-        rewards: torch.Tensor | None = None
-        logits: torch.Tensor | None = None
-
     class ArmoShape(torch.nn.Module):
+        device = torch.device("cpu")
+
         def __init__(self):
             super().__init__()
-            self.model = kit.load_model(base).model
+            self.model, self.regression_layer = kit.load_model(base).model, torch.nn.Linear(32, 4, bias=False)
             self.config = self.model.config
             self.config.num_labels = 1
-            self.regression_layer = torch.nn.Linear(32, 4, bias=False)
-            self.device = torch.device("cpu")
 
         def forward(self, input_ids, attention_mask):
             hidden = self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
             rewards = self.regression_layer(hidden[torch.arange(len(hidden)), attention_mask.sum(1) - 1])
-            return Output(rewards=rewards, logits=rewards.mean(1))
+            return ModelOutput(rewards=rewards, logits=rewards.mean(1))
 
     model = ArmoShape().eval()
     texts = zip(PROMPTS, RESPONSES, strict=True)

@@ -1,6 +1,7 @@
 """Personalised models on disk: users.json belongs to the weights beside it."""
 
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -8,7 +9,6 @@ from safetensors.torch import save_file
 from training.conftest import make_trainer
 
 import prlhf_kit as kit
-from prlhf_kit.models.conditioning import user_model_of
 from prlhf_kit.models.reward_model import load_reward_model, new_reward_model, save_beside
 from prlhf_kit.models.saving import import_prlhf
 
@@ -17,30 +17,23 @@ def conditioned(model):
     return kit.condition(model, kit.IndividualUserModel(3, model.get_input_embeddings(), 2))
 
 
-@pytest.mark.parametrize("whole", [False, True])
-def test_rotated_users_are_found_out(base, make_tiny, tokenizer, pairs, tmp_path, whole):
-    if whole:
-        kit.save_personalized(conditioned(kit.load_model(base)), kit.UserIndex(["a", "b"]), tmp_path / "out")
+@pytest.mark.parametrize("kind", ["adapter", "whole", "reward"])
+def test_rotated_users_are_found_out(base, make_tiny, tokenizer, pairs, tmp_path, kind):
+    folder, index, load = tmp_path / "out", kit.UserIndex(["a", "b"]), partial(kit.load_personalized, base=base)
+    if kind == "adapter":
+        make_trainer(make_tiny(users=3), tokenizer, pairs, folder).save_model()
+    elif kind == "whole":
+        kit.save_personalized(conditioned(kit.load_model(base)), index, folder)
     else:
-        make_trainer(make_tiny(users=3), tokenizer, pairs, tmp_path / "out").save_model()
-    kit.load_personalized(tmp_path / "out", base)
-    file = tmp_path / "out" / "users.json"
+        model, load = conditioned(new_reward_model(base)), load_reward_model
+        model.save_pretrained(folder)
+        save_beside(model, folder, index)
+    load(str(folder))
+    file = folder / "users.json"
     saved = json.loads(file.read_text())
     file.write_text(json.dumps(saved | {"user_ids": saved["user_ids"][1:] + saved["user_ids"][:1]}))
     with pytest.raises(kit.ModelError, match=r"users\.json does not belong to the user model beside it"):
-        kit.load_personalized(tmp_path / "out", base)
-
-
-def test_a_reward_models_users_too(base, tmp_path):
-    model = conditioned(new_reward_model(base))
-    model.save_pretrained(tmp_path)
-    save_beside(model, tmp_path, kit.UserIndex(["ann", "bob"]))
-    load_reward_model(str(tmp_path))
-    with torch.no_grad():
-        model.user_model.own += 1  # other weights under the same names
-    model.save_pretrained(tmp_path)
-    with pytest.raises(kit.ModelError, match=r"users\.json does not belong"):
-        load_reward_model(str(tmp_path))
+        load(str(folder))
 
 
 @pytest.mark.parametrize("kind", ["individual", "no_generic", "cluster"])
@@ -82,12 +75,3 @@ def test_an_adapter_of_p_rlhfs_own_trainer(base, tmp_path, kind):
             torch.testing.assert_close(logits, wanted, atol=1e-5, rtol=1e-5)
     with pytest.raises(kit.ModelError, match=r"expected user_embedding \[3 \* 2, d\], or"):
         import_prlhf(theirs, out, user_ids=["ann", "bob"], num_tokens=2)
-
-
-def test_users_from_before_there_was_a_choice_stay_in_front(base, tmp_path):
-    kit.save_personalized(conditioned(kit.load_model(base)), kit.UserIndex(["a", "b"]), tmp_path)
-    file = tmp_path / "users.json"
-    saved = json.loads(file.read_text())
-    del saved["options"]["after_bos"]
-    file.write_text(json.dumps(saved))
-    assert user_model_of(kit.load_personalized(tmp_path)[0]).after_bos is False
