@@ -127,10 +127,9 @@ def fit_heads(
     z = torch.from_numpy((difference / scale)[order])
     basis = _right_singular(z)  # in which features are uncorrelated
     known = np.zeros_like(scale) if prior is None else prior * scale
-    exact = z @ basis.T, z @ torch.tensor(known)
+    exact, offset, rows = z @ basis.T, z @ torch.tensor(known), torch.tensor(who[order])
     in_type = {  # what is only compared with others is fitted in half the time
-        dtype: _Pairs(*(part.to(dtype) for part in exact), torch.tensor(who[order]), len(names))
-        for dtype in (torch.float32, torch.float64)
+        dtype: _Pairs(exact.to(dtype), offset.to(dtype), rows, len(names)) for dtype in (torch.float32, torch.float64)
     }
 
     def fitted(kind: str, sizes: Sequence[int], base: float, strength: float, to: torch.Tensor) -> list[Weights]:
