@@ -168,7 +168,7 @@ def learn(setting: Setting, until: float, dataset: str, method: str, seed: int) 
     """Train one method on all training pairs and rank the held-out ones by DPO's implicit reward."""
     from prlhf_kit.evaluation.accuracy import ranked_right
     from prlhf_kit.models.logprobs import REFERENCE
-    from prlhf_kit.training.controls import Control
+    from prlhf_kit.training.controls import LABELS, Control
     from prlhf_kit.training.recipe import Recipe, build_trainer
 
     start = time.monotonic()
@@ -209,7 +209,7 @@ def learn(setting: Setting, until: float, dataset: str, method: str, seed: int) 
     personalized = trainer.args.personalized
     index = trainer.user_index if personalized else None
     held_out = load_from_disk(folder / "test_seen")
-    control = Control(method, trainer.model.eval(), index, method == "dpo_text")
+    control = Control(LABELS.get(method, method), trainer.model.eval(), index)
     scores = control.score(tokenizer, held_out, batch_size=32)
     chosen, rejected = (
         scores[f"{side}_logp"] - held_out[column]

@@ -23,6 +23,7 @@ from transformers import (
 
 import prlhf_kit as kit
 from prlhf_kit.data.schema import record
+from prlhf_kit.models.user_models import USER_MODELS
 
 torch.set_num_threads(1)  # tiny models: threads cost more than they give
 
@@ -92,10 +93,10 @@ def architecture(request):
 def make_tiny(tokenizer):
     """`make_tiny(architecture, users=3)`: a tiny model, conditioned on `users` users if there are any."""
 
-    def make(architecture="llama", users=0, num_tokens=3, offsets=0.0):
+    def make(architecture="llama", users=0, num_tokens=3, offsets=0.0, kind="individual", **options):
         model = build_tiny(architecture, len(tokenizer))
         if users:
-            table = kit.IndividualUserModel(users + 1, model.get_input_embeddings(), num_tokens)
+            table = USER_MODELS[kind](users + 1, model.get_input_embeddings(), num_tokens, **options)
             with torch.no_grad():  # as if trained: users differ
                 table.own += offsets * torch.randn(table.own.shape, generator=torch.Generator().manual_seed(7))
             kit.condition(model, table)
@@ -104,17 +105,21 @@ def make_tiny(tokenizer):
     return make
 
 
+def as_trained(model, scale=0.4, seed=5):
+    """A model whose LoRA B is not zero."""
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if "lora_B" in name:
+                p.normal_(0, scale, generator=torch.Generator().manual_seed(seed))
+    return model
+
+
 def with_lora(model, architecture="llama", seed=5):
     """LoRA on a tiny model, whose user model it saves, as after training: B is not zero."""
     kept = ["user_model"] if hasattr(model, "user_model") else None
     config = LoraConfig(target_modules=TARGETS[architecture], modules_to_save=kept)
     config.fan_in_fan_out = architecture == "gpt2"
-    model = get_peft_model(model, config).eval()
-    with torch.no_grad():
-        for name, p in model.named_parameters():
-            if "lora_B" in name:
-                p.normal_(0, 0.4, generator=torch.Generator().manual_seed(seed))
-    return model
+    return as_trained(get_peft_model(model, config).eval(), seed=seed)
 
 
 @pytest.fixture

@@ -122,10 +122,8 @@ def read_pad_config(path: str | Path) -> list[dict[str, Any]]:
         row = json.loads(line)
         mode = row.get("sampling", row.get("mode"))
         if not {"rm_weight", "topk", "sample_temp"} <= set(row) or mode not in ("greedy", "topk"):
-            raise ValueError(
-                f"line {number} of {path} has {sorted(row)} and the mode {mode!r}. Expected rm_weight, topk, "
-                "sample_temp and the mode 'greedy' or 'topk'."
-            )
+            expected = "rm_weight, topk, sample_temp and the mode 'greedy' or 'topk'"
+            raise ValueError(f"line {number} of {path} has {sorted(row)} and the mode {mode!r}. Expected {expected}.")
         settings = {"weight": float(row["rm_weight"]), "top_k": int(row["topk"]), "do_sample": mode == "topk"}
         found.append(settings | {"temperature": float(row["sample_temp"] or 1.0)})
     return found

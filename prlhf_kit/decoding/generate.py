@@ -29,10 +29,8 @@ def require_prompt(prompt: Prompt) -> None:
     if isinstance(prompt, str | Mapping) or not all(
         isinstance(m, Mapping) and {"role", "content"} <= m.keys() for m in prompt
     ):
-        raise DecodingError(
-            f"a prompt is {str(prompt)[:80]!r}, expected a list of messages, [{{'role': 'user', 'content': text}}]; "
-            "several prompts, or one, are a list of such lists."
-        )
+        expected = "a list of messages, [{'role': 'user', 'content': text}]; prompts, or one, are a list of such lists"
+        raise DecodingError(f"a prompt is {str(prompt)[:80]!r}, expected {expected}.")
     if not prompt or not prompt[-1]["content"].strip():
         raise DecodingError(f"an empty prompt can't be answered: {prompt!r}. Expected messages with text.")
 
@@ -133,7 +131,7 @@ def generate(
     seed: int | None = None,
     **generation: object,
 ) -> list[str]:
-    """Answer `prompts[i]` for the user of row `user_rows[i]`, in batches, with the KV cache.
+    """Answers to `prompts[i]` for the user of row `user_rows[i]`, without special tokens; in batches, with a KV cache.
 
     Args:
         model: personalised model; with `user_rows=None`, any causal LM.
@@ -141,9 +139,6 @@ def generate(
         user_rows: `[n]`, 0 = generic user; `UserIndex.rows` gives those of users' ids.
         seed: of sampling, applied before the first batch.
         generation: what transformers' `generate` takes, e.g. `max_new_tokens=64, do_sample=True, temperature=0.7`.
-
-    Returns:
-        One answer a prompt, without special tokens.
 
     Raises:
         DecodingError: an empty prompt, an unknown option, or not one user row a prompt.
@@ -155,17 +150,15 @@ def generate(
     texts = [ids_of(tokenizer, prompt) for prompt in prompts]
     if user_rows is not None and (len(user_rows) != len(prompts) or any(isinstance(row, str) for row in user_rows)):
         raise DecodingError(
-            f"user_rows is {user_rows!r:.80} for {len(prompts)} prompts, expected one row number each. Those of users' "
-            "ids are index.rows([...]), of the UserIndex that load_personalized returns with the model."
+            f"user_rows is {user_rows!r:.80} for {len(prompts)} prompts, expected one each: index.rows(user_ids)."
         )
     if seed is not None:
         torch.manual_seed(seed)
     check_length(model, max(map(len, texts), default=0) + config.max_new_tokens, users=user_rows is not None)
-    answers = [""] * len(prompts)
+    answers: dict[int, str] = {}
     batches = in_batches([len(text) for text in texts], batch_size)
     for chunk in tqdm(batches, desc="generating", disable=None, leave=False):
         rows = None if user_rows is None else [user_rows[i] for i in chunk]
         written = write_batch(model, tokenizer, [texts[i] for i in chunk], rows, config)
-        for i, one in zip(chunk, written, strict=True):
-            answers[i] = one.answer
-    return answers
+        answers |= zip(chunk, (one.answer for one in written), strict=True)
+    return [answers[i] for i in range(len(prompts))]

@@ -16,15 +16,7 @@ from tqdm.auto import tqdm
 from transformers import LogitsProcessorList, PreTrainedTokenizerBase, TemperatureLogitsWarper, TopPLogitsWarper
 
 from prlhf_kit.decoding.answers import GuidedAnswer, add_lines, locked, read_lines
-from prlhf_kit.decoding.generate import (
-    DecodingError,
-    Prompt,
-    eos_ids,
-    identity,
-    ids_of,
-    in_batches,
-    require_prompt,
-)
+from prlhf_kit.decoding.generate import DecodingError, Prompt, eos_ids, identity, ids_of, in_batches, require_prompt
 from prlhf_kit.decoding.guides import ARGS, Guide, Who, start_of
 from prlhf_kit.decoding.readers import Row, mixes
 from prlhf_kit.decoding.steered import Request, Steered
@@ -46,12 +38,10 @@ class GuidedDecoder:
         base: any decoder-only model (with its adapter, if PEFT wraps it); None: the model that the guide's own was
             trained from. It may be the very model below the guide's adapter.
         tokenizer: of the base.
-        guide: `PAD` or `ARGS`.
         weight: w, the paper's default being 1; or one a token (the last one stays).
         top_k: candidates a step.
         max_new_tokens, min_new_tokens, stop_strings, repetition_penalty: as of `generate`, on the base's logits.
         do_sample: draw from softmax(score / temperature) over the candidates, cut to `top_p`; else the best one.
-        batch_size: answers at once.
 
     Raises:
         DecodingError: k beyond the vocabulary, w not finite, or tokenizers that differ.
@@ -78,10 +68,8 @@ class GuidedDecoder:
         guided = self.guide.model
         for model in (self.base, guided):
             if isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning:
-                raise DecodingError(
-                    f"{model.active_peft_config.peft_type.value} puts its tokens in front of every call, which "
-                    "decoding with a shared cache does not do. Use a LoRA adapter, or kit.condition for soft tokens."
-                )
+                kind = model.active_peft_config.peft_type.value
+                raise DecodingError(f"{kind} puts its tokens in front of every call. Use LoRA, or kit.condition.")
         self.base_model, self.base_adapter = self.base, True
         if self.base is None:
             if isinstance(self.guide, ARGS):
@@ -93,7 +81,7 @@ class GuidedDecoder:
         # whether rows of the guide's model with and without its adapter are read in one batch
         self.mixes = not isinstance(guided, PeftModel) or mixes(causal_lm(guided))
         self.vocabulary = min(m.get_input_embeddings().weight.shape[0] for m in (self.base_model, guided))
-        self._refuse_another_tokenizer()
+        self._require_tokenizers()
         if not 1 <= self.top_k <= self.vocabulary:
             raise DecodingError(f"top_k is {self.top_k}, expected 1 to {self.vocabulary}, the size of the vocabulary.")
         self.warpers = LogitsProcessorList([TemperatureLogitsWarper(float(self.temperature))] if self.do_sample else [])
@@ -104,7 +92,7 @@ class GuidedDecoder:
             raise DecodingError(f"weight is {self.weight}, expected finite numbers (0 is the base alone).")
         self.weights = given + given[-1:] * (self.max_new_tokens - len(given))  # w of every token
 
-    def _refuse_another_tokenizer(self) -> None:
+    def _require_tokenizers(self) -> None:
         """Base and guide are compared token by token, so both need the same tokens, and the same cuts of a text."""
         own, other = self.tokenizer, self.guide.tokenizer
         base, guided = causal_lm(self.base_model), causal_lm(self.guide.model)
@@ -115,9 +103,8 @@ class GuidedDecoder:
             different = set(own.get_vocab().items()) ^ set(other.get_vocab().items())
             where = f"in {min(different)[0]!r}, say" if different else "in how they cut texts"
             raise DecodingError(
-                f"the tokenizers of base and guide ({len(own)} and {len(other)} tokens) differ, {where}. Guided "
-                "decoding compares token by token: use models of one family, or choose among finished answers with "
-                "best_of_n, for which tokenizers don't matter."
+                f"the tokenizers of base and guide ({len(own)} and {len(other)} tokens) differ, {where}. Use models of "
+                "one family, or choose among finished answers with best_of_n, which does not compare tokens."
             )
         require_tokenizer(self.base_model, own)
         require_tokenizer(self.guide.model, other or own)
@@ -147,12 +134,10 @@ class GuidedDecoder:
             for numbers in tqdm(batches, desc="guided decoding", disable=None, leave=False):
                 batch = [left[i] for i in numbers]
                 [answers] = Steered(self, [job for _, job in batch]).write(self.max_new_tokens)
-                rows = []
-                for (key, job), answer in zip(batch, answers, strict=True):
-                    found[key] = answer
-                    rows.append({"key": key, "prompt": job.prompt, "who": job.who, **answer.to_json()})
+                found |= {key: answer for (key, _), answer in zip(batch, answers, strict=True)}
                 if out is not None:
-                    add_lines(Path(out), rows)
+                    asked = [{"key": key, "prompt": job.prompt, "who": job.who} for key, job in batch]
+                    add_lines(Path(out), [row | found[row["key"]].to_json() for row in asked])
         return [found[key] for key in keys]
 
     def stream(self, prompt: Prompt, who: Who = None) -> Iterator[GuidedAnswer]:
@@ -183,9 +168,8 @@ class GuidedDecoder:
             longest = max((row.length for row, _ in rows), default=0) + self.max_new_tokens
             if longest > self.guide.window:
                 raise DecodingError(
-                    f"a text of {longest} tokens does not fit into the reward model's attention window of "
-                    f"{self.guide.window} (0: it takes no mask), so its candidates can't be scored in one forward. "
-                    "Shorten the prompt, lower max_new_tokens, or load it with sdpa attention."
+                    f"a text of {longest} tokens exceeds the reward model's attention window of {self.guide.window} "
+                    "(0: it takes no mask). Shorten prompt or answer, or load the model with sdpa attention."
                 )
         return found
 

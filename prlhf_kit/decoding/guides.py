@@ -71,10 +71,8 @@ def weighed(who: Who) -> dict[str | None, float]:
         try:
             return {" ".join(who): 1.0}
         except TypeError:
-            raise DecodingError(
-                f"who has {who!r:.80}, expected a user's id or a preference in words, a list of such words, "
-                "{name: weight} for several, or None for nobody in particular."
-            ) from None
+            expected = "a user's id or a preference in words, a list of words, {name: weight}, or None for nobody"
+            raise DecodingError(f"who has {who!r:.80}, expected {expected}.") from None
     if not who or not all(map(math.isfinite, who.values())):
         raise DecodingError(f"weights of preferences are {dict(who)}, expected finite numbers, at least one.")
     return {name: float(value) for name, value in who.items()}
@@ -88,10 +86,8 @@ def users_with_weights(users: UserIndex | None, who: Who) -> list[tuple[str | No
     unknown = [name for name in shares if name is not None and name not in users]
     if unknown:
         some = ", ".join(map(repr, users.user_ids[:5]))
-        raise DecodingError(
-            f"{unknown[0]!r} has no row in the user index of {len(users.user_ids)} users ({some}, ...). Use one of "
-            "them, None for the generic user, {user_id: weight} for several, or kit.adapt the model to the new user."
-        )
+        said = f"{unknown[0]!r} has no row in the user index of {len(users.user_ids)} users ({some}, ...)"
+        raise DecodingError(f"{said}. Use one of them, {{user_id: weight}} for several, None (generic), or kit.adapt.")
     return [(name, 0 if name is None else users.rows([name])[0], share) for name, share in shares.items()]
 
 
@@ -112,7 +108,6 @@ class PAD(Guide):
             is itself without the preference).
         users: rows of the users, for a model with soft tokens. `who` is then a user's id.
         words: users' own words by their id, for a model that was trained with both (`user_text=True`).
-        form: "paper" or "released".
         tokenizer: of `model`; may be left out where the base is the model that it was trained from.
     """
 
@@ -126,11 +121,10 @@ class PAD(Guide):
         if self.form not in ("paper", "released"):
             raise DecodingError(f"form={self.form!r}: expected 'paper' or 'released'.")
         conditioned = bool(user_models(self.model))
-        if conditioned != (self.users is not None):
-            raise DecodingError(
-                "a model with soft tokens needs its users: pass users=index, as load_personalized returns it. To one "
-                "that has no soft tokens pass none: `who` is then a preference in words."
-            )
+        if conditioned and self.users is None:
+            raise DecodingError("the model has soft tokens: pass users=index, as load_personalized returns it.")
+        if self.users is not None and not conditioned:
+            raise DecodingError("the model has no soft tokens: pass no users; `who` is then a preference in words.")
         self._takes_words = conditioned and takes_user_text(self.model)
 
     def base_factor(self, weight: float) -> float:
@@ -139,9 +133,8 @@ class PAD(Guide):
 
     def base_prompt(self, prompt: Prompt, who: Who) -> Prompt:
         """With the preference in the released form, without in the paper's."""
-        if self.form == "paper":
-            return prompt
-        return self._told(prompt, " ".join(text for text in map(self._text, weighed(who)) if text))
+        told = [] if self.form == "paper" else map(self._text, weighed(who))
+        return self._told(prompt, " ".join(filter(None, told)))
 
     def _told(self, prompt: Prompt, text: str | None) -> Prompt:
         """`prompt` as the policy reads it."""
@@ -154,9 +147,7 @@ class PAD(Guide):
         if not self._takes_words or name is None:
             return None
         if name not in self.words:
-            raise DecodingError(
-                f"the model was trained with the users' own words, but there are none of {name!r}: pass words=."
-            )
+            raise DecodingError(f"the model reads users' own words, but there are none of {name!r}: pass words=.")
         return self.words[name]
 
     def rows(self, owner: int, prompt: Prompt, who: Who, tokenizer: PreTrainedTokenizerBase) -> list[tuple[Row, float]]:
@@ -192,9 +183,8 @@ class ARGS(Guide):
         pooling = getattr(bare, "pooling", "own")
         if not (linear and pooling in ("own", "last") and reads_candidates(self.model)):
             raise DecodingError(
-                f"{type(bare).__name__} can't be read token by token: ARGS needs a decoder with a linear reward head "
-                f"at the last token (pooling 'last', not {pooling!r}) and attention that takes a 4-D mask (no ALiBi). "
-                "Choose among finished answers with best_of_n instead."
+                f"{type(bare).__name__} can't be read token by token: ARGS needs a linear head at the last token of a "
+                f"decoder (pooling 'last', not {pooling!r}) and a 4-D mask (no ALiBi). Use best_of_n instead."
             )
 
     def rows(self, owner: int, prompt: Prompt, who: Who, tokenizer: PreTrainedTokenizerBase) -> list[tuple[Row, float]]:
@@ -207,6 +197,6 @@ class ARGS(Guide):
         ]
 
     def reader(self, rows: Sequence[Row]) -> Reader:
-        """Rewards, not log-probabilities."""
+        """Of rewards, not of log-probabilities."""
         bare: Any = causal_lm(self.model)
         return CandidateReader(rows, getattr(bare, head_name(bare)), self.output)

@@ -50,14 +50,11 @@ class Row:
 @contextlib.contextmanager
 def reading(rows: Sequence[Row]) -> Iterator[None]:
     """Within it, the rows' model reads them as a batch, each with or without its adapter and preference head."""
-    model = rows[0].model
-    with contextlib.ExitStack() as stack:
-        on = [row.adapter for row in rows]
-        if isinstance(model, PeftModel) and not any(on):
-            stack.enter_context(model.disable_adapter())
-        elif not all(on):
-            stack.enter_context(_lora_on(model, torch.tensor(on)))
-        stack.enter_context(heads_on(causal_lm(model), torch.tensor([row.head and row.adapter for row in rows])))
+    model, on = rows[0].model, [row.adapter for row in rows]
+    adapters: Any = contextlib.nullcontext() if all(on) else _lora_on(model, torch.tensor(on))
+    if isinstance(model, PeftModel) and not any(on):
+        adapters = model.disable_adapter()
+    with adapters, heads_on(causal_lm(model), torch.tensor([row.head and row.adapter for row in rows])):
         yield
 
 
@@ -104,15 +101,11 @@ class Reader:
         self.owner = torch.tensor([row.owner for row in rows], device=self.device)
         self.seen = 0  # new tokens that were read
         self.cache: Any = None
-        self._start()
-        self.positions = self.mask.sum(1, keepdim=True) - 1  # of the last token that was read
-
-    def _start(self) -> None:
-        """Read the prompts."""
         inputs = self._prompts()
         self.mask = inputs.pop("attention_mask")
         self.padded = not self.mask.all()
-        self.logits = self._logits(position_ids=(self.mask.cumsum(1) - 1).clamp(min=0), **inputs)
+        self.positions = self.mask.sum(1, keepdim=True) - 1  # of the last token that was read
+        self.logits = self._read(position_ids=(self.mask.cumsum(1) - 1).clamp(min=0), **inputs)
 
     def read(self, new: torch.Tensor) -> torch.Tensor:
         """Logits `[R, V]` after the answers' tokens so far, `[B, n]`: what was not read yet is read in one go."""
@@ -122,7 +115,7 @@ class Reader:
             self.mask = nn.functional.pad(self.mask, (0, n), value=1)
             steps = self.positions + torch.arange(1, n + 1, device=self.device)
             self.positions = steps[:, -1:]
-            self.logits = self._logits(input_ids=tokens, position_ids=steps)
+            self.logits = self._read(input_ids=tokens, position_ids=steps)
         return self.logits
 
     def rewards(self, new: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
@@ -130,7 +123,7 @@ class Reader:
         logits = self.read(new)
         return logits.gather(1, candidates.to(self.device)[self.owner]) - logits.logsumexp(1, keepdim=True)
 
-    def _logits(self, **inputs) -> torch.Tensor:
+    def _read(self, **inputs) -> torch.Tensor:
         mask = self.mask if self.padded else None  # attention is faster without
         with reading(self.rows), few_rows(self.bare, len(self.rows)):
             out = self.bare(**inputs, attention_mask=mask, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
@@ -166,18 +159,6 @@ class CandidateReader(Reader):
         self.head, self.output = head, output
         super().__init__(rows)
 
-    def _start(self) -> None:
-        self.cache = DynamicCache()  # whole texts, in layers with a window too
-        ids, mask = (part.to(self.device) for part in padded([row.ids for row in self.rows], None, "left"))
-        users, ahead = [row.user for row in self.rows], 0
-        if users[0] is None:
-            more = {"position_ids": (mask.cumsum(1) - 1).clamp(min=0)}
-        else:  # a reward model knows users, or it doesn't
-            more, ahead = {"user_rows": torch.tensor(users)}, user_models(self.model)[0].num_tokens
-        self._hidden(input_ids=ids, attention_mask=mask, **more)
-        left = (mask == 0).sum(1, keepdim=True)
-        self.mask = (torch.arange(ahead + mask.shape[1], device=self.device) >= left).long()
-
     def rewards(self, new: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
         """Rewards `[R, k]` of the texts that end with each candidate `[B, k]`."""
         pending, candidates = new.to(self.device)[self.owner, self.seen :], candidates.to(self.device)[self.owner]
@@ -192,7 +173,7 @@ class CandidateReader(Reader):
         blocked = torch.zeros(sees.shape, dtype=self.bare.dtype, device=self.device)
         blocked.masked_fill_(~sees, torch.finfo(self.bare.dtype).min)
         steps = torch.arange(1, n + k + 1, device=self.device).clamp(max=n + 1)
-        hidden = self._hidden(
+        hidden = self._read(
             input_ids=torch.cat([pending, candidates], 1),
             attention_mask=blocked[:, None],
             position_ids=self.positions + steps,
@@ -201,9 +182,13 @@ class CandidateReader(Reader):
         self.positions = self.positions + n
         return self.head(hidden[:, n:])[..., self.output].float()
 
-    def _hidden(self, **inputs) -> torch.Tensor:
+    def _read(self, **inputs) -> torch.Tensor:
+        """Hidden states, in place of the prompts' logits, too."""
+        if self.cache is None:
+            self.cache = DynamicCache()  # whole texts, in layers with a window too
+        inputs = {"attention_mask": self.mask, "past_key_values": self.cache, **inputs}
         with reading(self.rows):
-            return self.bare.base_model(**inputs, past_key_values=self.cache, use_cache=True).last_hidden_state
+            return self.bare.base_model(**inputs, use_cache=True).last_hidden_state
 
 
 def reads_candidates(model) -> bool:

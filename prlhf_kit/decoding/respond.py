@@ -53,15 +53,13 @@ def respond(
 ) -> pd.DataFrame:
     """Answer every job, and keep the answers in a file of JSON lines.
 
-    A call that was killed goes on where it was. Answers of other calls (another model, prompt as it is shown, user,
-    option or seed) stay in the file, so several systems may share one, one after the other. Greedy decoding asks equal
-    questions once. Sampling draws for each job, batch by batch: an interrupted call gets the answers of an
-    uninterrupted one, and other jobs or another batch size get others.
+    A call that was killed goes on where it was. Answers of other calls (another model, shown prompt, user, option or
+    seed) stay in the file. Greedy decoding asks equal questions once. Sampling draws batch by batch: an interrupted
+    call gets the answers of an uninterrupted one, other jobs or another batch size get others.
 
     Args:
         model: causal LM; personalised for `index`. Without an index, soft user tokens are left out.
-        jobs: rows with `user_id` (None: nobody in particular) and `prompt`, messages without any context; pairs of a
-            data set, for instance. Further columns are ignored.
+        jobs: rows with `user_id` (None: nobody in particular) and `prompt`, messages without any context.
         system: its name in the table.
         contexts: puts readers into the prompts (`data.context`); None: nothing of them.
         index: users whose soft tokens stand in front; others get the generic row.
@@ -70,9 +68,9 @@ def respond(
         generation: as of `generate`.
 
     Returns:
-        A row for each job, in their order, columns `COLUMNS`, as `judges.judged` takes it. `prompt` is the text without
-        context; `RECORDED` says what was put in, `shown` the messages that the model read, `shortened`
-        whether turns were left out; `finished`: the answer ended by itself, not at max_new_tokens.
+        A row for each job, columns `COLUMNS`, as `judges.judged` takes it: `prompt` is the text without context,
+        `RECORDED` what was put in, `shown` the messages that the model read, `shortened` whether turns were left out,
+        `finished` whether the answer ended by itself, not at max_new_tokens.
 
     Raises:
         DecodingError: before anything is generated: no jobs, a context in a prompt, an empty prompt or one that can't
@@ -128,10 +126,7 @@ def _settings(config: GenerationConfig) -> dict[str, Any]:
 def _shown(tokenizer, number: int, job: Mapping[str, Any], contexts: Contexts | None, limit: int | None) -> dict:
     """A job's row of the table, but for its answer: its prompt as it is shown, in at most `limit` tokens."""
     if set(RECORDED) & set(job):
-        raise DecodingError(
-            f"job {number} has a context in its prompt already (columns {', '.join(RECORDED)}), which judges would "
-            "see. Pass rows without, and contexts=Contexts(...)."
-        )
+        raise DecodingError(f"job {number} has a context in its prompt already. Pass it by contexts=Contexts(...).")
     require_prompt(job["prompt"])
     prompt = [{"role": m["role"], "content": m["content"]} for m in job["prompt"]]
     none = dict.fromkeys(RECORDED) | {"context": "none"}
@@ -146,14 +141,7 @@ def _shown(tokenizer, number: int, job: Mapping[str, Any], contexts: Contexts | 
 
     kept = prompt if fits(prompt) else shorten(prompt, fits)
     if kept is None:
-        raise DecodingError(
-            f"job {number} has more than max_prompt_tokens={limit} tokens as it is laid out, with its context, even "
-            "without its oldest turns. Raise the limit, or shorten its last message."
-        )
-    return {
-        "user_id": job["user_id"],
-        "prompt": prompt_text(prompt),
-        **recorded,
-        "shown": shown(kept),
-        "shortened": kept != prompt,
-    }
+        said = f"job {number} has more than max_prompt_tokens={limit} tokens with its context"
+        raise DecodingError(f"{said}, even without its oldest turns. Raise it, or shorten the last message.")
+    told = {"shown": shown(kept), "shortened": kept != prompt}
+    return {"user_id": job["user_id"], "prompt": prompt_text(prompt), **recorded, **told}

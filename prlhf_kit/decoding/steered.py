@@ -9,15 +9,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import (
-    GenerationConfig,
-    GenerationMixin,
-    LogitsProcessorList,
-    PreTrainedConfig,
-    PreTrainedModel,
-    StoppingCriteriaList,
-    StopStringCriteria,
-)
+from transformers import GenerationConfig, GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers.generation import LogitsProcessorList, StoppingCriteriaList, StopStringCriteria
 from transformers.modeling_outputs import CausalLMOutput
 
 from prlhf_kit.decoding.answers import GuidedAnswer
@@ -72,11 +65,8 @@ class Steered(PreTrainedModel, GenerationMixin):
             mine[row] = factor
         self.base = Reader(list(beside))
         readers = [(self.base, beside), *((self.guide.reader(list(rows)), rows) for rows in apart.values())]
-        self.readers = [
-            (reader, torch.tensor(list(factor_of.values()), device=reader.device))
-            for reader, factor_of in readers
-            if any(factor_of.values())
-        ]
+        asked = [(reader, [*factor_of.values()]) for reader, factor_of in readers if any(factor_of.values())]
+        self.readers = [(reader, torch.tensor(factors, device=reader.device)) for reader, factors in asked]
         self.texts = padded([job.base.ids for job in jobs], None, "left")[0].to(self.device)
         self.width = self.texts.shape[1]
         seeds = [torch.Generator().manual_seed(int(job.key[:15], 16)) for job in jobs]
@@ -107,12 +97,8 @@ class Steered(PreTrainedModel, GenerationMixin):
                 pad_token_id=decoder.tokenizer.pad_token_id or 0,  # what is behind an answer's end
                 use_cache=False,  # readers have their own, as of what follows
             )
-            more: Any = {
-                "attention_mask": torch.ones_like(self.texts),
-                "logits_processor": LogitsProcessorList([self.steer]),
-                "stopping_criteria": StoppingCriteriaList([self.end]),
-            }
-            self.texts = self.generate(self.texts, generation_config=config, **more)
+            ours: Any = LogitsProcessorList([self.steer]), StoppingCriteriaList([self.end])
+            self.texts = self.generate(self.texts, config, *ours, attention_mask=torch.ones_like(self.texts))
             yield self.answers()
 
     def forward(self, input_ids: torch.Tensor, **_) -> CausalLMOutput:

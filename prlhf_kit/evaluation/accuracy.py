@@ -20,11 +20,11 @@ from prlhf_kit.decoding.generate import generate
 from prlhf_kit.evaluation.intervals import intervals, long_table
 from prlhf_kit.evaluation.statistics import FEW, expanded
 from prlhf_kit.models.conditioning import takes_user_text
-from prlhf_kit.models.logprobs import as_read, score_pairs
+from prlhf_kit.models.logprobs import as_read, score_pairs, tokenize_pairs
 from prlhf_kit.models.saving import reference_of
 from prlhf_kit.models.user_index import GENERIC, UserIndex
 from prlhf_kit.training.controls import LABELS, Control
-from prlhf_kit.training.new_users import Adapted, adapt, log_ratios, tokenized, weigh
+from prlhf_kit.training.new_users import Adapted, adapt, log_ratios, weigh
 
 PERSONAL, GENERIC_ROW, VANILLA = "P-DPO, user", "P-DPO, generic row", LABELS["dpo"]
 TEXT, UNTRAINED = "prompt with user text", "untrained"
@@ -181,11 +181,12 @@ def ranked_by_pairs(
     at = {pair: i for i, pair in enumerate(largest["pair_id"])}
     known = weigh(model, tokenizer, largest, batch_size)
     tested = weigh(model, tokenizer, test, batch_size)
-    asked = tokenized(model, tokenizer, test) if steps else []
+    asked = tokenize_pairs(tokenizer, as_read(model, test)) if steps else []
     tables = [long_table(test, {"generic row": ranked_right(tested.margins[:, 0], 0)}, k=0)]
     for k in tqdm(sorted(ks), desc="known pairs a user", disable=None, leave=False):
         pairs = few_shot(data, k, seed)
-        evidence = known.of([at[pair] for pair in pairs["pair_id"]])
+        of_k = [at[pair] for pair in pairs["pair_id"]]
+        evidence = known._replace(margins=known.margins[of_k], reference=known.reference[of_k])
         found = adapt(model, tokenizer, pairs, steps=steps, batch_size=batch_size, evidence=evidence, **options)
         who = [found.user_ids.index(user) for user in test["user_id"]]
         nearest = [tested.rows.index(found.start[i]) for i in who]

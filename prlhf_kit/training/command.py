@@ -21,10 +21,6 @@ ADAPTER |= {"lora_target_modules": "target_modules", "use_rslora": "use_rslora",
 MODEL = {"model_name_or_path", "dtype", "use_peft", "load_in_4bit", *ADAPTER}
 
 
-class ArgumentsError(ValueError):
-    """An argument of `prlhf train` that is missing or has no effect; the message says which."""
-
-
 @dataclass
 class ScriptArguments:
     """The pairs, and how users enter. All else is of `PersonalizedDPOConfig` and of TRL's `ModelConfig`.
@@ -47,34 +43,31 @@ def recipe_of(config: Path, options: list[str]) -> tuple[Recipe, ScriptArguments
     `use_peft`, "qlora" with `load_in_4bit` too, else "full".
     """
     kinds: tuple[Any, ...] = (ScriptArguments, PersonalizedDPOConfig, ModelConfig)
-    parser = TrlParser(
-        kinds, allow_abbrev=False, prog="prlhf train", usage="prlhf train CONFIG.yaml [--NAME VALUE ...]"
-    )
+    usage = "prlhf train CONFIG.yaml [--NAME VALUE ...]"
+    parser = TrlParser(kinds, allow_abbrev=False, prog="prlhf train", usage=usage)
     for action in parser._actions:
         action.default = argparse.SUPPRESS  # so that what is parsed is what was given
     content = yaml.safe_load(config.read_text())
     if not isinstance(content, dict):
-        raise ArgumentsError(f"{config} holds no mapping. Expected lines such as `alpha: 0.5`.")
+        raise ValueError(f"{config} holds no mapping. Expected lines such as `alpha: 0.5`.")
     if unknown := parser.set_defaults_with_config(**content):
-        raise ArgumentsError(f"{config} has {', '.join(unknown[::2])}, which prlhf train does not know.")
+        raise ValueError(f"{config} has {', '.join(unknown[::2])}, which prlhf train does not know.")
     given = vars(parser.parse_args(options))
     script, settings, model = (
         {each.name: given[each.name] for each in fields(kind) if each.name in given} for kind in kinds
     )
     if without_effect := model.keys() - MODEL - settings.keys():
-        raise ArgumentsError(f"{', '.join(sorted(without_effect))} would have no effect here. Leave it out.")
+        raise ValueError(f"{', '.join(sorted(without_effect))} would have no effect here. Leave it out.")
     for name, where in (("dataset_name", script), ("output_dir", settings)):
         if not where.get(name):
-            raise ArgumentsError(f"{name} is missing: write it into {config}, or give --{name}.")
+            raise ValueError(f"{name} is missing: write it into {config}, or give --{name}.")
     out = settings.pop("output_dir")
     arguments = ScriptArguments(**script)
     quantised, adapted = model.get("load_in_4bit"), model.get("use_peft")
     recipe = Recipe(
-        method=arguments.method,
+        **{name: value for name, value in vars(arguments).items() if not name.startswith("dataset_")},
         train_base="qlora" if quantised else "lora" if adapted else "full",
         dtype=model.get("dtype", "auto"),
-        user_model=arguments.user_model,
-        user_model_options=arguments.user_model_options,
         adapter={ours: model[theirs] for theirs, ours in ADAPTER.items() if theirs in model},
         settings=settings,
     )

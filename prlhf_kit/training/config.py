@@ -41,12 +41,11 @@ class PersonalizedDPOConfig(UserSettings, DPOConfig):
     """TRL's `DPOConfig`, `UserSettings`, and what P-DPO needs.
 
     Args:
-        alpha: weight of the user's loss against the generic user's, in [0, 1]. At 1 and 0 the term without weight
-            is not computed.
+        alpha: weight of the user's loss against the generic user's, in [0, 1]. A term without weight is not computed.
         share_prompt: compute each prompt once for both responses (`training/prompt_once.py`): same loss, less work.
         pairs_per_row: so many pairs of one user and prompt, which follow each other in the training pairs (by
             `data.select.in_blocks`; recipes call it), share a row of the batch, with `share_prompt`: same loss, faster
-            where users have many short pairs under one prompt. Their order is then the same in every epoch.
+            where prompts are few. Their order is then the same in every epoch.
         personalized: False trains vanilla DPO on the same pairs in the same order: the control.
     """
 
@@ -61,17 +60,12 @@ class PersonalizedDPOConfig(UserSettings, DPOConfig):
         if not 0 <= self.alpha <= 1:
             raise ValueError(f"alpha is {self.alpha}, expected a number in [0, 1]: the weight of the user's loss.")
         if self.use_liger_kernel:
-            raise ValueError(
-                "use_liger_kernel=True replaces the model's forward and bypasses the hooks that put the user tokens "
-                "in front of the prompt. Set use_liger_kernel=False."
-            )
+            raise ValueError("use_liger_kernel=True bypasses the hooks that put user tokens in front. Set it to False.")
         if self.pairs_per_row > 1:
             self.train_sampling_strategy = "sequential"
             if self.per_device_train_batch_size % self.pairs_per_row:
-                raise ValueError(
-                    f"pairs_per_row={self.pairs_per_row} does not divide per_device_train_batch_size="
-                    f"{self.per_device_train_batch_size}, so rows would be torn apart. Choose a multiple as batch size."
-                )
+                size = f"per_device_train_batch_size={self.per_device_train_batch_size}"
+                raise ValueError(f"pairs_per_row={self.pairs_per_row} does not divide {size}. Choose a multiple of it.")
         for_this_machine(self)
         super().__post_init__()
 
@@ -94,10 +88,8 @@ class PersonalizedRewardConfig(UserSettings, RewardConfig):
 
     def __post_init__(self):
         if self.lm_loss_coeff < 0 or not 0 <= self.lm_score_threshold < 1:
-            raise ValueError(
-                f"lm_loss_coeff={self.lm_loss_coeff}, lm_score_threshold={self.lm_score_threshold}: expected a weight "
-                "of at least 0 and a threshold in [0, 1)."
-            )
+            found = f"lm_loss_coeff={self.lm_loss_coeff}, lm_score_threshold={self.lm_score_threshold}"
+            raise ValueError(f"{found}: expected a weight of at least 0 and a threshold in [0, 1).")
         for_this_machine(self)
         super().__post_init__()
         if self.eval_strategy == "no":

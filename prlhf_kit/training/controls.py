@@ -32,20 +32,14 @@ WITHOUT_USERS = ("dpo", "dpo_text")  # trained as plain DPO
 def require_user_text(pairs: Dataset) -> None:
     """Raise `ValueError` where users say nothing that could be put into their prompts."""
     if silent := sum(not text for text in pairs["user_text"]):
-        raise ValueError(
-            f"{silent} of {len(pairs)} pairs have no user_text, so there is nothing to put into their prompts. Use a "
-            "dataset in which users say what they want, or leave user_text (dpo_text) out."
-        )
+        raise ValueError(f"{silent} of {len(pairs)} pairs have no user_text. Leave them, or user_text (dpo_text), out.")
 
 
 def with_words(pairs: Dataset) -> Dataset:
     """`with_user_text` of training pairs: all users say something, and the reference was computed without it."""
     require_user_text(pairs)
     if not set(REFERENCE) <= set(pairs.column_names):
-        raise ValueError(
-            f"the pairs have no columns {' and '.join(REFERENCE)}: the reference does not see the users' words, so it "
-            "is computed before they are put in. Call pairs = add_reference_logps(pairs, base, tokenizer) first."
-        )
+        raise ValueError("the reference does not see the users' words: call models.logprobs.add_reference_logps first.")
     return with_user_text(pairs)
 
 
@@ -67,37 +61,34 @@ def control_pairs(method: str, pairs: Dataset, seed: int = 0) -> tuple[Dataset, 
 
 @dataclass(frozen=True)
 class Control:
-    """A trained control. `index` is None where it knows no users; `user_text`: their words are in the prompt."""
+    """A trained control. `index` is None where it knows no users."""
 
     label: str
     model: Any
     index: UserIndex | None = None
-    user_text: bool = False
 
     def score(self, tokenizer: PreTrainedTokenizerBase, pairs: Dataset, batch_size: int = 16) -> pd.DataFrame:
         """`score_pairs` with what this control knows of each pair's user."""
-        rows = None
-        if self.index is not None:
-            pooled = self.label == LABELS["pooled"]  # by name: a user may be called so, too
-            users = [EVERYONE] * len(pairs) if pooled else pairs["user_id"]
-            rows = self.index.rows(users, unknown="generic")
-        return score_pairs(self.model, tokenizer, with_user_text(pairs) if self.user_text else pairs, rows, batch_size)
+        if self.index is None:
+            pairs = with_user_text(pairs) if self.label == LABELS["dpo_text"] else pairs
+            return score_pairs(self.model, tokenizer, pairs, batch_size=batch_size)
+        pooled = self.label == LABELS["pooled"]  # by name: a user may be called so, too
+        rows = self.index.rows([EVERYONE] * len(pairs) if pooled else pairs["user_id"], unknown="generic")
+        return score_pairs(self.model, tokenizer, pairs, rows, batch_size)
 
 
 def load_control(folder: str | Path, base: str) -> Control:
     """The control that was trained into `folder`, whose name is its own."""
     folder = Path(folder)
-    label, text = LABELS[folder.name], folder.name == "dpo_text"
+    label = LABELS[folder.name]
     if UserIndex.load(folder)[1]["user_model"] is not None:
-        model, index = load_personalized(folder, base)
-        return Control(label, model, index, text)
+        return Control(label, *load_personalized(folder, base))
     if Path(folder, "adapter_config.json").exists():
-        return Control(label, PeftModel.from_pretrained(load_model(base), folder).eval(), None, text)
-    return Control(label, load_model(str(folder)), None, text)
+        return Control(label, PeftModel.from_pretrained(load_model(base), folder).eval())
+    return Control(label, load_model(str(folder)))
 
 
 def load_controls(folder: str | Path, base: str) -> Iterator[Control]:
     """The controls that lie in `folder`, one after the other, so that one at a time is in memory."""
-    for name in LABELS:
-        if Path(folder, name).exists():
-            yield load_control(Path(folder, name), base)
+    for path in filter(Path.exists, (Path(folder, name) for name in LABELS)):
+        yield load_control(path, base)

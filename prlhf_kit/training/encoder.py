@@ -110,10 +110,7 @@ def fit_encoder(
     scale = np.where(scale > 0, scale, 1.0) * difference.shape[1] ** 0.5
     who, names = pd.factorize(np.array(user_ids, dtype=object), sort=True)
     if (several := int((np.bincount(who) > 1).sum())) < 2:
-        raise ValueError(
-            f"{several} users have 2 pairs or more, expected at least 2: an encoder learns from one pair of a user to "
-            "another. Use a kind of training/heads.py, or more users."
-        )
+        raise ValueError(f"{several} users have 2 pairs or more, expected at least 2. Use a head, or more users.")
     z = torch.tensor(difference / scale, dtype=torch.float32)
     same = pd.factorize(np.array([str(response) for response in chain(*responses)]))[0].reshape(2, -1).T
     variational, strength = kind == "variational", config.strengths[0]
@@ -134,10 +131,13 @@ def _train(
     z: torch.Tensor, who: np.ndarray, same: np.ndarray, strength: float, variational: bool, config: EncoderConfig
 ) -> Weights:
     """Adam on episodes. `who`, `same`: users `[n]` and responses `[n, 2]` by number."""
-    made = torch.Generator().manual_seed(config.seed)
-    rng = np.random.default_rng(config.seed)
+    made, rng = torch.Generator().manual_seed(config.seed), np.random.default_rng(config.seed)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=made)
+
     r, d = config.size, z.shape[1]
-    starts = torch.zeros(d), _normal(made, r, d), _normal(made, r, r) / r**0.5, 0.1 * _normal(made, r, r) - 2
+    starts = torch.zeros(d), normal(r, d), normal(r, r) / r**0.5, 0.1 * normal(r, r) - 2
     weights = Weights(*(start.requires_grad_() for start in starts))
     optimizer = torch.optim.Adam(weights, lr=config.learning_rate)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.learning_rate, config.steps, pct_start=0.1)
@@ -151,7 +151,7 @@ def _train(
             divergence = 0.5 * (mean.square() + variance - 1 - variance.log()).sum() / users
             weight = config.divergence * min(1, 2 * step / config.steps) * len(set(who)) / len(z)
             penalty = penalty + weight * divergence
-            mean = mean + variance.sqrt() * _normal(made, *mean.shape)
+            mean = mean + variance.sqrt() * normal(*mean.shape)
         odds = pooled[asked] + (seen[asked] * mean[rows[asked]]).sum(1)
         loss = F.softplus(-odds).sum() / max(1, len(asked)) + penalty
         optimizer.zero_grad()
@@ -159,10 +159,6 @@ def _train(
         optimizer.step()
         schedule.step()
     return Weights(*(part.detach() for part in weights))
-
-
-def _normal(made: torch.Generator, *shape: int) -> torch.Tensor:
-    return torch.randn(*shape, generator=made)
 
 
 def _validated(weights: Weights, z: torch.Tensor, who: np.ndarray, same: np.ndarray, config: EncoderConfig) -> float:

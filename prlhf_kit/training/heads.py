@@ -215,10 +215,8 @@ def _fit(kind: str, sizes: Sequence[int], base: float, strength: float, pairs: _
         return w0, own, shared
 
     zeros = w0.new_zeros(len(w0), len(pairs.counts), w0.shape[1])
-    if kind == "pooled":
-        return [least(kind, w0, zeros[..., :0], zeros[:, :0])]
-    if kind == "per_user":
-        return [least(kind, w0, zeros, zeros[:, :0])]
+    if kind in ("pooled", "per_user"):
+        return [least(kind, w0, zeros if kind == "per_user" else zeros[..., :0], zeros[:, :0])]
     if len(pairs.counts) <= MANY_USERS:
         w0, heads, _ = least("per_user", w0, zeros, zeros[:, :0], STEPS)
     else:  # one step of Newton's for each, with the Hessian's diagonal, is enough to see in what they differ

@@ -21,8 +21,6 @@ from prlhf_kit.files import write_json
 from prlhf_kit.models.hub import SFT_FILE, load_model, weights_in
 from prlhf_kit.training.presets import made_for, preset
 
-DTYPES = ("auto", "float32", "bfloat16")
-
 
 def read_recipe(kind: type, path: str | Path) -> tuple[Any, str, Any, str, Any]:
     """Arguments of `train`, `train_sft` or `train_reward` from a JSON file: the recipe's fields, `model`, `out`, and
@@ -57,14 +55,6 @@ def writable(pairs: Dataset) -> Dataset:
     return Dataset(pairs.with_format("arrow")[:], info=pairs.info, split=pairs.split)
 
 
-def check_train_base(train_base: str, known: Sequence[str]) -> None:
-    """Raise `ValueError` for a way to train the base that is not known, or can't be gone here."""
-    if train_base not in known:
-        raise ValueError(f"train_base={train_base!r}: expected one of {', '.join(known)}.")
-    if train_base == "qlora" and not torch.cuda.is_available():  # bitsandbytes 0.50 has no gradient on CPUs
-        raise ValueError("train_base='qlora' needs a GPU and bitsandbytes; 'lora' runs anywhere.")
-
-
 def load_base(model: str, train_base: str = "lora", device: str | None = None, dtype: str = "auto") -> PreTrainedModel:
     """The base model as it is trained, and as the reference reads: 4 bits for QLoRA; `device` as in `load_model`. The
     `dtype` "auto" is bfloat16 on a GPU unless the base's own weights are trained, float32 elsewhere."""
@@ -73,12 +63,8 @@ def load_base(model: str, train_base: str = "lora", device: str | None = None, d
     four_bits = None
     if train_base == "qlora":
         device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
-        four_bits = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=torch.bfloat16,
-        )
+        nf4 = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
+        four_bits = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.bfloat16, **nf4)
     loaded: Any = load_model(model, getattr(torch, dtype), device, four_bits)
     if Path(model, SFT_FILE).is_file():  # tells trainings apart (`fit`)
         loaded.starts_from = weights_in(model)
@@ -86,23 +72,15 @@ def load_base(model: str, train_base: str = "lora", device: str | None = None, d
 
 
 def launch_recipe(
-    module: str,
-    launch: Sequence[str],
-    recipe: Any,
-    model: str,
-    pairs: Dataset,
-    out: str | Path,
-    evaluation: Dataset | None = None,
+    module: str, launch: Sequence[str], recipe: Any, model: str, out: str | Path, sets: dict[str, Dataset]
 ) -> None:
-    """Train a recipe by `module` in processes of their own. It is written to `<out>-launched.json`, its pairs beside.
-    Raises `RuntimeError` with the end of what they said, if they fail."""
+    """Train a recipe by `module` in processes of their own. It is written to `<out>-launched.json`, its pairs and
+    perhaps its evaluation (`sets`) beside. Raises `RuntimeError` with the end of what they said, if they fail."""
     fields = {**vars(recipe), "model": model, "out": str(out)}
-    for name, part in (("pairs", pairs), ("evaluation", evaluation)):
-        folder = f"{out}-launched-{name}"
-        shutil.rmtree(folder, ignore_errors=True)
-        if part is not None:
-            part.save_to_disk(folder)
-            fields[name] = folder
+    for name, part in sets.items():
+        fields[name] = f"{out}-launched-{name}"
+        shutil.rmtree(fields[name], ignore_errors=True)
+        part.save_to_disk(fields[name])
     file = Path(f"{out}-launched.json")
     write_json(file, fields)
     line = [sys.executable, "-m", "accelerate.commands.launch", *launch, "-m", module, str(file)]

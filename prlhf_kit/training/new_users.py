@@ -51,11 +51,11 @@ def adapt(
 ) -> Adapted:
     """Fit the rows of users who have none, by DPO's loss on their own pairs; everything else is frozen.
 
-    Every user starts at the row that explains their pairs best (`weigh`), and goes on by Adam. All are fitted together,
-    and since nothing is shared among them each gets what it would get alone.
+    Every user starts at the row that explains their pairs best (`weigh`), and goes on by Adam. Nothing is shared among
+    them, so each gets what it would get alone.
 
     Args:
-        model: trained personalised model (of `load_personalized` or a trainer) whose user model is a `UserModel`.
+        model: trained personalised model whose user model is a `UserModel`.
         pairs: preference records of the new users (`kit.data.few_shot`).
         steps: of Adam; 0 keeps the best row to start from.
         evidence: of the pairs (`weigh`), where it is known already.
@@ -71,7 +71,7 @@ def adapt(
     start = [evidence.rows[i] for i in losses.argmin(0)]
     own = table.user_offsets(torch.tensor(start)).detach().clone().requires_grad_()
     optimizer = torch.optim.Adam([own], lr=learning_rate)
-    asked = tokenized(model, tokenizer, pairs) if steps else []
+    asked = tokenize_pairs(tokenizer, as_read(model, pairs)) if steps else []
     reference = torch.tensor(evidence.reference)
     rows = []
     model.eval()  # no dropout
@@ -103,18 +103,11 @@ def placed(model, index: UserIndex, heads: Heads, embedder: Embedder, pairs: Dat
     return Adapted(user_ids, user_table(model).user_offsets(torch.tensor(rows)).detach(), start=rows)
 
 
-Tokens = tuple[list[int], list[int]]  # of a prompt and a completion
-
-
-def tokenized(model, tokenizer: PreTrainedTokenizerBase, pairs: Dataset) -> list[tuple[Tokens, Tokens]]:
-    """Chosen and rejected of each pair, as `log_ratios` takes them; with the users' words where `model` has them."""
-    return [((p, c), (p, r)) for p, c, r in tokenize_pairs(tokenizer, as_read(model, pairs))]
-
-
-def log_ratios(model, asked: Sequence[tuple[Tokens, Tokens]], own: torch.Tensor, pad_token_id: int) -> torch.Tensor:
-    """log pi(chosen) - log pi(rejected) in one forward pass: `[n]`, differentiable in the users' `own` `[n, ...]`."""
+def log_ratios(model, asked: Sequence[tuple[list[int], ...]], own: torch.Tensor, pad_token_id: int) -> torch.Tensor:
+    """log pi(chosen) - log pi(rejected) of pairs (`tokenize_pairs`) in one forward pass: `[n]`, differentiable in the
+    users' `own` `[n, ...]`."""
     users = user_table(model).tokens(own).repeat(2, 1, 1)
-    texts = [chosen for chosen, _ in asked] + [rejected for _, rejected in asked]
+    texts = [(prompt, chosen) for prompt, chosen, _ in asked] + [(prompt, rejected) for prompt, _, rejected in asked]
     chosen, rejected = response_logps(model, texts, pad_token_id, users).chunk(2)
     return chosen - rejected
 
@@ -126,10 +119,6 @@ class Evidence(NamedTuple):
     margins: np.ndarray  # `[n, rows]`, DPO's reward margins without beta (nats) under each of `rows`
     reference: np.ndarray  # `[n]`, the reference's log pi(chosen) - log pi(rejected)
 
-    def of(self, pairs: Sequence[int]) -> Evidence:
-        """That of some of the pairs."""
-        return Evidence(self.rows, self.margins[pairs], self.reference[pairs])
-
 
 def weigh(model, tokenizer: PreTrainedTokenizerBase, pairs: Dataset, batch_size: int = 16) -> Evidence:
     """Score `pairs` under the reference and the rows that a new user may start from: the generic one and those of up to
@@ -139,23 +128,18 @@ def weigh(model, tokenizer: PreTrainedTokenizerBase, pairs: Dataset, batch_size:
         scores = score_pairs(scored, tokenizer, pairs, rows, batch_size)
         return (scores.chosen_logp - scores.rejected_logp).to_numpy()
 
-    rows = list(range(user_table(model).num_rows))
-    if len(rows) > 65:
-        rows = [GENERIC, *_typical(user_table(model), 16)]
+    table = user_table(model)
+    rows = list(range(table.num_rows))
+    if len(rows) > 65:  # those who are nearest to the centres of all users' numbers
+        own = table.own.detach()[GENERIC + 1 :].flatten(1).float().cpu().numpy()
+        centres = KMeans(16, n_init=4, random_state=0).fit(own).cluster_centers_
+        rows = sorted({GENERIC, *(GENERIC + 1 + int(row) for row in pairwise_distances_argmin(centres, own))})
     read = as_read(model, pairs, reference=True)
     with reference_of(model) as base:
         reference = ratios(base, read)
     shown = tqdm(rows, desc="known users", disable=None, leave=False)
-    return Evidence(
-        rows, np.stack([ratios(model, pairs, [row] * len(pairs)) - reference for row in shown], 1), reference
-    )
-
-
-def _typical(table: UserModel, n: int) -> list[int]:
-    """Rows of the users who are nearest to the n centres of all users' numbers (k-means)."""
-    own = table.own.detach()[GENERIC + 1 :].flatten(1).float().cpu().numpy()
-    centres = KMeans(n, n_init=4, random_state=0).fit(own).cluster_centers_
-    return sorted({GENERIC + 1 + int(row) for row in pairwise_distances_argmin(centres, own)})
+    margins = np.stack([ratios(model, pairs, [row] * len(pairs)) - reference for row in shown], 1)
+    return Evidence(rows, margins, reference)
 
 
 def user_table(model) -> UserModel:

@@ -64,8 +64,8 @@ class PersonalizedDPOTrainer(PersonalizedTraining, DPOTrainer):
 
     Beside TRL's metrics of the user pass it logs those of the generic pass (`generic/`) and the mean and the least
     reward accuracy among users (`users/mean`, `users/worst`). Every user's own is in `rows` and, beside each saved
-    adapter, in `user_metrics.parquet`: `step`, `mode`, `user_id`, `accuracy`, `pairs` (since the last time).
-    `dropped[split]` counts, per user, the pairs of which `max_length` leaves nothing to learn from.
+    adapter, in `user_metrics.parquet` (`columns`; `pairs`: since the last time). `dropped[split]` counts, per user, the
+    pairs of which `max_length` leaves nothing to learn from.
 
     Args:
         model: conditioned causal LM (for the vanilla control, `personalized=False`: any causal LM). Or its name, as
@@ -96,19 +96,13 @@ class PersonalizedDPOTrainer(PersonalizedTraining, DPOTrainer):
         **kwargs,
     ):
         if isinstance(model, PeftModel):
-            raise ValueError(
-                "the model is wrapped by PEFT already. Pass the conditioned base model and peft_config=LoraConfig(...) "
-                "so that the base is the reference; to go on from a trained adapter, merge it first."
-            )
+            raise ValueError("the model is wrapped by PEFT already. Pass its base (or a merged model) and peft_config.")
         if train_dataset is None:
             raise ValueError("train_dataset is missing: pairs with a user_id, as kit.data.load gives them.")
         held_out = eval_dataset if isinstance(eval_dataset, dict) else {"eval": eval_dataset}
         for name, pairs in {"train": train_dataset, **held_out}.items():
             if pairs is not None and "user_id" not in pairs.column_names:
-                raise ValueError(
-                    f"the {name} dataset has no column 'user_id' (it has {pairs.column_names}). P-DPO must know who "
-                    "stated each preference; see prlhf_kit.data.schema for the record."
-                )
+                raise ValueError(f"the {name} dataset has no column 'user_id' (data.schema), but {pairs.column_names}.")
         name = model if isinstance(model, str) else name_of(causal_lm(model))
         args = args or PersonalizedDPOConfig(f"{Path(name).name}-P-DPO")
         if isinstance(model, str):
@@ -137,11 +131,8 @@ class PersonalizedDPOTrainer(PersonalizedTraining, DPOTrainer):
             generic_term=args.alpha < 1,
             **kwargs,
         )
-        if self.aux_loss_enabled and (args.personalized or args.share_prompt):
-            raise ValueError(
-                f"{type(causal_lm(model)).__name__} is a mixture of experts, whose router loss TRL computes from the "
-                "texts' mask; user tokens and shared prompts don't go with it. Set router_aux_loss_coef=0.0."
-            )
+        if self.aux_loss_enabled and (args.personalized or args.share_prompt):  # TRL takes the texts' mask for it
+            raise ValueError("a router loss knows no user tokens and shared prompts. Set router_aux_loss_coef=0.0.")
 
     def _prepare_dataset(self, dataset, processing_class, args, dataset_name):
         # Private in TRL, which tokenises here and nowhere else: only here is known what max_length leaves of a pair.
@@ -164,10 +155,8 @@ class PersonalizedDPOTrainer(PersonalizedTraining, DPOTrainer):
             if longest > limit or len(dataset) < len(whole):
                 require_lengths(processing_class, whole, args.max_length, dataset_name)
             if args.ld_alpha is not None:
-                raise ValueError(
-                    f"the {dataset_name} dataset brings reference log-probs of whole texts, but "
-                    f"ld_alpha={args.ld_alpha} weights them by token. Remove the columns {' and '.join(REFERENCE)}."
-                )
+                why = f"are of whole texts, but ld_alpha={args.ld_alpha} weights them by token"
+                raise ValueError(f"the columns {' and '.join(REFERENCE)} {why}. Remove them.")
         check_length(self._unwrapped, int(min(longest, limit)) + self._user_tokens)  # before the reference is computed
         cut = Counter(user for user, n in zip(dataset["user_id"], lengths, strict=True) if n > limit)
         if cut and args.truncation_mode == "keep_start":  # what is left of the two may be the same
@@ -176,18 +165,12 @@ class PersonalizedDPOTrainer(PersonalizedTraining, DPOTrainer):
             dataset = dataset.select(left)
         self.dropped[dataset_name] = dropped = dict(asked - Counter(dataset["user_id"]))
         if cut:
-            warnings.warn(
-                f"{cut.total()} pairs of the {dataset_name} set are longer than max_length={limit} tokens and are "
-                f"cut, by user: {dict(cut)}; dropped: {dropped}. Raise max_length.",
-                stacklevel=3,
-            )
+            said = f"{cut.total()} pairs of the {dataset_name} set are longer than max_length={limit} tokens and cut"
+            warnings.warn(f"{said}, by user: {dict(cut)}; dropped: {dropped}. Raise max_length.", stacklevel=3)
         untrained = sorted(set(self.user_index.user_ids) - set(dataset["user_id"]))
-        if dataset_name == "train" and untrained:
-            warnings.warn(
-                f"{len(untrained)} users of the user index have no pair to train on, first {untrained[0]!r}. Their "
-                "rows stay as initialised, which is not the generic user: leave them out of the index.",
-                stacklevel=3,
-            )
+        if dataset_name == "train" and untrained:  # their rows stay as initialised, which is not the generic user
+            said = f"{len(untrained)} users of the user index have no pair to train on, first {untrained[0]!r}"
+            warnings.warn(f"{said}. Leave them out of the index.", stacklevel=3)
         return dataset
 
     def _precompute_ref_logps(self, dataset, name, batch_size):

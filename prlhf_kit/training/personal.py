@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 import torch
 from peft import PeftConfig
-from transformers import PreTrainedTokenizerBase, Trainer
+from transformers import Trainer
 
 from prlhf_kit.files import write_json
 from prlhf_kit.models.conditioning import ATTRIBUTE, causal_lm, user_model_of, user_models
@@ -48,10 +48,8 @@ class PersonalizedTraining(Trainer):
     ):
         self.rows: list[tuple] = []
         if kwargs["args"].push_to_hub:
-            raise ValueError(
-                "push_to_hub=True would upload user ids, which are personal data, with each checkpoint. Train without "
-                "it, then call trainer.push_to_hub(), which leaves them out."
-            )
+            what = "would upload user ids, which are personal data"
+            raise ValueError(f"push_to_hub=True {what}. After training, trainer.push_to_hub() leaves them out.")
         for table in user_models(model):
             if getattr(table, "after_bos", False) is None:
                 table.after_bos = begins_with_bos(kwargs["processing_class"])
@@ -64,8 +62,7 @@ class PersonalizedTraining(Trainer):
         # TRL puts all that is trained on a quantized base into bfloat16, in which a row could not take small steps
         for table in user_models(self.model):
             table.float()
-        if isinstance(self.processing_class, PreTrainedTokenizerBase):  # kept in `users.json`
-            setattr(causal_lm(self.model), TOKENIZER, tokenizer_hash(self.processing_class))
+        setattr(causal_lm(self.model), TOKENIZER, tokenizer_hash(kwargs["processing_class"]))  # kept in `users.json`
         self.add_callback(Checkpoints())
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
@@ -109,24 +106,16 @@ class PersonalizedTraining(Trainer):
             rows.drop_duplicates(list(self.key), keep="last").to_parquet(Path(folder, self.table))
             self.write_beside(self.accelerator.unwrap_model(self.model), folder)
 
-    def push_to_hub(
-        self, commit_message="End of training", blocking=True, token=None, revision=None, private=None, **kwargs
-    ):
+    def push_to_hub(self, commit_message="End of training", **kwargs):
         """`models.publish.push_to_hub` of `output_dir` to `hub_model_id`, with its `kwargs`: TRL's would upload ids."""
         self.save_model()
         if not self.is_world_process_zero():
             return None
-        folder, private = Path(self.args.output_dir), self.args.hub_private_repo if private is None else private
+        args, folder = self.args, Path(self.args.output_dir)
         write_json(folder / MADE_FROM, made_from(self))
-        return push_to_hub(
-            folder,
-            self.args.hub_model_id or folder.name,
-            private=private is not False,
-            revision=revision or self.args.hub_revision,
-            token=token or self.args.hub_token,
-            commit_message=commit_message,
-            **kwargs,
-        )
+        known = {"private": args.hub_private_repo is not False, "revision": args.hub_revision, "token": args.hub_token}
+        name = args.hub_model_id or folder.name
+        return push_to_hub(folder, name, commit_message=commit_message, **(known | kwargs))
 
     def write_beside(self, model, folder: str) -> None:
         """Write what loading the model in `folder` needs beside its weights."""
@@ -139,15 +128,10 @@ def index_for(model, user_ids: Iterable[str], index: UserIndex | None) -> UserIn
     users = sorted(set(user_ids))
     index = index or UserIndex(users)
     if missing := [user for user in users if user not in index]:
-        raise ValueError(
-            f"{len(missing)} users of the training set have no row in the user index, first {missing[0]!r}. "
-            "Build the index from the training set: UserIndex(sorted(set(train['user_id'])))."
-        )
+        said = f"{len(missing)} users of the training set have no row in the user index, first {missing[0]!r}"
+        raise ValueError(f"{said}. Build it as UserIndex(sorted(set(train['user_id']))).")
     user_model_of(model)
     rows = getattr(user_models(model)[-1], "num_rows", len(index))
     if rows != len(index):
-        raise ValueError(
-            f"the user model has {rows} rows, but the user index {len(index)} (users and the generic one). "
-            "Build it with num_rows=len(user_index)."
-        )
+        raise ValueError(f"the user model has {rows} rows, expected num_rows=len(user_index), which is {len(index)}.")
     return index

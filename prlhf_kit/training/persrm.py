@@ -59,10 +59,8 @@ class PersRMRecipe:
 
     def __post_init__(self):
         if self.wording.count("{}") != 1 or "{prompt}" in self.wording.removesuffix("{prompt}"):
-            raise ValueError(
-                f"wording={self.wording!r}: expected a text with one {{}}, where the preference goes. {{prompt}} may "
-                "stand at its end: the text is then put in front of the user's own."
-            )
+            expected = "a text with one {}, where the preference goes; {prompt} may stand at its end (see RELEASED)"
+            raise ValueError(f"wording={self.wording!r}: expected {expected}.")
 
 
 def with_preference(pairs: Dataset, wording: str = WORDING) -> Dataset:
@@ -142,9 +140,8 @@ def load_persrm(folder: str | Path, base=None) -> PeftModel | PreTrainedModel:
         whole = all((folder / name).is_file() for name in (PERSRM_FILE, WEIGHTS))
         if not whole or sum(HEAD in name for name in load_file(folder / WEIGHTS)) != 2:
             raise ModelError(
-                f"{folder} holds no whole PersRM: expected {PERSRM_FILE} and, in {WEIGHTS}, weight and bias of the "
-                f"preference head, or a merged model with {' or '.join(VALUE_HEADS)} beside it. Copy the whole folder "
-                "that train_persrm wrote, or train again."
+                f"{folder} holds no whole PersRM: expected {PERSRM_FILE} and, in {WEIGHTS}, a preference head, or a "
+                f"merged model with {' or '.join(VALUE_HEADS)}. Copy all that train_persrm wrote, or train again."
             )
         saved = json.loads((folder / PERSRM_FILE).read_text())
     else:
@@ -155,8 +152,7 @@ def load_persrm(folder: str | Path, base=None) -> PeftModel | PreTrainedModel:
     base.wording = saved["wording"]
     if value_head is None:
         return PeftModel.from_pretrained(base, folder).eval()
-    pickled = value_head.suffix == ".bin"
-    found = torch.load(value_head, "cpu", weights_only=True) if pickled else load_file(value_head)
+    found = load_file(value_head) if value_head.suffix != ".bin" else torch.load(value_head, "cpu", weights_only=True)
     found = {name.removeprefix("v_head.summary."): value for name, value in found.items()}
     head = getattr(base, HEAD)
     shapes, wanted = ({name: tuple(value.shape) for name, value in s.items()} for s in (found, head.state_dict()))

@@ -21,11 +21,8 @@ def preset(name: str, **changes: Any) -> dict[str, Any]:
         Recipe(**preset("prlhf_tldr", settings={"max_length": 400}))
 
     Args:
-        name: one of `PRESETS`; `prlhf presets` prints them.
+        name: one of `PRESETS`; `prlhf presets` prints them. `SchemaError` for others.
         changes: arguments in place of the preset's; dictionaries are merged with its own.
-
-    Raises:
-        SchemaError: there is no such preset.
     """
     found = yaml.safe_load(text_of(name))
     for key, value in changes.items():

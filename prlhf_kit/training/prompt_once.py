@@ -132,20 +132,16 @@ def _mask(real: torch.Tensor, ahead: int, width: int, dtype: torch.dtype) -> tor
 
 def collator_for(model, args, pad_token_id: int, user_tokens: int) -> DataCollatorForPersonalizedPreference:
     """The collator that `args` (a `PersonalizedDPOConfig`) asks for, where `model` gives the same outputs with it."""
-    collator = DataCollatorForPersonalizedPreference(
-        pad_token_id, args.max_length, args.truncation_mode, args.pad_to_multiple_of
-    )
+    settings = args.max_length, args.truncation_mode, args.pad_to_multiple_of
+    collator = DataCollatorForPersonalizedPreference(pad_token_id, *settings)
     longest = longest_shared(model)
     # cut in front, the two texts of a pair have two prompts
     wanted = args.share_prompt and args.truncation_mode == "keep_start"
     if wanted and longest and shares_prompts(model):
         collator.longest = longest - user_tokens
     elif wanted:
-        warnings.warn(
-            f"{type(model).__name__} does not give the same hidden states with a prompt that two responses share (or "
-            f"its attention, {model.config._attn_implementation!r}, takes no 4-D mask). Training goes on without that.",
-            stacklevel=3,
-        )
+        told = f"{type(model).__name__}, attention {model.config._attn_implementation!r}"
+        warnings.warn(f"share_prompt gives other hidden states ({told}). Training goes on without it.", stacklevel=3)
     return collator
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy.special import entr, expit
+from scipy.special import expit
+from scipy.stats import entropy
 
 from prlhf_kit.training.heads import Heads
 
@@ -27,7 +28,8 @@ def expected_information(heads: Heads, user_id: str | None, candidates: np.ndarr
     nodes, weights = np.polynomial.hermite_e.hermegauss(20)
     odds = heads.reward(candidates, [user_id] * len(candidates))[:, None] + deviation[:, None] * nodes
     p, weights = expit(odds), weights / weights.sum()  # [n, 20]
-    return _entropy(p @ weights) - _entropy(p) @ weights
+    mean = p @ weights
+    return entropy([mean, 1 - mean]) - entropy([p, 1 - p]) @ weights
 
 
 def most_informative(
@@ -40,7 +42,3 @@ def most_informative(
         told[found] = -1.0
         found.append(int(told.argmax()))
     return found
-
-
-def _entropy(p: np.ndarray) -> np.ndarray:
-    return entr(p) + entr(1 - p)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,6 @@ from transformers import AutoConfig, PreTrainedModel
 
 from prlhf_kit.data import fingerprint
 from prlhf_kit.data.chat import with_user_text
-from prlhf_kit.data.context import Context, require_context
 from prlhf_kit.data.select import in_blocks
 from prlhf_kit.files import short_hash
 from prlhf_kit.models.conditioning import condition, context_of
@@ -32,39 +31,28 @@ from prlhf_kit.models.user_index import UserIndex
 from prlhf_kit.models.user_models import USER_MODELS
 from prlhf_kit.training.config import PersonalizedDPOConfig
 from prlhf_kit.training.controls import LABELS, WITHOUT_USERS, control_pairs
-from prlhf_kit.training.launch import (
-    DTYPES,
-    check_train_base,
-    command,
-    launch_recipe,
-    load_base as load_base,
-    read_recipe,
-)
+from prlhf_kit.training.launch import command, launch_recipe, load_base, read_recipe
 from prlhf_kit.training.pdpo import FROZEN_BASE, PersonalizedDPOTrainer
 from prlhf_kit.training.presets import preset
 from prlhf_kit.training.resume import HISTORY, fit
-from prlhf_kit.training.sft import SFTRecipe, contexts_of, train_sft, with_reader, without_reference
+from prlhf_kit.training.sft import AnyRecipe, SFTRecipe, contexts_of, train_sft, with_reader, without_reference
 from prlhf_kit.training.user_start import fits_a_head, head_coefficients
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """What is trained and how: values only, which fit into a JSON file (`launch.read_recipe`).
+class Recipe(AnyRecipe):
+    """What is trained and how. More fields: `AnyRecipe`; `settings` are arguments of `PersonalizedDPOConfig`, and both
+    stages have the same context.
 
     Args:
         method: "pdpo", or a control (`training.controls.LABELS`).
         train_base: "lora", "qlora" (4-bit base, needs a GPU and `bitsandbytes`), "full", or "frozen": users alone.
         dtype: of the base's weights: "auto", "float32" or "bfloat16" (`launch.load_base`). What is trained beside them
             is float32. On CPUs that compute in it (avx512_bf16), bfloat16 takes about 0.6 of the time.
-        tokenizer: name of a tokenizer that is not the base model's own.
         user_model, user_model_options: one of `USER_MODELS`, and its arguments.
         user_start: features (`load_embedder`) on which a low-rank head says where each user of a "low_rank" user model
             starts (`head_coefficients`). "": at random.
         adapter: arguments of PEFT's `LoraConfig`.
-        settings: arguments of `PersonalizedDPOConfig`.
-        context, template, context_seed, choices: the reader in the prompt (`data.context`), for both stages; policy and
-            reference see the same prompts. Pairs that have a context already are taken as they are, with "none".
-            `choices`: how many of a user's training pairs context="choices" tells.
         sft: a supervised stage before, on the same pairs: arguments of `SFTRecipe` (`{}`: all defaults), perhaps with
             `preset`, and `out`, its folder (default `<out>-sft`), which recipes may share. The policy then starts from
             the SFT model, which is the reference: it sees the same prompts, but no soft tokens. Its adapter stays a
@@ -74,46 +62,28 @@ class Recipe:
     method: str = "pdpo"
     train_base: str = "lora"
     dtype: str = "auto"
-    tokenizer: str = ""
     user_model: str = "individual"
     user_model_options: dict[str, Any] = field(default_factory=dict)
     user_start: str = ""
     adapter: dict[str, Any] = field(default_factory=dict)
-    settings: dict[str, Any] = field(default_factory=dict)
-    context: Context = "none"
-    template: str = ""
-    context_seed: int = 0
-    choices: int = 4
     sft: dict[str, Any] | None = None
 
     def __post_init__(self):
-        check_train_base(self.train_base, ("lora", "qlora", "full", "frozen"))
-        require_context(self.context)
-        known = {"dtype": DTYPES, "method": ("pdpo", *LABELS), "user_model": tuple(USER_MODELS)}
-        for name, values in known.items():
-            if getattr(self, name) not in values:
-                raise ValueError(f"{name}={getattr(self, name)!r}: expected one of {', '.join(values)}.")
+        super().__post_init__()
+        self.require(train_base=("lora", "qlora", "full", "frozen"), dtype=("auto", "float32", "bfloat16"))
+        self.require(method=("pdpo", *LABELS), user_model=tuple(USER_MODELS))
         if self.user_start and self.user_model != "low_rank":
-            raise ValueError(
-                f"user_start={self.user_start!r} gives each user coefficients, which only user_model='low_rank' has."
-            )
+            raise ValueError(f"user_start={self.user_start!r} gives numbers that only user_model='low_rank' has.")
         if self.sft is not None:
             sft_of(self)
             if self.train_base == "qlora":
-                raise ValueError(
-                    "train_base='qlora' can't start from an SFT adapter, which would be rounded. Train the stages one "
-                    "by one, and between them write the merged model: kit.load_model(sft).save_pretrained(folder)."
-                )
+                way_out = "Train the stages one by one, and between them kit.load_model(sft).save_pretrained(folder)"
+                raise ValueError(f"train_base='qlora' would round an SFT adapter that it starts from. {way_out}.")
         if self.context != "none" and (self.method == "dpo_text" or self.user_model_options.get("user_text")):
-            raise ValueError(
-                f"context={self.context!r} and method='dpo_text' or the user model's user_text would both put users' "
-                "words into the prompts. Choose one of them."
-            )
+            both = f"context={self.context!r} and user_text (method dpo_text)"
+            raise ValueError(f"{both} would both put users' words into the prompts. Choose one of them.")
         if self.train_base == "frozen" and self.method in WITHOUT_USERS:
-            raise ValueError(
-                f"the control {self.method!r} has no users, so with a frozen base nothing would be trained. Choose "
-                "among pooled and random_users."
-            )
+            raise ValueError(f"nothing would be trained by {self.method!r} on a frozen base: it has no users.")
 
 
 def build_trainer(
@@ -137,11 +107,9 @@ def build_trainer(
     ours = {"output_dir": f"{out}-checkpoints", "use_cpu": cpu, "bf16": bf16}
     args = PersonalizedDPOConfig(**{**ours, **recipe.settings, "personalized": personalized})
     started = int(os.environ.get("WORLD_SIZE", 1))
-    if args.world_size != started:
-        raise RuntimeError(
-            f"{started} processes were started, but this one sees {args.world_size}: each would train for itself and "
-            "write over the others. Let `accelerate launch` and the recipe's use_cpu agree."
-        )
+    if args.world_size != started:  # each would train for itself and write over the others
+        said = f"{started} processes were started, but this one sees {args.world_size}"
+        raise RuntimeError(f"{said}. Let `accelerate launch` and the recipe's use_cpu agree.")
     index = None
     if personalized:
         index = UserIndex(sorted(set(pairs["user_id"])))
@@ -176,32 +144,27 @@ def train(
         model: base model, as `load_model` takes it.
         pairs: preference pairs, best with the reference's log-probs (`add_reference_logps`).
         out: folder of the trained model; checkpoints lie beside it, in `<out>-checkpoints`.
-        evaluation: held-out pairs, scored as `settings` say (`eval_strategy`); every user's accuracy is then in
-            `user_metrics.parquet`.
+        evaluation: held-out pairs, scored as `settings` say (`eval_strategy`), by user in `user_metrics.parquet`.
         launch: arguments of `accelerate launch`, `["--config_file", "configs/fsdp.yaml"]` for instance, to train in
             processes of their own; none: in this process.
     """
     sets = {"pairs": pairs} | ({} if evaluation is None else {"evaluation": evaluation})
-    contexts = contexts_of(recipe, *sets.values())
     policy = None
     if recipe.sft is not None:
         if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-            raise RuntimeError(
-                "a recipe with an SFT stage launches its stages by itself. Call `python -m prlhf_kit.training.recipe "
-                "recipe.json <arguments of accelerate launch>`, or train(..., launch=...)."
-            )
+            way_out = "python -m prlhf_kit.training.recipe recipe.json <arguments of accelerate launch>"
+            raise RuntimeError(f"a recipe with an SFT stage launches its stages by itself. Call `{way_out}`.")
         model, sets, policy = after_sft(recipe, model, sets, out, launch)
     else:
-        sets = {name: with_reader(part, contexts) for name, part in sets.items()}
+        sets = with_reader(sets, contexts_of(recipe, pairs, evaluation))
     second = replace(recipe, context="none", template="", sft=None)  # its pairs have their context
     if launch:
         policy = None
-        held_out = sets.get("evaluation")
-        launch_recipe("prlhf_kit.training.recipe", launch, second, model, sets["pairs"], out, held_out)
+        launch_recipe("prlhf_kit.training.recipe", launch, second, model, out, sets)
     else:
         trainer = build_trainer(second, model, sets["pairs"], out, sets.get("evaluation"), policy)
-        if trainer.dropped["train"]:
-            print("pairs left out, by user:", trainer.dropped["train"])
+        if dropped := trainer.dropped["train"]:
+            print("pairs left out, by user:", dropped)
         fit(trainer, out)
     if recipe.context != "none" and not int(os.environ.get("RANK", 0)):
         contexts_of(recipe, pairs).save(out)
@@ -211,7 +174,7 @@ def train(
 def sft_of(recipe: Recipe) -> SFTRecipe:
     """The first stage of a recipe with `sft`."""
     own: dict[str, Any] = {key: value for key, value in (recipe.sft or {}).items() if key != "out"}
-    told = {name: getattr(recipe, name) for name in ("context", "template", "context_seed", "choices", "tokenizer")}
+    told = {each.name: getattr(recipe, each.name) for each in fields(AnyRecipe) if each.name != "settings"}
     if shared := {"model", "pairs", *told} & set(own):
         raise ValueError(f"sft has {', '.join(sorted(shared))}, which both stages share: leave it out of sft.")
     if "preset" in own:
@@ -229,13 +192,14 @@ def after_sft(
     Recipes that share an SFT stage share its reference too; if they run at once, they take turns. What the second stage
     would refuse is refused first.
     """
-    contexts = contexts_of(recipe, *sets.values())
-    told = {name: with_reader(without_reference(pairs), contexts) for name, pairs in sets.items()}
+    evaluation = sets.get("evaluation")
+    contexts = contexts_of(recipe, sets["pairs"], evaluation)
+    told = {name: without_reference(pairs) for name, pairs in with_reader(sets, contexts).items()}
     for name, pairs in told.items():
         require(recipe, model, pairs, name)
     first = sft_of(recipe)
     folder = (recipe.sft or {}).get("out", f"{out}-sft")
-    evaluation = sets.get("evaluation") if first.settings.get("eval_strategy", "no") != "no" else None
+    evaluation = evaluation if first.settings.get("eval_strategy", "no") != "no" else None
     Path(folder).parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         train_sft(first, model, sets["pairs"], folder, evaluation, launch)
@@ -260,8 +224,8 @@ def require(recipe: Recipe, model: str, pairs: Dataset, name: str = "train") -> 
     args = PersonalizedDPOConfig(**{"output_dir": "", "use_cpu": True, **recipe.settings})
     LoraConfig(**recipe.adapter)
     tokenizer, config = load_tokenizer(recipe.tokenizer or model), from_hub(AutoConfig, model).get_text_config()
-    kind: Any = USER_MODELS[recipe.user_model]
-    users = kind(1, torch.nn.Embedding(config.vocab_size, 1), **recipe.user_model_options)  # the smallest one
+    kind: Any = USER_MODELS[recipe.user_model]  # the smallest one
+    users = kind(1, torch.nn.Embedding(config.vocab_size, 1), **recipe.user_model_options)
     if recipe.user_start and recipe.method not in WITHOUT_USERS:
         load_embedder(recipe.user_start)  # which may refuse its name
         fits_a_head(pairs, users.own.shape[1])
@@ -271,10 +235,8 @@ def require(recipe: Recipe, model: str, pairs: Dataset, name: str = "train") -> 
     longest = require_lengths(tokenizer, pairs, args.max_length, name)
     context = context_of(config) or math.inf
     if longest + user_tokens > context:
-        raise ValueError(
-            f"the longest pair of the {name} set has {longest} tokens and, with {user_tokens} user tokens, exceeds the "
-            f"model's context of {context}. `-p max_tokens` in notebook 01 leaves such pairs out."
-        )
+        said = f"the longest pair of the {name} set has {longest} tokens and, with {user_tokens} user tokens, exceeds"
+        raise ValueError(f"{said} the model's context of {context}. `-p max_tokens` in notebook 01 leaves it out.")
 
 
 if __name__ == "__main__":

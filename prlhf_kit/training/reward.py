@@ -67,10 +67,7 @@ class PersonalizedRewardTrainer(PersonalizedTraining, RewardTrainer):
             users = [user for pairs in training.values() for user in pairs["user_id"]]
             self.user_index = index_for(model, users, user_index)
         if args.lm_loss_coeff and not hasattr(bare, "has_lm_head"):
-            raise ValueError(
-                f"lm_loss_coeff={args.lm_loss_coeff} needs the base's LM head: build the model with "
-                "new_reward_model(..., lm_head=True) or load_reward_model(..., lm_head=True)."
-            )
+            raise ValueError(f"lm_loss_coeff={args.lm_loss_coeff} needs the base's LM head: load it with lm_head=True.")
         self._decoder = is_decoder(bare)
         self.dropped: dict[str, dict[str, int]] = {}
         self._rows_of: dict[str, list[tuple[str | None, str]]] = {}  # user and prompt of each row
@@ -110,24 +107,21 @@ class PersonalizedRewardTrainer(PersonalizedTraining, RewardTrainer):
         flat = outputs.logits.squeeze(-1).float()  # [N], the responses of all lists one after the other
         # back into lists [B, r], zeros where a list is shorter
         rewards = flat.new_zeros(scores.shape).masked_scatter(mask, flat)
-        loss = ranking_part = reward_losses.ranking_loss(rewards, scores, mask)
+        parts = [reward_losses.ranking_loss(rewards, scores, mask)]
+        loss = parts[0]
         if self.args.center_rewards_coefficient is not None:
             loss = loss + self.args.center_rewards_coefficient * reward_losses.center_penalty(rewards, scores, mask)
-        parts = {"ranking_loss": ranking_part.detach()}
         if self.args.lm_loss_coeff:
-            lm = reward_losses.imitation_loss(outputs.nll, scores[mask], self.args.lm_score_threshold)
-            loss = loss + self.args.lm_loss_coeff * lm
-            parts["lm_loss"] = lm.detach()
+            parts.append(reward_losses.imitation_loss(outputs.nll, scores[mask], self.args.lm_score_threshold))
+            loss = loss + self.args.lm_loss_coeff * parts[1]
         with torch.no_grad():  # what `log` turns into metrics
             right, pairs = reward_losses.ranked_right(rewards, scores, mask)
-            first_two = torch.stack(reward_losses.first_two_right(rewards, scores, mask), 1)  # [B, 2]
             margin = ((rewards[:, :, None] - rewards[:, None, :]) * reward_losses.compared(scores, mask)).sum((1, 2))
-            of_lists = torch.cat([torch.stack([rows.float(), right, pairs.float(), margin], 1), first_two], 1)  # [B, 6]
+            first_two = reward_losses.first_two_right(rewards, scores, mask)
+            # a batch's losses count as often as it has pairs
+            of_lists = torch.stack([rows, right, pairs, margin, *first_two, *(part * pairs for part in parts)], 1)
             mode = "train" if self.model.training else "eval"
-            self._ranked[mode].append(self.accelerator.gather_for_metrics(of_lists).cpu())
-            for name, value in parts.items():  # with how many pairs it is the mean over
-                weighed = torch.stack([value * pairs.sum(), pairs.sum().float()])
-                self._ranked[f"{mode}/{name}"].append(self.accelerator.gather(weighed[None]).cpu())
+            self._ranked[mode].append(self.accelerator.gather_for_metrics(of_lists).cpu())  # [B, 7 or 8]
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -142,15 +136,11 @@ class PersonalizedRewardTrainer(PersonalizedTraining, RewardTrainer):
                     user_and_prompt, step = self._rows_of[known], self.state.global_step
                     for row, right, pairs, *_ in ranked.tolist():
                         self.rows.append((step, known, int(row), *user_and_prompt[int(row)], right, int(pairs)))
-            _, right, total, margin, first_right, first_total = ranked.sum(0).tolist()
-            logs[f"{prefix}accuracy"] = right / total
-            logs[f"{prefix}margin"] = margin / total
+            _, right, total, margin, first_right, first_total, *parts = ranked.sum(0).tolist()
+            sums = dict(zip(("accuracy", "margin", "ranking_loss", "lm_loss"), (right, margin, *parts), strict=False))
+            logs |= {f"{prefix}{name}": value / total for name, value in sums.items()}
             if first_total:  # else all lists have ties in front
                 logs[f"{prefix}first_two"] = first_right / first_total
-            for part in ("ranking_loss", "lm_loss"):
-                if values := self._ranked.pop(f"{mode}/{part}", None):
-                    summed = torch.cat(values).sum(0)
-                    logs[f"{prefix}{part}"] = (summed[0] / summed[1]).item()
         super().log(logs, start_time)
 
     def write_beside(self, model, folder: str) -> None:

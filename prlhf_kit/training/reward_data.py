@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from prlhf_kit.data.schema import SchemaError
@@ -31,10 +32,8 @@ def tokenized_lists(
     columns = set(rows.column_names)
     lists = {"prompt", "responses", "scores"} <= columns
     if not lists and not {"prompt", "chosen", "rejected"} <= columns:
-        raise SchemaError(
-            f"the {name} set has columns {sorted(columns)}, expected prompt, chosen and rejected, or prompt, responses "
-            "and scores. See prlhf_kit.data.schema and prlhf_kit.data.dsp.listwise."
-        )
+        expected = "prompt, chosen and rejected, or prompt, responses and scores (data.dsp.listwise)"
+        raise SchemaError(f"the {name} set has columns {sorted(columns)}, expected {expected}.")
     if "margin" in columns:
         raise SchemaError(f"the {name} set has a column 'margin', which this loss does not use. Remove it.")
     dropped: Counter[str] = Counter()
@@ -44,10 +43,8 @@ def tokenized_lists(
         scores = row["scores"] if lists else [1.0, 0.0]
         numbers = all(isinstance(score, int | float) and math.isfinite(score) for score in scores)
         if not numbers or len(responses) != len(scores) or len(responses) < 2:
-            raise SchemaError(
-                f"row {number} of the {name} set has {len(responses)} responses and the scores {scores}, expected a "
-                "finite number for each of at least two responses."
-            )
+            said = f"row {number} of the {name} set has {len(responses)} responses and the scores {scores}"
+            raise SchemaError(f"{said}, expected a finite number for each of at least two responses.")
         if len(set(scores)) == 1:
             dropped["all scores equal"] += 1
             continue
@@ -55,19 +52,13 @@ def tokenized_lists(
             dropped["empty text"] += 1
             continue
         encoded = [encode(tokenizer, row["prompt"], r, max_length, decoder) for r in responses]
-        texts = [ids for ids, _ in encoded]
+        texts, prompt_tokens = map(list, zip(*encoded, strict=True))
         if all(ids == texts[0] for ids in texts):
             dropped["the same text after truncation" if max_length else "the same text"] += 1
             continue
-        found.append(
-            {
-                "text_ids": texts,
-                "prompt_tokens": [n for _, n in encoded],
-                "row": number,
-                "scores": normalised(torch.tensor([scores], dtype=torch.float64))[0].tolist(),
-                "length": max(map(len, texts)),
-            }
-        )
+        scores = normalised(torch.tensor([scores], dtype=torch.float64))[0].tolist()
+        own = {"text_ids": texts, "prompt_tokens": prompt_tokens, "scores": scores}
+        found.append({**own, "row": number, "length": max(map(len, texts))})
     if not found:
         raise SchemaError(f"nothing is left of the {name} set's {len(rows)} rows: {dict(dropped)}.")
     return Dataset.from_list(sorted(found, key=lambda row: -row["length"])), dropped
@@ -88,11 +79,8 @@ class RewardCollator:
     padding_side: str = "right"
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        width = max(len(example["scores"]) for example in examples)
-        scores, mask = torch.zeros(len(examples), width), torch.zeros(len(examples), width, dtype=torch.bool)
-        for i, example in enumerate(examples):
-            scores[i, : len(example["scores"])] = torch.tensor(example["scores"])
-            mask[i, : len(example["scores"])] = True
+        scores = pad_sequence([torch.tensor(e["scores"]) for e in examples], batch_first=True)
+        mask = pad_sequence([torch.ones(len(e["scores"]), dtype=torch.bool) for e in examples], batch_first=True)
         # N responses of all lists in one batch, [N, L]; scores[mask] gives their scores back in this order
         ids, attended = padded([t for e in examples for t in e["text_ids"]], self.pad_token_id, self.padding_side)
         batch = {  # scores first: Trainer takes the batch size from there

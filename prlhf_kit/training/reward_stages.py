@@ -17,7 +17,7 @@ import torch
 from datasets import Dataset, DatasetDict
 from peft import LoraConfig, PeftModel
 
-from prlhf_kit.data.context import Context, Contexts, require_context
+from prlhf_kit.data.registry import require_known
 from prlhf_kit.data.select import joined, sampled, split_by
 from prlhf_kit.models.conditioning import causal_lm, condition
 from prlhf_kit.models.hub import load_tokenizer
@@ -29,7 +29,7 @@ from prlhf_kit.training.config import PersonalizedRewardConfig
 from prlhf_kit.training.launch import command, read_recipe
 from prlhf_kit.training.resume import fit
 from prlhf_kit.training.reward import EVALUATIONS, PersonalizedRewardTrainer
-from prlhf_kit.training.sft import contexts_of, with_reader
+from prlhf_kit.training.sft import AnyRecipe, contexts_of, sets_in, with_reader
 
 
 @dataclass(frozen=True)
@@ -61,41 +61,28 @@ GENERAL = "general/train"  # name of the set that GRFT is trained on; no domain 
 
 
 @dataclass(frozen=True, kw_only=True)
-class RewardRecipe:
-    """How a reward model is trained: values only, which fit into a JSON file (`launch.read_recipe`).
+class RewardRecipe(AnyRecipe):
+    """How a reward model is trained. More fields: `AnyRecipe`; `settings` are arguments of `PersonalizedRewardConfig`,
+    the context is ComPO's (`data.context.context_of(out, people)` puts it into the prompts that are scored).
 
     Args:
         adapter: arguments of PEFT's `LoraConfig` where the model has no adapter yet; None trains the whole model.
         pooling: see `new_reward_model`.
         user_model, user_model_options: a user model in front of the backbone (`USER_MODELS`); "": none.
-        settings: arguments of `PersonalizedRewardConfig`.
-        tokenizer: name of a tokenizer that is not the base model's own.
-        context, template, context_seed, choices: the reader in the prompt, as of `recipe.Recipe` (ComPO's contextual
-            reward model). `data.context.context_of(out, people)` puts it into the prompts that are scored.
     """
 
     adapter: dict[str, Any] | None = field(default_factory=dict)
     pooling: str | None = None
     user_model: str = ""
     user_model_options: dict[str, Any] = field(default_factory=dict)
-    settings: dict[str, Any] = field(default_factory=dict)
-    tokenizer: str = ""
-    context: Context = "none"
-    template: str = ""
-    context_seed: int = 0
-    choices: int = 4
-
-    def __post_init__(self):
-        require_context(self.context)
 
 
 def build_reward_trainer(
     recipe: RewardRecipe, model: str, pairs: Any, out: str | Path, evaluation: Any = None
 ) -> PersonalizedRewardTrainer:
     """Model, sets and trainer of a recipe, ready for `fit`. Arguments as of `train_reward`."""
-    held_out = evaluation if isinstance(evaluation, dict) else {} if evaluation is None else {"eval": evaluation}
-    contexts = contexts_of(recipe, pairs, *held_out.values())
-    pairs, evaluation = _with_readers(pairs, contexts), _with_readers(evaluation, contexts)
+    contexts = contexts_of(recipe, pairs, evaluation)
+    pairs, evaluation = with_reader(pairs, contexts), with_reader(evaluation, contexts)
     ours = {"output_dir": f"{out}-checkpoints", "use_cpu": not torch.accelerator.is_available()}
     args = PersonalizedRewardConfig(**{**ours, **recipe.settings})
     imitates, index = args.lm_loss_coeff > 0, None
@@ -105,33 +92,22 @@ def build_reward_trainer(
         adapted, pooling = isinstance(start, PeftModel), causal_lm(start).pooling
         other_users = recipe.user_model and adapted and index is None
         if (adapted and adapter is None) or recipe.pooling not in (None, pooling) or other_users:
-            raise ValueError(
-                f"{model} has {'an adapter' if adapted else 'no adapter'}, pooling={pooling!r} and "
-                f"{'users' if index else 'no users'}, which the recipe would change: an earlier stage is trained "
-                "further as it is. Choose adapter, pooling and user_model in the first stage."
-            )
+            has = f"{'an' if adapted else 'no'} adapter, pooling={pooling!r} and {'users' if index else 'no users'}"
+            raise ValueError(f"{model} has {has}: an earlier stage is trained further as it is. Choose them there.")
         adapter = None if adapted else adapter
     else:
         start = new_reward_model(model, recipe.pooling, imitates, args.seed, device="cpu")
     if recipe.user_model and index is None:
-        sets = pairs.values() if isinstance(pairs, dict) else [pairs]
-        index = UserIndex(sorted({user for part in sets for user in part["user_id"]}))
+        index = UserIndex(sorted({user for part in sets_in(pairs) for user in part["user_id"]}))
         kind: Any = USER_MODELS[recipe.user_model]
         condition(start, kind(len(index), start.get_input_embeddings(), **recipe.user_model_options))
     tokenizer = load_tokenizer(recipe.tokenizer or model)
     return PersonalizedRewardTrainer(start, args, pairs, evaluation, tokenizer, index, adapter)
 
 
-def _with_readers(sets: Any, contexts: Contexts) -> Any:
-    """`with_reader` of one set, of several by name, or of none."""
-    if isinstance(sets, dict):
-        return {name: with_reader(part, contexts) for name, part in sets.items()}
-    return None if sets is None else with_reader(sets, contexts)
-
-
 def train_reward(recipe: RewardRecipe, model: str, pairs: Any, out: str | Path, evaluation: Any = None) -> pd.DataFrame:
     """Train to the end, or resume (`fit`), and return which pairs each evaluation ranked right up to the step that was
-    saved: `step`, `set`, `row`, `user_id`, `prompt`, `right`, `pairs`, see `PersonalizedRewardTrainer`.
+    saved: columns of `PersonalizedRewardTrainer`.
 
     Args:
         model: what it starts from: a base model, or the folder of an earlier stage, whose adapter it goes on with.
@@ -179,9 +155,7 @@ def stage_sets(
         data: with the domains to customise for, which are values (`names`) of `column`.
         general: datasets that speak for everybody; all pairs of those in `tested_only` are held-out ones.
     """
-    known = sorted({value for value in data["train"][column] if value})
-    if unknown := [name for name in names if name not in known]:
-        raise ValueError(f"no training pair has {column}={unknown[0]!r}. Known: {', '.join(known)}.")
+    require_known(names, sorted({value for value in data["train"][column] if value}), f"{column} of a training pair")
     trained = [name for name in general if name not in tested_only]
     if not trained:
         raise ValueError(f"tested_only names all general sets ({', '.join(general)}), so none is left to train on.")
@@ -189,13 +163,12 @@ def stage_sets(
     for split, suffix, n in (("train", "", n_custom), ("test_seen", "/test", n_test)):
         own = split_by(fitting(data[split], tokenizer, max_length), column, names)
         found |= {f"{name}{suffix}": sampled(pairs, n, seed) for name, pairs in own.items()}
-    parts = []
     for name, of in general.items():
-        if name in trained:
-            parts.append(sampled(fitting(of["train"], tokenizer, max_length), -(-n_general // len(trained)), seed))
         held_out = ["test_seen"] if name in trained else list(of)
         short = joined([fitting(of[split], tokenizer, max_length) for split in held_out])
         found[f"{name}/test"] = sampled(short, n_test, seed)
+    parts = [fitting(general[name]["train"], tokenizer, max_length) for name in trained]
+    parts = [sampled(part, -(-n_general // len(trained)), seed) for part in parts]
     found[GENERAL] = sampled(joined(parts), n_general, seed)
     for name, pairs in found.items():
         if not len(pairs):

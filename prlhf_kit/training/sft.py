@@ -24,34 +24,58 @@ from prlhf_kit.models.logprobs import REFERENCE
 from prlhf_kit.models.saving import name_base
 from prlhf_kit.models.tokenize import fitting
 from prlhf_kit.training.config import for_this_machine
-from prlhf_kit.training.launch import check_train_base, command, launch_recipe, load_base, read_recipe, writable
+from prlhf_kit.training.launch import command, launch_recipe, load_base, read_recipe, writable
 from prlhf_kit.training.resume import HISTORY, Checkpoints, fit
 
 
 @dataclass(frozen=True, kw_only=True)
-class SFTRecipe:
-    """How a model is fine-tuned; fields as of `recipe.Recipe`, `settings` are arguments of TRL's `SFTConfig`."""
+class AnyRecipe:
+    """What all recipes have: values only, which fit into a JSON file (`launch.read_recipe`).
 
+    Args:
+        settings: arguments of the trainer's config.
+        tokenizer: name of a tokenizer that is not the base model's own.
+        context, template, context_seed, choices: the reader in the prompt (`data.context`); policy and reference see
+            the same prompts. Pairs that have a context already are taken as they are, with "none". `choices`: how many
+            of a user's training pairs context="choices" tells.
+    """
+
+    settings: dict[str, Any] = field(default_factory=dict)
+    tokenizer: str = ""
     context: Context = "none"
     template: str = ""
     context_seed: int = 0
     choices: int = 4
-    train_base: str = "lora"
-    tokenizer: str = ""
-    adapter: dict[str, Any] = field(default_factory=dict)
-    settings: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
-        check_train_base(self.train_base, ("lora", "qlora", "full"))
         require_context(self.context)
+
+    def require(self, **known: Sequence[str]) -> None:
+        """Raise `ValueError` for fields whose values are not known, or a way to train the base that can't be gone."""
+        for name, values in known.items():
+            if getattr(self, name) not in values:
+                raise ValueError(f"{name}={getattr(self, name)!r}: expected one of {', '.join(values)}.")
+        if getattr(self, "train_base", "") == "qlora" and not torch.cuda.is_available():  # bitsandbytes needs one
+            raise ValueError("train_base='qlora' needs a GPU and bitsandbytes; 'lora' runs anywhere.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SFTRecipe(AnyRecipe):
+    """How a model is fine-tuned; fields as of `recipe.Recipe`, `settings` are arguments of TRL's `SFTConfig`."""
+
+    train_base: str = "lora"
+    adapter: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.require(train_base=("lora", "qlora", "full"))
 
 
 def preferred(pairs: Dataset) -> Dataset:
     """What is imitated: columns `user_id`, `prompt`, `completion`, each response that a user preferred once."""
-    keys = zip(pairs["user_id"], map(str, pairs["prompt"]), map(str, pairs["chosen"]), strict=True)
-    first = {key: i for i, key in reversed(list(enumerate(keys)))}
-    kept = pairs.select(sorted(first.values())).select_columns(["user_id", "prompt", "chosen"])
-    return kept.rename_column("chosen", "completion")
+    columns = ["user_id", "prompt", "chosen"]
+    first = pd.DataFrame({name: [str(value) for value in pairs[name]] for name in columns}).drop_duplicates()
+    return pairs.select(first.index).select_columns(columns).rename_column("chosen", "completion")
 
 
 def build_sft_trainer(
@@ -65,8 +89,8 @@ def build_sft_trainer(
     tokenizer = load_tokenizer(recipe.tokenizer or model)
     require_prefix(tokenizer)
     sets = {"train": writable(pairs)} | ({} if evaluation is None else {"eval": writable(evaluation)})
-    contexts = contexts_of(recipe, *sets.values())
-    imitated = {name: preferred(with_reader(part, contexts)) for name, part in sets.items()}
+    contexts = contexts_of(recipe, pairs, evaluation)
+    imitated = {name: preferred(part) for name, part in with_reader(sets, contexts).items()}
     if args.max_length is not None:
         imitated = {n: fitting(rows, tokenizer, args.max_length, ["completion"]) for n, rows in imitated.items()}
     if not len(imitated["train"]):
@@ -78,19 +102,27 @@ def build_sft_trainer(
     return trainer
 
 
-def contexts_of(recipe: Any, train: Dataset | dict[str, Dataset], *sets: Dataset) -> Contexts:
-    """How a recipe puts readers into the prompts of some sets; other readers are drawn among those of `train`, one set
-    or several by name."""
+def sets_in(pairs: Any) -> list[Dataset]:
+    """One set, several by name, or none (None), as a list."""
+    return [*pairs.values()] if isinstance(pairs, dict) else [] if pairs is None else [pairs]
+
+
+def contexts_of(recipe: AnyRecipe, train: Any, evaluation: Any = None) -> Contexts:
+    """How a recipe puts readers into the prompts of its sets, each one or several by name; other readers are drawn
+    among those of `train`."""
     if recipe.context == "none":  # nobody need be known, and pairs may lack what people say
         return Contexts("none", {})
-    training = [*train.values()] if isinstance(train, dict) else [train]
-    people, among = people_of(*training, *sets), frozenset(people_of(*training))
+    training = sets_in(train)
+    people, among = people_of(*training, *sets_in(evaluation)), frozenset(people_of(*training))
     return Contexts(recipe.context, people, recipe.template, recipe.context_seed, among, training, recipe.choices)
 
 
-def with_reader(pairs: Dataset, contexts: Contexts) -> Dataset:
-    """`pairs` with the reader in their prompts; for "none" they stay as they are, with a context or without."""
-    return pairs if contexts.context == "none" else with_context(without_reference(pairs), contexts)
+def with_reader(pairs: Any, contexts: Contexts) -> Any:
+    """`pairs`, or several sets by name, with the reader in their prompts; for "none" they stay as they are, with a
+    context or without."""
+    if isinstance(pairs, dict):
+        return {name: with_reader(part, contexts) for name, part in pairs.items()}
+    return pairs if pairs is None or contexts.context == "none" else with_context(without_reference(pairs), contexts)
 
 
 def without_reference(pairs: Dataset) -> Dataset:
@@ -109,7 +141,8 @@ def train_sft(
     """Train to the end, or resume (`fit`), and return the trainer's log. Arguments as of `recipe.train`: the pairs are
     DPO's, whose chosen responses are imitated, each once."""
     if launch:
-        launch_recipe(__name__, launch, recipe, model, pairs, out, evaluation)
+        held_out = {} if evaluation is None else {"evaluation": evaluation}
+        launch_recipe(__name__, launch, recipe, model, out, {"pairs": pairs} | held_out)
         return pd.read_parquet(Path(out, HISTORY))
     trainer = build_sft_trainer(recipe, model, pairs, out, evaluation)
     log = fit(trainer, out)

@@ -21,20 +21,13 @@ from prlhf_kit.models.hub import name_of
 from prlhf_kit.training.recipe import Recipe, train
 
 
-def train_adapters(
-    recipe: Recipe, model: str, pairs: Dataset, out: str | Path, column: str = "user_id"
-) -> dict[str, Path]:
-    """Train by DPO an adapter for each value of `column` ("user_id" or "group") on its pairs alone, or resume: value ->
-    its folder in `out`. The first arguments are as of `train`; the recipe's method is "dpo".
-
-    Raises `ValueError` where pairs have no value.
-    """
-    if missing := sum(not value for value in pairs[column]):
-        raise ValueError(f"{missing} of {len(pairs)} pairs have no {column}. Choose another column, or leave them out.")
+def train_adapters(recipe: Recipe, model: str, pairs: Dataset, out: str | Path) -> dict[str, Path]:
+    """Train by DPO an adapter for each user on that user's pairs alone, or resume: user -> folder in `out`. Arguments
+    are as of `train`; the recipe's method is "dpo"."""
     folders = {}
-    for value, own in split_by(pairs, column, sorted(set(pairs[column]))).items():
-        folders[value] = Path(out, quote(value, safe=""))
-        train(recipe, model, own, folders[value])
+    for user, own in split_by(pairs, "user_id", sorted(set(pairs["user_id"]))).items():
+        folders[user] = Path(out, quote(user, safe=""))
+        train(recipe, model, own, folders[user])
     return folders
 
 
@@ -45,7 +38,7 @@ def soup(
     `folders` (`train_adapters`). Its `unload()` gives `model` back, for the next soup.
 
     PEFT's "cat" does it, by stacking: the ranks add up. Its "linear", and the papers' code, average A and B apart, but
-    a product of means is no mean; "svd" cuts it to one adapter's rank. PEFT rounds the stack to the type of `model`.
+    a product of means is no mean. PEFT rounds the stack to the type of `model`.
 
     Args:
         weights: of some of the names in `folders`, adding up to 1. None: all alike.
@@ -65,10 +58,8 @@ def soup(
     for name in weights:
         config = json.loads(Path(folders[name], "adapter_config.json").read_text())
         if different := [key for key in plain if (config.get(key) or plain[key]) != plain[key]]:
-            raise ModelError(
-                f"the adapter {name!r} has {different[0]}={config[different[0]]!r}, expected {plain[different[0]]!r}: "
-                "soups are of plain LoRA adapters of one base. Load theirs by its name, or train them by one recipe."
-            )
+            has = f"{different[0]}={config[different[0]]!r}, expected {plain[different[0]]!r}"
+            raise ModelError(f"the adapter {name!r} has {has}: soups are of plain LoRA adapters of one base.")
     first, *others = weights
     mixed: Any = PeftModel.from_pretrained(model, folders[first], "0")  # users' names may be none for PEFT
     for place, name in enumerate(others, 1):

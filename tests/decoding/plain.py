@@ -60,9 +60,3 @@ def steered(tokenizer, base, terms, weight=1.0, released=False, k=5, steps=12, d
         if new[-1] == tokenizer.eos_token_id:
             break
     return new
-
-
-def draws(decoder, prompt, who=None):
-    """The random numbers of an answer's sampling."""
-    [job] = decoder._jobs([prompt], [who])
-    return torch.rand(12, generator=torch.Generator().manual_seed(int(job.key[:15], 16)))

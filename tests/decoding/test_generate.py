@@ -16,7 +16,6 @@ from prlhf_kit.decoding.respond import respond
 from prlhf_kit.models.tokenize import tokenizer_hash
 
 
-@pytest.mark.parametrize("architecture", ["llama"])
 def test_sampling_is_seeded(personal, tokenizer):
     options = {"do_sample": True, "temperature": 1.3, "max_new_tokens": 8}
     one = kit.generate(personal, tokenizer, PROMPTS, [1, 2, 3], seed=1, **options)
@@ -25,7 +24,6 @@ def test_sampling_is_seeded(personal, tokenizer):
     assert one == kit.generate(personal, tokenizer, PROMPTS, np.array([1, 2, 3]), seed=1, **options)
 
 
-@pytest.mark.parametrize("architecture", ["llama"])
 def test_a_tokenizer_that_the_model_was_not_trained_with_is_refused(personal, base, pairs, tokenizer, tmp_path):
     """By its hash in `users.json`, wherever the model is used; without a hash by the number of its tokens."""
     personal.get_base_model().tokenizer_hash = tokenizer_hash(tokenizer)  # as the trainer leaves it
@@ -51,7 +49,6 @@ def test_a_tokenizer_that_the_model_was_not_trained_with_is_refused(personal, ba
         kit.generate(model, longer, PROMPTS[:1], [1])
 
 
-@pytest.mark.parametrize("architecture", ["llama"])
 def test_bad_requests(personal, tokenizer):
     for match, prompts, rows, options in (
         (r"user_rows is \[1\] for 3 prompts", PROMPTS, [1], {}),

@@ -9,14 +9,9 @@ from peft import PromptTuningConfig, get_peft_model
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 import prlhf_kit as kit
-from decoding.plain import PROMPTS, draws, ids_of, reader, steered
+from decoding.plain import PROMPTS, ids_of, reader, steered
 from decoding.test_guides import LENGTH, ROWS, USERS, WHO, another, reward_model
 from prlhf_kit.decoding.steered import Steered
-
-
-@pytest.fixture(params=["llama"])
-def architecture(request):
-    return request.param
 
 
 @pytest.fixture
@@ -30,12 +25,6 @@ def steering(personal, tokenizer):
 
 def tokens(answers):
     return [answer.tokens for answer in answers]
-
-
-def plain_users(personal, tokenizer, prompt, row, weight=1.0, **options):
-    reference = reader(personal, tokenizer, prompt, adapter=False)
-    terms = [(reader(personal, tokenizer, prompt, user=row), 1.0), (reference, -1.0)]
-    return steered(tokenizer, reference, terms, weight, **options)
 
 
 def test_without_weight_it_is_the_bases_own_decoding(steering, make_tiny, tokenizer):
@@ -77,8 +66,11 @@ def test_sampling(personal, tokenizer):
 
     out = tokens(decoder().generate(PROMPTS, WHO))
     for prompt, who, row, answer in zip(PROMPTS, WHO, ROWS, out, strict=True):
-        drawn = {"draws": draws(decoder(), prompt, who), "temperature": 1.5}
-        assert answer == plain_users(personal, tokenizer, prompt, row, **drawn)
+        [job] = decoder()._jobs([prompt], [who])
+        drawn = torch.rand(12, generator=torch.Generator().manual_seed(int(job.key[:15], 16)))
+        reference = reader(personal, tokenizer, prompt, adapter=False)
+        terms = [(reader(personal, tokenizer, prompt, user=row), 1.0), (reference, -1.0)]
+        assert answer == steered(tokenizer, reference, terms, draws=drawn, temperature=1.5)
         assert tokens(decoder().generate([prompt], [who])) == [answer]
     assert tokens(decoder().generate(PROMPTS[::-1], WHO[::-1])) == out[::-1]
     one, two = tokens(decoder().generate([PROMPTS[1]] * 2, ["ann"] * 2))
@@ -143,8 +135,6 @@ def test_json_lines_resume(personal, tokenizer, tmp_path, monkeypatch):
     monkeypatch.setattr(Steered, "write", counted)
     with pytest.raises(KeyboardInterrupt):
         decoder.generate(PROMPTS, WHO, out=file)
-    with file.open("a") as f:
-        f.write('{"key": "cut o')
     calls[:] = [0]
     out = decoder.generate(PROMPTS, WHO, out=file)
     assert calls == [0, 1]  # one was left
@@ -160,10 +150,6 @@ def test_json_lines_resume(personal, tokenizer, tmp_path, monkeypatch):
     other.chat_template = tokenizer.chat_template.replace("assistant", "bot")
     kit.GuidedDecoder(None, other, kit.PAD(personal, USERS), **settings).generate(PROMPTS, WHO, out=file)
     assert len({line["key"] for line in lines()}) == len(lines()) == 9
-    file.write_text(text := '[{"prompt": "what write_pad writes"}]')
-    with pytest.raises(ValueError, match=r"line 1 of .* is no answer"):
-        decoder.generate(PROMPTS, WHO, out=file)
-    assert file.read_text() == text  # other people's files stay as they are
 
 
 def test_bad_settings_and_requests(personal, make_tiny, tokenizer):

@@ -21,6 +21,7 @@ from decoding.plain import PROMPTS, ids_of, reader, steered
 from prlhf_kit.data.context import Contexts
 from prlhf_kit.data.schema import record
 from prlhf_kit.decoding.implicit import ImplicitReward
+from prlhf_kit.decoding.readers import mixes
 from prlhf_kit.models.preference_head import attach_head
 from prlhf_kit.models.reward_model import pooled_by_mask
 from prlhf_kit.models.rewards import SequenceReward
@@ -29,7 +30,6 @@ USERS = kit.UserIndex(["ann", "bob", "eve"])
 WHO, ROWS = ["ann", "bob", None], [1, 2, 0]
 SAID = ["Be brief.", "Ask me something back, and be kind.", "Be brief."]
 LENGTH = {"max_new_tokens": 12, "top_k": 5}
-ON_ONE = pytest.mark.parametrize("architecture", ["llama"])  # where models of another architecture do nothing else
 
 
 def moved(model, scale, seed=5):
@@ -62,6 +62,7 @@ def check_users(personal, tokenizer, base=None, weight=2.0):
     return out
 
 
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gpt_neox"])
 def test_pad_with_users_and_a_shared_base(personal, tokenizer):
     out = check_users(personal, tokenizer, weight=3.0)
     assert any(any(answer.changed) for answer in out)
@@ -70,15 +71,20 @@ def test_pad_with_users_and_a_shared_base(personal, tokenizer):
     assert [a.tokens for a in below.generate(PROMPTS, WHO)] == [a.tokens for a in out]
 
 
-@ON_ONE
 def test_pad_with_a_base_of_its_own(personal, make_tiny, tokenizer):
     check_users(personal, tokenizer, another(make_tiny), weight=1.5)
 
 
 def test_an_adapter_that_can_not_act_on_some_rows_is_read_apart(make_tiny, tokenizer):
-    """DoRA, whose output is no sum of the base's and the adapter's."""
+    """DoRA, whose output is no sum of the base's and the adapter's; OPT, whose layers see a batch as one list."""
     config = LoraConfig(target_modules=["q_proj", "v_proj"], modules_to_save=["user_model"], use_dora=True)
     check_users(moved(get_peft_model(make_tiny(users=3, offsets=0.8), config).eval(), 0.4), tokenizer)
+    size = {"hidden_size": 32, "ffn_dim": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "init_std": 0.2}
+    torch.manual_seed(0)
+    opt = OPTForCausalLM(OPTConfig(vocab_size=600, word_embed_proj_dim=32, bos_token_id=1, **size)).eval()
+    for model, mixed in ((opt, False), (make_tiny(), True)):
+        policy = moved(get_peft_model(model, LoraConfig(target_modules="all-linear")).eval(), 0.2)
+        assert mixes(policy.get_base_model()) is mixed
 
 
 @pytest.mark.parametrize("family", ["mistral", "gemma2"])
@@ -86,18 +92,6 @@ def test_texts_longer_than_the_window(make_tiny, tokenizer, family):
     model = make_tiny(family, users=3, offsets=0.8)
     config = LoraConfig(target_modules=TARGETS[family], modules_to_save=["user_model"])
     check_users(get_peft_model(model, config).eval(), tokenizer)
-
-
-def test_models_that_flatten_rows_are_read_apart(tokenizer):
-    """OPT's layers see all tokens of a batch as one list, in which an adapter can't tell rows apart."""
-    torch.manual_seed(0)
-    size = {"hidden_size": 32, "ffn_dim": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "init_std": 0.2}
-    model = OPTForCausalLM(OPTConfig(vocab_size=600, word_embed_proj_dim=32, bos_token_id=1, **size)).eval()
-    policy = moved(get_peft_model(model, LoraConfig(target_modules="all-linear")).eval(), 0.2)
-    [answer] = kit.GuidedDecoder(None, tokenizer, kit.PAD(policy), weight=2.0, **LENGTH).generate(PROMPTS[:1], SAID[:1])
-    reference = reader(policy, tokenizer, PROMPTS[0], adapter=False)
-    terms = [(reader(policy, tokenizer, PROMPTS[0], SAID[0]), 1.0), (reference, -1.0)]
-    assert answer.tokens == steered(tokenizer, reference, terms, 2.0)
 
 
 @pytest.fixture
@@ -132,7 +126,6 @@ def test_pad_with_preferences_in_words(persrm, make_tiny, tokenizer, architectur
         assert answer.tokens == plain_persrm(persrm, base, tokenizer, prompt, {said: 1.0}, form, weight=0.8)
 
 
-@ON_ONE
 def test_several_preferences(persrm, tokenizer):
     """Joined in the prompt, or read one by one with weights of their own for every prompt (negative ones, too)."""
     a, b = SAID[:2]
@@ -164,10 +157,7 @@ def test_choices_in_context_are_a_preference_in_words(make_tiny, tokenizer):
 
 def test_users_words_and_soft_tokens(make_tiny, tokenizer):
     """The policy sees both, the base neither."""
-    model = make_tiny()
-    kit.condition(model, kit.IndividualUserModel(4, model.get_input_embeddings(), 2, user_text=True))
-    with torch.no_grad():
-        model.user_model.own.normal_(0, 0.8)
+    model = make_tiny(users=3, num_tokens=2, offsets=0.8, user_text=True)
     personal = get_peft_model(model, LoraConfig(target_modules=["q_proj"], modules_to_save=["user_model"])).eval()
     decoder = kit.GuidedDecoder(None, tokenizer, kit.PAD(personal, USERS, {"ann": SAID[0]}), weight=2.0, **LENGTH)
     [answer] = decoder.generate(PROMPTS[1:2], ["ann"])
@@ -178,7 +168,6 @@ def test_users_words_and_soft_tokens(make_tiny, tokenizer):
         decoder.generate(PROMPTS[:1], ["bob"])
 
 
-@ON_ONE
 def test_implied_rewards_of_responses(personal, persrm, tokenizer):
     """Those of all its tokens added up; best-of-n takes them as any other reward."""
     texts = ["No, thanks.", "Yes!", "It depends on the weather, my friend."]
@@ -213,56 +202,38 @@ def reward_model(tokenizer, architecture="llama", users=0, pooling="last"):
     return SequenceReward(model, tokenizer, USERS if users else None)
 
 
-@torch.no_grad()
-def reward_of(reward, ids, new, rows=((None, 1.0),)):
-    text, found = torch.cat([ids, torch.tensor([new])], 1), 0.0
-    for row, share in rows:
-        inputs = {} if row is None else {"user_rows": torch.tensor([row])}
-        found += share * reward.model(input_ids=text, **inputs).logits.item()
-    return found
-
-
-def plain_args(base, reward, tokenizer, prompt, weight, rows=((None, 1.0),)):
+def plain_args(base, reward, tokenizer, prompt, weight, rows):
     ids = ids_of(tokenizer, prompt)
 
+    @torch.no_grad()
+    def reward_of(new):
+        text, found = torch.cat([ids, torch.tensor([new])], 1), 0.0
+        for row, share in rows:
+            inputs = {} if row is None else {"user_rows": torch.tensor([row])}
+            found += share * reward.model(input_ids=text, **inputs).logits.item()
+        return found
+
     def rewards(new, candidates):
-        return torch.tensor([reward_of(reward, ids, [*new, token], rows) for token in candidates.tolist()])
+        return torch.tensor([reward_of([*new, token]) for token in candidates.tolist()])
 
     return steered(tokenizer, reader(base, tokenizer, prompt), rewards, weight)
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
-def test_args_scores_candidates_on_one_cache(make_tiny, tokenizer, architecture):
-    """At every token, and now and then: then it reads in one go what it was not asked for."""
-    base, reward = make_tiny(architecture), reward_model(tokenizer, architecture)
+@pytest.mark.parametrize(("architecture", "users"), [("llama", 0), ("gpt2", 0), ("gemma2_wide", 0), ("llama", 3)])
+def test_args_scores_candidates_on_one_cache(make_tiny, tokenizer, architecture, users):
+    """At every token, and now and then: then it reads in one go what it was not asked for. With a window that texts fit
+    into, and for users."""
+    base, reward = make_tiny(), reward_model(tokenizer, architecture, users)
     weights = [5.0, 5.0, 0.0, 0.0, 5.0, 0.0, 2.0]
-    out = kit.GuidedDecoder(base, tokenizer, kit.ARGS(reward), weight=weights, **LENGTH).generate(PROMPTS)
-    for prompt, answer in zip(PROMPTS, out, strict=True):
-        assert answer.tokens == plain_args(base, reward, tokenizer, prompt, weights)
+    who, rows = [None] * 3, [[(None, 1.0)]] * 3
+    if users:
+        who, rows = ["ann", {"ann": 0.5, "eve": 1.0}, None], [[(1, 1.0)], [(1, 0.5), (3, 1.0)], [(0, 1.0)]]
+    out = kit.GuidedDecoder(base, tokenizer, kit.ARGS(reward), weight=weights, **LENGTH).generate(PROMPTS, who)
+    for prompt, mine, answer in zip(PROMPTS, rows, out, strict=True):
+        assert answer.tokens == plain_args(base, reward, tokenizer, prompt, weights, mine)
     assert any(any(answer.changed) for answer in out)
 
 
-def test_args_with_a_window(make_tiny, tokenizer):
-    """A reward model with a window: while texts fit into it; longer ones are refused, not scored wrongly."""
-    base, wide = make_tiny("llama"), reward_model(tokenizer, "gemma2_wide")
-    out = kit.GuidedDecoder(base, tokenizer, kit.ARGS(wide), weight=1.5, **LENGTH).generate(PROMPTS)
-    for prompt, answer in zip(PROMPTS, out, strict=True):
-        assert answer.tokens == plain_args(base, wide, tokenizer, prompt, 1.5)
-    narrow = kit.GuidedDecoder(base, tokenizer, kit.ARGS(reward_model(tokenizer, "gemma2")), **LENGTH)
-    with pytest.raises(kit.DecodingError, match="window of 16"):
-        narrow.generate(PROMPTS)
-
-
-def test_args_for_users(make_tiny, tokenizer):
-    base, reward = make_tiny(), reward_model(tokenizer, users=3)
-    decoder = kit.GuidedDecoder(base, tokenizer, kit.ARGS(reward), weight=2.0, **LENGTH)
-    rows = [[(1, 1.0)], [(1, 0.5), (3, 1.0)], [(0, 1.0)]]
-    out = decoder.generate(PROMPTS, ["ann", {"ann": 0.5, "eve": 1.0}, None])
-    for prompt, mine, answer in zip(PROMPTS, rows, out, strict=True):
-        assert answer.tokens == plain_args(base, reward, tokenizer, prompt, 2.0, mine)
-
-
-@ON_ONE
 def test_the_guide_of_contributing(personal, tokenizer):
     text = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text()
     [code] = re.findall(r"^## Add a guide\n.*?^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
@@ -275,7 +246,6 @@ def test_the_guide_of_contributing(personal, tokenizer):
         assert answer.tokens == steered(tokenizer, reader(personal, tokenizer, prompt, adapter=False), terms, 2.0)
 
 
-@ON_ONE
 def test_refusals(personal, make_tiny, tokenizer, bert):
     size = {"hidden_size": 32, "n_layer": 1, "n_head": 4}
     bloom = BloomForSequenceClassification(BloomConfig(vocab_size=600, num_labels=1, **size))
@@ -292,5 +262,9 @@ def test_refusals(personal, make_tiny, tokenizer, bert):
     ):
         with pytest.raises(kit.DecodingError, match=match):
             make()
-    with pytest.raises(kit.DecodingError, match="knows no users, so it can't steer for 'ann'"):
-        kit.GuidedDecoder(make_tiny(), tokenizer, kit.ARGS(reward_model(tokenizer))).generate(PROMPTS[:1], ["ann"])
+    for match, reward in (
+        ("knows no users, so it can't steer for 'ann'", reward_model(tokenizer)),
+        ("window of 16", reward_model(tokenizer, "gemma2", users=3)),  # longer texts would be scored wrongly
+    ):
+        with pytest.raises(kit.DecodingError, match=match):
+            kit.GuidedDecoder(make_tiny(), tokenizer, kit.ARGS(reward), **LENGTH).generate(PROMPTS[:1], ["ann"])

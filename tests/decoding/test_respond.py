@@ -29,21 +29,13 @@ def read(path):
     return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 
-@pytest.fixture
-def architecture():
-    return "llama"
-
-
-@pytest.fixture
-def model(personal):
-    return personal
-
-
-def test_every_job_has_one_answer_in_order_as_generate_gives_it(model, tokenizer, tmp_path):
+def test_every_job_has_one_answer_in_order_as_generate_gives_it(personal, tokenizer, tmp_path):
     path = tmp_path / "new" / "answers.jsonl"
-    table = respond(model, tokenizer, Dataset.from_list(JOBS), path, system="mine", index=INDEX, batch_size=4, **LENGTH)
+    table = respond(
+        personal, tokenizer, Dataset.from_list(JOBS), path, system="mine", index=INDEX, batch_size=4, **LENGTH
+    )
     rows = INDEX.rows([job["user_id"] for job in JOBS], unknown="generic")
-    expected = kit.generate(model, tokenizer, [job["prompt"] for job in JOBS], rows, **LENGTH)
+    expected = kit.generate(personal, tokenizer, [job["prompt"] for job in JOBS], rows, **LENGTH)
     assert list(table.answer) == expected
     assert list(table.columns) == list(COLUMNS) == [*ANSWERS, *COLUMNS[len(ANSWERS) :]]
     first = {"user_id": "ann", "prompt": "Hi", "system": "mine", "context": "none", "context_user": None}
@@ -86,62 +78,46 @@ def counting(monkeypatch, stop_after=None):
     return calls
 
 
-def test_equal_questions_are_asked_once_when_greedy(model, tokenizer, tmp_path, monkeypatch):
+def test_equal_questions_are_asked_once_when_greedy(personal, tokenizer, tmp_path, monkeypatch):
     calls = counting(monkeypatch)
-    table = respond(model, tokenizer, JOBS + JOBS, tmp_path / "a", system="a", **LENGTH)
+    table = respond(personal, tokenizer, JOBS + JOBS, tmp_path / "a", system="a", **LENGTH)
     assert sum(calls) == len(read(tmp_path / "a")) == 3  # without an index, users are alike
     assert list(table.answer[: len(JOBS)]) == list(table.answer[len(JOBS) :])
     del calls[:]
     strangers = [{**job, "user_id": name} for job in JOBS for name in ("zoe", None)]
-    respond(model, tokenizer, strangers, tmp_path / "a", system="a", index=INDEX, **LENGTH)
+    respond(personal, tokenizer, strangers, tmp_path / "a", system="a", index=INDEX, **LENGTH)
     assert sum(calls) == 3  # who has no row is the generic user
     del calls[:]
-    drawn = respond(model, tokenizer, JOBS + JOBS, tmp_path / "a", system="a", **SAMPLED)
+    drawn = respond(personal, tokenizer, JOBS + JOBS, tmp_path / "a", system="a", **SAMPLED)
     assert sum(calls) == 2 * len(JOBS)
     assert list(drawn.answer[: len(JOBS)]) != list(drawn.answer[len(JOBS) :])
 
 
-def test_a_second_call_on_the_file_is_refused_while_the_first_one_writes(model, tokenizer, tmp_path, monkeypatch):
-    """It would take the first one's half line for a crash's. By another name of the file, too."""
-    path, original = tmp_path / "answers.jsonl", module.write_batch
-    (tmp_path / "link.jsonl").symlink_to(path)
-
-    def meanwhile(*args):
-        with pytest.raises(ValueError, match="being written by another call"):
-            respond(model, tokenizer, JOBS, tmp_path / "link.jsonl", system="a", **LENGTH)
-        return original(*args)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(module, "write_batch", meanwhile)
-        first = respond(model, tokenizer, JOBS, path, system="a", **LENGTH)
-    assert respond(model, tokenizer, JOBS, path, system="a", **LENGTH).equals(first)  # and then it may
-
-
 @pytest.mark.parametrize("options", [{"batch_size": 2, **LENGTH}, SAMPLED], ids=["greedy", "sampled"])
-def test_an_interrupted_call_goes_on(model, tokenizer, tmp_path, monkeypatch, options):
-    whole = respond(model, tokenizer, JOBS, tmp_path / "whole", system="a", index=INDEX, **options)
+def test_an_interrupted_call_goes_on(personal, tokenizer, tmp_path, monkeypatch, options):
+    whole = respond(personal, tokenizer, JOBS, tmp_path / "whole", system="a", index=INDEX, **options)
     path = tmp_path / "answers.jsonl"
     with monkeypatch.context() as patch:
         counting(patch, stop_after=2)
         torch.manual_seed(99)  # what was drawn before does not matter
         with pytest.raises(KeyboardInterrupt):
-            respond(model, tokenizer, JOBS, path, system="a", index=INDEX, **options)
+            respond(personal, tokenizer, JOBS, path, system="a", index=INDEX, **options)
     assert len(read(path)) == 4
     kept = path.read_text(encoding="utf-8").splitlines()[:3]
     torn = '\n{"key": "cut within a letter: é'.encode()[:-1]  # half a batch, and half a line
     path.write_bytes("\n".join(kept).encode() + torn)
     with monkeypatch.context() as patch:
         calls = counting(patch)
-        again = respond(model, tokenizer, JOBS, path, system="a", index=INDEX, **options)
+        again = respond(personal, tokenizer, JOBS, path, system="a", index=INDEX, **options)
         assert sum(calls) == (7 if "do_sample" in options else 6)  # sampling makes a batch as a whole or not at all
-        assert respond(model, tokenizer, JOBS, path, system="a", index=INDEX, **options).equals(whole)
+        assert respond(personal, tokenizer, JOBS, path, system="a", index=INDEX, **options).equals(whole)
         assert sum(calls) < 8  # nothing was asked again
     assert again.equals(whole)
     assert path.read_text(encoding="utf-8").splitlines()[:3] == kept
     assert len({row["key"] for row in read(path)}) == len(read(path)) == len(JOBS)
 
 
-def test_keys_tell_apart_what_answers_differ_by(model, tokenizer, tmp_path, monkeypatch):
+def test_keys_tell_apart_what_answers_differ_by(personal, tokenizer, tmp_path, monkeypatch):
     path, calls = tmp_path / "answers.jsonl", counting(monkeypatch)
     other = copy.deepcopy(tokenizer)
     other.chat_template = tokenizer.chat_template.replace("assistant", "bot")
@@ -150,7 +126,7 @@ def test_keys_tell_apart_what_answers_differ_by(model, tokenizer, tmp_path, monk
     def new(tokenizer=tokenizer, jobs=jobs, **options):
         del calls[:]
         with torch.random.fork_rng():
-            respond(model, tokenizer, jobs, path, **{"system": "a", "index": INDEX, **LENGTH, **options})
+            respond(personal, tokenizer, jobs, path, **{"system": "a", "index": INDEX, **LENGTH, **options})
         return sum(calls)
 
     assert new() == 2
@@ -160,24 +136,24 @@ def test_keys_tell_apart_what_answers_differ_by(model, tokenizer, tmp_path, monk
     for options in changed + sampled:
         assert new(**options) == 2, options
     assert new(index=None) == 1
-    layers = [layer for layer in model.modules() if isinstance(getattr(layer, "scaling", None), dict)]
+    layers = [layer for layer in personal.modules() if isinstance(getattr(layer, "scaling", None), dict)]
     for factor, asked in ((2, 2), (0.5, 0)):
         for layer in layers:
             layer.scaling["default"] *= factor
         assert new() == asked
-    with model.disable_adapter():
+    with personal.disable_adapter():
         assert new(index=None) == 1
     assert new(batch_size=1, seed=5, system="b") == 0  # of no account when greedy
     with torch.no_grad():
-        model.get_input_embeddings().weight[5] += 0.1
+        personal.get_input_embeddings().weight[5] += 0.1
     assert new() == 2
 
 
-def test_the_reader_is_shown_to_the_model(model, tokenizer, tmp_path):
+def test_the_reader_is_shown_to_the_model(personal, tokenizer, tmp_path):
     jobs = [job for job in JOBS if job["user_id"] in PEOPLE]
     contexts = Contexts("random", PEOPLE, seed=4)
     silent, table = (
-        respond(model, tokenizer, jobs, tmp_path / "a", system="a", contexts=shown, index=INDEX, **LENGTH)
+        respond(personal, tokenizer, jobs, tmp_path / "a", system="a", contexts=shown, index=INDEX, **LENGTH)
         for shown in (None, contexts)
     )
     assert list(table.shown) == [contexts.put(job["prompt"], job["user_id"]) for job in jobs]
@@ -197,12 +173,6 @@ def test_long_prompts_lose_their_oldest_turns_and_never_the_context(make_tiny, t
     assert table.shown[0] == contexts.put(message("user", "And then?"), "ann")
     assert table.prompt[0].startswith("First?")  # judges see all of it
     assert list(table.shortened) == [True, False]
-    random = Contexts("random", dict.fromkeys("abcdefghijkl"))  # its draw does not depend on the cut
-    asked = [{"user_id": name, "prompt": dialogue} for name in "abcdefghijkl"]
-    other = {**options, "contexts": random, "max_prompt_tokens": limit}
-    table = respond(make_tiny(), tokenizer, asked, tmp_path / "a", **other)
-    assert table.shortened.all()
-    assert list(table.context_user) == with_context(Dataset.from_list(asked), random)["context_user"][:]
     with pytest.raises(kit.DecodingError, match=f"job 0 has more than max_prompt_tokens={limit - 1} tokens"):
         respond(make_tiny(), tokenizer, jobs, tmp_path / "a", max_prompt_tokens=limit - 1, **options)
 
@@ -222,7 +192,7 @@ def test_what_may_be_told_of_choices_does_not_depend_on_the_cut(make_tiny, token
 
 
 def test_what_cannot_be_answered_is_refused_before_anything_is_generated(
-    model, make_tiny, tokenizer, tmp_path, monkeypatch
+    personal, make_tiny, tokenizer, tmp_path, monkeypatch
 ):
     counting(monkeypatch, stop_after=0)
     path = tmp_path / "answers.jsonl"
@@ -235,17 +205,17 @@ def test_what_cannot_be_answered_is_refused_before_anything_is_generated(
         ("context of 256", [*one, {"user_id": "a", "prompt": message("user", "long text " * 80)}], {}),
     ):
         with pytest.raises(ValueError, match=match):
-            respond(model, tokenizer, jobs, path, **{"system": "a", **options})
+            respond(personal, tokenizer, jobs, path, **{"system": "a", **options})
     with pytest.raises(kit.data.SchemaError, match="nothing is known of the user 'zoe'"):
-        respond(model, tokenizer, JOBS, path, system="a", contexts=Contexts("true", PEOPLE))
+        respond(personal, tokenizer, JOBS, path, system="a", contexts=Contexts("true", PEOPLE))
     with pytest.raises(kit.ConditioningError, match="has no user model"):
         respond(make_tiny(), tokenizer, one, path, system="a", index=INDEX)
-    model.train()
+    personal.train()
     with pytest.raises(kit.DecodingError, match="training mode"):
-        respond(model, tokenizer, one, path, system="a")
-    model.eval()
+        respond(personal, tokenizer, one, path, system="a")
+    personal.eval()
     assert not path.exists()
     path.write_text(text := '{"key": "k", "prompt": "of another program"}\n')
     with pytest.raises(ValueError, match=r"line 1 of .* is no answer of respond"):
-        respond(model, tokenizer, one, path, system="a")
+        respond(personal, tokenizer, one, path, system="a")
     assert path.read_text() == text

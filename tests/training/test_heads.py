@@ -1,4 +1,4 @@
-"""Rewards on frozen features: against scikit-learn, on data with a known truth, and what they refuse."""
+"""Rewards on frozen features: against scipy, on data with a known truth, and what they refuse."""
 
 import functools
 
@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 from scipy.special import expit, softmax
-from sklearn.linear_model import LogisticRegression
 
 import prlhf_kit as kit
 from prlhf_kit.data.simulated import oracle_accuracy
@@ -39,16 +38,7 @@ def test_an_unknown_kind_is_refused():
         fit_heads("best", *simulate(20), np.ones(3))
 
 
-def test_pooled_equals_logistic_regression():
-    z, _, prompts = simulate(users=("a",))
-    found = fit_heads("pooled", z, ["a"] * len(z), prompts, np.ones(3), strengths=(0.5,))
-    scaled = z / 3**0.5  # features are divided by the root of their number
-    both = np.concatenate([scaled, -scaled]), np.repeat([1, 0], len(z))
-    theirs = LogisticRegression(C=1 / (0.5 * 2), fit_intercept=False, tol=1e-8).fit(*both)  # every pair twice
-    assert found.pooled == pytest.approx(theirs.coef_[0], abs=1e-3)
-
-
-@pytest.mark.parametrize("kind", PERSONAL)
+@pytest.mark.parametrize("kind", KINDS)
 def test_scipy_finds_no_better_weights_from_there(kind):
     z, who, prompts = simulate(120)
     found = fit_heads(kind, z, who, prompts, np.ones(3), strengths=(0.3,), sizes=(2,))

@@ -2,16 +2,15 @@
 
 import pytest
 import torch
-from conftest import TARGETS
+from conftest import TARGETS, as_trained
 from datasets import Dataset
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 from trl import DPOConfig, DPOTrainer
 
 import prlhf_kit as kit
 from prlhf_kit.data.schema import record
 from prlhf_kit.evaluation import accuracy as compare
 from prlhf_kit.models.conditioning import ATTRIBUTE
-from prlhf_kit.models.user_models import USER_MODELS
 from training.conftest import SETTINGS, make_trainer
 
 
@@ -90,18 +89,13 @@ def test_refusals_at_construction(make_tiny, tokenizer, pairs, tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             make_trainer(make_tiny(users=users), tokenizer, train, tmp_path, **more)
-    trainer = make_trainer(make_tiny(users=3), tokenizer, pairs, tmp_path)
-    for model, index, message in ((trainer.model, None, "wrapped by PEFT already"), (None, ["a"], "first 'b'")):
+    args = make_trainer(make_tiny(users=3), tokenizer, pairs, tmp_path).args
+    wrapped = get_peft_model(make_tiny(users=3), LoraConfig(target_modules=["q_proj"], modules_to_save=["user_model"]))
+    for model, index, message in ((wrapped, None, "wrapped by PEFT"), (make_tiny(users=1), ["a"], "first 'b'")):
         with pytest.raises(ValueError, match=message):
-            kit.PersonalizedDPOTrainer(
-                model or make_tiny(users=1), trainer.args, pairs, None, tokenizer, index and kit.UserIndex(index)
-            )
-
-
-def test_reference_must_not_be_conditioned(make_tiny, tokenizer, pairs, tmp_path):
-    model = make_trainer(make_tiny(users=3), tokenizer, pairs, tmp_path).model
-    with model.disable_adapter(), pytest.raises(kit.ConditioningError, match="reference model is not personalised"):
-        model(input_ids=torch.tensor([[5]]), user_rows=torch.tensor([1]))
+            kit.PersonalizedDPOTrainer(model, args, pairs, None, tokenizer, index and kit.UserIndex(index))
+    with wrapped.disable_adapter(), pytest.raises(kit.ConditioningError, match="reference model is not personalised"):
+        wrapped(input_ids=torch.tensor([[5]]), user_rows=torch.tensor([1]))
 
 
 def test_long_pairs_are_counted_by_user_and_dropped_where_nothing_differs(make_tiny, tokenizer, pairs, tmp_path):
@@ -146,83 +140,47 @@ def test_another_user_model_is_saved_and_loaded(base, tokenizer, pairs, tmp_path
         kit.load_personalized(tmp_path, *prepared())
 
 
-def conditioned(model, kind):
-    table = USER_MODELS[kind](4, model.get_input_embeddings(), 3)
-    with torch.no_grad():
-        table.own += 0.5 * torch.randn(table.own.shape, generator=torch.Generator().manual_seed(7))
-    return kit.condition(model, table)
-
-
-def paper_loss(model, tokenizer, pairs, rows, alpha, beta):
-    """P-RLHF's P-DPO loss, one text at a time, nothing shared, from the equation: no hook, no TRL, no padding.
-
-    L = -alpha log s(beta [r(y+|x,u) - r(y-|x,u)]) - (1-alpha) log s(beta [r(y+|x,u_0) - r(y-|x,u_0)]), where
-    r(y|x,u) = log pi(y|x,u) - log pi_ref(y|x).
-    """
-    base = model.get_base_model()
-    table = base.get_submodule(f"{ATTRIBUTE}.modules_to_save.default")
-    embed = base.get_input_embeddings()
-
-    def e(row):
-        parts = [table.own[row, r] * table.basis[r] for r in range(len(table.basis))]
-        return table.generic + (0 if row == 0 else sum(parts))
-
-    def log_pi(pair, response, row):
-        ids = tokenizer.apply_chat_template(pair["prompt"], add_generation_prompt=True, return_dict=True)["input_ids"]
-        whole = tokenizer.apply_chat_template(pair["prompt"] + pair[response], return_dict=True)["input_ids"]
-        words = embed(torch.tensor(whole))
-        front = words[:0] if row is None else e(row)
-        logits = base(inputs_embeds=torch.cat([front, words])[None]).logits[0, len(front) :]
-        return sum(logits[t - 1].log_softmax(-1)[whole[t]] for t in range(len(ids), len(whole)))
-
-    def margin(pair, row):
-        with torch.no_grad(), model.disable_adapter():
-            reference = log_pi(pair, "chosen", None) - log_pi(pair, "rejected", None)
-        return log_pi(pair, "chosen", row) - log_pi(pair, "rejected", row) - reference
-
-    total = 0
-    for pair, row in zip(pairs, rows, strict=True):
-        for weight, who in ((alpha, row), (1 - alpha, 0)):
-            total = total - weight * torch.log(torch.sigmoid(beta * margin(pair, who)))
-    return total / len(pairs)
-
-
 @pytest.mark.parametrize(
     ("architecture", "alpha", "precompute"),
     # what tests/authors do not have: other architectures, low rank, the reference computed before
     [("llama", 0.3, True), ("gpt2", 0.0, False), ("gpt_neox", 1.0, False)],
 )
-def test_loss_and_gradients_equal_the_papers_equation(
-    make_tiny, tokenizer, pairs, tmp_path, architecture, alpha, precompute
-):
-    """User tokens stand before the begin token, as the kit's default is."""
+def test_loss_equals_the_papers_equation(make_tiny, tokenizer, pairs, tmp_path, architecture, alpha, precompute):
+    """One text at a time, nothing shared: no hook, no TRL, no padding. Gradients: tests/authors, test_prompt_once."""
     pairs = pairs.select(range(4))
     options = {"alpha": alpha, "beta": 0.1, "precompute_ref_log_probs": precompute}
-    model = conditioned(make_tiny(architecture), "low_rank")
+    model = make_tiny(architecture, users=3, offsets=0.5, kind="low_rank")
     trainer = make_trainer(model, tokenizer, pairs, tmp_path, architecture, **options)
-    with torch.no_grad():
-        for name, p in trainer.model.named_parameters():
-            if "lora_B" in name:
-                p.normal_(0, 0.3, generator=torch.Generator().manual_seed(1))
-    model = trainer.model.eval()  # no dropout
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    model = as_trained(trainer.model.eval(), 0.3)  # no dropout
+    base = model.get_base_model()
+    table, embed = base.get_submodule(f"{ATTRIBUTE}.modules_to_save.default"), base.get_input_embeddings()
+
+    def log_pi(pair, response, row):
+        ids = tokenizer.apply_chat_template(pair["prompt"], add_generation_prompt=True, return_dict=True)["input_ids"]
+        whole = tokenizer.apply_chat_template(pair["prompt"] + pair[response], return_dict=True)["input_ids"]
+        words = embed(torch.tensor(whole))
+        own = sum(table.own[row or 0, r] * table.basis[r] for r in range(len(table.basis)))
+        front = words[:0] if row is None else table.generic + (own if row else 0)
+        logits = base(inputs_embeds=torch.cat([front, words])[None]).logits[0, len(front) :]
+        return sum(logits[t - 1].log_softmax(-1)[whole[t]] for t in range(len(ids), len(whole)))
+
+    def log_odds(pair, row):
+        with model.disable_adapter():
+            reference = log_pi(pair, "chosen", None) - log_pi(pair, "rejected", None)
+        margin = log_pi(pair, "chosen", row) - log_pi(pair, "rejected", row) - reference
+        return torch.log(torch.sigmoid(0.1 * margin))
+
     rows = trainer.user_index.rows(pairs["user_id"])
-    expected = paper_loss(model, tokenizer, pairs, rows, alpha, 0.1)
-    wanted = torch.autograd.grad(expected, [p for _, p in named], allow_unused=True)
+    with torch.no_grad():
+        both = [alpha * log_odds(p, row) + (1 - alpha) * log_odds(p, 0) for p, row in zip(pairs, rows, strict=True)]
     loss = trainer.compute_loss(model, trainer.data_collator(list(trainer.train_dataset)))
-    found = torch.autograd.grad(loss, [p for _, p in named], allow_unused=True)
-    assert loss.item() == pytest.approx(expected.item(), abs=1e-5)
-    moved = 0
-    for (name, p), a, b in zip(named, found, wanted, strict=True):
-        a, b = (torch.zeros_like(p) if g is None else g for g in (a, b))
-        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
-        moved += b.abs().max() > 1e-6
-    assert moved > 2
+    assert loss.item() == pytest.approx(-sum(both).item() / len(pairs), abs=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["cluster", "low_rank"])
 def test_what_is_shared_and_what_is_a_users_own(make_tiny, tokenizer, pairs, tmp_path, kind):
-    trainer = make_trainer(conditioned(make_tiny(), kind), tokenizer, pairs, tmp_path, user_weight_decay=0.2)
+    model = make_tiny(users=3, offsets=0.5, kind=kind)
+    trainer = make_trainer(model, tokenizer, pairs, tmp_path, user_weight_decay=0.2)
     before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
     trainer.train()
     groups = {id(p): g for g in trainer.optimizer.param_groups for p in g["params"]}

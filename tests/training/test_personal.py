@@ -21,17 +21,13 @@ from training.conftest import SETTINGS, make_trainer
 OWN_ROW_0 = [("cluster", {"clusters": 3}), ("individual", {"add_generic_user": False})]
 
 
-def conditioned(model, kind="individual", **options):
-    return kit.condition(model, USER_MODELS[kind](4, model.get_input_embeddings(), 3, **options))
-
-
 @pytest.mark.parametrize(("given", "writes", "after"), [(None, False, False), (None, True, True), (False, True, False)])
-def test_user_tokens_go_after_the_bos_that_a_tokenizer_writes(base, tokenizer, pairs, tmp_path, given, writes, after):
+def test_user_tokens_go_after_bos_if_written(make_tiny, base, tokenizer, pairs, tmp_path, given, writes, after):
     if writes:
         tokenizer = copy.deepcopy(tokenizer)
         bos = (tokenizer.bos_token, tokenizer.bos_token_id)
         tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=f"{bos[0]} $A", special_tokens=[bos])
-    trainer = make_trainer(conditioned(kit.load_model(base), after_bos=given), tokenizer, pairs, tmp_path)
+    trainer = make_trainer(make_tiny(users=3, after_bos=given), tokenizer, pairs, tmp_path)
     trainer.save_model()
     loaded, _ = kit.load_personalized(tmp_path, base)
     assert [table.after_bos for m in (trainer.model, loaded) for table in user_models(m)] == [after] * 4
@@ -41,11 +37,10 @@ def test_user_tokens_go_after_the_bos_that_a_tokenizer_writes(base, tokenizer, p
 
 
 @pytest.mark.parametrize(("kind", "options"), OWN_ROW_0)
-def test_row_0_is_what_training_makes_of_it(base, tokenizer, pairs, tmp_path, kind, options):
+def test_row_0_is_what_training_makes_of_it(make_tiny, base, tokenizer, pairs, tmp_path, kind, options):
     """At alpha = 1 no term trains it: the mean of the users, in evaluation and when saved. Below, its own numbers."""
     for alpha in (1.0, 0.5):
-        model = conditioned(kit.load_model(base), kind, **options)
-        trainer = make_trainer(model, tokenizer, pairs, tmp_path, alpha=alpha)
+        trainer = make_trainer(make_tiny(users=3, kind=kind, **options), tokenizer, pairs, tmp_path, alpha=alpha)
         table = user_models(trainer.model)[-1]
         before = table(torch.tensor([0])).detach()
         trainer.train()
@@ -77,9 +72,7 @@ def test_who_reads_the_users_words(make_tiny, tokenizer, pairs, tmp_path, user_t
     mute = told.map(lambda _: {"user_text": None})
     base, authors = make_tiny(), user_text == "authors"
     asked = add_reference_logps(told, base, tokenizer) if given else told
-    model = conditioned(make_tiny(), user_text=user_text)
-    with torch.no_grad():
-        model.user_model.own.normal_(0, 0.5)
+    model = make_tiny(users=3, offsets=0.5, user_text=user_text)
     trainer = make_trainer(model, tokenizer, asked, tmp_path, alpha=0.25, beta=0.5)
     batch = trainer.data_collator(list(trainer.train_dataset))
     for part, words in ((batch, True), (batch.get("generic", batch), not authors)):

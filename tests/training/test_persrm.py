@@ -68,11 +68,7 @@ def test_two_stages(recipe, wishes, tokenizer):
             assert stored == pytest.approx(unseen[f"{side}_logp"].tolist(), abs=1e-3)
     row = kit.PAD(model).rows(0, wishes[0]["prompt"], SHORT, tokenizer)[0][0]
     assert tokenizer.decode(row.ids).count(recipe.wording.format(SHORT)) == 1  # as in training
-    # nothing is trained twice, and nothing passes for another training
-    before = (stages / "head" / "adapter_model.safetensors").stat().st_mtime_ns
-    train_persrm(recipe, wishes)
-    assert (stages / "head" / "adapter_model.safetensors").stat().st_mtime_ns == before
-    assert all(torch.equal(value, joined[key]) for key, value in load_file(out / "adapter_model.safetensors").items())
+    # nothing passes for another training
     with pytest.raises(ValueError, match="holds a training with other settings: pairs"):
         train_persrm(recipe, wishes.select(range(8)))
 

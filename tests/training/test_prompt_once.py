@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import ALL_FAMILIES
+from conftest import ALL_FAMILIES, as_trained
 from datasets import Dataset
 from transformers import (
     GPT2Config,
@@ -19,8 +19,6 @@ from prlhf_kit.data.select import in_blocks
 from prlhf_kit.training.prompt_once import DataCollatorForPersonalizedPreference, compute_prompts_once, shares_prompts
 from training.conftest import make_trainer
 
-PLAIN = {"share_prompt": False}
-
 
 @pytest.fixture
 def uneven():
@@ -33,93 +31,55 @@ def uneven():
     return Dataset.from_list(rows)
 
 
-def loss_and_gradients(model, tokenizer, pairs, folder, architecture="llama", **options):
-    """Of one batch that holds all pairs, from the same weights each time."""
-    trainer = make_trainer(model, tokenizer, pairs, folder, architecture, **options)
-    model = trainer.model.eval()
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():  # policy and reference differ
-        for name, p in model.named_parameters():
-            if "lora_B" in name:
-                p.normal_(0, 0.3, generator=generator)
-    batch = trainer.data_collator([dict(row) for row in trainer.train_dataset])
-    loss = trainer.compute_loss(model, batch)
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    gradients = torch.autograd.grad(loss, [p for _, p in named], allow_unused=True)
-    return loss, {n: torch.zeros(()) if g is None else g for (n, _), g in zip(named, gradients, strict=True)}, batch
-
-
-def same(found, expected):
-    assert found[0].item() == pytest.approx(expected[0].item(), abs=1e-5)
-    for name, wanted in expected[1].items():
-        torch.testing.assert_close(found[1][name], wanted, atol=1e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
-    assert sum(bool((g.abs() > 1e-4).any()) for g in expected[1].values()) > 2
+def same_in_both_forms(make_tiny, tokenizer, pairs, folder, architecture="llama", users=3, after_bos=None, **options):
+    """Check that loss and gradients of all pairs are the same with shared prompts and in TRL's form; their batch."""
+    found = []
+    for share_prompt in (True, False):
+        model = make_tiny(architecture, users=users, offsets=0.5, after_bos=after_bos)
+        trainer = make_trainer(model, tokenizer, pairs, folder, architecture, share_prompt=share_prompt, **options)
+        model = as_trained(trainer.model.eval(), 0.3)  # policy and reference differ
+        batch = trainer.data_collator([dict(row) for row in trainer.train_dataset])
+        loss = trainer.compute_loss(model, dict(batch))
+        trained = [p for p in model.parameters() if p.requires_grad]
+        found.append((loss, torch.autograd.grad(loss, trained, allow_unused=True, materialize_grads=True), batch))
+    (loss, gradients, batch), (wanted, theirs, _) = found
+    assert loss.item() == pytest.approx(wanted.item(), abs=1e-5)
+    torch.testing.assert_close(gradients, theirs, atol=1e-5, rtol=1e-4)
+    assert sum(bool((g.abs() > 1e-4).any()) for g in theirs) > 2
+    return batch
 
 
 @pytest.mark.parametrize("architecture", ALL_FAMILIES)
 def test_same_loss_and_gradients(make_tiny, tokenizer, uneven, tmp_path, architecture):
-    found = {}
-    for name, way in (("plain", PLAIN), ("shared", {})):
-        model = make_tiny(architecture, users=3, offsets=0.5)
-        found[name] = loss_and_gradients(model, tokenizer, uneven, tmp_path, architecture, alpha=0.3, **way)
-    same(found["shared"], found["plain"])
-    if architecture in ("mistral", "gemma2"):  # longer than the window: a 4-D mask would be wrong there
-        assert "prompt_ids" not in found["shared"][2]
-    else:
-        assert len(found["shared"][2]["prompt_ids"]) == 6
+    batch = same_in_both_forms(make_tiny, tokenizer, uneven, tmp_path, architecture, alpha=0.3)
+    # where texts are longer than the window a 4-D mask would be wrong
+    assert ("prompt_ids" in batch) == (architecture not in ("mistral", "gemma2"))
 
 
-def test_pairs_of_one_user_and_prompt_share_a_row(make_tiny, tokenizer, tmp_path):
-    says = ["Yes.", "No, " + "really " * 9 + "not!", "Why? " * 4, "Good " * 15]
-    rows = [record(f"p{i}", "ab"[i % 2], f"Tell me {i % 2}.", says[i % 4], says[(i + 1) % 4]) for i in range(8)]
-    pairs, found = in_blocks(Dataset.from_list(rows), 4), {}
-    for name, way in (("plain", PLAIN), ("shared", {})):
-        model = make_tiny("llama", users=2, offsets=0.5)
-        options = {"alpha": 0.3, "pairs_per_row": 4, "per_device_train_batch_size": 4, **way}
-        found[name] = loss_and_gradients(model, tokenizer, pairs, tmp_path, **options)
-    same(found["shared"], found["plain"])
-    assert len(found["shared"][2]["prompt_ids"]) == 2
+def test_pairs_of_one_user_and_prompt_share_a_row(make_tiny, tokenizer, uneven, tmp_path):
+    rows = [{**uneven[i % 4], "user_id": "ab"[i % 2], "prompt": uneven[i % 2]["prompt"]} for i in range(8)]
+    options = {"alpha": 0.3, "pairs_per_row": 4, "per_device_train_batch_size": 4, "users": 2}
+    batch = same_in_both_forms(make_tiny, tokenizer, in_blocks(Dataset.from_list(rows), 4), tmp_path, **options)
+    assert len(batch["prompt_ids"]) == 2
 
 
 @pytest.mark.filterwarnings("ignore:.* pairs of the train set are longer")
 @pytest.mark.parametrize(
     "options",
-    [  # losses that look at masks and single tokens, cut texts, user tokens after BOS
+    [  # losses that look at masks and single tokens, cut texts, the reference, user tokens after BOS
         {"loss_type": "ipo", "use_weighting": True},
         {"loss_type": ["sigmoid_norm", "sft"], "ld_alpha": 0.5},
-        {"loss_type": "sigmoid_norm", "personalized": False},
+        {"loss_type": "sigmoid_norm", "personalized": False, "users": 0},
         {"max_length": 75},
+        {"precompute_ref_log_probs": False},
         {"alpha": 0.5, "after_bos": True},
     ],
 )
 def test_what_else_looks_at_tokens(make_tiny, tokenizer, uneven, tmp_path, options):
-    found, config = [], {name: value for name, value in options.items() if name != "after_bos"}
-    for way in ({}, PLAIN):
-        model = make_tiny(users=3 if config.get("personalized", True) else 0, offsets=0.5)
-        if "after_bos" in options:
-            model.user_model.after_bos = True
-        found.append(loss_and_gradients(model, tokenizer, uneven, tmp_path, **config, **way))
-    same(*found)
+    same_in_both_forms(make_tiny, tokenizer, uneven, tmp_path, **options)
 
 
-def test_the_reference_is_the_same_and_tokens_are_counted_alike(make_tiny, tokenizer, uneven, tmp_path):
-    def run(way):
-        options = {"precompute_ref_log_probs": False, "alpha": 0.0, **way}
-        trainer = make_trainer(make_tiny(users=3), tokenizer, uneven, tmp_path, **options)
-        trainer.train()
-        return [
-            {k: v for k, v in entry.items() if "time" not in k and "per_second" not in k and k != "total_flos"}
-            for entry in trainer.state.log_history
-        ]
-
-    for a, b in zip(run({}), run(PLAIN), strict=True):
-        assert a.keys() == b.keys()
-        for name in set(a) - {"entropy"}:
-            assert a[name] == pytest.approx(b[name], abs=2e-4), name
-        assert a.get("num_tokens") == b.get("num_tokens")
-
-
-def test_recurrent_layers_are_noticed(make_tiny, tokenizer, uneven, tmp_path):
+def test_recurrent_layers_are_noticed(make_tiny, tokenizer):
     assert shares_prompts(make_tiny())
     mamba = MambaForCausalLM(MambaConfig(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2)).eval()
     assert not shares_prompts(mamba)

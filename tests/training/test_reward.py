@@ -49,14 +49,6 @@ def test_pairs_are_trained_as_trl_trains_them(base, pairs, tmp_path, center):
     assert len(losses(ours)) == 3
 
 
-def test_accumulated_small_batches_equal_one_of_lists_of_two(base, pairs, tmp_path):
-    whole = trainer(base, pairs, tmp_path / "a")
-    parts = trainer(base, pairs, tmp_path / "b", per_device_train_batch_size=1, gradient_accumulation_steps=4)
-    whole.train()
-    parts.train()
-    assert losses(whole) == pytest.approx(losses(parts), rel=1e-4)
-
-
 def test_total_is_ranking_plus_weighted_lm_and_no_lm_head_runs_at_zero(base, pairs, tmp_path, monkeypatch):
     with_lm = trainer(base, pairs, tmp_path / "a", lm_loss_coeff=0.1)
     with_lm.train()

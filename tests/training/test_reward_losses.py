@@ -33,8 +33,3 @@ def test_all_equal_scores_give_no_loss_and_a_gradient_of_zero():
     loss.backward()
     assert loss.item() == 0
     assert rewards.grad.tolist() == [[0, 0]]
-
-
-def test_negative_scores_keep_their_order():
-    """DSP divides by the greatest score, which would turn these around."""
-    assert reward_losses.normalised(torch.tensor([[-3.0, -1.0, -2.0]])).tolist() == [[0, 1, 0.5]]

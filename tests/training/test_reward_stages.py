@@ -80,38 +80,27 @@ def test_two_processes_equal_one(base, pairs, tmp_path):
     assert found[0] == pytest.approx(found[1], abs=1e-5)
 
 
-def test_the_context_is_read_and_recorded(base, pairs, tmp_path):
-    """By several sets, of pairs and of lists, and by what is held out."""
-    told = recipe(context="true", settings={"max_length": None})
-    sets, out = {"pairs": pairs, "lists": listwise(pairs)}, tmp_path / "rm"
+@pytest.mark.parametrize("kind", ["true", "choices"])
+def test_the_context_is_read_and_recorded(base, pairs, tmp_path, kind):
+    """By several sets, of pairs and (where no choices are told) of lists, and by what is held out."""
+    told = recipe(context=kind, choices=1, settings={"max_length": None})
+    sets, out = {"pairs": pairs} | ({"lists": listwise(pairs)} if kind == "true" else {}), tmp_path / "rm"
     built = build_reward_trainer(told, base, sets, out, {"own": pairs})
-    tokenizer = kit.load_tokenizer(base)
-    contexts = Contexts("true", people_of(pairs))
+    contexts, tokenizer = Contexts(kind, people_of(pairs), earlier=[pairs], k=1), kit.load_tokenizer(base)
     for rows in (built.train_dataset, built.eval_dataset["own"]):
         assert len(rows) % len(pairs) == 0
         for row in rows:
             pair = pairs[row["row"]]
             prompt = contexts.put(pair["prompt"], pair["user_id"])
-            assert f"community: {pair['user_id']}." in prompt[0]["content"]
-            wanted = [encode(tokenizer, prompt, pair[side])[0] for side in ("chosen", "rejected")]
-            assert row["text_ids"] == wanted
-    train_reward(told, base, sets, out, {"own": pairs})
-    assert context_of(out, people_of(pairs)).config == contexts.config
-    with pytest.raises(SchemaError, match="context='yes'"):
-        recipe(context="yes")
-
-
-def test_choices_in_context_are_read_by_reward_models(base, pairs, tmp_path):
-    told = recipe(context="choices", choices=1, settings={"max_length": None})
-    built = build_reward_trainer(told, base, pairs, tmp_path / "rm")
-    contexts, tokenizer = Contexts("choices", people_of(pairs), earlier=[pairs], k=1), kit.load_tokenizer(base)
-    for row in built.train_dataset:
-        pair = pairs[row["row"]]
-        prompt = contexts.put(pair["prompt"], pair["user_id"])
-        assert "Rather than: " in prompt[0]["content"]
-        assert row["text_ids"] == [encode(tokenizer, prompt, pair[side])[0] for side in ("chosen", "rejected")]
-    with pytest.raises(SchemaError, match=r"a set lacks \['pair_id', 'chosen', 'rejected'\]"):
-        build_reward_trainer(told, base, listwise(pairs), tmp_path / "rm")
+            said = {"true": f"community: {pair['user_id']}.", "choices": "Rather than: "}[kind]
+            assert said in prompt[0]["content"]
+            assert row["text_ids"] == [encode(tokenizer, prompt, pair[side])[0] for side in ("chosen", "rejected")]
+    if kind == "choices":
+        with pytest.raises(SchemaError, match=r"a set lacks \['pair_id', 'chosen', 'rejected'\]"):
+            build_reward_trainer(told, base, listwise(pairs), out)
+    else:
+        train_reward(told, base, sets, out, {"own": pairs})
+        assert context_of(out, people_of(pairs)).config == contexts.config
 
 
 def test_sets_of_the_notebook(pairs, tokenizer, capsys):
@@ -127,7 +116,7 @@ def test_sets_of_the_notebook(pairs, tokenizer, capsys):
     assert {name: len(part) for name, part in found.items()} == numbers
     assert set(found["a/test"]["user_id"]) == {"a"}
     for wrong, message_ in (
-        ({"names": ["law"]}, r"no training pair has user_id='law'\. Known: a, b, c"),
+        ({"names": ["law"]}, r"no user_id of a training pair 'law'\. There are: a, b, c"),
         ({"max_length": 5}, "Raise max_length"),
         ({"general": ["y"]}, "none is left to train on"),
     ):
