@@ -32,9 +32,10 @@ def fill(text: str, runs: Sequence[Path]) -> tuple[str, list[str]]:
     Raises `RunError` where a comment is not of this form, or a column matches no metric.
 
     A table has a row for each name that `*` stands for in a column's metrics; behind a mean stand the seeds' values.
+    How its runs were made stands below it, once for all tables of the same runs.
     Several runs of one seed (folds) and the seeds are summed up by means of values and of the intervals' ends, weighted
     by n: that interval is no narrower than one that knew how far they err together."""
-    kept = []
+    kept, said = [], set()
 
     def written(found: re.Match[str]) -> str:
         spec = _spec(found["spec"])
@@ -47,7 +48,10 @@ def fill(text: str, runs: Sequence[Path]) -> tuple[str, list[str]]:
         if not records:
             kept.append(spec["runs"])
             return found[0]
-        return f"<!-- results: {found['spec']} -->\n\n{_table(spec, records)}\n\n<!-- end -->"
+        told = _told(spec, records)
+        below = "" if told in said else f"\n\n*{told}*"  # once for all tables of the same runs
+        said.add(told)
+        return f"<!-- results: {found['spec']} -->\n\n{_table(spec, records)}{below}\n\n<!-- end -->"
 
     return TABLE.sub(written, text), kept
 
@@ -65,7 +69,7 @@ def _spec(text: str) -> dict[str, Any]:
 
 
 def _table(spec: dict[str, Any], records: Mapping[str, dict[str, Any]]) -> str:
-    """The table in Markdown, and a line on how its runs were made."""
+    """The table in Markdown."""
     found = []
     for label, pattern in spec["columns"].items():
         named = re.compile(re.escape(pattern).replace(r"\*", "(.*)"))
@@ -86,14 +90,13 @@ def _table(spec: dict[str, Any], records: Mapping[str, dict[str, Any]]) -> str:
             own = by_seed[by_seed.column == label].pivot(index="row", columns="seed", values="value")
             for row, values in own.reindex(columns=seeds).iterrows():
                 texts[row] += f" ({', '.join('-' if np.isnan(one) else f'{one:.3f}' for one in values)})"
-            label += f", mean (seeds {', '.join(map(str, seeds))})"
+            label += ", mean"
         n = " to ".join(dict.fromkeys(f"{count:.0f}" for count in (part.n.min(), part.n.max()) if count > 0))
         cells[label + f" (n = {n})" * bool(n)] = texts
     lines = [["", *cells]]
     lines += [[row, *(column.get(row, "") for column in cells.values())] for row in overall.row.unique()]
     first, *rest = (f"| {' | '.join(line)} |" for line in lines)
-    below = ["|---" * len(lines[0]) + "|", *rest, "", f"*{_told(spec, records)}*"]
-    return "\n".join([first, *below])
+    return "\n".join([first, "|---" * len(lines[0]) + "|", *rest])
 
 
 def _averaged(table: pd.DataFrame, by: list[str], count: str) -> pd.DataFrame:

@@ -31,7 +31,7 @@ def test_seeds_and_folds_are_averaged_and_all_else_stays(tmp_path, capsys):
     blocks = ("# Prose\n", STUDY, "| an older table |", "<!-- end -->", "More prose.", OTHER)
     code, page = written(tmp_path, *blocks)
     table = """
-|  | seen, mean (seeds 0, 1) (n = 30) | gain, mean (seeds 0, 1) |
+|  | seen, mean (n = 30) | gain, mean |
 |---|---|---|
 | P-DPO | 0.800 [0.700, 0.900] (0.700, 0.900) | 0.250 (0.250, 0.250) |
 | other | 0.500 (-, 0.500) |  |
@@ -41,6 +41,9 @@ def test_seeds_and_folds_are_averaged_and_all_else_stays(tmp_path, capsys):
     assert page == "\n".join((*blocks[:2], table, *blocks[3:]))
     assert "no completed run other: its tables stay" in capsys.readouterr().out
     assert (code, written(tmp_path, page)[1]) == (0, page)  # written again, it is the same
+    again = written(tmp_path, page, STUDY, "<!-- end -->")[1].removeprefix(page)
+    assert "| P-DPO | 0.800" in again
+    assert "commit" not in again  # which the first table of these runs says
 
 
 def test_one_run_has_its_own_intervals(tmp_path):

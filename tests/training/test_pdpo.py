@@ -129,7 +129,7 @@ def test_another_user_model_is_saved_and_loaded(base, tokenizer, pairs, tmp_path
     trainer = make_trainer(kit.condition(*prepared()), tokenizer, pairs, tmp_path)
     trainer.train()
     trainer.save_model()
-    with pytest.raises(kit.ConditioningError, match="trained with a OffsetsOnly, got NoneType"):
+    with pytest.raises(kit.ConditioningError, match="trained with user_model=OffsetsOnly"):
         kit.load_personalized(tmp_path)
     loaded, _ = kit.load_personalized(tmp_path, *prepared())
     question = {"input_ids": torch.tensor([[5, 6, 7]]), "user_rows": torch.tensor([2])}
