@@ -183,6 +183,7 @@ def ranked_by_pairs(
     tested = weigh(model, tokenizer, test, batch_size)
     asked = tokenize_pairs(tokenizer, as_read(model, test)) if steps else []
     tables = [long_table(test, {"generic row": ranked_right(tested.margins[:, 0], 0)}, k=0)]
+    placed_at: dict[tuple[int, ...], np.ndarray] = {}  # margins by rows, which are often the same for several k
     for k in tqdm(sorted(ks), desc="known pairs a user", disable=None, leave=False):
         pairs = few_shot(data, k, seed)
         of_k = [at[pair] for pair in pairs["pair_id"]]
@@ -194,8 +195,11 @@ def ranked_by_pairs(
         margins = {NEAREST: tested.margins[np.arange(len(test)), nearest], MIXED: (weights * tested.margins).sum(1)}
         if place:
             start = place(pairs).start
-            scores = score_pairs(model, tokenizer, test, [start[i] for i in who], batch_size)
-            margins[PLACED] = (scores.chosen_logp - scores.rejected_logp).to_numpy() - tested.reference
+            rows = tuple(start[i] for i in who)
+            if rows not in placed_at:
+                scores = score_pairs(model, tokenizer, test, rows, batch_size)
+                placed_at[rows] = (scores.chosen_logp - scores.rejected_logp).to_numpy() - tested.reference
+            margins[PLACED] = placed_at[rows]
         if steps:
             ratios = []
             with torch.no_grad():

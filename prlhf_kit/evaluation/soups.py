@@ -34,7 +34,7 @@ def ranked_by_soup(
         return long_table(asked, {method: right})
 
     tables, users = [ranked(ALIKE, [*folders], pairs)], np.array(pairs["user_id"])
-    for user in folders.keys() & set(users):
+    for user in sorted(folders.keys() & set(users)):
         own, others = pairs.select(np.flatnonzero(users == user)), [other for other in folders if other != user]
         tables.append(ranked(OWN, [user], own))
         if others:

@@ -58,8 +58,9 @@ def push_to_hub(
     Raises:
         ModelError: no personalised language model in `folder`, or a base that others can't load.
     """
-    index, saved = UserIndex.load(folder)
-    if Path(folder, REWARD_FILE).is_file() or saved.get("user_model") is None:
+    other = Path(folder, REWARD_FILE).is_file() or not Path(folder, INDEX_FILE).is_file()
+    index, saved = (UserIndex([]), {}) if other else UserIndex.load(folder)
+    if saved.get("user_model") is None:
         raise ModelError(
             f"{folder} holds no personalised language model. Call `hf upload OWNER/NAME {folder} --exclude users.json "
             "--exclude '*.parquet' --exclude context.json` for others: those files may have user ids."
