@@ -222,14 +222,15 @@ class _Case:
                 parts = _model(self.model), _tokenizer(self.model), folders, pairs, self.base[split]
                 yield ranked_by_soup(*parts).assign(split=split)
         else:
+            if self.ks:  # before the training, since it may be refused
+                embedder = _embedder(self.bench["embedder"])
+                reader = heads.fit("encoder", self.train, self.vectors["train"], [embedder])
             personal, index = saving.load_personalized(self.trained(method), self.model)
             for split, pairs in self.tests.items():
                 found = accuracy.ranked_by_method(personal, [], _tokenizer(self.model), index, pairs, self.train)
                 own = [accuracy.GENERIC_ROW] + [accuracy.PERSONAL] * (split != NEW)
                 yield found[found.method.isin(own)].assign(split=split)
             if self.ks:
-                embedder = _embedder(self.bench["embedder"])
-                reader = heads.fit("encoder", self.train, self.vectors["train"], [embedder])
                 place = partial(placed, personal, index, reader, embedder)
                 options: dict[str, Any] = {"steps": 0, "seed": self.seed, "place": place}
                 found, _ = accuracy.ranked_by_pairs(personal, _tokenizer(self.model), self.data, self.ks, **options)
