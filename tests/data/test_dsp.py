@@ -5,8 +5,6 @@ import json
 from raw import pairs_of, write_json
 
 import prlhf_kit as kit
-from prlhf_kit.data import dsp
-from prlhf_kit.data.dialogue import write_text_score
 
 
 def test_dsp_pairs(dsp_file):
@@ -20,17 +18,6 @@ def test_dsp_pairs(dsp_file):
     two = kit.data.load("dsp", dsp_file, domains=["academy", "business"], unseen=["business"])
     assert set(two["train"]["user_id"]) == {"academy"}
     assert set(two["adapt_unseen"]["user_id"]) == {"business"}
-
-
-def test_dsp_listwise_and_text_score_round_trip(dsp_file, tmp_path):
-    pairs = kit.data.load("dsp", dsp_file, domains=["academy"])
-    lists = dsp.listwise(pairs["train"])
-    row = lists[0]
-    assert row["scores"] == [1.0, 0.0, 0.0, 0.0, 0.0]
-    assert row["responses"][1][0]["content"].startswith("business")
-    write_text_score(lists, tmp_path / "lists.json")
-    from_lists = kit.data.load("dsp", tmp_path / "lists.json", domain="academy", test_share=0)
-    assert sorted(pairs_of(from_lists)) == sorted(pairs_of(pairs))
 
 
 def test_dsp_train_and_test_files(dsp_file, tmp_path):

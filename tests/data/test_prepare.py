@@ -3,7 +3,7 @@
 import json
 
 from datasets import load_dataset
-from raw import write_json, write_lines
+from raw import pairs_of, write_json, write_lines
 
 import prlhf_kit as kit
 from prlhf_kit.cli import main
@@ -98,6 +98,10 @@ def test_export_writes_what_dsps_scripts_and_the_kit_read(dsp_file, tmp_path, ca
     back = kit.data.load("dsp", out / "train.json", domain="academy", test_share=0)
     assert len(back["train"]) == len(rows) * 4 - 1
     assert main([*line, "--lists", "--out", str(out)]) == 0
-    [*lists] = json.loads((out / "train.json").read_text())
-    assert {len(row["text"]) for row in lists} == {5}
+    lists = json.loads((out / "train.json").read_text())
     assert len(lists) == len(rows) - 1
+    assert {len(row["text"]) for row in lists} == {5}
+    assert {tuple(row["score"]) for row in lists} == {(1.0, 0.0, 0.0, 0.0, 0.0)}
+    whole = kit.data.load("dsp", out / "train.json", domain="academy", test_share=0)
+    left = [pair for pair in pairs_of(back) if pair[1] != rows[0]["query"]]
+    assert sorted(pairs_of(whole)) == sorted(left)

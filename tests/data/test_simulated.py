@@ -37,15 +37,6 @@ def test_bradley_terry_draws_have_the_stated_rate():
     assert p.mean() == pytest.approx(expected.mean(), abs=5 * p.std() / np.sqrt(len(p)))
 
 
-def test_population_survives_saving(tmp_path):
-    people = simulated.population(seed=3)
-    people.save(tmp_path / "p.json")
-    back = simulated.Population.load(tmp_path / "p.json")
-    assert back.groups == people.groups
-    texts = ["Hello there, friend!"] * len(list(people.groups))
-    assert back.utility(list(people.groups), texts) == pytest.approx(people.utility(list(people.groups), texts))
-
-
 @pytest.mark.parametrize("options", [{"users_per_type": 1}, {"temperature": 0.0}])
 def test_options_that_make_no_users(options):
     refused("expected", "simulated", **options)

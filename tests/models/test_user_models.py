@@ -5,7 +5,6 @@ from functools import partial
 import pytest
 import torch
 
-from prlhf_kit.models.conditioning import user_model_of
 from prlhf_kit.models.user_models import ClusterUserModel, IndividualUserModel, LowRankUserModel, word_vectors
 
 WORDS = torch.nn.Embedding.from_pretrained(torch.randn(50, 8, generator=torch.Generator().manual_seed(0)))
@@ -77,25 +76,3 @@ def test_soft_tokens_start_as_the_words_that_the_model_sees(make_tiny, architect
     assert all((known == token).all(-1).any() for token in table.centres.flatten(0, 1))
     drawn = word_vectors(words, 200, 4, "normal")
     assert drawn.std() == pytest.approx(known.std().item(), rel=0.05)
-
-
-@pytest.mark.parametrize("after_bos", [False, True])
-def test_where_the_tokens_go(make_tiny, after_bos, architecture):
-    """Logits with users equal those of embeddings that are put together by hand, for left and right padding."""
-    model = make_tiny(architecture, users=3, offsets=0.5)
-    table = user_model_of(model)
-    table.after_bos = after_bos
-    ids, rows = torch.tensor([[1, 7, 8, 9], [1, 11, 12, 13]]), torch.tensor([1, 3])
-    embedded, at = model.get_input_embeddings()(ids), int(after_bos)
-    joined = torch.cat([embedded[:, :at], table(rows), embedded[:, at:]], 1)
-    with torch.no_grad():
-        expected = model(inputs_embeds=joined).logits
-        kept = torch.cat([expected[:, :at], expected[:, at + 3 :]], 1)
-        found = model(input_ids=ids, user_rows=rows, output_hidden_states=True)
-        assert torch.allclose(found.logits, kept, atol=1e-5)
-        assert {states.shape[1] for states in found.hidden_states} == {4}
-        pad, mask = torch.full((2, 2), 2), torch.tensor([[0, 0, 1, 1, 1, 1]] * 2)
-        left = model(input_ids=torch.cat([pad, ids], 1), attention_mask=mask, user_rows=rows).logits[:, 2:]
-        right = model(input_ids=torch.cat([ids, pad], 1), attention_mask=mask.flip(1), user_rows=rows).logits[:, :4]
-    assert torch.allclose(left, kept, atol=1e-5)
-    assert torch.allclose(right, kept, atol=1e-5)
