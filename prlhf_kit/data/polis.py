@@ -135,7 +135,7 @@ def _conversation(folder: Path) -> tuple[dict[str, str], pd.DataFrame, dict[str,
     groups = {str(person): None if pd.isna(group) else str(group) for person, group in votes["group-id"].items()}
     known = [column for column in votes if column in texts]
     if not known:
-        raise SchemaError(f"no column of {second} is a comment-id of {first}.")
+        raise SchemaError(f"no column of {second} is a comment-id of {first}: take both from one conversation.")
     summary, topic = folder / "summary.csv", "A public discussion"
     if summary.is_file():
         facts = pd.read_csv(summary, header=None, index_col=0)[1]

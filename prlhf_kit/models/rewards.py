@@ -44,21 +44,19 @@ class SequenceReward:
 
     Args:
         users: rows of the users, where the model is conditioned on them.
-        dimension: which output is the reward, of a model with several (ArmoRM's `rewards`, or logits).
         max_length: of prompt and response; the beginning of longer ones is not read.
     """
 
     model: Any
     tokenizer: Any
     users: UserIndex | None = None
-    dimension: int | None = None
     max_length: int | None = 512
     batch_size: int = 16
 
     def __post_init__(self):
         outputs = self.model.config.num_labels
-        if self.dimension is None and outputs != 1:
-            raise ValueError(f"the model has {outputs} outputs: which is the reward, dimension=0 to {outputs - 1}?")
+        if outputs != 1:
+            raise ValueError(f"the model has {outputs} outputs, expected 1, the reward: take a model with one.")
         if self.model.config.pad_token_id is None:
             self.model.config.pad_token_id = self.tokenizer.pad_token_id
 
@@ -86,10 +84,7 @@ class SequenceReward:
         if user_models(self.model):
             inputs["user_rows"] = torch.tensor([row for _, _, row in batch])
         output = self.model(**{name: value.to(self.model.device) for name, value in inputs.items()})
-        table = output.logits.reshape(len(ids), -1)
-        if self.dimension is not None and output.get("rewards") is not None:  # ArmoRM's
-            table = output.rewards
-        return table[:, self.dimension or 0].float().cpu().numpy()
+        return output.logits.reshape(len(ids)).float().cpu().numpy()
 
 
 def load_reward(name: str, trust_remote_code: bool = False, **options) -> SequenceReward:

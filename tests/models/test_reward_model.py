@@ -7,7 +7,6 @@ import pytest
 import torch
 from conftest import ALL_FAMILIES, build_tiny
 from transformers import AutoModelForSequenceClassification, GPT2Config, GPT2ForSequenceClassification
-from transformers.modeling_outputs import ModelOutput
 
 import prlhf_kit as kit
 from prlhf_kit.data.schema import message
@@ -105,35 +104,6 @@ def test_judge_and_best_of_n_follow_the_user(base):
         reward.score(PROMPTS[:1], [" "])
 
 
-def test_a_model_of_armorms_shape(base, tokenizer):
-    """Several `rewards`, one logit that is their mean, a head of another name, and a decoder below."""
-
-    class ArmoShape(torch.nn.Module):
-        device = torch.device("cpu")
-
-        def __init__(self):
-            super().__init__()
-            self.model, self.regression_layer = kit.load_model(base).model, torch.nn.Linear(32, 4, bias=False)
-            self.config = self.model.config
-            self.config.num_labels = 1
-
-        def forward(self, input_ids, attention_mask):
-            hidden = self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-            rewards = self.regression_layer(hidden[torch.arange(len(hidden)), attention_mask.sum(1) - 1])
-            return ModelOutput(rewards=rewards, logits=rewards.mean(1))
-
-    model = ArmoShape().eval()
-    texts = zip(PROMPTS, RESPONSES, strict=True)
-    ids = [torch.tensor([encode(tokenizer, message("user", p), message("assistant", r))[0]]) for p, r in texts]
-    own = torch.cat([model(text, torch.ones_like(text)).rewards for text in ids])
-    for dimension, rewards in ((3, own[:, 3]), (None, own.mean(1))):
-        found = SequenceReward(model, tokenizer, dimension=dimension).score(PROMPTS, RESPONSES)
-        assert found.tolist() == pytest.approx(rewards.tolist(), abs=1e-5)
-    model.config.num_labels = 4
-    with pytest.raises(ValueError, match="dimension=0 to 3"):
-        SequenceReward(model, tokenizer)
-
-
 def test_an_encoder_reads_prompt_and_response_as_its_tokenizer_joins_them(bert):
     folder, tokenizer = bert
     ids, start = encode(tokenizer, message("user", PROMPTS[0]), message("assistant", RESPONSES[0]), decoder=False)
@@ -155,11 +125,14 @@ def test_an_encoder_reads_prompt_and_response_as_its_tokenizer_joins_them(bert):
 
 
 def test_what_does_not_go_together_is_refused(bert, base):
-    folder, _ = bert
+    folder, tokenizer = bert
     with pytest.raises(ModelError, match="lm_loss_coeff=0"):
         new_reward_model(folder, lm_head=True)
     with pytest.raises(ValueError, match="expected one of last, before_eos, mean, max, own"):
         new_reward_model(base, "first")
+    model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=4, ignore_mismatched_sizes=True)
+    with pytest.raises(ValueError, match="has 4 outputs"):
+        SequenceReward(model, tokenizer)
     with pytest.raises(ConditioningError, match="has an encoder"):
         kit.condition(new_reward_model(folder), torch.nn.Embedding(2, 32))
 
