@@ -2,7 +2,7 @@
 
 import json
 
-from raw import pairs_of, write_json
+from raw import pairs_of, write
 
 import prlhf_kit as kit
 
@@ -22,8 +22,8 @@ def test_dsp_pairs(dsp_file):
 
 def test_dsp_train_and_test_files(dsp_file, tmp_path):
     rows = json.loads(dsp_file.read_text())
-    write_json(tmp_path / "two" / "domain_specific_preference.train.json", rows[:30])
-    write_json(tmp_path / "two" / "domain_specific_preference.test.json", rows[29:])  # one query is in both
+    write(tmp_path / "two" / "domain_specific_preference.train.json", rows[:30])
+    write(tmp_path / "two" / "domain_specific_preference.test.json", rows[29:])  # one query is in both
     data, report = kit.data.load_with_report("dsp", tmp_path / "two")
     assert {split: len(rows) for split, rows in data.items()} == {"train": 600, "test_seen": 200}
     assert report.checks.set_index("check").pairs["prompt in train and test"] == 20
