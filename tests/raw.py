@@ -10,6 +10,7 @@ from datasets import Dataset
 
 import prlhf_kit as kit
 from prlhf_kit.data import compred, dsp
+from prlhf_kit.data.schema import SPLITS
 
 
 def write(path, rows):
@@ -25,6 +26,11 @@ def write(path, rows):
         with gzip.open(path, "wt") if path.suffix == ".gz" else path.open("w") as file:
             file.writelines(json.dumps(row) + "\n" for row in rows)
     return path
+
+
+def sizes(data):
+    """Pairs of each of the four splits."""
+    return [len(data[split]) if split in data else 0 for split in SPLITS]
 
 
 def pairs_of(data, split="train"):

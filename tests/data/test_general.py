@@ -3,14 +3,10 @@
 import itertools
 
 import pytest
-from raw import comparison, dialogue, pairs_of, refused, write
+from raw import comparison, dialogue, pairs_of, refused, sizes, write
 
 import prlhf_kit as kit
 from prlhf_kit.data import dsp
-
-
-def sizes(data):
-    return {split: len(rows) for split, rows in data.items()}
 
 
 def webgpt(i, score=0.5):
@@ -48,19 +44,19 @@ def test_webgpt(tmp_path):
 def test_gpt4llm_and_its_cleaned_files(tmp_path):
     source = write(tmp_path / "comparison_data_v2.json", [gpt4llm(i) for i in range(10)])
     data, report = kit.data.load_with_report("gpt4llm", source)
-    assert sum(sizes(data).values()) == 20
+    assert sum(sizes(data)) == 20
     assert report.table.pairs.sum() == 10  # ties
     assert all(chosen.startswith("gpt4") for split in data for _, _, chosen, _ in pairs_of(data, split))
     write(tmp_path / "d" / "gpt4llm.train.json", [text_score(i) for i in range(3)])
     write(tmp_path / "d" / "gpt4llm.test.json", [text_score(3)])
-    assert sizes(kit.data.load("gpt4llm", tmp_path / "d")) == {"train": 3, "test_seen": 1}
+    assert sizes(kit.data.load("gpt4llm", tmp_path / "d")) == [3, 1, 0, 0]
 
 
 def test_prefeval(tmp_path):
     data = kit.data.load("prefeval", write(tmp_path / "mcq.json", [prefeval(i) for i in range(30)]))
     assert set(data) == {"train", "test_unseen"}
     assert not set(data["train"]["user_id"]) & set(data["test_unseen"]["user_id"])
-    assert sum(sizes(data).values()) == 90
+    assert sum(sizes(data)) == 90
     row = data["train"][0]
     assert (row["chosen"][0]["content"], row["user_text"], row["group"]) == ("right 0", "I like 0.", "topic0")
 
@@ -76,7 +72,7 @@ def test_hh_original_and_cleaned_files_agree(tmp_path):
             write(tmp_path / "dsp" / f"{subset}.{split}.json", scored)
     found = [kit.data.load_with_report("hh", tmp_path / form) for form in ("hub", "dsp")]
     (data, _), (cleaned, _) = found
-    assert sizes(data) == {"train": 12, "test_seen": 6}
+    assert sizes(data) == [12, 6, 0, 0]
     assert all(pairs_of(data, split) == pairs_of(cleaned, split) for split in data)
     for _, said in found:
         assert said.counts["helpful, train"] == 7
@@ -92,7 +88,7 @@ def test_hh_relabelled(tmp_path):
     data, report = kit.data.load_with_report("hh_relabelled", write(tmp_path / "both.jsonl.gz", rows))
     assert report.table.empty  # two users may rank a prompt in opposite ways
     assert {pair[0] for pair in pairs_of(data) if pair[1] == "Q0"} in ({"helpful", "harmless"}, set())
-    assert sum(sizes(data).values()) == 41
+    assert sum(sizes(data)) == 41
     refused("objective of row 0 is 'fun'", "hh_relabelled", write(tmp_path / "x.jsonl", [relabelled(0, "fun")]))
 
 

@@ -1,15 +1,11 @@
 """Community Alignment, PersonalRewardBench and UF-P on rows of the schema that their users' code reads."""
 
 import pytest
-from raw import dialogue, pairs_of, refused, write
+from raw import dialogue, pairs_of, refused, sizes, write
 
 import prlhf_kit as kit
 from prlhf_kit.data.personal import BENCHES, COMMUNITY, TURNS
 from prlhf_kit.data.schema import SPLITS
-
-
-def sizes(data):
-    return [len(data[split]) if split in data else 0 for split in SPLITS]
 
 
 def talk(i, turns=1, language="en", preferred="response_b"):

@@ -2,18 +2,17 @@
 
 import numpy as np
 import pytest
-from raw import refused
+from raw import refused, sizes
 
 import prlhf_kit as kit
 from prlhf_kit.data import simulated
 from prlhf_kit.data.registry import Tally
-from prlhf_kit.data.schema import SPLITS
 
 
 def test_simulated_is_seeded_disjoint_and_true():
     few = {"pairs_per_user": 5, "test_pairs_per_user": 4, "adapt_pairs_per_user": 2}
     data, report = kit.data.load_with_report("simulated", **few)
-    assert [len(data[split]) for split in SPLITS] == [40, 32, 16, 8]
+    assert sizes(data) == [40, 32, 16, 8]
     assert report.table.empty
     assert len(set(data["test_unseen"]["user_id"])) == 4
     again = kit.data.load("simulated", **few)

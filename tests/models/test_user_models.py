@@ -1,7 +1,5 @@
 """User models: what they compute, where their tokens go, what they cost."""
 
-from functools import partial
-
 import pytest
 import torch
 
@@ -10,13 +8,11 @@ from prlhf_kit.models.user_models import ClusterUserModel, IndividualUserModel, 
 WORDS = torch.nn.Embedding.from_pretrained(torch.randn(50, 8, generator=torch.Generator().manual_seed(0)))
 
 
-def test_individual_by_hand():  # with its generic user, and clusters: tests/authors
+def test_row_0_is_the_generic_user_whatever_it_says():  # all other vectors: tests/authors
     model = IndividualUserModel(3, WORDS, 2)
     with torch.no_grad():
-        model.own[0] += 5  # row 0 is the generic user by definition, whatever its row says
+        model.own[0] += 5
     assert torch.equal(model(torch.tensor([0]))[0], model.generic)
-    alone = IndividualUserModel(3, WORDS, 2, add_generic_user=False)
-    assert torch.equal(alone(torch.tensor([0, 2])), alone.own[[0, 2]])
 
 
 def test_low_rank_by_hand_and_a_million_users_in_64_mb():
@@ -47,19 +43,6 @@ def test_initial_tokens():
     for known in (51, 0, [], [3, 50]):
         with pytest.raises(ValueError, match="from 1 to 50, token ids below that"):
             word_vectors(WORDS, 1, 1, vocabulary=known)
-
-
-@pytest.mark.parametrize("kind", [ClusterUserModel, partial(IndividualUserModel, add_generic_user=False)])
-def test_a_generic_user_whom_nothing_trains_is_the_mean_of_all_users(kind):
-    model = kind(4, WORDS, 2)
-    rows = torch.tensor([2, 0, 0])
-    alone = model(rows)
-    model.generic_is_mean = True
-    assert torch.equal(model(rows)[0], alone[0])
-    wanted = model.tokens(model.own[1:].mean(0, keepdim=True))
-    assert torch.allclose(model(rows)[1:], wanted.expand(2, -1, -1))
-    again = kind(4, WORDS, 2, **{k: v for k, v in model.options().items() if k in ("clusters", "generic_is_mean")})
-    assert torch.equal(again(rows), model(rows))
 
 
 def test_whose_words_are_read_is_one_of_three():
