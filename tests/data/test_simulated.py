@@ -39,3 +39,8 @@ def test_bradley_terry_draws_have_the_stated_rate():
 @pytest.mark.parametrize("options", [{"users_per_type": 1}, {"temperature": 0.0}])
 def test_options_that_make_no_users(options):
     refused("expected", "simulated", **options)
+
+
+def test_a_split_may_be_left_out():
+    data = kit.data.load("simulated", pairs_per_user=2, test_pairs_per_user=0, adapt_pairs_per_user=0)
+    assert sizes(data) == [16, 0, 0, 0]
