@@ -4,30 +4,33 @@ import gzip
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 from datasets import Dataset
 
 import prlhf_kit as kit
 from prlhf_kit.data import compred, dsp
+from prlhf_kit.data.schema import SPLITS
 
 
-def write_json(path, rows):
+def write(path, rows):
+    """Rows in a file of the kind that its name says, ".jsonl" if it says none of the others."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(rows))
+    if path.suffix == ".parquet":
+        Dataset.from_list(rows).to_parquet(path)
+    elif path.suffix == ".csv":
+        pd.DataFrame(rows).to_csv(path, index=False)
+    elif path.suffix == ".json":
+        path.write_text(json.dumps(rows))
+    else:
+        with gzip.open(path, "wt") if path.suffix == ".gz" else path.open("w") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
     return path
 
 
-def write_lines(path, rows):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with gzip.open(path, "wt") if path.suffix == ".gz" else path.open("w") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
-    return path
-
-
-def write_parquet(path, rows):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Dataset.from_list(rows).to_parquet(path)
-    return path
+def sizes(data):
+    """Pairs of each of the four splits."""
+    return [len(data[split]) if split in data else 0 for split in SPLITS]
 
 
 def pairs_of(data, split="train"):
@@ -95,7 +98,7 @@ def tldr_folder(tmp_path):
     train.append(comparison(20, "ann", policies=("sup4_ppo_rm4", "sup1")))
     valid = [comparison(100 + i, worker, "valid1") for i, worker in enumerate(["ann", "bob", "cy", "dee"])]
     for split, rows in (("train", train), ("validation", valid)):
-        write_parquet(root / "comparisons" / split / "0000.parquet", rows)
+        write(root / "comparisons" / split / "0000.parquet", rows)
     return root
 
 
@@ -103,8 +106,8 @@ def tldr_folder(tmp_path):
 def prism_folder(tmp_path):
     root = tmp_path / "HannahRoseKirk" / "prism-alignment"
     talks = [conversation(10 * i + k, f"user{i}") for i in range(20) for k in range(1 if i == 7 else 4)]
-    write_lines(root / "survey.jsonl", [participant(i) for i in range(20)] + [participant(99, completed=0)])
-    write_lines(root / "conversations.jsonl", [*talks, conversation(999, "user3", length=5000)])
+    write(root / "survey.jsonl", [participant(i) for i in range(20)] + [participant(99, completed=0)])
+    write(root / "conversations.jsonl", [*talks, conversation(999, "user3", length=5000)])
     configs = ("survey", "conversations")
     return write_configs(root, [{"config_name": config, "data_files": f"{config}.jsonl"} for config in configs])
 
@@ -118,7 +121,7 @@ def compred_folder(tmp_path):
         train += [post(base + 3, f"{factor}A", ratio=1.5)]
         test = [post(base + 50 + i, f"{factor}{'AB'[i % 2]}", split="test") for i in range(4)]
         for split, rows in zip(splits, (train, test, test), strict=True):
-            write_parquet(root / factor / f"{split}-00000-of-00001-ab.parquet", rows)
+            write(root / factor / f"{split}-00000-of-00001-ab.parquet", rows)
         files = [{"split": split, "path": f"{factor}/{split}-*"} for split in splits]
         configs.append({"config_name": factor, "data_files": files})
     return write_configs(root, configs)
@@ -127,7 +130,7 @@ def compred_folder(tmp_path):
 @pytest.fixture
 def dsp_file(tmp_path):
     rows = [{"query": f"Question {i}?", "responses": {d: f"{d} says {i}." for d in dsp.DOMAINS}} for i in range(40)]
-    return write_json(tmp_path / "domain_specific_preference.json", rows)
+    return write(tmp_path / "domain_specific_preference.json", rows)
 
 
 @pytest.fixture
@@ -147,6 +150,6 @@ def personalllm_folder(tmp_path):
         )
 
     root = tmp_path / "namkoong-lab" / "PersonalLLM"
-    write_parquet(root / "data" / "train-00000-of-00001.parquet", [row(i) for i in range(60)])
-    write_parquet(root / "data" / "test-00000-of-00001.parquet", [row(i) for i in range(60, 90)])
+    write(root / "data" / "train-00000-of-00001.parquet", [row(i) for i in range(60)])
+    write(root / "data" / "test-00000-of-00001.parquet", [row(i) for i in range(60, 90)])
     return root

@@ -89,7 +89,7 @@ def require_prefix(tokenizer: PreTrainedTokenizerBase) -> None:
         try:
             asked, whole = _laid_out(tokenizer, prompt)
         except TemplateError as error:
-            raise SchemaError(f"the chat template of {name} takes no plain dialogue: {error}") from error
+            raise SchemaError(f"{name}'s chat template takes no plain dialogue: {error}. Set another.") from error
         if not whole.startswith(asked):
             raise SchemaError(
                 f"the chat template of {name} does not keep the prompt in front of the completion: it lays out the "

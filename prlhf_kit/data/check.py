@@ -95,12 +95,7 @@ def check(
         raise SchemaError("the data have no pair, expected some in the split 'train'.")
     # one row a pair, with the hashes of its messages and the reason why it is dropped ("": it is not)
     table = pd.concat(tables, ignore_index=True)
-    _mark_repeats(table)
-    left = table[table.reason == ""]
-    test = left.split.str.startswith("test")
-    table.loc[left.index[test & left.prompt.isin(left.prompt[~test])], "reason"] = "prompt in train and test"
-    _mark_users(table, rules, min_pairs)
-    _refuse(table, rules)
+    _compare(table, rules, min_pairs)
     kept = table[table.reason == ""]
     clean = DatasetDict()
     for split in kept.split.unique():
@@ -182,51 +177,26 @@ def _measure(batch, reasons: list[str], tokenizer, limit, whole, rules, short) -
                     reasons[i] = "over-long pair"
 
 
-def _mark_repeats(table: pd.DataFrame) -> None:
-    """Duplicated pairs (but the first), and pairs that contradict another one of the same user."""
-    kept = table[table.reason == ""]
-    low, high = np.minimum(kept.chosen, kept.rejected), np.maximum(kept.chosen, kept.rejected)
-    asked = [kept.split, kept.user, kept.prompt, low, high]
-    both = (kept.chosen == low).groupby(asked).transform("nunique") > 1
-    again = kept.duplicated(["split", "user", *MESSAGES]) & ~both
-    table.loc[both[both].index, "reason"] = "contradictory pair"
-    table.loc[again[again].index, "reason"] = "duplicated pair"
-
-
-def _mark_users(table: pd.DataFrame, rules: Mapping[str, str], min_pairs: int) -> None:
-    """Users with fewer than `min_pairs` training pairs; and users who are in a split where they can't be."""
-    train = table[table.split == "train"]
-    if train.empty:
-        return
-    counts = train.user[train.reason == ""].value_counts()
-    enough = set(counts.index[counts >= min_pairs])
-    few = "user with too few pairs"
-    lost = sorted(set(train.user) - enough)
-    if lost and rules[few] == "refuse":
-        why = train.reason[(train.user == lost[0]) & (train.reason != "")].value_counts().to_dict()
-        raise SchemaError(
-            f"{len(lost)} users of split 'train' have no pairs left, or fewer than {min_pairs}, first {lost[0]!r} "
-            f"(dropped: {why}). Mend those pairs, or pass rules={{{few!r}: 'drop'}} (--rule '{few}' drop)."
-        )
-    if rules[few] == "drop":
-        seen = table.split.isin(["train", "test_seen"])
-        table.loc[seen & ~table.user.isin(enough) & (table.reason == ""), "reason"] = few
-    users = table[table.reason == ""].groupby("split").user.unique()
-    for split, there in users.items():
-        if split == "test_seen" and (odd := set(there) - enough):
-            raise SchemaError(f"split 'test_seen' has users who are not in train: {sorted(odd)[:3]}.")
-        if str(split).endswith("unseen") and (odd := set(there) & set(train.user)):
-            raise SchemaError(f"split {split!r} has users who are in train: {sorted(odd)[:3]}.")
-
-
-def _refuse(table: pd.DataFrame, rules: Mapping[str, str]) -> None:
-    """Repeated ids, pairs that fail a check whose rule is "refuse", and data with no training pair left."""
+def _compare(table: pd.DataFrame, rules: Mapping[str, str], min_pairs: int) -> None:
+    """The checks that need all pairs, each marking what it drops; then what is refused."""
     again = table[table.pair_id.duplicated(keep=False)]
     if len(again):
         same = again[again.pair_id == again.pair_id.iloc[0]]
         raise SchemaError(
-            f"the pair id {same.pair_id.iloc[0]!r} comes {len(same)} times, in {[*same.split.unique()]}: expected once."
+            f"the pair id {same.pair_id.iloc[0]!r} comes {len(same)} times, in {[*same.split.unique()]}, expected "
+            "once: give every pair its own."
         )
+    kept = table[table.reason == ""]
+    low, high = np.minimum(kept.chosen, kept.rejected), np.maximum(kept.chosen, kept.rejected)
+    both = (kept.chosen == low).groupby([kept.split, kept.user, kept.prompt, low, high]).transform("nunique") > 1
+    repeated = kept.duplicated(["split", "user", *MESSAGES]) & ~both
+    table.loc[both[both].index, "reason"] = "contradictory pair"
+    table.loc[repeated[repeated].index, "reason"] = "duplicated pair"
+    kept = table[table.reason == ""]
+    test = kept.split.str.startswith("test")
+    table.loc[kept.index[test & kept.prompt.isin(kept.prompt[~test])], "reason"] = "prompt in train and test"
+    if (table.split == "train").any():
+        _require_users(table, rules, min_pairs)
     failed = table[table.reason.map(rules) == "refuse"]
     if len(failed):
         first = failed.iloc[0]
@@ -237,4 +207,32 @@ def _refuse(table: pd.DataFrame, rules: Mapping[str, str]) -> None:
         )
     train = table[table.split == "train"] if (table.split == "train").any() else table
     if not (train.reason == "").any():
-        raise SchemaError(f"no training pair is left ({train.reason.value_counts().to_dict()}).")
+        why = train.reason.value_counts().to_dict()
+        raise SchemaError(f"no training pair is left, all were dropped ({why}). Mend some, or change those rules.")
+
+
+def _require_users(table: pd.DataFrame, rules: Mapping[str, str], min_pairs: int) -> None:
+    """Refuse or drop users with fewer than `min_pairs` training pairs, and refuse those in a split of others."""
+    train = table[table.split == "train"]
+    counts = train.user[train.reason == ""].value_counts()
+    enough = set(counts.index[counts >= min_pairs])
+    few = "user with too few pairs"
+    lost = sorted(set(train.user) - enough)
+    if lost and rules[few] == "refuse":
+        why = train.reason[(train.user == lost[0]) & (train.reason != "")].value_counts().to_dict()
+        raise SchemaError(
+            f"{len(lost)} users of split 'train' have no pairs left, or fewer than {min_pairs}, first {lost[0]!r} "
+            f"(dropped: {why}). Mend those pairs, or pass rules={{{few!r}: 'drop'}} (--rule '{few}' drop)."
+        )
+    if rules[few] == "drop":  # from `test_own` too
+        others = ~table.split.str.endswith("unseen") & ~table.user.isin(enough)
+        table.loc[others & (table.reason == ""), "reason"] = few
+    for split, there in table[table.reason == ""].groupby("split").user.unique().items():
+        unseen = str(split).endswith("unseen")
+        odd = set(there) & set(train.user) if unseen else set(there) - enough if split == "test_seen" else set()
+        if odd:
+            where, way = ("are", "test_seen") if unseen else ("are not", "test_unseen")
+            raise SchemaError(
+                f"split {split!r} has users who {where} in train: {sorted(odd)[:3]}. Move their pairs to {way!r}, or "
+                "leave them out."
+            )

@@ -41,7 +41,7 @@ class Choices:
             raise SchemaError(f"k={k!r} earlier choices: expected at least 1. Without choices the context is 'none'.")
         for pairs in sets:
             if missing := [name for name in COLUMNS if name not in pairs.column_names]:
-                raise SchemaError(f"choices are told from pairs; a set lacks {missing}, found {pairs.column_names}.")
+                raise SchemaError(f"a set lacks {missing}, found {pairs.column_names}: give `known_pairs(data)`.")
         self.k, self._seed = k, seed
         none = Dataset.from_dict({name: [] for name in COLUMNS})
         self._pairs = concatenate_datasets([pairs.select_columns(COLUMNS) for pairs in sets or [none]])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import heapq
 import re
 from collections import defaultdict
 from collections.abc import Sequence
@@ -53,8 +52,7 @@ def read(
         unseen: communities that are not trained on.
         seed: draws the pairs of a post.
     """
-    factors, unseen = names(factors), names(unseen)
-    require_known(factors, FACTORS, "factor")
+    factors, unseen = names(factors, FACTORS, "factor"), names(unseen)
     require_known([test_split], ("test_pref", "validation_pref"), "test split")
     communities = set()
     for factor in factors:
@@ -65,10 +63,8 @@ def read(
             for number, row in enumerate(rows):
                 if row["score_ratio"] >= min_score_ratio:
                     drawn = share(seed, row["post_id"], row["human_ref_A"], row["human_ref_B"])
-                    heapq.heappush(best[row["post_id"]], (-drawn, number))
-                    if len(best[row["post_id"]]) > max_pairs_per_post:
-                        heapq.heappop(best[row["post_id"]])  # the largest random number
-            kept = {number for heap in best.values() for _, number in heap}
+                    best[row["post_id"]].append((drawn, number))
+            kept = {number for own in best.values() for _, number in sorted(own)[:max_pairs_per_post]}
             for number, row in enumerate(rows):
                 tally.count(f"{source} of {factor}")
                 user = community_of(row["domain"])

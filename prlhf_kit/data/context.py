@@ -96,12 +96,12 @@ class Contexts:
         self._others = dict(sorted(others.items(), key=lambda item: share(self.seed, "circle", *item[0])))
         if self.context in ("random", "shuffled") and len(others) < 2:
             raise SchemaError(
-                f"context={self.context!r} draws among users of whom different things are said, found {len(others)}."
+                f"{self.context!r} draws among users of whom different things are said, found {len(others)}: add some."
             )
 
     def _fields(self, user_id: str) -> dict[str, str]:
         if user_id not in self.people:
-            raise SchemaError(f"nothing is known of the user {user_id!r}; people has {len(self.people)} other users.")
+            raise SchemaError(f"nothing is known of the user {user_id!r}: add them to people ({len(self.people)}).")
         # choices differ between any two users; their words depend on the prompt, see `say`
         return {"community": user_id, "user_text": (self.people[user_id] or "").strip(), "choices": user_id}
 
@@ -182,7 +182,7 @@ def context_of(folder: str | Path, people: Mapping[str, str | None], earlier: Se
     known = {name: saved[name] for name in ("template", "seed", "among", "k") if name in saved}
     contexts = Contexts(saved["context"], people, earlier=earlier, **known)
     if contexts.config["template_sha256"] != saved["template_sha256"]:
-        raise SchemaError(f"template {saved['template']!r} has changed since {folder}; it said {saved['text']}.")
+        raise SchemaError(f"{saved['template']!r} has changed since {folder}: it said {saved['text']}, restore it.")
     return contexts
 
 

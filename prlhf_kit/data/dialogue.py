@@ -94,7 +94,7 @@ def scored_records(
             tally.count(f"{count}, {part}" if part else count)
             prompt, answers, scores = (None, row["text"], row["score"]) if "text" in row else read(row)
             if len(answers) != len(scores) or len(answers) < 2:
-                raise SchemaError(f"{len(answers)} texts and {len(scores)} scores, expected as many, at least two.")
+                raise SchemaError(f"{len(answers)} texts, {len(scores)} scores: give as many, two or more.")
             for score in scores:  # the other answer would win by accident
                 if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):
                     raise SchemaError(f"a score is {score!r}, expected a finite number. Leave such rows out.")

@@ -55,9 +55,8 @@ def read(
         test_share, seed: for a single file, which is split by query.
         unseen: domains that are not trained on.
     """
-    domains, unseen = names(domains), names(unseen)
-    require_known(domains, DOMAINS, "domain")
-    require_known(unseen, domains, "domain")
+    domains = names(domains, DOMAINS, "domain")
+    unseen = names(unseen, domains, "domain")
     name = "domain_specific_preference"
     parts = local_parts(path, [f"{name}.{{part}}.json"], [f"{name}*.json", "*.json"])
     if domain is not None:

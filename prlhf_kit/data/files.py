@@ -13,7 +13,7 @@ from datasets import Dataset, DatasetDict
 
 from prlhf_kit.data.registry import Records, Tally, dataset, names, opening, require_known, split_of
 from prlhf_kit.data.schema import COLUMNS, MESSAGES, SPLITS, SchemaError, message
-from prlhf_kit.data.sources import KINDS, Rows, from_hub, local_files, rows_of, saved
+from prlhf_kit.data.sources import KINDS, Rows, from_hub, last_read, local_files, rows_of, saved
 from prlhf_kit.files import only_on_hub
 
 log = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ def read(
     for part, rows in _parts(path, config):
         for number, row in enumerate(rows):
             tally.count("rows")
-            where = f"row {number} of {part or path}"
+            where = "row {number} of {source}".format(**last_read)
             found = {name: row.get(column) for name, column in mapping.items()}
             found |= {name: _messages(found[name], name) for name in MESSAGES}
             whole = _take_out_prompt(found)

@@ -63,8 +63,7 @@ def community_alignment(
         test_share: share of the first questions for tests.
         seed: draws both.
     """
-    wanted = names(languages)
-    require_known(wanted, LANGUAGES, "language")
+    wanted = names(languages, LANGUAGES, "language")
     rows = hub_rows(COMMUNITY, "train") if path is None else local_rows(path, "community_alignment.csv", "*.csv")
     for number, row in enumerate(rows):
         tally.count("conversations")
@@ -176,8 +175,7 @@ def ufp(
         controversial: only pairs which not all four users rank alike, as in the paper's training.
         unseen: users who are not trained on.
     """
-    users, unseen = names(users), names(unseen)
-    require_known((*users, *unseen), ATTRIBUTES, "user")
+    users, unseen = names(users, ATTRIBUTES, "user"), names(unseen, ATTRIBUTES, "user")
     for user in users:
         number, text = ATTRIBUTES[user]
         parts = []

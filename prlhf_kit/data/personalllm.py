@@ -88,7 +88,7 @@ def read(
         tally.count(f"prompts, {part}", len(complete))
         wanted = pairs_per_user if part == "train" else test_pairs_per_user
         if wanted > len(complete):
-            raise SchemaError(f"{wanted} pairs a user are asked for, but the {part} split has {len(complete)} prompts.")
+            raise SchemaError(f"{wanted} pairs a user, but the {part} split has {len(complete)} prompts: lower that.")
         asked: dict[int, list[int]] = {}  # row -> who is asked
         for user in range(users):
             for number in rng.choice(complete, wanted, replace=False).tolist():

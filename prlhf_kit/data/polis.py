@@ -36,7 +36,6 @@ def read(
     prompt: str = "both",
     agreement: tuple[float, float] = (0.25, 0.75),
     min_votes: int = 8,
-    max_users: int | None = None,
     pairs_per_user: int = 40,
     test_pairs_per_user: int = 15,
     new_statements: float = 0.25,
@@ -65,7 +64,6 @@ def read(
         path: folder with `comments.csv` and `participants-votes.csv`; `summary.csv`, if there, names the topic.
         agreement: share of agreement among all who voted that a statement may have.
         min_votes: agreements, and disagreements, that a person needs on the statements that are left.
-        max_users: so many people with the most votes. None: all.
         pairs_per_user, test_pairs_per_user: of each person, at most; the latter in each test split.
         new_statements: share of the statements that are kept for `test_seen` and `test_unseen`.
         own_held_out: share of each seen person's votes on training statements that is kept for `test_own`.
@@ -78,9 +76,6 @@ def read(
     votes = votes.loc[:, share.between(*agreement)]
     fewest = pd.concat([(votes == 1).sum(axis=1), (votes == -1).sum(axis=1)], axis=1).min(axis=1)
     votes = votes[fewest >= min_votes]
-    if max_users is not None:
-        eager = (votes.abs() == 1).sum(axis=1).sort_values(ascending=False, kind="stable").index[:max_users]
-        votes = votes[votes.index.isin(eager)]
     if len(votes) < 2:
         raise SchemaError(
             f"{len(votes)} people of {path} have {min_votes} agreements and as many disagreements on the "
@@ -135,7 +130,7 @@ def _conversation(folder: Path) -> tuple[dict[str, str], pd.DataFrame, dict[str,
     groups = {str(person): None if pd.isna(group) else str(group) for person, group in votes["group-id"].items()}
     known = [column for column in votes if column in texts]
     if not known:
-        raise SchemaError(f"no column of {second} is a comment-id of {first}.")
+        raise SchemaError(f"no column of {second} is a comment-id of {first}: take both from one conversation.")
     summary, topic = folder / "summary.csv", "A public discussion"
     if summary.is_file():
         facts = pd.read_csv(summary, header=None, index_col=0)[1]

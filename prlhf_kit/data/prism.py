@@ -90,7 +90,7 @@ def read(
         tally.count("conversations")
         talk, user = row["conversation_id"], row["user_id"]
         if user not in by_user:
-            raise SchemaError(f"conversation {talk!r} is of {user!r}, who is not in the survey.")
+            raise SchemaError(f"conversation {talk!r} is of {user!r}, who is not in the survey: add them to it.")
         usable = any(  # a turn has a pair, and all of its responses are short enough
             asked and chosen and rejected and len(asked) + max(map(len, [chosen[0], *rejected])) <= limit
             for asked, chosen, rejected in _turns(row["conversation_history"])

@@ -55,8 +55,7 @@ def read(
         fold: which share: with `test_share=0.2`, 0 to 4 are five disjoint tests of all prompts.
         unseen: profiles that are not trained on.
     """
-    unseen = names(unseen)
-    require_known(unseen, PROFILES, "profile")
+    unseen = names(unseen, PROFILES, "profile")
     if fold < 0 or (fold + 1) * test_share > 1:
         raise SchemaError(f"{fold=} of {test_share=}: expected 0 or more, and no share beyond the last.")
     told: set[tuple] = set()

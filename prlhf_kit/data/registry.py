@@ -144,9 +144,11 @@ def opening(prompt: list[dict[str, str]]) -> str:
     return next((m["content"] or "" for m in prompt if m["role"] == "user"), "")
 
 
-def names(value: str | Iterable[str]) -> tuple[str, ...]:
-    """Names that were given as one text or as several."""
-    return (value,) if isinstance(value, str) else tuple(map(str, value))
+def names(value: str | Iterable[str], known: Iterable[str] | None = None, what: str = "") -> tuple[str, ...]:
+    """Names that were given as one text or as several, all of them among `known`."""
+    found = (value,) if isinstance(value, str) else tuple(map(str, value))
+    require_known(found, found if known is None else known, what)
+    return found
 
 
 def require_known(wanted: Iterable[str], known: Iterable[str], what: str) -> None:

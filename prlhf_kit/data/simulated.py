@@ -155,6 +155,8 @@ def read(
         "adapt_unseen": ("adapt", adapt_pairs_per_user, unseen),
     }
     for split, (pool, size, users) in plan.items():
+        if size == 0:
+            continue
         shown: list[tuple[str, str, int, int]] = []  # pair id, user, rows of the two responses
         for user in users:
             # a user sees each prompt once before any prompt comes back

@@ -19,7 +19,8 @@ from prlhf_kit.data.schema import SPLITS, SchemaError
 from prlhf_kit.files import require_whole_characters
 
 KINDS = (".json", ".jsonl", ".json.gz", ".jsonl.gz", ".csv", ".parquet", ".arrow")
-IGNORED = ("dataset_info.json", "state.json", "dataset_dict.json")  # what `save_to_disk` writes beside the rows
+# what `save_to_disk` writes beside the rows, and the hub once did
+IGNORED = ("dataset_info.json", "state.json", "dataset_dict.json", "dataset_infos.json")
 LONGEST_LINE, LONGEST_LIST = 10**8, 2 * 10**9  # characters: a small .gz may hold a line that fills the memory
 last_read: dict[str, Any] = {}  # source, number and content of the row that was read last, for error messages
 

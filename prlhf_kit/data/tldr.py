@@ -41,7 +41,6 @@ def read(
     *,
     mode: str = "real",
     top: int = 10,
-    p_longer: float = 0.7,
     seed: int = 3456,
     user_file: str | Path | None = None,
     user_preference_file: str | Path | None = None,
@@ -49,7 +48,8 @@ def read(
     """Records: `train` and `adapt_unseen` from the train split, both tests from the validation split.
 
     "synthetic" is the data of P-RLHF (Li et al. 2024, arXiv 2402.05133), with the generator and seed of its released
-    notebook: seven of the ten workers prefer longer summaries. Departure: unseen workers' training rows are kept.
+    notebook: a worker prefers longer summaries with probability 0.7; of the ten, seven do. Departure: unseen workers'
+    training rows are kept.
 
     A row: `{"info": {"post": "I fell.", "title": "Ouch", "subreddit": "tifu", "article": None}, "summaries": [{"text":
     "Fell.", "policy": "sup4"}, {"text": "I fell.", "policy": "ref"}], "choice": 1, "worker": "w3", "split": "train"}`;
@@ -60,7 +60,6 @@ def read(
         mode: "real", the workers' own choices on all pairs; "synthetic", P-RLHF's length preferences, on the pairs
             whose two policies contain "sup" and neither "ppo" nor "cnn".
         top: this many workers with most training comparisons are seen, all others unseen (10 or 40 in P-RLHF).
-        p_longer: with this probability a worker prefers longer summaries, else shorter ones ("synthetic").
         seed: draws the workers' preferences ("synthetic").
         user_file: P-RLHF's list of seen workers, one a line, in place of `top`.
         user_preference_file: its list of all workers' preferences, "worker 0" (longer) or "worker 1" (shorter) a line,
@@ -91,7 +90,7 @@ def read(
         tally.count(f"{'after the policy filter' if synthetic else 'of all workers'}, {name}", n.total())
         if synthetic:
             tally.count(f"of the {who}, {name}", sum(n[worker] for worker in seen))
-    drawn = np.random.RandomState(seed).random_sample(len(workers)) < p_longer
+    drawn = np.random.RandomState(seed).random_sample(len(workers)) < 0.7  # P-RLHF's share
     taste = dict(zip(workers, np.where(drawn, "longer", "shorter"), strict=True)) if synthetic else {}
     if synthetic and user_preference_file:
         words = Path(user_preference_file).read_text().split()

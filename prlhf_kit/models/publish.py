@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import re
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -70,14 +71,15 @@ def push_to_hub(
         raise ModelError(
             f"{folder} was trained from the local folder {base}: push that first, and pass its hub id as base."
         )
-    known = set(index.user_ids)
+    known = len(index) - 1
+    named = re.compile(rf"(?<![a-zA-Z0-9])({'|'.join(map(re.escape, index.user_ids))})(?![a-zA-Z0-9])")
     if not users:
         index = UserIndex([f"user-{row}" for row in range(1, len(index))])
     told = json.loads(Path(record).read_text()) if record else {}
     metrics = {
         name: value
         for name, value in told.get("metrics", {}).items()
-        if users or (any(fnmatchcase(name, m) for m in MEASURES) and not any(user in name for user in known))
+        if users or (any(fnmatchcase(name, m) for m in MEASURES) and not named.search(name))
     }
     files: dict[str, Any] = {path.name: str(path) for pattern in FILES for path in sorted(Path(folder).glob(pattern))}
     if "adapter_config.json" in files:
@@ -88,7 +90,7 @@ def push_to_hub(
     added = [CommitOperationAdd(name, content) for name, content in files.items()]  # reads them
     api = HfApi(token=token)
     url = api.create_repo(repo_id, private=private, exist_ok=True)
-    card = _card(Path(folder), url.repo_id, base, dataset_name, licence, told | {"metrics": metrics}, saved, len(known))
+    card = _card(Path(folder), url.repo_id, base, dataset_name, licence, told | {"metrics": metrics}, saved, known)
     added.append(CommitOperationAdd("README.md", card.encode()))
     api.create_commit(url.repo_id, added, commit_message=commit_message, revision=revision)
     return str(url)

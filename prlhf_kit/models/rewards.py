@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 
 from prlhf_kit.data.schema import message
-from prlhf_kit.files import short_hash
 from prlhf_kit.models import hub
 from prlhf_kit.models.conditioning import causal_lm, user_models
 from prlhf_kit.models.reward_model import is_decoder, load_reward_model, two_types
@@ -46,23 +44,19 @@ class SequenceReward:
 
     Args:
         users: rows of the users, where the model is conditioned on them.
-        dimension: which output is the reward, of a model with several (ArmoRM's `rewards`, or logits).
         max_length: of prompt and response; the beginning of longer ones is not read.
-        cache: folder in which scores are kept, so that a killed scoring goes on; None: not.
     """
 
     model: Any
     tokenizer: Any
     users: UserIndex | None = None
-    dimension: int | None = None
     max_length: int | None = 512
     batch_size: int = 16
-    cache: Path | None = None
 
     def __post_init__(self):
         outputs = self.model.config.num_labels
-        if self.dimension is None and outputs != 1:
-            raise ValueError(f"the model has {outputs} outputs: which is the reward, dimension=0 to {outputs - 1}?")
+        if outputs != 1:
+            raise ValueError(f"the model has {outputs} outputs, expected 1, the reward: take a model with one.")
         if self.model.config.pad_token_id is None:
             self.model.config.pad_token_id = self.tokenizer.pad_token_id
 
@@ -73,16 +67,12 @@ class SequenceReward:
         rows = [GENERIC] * len(prompts)
         if self.users is not None and user_ids is not None:
             rows = self.users.rows(user_ids, unknown="generic")
-        bare: Any = causal_lm(self.model)
-        asked = []
+        asked, decoder = [], is_decoder(causal_lm(self.model))
         for prompt, response, row in zip(prompts, responses, rows, strict=True):
             read, written = messages(prompt, "user"), messages(response, "assistant")
-            ids, start = encode(self.tokenizer, read, written, self.max_length, is_decoder(bare))
+            ids, start = encode(self.tokenizer, read, written, self.max_length, decoder)
             asked.append((tuple(ids), start, row))
-        kept = self.cache
-        if kept is not None:  # by all that decides a score
-            kept /= short_hash(hub.weights_hash(self.model), getattr(bare, "pooling", None), self.dimension)
-        return torch.from_numpy(in_batches(self._score, asked, self.batch_size, kept, "scoring"))
+        return torch.from_numpy(in_batches(self._score, asked, self.batch_size, what="scoring"))
 
     @torch.inference_mode()
     def _score(self, batch: Sequence[tuple[tuple[int, ...], int, int]]) -> np.ndarray:
@@ -94,10 +84,7 @@ class SequenceReward:
         if user_models(self.model):
             inputs["user_rows"] = torch.tensor([row for _, _, row in batch])
         output = self.model(**{name: value.to(self.model.device) for name, value in inputs.items()})
-        table = output.logits.reshape(len(ids), -1)
-        if self.dimension is not None and output.get("rewards") is not None:  # ArmoRM's
-            table = output.rewards
-        return table[:, self.dimension or 0].float().cpu().numpy()
+        return output.logits.reshape(len(ids)).float().cpu().numpy()
 
 
 def load_reward(name: str, trust_remote_code: bool = False, **options) -> SequenceReward:

@@ -182,7 +182,8 @@ def condition_as_saved(
             user_model = kind(len(index), model.get_input_embeddings(), **saved["options"])
     if user_model is None or type(user_model).__name__ != saved["user_model"]:
         raise ConditioningError(
-            f"{folder} was trained with user_model={saved['user_model']}(...), got {type(user_model).__name__}."
+            f"{folder} was trained with user_model={saved['user_model']}(...), got {type(user_model).__name__}. Pass "
+            "user_model, an untrained one of that class and size."
         )
     condition(model, user_model)
     setattr(model, TOKENIZER, saved.get("tokenizer"))

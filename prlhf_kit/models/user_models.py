@@ -34,7 +34,7 @@ def word_vectors(
 
     @torch.no_grad()
     def words(ids: torch.Tensor) -> torch.Tensor:
-        return word_embeddings(ids.to(table.device)).clone()
+        return word_embeddings(ids.to(table.device))
 
     if num_tokens < 1:
         raise ValueError(f"num_tokens={num_tokens}: expected at least 1, else all users are the same.")

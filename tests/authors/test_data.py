@@ -7,7 +7,7 @@ as sorted lists: none may be missing, and none may be more.
 import hashlib
 
 import pytest
-from raw import comparison, write_json, write_lines, write_parquet
+from raw import comparison, write
 
 import prlhf_kit as kit
 from authors.golden import golden
@@ -45,7 +45,7 @@ def tldr(tmp_path_factory):
                 about = {"subreddit": TLDR_ROWS["subreddits"][subreddit], "title": f"Title {number // 2}"}
                 row["info"] = about | {"post": f"Post {word} {number // 2}.", "article": None}
             rows.append(row)
-        write_lines(folder / f"{split}.jsonl", rows)
+        write(folder / f"{split}.jsonl", rows)
     return read("tldr", folder, mode="synthetic", top=TLDR["top"])
 
 
@@ -93,7 +93,7 @@ def test_psoups_pairs(tmp_path):
             first, second = (f"ans {number} of {asked[question]}" for number in numbers)
             said = f"{gold['questions'][question]} Answer in the way of profile {profile}."
             rows.append({"user_input": said, "completion_a": first, "completion_b": second})
-        write_json(tmp_path / f"{profile}.json", rows)
+        write(tmp_path / f"{profile}.json", rows)
     found = []
     for _, row in read("psoups", tmp_path):
         question, chosen, rejected = texts(row)
@@ -119,7 +119,7 @@ def prism(tmp_path_factory):
     """What the kit reads, with nothing of unseen users kept for adaptation, as in the authors' split."""
     folder = tmp_path_factory.mktemp("prism")
     people = [{**PRISM["survey_constant"], **person} for person in PRISM["survey"]]
-    write_lines(folder / "survey.jsonl", people)
+    write(folder / "survey.jsonl", people)
     talks = []
     for number, user, turns in PRISM["conversations"]:
         history = []
@@ -130,7 +130,7 @@ def prism(tmp_path_factory):
                 said = {"turn": turn, "role": "model", "content": f"a{number}.{turn}.{i} " + "x" * length}
                 history.append({**said, "if_chosen": i == chosen})
         talks.append({"conversation_id": f"c{number}", "user_id": f"user{user}", "conversation_history": history})
-    write_lines(folder / "conversations.jsonl", talks)
+    write(folder / "conversations.jsonl", talks)
     return read("prism", folder, adapt_share=0, max_characters=PRISM["max_characters"])
 
 
@@ -183,9 +183,9 @@ def test_prism_pairs(prism, name):
 def test_compo_pairs(tmp_path):
     gold = golden("compo.json")
     rows = [{**gold["constant_columns"], **dict(zip(gold["columns"], row, strict=True))} for row in gold["rows"]]
-    write_parquet(tmp_path / gold["factor"] / "train_pref-0.parquet", rows)
+    write(tmp_path / gold["factor"] / "train_pref-0.parquet", rows)
     other = {**rows[0], "domain": rows[0]["domain"].replace("_train", "_test"), "post_id": "other"}
-    write_parquet(tmp_path / gold["factor"] / "test_pref-0.parquet", [other])  # the loader wants some
+    write(tmp_path / gold["factor"] / "test_pref-0.parquet", [other])  # the loader wants some
     limits = {"min_score_ratio": gold["min_score_ratio"], "max_pairs_per_post": gold["max_per_post"]}
     found = []
     for split, row in read("compred", tmp_path, factors=gold["factor"], **limits):

@@ -20,18 +20,6 @@ def checked(train, test=(), **options):
     return clean, report.checks.set_index("check").pairs
 
 
-@pytest.fixture
-def good(pairs):
-    return DatasetDict(train=pairs, test_seen=Dataset.from_list([record("t1", "a", "Something new?", "Yes.", "No.")]))
-
-
-def test_good_data_passes_unchanged(good):
-    clean, report = kit.data.check(good)
-    assert str(report) == "13 pairs kept, none dropped"
-    assert clean["train"].to_list() == good["train"].to_list()
-    assert list(report.checks["check"]) == list(kit.data.RULES)
-
-
 SAID = [("ann", "Q?", *"ab"), ("ann", "Q?", *"ba"), ("ann", "Q?", *"ab"), ("bob", "Q?", *"ba"), ("ann", "Q?", *"ac")]
 CONTRADICTIONS = [record(f"p{i}", *row) for i, row in enumerate([*SAID, ("ann", "R?", *"ba")])]
 
@@ -65,9 +53,10 @@ def test_adaptation_prompts_are_not_test_prompts():
 def test_users_with_too_few_pairs_leave_every_split():
     train = [record(f"p{i}", "ann", f"Q{i}?", "a", "b") for i in range(3)] + [record("b0", "bob", "B?", "a", "b")]
     test = [record("t0", "ann", "S?", "c", "d"), record("t1", "bob", "S?", "c", "d")]
-    clean, counts = checked(train, test, min_pairs=2, rules=DROP)
-    assert set(clean["train"]["user_id"]) == {"ann"} == set(clean["test_seen"]["user_id"])
-    assert counts["user with too few pairs"] == 2
+    data = splits(train=train, test_seen=test, test_own=[row | {"pair_id": f"o{row['pair_id']}"} for row in test])
+    clean, report = kit.data.check(data, min_pairs=2, rules=DROP)
+    assert {split: set(pairs["user_id"]) for split, pairs in clean.items()} == {split: {"ann"} for split in data}
+    assert report.table.pairs.sum() == 3
     with pytest.raises(kit.data.SchemaError, match="or fewer than 2, first 'bob'"):
         checked(train, test, min_pairs=2)
 
@@ -101,7 +90,7 @@ def test_nothing_is_written_beside_the_data(tokenizer, tmp_path):
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_empty_and_equal_responses_are_dropped_and_counted_by_user(good):
+def test_empty_and_equal_responses_are_dropped_and_counted_by_user(pairs):
     bad = [
         ("a", "Why?", " ", "No."),
         ("b", "Why?", "Same", "Same"),
@@ -109,14 +98,14 @@ def test_empty_and_equal_responses_are_dropped_and_counted_by_user(good):
         ("b", " ", "Yes.", "No."),
     ]
     bad = [record(f"x{i}", *row) for i, row in enumerate(bad)]
-    clean, report = kit.data.check(DatasetDict({**good, "train": Dataset.from_list([*good["train"], *bad])}))
+    clean, report = kit.data.check(splits(train=[*pairs, *bad]))
     assert [tuple(row.values()) for row in report.table.to_dict("records")] == [
         ("train", "a", "empty response", 1),
         ("train", "b", "chosen equals rejected", 1),
         ("train", "b", "empty response", 1),
         ("train", "b", "empty prompt", 1),
     ]
-    assert clean["train"].to_list() == good["train"].to_list()
+    assert clean["train"].to_list() == pairs.to_list()
 
 
 ONE = record("p0", "ann", "Q?", "a", "b")
@@ -136,6 +125,7 @@ ONE = record("p0", "ann", "Q?", "a", "b")
         ({"train": [ONE | {"prompt": "plain"}]}, {}, "column 'prompt' is 'plain' .*expected a list of"),
         ({"train": [ONE | {"prompt": ONE["chosen"]}]}, {}, "ends with role 'user', not the roles"),
         ({"train": [ONE], "test_unseen": [record("t", "ann", "New?", "a", "b")]}, {}, "users who are in train"),
+        ({"train": [ONE], "test_seen": [record("t", "bob", "R?", "c", "d")]}, {}, "not in train: .* to 'test_unseen'"),
         ({"train": [ONE, record("x", "dan", "Q?", "", "b")]}, {}, "'dan'.*empty response"),
     ],
 )

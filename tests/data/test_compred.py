@@ -1,7 +1,7 @@
 """ComPRed, on rows of its real schema."""
 
 import pytest
-from raw import pairs_of, post, refused, write_lines
+from raw import pairs_of, post, refused, write
 
 import prlhf_kit as kit
 from prlhf_kit.data.chat import COMPO_TEMPLATE, prompt_texts, require_prefix
@@ -11,7 +11,7 @@ from prlhf_kit.data.context import Contexts
 @pytest.mark.parametrize("label", [None, "1", 2])
 def test_a_label_that_is_none_is_no_label(label, tmp_path):
     for split in ("train_pref", "test_pref"):
-        write_lines(tmp_path / "history" / f"{split}.jsonl", [post(1, "a"), post(2, "a") | {"labels": label}])
+        write(tmp_path / "history" / f"{split}.jsonl", [post(1, "a"), post(2, "a") | {"labels": label}])
     refused("labels is", "compred", tmp_path, factors="history")
 
 

@@ -145,7 +145,3 @@ def test_templates_people_and_contexts_that_do_not_fit(context, people, template
         template = tmp_path / "bad.txt"
     with pytest.raises(SchemaError, match=reason):
         Contexts(context, people, template)
-
-
-def test_a_name_is_enough_for_the_community():
-    Contexts("true", {"a": "Hi.", "b": None})

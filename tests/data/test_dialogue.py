@@ -3,9 +3,7 @@
 import json
 
 import pytest
-from raw import dialogue, write_json
 
-import prlhf_kit as kit
 from prlhf_kit.data.dialogue import NotAPair, common_prompt, parse, write_text_score
 from prlhf_kit.data.schema import record
 
@@ -24,11 +22,7 @@ def test_text_marks_and_what_is_no_pair():
             common_prompt(*texts)
 
 
-def test_text_score_ties_in_part_and_texts_it_cannot_hold(tmp_path):
-    row = {"text": [dialogue("Q", "a"), dialogue("Q", "b"), dialogue("Q", "c")], "score": [1.0, 1.0, 0.0]}
-    data, report = kit.data.load_with_report("gpt4llm", write_json(tmp_path / "g.json", [row]), test_share=0)
-    assert len(data["train"]) == 2
-    assert report.table[["reason", "pairs"]].to_dict("records") == [{"reason": "tie", "pairs": 1}]
+def test_texts_that_text_score_cannot_hold(tmp_path):
     system = [{"role": "system", "content": "s"}, {"role": "user", "content": "Q"}]
     bad = [record("p", "u", "Q", *pair) for pair in (("hello\n\nHuman: hi", "b"), ("b", "hello\n\nHuman: hi"))]
     out = tmp_path / "out.json"

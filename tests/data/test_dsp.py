@@ -2,11 +2,9 @@
 
 import json
 
-from raw import pairs_of, write_json
+from raw import pairs_of, write
 
 import prlhf_kit as kit
-from prlhf_kit.data import dsp
-from prlhf_kit.data.dialogue import write_text_score
 
 
 def test_dsp_pairs(dsp_file):
@@ -22,21 +20,10 @@ def test_dsp_pairs(dsp_file):
     assert set(two["adapt_unseen"]["user_id"]) == {"business"}
 
 
-def test_dsp_listwise_and_text_score_round_trip(dsp_file, tmp_path):
-    pairs = kit.data.load("dsp", dsp_file, domains=["academy"])
-    lists = dsp.listwise(pairs["train"])
-    row = lists[0]
-    assert row["scores"] == [1.0, 0.0, 0.0, 0.0, 0.0]
-    assert row["responses"][1][0]["content"].startswith("business")
-    write_text_score(lists, tmp_path / "lists.json")
-    from_lists = kit.data.load("dsp", tmp_path / "lists.json", domain="academy", test_share=0)
-    assert sorted(pairs_of(from_lists)) == sorted(pairs_of(pairs))
-
-
 def test_dsp_train_and_test_files(dsp_file, tmp_path):
     rows = json.loads(dsp_file.read_text())
-    write_json(tmp_path / "two" / "domain_specific_preference.train.json", rows[:30])
-    write_json(tmp_path / "two" / "domain_specific_preference.test.json", rows[29:])  # one query is in both
+    write(tmp_path / "two" / "domain_specific_preference.train.json", rows[:30])
+    write(tmp_path / "two" / "domain_specific_preference.test.json", rows[29:])  # one query is in both
     data, report = kit.data.load_with_report("dsp", tmp_path / "two")
     assert {split: len(rows) for split, rows in data.items()} == {"train": 600, "test_seen": 200}
     assert report.checks.set_index("check").pairs["prompt in train and test"] == 20

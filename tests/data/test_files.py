@@ -7,7 +7,7 @@ import datasets
 import pandas as pd
 import pytest
 from datasets import Dataset, DatasetDict
-from raw import pairs_of, refused, write_json, write_lines, write_parquet
+from raw import pairs_of, refused, write
 
 import prlhf_kit as kit
 from prlhf_kit.cli import main
@@ -24,7 +24,7 @@ def test_own_files(kind, tmp_path):
     if kind == "csv":  # as Excel writes it in Europe
         pd.DataFrame(rows).to_csv(path, index=False, sep=";", encoding="utf-8-sig")
     else:
-        {"parquet": write_parquet, "json": write_json}.get(kind, write_lines)(path, rows)
+        write(path, rows)
     columns = {"user_id": "who", "prompt": "question", "chosen": "good", "rejected": "bad", "user_text": "about"}
     data = kit.data.load("files", path, columns=columns)
     assert sorted(pair for split in data for pair in pairs_of(data, split)) == sorted(
@@ -33,19 +33,20 @@ def test_own_files(kind, tmp_path):
     assert data["train"][0]["user_text"] == "me"
     refused(r'no column .user_id. .*option columns: \{"user_id": "your column"\}', "files", path)
     refused("is a text, expected JSON", "files", path, columns="{user_id: who}")
-    lacking = write_lines(tmp_path / "lacking.jsonl", [ROW, {k: v for k, v in ROW.items() if k != "rejected"}])
+    refused("no user '1, 2'", "files", path, columns=columns, unseen="1, 2")  # a text is one name
+    lacking = write(tmp_path / "lacking.jsonl", [ROW, {k: v for k, v in ROW.items() if k != "rejected"}])
     refused(r"row 1 .*no column 'rejected'.* mend the row", "files", lacking)
 
 
 def test_splits_by_column_and_by_file_and_messages(tmp_path):
     row = {**ROW, "prompt": [ASKED]}
-    write_lines(tmp_path / "d" / "train.jsonl", [row])
-    write_lines(tmp_path / "d" / "test_seen-0.jsonl", [{**row, "prompt": "New?"}])
+    write(tmp_path / "d" / "train.jsonl", [row])
+    write(tmp_path / "d" / "test_seen-0.jsonl", [{**row, "prompt": "New?"}])
     (tmp_path / "d" / "train_config.yaml").write_text("x: 1")  # no data
     assert set(kit.data.load("files", tmp_path / "d")) == {"train", "test_seen"}
-    pd.DataFrame([{**row, "prompt": json.dumps(row["prompt"])}]).to_csv(tmp_path / "m.csv", index=False)
-    assert kit.data.load("files", tmp_path / "m.csv", test_share=0)["train"][0]["prompt"] == row["prompt"]
-    write_lines(tmp_path / "d" / "validation.jsonl", [row])
+    mine = write(tmp_path / "m.csv", [{**row, "prompt": json.dumps(row["prompt"])}])
+    assert kit.data.load("files", mine, test_share=0)["train"][0]["prompt"] == row["prompt"]
+    write(tmp_path / "d" / "validation.jsonl", [row])
     refused(r"'validation.jsonl', of which the split is unknown", "files", tmp_path / "d")
 
 
@@ -80,29 +81,28 @@ def test_damaged_files_are_refused(name, content, reason, tmp_path):
     ],
 )
 def test_a_row_that_cant_be_used_is_named(changed, reason, tmp_path):
-    path = write_lines(tmp_path / "x.jsonl", [ROW, {**ROW, "prompt": "R?", **changed}, {**ROW, "prompt": "S?"}])
+    path = write(tmp_path / "x.jsonl", [ROW, {**ROW, "prompt": "R?", **changed}, {**ROW, "prompt": "S?"}])
     refused(reason, "files", path, test_share=0)
 
 
 def test_whole_dialogues_and_nulls(tmp_path):
     whole = {"user_id": "ann", "chosen": [ASKED, YES], "rejected": [ASKED, NO]}  # TRL's implicit prompts
     rows = [whole, {**ROW, "chosen": None}, {**ROW, "rejected": [{"role": "assistant", "content": None}]}]
-    data, report = kit.data.load_with_report("files", write_lines(tmp_path / "w.jsonl", rows), test_share=0)
+    data, report = kit.data.load_with_report("files", write(tmp_path / "w.jsonl", rows), test_share=0)
     [row] = data["train"]
     assert (row["prompt"], row["chosen"], row["rejected"]) == ([ASKED], [YES], [NO])
     assert report.table[["reason", "pairs"]].to_numpy().tolist() == [["empty response", 2]]
     texts = {name: json.dumps(value) if isinstance(value, list) else value for name, value in whole.items()}
-    pd.DataFrame([texts]).to_csv(tmp_path / "w.csv", index=False)
-    assert kit.data.load("files", tmp_path / "w.csv", test_share=0)["train"][0] == row
+    assert kit.data.load("files", write(tmp_path / "w.csv", [texts]), test_share=0)["train"][0] == row
     twice = [*whole["chosen"], {**ASKED, "content": "And?"}]
     talk = {**whole, "chosen": [*twice, YES], "rejected": [*twice, NO, ASKED, NO]}
-    [row] = kit.data.load("files", write_lines(tmp_path / "t.jsonl", [talk]), test_share=0)["train"]
+    [row] = kit.data.load("files", write(tmp_path / "t.jsonl", [talk]), test_share=0)["train"]
     assert (row["prompt"], row["chosen"], len(row["rejected"])) == (twice, [YES], 3)
 
 
 @pytest.mark.parametrize("text", ['[{"name": "Ann"}, {"name": "Bob"}]', '[{"role": "user"}]', '[{"a": 1}, 2]'])
 def test_a_text_that_is_json_stays_text(text, tmp_path):
-    path = write_lines(tmp_path / "x.jsonl", [{**ROW, "prompt": text}])
+    path = write(tmp_path / "x.jsonl", [{**ROW, "prompt": text}])
     [row] = kit.data.load("files", path, test_share=0)["train"]
     assert [m["content"] for m in row["prompt"]] == [text]
 
@@ -111,9 +111,10 @@ def test_a_test_split_is_test_seen_and_that_is_said(tmp_path, caplog):
     rows = [{**ROW, "worker": "ann", "prompt": f"{i}?"} for i in range(4)]
     mine = DatasetDict(train=Dataset.from_list(rows[:3]), test=Dataset.from_list(rows[3:]))
     mine.save_to_disk(tmp_path / "saved")
+    write(tmp_path / "hub" / "dataset_infos.json", {})
     for split, part in mine.items():  # the hub's layout
-        write_parquet(tmp_path / "hub" / "data" / f"{split}-00000-of-00001.parquet", part.to_list())
-    by_column = write_lines(tmp_path / "x.jsonl", [row | {"split": s} for s in mine for row in mine[s]])
+        write(tmp_path / "hub" / "data" / f"{split}-00000-of-00001.parquet", part.to_list())
+    by_column = write(tmp_path / "x.jsonl", [row | {"split": s} for s in mine for row in mine[s]])
     for path in (mine, tmp_path / "saved", tmp_path / "hub", by_column):
         data = kit.data.load("files", path, columns={"user_id": "worker"})
         assert {split: len(part) for split, part in data.items()} == {"train": 3, "test_seen": 1}
@@ -130,19 +131,10 @@ def test_a_line_without_an_end_does_not_fill_the_memory(beginning, tmp_path, mon
     refused(r"bomb.jsonl.gz: a line or list of more than 1,000 characters", "files", path)
 
 
-def test_unseen_users_must_exist_and_may_be_one_name(tmp_path):
-    rows = [{**ROW, "user_id": u, "prompt": f"{u}{i}?"} for u in ("a", "an", "ann") for i in range(9)]
-    path = write_lines(tmp_path / "x.jsonl", rows)
-    data = kit.data.load("files", path, unseen="ann", test_share=0.3)
-    assert set(data["adapt_unseen"]["user_id"]) == {"ann"}
-    assert set(data["train"]["user_id"]) == {"a", "an"}
-    refused("no user 'zoe'", "files", path, unseen=["zoe"])
-
-
 def test_a_field_that_is_null_at_first_and_texts_that_look_like_dates(tmp_path):
     """Why `datasets` does not read the JSON: in a large file it refuses the first, and it makes the second dates."""
     rows = [{**ROW, "prompt": f"{i}?", "chosen": "2020-01-01", "user_text": i and "I teach."} for i in (None, 1)]
-    data = kit.data.load("files", write_lines(tmp_path / "x.jsonl", rows), test_share=0)
+    data = kit.data.load("files", write(tmp_path / "x.jsonl", rows), test_share=0)
     assert data["train"]["user_text"] == [None, "I teach."]
     assert data["train"][0]["chosen"][0]["content"] == "2020-01-01"
 
@@ -152,7 +144,7 @@ def test_a_dataset_of_the_hub_by_its_id(tmp_path, monkeypatch):
     refused(r"no file or folder here.*`hf download org/name.* pass DIR as path", "files", "org/name")
     hub = tmp_path / "hub" / "org" / "name"
     for split, prompts in {"train": "ab", "test": "c"}.items():
-        write_parquet(hub / "data" / f"{split}-0.parquet", [{**ROW, "prompt": p, "worker": 7} for p in prompts])
+        write(hub / "data" / f"{split}-0.parquet", [{**ROW, "prompt": p, "worker": 7} for p in prompts])
     given = []
 
     def load_dataset(name, config, **options):

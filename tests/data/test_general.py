@@ -3,14 +3,10 @@
 import itertools
 
 import pytest
-from raw import comparison, dialogue, pairs_of, refused, write_json, write_lines
+from raw import comparison, dialogue, pairs_of, refused, sizes, write
 
 import prlhf_kit as kit
 from prlhf_kit.data import dsp
-
-
-def sizes(data):
-    return {split: len(rows) for split, rows in data.items()}
 
 
 def webgpt(i, score=0.5):
@@ -39,28 +35,28 @@ def relabelled(i, objective="helpful"):
 
 def test_webgpt(tmp_path):
     rows = [webgpt(i, score) for i, score in enumerate([0.5, -0.25, 0.0])]
-    data, report = kit.data.load_with_report("webgpt", write_lines(tmp_path / "webgpt.jsonl", rows), test_share=0)
+    data, report = kit.data.load_with_report("webgpt", write(tmp_path / "webgpt.jsonl", rows), test_share=0)
     assert [pair[1:3] for pair in pairs_of(data)] == [("Why 0?", "Zero 0."), ("Why 1?", "One 1.")]
     assert report.table.reason.tolist() == ["tie"]
     assert report.counts == {"comparisons": 3}
 
 
 def test_gpt4llm_and_its_cleaned_files(tmp_path):
-    source = write_json(tmp_path / "comparison_data_v2.json", [gpt4llm(i) for i in range(10)])
+    source = write(tmp_path / "comparison_data_v2.json", [gpt4llm(i) for i in range(10)])
     data, report = kit.data.load_with_report("gpt4llm", source)
-    assert sum(sizes(data).values()) == 20
+    assert sum(sizes(data)) == 20
     assert report.table.pairs.sum() == 10  # ties
     assert all(chosen.startswith("gpt4") for split in data for _, _, chosen, _ in pairs_of(data, split))
-    write_json(tmp_path / "d" / "gpt4llm.train.json", [text_score(i) for i in range(3)])
-    write_json(tmp_path / "d" / "gpt4llm.test.json", [text_score(3)])
-    assert sizes(kit.data.load("gpt4llm", tmp_path / "d")) == {"train": 3, "test_seen": 1}
+    write(tmp_path / "d" / "gpt4llm.train.json", [text_score(i) for i in range(3)])
+    write(tmp_path / "d" / "gpt4llm.test.json", [text_score(3)])
+    assert sizes(kit.data.load("gpt4llm", tmp_path / "d")) == [3, 1, 0, 0]
 
 
 def test_prefeval(tmp_path):
-    data = kit.data.load("prefeval", write_json(tmp_path / "mcq.json", [prefeval(i) for i in range(30)]))
+    data = kit.data.load("prefeval", write(tmp_path / "mcq.json", [prefeval(i) for i in range(30)]))
     assert set(data) == {"train", "test_unseen"}
     assert not set(data["train"]["user_id"]) & set(data["test_unseen"]["user_id"])
-    assert sum(sizes(data).values()) == 90
+    assert sum(sizes(data)) == 90
     row = data["train"][0]
     assert (row["chosen"][0]["content"], row["user_text"], row["group"]) == ("right 0", "I like 0.", "topic0")
 
@@ -71,12 +67,12 @@ def test_hh_original_and_cleaned_files_agree(tmp_path):
             asked = [f"{subset} {split} {i}?" for i in range(n)]
             rows = [{"chosen": dialogue(question, "Yes."), "rejected": dialogue(question, "No.")} for question in asked]
             rows.append({"chosen": dialogue("A", "x"), "rejected": dialogue("B", "y")})
-            write_lines(tmp_path / "hub" / f"{subset}-base" / f"{split}.jsonl.gz", rows)
+            write(tmp_path / "hub" / f"{subset}-base" / f"{split}.jsonl.gz", rows)
             scored = [{"text": [r["rejected"], r["chosen"]], "score": [0.0, 1.0]} for r in rows]
-            write_json(tmp_path / "dsp" / f"{subset}.{split}.json", scored)
+            write(tmp_path / "dsp" / f"{subset}.{split}.json", scored)
     found = [kit.data.load_with_report("hh", tmp_path / form) for form in ("hub", "dsp")]
     (data, _), (cleaned, _) = found
-    assert sizes(data) == {"train": 12, "test_seen": 6}
+    assert sizes(data) == [12, 6, 0, 0]
     assert all(pairs_of(data, split) == pairs_of(cleaned, split) for split in data)
     for _, said in found:
         assert said.counts["helpful, train"] == 7
@@ -89,11 +85,11 @@ def test_hh_original_and_cleaned_files_agree(tmp_path):
 def test_hh_relabelled(tmp_path):
     rows = [relabelled(i, ("helpful", "harmless")[i % 2]) for i in range(40)]
     rows.append({"chosen": rows[0]["rejected"], "rejected": rows[0]["chosen"], "objective": "harmless"})
-    data, report = kit.data.load_with_report("hh_relabelled", write_lines(tmp_path / "both.jsonl.gz", rows))
+    data, report = kit.data.load_with_report("hh_relabelled", write(tmp_path / "both.jsonl.gz", rows))
     assert report.table.empty  # two users may rank a prompt in opposite ways
     assert {pair[0] for pair in pairs_of(data) if pair[1] == "Q0"} in ({"helpful", "harmless"}, set())
-    assert sum(sizes(data).values()) == 41
-    refused("objective of row 0 is 'fun'", "hh_relabelled", write_lines(tmp_path / "x.jsonl", [relabelled(0, "fun")]))
+    assert sum(sizes(data)) == 41
+    refused("objective of row 0 is 'fun'", "hh_relabelled", write(tmp_path / "x.jsonl", [relabelled(0, "fun")]))
 
 
 def test_turns_of_one_dialogue_stay_in_one_split(tmp_path):
@@ -101,7 +97,7 @@ def test_turns_of_one_dialogue_stay_in_one_split(tmp_path):
     for i in range(40):
         for text in (f"\n\nHuman: Start {i}", f"{dialogue(f'Start {i}', 'ok')}\n\nHuman: And then?"):
             rows.append({"chosen": f"{text}\n\nAssistant: yes {i}", "rejected": f"{text}\n\nAssistant: no"})
-    data = kit.data.load("hh", write_lines(tmp_path / "helpful.jsonl", rows), test_share=0.3)
+    data = kit.data.load("hh", write(tmp_path / "helpful.jsonl", rows), test_share=0.3)
     first = {split: {prompt[0]["content"] for prompt in rows["prompt"]} for split, rows in data.items()}
     assert not first["train"] & first["test_seen"]
 
@@ -130,7 +126,7 @@ def test_any_field_may_be_null_or_of_another_type(name, tmp_path):
     """Either a SchemaError, or every pair that is left is one of the untouched rows or the changed one with a text."""
 
     def pairs(rows):
-        data = kit.data.load(name, write_lines(tmp_path / "rows.jsonl", rows))
+        data = kit.data.load(name, write(tmp_path / "rows.jsonl", rows))
         return {pair for split in data for pair in pairs_of(data, split)}
 
     untouched = pairs([ROWS[name](i) for i in range(8) if i != 5])

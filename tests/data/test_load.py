@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from datasets import Dataset, DatasetDict
-from raw import dialogue, refused, write_lines
+from raw import dialogue, refused, write
 
 import prlhf_kit as kit
 from prlhf_kit.data.registry import DATASETS, share
@@ -26,7 +26,7 @@ OWN = {"user_id": "ann", "prompt": "Q?", "chosen": "a", "rejected": "b"}
     ],
 )
 def test_names_options_and_rows_that_cant_be_used(name, options, reason, tmp_path):
-    refused(reason, name, write_lines(tmp_path / "x.jsonl", [OWN]), **options)
+    refused(reason, name, write(tmp_path / "x.jsonl", [OWN]), **options)
 
 
 @pytest.mark.parametrize("name", [name for name, card in DATASETS.items() if name != "simulated"])
@@ -41,7 +41,7 @@ def test_the_hub_gives_what_local_files_give(
 ):
     for split in ("train", "test"):
         pair = {"chosen": dialogue(f"{split}?", "Yes."), "rejected": dialogue(f"{split}?", "No.")}
-        write_lines(tmp_path / "Anthropic" / "hh-rlhf" / "helpful-base" / f"{split}.jsonl.gz", [pair])
+        write(tmp_path / "Anthropic" / "hh-rlhf" / "helpful-base" / f"{split}.jsonl.gz", [pair])
     monkeypatch.chdir(tmp_path)  # `datasets` looks for a local folder of that name first
     few = {"users": 5, "pairs_per_user": 5, "test_pairs_per_user": 5}
     for name, path, options in (
@@ -76,7 +76,7 @@ def test_contributing_adds_a_dataset(tmp_path, monkeypatch):
     monkeypatch.setitem(DATASETS, "mine", None)  # so that it goes again
     exec(code, {})
     rows = [{"who": "ann", "question": f"Q{i}?", "better": "a", "worse": "b"} for i in range(9)]
-    data, report = kit.data.load_with_report("mine", write_lines(tmp_path / "train.jsonl", rows), test_share=0)
+    data, report = kit.data.load_with_report("mine", write(tmp_path / "train.jsonl", rows), test_share=0)
     assert len(data["train"]) == 9
     assert report.counts == {"rows": 9}
     assert str(report) == "...; licence: MIT\n9 pairs kept, none dropped"

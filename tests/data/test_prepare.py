@@ -3,7 +3,7 @@
 import json
 
 from datasets import load_dataset
-from raw import write_json, write_lines
+from raw import pairs_of, write
 
 import prlhf_kit as kit
 from prlhf_kit.cli import main
@@ -36,14 +36,14 @@ def test_prepared_folder_loads_again_and_says_where_it_is_from(prism_folder, tmp
 def test_prepared_folders_keep_their_datasets_rules(tmp_path):
     options = {"classification_task_options": ["right", "wrong"]}
     rows = [{"preference": f"I like {i}.", "question": f"Which {i}?"} | options for i in range(40)]
-    source = write_json(tmp_path / "src" / "mcq.json", rows)
+    source = write(tmp_path / "src" / "mcq.json", rows)
     assert main(["data", "prepare", "prefeval", "--path", str(source), "--out", str(tmp_path / "out")]) == 0
     _, report = kit.data.load_with_report(str(tmp_path / "out"))
     assert report.checks.set_index("check").rule["user with too few pairs"] == "drop"
 
 
 def test_prepare_replaces_nothing_but_prepared_folders(tmp_path, capsys):
-    source = write_lines(tmp_path / "src" / "x.jsonl", [ROW])
+    source = write(tmp_path / "src" / "x.jsonl", [ROW])
     thesis = tmp_path / "thesis" / "thesis.txt"
     thesis.parent.mkdir()
     thesis.write_text("years of work")
@@ -77,7 +77,7 @@ def test_data_commands_refuse_politely(capsys, tmp_path):
 
 def test_data_check_says_tokens_and_what_was_dropped(base, tmp_path, capsys):
     rows = [{**ROW, "prompt": f"{i}? " + "very " * 60 * (i > 3)} for i in range(16)]
-    source = write_lines(tmp_path / "mine.jsonl", rows)
+    source = write(tmp_path / "mine.jsonl", rows)
     line = ["files", "--path", str(source), "-o", "test_share", "0", "--model", base, "--max-prompt-tokens", "50"]
     assert main(["data", "check", *line]) == 0
     said = capsys.readouterr()
@@ -91,13 +91,17 @@ def test_data_check_says_tokens_and_what_was_dropped(base, tmp_path, capsys):
 def test_export_writes_what_dsps_scripts_and_the_kit_read(dsp_file, tmp_path, capsys):
     rows = json.loads(dsp_file.read_text())
     rows[0]["responses"]["business"] += "\n\nHuman: Thanks!"
-    source, out = write_json(tmp_path / "dsp.json", rows), tmp_path / "out"
+    source, out = write(tmp_path / "dsp.json", rows), tmp_path / "out"
     line = ["data", "export", "dsp", "--path", str(source), "-o", "domains", "academy", "-o", "test_share", "0"]
     assert main([*line, "--out", str(out)]) == 0
     assert f"train.json: {len(rows) * 4 - 1} rows, 1 left out" in capsys.readouterr().out
     back = kit.data.load("dsp", out / "train.json", domain="academy", test_share=0)
     assert len(back["train"]) == len(rows) * 4 - 1
     assert main([*line, "--lists", "--out", str(out)]) == 0
-    [*lists] = json.loads((out / "train.json").read_text())
-    assert {len(row["text"]) for row in lists} == {5}
+    lists = json.loads((out / "train.json").read_text())
     assert len(lists) == len(rows) - 1
+    assert {len(row["text"]) for row in lists} == {5}
+    assert {tuple(row["score"]) for row in lists} == {(1.0, 0.0, 0.0, 0.0, 0.0)}
+    whole = kit.data.load("dsp", out / "train.json", domain="academy", test_share=0)
+    left = [pair for pair in pairs_of(back) if pair[1] != rows[0]["query"]]
+    assert sorted(pairs_of(whole)) == sorted(left)

@@ -1,6 +1,6 @@
 """Personalized Soups, in both forms."""
 
-from raw import pairs_of, refused, write_json, write_lines
+from raw import pairs_of, refused, write
 
 import prlhf_kit as kit
 from prlhf_kit.data.psoups import PROFILES
@@ -11,7 +11,7 @@ def raw(folder, ending="", questions=("What?", "Who?"), **other):
     for user in PROFILES:
         asked = other.get(user, [f"{question}{ending.format(user)}" for question in questions])
         rows = [{"user_input": q, "completion_a": f"{user} yes {q[:5]}", "completion_b": "no"} for q in asked]
-        write_json(folder / "rm_training" / f"{user}.json", [*rows, rows[0]])
+        write(folder / "rm_training" / f"{user}.json", [*rows, rows[0]])
 
 
 def test_a_wish_that_is_not_everywhere_is_not_cut_off(tmp_path):  # others: tests/authors
@@ -28,7 +28,7 @@ def test_both_forms_agree(tmp_path):
         for number, user in enumerate(PROFILES, 1)
         for q in questions
     ]
-    one = write_json(tmp_path / "one" / "allcombo_8_cleaned.json", clean)
+    one = write(tmp_path / "one" / "allcombo_8_cleaned.json", clean)
     from_raw, report = kit.data.load_with_report("psoups", tmp_path, test_share=0.3)
     data = kit.data.load("psoups", one, test_share=0.3)
     assert sorted(pairs_of(from_raw)) == sorted(pairs_of(data))
@@ -37,7 +37,6 @@ def test_both_forms_agree(tmp_path):
     assert report.table.pairs.sum() == 6
     held = kit.data.load("psoups", one, test_share=0.3, unseen=["P3B"])
     assert set(held["adapt_unseen"]["user_id"]) == {"P3B"} == set(held["test_unseen"]["user_id"])
-    assert "P3B" not in held["train"]["user_id"]
     refused("no profile 'P9'", "psoups", one, unseen=["P9"])
 
 
@@ -47,7 +46,7 @@ def test_alignx_layout_in_five_folds(tmp_path):
         for user in ("P1A", "P3B")
         for i in range(30)
     ]
-    path = write_lines(tmp_path / "pairs.jsonl", rows)
+    path = write(tmp_path / "pairs.jsonl", rows)
     asked = []
     for fold in range(5):
         data = kit.data.load("psoups", path, test_share=0.2, fold=fold)
@@ -57,8 +56,6 @@ def test_alignx_layout_in_five_folds(tmp_path):
         asked += questions["test_seen"]
     assert sorted(asked) == sorted(f"Why {i}?" for i in range(30))
     assert set(data["train"]["user_text"]) == {"Be P1A.", "Be P3B."}
-    assert kit.data.fingerprint(kit.data.load("psoups", tmp_path)) == kit.data.fingerprint(
-        kit.data.load("psoups", path)
-    )
+    assert pairs_of(kit.data.load("psoups", tmp_path)) == pairs_of(kit.data.load("psoups", path))
     for wrong in (5, -1):
         refused("fold=", "psoups", path, test_share=0.2, fold=wrong)

@@ -2,18 +2,17 @@
 
 import numpy as np
 import pytest
-from raw import refused
+from raw import refused, sizes
 
 import prlhf_kit as kit
 from prlhf_kit.data import simulated
 from prlhf_kit.data.registry import Tally
-from prlhf_kit.data.schema import SPLITS
 
 
 def test_simulated_is_seeded_disjoint_and_true():
     few = {"pairs_per_user": 5, "test_pairs_per_user": 4, "adapt_pairs_per_user": 2}
     data, report = kit.data.load_with_report("simulated", **few)
-    assert [len(data[split]) for split in SPLITS] == [40, 32, 16, 8]
+    assert sizes(data) == [40, 32, 16, 8]
     assert report.table.empty
     assert len(set(data["test_unseen"]["user_id"])) == 4
     again = kit.data.load("simulated", **few)
@@ -37,15 +36,11 @@ def test_bradley_terry_draws_have_the_stated_rate():
     assert p.mean() == pytest.approx(expected.mean(), abs=5 * p.std() / np.sqrt(len(p)))
 
 
-def test_population_survives_saving(tmp_path):
-    people = simulated.population(seed=3)
-    people.save(tmp_path / "p.json")
-    back = simulated.Population.load(tmp_path / "p.json")
-    assert back.groups == people.groups
-    texts = ["Hello there, friend!"] * len(list(people.groups))
-    assert back.utility(list(people.groups), texts) == pytest.approx(people.utility(list(people.groups), texts))
-
-
 @pytest.mark.parametrize("options", [{"users_per_type": 1}, {"temperature": 0.0}])
 def test_options_that_make_no_users(options):
     refused("expected", "simulated", **options)
+
+
+def test_a_split_may_be_left_out():
+    data = kit.data.load("simulated", pairs_per_user=2, test_pairs_per_user=0, adapt_pairs_per_user=0)
+    assert sizes(data) == [16, 0, 0, 0]

@@ -2,7 +2,7 @@
 
 import pytest
 from datasets import Dataset
-from raw import comparison, pairs_of, refused, write_lines
+from raw import comparison, pairs_of, refused, write
 
 import prlhf_kit as kit
 
@@ -11,7 +11,7 @@ import prlhf_kit as kit
 def test_a_choice_that_is_none_is_no_choice(choice, tmp_path):
     rows = [comparison(i, "ann") for i in range(3)]
     rows[1]["choice"] = choice
-    refused("choice is", "tldr", write_lines(tmp_path / "batch1.json", rows))
+    refused("choice is", "tldr", write(tmp_path / "batch1.json", rows))
 
 
 def test_tldr_from_save_to_disk_folders_and_news_articles(tmp_path):
@@ -38,9 +38,7 @@ def test_tldr_real(tldr_folder):
 
 def test_tldr_lists_of_workers_and_preferences(tmp_path):
     """As P-RLHF's notebook writes `sup_users_top10.txt` and `sup_users_preferences.txt`."""
-    path = write_lines(
-        tmp_path / "batch3.json", [comparison(f"{w}-{i}", w) for w in ("ann", "bob", "cy") for i in "12"]
-    )
+    path = write(tmp_path / "batch3.json", [comparison(f"{w}-{i}", w) for w in ("ann", "bob", "cy") for i in "12"])
     (tmp_path / "users.txt").write_text("bob\ncy\n")
     (tmp_path / "preferences.txt").write_text("ann 0\nbob 1\ncy 0\n")
     files = {"user_file": tmp_path / "users.txt", "user_preference_file": tmp_path / "preferences.txt"}

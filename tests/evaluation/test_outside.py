@@ -4,7 +4,7 @@ import json
 
 import pandas as pd
 import pytest
-from raw import write_json, write_lines
+from raw import write
 
 from prlhf_kit.data.chat import prompt_text
 from prlhf_kit.data.load import load
@@ -37,7 +37,7 @@ def test_p_rlhf_prism(tmp_path):
     runs_on = f"So.\nIt is.<|end_of_text|>{ASSISTANT}More."
     second = entry("user8_c13_1", who, shown, f"<|begin_of_text|>{spaced}{runs_on}", truncated_history=history)
     empty = entry("user9_c14_1", who, shown, f"{shown}<|eot_id|>", truncated_history=history)
-    path = write_json(tmp_path / "my-lora.json", first | second | empty)
+    path = write(tmp_path / "my-lora.json", first | second | empty)
     prompt = "Hello?\n\nHi.\n\nWhy?"
     assert rows_of(path) == [
         ("my-lora", "user7", prompt, "Because."),
@@ -52,7 +52,7 @@ def test_p_rlhf_soups_and_tldr(tmp_path):
         ("<|user|>\nHow do I bake? \n<|assistant|>\n", "USER: 2 </s> </s> || ", "</s>", "How do I bake?"),
         (post, "<|endoftext|>USER: 2<|endoftext|>||", "<|endoftext|>", post.strip()),
     ):
-        path = write_json(tmp_path / "a.json", entry("2_0", asked, who + asked, f"{who}{asked}Mix it.{end}"))
+        path = write(tmp_path / "a.json", entry("2_0", asked, who + asked, f"{who}{asked}Mix it.{end}"))
         assert rows_of(path) == [("a", "2", prompt, "Mix it.")]
 
 
@@ -95,14 +95,14 @@ AGAIN = "No. Ask the user\n\nor the assistant\n\nagain."
     ],
 )
 def test_answers_of_other_programs(tmp_path, row, expected):
-    for path in (write_json(tmp_path / "a.json", [row]), write_lines(tmp_path / "a.jsonl", [row])):
+    for path in (write(tmp_path / "a.json", [row]), write(tmp_path / "a.jsonl", [row])):
         assert rows_of(path) == [expected]
         assert set(read_answers(path, system="reference").system) == {"reference"}
 
 
 def test_compred_names_users_and_prompts_as_the_dataset_does(compred_folder, tmp_path):
     row = community("Title 1", "Text 1.", "financeA_test", {"1": "x"})
-    [(_, user, prompt, _)] = rows_of(write_lines(tmp_path / "outputs.jsonl", [row]))
+    [(_, user, prompt, _)] = rows_of(write(tmp_path / "outputs.jsonl", [row]))
     pair = load("compred", compred_folder, factors="finance")["train"][0]
     assert (user, prompt) == (pair["user_id"], prompt_text(pair["prompt"]))
 
@@ -114,7 +114,7 @@ P_RLHF = {"prompt_id": "1_1", "input_text": "a", "output_text": "ab"}
 
 
 def test_the_format_is_found_out_or_named(tmp_path):
-    path = write_json(tmp_path / "a.json", [PAD | ALPACA])
+    path = write(tmp_path / "a.json", [PAD | ALPACA])
     with pytest.raises(ValueError, match=r"could be pad or alpaca_eval: its first row has prompt, .* Pass `format`"):
         read_answers(path)
     assert read_answers(path, "alpaca_eval").answer.tolist() == ["3"]
@@ -137,7 +137,7 @@ def test_the_format_is_found_out_or_named(tmp_path):
 )
 def test_a_bad_row_is_refused_by_its_number(tmp_path, rows, message):
     with pytest.raises(ValueError, match=message):
-        read_answers(write_json(tmp_path / "a.json", rows))
+        read_answers(write(tmp_path / "a.json", rows))
 
 
 @pytest.mark.parametrize("text", ["[]", "3", "[{]", f"{json.dumps(PAD)}\n{json.dumps(PAD)[:20]}"])

@@ -41,20 +41,31 @@ SIZES = {"n_embd": 16, "n_layer": 2, "n_head": 2, "hidden_size": 16, "vocab_size
 SIZES |= {"d_model": 16, "n_heads": 2, "n_layers": 2}
 
 
-@pytest.mark.parametrize("family", ["gptj", "bloom", "mpt"])
+# of the last three `forward` takes no users; P-RLHF's GPT-J is among them
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neox", "gptj", "bloom", "mpt"])
+@pytest.mark.parametrize("after_bos", [False, True])
 @pytest.mark.parametrize("adapter", [False, True])
-def test_families_whose_forward_takes_no_users(family, adapter):
-    """P-RLHF's GPT-J among them: what they see is the user's tokens and the words, padded or not, with LoRA or not."""
+def test_where_the_tokens_go(make_tiny, family, after_bos, adapter):
+    """Logits with users equal those of embeddings that are put together by hand, for left and right padding."""
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **SIZES)).eval()
-    model = kit.condition(model, kit.IndividualUserModel(3, model.get_input_embeddings(), 2))
+    made = family in ("gptj", "bloom", "mpt")
+    model = (
+        AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **SIZES)).eval() if made else make_tiny(family)
+    )
+    words = model.get_input_embeddings()
+    users = kit.IndividualUserModel(4, words, 3, after_bos=after_bos)
+    kit.condition(model, users)
     called = get_peft_model(model, LoraConfig(target_modules="all-linear")).eval() if adapter else model
-    ids = torch.tensor([[7, 8, 9]])
+    ids, rows, at = torch.tensor([[1, 7, 8, 9], [1, 11, 12, 13]]), torch.tensor([1, 3]), int(after_bos)
     with torch.no_grad():
-        found = called(ids, user_rows=torch.tensor([1])).logits
-        padded, mask = torch.tensor([[0, 0, 7, 8, 9]]), torch.tensor([[0, 0, 1, 1, 1]])
-        left = called(padded, attention_mask=mask, user_rows=torch.tensor([1])).logits[:, 2:]
-        words = torch.cat([model.user_model(torch.tensor([1])), model.get_input_embeddings()(ids)], 1)
-        torch.testing.assert_close(found, called(inputs_embeds=words).logits[:, 2:])
-        torch.testing.assert_close(found, left)
-        assert not torch.allclose(found, called(ids).logits)
+        joined = torch.cat([words(ids)[:, :at], users(rows), words(ids)[:, at:]], 1)
+        expected = called(inputs_embeds=joined).logits
+        kept = torch.cat([expected[:, :at], expected[:, at + 3 :]], 1)
+        found = called(ids, user_rows=rows, output_hidden_states=True)
+        pad, mask = torch.full((2, 2), 2), torch.tensor([[0, 0, 1, 1, 1, 1]] * 2)
+        left = called(torch.cat([pad, ids], 1), attention_mask=mask, user_rows=rows).logits[:, 2:]
+        right = called(torch.cat([ids, pad], 1), attention_mask=mask.flip(1), user_rows=rows).logits[:, :4]
+        assert not torch.allclose(found.logits, called(ids).logits)
+    assert {states.shape[1] for states in found.hidden_states} == {4}
+    for logits in (found.logits, left, right):
+        torch.testing.assert_close(logits, kept, atol=1e-5, rtol=1e-5)

@@ -26,14 +26,6 @@ def test_scores_do_not_depend_on_batch_or_repetition(make_tiny, tokenizer, pairs
     pd.testing.assert_frame_equal(twice, pd.concat([one, one], ignore_index=True), atol=1e-4)
 
 
-def test_reference_that_comes_with_the_data_is_used(make_tiny, tokenizer, pairs, tmp_path):
-    plain = make_trainer(make_tiny(users=3, offsets=0.5), tokenizer, pairs, tmp_path)
-    known = add_reference_logps(pairs, make_tiny(), tokenizer)
-    ours = make_trainer(make_tiny(users=3, offsets=0.5), tokenizer, known, tmp_path)
-    losses = [t.compute_loss(t.model, t.data_collator(list(t.train_dataset))).item() for t in (plain, ours)]
-    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
-
-
 def test_both_responses_are_cut_from_the_prompt_at_one_place(make_tiny, tokenizer, tmp_path):
     """As TRL's trainer does: "\\n\\n" with which one response begins is one token with the prompt's last."""
     merging = copy.deepcopy(tokenizer)

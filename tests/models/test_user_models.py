@@ -1,23 +1,18 @@
 """User models: what they compute, where their tokens go, what they cost."""
 
-from functools import partial
-
 import pytest
 import torch
 
-from prlhf_kit.models.conditioning import user_model_of
 from prlhf_kit.models.user_models import ClusterUserModel, IndividualUserModel, LowRankUserModel, word_vectors
 
 WORDS = torch.nn.Embedding.from_pretrained(torch.randn(50, 8, generator=torch.Generator().manual_seed(0)))
 
 
-def test_individual_by_hand():  # with its generic user, and clusters: tests/authors
+def test_row_0_is_the_generic_user_whatever_it_says():  # all other vectors: tests/authors
     model = IndividualUserModel(3, WORDS, 2)
     with torch.no_grad():
-        model.own[0] += 5  # row 0 is the generic user by definition, whatever its row says
+        model.own[0] += 5
     assert torch.equal(model(torch.tensor([0]))[0], model.generic)
-    alone = IndividualUserModel(3, WORDS, 2, add_generic_user=False)
-    assert torch.equal(alone(torch.tensor([0, 2])), alone.own[[0, 2]])
 
 
 def test_low_rank_by_hand_and_a_million_users_in_64_mb():
@@ -50,19 +45,6 @@ def test_initial_tokens():
             word_vectors(WORDS, 1, 1, vocabulary=known)
 
 
-@pytest.mark.parametrize("kind", [ClusterUserModel, partial(IndividualUserModel, add_generic_user=False)])
-def test_a_generic_user_whom_nothing_trains_is_the_mean_of_all_users(kind):
-    model = kind(4, WORDS, 2)
-    rows = torch.tensor([2, 0, 0])
-    alone = model(rows)
-    model.generic_is_mean = True
-    assert torch.equal(model(rows)[0], alone[0])
-    wanted = model.tokens(model.own[1:].mean(0, keepdim=True))
-    assert torch.allclose(model(rows)[1:], wanted.expand(2, -1, -1))
-    again = kind(4, WORDS, 2, **{k: v for k, v in model.options().items() if k in ("clusters", "generic_is_mean")})
-    assert torch.equal(again(rows), model(rows))
-
-
 def test_whose_words_are_read_is_one_of_three():
     with pytest.raises(ValueError, match="user_text='mine': expected False, True or 'authors'"):
         IndividualUserModel(3, WORDS, user_text="mine")
@@ -77,25 +59,3 @@ def test_soft_tokens_start_as_the_words_that_the_model_sees(make_tiny, architect
     assert all((known == token).all(-1).any() for token in table.centres.flatten(0, 1))
     drawn = word_vectors(words, 200, 4, "normal")
     assert drawn.std() == pytest.approx(known.std().item(), rel=0.05)
-
-
-@pytest.mark.parametrize("after_bos", [False, True])
-def test_where_the_tokens_go(make_tiny, after_bos, architecture):
-    """Logits with users equal those of embeddings that are put together by hand, for left and right padding."""
-    model = make_tiny(architecture, users=3, offsets=0.5)
-    table = user_model_of(model)
-    table.after_bos = after_bos
-    ids, rows = torch.tensor([[1, 7, 8, 9], [1, 11, 12, 13]]), torch.tensor([1, 3])
-    embedded, at = model.get_input_embeddings()(ids), int(after_bos)
-    joined = torch.cat([embedded[:, :at], table(rows), embedded[:, at:]], 1)
-    with torch.no_grad():
-        expected = model(inputs_embeds=joined).logits
-        kept = torch.cat([expected[:, :at], expected[:, at + 3 :]], 1)
-        found = model(input_ids=ids, user_rows=rows, output_hidden_states=True)
-        assert torch.allclose(found.logits, kept, atol=1e-5)
-        assert {states.shape[1] for states in found.hidden_states} == {4}
-        pad, mask = torch.full((2, 2), 2), torch.tensor([[0, 0, 1, 1, 1, 1]] * 2)
-        left = model(input_ids=torch.cat([pad, ids], 1), attention_mask=mask, user_rows=rows).logits[:, 2:]
-        right = model(input_ids=torch.cat([ids, pad], 1), attention_mask=mask.flip(1), user_rows=rows).logits[:, :4]
-    assert torch.allclose(left, kept, atol=1e-5)
-    assert torch.allclose(right, kept, atol=1e-5)
