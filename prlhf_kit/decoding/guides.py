@@ -178,7 +178,7 @@ class ARGS(Guide):
     def __post_init__(self):
         bare: Any = causal_lm(self.reward.model)
         self.model, self.users, self.tokenizer = self.reward.model, self.reward.users, self.reward.tokenizer
-        self.window = longest_shared(bare)
+        self.output, self.window = self.reward.dimension or 0, longest_shared(bare)
         linear = is_decoder(bare) and hasattr(bare, head_name(bare)) and bare.base_model is not bare
         pooling = getattr(bare, "pooling", "own")
         if not (linear and pooling in ("own", "last") and reads_candidates(self.model)):
@@ -199,4 +199,4 @@ class ARGS(Guide):
     def reader(self, rows: Sequence[Row]) -> Reader:
         """Of rewards, not of log-probabilities."""
         bare: Any = causal_lm(self.model)
-        return CandidateReader(rows, getattr(bare, head_name(bare)), 0)
+        return CandidateReader(rows, getattr(bare, head_name(bare)), self.output)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 
 from prlhf_kit.data.schema import message
+from prlhf_kit.files import short_hash
 from prlhf_kit.models import hub
 from prlhf_kit.models.conditioning import causal_lm, user_models
 from prlhf_kit.models.reward_model import is_decoder, load_reward_model, two_types
@@ -44,19 +46,23 @@ class SequenceReward:
 
     Args:
         users: rows of the users, where the model is conditioned on them.
+        dimension: which output is the reward, of a model with several (ArmoRM's `rewards`, or logits).
         max_length: of prompt and response; the beginning of longer ones is not read.
+        cache: folder in which scores are kept, so that a killed scoring goes on; None: not.
     """
 
     model: Any
     tokenizer: Any
     users: UserIndex | None = None
+    dimension: int | None = None
     max_length: int | None = 512
     batch_size: int = 16
+    cache: Path | None = None
 
     def __post_init__(self):
         outputs = self.model.config.num_labels
-        if outputs != 1:
-            raise ValueError(f"the model has {outputs} outputs, expected 1, the reward: take a model with one.")
+        if self.dimension is None and outputs != 1:
+            raise ValueError(f"the model has {outputs} outputs: which is the reward, dimension=0 to {outputs - 1}?")
         if self.model.config.pad_token_id is None:
             self.model.config.pad_token_id = self.tokenizer.pad_token_id
 
@@ -67,12 +73,16 @@ class SequenceReward:
         rows = [GENERIC] * len(prompts)
         if self.users is not None and user_ids is not None:
             rows = self.users.rows(user_ids, unknown="generic")
-        asked, decoder = [], is_decoder(causal_lm(self.model))
+        bare: Any = causal_lm(self.model)
+        asked = []
         for prompt, response, row in zip(prompts, responses, rows, strict=True):
             read, written = messages(prompt, "user"), messages(response, "assistant")
-            ids, start = encode(self.tokenizer, read, written, self.max_length, decoder)
+            ids, start = encode(self.tokenizer, read, written, self.max_length, is_decoder(bare))
             asked.append((tuple(ids), start, row))
-        return torch.from_numpy(in_batches(self._score, asked, self.batch_size, what="scoring"))
+        kept = self.cache
+        if kept is not None:  # by all that decides a score
+            kept /= short_hash(hub.weights_hash(self.model), getattr(bare, "pooling", None), self.dimension)
+        return torch.from_numpy(in_batches(self._score, asked, self.batch_size, kept, "scoring"))
 
     @torch.inference_mode()
     def _score(self, batch: Sequence[tuple[tuple[int, ...], int, int]]) -> np.ndarray:
@@ -84,7 +94,10 @@ class SequenceReward:
         if user_models(self.model):
             inputs["user_rows"] = torch.tensor([row for _, _, row in batch])
         output = self.model(**{name: value.to(self.model.device) for name, value in inputs.items()})
-        return output.logits.reshape(len(ids)).float().cpu().numpy()
+        table = output.logits.reshape(len(ids), -1)
+        if self.dimension is not None and output.get("rewards") is not None:  # ArmoRM's
+            table = output.rewards
+        return table[:, self.dimension or 0].float().cpu().numpy()
 
 
 def load_reward(name: str, trust_remote_code: bool = False, **options) -> SequenceReward:

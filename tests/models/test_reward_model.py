@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import ALL_FAMILIES, build_tiny
 from transformers import AutoModelForSequenceClassification, GPT2Config, GPT2ForSequenceClassification
+from transformers.modeling_outputs import ModelOutput
 
 import prlhf_kit as kit
 from prlhf_kit.data.schema import message
@@ -44,19 +45,33 @@ def test_saved_models_come_back_and_others_can_load_them(base, tokenizer, tmp_pa
     assert ours.logits[0] != again(input_ids=ids, user_rows=rows.flip(0)).logits[0]
     plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "rm")  # of transformers, its own pooling
     assert torch.equal(plain.score.weight, model.score.weight)
+
+
+def test_an_lm_head_that_is_trained_goes_from_stage_to_stage(base, tokenizer, tmp_path):
+    model = new_reward_model(base, lm_head=True)
+    with torch.no_grad():
+        model.lm_head.weight += 1.0
+    save(model, tokenizer, tmp_path / "rm")
+    again, _ = load_reward_model(str(tmp_path / "rm"), lm_head=True)
+    assert torch.equal(again.lm_head.weight, model.lm_head.weight)
     save(again, tokenizer, tmp_path)  # a second stage still knows where the base is
     assert json.loads((tmp_path / "reward.json").read_text())["base_model"] == base
 
 
-def test_scores_are_the_same_in_any_batch(tokenizer, tmp_path):
+def test_scores_are_the_same_in_any_batch_and_go_on_after_a_kill(tokenizer, tmp_path, monkeypatch):
     config = GPT2Config(n_embd=32, n_layer=1, n_head=4, vocab_size=len(tokenizer), num_labels=1, pad_token_id=7)
     GPT2ForSequenceClassification(config).save_pretrained(tmp_path)  # whose padding token is not the tokenizer's
     tokenizer.save_pretrained(tmp_path)
-    reward = load_reward(str(tmp_path), batch_size=2)
+    cached = {"batch_size": 2, "cache": tmp_path / "scores"}
+    reward = load_reward(str(tmp_path), **cached)
     together = reward.score(PROMPTS, RESPONSES)
     assert together.shape == (3,)
     alone = [load_reward(str(tmp_path)).score([p], [r]).item() for p, r in zip(PROMPTS, RESPONSES, strict=True)]
     assert together.tolist() == pytest.approx(alone, abs=1e-5)
+    mean = SequenceReward(new_reward_model(str(tmp_path), "mean"), tokenizer, **cached)
+    assert not torch.allclose(mean.score(PROMPTS, RESPONSES), together)  # kept by pooling
+    monkeypatch.setattr(SequenceReward, "_score", lambda *_: pytest.fail("scored again"))
+    assert torch.equal(load_reward(str(tmp_path), **cached).score(PROMPTS, RESPONSES), together)
     assert reward.score([], []).shape == (0,)
 
 
@@ -95,6 +110,35 @@ def test_judge_and_best_of_n_follow_the_user(base):
         reward.score(PROMPTS[:1], [" "])
 
 
+def test_a_model_of_armorms_shape(base, tokenizer):
+    """Several `rewards`, one logit that is their mean, a head of another name, and a decoder below."""
+
+    class ArmoShape(torch.nn.Module):
+        device = torch.device("cpu")
+
+        def __init__(self):
+            super().__init__()
+            self.model, self.regression_layer = kit.load_model(base).model, torch.nn.Linear(32, 4, bias=False)
+            self.config = self.model.config
+            self.config.num_labels = 1
+
+        def forward(self, input_ids, attention_mask):
+            hidden = self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+            rewards = self.regression_layer(hidden[torch.arange(len(hidden)), attention_mask.sum(1) - 1])
+            return ModelOutput(rewards=rewards, logits=rewards.mean(1))
+
+    model = ArmoShape().eval()
+    texts = zip(PROMPTS, RESPONSES, strict=True)
+    ids = [torch.tensor([encode(tokenizer, message("user", p), message("assistant", r))[0]]) for p, r in texts]
+    own = torch.cat([model(text, torch.ones_like(text)).rewards for text in ids])
+    for dimension, rewards in ((3, own[:, 3]), (None, own.mean(1))):
+        found = SequenceReward(model, tokenizer, dimension=dimension).score(PROMPTS, RESPONSES)
+        assert found.tolist() == pytest.approx(rewards.tolist(), abs=1e-5)
+    model.config.num_labels = 4
+    with pytest.raises(ValueError, match="dimension=0 to 3"):
+        SequenceReward(model, tokenizer)
+
+
 def test_an_encoder_reads_prompt_and_response_as_its_tokenizer_joins_them(bert):
     folder, tokenizer = bert
     ids, start = encode(tokenizer, message("user", PROMPTS[0]), message("assistant", RESPONSES[0]), decoder=False)
@@ -116,14 +160,11 @@ def test_an_encoder_reads_prompt_and_response_as_its_tokenizer_joins_them(bert):
 
 
 def test_what_does_not_go_together_is_refused(bert, base):
-    folder, tokenizer = bert
+    folder, _ = bert
     with pytest.raises(ModelError, match="lm_loss_coeff=0"):
         new_reward_model(folder, lm_head=True)
     with pytest.raises(ValueError, match="expected one of last, before_eos, mean, max, own"):
         new_reward_model(base, "first")
-    model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=4, ignore_mismatched_sizes=True)
-    with pytest.raises(ValueError, match="has 4 outputs"):
-        SequenceReward(model, tokenizer)
     with pytest.raises(ConditioningError, match="has an encoder"):
         kit.condition(new_reward_model(folder), torch.nn.Embedding(2, 32))
 
