@@ -18,11 +18,10 @@ ITEM = ("user_id", "prompt", "item")
 
 
 def long_table(pairs: Dataset, values: Mapping[str, ArrayLike], **columns: Any) -> pd.DataFrame:
-    """The long table of `pairs` (or questions) from `values`, method -> `[n]`; `columns` are the same for all rows, or
+    """The long table of `pairs` from `values`, method -> `[n]`; `columns` are the same for all rows, or
     `[n]`. `prompt` is what `prompt_texts_of` says."""
-    key = "pair_id" if "pair_id" in pairs.column_names else "question_id"
     rows = pd.DataFrame({"user_id": list(pairs["user_id"]), "group": list(pairs["group"])})
-    rows = rows.assign(prompt=prompt_texts_of(pairs), item=list(pairs[key]), **columns)
+    rows = rows.assign(prompt=prompt_texts_of(pairs), item=list(pairs["pair_id"]), **columns)
     tables = [rows.assign(method=method, value=np.asarray(value, float)) for method, value in values.items()]
     return pd.concat(tables, ignore_index=True)
 
