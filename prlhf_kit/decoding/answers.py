@@ -1,14 +1,12 @@
 """Answers of guided decoding, and how they lie on disk: the kit's JSON lines, and the formats of PAD and ARGS."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from filelock import FileLock, Timeout
 
@@ -47,7 +45,7 @@ class GuidedAnswer:
         return asdict(self) | {name: [None if math.isnan(v) else v for v in getattr(self, name)] for name in MAY_BE_NAN}
 
     @classmethod
-    def from_json(cls, row: dict[str, Any]) -> GuidedAnswer:
+    def from_json(cls, row: dict[str, Any]) -> Self:
         """The inverse of `to_json`."""
         nan = {name: [math.nan if v is None else v for v in row[name]] for name in MAY_BE_NAN}
         return cls(**{name: row[name] for name in cls.__dataclass_fields__} | nan)

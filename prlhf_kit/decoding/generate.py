@@ -1,7 +1,5 @@
 """Personalised generation: one batch may hold different prompts for different users."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple

@@ -1,7 +1,5 @@
 """One decoder for PAD, ARGS and their kin: a base model, steered token by token by a guide (`decoding/guides.py`)."""
 
-from __future__ import annotations
-
 import contextlib
 import math
 from collections import Counter

@@ -3,8 +3,6 @@
 base's log-probability over its whole vocabulary, after processors such as the repetition penalty.
 """
 
-from __future__ import annotations
-
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """The reward of whole responses that a steering policy implies: what PAD adds up token by token."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The steered base as a causal LM, for transformers' `generate`, which does all else: penalties, lengths, the loop."""
 
-from __future__ import annotations
-
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -47,7 +45,7 @@ class Steered(PreTrainedModel, GenerationMixin):
     `steer` is the formula, `end` notes which answers have ended. Caches are the readers' own."""
 
     @torch.inference_mode()  # prompts are read here
-    def __init__(self, decoder: GuidedDecoder, jobs: Sequence[Request]):
+    def __init__(self, decoder: "GuidedDecoder", jobs: Sequence[Request]):
         super().__init__(PreTrainedConfig(vocab_size=decoder.vocabulary))
         self.settings, self.guide, self.began = decoder, decoder.guide, time.perf_counter()
         rows = [replace(job.base, owner=i) for i, job in enumerate(jobs)]

@@ -1,7 +1,5 @@
 """`prlhf train config.yaml --alpha 0.3`: a recipe from TRL's way to give arguments, a YAML file and options over it."""
 
-from __future__ import annotations
-
 import argparse
 from dataclasses import dataclass, field, fields
 from pathlib import Path

@@ -4,12 +4,10 @@ r_u(x, y) = (w_0 + z_u V) . f(x, y), linear in frozen features like those of `he
 from some of a user's pairs to others of the same user (GPO, arXiv 2310.11523; VPL, arXiv 2408.10075).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 import pandas as pd
@@ -81,7 +79,7 @@ class Encoder(Heads):
         own = np.array([self.users.get(user, nothing) if user is not None else nothing for user in user_ids])
         return self.pooled + own @ self.shared
 
-    def adapt(self, difference: np.ndarray, user_ids: Sequence[str]) -> Encoder:
+    def adapt(self, difference: np.ndarray, user_ids: Sequence[str]) -> Self:
         """These rewards with new users, from their few pairs (`difference` `[n, d]`) by one forward pass."""
         return replace(self, users=self.users | self.encode(difference, user_ids))
 

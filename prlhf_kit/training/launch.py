@@ -1,7 +1,5 @@
 """Where a training runs and what it starts from: the base model, folders named in a JSON file, several processes."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

@@ -1,7 +1,5 @@
 """New users of a trained P-DPO model: what is theirs is fitted to a few of their pairs (beyond P-RLHF)."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -24,6 +22,14 @@ from prlhf_kit.models.saving import reference_of
 from prlhf_kit.models.user_index import GENERIC, UserIndex
 from prlhf_kit.models.user_models import UserModel
 from prlhf_kit.training.heads import Heads
+
+
+class Evidence(NamedTuple):
+    """What pairs say of user rows, the first of which is the generic one."""
+
+    rows: list[int]
+    margins: np.ndarray  # `[n, rows]`, DPO's reward margins without beta (nats) under each of `rows`
+    reference: np.ndarray  # `[n]`, the reference's log pi(chosen) - log pi(rejected)
 
 
 @dataclass(frozen=True)
@@ -110,14 +116,6 @@ def log_ratios(model, asked: Sequence[tuple[list[int], ...]], own: torch.Tensor,
     texts = [(prompt, chosen) for prompt, chosen, _ in asked] + [(prompt, rejected) for prompt, _, rejected in asked]
     chosen, rejected = response_logps(model, texts, pad_token_id, users).chunk(2)
     return chosen - rejected
-
-
-class Evidence(NamedTuple):
-    """What pairs say of user rows, the first of which is the generic one."""
-
-    rows: list[int]
-    margins: np.ndarray  # `[n, rows]`, DPO's reward margins without beta (nats) under each of `rows`
-    reference: np.ndarray  # `[n]`, the reference's log pi(chosen) - log pi(rejected)
 
 
 def weigh(model, tokenizer: PreTrainedTokenizerBase, pairs: Dataset, batch_size: int = 16) -> Evidence:

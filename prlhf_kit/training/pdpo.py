@@ -3,8 +3,6 @@
 Any `loss_type` of TRL may take L_DPO's place (P-*PO). Unlike in the paper, users' rows have their own learning rate.
 """
 
-from __future__ import annotations
-
 import math
 import re
 import warnings

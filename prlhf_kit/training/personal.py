@@ -1,7 +1,5 @@
 """What the P-DPO trainer and the reward trainer share: the users' learning rate, what lies beside a saved model."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Iterable
 from pathlib import Path

@@ -2,8 +2,6 @@
 L = ranking loss + lm_loss_coeff * language-modelling loss of the preferred responses, over pairs or scored lists.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from typing import Any
 

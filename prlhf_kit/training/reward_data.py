@@ -1,7 +1,5 @@
 """From preference pairs, or scored lists of responses, to the token ids that a reward model is trained on."""
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from dataclasses import dataclass

@@ -20,10 +20,9 @@ from prlhf_kit.models.logprobs import add_reference_logps, require_lengths, scor
 from prlhf_kit.models.saving import reference_of
 from prlhf_kit.training.controls import LABELS, load_controls
 from prlhf_kit.training.launch import read_recipe
-from prlhf_kit.training.recipe import Recipe, build_trainer, require, train
+from prlhf_kit.training.recipe import Recipe, build_trainer, head_coefficients, require, train
 from prlhf_kit.training.reward_stages import RewardRecipe, build_reward_trainer
 from prlhf_kit.training.sft import SFTRecipe, build_sft_trainer, train_sft
-from prlhf_kit.training.user_start import head_coefficients
 from training.conftest import SETTINGS as QUICK
 
 CONFIGS = Path(__file__).parents[2] / "configs"
