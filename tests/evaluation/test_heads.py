@@ -11,7 +11,6 @@ from prlhf_kit.evaluation import heads
 from prlhf_kit.models.features import Embedded, Embedder
 from prlhf_kit.training.heads import Heads
 
-
 # people differ in the first two features, most in the first; the third is the same for all
 USERS = {str(i): np.array(own) for i, own in enumerate([(2.0, 0.5), (-2.0, 0.5), (2.0, -0.5), (-2.0, -0.5)])}
 HEADS = Heads("low_rank", np.ones(3), np.array([0.0, 0.0, 1.0]), np.eye(3)[:2], USERS, 1.0, 4)
