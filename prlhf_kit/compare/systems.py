@@ -20,8 +20,7 @@ from prlhf_kit.data.simulated import Population
 from prlhf_kit.decoding.answers import GuidedAnswer
 from prlhf_kit.decoding.generate import Prompt
 from prlhf_kit.decoding.guided import GuidedDecoder
-from prlhf_kit.decoding.guides import PAD, Guide
-from prlhf_kit.decoding.implicit import ImplicitReward
+from prlhf_kit.decoding.guides import PAD, Guide, ImplicitReward
 from prlhf_kit.evaluation import heads
 from prlhf_kit.evaluation.accuracy import TEXT, VANILLA
 from prlhf_kit.files import in_chunks, short_hash

@@ -98,23 +98,21 @@ def differences(
     cluster: str | Sequence[str] = BY_USER_AND_PROMPT,
     *,
     column: str = "method",
-    family: Sequence[str] | None = None,
     seed: int = 0,
 ) -> pd.DataFrame:
     """One method minus another on the same items, paired, for each value of `by`: `by`, `one`, `other`, `difference`
-    and the rest of `intervals`, with `p_holm` and `users`.
+    and the rest of `intervals`, with `users` and `p_holm`, corrected over the rows with the same values of `by`.
 
     Args:
         wanted: (one, other), such as `against("P-DPO, user", table.method)`; what is not in the table is left out.
         column: what is compared: methods, or for instance the contexts of one.
-        family: Holm's correction is over the rows with the same values of these columns; None: of `by`.
     """
     ones = pd.DataFrame(wanted, columns=["one", "other"]).merge(table.rename(columns={column: "one"}), on="one")
     gaps = paired_differences(ones, table.rename(columns={column: "other"}), on=[*by, *ITEM, "other"])
     gaps = gaps.rename(columns={"value": "difference"})
     groups = [*by, "one", "other"]
     found = intervals(gaps, "difference", groups, cluster, null=0, seed=seed, users=("user_id", "nunique"))
-    return with_holm(found, by if family is None else family)
+    return with_holm(found, by)
 
 
 def against(one: str, others: Sequence[str]) -> list[tuple[str, str]]:

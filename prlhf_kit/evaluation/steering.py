@@ -16,8 +16,7 @@ from prlhf_kit.data.simulated import Population
 from prlhf_kit.decoding.answers import GuidedAnswer
 from prlhf_kit.decoding.generate import ids_of
 from prlhf_kit.decoding.guided import GuidedDecoder
-from prlhf_kit.decoding.guides import PAD, Guide
-from prlhf_kit.decoding.implicit import ImplicitReward
+from prlhf_kit.decoding.guides import PAD, Guide, ImplicitReward
 from prlhf_kit.evaluation import heads as head_comparison, judges as judging
 from prlhf_kit.evaluation.accuracy import ranked_right
 from prlhf_kit.evaluation.intervals import intervals, paired_differences

@@ -9,7 +9,7 @@ import prlhf_kit as kit
 from prlhf_kit.compare import systems
 from prlhf_kit.data import simulated
 from prlhf_kit.data.schema import message
-from prlhf_kit.decoding.implicit import ImplicitReward
+from prlhf_kit.decoding.guides import ImplicitReward
 from prlhf_kit.runs.stage import StageError
 from prlhf_kit.training.controls import load_control
 

@@ -11,7 +11,7 @@ from conftest import ALL_FAMILIES
 import prlhf_kit as kit
 from decoding.plain import PROMPTS, ids_of
 from prlhf_kit.data.schema import message
-from prlhf_kit.decoding.implicit import ImplicitReward
+from prlhf_kit.decoding.guides import ImplicitReward
 from prlhf_kit.decoding.respond import respond
 from prlhf_kit.models.tokenize import tokenizer_hash
 

@@ -20,7 +20,7 @@ import prlhf_kit as kit
 from decoding.plain import PROMPTS, ids_of, reader, steered
 from prlhf_kit.data.context import Contexts
 from prlhf_kit.data.schema import record
-from prlhf_kit.decoding.implicit import ImplicitReward
+from prlhf_kit.decoding.guides import ImplicitReward
 from prlhf_kit.decoding.readers import mixes
 from prlhf_kit.models.preference_head import attach_head
 from prlhf_kit.models.reward_model import pooled_by_mask
