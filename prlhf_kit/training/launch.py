@@ -28,7 +28,8 @@ def read_recipe(kind: type, path: str | Path) -> tuple[Any, str, Any, str, Any]:
     model, pairs, out, evaluation = (fields.pop(name, "") for name in ("model", "pairs", "out", "evaluation"))
     if name := fields.pop("preset", ""):
         if made_for(name) != kind.__name__:
-            raise ValueError(f"the preset {name} is for a {made_for(name)}, but {path} is read as a {kind.__name__}.")
+            found = f"the preset {name} is for a {made_for(name)}, but {path} is read as a {kind.__name__}"
+            raise ValueError(f"{found}. `prlhf presets` lists the others.")
         fields = preset(name, **fields)
 
     def loaded(folders):

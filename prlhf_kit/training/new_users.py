@@ -144,7 +144,7 @@ def user_table(model) -> UserModel:
     """The trained user model. Raises `ConditioningError` if there is none, `ValueError` for one of another kind."""
     user_model_of(model)
     if not isinstance(table := user_models(model)[-1], UserModel):
-        raise ValueError(f"adapt needs a prlhf_kit UserModel, got a {type(table).__name__}.")
+        raise ValueError(f"adapt needs a prlhf_kit UserModel, got a {type(table).__name__}. Derive it from that.")
     return table
 
 

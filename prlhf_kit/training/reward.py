@@ -54,7 +54,7 @@ def tokenized_lists(
         numbers = all(isinstance(score, int | float) and math.isfinite(score) for score in scores)
         if not numbers or len(responses) != len(scores) or len(responses) < 2:
             said = f"row {number} of the {name} set has {len(responses)} responses and the scores {scores}"
-            raise SchemaError(f"{said}, expected a finite number for each of at least two responses.")
+            raise SchemaError(f"{said}, expected a finite number for each of two or more. Leave it out.")
         if len(set(scores)) == 1:
             dropped["all scores equal"] += 1
             continue
@@ -70,7 +70,7 @@ def tokenized_lists(
         own = {"text_ids": texts, "prompt_tokens": prompt_tokens, "scores": scores}
         found.append({**own, "row": number, "length": max(map(len, texts))})
     if not found:
-        raise SchemaError(f"nothing is left of the {name} set's {len(rows)} rows: {dict(dropped)}.")
+        raise SchemaError(f"nothing is left of the {name} set's {len(rows)} rows: {dict(dropped)}. Choose others.")
     return Dataset.from_list(sorted(found, key=lambda row: -row["length"])), dropped
 
 
