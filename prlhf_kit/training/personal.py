@@ -131,7 +131,5 @@ def index_for(model, user_ids: Iterable[str], index: UserIndex | None) -> UserIn
     user_model_of(model)
     rows = getattr(user_models(model)[-1], "num_rows", len(index))
     if rows != len(index):
-        raise ValueError(
-            f"the user model has {rows} rows, but the user index {len(index)}. Build it with so many num_rows."
-        )
+        raise ValueError(f"the user model has {rows} rows, the user index {len(index)}. Pass num_rows=len(user_index).")
     return index

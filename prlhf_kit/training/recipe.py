@@ -72,9 +72,7 @@ class Recipe(AnyRecipe):
         self.require(train_base=("lora", "qlora", "full", "frozen"), dtype=("auto", "float32", "bfloat16"))
         self.require(method=("pdpo", *LABELS), user_model=tuple(USER_MODELS))
         if self.user_start and self.user_model != "low_rank":
-            raise ValueError(
-                f"user_start={self.user_start!r} is for user_model='low_rank' only. Leave it out, or choose that."
-            )
+            raise ValueError(f"user_start={self.user_start!r} is for user_model='low_rank' only. Leave it out.")
         if self.sft is not None:
             sft_of(self)
             if self.train_base == "qlora":
@@ -85,7 +83,7 @@ class Recipe(AnyRecipe):
             raise ValueError(f"{both} would both put users' words into the prompts. Choose one of them.")
         if self.train_base == "frozen" and self.method in WITHOUT_USERS:
             raise ValueError(
-                f"nothing would be trained by {self.method!r} on a frozen base: it has no users. Choose 'lora'."
+                f"nothing would be trained by {self.method!r}, without users, on a frozen base. Choose 'lora'."
             )
 
 
