@@ -82,9 +82,7 @@ class Recipe(AnyRecipe):
             both = f"context={self.context!r} and user_text (method dpo_text)"
             raise ValueError(f"{both} would both put users' words into the prompts. Choose one of them.")
         if self.train_base == "frozen" and self.method in WITHOUT_USERS:
-            raise ValueError(
-                f"nothing would be trained by {self.method!r}, without users, on a frozen base. Choose 'lora'."
-            )
+            raise ValueError(f"nothing would be trained by {self.method!r} on a frozen base, without users. Use lora.")
 
 
 def build_trainer(
