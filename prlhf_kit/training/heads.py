@@ -54,7 +54,7 @@ class Heads:
         mean = self._fitted().mean(0)
         own = np.array([mean if user is None else self.users.get(user, mean) for user in user_ids])
         own = own.reshape(len(own), len(mean))  # of nobody, too
-        if self.kind == "mixture":
+        if self.kind == "mixture" and self.size:
             own = softmax(own, 1)
         return self.pooled + (own if self.kind == "per_user" else own @ self.shared)
 
@@ -79,7 +79,7 @@ class Heads:
     def adapt(self, difference: np.ndarray, user_ids: Sequence[str]) -> Self:
         """These rewards with new users, whose own numbers alone are fitted to their few pairs (`difference` `[n, d]`)
         and the `prior`."""
-        if self.kind == "pooled":
+        if not self._fitted().size:  # nothing is personal: pooled, or low rank and mixture of one user
             return self
         who, names = pd.factorize(np.array(user_ids, dtype=object), sort=True)
         rows, z = torch.tensor(who), difference / self.scale  # float64, as the scale

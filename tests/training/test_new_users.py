@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from conftest import with_lora
 from datasets import Dataset, DatasetDict
-from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 
 import prlhf_kit as kit
@@ -34,9 +34,7 @@ def trained(make_tiny):
 
     def make(kind="individual", options=None):
         model = make_tiny(users=3, offsets=3.0 if kind == "cluster" else 0.5, kind=kind, **(options or {}))
-        config = LoraConfig(r=4, target_modules=["q_proj"], modules_to_save=["user_model"], init_lora_weights=False)
-        torch.manual_seed(0)
-        return get_peft_model(model, config).eval(), kit.UserIndex(["a", "b", "c"])
+        return with_lora(model), kit.UserIndex(["a", "b", "c"])
 
     return make
 
