@@ -154,7 +154,8 @@ def trade_off(
     domain has.
 
     Returns `intervals` by `strategy`, `strength` (infinite: the general head, or all rewards 0) and `of` ("custom" or
-    "general" pairs), clustered by prompt; `chosen`: what 5-fold cross-validation on the domains' pairs prefers.
+    "general" pairs), clustered by prompt; `chosen`: what cross-validation on the domains' pairs prefers (up to 5 folds,
+    by prompt).
     """
     everything = np.concatenate([*general[1], *(part for _, e in domains.values() for part in e)])
     prompts = prompt_texts_of(general[0])
@@ -167,7 +168,7 @@ def trade_off(
     own, tests = ({name: z(e) for name, (_, e) in sets.items()} for sets in (domains, domain_tests))
     for_all = z(general_test[1])
     groups = {name: pd.factorize(pd.Series(prompt_texts_of(pairs)))[0] for name, (pairs, _) in domains.items()}
-    folds = {name: list(GroupKFold(5).split(of, groups=of)) for name, of in groups.items()}
+    folds = {name: list(GroupKFold(min(5, max(of) + 1)).split(of, groups=of)) for name, of in groups.items()}
     asked = {
         "custom": [prompt for name in domains for prompt in prompt_texts_of(domain_tests[name][0])],
         "general": prompt_texts_of(general_test[0]),

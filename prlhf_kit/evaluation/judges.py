@@ -101,6 +101,8 @@ def judged(
         a is preferred, the mean over both orders. Raises `ValueError` for answers that can't be compared.
     """
     require_answers(answers)
+    if not systems:
+        raise ValueError("no two systems answered the same prompt for the same user, expected some. Add answers.")
     twice = answers[answers.duplicated(["system", "user_id", "prompt"])]
     if len(twice):
         row = twice.iloc[0]

@@ -156,6 +156,7 @@ def test_bad_settings_and_requests(personal, make_tiny, tokenizer):
     for match, options in (
         ("top_k is 601", {"top_k": 601}),
         ("weight is nan", {"weight": float("nan")}),
+        ("max_new_tokens is 0, expected at least 1", {"max_new_tokens": 0}),
         ("strictly positive float", {"do_sample": True, "temperature": 0.0}),
     ):
         with pytest.raises(ValueError, match=match):

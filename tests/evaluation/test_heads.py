@@ -75,9 +75,9 @@ def test_the_head_of_a_reward_model_is_what_is_regularised_towards():
         assert found.reward(np.eye(2), ["a", "b"]) == pytest.approx(expected)
 
 
-def two_tastes(seed=0):
-    """Everybody likes the first feature; a domain has less than 20 pairs, likes the first and not the second."""
-    rng = np.random.default_rng(seed)
+def two_tastes(few=16):
+    """Everybody likes the first feature; a domain has few pairs, likes the first and not the second."""
+    rng = np.random.default_rng(0)
 
     def pairs(n, weights):
         difference = rng.normal(size=(n, 3))
@@ -86,7 +86,7 @@ def two_tastes(seed=0):
         return Dataset.from_list(rows), Embedded(difference, np.zeros((n, 3)))
 
     everybody, own = np.array([1.0, 0, 0]), np.array([1.0, -1, 0])
-    return pairs(200, everybody), {"own": pairs(16, own)}, pairs(150, everybody), {"own": pairs(150, own)}
+    return pairs(200, everybody), {"own": pairs(few, own)}, pairs(150, everybody), {"own": pairs(150, own)}
 
 
 def test_a_head_that_starts_from_the_general_one_keeps_more_of_it():
@@ -101,3 +101,4 @@ def test_a_head_that_starts_from_the_general_one_keeps_more_of_it():
     assert after.general[after.chosen].item() > alone.general[alone.chosen].item()
     assert mixed.general.iloc[-1] >= after.general.iloc[-1]
     assert wide.chosen.sum() == 3
+    assert len(heads.trade_off(*two_tastes(few=3), strengths=(1.0,))) == 3 * 2 * 2  # of fewer prompts than folds, too
