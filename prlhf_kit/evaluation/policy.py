@@ -4,6 +4,7 @@ chosen response likelier? A reward's accuracy says little about the policy that 
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -125,7 +126,7 @@ def divergence(
     estimates the KL of whole answers without the noise of their log-ratios."""
     found = [float("nan")] * len(prompts)
     full = [i for i, answer in enumerate(answers) if answer.strip()]
-    asked = [[of[i] for i in full] for of in (prompts, answers, who)]
+    asked: Any = [[of[i] for i in full] for of in (prompts, answers, who)]
     for number, _, parts in _read_along(guide, tokenizer, *asked, batch_size, unfinished=True):
         own = [part for part, factor in parts if factor is not None]
         if len(own) != 2:

@@ -2,7 +2,7 @@
 Bradley-Terry models: P(chosen over rejected) = sigmoid(w_u . z), z = f(x, chosen) - f(x, rejected).
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -222,31 +222,24 @@ def _fit(kind: str, sizes: Sequence[int], base: float, strength: float, pairs: _
         errors = torch.sigmoid(-_log_odds("pooled", pairs, w0, zeros[..., :0], zeros[:, :0])) * fitted_to
         slopes = [zero.index_add(0, pairs.rows, e[:, None] * pairs.z) for zero, e in zip(zeros, errors, strict=True)]
         heads = torch.stack(slopes) / (pairs.share * pairs.curvature + strength)
-    starts = _of_low_rank(heads, sizes) if kind == "low_rank" else _clustered(heads, sizes)
-    return [least(kind, w0, *start) for start in starts]
-
-
-def _of_low_rank(heads: torch.Tensor, sizes: Sequence[int]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """The best approximations a V of the users' heads `[F, users, d]`."""
-    v = _right_singular(heads)
+    found, v = [], _right_singular(heads) if kind == "low_rank" else heads
     for size in sizes:
-        own = heads @ v[:, :size].mT
-        root = own.norm(dim=1).sqrt() + 1e-3
-        yield own / root[:, None], root[..., None] * v[:, :size]
+        if kind == "low_rank":
+            own = heads @ v[:, :size].mT
+            root = own.norm(dim=1).sqrt() + 1e-3
+            start = own / root[:, None], root[..., None] * v[:, :size]
+        else:  # logits of each user's cluster, and the clusters' means
+            means = [KMeans(size, n_init=5, random_state=0).fit(fold.numpy()) for fold in heads]
+            labels = torch.tensor(np.array([fold.labels_ for fold in means])).long()
+            centres = torch.tensor(np.array([fold.cluster_centers_ for fold in means]))
+            start = 2.0 * F.one_hot(labels, size).to(heads) - 2.0 / size, centres.to(heads)
+        found.append(least(kind, w0, *start))
+    return found
 
 
 def _right_singular(z: torch.Tensor) -> torch.Tensor:
     """Right singular vectors `[..., min(n, d), d]` of `z` `[..., n, d]`, which are those of z'z."""
     return torch.linalg.svd(z if z.shape[-2] < z.shape[-1] else z.mT @ z, full_matrices=False).Vh
-
-
-def _clustered(heads: torch.Tensor, sizes: Sequence[int]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Logits of each user's cluster of heads `[F, users, d]`, and the clusters' means."""
-    for size in sizes:
-        means = [KMeans(size, n_init=5, random_state=0).fit(fold.numpy()) for fold in heads]
-        labels = torch.tensor(np.array([fold.labels_ for fold in means])).long()
-        own = 2.0 * F.one_hot(labels, size).to(heads) - 2.0 / size
-        yield own, torch.tensor(np.array([fold.cluster_centers_ for fold in means])).to(heads)
 
 
 def _curvature(kind: str, pairs: _Pairs, own, shared) -> tuple[torch.Tensor, torch.Tensor]:

@@ -16,7 +16,7 @@ from transformers import (
 )
 
 import prlhf_kit as kit
-from decoding.plain import PROMPTS, ids_of, reader, steered
+from decoding.plain import PROMPTS, ids_of, reader, steered, summed
 from prlhf_kit.data.context import Contexts
 from prlhf_kit.data.schema import record
 from prlhf_kit.decoding.guides import ImplicitReward
@@ -158,14 +158,10 @@ def test_implied_rewards_of_responses(personal, persrm, tokenizer):
     in_words = ImplicitReward(kit.PAD(persrm), tokenizer).score(PROMPTS, texts, SAID)
     for i, (prompt, text) in enumerate(zip(PROMPTS, texts, strict=True)):
         whole = tokenizer(text + "<|im_end|>\n")["input_ids"]
-
-        def summed(model, *said, whole=whole, prompt=prompt, **how):
-            read = reader(model, tokenizer, prompt, *said, **how)
-            return sum(read(whole[:t])[token].item() for t, token in enumerate(whole))
-
-        wanted = summed(personal, user=ROWS[i]) - summed(personal, adapter=False)
+        read = tokenizer, prompt, whole
+        wanted = summed(personal, *read, user=ROWS[i]) - summed(personal, *read, adapter=False)
         assert with_users[i].item() == pytest.approx(wanted, abs=1e-3)
-        wanted = summed(persrm, SAID[i]) - summed(persrm, head=False)
+        wanted = summed(persrm, *read, SAID[i]) - summed(persrm, *read, head=False)
         assert in_words[i].item() == pytest.approx(wanted, abs=1e-3)
     reward = ImplicitReward(kit.PAD(personal, USERS), tokenizer)
     alone = reward.score([PROMPTS[0]] * 3, texts, ["ann"] * 3)
