@@ -77,16 +77,16 @@ def _read_along(
         alike = defaultdict(list)
         for row in dict.fromkeys(row for row, _ in rows):  # base and reference are often the same
             alike[row.model, row.adapter, row.head, row.user is None].append(row)
-        logps: dict[Row, torch.Tensor] = {}
+        found: dict[Row, torch.Tensor] = {}
         for group in alike.values():
             users = None if group[0].user is None else torch.tensor([row.user for row in group])
             texts = [(list(row.ids), list(asked[row.owner][1])) for row in group]
             with reading(group):
                 logits = completion_logits(group[0].model, texts, tokenizer.pad_token_id, users)
             for row, (_, tokens), part in zip(group, texts, logits, strict=True):
-                logps[row] = part[-len(tokens) :].float().log_softmax(-1)
+                found[row] = part[-len(tokens) :]
         for i in chunk:
-            parts = [(logps[row], factor) for row, factor in rows if row.owner == i]
+            parts = [(found[row].float().log_softmax(-1), factor) for row, factor in rows if row.owner == i]
             yield i, torch.tensor(asked[i][1], device=parts[0][0].device)[:, None], parts
 
 

@@ -134,25 +134,23 @@ class Steered:
     ) -> pd.DataFrame:
         """What each of two `users` gains over the base's answers from the same ones, steered towards each of `towards`
         (name -> what steers, as in `answers`): `intervals` of `gain` by `user_id` and `towards`."""
-        texts = {prompt_text(prompt): prompt for prompt in self.prompts}
-        table = pd.DataFrame([(name, text) for name in towards for text in texts], columns=["towards", "prompt"])
+        prompts, names = list(self.prompts), [*towards, None]  # None: the base's own
         steered = GuidedDecoder(None, self.tokenizer, guide, weight=weight, **self.options)
         alone = GuidedDecoder(None, self.tokenizer, guide, weight=0.0, **self.options)
-        who = [towards[name] for name in table.towards]
-        found = steered.generate([texts[text] for text in table.prompt], who, out=self.out)
-        found += alone.generate(list(texts.values()), out=self.out)
-        table = pd.concat([table, pd.DataFrame({"towards": None, "prompt": list(texts)})], ignore_index=True)
-        asked, answers = [texts[text] for text in table.prompt], [one.text for one in found]
+        who = [one for one in towards.values() for _ in prompts]
+        found = steered.generate(prompts * len(towards), who, out=self.out) + alone.generate(prompts, out=self.out)
+        asked, answers = prompts * len(names), [one.text for one in found]
+        table = pd.DataFrame({"towards": np.repeat(names, len(prompts)), "prompt": [prompt_text(p) for p in asked]})
         rewards = {user: self.judge([user] * len(table), asked, answers) for user in users}  # of two alike, one
         judged = pd.concat([table.assign(user_id=user, gain=gain) for user, gain in rewards.items()])
         nobody = judged.towards.isna()
         return _few_users(paired_differences(judged[~nobody], judged[nobody], "gain"), ["user_id", "towards"], seed)
 
 
-def answered(jobs: pd.DataFrame, answers: Sequence[GuidedAnswer], judge: Scorer, **columns: Any) -> pd.DataFrame:
+def answered(jobs: pd.DataFrame, answers: Sequence[GuidedAnswer], judge: Scorer) -> pd.DataFrame:
     """One row an answer to `jobs` (`user_id`, whose taste counts, and `prompt`, messages): `user_id`, `prompt` (its
     text), `answer`, `reward` (the judge's), `logp` (nats a token, under the base; of a greedy answer minus its
-    divergence), `changed` (share of tokens), `tokens`, `words`, and `columns` (the same for all, or one value each)."""
+    divergence), `changed` (share of tokens), `tokens` and `words`."""
     texts = [answer.text for answer in answers]
     return pd.DataFrame(
         {
@@ -165,7 +163,7 @@ def answered(jobs: pd.DataFrame, answers: Sequence[GuidedAnswer], judge: Scorer,
             "tokens": [len(answer.tokens) for answer in answers],
             "words": [len(text.split()) for text in texts],
         }
-    ).assign(**columns)
+    )
 
 
 MEANS: dict[str, Any] = {name: (name, "mean") for name in ("reward", "logp", "changed", "words")}

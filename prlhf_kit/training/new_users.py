@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 import torch
 from datasets import Dataset
 from sklearn.cluster import KMeans
@@ -38,7 +37,6 @@ class Adapted:
 
     user_ids: list[str]  # the new users, sorted
     own: torch.Tensor  # [n, ...], their own numbers (see `UserModel.own`)
-    history: pd.DataFrame = field(default_factory=pd.DataFrame)  # step, user_id, loss (nats a pair, before that step)
     start: list[int] = field(default_factory=list)  # where each user began: a known user's row, or 0, the generic one
     # DPO's loss (nats) of all pairs of a user under each row that `weigh` tried: [n, rows]
     losses: np.ndarray = field(default_factory=lambda: np.empty((0, 0)))
@@ -79,20 +77,16 @@ def adapt(
     optimizer = torch.optim.Adam([own], lr=learning_rate)
     asked = tokenize_pairs(tokenizer, as_read(model, pairs)) if steps else []
     reference = torch.tensor(evidence.reference)
-    rows = []
     model.eval()  # no dropout
-    for step in tqdm(range(steps), desc="adapting", unit=" steps", disable=None, leave=False):
+    for _ in tqdm(range(steps), desc="adapting", unit=" steps", disable=None, leave=False):
         optimizer.zero_grad()
-        seen = torch.zeros(len(user_ids))
         for i in range(0, len(asked), batch_size):
             part = slice(i, i + batch_size)
             ratios = log_ratios(model, asked[part], own[who[part]], tokenizer.pad_token_id)
-            loss = -logsigmoid(beta * (ratios - reference[part].to(ratios)))
-            loss.sum().backward(inputs=[own])
-            seen.index_add_(0, who[part], loss.detach().float().cpu())
-        rows += [(step, user, nats.item()) for user, nats in zip(user_ids, seen / who.bincount(), strict=True)]
+            loss = -logsigmoid(beta * (ratios - reference[part].to(ratios))).sum()
+            loss.backward(inputs=[own])
         optimizer.step()
-    return Adapted(user_ids, own.detach(), pd.DataFrame(rows, columns=["step", "user_id", "loss"]), start, losses.T)
+    return Adapted(user_ids, own.detach(), start, losses.T)
 
 
 def placed(model, index: UserIndex, heads: Heads, embedder: Embedder, pairs: Dataset) -> Adapted:

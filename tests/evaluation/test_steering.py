@@ -26,8 +26,8 @@ def test_answers_become_rows():
 
     wanted = {"user_id": ["ann", "bob"], "prompt": ["Why?", "How?"], "answer": ["Because.", "So it is."]}
     wanted |= {"reward": ["ann: Why? Because.", "bob: How? So it is."], "logp": -2.0, "changed": [0.0, 0.5]}
-    wanted = pd.DataFrame(wanted | {"tokens": 2, "words": [1, 3], "weight": 0.5})
-    pd.testing.assert_frame_equal(steering.answered(jobs, answers, judge, weight=0.5), wanted)
+    wanted = pd.DataFrame(wanted | {"tokens": 2, "words": [1, 3]})
+    pd.testing.assert_frame_equal(steering.answered(jobs, answers, judge), wanted)
 
 
 def rows(users, rewards, prompts=2, **columns):
