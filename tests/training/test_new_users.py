@@ -63,13 +63,13 @@ def test_adapt_lowers_the_loss_and_changes_nothing_else(trained, tokenizer, kind
     asked = {name: p.requires_grad for name, p in model.named_parameters()}
     known = weigh(model, tokenizer, pairs)
     at_generic = Evidence(known.rows[:1], known.margins[:, :1], known.reference)  # where everybody starts
-    found = adapt(model, tokenizer, pairs, steps=8, learning_rate=0.05, beta=1.0, evidence=at_generic)
+    found = adapt(model, tokenizer, pairs, steps=8, learning_rate=0.05, beta=0.1, evidence=at_generic)
     assert found.start == [0, 0]
     own = found.own[[found.user_ids.index(user) for user in pairs["user_id"]]]
     with torch.no_grad():
         after = new_users.log_ratios(model, tokenize_pairs(tokenizer, pairs), own, tokenizer.pad_token_id).numpy()
     at_start = margins(model, tokenizer, pairs, [0] * len(pairs))
-    gained = np.logaddexp(0, -at_start) - np.logaddexp(0, known.reference - after)  # of DPO's loss, by hand
+    gained = np.logaddexp(0, -0.1 * at_start) - np.logaddexp(0, 0.1 * (known.reference - after))  # of DPO's loss
     assert gained.groupby(pairs["user_id"][:]).mean().min() > 0
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert asked == {name: p.requires_grad for name, p in model.named_parameters()}
