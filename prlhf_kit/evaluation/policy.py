@@ -4,7 +4,6 @@ chosen response likelier? A reward's accuracy says little about the policy that 
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -126,12 +125,11 @@ def divergence(
     estimates the KL of whole answers without the noise of their log-ratios."""
     found = [float("nan")] * len(prompts)
     full = [i for i, answer in enumerate(answers) if answer.strip()]
-    asked: Any = [[of[i] for i in full] for of in (prompts, answers, who)]
-    for number, _, parts in _read_along(guide, tokenizer, *asked, batch_size, unfinished=True):
+    texts, said, whom = [prompts[i] for i in full], [answers[i] for i in full], [who[i] for i in full]
+    for number, _, parts in _read_along(guide, tokenizer, texts, said, whom, batch_size, unfinished=True):
         own = [part for part, factor in parts if factor is not None]
         if len(own) != 2:
-            person = who[full[number]]
-            raise ValueError(f"form={guide.form!r}, who={person!r}: expected PAD's paper form, one user or wish.")
+            raise ValueError(f"form={guide.form!r}, who={whom[number]!r}: expected PAD's paper form, one user or wish.")
         policy, start = own  # what it was trained from
         kl = F.kl_div(start, policy, reduction="none", log_target=True).sum(-1)  # [T]
         found[full[number]] = kl.mean().item()

@@ -134,7 +134,7 @@ class Steered:
     ) -> pd.DataFrame:
         """What each of two `users` gains over the base's answers from the same ones, steered towards each of `towards`
         (name -> what steers, as in `answers`): `intervals` of `gain` by `user_id` and `towards`."""
-        prompts, names = list(self.prompts), [*towards, None]  # None: the base's own
+        prompts, names = list(self.prompts), np.array([*towards, None], object)  # None: the base's own
         steered = GuidedDecoder(None, self.tokenizer, guide, weight=weight, **self.options)
         alone = GuidedDecoder(None, self.tokenizer, guide, weight=0.0, **self.options)
         who = [one for one in towards.values() for _ in prompts]
