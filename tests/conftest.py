@@ -106,18 +106,18 @@ def make_tiny(tokenizer):
 
 
 def as_trained(model, scale=0.4, seed=5):
-    """A model whose LoRA B is not zero."""
+    """A model whose LoRA B is not zero, and whose preference head is not the identity."""
     with torch.no_grad():
         for name, p in model.named_parameters():
-            if "lora_B" in name:
-                p.normal_(0, scale, generator=torch.Generator().manual_seed(seed))
+            if "lora_B" in name or ("preference_head" in name and "modules_to_save" in name):
+                p += scale * torch.randn(p.shape, generator=torch.Generator().manual_seed(seed))
     return model
 
 
-def with_lora(model, architecture="llama", seed=5):
-    """LoRA on a tiny model, whose user model it saves, as after training: B is not zero."""
-    kept = ["user_model"] if hasattr(model, "user_model") else None
-    config = LoraConfig(target_modules=TARGETS[architecture], modules_to_save=kept)
+def with_lora(model, architecture="llama", seed=5, **options):
+    """LoRA on a tiny model, whose user model or preference head it saves, as after training: B is not zero."""
+    kept = [name for name in ("user_model", "preference_head") if hasattr(model, name)]
+    config = LoraConfig(**{"target_modules": TARGETS[architecture], "modules_to_save": kept or None, **options})
     config.fan_in_fan_out = architecture == "gpt2"
     return as_trained(get_peft_model(model, config).eval(), seed=seed)
 

@@ -20,8 +20,7 @@ from prlhf_kit.data.simulated import Population
 from prlhf_kit.decoding.answers import GuidedAnswer
 from prlhf_kit.decoding.generate import Prompt
 from prlhf_kit.decoding.guided import GuidedDecoder
-from prlhf_kit.decoding.guides import PAD, Guide
-from prlhf_kit.decoding.implicit import ImplicitReward
+from prlhf_kit.decoding.guides import PAD, Guide, ImplicitReward
 from prlhf_kit.evaluation import heads
 from prlhf_kit.evaluation.accuracy import TEXT, VANILLA
 from prlhf_kit.files import in_chunks, short_hash
@@ -32,7 +31,6 @@ from prlhf_kit.models.user_index import UserIndex
 from prlhf_kit.runs.stage import left_by
 from prlhf_kit.training.new_users import Adapted, adapt, add_users
 from prlhf_kit.training.persrm import load_persrm
-from prlhf_kit.training.questions import most_informative
 
 BASE, PERSONAL, STEERED, PERSRM = "base model", "P-DPO", "PAD", "PAD, PersRM"
 KNOWS = {
@@ -207,7 +205,7 @@ def _tell_most(train: Dataset, pairs: Dataset, n: int) -> list[Prompt]:
     sets = {"train": train, "pairs": pairs}
     features = embed(sets, [load_embedder(embedded.SENTENCES)], feature_cache())
     low_rank, difference = heads.fit("low_rank", train, features["train"]), features["pairs"].difference
-    chosen = most_informative(low_rank, None, difference, difference[:0], n)
+    chosen = heads.most_informative(low_rank, None, difference, difference[:0], n)
     return list({prompt_text(pairs[i]["prompt"]): pairs[i]["prompt"] for i in chosen}.values())
 
 

@@ -1,14 +1,12 @@
 """Answers of guided decoding, and how they lie on disk: the kit's JSON lines, and the formats of PAD and ARGS."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from filelock import FileLock, Timeout
 
@@ -23,7 +21,6 @@ class GuidedAnswer:
         base_tokens: what the base alone would have put there, after the same beginning (and by the same random number).
         logps: log-probability (nats) of the token under the base; `base_logps`: of the base's own.
         rewards: the guide's reward of the token, w not in it; `base_rewards`: of the base's own.
-        divergence: KL (nats) of softmax(score) from the base over the candidates, at temperature 1.
         seconds: from the start of its batch to its last token.
     """
 
@@ -34,7 +31,6 @@ class GuidedAnswer:
     base_logps: list[float] = field(default_factory=list)
     rewards: list[float] = field(default_factory=list)
     base_rewards: list[float] = field(default_factory=list)
-    divergence: list[float] = field(default_factory=list)
     seconds: float = 0.0
 
     @property
@@ -47,7 +43,7 @@ class GuidedAnswer:
         return asdict(self) | {name: [None if math.isnan(v) else v for v in getattr(self, name)] for name in MAY_BE_NAN}
 
     @classmethod
-    def from_json(cls, row: dict[str, Any]) -> GuidedAnswer:
+    def from_json(cls, row: dict[str, Any]) -> Self:
         """The inverse of `to_json`."""
         nan = {name: [math.nan if v is None else v for v in row[name]] for name in MAY_BE_NAN}
         return cls(**{name: row[name] for name in cls.__dataclass_fields__} | nan)

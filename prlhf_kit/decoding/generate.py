@@ -1,7 +1,5 @@
 """Personalised generation: one batch may hold different prompts for different users."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -54,8 +52,8 @@ def generation_config(model, tokenizer: PreTrainedTokenizerBase, generation: Map
     known = GenerationConfig()  # which would take any name and ignore it
     if unknown := [name for name in generation if not hasattr(known, name)]:
         near = difflib.get_close_matches(unknown[0], vars(known), n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise DecodingError(f"transformers' GenerationConfig has no option {unknown[0]!r}.{hint}")
+        hint = f"Did you mean {near[0]!r}?" if near else "Leave it out."
+        raise DecodingError(f"transformers' GenerationConfig has no option {unknown[0]!r}. {hint}")
     return GenerationConfig(
         **{"max_new_tokens": 64, "do_sample": False, **generation},
         eos_token_id=eos_ids(model, tokenizer),

@@ -1,7 +1,5 @@
 """One decoder for PAD, ARGS and their kin: a base model, steered token by token by a guide (`decoding/guides.py`)."""
 
-from __future__ import annotations
-
 import contextlib
 import math
 from collections import Counter
@@ -87,6 +85,8 @@ class GuidedDecoder:
         self.warpers = LogitsProcessorList([TemperatureLogitsWarper(float(self.temperature))] if self.do_sample else [])
         if self.top_p < 1:
             self.warpers.append(TopPLogitsWarper(self.top_p))
+        if self.max_new_tokens < 1:
+            raise DecodingError(f"max_new_tokens is {self.max_new_tokens}, expected at least 1. Raise it.")
         given = torch.atleast_1d(torch.as_tensor(self.weight, dtype=torch.float64)).tolist()[: self.max_new_tokens]
         if not given or not all(map(math.isfinite, given)):
             raise DecodingError(f"weight is {self.weight}, expected finite numbers (0 is the base alone).")

@@ -1,27 +1,30 @@
 """What steers a base model token by token: PAD (Chen et al. 2025, arXiv 2410.04070) and ARGS (Khanov et al. 2024, arXiv
 2402.01694). Among the base's top-k tokens v: score(v) = base_factor * base(v) + w * reward(v), where base(v) is the
-base's log-probability over its whole vocabulary, after processors such as the repetition penalty.
+base's log-probability over its whole vocabulary, after processors such as the repetition penalty. And the reward of
+whole responses that a steering policy implies.
 """
-
-from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
 from prlhf_kit.data.chat import tell
 from prlhf_kit.decoding.generate import DecodingError, Prompt, ids_of
-from prlhf_kit.decoding.readers import CandidateReader, Reader, Row, reads_candidates
+from prlhf_kit.decoding.readers import CandidateReader, Reader, Row, reading, reads_candidates
 from prlhf_kit.models.conditioning import causal_lm, longest_shared, takes_user_text, user_models
+from prlhf_kit.models.logprobs import sequence_logps
 from prlhf_kit.models.preference_head import HEAD
 from prlhf_kit.models.reward_model import head_name, is_decoder
-from prlhf_kit.models.rewards import SequenceReward
+from prlhf_kit.models.rewards import SequenceReward, Text, messages
 from prlhf_kit.models.saving import reference_model
+from prlhf_kit.models.tokenize import encode, require_tokenizer
 from prlhf_kit.models.user_index import UserIndex
 
 # Whom an answer is for: a user or a preference in words; several words that are joined in the prompt; several users or
@@ -200,3 +203,46 @@ class ARGS(Guide):
         """Of rewards, not of log-probabilities."""
         bare: Any = causal_lm(self.model)
         return CandidateReader(rows, getattr(bare, head_name(bare)), self.output)
+
+
+@dataclass
+class ImplicitReward:
+    """`RewardModel` of a `PAD` guide: log pi_pers(y | p, x) - log pi_ref(y | x), in nats: what PAD adds up by token.
+
+    So `best_of_n` and `preference` work with whatever steers decoding.
+
+    Args:
+        guide: in the paper's form.
+        tokenizer: of the guide's model.
+        unfinished: responses may be cut off, so that the end of the turn does not count.
+    """
+
+    guide: PAD
+    tokenizer: PreTrainedTokenizerBase
+    batch_size: int = 16
+    unfinished: bool = False
+
+    def __post_init__(self):
+        require_tokenizer(self.guide.model, self.tokenizer)
+        if self.guide.form != "paper":
+            raise ValueError(f"form={self.guide.form!r} has no reference, so no reward. Pass PAD(..., form='paper').")
+
+    def score(
+        self, prompts: Sequence[Text], responses: Sequence[Text], user_ids: Sequence[Who] | None = None
+    ) -> torch.Tensor:
+        """See `RewardModel.score`; `user_ids` are users or preferences, see `Who`."""
+        groups: dict[tuple, list[tuple[Row, list[int], float]]] = defaultdict(list)  # read in the same way
+        for i, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+            question = messages(prompt, "user")
+            ids, start = encode(self.tokenizer, question, messages(response, "assistant"), unfinished=self.unfinished)
+            for row, factor in self.guide.rows(i, question, None if user_ids is None else user_ids[i], self.tokenizer):
+                groups[row.model, row.adapter, row.head, row.user is None].append((row, ids[start:], factor))
+        found = torch.zeros(len(prompts))
+        for items in groups.values():
+            rows, completions, factors = zip(*items, strict=True)
+            users = None if rows[0].user is None else [row.user for row in rows]
+            texts = [(list(row.ids), completion) for row, completion in zip(rows, completions, strict=True)]
+            with reading(rows[:1]):
+                logps = sequence_logps(rows[0].model, self.tokenizer, texts, users, self.batch_size)
+            found.index_add_(0, torch.tensor([row.owner for row in rows]), torch.tensor(factors) * torch.tensor(logps))
+        return found

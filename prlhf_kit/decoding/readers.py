@@ -1,8 +1,6 @@
 """Models that read texts token by token with a KV cache: base, policy and reference that share a backbone are rows of
 one batch, so that a step reads those weights once."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

@@ -2,8 +2,6 @@
 released script, arXiv 2410.16027, leaves some out), and on disk at once.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The steered base as a causal LM, for transformers' `generate`, which does all else: penalties, lengths, the loop."""
 
-from __future__ import annotations
-
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -23,7 +21,7 @@ from prlhf_kit.models.tokenize import padded
 if TYPE_CHECKING:
     from prlhf_kit.decoding.guided import GuidedDecoder
 
-PER_TOKEN = ("tokens", "base_tokens", "logps", "base_logps", "rewards", "base_rewards", "divergence")
+PER_TOKEN = ("tokens", "base_tokens", "logps", "base_logps", "rewards", "base_rewards")
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,7 @@ class Steered(PreTrainedModel, GenerationMixin):
     `steer` is the formula, `end` notes which answers have ended. Caches are the readers' own."""
 
     @torch.inference_mode()  # prompts are read here
-    def __init__(self, decoder: GuidedDecoder, jobs: Sequence[Request]):
+    def __init__(self, decoder: "GuidedDecoder", jobs: Sequence[Request]):
         super().__init__(PreTrainedConfig(vocab_size=decoder.vocabulary))
         self.settings, self.guide, self.began = decoder, decoder.guide, time.perf_counter()
         rows = [replace(job.base, owner=i) for i, job in enumerate(jobs)]
@@ -124,10 +122,7 @@ class Steered(PreTrainedModel, GenerationMixin):
             steered = self.guide.base_factor(weight) * values + weight * rewards
             scores = torch.where(values.isfinite(), steered, values)
         picked = self._pick(torch.stack([scores, values]), self.drawn[:, step])
-        apart = scores.log_softmax(-1)
-        kl = (apart.exp() * (apart - values.log_softmax(-1))).nan_to_num(0.0).sum(-1)  # 0 where both are -inf
-        chosen = [column.gather(1, picked).double() for column in (candidates, values, rewards)]
-        self.columns.append(torch.cat([*chosen, kl[:, None].double()], 1))
+        self.columns.append(torch.cat([of.gather(1, picked).double() for of in (candidates, values, rewards)], 1))
         return torch.full_like(logits, -torch.inf).scatter(1, candidates.gather(1, picked[:, :1]), 0.0)
 
     def _pick(self, scores: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:

@@ -134,7 +134,8 @@ class Endpoint:
                         kept.keep(key, answer)
                     except sqlite3.Error as error:
                         stop.set()  # nothing more is paid for that can't be kept
-                        raise JudgeError(f"an answer could not be written to {kept.path}: {error}.") from error
+                        said = f"an answer could not be written to {kept.path}: {error}"
+                        raise JudgeError(f"{said}. Make room there, and call again.") from error
                     return False, ""
                 failed = f"status {response.status_code}, no choices[0].message: {response.text}"
                 if response.status_code not in (200, *AGAIN) and not response.is_server_error:

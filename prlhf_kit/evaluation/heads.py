@@ -6,6 +6,8 @@ import numpy as np
 import pandas as pd
 import torch
 from datasets import Dataset, DatasetDict
+from scipy.special import expit
+from scipy.stats import entropy
 from sklearn.model_selection import GroupKFold
 from torch.nn.functional import softplus
 
@@ -16,7 +18,6 @@ from prlhf_kit.evaluation.intervals import intervals, long_table
 from prlhf_kit.models.features import Embedded, Embedder
 from prlhf_kit.training.encoder import KINDS as ENCODERS, fit_encoder
 from prlhf_kit.training.heads import STRENGTHS, Heads, fit_heads, fit_pooled
-from prlhf_kit.training.questions import most_informative
 
 INFORMATIVE, RANDOM = "most informative", "random"  # ways to choose what a new user is asked
 
@@ -61,6 +62,41 @@ def ranked_after_few_shot(
             odds = adapted.reward(embedded["test_unseen"].difference, test["user_id"])
             tables.append(long_table(test, {heads.kind: ranked_right(odds, 0)}, k=k))
     return pd.concat(tables, ignore_index=True)
+
+
+def expected_information(heads: Heads, user_id: str | None, candidates: np.ndarray, asked: np.ndarray) -> np.ndarray:
+    """What a person's choice in each candidate pair is expected to tell about their own numbers `a_u` (low rank; PReF,
+    arXiv 2503.06358): the mutual information of the two `[n]`, in nats, under a Laplace approximation of the posterior
+    of `a_u`. It is the same whichever response of a pair is taken from the other.
+
+    Args:
+        heads: low rank, adapted to what the person chose (`Heads.adapt`); of None: who has not chosen yet.
+        candidates: `[n, d]`, differences of features.
+        asked: `[k, d]`, of the pairs that the person has been asked about; k may be 0.
+    """
+    if heads.kind != "low_rank":
+        raise ValueError(f"heads of kind {heads.kind!r}: expected 'low_rank', which knows how people differ.")
+    seen, answered = (part / heads.scale @ heads.shared.T for part in (candidates, asked))  # [n, r], [k, r]
+    p = expit(heads.reward(asked, [user_id] * len(asked)))
+    covariance = np.linalg.inv(heads.prior()[1] + (answered.T * (p * (1 - p))) @ answered)
+    deviation = np.sqrt(((seen @ covariance) * seen).sum(1))
+    nodes, weights = np.polynomial.hermite_e.hermegauss(20)
+    odds = heads.reward(candidates, [user_id] * len(candidates))[:, None] + deviation[:, None] * nodes
+    p, weights = expit(odds), weights / weights.sum()  # [n, 20]
+    mean = p @ weights
+    return entropy([mean, 1 - mean]) - entropy([p, 1 - p]) @ weights
+
+
+def most_informative(
+    heads: Heads, user_id: str | None, candidates: np.ndarray, asked: np.ndarray, n: int = 1
+) -> list[int]:
+    """Numbers of the `n` candidates to ask about, the best first, each chosen as if those before it were asked."""
+    found: list[int] = []
+    for _ in range(min(n, len(candidates))):
+        told = expected_information(heads, user_id, candidates, np.concatenate([asked, candidates[found]]))
+        told[found] = -1.0
+        found.append(int(told.argmax()))
+    return found
 
 
 def questions_asked(
@@ -118,7 +154,8 @@ def trade_off(
     domain has.
 
     Returns `intervals` by `strategy`, `strength` (infinite: the general head, or all rewards 0) and `of` ("custom" or
-    "general" pairs), clustered by prompt; `chosen`: what 5-fold cross-validation on the domains' pairs prefers.
+    "general" pairs), clustered by prompt; `chosen`: what cross-validation on the domains' pairs prefers (up to 5 folds,
+    by prompt).
     """
     everything = np.concatenate([*general[1], *(part for _, e in domains.values() for part in e)])
     prompts = prompt_texts_of(general[0])
@@ -131,7 +168,7 @@ def trade_off(
     own, tests = ({name: z(e) for name, (_, e) in sets.items()} for sets in (domains, domain_tests))
     for_all = z(general_test[1])
     groups = {name: pd.factorize(pd.Series(prompt_texts_of(pairs)))[0] for name, (pairs, _) in domains.items()}
-    folds = {name: list(GroupKFold(5).split(of, groups=of)) for name, of in groups.items()}
+    folds = {name: list(GroupKFold(min(5, max(of) + 1)).split(of, groups=of)) for name, of in groups.items()}
     asked = {
         "custom": [prompt for name in domains for prompt in prompt_texts_of(domain_tests[name][0])],
         "general": prompt_texts_of(general_test[0]),

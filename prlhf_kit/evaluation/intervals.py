@@ -18,11 +18,10 @@ ITEM = ("user_id", "prompt", "item")
 
 
 def long_table(pairs: Dataset, values: Mapping[str, ArrayLike], **columns: Any) -> pd.DataFrame:
-    """The long table of `pairs` (or questions) from `values`, method -> `[n]`; `columns` are the same for all rows, or
+    """The long table of `pairs` from `values`, method -> `[n]`; `columns` are the same for all rows, or
     `[n]`. `prompt` is what `prompt_texts_of` says."""
-    key = "pair_id" if "pair_id" in pairs.column_names else "question_id"
     rows = pd.DataFrame({"user_id": list(pairs["user_id"]), "group": list(pairs["group"])})
-    rows = rows.assign(prompt=prompt_texts_of(pairs), item=list(pairs[key]), **columns)
+    rows = rows.assign(prompt=prompt_texts_of(pairs), item=list(pairs["pair_id"]), **columns)
     tables = [rows.assign(method=method, value=np.asarray(value, float)) for method, value in values.items()]
     return pd.concat(tables, ignore_index=True)
 
@@ -99,23 +98,21 @@ def differences(
     cluster: str | Sequence[str] = BY_USER_AND_PROMPT,
     *,
     column: str = "method",
-    family: Sequence[str] | None = None,
     seed: int = 0,
 ) -> pd.DataFrame:
     """One method minus another on the same items, paired, for each value of `by`: `by`, `one`, `other`, `difference`
-    and the rest of `intervals`, with `p_holm` and `users`.
+    and the rest of `intervals`, with `users` and `p_holm`, corrected over the rows with the same values of `by`.
 
     Args:
         wanted: (one, other), such as `against("P-DPO, user", table.method)`; what is not in the table is left out.
         column: what is compared: methods, or for instance the contexts of one.
-        family: Holm's correction is over the rows with the same values of these columns; None: of `by`.
     """
     ones = pd.DataFrame(wanted, columns=["one", "other"]).merge(table.rename(columns={column: "one"}), on="one")
     gaps = paired_differences(ones, table.rename(columns={column: "other"}), on=[*by, *ITEM, "other"])
     gaps = gaps.rename(columns={"value": "difference"})
     groups = [*by, "one", "other"]
     found = intervals(gaps, "difference", groups, cluster, null=0, seed=seed, users=("user_id", "nunique"))
-    return with_holm(found, by if family is None else family)
+    return with_holm(found, by)
 
 
 def against(one: str, others: Sequence[str]) -> list[tuple[str, str]]:

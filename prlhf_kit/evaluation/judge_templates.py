@@ -116,7 +116,7 @@ def read_judge_template(template: str | Path) -> Template:
     except ValueError as error:
         raise JudgeError(str(error)) from error
     if missing := FIELDS - found.fields:
-        raise JudgeError(f"the template {str(template)!r} lacks {', '.join(sorted(missing))}.")
+        raise JudgeError(f"the template {str(template)!r} lacks {', '.join(sorted(missing))}. Write them in braces.")
     return found
 
 

@@ -73,7 +73,7 @@ def longer(prompt, answer_a, answer_b, user) -> list[Verdict]:
 def require_answers(answers: pd.DataFrame) -> None:
     """Raise `ValueError` where the columns `ANSWERS` are not all there, or hold no texts."""
     if missing := [column for column in ANSWERS if column not in answers]:
-        raise ValueError(f"answers lack {', '.join(missing)}; they have {', '.join(map(str, answers))}.")
+        raise ValueError(f"answers lack {', '.join(missing)}; they have {', '.join(map(str, answers))}. Name them so.")
     if bad := [text for column in ("prompt", "answer") for text in answers[column] if not isinstance(text, str)]:
         raise ValueError(f"{len(bad)} prompts or answers are no text, for instance {bad[0]!r}; an empty one is ''.")
 
@@ -101,6 +101,8 @@ def judged(
         a is preferred, the mean over both orders. Raises `ValueError` for answers that can't be compared.
     """
     require_answers(answers)
+    if not systems:
+        raise ValueError("no two systems answered the same prompt for the same user, expected some. Add answers.")
     twice = answers[answers.duplicated(["system", "user_id", "prompt"])]
     if len(twice):
         row = twice.iloc[0]
@@ -112,7 +114,7 @@ def judged(
         both = one.merge(other, on=["user_id", "prompt"], suffixes=("_a", "_b"))
         if both.empty:
             there = ", ".join(map(str, answers.system.unique()))
-            raise ValueError(f"{a!r} and {b!r} have no user and prompt in common; there are answers of {there}.")
+            raise ValueError(f"{a!r} and {b!r} have no user and prompt in common. Choose two that have, of {there}.")
         tables.append(both.assign(judge=name, system_a=a, system_b=b))
     pairs = pd.concat(tables, ignore_index=True)
     shown = [(prompts or {}).get(text, text) for text in pairs.prompt]

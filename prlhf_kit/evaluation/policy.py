@@ -3,7 +3,7 @@ chosen response likelier? A reward's accuracy says little about the policy that 
 2512.23067)."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -14,7 +14,8 @@ from scipy.stats import kendalltau
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from prlhf_kit.decoding.guides import PAD, Who, ids_of, start_of
+from prlhf_kit.decoding.generate import ids_of, in_batches
+from prlhf_kit.decoding.guides import PAD, Who, start_of
 from prlhf_kit.decoding.readers import Row, reading
 from prlhf_kit.evaluation.accuracy import ranked_right
 from prlhf_kit.evaluation.intervals import long_table
@@ -40,33 +41,52 @@ def steered_logps(
     weight, `[n, len(weights)]`, and its reward `[n]` (nats), which is what the guide adds up over its tokens. All
     weights share one reading of the models; at weight 0 it is the base's own (which in the released form sees the
     preference)."""
-    n = len(prompts)
+    found, rewards = torch.zeros(len(prompts), len(weights)), torch.zeros(len(prompts))
+    for i, tokens, parts in _read_along(guide, tokenizer, prompts, responses, who, batch_size):
+        for column, w in enumerate(weights):
+            score = sum((guide.base_factor(w) if factor is None else w * factor) * part for part, factor in parts)
+            found[i, column] = torch.as_tensor(score).log_softmax(-1).gather(-1, tokens).sum().cpu()  # of [T, V]
+        for part, factor in parts:
+            rewards[i] += (factor or 0.0) * part.gather(-1, tokens).sum().cpu()
+    return found, rewards
+
+
+def _read_along(
+    guide: PAD,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Text],
+    responses: Sequence[Text],
+    who: Sequence[Who],
+    batch_size: int,
+    unfinished: bool = False,
+) -> Iterator[tuple[int, torch.Tensor, list[tuple[torch.Tensor, float | None]]]]:
+    """The number of each response, shorter ones first, its tokens `[T, 1]`, and what is read along them:
+    log-probabilities `[T, V]` with their factors, first the base's, whose factor (None) depends on the weight."""
     asked = []
     for prompt, response in zip(prompts, responses, strict=True):
         question = messages(prompt, "user")
-        ids, start = encode(tokenizer, question, messages(response, "assistant"))
-        asked.append((question, ids[start:]))
-    found, rewards = torch.zeros(n, len(weights)), torch.zeros(n)
-    order = sorted(range(n), key=lambda i: len(asked[i][1]))
-    for first in tqdm(range(0, n, batch_size), desc="policy", disable=None, leave=False):
-        chunk = order[first : first + batch_size]
-        rows: list[tuple[Row, float | None]] = []  # None: the base, whose factor depends on the weight
+        ids, start = encode(tokenizer, question, messages(response, "assistant"), unfinished=unfinished)
+        asked.append((question, tuple(ids[start:])))
+    batches = in_batches([len(tokens) for _, tokens in asked], batch_size)
+    for chunk in tqdm(batches, desc="policy", disable=None, leave=False):
+        rows: list[tuple[Row, float | None]] = []
         for i in chunk:
             seen = ids_of(tokenizer, guide.base_prompt(asked[i][0], who[i]))
             rows += [(start_of(guide.model, i, seen), None), *guide.rows(i, asked[i][0], who[i], tokenizer)]
-        logits = _read([row for row, _ in rows], [asked[row.owner][1] for row, _ in rows], tokenizer.pad_token_id)
+        alike = defaultdict(list)
+        for row in dict.fromkeys(row for row, _ in rows):  # base and reference are often the same
+            alike[row.model, row.adapter, row.head, row.user is None].append(row)
+        found: dict[Row, torch.Tensor] = {}
+        for group in alike.values():
+            users = None if group[0].user is None else torch.tensor([row.user for row in group])
+            texts = [(list(row.ids), list(asked[row.owner][1])) for row in group]
+            with reading(group):
+                logits = completion_logits(group[0].model, texts, tokenizer.pad_token_id, users)
+            for row, (_, tokens), part in zip(group, texts, logits, strict=True):
+                found[row] = part[-len(tokens) :]
         for i in chunk:
-            mine = [(part, factor) for part, (row, factor) in zip(logits, rows, strict=True) if row.owner == i]
-            tokens = torch.tensor(asked[i][1], device=mine[0][0].device)
-            parts = [part.float().log_softmax(-1) for part, _ in mine]
-            for column, w in enumerate(weights):
-                factors = [guide.base_factor(w) if factor is None else w * factor for _, factor in mine]
-                score = sum(factor * part for part, factor in zip(parts, factors, strict=True))  # [T, V]
-                logps = torch.as_tensor(score).log_softmax(-1)
-                found[i, column] = logps.gather(-1, tokens[:, None]).sum().cpu()
-            for part, (_, factor) in zip(parts, mine, strict=True):
-                rewards[i] += (factor or 0.0) * part.gather(-1, tokens[:, None]).sum().cpu()
-    return found, rewards
+            parts = [(found[row].float().log_softmax(-1), factor) for row, factor in rows if row.owner == i]
+            yield i, torch.tensor(asked[i][1], device=parts[0][0].device)[:, None], parts
 
 
 def policy_ranks(
@@ -105,40 +125,15 @@ def divergence(
     estimates the KL of whole answers without the noise of their log-ratios."""
     found = [float("nan")] * len(prompts)
     full = [i for i, answer in enumerate(answers) if answer.strip()]
-    for first in tqdm(range(0, len(full), batch_size), desc="divergence", disable=None, leave=False):
-        rows: list[Row] = []
-        said: list[list[int]] = []
-        chunk = full[first : first + batch_size]
-        for i in chunk:
-            question = messages(prompts[i], "user")
-            ids, start = encode(tokenizer, question, messages(answers[i], "assistant"), unfinished=True)
-            own = [row for row, _ in guide.rows(i, question, who[i], tokenizer)]
-            if len(own) != 2:
-                raise ValueError(f"form={guide.form!r}, who={who[i]!r}: expected PAD's paper form, one user or wish.")
-            rows += own  # the policy, and what it was trained from
-            said += [ids[start:]] * 2
-        logits = _read(rows, said, tokenizer.pad_token_id)
-        for place, i in enumerate(chunk):
-            policy, base = (logits[2 * place + of].float().log_softmax(-1) for of in (0, 1))  # [T, V] both
-            found[i] = F.kl_div(base, policy, reduction="none", log_target=True).sum(-1).mean().item()
+    texts, said, whom = [prompts[i] for i in full], [answers[i] for i in full], [who[i] for i in full]
+    for number, _, parts in _read_along(guide, tokenizer, texts, said, whom, batch_size, unfinished=True):
+        own = [part for part, factor in parts if factor is not None]
+        if len(own) != 2:
+            raise ValueError(f"form={guide.form!r}, who={whom[number]!r}: expected PAD's paper form, one user or wish.")
+        policy, start = own  # what it was trained from
+        kl = F.kl_div(start, policy, reduction="none", log_target=True).sum(-1)  # [T]
+        found[full[number]] = kl.mean().item()
     return found
-
-
-def _read(rows: Sequence[Row], completions: Sequence[list[int]], pad: int) -> list[torch.Tensor]:
-    """Logits `[T, V]` of each row at the positions that predict its completion; equal rows are read once."""
-    asked = [(row, tuple(completion)) for row, completion in zip(rows, completions, strict=True)]
-    alike = defaultdict(list)
-    for row, completion in dict.fromkeys(asked):  # base and reference are often the same
-        alike[row.model, row.adapter, row.head, row.user is None].append((row, completion))
-    found: dict[tuple, torch.Tensor] = {}
-    for group in alike.values():
-        of = [row for row, _ in group]
-        users = None if of[0].user is None else torch.tensor([row.user for row in of])
-        texts = [(list(row.ids), list(completion)) for row, completion in group]
-        with reading(of):
-            logits = completion_logits(of[0].model, texts, pad, users)
-        found |= {key: part[-len(key[1]) :] for key, part in zip(group, logits, strict=True)}
-    return [found[key] for key in asked]
 
 
 def rank_correlation(ranks: pd.DataFrame, resamples: int = 1_000, seed: int = 0) -> Interval:

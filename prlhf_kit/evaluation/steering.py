@@ -16,8 +16,7 @@ from prlhf_kit.data.simulated import Population
 from prlhf_kit.decoding.answers import GuidedAnswer
 from prlhf_kit.decoding.generate import ids_of
 from prlhf_kit.decoding.guided import GuidedDecoder
-from prlhf_kit.decoding.guides import PAD, Guide
-from prlhf_kit.decoding.implicit import ImplicitReward
+from prlhf_kit.decoding.guides import PAD, Guide, ImplicitReward
 from prlhf_kit.evaluation import heads as head_comparison, judges as judging
 from prlhf_kit.evaluation.accuracy import ranked_right
 from prlhf_kit.evaluation.intervals import intervals, paired_differences
@@ -112,8 +111,11 @@ class Steered:
         jobs = self.jobs
         asked_by = None if who is None else [who[user] for user in jobs.user_id]
         found = decoder.generate(list(jobs.prompt), asked_by, out=self.out)
-        more = {"logp": base_logps(base, self.tokenizer, jobs, found, decoder.batch_size)} if released else {}
-        return answered(jobs, found, self.judge, **more)
+        rows = answered(jobs, found, self.judge)
+        if released:  # answers bring along their log-probs under the base that steered
+            texts = [([*ids_of(self.tokenizer, p)], a.tokens) for p, a in zip(jobs.prompt, found, strict=True)]
+            rows["logp"] = sequence_logps(base, self.tokenizer, texts, batch_size=decoder.batch_size) / rows.tokens
+        return rows
 
     def best_of(self, n: int, sampler: Guide, guide: PAD) -> pd.DataFrame:
         """Of `n` samples of the base of `sampler` the one that the reward of `guide` finds best for its user."""
@@ -130,32 +132,25 @@ class Steered:
     def gains_of_two(
         self, guide: Guide, towards: Mapping[str, Any], users: Sequence[str], weight: float, seed: int = 0
     ) -> pd.DataFrame:
-        """`gains_of_two` of answers steered towards each of `towards`: name -> what steers, as in `answers`."""
-        texts = {prompt_text(prompt): prompt for prompt in self.prompts}
-        table = pd.DataFrame([(name, text) for name in towards for text in texts], columns=["towards", "prompt"])
+        """What each of two `users` gains over the base's answers from the same ones, steered towards each of `towards`
+        (name -> what steers, as in `answers`): `intervals` of `gain` by `user_id` and `towards`."""
+        prompts, names = list(self.prompts), np.array([*towards, None], object)  # None: the base's own
         steered = GuidedDecoder(None, self.tokenizer, guide, weight=weight, **self.options)
         alone = GuidedDecoder(None, self.tokenizer, guide, weight=0.0, **self.options)
-        who = [towards[name] for name in table.towards]
-        found = steered.generate([texts[text] for text in table.prompt], who, out=self.out)
-        found += alone.generate(list(texts.values()), out=self.out)
-        table = pd.concat([table, pd.DataFrame({"towards": None, "prompt": list(texts)})], ignore_index=True)
-        return gains_of_two(table.assign(answer=[one.text for one in found]), users, self.judge, texts, seed)
+        who = [one for one in towards.values() for _ in prompts]
+        found = steered.generate(prompts * len(towards), who, out=self.out) + alone.generate(prompts, out=self.out)
+        asked, answers = prompts * len(names), [one.text for one in found]
+        table = pd.DataFrame({"towards": np.repeat(names, len(prompts)), "prompt": [prompt_text(p) for p in asked]})
+        rewards = {user: self.judge([user] * len(table), asked, answers) for user in users}  # of two alike, one
+        judged = pd.concat([table.assign(user_id=user, gain=gain) for user, gain in rewards.items()])
+        nobody = judged.towards.isna()
+        return _few_users(paired_differences(judged[~nobody], judged[nobody], "gain"), ["user_id", "towards"], seed)
 
 
-def base_logps(
-    base, tokenizer: PreTrainedTokenizerBase, jobs: pd.DataFrame, answers: Sequence[GuidedAnswer], batch_size: int = 16
-) -> list[float]:
-    """Mean log-prob (nats a token) of each answer under `base`, which does not see the preference: for answers that
-    were steered from another base; else they bring it along (`GuidedAnswer.logps`)."""
-    texts = [(list(ids_of(tokenizer, p)), list(a.tokens)) for p, a in zip(jobs.prompt, answers, strict=True)]
-    summed = sequence_logps(base, tokenizer, texts, batch_size=batch_size)
-    return [logp / len(tokens) for logp, (_, tokens) in zip(summed, texts, strict=True)]
-
-
-def answered(jobs: pd.DataFrame, answers: Sequence[GuidedAnswer], judge: Scorer, **columns: Any) -> pd.DataFrame:
+def answered(jobs: pd.DataFrame, answers: Sequence[GuidedAnswer], judge: Scorer) -> pd.DataFrame:
     """One row an answer to `jobs` (`user_id`, whose taste counts, and `prompt`, messages): `user_id`, `prompt` (its
     text), `answer`, `reward` (the judge's), `logp` (nats a token, under the base; of a greedy answer minus its
-    divergence), `changed` (share of tokens), `tokens`, `words`, and `columns` (the same for all, or one value each)."""
+    divergence), `changed` (share of tokens), `tokens` and `words`."""
     texts = [answer.text for answer in answers]
     return pd.DataFrame(
         {
@@ -168,7 +163,7 @@ def answered(jobs: pd.DataFrame, answers: Sequence[GuidedAnswer], judge: Scorer,
             "tokens": [len(answer.tokens) for answer in answers],
             "words": [len(text.split()) for text in texts],
         }
-    ).assign(**columns)
+    )
 
 
 MEANS: dict[str, Any] = {name: (name, "mean") for name in ("reward", "logp", "changed", "words")}
@@ -187,15 +182,3 @@ def _few_users(table: pd.DataFrame, by: Sequence[str], seed: int, **more: Any) -
     users, prompts = (intervals(table, "gain", by, cluster, seed=seed, **more) for cluster in ("user_id", "prompt"))
     found = users.where(users.clusters >= FEW, prompts)
     return found.assign(**{end: found[end].where(found.clusters >= FEW) for end in ("low", "high")})
-
-
-def gains_of_two(table: pd.DataFrame, users: Sequence[str], judge: Scorer, prompts: dict[str, list], seed: int = 0):
-    """What each of two `users` gains from the same answers over the base's: `intervals` of `gain` by `user_id` and
-    `towards`. `table`: `towards` (None: the base's own), `prompt`, `answer`; `prompts`: messages by their text.
-    """
-    users = list(dict.fromkeys(users))  # two who want the same are one
-    asked = [prompts[text] for text in table.prompt]
-    both = [table.assign(user_id=user, gain=judge([user] * len(table), asked, list(table.answer))) for user in users]
-    judged = pd.concat(both, ignore_index=True)
-    nobody = judged.towards.isna()
-    return _few_users(paired_differences(judged[~nobody], judged[nobody], "gain"), ["user_id", "towards"], seed)

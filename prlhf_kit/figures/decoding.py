@@ -50,7 +50,7 @@ def steering_methods(table: pd.DataFrame) -> Figure:
 def two_preferences(table: pd.DataFrame) -> Figure:
     """Answers steered towards one preference, the other, and both: what each of the two people gains.
 
-    `table`: of `evaluation.steering.gains_of_two`.
+    `table`: of `evaluation.steering.Steered.gains_of_two`.
     """
     first, second = table.user_id.unique()
     figure, ax = new_figure(6.5, 4)

@@ -1,7 +1,5 @@
 """`prlhf train config.yaml --alpha 0.3`: a recipe from TRL's way to give arguments, a YAML file and options over it."""
 
-from __future__ import annotations
-
 import argparse
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -51,7 +49,7 @@ def recipe_of(config: Path, options: list[str]) -> tuple[Recipe, ScriptArguments
     if not isinstance(content, dict):
         raise ValueError(f"{config} holds no mapping. Expected lines such as `alpha: 0.5`.")
     if unknown := parser.set_defaults_with_config(**content):
-        raise ValueError(f"{config} has {', '.join(unknown[::2])}, which prlhf train does not know.")
+        raise ValueError(f"{config} has {', '.join(unknown[::2])}, which prlhf train does not know. Leave it out.")
     given = vars(parser.parse_args(options))
     script, settings, model = (
         {each.name: given[each.name] for each in fields(kind) if each.name in given} for kind in kinds

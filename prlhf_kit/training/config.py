@@ -1,7 +1,5 @@
 """Settings of trainings: TRL's, and what is personal about them."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

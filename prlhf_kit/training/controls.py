@@ -1,7 +1,5 @@
 """Controls of a personalised training: the same pairs and compute, with the users taken away in different ways."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path

@@ -4,12 +4,10 @@ r_u(x, y) = (w_0 + z_u V) . f(x, y), linear in frozen features like those of `he
 from some of a user's pairs to others of the same user (GPO, arXiv 2310.11523; VPL, arXiv 2408.10075).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 import pandas as pd
@@ -21,21 +19,12 @@ from prlhf_kit.training.heads import Heads
 
 # encoder: z is the mean of q(z | pairs); variational: z is drawn from q in training, with KL(q || N(0, 1)) in the loss
 KINDS = ("encoder", "variational")
-
-
-@dataclass(frozen=True)
-class EncoderConfig:
-    """How `fit_encoder` trains; a step is one episode of each of some users."""
-
-    size: int = 4  # r, numbers of a user
-    strengths: tuple[float, ...] = (0.1, 1.0, 10.0, 100.0)  # tried for the penalty on w_0 and V
-    most_pairs: int = 16  # k, pairs that the encoder reads, is drawn from 0 to so many (and to half of the user's)
-    targets: int = 16  # pairs of the same user that are to be ranked, at most
-    users: int = 256  # a step, at most
-    steps: int = 150
-    learning_rate: float = 0.03
-    divergence: float = 0.1  # weight of KL(q || N(0, 1)); 0.1 did better than 1 on left-out training users (polis)
-    seed: int = 0
+SIZE, STRENGTHS = 4, (0.1, 1.0, 10.0, 100.0)  # r, numbers of a user; tried for the penalty on w_0 and V
+# a step is an episode of each of `USERS`: some `PAIRS` are read, drawn from 0 to so many (and to half of the user's),
+# and of the others `TARGETS` are ranked
+USERS, PAIRS, TARGETS = 256, 16, 16
+STEPS, LEARNING_RATE = 150, 0.03
+DIVERGENCE = 0.1  # weight of KL(q || N(0, 1)); 0.1 did better than 1 on left-out training users (polis)
 
 
 class Weights(NamedTuple):
@@ -81,7 +70,7 @@ class Encoder(Heads):
         own = np.array([self.users.get(user, nothing) if user is not None else nothing for user in user_ids])
         return self.pooled + own @ self.shared
 
-    def adapt(self, difference: np.ndarray, user_ids: Sequence[str]) -> Encoder:
+    def adapt(self, difference: np.ndarray, user_ids: Sequence[str]) -> Self:
         """These rewards with new users, from their few pairs (`difference` `[n, d]`) by one forward pass."""
         return replace(self, users=self.users | self.encode(difference, user_ids))
 
@@ -92,13 +81,15 @@ def fit_encoder(
     user_ids: Sequence[str],
     responses: tuple[Sequence[object], Sequence[object]],
     scale: np.ndarray,
-    config: EncoderConfig | None = None,
+    strengths: Sequence[float] = STRENGTHS,
+    size: int = SIZE,
 ) -> Encoder:
     """Train an encoder and its rewards; the penalty is the one with the least negative log-likelihood on users who are
     left out (up to 3 folds).
 
     Args:
         kind: one of `KINDS`.
+        strengths, size: see `SIZE`; with one strength nothing is chosen.
         difference, user_ids, scale: see `fit_heads`.
         responses: chosen and rejected, `[n]` each; a target shares none with the pairs that the encoder reads, else it
             would learn responses by heart.
@@ -106,50 +97,47 @@ def fit_encoder(
     Raises:
         ValueError: fewer than 2 users with 2 pairs.
     """
-    config = config or EncoderConfig()
     scale = np.where(scale > 0, scale, 1.0) * difference.shape[1] ** 0.5
     who, names = pd.factorize(np.array(user_ids, dtype=object), sort=True)
     if (several := int((np.bincount(who) > 1).sum())) < 2:
         raise ValueError(f"{several} users have 2 pairs or more, expected at least 2. Use a head, or more users.")
     z = torch.tensor(difference / scale, dtype=torch.float32)
     same = pd.factorize(np.array([str(response) for response in chain(*responses)]))[0].reshape(2, -1).T
-    variational, strength = kind == "variational", config.strengths[0]
-    if len(config.strengths) > 1:
-        loss = dict.fromkeys(config.strengths, 0.0)
+    variational, strength = kind == "variational", strengths[0]
+    if len(strengths) > 1:
+        loss = dict.fromkeys(strengths, 0.0)
         for train, held in GroupKFold(min(3, len(names))).split(who, groups=who):
             for one in loss:
-                weights = _train(z[train], who[train], same[train], one, variational, config)
-                loss[one] += _validated(weights, z[held], who[held], same[held], config)
+                weights = _train(z[train], who[train], same[train], one, variational, size)
+                loss[one] += _validated(weights, z[held], who[held], same[held])
         strength = min(loss, key=lambda one: loss[one])
-    weights = _train(z, who, same, strength, variational, config)
+    weights = _train(z, who, same, strength, variational, size)
     pooled, shared = weights.pooled.double().numpy(), weights.shared.double().numpy()
     found = Encoder(kind, scale, pooled, shared, {}, strength, len(names), weights)
     return found.adapt(difference, user_ids)
 
 
-def _train(
-    z: torch.Tensor, who: np.ndarray, same: np.ndarray, strength: float, variational: bool, config: EncoderConfig
-) -> Weights:
+def _train(z: torch.Tensor, who: np.ndarray, same: np.ndarray, strength: float, variational: bool, r: int) -> Weights:
     """Adam on episodes. `who`, `same`: users `[n]` and responses `[n, 2]` by number."""
-    made, rng = torch.Generator().manual_seed(config.seed), np.random.default_rng(config.seed)
+    made, rng = torch.Generator().manual_seed(0), np.random.default_rng(0)
 
     def normal(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=made)
 
-    r, d = config.size, z.shape[1]
+    d = z.shape[1]
     starts = torch.zeros(d), normal(r, d), normal(r, r) / r**0.5, 0.1 * normal(r, r) - 2
     weights = Weights(*(start.requires_grad_() for start in starts))
-    optimizer = torch.optim.Adam(weights, lr=config.learning_rate)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.learning_rate, config.steps, pct_start=0.1)
-    for step in range(config.steps):
-        shown, asked, rows = episodes(who, same, rng, config)
+    optimizer = torch.optim.Adam(weights, lr=LEARNING_RATE)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, STEPS, pct_start=0.1)
+    for step in range(STEPS):
+        shown, asked, rows = episodes(who, same, rng)
         pooled, seen = z @ weights.pooled, z @ weights.shared.T
         mean, variance = weights.posterior(seen[shown], torch.tensor(rows[shown]), users := rows.max() + 1)
         penalty = strength / 2 * (weights.pooled.square().sum() + weights.shared.square().sum()) / len(z)
         if variational:
             # its weight grows over the first half, against collapse (Bowman et al. 2016, arXiv 1511.06349)
             divergence = 0.5 * (mean.square() + variance - 1 - variance.log()).sum() / users
-            weight = config.divergence * min(1, 2 * step / config.steps) * len(set(who)) / len(z)
+            weight = DIVERGENCE * min(1, 2 * step / STEPS) * len(set(who)) / len(z)
             penalty = penalty + weight * divergence
             mean = mean + variance.sqrt() * normal(*mean.shape)
         odds = pooled[asked] + (seen[asked] * mean[rows[asked]]).sum(1)
@@ -161,35 +149,33 @@ def _train(
     return Weights(*(part.detach() for part in weights))
 
 
-def _validated(weights: Weights, z: torch.Tensor, who: np.ndarray, same: np.ndarray, config: EncoderConfig) -> float:
+def _validated(weights: Weights, z: torch.Tensor, who: np.ndarray, same: np.ndarray) -> float:
     """Negative log-likelihood of these users' targets (nats), summed over their pairs."""
-    rng = np.random.default_rng(config.seed)
+    rng = np.random.default_rng(0)
     total, targets = 0.0, 0
     pooled, seen = z @ weights.pooled, z @ weights.shared.T
     for _ in range(16):
-        shown, asked, rows = episodes(who, same, rng, config)
+        shown, asked, rows = episodes(who, same, rng)
         mean, _ = weights.posterior(seen[shown], torch.tensor(rows[shown]), rows.max() + 1)
         total += F.softplus(-pooled[asked] - (seen[asked] * mean[rows[asked]]).sum(1)).sum().item()
         targets += len(asked)
     return total / max(1, targets) * len(z)
 
 
-def episodes(
-    who: np.ndarray, same: np.ndarray, rng: np.random.Generator, config: EncoderConfig
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def episodes(who: np.ndarray, same: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """One episode of each drawn user: the pairs that the encoder reads, the target pairs, and every pair's row among
     the drawn users `[n]` (-1: not drawn)."""
-    drawn = rng.permutation(np.unique(who))[: config.users]
+    drawn = rng.permutation(np.unique(who))[:USERS]
     row_of = np.full(who.max() + 1, -1)
     row_of[drawn] = np.arange(len(drawn))
     rows = row_of[who]
     mixed = np.lexsort((rng.random(len(who)), who))  # by user, in random order
     place = np.empty(len(who), int)
     place[mixed] = np.arange(len(who)) - np.searchsorted(who[mixed], who[mixed])
-    most = np.minimum(np.bincount(rows[rows >= 0]) // 2, config.most_pairs)
+    most = np.minimum(np.bincount(rows[rows >= 0]) // 2, PAIRS)
     k = np.where(rows >= 0, rng.integers(0, most + 1)[rows], 0)
     shown = place < k
-    asked = (rows >= 0) & (place >= k) & (place < k + config.targets)
+    asked = (rows >= 0) & (place >= k) & (place < k + TARGETS)
     key = who[:, None] * (same.max() + 1) + same
     asked &= ~np.isin(key, key[shown]).any(1)
     return np.flatnonzero(shown), np.flatnonzero(asked), rows

@@ -2,12 +2,11 @@
 Bradley-Terry models: P(chosen over rejected) = sigmoid(w_u . z), z = f(x, chosen) - f(x, rejected).
 """
 
-from __future__ import annotations
-
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
@@ -19,7 +18,6 @@ from sklearn.model_selection import GroupKFold
 
 from prlhf_kit.models.features import Embedder
 from prlhf_kit.models.rewards import Text, messages
-from prlhf_kit.training.lbfgs import minimised
 
 # The user's weights w_u: w_0, the same for all; w_0 + d_u; w_0 + a_u V (LoRe, arXiv 2504.14439, whose first row of V is
 # w_0 here; PReF, arXiv 2503.06358); w_0 + sum_k softmax(p_u)_k H_k (PAL, arXiv 2406.08469). What is personal is
@@ -27,6 +25,7 @@ from prlhf_kit.training.lbfgs import minimised
 KINDS = ("pooled", "per_user", "low_rank", "mixture")
 STRENGTHS = (0.001, 0.01, 0.1, 1.0, 10.0, 100.0)  # tried for w_0 and for what is personal
 RANKS = (1, 2, 3, 4, 6)  # r of low_rank, K of mixture
+TOLERANCE = 0.01  # of L-BFGS: largest slope, in units of `scales`
 STEPS, MANY_USERS = 10, 2000  # of L-BFGS for the heads from which low rank and mixture start, of up to so many users
 
 # of F fits side by side: w_0 [F, d], own numbers [F, users, .], and what is shared, V or H [F, size, d]
@@ -55,7 +54,7 @@ class Heads:
         mean = self._fitted().mean(0)
         own = np.array([mean if user is None else self.users.get(user, mean) for user in user_ids])
         own = own.reshape(len(own), len(mean))  # of nobody, too
-        if self.kind == "mixture":
+        if self.kind == "mixture" and self.size:
             own = softmax(own, 1)
         return self.pooled + (own if self.kind == "per_user" else own @ self.shared)
 
@@ -77,10 +76,10 @@ class Heads:
         spread = (known - centre).T @ (known - centre) / max(len(known) - 1, 1)
         return centre, np.linalg.inv(spread + 0.05 * spread.diagonal().mean() * np.eye(len(spread)))
 
-    def adapt(self, difference: np.ndarray, user_ids: Sequence[str]) -> Heads:
+    def adapt(self, difference: np.ndarray, user_ids: Sequence[str]) -> Self:
         """These rewards with new users, whose own numbers alone are fitted to their few pairs (`difference` `[n, d]`)
         and the `prior`."""
-        if self.kind == "pooled":
+        if not self._fitted().size:  # nothing is personal: pooled, or low rank and mixture of one user
             return self
         who, names = pd.factorize(np.array(user_ids, dtype=object), sort=True)
         rows, z = torch.tensor(who), difference / self.scale  # float64, as the scale
@@ -223,31 +222,24 @@ def _fit(kind: str, sizes: Sequence[int], base: float, strength: float, pairs: _
         errors = torch.sigmoid(-_log_odds("pooled", pairs, w0, zeros[..., :0], zeros[:, :0])) * fitted_to
         slopes = [zero.index_add(0, pairs.rows, e[:, None] * pairs.z) for zero, e in zip(zeros, errors, strict=True)]
         heads = torch.stack(slopes) / (pairs.share * pairs.curvature + strength)
-    starts = _of_low_rank(heads, sizes) if kind == "low_rank" else _clustered(heads, sizes)
-    return [least(kind, w0, *start) for start in starts]
-
-
-def _of_low_rank(heads: torch.Tensor, sizes: Sequence[int]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """The best approximations a V of the users' heads `[F, users, d]`."""
-    v = _right_singular(heads)
+    found, v = [], _right_singular(heads) if kind == "low_rank" else heads
     for size in sizes:
-        own = heads @ v[:, :size].mT
-        root = own.norm(dim=1).sqrt() + 1e-3
-        yield own / root[:, None], root[..., None] * v[:, :size]
+        if kind == "low_rank":
+            own = heads @ v[:, :size].mT
+            root = own.norm(dim=1).sqrt() + 1e-3
+            start = own / root[:, None], root[..., None] * v[:, :size]
+        else:  # logits of each user's cluster, and the clusters' means
+            means = [KMeans(size, n_init=5, random_state=0).fit(fold.numpy()) for fold in heads]
+            labels = torch.tensor(np.array([fold.labels_ for fold in means])).long()
+            centres = torch.tensor(np.array([fold.cluster_centers_ for fold in means]))
+            start = 2.0 * F.one_hot(labels, size).to(heads) - 2.0 / size, centres.to(heads)
+        found.append(least(kind, w0, *start))
+    return found
 
 
 def _right_singular(z: torch.Tensor) -> torch.Tensor:
     """Right singular vectors `[..., min(n, d), d]` of `z` `[..., n, d]`, which are those of z'z."""
     return torch.linalg.svd(z if z.shape[-2] < z.shape[-1] else z.mT @ z, full_matrices=False).Vh
-
-
-def _clustered(heads: torch.Tensor, sizes: Sequence[int]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Logits of each user's cluster of heads `[F, users, d]`, and the clusters' means."""
-    for size in sizes:
-        means = [KMeans(size, n_init=5, random_state=0).fit(fold.numpy()) for fold in heads]
-        labels = torch.tensor(np.array([fold.labels_ for fold in means])).long()
-        own = 2.0 * F.one_hot(labels, size).to(heads) - 2.0 / size
-        yield own, torch.tensor(np.array([fold.cluster_centers_ for fold in means])).to(heads)
 
 
 def _curvature(kind: str, pairs: _Pairs, own, shared) -> tuple[torch.Tensor, torch.Tensor]:
@@ -260,6 +252,50 @@ def _curvature(kind: str, pairs: _Pairs, own, shared) -> tuple[torch.Tensor, tor
     if kind == "mixture":
         apart = weights[..., None] * (apart - (weights @ shared)[:, :, None])  # [F, users, size, d]
     return pairs.share * (apart.square() @ pairs.curvature), of_shared
+
+
+def minimised(
+    loss: Callable[..., torch.Tensor],
+    starts: Sequence[torch.Tensor],
+    scales: Sequence[torch.Tensor],
+    steps: int = 100,
+    gain: float = 0.0,
+) -> tuple[torch.Tensor, ...]:
+    """The arguments that minimise `loss`, a negative log-likelihood with its penalty, in nats: by L-BFGS in units in
+    which it is about as curved in all directions, so Newton's first step, and few more.
+
+    Args:
+        starts: of the arguments.
+        scales: one over the root of about the Hessian's diagonal, of the arguments' shapes: a posterior's standard
+            deviations.
+        steps: at most. It ends before where slopes are below `TOLERANCE`, or five steps gain less than this share of
+            the loss: `gain`.
+    """
+    starts = [start.detach().requires_grad_() for start in starts]
+    slopes = torch.autograd.grad(loss(*starts), starts)
+    size = sum((slope * scale).abs().sum().item() for slope, scale in zip(slopes, scales, strict=True))
+    unit = max(size, TOLERANCE)  # the first step is the gradient over its sum: in this unit that is Newton's
+    scaled = [(start / scale / unit).detach() for start, scale in zip(starts, scales, strict=True)]
+    free = [part.contiguous().requires_grad_() for part in scaled]
+    options: dict[str, Any] = {"tolerance_change": 0, "history_size": 10, "line_search_fn": "strong_wolfe"}
+    optimizer = torch.optim.LBFGS(free, max_iter=5, tolerance_grad=TOLERANCE * unit, **options)
+
+    def unscaled() -> tuple[torch.Tensor, ...]:
+        return tuple(part * scale * unit for part, scale in zip(free, scales, strict=True))
+
+    def closure() -> Any:
+        optimizer.zero_grad()
+        value = loss(*unscaled())
+        value.backward()
+        return value
+
+    before = float("inf")
+    for _ in range(0, steps, 5):
+        value = optimizer.step(closure).item()  # the loss before these steps
+        if before - value <= gain * value:
+            break
+        before = value
+    return tuple(part.detach() for part in unscaled())
 
 
 def fit_pooled(z: torch.Tensor, strength: float, towards: torch.Tensor | None = None) -> torch.Tensor:

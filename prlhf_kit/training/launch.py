@@ -1,7 +1,5 @@
 """Where a training runs and what it starts from: the base model, folders named in a JSON file, several processes."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import os
@@ -28,9 +26,12 @@ def read_recipe(kind: type, path: str | Path) -> tuple[Any, str, Any, str, Any]:
     `preset` (`training.presets`) stands for fields that are not there."""
     fields = json.loads(Path(path).read_text())
     model, pairs, out, evaluation = (fields.pop(name, "") for name in ("model", "pairs", "out", "evaluation"))
+    if missing := [name for name, value in {"model": model, "pairs": pairs, "out": out}.items() if not value]:
+        raise ValueError(f"{path} lacks {', '.join(missing)}, expected a base model and two folders. Write them there.")
     if name := fields.pop("preset", ""):
         if made_for(name) != kind.__name__:
-            raise ValueError(f"the preset {name} is for a {made_for(name)}, but {path} is read as a {kind.__name__}.")
+            found = f"the preset {name} is for a {made_for(name)}, but {path} is read as a {kind.__name__}"
+            raise ValueError(f"{found}. `prlhf presets` lists the others.")
         fields = preset(name, **fields)
 
     def loaded(folders):

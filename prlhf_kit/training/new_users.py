@@ -1,13 +1,10 @@
 """New users of a trained P-DPO model: what is theirs is fitted to a few of their pairs (beyond P-RLHF)."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 import torch
 from datasets import Dataset
 from sklearn.cluster import KMeans
@@ -26,13 +23,20 @@ from prlhf_kit.models.user_models import UserModel
 from prlhf_kit.training.heads import Heads
 
 
+class Evidence(NamedTuple):
+    """What pairs say of user rows, the first of which is the generic one."""
+
+    rows: list[int]
+    margins: np.ndarray  # `[n, rows]`, DPO's reward margins without beta (nats) under each of `rows`
+    reference: np.ndarray  # `[n]`, the reference's log pi(chosen) - log pi(rejected)
+
+
 @dataclass(frozen=True)
 class Adapted:
     """What `adapt` found."""
 
     user_ids: list[str]  # the new users, sorted
     own: torch.Tensor  # [n, ...], their own numbers (see `UserModel.own`)
-    history: pd.DataFrame = field(default_factory=pd.DataFrame)  # step, user_id, loss (nats a pair, before that step)
     start: list[int] = field(default_factory=list)  # where each user began: a known user's row, or 0, the generic one
     # DPO's loss (nats) of all pairs of a user under each row that `weigh` tried: [n, rows]
     losses: np.ndarray = field(default_factory=lambda: np.empty((0, 0)))
@@ -73,20 +77,16 @@ def adapt(
     optimizer = torch.optim.Adam([own], lr=learning_rate)
     asked = tokenize_pairs(tokenizer, as_read(model, pairs)) if steps else []
     reference = torch.tensor(evidence.reference)
-    rows = []
     model.eval()  # no dropout
-    for step in tqdm(range(steps), desc="adapting", unit=" steps", disable=None, leave=False):
+    for _ in tqdm(range(steps), desc="adapting", unit=" steps", disable=None, leave=False):
         optimizer.zero_grad()
-        seen = torch.zeros(len(user_ids))
         for i in range(0, len(asked), batch_size):
             part = slice(i, i + batch_size)
             ratios = log_ratios(model, asked[part], own[who[part]], tokenizer.pad_token_id)
-            loss = -logsigmoid(beta * (ratios - reference[part].to(ratios)))
-            loss.sum().backward(inputs=[own])
-            seen.index_add_(0, who[part], loss.detach().float().cpu())
-        rows += [(step, user, nats.item()) for user, nats in zip(user_ids, seen / who.bincount(), strict=True)]
+            loss = -logsigmoid(beta * (ratios - reference[part].to(ratios))).sum()
+            loss.backward(inputs=[own])
         optimizer.step()
-    return Adapted(user_ids, own.detach(), pd.DataFrame(rows, columns=["step", "user_id", "loss"]), start, losses.T)
+    return Adapted(user_ids, own.detach(), start, losses.T)
 
 
 def placed(model, index: UserIndex, heads: Heads, embedder: Embedder, pairs: Dataset) -> Adapted:
@@ -110,14 +110,6 @@ def log_ratios(model, asked: Sequence[tuple[list[int], ...]], own: torch.Tensor,
     texts = [(prompt, chosen) for prompt, chosen, _ in asked] + [(prompt, rejected) for prompt, _, rejected in asked]
     chosen, rejected = response_logps(model, texts, pad_token_id, users).chunk(2)
     return chosen - rejected
-
-
-class Evidence(NamedTuple):
-    """What pairs say of user rows, the first of which is the generic one."""
-
-    rows: list[int]
-    margins: np.ndarray  # `[n, rows]`, DPO's reward margins without beta (nats) under each of `rows`
-    reference: np.ndarray  # `[n]`, the reference's log pi(chosen) - log pi(rejected)
 
 
 def weigh(model, tokenizer: PreTrainedTokenizerBase, pairs: Dataset, batch_size: int = 16) -> Evidence:
@@ -146,7 +138,7 @@ def user_table(model) -> UserModel:
     """The trained user model. Raises `ConditioningError` if there is none, `ValueError` for one of another kind."""
     user_model_of(model)
     if not isinstance(table := user_models(model)[-1], UserModel):
-        raise ValueError(f"adapt needs a prlhf_kit UserModel, got a {type(table).__name__}.")
+        raise ValueError(f"adapt needs a prlhf_kit UserModel, got a {type(table).__name__}. Derive it from that.")
     return table
 
 

@@ -3,8 +3,6 @@
 Any `loss_type` of TRL may take L_DPO's place (P-*PO). Unlike in the paper, users' rows have their own learning rate.
 """
 
-from __future__ import annotations
-
 import math
 import re
 import warnings
@@ -102,7 +100,7 @@ class PersonalizedDPOTrainer(PersonalizedTraining, DPOTrainer):
         held_out = eval_dataset if isinstance(eval_dataset, dict) else {"eval": eval_dataset}
         for name, pairs in {"train": train_dataset, **held_out}.items():
             if pairs is not None and "user_id" not in pairs.column_names:
-                raise ValueError(f"the {name} dataset has no column 'user_id' (data.schema), but {pairs.column_names}.")
+                raise ValueError(f"the {name} dataset has no column 'user_id', but {pairs.column_names}. Add it.")
         name = model if isinstance(model, str) else name_of(causal_lm(model))
         args = args or PersonalizedDPOConfig(f"{Path(name).name}-P-DPO")
         if isinstance(model, str):

@@ -1,7 +1,5 @@
 """What the P-DPO trainer and the reward trainer share: the users' learning rate, what lies beside a saved model."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Iterable
 from pathlib import Path
@@ -133,5 +131,5 @@ def index_for(model, user_ids: Iterable[str], index: UserIndex | None) -> UserIn
     user_model_of(model)
     rows = getattr(user_models(model)[-1], "num_rows", len(index))
     if rows != len(index):
-        raise ValueError(f"the user model has {rows} rows, expected num_rows=len(user_index), which is {len(index)}.")
+        raise ValueError(f"the user model has {rows} rows, the user index {len(index)}. Pass num_rows=len(user_index).")
     return index

@@ -2,8 +2,6 @@
 in words, trained by DPO in two stages: the backbone (LoRA) while the preference head stays the identity, then the head.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -1,7 +1,5 @@
 """The papers' own settings by name. Each is a YAML file in `presets/` that says where every value comes from."""
 
-from __future__ import annotations
-
 import argparse
 import re
 from pathlib import Path

@@ -4,8 +4,6 @@ one user and prompt share a row, where a batch's rows all have the same number o
 gets the responses' hidden states back in its own shape, [chosen; rejected], each behind the prompt's last token.
 """
 
-from __future__ import annotations
-
 import math
 import warnings
 from dataclasses import dataclass

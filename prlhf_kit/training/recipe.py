@@ -3,8 +3,6 @@
 python -m prlhf_kit.training.recipe recipe.json [arguments of accelerate launch, which then trains each stage]
 """
 
-from __future__ import annotations
-
 import math
 import os
 from collections.abc import Sequence
@@ -12,6 +10,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from datasets import Dataset, load_from_disk
@@ -20,23 +19,23 @@ from peft import LoraConfig
 from transformers import AutoConfig, PreTrainedModel
 
 from prlhf_kit.data import fingerprint
-from prlhf_kit.data.chat import with_user_text
+from prlhf_kit.data.chat import prompt_texts_of, with_user_text
 from prlhf_kit.data.select import in_blocks
 from prlhf_kit.files import short_hash
 from prlhf_kit.models.conditioning import condition, context_of
-from prlhf_kit.models.features import load_embedder
+from prlhf_kit.models.features import Embedder, embed, feature_cache, load_embedder
 from prlhf_kit.models.hub import from_hub, load_tokenizer, weights_in
 from prlhf_kit.models.logprobs import require_lengths, save_with_reference
 from prlhf_kit.models.user_index import UserIndex
 from prlhf_kit.models.user_models import USER_MODELS
 from prlhf_kit.training.config import PersonalizedDPOConfig
 from prlhf_kit.training.controls import LABELS, WITHOUT_USERS, control_pairs
+from prlhf_kit.training.heads import fit_heads
 from prlhf_kit.training.launch import command, launch_recipe, load_base, read_recipe
 from prlhf_kit.training.pdpo import FROZEN_BASE, PersonalizedDPOTrainer
 from prlhf_kit.training.presets import preset
 from prlhf_kit.training.resume import HISTORY, fit
 from prlhf_kit.training.sft import AnyRecipe, SFTRecipe, contexts_of, train_sft, with_reader, without_reference
-from prlhf_kit.training.user_start import fits_a_head, head_coefficients
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +72,7 @@ class Recipe(AnyRecipe):
         self.require(train_base=("lora", "qlora", "full", "frozen"), dtype=("auto", "float32", "bfloat16"))
         self.require(method=("pdpo", *LABELS), user_model=tuple(USER_MODELS))
         if self.user_start and self.user_model != "low_rank":
-            raise ValueError(f"user_start={self.user_start!r} gives numbers that only user_model='low_rank' has.")
+            raise ValueError(f"user_start={self.user_start!r} is for user_model='low_rank' only. Leave it out.")
         if self.sft is not None:
             sft_of(self)
             if self.train_base == "qlora":
@@ -83,7 +82,7 @@ class Recipe(AnyRecipe):
             both = f"context={self.context!r} and user_text (method dpo_text)"
             raise ValueError(f"{both} would both put users' words into the prompts. Choose one of them.")
         if self.train_base == "frozen" and self.method in WITHOUT_USERS:
-            raise ValueError(f"nothing would be trained by {self.method!r} on a frozen base: it has no users.")
+            raise ValueError(f"nothing would be trained by {self.method!r} on a frozen base, without users. Use lora.")
 
 
 def build_trainer(
@@ -237,6 +236,35 @@ def require(recipe: Recipe, model: str, pairs: Dataset, name: str = "train") -> 
     if longest + user_tokens > context:
         said = f"the longest pair of the {name} set has {longest} tokens and, with {user_tokens} user tokens, exceeds"
         raise ValueError(f"{said} the model's context of {context}. `-p max_tokens` in notebook 01 leaves it out.")
+
+
+def fits_a_head(pairs: Dataset, rank: int) -> bool:
+    """Whether `pairs` are of more than `rank` users. Raises `ValueError` if they are, but of fewer than 5 prompts."""
+    if len(set(pairs["user_id"])) <= rank:
+        return False
+    if (n := len(set(prompt_texts_of(pairs)))) < 5:
+        raise ValueError(f"{n} different prompts, expected at least 5 to fit a head: leave user_start out.")
+    return True
+
+
+def head_coefficients(pairs: Dataset, embedder: Embedder, rank: int) -> dict[str, np.ndarray]:
+    """Each user's place among the others, `[rank]`, by a low-rank head on frozen features of their pairs: principal
+    coordinates of `a_u`, the first with variance 1. Empty for fewer than `rank` + 1 users, or where all are alike.
+
+    Raises `ValueError` for more coordinates than features, and for fewer than 5 prompts.
+    """
+    if not fits_a_head(pairs, rank):
+        return {}
+    texts = prompt_texts_of(pairs)
+    features = embed({"train": pairs}, [embedder], feature_cache())["train"]
+    if rank > (d := features.chosen.shape[1]):
+        raise ValueError(f"rank {rank}, but {embedder.name!r} has {d} features: choose a lower rank.")
+    heads = fit_heads("low_rank", features.difference, pairs["user_id"], texts, features.scale, sizes=(rank,))
+    own = np.array(list(heads.users.values()))
+    axes, spread, _ = np.linalg.svd(own - own.mean(0), full_matrices=False)
+    if not spread[0]:
+        return {}
+    return dict(zip(heads.users, axes * spread / spread[0] * len(own) ** 0.5, strict=True))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,5 @@
 """Training that can be killed: it resumes from the last complete checkpoint, and never passes off another's result."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

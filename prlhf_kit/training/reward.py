@@ -2,26 +2,111 @@
 L = ranking loss + lm_loss_coeff * language-modelling loss of the preferred responses, over pairs or scored lists.
 """
 
-from __future__ import annotations
-
-from collections import defaultdict
+import math
+from collections import Counter, defaultdict
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from datasets import concatenate_datasets
+from datasets import Dataset, concatenate_datasets
 from peft import PeftConfig
+from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedTokenizerBase
 from trl import RewardTrainer
 
+from prlhf_kit.data.schema import SchemaError
 from prlhf_kit.files import short_hash
 from prlhf_kit.models.conditioning import ATTRIBUTE, causal_lm, user_models
 from prlhf_kit.models.reward_model import is_decoder, save_beside, two_types
+from prlhf_kit.models.tokenize import encode, padded, token_types
 from prlhf_kit.models.user_index import UserIndex
 from prlhf_kit.training import reward_losses
 from prlhf_kit.training.config import PersonalizedRewardConfig
 from prlhf_kit.training.personal import PersonalizedTraining, index_for
-from prlhf_kit.training.reward_data import RewardCollator, tokenized_lists
 
 EVALUATIONS = "evaluations.parquet"
+
+
+def tokenized_lists(
+    rows: Dataset, tokenizer: PreTrainedTokenizerBase, name: str, max_length: int | None, decoder: bool
+) -> tuple[Dataset, Counter[str]]:
+    """Token ids of every list, longest first, and how many lists were dropped, by reason.
+
+    Args:
+        rows: preference pairs (`prompt`, `chosen`, `rejected`), or lists (`prompt`, `responses`, `scores`, as
+            `data.dsp.listwise` makes them).
+
+    Returns:
+        Columns `text_ids` and `prompt_tokens` (for each response), `scores` (normalised), `row` (in `rows`), `length`.
+    """
+    columns = set(rows.column_names)
+    lists = {"prompt", "responses", "scores"} <= columns
+    if not lists and not {"prompt", "chosen", "rejected"} <= columns:
+        expected = "prompt, chosen and rejected, or prompt, responses and scores (data.dsp.listwise)"
+        raise SchemaError(f"the {name} set has columns {sorted(columns)}, expected {expected}.")
+    if "margin" in columns:
+        raise SchemaError(f"the {name} set has a column 'margin', which this loss does not use. Remove it.")
+    dropped: Counter[str] = Counter()
+    found: list[dict[str, Any]] = []
+    for number, row in enumerate(rows):
+        responses = row["responses"] if lists else [row["chosen"], row["rejected"]]
+        scores = row["scores"] if lists else [1.0, 0.0]
+        numbers = all(isinstance(score, int | float) and math.isfinite(score) for score in scores)
+        if not numbers or len(responses) != len(scores) or len(responses) < 2:
+            said = f"row {number} of the {name} set has {len(responses)} responses and the scores {scores}"
+            raise SchemaError(f"{said}, expected a finite number for each of two or more. Leave it out.")
+        if len(set(scores)) == 1:
+            dropped["all scores equal"] += 1
+            continue
+        if not all("".join(m["content"] or "" for m in response).strip() for response in responses):
+            dropped["empty text"] += 1
+            continue
+        encoded = [encode(tokenizer, row["prompt"], r, max_length, decoder) for r in responses]
+        texts, prompt_tokens = map(list, zip(*encoded, strict=True))
+        if all(ids == texts[0] for ids in texts):
+            dropped["the same text after truncation" if max_length else "the same text"] += 1
+            continue
+        scores = reward_losses.normalised(torch.tensor([scores], dtype=torch.float64))[0].tolist()
+        own = {"text_ids": texts, "prompt_tokens": prompt_tokens, "scores": scores}
+        found.append({**own, "row": number, "length": max(map(len, texts))})
+    if not found:
+        raise SchemaError(f"nothing is left of the {name} set's {len(rows)} rows: {dict(dropped)}. Choose others.")
+    return Dataset.from_list(sorted(found, key=lambda row: -row["length"])), dropped
+
+
+@dataclass
+class RewardCollator:
+    """Batches of lists: all responses as rows of one padded batch, lists of different lengths without rows of padding.
+
+    Returns `scores` and `mask` `[B, r]`, `rows` `[B]`, and for the N responses `input_ids`, `attention_mask` `[N, L]`;
+    `lm_asked` `[N, L]` where the language-modelling term is wanted (of texts whose score exceeds `lm_threshold`);
+    `user_rows` `[N]` where rows have a user; `token_type_ids` `[N, L]` where the model tells two texts apart.
+    """
+
+    pad_token_id: int
+    lm_threshold: float | None
+    two_types: bool = False
+    padding_side: str = "right"
+
+    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        scores = pad_sequence([torch.tensor(e["scores"]) for e in examples], batch_first=True)
+        mask = pad_sequence([torch.ones(len(e["scores"]), dtype=torch.bool) for e in examples], batch_first=True)
+        # N responses of all lists in one batch, [N, L]; scores[mask] gives their scores back in this order
+        ids, attended = padded([t for e in examples for t in e["text_ids"]], self.pad_token_id, self.padding_side)
+        batch = {  # scores first: Trainer takes the batch size from there
+            "scores": scores,
+            "mask": mask,
+            "rows": torch.tensor([e["row"] for e in examples]),
+            "input_ids": ids,
+            "attention_mask": attended,
+        }
+        if self.two_types:
+            batch["token_type_ids"] = token_types(attended, [n for e in examples for n in e["prompt_tokens"]])
+        if self.lm_threshold is not None:
+            batch["lm_asked"] = attended * (scores[mask] > self.lm_threshold)[:, None]  # [N, L]
+        if "user_row" in examples[0]:
+            batch["user_rows"] = torch.tensor([e["user_row"] for e in examples for _ in e["scores"]])
+        return batch
 
 
 class PersonalizedRewardTrainer(PersonalizedTraining, RewardTrainer):
@@ -35,7 +120,7 @@ class PersonalizedRewardTrainer(PersonalizedTraining, RewardTrainer):
 
     Args:
         model: from `new_reward_model` or `load_reward_model(trainable=True)`; conditioned on users or not.
-        train_dataset, eval_dataset: preference pairs or lists (`reward_data.tokenized_lists`), or several sets by name.
+        train_dataset, eval_dataset: preference pairs or lists (`tokenized_lists`), or several sets by name.
         user_index: rows of the users, where the model is conditioned. Others are scored as the generic user.
         peft_config: None: the whole model is trained, or the adapter that the model has.
     """

@@ -2,8 +2,6 @@
 its release padding has a mask of its own, and scores are normalised over their range: negative ones keep their order.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 

@@ -3,8 +3,6 @@
 [accelerate launch --config_file configs/ddp.yaml -m | python -m] prlhf_kit.training.reward_stages recipe.json
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Collection, Mapping, Sequence

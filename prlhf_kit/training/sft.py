@@ -3,8 +3,6 @@
 [accelerate launch --config_file configs/fsdp.yaml -m | python -m] prlhf_kit.training.sft recipe.json
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -1,8 +1,6 @@
 """Soups: one LoRA adapter a preference, mixed by weights (Personalized Soups: Jang et al. 2023, arXiv 2310.11564;
 Rewarded Soups: Rame et al. 2023, arXiv 2306.04488). The papers train by PPO on rewards, this by DPO on pairs."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Mapping

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 import prlhf_kit as kit
 from authors.golden import MODELS, golden
 from prlhf_kit.training import reward_losses
-from prlhf_kit.training.reward_data import RewardCollator
+from prlhf_kit.training.reward import RewardCollator
 
 GOLD = golden("dsp.json")
 POOLING = {"mean": "average", "last": "eos", "before_eos": "last"}

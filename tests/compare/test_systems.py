@@ -9,7 +9,7 @@ import prlhf_kit as kit
 from prlhf_kit.compare import systems
 from prlhf_kit.data import simulated
 from prlhf_kit.data.schema import message
-from prlhf_kit.decoding.implicit import ImplicitReward
+from prlhf_kit.decoding.guides import ImplicitReward
 from prlhf_kit.runs.stage import StageError
 from prlhf_kit.training.controls import load_control
 
@@ -84,7 +84,7 @@ def test_what_can_not_be_offered_is_said(run, tmp_path):
 
 def test_prompts_that_tell_most_come_first(run, monkeypatch):
     monkeypatch.setattr(systems.heads, "fit", lambda *_: None)
-    monkeypatch.setattr(systems, "most_informative", lambda *_: [7, 2])
+    monkeypatch.setattr(systems.heads, "most_informative", lambda *_: [7, 2])
     offered = systems.of_run(*run, systems=["base model"], informative=True, n_prompts=2, k=0)
     assert offered.prompts == [offered.data["test_seen"][i]["prompt"] for i in (7, 2)]
 

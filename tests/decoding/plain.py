@@ -34,6 +34,12 @@ def reader(model, tokenizer, prompt, told=None, adapter=True, head=True, user=No
     return logps
 
 
+def summed(model, tokenizer, prompt, tokens, *told, **how):
+    """Log-probability (nats) of a response's tokens; `told` and `how` are as of `reader`."""
+    read = reader(model, tokenizer, prompt, *told, **how)
+    return sum(read(tokens[:t])[token].item() for t, token in enumerate(tokens))
+
+
 def steered(tokenizer, base, terms, weight=1.0, released=False, k=5, steps=12, draws=None, temperature=1.0):
     """Tokens by score(v) = base(v) + w * sum of factor * term(v); `released`: (1 - w) * base(v) + w * ...
 

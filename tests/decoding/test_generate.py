@@ -5,13 +5,12 @@ import json
 
 import numpy as np
 import pytest
-import torch
 from conftest import ALL_FAMILIES
 
 import prlhf_kit as kit
-from decoding.plain import PROMPTS, ids_of
+from decoding.plain import PROMPTS, reader, steered
 from prlhf_kit.data.schema import message
-from prlhf_kit.decoding.implicit import ImplicitReward
+from prlhf_kit.decoding.guides import ImplicitReward
 from prlhf_kit.decoding.respond import respond
 from prlhf_kit.models.tokenize import tokenizer_hash
 
@@ -65,19 +64,9 @@ def test_bad_requests(personal, tokenizer):
 @pytest.mark.parametrize("family", ALL_FAMILIES)
 def test_every_family_generates_for_users_as_without_a_cache(make_tiny, tokenizer, family):
     """In a left-padded batch with a cache, and one by one with the whole text read again for each token."""
-    model, rows, steps = make_tiny(family, users=3, offsets=0.8), [1, 2, 3], 6
-
-    @torch.no_grad()
-    def greedy(prompt, row):
-        text = ids_of(tokenizer, prompt)
-        for _ in range(steps):
-            logits = model(input_ids=text, user_rows=torch.tensor([row])).logits[:, -1]
-            logits[:, tokenizer.eos_token_id] = -torch.inf
-            text = torch.cat([text, logits.argmax(-1, keepdim=True)], 1)
-        return tokenizer.decode(text[0, -steps:], skip_special_tokens=True).strip()
-
-    wanted = [greedy(*one) for one in zip(PROMPTS, rows, strict=True)]
-    length = {"max_new_tokens": steps, "min_new_tokens": steps}
+    model, rows, length = make_tiny(family, users=3, offsets=0.8), [1, 2, 3], {"max_new_tokens": 6}
+    read = [reader(model, tokenizer, prompt, user=row) for prompt, row in zip(PROMPTS, rows, strict=True)]
+    wanted = [tokenizer.decode(steered(tokenizer, one, [], steps=6), skip_special_tokens=True).strip() for one in read]
     assert kit.generate(model, tokenizer, PROMPTS, rows, **length) == wanted
     assert len(set(kit.generate(model, tokenizer, [PROMPTS[1]] * 3, rows, **length))) > 1  # users differ
 

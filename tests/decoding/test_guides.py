@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TARGETS, build_tiny
+from conftest import build_tiny, with_lora
 from datasets import Dataset
-from peft import LoraConfig, get_peft_model
 from transformers import (
     AutoModelForSequenceClassification,
     BloomConfig,
@@ -17,10 +16,10 @@ from transformers import (
 )
 
 import prlhf_kit as kit
-from decoding.plain import PROMPTS, ids_of, reader, steered
+from decoding.plain import PROMPTS, ids_of, reader, steered, summed
 from prlhf_kit.data.context import Contexts
 from prlhf_kit.data.schema import record
-from prlhf_kit.decoding.implicit import ImplicitReward
+from prlhf_kit.decoding.guides import ImplicitReward
 from prlhf_kit.decoding.readers import mixes
 from prlhf_kit.models.preference_head import attach_head
 from prlhf_kit.models.reward_model import pooled_by_mask
@@ -30,15 +29,6 @@ USERS = kit.UserIndex(["ann", "bob", "eve"])
 WHO, ROWS = ["ann", "bob", None], [1, 2, 0]
 SAID = ["Be brief.", "Ask me something back, and be kind.", "Be brief."]
 LENGTH = {"max_new_tokens": 12, "top_k": 5}
-
-
-def moved(model, scale, seed=5):
-    """Parameters as after training."""
-    with torch.no_grad():
-        for name, p in model.named_parameters():
-            if "lora_B" in name or ("preference_head" in name and "modules_to_save" in name):
-                p += scale * torch.randn(p.shape, generator=torch.Generator().manual_seed(seed))
-    return model
 
 
 def another(make_tiny, architecture="llama"):
@@ -77,29 +67,23 @@ def test_pad_with_a_base_of_its_own(personal, make_tiny, tokenizer):
 
 def test_an_adapter_that_can_not_act_on_some_rows_is_read_apart(make_tiny, tokenizer):
     """DoRA, whose output is no sum of the base's and the adapter's; OPT, whose layers see a batch as one list."""
-    config = LoraConfig(target_modules=["q_proj", "v_proj"], modules_to_save=["user_model"], use_dora=True)
-    check_users(moved(get_peft_model(make_tiny(users=3, offsets=0.8), config).eval(), 0.4), tokenizer)
+    check_users(with_lora(make_tiny(users=3, offsets=0.8), use_dora=True), tokenizer)
     size = {"hidden_size": 32, "ffn_dim": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "init_std": 0.2}
     torch.manual_seed(0)
     opt = OPTForCausalLM(OPTConfig(vocab_size=600, word_embed_proj_dim=32, bos_token_id=1, **size)).eval()
     for model, mixed in ((opt, False), (make_tiny(), True)):
-        policy = moved(get_peft_model(model, LoraConfig(target_modules="all-linear")).eval(), 0.2)
-        assert mixes(policy.get_base_model()) is mixed
+        assert mixes(with_lora(model, target_modules="all-linear").get_base_model()) is mixed
 
 
 @pytest.mark.parametrize("family", ["mistral", "gemma2"])
 def test_texts_longer_than_the_window(make_tiny, tokenizer, family):
-    model = make_tiny(family, users=3, offsets=0.8)
-    config = LoraConfig(target_modules=TARGETS[family], modules_to_save=["user_model"])
-    check_users(get_peft_model(model, config).eval(), tokenizer)
+    check_users(with_lora(make_tiny(family, users=3, offsets=0.8), family), tokenizer)
 
 
 @pytest.fixture
 def persrm(make_tiny, architecture):
     """A PersRM as after both stages: adapter and preference head are not what they were."""
-    targets, gpt2 = TARGETS[architecture], architecture == "gpt2"
-    config = LoraConfig(target_modules=targets, modules_to_save=["preference_head"], fan_in_fan_out=gpt2)
-    return moved(get_peft_model(attach_head(make_tiny(architecture)), config).eval(), 0.3)
+    return with_lora(attach_head(make_tiny(architecture)), architecture)
 
 
 def plain_persrm(persrm, base, tokenizer, prompt, said, form="paper", **options):
@@ -157,8 +141,7 @@ def test_choices_in_context_are_a_preference_in_words(make_tiny, tokenizer):
 
 def test_users_words_and_soft_tokens(make_tiny, tokenizer):
     """The policy sees both, the base neither."""
-    model = make_tiny(users=3, num_tokens=2, offsets=0.8, user_text=True)
-    personal = get_peft_model(model, LoraConfig(target_modules=["q_proj"], modules_to_save=["user_model"])).eval()
+    personal = with_lora(make_tiny(users=3, num_tokens=2, offsets=0.8, user_text=True))
     decoder = kit.GuidedDecoder(None, tokenizer, kit.PAD(personal, USERS, {"ann": SAID[0]}), weight=2.0, **LENGTH)
     [answer] = decoder.generate(PROMPTS[1:2], ["ann"])
     reference = reader(personal, tokenizer, PROMPTS[1], adapter=False)
@@ -175,14 +158,10 @@ def test_implied_rewards_of_responses(personal, persrm, tokenizer):
     in_words = ImplicitReward(kit.PAD(persrm), tokenizer).score(PROMPTS, texts, SAID)
     for i, (prompt, text) in enumerate(zip(PROMPTS, texts, strict=True)):
         whole = tokenizer(text + "<|im_end|>\n")["input_ids"]
-
-        def summed(model, *said, whole=whole, prompt=prompt, **how):
-            read = reader(model, tokenizer, prompt, *said, **how)
-            return sum(read(whole[:t])[token].item() for t, token in enumerate(whole))
-
-        wanted = summed(personal, user=ROWS[i]) - summed(personal, adapter=False)
+        read = tokenizer, prompt, whole
+        wanted = summed(personal, *read, user=ROWS[i]) - summed(personal, *read, adapter=False)
         assert with_users[i].item() == pytest.approx(wanted, abs=1e-3)
-        wanted = summed(persrm, SAID[i]) - summed(persrm, head=False)
+        wanted = summed(persrm, *read, SAID[i]) - summed(persrm, *read, head=False)
         assert in_words[i].item() == pytest.approx(wanted, abs=1e-3)
     reward = ImplicitReward(kit.PAD(personal, USERS), tokenizer)
     alone = reward.score([PROMPTS[0]] * 3, texts, ["ann"] * 3)

@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import with_lora
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 
@@ -12,6 +13,7 @@ from prlhf_kit.data.schema import record
 from prlhf_kit.data.simulated import Population
 from prlhf_kit.evaluation import accuracy as compare
 from prlhf_kit.evaluation.accuracy import by_implicit_reward, length_rules
+from prlhf_kit.models.logprobs import score_pairs
 from prlhf_kit.training.controls import Control
 
 
@@ -95,6 +97,18 @@ def test_spread_by_hand():
     assert np.isnan(found.low["worst user"])  # of one prompt
 
 
-def test_a_general_set_without_pairs_is_refused(pairs):
+def test_general_sets_are_ranked_by_likelihood(make_tiny, tokenizer, pairs):
+    personal, base, index = with_lora(make_tiny(users=2, offsets=1.0)), make_tiny(), kit.UserIndex(["a", "b"])
+    controls, sets = [Control(compare.VANILLA, base)], {"all": pairs, "few": pairs.select(range(3))}
+    table = compare.general_ranks(personal, controls, tokenizer, index, sets)
+    found = table[table.set == "all"].pivot(index="item", columns="method", values="value").loc[list(pairs["pair_id"])]
+    for method, model, rows in (
+        (compare.UNTRAINED, base, None),
+        (compare.VANILLA, base, None),
+        (compare.GENERIC_ROW, personal, [0] * len(pairs)),
+        ("P-DPO, a user in turn", personal, [1, 2] * (len(pairs) // 2)),
+    ):
+        assert found[method].tolist() == compare.likelier(score_pairs(model, tokenizer, pairs, rows)).tolist()
+    assert table.groupby("set").item.nunique().to_dict() == {"all": len(pairs), "few": 3}
     with pytest.raises(ValueError, match="the general set 'none' has no pair left"):
         compare.general_ranks(None, [], None, None, {"none": pairs.select([])})

@@ -4,20 +4,15 @@ import numpy as np
 import pandas as pd
 import pytest
 from datasets import Dataset
-from decoding.plain import reader
 
 import prlhf_kit as kit
-from prlhf_kit.data.context import Contexts, people_of, with_context
-from prlhf_kit.data.schema import message, record
+from prlhf_kit.data.context import Contexts, with_context
 from prlhf_kit.evaluation import context as ways
 from prlhf_kit.evaluation.accuracy import by_implicit_reward
-from prlhf_kit.evaluation.context import BOTH, LIKELIHOOD, NEITHER, PROMPT, SOFT, choose, questions
+from prlhf_kit.evaluation.context import BOTH, NEITHER, PROMPT, SOFT
 from prlhf_kit.evaluation.statistics import crossed_interval, holm
 from prlhf_kit.models.logprobs import score_pairs
-from prlhf_kit.models.tokenize import tokenize_completions
 from prlhf_kit.models.user_index import GENERIC
-
-# ---- one model, several contexts
 
 
 @pytest.fixture
@@ -28,12 +23,11 @@ def told(pairs):
 
 
 def test_pairs_are_ranked_against_the_anchor_with_each_context(make_tiny, tokenizer, told):
-    """The contexts are those that `with_context` puts in for SFT and DPO; a community's own is the matrix' diagonal."""
+    """The contexts are those that `with_context` puts in for SFT and DPO."""
     pairs, contexts = told
     model, anchor = make_tiny(), score_pairs(make_tiny(), tokenizer, pairs)
     kinds = ("none", "user_text", "random")
     results = ways.tried(model, tokenizer, pairs, contexts, kinds, anchor=anchor, method="mine")
-    assert set(results.rule) == {LIKELIHOOD}
     for kind in kinds:
         put = with_context(pairs, Contexts(kind, contexts.people, "user_text", seed=5))
         found = results[results.context == kind]
@@ -51,65 +45,6 @@ def test_users_without_a_row_get_the_generic_one(personal, tokenizer, told):
         rows = rows or index.rows(pairs["user_id"])
         assert found[-1] == by_implicit_reward(score_pairs(personal, tokenizer, pairs, rows), anchor).tolist()
     assert found[0] != found[1]
-
-
-OPTIONS = {
-    "a": ["Tea.", "A cup of coffee."],
-    "b": ["Go by train.", "Take the car, it is faster.", "Fly."],
-    "c": ["Soup.", "Steak with fries.", "Sushi.", "Ham."],
-}
-
-
-@pytest.fixture
-def asked():
-    """Three users' questions of two to four options, as preference pairs."""
-    rows = [
-        record(f"{user}-{i}", user, "What would you advise?", options[0], other, f"I like {user}.", "g")
-        for user, options in OPTIONS.items()
-        for i, other in enumerate(options[1:])
-    ]
-    return Dataset.from_list(rows)
-
-
-def test_questions_come_back_from_their_pairs(asked):
-    found = questions(asked)
-    texts = {row["user_id"]: [option[0]["content"] for option in row["options"]] for row in found}
-    assert texts == OPTIONS
-    assert found["question_id"] == [f"{user}-0" for user in OPTIONS]
-    assert found["user_text"] == [f"I like {user}." for user in OPTIONS]
-    told = questions(with_context(asked, Contexts("true", people_of(asked))))
-    assert told["context_user"] == list("abc")
-    assert told["prompt"] == with_context(found, Contexts("true", people_of(asked)))["prompt"]
-
-
-def plainly(model, tokenizer, prompt, option, user):
-    """Log-probs (nats) of an option's tokens, by itself and without padding."""
-    read, (_, tokens) = reader(model, tokenizer, prompt, user=user), tokenize_completions(tokenizer, prompt, option)
-    return [read(tokens[:i])[token].item() for i, token in enumerate(tokens)]
-
-
-def test_choose_is_a_plain_loop_over_options(asked, make_tiny, tokenizer):
-    model, rows = make_tiny(users=3, offsets=0.8), questions(asked)
-    for users in (None, [1, 2, 1]):
-        found = choose(model, tokenizer, rows, users)
-        for i, row in enumerate(rows):
-            user = None if users is None else users[i]
-            logps = [plainly(model, tokenizer, row["prompt"], option, user) for option in row["options"]]
-            lengths = [len(option) for option in logps]
-            assert found[LIKELIHOOD][i] == (np.argmax([np.mean(option) for option in logps]) == 0)
-            assert found[ways.SHORTEST][i] == (lengths[0] == min(lengths)) / lengths.count(min(lengths))
-            assert found[ways.LONGEST][i] == (lengths[0] == max(lengths)) / lengths.count(max(lengths))
-    contexts = Contexts("user_text", people_of(asked))
-    table = ways.tried(model, tokenizer, rows, contexts, ["user_text"], dataset="mine", method="x")
-    assert table.chance.tolist() == [1 / 2, 1 / 3, 1 / 4] * 3
-    for rule, value in choose(model, tokenizer, with_context(rows, contexts)).items():
-        assert table[table.rule == rule].value.tolist() == value.tolist()
-    same = {"question_id": "q", "user_id": "u", "prompt": message("user", "Which?"), "options": []}
-    ties = Dataset.from_list([same | {"options": [message("assistant", "x")] * n} for n in (3, 2)])
-    assert all(value == pytest.approx([1 / 3, 1 / 2]) for value in choose(model, tokenizer, ties).values())
-
-
-# ---- prompt only, soft tokens, both, neither
 
 
 def test_four_way():
@@ -139,8 +74,7 @@ def test_labels_keep_each_way_with_its_own_context():
     rows += [(NEITHER, "none"), (SOFT, "none"), (BOTH, "true")]
     rows += [(PROMPT, context) for context in ("true", "none", "random", "shuffled")]
     pairs = pd.DataFrame(rows, columns=["method", "context"])
-    table = ways.labelled(pairs.assign(chance=0.5))
+    table = ways.labelled(pairs)
     controls = ["untrained, by likelihood", "untrained, context", "SFT, by likelihood", "SFT, context"]
     assert table.method.tolist() == [*controls, NEITHER, SOFT, BOTH, PROMPT]
-    assert ways.labelled(pairs.assign(chance=0.25)).method[0] == "untrained"  # questions: all by likelihood
     assert table[table.method == PROMPT].context.item() == "true"

@@ -3,11 +3,48 @@
 import numpy as np
 import pytest
 from datasets import Dataset, DatasetDict
+from scipy.special import entr, expit
+from scipy.stats import norm
 
 from prlhf_kit.data.schema import record
 from prlhf_kit.evaluation import heads
 from prlhf_kit.models.features import Embedded, Embedder
 from prlhf_kit.training.heads import Heads
+
+# people differ in the first two features, most in the first; the third is the same for all
+USERS = {str(i): np.array(own) for i, own in enumerate([(2.0, 0.5), (-2.0, 0.5), (2.0, -0.5), (-2.0, -0.5)])}
+HEADS = Heads("low_rank", np.ones(3), np.array([0.0, 0.0, 1.0]), np.eye(3)[:2], USERS, 1.0, 4)
+NOTHING = np.zeros((0, 3))
+
+
+def test_information_is_that_of_an_answer_before_it_is_known():
+    pair = np.array([[0.7, 0.0, 0.4]])
+    deviation = 0.7 * np.sqrt(np.linalg.inv(HEADS.prior()[1])[0, 0])
+    odds = np.linspace(-30, 30, 20_001)
+    density = norm.pdf(odds, 0.4, deviation)
+    entropy = [entr(p) + entr(1 - p) for p in (np.trapezoid(expit(odds) * density, odds), expit(odds))]
+    by_hand = entropy[0] - np.trapezoid(entropy[1] * density, odds)
+    assert heads.expected_information(HEADS, None, pair, NOTHING) == pytest.approx(by_hand, abs=1e-4)
+    assert heads.expected_information(HEADS, None, -pair, NOTHING) == pytest.approx(by_hand, abs=1e-4)
+
+
+def test_what_was_asked_tells_less_and_what_all_agree_on_nothing():
+    pairs = np.array([[1.0, 0, 0], [0, 0, 3]])
+    before = heads.expected_information(HEADS, None, pairs, NOTHING)
+    after = heads.expected_information(HEADS.adapt(pairs[:1], ["new"]), "new", pairs, pairs[:1])
+    assert before[0] > after[0] > before[1] == pytest.approx(0)
+
+
+def test_the_next_questions_are_about_something_else():
+    pairs = np.array([[0, 0, 1], [1.1, 0, 0], [1.0, 0, 0], [0, 3.0, 0]])
+    assert heads.most_informative(HEADS, None, pairs, NOTHING, 2) == [1, 3]
+    assert sorted(heads.most_informative(HEADS, None, pairs, NOTHING, 9)) == [0, 1, 2, 3]
+
+
+def test_only_low_rank_knows_how_people_differ():
+    pooled = Heads("pooled", np.ones(3), np.ones(3), np.zeros((0, 3)), {"a": np.zeros(0)}, 1.0, 1)
+    with pytest.raises(ValueError, match="expected 'low_rank'"):
+        heads.expected_information(pooled, None, NOTHING, NOTHING)
 
 
 def test_questions_that_tell_something_beat_random_ones():
@@ -38,9 +75,9 @@ def test_the_head_of_a_reward_model_is_what_is_regularised_towards():
         assert found.reward(np.eye(2), ["a", "b"]) == pytest.approx(expected)
 
 
-def two_tastes(seed=0):
-    """Everybody likes the first feature; a domain has less than 20 pairs, likes the first and not the second."""
-    rng = np.random.default_rng(seed)
+def two_tastes(few=16):
+    """Everybody likes the first feature; a domain has few pairs, likes the first and not the second."""
+    rng = np.random.default_rng(0)
 
     def pairs(n, weights):
         difference = rng.normal(size=(n, 3))
@@ -49,7 +86,7 @@ def two_tastes(seed=0):
         return Dataset.from_list(rows), Embedded(difference, np.zeros((n, 3)))
 
     everybody, own = np.array([1.0, 0, 0]), np.array([1.0, -1, 0])
-    return pairs(200, everybody), {"own": pairs(16, own)}, pairs(150, everybody), {"own": pairs(150, own)}
+    return pairs(200, everybody), {"own": pairs(few, own)}, pairs(150, everybody), {"own": pairs(150, own)}
 
 
 def test_a_head_that_starts_from_the_general_one_keeps_more_of_it():
@@ -64,3 +101,4 @@ def test_a_head_that_starts_from_the_general_one_keeps_more_of_it():
     assert after.general[after.chosen].item() > alone.general[alone.chosen].item()
     assert mixed.general.iloc[-1] >= after.general.iloc[-1]
     assert wide.chosen.sum() == 3
+    assert len(heads.trade_off(*two_tastes(few=3), strengths=(1.0,))) == 3 * 2 * 2  # of fewer prompts than folds, too

@@ -68,6 +68,8 @@ def test_unknown_users_are_none_for_the_judge_and_somebody_else_for_each_prompt(
 def test_what_can_be_compared():
     some = pd.concat([answers("x", prompts="pq"), answers("y", prompts="q"), answers("z", prompts="r")])
     assert set(all_judged({"words": longer}, some)[["system_a", "system_b"]].itertuples(index=False)) == {("x", "y")}
+    with pytest.raises(ValueError, match="no two systems answered the same prompt"):
+        all_judged({"words": longer}, answers("x"))
     steps = answers().assign(system=lambda table: table.system.map({"x": 100, "y": 200, "z": 300}))
     assert all_judged({"words": longer}, steps).system_b.unique().tolist() == [200, 300]
 

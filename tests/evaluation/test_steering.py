@@ -26,8 +26,8 @@ def test_answers_become_rows():
 
     wanted = {"user_id": ["ann", "bob"], "prompt": ["Why?", "How?"], "answer": ["Because.", "So it is."]}
     wanted |= {"reward": ["ann: Why? Because.", "bob: How? So it is."], "logp": -2.0, "changed": [0.0, 0.5]}
-    wanted = pd.DataFrame(wanted | {"tokens": 2, "words": [1, 3], "weight": 0.5})
-    pd.testing.assert_frame_equal(steering.answered(jobs, answers, judge, weight=0.5), wanted)
+    wanted = pd.DataFrame(wanted | {"tokens": 2, "words": [1, 3]})
+    pd.testing.assert_frame_equal(steering.answered(jobs, answers, judge), wanted)
 
 
 def rows(users, rewards, prompts=2, **columns):
@@ -49,30 +49,6 @@ def test_gains_are_paired_with_the_bases_answers():
     assert 0 < few.low.item() < 2.5 < few.high.item() < 5
     few = steering.gains(rows(list("aabb"), [1.0, 3.0] * 2, m="x"), rows(list("aabb"), [0.0] * 4), ["m"])
     assert few.low.isna().all()  # of two prompts an interval would say nothing
-
-
-def test_what_two_people_gain_from_the_same_answers():
-    prompts = {f"p{i}": message("user", f"p{i}") for i in range(5)}
-    table = pd.DataFrame([(who, p, f"{who} {p}") for who in (None, "nobody", "both") for p in prompts])
-    table.columns = ["towards", "prompt", "answer"]
-    worth = {"nobody": {"None": 1.0, "nobody": 3.0, "both": 2.0}, "bob": {"None": 0.0, "nobody": -1.0, "both": 0.5}}
-
-    def judge(users, asked, answers):
-        assert [a[0]["content"] for a in asked] == [text.split()[1] for text in answers]
-        return np.array([worth[user][text.split()[0]] for user, text in zip(users, answers, strict=True)])
-
-    found = steering.gains_of_two(table, ["nobody", "bob"], judge, prompts)
-    gained = found.set_index(["towards", "user_id"]).gain.to_dict()
-    assert gained == {("nobody", "nobody"): 2, ("both", "nobody"): 1, ("nobody", "bob"): -1, ("both", "bob"): 0.5}
-    assert set(found.n) == set(found.clusters) == {5}
-
-
-def test_log_probabilities_under_the_bare_base(make_tiny, tokenizer):
-    model, prompt = make_tiny(), message("user", "Why?")
-    decoder = kit.GuidedDecoder(model, tokenizer, kit.PAD(model), max_new_tokens=5, top_k=9, weight=3.0)
-    out = decoder.generate([prompt] * 3, ["Be brief.", "Be kind.", None])
-    found = steering.base_logps(model, tokenizer, pd.DataFrame({"prompt": [prompt] * 3}), out, batch_size=2)
-    assert found == pytest.approx([np.mean(a.logps) for a in out], abs=1e-4)
 
 
 def test_a_judge_from_features(tmp_path, monkeypatch):
@@ -112,8 +88,31 @@ def test_the_same_prompts_are_answered_for_the_same_users_by_any_guide(make_tiny
     alone = asked.answers(kit.PAD(model), weight=0.0)
     assert alone[["user_id", "prompt"]].to_numpy().tolist() == [[u, p] for u in wish for p in ("Why?", "How?")]
     assert asked.answers(kit.PAD(model), wish, weight=0.0).answer.tolist() == alone.answer.tolist()
-    released = asked.answers(kit.PAD(model, form="released"), wish, model, weight=0.0)  # the base reads the wish
-    assert np.isfinite(released.logp).all()
+    released = kit.PAD(model, form="released")
+    assert np.isfinite(asked.answers(released, wish, model, weight=0.0).logp).all()  # the base reads the wish
+    for weight in (0.0, 1.0):  # nobody's wish, so it is the base's own form
+        found = asked.answers(released, None, model, weight=weight)
+        assert found.logp.tolist() == pytest.approx(alone.logp.tolist(), abs=1e-4)
     assert len(asked.best_of(2, kit.PAD(model), kit.PAD(model))) == 4
-    two = asked.gains_of_two(kit.PAD(model), {"ann": "Be brief."}, ["ann", "bob"], 0.0)
-    assert two.gain.tolist() == [0.0, 0.0]
+
+
+def test_what_two_people_gain_from_the_same_answers(make_tiny, tokenizer, tmp_path):
+    guide, prompts = kit.PAD(make_tiny()), [message("user", f"Question {i}?") for i in range(5)]
+
+    def judge(users, prompts, answers):
+        assert prompts == [*asked.prompts, *asked.prompts]
+        return np.array(
+            [len(text) * {"long": 1.0, "short": -2.0}[user] for user, text in zip(users, answers, strict=True)]
+        )
+
+    options = {"max_new_tokens": 8, "top_k": 9}
+    asked = steering.Steered(tokenizer, ["long"], prompts, judge, tmp_path / "answers.jsonl", options)
+    found = asked.gains_of_two(guide, {"brief": "Be brief."}, ["long", "short", "long"], 3.0)
+    decoders = [kit.GuidedDecoder(None, tokenizer, guide, weight=weight, **options) for weight in (3.0, 0.0)]
+    told, own = (decoder.generate(prompts, ["Be brief."] * 5) for decoder in decoders)
+    longer = np.mean([len(a.text) - len(b.text) for a, b in zip(told, own, strict=True)])
+    assert longer != 0
+    assert found[["user_id", "towards", "gain", "n", "clusters"]].to_numpy().tolist() == [
+        ["long", "brief", longer, 5, 5],
+        ["short", "brief", -2 * longer, 5, 5],
+    ]

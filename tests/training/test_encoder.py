@@ -12,7 +12,7 @@ from prlhf_kit.data.simulated import oracle_accuracy
 from prlhf_kit.evaluation import heads as comparison
 from prlhf_kit.models.features import embed, load_embedder
 from prlhf_kit.training import encoder
-from prlhf_kit.training.encoder import KINDS, EncoderConfig, episodes, fit_encoder
+from prlhf_kit.training.encoder import KINDS, episodes, fit_encoder
 from prlhf_kit.training.heads import FeatureReward
 
 TASTES = {"a": [2.0, 0.0, 1.0], "b": [-2.0, 0.0, 1.0]}  # opposite in the first feature, agreed on the third
@@ -32,7 +32,7 @@ def simulate(users, pairs, seed=0):
 def fitted(kind):
     z, who = simulate(10, 20)
     responses = [[f"{side} {i}" for i in range(len(z))] for side in ("chosen", "rejected")]
-    return fit_encoder(kind, z, who, responses, np.ones(3), EncoderConfig(size=2, strengths=(1.0,)))
+    return fit_encoder(kind, z, who, responses, np.ones(3), strengths=(1.0,), size=2)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -76,12 +76,14 @@ def test_the_posterior_of_no_pairs_is_the_prior_and_of_swapped_pairs_the_mirror_
     assert torch.equal(same, variance)
 
 
-def test_no_target_shares_a_response_with_what_the_encoder_reads():
+def test_no_target_shares_a_response_with_what_the_encoder_reads(monkeypatch):
     who = np.repeat([0, 1, 2], 12)
     same = np.stack([np.arange(36) % 5, 5 + np.arange(36) % 7], 1)
-    rng, config = np.random.default_rng(0), EncoderConfig(most_pairs=4, targets=3, users=2)
+    for name, most in {"PAIRS": 4, "TARGETS": 3, "USERS": 2}.items():
+        monkeypatch.setattr(encoder, name, most)
+    rng = np.random.default_rng(0)
     for _ in range(20):
-        shown, asked, rows = episodes(who, same, rng, config)
+        shown, asked, rows = episodes(who, same, rng)
         assert set(rows[shown]) | set(rows[asked]) <= {0, 1}
         for row in (0, 1):
             read, targets = (pairs[rows[pairs] == row] for pairs in (shown, asked))
@@ -96,7 +98,8 @@ def test_one_user_teaches_nothing_of_others():
 
 
 def test_it_is_compared_as_one_more_kind_of_head_and_chooses_its_penalty(monkeypatch):
-    monkeypatch.setattr(encoder, "EncoderConfig", lambda: EncoderConfig(strengths=(10.0, 1e4), steps=100))
+    monkeypatch.setattr(encoder, "STEPS", 100)
+    monkeypatch.setattr(comparison, "fit_encoder", functools.partial(fit_encoder, strengths=(10.0, 1e4)))
     data = kit.data.load("simulated")
     embedded = embed(data, [load_embedder("attributes")])
     found = comparison.fit("encoder", data["train"], embedded["train"])

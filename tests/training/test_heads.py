@@ -38,6 +38,14 @@ def test_an_unknown_kind_is_refused():
         fit_heads("best", *simulate(20), np.ones(3))
 
 
+@pytest.mark.parametrize("kind", ["low_rank", "mixture"])
+def test_of_one_user_nothing_is_personal(kind):
+    z, who, prompts = simulate(40, users=("a",))
+    one, pooled = (fit_heads(name, z, who, prompts, np.ones(3), strengths=(1.0,)) for name in (kind, "pooled"))
+    for found in (one, one.adapt(z[:4], ["new"] * 4)):
+        assert found.reward(z, ["new"] * 40) == pytest.approx(pooled.reward(z, who))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_scipy_finds_no_better_weights_from_there(kind):
     z, who, prompts = simulate(120)

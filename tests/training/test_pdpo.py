@@ -1,9 +1,11 @@
 """P-DPO on tiny models: the loss against the paper's formula, what moves, what is refused, what is saved."""
 
+import numpy as np
 import pytest
 import torch
 from conftest import TARGETS, as_trained
 from datasets import Dataset
+from decoding.plain import summed
 from peft import LoraConfig, get_peft_model
 from trl import DPOConfig, DPOTrainer
 
@@ -11,6 +13,7 @@ import prlhf_kit as kit
 from prlhf_kit.data.schema import record
 from prlhf_kit.evaluation import accuracy as compare
 from prlhf_kit.models.conditioning import ATTRIBUTE
+from prlhf_kit.models.tokenize import tokenize_completions
 from training.conftest import SETTINGS, make_trainer
 
 
@@ -146,35 +149,25 @@ def test_another_user_model_is_saved_and_loaded(base, tokenizer, pairs, tmp_path
     [("llama", 0.3, True), ("gpt2", 0.0, False), ("gpt_neox", 1.0, False)],
 )
 def test_loss_equals_the_papers_equation(make_tiny, tokenizer, pairs, tmp_path, architecture, alpha, precompute):
-    """One text at a time, nothing shared: no hook, no TRL, no padding. Gradients: tests/authors, test_prompt_once."""
+    """One text at a time, nothing shared: no TRL, no padding. Gradients: tests/authors, test_prompt_once."""
     pairs = pairs.select(range(4))
     options = {"alpha": alpha, "beta": 0.1, "precompute_ref_log_probs": precompute}
     model = make_tiny(architecture, users=3, offsets=0.5, kind="low_rank")
     trainer = make_trainer(model, tokenizer, pairs, tmp_path, architecture, **options)
     model = as_trained(trainer.model.eval(), 0.3)  # no dropout
-    base = model.get_base_model()
-    table, embed = base.get_submodule(f"{ATTRIBUTE}.modules_to_save.default"), base.get_input_embeddings()
 
-    def log_pi(pair, response, row):
-        ids = tokenizer.apply_chat_template(pair["prompt"], add_generation_prompt=True, return_dict=True)["input_ids"]
-        whole = tokenizer.apply_chat_template(pair["prompt"] + pair[response], return_dict=True)["input_ids"]
-        words = embed(torch.tensor(whole))
-        own = sum(table.own[row or 0, r] * table.basis[r] for r in range(len(table.basis)))
-        front = words[:0] if row is None else table.generic + (own if row else 0)
-        logits = base(inputs_embeds=torch.cat([front, words])[None]).logits[0, len(front) :]
-        return sum(logits[t - 1].log_softmax(-1)[whole[t]] for t in range(len(ids), len(whole)))
-
-    def log_odds(pair, row):
-        with model.disable_adapter():
-            reference = log_pi(pair, "chosen", None) - log_pi(pair, "rejected", None)
-        margin = log_pi(pair, "chosen", row) - log_pi(pair, "rejected", row) - reference
-        return torch.log(torch.sigmoid(0.1 * margin))
+    def loss(pair, row):
+        _, *both = tokenize_completions(tokenizer, pair["prompt"], pair["chosen"], pair["rejected"])
+        policy, reference = (
+            np.subtract(*[summed(model, tokenizer, pair["prompt"], response, **how) for response in both])
+            for how in ({"user": row}, {"adapter": False})
+        )
+        return np.log1p(np.exp(-0.1 * (policy - reference)))
 
     rows = trainer.user_index.rows(pairs["user_id"])
-    with torch.no_grad():
-        both = [alpha * log_odds(p, row) + (1 - alpha) * log_odds(p, 0) for p, row in zip(pairs, rows, strict=True)]
-    loss = trainer.compute_loss(model, trainer.data_collator(list(trainer.train_dataset)))
-    assert loss.item() == pytest.approx(-sum(both).item() / len(pairs), abs=1e-5)
+    wanted = [alpha * loss(pair, row) + (1 - alpha) * loss(pair, 0) for pair, row in zip(pairs, rows, strict=True)]
+    found = trainer.compute_loss(model, trainer.data_collator(list(trainer.train_dataset)))
+    assert found.item() == pytest.approx(np.mean(wanted), abs=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["cluster", "low_rank"])

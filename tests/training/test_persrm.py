@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 import prlhf_kit as kit
 from prlhf_kit.data.schema import record
-from prlhf_kit.decoding.implicit import ImplicitReward
+from prlhf_kit.decoding.guides import ImplicitReward
 from prlhf_kit.models.logprobs import score_pairs
 from prlhf_kit.models.preference_head import HEAD, attach_head
 from prlhf_kit.training.persrm import PersRMRecipe, load_persrm, train_persrm

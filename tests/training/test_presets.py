@@ -40,12 +40,16 @@ def test_settings_of_decoding_are_taken():
     assert {*preset("pad"), *preset("args")} <= known
 
 
-def test_a_recipe_file_names_one(tmp_path):
+def test_a_recipe_file_names_one(pairs, tmp_path):
+    pairs.save_to_disk(tmp_path / "pairs")
     file = tmp_path / "recipe.json"
     given = {"preset": "compo_dpo", "settings": {"max_length": 64}, "template": "", "sft": {"preset": "compo_sft"}}
-    file.write_text(json.dumps({**given, "model": "base", "out": "there"}))
-    found, model, pairs, out, _ = read_recipe(Recipe, file)
-    assert (model, pairs, out) == ("base", None, "there")
+    file.write_text(json.dumps({**given, "model": "base"}))
+    with pytest.raises(ValueError, match=r"recipe\.json lacks pairs, out, expected"):
+        read_recipe(Recipe, file)
+    file.write_text(json.dumps({**given, "model": "base", "pairs": str(tmp_path / "pairs"), "out": "there"}))
+    found, model, read, out, _ = read_recipe(Recipe, file)
+    assert (model, read[:], out) == ("base", pairs[:], "there")
     assert found.settings == preset("compo_dpo")["settings"] | {"max_length": 64}
     assert found.adapter == preset("compo_dpo")["adapter"]
     assert sft_of(found) == SFTRecipe(**preset("compo_sft", template=""))

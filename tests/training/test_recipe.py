@@ -20,10 +20,9 @@ from prlhf_kit.models.logprobs import add_reference_logps, require_lengths, scor
 from prlhf_kit.models.saving import reference_of
 from prlhf_kit.training.controls import LABELS, load_controls
 from prlhf_kit.training.launch import read_recipe
-from prlhf_kit.training.recipe import Recipe, build_trainer, require, train
+from prlhf_kit.training.recipe import Recipe, build_trainer, head_coefficients, require, train
 from prlhf_kit.training.reward_stages import RewardRecipe, build_reward_trainer
 from prlhf_kit.training.sft import SFTRecipe, build_sft_trainer, train_sft
-from prlhf_kit.training.user_start import head_coefficients
 from training.conftest import SETTINGS as QUICK
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -201,7 +200,7 @@ def test_users_start_where_a_head_puts_them(base, reference, tmp_path):
         ("method='ppo'", {}, {"method": "ppo"}),
         ("nothing would be trained", {}, {"train_base": "frozen", "method": "dpo"}),
         ("does not divide per_device_train_batch_size=4", {"pairs_per_row": 3, "per_device_train_batch_size": 4}, {}),
-        ("only user_model='low_rank' has", {}, {"user_start": "attributes"}),
+        ("is for user_model='low_rank' only", {}, {"user_start": "attributes"}),
         ("12 of 12 pairs have no user_text", {}, {"user_model_options": {"num_tokens": 3, "user_text": True}}),
         ("ld_alpha=0.5 weights them by token", {"ld_alpha": 0.5}, {}),
         ("12 of 12 pairs of the train set are longer than max_length=30", {"max_length": 30}, {}),
