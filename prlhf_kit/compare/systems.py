@@ -9,11 +9,10 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 import torch
-from datasets import Dataset, DatasetDict, load_from_disk
+from datasets import DatasetDict, load_from_disk
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from prlhf_kit.data.chat import prompt_text
 from prlhf_kit.data.schema import message
 from prlhf_kit.data.select import few_shot, unique_prompts
 from prlhf_kit.data.simulated import Population
@@ -22,17 +21,14 @@ from prlhf_kit.decoding.generate import Prompt
 from prlhf_kit.decoding.guided import GuidedDecoder
 from prlhf_kit.decoding.guides import PAD, Guide
 from prlhf_kit.decoding.implicit import ImplicitReward
-from prlhf_kit.evaluation import heads
 from prlhf_kit.evaluation.accuracy import TEXT, VANILLA
 from prlhf_kit.files import in_chunks, short_hash
 from prlhf_kit.models import embedded, hub
-from prlhf_kit.models.features import embed, feature_cache, load_embedder
 from prlhf_kit.models.saving import load_personalized
 from prlhf_kit.models.user_index import UserIndex
 from prlhf_kit.runs.stage import left_by
 from prlhf_kit.training.new_users import Adapted, adapt, add_users
 from prlhf_kit.training.persrm import load_persrm
-from prlhf_kit.training.questions import most_informative
 
 BASE, PERSONAL, STEERED, PERSRM = "base model", "P-DPO", "PAD", "PAD, PersRM"
 KNOWS = {
@@ -117,7 +113,6 @@ def of_run(
     k: int = 4,
     steps: int = 2,
     top_k: int = 10,
-    informative: bool = False,
     seed: int = 0,
 ) -> Offered:
     """Load what a run's stages 01 and 03 left (and the PersRM of 04b, if it is there), adapters all on one base in
@@ -179,8 +174,6 @@ def of_run(
     if not questions:
         pairs = data["test_seen" if "test_seen" in data else "train"]
         questions = unique_prompts(pairs, n_prompts, seed)
-        if informative:
-            questions = _tell_most(data["train"], pairs, n_prompts)
     fingerprints = {name: hub.weights_hash(one) for name, one in models.items()}
     return Offered([found[name] for name in names], [*people, ANYONE], questions, rewards, fingerprints, data)
 
@@ -199,16 +192,6 @@ def _seen(data: DatasetDict, index: UserIndex, wanted: Sequence[str]) -> list[Us
     place = pd.Series(known).groupby([str(groups.get(user)) for user in known]).cumcount()
     first = [known[i] for i in place.sort_values(kind="stable").index[:MANY]]
     return [User(user, user, words.get(user)) for user in dict.fromkeys(wanted or first)]
-
-
-def _tell_most(train: Dataset, pairs: Dataset, n: int) -> list[Prompt]:
-    """The prompts of the up to `n` pairs that would tell most about somebody new, under low-rank heads fitted to
-    `train`."""
-    sets = {"train": train, "pairs": pairs}
-    features = embed(sets, [load_embedder(embedded.SENTENCES)], feature_cache())
-    low_rank, difference = heads.fit("low_rank", train, features["train"]), features["pairs"].difference
-    chosen = most_informative(low_rank, None, difference, difference[:0], n)
-    return list({prompt_text(pairs[i]["prompt"]): pairs[i]["prompt"] for i in chosen}.values())
 
 
 def _new(

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from prlhf_kit.files import write_text
-from prlhf_kit.runs import engine, grid, plans
+from prlhf_kit.runs import engine, plans
 from prlhf_kit.runs.notebook import check_store
 from prlhf_kit.runs.parameters import RunError, defaults, find_notebook
 from prlhf_kit.runs.records import RUNS, existing, place_of, row, runs_in
@@ -161,7 +161,7 @@ def tell_edits(notebooks: Iterable[Path], given: Iterable[str]) -> None:
 
 def sweep(args: argparse.Namespace) -> int:
     """`prlhf sweep`: 0 if all runs completed, 74 if `--copy-to` then lacks some of them, else 1."""
-    rows, same = grid.combinations(args.notebooks, args.grid, args.list, args.seeds, grid.once(args.parameter))
+    rows, same = plans.combinations(args.notebooks, args.grid, args.list, args.seeds, plans.once(args.parameter))
     folder = folder_of(args.run, args).resolve()
     if any(path.is_file() for path in folder.glob(f"*/{RECORD}")):
         raise RunError(f"{folder} is a run, not a sweep. Choose another name with --run.")
@@ -238,7 +238,7 @@ def _execute(nodes: Sequence[plans.Node], folder: Path, args: argparse.Namespace
 
 def report(args: argparse.Namespace) -> int:
     """`prlhf report`."""
-    from prlhf_kit.runs.leaderboard import write_page
+    from prlhf_kit.runs.report import write_page
 
     print(f"report: {write_page(args.dirs, args.out)}")
     return 0

@@ -4,6 +4,7 @@ its parameters and ends with `stage.finish(metrics)`, which writes `run.json`; u
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -44,7 +45,7 @@ class StageError(RuntimeError):
 
 def read_record(stage_dir: Path) -> dict[str, Any] | None:
     """`run.json` of a stage. What is no record, one of a later schema than this version knows, or one that names files
-    outside its folder counts as none."""
+    outside its folder counts as none. Status `died`: it says `running`, but its process, on this machine, is gone."""
     try:
         record = json.loads((stage_dir / RECORD).read_text(encoding="utf-8"))
         kinds = REQUIRED | {name: kind for name, kind in OPTIONAL.items() if name in record}
@@ -53,6 +54,11 @@ def read_record(stage_dir: Path) -> dict[str, Any] | None:
         right &= all(isinstance(entry, dict) for entries in named for entry in entries.values())
         right &= all({"kind", "caption"} <= entry.keys() for entry in record["artifacts"].values())
         right &= not any(Path(name).is_absolute() or ".." in Path(name).parts for names in named for name in names)
+        if right and record["status"] == "running" and record.get("host") == platform.node():
+            with contextlib.suppress(PermissionError):  # another user's
+                os.kill(record["pid"], 0)
+    except (ProcessLookupError, OverflowError):
+        record["status"] = "died"
     except (OSError, ValueError, RecursionError, TypeError, AttributeError, LookupError):
         return None
     return record if right else None
@@ -76,18 +82,6 @@ def begun(stage: str, parameters: dict[str, Any], made_from: dict[str, dict[str,
     }
 
 
-def process_is_gone(record: Mapping[str, Any]) -> bool:
-    """Whether a record says `running`, but its process was killed; known on that process's machine only."""
-    if record["status"] == "running" and "pid" in record and record.get("host") == platform.node():
-        try:
-            os.kill(record["pid"], 0)
-        except (ProcessLookupError, OverflowError):
-            return True
-        except PermissionError:  # another user's
-            pass
-    return False
-
-
 def hash_now(path: Path, entry: Mapping[str, str]) -> str | None:
     """SHA-256 of a recorded artefact as it is now; taken from the record where sizes and times agree, or it is gone."""
     if not path.exists() or entry.get("state") == short_hash(file_states(path)):
@@ -108,14 +102,12 @@ def inputs(run_dir: Path, stages: Iterable[str]) -> dict[str, dict[str, str | No
     }
 
 
-def left_by(stage: str, run_dir: Path, name: str, record: Mapping[str, Any] | None = None) -> Path:
-    """Artefact `name` that a stage of a run left, by its `record`, which is read where it is not given. Raises
-    `StageError` where it isn't there, or not as it was left."""
+def left_by(stage: str, run_dir: Path, name: str) -> Path:
+    """Artefact `name` that a stage of a run left. Raises `StageError` where it isn't there, or not as it was left."""
     path, again = run_dir / stage / name, f"`prlhf run {stage} --run {run_dir.name}`"
     if not path.exists():
         raise StageError(f"{path} is missing, written by notebook {stage}: {again}, or set run_dir to another run.")
-    record = record if record is not None else read_record(run_dir / stage) or {}
-    entry = record.get("artifacts", {}).get(name)
+    entry = (read_record(run_dir / stage) or {}).get("artifacts", {}).get(name)
     if entry and hash_now(path, entry) != entry.get("sha256"):
         raise StageError(f"{path} was changed since notebook {stage} left it. Put it back, or make it again: {again}.")
     return path
@@ -169,8 +161,8 @@ class Stage:
         Raises:
             StageError: it isn't there, or not as that stage left it.
         """
-        record = read_record(self.run_dir / stage) or {}
-        path, known = left_by(stage, self.run_dir, name, record), record.get("provenance", {})
+        path = left_by(stage, self.run_dir, name)
+        known = (read_record(self.run_dir / stage) or {}).get("provenance", {})
         self.provenance |= {name: known[name]} if name in known else {}
         return path
 
@@ -247,7 +239,7 @@ class Stage:
         for name, entry in self.artifacts.items():
             path = self.dir / name
             if not path.exists():
-                raise StageError(f"artefact {path} was announced but not written.")
+                raise StageError(f"artefact {path} was announced but not written. Write it before stage.finish.")
             entry |= {"sha256": sha256(path), "state": short_hash(file_states(path))}
         for path in list(self.dir.rglob("*-checkpoints/checkpoint-*")):  # a tracker's log beside them stays
             shutil.rmtree(path)

@@ -82,13 +82,6 @@ def test_what_can_not_be_offered_is_said(run, tmp_path):
     assert len(some.users) == 5
 
 
-def test_prompts_that_tell_most_come_first(run, monkeypatch):
-    monkeypatch.setattr(systems.heads, "fit", lambda *_: None)
-    monkeypatch.setattr(systems, "most_informative", lambda *_: [7, 2])
-    offered = systems.of_run(*run, systems=["base model"], informative=True, n_prompts=2, k=0)
-    assert offered.prompts == [offered.data["test_seen"][i]["prompt"] for i in (7, 2)]
-
-
 def test_models_all_of_whose_weights_were_trained(run, tmp_path):
     folder, base = run
     shutil.copytree(folder / "01_data_preparation", tmp_path / "01_data_preparation")
