@@ -154,7 +154,9 @@ def _run(todo: Sequence[Node], work: Path, profile: str, workers: int | None, co
             end(child, PATIENCE)
             raise
         finally:
-            blocks = re.findall(r"\n    message: (.*)\n(?:    .*\n)*?    output: (\S+)\.done", log.read_text())
+            blocks = re.findall(
+                r"\n    message: (.*)\n(?:    .*\n)*?    output: (\S+)\.done", log.read_text(errors="replace")
+            )
             reasons = {name: reason for reason, name in blocks if reason != "None"}
             for node in waiting.values():
                 missing = [other.stage for other in todo if other.name in node.after and other.status not in DONE]

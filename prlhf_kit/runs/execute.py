@@ -70,7 +70,7 @@ def execute(notebook: Path, out: Path, parameters: dict[str, Any]) -> tuple[int,
                 raise
             finally:
                 bar.close()
-        return code, log.read_text()[-4000:]
+        return code, log.read_text(errors="replace")[-4000:]  # compiled code writes any bytes
 
 
 def _progress(executed: Path) -> str:

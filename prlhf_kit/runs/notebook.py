@@ -8,7 +8,7 @@ import functools
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,8 +28,7 @@ def _key(notebook: Path, parameters: dict[str, Any], made_from: dict[str, dict[s
     """Hash of all that decides a stage's result: code, parameters (with the local files and folders that they name),
     versions, and the artefacts of earlier stages."""
     cells = [(cell["cell_type"], cell["source"]) for cell in read(notebook)["cells"]]
-    files = [state for text in _texts(parameters) for state in _state(notebook.parent, text)]
-    return short_hash(cells, parameters, made_from, files, _installed())
+    return short_hash(cells, parameters, made_from, _states(notebook.parent, parameters), _installed())
 
 
 @functools.cache
@@ -40,24 +39,18 @@ def _installed() -> str:
     return short_hash(versions(), [(str(path.relative_to(package)), sha256(path)) for path in sources])
 
 
-def _texts(value: Any) -> Iterator[str]:
-    """Every text in a parameter's value, however deep in lists and dicts."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, (list, dict)):
-        for each in value.values() if isinstance(value, dict) else value:
-            yield from _texts(each)
-
-
-def _state(here: Path, text: str) -> list[tuple[str, int, int]]:
-    """Name, bytes and time of the last change of the files that `text` names, seen from the notebook's folder `here`;
-    not their hashes, since a model may have many gigabytes. A folder around `here` or home ("." or "/") names none."""
-    with contextlib.suppress(OSError, ValueError):  # a text that can't be a path: too long, or with a null character
-        path = here / text
-        around = path.resolve()
-        if here.is_relative_to(around) or Path(os.path.expanduser("~")).is_relative_to(around):
-            return []
-        return file_states(path)
+def _states(here: Path, value: Any) -> list[tuple[str, int, int]]:
+    """Name, bytes and time of the last change of the files that texts in `value`, however deep, name, seen from the
+    notebook's folder `here`; not their hashes, since a model may have many gigabytes. A folder around `here` or home
+    ("." or "/") names none."""
+    if isinstance(value, (list, dict)):
+        inner = value.values() if isinstance(value, dict) else value
+        return [state for each in inner for state in _states(here, each)]
+    # what can't be a path: a number, too long a text, one with a null character
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        around = (here / value).resolve()
+        if not (here.is_relative_to(around) or Path(os.path.expanduser("~")).is_relative_to(around)):
+            return file_states(here / value)
     return []
 
 

@@ -59,7 +59,7 @@ def read_yaml(path: Path) -> Any:
     try:
         return yaml.safe_load(path.read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise RunError(f"{path} can't be read: {error}") from error
+        raise RunError(f"{path} can't be read: {error}. Expected a file of YAML.") from error
 
 
 def split(text: str, default: Any) -> list[Any]:
@@ -174,7 +174,8 @@ def _above(notebooks: Mapping[str, Path]) -> dict[str, list[str]]:
     try:
         return {stem: above[stem] for stem in graphlib.TopologicalSorter(above).static_order()}
     except graphlib.CycleError as error:
-        raise RunError(f"stages need each other in a circle: {' <- '.join(error.args[1])}.") from None
+        circle = " <- ".join(error.args[1])
+        raise RunError(f"stages need each other in a circle: {circle}. Mend it in a notebook's metadata.") from None
 
 
 def look(nodes: Sequence[Node]) -> list[Node]:
@@ -202,7 +203,9 @@ def plan_sweep(
     its run's, it lies in the run's folder; else it is the same in several runs, and lies in `.shared`."""
     paths = {path.stem: path for path in notebooks}
     if len(paths) < len(notebooks):
-        raise RunError(f"two notebooks have the same name, but a run has one folder for each: {', '.join(paths)}.")
+        raise RunError(
+            f"two notebooks have the same name, but a run has a folder for each: {', '.join(paths)}. Rename one."
+        )
     taken: dict[str, Path] = {}
     for path in paths.values():
         for stage in set(earlier(path)) - paths.keys():
@@ -255,7 +258,7 @@ def read_pipeline(file: Path, run_dir: Path, given: Sequence[tuple[str, str]] = 
             raise RunError(f"stage {number} of {file} is {entry!r}, expected notebook, and perhaps parameters.")
         path = file.parent / str(entry["notebook"])
         if path.stem in paths:
-            raise RunError(f"{file} names the stage {path.stem} twice, but a run has one folder for each.")
+            raise RunError(f"{file} names the stage {path.stem} twice, but a run has a folder for each. Leave one out.")
         paths[path.stem], own[path.stem] = path, entry.get("parameters") or {}
         if not isinstance(own[path.stem], dict):
             raise RunError(f"{path.stem} of {file}: expected parameters as a mapping, found {own[path.stem]!r}.")

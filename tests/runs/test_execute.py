@@ -16,7 +16,7 @@ from prlhf_kit.runs.stage import read_record
 @pytest.mark.parametrize(
     ("cell", "message"),
     [
-        ("raise ValueError('too cold')", r"cell \d raised ValueError: too cold"),
+        ("import os; os.write(2, b'\\xff'); raise ValueError('too cold')", r"cell \d raised ValueError: too cold"),
         ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", r"cell 3 did not end.*kernel died[^$]*SIGKILL"),
         (None, r"without its closing cell `stage.finish"),
         ("stage.finish({'x': float('nan')})", "metric 'x' is nan"),
