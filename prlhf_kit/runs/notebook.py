@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import os
 import time
 from collections.abc import Mapping
@@ -19,7 +18,7 @@ from filelock import FileLock, Timeout
 from prlhf_kit.files import file_states, now, sha256, short_hash, versions, write_json, write_text
 from prlhf_kit.runs.execute import error_of, execute
 from prlhf_kit.runs.parameters import RunError, earlier, read, resolve
-from prlhf_kit.runs.stage import NOTEBOOK, PAGE, RECORD, RESULT, begun, hash_now, inputs, read_record, set_aside
+from prlhf_kit.runs.stage import NOTEBOOK, PAGE, RECORD, begun, hash_now, inputs, read_record, set_aside
 
 NO_PORT = "Kernel died before replying to kernel_info"
 
@@ -128,7 +127,7 @@ def _run(plan: Plan, force: bool) -> dict[str, Any]:
     if stage_dir.exists() and (force or not plan.same):
         set_aside(stage_dir)
     stage_dir.mkdir(parents=True, exist_ok=True)
-    for name in (RESULT, NOTEBOOK, PAGE):  # of an earlier attempt
+    for name in (NOTEBOOK, PAGE):  # of an earlier attempt
         (stage_dir / name).unlink(missing_ok=True)
     record = begun(notebook.stem, plan.parameters, plan.inputs) | {"key": plan.key}
     write_json(stage_dir / RECORD, record)
@@ -136,18 +135,17 @@ def _run(plan: Plan, force: bool) -> dict[str, Any]:
     interrupted = False
     try:
         code, log = execute(notebook, stage_dir / NOTEBOOK, plan.parameters)
-        if code and not (stage_dir / RESULT).exists() and NO_PORT in log:  # two runs' kernels took the same port
+        if code and NO_PORT in log:  # two runs' kernels took the same port
             code, log = execute(notebook, stage_dir / NOTEBOOK, plan.parameters)
     except KeyboardInterrupt:
         interrupted, code, log = True, 130, ""
-    result: dict[str, Any] = {}  # none, where the notebook did not come to its closing cell
-    with contextlib.suppress(OSError, ValueError):
-        result = json.loads((stage_dir / RESULT).read_text())
-    record |= result | {"inputs": plan.inputs, "ended": now(), "seconds": round(time.monotonic() - start, 1)}
+    record |= read_record(stage_dir) or {}
+    finished = record["status"] == "completed"  # the notebook came to its closing cell
+    record |= {"inputs": plan.inputs, "ended": now(), "seconds": round(time.monotonic() - start, 1)}
     if interrupted:
         record |= {"status": "interrupted", "error": "stopped by the user; run again to resume"}
     else:
-        error = error_of(stage_dir / NOTEBOOK, code, log, bool(result))
+        error = error_of(stage_dir / NOTEBOOK, code, log, finished)
         record |= {"status": "failed", "error": error} if error else {"status": "completed"}
     import nbformat
 
@@ -156,7 +154,6 @@ def _run(plan: Plan, force: bool) -> dict[str, Any]:
     with contextlib.suppress(OSError, nbformat.reader.NotJSONError, nbformat.ValidationError):
         write_text(stage_dir / PAGE, notebook_page(nbformat.read(stage_dir / NOTEBOOK, 4), stage_dir.name))
     write_json(stage_dir / RECORD, record)
-    (stage_dir / RESULT).unlink(missing_ok=True)
     if interrupted:
         raise KeyboardInterrupt
     return record

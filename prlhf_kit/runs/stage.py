@@ -1,6 +1,5 @@
 """What a notebook leaves behind: its artefacts, and a record of everything that made them. It calls `begin` right after
-its parameters and ends with `stage.finish(metrics)`, which writes `run.json`; under the runner `result.json`, which
-`notebook.py` takes over into `run.json`."""
+its parameters and ends with `stage.finish(metrics)`, which writes `run.json`; the runner, `notebook.py`, adds to it."""
 
 from __future__ import annotations
 
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NOTEBOOK, PAGE = "notebook.ipynb", "notebook.html"  # as it was executed, and as a page
-RESULT = "result.json"
 RECORD = "run.json"
 SCHEMA = 1  # version of `run.json`; docs/runs.md has its fields and says when it changes
 PREVIOUS = ".previous"
@@ -153,7 +151,6 @@ class Stage:
                     set_aside(self.dir)
             write_json(self.dir / RECORD, self.record)
         self.dir.mkdir(exist_ok=True)
-        (self.dir / RESULT).unlink(missing_ok=True)
 
     def input(self, stage: str, name: str) -> Path:
         """Artefact `name` that an earlier stage of the same run left; what that stage said of it (`uses`) is recorded.
@@ -244,7 +241,9 @@ class Stage:
         for path in list(self.dir.rglob("*-checkpoints/checkpoint-*")):  # a tracker's log beside them stays
             shutil.rmtree(path)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-        record = self.record | {
+        record = {  # under the runner with its key
+            **(read_record(self.dir) or {}),
+            **self.record,
             "status": "completed",
             "metrics": flat,
             "artifacts": self.artifacts,
@@ -254,7 +253,7 @@ class Stage:
             "ended": now(),
             "peak_memory_bytes": peak,
         }
-        write_json(self.dir / (RESULT if os.environ.get(UNDER_RUNNER) else RECORD), record)
+        write_json(self.dir / RECORD, record)
         self._lock.release(force=True)
 
 
