@@ -47,7 +47,7 @@ def execute(notebook: Path, out: Path, parameters: dict[str, Any]) -> tuple[int,
         with log.open("w") as sink:
             child = subprocess.Popen(
                 [sys.executable, "-P", "-c", EXECUTE, str(arguments)],
-                env=os.environ | {UNDER_RUNNER: "1"},
+                env=os.environ | {UNDER_RUNNER: str(out.parent)},
                 stdout=sink,
                 stderr=sink,
                 start_new_session=True,
@@ -135,7 +135,8 @@ def error_of(executed: Path, code: int, log: str, finished: bool) -> str | None:
         said = f"{place}, exit code {code}: the kernel died (killed, out of memory, a fault in compiled code?)"
     else:
         said = (
-            f"cell {number} was the last, without its closing cell `stage.finish(...)`: sys.exit(), or a dead kernel?"
+            f"cell {number} was the last, without its closing cell `stage.finish(...)`: sys.exit(), a dead kernel, or "
+            "another notebook's name in `begin`?"
         )
     return "\n".join([said, *([last["source"], "---"] if last else []), log])
 

@@ -140,8 +140,8 @@ def _run(plan: Plan, force: bool) -> dict[str, Any]:
     except KeyboardInterrupt:
         interrupted, code, log = True, 130, ""
     record |= read_record(stage_dir) or {}
-    finished = record["status"] == "completed"  # the notebook came to its closing cell
-    record |= {"inputs": plan.inputs, "ended": now(), "seconds": round(time.monotonic() - start, 1)}
+    finished = "ended" in record  # the notebook came to its closing cell
+    record |= {"ended": now(), "seconds": round(time.monotonic() - start, 1)}
     if interrupted:
         record |= {"status": "interrupted", "error": "stopped by the user; run again to resume"}
     else:

@@ -34,7 +34,7 @@ REQUIRED |= dict.fromkeys(("parameters", "metrics", "artifacts", "versions", "gi
 OPTIONAL: dict[str, Any] = {"inputs": dict, "provenance": dict, "notes": list, "error": str, "pid": int, "host": str}
 OPTIONAL |= {"seconds": (int, float), "peak_memory_bytes": (int, float)}
 PATIENCE = 30  # seconds to wait for another kernel that works in the same folder
-UNDER_RUNNER = "PRLHF_KIT_RUNNER"  # set by runs/notebook.py for the kernels that it starts
+UNDER_RUNNER = "PRLHF_KIT_RUNNER"  # the folder of the stage that a kernel of the runner works for
 
 
 class StageError(RuntimeError):
@@ -141,9 +141,11 @@ class Stage:
             self._lock.acquire(timeout=PATIENCE)
         except Timeout:
             raise StageError(f"another process is working in {self.dir}. Wait, or choose another run.") from None
-        earlier = [p.name for p in self.run_dir.iterdir() if p.is_dir() and p.name[0] != "." and p.name < name]
-        self.record = begun(name, parameters, inputs(self.run_dir, earlier))
-        if not os.environ.get(UNDER_RUNNER):  # in JupyterLab
+        if os.environ.get(UNDER_RUNNER) == str(self.dir):
+            self.record = read_record(self.dir) or {}
+        else:  # in JupyterLab
+            earlier = [p.name for p in self.run_dir.iterdir() if p.is_dir() and p.name[0] != "." and p.name < name]
+            self.record = begun(name, parameters, inputs(self.run_dir, earlier))
             if (old := read_record(self.dir)) is not None:  # training resumes in a folder that was made from the same
                 made_from, given = old.get("inputs", {}), json.loads(json.dumps(parameters))
                 same = old["parameters"] | {"run_dir": None} == given | {"run_dir": None}
@@ -241,10 +243,8 @@ class Stage:
         for path in list(self.dir.rglob("*-checkpoints/checkpoint-*")):  # a tracker's log beside them stays
             shutil.rmtree(path)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-        record = {  # under the runner with its key
-            **(read_record(self.dir) or {}),
-            **self.record,
-            "status": "completed",
+        record = self.record | {
+            "status": "running" if "key" in self.record else "completed",  # the runner says how its notebook ended
             "metrics": flat,
             "artifacts": self.artifacts,
             "provenance": self.provenance,
