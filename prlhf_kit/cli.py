@@ -63,8 +63,9 @@ class Parser(argparse.ArgumentParser):
 
         def add(name: str, action: str, description: str, examples: str) -> Parser:
             line = description.split(". ")[0].removesuffix(".")
-            texts = {"help": line[0].lower() + line[1:], "description": description}
-            p: Parser = group.add_parser(name, **texts, epilog=f"examples:\n{textwrap.indent(examples, '  ')}")
+            line = line[0].lower() + line[1:]
+            epilog = f"examples:\n{textwrap.indent(examples, '  ')}"
+            p: Parser = group.add_parser(name, help=line, description=description, epilog=epilog)
             module, _, function = action.rpartition(".")
             p.set_defaults(action=lambda args: getattr(importlib.import_module(f"prlhf_kit.{module}"), function)(args))
             return p

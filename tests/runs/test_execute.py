@@ -31,6 +31,13 @@ def test_what_papermill_would_call_a_success(tmp_path, cell, message):
     assert read_record(tmp_path / "run" / "nb")["status"] == "failed"
 
 
+def test_a_notebook_that_begins_as_another_is_told_so(tmp_path):
+    renamed = write_notebook(tmp_path, "nb").rename(tmp_path / "mine.ipynb")
+    record = runner.run_notebook(renamed, tmp_path / "run")
+    assert (record["status"], read_record(tmp_path / "run" / "nb")["status"]) == ("failed", "completed")
+    assert "another notebook's name in `begin`?" in record["error"]
+
+
 def test_off_a_terminal_a_line_now_and_then_says_what_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(execution, "REPORT_EVERY", 0.5)
     bar = "<progress></progress> [40/80 00:10 < 00:12, 3.1 it/s]<table><td>38</td> <td>0.50</td><td>7</td></table>"
