@@ -217,7 +217,9 @@ def plan_sweep(
                 ways = "Name its notebook as well, or start from a finished run that has it: --from RUN"
                 raise RunError(f"{path.name} needs the stage {stage}, which {lacks}. {ways}.")
     if source and not taken:
-        raise RunError(f"--from {source}: no notebook needs a stage of it, as its metadata says (docs/runs.md).")
+        raise RunError(
+            f"--from {source}: no notebook needs a stage of it, as its metadata says (docs/runs.md). Leave it out."
+        )
     above = _above(paths)
     known = {stem: defaults(path) for stem, path in paths.items()}
     deciding: dict[str, set[str]] = {}  # stage -> parameters
@@ -266,7 +268,7 @@ def read_pipeline(file: Path, run_dir: Path, given: Sequence[tuple[str, str]] = 
     everywhere = checked(once(given), known)
     for stem, path in paths.items():
         if unknown := [need for need in earlier(path, "needs") if need not in paths]:
-            raise RunError(f"{file}: {stem} needs {unknown[0]!r}, which is no stage of it. It has: {', '.join(paths)}.")
+            raise RunError(f"{file}: {stem} needs {unknown[0]!r}, which it has not. Add it to {', '.join(paths)}.")
     nodes = []
     for stem, above in _above(paths).items():
         path, after = paths[stem], [f"{stage}/{run_dir.name}" for stage in above]

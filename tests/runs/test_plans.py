@@ -154,7 +154,7 @@ def test_a_pipelines_stages_come_after_what_they_need_with_their_parameters(tmp_
     ("stages", "message"),
     [
         ([{"notebook": "d.ipynb"}, {"notebook": "e.ipynb"}], "circle: (d <- e|e <- d)"),
-        ([{"notebook": "f.ipynb"}], "f needs 'x', which is no stage of it. It has: f"),
+        ([{"notebook": "f.ipynb"}], "f needs 'x', which it has not. Add it to f"),
         ([{"notebook": "a.ipynb", "parameters": {"raet": 1}}], "no parameter 'raet'"),
         ([{"notebook": "a.ipynb", "parameters": {"limit": {1: 2}}}], "'limit' can't be {1: 2}"),
         ([{"notebook": "a.ipynb", "parameters": [1]}], "parameters as a mapping"),
