@@ -55,9 +55,22 @@ class Parser(argparse.ArgumentParser):
         # SUPPRESS: else a sub-parser's default would undo what was given before its name
         self.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show an error's traceback")
 
-    def add_subparsers(self, **options: Any) -> Any:
+    def commands(self) -> Callable[[str, str, str, str], Parser]:
+        """`add(name, action, description, examples)`, which adds a command. The line for it in this parser's help is
+        the description's first sentence. `action`: "module.function", imported when it is called."""
         self.set_defaults(action=lambda _: self.print_help())
-        return super().add_subparsers(**options | {"required": False})
+        group = self.add_subparsers(metavar="COMMAND")
+
+        def add(name: str, action: str, description: str, examples: str) -> Parser:
+            line = description.split(". ")[0].removesuffix(".")
+            line = line[0].lower() + line[1:]
+            epilog = f"examples:\n{textwrap.indent(examples, '  ')}"
+            p: Parser = group.add_parser(name, help=line, description=description, epilog=epilog)
+            module, _, function = action.rpartition(".")
+            p.set_defaults(action=lambda args: getattr(importlib.import_module(f"prlhf_kit.{module}"), function)(args))
+            return p
+
+        return add
 
     def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
         sys.stdout.flush()  # see `main`
@@ -65,11 +78,6 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(EXIT_USAGE, f"{self.prog}: {message}. `{self.prog} --help` shows options and examples.\n")
-
-
-def _later(module: str, function: str) -> Callable[[argparse.Namespace], int]:
-    """`function` of `module`, imported when it is called."""
-    return lambda args: getattr(importlib.import_module(f"prlhf_kit.{module}"), function)(args)
 
 
 def parsers(top: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
@@ -95,98 +103,88 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"prlhf_kit {importlib.metadata.version('prlhf_kit')}")
     if shtab is not None:
         shtab.add_argument_to(top, help="print a script that completes commands, options and paths in this shell")
-    commands = top.add_subparsers(metavar="COMMAND")
+    add = top.commands()
 
-    p = commands.add_parser(
+    p = add(
         "run",
-        help="execute notebooks through papermill",
-        description="Execute notebooks in turn. Completed stages that nothing changed are skipped, killed ones resume.",
-        epilog="examples:\n"
-        "  prlhf run 01 03 --run mine\n"
-        "  prlhf run notebooks/03_pdpo_training.ipynb --run mine -p alpha 0.7 -p seed 1\n"
-        "  prlhf run 03 --help-notebook",
+        "commands.run",
+        "Execute notebooks through papermill. Completed stages that nothing changed are skipped, killed ones resume.",
+        "prlhf run 01 03 --run mine\n"
+        "prlhf run notebooks/03_pdpo_training.ipynb --run mine -p alpha 0.7 -p seed 1\n"
+        "prlhf run 03 --help-notebook",
     )
     p.add_argument("notebooks", nargs="+", type=find_notebook, metavar="NOTEBOOK", help=run_commands.NOTEBOOK_HELP)
     run_commands.add_run(p, "run")
     p.add_argument("-f", "--file", type=Path, metavar="FILE", help="YAML file of parameters; -p counts over it")
     p.add_argument("--help-notebook", action="store_true", help="list the notebooks' parameters and stop")
     p.add_argument("--force", action="store_true", help="run again, from the start, even if nothing changed")
-    p.set_defaults(action=_later("commands", "run"))
 
-    p = commands.add_parser(
+    p = add(
         "train",
-        help="train P-DPO or a control from a YAML file, without notebooks",
-        description="Train from a YAML file, with options over it, as TRL's own commands do. In several processes: "
-        "accelerate launch -m prlhf_kit.cli train CONFIG. Every option: prlhf train CONFIG --help.",
-        epilog="examples:\n"
-        "  prlhf train configs/pdpo.yaml --alpha 0.3 --output_dir models/alpha3\n"
-        "  prlhf train configs/pdpo.yaml --method dpo --output_dir models/dpo",
+        "training.command.command",
+        "Train P-DPO or a control from a YAML file, without notebooks. Options count over the file, as in TRL's own "
+        "commands. In several processes: accelerate launch -m prlhf_kit.cli train CONFIG. Every option: prlhf train "
+        "CONFIG --help.",
+        "prlhf train configs/pdpo.yaml --alpha 0.3 --output_dir models/alpha3\n"
+        "prlhf train configs/pdpo.yaml --method dpo --output_dir models/dpo",
     )
     p.add_argument("config", type=Path, metavar="CONFIG", help="a YAML file, see configs/pdpo.yaml")
     p.add_argument("options", nargs=argparse.REMAINDER, metavar="--NAME VALUE", help="set in place of the file's")
-    p.set_defaults(action=_later("training.command", "command"))
 
-    p = commands.add_parser(
+    p = add(
         "figures",
-        help="re-make a run's figures from its tables",
-        description="Draw all figures of a run again from its tables, as PNG and SVG. Needs no model.",
-        epilog="examples:\n  prlhf figures demo\n  prlhf figures papermill_runs/demo --out figures",
+        "commands.figures",
+        "Re-make a run's figures from its tables, as PNG and SVG. Needs no model.",
+        "prlhf figures demo\nprlhf figures papermill_runs/demo --out figures",
     )
     p.add_argument("run", type=Path, metavar="RUN", help="a run's folder, or its name in papermill_runs")
     p.add_argument("--out", type=Path, metavar="DIR", help="where to (default: figures, in the run's folder)")
-    p.set_defaults(action=_later("commands", "figures"))
 
-    p = commands.add_parser(
+    p = add(
         "bench",
-        help="reward accuracy of every method on several datasets, as one table",
-        description="Rank the held-out pairs of several datasets by every method, for seen and new users. What is "
-        "done is not computed again. DIR is a run: prlhf report and prlhf figures read it.",
-        epilog="examples:\n"
-        "  prlhf bench configs/bench.yaml --out bench --methods length,pooled,per_user\n"
-        "  prlhf bench mine.yaml --out bench --outside mine=scores.json --outside theirs=my_module:reward",
+        "commands.bench",
+        "Reward accuracy of every method on several datasets, as one table. Held-out pairs are ranked for seen and new "
+        "users. What is done is not computed again. DIR is a run: prlhf report and prlhf figures read it.",
+        "prlhf bench configs/bench.yaml --out bench --methods length,pooled,per_user\n"
+        "prlhf bench mine.yaml --out bench --outside mine=scores.json --outside theirs=my_module:reward",
     )
     p.add_argument("config", type=Path, metavar="CONFIG", help="a YAML file, see configs/bench.yaml")
     p.add_argument("--out", type=Path, required=True, metavar="DIR", help="where tables, figure and page go")
     p.add_argument("--methods", default="", metavar="NAME,...", help="in place of the file's")
     p.add_argument("--outside", action="append", default=[], metavar="NAME=SCORES", help="JSON file or MODULE:FUNCTION")
-    p.set_defaults(action=_later("commands", "bench"))
 
-    p = commands.add_parser(
+    p = add(
         "bundle",
-        help="pack the kit for a GPU node without a network",
-        description="Pack wheels, notebooks, models and data for a node without a network (docs/scale.md).",
-        epilog="examples:\n"
-        "  prlhf bundle --out build/bundle\n"
-        "  prlhf bundle --out build/bundle --python 3.12 --has node_packages.txt --data data/prism",
+        "runs.bundle.command",
+        "Pack wheels, notebooks, models and data for a GPU node without a network (docs/scale.md).",
+        "prlhf bundle --out build/bundle\n"
+        "prlhf bundle --out build/bundle --python 3.12 --has node_packages.txt --data data/prism",
     )
     p.add_argument("--out", type=Path, required=True, metavar="DIR", help="new folder for the parts")
     p.add_argument("--part-size", type=run_commands.count, default=60, metavar="MB", help="of a part (default: 60)")
     p.add_argument("--python", default="", metavar="VERSION", help="the node's Python (default: this one's)")
     p.add_argument("--has", type=Path, metavar="FILE", help="the node's `pip list`: what it has is left out")
     p.add_argument("--data", type=Path, nargs="+", default=[], metavar="DIR", help="folders of `prlhf data prepare`")
-    p.set_defaults(action=_later("runs.bundle", "command"))
 
-    p = commands.add_parser(
+    p = add(
         "notebooks",
-        help="copy the kit's notebooks, to read and to change them",
-        description="Copy the kit's notebooks and configurations into DIR/notebooks and DIR/configs. In DIR, "
-        "`prlhf run 03` takes the copy then, elsewhere the kit's own.",
-        epilog="examples:\n  prlhf notebooks\n  prlhf notebooks my_study",
+        "commands.copy_notebooks",
+        "Copy the kit's notebooks and configurations into DIR/notebooks and DIR/configs. In DIR, `prlhf run 03` takes "
+        "the copy then, elsewhere the kit's own.",
+        "prlhf notebooks\nprlhf notebooks my_study",
     )
     p.add_argument("dir", nargs="?", type=Path, default=Path(), metavar="DIR", help="where to (default: here)")
-    p.set_defaults(action=_later("commands", "copy_notebooks"))
 
-    p = commands.add_parser(
+    p = add(
         "presets",
-        help="the papers' settings",
-        description="List the presets of the papers' settings, or print one with the source of each value.",
-        epilog="examples:\n  prlhf presets\n  prlhf presets prlhf_tldr",
+        "training.presets.command",
+        "List the presets of the papers' settings, or print one with the source of each value.",
+        "prlhf presets\nprlhf presets prlhf_tldr",
     )
     p.add_argument("name", nargs="?", metavar="NAME", help="the one to print")
-    p.set_defaults(action=_later("training.presets", "command"))
-    _data_parser(commands)
-    app.add_parser(commands)
-    run_commands.add_parsers(commands)
+    _add_data(add)
+    app.add_parser(add)
+    run_commands.add_parsers(add)
     for each in parsers(top) if shtab is not None else ():
         for action in each._actions:
             if action.type in (Path, find_notebook):
@@ -194,35 +192,32 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def _data_parser(top) -> None:
-    data = top.add_parser(
+def _add_data(add: Callable[..., Any]) -> None:
+    data = add(
         "data",
-        help="list, check and prepare datasets",
-        description="List, check and prepare datasets of preferences: the field's, or your own (docs/datasets.md).",
-        epilog="examples:\n  prlhf data list\n  prlhf data check files --path my.csv",
-    )
-    commands = data.add_subparsers(metavar="COMMAND")
-    p = commands.add_parser(
+        "",
+        "List, check and prepare datasets of preferences: the field's, or your own (docs/datasets.md).",
+        "prlhf data list\nprlhf data check files --path my.csv",
+    ).commands()
+    p = data(
         "list",
-        help="every dataset, where it comes from, its options",
-        description="Name every dataset of the kit with its source and the options that -o sets.",
-        epilog="examples:\n  prlhf data list\n  prlhf data list --markdown",
+        "commands.list_datasets",
+        "Name every dataset of the kit, where it comes from, and the options that -o sets.",
+        "prlhf data list\nprlhf data list --markdown",
     )
     p.add_argument("--markdown", action="store_true", help="the table of the docs")
-    p.set_defaults(action=_later("commands", "list_datasets"))
     for name, text, out in (
-        ("prepare", "load, check and write a dataset as parquet, with a data card", " --out data/mine"),
-        ("check", "load and check a dataset, and compare its counts with the papers'", ""),
-        ("export", "load, check and write a dataset in DSP's text-score format, a file a split", " --out data/mine"),
+        ("prepare", "Load, check and write a dataset as parquet, with a data card", " --out data/mine"),
+        ("check", "Load and check a dataset, and compare its counts with the papers'", ""),
+        ("export", "Load, check and write a dataset in DSP's text-score format, a file a split", " --out data/mine"),
     ):
-        p = commands.add_parser(
+        p = data(
             name,
-            help=text,
-            description=f"{text.capitalize()}. A check that refuses stops before anything is written.",
-            epilog="examples:\n"
-            f"  prlhf data {name} tldr --path summarize_from_feedback -o mode synthetic -o top 40{out}\n"
-            f'  prlhf data {name} files --path my.csv -o columns \'{{"user_id": "worker"}}\'{out}\n'
-            f"  prlhf data {name} prism --max-tokens 512 --rule 'user with too few pairs' drop{out}",
+            f"commands.{name}_dataset",
+            f"{text}. A check that refuses stops before anything is written.",
+            f"prlhf data {name} tldr --path summarize_from_feedback -o mode synthetic -o top 40{out}\n"
+            f'prlhf data {name} files --path my.csv -o columns \'{{"user_id": "worker"}}\'{out}\n'
+            f"prlhf data {name} prism --max-tokens 512 --rule 'user with too few pairs' drop{out}",
         )
         p.add_argument("name", metavar="DATASET", help="one of `prlhf data list`")
         p.add_argument("--path", type=Path, help="local file or folder in the dataset's own schema (default: the hub)")
@@ -238,7 +233,6 @@ def _data_parser(top) -> None:
             p.add_argument("--force", action="store_true", help="replace the folder")
         if name == "export":
             p.add_argument("--lists", action="store_true", help="a row a prompt, with all its responses")
-        p.set_defaults(action=_later("commands", f"{name}_dataset"))
 
 
 def main(argv: list[str] | None = None) -> int:

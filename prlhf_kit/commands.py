@@ -9,8 +9,8 @@ import shutil
 import sys
 
 from prlhf_kit.runs.commands import folder_of, tell_edits
-from prlhf_kit.runs.grid import checked, once
 from prlhf_kit.runs.parameters import PACKAGE, RunError, defaults, earlier, parameters_cell, typed
+from prlhf_kit.runs.plans import checked, once
 from prlhf_kit.runs.records import existing, records_of
 from prlhf_kit.runs.stage import RECORD, read_record
 

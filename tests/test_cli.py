@@ -18,7 +18,7 @@ from runs.conftest import RECORD
 import prlhf_kit
 from prlhf_kit import cli
 from prlhf_kit.files import versions, write_json
-from prlhf_kit.runs import leaderboard
+from prlhf_kit.runs import report
 from prlhf_kit.runs.parameters import defaults
 
 ROOT = Path(__file__).parent.parent
@@ -81,7 +81,7 @@ def test_without_a_command_help_is_shown_and_options_that_do_nothing_else(capsys
             cli.main(words)
         assert end.value.code == 0
         assert said in capsys.readouterr().out
-    assert leaderboard.NAME in PARSERS["prlhf report"].format_help()
+    assert report.LEADERBOARD in PARSERS["prlhf report"].format_help()
 
 
 def test_help_imports_nothing_that_takes_long():
@@ -116,7 +116,7 @@ def fails_with(error, monkeypatch, folder, *options):
     def fail(*_):
         raise error
 
-    monkeypatch.setattr(leaderboard, "write_page", fail)
+    monkeypatch.setattr(report, "write_page", fail)
     return cli.main([*options, "report", str(folder)])
 
 

@@ -221,7 +221,7 @@ def test_killed_in_mid_training_it_resumes_to_the_same_metrics(run, tiny_folder,
             time.sleep(0.05)
         child.kill()
     assert not (stage / "pdpo").exists()  # in mid-training
-    assert read_record(stage)["status"] == "running"
+    assert read_record(stage)["status"] == "died"
     again = subprocess.run(line, capture_output=True, text=True, env=environment, check=False)
     assert again.returncode == 0, again.stderr
     record = read_record(stage)

@@ -9,6 +9,7 @@ import secrets
 import shutil
 import tempfile
 import webbrowser
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -20,16 +21,14 @@ IDLE = 600  # seconds that the kernel of a page that is gone lives on
 OPEN = '<!doctype html><title>prlhf app</title><meta http-equiv="refresh" content="0; url={0}"><a href="{0}">Open</a>'
 
 
-def add_parser(commands: Any) -> None:
-    """Register `prlhf app`."""
-    p = commands.add_parser(
+def add_parser(add: Callable[..., Any]) -> None:
+    """Register `prlhf app` by `add` (`cli.Parser.commands`)."""
+    p = add(
         "app",
-        help="compare a run's systems side by side in a browser",
-        description="Serve a run's side-by-side comparison as a page, at an address that holds a secret token (or the "
-        "one in JUPYTER_TOKEN). Ctrl-C ends it.",
-        epilog="examples:\n"
-        "  prlhf app papermill_runs/demo\n"
-        "  prlhf app papermill_runs/demo --no-browser --port 9000 --votes votes/ann.jsonl",
+        "compare.app.serve",
+        "Serve a run's side-by-side comparison in a browser. The address holds a secret token (or the one in "
+        "JUPYTER_TOKEN). Ctrl-C ends it.",
+        "prlhf app papermill_runs/demo\nprlhf app papermill_runs/demo --no-browser --port 9000 --votes votes/ann.jsonl",
     )
     p.add_argument("run_dir", type=Path, metavar="RUN", help=f"a run (folder or name) with {' and '.join(NEEDED)}")
     p.add_argument("--port", type=int, default=8866, help="or the next free one (default: %(default)s)")
@@ -39,7 +38,6 @@ def add_parser(commands: Any) -> None:
     by = "path, number or name of the page's (default: %(default)s)"
     p.add_argument("--notebook", type=find_notebook, default="07_compare_responses", help=by)
     p.add_argument("-p", "--parameter", nargs=2, action="append", metavar=("NAME", "VALUE"), help="set a parameter")
-    p.set_defaults(action=serve)
 
 
 def serve(args: argparse.Namespace) -> int:

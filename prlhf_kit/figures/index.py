@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pandas as pd
 from matplotlib.figure import Figure
 
-from prlhf_kit.figures import context, data, decoding, evaluation, rewards, users
+from prlhf_kit.figures import data, decoding, evaluation, rewards, users
 
 STAGES: dict[str, dict[str, Callable[[pd.DataFrame], Figure]]] = {
     "01_data_preparation": {
@@ -37,8 +37,8 @@ STAGES: dict[str, dict[str, Callable[[pd.DataFrame], Figure]]] = {
     },
     "05b_answers_and_judges": {"swapped": users.swapped_utility, "win_matrix": evaluation.win_matrix},
     "06_new_users": {"adaptation": users.adaptation},
-    "08_community_context": {"four_way": context.four_way, "by_context": context.by_context},
-    "08b_context_answers": {"community_win_rates": context.community_win_rates},
+    "08_community_context": {"four_way": evaluation.four_way, "by_context": evaluation.by_context},
+    "08b_context_answers": {"community_win_rates": evaluation.community_win_rates},
     "09_user_models": {"pairs_learned": users.pairs_learned, "user_map": users.user_map},
     "bench": {"bench": evaluation.bench},
     "10_real_people": {"people_map": users.user_map, "people": users.people, "new_people": users.adaptation},

@@ -16,9 +16,9 @@ def learning_curves(history: pd.DataFrame) -> Figure:
     figure, (left, right) = new_figure(9, 3.2, ncols=2)
     for i, (method, rows) in enumerate(history.groupby("method", sort=False)):
         for ax, column in ((left, "loss"), (right, "accuracy")):
-            ax.plot(rows.step, rows[column], color=PALETTE[i], alpha=0.3, linewidth=1)
+            ax.plot(rows.step, rows[column], color=PALETTE[i % 8], alpha=0.3, linewidth=1)
             smooth = rows[column].rolling(5, min_periods=1).mean()
-            ax.plot(rows.step, smooth, color=PALETTE[i], label=method)
+            ax.plot(rows.step, smooth, color=PALETTE[i % 8], label=method)
     left.set(xlabel="optimizer step", ylabel="DPO loss (nats)")
     right.set(xlabel="optimizer step", ylabel="training reward accuracy", ylim=(0, 1.02))
     reference_line(right, 0.5, vertical=False)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from prlhf_kit.files import write_text
-from prlhf_kit.runs import engine, grid, plans
+from prlhf_kit.runs import engine, plans
 from prlhf_kit.runs.notebook import check_store
 from prlhf_kit.runs.parameters import RunError, defaults, find_notebook
 from prlhf_kit.runs.records import RUNS, existing, place_of, row, runs_in
@@ -21,87 +21,75 @@ from prlhf_kit.runs.stage import RECORD, read_record
 NOTEBOOK_HELP = "an .ipynb file, or the number or name of one in notebooks/ or of the kit; several run in turn"
 
 
-def add_parsers(commands: Any) -> None:
-    """Register the subcommands."""
-    p = commands.add_parser(
+def add_parsers(add: Callable[..., Any]) -> None:
+    """Register the commands by `add` (`cli.Parser.commands`)."""
+    p = add(
         "sweep",
-        help="run notebooks for every combination of parameters",
-        description="Run notebooks for every combination of parameters, here or on a cluster, by Snakemake "
-        "(pip install 'prlhf_kit[scale]', docs/scale.md). A stage that is the same in several runs is run once. One "
-        "that fails stops only what needs it; the same command resumes.",
-        epilog="examples:\n"
-        "  prlhf sweep notebooks/03_pdpo_training.ipynb --from demo --grid beta=0.1,0.5 --seeds 3 --run beta\n"
-        "  prlhf sweep notebooks/01_data_preparation.ipynb notebooks/03_pdpo_training.ipynb \\\n"
-        "      --grid user_model=individual,cluster --grid 'controls=[],[\"dpo\"]' --workers 2 --dry-run\n"
-        "  prlhf sweep notebooks/03_pdpo_training.ipynb --from demo --list runs.yaml --profile slurm\n"
+        "runs.commands.sweep",
+        "Run notebooks for every combination of parameters. Here or on a cluster, by Snakemake (pip install "
+        "'prlhf_kit[scale]', docs/scale.md). A stage that is the same in several runs is run once. One that fails "
+        "stops only what needs it; the same command resumes.",
+        "prlhf sweep notebooks/03_pdpo_training.ipynb --from demo --grid beta=0.1,0.5 --seeds 3 --run beta\n"
+        "prlhf sweep notebooks/01_data_preparation.ipynb notebooks/03_pdpo_training.ipynb \\\n"
+        "    --grid user_model=individual,cluster --grid 'controls=[],[\"dpo\"]' --workers 2 --dry-run\n"
+        "prlhf sweep notebooks/03_pdpo_training.ipynb --from demo --list runs.yaml --profile slurm\n"
         "runs.yaml is a list of parameters that are set together:\n"
-        "  - {user_model: individual, alpha: 1.0}\n"
-        "  - {user_model: cluster, alpha: 0.5}",
+        "- {user_model: individual, alpha: 1.0}\n"
+        "- {user_model: cluster, alpha: 0.5}",
     )
     p.add_argument("notebooks", nargs="+", type=find_notebook, metavar="NOTEBOOK", help=NOTEBOOK_HELP)
     p.add_argument("--grid", action="append", default=[], metavar="NAME=VALUE,...", help="values of a parameter")
     p.add_argument("--seeds", type=count, metavar="N", help="each combination with seed 0 .. N-1")
     p.add_argument("--list", type=Path, metavar="FILE", help="YAML list of combinations, each with the whole grid")
     p.add_argument("--from", dest="source", metavar="RUN", help="finished run (name or folder) that they start from")
-    _add_engine(p, "sweep", sweep)
+    _add_engine(p, "sweep")
 
-    p = commands.add_parser(
+    p = add(
         "pipeline",
-        help="run the notebooks of a YAML file, each after what it needs",
-        description="Run the notebooks of a YAML file into one run's folder, each after those that it needs, by "
-        "Snakemake, as `prlhf sweep` does. What is completed and unchanged is skipped.",
-        epilog="examples:\n"
-        "  prlhf pipeline configs/study.yaml --run study\n"
-        "  prlhf pipeline configs/study.yaml --run seed1 -p seed 1 --workers 2\n"
+        "runs.commands.pipeline",
+        "Run the notebooks of a YAML file, each after what it needs. All go into one run's folder, by Snakemake, as "
+        "`prlhf sweep` does. What is completed and unchanged is skipped.",
+        "prlhf pipeline configs/study.yaml --run study\n"
+        "prlhf pipeline configs/study.yaml --run seed1 -p seed 1 --workers 2\n"
         "the file, whose notebooks are looked for from its own folder:\n"
-        "  stages:\n"
-        "    - notebook: ../notebooks/01_data_preparation.ipynb\n"
-        "      parameters: {pairs_kept: {train: 80}}\n"
-        "    - notebook: ../notebooks/03_pdpo_training.ipynb",
+        "stages:\n"
+        "  - notebook: ../notebooks/01_data_preparation.ipynb\n"
+        "    parameters: {pairs_kept: {train: 80}}\n"
+        "  - notebook: ../notebooks/03_pdpo_training.ipynb",
     )
     p.add_argument("file", type=Path, metavar="FILE", help="the YAML file")
-    _add_engine(p, "", pipeline)
+    _add_engine(p, "")
 
-    p = commands.add_parser(
+    p = add(
         "report",
-        help="one page with all runs' numbers side by side",
-        description="Write one HTML page that compares runs. It opens from disk, with no server and no network.",
-        epilog="examples:\n"
-        "  prlhf report papermill_runs\n"
-        "  prlhf report papermill_runs/seed0 papermill_runs/seed1 --out seeds.html",
+        "runs.commands.report",
+        "Write one HTML page with all runs' numbers side by side. It opens from disk, with no server and no network.",
+        "prlhf report papermill_runs\nprlhf report papermill_runs/seed0 papermill_runs/seed1 --out seeds.html",
     )
     p.add_argument("dirs", nargs="+", type=Path, metavar="RUN", help="a run, its name, or a folder of runs")
     p.add_argument("--out", type=Path, metavar="FILE", help="the page (default: leaderboard.html where the runs are)")
-    p.set_defaults(action=report)
 
-    p = commands.add_parser(
+    p = add(
         "results",
-        help="write the tables of docs/results.md from runs",
-        description="Write the tables of a page from the records of runs; its prose, and the tables of runs that are "
-        "not there, stay. A comment before each table says what it shows (docs/runs.md).",
-        epilog="examples:\n  prlhf results\n  prlhf results study-0 study-1 --out notes.md",
+        "runs.commands.results",
+        "Write the tables of a page, docs/results.md, from the records of runs. Its prose, and the tables of runs that "
+        "are not there, stay. A comment before each table says what it shows (docs/runs.md).",
+        "prlhf results\nprlhf results study-0 study-1 --out notes.md",
     )
     _add_runs(p)
     p.add_argument(
         "--out", type=Path, default=Path("docs/results.md"), metavar="FILE", help="the page (default: %(default)s)"
     )
-    p.set_defaults(action=results)
 
-    top = commands.add_parser(
-        "runs",
-        help="list runs",
-        description="Look at runs by their records (docs/runs.md).",
-        epilog="examples:\n  prlhf runs list",
-    )
-    p = top.add_subparsers(metavar="COMMAND").add_parser(
+    runs = add("runs", "", "List runs by their records (docs/runs.md).", "prlhf runs list")
+    p = runs.commands()(
         "list",
-        help="one row a run",
-        description="One row a run: what became of its stages, when it began, its time, commit (+: with uncommitted "
-        "changes), model and data. died: it says running, but its process is gone.",
-        epilog="examples:\n  prlhf runs list\n  prlhf runs list papermill_runs /other/runs",
+        "runs.commands.list_runs",
+        "One row a run. What became of its stages, when it began, its time, commit (+: with uncommitted changes), "
+        "model and data. died: it says running, but its process is gone.",
+        "prlhf runs list\nprlhf runs list papermill_runs /other/runs",
     )
     _add_runs(p)
-    p.set_defaults(action=list_runs)
 
 
 def _add_runs(p: argparse.ArgumentParser) -> None:
@@ -119,9 +107,8 @@ def add_run(p: argparse.ArgumentParser, name: str) -> None:
     p.add_argument("--copy-to", metavar="URL", help="notebooks go there too: s3://, gs://, abfs://, http(s)://")
 
 
-def _add_engine(p: argparse.ArgumentParser, name: str, action: Callable[[argparse.Namespace], int]) -> None:
+def _add_engine(p: argparse.ArgumentParser, name: str) -> None:
     add_run(p, name)
-    p.set_defaults(action=action)
     p.add_argument("--dry-run", action="store_true", help="show what would be run and stop")
     p.add_argument(
         "--profile", default="local", metavar="NAME", help="local, slurm, or a folder with Snakemake's config.yaml"
@@ -161,7 +148,7 @@ def tell_edits(notebooks: Iterable[Path], given: Iterable[str]) -> None:
 
 def sweep(args: argparse.Namespace) -> int:
     """`prlhf sweep`: 0 if all runs completed, 74 if `--copy-to` then lacks some of them, else 1."""
-    rows, same = grid.combinations(args.notebooks, args.grid, args.list, args.seeds, grid.once(args.parameter))
+    rows, same = plans.combinations(args.notebooks, args.grid, args.list, args.seeds, plans.once(args.parameter))
     folder = folder_of(args.run, args).resolve()
     if any(path.is_file() for path in folder.glob(f"*/{RECORD}")):
         raise RunError(f"{folder} is a run, not a sweep. Choose another name with --run.")
@@ -238,7 +225,7 @@ def _execute(nodes: Sequence[plans.Node], folder: Path, args: argparse.Namespace
 
 def report(args: argparse.Namespace) -> int:
     """`prlhf report`."""
-    from prlhf_kit.runs.leaderboard import write_page
+    from prlhf_kit.runs.report import write_page
 
     print(f"report: {write_page(args.dirs, args.out)}")
     return 0

@@ -47,7 +47,7 @@ def execute(notebook: Path, out: Path, parameters: dict[str, Any]) -> tuple[int,
         with log.open("w") as sink:
             child = subprocess.Popen(
                 [sys.executable, "-P", "-c", EXECUTE, str(arguments)],
-                env=os.environ | {UNDER_RUNNER: "1"},
+                env=os.environ | {UNDER_RUNNER: str(out.parent)},
                 stdout=sink,
                 stderr=sink,
                 start_new_session=True,
@@ -66,11 +66,11 @@ def execute(notebook: Path, out: Path, parameters: dict[str, Any]) -> tuple[int,
                         else:
                             print(line, flush=True)
             except KeyboardInterrupt:
-                _end(child)
+                end(child, GRACE)
                 raise
             finally:
                 bar.close()
-        return code, log.read_text()[-4000:]
+        return code, log.read_text(errors="replace")[-4000:]  # compiled code writes any bytes
 
 
 def _progress(executed: Path) -> str:
@@ -106,16 +106,16 @@ def killed_with_parent(sign: int = signal.SIGKILL) -> None:
         ctypes.CDLL(None).prctl(1, sign)  # PR_SET_PDEATHSIG
 
 
-def _end(child: subprocess.Popen) -> None:
-    """Ask the notebook's process group to stop, and kill what is left after `GRACE` seconds."""
+def end(child: subprocess.Popen, grace: float) -> None:
+    """Ask a process group to stop, twice with `grace` seconds each, and kill what is left."""
     for sign in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child.pid, sign)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            child.wait(GRACE if sign != signal.SIGKILL else None)
+            child.wait(grace if sign != signal.SIGKILL else None)
             break
     with contextlib.suppress(ProcessLookupError):
-        os.killpg(child.pid, signal.SIGKILL)  # the kernel, in a session of its own, ends itself without papermill
+        os.killpg(child.pid, signal.SIGKILL)  # a kernel, in a session of its own, ends itself without papermill
 
 
 def error_of(executed: Path, code: int, log: str, finished: bool) -> str | None:
@@ -135,7 +135,8 @@ def error_of(executed: Path, code: int, log: str, finished: bool) -> str | None:
         said = f"{place}, exit code {code}: the kernel died (killed, out of memory, a fault in compiled code?)"
     else:
         said = (
-            f"cell {number} was the last, without its closing cell `stage.finish(...)`: sys.exit(), or a dead kernel?"
+            f"cell {number} was the last, without its closing cell `stage.finish(...)`: sys.exit(), a dead kernel, or "
+            "another notebook's name in `begin`?"
         )
     return "\n".join([said, *([last["source"], "---"] if last else []), log])
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from filelock import FileLock, Timeout
 from prlhf_kit.files import file_states, now, sha256, short_hash, versions, write_json, write_text
 from prlhf_kit.runs.execute import error_of, execute
 from prlhf_kit.runs.parameters import RunError, earlier, read, resolve
-from prlhf_kit.runs.stage import NOTEBOOK, PAGE, RECORD, RESULT, begun, hash_now, inputs, read_record, set_aside
+from prlhf_kit.runs.stage import NOTEBOOK, PAGE, RECORD, begun, hash_now, inputs, read_record, set_aside
 
 NO_PORT = "Kernel died before replying to kernel_info"
 
@@ -28,8 +27,7 @@ def _key(notebook: Path, parameters: dict[str, Any], made_from: dict[str, dict[s
     """Hash of all that decides a stage's result: code, parameters (with the local files and folders that they name),
     versions, and the artefacts of earlier stages."""
     cells = [(cell["cell_type"], cell["source"]) for cell in read(notebook)["cells"]]
-    files = [state for text in _texts(parameters) for state in _state(notebook.parent, text)]
-    return short_hash(cells, parameters, made_from, files, _installed())
+    return short_hash(cells, parameters, made_from, _states(notebook.parent, parameters), _installed())
 
 
 @functools.cache
@@ -40,24 +38,18 @@ def _installed() -> str:
     return short_hash(versions(), [(str(path.relative_to(package)), sha256(path)) for path in sources])
 
 
-def _texts(value: Any) -> Iterator[str]:
-    """Every text in a parameter's value, however deep in lists and dicts."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, (list, dict)):
-        for each in value.values() if isinstance(value, dict) else value:
-            yield from _texts(each)
-
-
-def _state(here: Path, text: str) -> list[tuple[str, int, int]]:
-    """Name, bytes and time of the last change of the files that `text` names, seen from the notebook's folder `here`;
-    not their hashes, since a model may have many gigabytes. A folder around `here` or home ("." or "/") names none."""
-    with contextlib.suppress(OSError, ValueError):  # a text that can't be a path: too long, or with a null character
-        path = here / text
-        around = path.resolve()
-        if here.is_relative_to(around) or Path(os.path.expanduser("~")).is_relative_to(around):
-            return []
-        return file_states(path)
+def _states(here: Path, value: Any) -> list[tuple[str, int, int]]:
+    """Name, bytes and time of the last change of the files that texts in `value`, however deep, name, seen from the
+    notebook's folder `here`; not their hashes, since a model may have many gigabytes. A folder around `here` or home
+    ("." or "/") names none."""
+    if isinstance(value, (list, dict)):
+        inner = value.values() if isinstance(value, dict) else value
+        return [state for each in inner for state in _states(here, each)]
+    # what can't be a path: a number, too long a text, one with a null character
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        around = (here / value).resolve()
+        if not (here.is_relative_to(around) or Path(os.path.expanduser("~")).is_relative_to(around)):
+            return file_states(here / value)
     return []
 
 
@@ -135,7 +127,7 @@ def _run(plan: Plan, force: bool) -> dict[str, Any]:
     if stage_dir.exists() and (force or not plan.same):
         set_aside(stage_dir)
     stage_dir.mkdir(parents=True, exist_ok=True)
-    for name in (RESULT, NOTEBOOK, PAGE):  # of an earlier attempt
+    for name in (NOTEBOOK, PAGE):  # of an earlier attempt
         (stage_dir / name).unlink(missing_ok=True)
     record = begun(notebook.stem, plan.parameters, plan.inputs) | {"key": plan.key}
     write_json(stage_dir / RECORD, record)
@@ -143,18 +135,17 @@ def _run(plan: Plan, force: bool) -> dict[str, Any]:
     interrupted = False
     try:
         code, log = execute(notebook, stage_dir / NOTEBOOK, plan.parameters)
-        if code and not (stage_dir / RESULT).exists() and NO_PORT in log:  # two runs' kernels took the same port
+        if code and NO_PORT in log:  # two runs' kernels took the same port
             code, log = execute(notebook, stage_dir / NOTEBOOK, plan.parameters)
     except KeyboardInterrupt:
         interrupted, code, log = True, 130, ""
-    result: dict[str, Any] = {}  # none, where the notebook did not come to its closing cell
-    with contextlib.suppress(OSError, ValueError):
-        result = json.loads((stage_dir / RESULT).read_text())
-    record |= result | {"inputs": plan.inputs, "ended": now(), "seconds": round(time.monotonic() - start, 1)}
+    record |= read_record(stage_dir) or {}
+    finished = "ended" in record  # the notebook came to its closing cell
+    record |= {"ended": now(), "seconds": round(time.monotonic() - start, 1)}
     if interrupted:
         record |= {"status": "interrupted", "error": "stopped by the user; run again to resume"}
     else:
-        error = error_of(stage_dir / NOTEBOOK, code, log, bool(result))
+        error = error_of(stage_dir / NOTEBOOK, code, log, finished)
         record |= {"status": "failed", "error": error} if error else {"status": "completed"}
     import nbformat
 
@@ -163,7 +154,6 @@ def _run(plan: Plan, force: bool) -> dict[str, Any]:
     with contextlib.suppress(OSError, nbformat.reader.NotJSONError, nbformat.ValidationError):
         write_text(stage_dir / PAGE, notebook_page(nbformat.read(stage_dir / NOTEBOOK, 4), stage_dir.name))
     write_json(stage_dir / RECORD, record)
-    (stage_dir / RESULT).unlink(missing_ok=True)
     if interrupted:
         raise KeyboardInterrupt
     return record

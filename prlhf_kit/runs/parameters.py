@@ -64,8 +64,12 @@ def defaults(notebook: Path, text: bytes | None = None) -> dict[str, Any]:
     """Parameters of a notebook and their default values. Raises `RunError` where it has none (`parameters_cell`), or
     JSON can't hold a default as it is."""
     values: dict[str, Any] = {}
-    # papermill's own inspection stumbles over "=" and "#" in a line
-    for node in ast.parse(parameters_cell(notebook, text)).body:
+    try:  # papermill's own inspection stumbles over "=" and "#" in a line
+        cell = ast.parse(parameters_cell(notebook, text))
+    except SyntaxError as error:
+        said = f"the cell of parameters of {notebook} is no plain Python: {error}"
+        raise RunError(f"{said}. Expected assignments; put magics (%, !) into another cell.") from None
+    for node in cell.body:
         if not isinstance(node, ast.Assign | ast.AnnAssign) or node.value is None:
             continue
         names = [ast.unparse(name) for name in (node.targets if isinstance(node, ast.Assign) else [node.target])]

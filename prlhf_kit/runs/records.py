@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from prlhf_kit.runs.parameters import RunError
-from prlhf_kit.runs.stage import RECORD, process_is_gone, read_record
+from prlhf_kit.runs.stage import RECORD, read_record
 
 RUNS = Path("papermill_runs")
 
@@ -67,12 +67,8 @@ def runs_in(dirs: Iterable[str | Path]) -> list[Path]:
 
 
 def records_of(run: Path) -> dict[str, dict[str, Any] | None]:
-    """Stage -> its record, None where that can't be read. `died`: it says `running`, but its process is gone."""
-    records = {path.parent.name: read_record(path.parent) for path in sorted(run.glob(f"[!.]*/{RECORD}"))}
-    for record in records.values():
-        if record is not None and process_is_gone(record):
-            record["status"] = "died"
-    return records
+    """Stage -> its record, None where that can't be read."""
+    return {path.parent.name: read_record(path.parent) for path in sorted(run.glob(f"[!.]*/{RECORD}"))}
 
 
 def row(run: Path) -> list[str]:

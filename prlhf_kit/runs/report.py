@@ -1,12 +1,14 @@
-"""The page that a run opens with (what it is in four lines, then a section a stage), and the page of each executed
-notebook. They work from disk."""
+"""The page that a run opens with (what it is in four lines, then a section a stage), the page of each executed
+notebook, and that of `prlhf report`: all runs' numbers side by side. They work from disk."""
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import nbformat
 import pandas as pd
@@ -17,10 +19,13 @@ from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from pyarrow import ArrowInvalid
 
 from prlhf_kit.files import write_text
-from prlhf_kit.runs.records import Number, records_of
-from prlhf_kit.runs.stage import PAGE as NOTEBOOK_PAGE, inputs
+from prlhf_kit.runs.parameters import RunError
+from prlhf_kit.runs.records import Number, existing, how_made, numbers, records_of, runs_in
+from prlhf_kit.runs.stage import PAGE as NOTEBOOK_PAGE, RECORD, inputs
 from prlhf_kit.runs.tables import to_html
 
+LEADERBOARD = "leaderboard.html"
+LINKED = {"record": RECORD, "notebook": NOTEBOOK_PAGE}  # of a stage, by the page of all runs
 FOLDER = Path(__file__).parent / "pages"
 PAGES = Environment(autoescape=True, loader=FileSystemLoader(FOLDER))
 PROGRESS = "application/vnd.jupyter.widget-view+json"
@@ -129,3 +134,36 @@ def notebook_page(notebook: nbformat.NotebookNode, title: str) -> str:
     exporter.register_filter("markdown2html", _markdown)
     page, _ = exporter.from_notebook_node(notebook, {"metadata": {"name": title}})
     return page
+
+
+def write_page(dirs: Iterable[str | Path], out: str | Path | None = None) -> Path:
+    """Write the page of all runs in `dirs` (runs, by folder or name, and folders of runs) and return its path, which is
+    `out`, or `leaderboard.html` in the first of `dirs`, or beside it where that is a run."""
+    dirs = list(dirs)
+    runs = [Path(os.path.abspath(run)) for run in runs_in(dirs)]  # not resolved: a link to a run keeps its own name
+    first = Path(os.path.abspath(existing(dirs[0])))
+    page = Path(os.path.abspath(out or (first.parent if first in runs else first) / LEADERBOARD))
+    if page.is_dir():
+        raise RunError(f"{page} is a folder; expected the path of the page. Give --out {page / LEADERBOARD}, say.")
+    unreadable: dict[str, Any] = {"status": "unreadable", "parameters": {}, "metrics": {}, "git": {}}
+    found = [{stage: record or unreadable for stage, record in records_of(run).items()} for run in runs]
+    rows = how_made(found)
+    for stage in sorted({stage for records in found for stage in records}):
+        mine = [records.get(stage) for records in found]
+        left = [{name: _href(run / stage / file, page) for name, file in LINKED.items()} for run in runs]
+        heads = [record and record | {"left": links} for record, links in zip(mine, left, strict=True)]
+        cells = [{} if record is None else numbers(record["metrics"]) for record in mine]
+        rows.append((stage, heads))
+        rows += [
+            (name, [each.get(name) or "" for each in cells]) for name in dict.fromkeys(n for c in cells for n in c)
+        ]
+    around = os.path.commonpath([run.parent for run in runs])
+    links = [(os.path.relpath(run, around), _href(run / "index.html", page)) for run in runs]
+    text = PAGES.get_template("runs.html.j2").render(heads=links, rows=rows)
+    write_text(page, text.encode("utf-8", "replace").decode())  # a name of a folder need not be valid text
+    return page
+
+
+def _href(path: Path, page: Path) -> str | None:
+    """The address of `path` in a link from `page`, None where there is no such file."""
+    return quote(os.fsencode(os.path.relpath(path, page.parent))) if path.is_file() else None

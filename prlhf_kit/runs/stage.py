@@ -1,9 +1,9 @@
 """What a notebook leaves behind: its artefacts, and a record of everything that made them. It calls `begin` right after
-its parameters and ends with `stage.finish(metrics)`, which writes `run.json`; under the runner `result.json`, which
-`notebook.py` takes over into `run.json`."""
+its parameters and ends with `stage.finish(metrics)`, which writes `run.json`; the runner, `notebook.py`, adds to it."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NOTEBOOK, PAGE = "notebook.ipynb", "notebook.html"  # as it was executed, and as a page
-RESULT = "result.json"
 RECORD = "run.json"
 SCHEMA = 1  # version of `run.json`; docs/runs.md has its fields and says when it changes
 PREVIOUS = ".previous"
@@ -35,7 +34,7 @@ REQUIRED |= dict.fromkeys(("parameters", "metrics", "artifacts", "versions", "gi
 OPTIONAL: dict[str, Any] = {"inputs": dict, "provenance": dict, "notes": list, "error": str, "pid": int, "host": str}
 OPTIONAL |= {"seconds": (int, float), "peak_memory_bytes": (int, float)}
 PATIENCE = 30  # seconds to wait for another kernel that works in the same folder
-UNDER_RUNNER = "PRLHF_KIT_RUNNER"  # set by runs/notebook.py for the kernels that it starts
+UNDER_RUNNER = "PRLHF_KIT_RUNNER"  # the folder of the stage that a kernel of the runner works for
 
 
 class StageError(RuntimeError):
@@ -44,7 +43,7 @@ class StageError(RuntimeError):
 
 def read_record(stage_dir: Path) -> dict[str, Any] | None:
     """`run.json` of a stage. What is no record, one of a later schema than this version knows, or one that names files
-    outside its folder counts as none."""
+    outside its folder counts as none. Status `died`: it says `running`, but its process, on this machine, is gone."""
     try:
         record = json.loads((stage_dir / RECORD).read_text(encoding="utf-8"))
         kinds = REQUIRED | {name: kind for name, kind in OPTIONAL.items() if name in record}
@@ -53,6 +52,11 @@ def read_record(stage_dir: Path) -> dict[str, Any] | None:
         right &= all(isinstance(entry, dict) for entries in named for entry in entries.values())
         right &= all({"kind", "caption"} <= entry.keys() for entry in record["artifacts"].values())
         right &= not any(Path(name).is_absolute() or ".." in Path(name).parts for names in named for name in names)
+        if right and record["status"] == "running" and record.get("host") == platform.node():
+            with contextlib.suppress(PermissionError):  # another user's
+                os.kill(record["pid"], 0)
+    except (ProcessLookupError, OverflowError):
+        record["status"] = "died"
     except (OSError, ValueError, RecursionError, TypeError, AttributeError, LookupError):
         return None
     return record if right else None
@@ -76,18 +80,6 @@ def begun(stage: str, parameters: dict[str, Any], made_from: dict[str, dict[str,
     }
 
 
-def process_is_gone(record: Mapping[str, Any]) -> bool:
-    """Whether a record says `running`, but its process was killed; known on that process's machine only."""
-    if record["status"] == "running" and "pid" in record and record.get("host") == platform.node():
-        try:
-            os.kill(record["pid"], 0)
-        except (ProcessLookupError, OverflowError):
-            return True
-        except PermissionError:  # another user's
-            pass
-    return False
-
-
 def hash_now(path: Path, entry: Mapping[str, str]) -> str | None:
     """SHA-256 of a recorded artefact as it is now; taken from the record where sizes and times agree, or it is gone."""
     if not path.exists() or entry.get("state") == short_hash(file_states(path)):
@@ -108,14 +100,12 @@ def inputs(run_dir: Path, stages: Iterable[str]) -> dict[str, dict[str, str | No
     }
 
 
-def left_by(stage: str, run_dir: Path, name: str, record: Mapping[str, Any] | None = None) -> Path:
-    """Artefact `name` that a stage of a run left, by its `record`, which is read where it is not given. Raises
-    `StageError` where it isn't there, or not as it was left."""
+def left_by(stage: str, run_dir: Path, name: str) -> Path:
+    """Artefact `name` that a stage of a run left. Raises `StageError` where it isn't there, or not as it was left."""
     path, again = run_dir / stage / name, f"`prlhf run {stage} --run {run_dir.name}`"
     if not path.exists():
         raise StageError(f"{path} is missing, written by notebook {stage}: {again}, or set run_dir to another run.")
-    record = record if record is not None else read_record(run_dir / stage) or {}
-    entry = record.get("artifacts", {}).get(name)
+    entry = (read_record(run_dir / stage) or {}).get("artifacts", {}).get(name)
     if entry and hash_now(path, entry) != entry.get("sha256"):
         raise StageError(f"{path} was changed since notebook {stage} left it. Put it back, or make it again: {again}.")
     return path
@@ -151,9 +141,11 @@ class Stage:
             self._lock.acquire(timeout=PATIENCE)
         except Timeout:
             raise StageError(f"another process is working in {self.dir}. Wait, or choose another run.") from None
-        earlier = [p.name for p in self.run_dir.iterdir() if p.is_dir() and p.name[0] != "." and p.name < name]
-        self.record = begun(name, parameters, inputs(self.run_dir, earlier))
-        if not os.environ.get(UNDER_RUNNER):  # in JupyterLab
+        if os.environ.get(UNDER_RUNNER) == str(self.dir):
+            self.record = read_record(self.dir) or {}
+        else:  # in JupyterLab
+            earlier = [p.name for p in self.run_dir.iterdir() if p.is_dir() and p.name[0] != "." and p.name < name]
+            self.record = begun(name, parameters, inputs(self.run_dir, earlier))
             if (old := read_record(self.dir)) is not None:  # training resumes in a folder that was made from the same
                 made_from, given = old.get("inputs", {}), json.loads(json.dumps(parameters))
                 same = old["parameters"] | {"run_dir": None} == given | {"run_dir": None}
@@ -161,7 +153,6 @@ class Stage:
                     set_aside(self.dir)
             write_json(self.dir / RECORD, self.record)
         self.dir.mkdir(exist_ok=True)
-        (self.dir / RESULT).unlink(missing_ok=True)
 
     def input(self, stage: str, name: str) -> Path:
         """Artefact `name` that an earlier stage of the same run left; what that stage said of it (`uses`) is recorded.
@@ -169,8 +160,8 @@ class Stage:
         Raises:
             StageError: it isn't there, or not as that stage left it.
         """
-        record = read_record(self.run_dir / stage) or {}
-        path, known = left_by(stage, self.run_dir, name, record), record.get("provenance", {})
+        path = left_by(stage, self.run_dir, name)
+        known = (read_record(self.run_dir / stage) or {}).get("provenance", {})
         self.provenance |= {name: known[name]} if name in known else {}
         return path
 
@@ -247,13 +238,13 @@ class Stage:
         for name, entry in self.artifacts.items():
             path = self.dir / name
             if not path.exists():
-                raise StageError(f"artefact {path} was announced but not written.")
+                raise StageError(f"artefact {path} was announced but not written. Write it before stage.finish.")
             entry |= {"sha256": sha256(path), "state": short_hash(file_states(path))}
         for path in list(self.dir.rglob("*-checkpoints/checkpoint-*")):  # a tracker's log beside them stays
             shutil.rmtree(path)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
         record = self.record | {
-            "status": "completed",
+            "status": "running" if "key" in self.record else "completed",  # the runner says how its notebook ended
             "metrics": flat,
             "artifacts": self.artifacts,
             "provenance": self.provenance,
@@ -262,7 +253,7 @@ class Stage:
             "ended": now(),
             "peak_memory_bytes": peak,
         }
-        write_json(self.dir / (RESULT if os.environ.get(UNDER_RUNNER) else RECORD), record)
+        write_json(self.dir / RECORD, record)
         self._lock.release(force=True)
 
 

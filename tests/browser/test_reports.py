@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from browser.conftest import assert_contrast, assert_readable_on_a_phone, shot
-from prlhf_kit.runs import leaderboard
+from prlhf_kit.runs import report
 
 STAGES = ("01_data_preparation", "03_pdpo_training")
 OPEN = "document.querySelectorAll('details').forEach(node => node.open = true)"
@@ -15,7 +15,7 @@ OPEN = "document.querySelectorAll('details').forEach(node => node.open = true)"
 def pages(tiny_run):
     """Name -> address of each page; a second run stands beside the first."""
     shutil.copytree(tiny_run, tiny_run.parent / "second", dirs_exist_ok=True)
-    found = {"index": tiny_run / "index.html", "leaderboard": leaderboard.write_page([tiny_run.parent])}
+    found = {"index": tiny_run / "index.html", "leaderboard": report.write_page([tiny_run.parent])}
     return found | {stage: tiny_run / stage / "notebook.html" for stage in STAGES}
 
 

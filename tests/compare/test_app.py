@@ -8,6 +8,7 @@ import socket
 import subprocess
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -21,11 +22,10 @@ from websockets.sync.client import connect
 from compare.conftest import serving
 from prlhf_kit import cli
 from prlhf_kit.compare import app
+from prlhf_kit.files import write_json
 
 SECRET = "c0ffee-not-for-the-browser"
 TEMPLATE_FILE = "voila/templates/lab/static/index.css"
-
-
 CELLS = (
     f"print('in', run_dir, votes, n)  # {SECRET}",
     "import os; print('pid', os.getpid(), 'cwd', os.getcwd())",
@@ -39,8 +39,7 @@ def run(tmp_path_factory):
     """A folder with all that `prlhf app` looks for before it serves, and its notebook."""
     folder = tmp_path_factory.mktemp("app") / "demo"
     for stage in app.NEEDED:
-        (folder / stage).mkdir(parents=True)
-        (folder / stage / "run.json").write_text(json.dumps(RECORD | {"parameters": {"x": SECRET}}))
+        write_json(folder / stage / "run.json", RECORD | {"parameters": {"x": SECRET}})
     (folder / "votes.jsonl").write_text(SECRET)
     (folder / "figure.png").write_text(SECRET)
     v4 = nbformat.v4
@@ -64,13 +63,10 @@ def fetch(address, path="/", token=True, method="GET", headers=None):
     headers = dict(headers or {})
     if token:
         headers["Authorization"] = "token " + url.query.removeprefix("token=")
-    connection = http.client.HTTPConnection(url.hostname, url.port, timeout=60)
-    try:
+    with closing(http.client.HTTPConnection(url.hostname, url.port, timeout=60)) as connection:
         connection.request(method, path, headers=headers)
         response = connection.getresponse()
         return response.status, response.read().decode(errors="replace"), response.headers
-    finally:
-        connection.close()
 
 
 def kernel_of(page):
@@ -186,27 +182,19 @@ def test_so_many_pages_are_open_and_ending_it_ends_their_kernels(run):
             assert "Traceback" not in err
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--port", "0"], "--port is 0 and --pages 8; expected a port from 1 to 65535"),
-        (["-p", "run_dir", "x"], "are set with RUN and --votes"),
-        (["--notebook", "nowhere.ipynb"], "there is no notebook nowhere.ipynb"),
-    ],
-)
-def test_wrong_options_are_refused(run, capsys, options, message):
-    assert cli.main(["app", str(run), "--notebook", str(run.parent / "page.ipynb"), *options]) == 2
-    assert message in capsys.readouterr().err
-
-
-def test_what_can_not_be_served_is_refused(tmp_path, capsys):
+def test_what_can_not_be_served_and_wrong_options_are_refused(run, tmp_path, capsys):
     data, training = app.NEEDED
-    assert cli.main(["app", str(tmp_path)]) == 2
-    assert f"{tmp_path} holds no run" in capsys.readouterr().err
+    (failed := tmp_path / "failed").mkdir()
     for stage, status in ((data, "completed"), (training, "failed")):
-        (tmp_path / stage).mkdir()
-        (tmp_path / stage / "run.json").write_text(json.dumps(RECORD | {"status": status}))
-    assert cli.main(["app", str(tmp_path)]) == 2
-    err = capsys.readouterr().err
-    assert f"stage {training} of {tmp_path} is failed" in err
-    assert f"--run {tmp_path.name}" in err
+        write_json(failed / stage / "run.json", RECORD | {"status": status})
+    (nothing := tmp_path / "nothing").mkdir()
+    for folder, options, messages in (
+        (nothing, [], [f"{nothing} holds no run"]),
+        (failed, [], [f"stage {training} of {failed} is failed", "--run failed"]),
+        (run, ["--port", "0"], ["--port is 0 and --pages 8; expected a port from 1 to 65535"]),
+        (run, ["-p", "run_dir", "x"], ["are set with RUN and --votes"]),
+        (run, ["--notebook", "nowhere.ipynb"], ["there is no notebook nowhere.ipynb"]),
+    ):
+        assert cli.main(["app", str(folder), "--notebook", str(run.parent / "page.ipynb"), *options]) == 2
+        err = capsys.readouterr().err
+        assert all(message in err for message in messages)

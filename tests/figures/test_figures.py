@@ -10,7 +10,7 @@ import pytest
 
 from figures.tables import TABLES, WIN_RATES
 from prlhf_kit.evaluation import context, intervals
-from prlhf_kit.figures import context as context_figures, style
+from prlhf_kit.figures import evaluation, style
 from prlhf_kit.figures.index import FIGURES
 
 
@@ -68,8 +68,7 @@ def test_four_ways_have_their_order_and_controls_come_after_them():
 
 
 def test_names_are_those_of_the_tables():
-    shown = context_figures.FOUR_WAYS, context_figures.NONE, context_figures.ALL
-    assert shown == (context.FOUR_WAYS, context.NONE, intervals.ALL)
+    assert (evaluation.FOUR_WAYS, evaluation.ALL) == (context.FOUR_WAYS, intervals.ALL)
 
 
 def test_the_same_table_gives_the_same_files_on_white(tmp_path):

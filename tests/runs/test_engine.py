@@ -12,7 +12,7 @@ import pytest
 from tiny_notebooks import starts, wait_for, write_notebook
 
 from prlhf_kit import cli
-from prlhf_kit.runs import commands, engine, job
+from prlhf_kit.runs import commands, engine
 from prlhf_kit.runs.parameters import RunError
 from prlhf_kit.runs.stage import read_record
 
@@ -136,15 +136,15 @@ def test_each_job_holds_devices_of_its_own(monkeypatch, tmp_path):
     held = []
 
     def hold():
-        with job._devices(["0", "1", "2"], 1):
+        with engine._devices(["0", "1", "2"], 1):
             held.append(os.environ["CUDA_VISIBLE_DEVICES"])
 
-    with job._devices(["0", "1", "2"], 1), job._devices(["0", "1", "2"], 2):
+    with engine._devices(["0", "1", "2"], 1), engine._devices(["0", "1", "2"], 2):
         assert os.environ["CUDA_VISIBLE_DEVICES"] == "1,2"
         (waits := threading.Thread(target=hold)).start()
         waits.join(1.5)
         assert waits.is_alive()
     waits.join(10)
     assert held == ["0"]
-    with job._devices([], 1):  # none is counted here, or a cluster has handed them out
+    with engine._devices([], 1):  # none is counted here, or a cluster has handed them out
         assert os.environ["CUDA_VISIBLE_DEVICES"] == "0"

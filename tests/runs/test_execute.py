@@ -16,7 +16,7 @@ from prlhf_kit.runs.stage import read_record
 @pytest.mark.parametrize(
     ("cell", "message"),
     [
-        ("raise ValueError('too cold')", r"cell \d raised ValueError: too cold"),
+        ("import os; os.write(2, b'\\xff'); raise ValueError('too cold')", r"cell \d raised ValueError: too cold"),
         ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", r"cell 3 did not end.*kernel died[^$]*SIGKILL"),
         (None, r"without its closing cell `stage.finish"),
         ("stage.finish({'x': float('nan')})", "metric 'x' is nan"),
@@ -29,6 +29,13 @@ def test_what_papermill_would_call_a_success(tmp_path, cell, message):
     assert record["status"] == "failed"
     assert re.search(message, record["error"])
     assert read_record(tmp_path / "run" / "nb")["status"] == "failed"
+
+
+def test_a_notebook_that_begins_as_another_is_told_so(tmp_path):
+    renamed = write_notebook(tmp_path, "nb").rename(tmp_path / "mine.ipynb")
+    record = runner.run_notebook(renamed, tmp_path / "run")
+    assert (record["status"], read_record(tmp_path / "run" / "nb")["status"]) == ("failed", "completed")
+    assert "another notebook's name in `begin`?" in record["error"]
 
 
 def test_off_a_terminal_a_line_now_and_then_says_what_runs(tmp_path, monkeypatch, capsys):

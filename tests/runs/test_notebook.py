@@ -36,11 +36,8 @@ def test_a_run_its_record_and_when_it_is_skipped(tmp_path):
 
 
 def test_stages_depend_on_the_contents_of_folders(tmp_path):
-    run, here = tmp_path / "run", tmp_path / "here"
-    here.mkdir()
-    (here / "data.txt").write_text("a")
-    second = write_notebook(tmp_path, "second", uses=["earlier"])  # where it is there
-    options = {"user": str(here)}  # a parameter that names a local folder, such as a dataset or a model
+    """Of folders that parameters name: test_parameters.py."""
+    run, second = tmp_path / "run", write_notebook(tmp_path, "second", uses=["earlier"])  # where it is there
 
     def earlier(text):
         stage = begin("earlier", run, {})
@@ -49,17 +46,15 @@ def test_stages_depend_on_the_contents_of_folders(tmp_path):
         (model / "weights.txt").write_text(text)
         stage.finish()
 
-    assert runner.plan(second, run, options).inputs == {"earlier": {}}
+    assert runner.plan(second, run).inputs == {"earlier": {}}
     earlier("a")
-    runner.run_notebook(second, run, options)
+    runner.run_notebook(second, run)
     earlier("a")  # the same artefacts again
-    assert runner.plan(second, run, options).done
+    assert runner.plan(second, run).done
     earlier("b")
     assert "second failed, or is older" in report.write_index(run).read_text()
-    assert "skipped" not in runner.run_notebook(second, run, options)
+    assert "skipped" not in runner.run_notebook(second, run)
     assert "or is older" not in report.write_index(run).read_text()
-    (here / "data.txt").write_text("b, and longer")
-    assert not runner.plan(second, run, options).done
 
 
 def test_what_was_changed_after_its_stage_completed_is_not_used(tmp_path, capsys):

@@ -18,6 +18,8 @@ def test_defaults_are_read_as_python_reads_them(tmp_path):
     for bad in ("(1, 2)", "{1, 2}", "{1: 2}", "print", "str(1)"):
         with pytest.raises(parameters.RunError, match=r"parameter 'x' .* expected text, a finite number"):
             parameters.defaults(write_notebook(tmp_path, "nb", parameters=f"x = {bad}"))
+    with pytest.raises(parameters.RunError, match=r"is no plain Python: .*put magics"):
+        parameters.defaults(write_notebook(tmp_path, "nb", parameters="%matplotlib inline\nx = 1"))
     for content in (b"user,prompt\n1,2\n", b'{"cells": 3}', b"\xff"):
         with pytest.raises(parameters.RunError, match="is no Jupyter notebook"):
             parameters.defaults(notebook, content)
@@ -66,7 +68,7 @@ def test_texts_that_are_no_paths_and_folders_around_the_notebook(tmp_path, monke
     monkeypatch.setenv("HOME", str(tmp_path / "home" / "me"))
     monkeypatch.setattr(Path, "rglob", lambda self, pattern: pytest.fail(f"looked through {self}"))
     for text in ("x" * 300, "a/" * 5000, "null\0", "", ".", "..", "/", "~", str(tmp_path), "../home", "../home/me"):
-        assert runner._state(tmp_path / "here", text) == [], text
+        assert runner._states(tmp_path / "here", text) == [], text
 
 
 def test_what_notebooks_of_the_project_use_is_in_their_metadata():

@@ -6,7 +6,6 @@ import sys
 import pandas as pd
 import pytest
 
-from prlhf_kit.files import write_json
 from prlhf_kit.runs import report, stage as record_module
 from prlhf_kit.runs.stage import StageError, begin, read_record
 
@@ -64,10 +63,3 @@ def test_in_jupyterlab_old_results_stand_only_for_the_same_inputs(tmp_path):
     assert work("b", "from two", k=2) == "from two"
     assert (tmp_path / ".previous" / "b" / "model.txt").read_text() == "other k"
     assert read_record(tmp_path / "b")["status"] == "completed"
-
-
-def test_json_is_written_whole_or_not_at_all(tmp_path):
-    write_json(tmp_path / "a.json", {"a": 1})
-    with pytest.raises(TypeError):
-        write_json(tmp_path / "a.json", {"a": object()})
-    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a.json": '{\n "a": 1\n}'}
