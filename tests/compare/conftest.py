@@ -105,4 +105,4 @@ def answered(tokenizer, tokens, base_tokens, rewards=None, base_rewards=None):
     """An answer of these tokens."""
     some = [0.0] * len(tokens)
     text = tokenizer.decode(tokens, skip_special_tokens=True)
-    return GuidedAnswer(text, tokens, base_tokens, some, some, rewards or some, base_rewards or some, some)
+    return GuidedAnswer(text, tokens, base_tokens, some, some, rewards or some, base_rewards or some)
