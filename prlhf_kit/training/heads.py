@@ -2,11 +2,11 @@
 Bradley-Terry models: P(chosen over rejected) = sigmoid(w_u . z), z = f(x, chosen) - f(x, rejected).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import pandas as pd
@@ -18,6 +18,7 @@ from sklearn.model_selection import GroupKFold
 
 from prlhf_kit.models.features import Embedder
 from prlhf_kit.models.rewards import Text, messages
+from prlhf_kit.training.lbfgs import minimised
 
 # The user's weights w_u: w_0, the same for all; w_0 + d_u; w_0 + a_u V (LoRe, arXiv 2504.14439, whose first row of V is
 # w_0 here; PReF, arXiv 2503.06358); w_0 + sum_k softmax(p_u)_k H_k (PAL, arXiv 2406.08469). What is personal is
@@ -25,7 +26,6 @@ from prlhf_kit.models.rewards import Text, messages
 KINDS = ("pooled", "per_user", "low_rank", "mixture")
 STRENGTHS = (0.001, 0.01, 0.1, 1.0, 10.0, 100.0)  # tried for w_0 and for what is personal
 RANKS = (1, 2, 3, 4, 6)  # r of low_rank, K of mixture
-TOLERANCE = 0.01  # of L-BFGS: largest slope, in units of `scales`
 STEPS, MANY_USERS = 10, 2000  # of L-BFGS for the heads from which low rank and mixture start, of up to so many users
 
 # of F fits side by side: w_0 [F, d], own numbers [F, users, .], and what is shared, V or H [F, size, d]
@@ -252,50 +252,6 @@ def _curvature(kind: str, pairs: _Pairs, own, shared) -> tuple[torch.Tensor, tor
     if kind == "mixture":
         apart = weights[..., None] * (apart - (weights @ shared)[:, :, None])  # [F, users, size, d]
     return pairs.share * (apart.square() @ pairs.curvature), of_shared
-
-
-def minimised(
-    loss: Callable[..., torch.Tensor],
-    starts: Sequence[torch.Tensor],
-    scales: Sequence[torch.Tensor],
-    steps: int = 100,
-    gain: float = 0.0,
-) -> tuple[torch.Tensor, ...]:
-    """The arguments that minimise `loss`, a negative log-likelihood with its penalty, in nats: by L-BFGS in units in
-    which it is about as curved in all directions, so Newton's first step, and few more.
-
-    Args:
-        starts: of the arguments.
-        scales: one over the root of about the Hessian's diagonal, of the arguments' shapes: a posterior's standard
-            deviations.
-        steps: at most. It ends before where slopes are below `TOLERANCE`, or five steps gain less than this share of
-            the loss: `gain`.
-    """
-    starts = [start.detach().requires_grad_() for start in starts]
-    slopes = torch.autograd.grad(loss(*starts), starts)
-    size = sum((slope * scale).abs().sum().item() for slope, scale in zip(slopes, scales, strict=True))
-    unit = max(size, TOLERANCE)  # the first step is the gradient over its sum: in this unit that is Newton's
-    scaled = [(start / scale / unit).detach() for start, scale in zip(starts, scales, strict=True)]
-    free = [part.contiguous().requires_grad_() for part in scaled]
-    options: dict[str, Any] = {"tolerance_change": 0, "history_size": 10, "line_search_fn": "strong_wolfe"}
-    optimizer = torch.optim.LBFGS(free, max_iter=5, tolerance_grad=TOLERANCE * unit, **options)
-
-    def unscaled() -> tuple[torch.Tensor, ...]:
-        return tuple(part * scale * unit for part, scale in zip(free, scales, strict=True))
-
-    def closure() -> Any:
-        optimizer.zero_grad()
-        value = loss(*unscaled())
-        value.backward()
-        return value
-
-    before = float("inf")
-    for _ in range(0, steps, 5):
-        value = optimizer.step(closure).item()  # the loss before these steps
-        if before - value <= gain * value:
-            break
-        before = value
-    return tuple(part.detach() for part in unscaled())
 
 
 def fit_pooled(z: torch.Tensor, strength: float, towards: torch.Tensor | None = None) -> torch.Tensor:
