@@ -29,10 +29,11 @@ from prlhf_kit.training.new_users import placed
 from prlhf_kit.training.recipe import Recipe, train
 from prlhf_kit.training.soups import train_adapters
 
-HEADS, TRAINED = (*kinds.KINDS, *encoder.KINDS), ("pdpo", "dpo", "soups")
+HEADS, TRAINED = (*kinds.KINDS, *encoder.KINDS), ("pdpo", "dpo", "soups", "choices_dpo")
 METHODS = ("length", *HEADS, "untrained", "choices", *TRAINED)  # cheap ones first
 COLUMNS = ["split", "method", "k", "user_id", "prompt", "item", "value"]
 SEEN, NEW, FEW, CHOICES = "test_seen", "test_unseen", "adapt_unseen", "choices in context"
+CHOICES_DPO = f"DPO with {CHOICES}"
 SHIPPED = Path(__file__).parents[1] / "configs" / "bench.yaml"  # a configuration's defaults
 _model, _tokenizer, _embedder = cache(hub.load_model), cache(hub.load_tokenizer), cache(features.load_embedder)
 
@@ -63,9 +64,11 @@ def read(config: Path, methods: str = "") -> Bench:
 
 
 def recipe(bench: Bench, method: str) -> Recipe:
-    """How "pdpo" is trained, or "dpo", and each adapter of "soups"."""
+    """How a method is trained: "soups", each adapter; "choices_dpo", with `choices` of the user in the prompts."""
     own = bench["training"] | {"method": "pdpo" if method == "pdpo" else "dpo"}
     own["settings"] = {"seed": bench["seed"]} | own.get("settings", {})
+    if method == "choices_dpo":
+        own |= {"context": "choices", "settings": own["settings"] | {"max_length": None}}
     return Recipe(**presets.preset(own.pop("preset", "cpu_dpo"), **own))
 
 
@@ -161,7 +164,8 @@ def _made_from(bench: Bench, method: str) -> list[Any]:
     """What decides a method's results beside the data."""
     weights = [weights_of(bench["embedder"])] if method in (*HEADS, "pdpo") else []
     weights += [weights_of(bench["model"])] if method not in (*HEADS, "length") else []
-    return [method, bench["ks"], bench["seed"], weights, bench["training"] if method in TRAINED else {}]
+    own = {"pdpo": {"steps": bench["steps"]}, "choices": {"choices": recipe(bench, method).choices}}.get(method, {})
+    return [method, bench["ks"], bench["seed"], weights, own | (bench["training"] if method in TRAINED else {})]
 
 
 class _Case:
@@ -175,6 +179,10 @@ class _Case:
     @cached_property
     def vectors(self) -> dict[str, features.Embedded]:
         return features.embed(self.data, [_embedder(self.bench["embedder"])], features.feature_cache())
+
+    @cached_property
+    def with_reference(self) -> Dataset:
+        return logprobs.add_reference_logps(self.train, _model(self.model), _tokenizer(self.model))
 
     @cached_property
     def base(self) -> dict[str, pd.DataFrame]:
@@ -206,18 +214,19 @@ class _Case:
                 if all(pairs["user_text"]):
                     right[accuracy.TEXT] = by_implicit_reward(self.scores(with_user_text(pairs)), self.base[split])
                 yield long_table(pairs, right, split=split)
-        elif method == "choices":
+        elif method in ("choices", "choices_dpo"):
+            policy = controls.load_control(self.trained(method), self.model) if method in TRAINED else None
             for split, pairs in self.tests.items():
-                for k in self.ks if split == NEW else [max(self.bench["ks"])]:
+                for k in self.ks if split == NEW else [recipe(self.bench, method).choices]:
                     earlier = select.few_shot(self.data, k, self.seed) if split == NEW else self.train
-                    yield self.choices(pairs, earlier, k, self.base[split]).assign(split=split)
+                    yield self.choices(pairs, earlier, k, self.base[split], policy).assign(split=split)
         elif method == "dpo":
             control = controls.load_control(self.trained(method), self.model)
             for split, pairs in self.tests.items():
                 scores = control.score(_tokenizer(self.model), pairs)
                 yield long_table(pairs, {control.label: by_implicit_reward(scores, self.base[split])}, split=split)
         elif method == "soups":  # an adapter for each user
-            folders = train_adapters(recipe(self.bench, method), self.model, self.train, self.out / method)
+            folders = train_adapters(recipe(self.bench, method), self.model, self.with_reference, self.out / method)
             for split, pairs in self.tests.items():
                 parts = _model(self.model), _tokenizer(self.model), folders, pairs, self.base[split]
                 yield ranked_by_soup(*parts).assign(split=split)
@@ -232,24 +241,30 @@ class _Case:
                 yield found[found.method.isin(own)].assign(split=split)
             if self.ks:
                 place = partial(placed, personal, index, reader, embedder)
-                options: dict[str, Any] = {"steps": 0, "seed": self.seed, "place": place}
+                options: dict[str, Any] = {"steps": self.bench["steps"], "seed": self.seed, "place": place}
                 found, _ = accuracy.ranked_by_pairs(personal, _tokenizer(self.model), self.data, self.ks, **options)
                 yield found[found.k > 0].assign(method="P-DPO, " + found.method, split=NEW)
 
-    def choices(self, pairs: Dataset, earlier: Dataset, k: int, base: pd.DataFrame) -> pd.DataFrame:
+    def choices(
+        self, pairs: Dataset, earlier: Dataset, k: int, base: pd.DataFrame, policy: controls.Control | None
+    ) -> pd.DataFrame:
         """The untrained model with k of the `earlier` choices in its prompt: how much they raise a response's log-prob,
-        and the mean log-prob a token."""
+        and the mean log-prob a token; or how much more likely a `policy` finds it that reads them too."""
         people = context.people_of(*self.data.values())
         told = context.with_context(pairs, context.Contexts("choices", people, seed=self.seed, earlier=[earlier], k=k))
         print(f"{self.name}: of k = {k} choices {np.mean([len(ids) for ids in told['context_pairs']]):.1f} are told")
         scores = self.scores(told)
-        right = {CHOICES: by_implicit_reward(scores, base), f"{CHOICES}, by likelihood": accuracy.likelier(scores)}
+        if policy:
+            right = {CHOICES_DPO: by_implicit_reward(policy.score(_tokenizer(self.model), told), scores)}
+        else:
+            right = {CHOICES: by_implicit_reward(scores, base), f"{CHOICES}, by likelihood": accuracy.likelier(scores)}
         return long_table(pairs, right, k=k)
 
     def trained(self, method: str) -> Path:
-        """The folder of "pdpo" or "dpo", trained now or before."""
-        train(recipe(self.bench, method), self.model, self.train, self.out / method)
-        return self.out / method
+        """The folder of a trained model, named by the recipe's method: trained now or before."""
+        own = recipe(self.bench, method)
+        train(own, self.model, self.with_reference, folder := self.out / method / own.method)
+        return folder
 
 
 def summary(values: pd.DataFrame, data: dict[str, DatasetDict], bench: Bench) -> pd.DataFrame:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
 from datasets import Dataset
+from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from prlhf_kit.data.chat import require_prefix, with_user_text
 from prlhf_kit.files import unfinished
 from prlhf_kit.models.conditioning import check_length, embed_with_users, takes_user_text
-from prlhf_kit.models.tokenize import in_batches, padded, require_tokenizer, tokenize_completions
+from prlhf_kit.models.tokenize import padded, require_tokenizer, tokenize_completions
 
 REFERENCE = ("ref_chosen_logps", "ref_rejected_logps")
 Sequences = Sequence[tuple[list[int], list[int]]]
@@ -40,17 +42,49 @@ def completion_logits(
     """Logits at the positions that predict each completion's tokens: `[n, longest completion, V]`, shorter ones at the
     end of their row. Arguments: see `response_logps`."""
     keep = max(len(completion) for _, completion in sequences)
-    device = model.get_input_embeddings().weight.device
-    texts = [prompt + completion for prompt, completion in sequences]
     # padded on the left, so that the LM head runs over completions only
-    ids, mask = (part.to(device) for part in padded(texts, pad_token_id, "left"))
-    if users is None:
-        check_length(model, ids.shape[1])
-        inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": (mask.cumsum(1) - 1).clamp(min=0)}
-    else:
-        inputs = embed_with_users(model, users, ids, mask)
+    inputs = _inputs(model, [prompt + completion for prompt, completion in sequences], pad_token_id, users)
     # one position before the first completion token predicts it
     return model(**inputs, use_cache=False, logits_to_keep=keep + 1).logits[:, :-1]
+
+
+def _inputs(
+    model, texts: Sequence[Sequence[int]], pad_token_id: int, users: torch.Tensor | None
+) -> dict[str, torch.Tensor]:
+    """Texts, padded on the left, as `model` takes them, with their users in front."""
+    device = model.get_input_embeddings().weight.device
+    ids, mask = (part.to(device) for part in padded(texts, pad_token_id, "left"))
+    if users is not None:
+        return embed_with_users(model, users, ids, mask)
+    check_length(model, ids.shape[1])
+    return {"input_ids": ids, "attention_mask": mask, "position_ids": (mask.cumsum(1) - 1).clamp(min=0)}
+
+
+def _logps_behind(
+    model,
+    prompts: Sequence[Sequence[int]],
+    completions: Sequence[Sequence[Sequence[int]]],
+    pad_token_id: int,
+    users: torch.Tensor | None,
+) -> torch.Tensor:
+    """`response_logps` `[n]` of several completions behind each prompt, one prompt's after the other's: the model reads
+    a prompt once and keeps its keys and values."""
+    inputs = _inputs(model, prompts, pad_token_id, users)
+    mask = inputs["attention_mask"]
+    read = model(**inputs, use_cache=True, logits_to_keep=1)
+    prompt = torch.arange(len(prompts), device=mask.device).repeat_interleave(
+        torch.tensor([*map(len, completions)], device=mask.device)
+    )
+    ids, asked = (part.to(mask.device) for part in padded([c for some in completions for c in some], pad_token_id))
+    logits = [read.logits[prompt]]  # [n, 1, V]: of each first token
+    if ids.shape[1] > 1:
+        read.past_key_values.batch_select_indices(prompt)
+        seen = torch.cat([mask[prompt], asked[:, :-1]], 1)
+        positions = (seen.cumsum(1) - 1)[:, mask.shape[1] :]  # padding stays within the model's context
+        behind = {"attention_mask": seen, "position_ids": positions, "past_key_values": read.past_key_values}
+        logits.append(model(input_ids=ids[:, :-1], **behind).logits)
+    per_token = torch.cat(logits, 1).float().log_softmax(-1).gather(-1, ids[:, :, None]).squeeze(-1)
+    return (per_token * asked).sum(1)
 
 
 @torch.inference_mode()
@@ -61,7 +95,8 @@ def sequence_logps(
     user_rows: Sequence[int] | None = None,
     batch_size: int = 16,
 ) -> list[float]:
-    """`response_logps` in batches of about equal length; repeated sequences are computed once.
+    """`response_logps` in batches of about equal length. A prompt is read once for all its completions, and repeated
+    sequences are computed once.
 
     `user_rows`: `[n]` rows of the users; None leaves the model unconditioned (the reference).
     """
@@ -69,14 +104,25 @@ def sequence_logps(
     require_tokenizer(model, tokenizer)
     check_length(model, max((len(p) + len(c) for p, c in sequences), default=0), users=user_rows is not None)
 
-    def run(batch: Sequence[tuple[tuple[int, ...], int, int]]) -> np.ndarray:
-        parts = [(list(ids[:start]), list(ids[start:])) for ids, start, _ in batch]
-        rows = None if user_rows is None else torch.tensor([row for _, _, row in batch])
-        return response_logps(model, parts, tokenizer.pad_token_id or 0, rows).cpu().numpy()
-
     rows = [0] * len(sequences) if user_rows is None else user_rows
-    asked = [((*p, *c), len(p), row) for (p, c), row in zip(sequences, rows, strict=True)]
-    return in_batches(run, asked, batch_size, what="scoring").tolist() if asked else []
+    asked = [(tuple(p), row, tuple(c)) for (p, c), row in zip(sequences, rows, strict=True)]
+    behind = defaultdict(list)  # each prompt's, and user's, completions
+    for prompt, row, completion in sorted(set(asked), key=lambda one: len(one[2])):
+        behind[prompt, row].append(completion)
+    parts = [(*of, some[i : i + batch_size]) for of, some in behind.items() for i in range(0, len(some), batch_size)]
+    parts.sort(key=lambda part: (len(part[0]) + len(part[2][-1]), part))
+    found: dict[tuple, float] = {}
+    with tqdm(total=len(set(asked)), desc="scoring", disable=None, leave=False) as shown:
+        while parts:
+            fits = sum(n <= batch_size for n in accumulate(len(some) for _, _, some in parts[:batch_size]))
+            batch, parts = parts[:fits], parts[fits:]
+            prompts, of, completions = zip(*batch, strict=True)
+            users = None if user_rows is None else torch.tensor(of)
+            logps = _logps_behind(model, prompts, completions, tokenizer.pad_token_id or 0, users).tolist()
+            each = [(prompt, row, one) for prompt, row, some in batch for one in some]
+            found |= zip(each, logps, strict=True)
+            shown.update(len(each))
+    return [found[one] for one in asked]
 
 
 def score_pairs(

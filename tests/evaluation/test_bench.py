@@ -81,14 +81,14 @@ def test_one_table_of_all_and_nothing_is_computed_twice(write, tmp_path, capsys,
 
 
 def test_language_models_and_trainings(write, tmp_path):
-    training = {"preset": "cpu_dpo", "settings": {"max_steps": 1, "max_length": 128}}
-    config = write("files", methods=["untrained", "choices", *bench.TRAINED], training=training)
+    training = {"preset": "cpu_dpo", "choices": 2, "settings": {"max_steps": 1, "max_length": 128}}
+    config = write("files", methods=["untrained", "choices", *bench.TRAINED], training=training, steps=1)
     assert cli.main(["bench", str(config), "--out", str(tmp_path / "out")]) == 0
     found = accuracies(tmp_path / "out").dropna().reset_index()
     methods = {split: set(rows.method) for split, rows in found.groupby("split")}
     everywhere = {"untrained", "prompt with user text", "vanilla DPO", "P-DPO, generic row", soups.ALIKE}
-    everywhere |= {bench.CHOICES, f"{bench.CHOICES}, by likelihood"}
-    new = {"P-DPO, nearest known user", "P-DPO, known users, mixed", "P-DPO, nearest by encoder"}
+    everywhere |= {bench.CHOICES, f"{bench.CHOICES}, by likelihood", bench.CHOICES_DPO}
+    new = {f"P-DPO, {of}" for of in ("fitted row", "nearest known user", "known users, mixed", "nearest by encoder")}
     seen = {"P-DPO, user", soups.OWN, soups.OTHERS}
     assert methods == {"test_seen": everywhere | seen, "test_unseen": everywhere | new}
     assert set(found.k[found.method.isin(new)]) == {2}

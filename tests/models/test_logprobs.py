@@ -5,12 +5,40 @@ import math
 
 import pandas as pd
 import pytest
+import torch
 from datasets import Dataset, concatenate_datasets, load_from_disk
 from training.conftest import make_trainer
 
 import prlhf_kit as kit
 from prlhf_kit.data.schema import record
-from prlhf_kit.models.logprobs import add_reference_logps, save_with_reference, score_pairs, sequence_logps
+from prlhf_kit.models.logprobs import (
+    add_reference_logps,
+    response_logps,
+    save_with_reference,
+    score_pairs,
+    sequence_logps,
+)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gpt_neox", "mistral"])
+def test_a_prompt_that_several_share_is_read_once(make_tiny, tokenizer, architecture, monkeypatch):
+    """Each completion has the log-prob that it has behind a prompt of its own."""
+    model = make_tiny(architecture, users=3, offsets=0.5)
+    prompts, completions = [[5, 6, 7], [8] * 20], [[9], [10, 11, 12], [13] * 30, [14, 15]]
+    asked = [(prompt, completion) for prompt in prompts for completion in completions] * 2
+    rows = [1, 2, 3, 1, 2, 3, 1, 2] + [1] * 8
+    read = []
+    forward = type(model.base_model).forward
+    monkeypatch.setattr(type(model.base_model), "forward", lambda *a, **k: read.append(k) or forward(*a, **k))
+    for given in (rows, None):
+        with torch.no_grad():
+            each = [
+                response_logps(model, [pair], 0, given and torch.tensor([row])).item()
+                for pair, row in zip(asked, rows, strict=True)
+            ]
+        read.clear()
+        assert sequence_logps(model, tokenizer, asked, given, batch_size=8) == pytest.approx(each, abs=1e-4)
+    assert len(read) == 2  # both prompts, then what is behind them
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "gpt_neox", "mistral"])
