@@ -1,7 +1,5 @@
 """What `prlhf run`, `bench`, `figures`, `notebooks` and `data` do; `cli.py` holds their options."""
 
-from __future__ import annotations
-
 import argparse
 import difflib
 import json

@@ -1,7 +1,5 @@
 """What every part of the kit may use, without torch: files written whole or not at all, hashes, versions, git state."""
 
-from __future__ import annotations
-
 import contextlib
 import datetime
 import hashlib

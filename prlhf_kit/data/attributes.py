@@ -1,7 +1,5 @@
 """Attributes of a response, measured from its text alone. They are what simulated users have tastes about."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Iterable

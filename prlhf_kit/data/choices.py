@@ -1,7 +1,5 @@
 """What a person chose before, in words: for prompts (FSPO: Singh et al. 2025, arXiv 2502.19312), judges, personas."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any

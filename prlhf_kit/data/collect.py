@@ -1,7 +1,5 @@
 """From a loader's rows to memory-mapped splits."""
 
-from __future__ import annotations
-
 import atexit
 import itertools
 import tempfile

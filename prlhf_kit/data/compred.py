@@ -1,7 +1,5 @@
 """`compred`: preferences of Reddit communities (Kumar et al. 2024, arXiv 2410.16027)."""
 
-from __future__ import annotations
-
 import re
 from collections import defaultdict
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """The reader in the prompt: who a response is for, in words (ComPO, Kumar et al. 2024, arXiv 2410.16027)."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field

@@ -1,8 +1,6 @@
 """Dialogues written as one text, and DSP's `text`-`score` format (Cheng et al. 2023), in and out: `{"text": [...],
 "score": [...]}`, the same dialogue with different last answers."""
 
-from __future__ import annotations
-
 import json
 import math
 import re

@@ -1,7 +1,5 @@
 """`dsp`: Domain-Specific Preferences (Cheng et al. 2023, arXiv 2309.03126): which domain's style is preferred."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """`files`: preferences from files of one's own or any dataset of the hub, with a column mapping."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import logging

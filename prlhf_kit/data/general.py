@@ -1,7 +1,5 @@
 """General preference sets: `hh`, `webgpt`, `gpt4llm` (one user), `hh_relabelled` (two objectives), `prefeval`."""
 
-from __future__ import annotations
-
 import hashlib
 from pathlib import Path
 

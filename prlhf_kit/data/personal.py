@@ -1,7 +1,5 @@
 """Personal preference sets of many raters: `community_alignment`, `personalrewardbench`, `ufp`."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 

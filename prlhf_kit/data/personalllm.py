@@ -1,7 +1,5 @@
 """`personalllm`: virtual users over the scores of ten reward models (Zollo et al. 2024, arXiv 2409.20296)."""
 
-from __future__ import annotations
-
 import re
 
 import numpy as np

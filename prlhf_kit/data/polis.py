@@ -1,7 +1,5 @@
 """`polis`: what people agree and disagree with in a public Polis conversation: real people's tastes in short texts."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Keep a checked dataset on disk: parquet, with a card that says where it came from and what was dropped."""
 
-from __future__ import annotations
-
 import shutil
 import tempfile
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """`prism`: what 1,396 people preferred in their own conversations (Kirk et al. 2024, arXiv 2404.16019)."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import numpy as np

@@ -1,7 +1,5 @@
 """`psoups`: Personalized Soups (Jang et al. 2023, arXiv 2310.11564), with P-RLHF's six users."""
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,5 @@
 """What a dataset of the kit is: facts (`Card`), and a loader that yields (split, record) and counts what it drops."""
 
-from __future__ import annotations
-
 import difflib
 import hashlib
 from collections import Counter

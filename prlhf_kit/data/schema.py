@@ -1,7 +1,5 @@
 """The one preference record that every dataset of the kit becomes. More columns pass through."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from datasets import Features, List, Value

@@ -1,7 +1,5 @@
 """Every way in which pairs are drawn from a dataset: by a seed, by user, by a column's value."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """What a loader reads: rows of a dataset in its own schema, from local files or from the Hugging Face hub."""
 
-from __future__ import annotations
-
 import csv
 import gzip
 import json

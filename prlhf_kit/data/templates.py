@@ -1,7 +1,5 @@
 """Texts with named fields in files of their own: what judges are asked, and what a model is told of its reader."""
 
-from __future__ import annotations
-
 import hashlib
 import re
 import string

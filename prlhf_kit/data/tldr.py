@@ -1,7 +1,5 @@
 """`tldr`: comparisons of summaries of Reddit posts, with the worker who compared them (Stiennon et al. 2020)."""
 
-from __future__ import annotations
-
 from collections import Counter
 from pathlib import Path
 

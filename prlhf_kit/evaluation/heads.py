@@ -168,6 +168,8 @@ def trade_off(
     own, tests = ({name: z(e) for name, (_, e) in sets.items()} for sets in (domains, domain_tests))
     for_all = z(general_test[1])
     groups = {name: pd.factorize(pd.Series(prompt_texts_of(pairs)))[0] for name, (pairs, _) in domains.items()}
+    if single := [name for name, of in groups.items() if not max(of)]:
+        raise ValueError(f"{single[0]!r} has pairs of one prompt, expected several to choose a strength. Leave it out.")
     folds = {name: list(GroupKFold(min(5, max(of) + 1)).split(of, groups=of)) for name, of in groups.items()}
     asked = {
         "custom": [prompt for name in domains for prompt in prompt_texts_of(domain_tests[name][0])],

@@ -1,8 +1,6 @@
 """Put a user model in front of any Hugging Face decoder-only model, by two hooks on its backbone (which TRL calls
 directly). Users' hidden states are cut off again, so shapes stay. A call without `user_rows` is not touched."""
 
-from __future__ import annotations
-
 import functools
 import math
 from collections.abc import Callable

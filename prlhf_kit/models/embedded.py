@@ -1,7 +1,5 @@
 """The embedded language model: SmolLM2-135M-Instruct (Apache-2.0), from a wheel's 4-bit GGUF file converted once."""
 
-from __future__ import annotations
-
 import importlib.util
 import os
 from pathlib import Path

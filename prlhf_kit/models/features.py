@@ -1,7 +1,5 @@
 """Frozen features of responses, on which heads are fitted: one vector each, computed once and kept on disk."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Load a causal language model and its tokenizer: the embedded one, a hub id, or a local folder."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import importlib.util

@@ -1,7 +1,5 @@
 """Log-probabilities of chosen and rejected responses, with or without a user in front."""
 
-from __future__ import annotations
-
 import math
 from collections import defaultdict
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """PAD's preference head: one linear map of the last hidden state before the LM head (arXiv 2410.04070, Eq. 9)."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator
 from typing import Any

@@ -1,7 +1,5 @@
 """A personalised model on the Hugging Face hub, with a model card, and without its users' ids."""
 
-from __future__ import annotations
-
 import importlib.metadata
 import json
 import re

@@ -1,8 +1,6 @@
 """Reward models: a transformers sequence classifier with one output, with the base's LM head. Where a text ends the
 attention mask decides, not the padding token, which may be the end-of-text token too."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass
 from pathlib import Path

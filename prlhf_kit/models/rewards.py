@@ -1,7 +1,5 @@
 """Reward models in use: `score(prompts, responses, user_ids) -> Tensor[B]`, whatever kind of reward model it is."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

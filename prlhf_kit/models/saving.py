@@ -1,7 +1,5 @@
 """Personalised models on disk: an adapter or a whole model, the user model, and `users.json` beside them."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """Messages to tokens, and tokens to padded batches."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path

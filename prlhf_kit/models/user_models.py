@@ -1,8 +1,6 @@
 """User models: from a user's row number to the soft tokens that stand for that user (P-RLHF, arXiv 2402.05133). Row 0
 is the generic user: whoever is unknown, or whose preferences are not to be used."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, Literal
 

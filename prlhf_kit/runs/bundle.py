@@ -1,8 +1,6 @@
 """Pack what a GPU node without a network lacks (wheels, the kit, notebooks, models, data) into parts with checksums.
 `unpack.sh` installs them there; `python -m prlhf_kit.runs.bundle` tells which of the node's packages serve."""
 
-from __future__ import annotations
-
 import argparse
 import importlib
 import importlib.metadata

@@ -1,8 +1,6 @@
 """`prlhf sweep`, `pipeline`, `report`, `results` and `runs list`: many runs, and what there is of them. What takes long
 to import is imported when a command is called: `prlhf --help` reads this file."""
 
-from __future__ import annotations
-
 import argparse
 import csv
 import subprocess

@@ -4,8 +4,6 @@ unchanged Snakemake is not told: `notebook.plan` decides that. Each call works i
 A job of Snakemake, here or on a cluster's node, is `python -m prlhf_kit.runs.engine PLAN STAGE ATTEMPT GPUS`.
 """
 
-from __future__ import annotations
-
 import contextlib
 import datetime
 import importlib.util

@@ -2,8 +2,6 @@
 2.7: it fills parameters into braces of paths, changes the process's folder, calls the cell of a dead kernel "completed"
 and `sys.exit()` a success, and two kernels may take one port."""
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import json

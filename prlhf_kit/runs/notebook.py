@@ -1,8 +1,6 @@
 """A notebook's run: skipped where nothing changed, resumed where it was killed, recorded, and copied elsewhere
 (`prlhf run --copy-to`). `execute.py` starts papermill, `parameters.py` closes its traps with parameters."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import os

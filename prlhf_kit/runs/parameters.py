@@ -1,7 +1,5 @@
 """Parameters of a notebook: their defaults, and given values in the types of these."""
 
-from __future__ import annotations
-
 import ast
 import contextlib
 import difflib

@@ -1,8 +1,6 @@
 """The stages of a sweep or a pipeline: parameters, checked against the notebooks before any of them starts; what each
 stage needs, where it lies, and which are to run."""
 
-from __future__ import annotations
-
 import graphlib
 import hashlib
 import itertools

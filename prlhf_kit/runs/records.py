@@ -1,8 +1,6 @@
 """Runs on the disk, by their records: found, listed by `prlhf runs list`, and read for the pages and tables that show
 several. A record's fields: docs/runs.md."""
 
-from __future__ import annotations
-
 import difflib
 import json
 import math

@@ -1,8 +1,6 @@
 """The page that a run opens with (what it is in four lines, then a section a stage), the page of each executed
 notebook, and that of `prlhf report`: all runs' numbers side by side. They work from disk."""
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Iterable, Sequence

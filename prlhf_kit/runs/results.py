@@ -6,8 +6,6 @@ A table stands between two comments, of which the first says what it shows:
     <!-- end -->
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict

@@ -1,7 +1,5 @@
 """A table as HTML, for a run's index page and, under its caption, in a notebook."""
 
-from __future__ import annotations
-
 import html
 from typing import Any
 

@@ -102,3 +102,5 @@ def test_a_head_that_starts_from_the_general_one_keeps_more_of_it():
     assert mixed.general.iloc[-1] >= after.general.iloc[-1]
     assert wide.chosen.sum() == 3
     assert len(heads.trade_off(*two_tastes(few=3), strengths=(1.0,))) == 3 * 2 * 2  # of fewer prompts than folds, too
+    with pytest.raises(ValueError, match="pairs of one prompt, expected several"):
+        heads.trade_off(*two_tastes(few=1), strengths=(1.0,))
