@@ -73,7 +73,7 @@ def longer(prompt, answer_a, answer_b, user) -> list[Verdict]:
 def require_answers(answers: pd.DataFrame) -> None:
     """Raise `ValueError` where the columns `ANSWERS` are not all there, or hold no texts."""
     if missing := [column for column in ANSWERS if column not in answers]:
-        raise ValueError(f"answers lack {', '.join(missing)}; they have {', '.join(map(str, answers))}. Rename columns.")
+        raise ValueError(f"answers lack {', '.join(missing)}; they have {', '.join(map(str, answers))}. Rename them.")
     if bad := [text for column in ("prompt", "answer") for text in answers[column] if not isinstance(text, str)]:
         raise ValueError(f"{len(bad)} prompts or answers are no text, for instance {bad[0]!r}; an empty one is ''.")
 

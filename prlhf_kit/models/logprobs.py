@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from datasets import Dataset
 from tqdm.auto import tqdm
-from transformers import PreTrainedTokenizerBase
+from transformers import DynamicCache, PreTrainedTokenizerBase
 
 from prlhf_kit.data.chat import require_prefix, with_user_text
 from prlhf_kit.files import unfinished
@@ -70,17 +70,19 @@ def _logps_behind(
     inputs = _inputs(model, prompts, pad_token_id, users)
     mask = inputs["attention_mask"]
     read = model(**inputs, use_cache=True, logits_to_keep=1)
-    prompt = torch.arange(len(prompts), device=mask.device).repeat_interleave(
-        torch.tensor([*map(len, completions)], device=mask.device)
-    )
-    ids, asked = (part.to(mask.device) for part in padded([c for some in completions for c in some], pad_token_id))
+    prompt = torch.tensor([i for i, some in enumerate(completions) for _ in some], device=mask.device)  # [n]
+    behind = [completion for some in completions for completion in some]
+    if not isinstance(getattr(read, "past_key_values", None), DynamicCache):  # of recurrent layers
+        whole = [(list(prompts[i]), list(completion)) for i, completion in zip(prompt, behind, strict=True)]
+        return response_logps(model, whole, pad_token_id, None if users is None else users[prompt.cpu()])
+    ids, asked = (part.to(mask.device) for part in padded(behind, pad_token_id))
     logits = [read.logits[prompt]]  # [n, 1, V]: of each first token
     if ids.shape[1] > 1:
         read.past_key_values.batch_select_indices(prompt)
         seen = torch.cat([mask[prompt], asked[:, :-1]], 1)
         positions = (seen.cumsum(1) - 1)[:, mask.shape[1] :]  # padding stays within the model's context
-        behind = {"attention_mask": seen, "position_ids": positions, "past_key_values": read.past_key_values}
-        logits.append(model(input_ids=ids[:, :-1], **behind).logits)
+        given = {"attention_mask": seen, "position_ids": positions, "past_key_values": read.past_key_values}
+        logits.append(model(input_ids=ids[:, :-1], **given).logits)
     per_token = torch.cat(logits, 1).float().log_softmax(-1).gather(-1, ids[:, :, None]).squeeze(-1)
     return (per_token * asked).sum(1)
 
@@ -110,10 +112,12 @@ def sequence_logps(
     parts = [(*of, some[i : i + batch_size]) for of, some in behind.items() for i in range(0, len(some), batch_size)]
     parts.sort(key=lambda part: (len(part[0]) + len(part[2][-1]), part))
     found: dict[tuple, float] = {}
+    start = 0
     with tqdm(total=len(set(asked)), desc="scoring", disable=None, leave=False) as shown:
-        while parts:
-            fits = sum(n <= batch_size for n in accumulate(len(some) for _, _, some in parts[:batch_size]))
-            batch, parts = parts[:fits], parts[fits:]
+        while start < len(parts):
+            sizes = accumulate(len(some) for _, _, some in parts[start : start + batch_size])
+            batch = parts[start : start + sum(n <= batch_size for n in sizes)]
+            start += len(batch)
             prompts, of, completions = zip(*batch, strict=True)
             users = None if user_rows is None else torch.tensor(of)
             logps = _logps_behind(model, prompts, completions, tokenizer.pad_token_id or 0, users).tolist()

@@ -8,6 +8,7 @@ import pytest
 import torch
 from datasets import Dataset, concatenate_datasets, load_from_disk
 from training.conftest import make_trainer
+from transformers import MambaConfig, MambaForCausalLM
 
 import prlhf_kit as kit
 from prlhf_kit.data.schema import record
@@ -39,6 +40,14 @@ def test_a_prompt_that_several_share_is_read_once(make_tiny, tokenizer, architec
         read.clear()
         assert sequence_logps(model, tokenizer, asked, given, batch_size=8) == pytest.approx(each, abs=1e-4)
     assert len(read) == 2  # both prompts, then what is behind them
+
+
+def test_a_model_that_keeps_no_keys_and_values(tokenizer):
+    config = MambaConfig(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2)
+    model, asked = MambaForCausalLM(config).eval(), [([5, 6], [7, 8]), ([5, 6], [9, 10]), ([11, 12], [7, 8])]
+    with torch.no_grad():
+        each = [response_logps(model, [pair], 0).item() for pair in asked]
+    assert sequence_logps(model, tokenizer, asked) == pytest.approx(each, abs=1e-4)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "gpt_neox", "mistral"])
