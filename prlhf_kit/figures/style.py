@@ -126,9 +126,9 @@ def heatmap(
 def matrix(
     cells: pd.DataFrame, label: str, middle: float, xlabel: str, ylabel: str, cell=(0.55, 0.5), **more: Any
 ) -> Figure:
-    """A figure of one `heatmap`, with cells of so many inches."""
+    """A figure of one `heatmap`, with cells of so many inches, or smaller ones where there are many."""
     rows, columns = cells.shape
-    figure, ax = new_figure(cell[0] * columns + 2.6, cell[1] * rows + 1.4)
+    figure, ax = new_figure(min(cell[0] * columns + 2.6, 14), min(cell[1] * rows + 1.4, 12))
     heatmap(ax, cells, label, middle, **more)
     ax.set(xlabel=xlabel, ylabel=ylabel)
     return figure

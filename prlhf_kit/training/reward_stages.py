@@ -91,7 +91,7 @@ def build_reward_trainer(
         other_users = recipe.user_model and adapted and index is None
         if (adapted and adapter is None) or recipe.pooling not in (None, pooling) or other_users:
             has = f"{'an' if adapted else 'no'} adapter, pooling={pooling!r} and {'users' if index else 'no users'}"
-            raise ValueError(f"{model} has {has}: a stage is trained further as it is. Set the same.")
+            raise ValueError(f"{model} has {has}: an earlier stage is trained further as it is. Set the same.")
         adapter = None if adapted else adapter
     else:
         start = new_reward_model(model, recipe.pooling, imitates, args.seed, device="cpu")

@@ -6,6 +6,8 @@ tolerance for other versions of FreeType). After a wanted change call pytest wit
 """
 
 import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
 import pytest
 
 from figures.tables import TABLES, WIN_RATES
@@ -58,6 +60,12 @@ def test_cells_that_differ_by_little_are_told_apart(name, column):
     shown = TABLES[name].assign(**{column: 0.45 + 0.1 * (TABLES[name][column] > 0.6)})
     mesh = FIGURES[name][2](shown).axes[0].collections[0]
     assert mesh.get_clim()[1] - mesh.get_clim()[0] == pytest.approx(0.2)
+
+
+def test_a_map_of_many_users_has_a_bounded_size():
+    """At half an inch a cell, drawing that of 168 users took 23 GB."""
+    many = pd.DataFrame(np.eye(200))
+    assert max(FIGURES["similarity"][2](many).get_size_inches()) <= 14
 
 
 def test_four_ways_have_their_order_and_controls_come_after_them():
