@@ -25,6 +25,7 @@ from prlhf_kit.evaluation.soups import ranked_by_soup
 from prlhf_kit.files import git_state, only_on_hub, short_hash, unfinished
 from prlhf_kit.models import features, hub, logprobs, saving
 from prlhf_kit.training import controls, encoder, heads as kinds, presets
+from prlhf_kit.training.launch import load_base
 from prlhf_kit.training.new_users import placed
 from prlhf_kit.training.recipe import Recipe, train
 from prlhf_kit.training.soups import train_adapters
@@ -182,7 +183,9 @@ class _Case:
 
     @cached_property
     def with_reference(self) -> Dataset:
-        return logprobs.add_reference_logps(self.train, _model(self.model), _tokenizer(self.model))
+        own = recipe(self.bench, "dpo")
+        base = load_base(self.model, own.train_base, dtype=own.dtype)  # rounded as the policy is
+        return logprobs.add_reference_logps(self.train, base, _tokenizer(self.model))
 
     @cached_property
     def base(self) -> dict[str, pd.DataFrame]:
