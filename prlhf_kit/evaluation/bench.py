@@ -248,11 +248,9 @@ class _Case:
                 found, _ = accuracy.ranked_by_pairs(personal, _tokenizer(self.model), self.data, self.ks, **options)
                 yield found[found.k > 0].assign(method="P-DPO, " + found.method, split=NEW)
 
-    def choices(
-        self, pairs: Dataset, earlier: Dataset, k: int, base: pd.DataFrame, policy: controls.Control | None
-    ) -> pd.DataFrame:
+    def choices(self, pairs: Dataset, earlier: Dataset, k: int, base: pd.DataFrame, policy: Any) -> pd.DataFrame:
         """The untrained model with k of the `earlier` choices in its prompt: how much they raise a response's log-prob,
-        and the mean log-prob a token; or how much more likely a `policy` finds it that reads them too."""
+        and the mean log-prob a token; or how much likelier than that a `policy` (None, or a `Control`) finds it."""
         people = context.people_of(*self.data.values())
         told = context.with_context(pairs, context.Contexts("choices", people, seed=self.seed, earlier=[earlier], k=k))
         print(f"{self.name}: of k = {k} choices {np.mean([len(ids) for ids in told['context_pairs']]):.1f} are told")
