@@ -1,9 +1,9 @@
-"""Answers of guided decoding, and how they lie on disk: the kit's JSON lines, and the formats of PAD and ARGS."""
+"""Answers of guided decoding, and how they lie on disk: JSON lines."""
 
 import contextlib
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -95,31 +95,3 @@ def add_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Append rows, of which `key` is the first field, to a file of JSON lines."""
     with path.open("a", encoding="utf-8") as file:
         file.writelines(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
-
-
-def write_pad(path: str | Path, prompts: Sequence[str], answers: Sequence[GuidedAnswer], method: str) -> None:
-    """Answers as PAD's and ARGS's own programs write theirs: one JSON array of `prompt`, `result` (the answer),
-    `response` (prompt and answer), `elapsed` (seconds) and `method`; `kit.read_answers` reads them."""
-    rows = [
-        {"prompt": p, "result": a.text, "response": p + a.text, "elapsed": a.seconds, "method": method}
-        for p, a in zip(prompts, answers, strict=True)
-    ]
-    write_text(Path(path), json.dumps(rows, ensure_ascii=False))
-
-
-def read_pad_config(path: str | Path) -> list[dict[str, Any]]:
-    """Settings of `GuidedDecoder`, one dict a line of a `.config` file of PAD or ARGS.
-
-    `mode` is "greedy" or "topk" (sampling); ARGS's older files say so in `sampling`. Other fields, such as PAD's
-    `perspective`, are left out. Raises `ValueError` for a line without one of these.
-    """
-    found = []
-    for number, line in enumerate(filter(str.strip, Path(path).read_text(encoding="utf-8").split("\n")), 1):
-        row = json.loads(line)
-        mode = row.get("sampling", row.get("mode"))
-        if not {"rm_weight", "topk", "sample_temp"} <= set(row) or mode not in ("greedy", "topk"):
-            expected = "rm_weight, topk, sample_temp and the mode 'greedy' or 'topk'"
-            raise ValueError(f"line {number} of {path} has {sorted(row)} and the mode {mode!r}. Expected {expected}.")
-        settings = {"weight": float(row["rm_weight"]), "top_k": int(row["topk"]), "do_sample": mode == "topk"}
-        found.append(settings | {"temperature": float(row["sample_temp"] or 1.0)})
-    return found

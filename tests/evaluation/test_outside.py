@@ -9,7 +9,6 @@ from raw import write
 from prlhf_kit.data.chat import prompt_text
 from prlhf_kit.data.load import load
 from prlhf_kit.data.schema import ANSWERS
-from prlhf_kit.decoding.answers import GuidedAnswer, write_pad
 from prlhf_kit.evaluation.outside import for_run, read_answers
 
 USER, ASSISTANT = (f"<|start_header_id|>{role}<|end_header_id|>\n\n" for role in ("user", "assistant"))
@@ -54,12 +53,6 @@ def test_p_rlhf_soups_and_tldr(tmp_path):
     ):
         path = write(tmp_path / "a.json", entry("2_0", asked, who + asked, f"{who}{asked}Mix it.{end}"))
         assert rows_of(path) == [("a", "2", prompt, "Mix it.")]
-
-
-def test_pad_round_trip(tmp_path):
-    answers = [GuidedAnswer("Yes.", [1], [1], seconds=1.5), GuidedAnswer("", [], [], seconds=0.5)]
-    write_pad(tmp_path / "out_0.jsonl", ["Why?", "How?"], answers, "runs/pad_0")
-    assert rows_of(tmp_path / "out_0.jsonl") == [("runs/pad_0", None, "Why?", "Yes."), ("runs/pad_0", None, "How?", "")]
 
 
 def pad(prompt, response, **more):
