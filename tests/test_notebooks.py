@@ -75,7 +75,7 @@ LEAVES = {  # beside figures; what other stages need is missed there
     "07_compare_responses": {"answers.parquet"},
     "08b_context_answers": {"answers.jsonl", "side_by_side.parquet"},
     "09_user_models": {"individual", "cluster"},
-    "10_real_people": {"answers.parquet", "new_people.parquet"},
+    "10_real_people": {"answers.parquet", "groups.parquet", "new_people.parquet"},
 }
 
 
