@@ -219,10 +219,10 @@ class _Case:
                 yield long_table(pairs, right, split=split)
         elif method in ("choices", "choices_dpo"):
             policy = controls.load_control(self.trained(method), self.model) if method in TRAINED else None
-            for split, pairs in self.tests.items():
+            for split in self.tests:
                 for k in self.ks if split == NEW else [recipe(self.bench, method).choices]:
                     earlier = select.few_shot(self.data, k, self.seed) if split == NEW else self.train
-                    yield self.choices(pairs, earlier, k, self.base[split], policy).assign(split=split)
+                    yield self.choices(split, earlier, k, policy)
         elif method == "dpo":
             control = controls.load_control(self.trained(method), self.model)
             for split, pairs in self.tests.items():
@@ -248,9 +248,10 @@ class _Case:
                 found, _ = accuracy.ranked_by_pairs(personal, _tokenizer(self.model), self.data, self.ks, **options)
                 yield found[found.k > 0].assign(method="P-DPO, " + found.method, split=NEW)
 
-    def choices(self, pairs: Dataset, earlier: Dataset, k: int, base: pd.DataFrame, policy: Any) -> pd.DataFrame:
+    def choices(self, split: str, earlier: Dataset, k: int, policy: controls.Control | None) -> pd.DataFrame:
         """The untrained model with k of the `earlier` choices in its prompt: how much they raise a response's log-prob,
-        and the mean log-prob a token; or how much likelier than that a `policy` (None, or a `Control`) finds it."""
+        and the mean log-prob a token; or how much likelier than that a `policy` finds it."""
+        pairs, base = self.tests[split], self.base[split]
         people = context.people_of(*self.data.values())
         told = context.with_context(pairs, context.Contexts("choices", people, seed=self.seed, earlier=[earlier], k=k))
         print(f"{self.name}: of k = {k} choices {np.mean([len(ids) for ids in told['context_pairs']]):.1f} are told")
@@ -259,7 +260,7 @@ class _Case:
             right = {CHOICES_DPO: by_implicit_reward(policy.score(_tokenizer(self.model), told), scores)}
         else:
             right = {CHOICES: by_implicit_reward(scores, base), f"{CHOICES}, by likelihood": accuracy.likelier(scores)}
-        return long_table(pairs, right, k=k)
+        return long_table(pairs, right, k=k, split=split)
 
     def trained(self, method: str) -> Path:
         """The folder of a trained model, named by the recipe's method: trained now or before."""

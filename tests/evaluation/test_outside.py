@@ -55,6 +55,13 @@ def test_p_rlhf_soups_and_tldr(tmp_path):
         assert rows_of(path) == [("a", "2", prompt, "Mix it.")]
 
 
+def test_pad_whole_file(tmp_path):
+    first = {"prompt": "Why?", "result": "Yes.", "response": "Why?Yes.", "elapsed": 1.5, "method": "runs/pad_0"}
+    second = first | {"prompt": "How?", "result": "", "response": "How?"}
+    path = write(tmp_path / "out_0.jsonl", [first, second])
+    assert rows_of(path) == [("runs/pad_0", None, "Why?", "Yes."), ("runs/pad_0", None, "How?", "")]
+
+
 def pad(prompt, response, **more):
     return {"prompt": prompt, "response": response, "method": "PAD", **more}
 
