@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 import torch
 from datasets import Dataset, DatasetDict, load_from_disk
-from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prlhf_kit.data.chat import prompt_text
@@ -29,6 +28,7 @@ from prlhf_kit.models.features import embed, feature_cache, load_embedder
 from prlhf_kit.models.saving import load_personalized
 from prlhf_kit.models.user_index import UserIndex
 from prlhf_kit.runs.stage import left_by
+from prlhf_kit.training.controls import load_control
 from prlhf_kit.training.new_users import Adapted, adapt, add_users
 from prlhf_kit.training.persrm import load_persrm
 
@@ -153,11 +153,8 @@ def of_run(
         TEXT: System(TEXT, PAD(base), tokenizer, "words", weight=1.0),
     }
     if VANILLA in names:
-        if (control / "adapter_config.json").exists():
-            models[VANILLA] = PeftModel.from_pretrained(twin(base), control).eval()
-        else:
-            models[VANILLA] = hub.load_model(str(control))
-            models[VANILLA].reference_name = model
+        models[VANILLA] = load_control(control, twin(base)).model
+        models[VANILLA].reference_name = model
         found[VANILLA] = System(VANILLA, PAD(models[VANILLA], tokenizer=tokenizer), tokenizer, weight=1.0)
     if PERSRM in names:
         models[PERSRM] = load_persrm(persrm, twin(base))

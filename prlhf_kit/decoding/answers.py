@@ -21,7 +21,6 @@ class GuidedAnswer:
         base_tokens: what the base alone would have put there, after the same beginning (and by the same random number).
         logps: log-probability (nats) of the token under the base; `base_logps`: of the base's own.
         rewards: the guide's reward of the token, w not in it; `base_rewards`: of the base's own.
-        seconds: from the start of its batch to its last token.
     """
 
     text: str
@@ -31,7 +30,6 @@ class GuidedAnswer:
     base_logps: list[float] = field(default_factory=list)
     rewards: list[float] = field(default_factory=list)
     base_rewards: list[float] = field(default_factory=list)
-    seconds: float = 0.0
 
     @property
     def changed(self) -> list[bool]:

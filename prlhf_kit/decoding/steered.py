@@ -1,6 +1,5 @@
 """The steered base as a causal LM, for transformers' `generate`, which does all else: penalties, lengths, the loop."""
 
-import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -47,7 +46,7 @@ class Steered(PreTrainedModel, GenerationMixin):
     @torch.inference_mode()  # prompts are read here
     def __init__(self, decoder: "GuidedDecoder", jobs: Sequence[Request]):
         super().__init__(PreTrainedConfig(vocab_size=decoder.vocabulary))
-        self.settings, self.guide, self.began = decoder, decoder.guide, time.perf_counter()
+        self.settings, self.guide = decoder, decoder.guide
         rows = [replace(job.base, owner=i) for i, job in enumerate(jobs)]
         factors: dict[Row, float] = defaultdict(float)
         for i, job in enumerate(jobs if any(decoder.weights) else ()):
@@ -73,7 +72,7 @@ class Steered(PreTrainedModel, GenerationMixin):
         strings = [decoder.stop_strings] if isinstance(decoder.stop_strings, str) else list(decoder.stop_strings)
         self.stops = StopStringCriteria(decoder.tokenizer, strings) if strings else None
         self.columns: list[torch.Tensor] = []  # `[B, len(PER_TOKEN)]` of each token
-        self.length, self.seconds = [0] * len(jobs), [0.0] * len(jobs)
+        self.length = [0] * len(jobs)
         self.ended = torch.zeros(len(jobs), dtype=torch.bool, device=self.device)
 
     @property
@@ -136,9 +135,8 @@ class Steered(PreTrainedModel, GenerationMixin):
 
     def end(self, texts: torch.Tensor, _scores, **_) -> torch.Tensor:
         """Which answers have ended, `[B]`, by an end of text or a stop string."""
-        spent = time.perf_counter() - self.began
         for row in (~self.ended).nonzero().flatten().tolist():
-            self.length[row], self.seconds[row] = len(self.columns), spent
+            self.length[row] = len(self.columns)
         self.ended |= torch.isin(texts[:, -1], self.ends)
         if self.stops is not None:
             self.ended |= self.stops(texts, None)
@@ -147,9 +145,9 @@ class Steered(PreTrainedModel, GenerationMixin):
     def answers(self) -> list[GuidedAnswer]:
         """What is written so far."""
         found = []
-        for table, length, spent in zip(torch.stack(self.columns, 1), self.length, self.seconds, strict=True):
+        for table, length in zip(torch.stack(self.columns, 1), self.length, strict=True):
             values: dict[str, list] = dict(zip(PER_TOKEN, table[:length].t().tolist(), strict=True))
             values |= {name: [int(token) for token in values[name]] for name in ("tokens", "base_tokens")}
             text = self.settings.tokenizer.decode(values["tokens"], skip_special_tokens=True).strip()
-            found.append(GuidedAnswer(text, **values, seconds=spent))
+            found.append(GuidedAnswer(text, **values))
         return found

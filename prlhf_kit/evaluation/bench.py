@@ -34,7 +34,7 @@ HEADS, TRAINED = (*kinds.KINDS, *encoder.KINDS), ("pdpo", "dpo", "soups", "choic
 METHODS = ("length", *HEADS, "untrained", "choices", *TRAINED)  # cheap ones first
 COLUMNS = ["split", "method", "k", "user_id", "prompt", "item", "value"]
 SEEN, NEW, FEW, CHOICES = "test_seen", "test_unseen", "adapt_unseen", "choices in context"
-CHOICES_DPO = f"DPO with {CHOICES}"
+CHOICES_DPO, LIKELIER = f"DPO with {CHOICES}", f"{CHOICES}, by likelihood"
 SHIPPED = Path(__file__).parents[1] / "configs" / "bench.yaml"  # a configuration's defaults
 _model, _tokenizer, _embedder = cache(hub.load_model), cache(hub.load_tokenizer), cache(features.load_embedder)
 
@@ -249,9 +249,9 @@ class _Case:
                 yield found[found.k > 0].assign(method="P-DPO, " + found.method, split=NEW)
 
     def choices(self, split: str, earlier: Dataset, k: int, policy: controls.Control | None) -> pd.DataFrame:
-        """The untrained model with k of the `earlier` choices in its prompt: how much they raise a response's log-prob,
-        and the mean log-prob a token; or how much likelier than that a `policy` finds it."""
-        pairs, base = self.tests[split], self.base[split]
+        """With k of the `earlier` choices in the prompt: how much they raise a response's log-prob, and its mean a
+        token; or how much likelier a `policy` finds it than the untrained model does."""
+        pairs = self.tests[split]
         people = context.people_of(*self.data.values())
         told = context.with_context(pairs, context.Contexts("choices", people, seed=self.seed, earlier=[earlier], k=k))
         print(f"{self.name}: of k = {k} choices {np.mean([len(ids) for ids in told['context_pairs']]):.1f} are told")
@@ -259,7 +259,7 @@ class _Case:
         if policy:
             right = {CHOICES_DPO: by_implicit_reward(policy.score(_tokenizer(self.model), told), scores)}
         else:
-            right = {CHOICES: by_implicit_reward(scores, base), f"{CHOICES}, by likelihood": accuracy.likelier(scores)}
+            right = {CHOICES: by_implicit_reward(scores, self.base[split]), LIKELIER: accuracy.likelier(scores)}
         return long_table(pairs, right, k=k, split=split)
 
     def trained(self, method: str) -> Path:

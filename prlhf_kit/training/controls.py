@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from datasets import Dataset
 from peft import PeftModel
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prlhf_kit.data.chat import with_user_text
 from prlhf_kit.models.hub import load_model
@@ -75,14 +75,15 @@ class Control:
         return score_pairs(self.model, tokenizer, pairs, rows, batch_size)
 
 
-def load_control(folder: str | Path, base: str) -> Control:
-    """The control that was trained into `folder`, whose name is its own."""
+def load_control(folder: str | Path, base: str | PreTrainedModel) -> Control:
+    """The control that was trained into `folder`, whose name is its own. Changes `base`, if it is a model."""
     folder = Path(folder)
     label = LABELS[folder.name]
     if UserIndex.load(folder)[1]["user_model"] is not None:
         return Control(label, *load_personalized(folder, base))
     if Path(folder, "adapter_config.json").exists():
-        return Control(label, PeftModel.from_pretrained(load_model(base), folder).eval())
+        base = load_model(base) if isinstance(base, str) else base
+        return Control(label, PeftModel.from_pretrained(base, folder).eval())
     return Control(label, load_model(str(folder)))
 
 
