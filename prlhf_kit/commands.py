@@ -32,9 +32,10 @@ def run(args: argparse.Namespace) -> int:
         if misspelt and "/" not in model and not (notebook.parent / model).exists():
             raise RunError(f"there is no model {model!r}. Did you mean {default!r}? A hub id is owner/name.")
         for stage in earlier(notebook, "needs"):
-            if stage not in before and not read_record(run_dir / stage):
+            status = (read_record(run_dir / stage) or {}).get("status", "not there")
+            if stage not in before and status != "completed":
                 way = f"Run it first: prlhf run {notebook.with_name(stage)}.ipynb {notebook} --run {args.run}"
-                raise RunError(f"{notebook.name} needs the stage {stage}, which {run_dir} has not. {way}")
+                raise RunError(f"{notebook.name} needs the stage {stage} of {run_dir}, which is {status}. {way}")
         before.append(notebook.stem)
     tell_edits(args.notebooks, given)
     from prlhf_kit.runs.notebook import copy_notebook, run_notebook

@@ -18,7 +18,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 # those that decide a result
-PACKAGES = "prlhf_kit torch transformers trl peft datasets accelerate papermill numpy pandas".split()
+PACKAGES = "prlhf_kit torch transformers trl peft datasets accelerate numpy pandas".split()
 
 
 def of_extra(module: str) -> Any:

@@ -78,7 +78,7 @@ def load_data(bench: Bench) -> dict[str, DatasetDict]:
     found = {}
     for name, entry in bench["datasets"].items():
         path, options = entry.get("path"), {"max_tokens": bench["max_tokens"], **entry.get("options", {})}
-        if path is None or Path(path or "missing").exists() or only_on_hub(path):
+        if path is None or (path and Path(path).exists()) or only_on_hub(path):
             found[name] = load(name, path, tokenizer=_tokenizer(bench["model"]), **options)
         else:
             print(f"{name}: left out, no data at path={path!r}. Get them from {registry.DATASETS[name].source}.")
@@ -157,7 +157,7 @@ def run(bench: Bench, data: dict[str, DatasetDict], outside: list[Scorer], out: 
 
 
 def weights_of(name: str) -> str:
-    """Tells a model's weights from others, where they lie in a folder."""
+    """Hash of a model's name and, if it is a folder, of its weight files."""
     return short_hash(name, hub.weights_in(hub.resolve(name)))
 
 
@@ -165,8 +165,8 @@ def _made_from(bench: Bench, method: str) -> list[Any]:
     """What decides a method's results beside the data."""
     weights = [weights_of(bench["embedder"])] if method in (*HEADS, "pdpo") else []
     weights += [weights_of(bench["model"])] if method not in (*HEADS, "length") else []
-    own = {"pdpo": {"steps": bench["steps"]}, "choices": {"choices": recipe(bench, method).choices}}.get(method, {})
-    return [method, bench["ks"], bench["seed"], weights, own | (bench["training"] if method in TRAINED else {})]
+    own = vars(recipe(bench, method)) if method in ("choices", *TRAINED) else {}
+    return [method, bench["ks"], bench["seed"], bench["steps"] if method == "pdpo" else None, weights, own]
 
 
 class _Case:

@@ -108,10 +108,11 @@ def _run(todo: Sequence[Node], work: Path, profile: str, workers: int | None, co
     command += ["--snakefile", str(HERE / "Snakefile"), "--directory", str(place), "--profile", str(settings["folder"])]
     command += ["--cores", str(workers * threads)] if here else []
     command += ["--resources", f"gpu={len(devices)}"] if devices else []
-    before = {}
+    before, logged = {}, {}
     for node in todo:
         node.run_dir.mkdir(parents=True, exist_ok=True)
         before[node.name] = read_record(node.stage_dir)
+        logged[node.name] = node.log.stat().st_size if node.log.exists() else 0
     log = place / "snakemake.log"
 
     def tell(node: Node, reason: str | None = None) -> None:
@@ -123,7 +124,7 @@ def _run(todo: Sequence[Node], work: Path, profile: str, workers: int | None, co
             _copy(node, copy_to)
         elif new:
             node.end(record["status"], record, reason or (_last(node.log) if record["status"] == "died" else None))
-        elif reason or node.log.exists():
+        elif reason or (node.log.exists() and node.log.stat().st_size > logged[node.name]):
             node.status, node.message = "failed", reason or _last(node.log)
         took = f" ({node.seconds:.0f} s)" if node.status == "completed" and node.seconds is not None else ""
         where = f", cell {node.cell}" if node.cell is not None else ""

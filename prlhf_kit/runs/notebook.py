@@ -32,7 +32,7 @@ def _key(notebook: Path, parameters: dict[str, Any], made_from: dict[str, dict[s
 def _installed() -> str:
     """Hash of the package's sources and of the versions."""
     package = Path(__file__).parents[1]
-    sources = sorted(path for path in package.rglob("*") if path.suffix in {".py", ".parquet"})
+    sources = sorted(path for path in package.rglob("*") if path.suffix in {".py", ".parquet", ".yaml", ".txt"})
     return short_hash(versions(), [(str(path.relative_to(package)), sha256(path)) for path in sources])
 
 

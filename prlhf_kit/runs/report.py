@@ -78,7 +78,9 @@ def _data(record: dict[str, Any]) -> str:
     """The dataset that a stage prepared, with its pairs by split."""
     pairs = {name[6:]: n for name, n in record["metrics"].items() if name.startswith("pairs/") and n is not None}
     dataset = Path(str(record["parameters"].get("dataset", ""))).name
-    return f"{dataset}: {', '.join(f'{n:.0f} {name}' for name, n in pairs.items())} pairs" if pairs else dataset
+    if not dataset or not pairs:
+        return dataset
+    return f"{dataset}: {', '.join(f'{n:.0f} {name}' for name, n in pairs.items())} pairs"
 
 
 def write_index(run_dir: str | Path) -> Path:

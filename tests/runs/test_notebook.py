@@ -122,7 +122,7 @@ def test_what_is_missing_or_wrong_is_known_before_a_kernel_starts(tmp_path, line
     monkeypatch.setattr(runner, "execute", lambda *_: pytest.fail("a kernel was started"))
     (tmp_path / "file").touch()
     for notebook, words, message in (
-        ({"needs": ["a"]}, (), f"needs the stage a, which {tmp_path}/r has not. Run it first"),
+        ({"needs": ["a"]}, (), f"needs the stage a of {tmp_path}/r, which is not there. Run it first"),
         ({"parameters": 'model = "tiny-model"'}, ("-p", "model", "tini-model"), "Did you mean 'tiny-model'?"),
         ({}, ("--copy-to", "nowhere://host/x?sig=abc"), "--copy-to nowhere://host/x: Protocol not known: nowhere"),
         ({}, ("--copy-to", str(tmp_path / "file")), "is a file; expected a folder"),
