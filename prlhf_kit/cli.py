@@ -266,7 +266,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _leave_output() -> None:
-    """Where standard output can't be written, Python, which flushes it as it ends, would complain once more."""
+    """If standard output can't be written, send it nowhere: Python flushes it at exit, and would complain again."""
     try:
         sys.stdout.flush()
     except OSError:

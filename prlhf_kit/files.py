@@ -30,7 +30,7 @@ def of_extra(module: str) -> Any:
 
 
 def missing(module: str) -> str | None:
-    """How to install a module that one of the kit's extras has; None of others."""
+    """The pip command for a module of one of the kit's extras; None for others."""
     texts = "\n".join(importlib.metadata.requires("prlhf_kit") or ())
     found = re.search(rf"^{re.escape(module)}\b.*extra == \W(\w+)", texts, re.MULTILINE | re.IGNORECASE)
     return f'{module} is not installed. Call: pip install "prlhf_kit[{found[1]}]"' if found else None
@@ -90,7 +90,7 @@ def require_whole_characters(row: Mapping[str, Any], where: str) -> None:
 
 
 def unfinished(path: Path) -> Path:
-    """Where to write what is to become `path`."""
+    """A path beside `path` to write to; rename it to `path` when it is complete."""
     return path.with_name(f".{path.name}-{os.getpid()}-unfinished")
 
 

@@ -17,7 +17,7 @@ from urllib.parse import urlencode
 from prlhf_kit.runs.parameters import find_notebook
 
 NEEDED = ("01_data_preparation", "03_pdpo_training")
-IDLE = 600  # seconds that the kernel of a page that is gone lives on
+IDLE = 600  # seconds until the kernel of a closed page is ended
 OPEN = '<!doctype html><title>prlhf app</title><meta http-equiv="refresh" content="0; url={0}"><a href="{0}">Open</a>'
 
 
@@ -100,7 +100,7 @@ def _run_server(scratch: Path, args: argparse.Namespace) -> None:
                 super().write_error(status_code, **more)
 
     class Kernels(AsyncMappingKernelManager):
-        starting = 0  # of which `list_kernel_ids` knows nothing yet
+        starting = 0  # kernels that are being started, not yet in `list_kernel_ids`
 
         async def start_kernel(self, **options) -> Any:  # type: ignore[override]  # async, as what it overrides is
             if len(self.list_kernel_ids()) + Kernels.starting >= args.pages:
@@ -118,7 +118,7 @@ def _run_server(scratch: Path, args: argparse.Namespace) -> None:
                 raise HTTPError(403)
 
     def guarded(handler: type) -> type:
-        if issubclass(handler, StaticFileHandler):  # which would ask nobody who they are
+        if issubclass(handler, StaticFileHandler):  # which has no authentication of its own
             return type("FileWithToken", (WithToken, handler), {})
         return Page if handler is TornadoVoilaHandler else handler
 

@@ -34,7 +34,7 @@ class Piece(NamedTuple):
 
 
 def visible(text: str) -> tuple[str, str]:
-    """To be pointed at, and to be read out: what can't be seen gets a sign and a name."""
+    """A token as it is shown, and as it is read aloud: white space and the end of the answer get a sign and a name."""
     if UNFINISHED in text:
         return "▯", "part of a character"
     if text.strip():
@@ -80,7 +80,7 @@ def picture(answer: GuidedAnswer, tokenizer) -> str:
 
 @dataclass(eq=False)
 class Card:
-    """One answer: of a system, for one user, or for all `users` alike where the system goes by nothing of them."""
+    """One answer: of a system, for one user, or for all `users` alike where the system ignores who asks."""
 
     system: System
     users: Sequence[User]
@@ -145,8 +145,8 @@ class Card:
 
 
 def lay_out(systems: Sequence[System], users: Sequence[User], weight: float) -> tuple[list[Card], list[str]]:
-    """A card for each system and user, and one for all users where the system goes by nothing of them; and which are
-    left out, since a user says nothing of themselves."""
+    """A card for each system and user, and one for all users where the system ignores who asks; and which are
+    left out, since a user has no text about themselves."""
     cards, left_out = [], []
     for system in systems:
         for whom in [[user] for user in users] if system.reads else [users]:

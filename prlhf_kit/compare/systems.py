@@ -64,7 +64,7 @@ class System:
     Args:
         guide: what steers the model that its own was trained from; `weight` 0: that model alone.
         tokenizer: of that model.
-        reads: what it goes by: the user's row ("user_id"), their own "words", or nothing of them.
+        reads: what it knows of the user: their row ("user_id"), their own "words", or nothing.
         weight: its w; None: the one that is asked for.
         top_k: candidates a token; None: the whole vocabulary. At w = 1 that is the guide's own policy.
     """

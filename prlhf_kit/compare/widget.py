@@ -145,7 +145,9 @@ class Comparison(ui.VBox):
         users = [user for user, box in self.users.items() if box.value]
         systems = [system for system, box in self.systems.items() if box.value]
         cards, left_out = lay_out(systems, users, self.weight.value)
-        out = f" Left out, since they say nothing of themselves: {', '.join(left_out)}." if left_out else ""
+        out = (
+            f" Left out, because these users have no text about themselves: {', '.join(left_out)}." if left_out else ""
+        )
         if not self.prompt.value.strip():
             return "refused", "The prompt is empty. Choose one or type one."
         if not cards or not users:

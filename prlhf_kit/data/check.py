@@ -203,12 +203,12 @@ def _compare(table: pd.DataFrame, rules: Mapping[str, str], min_pairs: int) -> N
         same = failed[(failed.split == first.split) & (failed.reason == first.reason)]
         raise SchemaError(
             f"{len(same)} pairs of split {first.split!r} fail the check {first.reason!r}, first {first.pair_id!r} of "
-            f"user {first.user!r}. Mend them, or pass rules={{{first.reason!r}: 'drop'}} to leave them out."
+            f"user {first.user!r}. Fix them, or pass rules={{{first.reason!r}: 'drop'}} to leave them out."
         )
     train = table[table.split == "train"] if (table.split == "train").any() else table
     if not (train.reason == "").any():
         why = train.reason.value_counts().to_dict()
-        raise SchemaError(f"no training pair is left, all were dropped ({why}). Mend some, or change those rules.")
+        raise SchemaError(f"no training pair is left, all were dropped ({why}). Fix some, or change those rules.")
 
 
 def _require_users(table: pd.DataFrame, rules: Mapping[str, str], min_pairs: int) -> None:
@@ -222,7 +222,7 @@ def _require_users(table: pd.DataFrame, rules: Mapping[str, str], min_pairs: int
         why = train.reason[(train.user == lost[0]) & (train.reason != "")].value_counts().to_dict()
         raise SchemaError(
             f"{len(lost)} users of split 'train' have no pairs left, or fewer than {min_pairs}, first {lost[0]!r} "
-            f"(dropped: {why}). Mend those pairs, or pass rules={{{few!r}: 'drop'}} (--rule '{few}' drop)."
+            f"(dropped: {why}). Fix those pairs, or pass rules={{{few!r}: 'drop'}} (--rule '{few}' drop)."
         )
     if rules[few] == "drop":  # from `test_own` too
         others = ~table.split.str.endswith("unseen") & ~table.user.isin(enough)

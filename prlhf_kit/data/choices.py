@@ -70,8 +70,9 @@ class Choices:
 
 
 def apart(earlier: Prompt, judged: Prompt) -> bool:
-    """Whether a choice after the prompt `earlier` tells nothing of the `judged` turn and later ones. It does if the
-    judged question stands in it, or both begin alike (system messages apart) and it is no shorter part of the other."""
+    """Whether a choice after the prompt `earlier` can't give away the `judged` turn or a later one. It can if it
+    contains the judged question, or if both begin alike (system messages ignored), unless `earlier` is a shorter
+    beginning of `judged`."""
     told, asked = turns_of(earlier), turns_of(judged)
     before = len(told) < len(asked) and asked[: len(told)] == told
     return asked[-1] not in told and (told[:1] != asked[:1] or before)

@@ -56,5 +56,5 @@ def _batch(rows: list[dict], schema: pa.Schema) -> pa.RecordBatch:
                 _batch([row], schema)
         raise SchemaError(
             f"the pair {rows[0].get('pair_id')!r} of user {rows[0].get('user_id')!r} does not fit the record: {error}. "
-            f"Expected {dict(Features.from_arrow_schema(schema))}. Mend or remove its row."
+            f"Expected {dict(Features.from_arrow_schema(schema))}. Fix or remove its row."
         ) from error

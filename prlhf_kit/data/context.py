@@ -15,9 +15,10 @@ from prlhf_kit.data.schema import SchemaError
 from prlhf_kit.data.templates import read_template
 from prlhf_kit.files import write_json
 
-# What stands in the prompt: nothing of the reader; the community (the `user_id`) that stated the preference; another
-# one, drawn anew for each user and prompt, as a control; another one, the same for all of a user's prompts, which is as
-# consistent as the truth and wrong; what the person says of themselves; what they chose before.
+# What stands in the prompt:
+# none: nothing about the user; true: the community (`user_id`) that stated the preference;
+# random: another one, drawn for each user and prompt, as a control; shuffled: another one, the same for all prompts of
+# a user: as consistent as the truth, and wrong; user_text: what they say about themselves; choices: what they chose.
 Context = Literal["none", "true", "random", "shuffled", "user_text", "choices"]
 CONTEXTS: tuple[str, ...] = get_args(Context)
 TEMPLATES = ("community", "user_text", "choices", "compo")

@@ -67,7 +67,7 @@ def read(
                 if mapping[name] not in row and not (name == "prompt" and whole):
                     way = f'Name yours by the option columns: {{"{name}": "your column"}}.'
                     if number:
-                        way = "The rows before it have one: mend the row, or leave it out."
+                        way = "The rows before it have one: fix the row, or leave it out."
                     raise SchemaError(
                         f"{where} has no column {mapping[name]!r} for {name!r}; found {sorted(row)}. {way}"
                     )
@@ -112,7 +112,7 @@ def _parts(path: str | Path | Dataset | DatasetDict, config: str | None) -> list
     other = [files[0].name for stem, files in by_stem.items() if stem not in named]
     if named and other:
         raise SchemaError(
-            f"{path} has files of the splits {named}, and {other[0]!r}, of which the split is unknown. Name it after "
+            f"{path} has files of the splits {named}, and {other[0]!r}, which belongs to no known split. Name it after "
             f"one of {', '.join(SPLITS)} (a test set is test_seen if its users are in train), or move it elsewhere."
         )
     return [(split, rows_of(by_stem[split])) for split in named] if named else [(None, rows_of(files))]

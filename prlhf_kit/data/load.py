@@ -72,11 +72,8 @@ def load_with_report(
     else:
         raw = saved(name)
         if not raw or path is not None or options:
-            require_known(
-                [name],
-                DATASETS,
-                "dataset, or prepared folder (in a notebook: its whole path) without path and options,",
-            )
+            way = "dataset or prepared folder (which takes no path and no options; in a notebook give its full path)"
+            require_known([name], DATASETS, way)
         card = Path(name, "card.json")
         made_of = json.loads(card.read_text()).get("dataset", "") if card.is_file() else ""
     known = DATASETS.get(made_of)

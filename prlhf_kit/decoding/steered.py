@@ -52,7 +52,7 @@ class Steered(PreTrainedModel, GenerationMixin):
         for i, job in enumerate(jobs if any(decoder.weights) else ()):
             for row, factor in job.guide:
                 factors[replace(row, owner=i)] += factor
-        # beside the base's own, where they share its weights, are read at every step and by no reader of their own
+        # rows that share the base's weights join its batch and need no reader of their own
         plain = type(self.guide).reader is Guide.reader
         base = (id(causal_lm(decoder.base_model)), decoder.mixes or decoder.base_adapter)
         beside, apart = dict.fromkeys(rows, 0.0), defaultdict[object, dict[Row, float]](dict)

@@ -54,8 +54,12 @@ def by_implicit_reward(scores: pd.DataFrame, reference: pd.DataFrame) -> np.ndar
     `reference`: the reference's, one a pair, found by `pair_id`."""
     base = scores[["pair_id"]].merge(reference, "left", on="pair_id", validate="many_to_one")
     chosen, rejected = (scores[of].to_numpy() - base[of].to_numpy() for of in ("chosen_logp", "rejected_logp"))
-    difference = chosen - rejected  # NaN without a reference, which `ranked_right` refuses
-    return ranked_right(np.where(np.abs(difference) < TIE, 0.0, difference), 0)
+    return by_margin(chosen - rejected)  # NaN without a reference, which `ranked_right` refuses
+
+
+def by_margin(margins: np.ndarray) -> np.ndarray:
+    """Which pairs reward margins (nats) rank right: 1, 1/2 if less than `TIE` apart, 0."""
+    return ranked_right(np.where(np.abs(margins) < TIE, 0.0, margins), 0)
 
 
 def ranked_by_method(
@@ -182,7 +186,7 @@ def ranked_by_pairs(
     known = weigh(model, tokenizer, largest, batch_size)
     tested = weigh(model, tokenizer, test, batch_size)
     asked = tokenize_pairs(tokenizer, as_read(model, test)) if steps else []
-    tables = [long_table(test, {"generic row": ranked_right(tested.margins[:, 0], 0)}, k=0)]
+    tables = [long_table(test, {"generic row": by_margin(tested.margins[:, 0])}, k=0)]
     placed_at: dict[tuple[int, ...], np.ndarray] = {}  # margins by rows, which are often the same for several k
     for k in tqdm(sorted(ks), desc="known pairs a user", disable=None, leave=False):
         pairs = few_shot(data, k, seed)
@@ -207,7 +211,7 @@ def ranked_by_pairs(
                     own = found.own[who[i : i + batch_size]]
                     ratios.append(log_ratios(model, asked[i : i + batch_size], own, tokenizer.pad_token_id))
             margins[FITTED] = torch.cat(ratios).cpu().double().numpy() - tested.reference
-        tables.append(long_table(test, {method: ranked_right(margin, 0) for method, margin in margins.items()}, k=k))
+        tables.append(long_table(test, {method: by_margin(margin) for method, margin in margins.items()}, k=k))
     return pd.concat(tables, ignore_index=True), found
 
 

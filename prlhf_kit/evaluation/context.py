@@ -1,5 +1,5 @@
 """What a context in the prompt is worth: right, wrong and none, and prompts against soft user tokens. Results are long
-tables with `chance` and columns that say what was tried."""
+tables with columns that say what was tried."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -26,8 +26,6 @@ FOUR_WAY_COMPARISONS = tuple(combinations((BOTH, PROMPT, SOFT, NEITHER), 2))
 CONTROL_COMPARISONS = ((SOFT, GENERIC_ROW), (PROMPT, SFT_TOLD))  # is it the user's own row, and is it DPO?
 CONTEXT_COMPARISONS = (("true", "none"), ("true", "random"), ("true", "shuffled"))
 
-NUMBERS: dict[str, Any] = {"users": ("user_id", "nunique"), "chance": ("chance", "mean")}  # beside accuracies
-
 
 def clusters(named: bool) -> str | tuple[str, str]:
     """What intervals and tests are clustered by. Of `named` users (communities, domains, objectives) those in the table
@@ -37,10 +35,10 @@ def clusters(named: bool) -> str | tuple[str, str]:
 
 
 def items(pairs: Dataset, value: ArrayLike, **names: Any) -> pd.DataFrame:
-    """The long table of `value` `[n]` (what was right) on `pairs` without context, with `chance` and the columns
-    `names`, for instance `dataset="dsp", method=BOTH`."""
+    """The long table of `value` `[n]` (what was right) on `pairs` without context, with the columns `names`, for
+    instance `dataset="dsp", method=BOTH`."""
     assert not set(RECORDED) & set(pairs.column_names), "the pairs have a context already"
-    return long_table(pairs, {"": value}, chance=0.5).drop(columns="method").assign(**names)
+    return long_table(pairs, {"": value}).drop(columns="method").assign(**names)
 
 
 def tried(
@@ -77,7 +75,7 @@ def by_length(train: Dataset, pairs: Dataset, **names: str) -> pd.DataFrame:
 
 def labelled(results: pd.DataFrame) -> pd.DataFrame:
     """Results for `four_way`: the contextual model with its own context only; "untrained" and "SFT" with a context, and
-    what is ranked by likelihood for want of an anchor, under names of their own."""
+    what is ranked by likelihood because there is no anchor, under names of their own."""
     told = results.context != NONE
     own = ~results.context.isin(["random", "shuffled"]) & ((results.method != PROMPT) | told)
     control = results.method.isin([UNTRAINED, SFT])
@@ -92,7 +90,8 @@ def four_way(table: pd.DataFrame, named: bool, seed: int = 0) -> tuple[pd.DataFr
     `table`: `items` with `dataset` and `method` (`FOUR_WAYS`, any controls); `named`: see `clusters`. Returns
     `intervals`, and the paired `differences`, Holm-corrected over each of the two lists of comparisons.
     """
-    found = intervals(table, by=["dataset", "method"], cluster=clusters(named), seed=seed, **NUMBERS)
+    users = ("user_id", "nunique")
+    found = intervals(table, by=["dataset", "method"], cluster=clusters(named), seed=seed, users=users)
     families = (FOUR_WAY_COMPARISONS, CONTROL_COMPARISONS)
     gaps = [differences(table, wanted, ["dataset"], clusters(named), seed=seed) for wanted in families]
     some = [gap for gap in gaps if len(gap)] or gaps[:1]  # pandas warns of empty ones

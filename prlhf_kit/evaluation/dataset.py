@@ -42,7 +42,7 @@ def lengths(data: DatasetDict) -> pd.DataFrame:
 
 def length_rule(data: DatasetDict, seed: int = 0) -> pd.DataFrame:
     """What a length-only rule ranks right, its direction learned on the train split: `intervals` by `split` and
-    `method`, over users, of the tests and of "train (in sample)", on which the rule flatters itself."""
+    `method`, over users, of the tests and of "train (in sample)", where the rule is too optimistic."""
     tables = []
     for split, pairs in data.items():
         if split != "adapt_unseen":

@@ -17,7 +17,8 @@ from prlhf_kit.evaluation.accuracy import length_rules, ranked_right, tests_of
 from prlhf_kit.evaluation.intervals import intervals, long_table
 from prlhf_kit.models.features import Embedded, Embedder
 from prlhf_kit.training.encoder import KINDS as ENCODERS, fit_encoder
-from prlhf_kit.training.heads import STRENGTHS, Heads, fit_heads, fit_pooled
+from prlhf_kit.training.heads import STRENGTHS, Heads, fit_heads
+from prlhf_kit.training.lbfgs import minimised
 
 INFORMATIVE, RANDOM = "most informative", "random"  # ways to choose what a new user is asked
 
@@ -199,4 +200,11 @@ def trade_off(
 
 
 def _fit(z: torch.Tensor, strength: float, towards: torch.Tensor) -> torch.Tensor:
-    return towards if np.isinf(strength) else fit_pooled(z, strength, towards)
+    """One Bradley-Terry head `[d]` for the differences `z` `[n, d]`, regularised towards `towards`."""
+    if np.isinf(strength):
+        return towards
+
+    def loss(w: torch.Tensor) -> torch.Tensor:
+        return softplus(-z @ w).sum() + strength / 2 * (w - towards).square().sum()
+
+    return minimised(loss, [towards], [(z.square().sum(0) / 4 + strength).rsqrt()])[0]

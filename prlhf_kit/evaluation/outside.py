@@ -146,7 +146,7 @@ def for_run(answers: pd.DataFrame, users: Sequence[str], prompts: Sequence[str])
     particular is given to every user. Raises `ValueError` where there is none."""
     everybody = answers[answers.user_id.isna()].drop(columns="user_id").merge(pd.DataFrame({"user_id": users}), "cross")
     found = pd.concat([answers[answers.user_id.isin(users)], everybody], ignore_index=True)
-    # white space around a prompt is nobody's: `read_answers` takes it off, and TL;DR's own prompts end in a space
+    # without white space around prompts: `read_answers` strips it, and TL;DR's prompts end in a space
     asked = pd.DataFrame({"own": prompts, "prompt": [text.strip() for text in prompts]})
     found = found.assign(prompt=found.prompt.str.strip()).merge(asked, on="prompt")
     found = found.assign(prompt=found.own)[list(ANSWERS)]

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 Names = Iterable[Any]  # of the user or prompt of each value
 RESAMPLES, PERMUTATIONS = 10_000, 9_999
 FEW, MANY_CLUSTERS = 6, 2000
-FEW_USERS = 8  # below it t quantiles times a bootstrap's spread leave every scale, so there is no such interval
+FEW_USERS = 8  # of fewer, t times the bootstrap's standard deviation is uselessly wide: no interval
 
 
 class Interval(NamedTuple):
@@ -86,8 +86,8 @@ def _swapped_signs(sums: np.ndarray, seed: int) -> float:
     if len(sums) == 1:
         return 1.0  # two permutations, both as far from 0
     found = stats.permutation_test(
-        (sums, np.zeros(len(sums))),
-        lambda a, b, axis: (a - b).sum(axis),
+        (sums,),  # of one sample, scipy swaps signs
+        lambda a, axis: a.sum(axis),
         permutation_type="samples",
         n_resamples=PERMUTATIONS,
         vectorized=True,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from sklearn.metrics.pairwise import paired_cosine_distances
 from textstat import automated_readability_index as readability_index
 
 from prlhf_kit.data.schema import message
@@ -52,8 +53,7 @@ def coherence(
     if full:
         texts = [pairs[i][side] for side in (0, 1) for i in full]
         vectors = embedder([[]] * len(texts), texts, cache).astype(float)
-        a, b = np.split(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), 2)
-        found[full] = (a * b).sum(1)
+        found[full] = 1 - paired_cosine_distances(*np.split(vectors, 2))
     return found
 
 

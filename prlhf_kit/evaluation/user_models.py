@@ -11,6 +11,7 @@ import torch
 from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 from sklearn.metrics import adjusted_rand_score
+from sklearn.preprocessing import normalize
 
 from prlhf_kit.evaluation.intervals import intervals
 from prlhf_kit.models.hub import MADE_FROM
@@ -20,8 +21,8 @@ from prlhf_kit.training.personal import USER_METRICS
 
 
 def learning_curve(folder: str | Path, seed: int = 0) -> pd.DataFrame:
-    """Held-out accuracy while the model in `folder` was trained, by the pairs that a user had given till then: with one
-    epoch a learning curve, though the learning rate has not come to its end at its earlier points. `intervals` by
+    """Held-out accuracy during the training of the model in `folder`, by the pairs that a user had given until then. At
+    the earlier points of this learning curve the learning rate had not yet fallen to 0. `intervals` by
     `step` over users, with `k` (training pairs a user, on average), `worst` and `pairs`."""
     metrics = pd.read_parquet(Path(folder, USER_METRICS))
     held_out = metrics[metrics["mode"] == "eval"]
@@ -42,8 +43,7 @@ def learned(trained: UserModel, untrained: UserModel) -> np.ndarray:
     with torch.no_grad():
         rows = torch.arange(trained.num_rows)
         tokens = (trained(rows).cpu() - untrained(rows).cpu()).flatten(1)
-    change = (tokens[1:] - tokens[:1]).numpy()
-    return change / np.maximum(np.linalg.norm(change, axis=1, keepdims=True), 1e-12)
+    return normalize((tokens[1:] - tokens[:1]).numpy())
 
 
 def grouped(
@@ -56,13 +56,14 @@ def grouped(
     Args:
         types: user -> type, in the order of the rows.
     """
-    vectors, true = learned(trained, untrained), [kind or "unknown" for kind in types.values()]
+    vectors, true = learned(trained, untrained), pd.Series([kind or None for kind in types.values()], dtype=object)
+    known, n = true.notna().to_numpy(), true.nunique()
     if isinstance(trained, ClusterUserModel):
         found = trained.assignment()[1:].argmax(1).cpu().numpy()
     else:
-        found = KMeans(len(set(true)), n_init=20, random_state=seed).fit_predict(vectors)
-    places = user_map(list(types), vectors).assign(group=true, found=found)
-    return places, float(adjusted_rand_score(true, found)) if len(set(true) - {"unknown"}) > 1 else None
+        found = KMeans(max(n, 1), n_init=20, random_state=seed).fit_predict(vectors)
+    places = user_map(list(types), vectors).assign(group=true.fillna("unknown"), found=found)
+    return places, float(adjusted_rand_score(true[known], found[known])) if n > 1 else None
 
 
 def user_map(user_ids: list[str], vectors: np.ndarray) -> pd.DataFrame:

@@ -134,8 +134,8 @@ def position_bias(judgements: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
 def bradley_terry(judgements: pd.DataFrame, resamples: int = 200, seed: int = 0) -> pd.DataFrame:
     """Ratings of many systems from all their comparisons: P(a beats b) = sigmoid(s_a - s_b) (Bradley & Terry 1952), by
     logistic regression as in Chatbot Arena (Chiang et al. 2024, arXiv 2403.04132), a tie as half a win for each. A weak
-    ridge (prior variance 100) keeps a system finite that always won or never; how far out it lies is then the ridge's
-    doing.
+    ridge (prior variance 100) keeps the rating of a system finite that always won or never; its distance from the
+    others then depends on the ridge.
 
     Returns `judge`, `group`, `system`, `rating`, `low`, `high` (Elo's scale: mean 1000; 400 points are odds of 10 to
     1), `n`, best first. Systems that no chain of comparisons connects are in different groups, each with a scale of its

@@ -97,19 +97,18 @@ def _panels(names: list, rows: float, legend_rows: int):
 def four_way(table: pd.DataFrame) -> Figure:
     """Prompt only, soft user tokens, both, neither: accuracy with intervals, one panel a dataset, controls in grey.
 
-    `table`: rows of `context.four_way`, its first table: intervals by `dataset` and `method`, with `users` and `chance`
-    (the dotted line).
+    `table`: rows of `context.four_way`, its first table: intervals by `dataset` and `method`, with `users`.
     """
     panels = table.groupby("dataset", sort=False)
     figure, axes = _panels(list(panels.groups), panels.method.nunique().max(), 1)
-    low = float(table[["low", "value", "chance"]].min().min())
+    low = min(0.5, table[["low", "value"]].min().min())
     for dataset, part in panels:
         ax, is_way = axes[dataset], part.method.isin(FOUR_WAYS)
         ways = [way for way in FOUR_WAYS if way in set(part.method)]
         methods = [*ways, *dict.fromkeys(part.method[~is_way])]
         side_by_side(ax, part[is_way], "method", "method", methods, 0, kinds=FOUR_WAYS)
         side_by_side(ax, part[~is_way], "method", "method", methods, 0, color="0.55", marker="o")
-        reference_line(ax, part.chance.iloc[0])
+        reference_line(ax, 0.5)
         ax.set_title(f"{dataset}: {_count(part.n)} items, {_count(part.users)} users", fontsize=10, loc="left")
         ax.set(xlim=(max(-0.02, low - 0.05), 1.02))
     ax.set_xlabel("accuracy on held-out items (95% interval; dotted: chance)")
@@ -124,12 +123,12 @@ def _count(numbers: pd.Series) -> str:
 def by_context(table: pd.DataFrame) -> Figure:
     """Accuracy of methods with the right, no, and others' context in the same prompts.
 
-    `table`: intervals by `method` and `context` ("true", "none", "random", "shuffled"), with `chance`.
+    `table`: intervals by `method` and `context` ("true", "none", "random", "shuffled").
     """
     methods = list(dict.fromkeys(table.method))
     figure, ax = new_figure(6.4, 0.55 * len(methods) + 1.6)
     side_by_side(ax, table.replace({"context": {"true": "right"}}), "context", "method", methods, 0.18)
-    reference_line(ax, table.chance.iloc[0])
+    reference_line(ax, 0.5)
     ax.set(xlabel="accuracy (95% interval; dotted: chance)", xlim=(None, 1.02))
     legend(figure, title="context", ncols=4)
     return figure

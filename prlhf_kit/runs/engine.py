@@ -1,5 +1,5 @@
-"""Many stages: which of them are to run, sent to Snakemake, watched, and told with the cell that failed. What is
-unchanged Snakemake is not told: `notebook.plan` decides that. Each call works in a new folder: nothing is to unlock.
+"""Many stages: which of them are to run, sent to Snakemake, watched, and told with the cell that failed. Those
+that are unchanged (`notebook.plan`) are not sent. Each call works in a new folder, so there is no lock to clear.
 
 A job of Snakemake, here or on a cluster's node, is `python -m prlhf_kit.runs.engine PLAN STAGE ATTEMPT GPUS`.
 """

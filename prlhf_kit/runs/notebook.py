@@ -1,5 +1,6 @@
 """A notebook's run: skipped where nothing changed, resumed where it was killed, recorded, and copied elsewhere
-(`prlhf run --copy-to`). `execute.py` starts papermill, `parameters.py` closes its traps with parameters."""
+(`prlhf run --copy-to`). `execute.py` starts papermill; `parameters.py` reads the parameters, since papermill misreads
+some cells."""
 
 import contextlib
 import functools

@@ -173,7 +173,7 @@ def _above(notebooks: Mapping[str, Path]) -> dict[str, list[str]]:
         return {stem: above[stem] for stem in graphlib.TopologicalSorter(above).static_order()}
     except graphlib.CycleError as error:
         circle = " <- ".join(error.args[1])
-        raise RunError(f"stages need each other in a circle: {circle}. Mend it in a notebook's metadata.") from None
+        raise RunError(f"stages need each other in a circle: {circle}. Fix it in a notebook's metadata.") from None
 
 
 def look(nodes: Sequence[Node]) -> list[Node]:

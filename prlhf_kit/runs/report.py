@@ -59,7 +59,7 @@ def tables(stage_dir: Path, record: dict[str, Any], kind: str) -> list[tuple[str
 
 
 def _result(headlines: Sequence[tuple[str, pd.DataFrame]]) -> str:
-    """A stage in one number: the first row of a headline table, but for an interval from 0 to 1, which says nothing."""
+    """A stage's result: the first row of a headline table, if its interval is not from 0 to 1, which says nothing."""
     for caption, table in headlines:
         if table.empty:
             continue

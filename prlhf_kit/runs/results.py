@@ -31,8 +31,8 @@ def fill(text: str, runs: Sequence[Path]) -> tuple[str, list[str]]:
 
     A table has a row for each name that `*` stands for in a column's metrics; behind a mean stand the seeds' values.
     How its runs were made stands below it, once for all tables of the same runs.
-    Several runs of one seed (folds) and the seeds are summed up by means of values and of the intervals' ends, weighted
-    by n: that interval is no narrower than one that knew how far they err together."""
+    Folds (runs of one seed) and seeds are averaged, weighted by n: values and interval ends alike. Such an interval is
+    at least as wide as a joint one."""
     kept, said = [], set()
 
     def written(found: re.Match[str]) -> str:

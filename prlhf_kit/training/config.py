@@ -20,7 +20,7 @@ class UserSettings:
     user_weight_decay: float = 0.0
     # the collator takes what it needs, `user_row` too
     remove_unused_columns: bool = False
-    # TRL turns it on by default, which costs a third more time; turn it on where memory asks for it
+    # TRL turns it on by default, which costs a third more time; turn it on if memory is short
     gradient_checkpointing: bool = False
     # everything that is trained is in every batch, so several processes need not look for what is not
     ddp_find_unused_parameters: bool | None = False

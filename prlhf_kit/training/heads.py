@@ -127,7 +127,7 @@ def fit_heads(
     basis = _right_singular(z)  # in which features are uncorrelated
     known = np.zeros_like(scale) if prior is None else prior * scale
     exact, offset, rows = z @ basis.T, z @ torch.tensor(known), torch.tensor(who[order])
-    in_type = {  # what is only compared with others is fitted in half the time
+    in_type = {  # float32 for cross-validation, in half the time: only the order counts
         dtype: _Pairs(exact.to(dtype), offset.to(dtype), rows, len(names)) for dtype in (torch.float32, torch.float64)
     }
 
@@ -200,7 +200,7 @@ def _fit(kind: str, sizes: Sequence[int], base: float, strength: float, pairs: _
     gain = 1e-3 if len(fitted_to) > 1 else 0.0
 
     def least(kind: str, w0, own, shared, steps: int = 100) -> Weights:
-        # a mixture's logits are only kept finite
+        # a mixture's logits get a small penalty, so that they stay finite
         of_own = 2e-2 if kind == "mixture" else strength
 
         def loss(w0, own, shared) -> torch.Tensor:
@@ -252,16 +252,6 @@ def _curvature(kind: str, pairs: _Pairs, own, shared) -> tuple[torch.Tensor, tor
     if kind == "mixture":
         apart = weights[..., None] * (apart - (weights @ shared)[:, :, None])  # [F, users, size, d]
     return pairs.share * (apart.square() @ pairs.curvature), of_shared
-
-
-def fit_pooled(z: torch.Tensor, strength: float, towards: torch.Tensor | None = None) -> torch.Tensor:
-    """One Bradley-Terry head `[d]` for the differences `z` `[n, d]` (float64), regularised towards `towards` (0)."""
-    centre = torch.zeros(z.shape[1], dtype=torch.float64) if towards is None else towards
-
-    def loss(w: torch.Tensor) -> torch.Tensor:
-        return F.softplus(-z @ w).sum() + strength / 2 * (w - centre).square().sum()
-
-    return minimised(loss, [centre], [(z.square().sum(0) / 4 + strength).rsqrt()])[0]
 
 
 @dataclass

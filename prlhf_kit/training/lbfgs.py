@@ -1,4 +1,4 @@
-"""L-BFGS in units in which a loss is about as curved in all directions: Newton's first step, and few more."""
+"""L-BFGS on rescaled arguments, by whose first step most of the way is done."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,8 +15,8 @@ def minimised(
     steps: int = 100,
     gain: float = 0.0,
 ) -> tuple[torch.Tensor, ...]:
-    """The arguments that minimise `loss`, a negative log-likelihood with its penalty, in nats: by L-BFGS in units in
-    which it is about as curved in all directions, so Newton's first step, and few more.
+    """The arguments that minimise `loss`, a negative log-likelihood with its penalty, in nats: by L-BFGS, each argument
+    divided by about its posterior's standard deviation. The first step is then nearly Newton's, and few more follow.
 
     Args:
         starts: of the arguments.
@@ -28,7 +28,7 @@ def minimised(
     starts = [start.detach().requires_grad_() for start in starts]
     slopes = torch.autograd.grad(loss(*starts), starts)
     size = sum((slope * scale).abs().sum().item() for slope, scale in zip(slopes, scales, strict=True))
-    unit = max(size, TOLERANCE)  # the first step is the gradient over its sum: in this unit that is Newton's
+    unit = max(size, TOLERANCE)  # torch divides its first step by this; in this unit the result is Newton's
     scaled = [(start / scale / unit).detach() for start, scale in zip(starts, scales, strict=True)]
     free = [part.contiguous().requires_grad_() for part in scaled]
     options: dict[str, Any] = {"tolerance_change": 0, "history_size": 10, "line_search_fn": "strong_wolfe"}

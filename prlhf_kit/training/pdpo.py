@@ -186,7 +186,7 @@ class PersonalizedDPOTrainer(PersonalizedTraining, DPOTrainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """P-DPO's loss of a batch (`pdpo_loss`), by TRL's own loss of each term."""
-        assert not return_outputs, "on its way out in TRL"
+        assert not return_outputs, "TRL removes return_outputs"
         inputs = dict(inputs)
         rows = inputs.pop("user_rows")  # [2B]: chosen, then rejected
         generic = inputs.pop("generic", inputs)  # as a rule the same batch

@@ -21,12 +21,13 @@ from prlhf_kit.data.chat import tell
 from prlhf_kit.data.collect import changed
 from prlhf_kit.files import sha256, short_hash, write_json
 from prlhf_kit.models.embedded import ModelError
-from prlhf_kit.models.hub import load_model, load_tokenizer
+from prlhf_kit.models.hub import load_model, load_tokenizer, weights_hash
 from prlhf_kit.models.logprobs import require_lengths, save_with_reference
 from prlhf_kit.models.preference_head import HEAD, attach_head
 from prlhf_kit.models.saving import WEIGHTS
 from prlhf_kit.training.config import PersonalizedDPOConfig
 from prlhf_kit.training.controls import require_user_text
+from prlhf_kit.training.launch import load_base
 from prlhf_kit.training.pdpo import FROZEN_BASE, PersonalizedDPOTrainer
 from prlhf_kit.training.presets import preset
 from prlhf_kit.training.resume import fit
@@ -82,7 +83,6 @@ def train_persrm(recipe: PersRMRecipe, pairs: Dataset) -> dict[str, pd.DataFrame
         for name, own in (("backbone", recipe.backbone), ("head", recipe.head))
     )
     tokenizer = load_tokenizer(recipe.model)
-    dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
     pairs = without_reference(pairs)
     made_from = short_hash(fingerprint(DatasetDict(train=pairs)))
     for args in (backbone, head):
@@ -90,12 +90,12 @@ def train_persrm(recipe: PersRMRecipe, pairs: Dataset) -> dict[str, pd.DataFrame
 
     def with_reference(name: str, model) -> Dataset:
         """The pairs with the preference in their prompts, and the log-probs of `model`, which does not see it."""
-        folder = stages / f"pairs-{name}-{made_from}"
+        folder = stages / f"pairs-{name}-{short_hash(made_from, weights_hash(model))}"
         return with_preference(save_with_reference(pairs, model, tokenizer, folder), recipe.wording)
 
     # The reference does not see the preference, as in decoding (Eq. 13): in stage 1 it is the model before training, in
     # stage 2 the stage-1 backbone without head. (The paper does not say which; its code is not published.)
-    model: Any = attach_head(load_model(recipe.model, dtype))
+    model: Any = attach_head(load_base(recipe.model))
     told = with_reference("backbone", model)
     adapter = LoraConfig(**{**recipe.adapter, "modules_to_save": [HEAD]})
     trainer = PersonalizedDPOTrainer(model, backbone, told, None, tokenizer, None, adapter)
@@ -104,7 +104,7 @@ def train_persrm(recipe: PersRMRecipe, pairs: Dataset) -> dict[str, pd.DataFrame
             parameter.requires_grad = False
     logs = {"backbone": fit(trainer, stages / "backbone")}
     # the backbone, frozen and merged, is the reference of the head
-    model = PeftModel.from_pretrained(attach_head(load_model(recipe.model, dtype)), stages / "backbone")
+    model = PeftModel.from_pretrained(attach_head(load_base(recipe.model)), stages / "backbone")
     model = model.merge_and_unload()
     model.starts_from = sha256(stages / "backbone" / WEIGHTS)  # tells trainings apart (`fit`)
     told = with_reference("head", model)

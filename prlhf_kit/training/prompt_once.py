@@ -77,7 +77,7 @@ def compute_prompts_once(model: PreTrainedModel) -> None:
     if getattr(model, "_computes_prompts_once", False):
         return
     model._computes_prompts_once = True
-    ahead = width = 0  # of the call that is running: tokens in front of the responses, users' included; a response's
+    ahead = width = 0  # of the running call: tokens before the responses, with the user's; tokens of a response
 
     def join(_backbone, args, kwargs):
         nonlocal ahead, width

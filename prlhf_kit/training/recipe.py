@@ -204,7 +204,7 @@ def after_sft(
         train_sft(first, model, sets["pairs"], folder, evaluation, launch)
         base = None
         for name, pairs in told.items():
-            loaded = [recipe.train_base == "full", torch.cuda.is_available()]
+            loaded = [recipe.dtype, recipe.train_base == "full", torch.cuda.is_available()]
             made_from = [weights_in(folder), loaded, contexts.config, fingerprint({name: pairs})]
             kept = Path(f"{folder}-{name}-{short_hash(*made_from)[:12]}")
             if not kept.exists():

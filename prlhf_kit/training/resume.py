@@ -18,7 +18,7 @@ from prlhf_kit.models.user_models import UserModel
 
 COMPLETE = "checkpoint_complete"
 HISTORY = "history.parquet"
-# settings that say where and how visibly to work, not what to learn; and some that are gone, or follow from the code
+# settings that do not change the result (paths, logs, saving), and names that older versions wrote
 ELSEWHERE = {"output_dir", "logging_dir", "run_name", "report_to", "disable_tqdm", "save_total_limit", "save_steps"}
 ELSEWHERE |= {"balance_users", "completion_logits_only", "lm_on_prompt", "padding_side", "remove_unused_columns"}
 ELSEWHERE |= {"restore_callback_states_from_checkpoint"}
@@ -86,6 +86,8 @@ def made_from(trainer: Trainer) -> dict[str, Any]:
         # without the reference's log-probs: they follow from model and pairs, if not to the last bit on other threads
         own = {k: v.remove_columns([c for c in v.column_names if c.startswith("ref_")]) for k, v in parts.items()}
         decided[name] = fingerprint(DatasetDict(own))
+    if str(model.dtype) != "torch.float32":  # folders that older versions wrote do not say it
+        decided["dtype"] = str(model.dtype)
     for name in ("starts_from", "pooling"):
         if (value := getattr(causal_lm(model), name, None)) is not None:
             decided[name] = value

@@ -37,7 +37,7 @@ def tokenized_lists(
             `data.dsp.listwise` makes them).
 
     Returns:
-        Columns `text_ids` and `prompt_tokens` (for each response), `scores` (normalised), `row` (in `rows`), `length`.
+        Columns `text_ids` and `prompt_tokens` (for each response), `scores` (in [0, 1]), `row` (in `rows`), `length`.
     """
     columns = set(rows.column_names)
     lists = {"prompt", "responses", "scores"} <= columns
@@ -66,7 +66,8 @@ def tokenized_lists(
         if all(ids == texts[0] for ids in texts):
             dropped["the same text after truncation" if max_length else "the same text"] += 1
             continue
-        scores = reward_losses.normalised(torch.tensor([scores], dtype=torch.float64))[0].tolist()
+        low, high = min(scores), max(scores)  # DSP's release scales otherwise, which turns negative scores around
+        scores = [(score - low) / (high - low) for score in scores]
         own = {"text_ids": texts, "prompt_tokens": prompt_tokens, "scores": scores}
         found.append({**own, "row": number, "length": max(map(len, texts))})
     if not found:
@@ -78,9 +79,10 @@ def tokenized_lists(
 class RewardCollator:
     """Batches of lists: all responses as rows of one padded batch, lists of different lengths without rows of padding.
 
-    Returns `scores` and `mask` `[B, r]`, `rows` `[B]`, and for the N responses `input_ids`, `attention_mask` `[N, L]`;
-    `lm_asked` `[N, L]` where the language-modelling term is wanted (of texts whose score exceeds `lm_threshold`);
-    `user_rows` `[N]` where rows have a user; `token_type_ids` `[N, L]` where the model tells two texts apart.
+    Returns `scores` `[B, r]` (NaN: no response), `rows` `[B]`, and for the N responses `input_ids` and
+    `attention_mask` `[N, L]`; `lm_asked` `[N, L]` where the language-modelling term is wanted (of texts whose score
+    exceeds `lm_threshold`); `user_rows` `[N]` where rows have a user; `token_type_ids` `[N, L]` where the model tells
+    two texts apart.
     """
 
     pad_token_id: int
@@ -89,13 +91,11 @@ class RewardCollator:
     padding_side: str = "right"
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        scores = pad_sequence([torch.tensor(e["scores"]) for e in examples], batch_first=True)
-        mask = pad_sequence([torch.ones(len(e["scores"]), dtype=torch.bool) for e in examples], batch_first=True)
-        # N responses of all lists in one batch, [N, L]; scores[mask] gives their scores back in this order
+        scores = pad_sequence([torch.tensor(e["scores"]) for e in examples], batch_first=True, padding_value=torch.nan)
+        # N responses of all lists in one batch, [N, L], in the order of scores[~scores.isnan()]
         ids, attended = padded([t for e in examples for t in e["text_ids"]], self.pad_token_id, self.padding_side)
         batch = {  # scores first: Trainer takes the batch size from there
             "scores": scores,
-            "mask": mask,
             "rows": torch.tensor([e["row"] for e in examples]),
             "input_ids": ids,
             "attention_mask": attended,
@@ -103,7 +103,7 @@ class RewardCollator:
         if self.two_types:
             batch["token_type_ids"] = token_types(attended, [n for e in examples for n in e["prompt_tokens"]])
         if self.lm_threshold is not None:
-            batch["lm_asked"] = attended * (scores[mask] > self.lm_threshold)[:, None]  # [N, L]
+            batch["lm_asked"] = attended * (scores[~scores.isnan()] > self.lm_threshold)[:, None]  # [N, L]
         if "user_row" in examples[0]:
             batch["user_rows"] = torch.tensor([e["user_row"] for e in examples for _ in e["scores"]])
         return batch
@@ -187,22 +187,23 @@ class PersonalizedRewardTrainer(PersonalizedTraining, RewardTrainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """DSP's loss of a batch of lists, by `reward_losses`; `inputs` are those of `RewardCollator`."""
         inputs = dict(inputs)
-        scores, mask, rows = (inputs.pop(name) for name in ("scores", "mask", "rows"))
+        scores, rows = inputs.pop("scores"), inputs.pop("rows")
         outputs = model(**inputs, **({"use_cache": False} if self._decoder else {}))
         flat = outputs.logits.squeeze(-1).float()  # [N], the responses of all lists one after the other
         # back into lists [B, r], zeros where a list is shorter
-        rewards = flat.new_zeros(scores.shape).masked_scatter(mask, flat)
-        parts = [reward_losses.ranking_loss(rewards, scores, mask)]
+        real = ~scores.isnan()
+        rewards = flat.new_zeros(scores.shape).masked_scatter(real, flat)
+        parts = [reward_losses.ranking_loss(rewards, scores)]
         loss = parts[0]
         if self.args.center_rewards_coefficient is not None:
-            loss = loss + self.args.center_rewards_coefficient * reward_losses.center_penalty(rewards, scores, mask)
+            loss = loss + self.args.center_rewards_coefficient * reward_losses.center_penalty(rewards, scores)
         if self.args.lm_loss_coeff:
-            parts.append(reward_losses.imitation_loss(outputs.nll, scores[mask], self.args.lm_score_threshold))
+            parts.append(reward_losses.imitation_loss(outputs.nll, scores[real], self.args.lm_score_threshold))
             loss = loss + self.args.lm_loss_coeff * parts[1]
         with torch.no_grad():  # what `log` turns into metrics
-            right, pairs = reward_losses.ranked_right(rewards, scores, mask)
-            margin = ((rewards[:, :, None] - rewards[:, None, :]) * reward_losses.compared(scores, mask)).sum((1, 2))
-            first_two = reward_losses.first_two_right(rewards, scores, mask)
+            right, pairs = reward_losses.ranked_right(rewards, scores)
+            margin = ((rewards[:, :, None] - rewards[:, None, :]) * reward_losses.compared(scores)).sum((1, 2))
+            first_two = reward_losses.first_two_right(rewards, scores)
             # a batch's losses count as often as it has pairs
             of_lists = torch.stack([rows, right, pairs, margin, *first_two, *(part * pairs for part in parts)], 1)
             mode = "train" if self.model.training else "eval"

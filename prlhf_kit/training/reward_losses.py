@@ -1,25 +1,17 @@
-"""Losses of reward models (DSP: Cheng et al. 2023, arXiv 2309.03126) over lists of up to r scored responses. Unlike in
-its release padding has a mask of its own, and scores are normalised over their range: negative ones keep their order.
+"""Losses of reward models (DSP: Cheng et al. 2023, arXiv 2309.03126) over lists of up to r scored responses. Where a
+list is shorter than r, its scores are NaN, so that no response is compared to padding: `NaN > x` is False.
 """
 
 import torch
 import torch.nn.functional as F
 
 
-def compared(scores: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-    """Which response is preferred to which: `[B, r, r]` bool, `[b, i, j]` where i has the higher score.
-
-    Args:
-        scores: `[B, r]`; equal ones give no pair.
-        mask: `[B, r]`, True for responses, False for padding, which gives no pair; None: no padding.
-    """
-    better = scores[:, :, None] > scores[:, None, :]
-    if mask is not None:
-        better = better & mask[:, :, None] & mask[:, None, :]
-    return better
+def compared(scores: torch.Tensor) -> torch.Tensor:
+    """Which response is preferred to which, by `scores` `[B, r]`: `[B, r, r]` bool, `[b, i, j]` where i's is higher."""
+    return scores[:, :, None] > scores[:, None, :]
 
 
-def ranking_loss(rewards: torch.Tensor, scores: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+def ranking_loss(rewards: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
     """DSP's ranking loss: the mean of `-log sigmoid(r_i - r_j)` (nats) over all pairs with `scores_i > scores_j` in the
     batch, so that each list weighs as many pairs as it has; 0 where no pair is left. With two responses a list it is
     the Bradley-Terry negative log-likelihood of pairs (Ouyang et al. 2022, arXiv 2203.02155, Eq. 1).
@@ -29,56 +21,41 @@ def ranking_loss(rewards: torch.Tensor, scores: torch.Tensor, mask: torch.Tensor
 
     Args:
         rewards: `[B, r]`, finite everywhere, padding included.
-        scores, mask: `[B, r]`, see `compared`.
+        scores: `[B, r]`, NaN for padding; equal ones give no pair.
     """
-    better = compared(scores, mask)
+    better = compared(scores)
     difference = rewards[:, :, None] - rewards[:, None, :]
     return -(F.logsigmoid(difference) * better).sum() / better.sum().clamp(min=1)
 
 
-def center_penalty(rewards: torch.Tensor, scores: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+def center_penalty(rewards: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
     """Mean of `(r_i + r_j)^2` over the same pairs: keeps rewards around 0 (arXiv 2312.09244, Eq. 2)."""
-    better = compared(scores, mask)
+    better = compared(scores)
     total = rewards[:, :, None] + rewards[:, None, :]
     return (total.square() * better).sum() / better.sum().clamp(min=1)
 
 
-def ranked_right(
-    rewards: torch.Tensor, scores: torch.Tensor, mask: torch.Tensor | None = None
-) -> tuple[torch.Tensor, torch.Tensor]:
+def ranked_right(rewards: torch.Tensor, scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Of each list, how many pairs the rewards rank right, a tie counting one half, and how many there are: `[B]` each.
 
     >>> scores = torch.tensor([[2.0, 1.0, 1.0]])
     >>> ranked_right(torch.tensor([[0.5, 0.5, 0.0]]), scores)
     (tensor([1.5000]), tensor([2]))
     """
-    better = compared(scores, mask)
+    better = compared(scores)
     right = (torch.sign(rewards[:, :, None] - rewards[:, None, :]) + 1) / 2
     return (right * better).sum((1, 2)), better.sum((1, 2))
 
 
-def first_two_right(
-    rewards: torch.Tensor, scores: torch.Tensor, mask: torch.Tensor | None = None
-) -> tuple[torch.Tensor, torch.Tensor]:
+def first_two_right(rewards: torch.Tensor, scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """`ranked_right` of each list's two responses with the highest scores (DSP's "First-two Acc"); of equal ones, those
     that come first in the list. Where both have the same score there is no pair.
 
     >>> first_two_right(torch.tensor([[0.1, 0.5, 0.9]]), torch.tensor([[0.0, 2.0, 1.0]]))
     (tensor([0.]), tensor([1]))
     """
-    real = scores if mask is None else scores.masked_fill(~mask, -torch.inf)
-    best = real.sort(dim=1, descending=True, stable=True).indices[:, :2]
-    return ranked_right(rewards.gather(1, best), scores.gather(1, best), None if mask is None else mask.gather(1, best))
-
-
-def normalised(scores: torch.Tensor) -> torch.Tensor:
-    """Scores of each list moved to [0, 1]: 1 the best response, 0 the worst, NaN for lists of equal scores.
-
-    >>> normalised(torch.tensor([[3.0, -1.0, 1.0]]))
-    tensor([[1.0000, 0.0000, 0.5000]])
-    """
-    low, high = scores.amin(1, keepdim=True), scores.amax(1, keepdim=True)
-    return (scores - low) / (high - low)
+    best = scores.nan_to_num(-torch.inf).sort(dim=1, descending=True, stable=True).indices[:, :2]
+    return ranked_right(rewards.gather(1, best), scores.gather(1, best))
 
 
 def imitation_loss(nll: torch.Tensor, scores: torch.Tensor, threshold: float) -> torch.Tensor:

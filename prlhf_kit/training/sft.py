@@ -81,8 +81,9 @@ def build_sft_trainer(
 ) -> SFTTrainer:
     """Model, responses and trainer of a recipe, ready for `fit`; arguments as of `train_sft`."""
     ours = {"output_dir": f"{out}-checkpoints", "use_cpu": not torch.accelerator.is_available()}
-    quick = {"gradient_checkpointing": False, "bf16": torch.cuda.is_available(), "completion_only_loss": True}
-    args = SFTConfig(**{**ours, **quick, **recipe.settings})
+    given = {**ours, "gradient_checkpointing": False, "completion_only_loss": True, **recipe.settings}
+    given.setdefault("bf16", torch.cuda.is_available() and not given["use_cpu"] and not given.get("fp16"))
+    args = SFTConfig(**given)
     for_this_machine(args)
     tokenizer = load_tokenizer(recipe.tokenizer or model)
     require_prefix(tokenizer)

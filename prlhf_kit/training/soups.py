@@ -35,8 +35,8 @@ def soup(
     """`model` with one adapter, whose update of each weight is the weighted mean of the updates B A of the adapters in
     `folders` (`train_adapters`). Its `unload()` gives `model` back, for the next soup.
 
-    PEFT's "cat" does it, by stacking: the ranks add up. Its "linear", and the papers' code, average A and B apart, but
-    a product of means is no mean. PEFT rounds the stack to the type of `model`.
+    PEFT's "cat" does it, by stacking: the ranks add up. Its "linear", and the papers' code, average A and B apart,
+    but the product of averages is not the average of the products. PEFT rounds the stack to the type of `model`.
 
     Args:
         weights: of some of the names in `folders`, adding up to 1. None: all alike.

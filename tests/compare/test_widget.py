@@ -145,7 +145,10 @@ def test_what_can_not_be_asked_is_refused_in_place(panel, offered):
     comparison.prompt.value = "Why?"
     generated(comparison)
     assert [(card.whom, card.state) for card in comparison.shown] == [(offered.users[0].name, "done")]
-    assert f"Left out, since they say nothing of themselves: {words.name} for anyone" in comparison.status.value
+    assert (
+        f"Left out, because these users have no text about themselves: {words.name} for anyone"
+        in comparison.status.value
+    )
     comparison.users[offered.users[0]].value = False
     assert "one system that can answer them. Left out" in generated(comparison).status.value
     comparison.users[ANYONE].value = False

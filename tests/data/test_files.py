@@ -47,7 +47,7 @@ def test_splits_by_column_and_by_file_and_messages(tmp_path):
     mine = write(tmp_path / "m.csv", [{**row, "prompt": json.dumps(row["prompt"])}])
     assert kit.data.load("files", mine, test_share=0)["train"][0]["prompt"] == row["prompt"]
     write(tmp_path / "d" / "validation.jsonl", [row])
-    refused(r"'validation.jsonl', of which the split is unknown", "files", tmp_path / "d")
+    refused(r"'validation.jsonl', which belongs to no known split", "files", tmp_path / "d")
 
 
 @pytest.mark.parametrize(

@@ -50,8 +50,8 @@ def test_users_without_a_row_get_the_generic_one(personal, tokenizer, told):
 def test_four_way():
     """Every user asked every prompt; each method is right at its rate."""
     rates = {NEITHER: 0.5, PROMPT: 0.9, SOFT: 0.7, BOTH: 0.9, "length rule": 0.4}
-    asked = [(f"u{u}", f"{p}", f"{u}-{p}", "dsp", 0.5) for u in range(4) for p in range(30)]
-    asked = pd.DataFrame(asked, columns=["user_id", "prompt", "item", "dataset", "chance"])
+    asked = [(f"u{u}", f"{p}", f"{u}-{p}", "dsp") for u in range(4) for p in range(30)]
+    asked = pd.DataFrame(asked, columns=["user_id", "prompt", "item", "dataset"])
     draws = np.random.default_rng(0).random((len(rates), len(asked)))
     parts = zip(rates.items(), draws, strict=True)
     table = pd.concat([asked.assign(method=m, value=(drawn < rate).astype(float)) for (m, rate), drawn in parts])

@@ -33,7 +33,7 @@ def table(columns, *rows, width=0.06, **more):
 def four_ways(*datasets):
     methods = ["untrained", *reversed(context.FOUR_WAYS), "length rule per user"]
     rows = [(d, m, 0.7 - 0.05 * i + 0.03 * j) for j, d in enumerate(datasets) for i, m in enumerate(methods)]
-    return table("dataset method value", *rows, n=342, users=5, chance=0.5)
+    return table("dataset method value", *rows, n=342, users=5)
 
 
 OF_CONTEXTS = [
@@ -102,7 +102,7 @@ TABLES = {
         method="PAD",
     ),
     "four_way": four_ways("dsp", "hh_relabelled", "prefeval"),
-    "by_context": table("method context value", *OF_CONTEXTS, n=171, chance=0.5),
+    "by_context": table("method context value", *OF_CONTEXTS, n=171),
     "community_win_rates": table("judge system_a system_b community p_holm win_rate", *BY_COMMUNITY, width=0.1),
     "bench": table(
         "dataset split method k value",
