@@ -219,13 +219,11 @@ def check_dataset(args: argparse.Namespace) -> int:
 def _load(args: argparse.Namespace):
     """What `prlhf data` loads, its report, the dataset's options, and the limits that were set."""
     from prlhf_kit import data
-    from prlhf_kit.data.load import resolved
 
     if args.name not in data.DATASETS:
         data.load(args.name)  # says what there is
         raise data.SchemaError(f"{args.name} is prepared already; give the name of a dataset.")
     options = {name: typed(name, text, None) for name, text in args.option or []}
-    resolved(args.name, options)
     tokenizer = None
     if args.model or args.max_prompt_tokens or args.max_tokens:
         from prlhf_kit.models.embedded import EMBEDDED

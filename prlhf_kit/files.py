@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import difflib
 import hashlib
 import importlib
 import importlib.metadata
@@ -10,7 +11,7 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,12 @@ def sha256(path: Path) -> str:
 def file_states(path: Path) -> list[tuple[str, int, int]]:
     """Name, bytes and time of the last change of a file, or of each file that `sha256` reads of a folder."""
     return [(name, p.stat().st_size, p.stat().st_mtime_ns) for name, p in _files(path)]
+
+
+def nearest(name: object, known: Iterable[str]) -> str:
+    """The end of an error about an unknown name: " Did you mean 'x'?", or "" where no known name is like it."""
+    near = difflib.get_close_matches(str(name), list(known), n=1)
+    return f" Did you mean {near[0]!r}?" if near else ""
 
 
 def only_on_hub(name: object) -> bool:

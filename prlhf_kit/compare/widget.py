@@ -45,7 +45,7 @@ class Comparison(ui.VBox):
 
     Args:
         offered: of `systems.of_run`.
-        votes: file that votes are appended to; None: there are no votes.
+        votes: file that votes are appended to.
         weight, max_new_tokens, blind: at first.
     """
 
@@ -55,7 +55,7 @@ class Comparison(ui.VBox):
         self,
         offered: Offered,
         *,
-        votes: str | Path | None = None,
+        votes: str | Path,
         weight: float = 2.0,
         max_new_tokens: int = 256,
         blind: bool = False,
@@ -95,10 +95,10 @@ class Comparison(ui.VBox):
         script.append_display_data(Javascript(SCRIPT))
         users = ui.VBox([ui.HTML("<h3>Users</h3>"), *self.users.values()])
         systems = ui.VBox([ui.HTML("<h3>Systems</h3>"), *self.systems.values()])
-        groups = [users, systems, ui.VBox([ui.HTML("<h3>Settings</h3>"), self.weight, self.length, self.blind])]
-        if votes:
-            groups.append(ui.VBox([ui.HTML("<h3>Votes</h3>"), self.voter, self.about]))
-        form, actions = ui.Box(groups), ui.Box([self.generate, self.stop, self.reveal, self.status])
+        settings = ui.VBox([ui.HTML("<h3>Settings</h3>"), self.weight, self.length, self.blind])
+        own_votes = ui.VBox([ui.HTML("<h3>Votes</h3>"), self.voter, self.about])
+        form = ui.Box([users, systems, settings, own_votes])
+        actions = ui.Box([self.generate, self.stop, self.reveal, self.status])
         super().__init__([ui.HTML(STYLE), self.choose, self.earlier, self.prompt, form, actions, self.cards, script])
         self.add_class("prlhf-compare")
         named = {"users": users, "systems": systems, "options": form, "actions": actions, "script": script}
@@ -175,7 +175,7 @@ class Comparison(ui.VBox):
     def _box(self, number: int, card: Card) -> ui.VBox:
         vote = ui.Button(description=f"Vote for answer {number + 1}")
         vote.on_click(lambda _: self._vote(number))
-        box = ui.VBox([ui.HTML(LOOKS.card_html(card, number + 1, self.hidden)), *[vote] * bool(self.votes)])
+        box = ui.VBox([ui.HTML(LOOKS.card_html(card, number + 1, self.hidden)), vote])
         return box.add_class("prlhf-card")
 
     def _show(self, number: int) -> None:
@@ -205,7 +205,6 @@ class Comparison(ui.VBox):
                 models=self.offered.fingerprints,
                 kit={"version": importlib.metadata.version("prlhf_kit"), **git_state()},
             )
-            assert self.votes is not None  # else there is no button
             voting.append(self.votes, rows)
         except (ValueError, OSError) as error:  # a lock that is not given up is one, too
             self._say("refused", f"Not counted. {error}")
@@ -222,7 +221,7 @@ class Comparison(ui.VBox):
             self._say("refused", "Answers are still being written. Wait, or press Stop first.")
         else:
             self._uncover()
-            self._say("revealed", "Shown. These answers can't be voted for any more." if self.votes else "Shown.")
+            self._say("revealed", "Shown. These answers can't be voted for any more.")
 
     def _uncover(self) -> None:
         """Show who wrote what, after which there is no vote."""

@@ -49,7 +49,7 @@ def prepare(
             "dataset": name,
             "path": None if path is None else str(path),
             "source_sha256": None if path is None or only_on_hub(path) else sha256(Path(path)),
-            "options": resolved(name, options) if name in DATASETS else dict(options),
+            "options": resolved(name, options),
             "limits": dict(limits or {}),
             "fingerprint": fingerprint(data),
             "splits": {split: {"pairs": len(rows), "users": len(set(rows["user_id"]))} for split, rows in data.items()},

@@ -1,6 +1,5 @@
 """What a dataset of the kit is: facts (`Card`), and a loader that yields (split, record) and counts what it drops."""
 
-import difflib
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -12,6 +11,7 @@ import pandas as pd
 from datasets import Features
 
 from prlhf_kit.data.schema import SchemaError
+from prlhf_kit.files import nearest
 
 Source = str | Path | None  # a file or folder; None: the hub
 Records = Iterator[tuple[str, dict[str, Any]]]  # what a loader yields: (split, record)
@@ -152,6 +152,5 @@ def names(value: str | Iterable[str], known: Iterable[str] | None = None, what: 
 def require_known(wanted: Iterable[str], known: Iterable[str], what: str) -> None:
     """Refuse names of `wanted` that are not among `known`."""
     if unknown := sorted(set(wanted) - set(known)):
-        near = difflib.get_close_matches(unknown[0], list(known), n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
+        hint = nearest(unknown[0], known)
         raise SchemaError(f"no {what} {unknown[0]!r}.{hint} There are: {', '.join(known) or 'none'}.")

@@ -3,6 +3,7 @@
 import csv
 import gzip
 import json
+import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -19,7 +20,6 @@ from prlhf_kit.files import require_whole_characters
 KINDS = (".json", ".jsonl", ".json.gz", ".jsonl.gz", ".csv", ".parquet", ".arrow")
 # what `save_to_disk` writes beside the rows, and the hub once did
 IGNORED = ("dataset_info.json", "state.json", "dataset_dict.json", "dataset_infos.json")
-LONGEST_LINE, LONGEST_LIST = 10**8, 2 * 10**9  # characters: a small .gz may hold a line that fills the memory
 last_read: dict[str, Any] = {}  # source, number and content of the row that was read last, for error messages
 
 
@@ -39,12 +39,6 @@ class Rows:
 Parts = list[tuple[str | None, Rows]]  # rows of "train" and "test", or (None, all rows)
 
 
-def _limited(read: Callable[[int], str], limit: int) -> str:
-    if len(text := read(limit + 1)) > limit:
-        raise ValueError(f"a line or list of more than {limit:,} characters. Write one JSON object a line")
-    return text
-
-
 def _read(path: Path) -> Iterator[dict[str, Any]]:
     # JSON is not read by `datasets`: it takes columns and types from a file's first 10 MB, so it refuses one in which a
     # field is null until then (an `article` of TL;DR), and it turns texts such as "2020-01-01" into dates
@@ -57,9 +51,9 @@ def _read(path: Path) -> Iterator[dict[str, Any]]:
         elif name.endswith(".arrow"):
             yield from Dataset.from_file(str(path))
         elif name.endswith(".csv"):
-            csv.field_size_limit(LONGEST_LINE)  # Python's own limit is 131,072
+            csv.field_size_limit(sys.maxsize)  # Python's own limit is 131,072
             with path.open(encoding="utf-8-sig", newline="") as file:
-                header = file.readline(LONGEST_LINE)
+                header = file.readline()
                 file.seek(0)
                 for row in csv.DictReader(file, delimiter=max(",;\t", key=header.count), strict=True):
                     if None in row or None in row.values():
@@ -68,12 +62,11 @@ def _read(path: Path) -> Iterator[dict[str, Any]]:
         elif name.endswith((".json", ".jsonl")):
             # utf-8-sig: a byte order mark is no text
             with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig") as file:
-                lines = iter(lambda: _limited(file.readline, LONGEST_LINE), "")
-                rows: Iterable[Any] = (json.loads(line) for line in lines if line.strip())
+                rows: Iterable[Any] = (json.loads(line) for line in file if line.strip())
                 first = next((part.lstrip() for part in iter(lambda: file.read(1000), "") if part.strip()), "")
                 file.seek(0)
                 if first.startswith("["):
-                    rows = json.loads(_limited(file.read, LONGEST_LIST))
+                    rows = json.load(file)
                 for number, row in enumerate(rows):
                     if not isinstance(row, dict):
                         raise ValueError(f"row {number} is a {type(row).__name__}, expected an object")

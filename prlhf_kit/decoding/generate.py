@@ -1,6 +1,5 @@
 """Personalised generation: one batch may hold different prompts for different users."""
 
-import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -10,7 +9,7 @@ from tqdm.auto import tqdm
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from prlhf_kit.data.chat import prompt_texts
-from prlhf_kit.files import short_hash
+from prlhf_kit.files import nearest, short_hash
 from prlhf_kit.models import hub
 from prlhf_kit.models.conditioning import check_length, embed_with_users
 from prlhf_kit.models.tokenize import padded, require_tokenizer
@@ -51,9 +50,8 @@ def generation_config(model, tokenizer: PreTrainedTokenizerBase, generation: Map
     """What `generation` asks for, greedy and 64 new tokens if it does not say."""
     known = GenerationConfig()  # which would take any name and ignore it
     if unknown := [name for name in generation if not hasattr(known, name)]:
-        near = difflib.get_close_matches(unknown[0], vars(known), n=1)
-        hint = f"Did you mean {near[0]!r}?" if near else "Leave it out."
-        raise DecodingError(f"transformers' GenerationConfig has no option {unknown[0]!r}. {hint}")
+        way_out = nearest(unknown[0], vars(known)) or " Leave it out."
+        raise DecodingError(f"transformers' GenerationConfig has no option {unknown[0]!r}.{way_out}")
     return GenerationConfig(
         **{"max_new_tokens": 64, "do_sample": False, **generation},
         eos_token_id=eos_ids(model, tokenizer),
@@ -61,7 +59,7 @@ def generation_config(model, tokenizer: PreTrainedTokenizerBase, generation: Map
     )
 
 
-def in_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
+def batches_of(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
     """Numbers of the prompts of each batch, long and short ones apart, so that little is spent on padding."""
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
@@ -154,7 +152,7 @@ def generate(
         torch.manual_seed(seed)
     check_length(model, max(map(len, texts), default=0) + config.max_new_tokens, users=user_rows is not None)
     answers: dict[int, str] = {}
-    batches = in_batches([len(text) for text in texts], batch_size)
+    batches = batches_of([len(text) for text in texts], batch_size)
     for chunk in tqdm(batches, desc="generating", disable=None, leave=False):
         rows = None if user_rows is None else [user_rows[i] for i in chunk]
         written = write_batch(model, tokenizer, [texts[i] for i in chunk], rows, config)

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from transformers import LogitsProcessorList, PreTrainedTokenizerBase, TemperatureLogitsWarper, TopPLogitsWarper
 
 from prlhf_kit.decoding.answers import GuidedAnswer, add_lines, locked, read_lines
-from prlhf_kit.decoding.generate import DecodingError, Prompt, eos_ids, identity, ids_of, in_batches, require_prompt
+from prlhf_kit.decoding.generate import DecodingError, Prompt, batches_of, eos_ids, identity, ids_of, require_prompt
 from prlhf_kit.decoding.guides import ARGS, Guide, Who, start_of
 from prlhf_kit.decoding.readers import Row, mixes
 from prlhf_kit.decoding.steered import Request, Steered
@@ -130,7 +130,7 @@ class GuidedDecoder:
             if out is not None:
                 found = read_lines(Path(out), GuidedAnswer.from_json, "answer of guided decoding")
             left = [(key, job) for key, job in zip(keys, jobs, strict=True) if key not in found]
-            batches = in_batches([max(row.length for row in job.rows) for _, job in left], self.batch_size)
+            batches = batches_of([max(row.length for row in job.rows) for _, job in left], self.batch_size)
             for numbers in tqdm(batches, desc="guided decoding", disable=None, leave=False):
                 batch = [left[i] for i in numbers]
                 [answers] = Steered(self, [job for _, job in batch]).write(self.max_new_tokens)

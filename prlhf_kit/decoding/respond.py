@@ -20,10 +20,10 @@ from prlhf_kit.decoding.generate import (
     DecodingError,
     Prompt,
     Written,
+    batches_of,
     generation_config,
     identity,
     ids_of,
-    in_batches,
     require_prompt,
     write_batch,
 )
@@ -94,7 +94,7 @@ def respond(
     keys = [short_hash(began, question, i if drawn else 0) for i, question in enumerate(asked)]
     questions = dict(zip(keys, zip(asked, rows, strict=True), strict=True))  # equal ones once
     order = list(questions)
-    batches = in_batches([len(ids) for (ids, _), _ in questions.values()], batch_size)
+    batches = batches_of([len(ids) for (ids, _), _ in questions.values()], batch_size)
 
     path = Path(path)
     with locked(path):

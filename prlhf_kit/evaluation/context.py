@@ -13,15 +13,14 @@ from numpy.typing import ArrayLike
 from transformers import PreTrainedTokenizerBase
 
 from prlhf_kit.data.context import RECORDED, Contexts, with_context
-from prlhf_kit.evaluation.accuracy import USER_LENGTH, by_implicit_reward, length_rules, likelier
+from prlhf_kit.evaluation.accuracy import UNTRAINED, USER_LENGTH, by_implicit_reward, length_rules, likelier
 from prlhf_kit.evaluation.intervals import BY_USER_AND_PROMPT, differences, intervals, long_table
 from prlhf_kit.models.logprobs import score_pairs
 from prlhf_kit.models.user_index import UserIndex
 
 NONE = "none"  # the context of nobody
 NEITHER, PROMPT, SOFT, BOTH = FOUR_WAYS = ("neither", "prompt only", "soft tokens", "both")
-UNTRAINED, SFT = "untrained", "SFT"
-GENERIC_ROW, SFT_TOLD = "soft tokens, generic row", "SFT, context"
+SFT, SFT_TOLD, GENERIC_ROW = "SFT", "SFT, context", "soft tokens, generic row"
 FOUR_WAY_COMPARISONS = tuple(combinations((BOTH, PROMPT, SOFT, NEITHER), 2))
 CONTROL_COMPARISONS = ((SOFT, GENERIC_ROW), (PROMPT, SFT_TOLD))  # is it the user's own row, and is it DPO?
 CONTEXT_COMPARISONS = (("true", "none"), ("true", "random"), ("true", "shuffled"))

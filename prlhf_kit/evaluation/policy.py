@@ -14,7 +14,7 @@ from scipy.stats import kendalltau
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from prlhf_kit.decoding.generate import ids_of, in_batches
+from prlhf_kit.decoding.generate import batches_of, ids_of
 from prlhf_kit.decoding.guides import PAD, Who, start_of
 from prlhf_kit.decoding.readers import Row, reading
 from prlhf_kit.evaluation.accuracy import ranked_right
@@ -67,7 +67,7 @@ def _read_along(
         question = messages(prompt, "user")
         ids, start = encode(tokenizer, question, messages(response, "assistant"), unfinished=unfinished)
         asked.append((question, tuple(ids[start:])))
-    batches = in_batches([len(tokens) for _, tokens in asked], batch_size)
+    batches = batches_of([len(tokens) for _, tokens in asked], batch_size)
     for chunk in tqdm(batches, desc="policy", disable=None, leave=False):
         rows: list[tuple[Row, float | None]] = []
         for i in chunk:

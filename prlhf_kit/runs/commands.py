@@ -2,10 +2,9 @@
 to import is imported when a command is called: `prlhf --help` reads this file."""
 
 import argparse
-import csv
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +145,8 @@ def tell_edits(notebooks: Iterable[Path], given: Iterable[str]) -> None:
 
 def sweep(args: argparse.Namespace) -> int:
     """`prlhf sweep`: 0 if all runs completed, 74 if `--copy-to` then lacks some of them, else 1."""
+    import pandas as pd
+
     rows, same = plans.combinations(args.notebooks, args.grid, args.list, args.seeds, plans.once(args.parameter))
     folder = folder_of(args.run, args).resolve()
     if any(path.is_file() for path in folder.glob(f"*/{RECORD}")):
@@ -172,21 +173,10 @@ def sweep(args: argparse.Namespace) -> int:
                 record = read_record(node.stage_dir) if node.status in plans.DONE else None
                 line |= {f"{node.stage}.{key}": value for key, value in (record or {"metrics": {}})["metrics"].items()}
             lines.append(line)
-        write_csv(folder / "summary.csv", lines)
+        pd.DataFrame(lines, dtype=object).to_csv(folder / "summary.csv", index=False)
         done = sum(line["status"] == "completed" for line in lines)
         runs_done = f"{done} of {len(runs)} run{'s' * (len(runs) != 1)} completed"
         print(f"{runs_done}; metrics: {folder}/summary.csv; a page: prlhf report {folder}")
-
-
-def write_csv(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
-    """Lines as CSV; a text that a spreadsheet would take for a formula gets an apostrophe in front."""
-    names = list(dict.fromkeys(name for line in lines for name in line))
-    rows: list[list[Any]] = [names, *([line.get(name) for name in names] for line in lines)]
-    signs = ("=", "+", "-", "@", "\t", "\r")
-    with path.open("w", newline="") as file:
-        csv.writer(file).writerows(
-            [f"'{cell}" if isinstance(cell, str) and cell.startswith(signs) else cell for cell in row] for row in rows
-        )
 
 
 def pipeline(args: argparse.Namespace) -> int:

@@ -2,11 +2,12 @@
 
 import ast
 import contextlib
-import difflib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from prlhf_kit.files import nearest
 
 PACKAGE = Path(__file__).parents[1]  # has `notebooks` and `configs`; in a checkout these are links
 
@@ -123,9 +124,7 @@ def resolve(notebook: Path, parameters: Mapping[str, Any]) -> dict[str, Any]:
 
 def unknown_parameter(name: str, known: Mapping[str, Any], where: str) -> RunError:
     """The error for a parameter that does not exist, with the nearest name that does."""
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    return RunError(f"{where} has no parameter {name!r}.{hint} It has: {', '.join(sorted(known))}.")
+    return RunError(f"{where} has no parameter {name!r}.{nearest(name, known)} It has: {', '.join(sorted(known))}.")
 
 
 def earlier(notebook: Path, *kinds: str) -> list[str]:

@@ -1,7 +1,6 @@
 """Runs on the disk, by their records: found, listed by `prlhf runs list`, and read for the pages and tables that show
 several. A record's fields: docs/runs.md."""
 
-import difflib
 import json
 import math
 import sys
@@ -12,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from prlhf_kit.files import nearest
 from prlhf_kit.runs.parameters import RunError
 from prlhf_kit.runs.stage import RECORD, read_record
 
@@ -36,10 +36,9 @@ def existing(given: str | Path, out: Path = RUNS) -> Path:
         if folder.is_dir() and find_runs(folder):
             return folder
     names = [path.name for path in out.iterdir() if path.is_dir()] if out.is_dir() else []
-    near = difflib.get_close_matches(str(given), names, n=1)
     what = "holds no run" if Path(given).is_dir() else "is no folder"
     raise RunError(
-        f"{given} {what}, and {out} has no run of this name.{f' Did you mean {near[0]}?' if near else ''} Expected a "
+        f"{given} {what}, and {out} has no run of this name.{nearest(given, names)} Expected a "
         f"run (a folder with <stage>/{RECORD} in it) or a folder of runs. `prlhf run NOTEBOOK --run NAME` makes one."
     )
 

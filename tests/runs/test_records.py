@@ -113,5 +113,5 @@ def test_a_run_is_given_by_its_folder_or_its_name(tmp_path, monkeypatch, capsys)
     for bad in ("../x", "a/../../x", "/x", ".", "", "papermill_runs"):
         with pytest.raises(RunError, match="lies outside papermill_runs"):
             records.place_of(bad, out)
-    with pytest.raises(RunError, match=r"Did you mean demo\?"):
+    with pytest.raises(RunError, match=r"Did you mean 'demo'\?"):
         records.existing("dmo")
