@@ -1,7 +1,8 @@
-"""Tiny randomly initialised models of four architectures, and a small tokenizer with a chat template."""
+"""Tiny randomly initialised models, a small tokenizer with a chat template, and a run of notebooks 01 and 03."""
 
 import os
 import shutil
+from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # the tests load nothing from a hub
 os.environ.setdefault("TQDM_DISABLE", "1")
@@ -9,6 +10,7 @@ os.environ.setdefault("TQDM_DISABLE", "1")
 import pytest
 import torch
 from datasets import Dataset
+from filelock import FileLock
 from peft import LoraConfig, get_peft_model
 from raw import compred_folder, dsp_file, personalllm_folder, prism_folder, tldr_folder  # noqa: F401  (fixtures)
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -24,6 +26,7 @@ from transformers import (
 import prlhf_kit as kit
 from prlhf_kit.data.schema import record
 from prlhf_kit.models.user_models import USER_MODELS
+from prlhf_kit.runs import notebook as runs
 
 torch.set_num_threads(1)  # tiny models: threads cost more than they give
 
@@ -139,12 +142,43 @@ def pairs():
 
 
 @pytest.fixture(scope="session")
-def tiny_folder(tokenizer, tmp_path_factory):
+def for_all_workers(tmp_path_factory):
+    """A folder that pytest-xdist's workers share."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tokenizer, for_all_workers):
     """Folder of a tiny language model with its tokenizer; it stays as it is."""
-    folder = tmp_path_factory.mktemp("model") / "tiny"
-    build_tiny("llama", len(tokenizer)).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    folder = for_all_workers / "tiny"
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            build_tiny("llama", len(tokenizer)).save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
     return folder
+
+
+TRAINED = {  # parameters of notebooks 01 and 03
+    "01_data_preparation": {
+        "dataset_options": {"pairs_per_user": 4, "test_pairs_per_user": 3, "adapt_pairs_per_user": 1},
+        "max_prompt_tokens": 128,
+    },
+    "03_pdpo_training": {"settings": {"save_steps": 2}, "epochs": 4.0},
+}
+
+
+@pytest.fixture(scope="session")
+def trained_run(tiny_folder, for_all_workers):
+    """Folder of a run of notebooks 01 and 03 on the tiny model: to be copied, it stays as it is."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        for name, parameters in TRAINED.items():  # the second worker waits, and finds them done
+            notebook = Path(__file__).parent.parent / "notebooks" / f"{name}.ipynb"
+            given = parameters | {"model": str(tiny_folder)}
+            record = runs.run_notebook(notebook, for_all_workers / "trained", given, wait=True)
+            assert record["status"] == "completed", record.get("error")
+    return for_all_workers / "trained"
 
 
 @pytest.fixture

@@ -46,6 +46,7 @@ def folder(tmp_path_factory):
     parameters = 'run_dir = "x"\nn = 0\nhow = "fine"\n'
     write_notebook(folder, "03", BODY, needs=["01"], parameters=parameters)
     settings = yaml.safe_load((engine.HERE / "profiles" / "slurm" / "config.yaml").read_text())
+    settings["retries"] = 1  # the stage that a time limit cut short needs one
     settings["default-resources"] = ["gpu=1", "runtime=9", "mem_mb=2000", "cpus_per_task=1"]
     late = "1 if 'late' in wildcards.run and attempt == 1 else 9"  # minutes
     settings["set-resources"] = {"01": {"gpu": 0}, "03": {"runtime": late, "gpu": "int('fine' in wildcards.run)"}}
