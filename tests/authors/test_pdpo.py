@@ -111,14 +111,10 @@ def test_log_probabilities_of_the_reference(setting):
     assert rejected.tolist() == pytest.approx(logps["reference_rejected"], abs=1e-5)
 
 
-def test_loss(setting):
-    loss = setting.trainer.compute_loss(setting.trainer.model, dict(setting.batch))
-    assert loss.item() == pytest.approx(setting.case["loss"], abs=2e-6)
-
-
-@pytest.mark.parametrize(("alpha", "part"), [(1.0, "loss_user"), (0.0, "loss_generic")])
-def test_parts_of_the_loss(setting, alpha, part, monkeypatch):
-    monkeypatch.setattr(setting.trainer.args, "alpha", alpha)
+@pytest.mark.parametrize(("alpha", "part"), [(None, "loss"), (1.0, "loss_user"), (0.0, "loss_generic")])
+def test_loss_and_its_parts(setting, alpha, part, monkeypatch):
+    if alpha is not None:
+        monkeypatch.setattr(setting.trainer.args, "alpha", alpha)
     loss = setting.trainer.compute_loss(setting.trainer.model, dict(setting.batch))
     assert loss.item() == pytest.approx(setting.case[part], abs=2e-6)
 

@@ -140,6 +140,6 @@ def test_any_field_may_be_null_or_of_another_type(name, tmp_path):
             found = pairs(rows)
         except kit.data.SchemaError:
             continue
-        extra = [pair for pair in found - untouched if value not in pair and "5" not in pair[1]]
+        extra = [pair for pair in found - untouched if "5" not in pair[1]]
         assert found >= untouched or at[-1] in ("info", "worker", "choice", "split", "topic"), at
         assert all("None" in pair[1] for pair in extra) or at[-1] in ("text", "question", "preference"), at

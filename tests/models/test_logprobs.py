@@ -77,7 +77,7 @@ def test_both_responses_are_cut_from_the_prompt_at_one_place(make_tiny, tokenize
 
 
 def test_the_reference_is_computed_once_and_appears_whole(make_tiny, tokenizer, pairs, tmp_path):
-    (tmp_path / ".pairs-1-unfinished").mkdir()  # an earlier attempt was killed; `prlhf runs gc` takes it away
+    (tmp_path / ".pairs-1-unfinished").mkdir()  # an earlier attempt was killed
     save_with_reference(pairs, make_tiny(), tokenizer, tmp_path / "pairs")
     assert load_from_disk(tmp_path / "pairs").to_list() == add_reference_logps(pairs, make_tiny(), tokenizer).to_list()
     save_with_reference(pairs, None, tokenizer, tmp_path / "pairs")  # it is there: no model is asked

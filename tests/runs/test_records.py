@@ -67,7 +67,7 @@ def test_a_later_field_and_half_a_surrogate_are_read(tmp_path):
 
 
 def test_running_and_died(tmp_path):
-    """What an interrupted run leaves is tested in test_notebook."""
+    """What an interrupted run leaves is tested in test_execute."""
     elsewhere = "another-" + platform.node()
     for pid, host, status in (
         (os.getpid(), platform.node(), "running"),
