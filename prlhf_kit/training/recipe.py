@@ -249,7 +249,8 @@ def fits_a_head(pairs: Dataset, rank: int) -> bool:
 
 def head_coefficients(pairs: Dataset, embedder: Embedder, rank: int) -> dict[str, np.ndarray]:
     """Each user's place among the others, `[rank]`, by a low-rank head on frozen features of their pairs: principal
-    coordinates of `a_u`, the first with variance 1. Empty for fewer than `rank` + 1 users, or where all are alike.
+    coordinates of `a_u`, the first with variance 1; zeros where cross-validation finds nothing personal. Empty for
+    fewer than `rank` + 1 users.
 
     Raises `ValueError` for more coordinates than features, and for fewer than 5 prompts.
     """
@@ -260,10 +261,12 @@ def head_coefficients(pairs: Dataset, embedder: Embedder, rank: int) -> dict[str
     if rank > (d := features.chosen.shape[1]):
         raise ValueError(f"rank {rank}, but {embedder.name!r} has {d} features: choose a lower rank.")
     heads = fit_heads("low_rank", features.difference, pairs["user_id"], texts, features.scale, sizes=(rank,))
+    everybody: list[None] = [None] * len(pairs)
+    personal = heads.reward(features.difference, pairs["user_id"]) - heads.reward(features.difference, everybody)
+    if np.abs(personal).max() < 0.01:  # nats; made as large as tastes are, such numbers would be noise
+        return {user: np.zeros(rank) for user in heads.users}
     own = np.array(list(heads.users.values()))
     axes, spread, _ = np.linalg.svd(own - own.mean(0), full_matrices=False)
-    if not spread[0]:
-        return {}
     return dict(zip(heads.users, axes * spread / spread[0] * len(own) ** 0.5, strict=True))
 
 

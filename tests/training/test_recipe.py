@@ -8,11 +8,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from datasets import load_from_disk
+from datasets import concatenate_datasets, load_from_disk
 from safetensors.torch import load_file
 
 import prlhf_kit as kit
 from prlhf_kit.data.chat import PLAIN_TEMPLATE
+from prlhf_kit.data.collect import changed
 from prlhf_kit.evaluation import accuracy, user_models
 from prlhf_kit.models import conditioning
 from prlhf_kit.models.features import load_embedder
@@ -183,6 +184,9 @@ def test_users_start_where_a_head_puts_them(base, reference, tmp_path):
         assert own[trainer.user_index.row(user)].tolist() == pytest.approx(coefficients.tolist(), rel=1e-5)
     assert np.var([found[user][0] for user in found]) == pytest.approx(1)
     assert own[0].tolist() == [0, 0]
+    alike = concatenate_datasets([changed(reference, lambda _, user=user: {"user_id": user}) for user in "abc"])
+    found = head_coefficients(alike, load_embedder("attributes"), 2)  # everybody prefers the same
+    assert {user: own.tolist() for user, own in found.items()} == dict.fromkeys("abc", [0, 0])
     assert head_coefficients(reference, load_embedder("attributes"), 3) == {}  # three users only
     few = reference.select(range(4))
     for refuses in (require, lambda told, model, pairs: build_trainer(told, model, pairs, tmp_path / "few")):
