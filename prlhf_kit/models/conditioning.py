@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+from prlhf_kit.models.user_models import UserModel
 
 ATTRIBUTE = "user_model"  # the name under which PEFT's `modules_to_save` finds it
 
@@ -49,7 +50,7 @@ def user_models(model) -> list[Any]:
 
 def takes_user_text(model) -> bool | str:
     """Whether the users' own words are in the prompts of `model`, beside its soft tokens (`UserModel.user_text`)."""
-    return getattr(user_model_of(model), "user_text", False)
+    return user_model_of(model).user_text
 
 
 def embed_with_users(
@@ -81,7 +82,7 @@ def embed_with_users(
     if len(rows) != batch or rows.dim() != (3 if rows.is_floating_point() else 1):
         raise ConditioningError(f"user_rows has shape {tuple(rows.shape)}, expected one row a sequence: ({batch},).")
     user_model = user_model_of(model)
-    known = getattr(user_model, "num_rows", math.inf)
+    known = user_model.num_rows
     if not rows.is_floating_point() and not 0 <= int(rows.min()) <= int(rows.max()) < known:
         raise ConditioningError(
             f"user rows go from 0 to {known - 1}, got {int(rows.min())} to {int(rows.max())}: see its UserIndex."
@@ -102,9 +103,9 @@ def embed_with_users(
     }
 
 
-def _front(user_model: nn.Module, attention_mask: torch.Tensor) -> torch.Tensor:
+def _front(user_model: UserModel, attention_mask: torch.Tensor) -> torch.Tensor:
     """Where each row's user tokens begin, `[B, 1]`: behind left padding, and BOS where the user model says so."""
-    return attention_mask.long().argmax(1, keepdim=True) + bool(getattr(user_model, "after_bos", False))
+    return attention_mask.long().argmax(1, keepdim=True) + bool(user_model.after_bos)
 
 
 def context_of(config: PretrainedConfig) -> int | None:
@@ -123,7 +124,7 @@ def check_length(model, tokens: int, users: bool = False) -> None:
         )
 
 
-def condition(model: PreTrainedModel, user_model: nn.Module) -> PreTrainedModel:
+def condition(model: PreTrainedModel, user_model: UserModel) -> PreTrainedModel:
     """Attach `user_model` to `model` in place and return `model`. Call it before PEFT wraps the model.
 
     `model(input_ids, user_rows=rows)` then sees T_u user tokens in front of each text.

@@ -101,7 +101,7 @@ def _card(
     made_from = Path(folder, MADE_FROM)
     settings = json.loads(made_from.read_text()) if made_from.is_file() else {}
     print_of = record.get("provenance", {}).get("data", {}).get("fingerprint")
-    kind, options = saved["user_model"], saved["options"] or {}
+    kind, options = saved["user_model"], saved["options"]
     facts = {
         "base model": base,
         "data": f"{data or 'not stated'}{f', fingerprint {print_of}' if print_of else ''}",

@@ -11,7 +11,6 @@ import torch
 from peft import PeftModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from torch import nn
 from transformers import PreTrainedModel
 
 from prlhf_kit.files import write_json
@@ -87,7 +86,7 @@ def save_index(model, index: UserIndex, folder: str | Path) -> None:
         folder,
         base_model=reference_name(causal_lm(model)),
         user_model=None if user_model is None else type(user_model).__name__,
-        options=user_model.options() if isinstance(user_model, UserModel) else None,
+        options=None if user_model is None else user_model.options(),
         tokenizer=getattr(causal_lm(model), TOKENIZER, None),
         binding=None if user_model is None else binding(part_of_weights(folder, ATTRIBUTE), index),
     )
@@ -158,39 +157,29 @@ def import_prlhf(
     return index
 
 
-def condition_as_saved(
-    model: PreTrainedModel,
-    folder: str | Path,
-    index: UserIndex,
-    saved: dict[str, Any],
-    user_model: nn.Module | None = None,
-) -> None:
+def condition_as_saved(model: PreTrainedModel, folder: str | Path, index: UserIndex, saved: dict[str, Any]) -> None:
     """Condition `model` on a user model of the class in `users.json` (`saved`), with a whole model's weights. Raises
-    `ConditioningError` where that class is not one of the kit's and `user_model` is not of it, and `ModelError` where
-    `users.json` is not of the user model in `folder`."""
+    `ConditioningError` where that class is not in `USER_MODELS`, and `ModelError` where `users.json` is not of the user
+    model in `folder`."""
     state = part_of_weights(folder, ATTRIBUTE)
     if saved.get("binding") not in (None, binding(state, index)):
         raise ModelError(
             f"{folder}: users.json does not belong to the user model beside it. Put it back as training wrote it."
         )
-    if user_model is None:
-        kinds: dict[str, Any] = {kind.__name__: kind for kind in USER_MODELS.values()}
-        kind = kinds.get(saved["user_model"])
-        if kind is not None:
-            user_model = kind(len(index), model.get_input_embeddings(), **saved["options"])
-    if user_model is None or type(user_model).__name__ != saved["user_model"]:
+    kinds = {kind.__name__: kind for kind in USER_MODELS.values()}
+    if saved["user_model"] not in kinds:
         raise ConditioningError(
-            f"{folder} was trained with user_model={saved['user_model']}(...), got {type(user_model).__name__}. Pass "
-            "user_model, an untrained one of that class and size."
+            f"{folder} was trained with user_model={saved['user_model']}(...). Put that class into USER_MODELS first."
         )
-    condition(model, user_model)
+    user_model: Any = kinds[saved["user_model"]]
+    condition(model, user_model(len(index), model.get_input_embeddings(), **saved["options"]))
     setattr(model, TOKENIZER, saved.get("tokenizer"))
     if not Path(folder, "adapter_config.json").exists():  # PEFT reads an adapter's
         getattr(model, ATTRIBUTE).load_state_dict(state)
 
 
 def load_personalized(
-    folder: str | Path, base: str | PreTrainedModel | None = None, user_model: nn.Module | None = None
+    folder: str | Path, base: str | PreTrainedModel | None = None
 ) -> tuple[PreTrainedModel | PeftModel, UserIndex]:
     """Load what `PersonalizedDPOTrainer.save_model` wrote: the adapter (or the model), the user model, the user index.
 
@@ -198,10 +187,9 @@ def load_personalized(
         folder: or the name of a repository on the hub, `"owner/name"` (`push_to_hub`).
         base: base model (a name, or a loaded model that is not conditioned yet); default: the one it was trained on.
             Of a fully fine-tuned model, the reference.
-        user_model: where it is not one of the kit's (`USER_MODELS`): an untrained one of the same class and size.
 
     Raises:
-        ConditioningError: there is no user model in `folder`, or it is of another class.
+        ConditioningError: there is no user model in `folder`, or it is of no class in `USER_MODELS`.
         ModelError: `users.json` belongs to other weights.
     """
     folder = downloaded(folder)
@@ -220,7 +208,7 @@ def load_personalized(
             model = load_model(str(folder))
     else:
         model = base if isinstance(base, PreTrainedModel) else load_model(base or saved["base_model"])
-    condition_as_saved(model, folder, index, saved, user_model)
+    condition_as_saved(model, folder, index, saved)
     if whole:
         model.reference_name = name_of(base) if isinstance(base, PreTrainedModel) else (base or saved["base_model"])
     else:

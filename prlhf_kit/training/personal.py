@@ -49,9 +49,9 @@ class PersonalizedTraining(Trainer):
             what = "would upload user ids, which are personal data"
             raise ValueError(f"push_to_hub=True {what}. After training, trainer.push_to_hub() leaves them out.")
         for table in user_models(model):
-            if getattr(table, "after_bos", False) is None:
+            if table.after_bos is None:
                 table.after_bos = begins_with_bos(kwargs["processing_class"])
-            if not getattr(table, "row_0_is_zero", True):
+            if not table.row_0_is_zero:
                 table.generic_is_mean = not generic_term
         if peft_config is not None:
             peft_config = copy.deepcopy(peft_config)
@@ -73,7 +73,7 @@ class PersonalizedTraining(Trainer):
         optimizer = super().create_optimizer(model)
         if known or not user_models(self.model):
             return optimizer
-        slow = getattr(user_model_of(self.model), "shared_slow", ("generic",))
+        slow = user_model_of(self.model).shared_slow
         named = (self.model if model is None else model).named_parameters()
         own = {id(p) for name, p in named if f"{ATTRIBUTE}." in name and name.rsplit(".", 1)[-1] not in slow}
         args: Any = self.args
@@ -129,7 +129,7 @@ def index_for(model, user_ids: Iterable[str], index: UserIndex | None) -> UserIn
         said = f"{len(missing)} users of the training set have no row in the user index, first {missing[0]!r}"
         raise ValueError(f"{said}. Build it as UserIndex(sorted(set(train['user_id']))).")
     user_model_of(model)
-    rows = getattr(user_models(model)[-1], "num_rows", len(index))
+    rows = user_models(model)[-1].num_rows
     if rows != len(index):
         raise ValueError(f"the user model has {rows} rows, the user index {len(index)}. Pass num_rows=len(user_index).")
     return index

@@ -14,7 +14,6 @@ from prlhf_kit.data import fingerprint
 from prlhf_kit.files import write_json
 from prlhf_kit.models.conditioning import causal_lm, user_models
 from prlhf_kit.models.hub import MADE_FROM, weights_hash
-from prlhf_kit.models.user_models import UserModel
 
 COMPLETE = "checkpoint_complete"
 HISTORY = "history.parquet"
@@ -70,7 +69,6 @@ def made_from(trainer: Trainer) -> dict[str, Any]:
     """All that decides the result: settings, adapter, starting weights, training pairs; as JSON gives it back."""
     model: Any = trainer.accelerator.unwrap_model(trainer.model)
     users = next(iter(user_models(model)), None)
-    options = users.options() if isinstance(users, UserModel) else None
     held_out = trainer.eval_dataset
     sets = {"pairs": {"train": trainer.train_dataset}}
     if held_out is not None:
@@ -80,7 +78,7 @@ def made_from(trainer: Trainer) -> dict[str, Any]:
         "model": model.config._name_or_path,
         "processes": trainer.args.world_size,
         "quantized": getattr(model, "quantization_method", None),
-        "user_model": None if users is None else [type(users).__name__, options, weights_hash(users)],
+        "user_model": None if users is None else [type(users).__name__, users.options(), weights_hash(users)],
     }
     for name, parts in sets.items():
         # without the reference's log-probs: they follow from model and pairs, if not to the last bit on other threads
