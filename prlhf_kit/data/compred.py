@@ -4,7 +4,7 @@ import re
 from collections import defaultdict
 from collections.abc import Sequence
 
-from prlhf_kit.data.registry import Records, Source, Tally, dataset, names, require_known, share, split_of
+from prlhf_kit.data.registry import Records, Source, Tally, dataset, names, require_known, share, split_for
 from prlhf_kit.data.schema import SchemaError, record
 from prlhf_kit.data.sources import hub_rows, local_rows
 
@@ -67,7 +67,7 @@ def read(
                 tally.count(f"{source} of {factor}")
                 user = community_of(row["domain"])
                 communities.add(user)
-                split = split_of(user, "", unseen, 0, seed, part)
+                split = split_for(user in unseen, part == "test")
                 if row["score_ratio"] < min_score_ratio:
                     tally.drop(split, user, f"score ratio below {min_score_ratio:g}")
                 elif number not in kept:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from prlhf_kit.data.dialogue import scored_records
-from prlhf_kit.data.registry import Records, Source, Tally, dataset, names, require_known, share, split_of
+from prlhf_kit.data.registry import Records, Source, Tally, dataset, names, require_known, share, split_for, split_of
 from prlhf_kit.data.schema import message, record
 from prlhf_kit.data.sources import hub_rows, local_rows
 
@@ -131,7 +131,7 @@ def personalrewardbench(tally: Tally, path: Source = None, *, subset: str = "pri
         for number, row in enumerate(rows):
             tally.count(f"{subset}, {part}")
             require_known([row["split"]], ("train", "val", "test"), "split")
-            split = split_of(row["user_id"], "", unseen, 0, 0, "test" if row["split"] == "test" else "train")
+            split = split_for(row["user_id"] in unseen, row["split"] == "test")
             prompt = [m | {"role": "user" if m["role"] == "user" else "assistant"} for m in row["context"]]
             chosen, rejected = (
                 (answer[0] if isinstance(answer, list) else answer)["content"]

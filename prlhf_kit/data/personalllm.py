@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pandas as pd
 
-from prlhf_kit.data.registry import Records, Source, Tally, dataset, split_of
+from prlhf_kit.data.registry import Records, Source, Tally, dataset, split_for
 from prlhf_kit.data.schema import SchemaError, record
 from prlhf_kit.data.sources import hub_rows, local_rows
 
@@ -97,6 +97,6 @@ def read(
                 if (scores[part][number, a] - scores[part][number, b]) @ truth[user] < 0:
                     a, b = b, a
                 name = f"user-{user}"
-                split = split_of(name, "", unseen, 0, seed, part)
+                split = split_for(name in unseen, part == "test")
                 answers = row[f"response_{a + 1}"], row[f"response_{b + 1}"]
                 yield split, record(f"{part}-{number}-{user}", name, row["prompt"], *answers)

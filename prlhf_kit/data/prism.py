@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from prlhf_kit.data.registry import Records, Source, Tally, dataset
+from prlhf_kit.data.registry import Records, Source, Tally, dataset, split_for
 from prlhf_kit.data.schema import SchemaError, message, record
 from prlhf_kit.data.sources import hub_rows, local_rows
 
@@ -110,8 +110,7 @@ def read(
         if place < cut:
             rng.shuffle(ids)
         first = int(len(ids) * (train_share if seen else adapt_share))
-        names = ("train", "test_seen") if seen else ("adapt_unseen", "test_unseen")
-        splits |= {conversation: names[i >= first] for i, conversation in enumerate(ids.tolist())}
+        splits |= {conversation: split_for(not seen, i >= first) for i, conversation in enumerate(ids.tolist())}
     for row in conversations:
         user, split = row["user_id"], splits.get(row["conversation_id"])
         dialogue: list[dict[str, str]] = []

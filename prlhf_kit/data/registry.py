@@ -132,7 +132,12 @@ def split_of(
     """
     drawn = share(seed, "prompt", " ".join(prompt.split()))
     test = part == "test" if part else fold * test_share <= drawn < (fold + 1) * test_share
-    if user_id in unseen:
+    return split_for(user_id in unseen, test)
+
+
+def split_for(unseen: bool, test: bool) -> str:
+    """The split of a pair: of a user who is not trained on (`unseen`) or is, for tests or not."""
+    if unseen:
         return "test_unseen" if test else "adapt_unseen"
     return "test_seen" if test else "train"
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from prlhf_kit.data.registry import Records, Source, Tally, dataset, require_known, split_of
+from prlhf_kit.data.registry import Records, Source, Tally, dataset, require_known, split_for
 from prlhf_kit.data.schema import SchemaError, record
 from prlhf_kit.data.sources import hub_rows, local_rows
 
@@ -98,7 +98,7 @@ def read(
         taste = {worker: ("longer", "shorter")[int(listed[worker])] for worker in workers}
     for number, row in enumerate(row for source in sources for row in source):
         worker, part = row["worker"], PARTS[row["split"]]
-        split = split_of(worker, "", () if worker in seen else (worker,), 0, seed, part)
+        split = split_for(worker not in seen, part == "test")
         if synthetic and not _supervised(row):
             tally.drop(split, worker, "not from two supervised policies")
             continue
