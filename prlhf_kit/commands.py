@@ -32,10 +32,11 @@ def run(args: argparse.Namespace) -> int:
         if misspelt and "/" not in model and not (notebook.parent / model).exists():
             raise RunError(f"there is no model {model!r}. Did you mean {default!r}? A hub id is owner/name.")
         for stage in earlier(notebook, "needs"):
-            status = (read_record(run_dir / stage) or {}).get("status", "not there")
+            status = (read_record(run_dir / stage) or {}).get("status", "nothing")
             if stage not in before and status != "completed":
                 way = f"Run it first: prlhf run {notebook.with_name(stage)}.ipynb {notebook} --run {args.run}"
-                raise RunError(f"{notebook.name} needs the stage {stage} of {run_dir}, which is {status}. {way}")
+                what = f"needs the stage {stage} of {run_dir} completed, found: {status}"
+                raise RunError(f"{notebook.name} {what}. {way}")
         before.append(notebook.stem)
     tell_edits(args.notebooks, given)
     from prlhf_kit.runs.notebook import copy_notebook, run_notebook
@@ -219,11 +220,13 @@ def check_dataset(args: argparse.Namespace) -> int:
 def _load(args: argparse.Namespace):
     """What `prlhf data` loads, its report, the dataset's options, and the limits that were set."""
     from prlhf_kit import data
+    from prlhf_kit.data.load import resolved
 
     if args.name not in data.DATASETS:
         data.load(args.name)  # says what there is
         raise data.SchemaError(f"{args.name} is prepared already; give the name of a dataset.")
     options = {name: typed(name, text, None) for name, text in args.option or []}
+    resolved(args.name, options)  # refuses those of `load` too
     tokenizer = None
     if args.model or args.max_prompt_tokens or args.max_tokens:
         from prlhf_kit.models.embedded import EMBEDDED

@@ -25,6 +25,7 @@ from transformers import (
 
 import prlhf_kit as kit
 from prlhf_kit.data.schema import record
+from prlhf_kit.files import unfinished
 from prlhf_kit.models.user_models import USER_MODELS
 from prlhf_kit.runs import notebook as runs
 
@@ -154,8 +155,9 @@ def tiny_folder(tokenizer, for_all_workers):
     folder = for_all_workers / "tiny"
     with FileLock(f"{folder}.lock"):
         if not folder.exists():
-            build_tiny("llama", len(tokenizer)).save_pretrained(folder)
-            tokenizer.save_pretrained(folder)
+            build_tiny("llama", len(tokenizer)).save_pretrained(unfinished(folder))
+            tokenizer.save_pretrained(unfinished(folder))
+            unfinished(folder).rename(folder)
     return folder
 
 

@@ -1,4 +1,4 @@
-"""The tutorials: all their commands (but the one for a GPU, see test_cli) are run, in order, in a copy of the checkout.
+"""The tutorials: every command in them (but for a GPU node, `UNPLAYED`) is run, in order, in a copy of the checkout.
 
 Fences of `bash` and `python` are run; a `text` fence is what the one before it prints, with `...` for anything. A
 `python` fence that begins with `# name.py` is saved under that name, for others to import. What can't be run here says
@@ -17,6 +17,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted((ROOT / "docs" / "tutorials").glob("*.md"))
+UNPLAYED = "4_gpu_node"  # its `prlhf` line is read by test_cli
 MARK = "@@ step {} @@"
 
 
@@ -79,10 +80,12 @@ def play(tiny_folder, tmp_path_factory):
     return play
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if page.stem != "4_gpu_node"], ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_every_command_of_a_tutorial_works_and_prints_what_it_says(play, page):
-    printed = play(page)
     _, expected = script(page, {})
+    if page.stem == UNPLAYED:
+        return
+    printed = play(page)
     for number, text in expected.items():
         before = printed.split(MARK.format(number) + "\n")[1]
         pattern = re.escape(text).replace(r"\.\.\.", ".*?")

@@ -9,7 +9,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from prlhf_kit.data.registry import Records, Tally, opening, split_of
+from prlhf_kit.data.registry import Records, Tally, opening, split_for, split_of
 from prlhf_kit.data.schema import SchemaError, record
 
 GENERAL = "general"  # the one user of datasets that do not say who preferred what
@@ -100,7 +100,7 @@ def scored_records(
                 if prompt is None:
                     prompt, answers = common_prompt(*answers)
             except NotAPair as reason:
-                split = split_of(user_id, "", unseen, test_share, seed, part) if part else None
+                split = split_for(user_id in unseen, part == "test") if part else None
                 tally.drop(split, user_id, str(reason), math.comb(len(answers), 2))
                 continue
             split = split_of(user_id, opening(prompt), unseen, test_share, seed, part)

@@ -136,7 +136,7 @@ def split_of(
 
 
 def split_for(unseen: bool, test: bool) -> str:
-    """The split of a pair: of a user who is not trained on (`unseen`) or is, for tests or not."""
+    """The split of a pair, by whether its user is never trained on, and whether it is for tests."""
     if unseen:
         return "test_unseen" if test else "adapt_unseen"
     return "test_seen" if test else "train"

@@ -249,8 +249,8 @@ class _Case:
                 yield found[found.k > 0].assign(method="P-DPO, " + found.method, split=NEW)
 
     def choices(self, split: str, earlier: Dataset, k: int, policy: controls.Control | None) -> pd.DataFrame:
-        """With k of the `earlier` choices in the prompt: how much they raise a response's log-prob, and its mean a
-        token; or how much likelier a `policy` finds it than the untrained model does."""
+        """With k of the `earlier` choices in the prompt: how much they raise a response's log-prob, and its mean
+        log-prob a token; or how much likelier a `policy` finds it than the untrained model does."""
         pairs = self.tests[split]
         people = context.people_of(*self.data.values())
         told = context.with_context(pairs, context.Contexts("choices", people, seed=self.seed, earlier=[earlier], k=k))

@@ -130,9 +130,11 @@ def condition(model: PreTrainedModel, user_model: UserModel) -> PreTrainedModel:
     `model(input_ids, user_rows=rows)` then sees T_u user tokens in front of each text.
 
     Raises:
-        ConditioningError: a model with an encoder, one that is conditioned or wrapped by PEFT already, or one that
-            would swallow the user silently (a probe makes sure).
+        ConditioningError: no `UserModel`, a model with an encoder, one that is conditioned or wrapped by PEFT already,
+            or one that would swallow the user silently (a probe makes sure).
     """
+    if not isinstance(user_model, UserModel):
+        raise ConditioningError(f"a {type(user_model).__name__} is no user model. Derive it from kit's UserModel.")
     if isinstance(model, PeftModel):
         raise ConditioningError("the model is wrapped by PEFT already. Condition the base model, then apply PEFT.")
     if model.config.is_encoder_decoder or model.config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES:

@@ -1,5 +1,5 @@
-"""Reward models: a transformers sequence classifier with one output, with the base's LM head. The
-attention mask says where a text ends, not the padding token, which may be the end-of-text token too."""
+"""Reward models: a transformers sequence classifier with one output, with the base's LM head. The attention
+mask says where a text ends, not the padding token, which may be the end-of-text token too."""
 
 import json
 from dataclasses import dataclass

@@ -112,7 +112,7 @@ def _run(todo: Sequence[Node], work: Path, profile: str, workers: int | None, co
     for node in todo:
         node.run_dir.mkdir(parents=True, exist_ok=True)
         before[node.name] = read_record(node.stage_dir)
-        logged[node.name] = node.log.stat().st_size if node.log.exists() else 0
+        logged[node.name] = node.log.stat().st_size if node.log.exists() else -1
     log = place / "snakemake.log"
 
     def tell(node: Node, reason: str | None = None) -> None:

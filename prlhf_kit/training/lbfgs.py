@@ -1,4 +1,4 @@
-"""L-BFGS on rescaled arguments, by whose first step most of the way is done."""
+"""L-BFGS on rescaled arguments; its first step is nearly Newton's."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -28,7 +28,7 @@ def minimised(
     starts = [start.detach().requires_grad_() for start in starts]
     slopes = torch.autograd.grad(loss(*starts), starts)
     size = sum((slope * scale).abs().sum().item() for slope, scale in zip(slopes, scales, strict=True))
-    unit = max(size, TOLERANCE)  # torch divides its first step by this; in this unit the result is Newton's
+    unit = max(size, TOLERANCE)  # torch divides its first step by the sum of slopes; in this unit it is Newton's
     scaled = [(start / scale / unit).detach() for start, scale in zip(starts, scales, strict=True)]
     free = [part.contiguous().requires_grad_() for part in scaled]
     options: dict[str, Any] = {"tolerance_change": 0, "history_size": 10, "line_search_fn": "strong_wolfe"}

@@ -17,7 +17,7 @@ from prlhf_kit.models.hub import MADE_FROM, weights_hash
 
 COMPLETE = "checkpoint_complete"
 HISTORY = "history.parquet"
-# settings that do not change the result (paths, logs, saving), and names that older versions wrote
+# settings that do not change the result (paths, logs, saving), that older versions wrote, or that follow from the code
 ELSEWHERE = {"output_dir", "logging_dir", "run_name", "report_to", "disable_tqdm", "save_total_limit", "save_steps"}
 ELSEWHERE |= {"balance_users", "completion_logits_only", "lm_on_prompt", "padding_side", "remove_unused_columns"}
 ELSEWHERE |= {"restore_callback_states_from_checkpoint"}
@@ -76,6 +76,7 @@ def made_from(trainer: Trainer) -> dict[str, Any]:
     decided = trainer.args.to_dict() | {
         "adapters": {name: config.to_dict() for name, config in getattr(model, "peft_config", {}).items()},
         "model": model.config._name_or_path,
+        "dtype": str(model.dtype),
         "processes": trainer.args.world_size,
         "quantized": getattr(model, "quantization_method", None),
         "user_model": None if users is None else [type(users).__name__, users.options(), weights_hash(users)],
@@ -84,8 +85,6 @@ def made_from(trainer: Trainer) -> dict[str, Any]:
         # without the reference's log-probs: they follow from model and pairs, if not to the last bit on other threads
         own = {k: v.remove_columns([c for c in v.column_names if c.startswith("ref_")]) for k, v in parts.items()}
         decided[name] = fingerprint(DatasetDict(own))
-    if str(model.dtype) != "torch.float32":  # folders that older versions wrote do not say it
-        decided["dtype"] = str(model.dtype)
     for name in ("starts_from", "pooling"):
         if (value := getattr(causal_lm(model), name, None)) is not None:
             decided[name] = value
@@ -101,7 +100,8 @@ def fit(trainer: Trainer, folder: str | Path) -> pd.DataFrame:
     folder, checkpoints = Path(folder), Path(trainer.args.output_dir)
     wanted = made_from(trainer)
     for path in (folder / MADE_FROM, checkpoints / MADE_FROM):
-        found = json.loads(path.read_text()) if path.exists() else wanted
+        # older versions did not write the dtype
+        found = {"dtype": wanted["dtype"]} | json.loads(path.read_text()) if path.exists() else wanted
         if different := sorted(k for k in {*found, *wanted} - ELSEWHERE if found.get(k) != wanted.get(k)):
             name = different[0]
             raise ValueError(

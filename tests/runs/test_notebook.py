@@ -10,8 +10,10 @@ import pytest
 from tiny_notebooks import PARAMETERS, starts, write_notebook
 
 from prlhf_kit import cli
+from prlhf_kit.files import write_json
 from prlhf_kit.runs import commands, notebook as runner, report
 from prlhf_kit.runs.stage import StageError, begin, left_by, read_record
+from runs.conftest import RECORD
 
 
 def test_a_run_its_record_and_when_it_is_skipped(tmp_path):
@@ -122,7 +124,7 @@ def test_what_is_missing_or_wrong_is_known_before_a_kernel_starts(tmp_path, line
     monkeypatch.setattr(runner, "execute", lambda *_: pytest.fail("a kernel was started"))
     (tmp_path / "file").touch()
     for notebook, words, message in (
-        ({"needs": ["a"]}, (), f"needs the stage a of {tmp_path}/r, which is not there. Run it first"),
+        ({"needs": ["a"]}, (), f"needs the stage a of {tmp_path}/r completed, found: nothing. Run it first"),
         ({"parameters": 'model = "tiny-model"'}, ("-p", "model", "tini-model"), "Did you mean 'tiny-model'?"),
         ({}, ("--copy-to", "nowhere://host/x?sig=abc"), "--copy-to nowhere://host/x: Protocol not known: nowhere"),
         ({}, ("--copy-to", str(tmp_path / "file")), "is a file; expected a folder"),
@@ -133,6 +135,9 @@ def test_what_is_missing_or_wrong_is_known_before_a_kernel_starts(tmp_path, line
         assert message in err
         assert "abc" not in err
     assert not (tmp_path / "r").exists()
+    write_json(tmp_path / "r" / "a" / "run.json", RECORD | {"status": "failed"})
+    assert cli.main(["run", str(write_notebook(tmp_path, "nb", needs=["a"])), *line]) == 2
+    assert "completed, found: failed" in capsys.readouterr().err
 
 
 def test_defaults_that_differ_from_the_committed_notebook_are_named(tmp_path, line, capsys, monkeypatch):
