@@ -65,16 +65,16 @@ def assert_same(one, other, atol=1e-6, rtol=1e-5):
 
 @pytest.mark.parametrize("config", ["ddp", "zero2", "zero3"])
 def test_two_processes_equal_one(base, reference, tmp_path, monkeypatch, config):
-    """gloo, on real processes: each takes half of every batch. So do accumulated gradients."""
+    """gloo, on real processes: each takes half of a batch, and of held-out pairs. So do accumulated gradients."""
     if config != "ddp":
         pytest.importorskip("deepspeed", reason="DeepSpeed is not installed")
         monkeypatch.setenv("DS_ACCELERATOR", "cpu")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    one = train(recipe(), base, reference, tmp_path / "one")
-    half = {"per_device_train_batch_size": 2}
+    one = train(recipe(EVALUATED), base, reference, tmp_path / "one", reference)
+    half = EVALUATED | {"per_device_train_batch_size": 2}
     launch = ["--config_file", str(CONFIGS / f"{config}.yaml"), "--num_processes", "2"]
-    two = train(recipe(half), base, reference, tmp_path / "two", launch=launch)
-    train(recipe(half | {"gradient_accumulation_steps": 2}), base, reference, tmp_path / "parts")
+    two = train(recipe(half), base, reference, tmp_path / "two", reference, launch)
+    train(recipe(half | {"gradient_accumulation_steps": 2}), base, reference, tmp_path / "parts", reference)
     assert_same(tmp_path / "one", tmp_path / "two")
     assert_same(tmp_path / "one", tmp_path / "parts")
     assert two["loss"].dropna().tolist() == pytest.approx(one["loss"].dropna().tolist(), abs=1e-5)
