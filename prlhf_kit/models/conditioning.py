@@ -133,14 +133,14 @@ def condition(model: PreTrainedModel, user_model: UserModel) -> PreTrainedModel:
         ConditioningError: no `UserModel`, a model with an encoder, one that is conditioned or wrapped by PEFT already,
             or one that would swallow the user silently (a probe makes sure).
     """
-    if not isinstance(user_model, UserModel):
-        raise ConditioningError(f"a {type(user_model).__name__} is no user model. Derive it from kit's UserModel.")
     if isinstance(model, PeftModel):
         raise ConditioningError("the model is wrapped by PEFT already. Condition the base model, then apply PEFT.")
     if model.config.is_encoder_decoder or model.config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
         raise ConditioningError(f"{type(model).__name__} has an encoder; only decoder-only models are supported.")
     if hasattr(model, ATTRIBUTE):
         raise ConditioningError("the model has a user model already. Load a fresh base model to attach another one.")
+    if not isinstance(user_model, UserModel):
+        raise ConditioningError(f"a {type(user_model).__name__} is no user model. Derive it from kit's UserModel.")
     backbone = model.base_model
     # float32 whatever the model's: in bfloat16 a row could not take small steps
     model.add_module(ATTRIBUTE, user_model.to(device=model.device, dtype=torch.float32))
