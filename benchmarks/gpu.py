@@ -446,7 +446,6 @@ TINY = {
         "dataset_options": {"pairs_per_user": 4, "test_pairs_per_user": 3, "adapt_pairs_per_user": 1},
         "max_prompt_tokens": 128,
     },
-    "03_pdpo_training": {"settings": {"save_steps": 100}},
 }
 
 
