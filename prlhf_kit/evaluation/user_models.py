@@ -22,8 +22,8 @@ from prlhf_kit.training.personal import USER_METRICS
 
 def learning_curve(folder: str | Path, seed: int = 0) -> pd.DataFrame:
     """Held-out accuracy during the training of the model in `folder`, by the pairs that a user had given until then. At
-    the earlier points of this learning curve the learning rate had not yet fallen to 0. `intervals` by
-    `step` over users, with `k` (training pairs a user, on average), `worst` and `pairs`."""
+    the earlier points of this learning curve the learning rate had not yet fallen to 0. `intervals` by `step` over
+    users, with `k` (training pairs a user, on average), `worst` and `pairs`."""
     metrics = pd.read_parquet(Path(folder, USER_METRICS))
     held_out = metrics[metrics["mode"] == "eval"]
     if held_out.empty:
