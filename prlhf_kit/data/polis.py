@@ -48,7 +48,7 @@ def read(
     | `train` | seen | for training, without some of each person's own votes |
     | `test_seen` | seen | new to everybody: in no pair of `train` or `adapt_unseen` |
     | `test_own` | seen | of the training statements, those that this person's training pairs leave out |
-    | `test_unseen`, `adapt_unseen` | never in training | new to everybody; for training |
+    | `adapt_unseen`, `test_unseen` | never in training | the same two parts of the training statements |
 
     All pairs of a conversation share one question, but the record wants no prompt in train and test. With
     `prompt="both"` the prompt lists both statements, in an order that the seed draws, so that the order says nothing.
@@ -63,8 +63,8 @@ def read(
         agreement: share of agreement among all who voted that a statement may have.
         min_votes: agreements, and disagreements, that a person needs on the statements that are left.
         pairs_per_user, test_pairs_per_user: of each person, at most; the latter in each test split.
-        new_statements: share of the statements that are kept for `test_seen` and `test_unseen`.
-        own_held_out: share of each seen person's votes on training statements that is kept for `test_own`.
+        new_statements: share of the statements that are kept for `test_seen`.
+        own_held_out: share of each person's votes on training statements that is kept for tests.
         unseen_share: share of the people who are never in training.
         seed: draws all of these, and the pairs.
     """
@@ -89,15 +89,15 @@ def read(
         agrees, disagrees = (rng.permutation(own.index[own == vote]) for vote in (1, -1))
         old = [[s for s in side if s not in new] for side in (agrees, disagrees)]
         fresh = [[s for s in side if s in new] for side in (agrees, disagrees)]
+        cut = [round(own_held_out * len(side)) for side in old]
+        held_out = [side[:n] for side, n in zip(old, cut, strict=True)]
+        kept = [side[n:] for side, n in zip(old, cut, strict=True)]
+        if not all(kept):
+            tally.drop("train", str(person), "no vote on a training statement")
+            continue
         if person in unseen:
-            plan = {"adapt_unseen": (old, pairs_per_user), "test_unseen": (fresh, test_pairs_per_user)}
+            plan = {"adapt_unseen": (kept, pairs_per_user), "test_unseen": (held_out, test_pairs_per_user)}
         else:
-            cut = [round(own_held_out * len(side)) for side in old]
-            held_out = [side[:n] for side, n in zip(old, cut, strict=True)]
-            kept = [side[n:] for side, n in zip(old, cut, strict=True)]
-            if not all(kept):
-                tally.drop("train", str(person), "no vote on a training statement")
-                continue
             plan = {"train": (kept, pairs_per_user), "test_seen": (fresh, test_pairs_per_user)}
             plan["test_own"] = (held_out, test_pairs_per_user)
         for split, ((liked, disliked), most) in plan.items():
@@ -110,7 +110,7 @@ def read(
     # pairs of statements that training asks for
     told = {frozenset(pair) for split, _, *pair in rows if split in TRAINING}
     for split, user, chosen, rejected in rows:
-        if prompt == "both" and split == "test_own" and {chosen, rejected} in told:
+        if prompt == "both" and split in ("test_own", "test_unseen") and {chosen, rejected} in told:
             tally.drop(split, user, "the same two statements as in training")
             continue
         shown = [texts[s] for s in rng.permutation([chosen, rejected])]

@@ -1,6 +1,6 @@
 """A personalised model beside its controls: which pairs each ranks right, whom it serves, what it answers."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -29,7 +29,7 @@ from prlhf_kit.training.new_users import Adapted, adapt, log_ratios, weigh
 PERSONAL, GENERIC_ROW, VANILLA = "P-DPO, user", "P-DPO, generic row", LABELS["dpo"]
 TEXT, UNTRAINED = "prompt with user text", "untrained"
 LENGTH, USER_LENGTH = "length rule", "length rule per user"
-NEAREST, MIXED, FITTED, PLACED = "nearest known user", "known users, mixed", "fitted row", "nearest by encoder"
+NEAREST, MIXED, FITTED, PLACED = "nearest known user", "known users, mixed", "fitted row", "placed by a head"
 TIE = 1e-3  # nats, of a whole response: float32 rounds sums of some hundreds of nats by up to that
 
 
@@ -172,14 +172,12 @@ def ranked_by_pairs(
     steps: int = 10,
     batch_size: int = 16,
     seed: int = 0,
-    place: Callable[[Dataset], Adapted] | None = None,
     **options,
 ) -> tuple[pd.DataFrame, Adapted]:
     """The long table, with `k`, of which pairs of `test_unseen` are ranked right after adapting to k of each new user's
     pairs of `adapt_unseen`: "generic row" (at k=0), `NEAREST`, `MIXED` (known users' rewards, weighted by how likely
-    each makes the k pairs), with `place` `PLACED` (at the rows that it gives, as `new_users.placed` does) and, unless
-    `steps=0`, `FITTED`; and what `adapt` found for the largest k. The pairs of k=2 are among those of k=4. `steps`,
-    `batch_size` and `options` are those of `adapt`."""
+    each makes the k pairs) and, unless `steps=0`, `FITTED`; and what `adapt` found for the largest k. The pairs of k=2
+    are among those of k=4. `steps`, `batch_size` and `options` are those of `adapt`."""
     test = data["test_unseen"]
     largest = few_shot(data, max(ks), seed)
     at = {pair: i for i, pair in enumerate(largest["pair_id"])}
@@ -187,7 +185,6 @@ def ranked_by_pairs(
     tested = weigh(model, tokenizer, test, batch_size)
     asked = tokenize_pairs(tokenizer, as_read(model, test)) if steps else []
     tables = [long_table(test, {"generic row": by_margin(tested.margins[:, 0])}, k=0)]
-    placed_at: dict[tuple[int, ...], np.ndarray] = {}  # margins by rows, which are often the same for several k
     for k in tqdm(sorted(ks), desc="known pairs a user", disable=None, leave=False):
         pairs = few_shot(data, k, seed)
         of_k = [at[pair] for pair in pairs["pair_id"]]
@@ -197,13 +194,6 @@ def ranked_by_pairs(
         nearest = [tested.rows.index(found.start[i]) for i in who]
         weights = softmax(-found.losses, axis=1)[who]  # [n, rows]
         margins = {NEAREST: tested.margins[np.arange(len(test)), nearest], MIXED: (weights * tested.margins).sum(1)}
-        if place:
-            start = place(pairs).start
-            rows = tuple(start[i] for i in who)
-            if rows not in placed_at:
-                scores = score_pairs(model, tokenizer, test, rows, batch_size)
-                placed_at[rows] = (scores.chosen_logp - scores.rejected_logp).to_numpy() - tested.reference
-            margins[PLACED] = placed_at[rows]
         if steps:
             ratios = []
             with torch.no_grad():

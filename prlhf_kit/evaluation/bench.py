@@ -5,7 +5,7 @@ import importlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from functools import cache, cached_property, partial
+from functools import cache, cached_property
 from inspect import getsource
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,6 @@ from prlhf_kit.files import git_state, only_on_hub, short_hash, unfinished
 from prlhf_kit.models import features, hub, logprobs, saving
 from prlhf_kit.training import controls, encoder, heads as kinds, presets
 from prlhf_kit.training.launch import load_base
-from prlhf_kit.training.new_users import placed
 from prlhf_kit.training.recipe import Recipe, train
 from prlhf_kit.training.soups import train_adapters
 
@@ -234,19 +233,18 @@ class _Case:
                 parts = _model(self.model), _tokenizer(self.model), folders, pairs, self.base[split]
                 yield ranked_by_soup(*parts).assign(split=split)
         else:
-            if self.ks:  # before the training, since it may be refused
-                embedder = _embedder(self.bench["embedder"])
-                reader = heads.fit("encoder", self.train, self.vectors["train"], [embedder])
             personal, index = saving.load_personalized(self.trained(method), self.model)
             for split, pairs in self.tests.items():
                 found = accuracy.ranked_by_method(personal, [], _tokenizer(self.model), index, pairs, self.train)
                 own = [accuracy.GENERIC_ROW] + [accuracy.PERSONAL] * (split != NEW)
                 yield found[found.method.isin(own)].assign(split=split)
             if self.ks:
-                place = partial(placed, personal, index, reader, embedder)
-                options: dict[str, Any] = {"steps": self.bench["steps"], "seed": self.seed, "place": place}
-                found, _ = accuracy.ranked_by_pairs(personal, _tokenizer(self.model), self.data, self.ks, **options)
-                yield found[found.k > 0].assign(method="P-DPO, " + found.method, split=NEW)
+                asked, seed = (personal, _tokenizer(self.model)), self.seed
+                by_pairs, _ = accuracy.ranked_by_pairs(*asked, self.data, self.ks, steps=self.bench["steps"], seed=seed)
+                embedder = _embedder(self.bench["embedder"])
+                at_once, _ = heads.ranked_when_placed(*asked, index, self.data, self.ks, embedder, seed=seed)
+                for found in (by_pairs, at_once):
+                    yield found[found.k > 0].assign(method="P-DPO, " + found.method, split=NEW)
 
     def choices(self, split: str, earlier: Dataset, k: int, policy: controls.Control | None) -> pd.DataFrame:
         """With k of the `earlier` choices in the prompt: how much they raise a response's log-prob, and its mean

@@ -10,15 +10,20 @@ from scipy.special import expit
 from scipy.stats import entropy
 from sklearn.model_selection import GroupKFold
 from torch.nn.functional import softplus
+from transformers import PreTrainedTokenizerBase
 
 from prlhf_kit.data.chat import prompt_texts_of
 from prlhf_kit.data.select import few_shot
-from prlhf_kit.evaluation.accuracy import length_rules, ranked_right, tests_of
+from prlhf_kit.evaluation.accuracy import PLACED, by_implicit_reward, length_rules, ranked_right, tests_of
 from prlhf_kit.evaluation.intervals import intervals, long_table
-from prlhf_kit.models.features import Embedded, Embedder
+from prlhf_kit.models.features import Embedded, Embedder, embed, feature_cache
+from prlhf_kit.models.logprobs import as_read, score_pairs
+from prlhf_kit.models.saving import reference_of
+from prlhf_kit.models.user_index import GENERIC, UserIndex
 from prlhf_kit.training.encoder import KINDS as ENCODERS, fit_encoder
 from prlhf_kit.training.heads import STRENGTHS, Heads, fit_heads
 from prlhf_kit.training.lbfgs import minimised
+from prlhf_kit.training.new_users import Adapted, placed
 
 INFORMATIVE, RANDOM = "most informative", "random"  # ways to choose what a new user is asked
 
@@ -63,6 +68,36 @@ def ranked_after_few_shot(
             odds = adapted.reward(embedded["test_unseen"].difference, test["user_id"])
             tables.append(long_table(test, {heads.kind: ranked_right(odds, 0)}, k=k))
     return pd.concat(tables, ignore_index=True)
+
+
+def ranked_when_placed(
+    model,
+    tokenizer: PreTrainedTokenizerBase,
+    index: UserIndex,
+    data: DatasetDict,
+    ks: Sequence[int],
+    embedder: Embedder,
+    *,
+    batch_size: int = 16,
+    seed: int = 0,
+) -> tuple[pd.DataFrame, Adapted]:
+    """`accuracy.ranked_by_pairs` where a low-rank head on features of `embedder`, fitted to `train`, finds a known user
+    for each new one (`new_users.placed`): "generic row" (at k=0) and `PLACED`, and who was found for the largest k."""
+    test = data["test_unseen"]
+    heads = fit("low_rank", data["train"], embed({"train": data["train"]}, [embedder], feature_cache())["train"])
+    read = as_read(model, test, reference=True)
+    with reference_of(model) as base:
+        reference = score_pairs(base, tokenizer, read, batch_size=batch_size)
+    tables = []
+    for k in [0, *sorted(ks)]:
+        rows = [GENERIC] * len(test)
+        if k:
+            found = placed(model, index, heads, embedder, few_shot(data, k, seed))
+            rows = [found.start[found.user_ids.index(user)] for user in test["user_id"]]
+        scores = score_pairs(model, tokenizer, test, rows, batch_size)
+        right = {PLACED if k else "generic row": by_implicit_reward(scores, reference)}
+        tables.append(long_table(test, right, k=k))
+    return pd.concat(tables, ignore_index=True), found
 
 
 def expected_information(heads: Heads, user_id: str | None, candidates: np.ndarray, asked: np.ndarray) -> np.ndarray:

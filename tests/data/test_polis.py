@@ -36,12 +36,12 @@ def test_what_is_new_to_whom(folder):
     data = kit.data.load("polis", folder, pairs_per_user=30)
     assert list(data) == ["train", "test_seen", "test_unseen", "adapt_unseen", "test_own"]
     trained = statements(data["train"]) | statements(data["adapt_unseen"])
-    for split in ("test_seen", "test_unseen"):
-        assert not statements(data[split]) & trained
-    assert statements(data["test_own"]) <= trained
-    for user in set(data["test_own"]["user_id"]):
-        own = [data[split].filter(lambda row: row["user_id"] == user) for split in ("train", "test_own")]  # noqa: B023
-        assert not statements(own[0]) & statements(own[1])
+    assert not statements(data["test_seen"]) & trained
+    for told, test in (("train", "test_own"), ("adapt_unseen", "test_unseen")):
+        assert statements(data[test]) <= trained
+        for user in set(data[test]["user_id"]):
+            own = [data[split].filter(lambda row: row["user_id"] == user) for split in (told, test)]  # noqa: B023
+            assert not statements(own[0]) & statements(own[1])
     assert not set(data["train"]["user_id"]) & set(data["test_unseen"]["user_id"])
     assert "3" not in set(data["train"]["user_id"]) | set(data["test_unseen"]["user_id"])  # too few votes
     assert set(data["train"]["group"]) == {"0", "1"}

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 import prlhf_kit as kit
 from prlhf_kit.data.schema import record
 from prlhf_kit.evaluation import heads
-from prlhf_kit.evaluation.accuracy import FITTED, MIXED, NEAREST, PLACED, ranked_by_pairs
+from prlhf_kit.evaluation.accuracy import FITTED, MIXED, NEAREST, ranked_by_pairs
 from prlhf_kit.models.conditioning import user_model_of, user_models
 from prlhf_kit.models.features import embed, load_embedder
 from prlhf_kit.models.logprobs import score_pairs, tokenize_pairs
@@ -92,7 +92,7 @@ def test_of_many_known_users_those_who_stand_for_the_rest_are_tried(trained, tok
     assert sorted((row - 1) % 16 for row in rows[1:]) == list(range(16))
 
 
-def test_an_encoder_puts_new_users_where_those_like_them_are(trained):
+def test_heads_put_new_users_where_those_like_them_are(trained, tokenizer):
     model, index = trained()
     texts = ["Yes.", "Yes, and here is at length why it is so, with all of the reasons that there are."]
 
@@ -108,6 +108,15 @@ def test_an_encoder_puts_new_users_where_those_like_them_are(trained):
     assert found.user_ids == ["x", "y"]
     assert found.start[0] == index.row("b") != found.start[1]
     assert torch.equal(found.own, user_table(model).user_offsets(torch.tensor(found.start)))
+    test = new_pairs(model, tokenizer, 2, ["x", "y"], n=6)
+    data = DatasetDict(train=known, adapt_unseen=new, test_unseen=test)
+    ranked, last = heads.ranked_when_placed(model, tokenizer, index, data, [2, 1], embedder)
+    assert last.start[0] == index.row("b") != last.start[1]
+    start = dict(zip(last.user_ids, last.start, strict=True))
+    for k, rows in ((0, [0] * len(test)), (2, [start[user] for user in test["user_id"]])):
+        wanted = margins(model, tokenizer, test, rows) > 0
+        assert ranked[ranked.k == k].value.tolist() == wanted.astype(float).tolist()
+    assert ranked.groupby("k").size().to_dict() == dict.fromkeys([0, 1, 2], len(test))
 
 
 def test_users_are_fitted_together_as_alone(trained, tokenizer):
@@ -169,14 +178,8 @@ def test_the_curve_is_what_adapt_gives(trained, tokenizer):
     model, _ = trained()
     known, test = new_pairs(model, tokenizer, 2, ["x"], n=4), new_pairs(model, tokenizer, 2, ["x"], n=6, seed=1)
     data = DatasetDict(adapt_unseen=known, test_unseen=test)
-    options = {
-        "steps": 2,
-        "learning_rate": 0.05,
-        "beta": 1.0,
-        "place": lambda _: Adapted(["x"], torch.empty(0), start=[1]),
-    }
-    ranked, largest = ranked_by_pairs(model, tokenizer, data, [2, 4], **options)
-    fitted = [(k, method) for k in (2, 4) for method in (NEAREST, MIXED, FITTED, PLACED)]
+    ranked, largest = ranked_by_pairs(model, tokenizer, data, [2, 4], steps=2, learning_rate=0.05, beta=1.0)
+    fitted = [(k, method) for k in (2, 4) for method in (NEAREST, MIXED, FITTED)]
     assert ranked.groupby(["k", "method"]).size().to_dict() == dict.fromkeys([(0, "generic row"), *fitted], 6)
     found, tested = weigh(model, tokenizer, known), weigh(model, tokenizer, test)
     likely = np.exp(-np.logaddexp(0, -found.margins).sum(0))  # of the known pairs under each row
@@ -186,7 +189,6 @@ def test_the_curve_is_what_adapt_gives(trained, tokenizer):
         (NEAREST, 4, margins(model, tokenizer, test, largest.start * 6)),
         (MIXED, 4, (tested.margins * likely).sum(1)),
         (FITTED, 4, margins(model, tokenizer, test, index.rows(test["user_id"]))),
-        (PLACED, 2, margins(model, tokenizer, test, [1] * 6)),
     ):
         right = ranked[(ranked.method == method) & (ranked.k == k)].value
         assert right.tolist() == [float(margin > 0) for margin in wanted]
