@@ -49,7 +49,7 @@ SMOKE = TRAINED | {
     },
     "05_evaluation": {"policy_pairs": 3, "policy_weights": [0.0, 1.0]},
     "05b_answers_and_judges": {"n_prompts": 2, "max_new_tokens": 8},
-    "06_new_users": {"ks": [1], "settings": {"steps": 2}},
+    "06_new_users": {"ks": [1], "placed_by": "attributes"},
     "07_compare_responses": {"settings": {"k": 1, "steps": 1}, "max_new_tokens": 6},
     "08_community_context": {
         "pairs": 12,
@@ -68,7 +68,7 @@ LEAVES = {  # beside figures; what other stages need is missed there
     "07_compare_responses": {"answers.parquet"},
     "08b_context_answers": {"answers.jsonl", "side_by_side.parquet"},
     "09_user_models": {"individual", "cluster"},
-    "10_real_people": {"answers.parquet", "groups.parquet", "new_people.parquet"},
+    "10_real_people": {"answers.parquet", "groups.parquet", "new_people.parquet", "new_people_differences.parquet"},
 }
 
 

@@ -1,5 +1,6 @@
 """A personalised model beside its controls: which pairs each ranks right, whom it serves, what it answers."""
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -17,7 +18,7 @@ from prlhf_kit.data.schema import ANSWERS
 from prlhf_kit.data.select import few_shot
 from prlhf_kit.data.simulated import Population, oracle_accuracy
 from prlhf_kit.decoding.generate import generate
-from prlhf_kit.evaluation.intervals import intervals, long_table
+from prlhf_kit.evaluation.intervals import BY_USER_AND_PROMPT, differences, intervals, long_table
 from prlhf_kit.evaluation.statistics import FEW, expanded
 from prlhf_kit.models.conditioning import takes_user_text
 from prlhf_kit.models.logprobs import as_read, score_pairs, tokenize_pairs
@@ -203,6 +204,18 @@ def ranked_by_pairs(
             margins[FITTED] = torch.cat(ratios).cpu().double().numpy() - tested.reference
         tables.append(long_table(test, {method: by_margin(margin) for method, margin in margins.items()}, k=k))
     return pd.concat(tables, ignore_index=True), found
+
+
+def new_user_gaps(
+    ranked: pd.DataFrame, scores: pd.DataFrame, cluster: Sequence[str] = BY_USER_AND_PROMPT, seed: int = 0
+) -> pd.DataFrame:
+    """`differences` by `k` of what is known of new users (`ranked`, of `ranked_by_pairs`) and what knows nothing of
+    them: vanilla DPO and the generic row on `test_unseen` (`scores`: the long table, with `split`)."""
+    told = ranked[ranked.k > 0]
+    others = scores[(scores.split == "test_unseen") & scores.method.isin([VANILLA, GENERIC_ROW])]
+    both = pd.concat([told, *(others.assign(k=k) for k in told.k.unique())])
+    pairs = list(itertools.product(told.method.unique(), others.method.unique()))
+    return differences(both, pairs, ["k"], cluster, seed=seed)
 
 
 def answers_by_system(

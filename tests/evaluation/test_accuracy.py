@@ -112,3 +112,23 @@ def test_general_sets_are_ranked_by_likelihood(make_tiny, tokenizer, pairs):
     assert table.groupby("set").item.nunique().to_dict() == {"all": len(pairs), "few": 3}
     with pytest.raises(ValueError, match="the general set 'none' has no pair left"):
         compare.general_ranks(None, [], None, None, {"none": pairs.select([])})
+
+
+def test_new_users_beside_methods_that_know_nothing_of_them():
+    def rows(method, values, **more):
+        return [dict(method=method, user_id=f"u{i}", prompt="q", item=i, value=v, **more) for i, v in enumerate(values)]
+
+    ranked = pd.DataFrame(
+        rows("generic row", [0, 0, 1], k=0) + rows("fitted", [1, 0, 1], k=2) + rows("fitted", [1] * 3, k=8)
+    )
+    scores = rows(compare.VANILLA, [0, 0, 1], split="test_unseen") + rows(compare.VANILLA, [1] * 3, split="test_seen")
+    scores += rows(compare.GENERIC_ROW, [1, 0, 0], split="test_unseen") + rows(
+        "untrained", [1] * 3, split="test_unseen"
+    )
+    found = compare.new_user_gaps(ranked, pd.DataFrame(scores)).set_index(["k", "one", "other"]).difference
+    assert found.round(6).to_dict() == {
+        (2, "fitted", compare.VANILLA): pytest.approx(1 / 3, abs=1e-5),
+        (2, "fitted", compare.GENERIC_ROW): pytest.approx(1 / 3, abs=1e-5),
+        (8, "fitted", compare.VANILLA): pytest.approx(2 / 3, abs=1e-5),
+        (8, "fitted", compare.GENERIC_ROW): pytest.approx(2 / 3, abs=1e-5),
+    }
