@@ -5,14 +5,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from prlhf_kit.data.registry import Records, Tally, dataset, require_known
+from prlhf_kit.data.registry import Records, Tally, dataset
 from prlhf_kit.data.schema import SchemaError, record
 from prlhf_kit.data.sources import local_files
 
-QUESTIONS = {
-    "both": "Which of these two statements do you agree with?\n\n- {}\n- {}",
-    "topic": "{}: which statement do you agree with? (round {})",
-}
+QUESTION = "{}: which statement do you agree with? (round {})"
 TRAINING = ("train", "adapt_unseen")
 
 
@@ -31,7 +28,6 @@ def read(
     tally: Tally,
     path: str | Path,
     *,
-    prompt: str = "both",
     agreement: tuple[float, float] = (0.25, 0.75),
     min_votes: int = 8,
     pairs_per_user: int = 40,
@@ -48,12 +44,11 @@ def read(
     | `train` | seen | for training, without some of each person's own votes |
     | `test_seen` | seen | new to everybody: in no pair of `train` or `adapt_unseen` |
     | `test_own` | seen | of the training statements, those that this person's training pairs leave out |
-    | `adapt_unseen`, `test_unseen` | never in training | the same two parts of the training statements |
+    | `adapt_unseen` | never in training | as in `train` |
+    | `test_unseen` | never in training | as in `test_own`: those that this person's pairs of `adapt_unseen` leave out |
 
-    All pairs of a conversation share one question, but the record wants no prompt in train and test. With
-    `prompt="both"` the prompt lists both statements, in an order that the seed draws, so that the order says nothing.
-    With "topic" it names the topic and round 1 (training) or 2 (tests), so that what is kept apart are the statements,
-    which are in the responses only: about half the tokens, and a statement in several pairs is scored once.
+    All pairs of a conversation share one question, but the record wants no prompt in train and test. So the prompt
+    names the topic and a round, 1 (training) or 2 (tests): what is kept apart are the statements, the responses.
 
     A row of `participants-votes.csv`: `participant` 0, `group-id` 1, and a column a statement with 1 (agrees), -1
     (disagrees), 0 (passed) or nothing (not seen). `group-id`, made from all votes, is the record's `group`: no input.
@@ -68,7 +63,6 @@ def read(
         unseen_share: share of the people who are never in training.
         seed: draws all of these, and the pairs.
     """
-    require_known([prompt], QUESTIONS, "prompt")
     texts, votes, groups, topic = _conversation(Path(path))
     share = (votes == 1).sum() / (votes.abs() == 1).sum()
     votes = votes.loc[:, share.between(*agreement)]
@@ -93,7 +87,8 @@ def read(
         held_out = [side[:n] for side, n in zip(old, cut, strict=True)]
         kept = [side[n:] for side, n in zip(old, cut, strict=True)]
         if not all(kept):
-            tally.drop("train", str(person), "no vote on a training statement")
+            split = "adapt_unseen" if person in unseen else "train"
+            tally.drop(split, str(person), "no agreement, or no disagreement, on a training statement")
             continue
         if person in unseen:
             plan = {"adapt_unseen": (kept, pairs_per_user), "test_unseen": (held_out, test_pairs_per_user)}
@@ -107,14 +102,8 @@ def read(
             pairs = [(a, few[(i + turn) % len(few)]) for turn in turns for i, a in enumerate(many)]
             pairs = pairs if many is liked else [(b, a) for a, b in pairs]
             rows += [(split, str(person), *pair) for pair in pairs[:most]]
-    # pairs of statements that training asks for
-    told = {frozenset(pair) for split, _, *pair in rows if split in TRAINING}
     for split, user, chosen, rejected in rows:
-        if prompt == "both" and split in ("test_own", "test_unseen") and {chosen, rejected} in told:
-            tally.drop(split, user, "the same two statements as in training")
-            continue
-        shown = [texts[s] for s in rng.permutation([chosen, rejected])]
-        question = QUESTIONS[prompt].format(*(shown if prompt == "both" else (topic, 1 if split in TRAINING else 2)))
+        question = QUESTION.format(topic, 1 if split in TRAINING else 2)
         answers, pair_id = (texts[chosen], texts[rejected]), f"{user}-{chosen}-{rejected}-{split}"
         yield split, record(pair_id, user, question, *answers, group=groups[user])
 

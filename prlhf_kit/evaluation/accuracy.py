@@ -209,8 +209,8 @@ def ranked_by_pairs(
 def new_user_gaps(
     ranked: pd.DataFrame, scores: pd.DataFrame, cluster: Sequence[str] = BY_USER_AND_PROMPT, seed: int = 0
 ) -> pd.DataFrame:
-    """`differences` by `k` of what is known of new users (`ranked`, of `ranked_by_pairs`) and what knows nothing of
-    them: vanilla DPO and the generic row on `test_unseen` (`scores`: the long table, with `split`)."""
+    """How far each method of `ranked` (of `ranked_by_pairs` or `heads.ranked_when_placed`) is ahead of vanilla DPO and
+    the generic row on the same pairs of `test_unseen` (`scores`: long table, with `split`): `differences` by `k`."""
     told = ranked[ranked.k > 0]
     others = scores[(scores.split == "test_unseen") & scores.method.isin([VANILLA, GENERIC_ROW])]
     both = pd.concat([told, *(others.assign(k=k) for k in told.k.unique())])

@@ -1,4 +1,4 @@
-"""Rewards on frozen features beside each other and their controls: notebook 02b."""
+"""Rewards on frozen features beside each other and their controls: notebook 02b; new users placed by them: 06."""
 
 from collections.abc import Mapping, Sequence
 
@@ -84,19 +84,19 @@ def ranked_when_placed(
     """`accuracy.ranked_by_pairs` where a low-rank head on features of `embedder`, fitted to `train`, finds a known user
     for each new one (`new_users.placed`): "generic row" (at k=0) and `PLACED`, and who was found for the largest k."""
     test = data["test_unseen"]
-    heads = fit("low_rank", data["train"], embed({"train": data["train"]}, [embedder], feature_cache())["train"])
+    few_shot(data, max(ks), seed)  # refuses too large a k before any scoring
+    known = embed({"train": data["train"]}, [embedder], feature_cache())["train"]
+    heads = fit("low_rank", data["train"], known, [embedder])
     read = as_read(model, test, reference=True)
     with reference_of(model) as base:
         reference = score_pairs(base, tokenizer, read, batch_size=batch_size)
-    tables = []
-    for k in [0, *sorted(ks)]:
-        rows = [GENERIC] * len(test)
+    rows, method, tables = [GENERIC] * len(test), "generic row", []
+    for k in sorted({0, *ks}):
         if k:
             found = placed(model, index, heads, embedder, few_shot(data, k, seed))
-            rows = [found.start[found.user_ids.index(user)] for user in test["user_id"]]
-        scores = score_pairs(model, tokenizer, test, rows, batch_size)
-        right = {PLACED if k else "generic row": by_implicit_reward(scores, reference)}
-        tables.append(long_table(test, right, k=k))
+            rows, method = [found.start[found.user_ids.index(user)] for user in test["user_id"]], PLACED
+        right = by_implicit_reward(score_pairs(model, tokenizer, test, rows, batch_size), reference)
+        tables.append(long_table(test, {method: right}, k=k))
     return pd.concat(tables, ignore_index=True), found
 
 

@@ -66,6 +66,11 @@ class Heads:
         """Rewards `[n]` of features `[n, d]`; for differences of features, the log-odds of the preference."""
         return ((features / self.scale) * self.weights(user_ids)).sum(1)
 
+    def are_personal(self, features: np.ndarray, user_ids: Sequence[str]) -> bool:
+        """Whether users differ from the mean user by 0.01 nats in any reward. What is less is noise of the fit."""
+        everybody: list[None] = [None] * len(features)
+        return bool(np.abs(self.reward(features, user_ids) - self.reward(features, everybody)).max() >= 0.01)
+
     def prior(self) -> tuple[np.ndarray, np.ndarray]:
         """Mean `[s]` and precision `[s, s]` of a new user's own numbers: mean and covariance of the seen users' `a_u`
         (low rank), mean of their `p_u` with variance 1 (mixture), or 0 with the strength of the fit (per user)."""

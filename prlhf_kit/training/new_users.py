@@ -33,7 +33,7 @@ class Evidence(NamedTuple):
 
 @dataclass(frozen=True)
 class Adapted:
-    """What `adapt` found."""
+    """What `adapt` or `placed` found."""
 
     user_ids: list[str]  # the new users, sorted
     own: torch.Tensor  # [n, ...], their own numbers (see `UserModel.own`)
@@ -93,13 +93,16 @@ def placed(model, index: UserIndex, heads: Heads, embedder: Embedder, pairs: Dat
     """New users as the known users who are most like them, by an encoder (`training.encoder`) or other heads of the
     known users on frozen features of `embedder`: with no pass of the language model, in well under a second.
 
-    Alike is who has the largest cosine with what is personal in a new user's weights.
+    Alike is who has the largest cosine with what is personal in a new user's weights. Where the heads find nothing
+    personal in `pairs`, all get the generic row.
     """
     features = embed({"pairs": pairs}, [embedder], feature_cache())["pairs"]
     found = heads.adapt(features.difference, pairs["user_id"])
     user_ids = sorted(set(pairs["user_id"]))
     new, known = (found.weights(who) - found.pooled for who in (user_ids, index.user_ids))
     rows = index.rows([index.user_ids[i] for i in cosine_similarity(new, known).argmax(1)])
+    if not found.are_personal(features.difference, pairs["user_id"]):
+        rows = [GENERIC] * len(user_ids)
     return Adapted(user_ids, user_table(model).user_offsets(torch.tensor(rows)).detach(), start=rows)
 
 

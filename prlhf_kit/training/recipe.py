@@ -261,9 +261,7 @@ def head_coefficients(pairs: Dataset, embedder: Embedder, rank: int) -> dict[str
     if rank > (d := features.chosen.shape[1]):
         raise ValueError(f"rank {rank}, but {embedder.name!r} has {d} features: choose a lower rank.")
     heads = fit_heads("low_rank", features.difference, pairs["user_id"], texts, features.scale, sizes=(rank,))
-    everybody: list[None] = [None] * len(pairs)
-    personal = heads.reward(features.difference, pairs["user_id"]) - heads.reward(features.difference, everybody)
-    if np.abs(personal).max() < 0.01:  # nats; made as large as tastes are, such numbers would be noise
+    if not heads.are_personal(features.difference, pairs["user_id"]):
         return {user: np.zeros(rank) for user in heads.users}
     own = np.array(list(heads.users.values()))
     axes, spread, _ = np.linalg.svd(own - own.mean(0), full_matrices=False)

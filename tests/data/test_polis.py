@@ -47,14 +47,8 @@ def test_what_is_new_to_whom(folder):
     assert set(data["train"]["group"]) == {"0", "1"}
 
 
-def test_the_order_in_the_prompt_says_nothing(folder):
-    train = kit.data.load("polis", folder)["train"]
-    first = [row["prompt"][0]["content"].split("\n- ")[1] == row["chosen"][0]["content"] for row in train]
-    assert 0.4 < np.mean(first) < 0.6
-
-
 def test_one_prompt_a_split_names_the_topic(folder):
-    data = kit.data.load("polis", folder, prompt="topic", pairs_per_user=4)
+    data = kit.data.load("polis", folder, pairs_per_user=4)
     for split, pairs in data.items():
         turn = 2 if split.startswith("test") else 1
         assert {row["prompt"][0]["content"] for row in pairs} == {
@@ -69,4 +63,3 @@ def test_one_prompt_a_split_names_the_topic(folder):
 def test_refusals(folder, tmp_path):
     refused(r"it is empty; expected .* folder with comments\.csv", "polis", tmp_path)
     refused(r"0 people of .* Lower min_votes", "polis", folder, min_votes=30)
-    refused("no prompt 'none'", "polis", folder, prompt="none")

@@ -1,5 +1,7 @@
 """Users who come and go: fitting new rows, adding them, forgetting them."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -108,6 +110,8 @@ def test_heads_put_new_users_where_those_like_them_are(trained, tokenizer):
     assert found.user_ids == ["x", "y"]
     assert found.start[0] == index.row("b") != found.start[1]
     assert torch.equal(found.own, user_table(model).user_offsets(torch.tensor(found.start)))
+    nothing_personal = replace(encoder, shared=0 * encoder.shared)
+    assert placed(model, index, nothing_personal, embedder, new).start == [0, 0]
     test = new_pairs(model, tokenizer, 2, ["x", "y"], n=6)
     data = DatasetDict(train=known, adapt_unseen=new, test_unseen=test)
     ranked, last = heads.ranked_when_placed(model, tokenizer, index, data, [2, 1], embedder)
