@@ -30,7 +30,8 @@ from prlhf_kit.training.new_users import Adapted, adapt, log_ratios, weigh
 PERSONAL, GENERIC_ROW, VANILLA = "P-DPO, user", "P-DPO, generic row", LABELS["dpo"]
 TEXT, UNTRAINED = "prompt with user text", "untrained"
 LENGTH, USER_LENGTH = "length rule", "length rule per user"
-NEAREST, MIXED, FITTED, PLACED = "nearest known user", "known users, mixed", "fitted row", "placed by a head"
+NEAREST, MIXED = "P-DPO, nearest known user", "P-DPO, known users mixed"
+FITTED, PLACED = "P-DPO, fitted row", "P-DPO, placed by a head"
 TIE = 1e-3  # nats, of a whole response: float32 rounds sums of some hundreds of nats by up to that
 
 
@@ -176,7 +177,7 @@ def ranked_by_pairs(
     **options,
 ) -> tuple[pd.DataFrame, Adapted]:
     """The long table, with `k`, of which pairs of `test_unseen` are ranked right after adapting to k of each new user's
-    pairs of `adapt_unseen`: "generic row" (at k=0), `NEAREST`, `MIXED` (known users' rewards, weighted by how likely
+    pairs of `adapt_unseen`: `GENERIC_ROW` (at k=0), `NEAREST`, `MIXED` (known users' rewards, weighted by how likely
     each makes the k pairs) and, unless `steps=0`, `FITTED`; and what `adapt` found for the largest k. The pairs of k=2
     are among those of k=4. `steps`, `batch_size` and `options` are those of `adapt`."""
     test = data["test_unseen"]
@@ -185,7 +186,7 @@ def ranked_by_pairs(
     known = weigh(model, tokenizer, largest, batch_size)
     tested = weigh(model, tokenizer, test, batch_size)
     asked = tokenize_pairs(tokenizer, as_read(model, test)) if steps else []
-    tables = [long_table(test, {"generic row": by_margin(tested.margins[:, 0])}, k=0)]
+    tables = [long_table(test, {GENERIC_ROW: by_margin(tested.margins[:, 0])}, k=0)]
     for k in tqdm(sorted(ks), desc="known pairs a user", disable=None, leave=False):
         pairs = few_shot(data, k, seed)
         of_k = [at[pair] for pair in pairs["pair_id"]]

@@ -244,7 +244,7 @@ class _Case:
                 embedder = _embedder(self.bench["embedder"])
                 at_once, _ = heads.ranked_when_placed(*asked, index, self.data, self.ks, embedder, seed=seed)
                 for found in (by_pairs, at_once):
-                    yield found[found.k > 0].assign(method="P-DPO, " + found.method, split=NEW)
+                    yield found[found.k > 0].assign(split=NEW)
 
     def choices(self, split: str, earlier: Dataset, k: int, policy: controls.Control | None) -> pd.DataFrame:
         """With k of the `earlier` choices in the prompt: how much they raise a response's log-prob, and its mean

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from prlhf_kit.data.chat import prompt_texts_of
 from prlhf_kit.data.select import few_shot
-from prlhf_kit.evaluation.accuracy import PLACED, by_implicit_reward, length_rules, ranked_right, tests_of
+from prlhf_kit.evaluation.accuracy import GENERIC_ROW, PLACED, by_implicit_reward, length_rules, ranked_right, tests_of
 from prlhf_kit.evaluation.intervals import intervals, long_table
 from prlhf_kit.models.features import Embedded, Embedder, embed, feature_cache
 from prlhf_kit.models.logprobs import as_read, score_pairs
@@ -82,7 +82,7 @@ def ranked_when_placed(
     seed: int = 0,
 ) -> tuple[pd.DataFrame, Adapted]:
     """`accuracy.ranked_by_pairs` where a low-rank head on features of `embedder`, fitted to `train`, finds a known user
-    for each new one (`new_users.placed`): "generic row" (at k=0) and `PLACED`, and who was found for the largest k."""
+    for each new one (`new_users.placed`): `GENERIC_ROW` (at k=0) and `PLACED`, and who was found for the largest k."""
     test = data["test_unseen"]
     few_shot(data, max(ks), seed)  # refuses too large a k before any scoring
     known = embed({"train": data["train"]}, [embedder], feature_cache())["train"]
@@ -90,7 +90,7 @@ def ranked_when_placed(
     read = as_read(model, test, reference=True)
     with reference_of(model) as base:
         reference = score_pairs(base, tokenizer, read, batch_size=batch_size)
-    rows, method, tables = [GENERIC] * len(test), "generic row", []
+    rows, method, tables = [GENERIC] * len(test), GENERIC_ROW, []
     for k in sorted({0, *ks}):
         if k:
             found = placed(model, index, heads, embedder, few_shot(data, k, seed))

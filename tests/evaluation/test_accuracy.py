@@ -119,7 +119,7 @@ def test_new_users_beside_methods_that_know_nothing_of_them():
         return [dict(method=method, user_id=f"u{i}", prompt="q", item=i, value=v, **more) for i, v in enumerate(values)]
 
     ranked = pd.DataFrame(
-        rows("generic row", [0, 0, 1], k=0) + rows("fitted", [1, 0, 1], k=2) + rows("fitted", [1] * 3, k=8)
+        rows(compare.GENERIC_ROW, [0, 0, 1], k=0) + rows("fitted", [1, 0, 1], k=2) + rows("fitted", [1] * 3, k=8)
     )
     scores = rows(compare.VANILLA, [0, 0, 1], split="test_unseen") + rows(compare.VANILLA, [1] * 3, split="test_seen")
     scores += rows(compare.GENERIC_ROW, [1, 0, 0], split="test_unseen") + rows(

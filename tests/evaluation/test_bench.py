@@ -88,7 +88,7 @@ def test_language_models_and_trainings(write, tmp_path):
     methods = {split: set(rows.method) for split, rows in found.groupby("split")}
     everywhere = {"untrained", "prompt with user text", "vanilla DPO", "P-DPO, generic row", soups.ALIKE}
     everywhere |= {bench.CHOICES, f"{bench.CHOICES}, by likelihood", bench.CHOICES_DPO}
-    new = {f"P-DPO, {of}" for of in ("fitted row", "nearest known user", "known users, mixed", "placed by a head")}
+    new = {f"P-DPO, {of}" for of in ("fitted row", "nearest known user", "known users mixed", "placed by a head")}
     seen = {"P-DPO, user", soups.OWN, soups.OTHERS}
     assert methods == {"test_seen": everywhere | seen, "test_unseen": everywhere | new}
     assert set(found.k[found.method.isin(new)]) == {2}

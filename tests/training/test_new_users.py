@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 import prlhf_kit as kit
 from prlhf_kit.data.schema import record
 from prlhf_kit.evaluation import heads
-from prlhf_kit.evaluation.accuracy import FITTED, MIXED, NEAREST, ranked_by_pairs
+from prlhf_kit.evaluation.accuracy import FITTED, GENERIC_ROW, MIXED, NEAREST, ranked_by_pairs
 from prlhf_kit.models.conditioning import user_model_of, user_models
 from prlhf_kit.models.features import embed, load_embedder
 from prlhf_kit.models.logprobs import score_pairs, tokenize_pairs
@@ -184,12 +184,12 @@ def test_the_curve_is_what_adapt_gives(trained, tokenizer):
     data = DatasetDict(adapt_unseen=known, test_unseen=test)
     ranked, largest = ranked_by_pairs(model, tokenizer, data, [2, 4], steps=2, learning_rate=0.05, beta=1.0)
     fitted = [(k, method) for k in (2, 4) for method in (NEAREST, MIXED, FITTED)]
-    assert ranked.groupby(["k", "method"]).size().to_dict() == dict.fromkeys([(0, "generic row"), *fitted], 6)
+    assert ranked.groupby(["k", "method"]).size().to_dict() == dict.fromkeys([(0, GENERIC_ROW), *fitted], 6)
     found, tested = weigh(model, tokenizer, known), weigh(model, tokenizer, test)
     likely = np.exp(-np.logaddexp(0, -found.margins).sum(0))  # of the known pairs under each row
     index = add_users(model, kit.UserIndex(["a", "b", "c"]), largest)
     for method, k, wanted in (
-        ("generic row", 0, margins(model, tokenizer, test, [0] * 6)),
+        (GENERIC_ROW, 0, margins(model, tokenizer, test, [0] * 6)),
         (NEAREST, 4, margins(model, tokenizer, test, largest.start * 6)),
         (MIXED, 4, (tested.margins * likely).sum(1)),
         (FITTED, 4, margins(model, tokenizer, test, index.rows(test["user_id"]))),
