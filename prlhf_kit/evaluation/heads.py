@@ -91,12 +91,14 @@ def ranked_when_placed(
     with reference_of(model) as base:
         reference = score_pairs(base, tokenizer, read, batch_size=batch_size)
     rows, method, tables = [GENERIC] * len(test), GENERIC_ROW, []
+    right: dict[tuple[int, ...], np.ndarray] = {}  # by rows, which are often the same for several k
     for k in sorted({0, *ks}):
         if k:
             found = placed(model, index, heads, embedder, few_shot(data, k, seed))
             rows, method = [found.start[found.user_ids.index(user)] for user in test["user_id"]], PLACED
-        right = by_implicit_reward(score_pairs(model, tokenizer, test, rows, batch_size), reference)
-        tables.append(long_table(test, {method: right}, k=k))
+        if tuple(rows) not in right:
+            right[tuple(rows)] = by_implicit_reward(score_pairs(model, tokenizer, test, rows, batch_size), reference)
+        tables.append(long_table(test, {method: right[tuple(rows)]}, k=k))
     return pd.concat(tables, ignore_index=True), found
 
 
