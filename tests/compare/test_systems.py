@@ -1,5 +1,3 @@
-"""What a run offers for comparison."""
-
 import shutil
 
 import pytest

@@ -1,5 +1,3 @@
-"""Attributes of texts by hand."""
-
 import numpy as np
 import pytest
 

@@ -1,5 +1,3 @@
-"""Prepared folders and `prlhf data`."""
-
 import json
 
 from datasets import load_dataset

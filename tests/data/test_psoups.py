@@ -1,5 +1,3 @@
-"""Personalized Soups, in both forms."""
-
 from raw import pairs_of, refused, write
 
 import prlhf_kit as kit

@@ -1,5 +1,3 @@
-"""The simulated users."""
-
 import numpy as np
 import pytest
 from raw import refused, sizes

@@ -1,5 +1,3 @@
-"""JSON lines."""
-
 import pytest
 
 from prlhf_kit.decoding.answers import add_lines, locked, read_lines

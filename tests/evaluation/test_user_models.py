@@ -1,5 +1,3 @@
-"""Groups and maps of learned users."""
-
 import numpy as np
 import pytest
 import torch

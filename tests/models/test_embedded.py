@@ -1,5 +1,3 @@
-"""The embedded model."""
-
 import prlhf_kit as kit
 from prlhf_kit.models import hub
 from prlhf_kit.models.embedded import EMBEDDED

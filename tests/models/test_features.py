@@ -1,5 +1,3 @@
-"""Frozen features of responses."""
-
 import numpy as np
 import pytest
 import torch

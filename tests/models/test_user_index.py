@@ -1,5 +1,3 @@
-"""Rows of users."""
-
 import pytest
 
 import prlhf_kit as kit
