@@ -14,10 +14,6 @@ from packaging.utils import canonicalize_name
 from prlhf_kit.cli import main
 
 LACKS = ("trl", "papermill", "tenacity")  # what the stand-in for a node does not have
-    "trl",
-    "papermill",
-    "tenacity",
-)  # what the stand-in for a node does not have, and a package that is too old there
 OLD = "peft"  # too old there
 
 
