@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from prlhf_kit.data.chat import tell
 from prlhf_kit.decoding.generate import DecodingError, Prompt, ids_of
 from prlhf_kit.decoding.readers import CandidateReader, Reader, Row, reading, reads_candidates
-from prlhf_kit.models.conditioning import causal_lm, longest_shared, takes_user_text, user_models
+from prlhf_kit.models.conditioning import causal_lm, longest_shared, user_model_of, user_models
 from prlhf_kit.models.logprobs import sequence_logps
 from prlhf_kit.models.preference_head import HEAD
 from prlhf_kit.models.reward_model import head_name, is_decoder
@@ -128,7 +128,7 @@ class PAD(Guide):
             raise DecodingError("the model has soft tokens: pass users=index, as load_personalized returns it.")
         if self.users is not None and not conditioned:
             raise DecodingError("the model has no soft tokens: pass no users; `who` is then a preference in words.")
-        self._takes_words = conditioned and takes_user_text(self.model)
+        self._takes_words = conditioned and user_model_of(self.model).user_text
 
     def base_factor(self, weight: float) -> float:
         """1 in the paper's form, 1 - w in the released one."""

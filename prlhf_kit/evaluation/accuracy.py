@@ -20,7 +20,7 @@ from prlhf_kit.data.simulated import Population, oracle_accuracy
 from prlhf_kit.decoding.generate import generate
 from prlhf_kit.evaluation.intervals import BY_USER_AND_PROMPT, differences, intervals, long_table
 from prlhf_kit.evaluation.statistics import FEW, expanded
-from prlhf_kit.models.conditioning import takes_user_text
+from prlhf_kit.models.conditioning import user_model_of
 from prlhf_kit.models.logprobs import as_read, score_pairs, tokenize_pairs
 from prlhf_kit.models.saving import reference_of
 from prlhf_kit.models.user_index import GENERIC, UserIndex
@@ -81,11 +81,11 @@ def ranked_by_method(
     """
     rows = index.rows(pairs["user_id"], unknown="generic")
     # the generic row is not told who asks, nor what they say of themselves
-    silent = changed(pairs, lambda _: {"user_text": None}) if takes_user_text(personal) else pairs
+    silent = changed(pairs, lambda _: {"user_text": None}) if user_model_of(personal).user_text else pairs
     generic = [GENERIC] * len(pairs)
     own = score_pairs(personal, tokenizer, silent, generic, batch_size)
     scores = {GENERIC_ROW: own}
-    if rows != generic or takes_user_text(personal):
+    if rows != generic or user_model_of(personal).user_text:
         own = score_pairs(personal, tokenizer, pairs, rows, batch_size)
     scores |= {control.label: control.score(tokenizer, pairs, batch_size) for control in controls}
     read = as_read(personal, pairs, reference=True)
@@ -246,7 +246,7 @@ def answers_by_system(
         found = generate(model, tokenizer, list(questions), rows, **options)
         tables.append(keys.assign(system=system, answer=found * (len(keys) // len(found))))
 
-    answer(PERSONAL, personal, told if takes_user_text(personal) else asked, index.rows(asked_by))
+    answer(PERSONAL, personal, told if user_model_of(personal).user_text else asked, index.rows(asked_by))
     answer(GENERIC_ROW, personal, prompts, [GENERIC] * len(prompts))
     if vanilla is not None:
         answer(VANILLA, vanilla.model, prompts)

@@ -48,11 +48,6 @@ def user_models(model) -> list[Any]:
     return [] if found is None else [found]
 
 
-def takes_user_text(model) -> bool | str:
-    """Whether the users' own words are in the prompts of `model`, beside its soft tokens (`UserModel.user_text`)."""
-    return user_model_of(model).user_text
-
-
 def embed_with_users(
     model,
     rows: torch.Tensor,

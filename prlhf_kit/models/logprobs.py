@@ -14,7 +14,7 @@ from transformers import DynamicCache, PreTrainedTokenizerBase
 
 from prlhf_kit.data.chat import require_prefix, with_user_text
 from prlhf_kit.files import unfinished
-from prlhf_kit.models.conditioning import check_length, embed_with_users, takes_user_text
+from prlhf_kit.models.conditioning import check_length, embed_with_users, user_model_of
 from prlhf_kit.models.tokenize import padded, require_tokenizer, tokenize_completions
 
 REFERENCE = ("ref_chosen_logps", "ref_rejected_logps")
@@ -174,7 +174,7 @@ def require_lengths(tokenizer: PreTrainedTokenizerBase, pairs: Dataset, max_leng
 def as_read(model, pairs: Dataset, reference: bool = False) -> Dataset:
     """`pairs` with the users' words in the prompts, where `model`'s user model has them beside its soft tokens;
     `reference`: where its reference reads them too (`UserModel.user_text`)."""
-    told = takes_user_text(model)
+    told = user_model_of(model).user_text
     return with_user_text(pairs) if told == "authors" or (told and not reference) else pairs
 
 

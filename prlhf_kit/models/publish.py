@@ -35,9 +35,6 @@ def push_to_hub(
     record: str | Path | None = None,
     users: bool = False,
     private: bool = True,
-    revision: str | None = None,
-    token: str | None = None,
-    commit_message: str = "Personalized model",
 ) -> str:
     """Upload what `load_personalized(repo_id)` reads, with a model card, and return the repository's URL.
 
@@ -52,7 +49,6 @@ def push_to_hub(
         record: a `run.json`, notebook 05's for instance: its metrics and the data's fingerprint are in the card.
         users: with their ids, and all results.
         private: of a repository that is new.
-        revision, token, commit_message: as of `HfApi.create_commit`.
 
     Raises:
         ModelError: no personalised language model in `folder`, or a base that others can't load.
@@ -80,46 +76,35 @@ def push_to_hub(
         if users or (any(fnmatchcase(name, m) for m in MEASURES) and not named.search(name))
     }
     files: dict[str, Any] = {path.name: str(path) for pattern in FILES for path in sorted(Path(folder).glob(pattern))}
-    if "adapter_config.json" in files:
+    if adapted := "adapter_config.json" in files:
         adapter = json.loads(Path(files["adapter_config.json"]).read_text()) | {"base_model_name_or_path": base}
         files["adapter_config.json"] = json.dumps(adapter, indent=1).encode()
     saved |= {"base_model": base, "binding": binding(part_of_weights(folder, ATTRIBUTE), index)}
     files[INDEX_FILE] = json.dumps({"user_ids": index.user_ids, **saved}, indent=1).encode()
     added = [CommitOperationAdd(name, content) for name, content in files.items()]  # reads them
-    api = HfApi(token=token)
+    api = HfApi()
     url = api.create_repo(repo_id, private=private, exist_ok=True)
-    card = _card(Path(folder), url.repo_id, base, dataset_name, licence, told | {"metrics": metrics}, saved, known)
-    added.append(CommitOperationAdd("README.md", card.encode()))
-    api.create_commit(url.repo_id, added, commit_message=commit_message, revision=revision)
-    return str(url)
-
-
-def _card(
-    folder: Path, repo_id: str, base: str, data: str, licence: str, record: dict[str, Any], saved: dict, users: int
-) -> str:
-    adapter = Path(folder, "adapter_config.json").is_file()
     made_from = Path(folder, MADE_FROM)
     settings = json.loads(made_from.read_text()) if made_from.is_file() else {}
-    print_of = record.get("provenance", {}).get("data", {}).get("fingerprint")
+    print_of = told.get("provenance", {}).get("data", {}).get("fingerprint")
     kind, options = saved["user_model"], saved["options"]
     facts = {
         "base model": base,
-        "data": f"{data or 'not stated'}{f', fingerprint {print_of}' if print_of else ''}",
-        "users": f"{users}, `{kind}` ({', '.join(f'{name}={value}' for name, value in options.items())})",
-        "trained": "a LoRA adapter and the user model" if adapter else "all weights and the user model",
+        "data": f"{dataset_name or 'not stated'}{f', fingerprint {print_of}' if print_of else ''}",
+        "users": f"{known}, `{kind}` ({', '.join(f'{name}={value}' for name, value in options.items())})",
+        "trained": "a LoRA adapter and the user model" if adapted else "all weights and the user model",
         "settings": ", ".join(f"{name}={settings[name]}" for name in SETTINGS if name in settings) or "not recorded",
         "licence": f"{licence or 'not stated'}; those of the base model and of the data hold too",
     }
-    head: dict[str, Any] = {"library_name": "peft" if adapter else "transformers", "tags": ["prlhf_kit", "dpo"]}
+    head: dict[str, Any] = {"library_name": "peft" if adapted else "transformers", "tags": ["prlhf_kit", "dpo"]}
     head |= {"base_model": base} if base != EMBEDDED else {}
-    head |= ({"license": licence} if licence else {}) | ({"datasets": [data]} if "/" in data else {})
-    tokenizer = repo_id if Path(folder, "tokenizer_config.json").is_file() else base
+    head |= ({"license": licence} if licence else {}) | ({"datasets": [dataset_name]} if "/" in dataset_name else {})
+    tokenizer = url.repo_id if Path(folder, "tokenizer_config.json").is_file() else base
     rows = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
-    found = {name: value for name, value in record["metrics"].items() if value is not None}
-    results = "\n".join(f"| {name} | {value:.4g} |" for name, value in found.items())
-    return f"""---
+    results = "\n".join(f"| {name} | {value:.4g} |" for name, value in metrics.items() if value is not None)
+    card = f"""---
 {yaml.safe_dump(head)}---
-# {repo_id.split("/")[-1]}
+# {url.repo_id.split("/")[-1]}
 
 A language model that answers each of its users as that user prefers (P-DPO, arXiv 2402.05133), trained with
 prlhf_kit {importlib.metadata.version("prlhf_kit")}.
@@ -127,7 +112,7 @@ prlhf_kit {importlib.metadata.version("prlhf_kit")}.
 ```python
 import prlhf_kit as kit
 
-model, users = kit.load_personalized("{repo_id}")
+model, users = kit.load_personalized("{url.repo_id}")
 prompt = [{{"role": "user", "content": "How do I make tea?"}}]
 print(kit.generate(model, kit.load_tokenizer("{tokenizer}"), [prompt], users.rows(users.user_ids[:1])))
 ```
@@ -136,3 +121,6 @@ print(kit.generate(model, kit.load_tokenizer("{tokenizer}"), [prompt], users.row
 |---|---|
 {rows}
 """ + (f"\n## Results\n\n| measure | value |\n|---|---|\n{results}\n" if results else "")
+    added.append(CommitOperationAdd("README.md", card.encode()))
+    api.create_commit(url.repo_id, added, commit_message="Personalized model")
+    return str(url)

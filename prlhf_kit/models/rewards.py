@@ -2,14 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 
 from prlhf_kit.data.schema import message
-from prlhf_kit.files import short_hash
 from prlhf_kit.models import hub
 from prlhf_kit.models.conditioning import causal_lm, user_models
 from prlhf_kit.models.reward_model import is_decoder, load_reward_model, two_types
@@ -46,7 +44,6 @@ class SequenceReward:
         users: rows of the users, where the model is conditioned on them.
         dimension: which output is the reward, of a model with several (ArmoRM's `rewards`, or logits).
         max_length: of prompt and response; the beginning of longer ones is not read.
-        cache: folder in which scores are kept, so that a killed scoring goes on; None: not.
     """
 
     model: Any
@@ -55,7 +52,6 @@ class SequenceReward:
     dimension: int | None = None
     max_length: int | None = 512
     batch_size: int = 16
-    cache: Path | None = None
 
     def __post_init__(self):
         outputs = self.model.config.num_labels
@@ -77,10 +73,7 @@ class SequenceReward:
             read, written = messages(prompt, "user"), messages(response, "assistant")
             ids, start = encode(self.tokenizer, read, written, self.max_length, is_decoder(bare))
             asked.append((tuple(ids), start, row))
-        kept = self.cache
-        if kept is not None:  # by all that decides a score
-            kept /= short_hash(hub.weights_hash(self.model), getattr(bare, "pooling", None), self.dimension)
-        return torch.from_numpy(in_batches(self._score, asked, self.batch_size, kept, "scoring"))
+        return torch.from_numpy(in_batches(self._score, asked, self.batch_size, what="scoring"))
 
     @torch.inference_mode()
     def _score(self, batch: Sequence[tuple[tuple[int, ...], int, int]]) -> np.ndarray:

@@ -18,7 +18,7 @@ from peft.utils.constants import DUMMY_TARGET_MODULES
 from trl import DPOTrainer
 
 from prlhf_kit.data.chat import require_prefix, with_user_text
-from prlhf_kit.models.conditioning import ATTRIBUTE, causal_lm, check_length, condition, takes_user_text, user_models
+from prlhf_kit.models.conditioning import ATTRIBUTE, causal_lm, check_length, condition, user_model_of, user_models
 from prlhf_kit.models.hub import load_tokenizer, name_of
 from prlhf_kit.models.logprobs import REFERENCE, require_lengths, tokenize_pairs
 from prlhf_kit.models.saving import name_base, save_index
@@ -114,7 +114,7 @@ class PersonalizedDPOTrainer(PersonalizedTraining, DPOTrainer):
         self._user_text: bool | str = False
         if args.personalized:
             self.user_index = index_for(model, train_dataset["user_id"], user_index)
-            self._user_tokens, self._user_text = user_models(model)[-1].num_tokens, takes_user_text(model)
+            self._user_tokens, self._user_text = user_models(model)[-1].num_tokens, user_model_of(model).user_text
         self.dropped: dict[str, dict[str, int]] = {}
         self._hits: dict[str, list[tuple[int, float]]] = defaultdict(list)  # mode -> row of a pair's user, ranked right
         super().__init__(

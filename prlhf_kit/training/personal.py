@@ -10,13 +10,10 @@ import torch
 from peft import PeftConfig
 from transformers import Trainer
 
-from prlhf_kit.files import write_json
 from prlhf_kit.models.conditioning import ATTRIBUTE, causal_lm, user_model_of, user_models
-from prlhf_kit.models.hub import MADE_FROM
-from prlhf_kit.models.publish import push_to_hub
 from prlhf_kit.models.tokenize import TOKENIZER, begins_with_bos, tokenizer_hash
 from prlhf_kit.models.user_index import UserIndex
-from prlhf_kit.training.resume import Checkpoints, is_whole, last_checkpoint, made_from
+from prlhf_kit.training.resume import Checkpoints, is_whole, last_checkpoint
 
 USER_METRICS = "user_metrics.parquet"
 
@@ -47,7 +44,7 @@ class PersonalizedTraining(Trainer):
         self.rows: list[tuple] = []
         if kwargs["args"].push_to_hub:
             what = "would upload user ids, which are personal data"
-            raise ValueError(f"push_to_hub=True {what}. After training, trainer.push_to_hub() leaves them out.")
+            raise ValueError(f"push_to_hub=True {what}. After training, kit.push_to_hub leaves them out.")
         for table in user_models(model):
             if table.after_bos is None:
                 table.after_bos = begins_with_bos(kwargs["processing_class"])
@@ -104,16 +101,9 @@ class PersonalizedTraining(Trainer):
             rows.drop_duplicates(list(self.key), keep="last").to_parquet(Path(folder, self.table))
             self.write_beside(self.accelerator.unwrap_model(self.model), folder)
 
-    def push_to_hub(self, commit_message="End of training", **kwargs):
-        """`models.publish.push_to_hub` of `output_dir` to `hub_model_id`, with its `kwargs`: TRL's would upload ids."""
-        self.save_model()
-        if not self.is_world_process_zero():
-            return None
-        args, folder = self.args, Path(self.args.output_dir)
-        write_json(folder / MADE_FROM, made_from(self))
-        known = {"private": args.hub_private_repo is not False, "revision": args.hub_revision, "token": args.hub_token}
-        name = args.hub_model_id or folder.name
-        return push_to_hub(folder, name, commit_message=commit_message, **(known | kwargs))
+    def push_to_hub(self, *_, **__):
+        """Refused: TRL's would upload user ids."""
+        raise NotImplementedError("kit.push_to_hub(folder, repo_id) leaves user ids out; call save_model() before it.")
 
     def write_beside(self, model, folder: str) -> None:
         """Write what loading the model in `folder` needs beside its weights."""

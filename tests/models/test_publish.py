@@ -19,16 +19,13 @@ def fake_hub(tmp_path, monkeypatch):
     place = tmp_path / "hub"
 
     class Api:
-        def __init__(self, token=None):
-            pass
-
         def create_repo(self, repo_id, private, exist_ok):
             name = repo_id if "/" in repo_id else f"me/{repo_id}"
             (place / name).mkdir(parents=True, exist_ok=exist_ok)
             (place / f"{name}.private").write_text(str(private))
             return SimpleNamespace(repo_id=name)
 
-        def create_commit(self, repo_id, operations, commit_message, revision):
+        def create_commit(self, repo_id, operations, commit_message):
             for added in operations:
                 with added.as_file() as content:
                     (place / repo_id / added.path_in_repo).write_bytes(content.read())
@@ -66,17 +63,19 @@ def test_a_model_comes_back_without_its_users_ids(fake_hub, base, make_tiny, tok
     question = {"input_ids": torch.tensor([[5, 6, 7]]), "user_rows": torch.tensor([2])}
     with torch.no_grad():
         assert torch.equal(model(**question).logits, trainer.model.eval()(**question).logits)
-    kit.push_to_hub("out", "me/named", users=True, **about)
+    Path("out", hub.MADE_FROM).write_text(json.dumps({"alpha": 0.3, "beta": 0.1}))
+    kit.push_to_hub("out", "named", users=True, private=False, **about)
+    assert "alpha=0.3, beta=0.1" in card_of(fake_hub / "me" / "named")[1]
+    assert 'load_personalized("me/named")' in card_of(fake_hub / "me" / "named")[1]
+    assert (fake_hub / "me" / "named.private").read_text() == "False"
     assert kit.load_personalized("me/named", base)[1].user_ids == ["ann-a", "ann-b", "c"]
     assert "worst_user/ann-b" in card_of(fake_hub / "me" / "named")[1]
 
 
-def test_the_trainers_own_way_goes_there_too(fake_hub, make_tiny, tokenizer, pairs):
-    trainer = make_trainer(make_tiny(users=3), tokenizer, pairs, "mine", alpha=0.3)
-    trainer.push_to_hub(base="org/base", private=False)
-    assert "alpha=0.3, beta=0.1" in card_of(fake_hub / "me" / "mine")[1]
-    assert 'load_personalized("me/mine")' in card_of(fake_hub / "me" / "mine")[1]
-    assert (fake_hub / "me" / "mine.private").read_text() == "False"
+def test_the_trainers_own_way_is_refused(fake_hub, make_tiny, tokenizer, pairs):
+    trainer = make_trainer(make_tiny(users=3), tokenizer, pairs, "out")
+    with pytest.raises(NotImplementedError, match="leaves user ids out"):
+        trainer.push_to_hub()
     with pytest.raises(ValueError, match="would upload user ids, which are personal data"):
         make_trainer(make_tiny(users=3), tokenizer, pairs, "mine", push_to_hub=True, hub_model_id="me/mine")
 
