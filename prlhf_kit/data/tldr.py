@@ -40,8 +40,6 @@ def read(
     mode: str = "real",
     top: int = 10,
     seed: int = 3456,
-    user_file: str | Path | None = None,
-    user_preference_file: str | Path | None = None,
 ) -> Records:
     """Records: `train` and `adapt_unseen` from the train split, both tests from the validation split.
 
@@ -59,9 +57,6 @@ def read(
             whose two policies contain "sup" and neither "ppo" nor "cnn".
         top: this many workers with most training comparisons are seen, all others unseen (10 or 40 in P-RLHF).
         seed: draws the workers' preferences ("synthetic").
-        user_file: P-RLHF's list of seen workers, one a line, in place of `top`.
-        user_preference_file: its list of all workers' preferences, "worker 0" (longer) or "worker 1" (shorter) a line,
-            in place of those drawn ("synthetic").
     """
     require_known([mode], ("real", "synthetic"), "mode")
     synthetic = mode == "synthetic"
@@ -82,20 +77,13 @@ def read(
             found[name][row["worker"]] += 1
     workers = sorted(found["train"] | found["validation"])  # so that it does not depend on the order of rows
     workers.sort(key=lambda worker: -found["train"][worker])
-    seen = set(Path(user_file).read_text().split() if user_file else workers[:top])
-    who = "workers listed" if user_file else f"top {top} workers"
+    seen = set(workers[:top])
     for name, n in found.items():
         tally.count(f"{'after the policy filter' if synthetic else 'of all workers'}, {name}", n.total())
         if synthetic:
-            tally.count(f"of the {who}, {name}", sum(n[worker] for worker in seen))
+            tally.count(f"of the top {top} workers, {name}", sum(n[worker] for worker in seen))
     drawn = np.random.RandomState(seed).random_sample(len(workers)) < 0.7  # P-RLHF's share
     taste = dict(zip(workers, np.where(drawn, "longer", "shorter"), strict=True)) if synthetic else {}
-    if synthetic and user_preference_file:
-        words = Path(user_preference_file).read_text().split()
-        listed = dict(zip(words[::2], words[1::2], strict=True))
-        require_known(listed.values(), ("0", "1"), "preference")
-        require_known(workers, listed, "preference of the worker")
-        taste = {worker: ("longer", "shorter")[int(listed[worker])] for worker in workers}
     for number, row in enumerate(row for source in sources for row in source):
         worker, part = row["worker"], PARTS[row["split"]]
         split = split_for(worker not in seen, part == "test")

@@ -4,15 +4,12 @@ is a text file in `judge_prompts`, and its name with its parser in `PARSERS`."""
 import json
 import re
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
 
 from prlhf_kit.data.choices import Choices, told
-from prlhf_kit.data.templates import Template, read_template
-from prlhf_kit.evaluation.endpoint import JudgeError
-from prlhf_kit.evaluation.judges import UNREADABLE, Verdict
+from prlhf_kit.evaluation.judges import Verdict
 from prlhf_kit.models.rewards import Text
 
 FIELDS = {"prompt", "answer_a", "answer_b"}  # of every template
@@ -37,7 +34,7 @@ SCHEMA = {
         "preference": {"type": "string", "enum": ["A", "B", "tie"]},
         "confidence": {"type": "number", "minimum": 0.5, "maximum": 1},
     },
-    "required": ["preference", "confidence"],  # of the servers that check; `parse_verdict` needs no confidence
+    "required": ["preference", "confidence"],  # the confidence is not read; requests that were paid for ask for it
     "additionalProperties": False,
 }
 
@@ -45,60 +42,53 @@ SCHEMA = {
 def parse_verdict(text: str | None) -> Verdict:
     """The verdict in a judge's answer: one JSON object and nothing else, but for white space or one ```json fence.
 
-    "preference" is "A", "B" or "tie"; "confidence" its probability, from 0.5 to 1, and 1 where it is not there. All
-    else but further keys is `UNREADABLE`: nothing is guessed.
+    "preference" is "A", "B" or "tie". All else but further keys is unreadable, None: nothing is guessed.
 
     >>> parse_verdict('{"preference": "B", "confidence": 0.75}')
-    Verdict(preference='b', probability=0.25)
+    'b'
     """
     fenced = re.fullmatch(r"\s*```json\s(.*)```\s*", text or "", re.DOTALL)
     try:
         found = json.loads(fenced[1] if fenced else text or "")
     except (ValueError, RecursionError):
-        return UNREADABLE
-    if not isinstance(found, dict):
-        return UNREADABLE
-    preference, sure = found.get("preference"), found.get("confidence", 1.0)
-    if type(sure) not in (int, float) or not 0.5 <= sure <= 1:
-        return UNREADABLE
-    read = {"A": Verdict("a", float(sure)), "B": Verdict("b", 1.0 - sure), "tie": TIE}
-    return read.get(str(preference), UNREADABLE)
+        return None
+    said = found.get("preference") if isinstance(found, dict) else None
+    return {"A": "a", "B": "b", "tie": "tie"}.get(str(said))
 
 
-A, B, TIE = Verdict("a", 1.0), Verdict("b", 0.0), Verdict("tie", 0.5)
-LABELS = {"Output (a)": A, "Output (b)": B, "TIE": TIE}
+LABELS = {"Output (a)": "a", "Output (b)": "b", "TIE": "tie"}
 
 
 def parse_label(text: str | None) -> Verdict:
-    """The label on the last line of an answer, `LABELS` (P-RLHF). `UNREADABLE` where another line is a label, too:
-    P-RLHF takes the first one.
+    """The label on the last line of an answer, `LABELS` (P-RLHF). None where another line is a label, too: P-RLHF
+    takes the first one.
 
-    >>> parse_label("Both are short, but b is friendlier.\\nOutput (b)").preference
+    >>> parse_label("Both are short, but b is friendlier.\\nOutput (b)")
     'b'
     """
     lines = [line.strip() for line in (text or "").strip().splitlines()]
     found = [LABELS[line] for line in lines if line in LABELS]
-    return found[0] if len(found) == 1 and lines[-1] in LABELS else UNREADABLE
+    return found[0] if len(found) == 1 and lines[-1] in LABELS else None
 
 
 def parse_model_name(text: str | None) -> Verdict:
     """The first answer's "m" or the second one's "M", and nothing else but white space (ComPO)."""
-    return {"m": A, "M": B}.get((text or "").strip(), UNREADABLE)
+    return {"m": "a", "M": "b"}.get((text or "").strip())
 
 
 def parse_ratings(text: str | None) -> Verdict:
     """Two ratings from 1 to 10, parted by a space, alone on the first line (ARGS): the higher one wins.
 
-    >>> parse_ratings("7 8.5\\nThe second one is more detailed.").preference
+    >>> parse_ratings("7 8.5\\nThe second one is more detailed.")
     'b'
     """
     found = re.match(r"\s*(\d+(?:\.\d+)?) (\d+(?:\.\d+)?)[ \t\r]*(?:\n|$)", text or "")
     if not found:
-        return UNREADABLE
+        return None
     first, second = (float(number) for number in found.groups())
     if not (1 <= first <= 10 and 1 <= second <= 10):
-        return UNREADABLE
-    return TIE if first == second else A if first > second else B
+        return None
+    return "tie" if first == second else "a" if first > second else "b"
 
 
 PARSERS: dict[Any, Callable[[str | None], Verdict]] = {
@@ -107,17 +97,6 @@ PARSERS: dict[Any, Callable[[str | None], Verdict]] = {
     **{"compo": parse_model_name, "args": parse_ratings},
 }
 TEMPLATES = tuple(PARSERS)
-
-
-def read_judge_template(template: str | Path) -> Template:
-    """One of `TEMPLATES`, or a text file of the same form, see `LLMJudge`. Raises `JudgeError`."""
-    try:
-        found = read_template(template, "evaluation/judge_prompts", TEMPLATES)
-    except ValueError as error:
-        raise JudgeError(str(error)) from error
-    if missing := FIELDS - found.fields:
-        raise JudgeError(f"the template {str(template)!r} lacks {', '.join(sorted(missing))}. Write them in braces.")
-    return found
 
 
 def about(

@@ -4,7 +4,7 @@ language model as judge is in `llm_judge.py`."""
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,27 +14,14 @@ from prlhf_kit.data.simulated import Population
 from prlhf_kit.models.rewards import RewardModel, Text, preference
 
 PREFERENCES = ("a", "b", "tie")
-
-
-class Verdict(NamedTuple):
-    """Which answer is preferred ("a", "b", "tie"; None where the judge's answer could not be read), and the probability
-    (NaN then) that it is the first."""
-
-    preference: str | None
-    probability: float
-
-
-UNREADABLE = Verdict(None, float("nan"))
-
-
+Verdict = str | None  # which answer is preferred: "a", "b" or "tie"; None where the judge's answer could not be read
 # (prompts, answers a, answers b, users) -> one verdict each, from the view of the user (None: nobody in particular)
 Judge = Callable[[Sequence[Text], Sequence[str], Sequence[str], Sequence[str | None]], list[Verdict]]
 
 
 def verdicts(probability: Iterable[float]) -> list[Verdict]:
     """Verdicts from probabilities that the first answer is preferred; exactly one half is a tie, NaN is unreadable."""
-    known = [float(p) for p in probability]
-    return [UNREADABLE if p != p else Verdict("a" if p > 0.5 else "b" if p < 0.5 else "tie", p) for p in known]
+    return [None if p != p else "a" if p > 0.5 else "b" if p < 0.5 else "tie" for p in probability]
 
 
 @dataclass(frozen=True)
@@ -97,8 +84,8 @@ def judged(
 
     Returns:
         `judge`, `user_id`, `prompt`, `system_a`, `system_b`, `answer_a`, `answer_b`; `first`, the verdict ("a", "b",
-        "tie", None) with a's answer shown first, and `second`, with b's; `preference`, what counts; `probability` that
-        a is preferred, the mean over both orders. Raises `ValueError` for answers that can't be compared.
+        "tie", None) with a's answer shown first, and `second`, with b's; `preference`, what counts. Raises `ValueError`
+        for answers that can't be compared.
     """
     require_answers(answers)
     if not systems:
@@ -128,24 +115,16 @@ def judged(
 def in_both_orders(
     judge: Judge, name: str, prompts: list, a: list[str], b: list[str], users: list[str | None]
 ) -> pd.DataFrame:
-    """`first`, `second`, `preference` and `probability` (see `judged`) of answers `a` against `b` `[n]`."""
+    """`first`, `second` and `preference` (see `judged`) of answers `a` against `b` `[n]`."""
     found = judge(prompts * 2, a + b, b + a, users * 2)
-    if len(found) != 2 * len(a) or not {verdict.preference for verdict in found} <= {*PREFERENCES, None}:
-        expected = f"expected one each, with a preference of {PREFERENCES} or None"
+    if len(found) != 2 * len(a) or not set(found) <= {*PREFERENCES, None}:
+        expected = f"expected one each, of {PREFERENCES} or None"
         raise ValueError(f"the judge {name!r} gave {len(found)} verdicts on {2 * len(a)} pairs; {expected}.")
     rows, swapped = [], {"a": "b", "b": "a", "tie": "tie", None: None}
     for one, other in zip(found[: len(a)], found[len(a) :], strict=True):
-        first, second = one.preference, swapped[other.preference]
-        probability = (one.probability + 1 - other.probability) / 2  # NaN of an unreadable one
-        rows.append((first, second, agreed(first, second), probability))
-    return pd.DataFrame(rows, columns=["first", "second", "preference", "probability"])
-
-
-def agreed(first: str | None, second: str | None) -> str | None:
-    """The verdict of two orders, both in terms of a and b: a tie where they differ, None if one could not be read."""
-    if first is None or second is None:
-        return None
-    return first if first == second else "tie"
+        first, second = one, swapped[other]
+        rows.append((first, second, None if None in (one, other) else first if first == second else "tie"))
+    return pd.DataFrame(rows, columns=["first", "second", "preference"])
 
 
 def all_judged(

@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+from prlhf_kit.data.templates import read_template
 from prlhf_kit.evaluation.endpoint import Endpoint, JudgeError, PaidAnswers
-from prlhf_kit.evaluation.judge_templates import FIELDS, PARSERS, SCHEMA, as_text, parse_verdict, read_judge_template
-from prlhf_kit.evaluation.judges import UNREADABLE, Verdict
+from prlhf_kit.evaluation.judge_templates import FIELDS, PARSERS, SCHEMA, TEMPLATES, as_text, parse_verdict
+from prlhf_kit.evaluation.judges import Verdict
 from prlhf_kit.models.rewards import Text
 
 
@@ -65,7 +66,10 @@ class LLMJudge:
     dry_run: bool = False
 
     def __post_init__(self):
-        self._template = read_judge_template(self.template)
+        self._template = read_template(self.template, "evaluation/judge_prompts", TEMPLATES)
+        if missing := FIELDS - self._template.fields:
+            found = f"the template {str(self.template)!r} lacks {', '.join(sorted(missing))}"
+            raise JudgeError(f"{found}. Write them in braces.")
         self._parse = self.parse or PARSERS.get(self.template, parse_verdict)
         self._endpoint = Endpoint(self.base_url, self.api_key_env, self.concurrency, self.timeout, self.retries)
         self._kept = PaidAnswers(self.cache)
@@ -86,7 +90,7 @@ class LLMJudge:
         kept = found.values()
         counted = ("prompt_tokens", "completion_tokens")
         tokens = {name: sum(int(usage.get(name) or 0) for _, usage in kept) for name in counted}
-        unreadable = sum(self._parse(text) is UNREADABLE for key, (text, _) in found.items() if key not in self._other)
+        unreadable = sum(self._parse(text) is None for key, (text, _) in found.items() if key not in self._other)
         spent = {"requests": len(self._endpoint.sent), "answers": len(kept), **tokens, "unreadable": unreadable}
         return spent | {"cost": self._cost(*tokens.values())}
 

@@ -34,19 +34,3 @@ def test_tldr_real(tldr_folder):
     assert pairs_of(data)[1] == ("ann", asked, "A much longer summary.", "Short one.")
     assert report.counts["comparisons, train"] == 10
     assert len(data["train"]) == 9  # no policy filter in this mode
-
-
-def test_tldr_lists_of_workers_and_preferences(tmp_path):
-    """As P-RLHF's notebook writes `sup_users_top10.txt` and `sup_users_preferences.txt`."""
-    path = write(tmp_path / "batch3.json", [comparison(f"{w}-{i}", w) for w in ("ann", "bob", "cy") for i in "12"])
-    (tmp_path / "users.txt").write_text("bob\ncy\n")
-    (tmp_path / "preferences.txt").write_text("ann 0\nbob 1\ncy 0\n")
-    files = {"user_file": tmp_path / "users.txt", "user_preference_file": tmp_path / "preferences.txt"}
-    data, report = kit.data.load_with_report("tldr", path, mode="synthetic", **files)
-    chosen = {(user, chosen) for user, _, chosen, _ in pairs_of(data)}
-    assert chosen == {("bob", "Short one."), ("cy", "A much longer summary.")}
-    assert set(data["adapt_unseen"]["user_id"]) == {"ann"}
-    assert report.counts["of the workers listed, train"] == 4
-    for text, reason in (("ann 0\nbob 1", "no preference of the worker 'cy'"), ("ann 2", "no preference '2'")):
-        files["user_preference_file"].write_text(text)
-        refused(reason, "tldr", path, mode="synthetic", **files)

@@ -7,50 +7,43 @@ from prlhf_kit.data.psoups import PROFILES
 from prlhf_kit.data.schema import record
 from prlhf_kit.evaluation.endpoint import JudgeError
 from prlhf_kit.evaluation.judge_templates import CRITERIA, PARSERS, about
-from prlhf_kit.evaluation.judges import UNREADABLE, Verdict
-
-A = Verdict("a", 0.9)
-
 
 JSON = "criterion"
-B, TIE = Verdict("b", 0.0), Verdict("tie", 0.5)
 
 
 @pytest.mark.parametrize(
     ("name", "text", "verdict"),
     [
-        (JSON, '{"preference": "A", "confidence": 0.9}', A),
-        (JSON, '{"preference": "B", "confidence": 0.75}', Verdict("b", 0.25)),
-        (JSON, '{"preference": "tie", "confidence": 0.8}', TIE),
-        (JSON, '{"preference": "B"}', B),
-        (JSON, ' \n```json\n\n{"preference": "A",\n"confidence": 0.9}```\n ', A),
+        (JSON, '{"preference": "A", "confidence": 0.9}', "a"),
+        (JSON, '{"preference": "tie", "confidence": 0.8}', "tie"),
+        (JSON, '{"preference": "B"}', "b"),
+        (JSON, ' \n```json\n\n{"preference": "A",\n"confidence": 0.9}```\n ', "a"),
         (JSON, '{"preference": "a"}', None),
-        (JSON, '{"preference": "A", "confidence": 0.49}', None),
-        (JSON, '{"preference": "tie", "confidence": 0.2}', None),
+        (JSON, '["A"]', None),
         (JSON, '{"preference": "A"}\n{"preference": "B"}', None),
         (JSON, 'Sure: {"preference": "A"}', None),
         (JSON, '```json\n{"preference": "A"}', None),
         (JSON, "[" * 100_000, None),
-        ("prlhf_prism", "Output (a)", Verdict("a", 1.0)),
-        ("prlhf_prism", " TIE\n", TIE),
-        ("prlhf_psoups", "Output (a) is long, Output (b) is short.\n\nOutput (b)", B),
+        ("prlhf_prism", "Output (a)", "a"),
+        ("prlhf_prism", " TIE\n", "tie"),
+        ("prlhf_psoups", "Output (a) is long, Output (b) is short.\n\nOutput (b)", "b"),
         ("prlhf_psoups", "Output (a)\nOn second thoughts:\nOutput (b)", None),
         ("prlhf_psoups", "Output (b)\nbecause it is short.", None),
         ("prlhf_psoups", "Output (c)", None),
-        ("compo", "m", Verdict("a", 1.0)),
-        ("compo", "M\n", B),
+        ("compo", "m", "a"),
+        ("compo", "M\n", "b"),
         ("compo", '"m"', None),
-        ("args", "8 7.5\nThe first is clearer.", Verdict("a", 1.0)),
-        ("args", "3 9", B),
-        ("args", "10 10\n", TIE),
+        ("args", "8 7.5\nThe first is clearer.", "a"),
+        ("args", "3 9", "b"),
+        ("args", "10 10\n", "tie"),
         ("args", "8, 7", None),
         ("args", "0 7", None),
     ],
 )
 def test_how_answers_are_read(name, text, verdict):
-    """One that has not the form that was asked for is `UNREADABLE`: nothing is guessed."""
-    assert PARSERS[name](text) == verdict if verdict else PARSERS[name](text) is UNREADABLE
-    assert PARSERS[name](None) is PARSERS[name]("") is UNREADABLE
+    """Of one that has not the form that was asked for nothing is guessed."""
+    assert PARSERS[name](text) == verdict
+    assert PARSERS[name](None) is PARSERS[name]("") is None
 
 
 def test_a_template_without_an_answer_is_refused(make_judge, tmp_path):

@@ -7,7 +7,7 @@ import torch
 
 from prlhf_kit.data import simulated
 from prlhf_kit.data.schema import ANSWERS
-from prlhf_kit.evaluation.judges import UNREADABLE, Oracle, RewardJudge, Verdict, all_judged, judged, longer, verdicts
+from prlhf_kit.evaluation.judges import Oracle, RewardJudge, all_judged, judged, longer, verdicts
 from prlhf_kit.evaluation.win_rate import position_bias, win_rates
 
 
@@ -36,14 +36,12 @@ def test_both_orders_are_shown_with_the_right_answers_prompts_and_users():
     assert (messages, "y a p w ", "x a p ", "a") in asked
     assert ("q", "y b q w ", "x b q ", "b") in asked
     assert found["first"].tolist() == found["second"].tolist() == found.preference.tolist() == ["b"] * 4
-    assert found.probability.tolist() == [0.0] * 4
 
 
 @pytest.mark.parametrize(("p", "bias"), [(1.0, 1), (0.0, -1)])
 def test_a_judge_that_always_says_the_same_gives_one_half_and_a_position_bias(p, bias):
     found = judged(says(p), answers(), [("x", "y"), ("x", "z")], "always")
     assert (found.preference == "tie").all()
-    assert (found.probability == 0.5).all()
     assert win_rates(found)[["win_rate", "low", "high", "p"]].to_numpy().tolist() == [[0.5, 0.5, 0.5, 1]] * 2
     assert position_bias(found)[["value", "n"]].to_numpy().tolist() == [[bias, 24], [1, 24]]
 
@@ -51,9 +49,9 @@ def test_a_judge_that_always_says_the_same_gives_one_half_and_a_position_bias(p,
 def test_unreadable_verdicts_are_none():
     found = judged(says(np.nan, 1.0, 1.0, 1.0), answers("xy", "ab", "pq"), [("x", "y")], "mumbles")
     # the first of four pairs is unreadable in both orders, the others contradict themselves
-    assert found.preference.isna().tolist() == found.probability.isna().tolist() == [True, False, False, False]
+    assert found.preference.isna().tolist() == [True, False, False, False]
     assert (found.preference[1:] == "tie").all()
-    assert verdicts([float("nan"), 0.5]) == [UNREADABLE, Verdict("tie", 0.5)]
+    assert verdicts([float("nan"), 0.5]) == [None, "tie"]
 
 
 def test_unknown_users_are_none_for_the_judge_and_somebody_else_for_each_prompt():
@@ -84,8 +82,8 @@ ONE = answers("xy", "a")
         (longer, pd.concat([ONE, ONE]), "'x' has two answers for user 'a'"),
         (longer, ONE.drop(columns="user_id"), "answers lack user_id"),
         (longer, ONE.assign(answer=["w", None, None, None, "w", "w"]), "3 prompts or answers are no text"),
-        (lambda *_: [Verdict("a", 1.0)], ONE, "'j' gave 1 verdicts on 6 pairs"),
-        (lambda prompt, *_: [Verdict("A", 1.0)] * len(prompt), ONE, "expected one each, with a preference of"),
+        (lambda *_: ["a"], ONE, "'j' gave 1 verdicts on 6 pairs"),
+        (lambda prompt, *_: ["A"] * len(prompt), ONE, "expected one each, of"),
     ],
 )
 def test_answers_and_judges_that_can_not_be_used_are_refused(judge, table, words):
@@ -99,9 +97,9 @@ def test_the_oracle_is_the_users_own_utility():
     texts = simulated.responses().response.head(4).tolist()
     found = Oracle(people)(["p"] * 3, [texts[0]] * 3, [texts[1], texts[0], texts[2]], [user] * 3)
     u = people.utility([user] * 3, texts[:3])
-    assert found[0].preference == ("a" if u[0] > u[1] else "b")
-    assert found[1] == Verdict("tie", 0.5)
-    assert found[2].probability == pytest.approx(1 / (1 + np.exp(-(u[0] - u[2]) / people.temperature)))
+    assert found[0] == ("a" if u[0] > u[1] else "b")
+    assert found[1] == "tie"
+    assert found[2] == ("a" if u[0] > u[2] else "b")
 
 
 class Words:
@@ -116,5 +114,4 @@ class Words:
 def test_a_reward_model_as_judge():
     a, b = ["one two", "one two", "", "", "one"], ["one", "one", "one", " ", "two"]
     found = RewardJudge(Words())(["p"] * 5, a, b, ["bob", "ann", "ann", "bob", None])
-    assert [v.preference for v in found] == ["a", "b", "b", "tie", "tie"]
-    assert found[0].probability == pytest.approx(1 / (1 + np.exp(-1)))
+    assert found == ["a", "b", "b", "tie", "tie"]

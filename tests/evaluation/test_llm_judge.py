@@ -8,9 +8,7 @@ from faults import ALWAYS_A, FaultServer, questions
 from prlhf_kit.data.schema import message
 from prlhf_kit.evaluation.endpoint import JudgeError
 from prlhf_kit.evaluation.judge_templates import SCHEMA, TEMPLATES, about
-from prlhf_kit.evaluation.judges import UNREADABLE, Verdict
 
-A = Verdict("a", 0.9)
 ASKED_FOR = {"prlhf_psoups": "Output (a)", "prlhf_prism": "Output (a)", "compo": "m", "args": "9 2"}  # else JSON
 
 
@@ -19,7 +17,7 @@ def test_shipped_templates_say_what_they_are_given_and_read_what_they_ask_for(ma
     server = FaultServer(answer=ASKED_FOR.get(name, ALWAYS_A))
     judge = make_judge(server, template=name, about=about({"u": "I cook."}))
     [verdict] = judge(["PP"], ["LL"], ["RR"], ["u"])
-    assert verdict == (Verdict("a", 1.0) if name in ASKED_FOR else A)
+    assert verdict == "a"
     system, user = server.seen[0]["messages"]
     assert (system["role"], user["role"]) == ("system", "user")
     told = f"{system['content']}\n{user['content']}"
@@ -57,8 +55,8 @@ def test_what_is_sent(make_judge):
     """Without the form of `parse_verdict` where the answer is read by another parser."""
     server = FaultServer()
     make_judge(server)(*questions(1))
-    judge = make_judge(server, parse=lambda text: UNREADABLE, seed=None, temperature=None, max_tokens=7)
-    assert judge(*questions(1)) == [UNREADABLE]
+    judge = make_judge(server, parse=lambda text: None, seed=None, temperature=None, max_tokens=7)
+    assert judge(*questions(1)) == [None]
     first, second = server.seen
     assert (first["model"], first["temperature"], first["seed"], first["max_tokens"]) == ("m", 0.0, 0, 100)
     assert first["response_format"]["json_schema"]["schema"] == SCHEMA
@@ -74,11 +72,11 @@ def test_every_deciding_setting_is_part_of_the_key(make_judge, tmp_path):
     changes = {"model": "n", "temperature": None, "seed": 1, "max_tokens": 99, "structured": False, "template": own}
     changes |= {"about": lambda *_: {"criterion": "long"}, "base_url": "http://other/v1"}
     same = {"concurrency": 1, "retries": 0, "timeout": 9, "prices": (1, 1), "base_url": "http://judge/v1/"}
-    assert judge(*questions(1)) == [A]
+    assert judge(*questions(1)) == ["a"]
     for new, settings in ((1, changes), (0, same)):
         for name, value in settings.items():
             changed = replace(judge, **{name: value})
-            assert changed(*questions(1)) == [A]
+            assert changed(*questions(1)) == ["a"]
             assert changed.spent["answers"] == new, name
             assert (changed.config != judge.config) == (new and name != "about")
 
@@ -92,11 +90,11 @@ def test_answers_paid_for_by_earlier_versions_are_found(make_judge):
 def test_max_requests_is_a_limit_over_all_calls(make_judge):
     server = FaultServer()
     judge = make_judge(server, max_requests=4)
-    assert judge(*questions(3)) == [A] * 3
+    assert judge(*questions(3)) == ["a"] * 3
     with pytest.raises(JudgeError, match="needs 2 new requests, and 3 of max_requests=4"):
         judge(*questions(5))
     assert len(server.seen) == 3
-    assert judge(*questions(4)) == judge(*questions(4)) == [A] * 4  # one new one
+    assert judge(*questions(4)) == judge(*questions(4)) == ["a"] * 4  # one new one
 
 
 def test_dry_run_and_costs_by_hand(make_judge, tmp_path, capsys):
@@ -105,7 +103,7 @@ def test_dry_run_and_costs_by_hand(make_judge, tmp_path, capsys):
     judge = make_judge(server, template=own, prices=(2.0, 8.0), max_tokens=50)
     dry = replace(judge, dry_run=True)
     rows = [["p" * 10, "p" * 20, "p" * 10], ["a"] * 3, ["b"] * 3, [None] * 3]  # the first and last are the same
-    assert [verdict.preference for verdict in dry(*rows)] == [None] * 3
+    assert dry(*rows) == [None] * 3
     judge(*[column[:1] for column in rows])
     assert judge.spent["cost"] == pytest.approx((100 * 2 + 10 * 8) / 1e6)
     dry(*rows)

@@ -17,5 +17,5 @@ def test_trade_off_by_hand():
     table = pd.DataFrame(rows, columns=["step", "set", "prompt", "right", "pairs", "domain"]).assign(strategy="s")
     found = reward_models.trade_off(table, ["general"]).groupby(["point", "of"]).value.agg(["mean", "size"])
     assert found.to_numpy().tolist() == [[0.5, 8], [0.5, 8], [1, 8], [1, 8]]
-    lists = pd.DataFrame({"set": "s", "step": 0, "prompt": ["a", "b"], "right": [0.0, 3.0], "pairs": [1, 3]})
-    assert reward_models.pair_by_pair(lists).value.tolist() == [0, 1, 1, 1]
+    lists = table[:2].assign(right=[0.0, 3.0], pairs=[1, 3])
+    assert reward_models.trade_off(lists, []).value.tolist() == [0, 1, 1, 1]

@@ -6,14 +6,13 @@ import pytest
 from scipy.optimize import minimize_scalar
 
 from prlhf_kit.evaluation import win_rate
-from prlhf_kit.evaluation.judges import agreed
 from prlhf_kit.evaluation.statistics import holm
 
 
 def table(rows, judge="j"):
     """Judgements of x against y: (user, prompt, first, second)."""
     found = pd.DataFrame(rows, columns=["user_id", "prompt", "first", "second"])
-    found["preference"] = [agreed(first, second) for _, _, first, second in rows]
+    found["preference"] = [None if None in row else row[2] if row[2] == row[3] else "tie" for row in rows]
     return found.assign(judge=judge, system_a="x", system_b="y", answer_a="one two", answer_b="one")
 
 
