@@ -34,7 +34,7 @@ SCHEMA = {
         "preference": {"type": "string", "enum": ["A", "B", "tie"]},
         "confidence": {"type": "number", "minimum": 0.5, "maximum": 1},
     },
-    "required": ["preference", "confidence"],  # the confidence is not read; requests that were paid for ask for it
+    "required": ["preference", "confidence"],  # of the servers that check; `parse_verdict` needs no confidence
     "additionalProperties": False,
 }
 
@@ -42,7 +42,8 @@ SCHEMA = {
 def parse_verdict(text: str | None) -> Verdict:
     """The verdict in a judge's answer: one JSON object and nothing else, but for white space or one ```json fence.
 
-    "preference" is "A", "B" or "tie". All else but further keys is unreadable, None: nothing is guessed.
+    "preference" is "A", "B" or "tie"; a "confidence" below one half contradicts it. All else but further keys is
+    unreadable, None: nothing is guessed.
 
     >>> parse_verdict('{"preference": "B", "confidence": 0.75}')
     'b'
@@ -52,8 +53,12 @@ def parse_verdict(text: str | None) -> Verdict:
         found = json.loads(fenced[1] if fenced else text or "")
     except (ValueError, RecursionError):
         return None
-    said = found.get("preference") if isinstance(found, dict) else None
-    return {"A": "a", "B": "b", "tie": "tie"}.get(str(said))
+    if not isinstance(found, dict):
+        return None
+    sure = found.get("confidence", 1.0)
+    if type(sure) not in (int, float) or not 0.5 <= sure <= 1:
+        return None
+    return {"A": "a", "B": "b", "tie": "tie"}.get(str(found.get("preference")))
 
 
 LABELS = {"Output (a)": "a", "Output (b)": "b", "TIE": "tie"}

@@ -10,10 +10,12 @@ from prlhf_kit.evaluation.intervals import (
     BY_USER_AND_PROMPT,
     ITEM,
     against,
+    as_metrics,
     differences,
     intervals,
     long_table,
     paired_differences,
+    readable,
     with_holm,
 )
 from prlhf_kit.evaluation.statistics import crossed_interval, crossed_test, detectable, holm
@@ -56,7 +58,6 @@ def test_groups_without_a_number_a_name_or_a_second_cluster(table):
     found = intervals(table.assign(group=None), by=["group", "method"], cluster="user_id", users=("user_id", "nunique"))
     assert found.group.isna().all()
     assert found.users.tolist() == [8] * 3
-    assert np.isnan(with_holm(pd.DataFrame({"p": [0.01, np.nan, 0.03]})).p_holm[1])
 
 
 def test_paired_differences_are_those_of_the_pairs_both_have(table):
@@ -86,3 +87,29 @@ def test_differences_by_hand():
     assert differences(scores.assign(prompt=scores.item), [("o", "m")], ["split"]).p[0] == 2 / 8
     gaps = paired_differences(scores[scores.method == "o"], scores[scores.method == "m"], on=ITEM)
     assert intervals(gaps, by="user_id", cluster="prompt").value.tolist() == [0.25, 0.5, 1]
+
+
+def test_holm_in_families():
+    table = pd.DataFrame({"judge": list("xxxy"), "p": [0.01, 0.04, 0.03, 0.2]})
+    assert with_holm(table, ["judge"]).p_holm.tolist() == pytest.approx([0.03, 0.06, 0.06, 0.2])
+    assert with_holm(table).p_holm.tolist() == pytest.approx(holm(table.p.tolist()))
+    assert np.isnan(with_holm(table.assign(p=[0.01, np.nan, 0.03, 0.2])).p_holm[1])
+
+
+def test_the_long_table_of_pairs():
+    pairs = Dataset.from_list([record("1", "a", "P?", "x", "y", group="g"), record("2", "b", "Q?", "x", "y")])
+    found = long_table(pairs, {"m": [1, 0], "o": [0.5, 1]}, split="test_seen")
+    assert found.columns.tolist() == ["user_id", "group", "prompt", "item", "split", "method", "value"]
+    assert found.value.tolist() == [1, 0, 0.5, 1]
+    assert found.prompt.tolist() == ["P?", "Q?"] * 2
+    assert found.group.isna().tolist() == [False, True] * 2
+
+
+def test_as_metrics_and_to_read():
+    table = pd.DataFrame({"judge": ["j", "k"], "w": [1.0, 0.5], "value": [0.5, np.nan], "low": [0.25, np.nan]})
+    table = table.assign(high=0.75, n=[4, 0])
+    found = as_metrics(table, "gain, {judge}/w={w:g}")
+    assert list(found)[:4] == ["gain, j/w=1", "gain, j_low/w=1", "gain, j_high/w=1", "gain, j_n/w=1"]
+    assert list(found.values()) == [0.5, 0.25, 0.75, 4, None, None, 0.75, 0]
+    assert as_metrics(table, "n/{judge}", "n", bounds=False) == {"n/j": 4, "n/k": 0}
+    assert readable(table, "judge", "w").to_dict() == {1.0: {"j": "0.50 [0.25, 0.75]"}}
