@@ -32,7 +32,8 @@ locked:
 	$(PIP) --no-deps --no-build-isolation --editable .
 	@touch $(VENV)/.ready
 
-# after a change of constraints.txt; uv is not among the dependencies
+# after a change of constraints.txt; uv is not among the dependencies. jsonschema stays below 4.25, which builds a grammar
+# when it is imported: 2.4 seconds in each process of Jupyter's.
 LOCK := uv pip compile --constraint constraints.txt --generate-hashes --python-version 3.11.9 --no-header --no-annotate --quiet
 lock:
 	$(LOCK) pyproject.toml --extra notebooks --extra judge --extra scale --extra test --extra docs > requirements.lock
@@ -46,7 +47,7 @@ study: setup
 	for seed in 0 1 2; do $(BIN)/prlhf pipeline configs/study.yaml --run study-$$seed -p seed $$seed -p dtype $(DTYPE) || exit 1; done
 	$(BIN)/prlhf results
 
-# two at once; a file's tests stay together, since they share what is slow to make; in order, as Slurm's few would be last
+# two at once; a file's tests stay together, since they share what is slow to make; in tests/conftest.py's order
 test: setup lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 

@@ -31,6 +31,13 @@ from prlhf_kit.runs import notebook as runs
 
 torch.set_num_threads(1)  # tiny models: threads cost more than they give
 
+# their files take minutes each: first, so that neither of two workers is left alone with one at the end
+LONG = ("test_notebooks", "test_tutorials", "test_slurm", "test_engine", "test_compare_page", "test_gpu")
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
+
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
