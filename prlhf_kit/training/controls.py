@@ -12,6 +12,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prlhf_kit.data.chat import with_user_text
+from prlhf_kit.data.registry import require_known
 from prlhf_kit.models.hub import load_model
 from prlhf_kit.models.logprobs import REFERENCE, score_pairs
 from prlhf_kit.models.saving import load_personalized
@@ -76,8 +77,10 @@ class Control:
 
 
 def load_control(folder: str | Path, base: str | PreTrainedModel) -> Control:
-    """The control that was trained into `folder`, whose name is its own. Changes `base`, if it is a model."""
+    """The control that was trained into `folder`, whose name is its own (else `SchemaError`). Changes `base`, if it
+    is a model."""
     folder = Path(folder)
+    require_known([folder.name], LABELS, "control named as the folder")
     label = LABELS[folder.name]
     if UserIndex.load(folder)[1]["user_model"] is not None:
         return Control(label, *load_personalized(folder, base))

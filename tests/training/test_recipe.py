@@ -19,7 +19,7 @@ from prlhf_kit.models import conditioning
 from prlhf_kit.models.features import load_embedder
 from prlhf_kit.models.logprobs import add_reference_logps, require_lengths, score_pairs
 from prlhf_kit.models.saving import reference_of
-from prlhf_kit.training.controls import LABELS, load_controls
+from prlhf_kit.training.controls import LABELS, load_control, load_controls
 from prlhf_kit.training.launch import read_recipe
 from prlhf_kit.training.recipe import Recipe, build_trainer, head_coefficients, require, train
 from prlhf_kit.training.reward_stages import RewardRecipe, build_reward_trainer
@@ -133,6 +133,8 @@ def test_controls_are_trained_and_scored(base, told, tokenizer, tmp_path):
     )
     silent = score_pairs(by_text.model, tokenizer, told).chosen_logp
     assert by_text.score(tokenizer, told).chosen_logp.tolist() != silent.tolist()
+    with pytest.raises(kit.data.SchemaError, match="no control named as the folder 'pdpo'"):
+        load_control(tmp_path / "pdpo", base)
 
 
 def test_another_training_is_not_passed_off(base, reference, tmp_path):
