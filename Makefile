@@ -12,8 +12,8 @@ DTYPE := $(shell grep -q avx512_bf16 /proc/cpuinfo 2>/dev/null && echo bfloat16 
 
 setup: $(VENV)/.ready
 
-# Python compiles a module when it is first imported, and keeps that, even where the environment says not to: else each
-# process would compile thousands. To compile all modules here took over a third of the set-up's CPU time.
+# Python compiles a module at its first import, and keeps the result. Where this variable forbids to keep it,
+# every process compiles thousands of modules. To compile all of them at set-up took over a third of its CPU time.
 export PYTHONDONTWRITEBYTECODE :=
 
 PIP := $(BIN)/python -m pip install --quiet --no-compile
@@ -36,7 +36,7 @@ locked:
 	@touch $(VENV)/.ready
 
 # after a change of constraints.txt; uv is not among the dependencies. jsonschema stays below 4.25, which builds a grammar
-# when it is imported: 2.4 seconds in each process of Jupyter's.
+# when it is imported: 2.4 seconds in each process of Jupyter.
 LOCK := uv pip compile --constraint constraints.txt --generate-hashes --python-version 3.11.9 --no-header --no-annotate --quiet
 lock:
 	$(LOCK) pyproject.toml --extra notebooks --extra judge --extra scale --extra test --extra docs > requirements.lock
