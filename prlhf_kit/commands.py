@@ -79,13 +79,14 @@ def bench(args: argparse.Namespace) -> int:
     from prlhf_kit.data.load import fingerprint
     from prlhf_kit.evaluation import bench as rankings
     from prlhf_kit.evaluation.intervals import as_metrics
+    from prlhf_kit.evaluation.outside_scores import Scorer
     from prlhf_kit.figures.evaluation import bench as draw
     from prlhf_kit.runs.report import write_index
     from prlhf_kit.runs.stage import Stage
 
     settings = rankings.read(args.config, args.methods)
     whole = rankings.load_data(settings)
-    outside = [rankings.Scorer(text, whole) for text in args.outside]
+    outside = [Scorer(text, whole) for text in args.outside]
     data = {name: rankings.draw(settings, name, sets) for name, sets in whole.items()}
     values = rankings.run(settings, data, outside, args.out)
     table = rankings.summary(values, data, settings)

@@ -1,12 +1,9 @@
 """`prlhf bench`: reward accuracy of every method on several datasets, for seen users, and for new ones by the number of
 their pairs that are known. A configuration has the keys of configs/bench.yaml, which says what they mean."""
 
-import importlib
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import cache, cached_property
-from inspect import getsource
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +14,14 @@ from datasets import Dataset, DatasetDict, concatenate_datasets
 
 from prlhf_kit.data import context, registry, select
 from prlhf_kit.data.chat import with_user_text
+from prlhf_kit.data.collect import changed
 from prlhf_kit.data.load import fingerprint, load, resolved
+from prlhf_kit.decoding.generate import generate
 from prlhf_kit.evaluation import accuracy, heads
 from prlhf_kit.evaluation.accuracy import by_implicit_reward, tests_of
 from prlhf_kit.evaluation.intervals import BY_USER_AND_PROMPT, intervals, long_table, readable
+from prlhf_kit.evaluation.outside_scores import BenchError, Scorer
+from prlhf_kit.evaluation.personas import personas, with_personas
 from prlhf_kit.evaluation.soups import ranked_by_soup
 from prlhf_kit.files import git_state, only_on_hub, short_hash, unfinished
 from prlhf_kit.models import features, hub, logprobs, saving
@@ -30,18 +31,14 @@ from prlhf_kit.training.recipe import Recipe, train
 from prlhf_kit.training.soups import train_adapters
 
 HEADS, TRAINED = (*kinds.KINDS, *encoder.KINDS), ("pdpo", "dpo", "soups", "choices_dpo")
-METHODS = ("length", *HEADS, "untrained", "choices", *TRAINED)  # cheap ones first
+METHODS = ("length", *HEADS, "untrained", "personas", "choices", *TRAINED)  # cheap ones first
 COLUMNS = ["split", "method", "k", "user_id", "prompt", "item", "value"]
 SEEN, NEW, FEW, CHOICES = "test_seen", "test_unseen", "adapt_unseen", "choices in context"
-CHOICES_DPO, LIKELIER = f"DPO with {CHOICES}", f"{CHOICES}, by likelihood"
+CHOICES_DPO, LIKELIER, PERSONA = f"DPO with {CHOICES}", f"{CHOICES}, by likelihood", "persona from choices"
 SHIPPED = Path(__file__).parents[1] / "configs" / "bench.yaml"  # a configuration's defaults
 _model, _tokenizer, _embedder = cache(hub.load_model), cache(hub.load_tokenizer), cache(features.load_embedder)
 
 Bench = dict[str, Any]
-
-
-class BenchError(ValueError):
-    """A configuration or an outside scorer that can't be used; the message says what was expected."""
 
 
 def read(config: Path, methods: str = "") -> Bench:
@@ -97,41 +94,6 @@ def draw(bench: Bench, name: str, whole: DatasetDict) -> DatasetDict:
         data[split] = select.subsample(pairs, bench["datasets"][name].get("pairs"), seed=bench["seed"])
     print(f"{name}: {', '.join(f'{len(pairs)} {split}' for split, pairs in data.items())} pairs")
     return DatasetDict({split: pairs for split, pairs in data.items() if len(pairs)})
-
-
-class Scorer:
-    """Rewards from outside, of the `datasets` of which it knows a pair: NAME=FILE, JSON of {pair_id: [chosen score,
-    rejected score]}, or NAME=MODULE:FUNCTION, which gives such scores, `[n, 2]`, of a `Dataset` of n pairs."""
-
-    def __init__(self, text: str, whole: dict[str, DatasetDict]):
-        self.name, _, place = text.partition("=")
-        self.datasets = list(whole)
-        try:
-            if not Path(place).is_file():
-                name, _, function = place.partition(":")
-                module = importlib.import_module(name)
-                self.made_from, self.score = getsource(module), getattr(module, function)
-                return
-            scores = {pair: (float(a), float(b)) for pair, (a, b) in json.loads(Path(place).read_text()).items()}
-        except (ValueError, TypeError, AttributeError, ImportError, OSError) as error:
-            form = "NAME=FILE, JSON of {pair_id: [chosen score, rejected score]}, or NAME=MODULE:FUNCTION"
-            raise BenchError(f"--outside {text}: {error}. Expected {form}, its folder in PYTHONPATH.") from error
-        ids = {name: {pair for pairs in sets.values() for pair in pairs["pair_id"]} for name, sets in whole.items()}
-        if unknown := sorted(scores.keys() - set().union(*ids.values())):
-            raise BenchError(f"{place} scores {len(unknown)} pairs of no dataset ({unknown[0]!r}). Leave them out.")
-        self.datasets = [name for name, known in ids.items() if known & scores.keys()]
-        self.made_from, missing = short_hash(scores), (np.nan, np.nan)
-        self.score = lambda pairs: [scores.get(pair, missing) for pair in pairs["pair_id"]]
-
-    def ranked(self, pairs: Dataset) -> np.ndarray:
-        """Which pairs it ranks right: `[n]`."""
-        found = np.asarray(self.score(pairs), float)
-        right_form = found.shape == (len(pairs), 2)
-        wrong = np.flatnonzero(~np.isfinite(found).all(1)) if right_form else range(len(pairs))
-        if len(wrong):
-            which = f"{len(wrong)} of {len(pairs)} pairs, the first {pairs['pair_id'][wrong[0]]!r}"
-            raise BenchError(f"{self.name} has no two finite scores of {which}. Score every pair of each test split.")
-        return accuracy.ranked_right(*found.T)
 
 
 def run(bench: Bench, data: dict[str, DatasetDict], outside: list[Scorer], out: Path) -> pd.DataFrame:
@@ -216,12 +178,15 @@ class _Case:
                 if all(pairs["user_text"]):
                     right[accuracy.TEXT] = by_implicit_reward(self.scores(with_user_text(pairs)), self.base[split])
                 yield long_table(pairs, right, split=split)
+        elif method == "personas":
+            for split in self.tests:
+                for k in self.ks if split == NEW else [8]:
+                    yield self.personas(split, k)
         elif method in ("choices", "choices_dpo"):
             policy = controls.load_control(self.trained(method), self.model) if method in TRAINED else None
             for split in self.tests:
                 for k in self.ks if split == NEW else [recipe(self.bench, method).choices]:
-                    earlier = select.few_shot(self.data, k, self.seed) if split == NEW else self.train
-                    yield self.choices(split, earlier, k, policy)
+                    yield self.choices(split, k, policy)
         elif method == "dpo":
             control = controls.load_control(self.trained(method), self.model)
             for split, pairs in self.tests.items():
@@ -246,10 +211,13 @@ class _Case:
                 for found in (by_pairs, at_once):
                     yield found[found.k > 0].assign(split=NEW)
 
-    def choices(self, split: str, earlier: Dataset, k: int, policy: controls.Control | None) -> pd.DataFrame:
-        """With k of the `earlier` choices in the prompt: how much they raise a response's log-prob, and its mean
-        log-prob a token; or how much likelier a `policy` finds it than the untrained model does."""
-        pairs = self.tests[split]
+    def earlier(self, split: str, k: int) -> Dataset:
+        return select.few_shot(self.data, k, self.seed) if split == NEW else self.train
+
+    def choices(self, split: str, k: int, policy: controls.Control | None) -> pd.DataFrame:
+        """With k earlier choices in the prompt: how much they raise a response's log-prob, and its mean log-prob a
+        token; or how much likelier a `policy` finds it than the untrained model does."""
+        pairs, earlier = self.tests[split], self.earlier(split, k)
         people = context.people_of(*self.data.values())
         told = context.with_context(pairs, context.Contexts("choices", people, seed=self.seed, earlier=[earlier], k=k))
         print(f"{self.name}: of k = {k} choices {np.mean([len(ids) for ids in told['context_pairs']]):.1f} are told")
@@ -259,6 +227,21 @@ class _Case:
         else:
             right = {CHOICES: by_implicit_reward(scores, self.base[split]), LIKELIER: accuracy.likelier(scores)}
         return long_table(pairs, right, k=k, split=split)
+
+    def personas(self, split: str, k: int) -> pd.DataFrame:
+        """With a persona in the prompt, which the untrained model wrote from up to k earlier choices: how much it
+        raises a response's log-prob. All pairs of a user without one count 1/2."""
+
+        def rank(pairs: Dataset) -> np.ndarray:
+            return by_implicit_reward(self.scores(with_user_text(pairs)), self.scores(pairs))
+
+        sets = self.tests[split], self.earlier(split, k)
+        asked, earlier = (changed(pairs, lambda _: {"user_text": None}) for pairs in sets)
+        users, parts = set(asked["user_id"]), (_model(self.model), _tokenizer(self.model))
+        earlier = earlier.select([i for i, user in enumerate(earlier["user_id"]) if user in users])
+        found = personas(earlier, lambda told: generate(*parts, told, max_new_tokens=100), rank, k, seed=self.seed)
+        print(f"{self.name}: of k = {k} choices, personas are {found.outcome.value_counts().to_dict()}")
+        return long_table(asked, {PERSONA: rank(with_personas(asked, found))}, k=k, split=split)
 
     def trained(self, method: str) -> Path:
         """The folder of a trained model, named by the recipe's method: trained now or before."""

@@ -11,6 +11,7 @@ from prlhf_kit import cli
 from prlhf_kit.data import registry
 from prlhf_kit.data.schema import SchemaError
 from prlhf_kit.evaluation import bench, soups
+from prlhf_kit.evaluation.outside_scores import BenchError, Scorer
 
 SIMULATED = {"pairs_per_user": 3, "test_pairs_per_user": 1, "adapt_pairs_per_user": 2, "users_per_type": 2}
 
@@ -80,14 +81,16 @@ def test_one_table_of_all_and_nothing_is_computed_twice(write, tmp_path, capsys,
     assert set(out.glob("parts/*")) > parts
 
 
-def test_language_models_and_trainings(write, tmp_path):
+def test_language_models_and_trainings(write, base, tmp_path):
+    config = Path(base, "config.json")  # its positions have no weights; a persona's prompt is long
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"max_position_embeddings": 1024}))
     training = {"preset": "cpu_dpo", "choices": 2, "settings": {"max_steps": 1, "max_length": 128}}
-    config = write("files", methods=["untrained", "choices", *bench.TRAINED], training=training, steps=1)
+    config = write("files", methods=["untrained", "personas", "choices", *bench.TRAINED], training=training, steps=1)
     assert cli.main(["bench", str(config), "--out", str(tmp_path / "out")]) == 0
     found = accuracies(tmp_path / "out").dropna().reset_index()
     methods = {split: set(rows.method) for split, rows in found.groupby("split")}
     everywhere = {"untrained", "prompt with user text", "vanilla DPO", "P-DPO, generic row", soups.ALIKE}
-    everywhere |= {bench.CHOICES, f"{bench.CHOICES}, by likelihood", bench.CHOICES_DPO}
+    everywhere |= {bench.CHOICES, f"{bench.CHOICES}, by likelihood", bench.CHOICES_DPO, bench.PERSONA}
     new = {f"P-DPO, {of}" for of in ("fitted row", "nearest known user", "known users mixed", "placed by a head")}
     seen = {"P-DPO, user", soups.OWN, soups.OTHERS}
     assert methods == {"test_seen": everywhere | seen, "test_unseen": everywhere | new}
@@ -106,7 +109,7 @@ def test_language_models_and_trainings(write, tmp_path):
     ],
 )
 def test_what_is_misspelt_is_refused_though_its_data_are_absent(changes, message, write):
-    with pytest.raises((SchemaError, bench.BenchError), match=message):
+    with pytest.raises((SchemaError, BenchError), match=message):
         bench.read(write(**changes))
 
 
@@ -124,8 +127,8 @@ def test_scores_from_outside(write, tmp_path, monkeypatch):
     assert "right" not in found["simulated"].index.get_level_values("method")  # of which it has no pair
 
     def refused(text, message):
-        with pytest.raises(bench.BenchError, match=message):
-            bench.Scorer(text, read).ranked(read["files"]["test_seen"])
+        with pytest.raises(BenchError, match=message):
+            Scorer(text, read).ranked(read["files"]["test_seen"])
 
     first = next(iter(scores))
     for changed, message in (
