@@ -9,7 +9,8 @@ from datasets import Dataset, DatasetDict, concatenate_datasets
 from prlhf_kit.data.registry import share
 from prlhf_kit.data.schema import SchemaError, message
 
-COLUMNS = ["pair_id", "user_id", "prompt", "chosen", "rejected"]
+SIDES = ("chosen", "rejected")
+COLUMNS = ["pair_id", "user_id", "prompt", *SIDES]
 SHORT = 400  # characters that are told of a question or an answer
 UNKNOWN = "none known"
 
@@ -68,6 +69,13 @@ class Choices:
                 found.setdefault(str(pair["chosen"] if self._one_prompt else turns_of(pair["prompt"])), pair)
         return [*found.values()]
 
+    def apart(self, pair: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+        """Whether a pair can't give away another: their prompts are `apart`, or, where all have one, no response is in
+        both."""
+        if self._one_prompt:
+            return not {str(pair[side]) for side in SIDES} & {str(other[side]) for side in SIDES}
+        return apart(pair["prompt"], other["prompt"])
+
 
 def apart(earlier: Prompt, judged: Prompt) -> bool:
     """Whether a choice after the prompt `earlier` can't give away the `judged` turn or a later one. It can if it
@@ -96,7 +104,7 @@ def told(pairs: Iterable[Mapping[str, Any]]) -> str:
     lines = "Asked: {}\nChose: {}\nRather than: {}"
     found = []
     for pair in pairs:
-        texts = [turns_of(pair["prompt"])[-1][1], *(pair[which][-1]["content"] for which in ("chosen", "rejected"))]
+        texts = [turns_of(pair["prompt"])[-1][1], *(pair[side][-1]["content"] for side in SIDES)]
         found.append(lines.format(*map(_shortened, texts)))
     return "\n\n".join(found) or UNKNOWN
 

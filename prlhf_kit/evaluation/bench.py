@@ -31,7 +31,7 @@ from prlhf_kit.training.recipe import Recipe, train
 from prlhf_kit.training.soups import train_adapters
 
 HEADS, TRAINED = (*kinds.KINDS, *encoder.KINDS), ("pdpo", "dpo", "soups", "choices_dpo")
-METHODS = ("length", *HEADS, "untrained", "personas", "choices", *TRAINED)  # cheap ones first
+METHODS = ("length", *HEADS, "untrained", "choices", "personas", *TRAINED)  # cheap ones first
 COLUMNS = ["split", "method", "k", "user_id", "prompt", "item", "value"]
 SEEN, NEW, FEW, CHOICES = "test_seen", "test_unseen", "adapt_unseen", "choices in context"
 CHOICES_DPO, LIKELIER, PERSONA = f"DPO with {CHOICES}", f"{CHOICES}, by likelihood", "persona from choices"
@@ -130,6 +130,10 @@ def _made_from(bench: Bench, method: str) -> list[Any]:
     return [method, bench["ks"], bench["seed"], bench["steps"] if method == "pdpo" else None, weights, own]
 
 
+def _silent(_: dict[str, Any]) -> dict[str, None]:
+    return {"user_text": None}
+
+
 class _Case:
     """One dataset, and what several methods need of it."""
 
@@ -178,15 +182,16 @@ class _Case:
                 if all(pairs["user_text"]):
                     right[accuracy.TEXT] = by_implicit_reward(self.scores(with_user_text(pairs)), self.base[split])
                 yield long_table(pairs, right, split=split)
-        elif method == "personas":
-            for split in self.tests:
-                for k in self.ks if split == NEW else [8]:
-                    yield self.personas(split, k)
         elif method in ("choices", "choices_dpo"):
             policy = controls.load_control(self.trained(method), self.model) if method in TRAINED else None
             for split in self.tests:
                 for k in self.ks if split == NEW else [recipe(self.bench, method).choices]:
                     yield self.choices(split, k, policy)
+        elif method == "personas":
+            seen = [split for split in self.tests if split != NEW]
+            told = [(seen, recipe(self.bench, method).choices), *(([NEW], k) for k in self.ks)]
+            for splits, k in told[not seen :]:
+                yield from self.personas(splits, k)
         elif method == "dpo":
             control = controls.load_control(self.trained(method), self.model)
             for split, pairs in self.tests.items():
@@ -228,20 +233,25 @@ class _Case:
             right = {CHOICES: by_implicit_reward(scores, self.base[split]), LIKELIER: accuracy.likelier(scores)}
         return long_table(pairs, right, k=k, split=split)
 
-    def personas(self, split: str, k: int) -> pd.DataFrame:
-        """With a persona in the prompt, which the untrained model wrote from up to k earlier choices: how much it
-        raises a response's log-prob. All pairs of a user without one count 1/2."""
+    def personas(self, splits: list[str], k: int) -> Iterator[pd.DataFrame]:
+        """With a persona in the prompt, which the untrained model wrote from k earlier choices: how much it raises a
+        response's log-prob. Four more choices check it; of a new user, half of the k. Who has none counts 1/2."""
 
         def rank(pairs: Dataset) -> np.ndarray:
+            if not any(pairs["user_text"]):
+                return np.full(len(pairs), 0.5)
             return by_implicit_reward(self.scores(with_user_text(pairs)), self.scores(pairs))
 
-        sets = self.tests[split], self.earlier(split, k)
-        asked, earlier = (changed(pairs, lambda _: {"user_text": None}) for pairs in sets)
-        users, parts = set(asked["user_id"]), (_model(self.model), _tokenizer(self.model))
-        earlier = earlier.select([i for i, user in enumerate(earlier["user_id"]) if user in users])
-        found = personas(earlier, lambda told: generate(*parts, told, max_new_tokens=100), rank, k, seed=self.seed)
-        print(f"{self.name}: of k = {k} choices, personas are {found.outcome.value_counts().to_dict()}")
-        return long_table(asked, {PERSONA: rank(with_personas(asked, found))}, k=k, split=split)
+        users = {user for split in splits for user in self.tests[split]["user_id"]}
+        known = self.earlier(splits[0], k)
+        known = changed(known.select([i for i, user in enumerate(known["user_id"]) if user in users]), _silent)
+        parts = _model(self.model), _tokenizer(self.model)
+        found = personas(known, lambda asked: generate(*parts, asked, max_new_tokens=150), rank, k, seed=self.seed)
+        print(f"{self.name}: k = {k}, personas by outcome: {found.outcome.value_counts().to_dict()}")
+        for split in splits:
+            pairs = with_personas(changed(self.tests[split], _silent), found)
+            right = by_implicit_reward(self.scores(with_user_text(pairs)), self.base[split])
+            yield long_table(pairs, {PERSONA: right}, k=k, split=split)
 
     def trained(self, method: str) -> Path:
         """The folder of a trained model, named by the recipe's method: trained now or before."""

@@ -9,7 +9,7 @@ import pandas as pd
 from datasets import Dataset
 from numpy.typing import ArrayLike
 
-from prlhf_kit.data.choices import Choices, apart, told
+from prlhf_kit.data.choices import Choices, told
 from prlhf_kit.data.collect import changed
 from prlhf_kit.data.context import people_of
 from prlhf_kit.data.schema import SchemaError
@@ -36,7 +36,8 @@ def personas(pairs: Dataset, write: Write, rank: Rank, k: int = 8, checked: int 
         rank: pairs -> which are ranked right (1, 1/2, 0; NaN: no verdict) by their `user_text`, `[n]`: `by_judge`, or
             a model that scores `with_user_text(pairs)`.
         k, checked: most choices that are read, and that are held out for the check, one a prompt, drawn by `seed`. Of a
-            user with fewer than both, half are held out. One prompt is too few.
+            user with fewer than both, half are held out. One prompt is too few, unless all pairs share it (Polis): then
+            what is read and what is held out share no response.
 
     Returns:
         One row a user: `user_id`; `persona` (None if there is none); `outcome`, "kept" or why not; `read` and
@@ -54,7 +55,7 @@ def personas(pairs: Dataset, write: Write, rank: Rank, k: int = 8, checked: int 
     for user in dict.fromkeys(pairs["user_id"]):
         own = choices.of(user)
         held_out = own[: min(checked, len(own) // 2)]
-        read = [p for p in own[len(held_out) :] if all(apart(p["prompt"], h["prompt"]) for h in held_out)][:k]
+        read = [p for p in own[len(held_out) :] if all(choices.apart(p, h) for h in held_out)][:k]
         if not (held_out and read):
             read, held_out = [], []
         ids = {"read": [p["pair_id"] for p in read], "held_out": [h["pair_id"] for h in held_out]}

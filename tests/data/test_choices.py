@@ -60,6 +60,7 @@ def test_where_all_share_one_prompt_choices_differ_by_what_was_chosen():
     found = Choices([pairs], 3).of("u", "round 2")
     assert len({pair["chosen"][0]["content"] for pair in found}) == 3
     assert Choices([pairs], 3).of("u", "round 1") == []
+    assert [Choices([pairs], 3).apart(pairs[0], pairs[i]) for i in (0, 1, 2)] == [False, False, True]
 
 
 def test_who_chose_nothing_else_is_told_of_in_one_text():

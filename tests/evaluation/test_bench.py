@@ -22,7 +22,7 @@ def pairs_of(user, split, n):
     texts = {"chosen": short, "rejected": long} if user == "bob" else {"chosen": long, "rejected": short}
     ids = [f"{user}-{split}-{i}" for i in range(n)]
     return [
-        {"pair_id": i, "user_id": user, "user_text": user, "split": split, "prompt": f"Is it {i}?", **texts}
+        {"pair_id": i, "user_id": user, "user_text": f"I am {user}", "split": split, "prompt": f"Is it {i}?", **texts}
         for i in ids
     ]
 
@@ -95,6 +95,16 @@ def test_language_models_and_trainings(write, base, tmp_path):
     seen = {"P-DPO, user", soups.OWN, soups.OTHERS}
     assert methods == {"test_seen": everywhere | seen, "test_unseen": everywhere | new}
     assert set(found.k[found.method.isin(new)]) == {2}
+
+
+def test_a_persona_is_written_from_known_choices_alone(write, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(bench, "generate", lambda *parts, **_: [asked.append(one) for one in parts[2]])
+    assert cli.main(["bench", str(write("files", methods=["personas"])), "--out", str(tmp_path / "out")]) == 0
+    told = [dialogue[-1]["content"] for dialogue in asked]
+    assert [text.count("Asked: ") for text in told] == [3, 3, 1]  # the others check it
+    assert not any(user in text for text in told for user in ("I am ann", "I am bob", "I am new"))
+    assert set(accuracies(tmp_path / "out")) == {0.5}  # nothing was written
 
 
 @pytest.mark.parametrize(
