@@ -62,6 +62,7 @@ def adapt(
         model: trained personalised model whose user model is a `UserModel`.
         pairs: preference records of the new users (`kit.data.few_shot`).
         steps: of Adam; 0 keeps the best row to start from.
+        batch_size: pairs a pass; a quarter of them where gradients are taken.
         evidence: of the pairs (`weigh`), where it is known already.
     """
     table = user_table(model)
@@ -77,11 +78,12 @@ def adapt(
     optimizer = torch.optim.Adam([own], lr=learning_rate)
     asked = tokenize_pairs(tokenizer, as_read(model, pairs)) if steps else []
     reference = torch.tensor(evidence.reference)
+    few = max(1, batch_size // 4)  # a pass with gradients keeps every layer's numbers
     model.eval()  # no dropout
     for _ in tqdm(range(steps), desc="adapting", unit=" steps", disable=None, leave=False):
         optimizer.zero_grad()
-        for i in range(0, len(asked), batch_size):
-            part = slice(i, i + batch_size)
+        for i in range(0, len(asked), few):
+            part = slice(i, i + few)
             ratios = log_ratios(model, asked[part], own[who[part]], tokenizer.pad_token_id)
             loss = -logsigmoid(beta * (ratios - reference[part].to(ratios))).sum()
             loss.backward(inputs=[own])
