@@ -50,9 +50,10 @@ study: setup
 	for seed in 0 1 2; do $(BIN)/prlhf pipeline configs/study.yaml --run study-$$seed -p seed $$seed -p dtype $(DTYPE) || exit 1; done
 	$(BIN)/prlhf results
 
-# two at once; a file's tests stay together, since they share what is slow to make; in tests/conftest.py's order
+# three at once, since some wait for Slurm or a browser; a file's tests stay together, since they share what is slow to
+# make; in tests/conftest.py's order
 test: setup lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 lint: setup
 	$(BIN)/ruff check .

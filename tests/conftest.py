@@ -31,7 +31,7 @@ from prlhf_kit.runs import notebook as runs
 
 torch.set_num_threads(1)  # tiny models: threads cost more than they give
 
-# their files take minutes each: first, so that neither of two workers is left alone with one at the end
+# their files take minutes each: first, so that no worker is left alone with one at the end
 LONG = ("test_notebooks", "test_tutorials", "test_slurm", "test_engine", "test_compare_page", "test_gpu")
 
 
