@@ -162,6 +162,11 @@ def with_user_text(pairs: Dataset) -> Dataset:
     return changed(pairs, lambda row: {"prompt": tell(row["prompt"], row["user_text"])})
 
 
+def without_user_text(pairs: Dataset) -> Dataset:
+    """`pairs` whose users say nothing of themselves."""
+    return changed(pairs, lambda _: {"user_text": None})
+
+
 def prompt_text(prompt: list[dict[str, str]]) -> str:
     """All of a prompt's messages as one text."""
     return "\n\n".join(message["content"] for message in prompt)

@@ -12,8 +12,7 @@ from scipy.special import softmax
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from prlhf_kit.data.chat import prompt_text, tell, with_user_text
-from prlhf_kit.data.collect import changed
+from prlhf_kit.data.chat import prompt_text, tell, with_user_text, without_user_text
 from prlhf_kit.data.schema import ANSWERS
 from prlhf_kit.data.select import few_shot
 from prlhf_kit.data.simulated import Population, oracle_accuracy
@@ -81,7 +80,7 @@ def ranked_by_method(
     """
     rows = index.rows(pairs["user_id"], unknown="generic")
     # the generic row is not told who asks, nor what they say of themselves
-    silent = changed(pairs, lambda _: {"user_text": None}) if user_model_of(personal).user_text else pairs
+    silent = without_user_text(pairs) if user_model_of(personal).user_text else pairs
     generic = [GENERIC] * len(pairs)
     own = score_pairs(personal, tokenizer, silent, generic, batch_size)
     scores = {GENERIC_ROW: own}

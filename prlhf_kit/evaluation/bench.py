@@ -13,8 +13,7 @@ import yaml
 from datasets import Dataset, DatasetDict, concatenate_datasets
 
 from prlhf_kit.data import context, registry, select
-from prlhf_kit.data.chat import with_user_text
-from prlhf_kit.data.collect import changed
+from prlhf_kit.data.chat import with_user_text, without_user_text
 from prlhf_kit.data.load import fingerprint, load, resolved
 from prlhf_kit.decoding.generate import generate
 from prlhf_kit.evaluation import accuracy, heads
@@ -130,10 +129,6 @@ def _made_from(bench: Bench, method: str) -> list[Any]:
     return [method, bench["ks"], bench["seed"], bench["steps"] if method == "pdpo" else None, weights, own]
 
 
-def _silent(_: dict[str, Any]) -> dict[str, None]:
-    return {"user_text": None}
-
-
 class _Case:
     """One dataset, and what several methods need of it."""
 
@@ -188,10 +183,10 @@ class _Case:
                 for k in self.ks if split == NEW else [recipe(self.bench, method).choices]:
                     yield self.choices(split, k, policy)
         elif method == "personas":
-            seen = [split for split in self.tests if split != NEW]
-            told = [(seen, recipe(self.bench, method).choices), *(([NEW], k) for k in self.ks)]
-            for splits, k in told[not seen :]:
-                yield from self.personas(splits, k)
+            if seen := [split for split in self.tests if split != NEW]:
+                yield from self.personas(seen, recipe(self.bench, method).choices)
+            for k in self.ks:
+                yield from self.personas([NEW], k)
         elif method == "dpo":
             control = controls.load_control(self.trained(method), self.model)
             for split, pairs in self.tests.items():
@@ -244,12 +239,12 @@ class _Case:
 
         users = {user for split in splits for user in self.tests[split]["user_id"]}
         known = self.earlier(splits[0], k)
-        known = changed(known.select([i for i, user in enumerate(known["user_id"]) if user in users]), _silent)
+        known = without_user_text(known.select([i for i, user in enumerate(known["user_id"]) if user in users]))
         parts = _model(self.model), _tokenizer(self.model)
         found = personas(known, lambda asked: generate(*parts, asked, max_new_tokens=150), rank, k, seed=self.seed)
         print(f"{self.name}: k = {k}, personas by outcome: {found.outcome.value_counts().to_dict()}")
         for split in splits:
-            pairs = with_personas(changed(self.tests[split], _silent), found)
+            pairs = with_personas(without_user_text(self.tests[split]), found)
             right = by_implicit_reward(self.scores(with_user_text(pairs)), self.base[split])
             yield long_table(pairs, {PERSONA: right}, k=k, split=split)
 
